@@ -1,0 +1,29 @@
+# canal: `make run` learns the embedded stream, `make test` proves it works. Both set themselves up.
+# PYTHON=... names a Python 3.11, TORCH_INDEX=... an index with torch's CPU build.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: run test lint bound help
+
+run:  ## install what is missing, run the pipeline, register what it learned, show it
+	@tools/setup.sh run
+	@status=0; dvc repro --quiet || status=$$?; canal registry sync || exit $$?; exit $$status
+
+test:  ## install what is missing and run every test
+	@tools/setup.sh test
+	@pytest
+
+lint:  ## style and types
+	@tools/setup.sh test
+	ruff check src pipelines tests benchmarks
+	ruff format --check src pipelines tests benchmarks
+	mypy
+
+bound:  ## the same network trained on all stages at once: what continual learning is measured against
+	@tools/setup.sh run
+	@python benchmarks/joint_bound.py
+
+help:  ## show this
+	@grep -E '^[a-z]+: ' Makefile | sed 's/:.*## /: /'

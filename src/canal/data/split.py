@@ -1,0 +1,180 @@
+"""Which cells of a stage train, validate and test: stratified, and nothing stands in two sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from canal.config import Split
+from canal.data.h5ad_tables import listed
+from canal.data.shares import divide_groups, fill, remaining_quotas
+from canal.digests import file_digest
+from canal.errors import DataError
+from canal.files import new_file, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETS = ("train", "validation", "test")
+COLUMNS = ("cell_id", "cell_type", "batch", "cell_digest", "set")
+_TRAIN = 0
+
+
+def split_stage(
+    obs: pd.DataFrame,
+    settings: Split,
+    seed: int,
+    group_by_batch: bool,
+    earlier: Mapping[str, pd.DataFrame],
+) -> pd.DataFrame:
+    """Return the table of a stage's cells with their set, sorted by cell id; columns are `COLUMNS`.
+
+    Each type is divided by the largest remainder of its shares, in an order drawn from ``seed`` and the
+    cells' content, so the order of rows does not matter. Cells without a label are left out. What else
+    holds, strongest first:
+
+    1. cells of one content stay together, and with the set that an earlier stage gave that content;
+    2. a type with under ``settings.min_cells`` cells only trains;
+    3. with ``group_by_batch``, a batch's other cells go to one set, as near to the shares as may be.
+
+    Parameters
+    ----------
+    obs
+        Indexed by cell id, with cell_type, batch and cell_digest.
+    earlier
+        Splits of the stages before, by name, oldest first.
+
+    Raises
+    ------
+    DataError
+        If cells are to be grouped by batch and there are fewer than three groups.
+    """
+    table = obs.loc[obs["cell_type"] != "", ["cell_type", "batch", "cell_digest"]].astype(str)
+    table.insert(0, "cell_id", table.index.astype(str))
+    table = table.reset_index(drop=True)
+    pieces = _pieces(table, settings, earlier)
+    chosen = _by_batch(table, pieces, settings) if group_by_batch else _by_type(pieces, settings, seed)
+    chosen[pieces["rare"].to_numpy()] = _TRAIN
+    fixed = pieces["earlier"].to_numpy()
+    chosen[fixed >= 0] = fixed[fixed >= 0]
+    places = pieces.index.get_indexer(table["cell_digest"])  # type: ignore[arg-type]
+    table["set"] = np.array(SETS, dtype=object)[chosen[places]]
+    return table.sort_values("cell_id", ignore_index=True)
+
+
+def only_train(split: pd.DataFrame, settings: Split) -> dict[str, int]:
+    """Return ``{type: cells}`` of the types too rare to be validated and tested."""
+    counts = split["cell_type"].value_counts()
+    return {str(name): int(n) for name, n in counts.sort_index().items() if n < settings.min_cells}
+
+
+def write_split(
+    path: Path, stage: str, split: pd.DataFrame, settings: Split, earlier: Mapping[str, Path]
+) -> None:
+    """Write ``split`` to ``path`` (CSV) and what it says, with its SHA-256, to the JSON file beside it.
+
+    ``earlier`` are the CSV files of the stages before; their sums are recorded, and how many cells were
+    placed by them.
+    """
+    with new_file(path) as temporary:
+        split[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+    known = set().union(*(read_split(file)["cell_digest"] for file in earlier.values()))
+    counts = split.groupby(["cell_type", "set"], sort=True).size().unstack(fill_value=0)
+    summary = {
+        "stage": stage,
+        "sha256": file_digest(path),
+        "earlier": {name: file_digest(file) for name, file in earlier.items()},
+        "counts": {
+            str(name): {chosen: int(row.get(chosen, 0)) for chosen in SETS} for name, row in counts.iterrows()
+        },
+        "only_train": only_train(split, settings),
+        "moved": int(split["cell_digest"].isin(known).sum()),
+    }
+    write_json(path.with_suffix(".json"), summary)
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """Return a split as `write_split` wrote it, every column str.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, lacks a column, or names an unknown set.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise DataError(f"{path}: no such split; make it first (dvc repro split)")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}; missing {listed(missing)}")
+    if unknown := sorted(set(table["set"]) - set(SETS)):
+        raise DataError(f"{path}: expected the sets {', '.join(SETS)}; found {listed(unknown)}")
+    return table
+
+
+def _pieces(table: pd.DataFrame, settings: Split, earlier: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return one row a content (index: digest, sorted): cell_type, size, rare, earlier set (-1 for none).
+
+    A content with several labels counts as the rarest of them.
+    """
+    counts = table["cell_type"].value_counts()
+    ranked = table.assign(count=table["cell_type"].map(counts)).sort_values(["count", "cell_type"])
+    groups = ranked.groupby("cell_digest", sort=True)
+    pieces = groups.agg(cell_type=("cell_type", "first"), size=("cell_type", "size"))
+    pieces["rare"] = pieces["cell_type"].map(counts) < settings.min_cells
+    known: dict[str, int] = {}
+    for split in earlier.values():
+        for digest, chosen in zip(split["cell_digest"], split["set"], strict=True):
+            known.setdefault(digest, SETS.index(chosen))
+    pieces["earlier"] = np.array([known.get(digest, -1) for digest in pieces.index], dtype=np.int64)
+    return pieces
+
+
+def _by_type(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:
+    """Return the set of each piece: type by type on its shares, what earlier stages placed counted in."""
+    shares = (settings.train, settings.validation, settings.test)
+    chosen = pieces["earlier"].to_numpy(copy=True)
+    draw = np.array([_draw(seed, digest) for digest in pieces.index], dtype=str)
+    sizes = pieces["size"].to_numpy()
+    for cell_type in sorted(set(pieces["cell_type"])):
+        own = np.flatnonzero((pieces["cell_type"] == cell_type).to_numpy())
+        placed = own[chosen[own] >= 0]
+        held = np.bincount(chosen[placed], weights=sizes[placed], minlength=len(SETS)).astype(np.int64)
+        free = own[chosen[own] < 0]
+        free = free[np.argsort(draw[free])]
+        quotas = remaining_quotas(shares, int(sizes[own].sum()), held)
+        chosen[free] = fill(sizes[free].tolist(), quotas)
+    return chosen
+
+
+def _draw(seed: int, digest: str) -> str:
+    """Return a random key of a content: the same wherever the cell stands in its file."""
+    return hashlib.blake2b(f"{seed}:{digest}".encode(), digest_size=16).hexdigest()
+
+
+def _by_batch(table: pd.DataFrame, pieces: pd.DataFrame, settings: Split) -> np.ndarray:
+    """Return the set of each piece: its batch's; batches that share a content count as one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names, batch = np.unique(table["batch"].to_numpy(dtype=str), return_inverse=True)
+    piece = pieces.index.get_indexer(table["cell_digest"])  # type: ignore[arg-type]
+    size = len(names) + len(pieces)
+    links = coo_matrix((np.ones(len(table)), (batch, len(names) + piece)), shape=(size, size))
+    n_groups, group = connected_components(links, directed=False)
+    if n_groups < len(SETS):
+        raise DataError(
+            f"group_by_batch needs at least {len(SETS)} batches that share no cells, found {n_groups} "
+            f"(of the batches {listed(names.tolist())}); set group_by_batch: false"
+        )
+    counted = ~pieces["rare"].to_numpy()[piece]
+    types, cell_type = np.unique(table["cell_type"].to_numpy(dtype=str), return_inverse=True)
+    counts = np.zeros((n_groups, len(types)))
+    np.add.at(counts, (group[batch][counted], cell_type[counted]), 1)
+    sets = divide_groups(counts, (settings.train, settings.validation, settings.test))
+    return np.asarray(sets[group[len(names) :]])

@@ -1,0 +1,37 @@
+"""The errors canal raises on purpose: each says what was expected, what was found and what to do."""
+
+
+class CanalError(Exception):
+    """Root of every error a user may meet; the command line prints it without a traceback."""
+
+
+class ConfigError(CanalError):
+    """params.yaml does not describe a run: names the path of the key."""
+
+
+class SourceError(CanalError):
+    """A source cannot be fetched, or its bytes are not the declared ones."""
+
+
+class DataError(CanalError):
+    """An h5ad file cannot be read the way its declaration says."""
+
+
+class GateError(CanalError):
+    """A stage did not pass its gate, or the verdict is not for these bytes."""
+
+
+class ModelError(CanalError):
+    """A stored model is incomplete, damaged, or of a format this canal does not know."""
+
+
+class TrainingError(CanalError):
+    """A stage cannot be learned from what it was given."""
+
+
+class HistoryError(CanalError):
+    """Something asked for would rewrite what was already learned."""
+
+
+class RegistryError(CanalError):
+    """The registry does not hold what was asked for, or holds it damaged."""

@@ -1,0 +1,63 @@
+"""Where things lie in a project folder: the one place that knows the names of files and folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one project folder."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        """The parameters."""
+        return self.root / "params.yaml"
+
+    @property
+    def private(self) -> Path:
+        """Checkpoints, downloads, caches: keyed by digest, safe to delete, never an out of DVC."""
+        return self.root / ".canal"
+
+    @property
+    def incoming(self) -> Path:
+        """What ingest fetched; data.dvc imports it as ``data/``."""
+        return self.root / "incoming"
+
+    @property
+    def panel(self) -> Path:
+        """The gene panel of the lineage."""
+        return self.root / "panel.json"
+
+    def source(self, name: str) -> Path:
+        """Folder of a source's raw file, ``cells.h5ad``, and its ``source.json``."""
+        return self.root / "data" / name
+
+    def prepared(self, name: str) -> Path:
+        """Folder of a source's canonical file, ``cells.h5ad``, and its ``prepared.json``."""
+        return self.root / "prepared" / name
+
+    def split(self, stage: str) -> Path:
+        """Table of a stage's cells: which train, validate, test."""
+        return self.root / "splits" / f"{stage}.csv"
+
+    def verdict(self, stage: str) -> Path:
+        """What the gate said of a stage."""
+        return self.root / "verdicts" / stage / "verdict.json"
+
+    def data_docs(self, stage: str) -> Path:
+        """Great Expectations' pages of a stage; they hold times, so they are no out of DVC."""
+        return self.private / "data_docs" / stage
+
+    def model(self, stage: str) -> Path:
+        """Everything a stage learned."""
+        return self.root / "models" / stage
+
+    def metrics(self, stage: str) -> Path:
+        """Everything measured of a stage's model."""
+        return self.root / "metrics" / stage
+
+    def checkpoints(self, key: str) -> Path:
+        """Folder of a training's checkpoints."""
+        return self.private / "checkpoints" / key

@@ -1,0 +1,1 @@
+"""The annotator: a frozen Performer backbone with a trained head, its labels and its genes."""

@@ -1,0 +1,168 @@
+"""The backbone network: scBERT's Performer in plain torch (Yang et al. 2022, Choromanski et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from canal.model.config import BackboneConfig
+from canal.model.features import linear_attention, orthogonal_projection, softmax_features
+
+_TOKEN_SPREAD = 1.0
+_WEIGHT_SPREAD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head attention with fixed random features; q, k and v have no bias."""
+
+    projection_matrix: Tensor
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        inner = config.heads * config.head_dim
+        self.heads = config.heads
+        self.to_q = nn.Linear(config.dim, inner, bias=False)
+        self.to_k = nn.Linear(config.dim, inner, bias=False)
+        self.to_v = nn.Linear(config.dim, inner, bias=False)
+        self.to_out = nn.Linear(inner, config.dim)
+        # A buffer: saved with the weights and never redrawn, or answers would change with every draw.
+        self.register_buffer("projection_matrix", torch.empty(config.n_features, config.head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
+        cells, positions, _ = x.shape
+        q, k, v = (
+            layer(x).view(cells, positions, self.heads, -1).transpose(1, 2).contiguous()
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        queries = softmax_features(q, self.projection_matrix, per_position=True)
+        keys = softmax_features(k, self.projection_matrix, per_position=False)
+        mixed = linear_attention(queries, keys, v).transpose(1, 2).reshape(cells, positions, -1)
+        attended: Tensor = self.to_out(mixed)
+        return attended
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, linear at every position."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.dim * config.ff_mult)
+        self.w2 = nn.Linear(config.dim * config.ff_mult, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
+        result: Tensor = self.w2(functional.gelu(self.w1(x)))
+        return result
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on the normalised input and added to it."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
+        x = x + self.attention(self.attention_norm(x))
+        result: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return result
+
+
+class Performer(nn.Module):
+    """Token and gene embeddings, blocks and a final LayerNorm, over ``n_genes + 1`` positions.
+
+    Made without values: give it some with `initialise` or `load_state_dict`.
+    """
+
+    def __init__(self, config: BackboneConfig, n_genes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.token_emb = nn.Embedding(config.n_tokens, config.dim)
+        self.pos_emb = nn.Embedding(n_genes + 1, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim)
+
+    @property
+    def n_genes(self) -> int:
+        """Genes the network reads; one more position closes the sequence."""
+        return self.pos_emb.num_embeddings - 1
+
+    @property
+    def first_trained(self) -> int:
+        """Index of the one block that stages train: the last but one. All before it is the prefix."""
+        return self.config.depth - 2
+
+    def encode_prefix(self, tokens: Tensor) -> Tensor:
+        """Return what never changes between stages: embeddings and frozen blocks.
+
+        ``tokens`` is ``(cells, n_genes)`` of an integer type, the result ``(cells, n_genes + 1, dim)``. The
+        closing position, token 0, is added here.
+        """
+        closed = functional.pad(tokens.long(), (0, 1))
+        x: Tensor = self.token_emb(closed) + self.pos_emb.weight
+        for block in self.blocks[: self.first_trained]:
+            x = block(x)
+        return x
+
+    def encode_rest(self, hidden: Tensor) -> Tensor:
+        """Return the blocks and the LayerNorm behind `encode_prefix`, ``(cells, n_genes + 1, dim)``."""
+        for block in self.blocks[self.first_trained :]:
+            hidden = block(hidden)
+        result: Tensor = self.norm(hidden)
+        return result
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return ``(cells, n_genes + 1, dim)`` for tokens ``(cells, n_genes)``."""
+        return self.encode_rest(self.encode_prefix(tokens))
+
+    def freeze(self) -> None:
+        """Leave only the last block but one and the final LayerNorm trainable."""
+        self.requires_grad_(False)
+        self.blocks[self.first_trained].requires_grad_(True)
+        self.norm.requires_grad_(True)
+
+
+def new_performer(config: BackboneConfig, gene_embedding: Tensor, generator: torch.Generator) -> Performer:
+    """Return an untrained network.
+
+    ``gene_embedding`` is ``(n_genes, dim)``; the closing position gets zeros. All random values come from
+    ``generator``: normal, as in BERT, with residual outputs scaled down by depth (GPT-2).
+    """
+    network = empty_performer(config, gene_embedding.shape[0]).to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            _fill(name, parameter, config.depth, generator)
+        for block in network.blocks:
+            attention = block.attention
+            attention.projection_matrix.copy_(
+                orthogonal_projection(config.n_features, config.head_dim, generator)
+            )
+        network.pos_emb.weight[:-1] = gene_embedding
+        network.pos_emb.weight[-1] = 0.0
+    network.pos_emb.requires_grad_(False)
+    return network
+
+
+def empty_performer(config: BackboneConfig, n_genes: int) -> Performer:
+    """Return a network of shapes only (device "meta"), to load values into with ``assign=True``."""
+    with torch.device("meta"):
+        return Performer(config, n_genes)
+
+
+def _fill(name: str, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif "norm" in name:
+        parameter.fill_(1.0)
+    elif name.startswith("token_emb"):
+        parameter.normal_(0.0, _TOKEN_SPREAD, generator=generator)
+    else:
+        residual = name.endswith(("to_out.weight", "w2.weight"))
+        spread = parameter.shape[-1] ** -0.5 * ((2 * depth) ** -0.5 if residual else 1.0)
+        parameter.normal_(0.0, spread, generator=generator)

@@ -1,0 +1,208 @@
+"""Everything the rules look at: one small table a kind of thing, gathered in one pass over the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack
+
+from canal.data.cells import describe_cells
+from canal.data.h5ad import H5adFile, open_h5ad
+from canal.data.prepared import PreparedCells
+from canal.quality.profile import Profile, chance_index, profile_of, stability_index
+from canal.quality.subject import Subject
+from canal.quality.symbols import kinds_of
+from canal.quality.values import MAX_TOTAL, looks_like, measure_cells
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SAMPLE_CELLS = 100
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found about a stage.
+
+    Attributes
+    ----------
+    tables
+        ``file`` (one row), ``cell`` (of the source file, as declared), ``prepared cell``, ``cell type``,
+        ``gene`` and ``panel gene``; each has a column ``name``.
+    layers
+        Matrices the source file holds, for hints.
+    units
+        The units that the values look like; None where that cannot be told.
+    profile
+        The prepared cells over the panel.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    layers: tuple[str, ...]
+    units: str | None
+    profile: Profile
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many cells, genes and cells of each type there are."""
+        types = self.tables["cell type"]
+        return {
+            "cells_declared": len(self.tables["cell"]),
+            "cells": len(self.tables["prepared cell"]),
+            "genes": int(self.tables["gene"]["symbol"].nunique()),
+            "panel_genes": len(self.tables["panel gene"]),
+            "shared_panel_genes": int(self.tables["panel gene"]["shared"].sum()),
+            "types": dict(zip(types["name"], types["cells"].astype(int).tolist(), strict=True)),
+        }
+
+
+def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
+    """Look at a stage's source file and its prepared cells.
+
+    Parameters
+    ----------
+    cells
+        The prepared file.
+    max_drift
+        The least population stability index that counts as drift.
+
+    Raises
+    ------
+    DataError
+        If either file cannot be read as declared.
+    """
+    prepared = PreparedCells(cells)
+    with open_h5ad(subject.raw) as file:
+        measured, units = _cells(file, subject)
+        genes = _genes(file, subject)
+        layers = tuple(file.layers)
+    profile = profile_of(prepared, list(prepared.obs.index), subject.panel)
+    tables = {
+        "file": _file(subject, profile, _units_if_sound(measured, units)),
+        "cell": measured,
+        "prepared cell": _prepared_cells(prepared, subject),
+        "cell type": _cell_types(prepared, subject),
+        "gene": genes,
+        "panel gene": _panel_genes(prepared, subject, profile, max_drift),
+    }
+    return Evidence(tables, layers, units, profile)
+
+
+def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
+    """Return one row a cell that the declaration keeps, and the units some of them look like."""
+    import pandas as pd
+
+    table, _ = describe_cells(file, subject.source_name, subject.source)
+    rows = table["row"].to_numpy()
+    names = np.array(file.obs_names(), dtype=object)[rows]
+    matrix = file.matrix(subject.source.layer)
+    blocks = [measure_cells(csr_matrix((0, matrix.shape[1]), dtype=np.float32), subject.source.values)]
+    sample: list[csr_matrix] = []
+    for start, block in matrix.chunks(subject.chunk_cells):
+        first, last = np.searchsorted(rows, (start, start + block.shape[0]))
+        if first == last:
+            continue
+        chosen = block[rows[first:last] - start]
+        blocks.append(measure_cells(chosen, subject.source.values))
+        if (missing := _SAMPLE_CELLS - sum(part.shape[0] for part in sample)) > 0:
+            sample.append(chosen[:missing])
+    cells = pd.DataFrame({"name": names, "cell_id": names})
+    measures = pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
+    return cells.join(measures), looks_like(csr_matrix(vstack(sample))) if sample else None
+
+
+def _units_if_sound(cells: pd.DataFrame, units: str | None) -> str | None:
+    """Return the base that the values look like, None where a rule about single cells already objects."""
+    if "total" not in cells or units is None:
+        return None
+    wrong = (cells["nonfinite"] > 0) | (cells["negative"] > 0) | (cells["total"] > MAX_TOTAL)
+    wrong |= cells["fractional"] == 0
+    return None if wrong.any() else units
+
+
+def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
+    """Return one row a named gene; one row a symbol where duplicates are to be summed."""
+    import pandas as pd
+
+    layer, column = subject.source.layer, subject.source.gene_column
+    names = file.var_names(layer) if column is None else list(file.var_column(layer, column))
+    symbols = [name.strip() for name in names if name.strip()]
+    if subject.source.duplicates == "sum":
+        symbols = list(dict.fromkeys(symbols))
+    return pd.DataFrame(
+        {"name": symbols, "symbol": symbols, "kind": kinds_of(symbols)}, columns=["name", "symbol", "kind"]
+    )
+
+
+def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
+    """Return one row a prepared cell: its published label, and the earlier stage that tests on it."""
+    import pandas as pd
+
+    tested: dict[str, str] = {}
+    for stage, earlier in subject.earlier.items():
+        digests = earlier.split.loc[earlier.split["set"] == "test", "cell_digest"]
+        tested |= dict.fromkeys(digests, stage)
+    obs = prepared.obs
+    label = obs["cell_type_original"].astype(object).mask(obs["cell_type_original"] == "", None)
+    return pd.DataFrame(
+        {
+            "name": list(obs.index),
+            "label": label.to_numpy(dtype=object),
+            "tested_in": np.array([tested.get(digest) for digest in obs["cell_digest"]], dtype=object),
+        }
+    )
+
+
+def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
+    """Return how many cells each mapped type has, and how many times fewer that is than the most."""
+    import pandas as pd
+
+    known, original = subject.source.label_map, prepared.obs["cell_type_original"]
+    mapped = original != "" if known is None else original.isin(list(known))
+    sizes = prepared.obs.loc[mapped, "cell_type"].value_counts().sort_index()
+    counts = sizes.to_numpy(dtype=float)
+    return pd.DataFrame(
+        {"name": list(sizes.index), "cells": counts, "times_fewer": counts.max(initial=0.0) / counts},
+        columns=["name", "cells", "times_fewer"],
+    )
+
+
+def _panel_genes(
+    prepared: PreparedCells, subject: Subject, profile: Profile, max_drift: float
+) -> pd.DataFrame:
+    """Return whether the source has each panel gene, and how far its tokens have drifted from before."""
+    import pandas as pd
+
+    known = set(prepared.genes)
+    now, before = profile.counts, np.zeros_like(profile.counts)
+    for earlier in subject.earlier.values():
+        before += earlier.verdict.profile.counts
+    return pd.DataFrame(
+        {
+            "name": list(subject.panel),
+            "shared": [float(gene in known) for gene in subject.panel],
+            "drift": stability_index(before, now),
+            # np.maximum keeps the NaN of genes that cannot be compared.
+            "drift_allowed": np.maximum(chance_index(before, now), max_drift),
+        }
+    )
+
+
+def _file(subject: Subject, profile: Profile, units: str | None) -> pd.DataFrame:
+    """Return the one row about the file: its units, and how its depth compares with the nearest before."""
+    import pandas as pd
+
+    row = {"name": subject.source_name, "units": units, "depth": profile.depth}
+    before = [earlier.verdict.profile.depth for earlier in subject.earlier.values()]
+    ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
+    comparable = ratios and profile.counts.any()
+    ratio, depth = min(ratios) if comparable else (np.nan, np.nan)
+    return pd.DataFrame([row | {"depth_before": depth, "depth_ratio": ratio}])
+
+
+def _times(one: float, other: float) -> float:
+    """Return how many times the larger is the smaller, at most a million."""
+    return max(one, other) / max(min(one, other), max(one, other) * 1e-6)

@@ -1,0 +1,287 @@
+"""The rules of the gate, in the order they are reported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from canal.quality import telling
+from canal.quality.advice import layer_advice, units_advice
+from canal.quality.rule import (
+    Rule,
+    absent,
+    among,
+    at_least_rows,
+    between,
+    no_more_than,
+    not_among,
+    present,
+    unique,
+)
+from canal.quality.symbols import ENSEMBL, MOUSE
+from canal.quality.values import MAX_TOTAL
+
+if TYPE_CHECKING:
+    from canal.config import Gate
+    from canal.quality.evidence import Evidence
+    from canal.quality.subject import Subject
+
+MOSTLY_HUMAN = 0.5
+"""Share of a file's symbols that must look human; references leave some genes without a symbol."""
+
+
+def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+    """Return the rules that apply to ``subject``."""
+    logarithms = subject.source.values != "counts"
+    return [
+        *_sizes(subject, evidence, gate),
+        *_identities(subject),
+        *_any_values(subject, evidence),
+        *(_logarithms(subject, evidence) if logarithms else _counts(subject, evidence)),
+        *_labels(subject),
+        *_types(subject, gate),
+        *_symbols(subject),
+        *_panel(subject, evidence, gate),
+        *_comparison(subject, gate),
+    ]
+
+
+def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+    # A declaration that leaves no cells is has_cells' affair alone.
+    least = gate.min_cells if len(evidence.tables["cell"]) else 0
+    source = f"sources.{subject.source_name}"
+    return [
+        Rule(
+            "has_genes",
+            "error",
+            at_least_rows("gene", 1),
+            "at least 1 named gene",
+            f"check {source}.layer and gene_column",
+            telling.row_count("named genes"),
+        ),
+        Rule(
+            "has_cells",
+            "error",
+            at_least_rows("cell", 1),
+            "at least 1 cell",
+            f"check the file, and {source}.where, exclude and label_map",
+            telling.row_count("cells that the declaration keeps"),
+        ),
+        Rule(
+            "enough_cells",
+            "error",
+            at_least_rows("prepared cell", least),
+            f"at least {gate.min_cells} prepared cells",
+            f"give more cells, or lower min_genes (for {source}) or gate.min_cells",
+            telling.row_count("prepared cells"),
+        ),
+    ]
+
+
+def _identities(subject: Subject) -> list[Rule]:
+    source = f"sources.{subject.source_name}"
+    return [
+        Rule(
+            "cell_ids_unique",
+            "error",
+            unique("cell", "cell_id"),
+            "every cell name once",
+            "make the names in obs unique in the file (anndata: obs_names_make_unique)",
+            telling.groups("cells", "cell_id", "times"),
+        ),
+        Rule(
+            "genes_unique",
+            "error",
+            unique("gene", "symbol"),
+            "every gene symbol once",
+            f"declare {source}.duplicates: sum (counts only), or make them unique in the file",
+            telling.groups("genes", "symbol", "times"),
+        ),
+        Rule(
+            "not_tested_on_before",
+            "error",
+            absent("prepared cell", "tested_in"),
+            "no cell that an earlier stage tests on, compared by content",
+            f"leave them out ({source}.exclude.cells or where): learning them makes old tests worthless",
+            telling.groups("cells", "tested_in", "cells"),
+        ),
+    ]
+
+
+def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
+    return [
+        Rule(
+            "values_finite",
+            "error",
+            between("cell", "nonfinite", most=0),
+            "no NaN and no infinite value",
+            f"repair the file, or {layer_advice(subject, evidence)}",
+            telling.values("cells", "nonfinite", "values"),
+        ),
+        Rule(
+            "values_not_negative",
+            "error",
+            between("cell", "negative", most=0),
+            "no value below 0",
+            f"the matrix looks scaled or centred: {layer_advice(subject, evidence)}",
+            telling.values("cells", "negative", "values"),
+        ),
+    ]
+
+
+def _counts(subject: Subject, evidence: Evidence) -> list[Rule]:
+    return [
+        Rule(
+            "counts_are_whole",
+            "error",
+            between("cell", "fractional", most=0),
+            "counts: whole numbers only",
+            units_advice(subject, evidence),
+            telling.values("cells", "fractional", "fractional values"),
+        )
+    ]
+
+
+def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
+    declared, advice = subject.source.values, units_advice(subject, evidence)
+    return [
+        Rule(
+            "logarithms_not_counts",
+            "error",
+            between("cell", "fractional", least=1),
+            f"{declared}: no cell of whole numbers only",
+            advice,
+            telling.names("cells"),
+        ),
+        Rule(
+            "totals_within_10k",
+            "error",
+            between("cell", "total", most=MAX_TOTAL),
+            f"{declared}: with the logarithm undone, at most {MAX_TOTAL:,.0f} in a cell",
+            advice,
+            telling.values("cells", "total", "in all"),
+        ),
+        Rule(
+            "logarithm_base",
+            "error",
+            among("file", "units", [declared, declared.removesuffix("_10k")]),
+            f"{declared}: with the logarithm undone, whole multiples of a cell's smallest value",
+            advice,
+            telling.units,
+        ),
+    ]
+
+
+def _labels(subject: Subject) -> list[Rule]:
+    source, known = f"sources.{subject.source_name}", subject.source.label_map
+    rules = [
+        Rule(
+            "labels_present",
+            "error",
+            present("prepared cell", "label"),
+            f"a label in obs[{subject.source.label!r}] for every cell",
+            f"leave unlabelled cells out ({source}.where or exclude.cells)",
+            telling.names("cells"),
+        )
+    ]
+    if known is not None:
+        rules.append(
+            Rule(
+                "labels_in_map",
+                "error",
+                among("prepared cell", "label", sorted(known)),
+                f"one of the {len(known)} labels in {source}.label_map",
+                "add them to the map; a label mapped to null is left out",
+                telling.groups("cells", "label", "cells"),
+            )
+        )
+    return rules
+
+
+def _types(subject: Subject, gate: Gate) -> list[Rule]:
+    return [
+        Rule(
+            "enough_cells_per_type",
+            "error",
+            between("cell type", "cells", least=gate.min_cells_per_type),
+            f"at least {gate.min_cells_per_type} cells of every type",
+            f"map the type to null or to another in sources.{subject.source_name}.label_map",
+            telling.values("types", "cells", "cells", smallest=True),
+        ),
+        Rule(
+            "types_balanced",
+            "warning",
+            between("cell type", "times_fewer", most=gate.max_imbalance),
+            f"no type with {gate.max_imbalance:g} times fewer cells than the largest",
+            "give more cells of the rare types; until then read their recall, not accuracy",
+            telling.values("types", "times_fewer", "times fewer"),
+        ),
+    ]
+
+
+def _symbols(subject: Subject) -> list[Rule]:
+    return [
+        Rule(
+            "symbols_not_ensembl",
+            "error",
+            not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_HUMAN),
+            "gene symbols, not Ensembl ids",
+            f"set sources.{subject.source_name}.gene_column to the column of var that holds symbols",
+            telling.names("genes"),
+        ),
+        Rule(
+            "symbols_human",
+            "error",
+            not_among("gene", "kind", [MOUSE], mostly=MOSTLY_HUMAN),
+            "symbols spelt as human ones are (CD3E, not Cd3e)",
+            "this looks like another species: canal does not translate orthologues",
+            telling.names("genes"),
+        ),
+    ]
+
+
+def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+    shared = evidence.tables["panel gene"]["shared"]
+    coverage = float(shared.mean()) if len(shared) else 1.0
+    # Below the hard bound the soft one has nothing to add.
+    soft = gate.coverage_soft if coverage >= gate.coverage_hard else 0.0
+    hint = f"genes it lacks are read as 0; check gene_column and layer of sources.{subject.source_name}"
+    return [
+        Rule(
+            "panel_covered",
+            "error",
+            among("panel gene", "shared", [1.0], mostly=gate.coverage_hard),
+            f"at least {gate.coverage_hard:.0%} of the panel's genes",
+            hint,
+            telling.coverage,
+        ),
+        Rule(
+            "panel_well_covered",
+            "warning",
+            among("panel gene", "shared", [1.0], mostly=soft),
+            f"at least {gate.coverage_soft:.0%} of the panel's genes",
+            hint,
+            telling.coverage,
+        ),
+    ]
+
+
+def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
+    check = f"if new cell types or another protocol do not explain it, check sources.{subject.source_name}"
+    return [
+        Rule(
+            "tokens_like_before",
+            "warning",
+            no_more_than("panel gene", "drift", "drift_allowed"),
+            f"population stability index (PSI) of each gene at most {gate.max_drift:g}, or within chance",
+            f"{check}.values and layer",
+            telling.drift,
+        ),
+        Rule(
+            "depth_like_before",
+            "warning",
+            between("file", "depth_ratio", most=gate.max_depth_ratio),
+            f"median genes per cell within {gate.max_depth_ratio:g} times of an earlier stage",
+            f"{check}.layer and min_genes",
+            telling.depth,
+        ),
+    ]

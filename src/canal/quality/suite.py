@@ -1,0 +1,113 @@
+"""Running the rules as one Great Expectations suite over one frame of evidence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.errors import GateError
+from canal.quality.docs import publishing
+from canal.quality.rule import Rule
+from canal.quality.verdict import RuleResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SEVERITY = {"error": "critical", "warning": "warning"}
+
+
+def run_suite(
+    rules: Sequence[Rule], tables: Mapping[str, pd.DataFrame], title: str, docs: Path | None
+) -> list[RuleResult]:
+    """Check every rule and return their results in the same order.
+
+    Parameters
+    ----------
+    title
+        Names the page of the Data Docs.
+    docs
+        Folder for Great Expectations' pages, which is replaced; None writes none.
+
+    Raises
+    ------
+    GateError
+        If a rule could not be evaluated: no verdict is better than a guessed one.
+    """
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations
+
+    context = great_expectations.get_context(mode="ephemeral")
+    _be_quiet(context)
+    suite = great_expectations.ExpectationSuite(
+        name="gate", expectations=[_expectation(rule) for rule in rules]
+    )
+    asset = context.data_sources.add_pandas(name="stages").add_dataframe_asset(name=title)
+    validation = great_expectations.ValidationDefinition(
+        name=title, data=asset.add_batch_definition_whole_dataframe("cells"), suite=context.suites.add(suite)
+    )
+    validation = context.validation_definitions.add(validation)
+    frame = _one_frame(tables)
+    with publishing(context, docs):
+        outcome = validation.run(
+            batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
+        )
+    by_name = {_rule_name(result): result for result in outcome.results}
+    return [_result(rule, by_name[rule.name], frame) for rule in rules]
+
+
+def _be_quiet(context: Any) -> None:
+    """Switch off progress bars, which would garble the terminal."""
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+
+
+def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables below each other; ``table`` says which one a row is of."""
+    import pandas as pd
+
+    parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
+    columns = dict.fromkeys(column for part in parts for column in part.columns)
+    filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True).reindex(columns=list(columns))
+
+
+def _expectation(rule: Rule) -> Any:
+    import great_expectations.expectations
+    from great_expectations.expectations.row_conditions import Column
+
+    kind = getattr(great_expectations.expectations, rule.check.expectation)
+    return kind(
+        **rule.check.arguments,
+        row_condition=Column("table") == rule.check.table,
+        severity=_SEVERITY[rule.severity],
+        meta={"rule": rule.name, "severity": rule.severity},
+        description=f"{rule.name} ({rule.severity}): {rule.expected}",
+    )
+
+
+def _rule_name(outcome: Any) -> str:
+    name: str = outcome.expectation_config.meta["rule"]
+    return name
+
+
+def _result(rule: Rule, outcome: Any, frame: pd.DataFrame) -> RuleResult:
+    """Return what Great Expectations found, in words."""
+    if outcome.exception_info.get("raised_exception", True):
+        message = outcome.exception_info.get("exception_message", outcome.exception_info)
+        raise GateError(f"rule {rule.name} could not be evaluated: {message}")
+    rows = frame[frame["table"] == rule.check.table]
+    failing = frame.loc[sorted(outcome.result.get("unexpected_index_list") or [])]
+    told = rule.tell(rows, failing)
+    passed = bool(outcome.success)
+    return RuleResult(
+        rule=rule.name,
+        severity=rule.severity,
+        passed=passed,
+        expected=rule.expected,
+        found=told.found,
+        examples=told.examples,
+        hint="" if passed else rule.hint,
+    )

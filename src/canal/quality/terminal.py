@@ -1,0 +1,56 @@
+"""A verdict as a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from canal.quality.verdict import RuleResult, Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
+
+
+def render(verdict: Verdict) -> Table:
+    """Return the rules of ``verdict`` as a table that rich can print: errors red, warnings yellow.
+
+    Failed rules come with offenders and with what to do. Without a terminal, rich leaves the colours out.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(f"Gate of stage {verdict.stage}, source {verdict.source}"),
+        caption=Text(summary(verdict)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+    )
+    for heading in ("rule", "verdict", "expected", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for rule in verdict.rules:
+        word = "passed" if rule.passed else rule.severity
+        found = _found(rule)
+        # Text, for names of cells and labels may hold brackets, which rich would read as markup.
+        style = "" if rule.passed else _STYLE[word]
+        cells = [Text(rule.rule, style), Text(word, _STYLE[word]), Text(rule.expected), Text(found, style)]
+        table.add_row(*cells, Text(rule.hint))
+    return table
+
+
+def summary(verdict: Verdict) -> str:
+    """Return one line: passed or refused, by how many rules, and how many cells and types there are."""
+    errors, warnings = len(verdict.failures("error")), len(verdict.failures("warning"))
+    word = "passed" if verdict.passed else "refused"
+    cells, types = verdict.counts["cells"], len(verdict.counts["types"])
+    return (
+        f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
+        f"{cells:,} cells of {types} type(s)"
+    )
+
+
+def _found(rule: RuleResult) -> str:
+    examples = "" if rule.passed or not rule.examples else ": " + ", ".join(rule.examples)
+    return rule.found + examples

@@ -1,0 +1,113 @@
+"""What the numbers of a matrix say about their units, cell by cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.config import Values
+
+PER_TEN_THOUSAND = 1e4
+MAX_TOTAL = 1.01 * PER_TEN_THOUSAND
+"""The most a cell's values may sum to once the logarithm is undone; 1 % is left for rounding."""
+
+TELLING_GENES = 10
+"""A cell with fewer expressed genes may hold whole numbers by chance, whatever its units."""
+
+BASES: dict[Values, float] = {"log1p_10k": float(np.e), "log2p_10k": 2.0}
+
+_LARGEST_MULTIPLE = 200
+_WHOLE = 0.02
+_FITS = 0.9
+
+
+def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
+    """Return one row a cell: how many of its values are expressed, impossible, or not whole numbers.
+
+    Parameters
+    ----------
+    values
+        ``(n_cells, n_genes)``, as the file has them.
+    declared
+        The units the file is said to hold.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``nonfinite`` (NaN or infinite values) and ``negative``; ``fractional`` (values that are no whole
+        number) only for cells free of those, and for logarithms only for cells with enough genes to tell;
+        ``total`` (counts per 10,000 in all) only for logarithms, and only where they are no whole numbers.
+    """
+    import pandas as pd
+
+    data = values.data.astype(np.float64)
+    finite = np.isfinite(data)
+    rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+    nonfinite = _count(rows, ~finite, values.shape[0])
+    negative = _count(rows, finite & (data < 0), values.shape[0])
+    sound = (nonfinite == 0) & (negative == 0)
+    fractional = _count(rows, finite & (data != np.rint(data)), values.shape[0])
+    frame = pd.DataFrame({"nonfinite": nonfinite, "negative": negative})
+    if declared == "counts":
+        return frame.assign(fractional=np.where(sound, fractional, np.nan))
+    telling = sound & (_count(rows, data != 0, values.shape[0]) >= TELLING_GENES)
+    totals = _totals(data, rows, values.shape[0], BASES[declared])
+    return frame.assign(
+        fractional=np.where(telling, fractional, np.nan),
+        total=np.where(sound & (fractional > 0), totals, np.nan),
+    )
+
+
+def looks_like(values: csr_matrix) -> str | None:
+    """Return the units that fit some cells: counts, scaled, log1p_10k, log2p_10k, log1p, log2p or None.
+
+    Undone with the right base, a cell's logarithms are whole multiples of one count's share, so of the
+    smallest when some gene has one count; with the wrong base they are not. ``log1p`` and ``log2p`` are
+    logarithms of that base whose totals are not per 10,000.
+    """
+    data = values.data[np.isfinite(values.data)].astype(np.float64)
+    if (data < 0).any():
+        return "scaled"
+    if data.size == 0 or (data == np.rint(data)).all():
+        return None if data.size == 0 else "counts"
+    fits = {name: _wholeness(values, base) for name, base in BASES.items()}
+    name = max(fits, key=lambda key: fits[key])
+    if fits[name] < _FITS or min(fits.values()) >= _FITS:
+        return None
+    rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+    totals = _totals(values.data.astype(np.float64), rows, values.shape[0], BASES[name])
+    return name if np.nanmax(totals) <= MAX_TOTAL else name.removesuffix("_10k")
+
+
+def _wholeness(values: csr_matrix, base: float) -> float:
+    """Return the median over cells of the share of values that are whole multiples of the smallest."""
+    shares = []
+    for begin, end in zip(values.indptr[:-1], values.indptr[1:], strict=True):
+        data = values.data[begin:end].astype(np.float64)
+        undone = _undone(data[np.isfinite(data) & (data > 0)], base)
+        multiples = undone / undone.min() if undone.size else undone
+        multiples = multiples[(multiples > 1.5) & (multiples < _LARGEST_MULTIPLE)]
+        if multiples.size >= TELLING_GENES // 2:
+            shares.append(float(np.mean(np.abs(multiples - np.rint(multiples)) < _WHOLE)))
+    return float(np.median(shares)) if shares else 0.0
+
+
+def _undone(data: np.ndarray, base: float) -> np.ndarray:
+    """Return ``base ** data - 1``; what is too large becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        undone: np.ndarray = np.expm1(data * np.log(base))
+    return undone
+
+
+def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.bincount(rows, weights=_undone(data, base), minlength=n_cells)
+
+
+def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
+    return np.bincount(rows[which], minlength=n_cells)

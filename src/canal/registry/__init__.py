@@ -1,0 +1,1 @@
+"""What a version is, and the MLflow registry that holds them."""

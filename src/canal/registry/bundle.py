@@ -1,0 +1,111 @@
+"""One folder that holds all of a version: what the stage learned, what was measured, the pyfunc and the record."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from canal.digests import tree_digests
+from canal.files import read_json, write_json
+from canal.registry.key import KEY_FILE, key_digest, read_key
+
+RECORD_FILE = "record.json"
+RECORD_FORMAT = 1
+
+_SHIPPED = ("__init__.py", "errors.py", "files.py", "data/__init__.py", "data/tokens.py", "model")
+"""What of canal a version needs to answer: no training code."""
+
+
+def assemble(model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool) -> None:
+    """Gather a version in ``target``: the model folder, extra files and folders, and the pyfunc.
+
+    Parameters
+    ----------
+    model : Path
+        A finished ``models/<stage>``.
+    extras : Mapping
+        Name in the version -> file or folder; those that do not exist are left out.
+    target : Path
+        An empty folder.
+    pyfunc : bool
+        Whether the model answers (an annotator does, a backbone does not).
+    """
+    if pyfunc:
+        _save_pyfunc(model, target)
+    shutil.copytree(model, target, dirs_exist_ok=True)
+    for name, path in extras.items():
+        if path.is_dir():
+            shutil.copytree(path, target / name, dirs_exist_ok=True)
+        elif path.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+
+
+def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``record.json``: digests of everything key.json does not cover, and how the version came to be."""
+    covered = {*read_key(folder)["files"], KEY_FILE, RECORD_FILE}
+    files = {path: digest for path, digest in tree_digests(folder).items() if path not in covered}
+    record = {"format": RECORD_FORMAT, "key": key_digest(folder), **facts, "files": files}
+    write_json(folder / RECORD_FILE, record)
+
+
+def _save_pyfunc(model: Path, target: Path) -> None:
+    """Write MLflow's files into ``target``, with ``model/`` where the rest of the version has it."""
+    import mlflow.pyfunc
+    import yaml
+
+    flavour = Path(__file__).with_name("flavour.py")
+    code = target.with_name(f"{target.name}-code") / "canal"
+    _ship(code)
+    try:
+        mlflow.pyfunc.save_model(
+            path=target,
+            python_model=str(flavour),
+            artifacts={"model": str(model / "model")},
+            code_paths=[str(code)],
+            pip_requirements=_requirements(),
+            signature=_signature(read_json(model / "model" / "genes.json")["genes"]),
+        )
+    finally:
+        shutil.rmtree(code.parent)
+    shutil.rmtree(target / "artifacts")
+    manifest = target / "MLmodel"
+    document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    python_function = document["flavors"]["python_function"]
+    python_function["artifacts"]["model"] = {"path": "model", "uri": "model"}
+    python_function["model_code_path"] = flavour.name  # MLflow notes an absolute path, but looks up the name
+    manifest.write_text(yaml.safe_dump(document, sort_keys=True), encoding="utf-8")
+
+
+def _ship(code: Path) -> None:
+    package = Path(__file__).resolve().parents[1]
+    for name in _SHIPPED:
+        source, place = package / name, code / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, place)
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    names = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+def _signature(genes: list[str]) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = Schema([ColSpec("float", gene, required=False) for gene in genes])
+    outputs = Schema(
+        [
+            ColSpec("string", "cell_type"),
+            ColSpec("string", "best_type"),
+            ColSpec("double", "confidence"),
+            ColSpec("double", "novelty"),
+        ]
+    )
+    return ModelSignature(inputs=inputs, outputs=outputs)

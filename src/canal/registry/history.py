@@ -1,0 +1,119 @@
+"""The past is not retrained: a stage that was learned is restored, or the wish to change it is refused."""
+
+import shutil
+from pathlib import Path
+
+from canal.config import BACKBONE, Config
+from canal.digests import file_digest, json_digest
+from canal.errors import HistoryError, RegistryError
+from canal.files import new_folder
+from canal.registry.key import KEY_FILE, Key, check_files, read_key
+from canal.registry.request import differences, stage_request
+from canal.registry.store import Store, Version
+
+
+def learned(store: Store, config: Config, stage: str) -> Version | None:
+    """Return the ready version that is exactly what params.yaml asks ``stage`` to be, or None.
+
+    None means that this branch of the stage was never learned, so it may be. The parent is found by the
+    request's chain, never by an alias.
+
+    Raises
+    ------
+    HistoryError
+        If this branch was learned with other data or parameters; says what differs.
+    """
+    request = stage_request(config, stage)
+    digest = json_digest(request)
+    versions = [
+        version
+        for version in store.versions(_model_name(store, stage))
+        if version.ready and (version.stage, version.branch) == (stage, request["branch"])
+    ]
+    for version in reversed(versions):
+        if version.request == digest:
+            return version
+    if versions:
+        raise HistoryError(_refusal(store, versions[-1], request))
+    return None
+
+
+def require_available(config: Config, stage: str) -> None:
+    """Refuse to learn a stage whose source is not there.
+
+    Raises
+    ------
+    HistoryError
+        If the source is marked ``available: false``.
+    """
+    source = config.stages[stage].source
+    if not config.sources[source].available:
+        raise HistoryError(
+            f"stage {stage!r} was never registered as params.yaml asks for it, and its source {source!r} "
+            "is marked available: false, so it cannot be learned now. Set available: true, or bring the "
+            "registry (mlflow.db and mlartifacts/) that holds its version."
+        )
+
+
+def verified(store: Store, version: Version) -> tuple[Path, Key]:
+    """Return a version's artifacts and key after checking every file against its digest.
+
+    Raises
+    ------
+    RegistryError
+        Naming every file that does not hold what key.json says.
+    """
+    folder = store.artifacts(version)
+    key = read_key(folder)
+    found = file_digest(folder / KEY_FILE)
+    if found != version.key:
+        raise RegistryError(
+            f"version {version.number}: key.json has sha256 {found[:12]}..., "
+            f"registered was {version.key[:12]}..."
+        )
+    check_files(folder, key["files"])
+    return folder, key
+
+
+def restore_model(store: Store, version: Version, target: Path) -> None:
+    """Put the model folder of a registered version back, byte for byte."""
+    folder, key = verified(store, version)
+    with new_folder(target) as temporary:
+        for name in (*key["files"], KEY_FILE):
+            _copy(folder / name, temporary / name)
+
+
+def restore_file(store: Store, version: Version, name: str, target: Path) -> None:
+    """Put one file of a registered version back, such as its panel, split or verdict.
+
+    Raises
+    ------
+    RegistryError
+        If the version has no such file, or other bytes than recorded.
+    """
+    folder = store.artifacts(version)
+    digest = read_key(folder)["files"].get(name)
+    if digest is None:
+        raise RegistryError(f"version {version.number} ({version.stage}) holds no {name}")
+    check_files(folder, {name: digest})
+    _copy(folder / name, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _model_name(store: Store, stage: str) -> str:
+    return store.names.backbone if stage == BACKBONE else store.names.model
+
+
+def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:
+    lines = differences(request, read_key(store.artifacts(version))["request"])
+    return (
+        f"stage {version.stage!r} was already learned (version {version.number}) from something else, "
+        f"and the past is not retrained. What differs:\n  "
+        + "\n  ".join(lines)
+        + f"\nSet it back; or set it for a new stage alone (stages.NAME.continual); or start a new branch "
+        f"of the lineage with `canal stage relearn {version.stage}`."
+    )

@@ -1,0 +1,84 @@
+"""What params.yaml asks a stage to be: the part of the parameters that decides what it learns.
+
+A request never looks at code, environment or files, so it can be computed where the data are long gone; the
+source's SHA-256 stands in it. Requests chain through the parent, so a change in stage 1 changes every stage.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from canal.config import BACKBONE, Config
+from canal.digests import json_digest
+
+Request = dict[str, Any]
+
+
+def stage_request(config: Config, stage: str) -> Request:
+    """Return what ``stage`` is asked to be; ``"backbone"`` names the pretrained network."""
+    return _backbone_request(config) if stage == BACKBONE else _lesson_request(config, stage)
+
+
+def request_digest(config: Config, stage: str) -> str:
+    """Return the SHA-256 of a stage's request."""
+    return json_digest(stage_request(config, stage))
+
+
+def differences(asked: Mapping[str, Any], learned: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
+    lines: list[str] = []
+    for key in sorted(asked.keys() | learned.keys()):
+        here = f"{path}.{key}" if path else key
+        left, right = asked.get(key, "absent"), learned.get(key, "absent")
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            lines += differences(left, right, here)
+        elif left != right:
+            lines.append(f"{here}: learned with {_short(right)}, asked for {_short(left)}")
+    return lines
+
+
+def _backbone_request(config: Config) -> Request:
+    backbone = config.backbone.model_dump(mode="json", exclude={"branch"})
+    names = (config.root_stage, *config.backbone.extra_stages)
+    return {
+        "stage": BACKBONE,
+        "branch": config.backbone.branch,
+        "cells": {name: _cells_request(config, name) for name in names},
+        "panel": config.panel.model_dump(mode="json"),
+        "backbone": backbone,
+        "seed": config.seed,
+    }
+
+
+def _lesson_request(config: Config, stage: str) -> Request:
+    return {
+        "stage": stage,
+        "branch": config.stages[stage].branch,
+        "cells": _cells_request(config, stage),
+        "continual": config.learning(stage).model_dump(mode="json"),
+        "bank": config.bank.model_dump(mode="json"),
+        "probe": config.probe.model_dump(mode="json"),
+        "novelty": config.novelty.model_dump(mode="json"),
+        "seed": config.seed,
+        "parent": {
+            "stage": (parent := config.stages[stage].parent),
+            "request": request_digest(config, parent),
+        },
+    }
+
+
+def _cells_request(config: Config, stage: str) -> Request:
+    name = config.stages[stage].source
+    declaration = config.sources[name].declaration()
+    declaration["min_genes"] = config.min_genes(name)
+    return {
+        "source": name,
+        "declaration": declaration,
+        "split": config.split.model_dump(mode="json"),
+        "group_by_batch": config.stages[stage].group_by_batch,
+        "seed": config.seed,
+    }
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,194 @@
+"""The MLflow store of a project: opened in one place, and its versions as plain data."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.config import Registry
+from canal.errors import RegistryError
+from canal.layout import Layout
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+READY = "ready"
+TAG = "canal."
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version, whole or not."""
+
+    model: str
+    number: int
+    stage: str
+    branch: int
+    key: str
+    request: str
+    record: str
+    parent: str
+    status: str
+    aliases: tuple[str, ...]
+    run_id: str
+    source: str
+    created: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether all its parts were registered; nothing else may be used."""
+        return self.status == READY
+
+
+class Store:
+    """A project's MLflow tracking store and registry.
+
+    ``MLFLOW_TRACKING_URI`` decides where it is; without it, it is ``mlflow.db`` and ``mlartifacts/``.
+    """
+
+    def __init__(self, layout: Layout, names: Registry) -> None:
+        self.layout = layout
+        self.names = names
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.root / 'mlflow.db'}"
+
+    @property
+    def exists(self) -> bool:
+        """False only where the local database was never made: then nothing is registered."""
+        path = self.uri.removeprefix("sqlite:///")
+        return path == self.uri or Path(path).is_file()
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """MLflow's client; the first use makes the database and the experiment.
+
+        Raises
+        ------
+        RegistryError
+            If the store cannot be reached.
+        """
+        quiet_mlflow()
+        os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        try:
+            with self.lock("mlflow"):  # two processes that make a new database at once crash each other
+                client = mlflow.MlflowClient()
+                self._make_experiment(client)
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"cannot open the MLflow store {self.uri}: {_first_line(error)}") from error
+        return client
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """MLflow's id of the project's experiment."""
+        experiment = self.client.get_experiment_by_name(self.names.experiment)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            raise RegistryError(
+                f"the MLflow experiment {self.names.experiment!r} was deleted: restore it with "
+                f"`mlflow experiments restore`, or name another one in params.yaml (registry.experiment)"
+            )
+        return str(experiment.experiment_id)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold a lock that keeps other canal processes of this project out."""
+        from filelock import FileLock
+
+        folder = self.layout.private / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock", timeout=300):
+            yield
+
+    def versions(self, model: str | None = None) -> list[Version]:
+        """Return every version of ``model`` (default: the annotator), oldest first; whole ones and others."""
+        if not self.exists:
+            return []
+        name = model or self.names.model
+        found = self.client.search_model_versions(f"name='{name}'", max_results=10_000)
+        aliases = self._aliases(name) if found else {}
+        return sorted((_version(item, aliases) for item in found), key=lambda version: version.number)
+
+    def version(self, wanted: str) -> Version:
+        """Return the ready version that a number or an alias names.
+
+        Raises
+        ------
+        RegistryError
+            If there is none, or it is not whole; names the ones there are.
+        """
+        versions = self.versions()
+        for version in versions:
+            if wanted.removeprefix("v") == str(version.number) or wanted in version.aliases:
+                if version.ready:
+                    return version
+                raise RegistryError(
+                    f"version {version.number} was never registered whole; run `canal registry sync`"
+                )
+        known = ", ".join(_name(version) for version in versions if version.ready)
+        raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
+
+    def artifacts(self, version: Version) -> Path:
+        """Return the folder of a version's artifacts, downloaded where the store is not on this disk."""
+        import mlflow
+
+        _ = self.client
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
+
+    def _aliases(self, name: str) -> dict[str, list[str]]:
+        registered = self.client.get_registered_model(name)
+        aliases: dict[str, list[str]] = {}
+        for alias, number in registered.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        return aliases
+
+    def _make_experiment(self, client: "MlflowClient") -> None:
+        if client.get_experiment_by_name(self.names.experiment) is None:
+            local = self.uri.startswith("sqlite:")
+            place = (self.layout.root / "mlartifacts").as_uri() if local else None
+            client.create_experiment(self.names.experiment, artifact_location=place)
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow off the network and its notices off the terminal."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+
+
+def _version(item: Any, aliases: dict[str, list[str]]) -> Version:
+    tags = item.tags
+    return Version(
+        model=item.name,
+        number=int(item.version),
+        stage=tags.get(f"{TAG}stage", ""),
+        branch=int(tags.get(f"{TAG}branch", 0)),
+        key=tags.get(f"{TAG}key", ""),
+        request=tags.get(f"{TAG}request", ""),
+        record=tags.get(f"{TAG}record", ""),
+        parent=tags.get(f"{TAG}parent", ""),
+        status=tags.get("status", ""),
+        aliases=tuple(sorted(aliases.get(str(item.version), []))),
+        run_id=item.run_id or "",
+        source=item.source,
+        created=int(item.creation_timestamp),
+    )
+
+
+def _name(version: Version) -> str:
+    return f"{version.number} ({', '.join((version.stage, *version.aliases))})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,143 @@
+"""MLflow runs: one parent run a stage, and the steps of a stage as MLflow Project runs below it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.config import Config
+from canal.errors import TrainingError
+from canal.registry.code import current_commit
+from canal.registry.request import request_digest
+from canal.registry.store import TAG, Store
+
+if TYPE_CHECKING:
+    pass
+
+STAGE_KEY = f"{TAG}stage_key"
+
+
+def inside_project_run() -> bool:
+    """Whether this process was started by MLflow as a project's entry point."""
+    return bool(os.environ.get("MLFLOW_RUN_ID"))
+
+
+def stage_run(store: Store, config: Config, stage: str) -> str:
+    """Return the id of the stage's parent run, found or made by the tag ``canal.stage_key``."""
+    wanted = f"{stage}-{request_digest(config, stage)[:16]}"
+    found = store.client.search_runs(
+        [store.experiment_id],
+        f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",
+        max_results=1,
+    )
+    if found:
+        return str(found[0].info.run_id)
+    tags = {STAGE_KEY: wanted, f"{TAG}stage": stage, f"{TAG}step": "stage"}
+    run = store.client.create_run(store.experiment_id, run_name=stage, tags=tags)
+    store.client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+def start_entry_point(store: Store, config: Config, entry_point: str, stage: str) -> None:
+    """Run an entry point of MLproject as a child of the stage's parent run, and wait for it.
+
+    Raises
+    ------
+    TrainingError
+        If the step fails; what it printed says why.
+    """
+    import mlflow
+    import mlflow.projects
+    from mlflow.exceptions import ExecutionException
+
+    run_id = stage_run(store, config, stage)
+    parameters = {} if entry_point == "pretrain" else {"stage": stage}
+    with mlflow.start_run(run_id=run_id):
+        try:
+            mlflow.projects.run(
+                uri=str(store.layout.root),
+                entry_point=entry_point,
+                parameters=parameters,
+                experiment_id=store.experiment_id,
+                env_manager="local",
+                run_name=f"{entry_point} {stage}",
+            )
+        except ExecutionException as error:
+            raise TrainingError(f"{entry_point} of {stage!r} failed; the lines above say why") from error
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """The MLflow run of one step: where its params, metrics, inputs and artifacts go."""
+
+    store: Store
+    run_id: str
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, nested ones with dotted names."""
+        from mlflow.entities import Param
+
+        flat = [Param(name, str(value)[:6000]) for name, value in _flat(values)]
+        self.store.client.log_batch(self.run_id, params=flat)
+
+    def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
+        """Log numbers at a step (an epoch); None is left out."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        found = [Metric(name, float(value), now, step) for name, value in values.items() if value is not None]
+        self.store.client.log_batch(self.run_id, metrics=found)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        self.store.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    def dataset(self, name: str, path: Path, digest: str, context: str) -> None:
+        """Log a data set as an input, under the digest (at most 36 characters) that DVC gives its file."""
+        import mlflow
+        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource  # noqa: F401
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.data.sources import LocalArtifactDatasetSource
+
+        data = MetaDataset(LocalArtifactDatasetSource(str(path)), name=name, digest=digest[:36])
+        mlflow.log_input(data, context=context)
+
+    def artifacts(self, folder: Path, place: str) -> None:
+        """Log a folder's files below ``place``."""
+        self.store.client.log_artifacts(self.run_id, str(folder), place)
+
+
+@contextmanager
+def step_run(store: Store, config: Config, stage: str, step: str) -> Iterator[StepRun]:
+    """Log into the run MLflow started this process with, tagged with stage, commit and stage key."""
+    import mlflow
+
+    _ = store.client
+    commit = current_commit(store.layout.root)
+    with mlflow.start_run() as run:
+        logged = StepRun(store, run.info.run_id)
+        logged.tags(
+            {
+                f"{TAG}stage": stage,
+                f"{TAG}step": step,
+                STAGE_KEY: f"{stage}-{request_digest(config, stage)[:16]}",
+                f"{TAG}git_commit": commit.sha or "none",
+                f"{TAG}dirty": str(commit.dirty).lower(),
+            }
+        )
+        yield logged
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from _flat(value, here)
+        else:
+            yield here, value

@@ -1,0 +1,155 @@
+"""The one look of every figure: colours, type and lines, and how a figure becomes bytes."""
+
+import base64
+import functools
+import math
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from canal.files import new_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 120
+
+# Okabe and Ito (2008): told apart by colour-blind readers; the yellow is left out, too pale on white.
+BLUE, ORANGE, GREEN, PINK, SKY, AMBER = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
+PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HEAT = ("#f3f7fb", "#c6dcee", "#7fb3d8", "#2f7fbc", "#0b4a85")
+
+INK, MUTED, GRID, SURFACE = "#1d2730", "#5c6873", "#dbe1e6", "#fefefe"
+_DARK = {INK: "#e4e8ec", MUTED: "#9aa5b0", GRID: "#38424c", SURFACE: "#171c22"}
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.titlecolor": INK,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": SURFACE,
+    "savefig.facecolor": SURFACE,
+    "svg.hashsalt": "canal",
+    "svg.fonttype": "path",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Return ``draw`` so that it runs in canal's style and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of ``width`` by ``height`` inches that keeps its labels inside.
+
+    It is a plain Figure, unknown to pyplot, so nothing has to be closed.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def heat_map(axes: "Axes", values: Any, shape: tuple[int, int]) -> None:
+    """Fill ``axes`` with one square a value in [0, 1], NaN left open, row 0 on top; vector graphics."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("canal", HEAT)
+    masked = np.ma.masked_invalid(np.asarray(values, dtype=float).reshape(shape))
+    axes.pcolormesh(masked, cmap=colours, vmin=0, vmax=1, edgecolors=SURFACE, linewidth=1.2)
+    axes.set_xlim(0, shape[1])
+    axes.set_ylim(shape[0], 0)
+    axes.set_aspect("equal")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def ink_on(share: float) -> str:
+    """Return the colour of a number that stands on a heat map's square of this value."""
+    return "#ffffff" if share > 0.55 else "#1c2833"
+
+
+def number_or_gap(value: float | None) -> float:
+    """Return ``value``, or NaN, which every plot leaves open."""
+    return math.nan if value is None else float(value)
+
+
+def short(name: str) -> str:
+    """Return a name that fits beside an axis; '$' would start matplotlib's mathematics."""
+    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
+
+
+@styled
+def save(figure: "Figure", path: Path) -> Path:
+    """Write ``figure`` to ``path``, as its suffix says (.png or .svg): same figure, same bytes."""
+    kind = path.suffix.removeprefix(".")
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=_no_metadata(kind))
+    return path
+
+
+@styled
+def svg_uri(figure: "Figure") -> str:
+    """Return ``figure`` as a data URI that follows the reader's light or dark setting."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="svg", facecolor="none", metadata=_no_metadata("svg"))
+    text = _follow_scheme(buffer.getvalue().decode())
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _no_metadata(kind: str) -> dict[str, None]:
+    """Return what keeps versions and times out of a file of this kind."""
+    return {"Software": None} if kind == "png" else dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def _follow_scheme(svg: str) -> str:
+    """Turn the neutral colours of an SVG into variables that a dark page redefines."""
+    light, dark = [], []
+    for number, (colour, at_night) in enumerate(_DARK.items()):
+        svg = svg.replace(colour, f"var(--c{number})")
+        light.append(f"--c{number}:{colour}")
+        dark.append(f"--c{number}:{at_night}")
+    rules = (
+        f":root{{{';'.join(light)}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}"
+    )
+    head, opening, rest = svg.partition("<defs>")
+    return f"{head}<style>{rules}</style>{opening}{rest}"

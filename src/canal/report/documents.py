@@ -1,0 +1,63 @@
+"""What a report is made from: the documents of one stage, and the R matrix of all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Document = Mapping[str, Any]
+Counts = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """Everything known of one stage; what is None or empty is left out of the page.
+
+    Parameters
+    ----------
+    name
+        The stage.
+    evaluation, history
+        ``metrics/<stage>/evaluation.json`` and ``models/<stage>/history.json``.
+    verdict, key, key_digest
+        ``verdict.json``, ``key.json`` and the SHA-256 of the latter.
+    cells, bank
+        Numbers of cells: ``{cell type: {"train" | "validation" | "test": n}}`` and
+        ``{cell type: {stage it came from: n}}``.
+    scores
+        Novelty of the test cells, in [0, 1].
+    version, aliases
+        Number and aliases in the registry, once it is registered.
+    """
+
+    name: str
+    evaluation: Document
+    history: Document
+    verdict: Document | None = None
+    key: Document | None = None
+    key_digest: str = ""
+    cells: Counts = field(default_factory=dict)
+    bank: Counts = field(default_factory=dict)
+    scores: Sequence[float] = ()
+    version: int | None = None
+    aliases: Sequence[str] = ()
+
+
+def accuracy_matrix(evaluations: Sequence[Document]) -> tuple[list[str], list[list[float | None]]]:
+    """Return the stages and R[i, j], the accuracy on stage j's test cells after stage i.
+
+    Every evaluation brings the rows of its ancestors, so a lineage is whole even if only its newest
+    evaluation is at hand; where lineages branch, a model has no number on the other branch's stages.
+    """
+    rows: dict[str, dict[str, float | None]] = {}
+    for evaluation in evaluations:
+        stages = evaluation["stages"]
+        for stage, values in zip(stages, evaluation["matrix"], strict=True):
+            rows[stage] = dict(zip(stages, values, strict=False))
+    stages = list(rows)
+    return stages, [[rows[model].get(stage) for stage in stages] for model in stages]
+
+
+def lineage(evaluations: Sequence[Document], stage: str) -> list[Document]:
+    """Return the evaluations of ``stage`` and of its ancestors, oldest first."""
+    by_stage = {evaluation["stage"]: evaluation for evaluation in evaluations}
+    return [by_stage[name] for name in by_stage[stage]["stages"] if name in by_stage]

@@ -1,0 +1,14 @@
+"""The earlier stage that the gate's tests compare with."""
+
+import pytest
+
+from canal.quality.subject import EarlierStage
+from tests.make import make_adata
+from tests.quality.lessons import NO_SPLIT, TYPES, Lesson
+
+
+@pytest.fixture(scope="session")
+def earlier(tmp_path_factory):
+    """Return the stage ``first``: other cells of the same types, judged."""
+    verdict = Lesson(adata=make_adata(TYPES, seed=2)).judged(tmp_path_factory.mktemp("first"))
+    return {"first": EarlierStage(NO_SPLIT, verdict)}

@@ -1,0 +1,108 @@
+"""The gate as a whole: its verdict's bytes, its pages, and what it refuses to judge."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from canal.config import Gate
+from canal.data.prepare import prepare, prepare_absent
+from canal.digests import file_digest, json_digest
+from canal.errors import DataError, GateError
+from canal.quality.gate import judge, judge_file
+from canal.quality.subject import EarlierStage
+from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson
+
+
+@pytest.fixture
+def subject(earlier, tmp_path):
+    """Return an intact stage, prepared."""
+    subject = Lesson(earlier=dict(earlier)).subject(tmp_path)
+    prepare(subject.raw, "second", subject.source, SETTINGS, tmp_path / "prepared")
+    return dataclasses.replace(subject, prepared=tmp_path / "prepared", split_sha256="7" * 64)
+
+
+def test_a_verdict_is_about_these_bytes_and_repeats_exactly(subject, tmp_path):
+    for name in ("a", "b"):
+        judge(subject, Gate()).write(tmp_path / name / "verdict.json")
+    text = (tmp_path / "a" / "verdict.json").read_text()
+    assert text == (tmp_path / "b" / "verdict.json").read_text()
+    assert str(tmp_path) not in text
+    document = json.loads(text)
+    assert document["passed"] is True
+    assert document["source_sha256"] == file_digest(subject.raw)
+    assert document["prepared_sha256"] == file_digest(subject.prepared / "cells.h5ad")
+    assert document["declaration_digest"] == json_digest(subject.source.declaration())
+    assert document["split_sha256"] == "7" * 64
+    assert document["panel_digest"] == json_digest(PANEL)
+    assert document["counts"]["types"] == {"B": 30, "NK": 30, "Treg": 30}
+
+
+def test_a_file_and_its_prepared_folder_get_the_same_verdict(subject):
+    whole = dataclasses.replace(judge(subject, Gate()), split_sha256=None)
+    looked_at = dataclasses.replace(subject, prepared=None, split_sha256=None)
+    assert judge_file(looked_at, SETTINGS, Gate()) == whole
+
+
+def test_great_expectations_writes_pages_that_need_no_network(tmp_path):
+    lesson = Lesson(gate={"min_cells": 1000})
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "old.html").write_text("left from before")
+    lesson.judged(tmp_path, tmp_path / "docs")
+    assert not (tmp_path / "docs" / "old.html").exists()
+    pages = {page.relative_to(tmp_path / "docs"): page.read_text() for page in tmp_path.rglob("*.html")}
+    remote = re.compile(r"<(?:link|script|img)\b[^>]*https?://|url\(['\"]?https?://")
+    assert not [name for name, text in pages.items() if remote.search(text)]
+    result = next(name for name in pages if name.parts[0] == "validations")
+    assert "enough_cells (error): at least 1000 prepared cells" in pages[result]
+    assert "Failed" in pages[result]
+    index = (tmp_path / "docs" / "index.html").read_text()
+    assert result.as_posix() in index
+
+
+def test_changed_bytes_are_not_judged(subject):
+    with (subject.prepared / "cells.h5ad").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(GateError, match="the prepared file changed since it was prepared"):
+        judge(subject, Gate())
+
+
+def test_a_changed_declaration_is_not_judged(subject):
+    changed = subject.source.model_copy(update={"values": "log1p_10k"})
+    with pytest.raises(GateError, match="the declaration changed since"):
+        judge(dataclasses.replace(subject, source=changed), Gate())
+
+
+def test_a_source_that_is_not_there_is_not_judged(subject, tmp_path):
+    with pytest.raises(GateError, match="is not prepared"):
+        judge(dataclasses.replace(subject, prepared=None), Gate())
+    prepare_absent("second", subject.source, tmp_path / "absent")
+    with pytest.raises(GateError, match="available: false"):
+        judge(dataclasses.replace(subject, prepared=tmp_path / "absent"), Gate())
+
+
+def test_an_earlier_verdict_on_another_panel_is_refused(subject):
+    verdict = dataclasses.replace(subject.earlier["first"].verdict, panel_digest="0" * 64)
+    moved = dataclasses.replace(subject, earlier={"first": EarlierStage(NO_SPLIT, verdict)})
+    with pytest.raises(GateError, match="stage first is about another panel"):
+        judge(moved, Gate())
+
+
+def test_structural_faults_are_told_by_prepare(tmp_path):
+    with pytest.raises(DataError, match="lineage"):
+        Lesson(declaration={"label": "lineage"}).judged(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        subject = dataclasses.replace(Lesson().subject(tmp_path), raw=tmp_path / "gone.h5ad")
+        judge_file(subject, SETTINGS, Gate())
+
+
+def test_the_room_is_imported_without_what_it_must_not_know_and_without_what_is_slow():
+    code = (
+        "import sys, canal.quality.gate, canal.quality.terminal;"
+        "print(*{'torch', 'mlflow', 'dvc', 'great_expectations', 'pandas', 'anndata'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

@@ -1,0 +1,261 @@
+"""Every rule of the gate, each with a file that breaks exactly that rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from canal.data.prepare import prepare
+from canal.data.prepared import PreparedCells
+from canal.quality.subject import EarlierStage
+from tests.make import gene_names, make_adata
+from tests.quality.lessons import (
+    NO_SPLIT,
+    PANEL,
+    SETTINGS,
+    TYPES,
+    Lesson,
+    changed,
+    failed,
+    relabelled,
+    renamed,
+)
+
+LABEL_MAP = {name: name for name in TYPES}
+BREAKS: dict[str, tuple[str, Callable[[Lesson], str]]] = {}
+
+
+def breaks(rule: str) -> Callable[[Callable[[Lesson], str]], Callable[[Lesson], str]]:
+    """Register a function that breaks ``rule`` and returns what the refusal has to say."""
+
+    def register(function: Callable[[Lesson], str]) -> Callable[[Lesson], str]:
+        BREAKS[function.__name__] = (rule, function)
+        return function
+
+    return register
+
+
+def of_values(values: str) -> Lesson:
+    return Lesson(adata=make_adata(TYPES, seed=1, values=values), declaration={"values": values})
+
+
+@breaks("has_genes")
+def no_genes(lesson):
+    lesson.adata, lesson.earlier, lesson.panel = lesson.adata[:, :0].copy(), {}, []
+    return "0 named genes"
+
+
+@breaks("has_cells")
+def no_cells(lesson):
+    lesson.adata = lesson.adata[:0].copy()
+    return "0 cells"
+
+
+@breaks("enough_cells")
+def few_cells(lesson):
+    lesson.adata = lesson.adata[:49].copy()
+    return "49 prepared cells"
+
+
+@breaks("cell_ids_unique")
+def repeated_cells(lesson):
+    lesson.adata.obs_names = ["twin", "twin", *lesson.adata.obs_names[2:]]
+    return "twin (2 times)"
+
+
+@breaks("genes_unique")
+def repeated_genes(lesson):
+    lesson.adata = renamed(lesson.adata, {"GENE119": "GENE120"})
+    return "GENE120 (2 times)"
+
+
+@breaks("values_finite")
+def not_a_number(lesson):
+    lesson.adata.X.data[3] = np.nan
+    return "1 of 90 cells"
+
+
+@breaks("values_not_negative")
+def below_zero(lesson):
+    lesson.adata.X.data[3] = -1
+    return "(1 values)"
+
+
+@breaks("values_not_negative")
+def z_scored(lesson):
+    logarithms = of_values("log1p_10k")
+    lesson.adata, lesson.declaration = logarithms.adata, logarithms.declaration
+    lesson.adata.layers["plain"] = lesson.adata.X.copy()
+    lesson.adata = changed(lesson.adata, lambda x: (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-3))
+    return "the file has X, plain"
+
+
+@breaks("counts_are_whole")
+def logarithms_as_counts(lesson):
+    lesson.adata, lesson.earlier = of_values("log1p_10k").adata, {}
+    return "look like log1p_10k: declare values: log1p_10k"
+
+
+@breaks("logarithms_not_counts")
+def counts_as_logarithms(lesson):
+    lesson.declaration, lesson.earlier = {"values": "log1p_10k"}, {}
+    return "declare values: counts"
+
+
+@breaks("totals_within_10k")
+def base_two_as_natural(lesson):
+    lesson.adata, lesson.declaration = of_values("log2p_10k").adata, {"values": "log1p_10k"}
+    lesson.earlier = {}
+    return "declare values: log2p_10k"
+
+
+@breaks("totals_within_10k")
+def another_depth(lesson):
+    scaled = changed(lesson.adata, lambda x: np.log2(1 + 2e4 * x / x.sum(axis=1, keepdims=True)))
+    lesson.adata, lesson.declaration, lesson.earlier = scaled, {"values": "log2p_10k"}, {}
+    return "base 2 of counts scaled to another sum than 10,000"
+
+
+@breaks("logarithm_base")
+def natural_as_base_two(lesson):
+    lesson.adata, lesson.declaration = of_values("log1p_10k").adata, {"values": "log2p_10k"}
+    lesson.earlier = {}
+    return "declare values: log1p_10k"
+
+
+@breaks("labels_present")
+def null_labels(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 4), None)
+    return "4 of 90 cells"
+
+
+@breaks("labels_in_map")
+def unmapped_labels(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 7), "Mystery")
+    lesson.declaration = {"label_map": LABEL_MAP}
+    return "Mystery (7 cells)"
+
+
+@breaks("enough_cells_per_type")
+def rare_type(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 4), "plasma")
+    return "plasma (4 cells)"
+
+
+@breaks("types_balanced")
+def lopsided(lesson):
+    lesson.adata, lesson.gate = relabelled(lesson.adata, slice(0, 6), "plasma"), {"max_imbalance": 4.5}
+    return "plasma ("
+
+
+@breaks("symbols_not_ensembl")
+def ensembl_ids(lesson):
+    names = {name: f"ENSG{number:011d}" for number, name in enumerate(lesson.adata.var_names)}
+    lesson.adata, lesson.earlier, lesson.panel = renamed(lesson.adata, names), {}, []
+    return "gene_column"
+
+
+@breaks("symbols_human")
+def mouse_genes(lesson):
+    names = {name: name.capitalize() for name in lesson.adata.var_names}
+    lesson.adata, lesson.earlier, lesson.panel = renamed(lesson.adata, names), {}, []
+    return "another species"
+
+
+@breaks("panel_covered")
+def few_panel_genes(lesson):
+    lesson.adata = renamed(lesson.adata, {name: f"OTHER-{name}" for name in PANEL[:40]})
+    return "33% (20 of 60)"
+
+
+@breaks("panel_well_covered")
+def some_panel_genes(lesson):
+    lesson.adata = renamed(lesson.adata, {name: f"OTHER-{name}" for name in PANEL[:20]})
+    return "67% (40 of 60)"
+
+
+@breaks("tokens_like_before")
+def shuffled_genes(lesson):
+    order = np.roll(np.arange(120), 7)
+    lesson.adata = changed(lesson.adata, lambda x: x[:, order])
+    return "(PSI "
+
+
+@breaks("depth_like_before")
+def shallow(lesson):
+    generator = np.random.default_rng(0)
+    lesson.adata = changed(lesson.adata, lambda x: generator.binomial(x.astype(int), 0.1))
+    lesson.gate = {"max_drift": 100.0}
+    return "a median cell expresses"
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_file_breaks_exactly_one_rule(name, earlier, tmp_path):
+    rule, function = BREAKS[name]
+    lesson = Lesson(earlier=dict(earlier))
+    said = function(lesson)
+    verdict = lesson.judged(tmp_path)
+    assert failed(verdict) == [rule]
+    result = next(result for result in verdict.rules if result.rule == rule)
+    assert said in " ".join([result.found, *result.examples, result.hint])
+    assert result.hint
+    assert verdict.passed is (result.severity == "warning")
+
+
+def test_a_cell_that_an_earlier_stage_tests_on_is_refused(earlier, tmp_path):
+    lesson = Lesson()
+    subject = lesson.subject(tmp_path)
+    prepare(subject.raw, "first", subject.source, SETTINGS, tmp_path / "first")
+    digests = PreparedCells(tmp_path / "first" / "cells.h5ad").obs["cell_digest"].tolist()
+    split = NO_SPLIT.reindex(range(4)).assign(
+        set=["test", "test", "train", "validation"], cell_digest=digests[:4]
+    )
+    lesson.earlier = {"first": EarlierStage(split, earlier["first"].verdict)}
+    verdict = lesson.judged(tmp_path)
+    assert failed(verdict) == ["not_tested_on_before"]
+    assert verdict.failures("error")[0].examples == ("first (2 cells)",)
+
+
+def test_every_rule_has_a_file_that_breaks_it(earlier, tmp_path):
+    rules = set()
+    for values in ("counts", "log1p_10k"):
+        lesson = of_values(values)
+        lesson.declaration["label_map"] = LABEL_MAP
+        rules |= {rule.rule for rule in lesson.judged(tmp_path).rules}
+    assert rules == {rule for rule, _ in BREAKS.values()} | {"not_tested_on_before"}
+
+
+@pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
+def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
+    lesson = of_values(values)
+    lesson.declaration["label_map"] = LABEL_MAP
+    lesson.earlier = dict(earlier)
+    verdict = lesson.judged(tmp_path)
+    assert failed(verdict) == []
+    assert verdict.passed
+    assert verdict.counts["types"] == TYPES
+
+
+def test_what_the_declaration_leaves_out_breaks_nothing(earlier, tmp_path):
+    lesson = Lesson(earlier=dict(earlier))
+    lesson.adata = relabelled(renamed(lesson.adata, {"GENE119": "GENE120"}), slice(0, 2), "ILC3")
+    lesson.declaration = {"label_map": {**LABEL_MAP, "ILC3": None}, "duplicates": "sum"}
+    verdict = lesson.judged(tmp_path)
+    assert failed(verdict) == []
+    assert verdict.counts["cells"] == 88
+    assert verdict.counts["genes"] == 119
+
+
+def test_all_rules_are_reported_not_just_the_first(tmp_path):
+    lesson = Lesson(panel=gene_names(120))
+    lesson.adata = relabelled(lesson.adata, slice(0, 2), None)
+    lesson.adata.X.data[:2] = [-1, np.nan]
+    assert failed(lesson.judged(tmp_path)) == ["values_finite", "values_not_negative", "labels_present"]
+
+
+def test_a_panel_without_earlier_stages_has_nothing_to_drift_from(tmp_path):
+    verdict = Lesson().judged(tmp_path)
+    found = {rule.rule: rule.found for rule in verdict.rules}
+    assert found["tokens_like_before"] == found["depth_like_before"] == "nothing to compare with"

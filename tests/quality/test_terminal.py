@@ -1,0 +1,49 @@
+"""The verdict on the terminal."""
+
+import io
+
+from rich.console import Console
+
+from canal.quality.terminal import render
+from canal.quality.verdict import RuleResult
+from tests.quality.test_verdict import a_verdict
+
+
+def shown(verdict, **options):
+    stream = io.StringIO()
+    Console(file=stream, width=160, **options).print(render(verdict))
+    return stream.getvalue()
+
+
+FAILED = RuleResult(
+    "labels", "error", False, "known", "2 of 9 cells", ("[bold]odd[/] (2 cells)",), "map them"
+)
+WARNED = RuleResult("drift", "warning", False, "calm", "3 genes", ("CD3D (PSI 0.30)",), "look")
+
+
+def test_a_table_says_what_was_found_and_what_to_do():
+    text = shown(a_verdict(FAILED, WARNED))
+    for part in (
+        "stage second",
+        "known",
+        "2 of 9 cells: [bold]odd[/] (2 cells)",
+        "map them",
+        "CD3D (PSI 0.30)",
+    ):
+        assert part in text
+    assert "refused: 1 error(s), 1 warning(s) in 3 rules; 9 cells of 1 type(s)" in text
+
+
+def test_a_file_gets_no_colours():
+    assert "\x1b" not in shown(a_verdict(FAILED))
+
+
+def test_errors_are_red_and_warnings_yellow():
+    options = {"force_terminal": True, "color_system": "standard"}
+    assert "\x1b[1;31m" in shown(a_verdict(FAILED), **options)
+    assert "\x1b[33m" in shown(a_verdict(WARNED), **options)
+    assert "\x1b[33m" not in shown(a_verdict(FAILED), **options)
+
+
+def test_passing_says_so():
+    assert "passed: 0 error(s)" in shown(a_verdict())
