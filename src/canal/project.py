@@ -1,13 +1,12 @@
 """A project folder opened: its parameters, its files as cells, and its registry."""
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from canal.config import BACKBONE, Config, load_config
+from canal.config import Config, load_config
 from canal.errors import DataError
 from canal.files import read_json
 from canal.layout import Layout
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from canal.continual.cells import LabelledCells
     from canal.data.prepared import PreparedCells
+    from canal.quality.subject import EarlierStage, Subject
     from canal.registry.store import Store, Version
 
 CellSet = Literal["train", "validation", "test"]
@@ -99,6 +99,57 @@ class Project:
             sources=(self._source(stage),) * len(ids),
             batches=tuple(rows["batch"]),
         )
+
+    def subject(self, stage: str) -> "Subject":
+        """Return what the gate is asked about a stage whose cells are prepared and divided."""
+        from canal.digests import file_digest
+
+        source = self._source(stage)
+        return replace(
+            self.candidate(stage),
+            raw=self.layout.source(source) / "cells.h5ad",
+            prepared=self.layout.prepared(source),
+            split_sha256=file_digest(self.layout.split(stage)),
+        )
+
+    def candidate(self, stage: str) -> "Subject":
+        """Return what the gate is asked about a stage's file as it lies on disk, before anything is made of it."""
+        from canal.quality.subject import Subject
+
+        source = self._source(stage)
+        declared = self.config.sources[source]
+        return Subject(
+            stage=stage,
+            source_name=source,
+            source=declared,
+            raw=self.layout.root / (declared.path or ""),
+            panel=self.panel,
+            earlier={name: self.earlier(name) for name in self.config.ancestors(stage)},
+            chunk_cells=self.config.prepare.chunk_cells,
+        )
+
+    def earlier(self, stage: str) -> "EarlierStage":
+        """Return what is known of a stage learned before: from its cells or, where they are gone, its version.
+
+        Raises
+        ------
+        HistoryError
+            If the cells are gone and no version holds the stage.
+        """
+        from canal.quality.profile import profile_of
+        from canal.quality.subject import EarlierStage
+        from canal.quality.verdict import read_verdict
+        from canal.registry.history import require_available
+
+        split = self.split(stage)
+        if self.available(stage):
+            return EarlierStage(split, profile_of(self.prepared(stage), list(split["cell_id"]), self.panel))
+        version = self.learned(stage)
+        if version is None:
+            require_available(self.config, stage)
+            raise DataError(f"the cells of stage {stage!r} are not there; run the pipeline from ingest")
+        verdict = read_verdict(self.store.artifacts(version) / "validation" / "verdict.json")
+        return EarlierStage(split, verdict.profile)
 
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source

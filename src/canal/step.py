@@ -1,4 +1,4 @@
-"""What every script of ``pipelines/`` does first and last: its argument, its threads, its errors in one line."""
+"""What each script of ``pipelines/`` does first and last: its argument, its errors in one line."""
 
 import argparse
 import sys

@@ -11,4 +11,4 @@ from tests.quality.lessons import NO_SPLIT, TYPES, Lesson
 def earlier(tmp_path_factory):
     """Return the stage ``first``: other cells of the same types, judged."""
     verdict = Lesson(adata=make_adata(TYPES, seed=2)).judged(tmp_path_factory.mktemp("first"))
-    return {"first": EarlierStage(NO_SPLIT, verdict)}
+    return {"first": EarlierStage(NO_SPLIT, verdict.profile)}

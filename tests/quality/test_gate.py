@@ -84,9 +84,9 @@ def test_a_source_that_is_not_there_is_not_judged(subject, tmp_path):
         judge(dataclasses.replace(subject, prepared=tmp_path / "absent"), Gate())
 
 
-def test_an_earlier_verdict_on_another_panel_is_refused(subject):
-    verdict = dataclasses.replace(subject.earlier["first"].verdict, panel_digest="0" * 64)
-    moved = dataclasses.replace(subject, earlier={"first": EarlierStage(NO_SPLIT, verdict)})
+def test_an_earlier_profile_on_another_panel_is_refused(subject):
+    profile = dataclasses.replace(subject.earlier["first"].profile, panel_digest="0" * 64)
+    moved = dataclasses.replace(subject, earlier={"first": EarlierStage(NO_SPLIT, profile)})
     with pytest.raises(GateError, match="stage first is about another panel"):
         judge(moved, Gate())
 
@@ -94,8 +94,8 @@ def test_an_earlier_verdict_on_another_panel_is_refused(subject):
 def test_structural_faults_are_told_by_prepare(tmp_path):
     with pytest.raises(DataError, match="lineage"):
         Lesson(declaration={"label": "lineage"}).judged(tmp_path)
+    subject = dataclasses.replace(Lesson().subject(tmp_path), raw=tmp_path / "gone.h5ad")
     with pytest.raises(DataError, match="no such file"):
-        subject = dataclasses.replace(Lesson().subject(tmp_path), raw=tmp_path / "gone.h5ad")
         judge_file(subject, SETTINGS, Gate())
 
 

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.tokens import tokenize
+from canal.digests import json_digest
 from canal.errors import GateError
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from tests.make import make_adata, source_of, write_adata
@@ -43,14 +44,14 @@ def test_a_profile_survives_json(prepared):
 
 
 def test_no_cells_and_no_panel_have_a_profile(prepared):
-    assert profile_of(prepared, [], ["CD3D"]) == Profile(0, 0.0, ((0,) * 6,))
+    assert profile_of(prepared, [], ["CD3D"]) == Profile(json_digest(["CD3D"]), 0, 0.0, ((0,) * 6,))
     assert profile_of(prepared, list(prepared.obs.index), []).depth == 0
 
 
 @pytest.mark.parametrize("tokens", [None, [[1, 2]], [["many"] * 6]])
 def test_what_is_no_profile_is_refused(tokens):
     with pytest.raises(GateError, match="run the stage's gate again"):
-        Profile.from_json({"n_cells": 1, "median_genes": 2, "tokens": tokens})
+        Profile.from_json({"panel_digest": "", "n_cells": 1, "median_genes": 2, "tokens": tokens})
 
 
 def test_the_index_of_a_hand_computed_case():

@@ -19,10 +19,9 @@ def a_verdict(*rules):
         prepared_sha256=SHA,
         declaration_digest="2" * 64,
         split_sha256=None,
-        panel_digest="3" * 64,
         counts={"cells": 9, "types": {"B": 9}},
         rules=(RuleResult("has_cells", "error", True, "at least 1 cell", "9 cells"), *rules),
-        profile=Profile(9, 2.0, ((9, 0, 0, 0, 0, 0),)),
+        profile=Profile("3" * 64, 9, 2.0, ((9, 0, 0, 0, 0, 0),)),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -107,11 +106,14 @@ class LabelledCells:
             pick(self.sources),
         )
 
-    def where(self, **fields: Any) -> LabelledCells:
-        """Return the cells whose ``stage``, ``source`` or ``cell_type`` is the given one."""
-        columns = {"stage": self.stages, "source": self.sources, "cell_type": self.cell_types}
-        keep = [i for i in range(len(self)) if all(columns[k][i] == v for k, v in fields.items())]
-        return self.take(keep)
+    def of_stage(self, stage: str) -> LabelledCells:
+        """Return the cells that ``stage`` brought."""
+        return self.take([i for i, name in enumerate(self.stages) if name == stage])
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages that occur, in the order of their first cell."""
+        return tuple(dict.fromkeys(self.stages))
 
     @staticmethod
     def concatenate(parts: Sequence[LabelledCells]) -> LabelledCells:

@@ -44,7 +44,9 @@ class BackboneConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelError(f"backbone {field.name} must be a whole number above 0, found {value!r}")
         if self.depth < 2:
-            raise ModelError(f"backbone depth must be at least 2 (the last block but one is trained), found {self.depth}")
+            raise ModelError(
+                f"backbone depth must be at least 2 (the last block but one is trained), found {self.depth}"
+            )
 
     def to_json(self) -> dict[str, int]:
         """Return the fields as a JSON document."""

@@ -24,7 +24,7 @@ def orthogonal_projection(n_features: int, dim: int, generator: torch.Generator)
 
 
 def softmax_features(x: Tensor, projection: Tensor, per_position: bool) -> Tensor:
-    """Return non-negative features ``(cells, heads, positions, n_features)`` of queries or keys.
+    """Return positive features ``(cells, heads, n_features, positions)`` of queries or keys.
 
     The product of a query's and a key's features estimates exp(q . k / sqrt(dim)), up to factors that
     attention's normalisation removes (lemma 1 of the paper).
@@ -32,29 +32,27 @@ def softmax_features(x: Tensor, projection: Tensor, per_position: bool) -> Tenso
     Parameters
     ----------
     x
-        Queries or keys ``(cells, heads, positions, dim)``.
+        Queries or keys ``(cells, heads, dim, positions)``.
     projection
         ``(n_features, dim)``, from `orthogonal_projection`.
     per_position
-        Subtract each position's maximum before exp (queries), or one maximum of the cell and head (keys, whose
-        features have to stay comparable between positions). Never one over the whole batch, as the reference
-        does: a cell's answer would depend on its neighbours.
+        Subtract each position's maximum before exp (queries), or one maximum of the cell and head (keys,
+        whose features have to stay comparable between positions). Never one over the whole batch, as the
+        reference does: a cell's answer would depend on its neighbours.
     """
-    scale = x.shape[-1] ** -0.25
-    exponent = x @ (projection.T * scale)
-    largest = exponent.detach().amax(-1, keepdim=True)
-    if not per_position:
-        largest = largest.amax(-2, keepdim=True)
-    half_norm = x.square().sum(-1, keepdim=True) * (scale**2 / 2)
-    return (exponent - (half_norm + largest)).exp() + KERNEL_EPSILON
+    scale = x.shape[-2] ** -0.25
+    exponent = (projection * scale) @ x
+    largest = exponent.detach().amax(-2 if per_position else (-2, -1), keepdim=True)
+    half_norm = x.square().sum(-2, keepdim=True) * (scale**2 / 2)
+    return exponent.sub_(half_norm + largest).exp_() + KERNEL_EPSILON
 
 
 def linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return softmax attention by features, in time linear in positions (equation 4 of the paper).
 
-    ``queries`` and ``keys`` are features ``(cells, heads, positions, n_features)``, ``values`` and the result
-    ``(cells, heads, positions, dim)``.
+    ``queries`` and ``keys`` are features ``(cells, heads, n_features, positions)``, ``values`` and the result
+    ``(cells, heads, dim, positions)``.
     """
-    context = keys.transpose(-1, -2) @ values
-    weight = queries @ keys.sum(dim=-2).unsqueeze(-1)
-    return (queries @ context) / weight
+    context = values @ keys.transpose(-1, -2)
+    weight = keys.sum(dim=-1).unsqueeze(-2) @ queries
+    return (context @ queries) / weight

@@ -10,7 +10,6 @@ from canal.model.config import BackboneConfig
 from canal.model.features import linear_attention, orthogonal_projection, softmax_features
 
 _TOKEN_SPREAD = 1.0
-_WEIGHT_SPREAD = 0.02
 
 
 class Attention(nn.Module):
@@ -32,14 +31,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
         cells, positions, _ = x.shape
-        q, k, v = (
-            layer(x).view(cells, positions, self.heads, -1).transpose(1, 2).contiguous()
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
+        weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+        # Positions last: heads are then blocks of rows, and nothing has to be copied between layouts.
+        projected = torch.bmm(weights.expand(cells, -1, -1), x.transpose(1, 2))
+        q, k, v = projected.view(cells, 3, self.heads, -1, positions).unbind(1)
         queries = softmax_features(q, self.projection_matrix, per_position=True)
         keys = softmax_features(k, self.projection_matrix, per_position=False)
-        mixed = linear_attention(queries, keys, v).transpose(1, 2).reshape(cells, positions, -1)
-        attended: Tensor = self.to_out(mixed)
+        mixed = linear_attention(queries, keys, v).reshape(cells, -1, positions)
+        attended: Tensor = self.to_out(mixed.transpose(1, 2))
         return attended
 
 

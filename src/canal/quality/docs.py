@@ -40,7 +40,7 @@ def publishing(context: Any, docs: Path | None) -> Iterator[None]:
     with new_folder(docs) as folder:
         context.add_data_docs_site("docs", _site(folder))
         yield
-        context.build_data_docs()
+        context.build_data_docs(site_names=["docs"])
         _make_offline(folder)
 
 

@@ -179,7 +179,7 @@ def _panel_genes(
     known = set(prepared.genes)
     now, before = profile.counts, np.zeros_like(profile.counts)
     for earlier in subject.earlier.values():
-        before += earlier.verdict.profile.counts
+        before += earlier.profile.counts
     return pd.DataFrame(
         {
             "name": list(subject.panel),
@@ -196,7 +196,7 @@ def _file(subject: Subject, profile: Profile, units: str | None) -> pd.DataFrame
     import pandas as pd
 
     row = {"name": subject.source_name, "units": units, "depth": profile.depth}
-    before = [earlier.verdict.profile.depth for earlier in subject.earlier.values()]
+    before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()
     ratio, depth = min(ratios) if comparable else (np.nan, np.nan)

@@ -32,15 +32,15 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None) -> Verdict:
     DataError
         If a file cannot be read as declared.
     GateError
-        If the prepared folder was not made of this file with this declaration, or an earlier stage was judged
-        on another panel.
+        If the prepared folder was not made of this file with this declaration, or an earlier stage was
+        profiled on another panel.
     """
     prepared = _prepared_folder(subject)
     about = _checked_summary(subject, prepared)
     panel_digest = json_digest(list(subject.panel))
     for name, earlier in subject.earlier.items():
-        if earlier.verdict.panel_digest != panel_digest:
-            raise GateError(f"the verdict of stage {name} is about another panel: run its gate again")
+        if earlier.profile.panel_digest != panel_digest:
+            raise GateError(f"the profile of stage {name} is about another panel: run its gate again")
     evidence = gather(subject, prepared / CELLS, gate.max_drift)
     results = run_suite(rules_for(subject, evidence, gate), evidence.tables, subject.stage, docs)
     return Verdict(
@@ -50,7 +50,6 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None) -> Verdict:
         prepared_sha256=about["sha256"],
         declaration_digest=about["declaration_digest"],
         split_sha256=subject.split_sha256,
-        panel_digest=panel_digest,
         counts=evidence.counts(),
         rules=tuple(results),
         profile=evidence.profile,

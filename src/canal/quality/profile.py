@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.digests import json_digest
 from canal.errors import GateError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Profile:
 
     Attributes
     ----------
+    panel_digest
+        Digest of the list of panel genes.
     n_cells
         How many cells were counted.
     median_genes
@@ -35,6 +38,7 @@ class Profile:
         ``(n_panel_genes, 6)`` counts in panel order; a gene the data lacks has zeros only.
     """
 
+    panel_digest: str
     n_cells: int
     median_genes: float
     tokens: tuple[tuple[int, ...], ...]
@@ -53,7 +57,12 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document that `from_json` reads."""
         tokens = [list(row) for row in self.tokens]
-        return {"n_cells": self.n_cells, "median_genes": self.median_genes, "tokens": tokens}
+        return {
+            "panel_digest": self.panel_digest,
+            "n_cells": self.n_cells,
+            "median_genes": self.median_genes,
+            "tokens": tokens,
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Profile:
@@ -62,7 +71,8 @@ class Profile:
             tokens = tuple(tuple(int(count) for count in row) for row in document["tokens"])
             if any(len(row) != LEVELS for row in tokens):
                 raise ValueError(f"a gene must have {LEVELS} counts")
-            return cls(int(document["n_cells"]), float(document["median_genes"]), tokens)
+            digest = str(document["panel_digest"])
+            return cls(digest, int(document["n_cells"]), float(document["median_genes"]), tokens)
         except (KeyError, TypeError, ValueError) as error:
             raise GateError(
                 f"no profile of a stage's cells ({error!r}): run the stage's gate again"
@@ -87,7 +97,7 @@ def profile_of(prepared: PreparedCells, cell_ids: Sequence[str], panel: Sequence
     counts[[gene not in known for gene in panel]] = 0
     median = float(np.median(np.concatenate(expressed))) if any(map(len, expressed)) else 0.0
     n_cells = sum(len(part) for part in expressed)
-    return Profile(n_cells, median, tuple(tuple(row) for row in counts.tolist()))
+    return Profile(json_digest(list(panel)), n_cells, median, tuple(tuple(row) for row in counts.tolist()))
 
 
 def stability_index(before: np.ndarray, now: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canal.config import Source
-from canal.quality.verdict import Verdict
+from canal.quality.profile import Profile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,12 +22,12 @@ class EarlierStage:
     ----------
     split
         Its cells, columns ``set`` and ``cell_digest``.
-    verdict
-        What its gate said; holds the profile of its cells.
+    profile
+        Its cells in numbers: of its prepared cells, or kept in its verdict where those are gone.
     """
 
     split: pd.DataFrame
-    verdict: Verdict
+    profile: Profile
 
 
 @dataclass(frozen=True)

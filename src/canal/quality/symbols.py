@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 _ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{6,}(\.\d+)?")
 _MOUSE = re.compile(
-    r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|mt-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
+    r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|(mt|H2)-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
 )
 _HUMAN_MIXED = re.compile(r"C(\d+|X|Y)orf\d+|hsa-.*")
 

@@ -42,7 +42,6 @@ class Verdict:
     prepared_sha256: str
     declaration_digest: str
     split_sha256: str | None
-    panel_digest: str
     counts: Mapping[str, Any]
     rules: tuple[RuleResult, ...]
     profile: Profile
@@ -68,7 +67,7 @@ class Verdict:
             "prepared_sha256": self.prepared_sha256,
             "declaration_digest": self.declaration_digest,
             "split_sha256": self.split_sha256,
-            "panel_digest": self.panel_digest,
+            "panel_digest": self.profile.panel_digest,
             "counts": dict(self.counts),
             "rules": rules,
             "profile": self.profile.to_json(),

@@ -1,4 +1,4 @@
-"""One folder that holds all of a version: what the stage learned, what was measured, the pyfunc and the record."""
+"""One folder that holds all of a version: what was learned, what was measured, the pyfunc, the record."""
 
 import shutil
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def assemble(model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool
 
 
 def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``record.json``: digests of everything key.json does not cover, and how the version came to be."""
+    """Write ``record.json``: digests of what key.json does not cover, and how the version came to be."""
     covered = {*read_key(folder)["files"], KEY_FILE, RECORD_FILE}
     files = {path: digest for path, digest in tree_digests(folder).items() if path not in covered}
     record = {"format": RECORD_FORMAT, "key": key_digest(folder), **facts, "files": files}
@@ -52,7 +52,7 @@ def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
 def _save_pyfunc(model: Path, target: Path) -> None:
     """Write MLflow's files into ``target``, with ``model/`` where the rest of the version has it."""
     import mlflow.pyfunc
-    import yaml
+    from ruamel.yaml import YAML
 
     flavour = Path(__file__).with_name("flavour.py")
     code = target.with_name(f"{target.name}-code") / "canal"
@@ -64,17 +64,18 @@ def _save_pyfunc(model: Path, target: Path) -> None:
             artifacts={"model": str(model / "model")},
             code_paths=[str(code)],
             pip_requirements=_requirements(),
-            signature=_signature(read_json(model / "model" / "genes.json")["genes"]),
+            signature=_signature(read_json(model / "model" / "genes.json")),
         )
     finally:
         shutil.rmtree(code.parent)
     shutil.rmtree(target / "artifacts")
     manifest = target / "MLmodel"
-    document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    yaml = YAML()
+    document = yaml.load(manifest)
     python_function = document["flavors"]["python_function"]
     python_function["artifacts"]["model"] = {"path": "model", "uri": "model"}
     python_function["model_code_path"] = flavour.name  # MLflow notes an absolute path, but looks up the name
-    manifest.write_text(yaml.safe_dump(document, sort_keys=True), encoding="utf-8")
+    yaml.dump(document, manifest)
 
 
 def _ship(code: Path) -> None:

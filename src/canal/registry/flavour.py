@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class AnnotatorModel(PythonModel):  # type: ignore[misc]
+class AnnotatorModel(PythonModel):
     """Labels cells given as a table of expression values, one column a gene symbol of the panel.
 
     Values are log2(1 + counts per 10,000 of the whole transcriptome); a gene without a column counts as zero.

@@ -1,5 +1,6 @@
 """MLflow runs: one parent run a stage, and the steps of a stage as MLflow Project runs below it."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     parameters = {} if entry_point == "pretrain" else {"stage": stage}
     with mlflow.start_run(run_id=run_id):
         try:
-            mlflow.projects.run(
+            mlflow.projects.run(  # type: ignore[no-untyped-call]
                 uri=str(store.layout.root),
                 entry_point=entry_point,
                 parameters=parameters,
@@ -101,11 +102,11 @@ class StepRun:
     def dataset(self, name: str, path: Path, digest: str, context: str) -> None:
         """Log a data set as an input, under the digest (at most 36 characters) that DVC gives its file."""
         import mlflow
-        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource  # noqa: F401
+        from mlflow.data.dataset_source_registry import get_dataset_source_from_json
         from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.data.sources import LocalArtifactDatasetSource
 
-        data = MetaDataset(LocalArtifactDatasetSource(str(path)), name=name, digest=digest[:36])
+        source = get_dataset_source_from_json(json.dumps({"uri": str(path)}), source_type="local")
+        data = MetaDataset(source, name=name, digest=digest[:36])  # type: ignore[abstract]
         mlflow.log_input(data, context=context)
 
     def artifacts(self, folder: Path, place: str) -> None:

@@ -52,7 +52,7 @@ def matrix_table(evaluations: Sequence[Document]) -> "Table":
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> "Table":
     """Return the registered versions, the newest first."""
     table = _table("Registered versions")
-    table.add_column("version", justify="right", style="bold")
+    table.add_column("no.", justify="right", style="bold")
     table.add_column("stage", overflow="fold")
     table.add_column("aliases", overflow="fold", style="cyan")
     for name in ("new", "mean", "types", "parent"):
@@ -84,7 +84,7 @@ def next_commands(
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(style="bold", no_wrap=True, overflow="fold")
     grid.add_column(style="dim", overflow="fold")
     for command, purpose in _commands(version, tracking_uri, report):
         grid.add_row(_text(f"  {command}"), _text(purpose))
@@ -94,12 +94,12 @@ def next_commands(
 def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple[str, str]]:
     """Return each command with what it does."""
     commands = [
-        ("canal versions", "all versions and their aliases"),
-        (f"canal show {version}", "one version with its ancestry"),
-        ("canal annotate your.h5ad -o labelled.h5ad", "name the types of your cells"),
-        ("canal stage add NAME --file F ...", "teach it a data set"),
-        ("canal report", "figures and tables on one page"),
-        (f"mlflow ui --backend-store-uri {tracking_uri}", "runs and registry"),
+        ("canal versions", "every version and alias"),
+        (f"canal show {version}", "one version, its ancestry"),
+        ("canal annotate your.h5ad -o labelled.h5ad", "name your cells' types"),
+        ("canal stage add NAME --file F ...", "teach it another data set"),
+        ("canal report", "all of this on one page"),
+        (f"mlflow ui --backend-store-uri {tracking_uri}", "runs, curves, registry"),
     ]
     return [one for one in commands if report or one[0] != "canal report"]
 

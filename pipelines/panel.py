@@ -1,0 +1,28 @@
+"""Choose the genes of the lineage on the first stage's training cells: panel.json."""
+
+from canal.config import BACKBONE
+from canal.data.panel import choose_panel, write_panel
+from canal.digests import file_digest
+from canal.model.config import PRESETS
+from canal.project import Project
+from canal.registry.history import require_available, restore_file
+from canal.step import run, say
+
+
+def main() -> None:
+    """Choose the panel, or put back the one that the backbone was pretrained with."""
+    project = Project.open()
+    config, layout = project.config, project.layout
+    if version := project.learned(BACKBONE):
+        restore_file(project.store, version, "panel.json", layout.panel)
+        return
+    stage = config.panel.stage
+    require_available(config, stage)
+    size = config.panel.size or PRESETS[config.backbone.preset].panel
+    chosen = choose_panel(project.prepared(stage), project.split(stage), config.panel, size)
+    write_panel(layout.panel, chosen, config.panel, file_digest(layout.split(stage)))
+    say(f"panel: {len(chosen.genes)} genes by {config.panel.rule}, such as {', '.join(chosen.genes[:8])}")
+
+
+if __name__ == "__main__":
+    run(main)

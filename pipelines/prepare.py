@@ -1,0 +1,23 @@
+"""Make one source canonical: prepared/<source>/."""
+
+from canal.data.prepare import PrepareSettings, prepare, prepare_absent
+from canal.project import Project
+from canal.step import argument, run, say
+
+
+def main() -> None:
+    """Prepare the source named by --source; one that is not available leaves only its summary."""
+    name = argument("source")
+    project = Project.open()
+    source, into = project.config.sources[name], project.layout.prepared(name)
+    if not source.available:
+        prepare_absent(name, source, into)
+        say(f"{name}: not available; its stages only restore")
+        return
+    settings = PrepareSettings(project.config.min_genes(name), project.config.prepare.chunk_cells)
+    prepared = prepare(project.layout.source(name) / "cells.h5ad", name, source, settings, into)
+    say(f"{name}: {prepared.n_cells} cells x {prepared.n_genes} genes")
+
+
+if __name__ == "__main__":
+    run(main)

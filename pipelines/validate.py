@@ -1,0 +1,30 @@
+"""The gate of one stage: verdicts/<stage>/verdict.json; exit code 1 unless it passes."""
+
+from rich.console import Console
+
+from canal.errors import GateError
+from canal.project import Project
+from canal.quality.gate import judge
+from canal.quality.terminal import render, summary
+from canal.registry.history import require_available, restore_file
+from canal.step import argument, run
+
+
+def main() -> None:
+    """Judge the stage named by --stage against the panel and the stages before it."""
+    stage = argument("stage")
+    project = Project.open()
+    layout, target = project.layout, project.layout.verdict(stage)
+    if version := project.learned(stage):
+        restore_file(project.store, version, "validation/verdict.json", target)
+        return
+    require_available(project.config, stage)
+    verdict = judge(project.subject(stage), project.config.gate, layout.data_docs(stage))
+    verdict.write(target)
+    Console(stderr=True, width=None).print(render(verdict))
+    if not verdict.passed:
+        raise GateError(f"stage {stage!r} did not pass its gate: {summary(verdict)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,188 @@
+"""One function a command: open the project, call a room, return what it says. Nothing here prints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.errors import CanalError, GateError, RegistryError
+from canal.project import Project
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from canal.annotation.annotate import Options, Summary
+    from canal.model.annotator import Annotator
+    from canal.quality.verdict import Verdict
+    from canal.registry.store import Version
+    from canal.registry.sync import Synced
+
+CHAMPION = "champion"
+
+Notice = Callable[[str], None]
+
+
+def annotate(adata: "AnnData", model: str | None = None, root: Path | None = None) -> "pd.DataFrame":
+    """Return the labels of an AnnData's cells, one row a cell; the AnnData is not changed.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Cells with counts or log-normalised values in X.
+    model : str, optional
+        Number or alias of a version; by default the champion, else the newest ready version.
+    root : Path, optional
+        The project folder; by default the working directory.
+    """
+    from canal.annotation.annotate import annotate_adata
+
+    project = Project.open(root)
+    return annotate_adata(load_annotator(project, serving_version(project, model)), adata)
+
+
+def annotate_file(
+    source: Path, target: Path, options: "Options", model: str | None, notice: Notice, root: Path | None = None
+) -> "Summary":
+    """Label the cells of an h5ad file into a new one; see `canal.annotation.annotate`."""
+    from dataclasses import replace
+
+    from canal.annotation.annotate import annotate_h5ad
+
+    project = Project.open(root)
+    version = serving_version(project, model)
+    if model is None and CHAMPION not in version.aliases:
+        notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
+    provenance = {"model": version.model, "version": version.number, "key": version.key, "stage": version.stage}
+    return annotate_h5ad(
+        load_annotator(project, version), source, target, replace(options, model_name=provenance), notice
+    )
+
+
+def serving_version(project: Project, model: str | None) -> "Version":
+    """Return the version asked for; by default the champion, else the newest ready one.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, or none at all.
+    """
+    if model is not None:
+        return project.store.version(model)
+    ready = [version for version in project.store.versions() if version.ready]
+    if not ready:
+        raise RegistryError("no version is registered yet; run `make run` first")
+    champions = [version for version in ready if CHAMPION in version.aliases]
+    return (champions or ready)[-1]
+
+
+def load_annotator(project: Project, version: "Version") -> "Annotator":
+    """Return a version's annotator after its files are checked against its key."""
+    from canal.model.annotator import Annotator
+    from canal.registry.history import verified
+
+    folder, _ = verified(project.store, version)
+    return Annotator.load(folder / "model")
+
+
+def validate(file: Path, stage: str | None, root: Path | None = None) -> "Verdict":
+    """Judge any h5ad file as if it were a stage's source (default: the last stage's), as that is declared."""
+    from dataclasses import replace
+
+    from canal.data.prepare import PrepareSettings
+    from canal.errors import ConfigError
+    from canal.quality.gate import judge_file
+    from canal.stages import last_stage
+
+    project = Project.open(root)
+    config = project.config
+    stage = stage or last_stage(config)
+    if stage not in config.stages:
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+    source = config.stages[stage].source
+    settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
+    return judge_file(replace(project.candidate(stage), raw=file), settings, config.gate)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A stage that may be added: the new params.yaml, and what the gate said."""
+
+    name: str
+    text: str
+    verdict: "Verdict"
+
+
+def propose_stage(name: str, source: dict[str, Any], parent: str | None, root: Path | None = None) -> Addition:
+    """Declare a new stage and judge its file; nothing is written.
+
+    Raises
+    ------
+    CanalError
+        If the declaration breaks a rule or the file cannot be read as declared.
+    """
+    from canal.data.prepare import PrepareSettings
+    from canal.quality.gate import judge_file
+    from canal.stages import last_stage, parse, with_stage
+
+    project = Project.open(root)
+    text = project.layout.params.read_text(encoding="utf-8")
+    text = with_stage(text, name, source, parent or last_stage(project.config))
+    wished = Project(project.layout, parse(text))
+    settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
+    subject = wished.candidate(name)
+    return Addition(name, text, judge_file(subject, settings, wished.config.gate))
+
+
+def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
+    """Write the new params.yaml, and commit it where asked.
+
+    Raises
+    ------
+    GateError
+        If the gate did not pass; params.yaml stays as it was.
+    """
+    from canal.stages import save
+
+    if not addition.verdict.passed:
+        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
+    project = Project.open(root)
+    save(project.layout.params, addition.text)
+    if commit:
+        _commit(project, f"Add stage {addition.name}")
+
+
+def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
+    """Start a new branch of the lineage from stage ``name`` on; return the stages it touches."""
+    from canal.stages import save, with_branch
+
+    project = Project.open(root)
+    text, touched = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
+    save(project.layout.params, text)
+    if commit:
+        _commit(project, f"Relearn {', '.join(touched)}")
+    return touched
+
+
+def registry_sync(root: Path | None = None) -> "Synced":
+    """Register every finished stage that the registry does not know."""
+    from canal.registry.sync import sync
+    from canal.report.collect import draw_figures
+
+    project = Project.open(root)
+    return sync(project.store, project.layout, project.config, lambda stage, into: draw_figures(project, stage, into))
+
+
+def _commit(project: Project, message: str) -> None:
+    import subprocess
+
+    done = subprocess.run(
+        ["git", "commit", "--quiet", "-m", message, "--", project.layout.params.name],
+        cwd=project.layout.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        found = (done.stderr or done.stdout).strip().splitlines()
+        raise CanalError(f"params.yaml is written, but git would not commit it: {found[-1] if found else '?'}")

@@ -1,0 +1,203 @@
+"""The command line: read arguments, call one function of the API, print what it says."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from canal.errors import CanalError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="canal",
+    help="An annotator of single-cell RNA-seq data that keeps learning, with every label provable.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+stage_app = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
+registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
+app.add_typer(stage_app, name="stage")
+app.add_typer(registry_app, name="registry")
+
+Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
+
+
+def main() -> None:
+    """Run the command line; an error made for people is one message and exit code 1."""
+    try:
+        app()
+    except CanalError as error:
+        sys.stderr.write(f"canal: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("canal: interrupted\n")
+        raise SystemExit(130) from None
+
+
+@app.command(epilog="Example: canal versions --json | jq '.[].stage'")
+def versions(root: Root = None, as_json: AsJson = False) -> None:
+    """List the registered versions with their aliases and figures."""
+    from canal.report.terminal import versions_table
+    from canal.views import version_rows
+
+    rows = version_rows(root)
+    _print(rows if as_json else versions_table(rows), as_json)
+
+
+@app.command(epilog="Example: canal show 3    canal show candidate --json")
+def show(
+    version: Annotated[str, typer.Argument(help="Number or alias.")], root: Root = None, as_json: AsJson = False
+) -> None:
+    """Show one version: where it comes from, what it learned, how it does."""
+    from canal.report.terminal import version_panel
+    from canal.views import version_view
+
+    view = version_view(version, root)
+    _print(view if as_json else version_panel(view), as_json)
+
+
+@app.command(epilog="Example: canal annotate new.h5ad -o labelled.h5ad    canal annotate new.h5ad -o out.h5ad --layer counts")
+def annotate(
+    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to label; never changed.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The labelled copy.")],
+    model: Annotated[str | None, typer.Option(help="Number or alias; by default the champion.")] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label the cells of an h5ad file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
+    from canal.annotation.annotate import Options
+    from canal.api import annotate_file
+    from canal.views import summary_view
+
+    options = Options(
+        layer=layer, values=values, gene_column=gene_column, chunk_cells=chunk_cells, overwrite=overwrite
+    )
+    summary = annotate_file(source, output, options, model, _note, root)
+    if as_json:
+        _print(summary_view(summary), as_json)
+    else:
+        from canal.report.terminal import annotation_table
+
+        _print(annotation_table(summary_view(summary)), as_json=False)
+
+
+@app.command(epilog="Example: canal validate new.h5ad --stage tumour-myeloid")
+def validate(
+    file: Annotated[Path, typer.Argument(help="An h5ad file.")],
+    stage: Annotated[str | None, typer.Option(help="Whose declaration to read it with; by default the last.")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the gate on any h5ad file; exit code 1 unless it passes."""
+    from canal.api import validate as judge
+    from canal.quality.terminal import render
+
+    verdict = judge(file, stage, root)
+    _print(verdict.document() if as_json else render(verdict), as_json)
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+@stage_app.command(
+    "add",
+    epilog="Example: canal stage add lung --file lung.h5ad --label cell_type --values counts --batch donor --commit",
+)
+def stage_add(
+    name: Annotated[str, typer.Argument(help="Name of the stage and of its source.")],
+    file: Annotated[Path, typer.Option(help="The labelled h5ad file.")],
+    values: Annotated[str, typer.Option(help="counts, log1p_10k or log2p_10k.")],
+    label: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
+    label_map: Annotated[
+        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
+    commit: Commit = False,
+    root: Root = None,
+) -> None:
+    """Declare a new stage in params.yaml if its file passes the gate; `make run` then learns just that stage."""
+    from canal.api import add_stage, propose_stage
+    from canal.declare import declare
+    from canal.quality.terminal import render
+
+    wishes = {"label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column}
+    source = declare(file, {**wishes, "min_genes": min_genes}, label_map, root)
+    addition = propose_stage(name, source, parent, root)
+    _print(render(addition.verdict), as_json=False)
+    add_stage(addition, commit, root)
+    _note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
+
+
+@stage_app.command("relearn", epilog="Example: canal stage relearn tumour-myeloid --commit")
+def stage_relearn(
+    name: Annotated[str, typer.Argument(help="Stage to learn again, or backbone.")],
+    commit: Commit = False,
+    root: Root = None,
+) -> None:
+    """Start a new branch of the lineage from this stage on; old versions stay as they are."""
+    from canal.api import relearn
+
+    touched = relearn(name, commit, root)
+    _note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+
+
+@registry_app.command("sync", epilog="Example: canal registry sync")
+def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
+    """Register every finished stage that the registry does not know, and show where the lineage stands."""
+    from canal.api import registry_sync as sync
+    from canal.report.terminal import lineage_summary
+    from canal.views import lineage_view
+
+    synced = sync(root)
+    view = lineage_view(root)
+    if as_json:
+        _print(view, as_json)
+        return
+    made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
+    _note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
+    _print(lineage_summary(view), as_json=False)
+
+
+@app.command(epilog="Example: canal report -o report")
+def report(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
+    root: Root = None,
+) -> None:
+    """Write one offline HTML page of the run with its figures."""
+    from canal.views import write_page
+
+    _note(f"wrote {write_page(output, root)}")
+
+
+def _print(what: "RenderableType | Any", as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 110).print(what)
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Parameters being fitted: optimiser, best values so far, patience and checkpoints, resumed to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from canal.continual.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    with_prefix,
+    without_prefix,
+    write_checkpoint,
+)
+from canal.errors import TrainingError
+
+Epoch = dict[str, Any]
+"""Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
+
+Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
+"""How good an epoch was: tuples compare, the larger the better. Patience looks at the first entry alone."""
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def _silent(epoch: Epoch) -> None:
+    """Take no notice of an epoch."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a training is watched, and where it keeps what it may lose.
+
+    Attributes
+    ----------
+    on_epoch : callable
+        Called with each epoch's record once its checkpoint is written; a resumed training calls it for the
+        restored epochs first. What it raises ends the training, which can be resumed.
+    checkpoint_dir : Path or None
+        Folder of ``checkpoint.safetensors``; None: no checkpoints.
+    cache_dir : Path or None
+        Folder for frozen features, which other trainings may share; None: compute them when needed.
+    device : str
+        A torch device. Weights repeat to the bit on "cpu", with one number of threads
+        (``torch.set_num_threads``, which is the caller's to set).
+    """
+
+    on_epoch: Callable[[Epoch], None] = _silent
+    checkpoint_dir: Path | None = None
+    cache_dir: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass
+class Fit:
+    """Named parameters under Adam (amsgrad), with the best values so far.
+
+    Attributes
+    ----------
+    parameters : dict
+        What is fitted, in place.
+    merit : callable
+        Judges an epoch's record.
+    hooks : Hooks
+    fingerprint : str
+        Names this training; a checkpoint with another name is not resumed.
+    epochs : list
+        Records of all epochs so far.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    merit: Merit
+    hooks: Hooks
+    fingerprint: str
+    epochs: list[Epoch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._optimizer = torch.optim.Adam(list(self.parameters.values()), amsgrad=True, fused=True)
+        self._best = self._values()
+        if self._path is not None and (found := read_checkpoint(self._path, self.fingerprint)):
+            self._restore(found)
+        for record in self.epochs:
+            self.hooks.on_epoch(record)
+
+    def step(self, loss: Tensor, learning_rate: float) -> None:
+        """Move all parameters against the gradient of ``loss``.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        """
+        if not math.isfinite(value := loss.item()):
+            raise TrainingError(
+                f"the loss became {value} in epoch {len(self.epochs) + 1}: lower the learning rate "
+                f"(now {learning_rate:g}) or check the cells for extreme values"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def end_epoch(self, record: Epoch) -> None:
+        """Add an epoch's record, keep its values if they are the best, write the checkpoint, tell the hook."""
+        self.epochs.append(record)
+        if self.best_epoch == record["epoch"]:
+            self._best = self._values()
+        if self._path is not None:
+            write_checkpoint(self._path, self.fingerprint, Checkpoint(self._tensors(), self.epochs))
+        self.hooks.on_epoch(record)
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the first epoch of highest merit; 0 before the first."""
+        return max(self.epochs, key=self.merit)["epoch"] if self.epochs else 0
+
+    @property
+    def epochs_without_better(self) -> int:
+        """How many epochs have passed since the first entry of the merit last rose."""
+        firsts = [self.merit(record)[0] for record in self.epochs]
+        return len(firsts) - 1 - firsts.index(max(firsts)) if firsts else 0
+
+    def stopped(self, patience: int, max_epochs: int) -> str:
+        """Return why no further epoch is due: "patience", "max_epochs", or "" if one is."""
+        if self.epochs and self.epochs_without_better >= patience:
+            return "patience"
+        return "max_epochs" if len(self.epochs) >= max_epochs else ""
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Give the parameters the values of the best epoch."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self._best[name])
+
+    @property
+    def _path(self) -> Path | None:
+        folder = self.hooks.checkpoint_dir
+        return None if folder is None else folder / CHECKPOINT
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
+        for name, parameter in self.parameters.items():
+            tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
+        return tensors
+
+    @torch.no_grad()
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        now = without_prefix("now", checkpoint.tensors)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(now[name])
+            state = without_prefix(f"adam/{name}", checkpoint.tensors)
+            self._optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+        best = without_prefix("best", checkpoint.tensors)
+        self._best = {name: best[name].to(value.device) for name, value in self.parameters.items()}
+        self.epochs = list(checkpoint.epochs)

@@ -1,0 +1,100 @@
+"""Fixed gene embeddings: from co-expression in the first stage's training cells, or from a file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from canal.errors import DataError
+
+_SMALLEST = 1e-6
+
+
+def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """Return gene embeddings by truncated SVD, float32 ``(n_genes, dim)``: genes of like course lie together.
+
+    Parameters
+    ----------
+    expression
+        Training cells of the first stage, ``(n_cells, n_genes)``, standardised here gene by gene; a constant
+        gene gets zeros.
+    dim
+        Width of the backbone. Where the matrix has fewer directions, the last columns are zeros.
+    seed
+        Of the randomised SVD; signs are fixed by scikit-learn, so the result repeats.
+
+    Returns
+    -------
+    numpy.ndarray
+        Right singular vectors times singular values, with mean square 1 over all values.
+    """
+    from sklearn.decomposition import TruncatedSVD
+
+    values = expression.astype(np.float32)
+    values -= values.mean(axis=0)
+    spread = values.std(axis=0)
+    values /= np.where(spread > _SMALLEST, spread, np.inf).astype(np.float32)
+    width = min(dim, *values.shape)
+    model = TruncatedSVD(width, algorithm="randomized", n_iter=7, random_state=seed).fit(values)
+    embedding = np.zeros((values.shape[1], dim), dtype=np.float64)
+    embedding[:, :width] = (model.components_ * model.singular_values_[:, None]).T
+    size = math.sqrt(float(np.mean(embedding**2)))
+    return (embedding / max(size, _SMALLEST)).astype(np.float32)
+
+
+def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, int]:
+    """Return embeddings ``(len(genes), dim)`` float32 from a file, and how many genes it lacks.
+
+    Parameters
+    ----------
+    path
+        .csv (commas) or .tsv (tabs): a symbol and ``dim`` numbers a line; a first line of names is passed over.
+    genes
+        The vocabulary. A gene that the file lacks gets zeros.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or of another kind, a line is not a symbol and ``dim`` finite numbers, or a symbol
+        occurs twice, or no gene of the vocabulary is found.
+    """
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
+    if delimiter is None or not path.is_file():
+        raise DataError(f"{path}: expected an existing .csv or .tsv file of gene embeddings")
+    wanted = {gene: i for i, gene in enumerate(genes)}
+    values = np.zeros((len(genes), dim), dtype=np.float32)
+    seen: set[str] = set()
+    with path.open(encoding="utf-8", newline="") as stream:
+        for number, symbol, row in _rows(path, csv.reader(stream, delimiter=delimiter), dim):
+            if symbol in seen:
+                raise DataError(f"{path}, line {number}: {symbol} occurs twice")
+            seen.add(symbol)
+            if symbol in wanted:
+                values[wanted[symbol]] = row
+    missing = len(wanted.keys() - seen)
+    if missing == len(genes):
+        raise DataError(f"{path}: none of its {len(seen)} genes is among the {len(genes)} of the vocabulary")
+    return values, missing
+
+
+def _rows(path: Path, lines: Iterable[list[str]], dim: int) -> Iterable[tuple[int, str, list[float]]]:
+    """Yield line number, symbol and numbers, leaving out a first line of names and empty lines."""
+    for number, cells in enumerate(lines, start=1):
+        if not cells:
+            continue
+        try:
+            row = [float(cell) for cell in cells[1:]]
+        except ValueError as error:
+            if number == 1:
+                continue
+            raise DataError(f"{path}, line {number}: {error}") from error
+        if len(row) != dim or not all(math.isfinite(value) for value in row):
+            raise DataError(
+                f"{path}, line {number}: expected a symbol and {dim} finite numbers (the backbone's dim), "
+                f"found {len(row)} numbers"
+            )
+        yield number, cells[0], row

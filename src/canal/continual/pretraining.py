@@ -1,0 +1,196 @@
+"""Pre-training the backbone by masked expression (scBERT, Yang et al. 2022): what was this gene's level?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from canal.config import Backbone as BackboneSettings
+from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.seeds import generator
+from canal.data.tokens import MASK_TOKEN, tokenize
+from canal.digests import json_digest
+from canal.errors import TrainingError
+from canal.model.backbone import Backbone
+from canal.model.config import BackboneConfig
+from canal.model.performer import Performer, new_performer
+from canal.model.storage import weights_digest
+
+HISTORY_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What a backbone is pretrained on; labels are not looked at.
+
+    Attributes
+    ----------
+    panel : tuple of str
+        Genes that training sees; all are in ``vocabulary``.
+    train, held_out : numpy.ndarray
+        Expression ``(n_cells, len(panel))``; the masked loss of the held-out cells ends the training.
+    vocabulary : tuple of str
+        Genes the backbone has embeddings of.
+    gene_embedding : numpy.ndarray
+        float32 ``(len(vocabulary), dim)``.
+
+    Raises
+    ------
+    TrainingError
+        If shapes do not fit, a set is empty, or a panel gene is not in the vocabulary.
+    """
+
+    panel: tuple[str, ...]
+    train: np.ndarray
+    held_out: np.ndarray
+    vocabulary: tuple[str, ...]
+    gene_embedding: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, matrix in (("train", self.train), ("held_out", self.held_out)):
+            if matrix.ndim != 2 or not len(matrix) or matrix.shape[1] != len(self.panel):
+                raise TrainingError(
+                    f"pre-training needs {name} cells with {len(self.panel)} panel genes, found {matrix.shape}"
+                )
+        if self.gene_embedding.ndim != 2 or len(self.gene_embedding) != len(self.vocabulary):
+            raise TrainingError(
+                f"the gene embedding needs a row for each of the {len(self.vocabulary)} vocabulary genes, "
+                f"found shape {self.gene_embedding.shape}"
+            )
+        if missing := sorted(set(self.panel) - set(self.vocabulary)):
+            raise TrainingError(
+                f"{len(missing)} panel genes are not in the vocabulary, such as {missing[:5]}"
+            )
+
+
+def pretrain(
+    corpus: Corpus, config: BackboneConfig, settings: BackboneSettings, seed: int, hooks: Hooks | None = None
+) -> tuple[Backbone, dict[str, Any]]:
+    """Return a backbone that predicts masked expression, and the history of its training.
+
+    A share ``settings.mask_share`` of each cell's *expressed* genes is masked, anew in every epoch: zeros, two
+    thirds of the panel and more, would teach little. The loss is the cross-entropy of the masked tokens. The
+    held-out cells are masked once. Training keeps the epoch of lowest held-out loss and ends after
+    ``settings.patience`` epochs without a lower one: a few hundred cells over-fit soon.
+
+    Raises
+    ------
+    TrainingError
+        If the loss stops being finite, or the embedding's width is not the network's.
+    """
+    hooks = hooks or Hooks()
+    if corpus.gene_embedding.shape[1] != config.dim:
+        raise TrainingError(
+            f"the gene embedding has {corpus.gene_embedding.shape[1]} columns, the backbone's dim is {config.dim}"
+        )
+    random = generator(seed, "backbone")
+    embedding = torch.from_numpy(corpus.gene_embedding.astype(np.float32))
+    backbone = Backbone(new_performer(config, embedding, random), corpus.vocabulary)
+    task = _MaskedTask(backbone.for_panel(corpus.panel), random).to(hooks.device)
+    trained = {name: value for name, value in task.named_parameters() if "pos_emb" not in name}
+    for value in trained.values():
+        value.requires_grad_(True)
+    fit = Fit(trained, _merit, hooks, _fingerprint(corpus, settings, seed, task))
+    _train(task, corpus, settings, seed, fit)
+    fit.take_best()
+    history = {
+        "format": HISTORY_FORMAT,
+        "epochs": fit.epochs,
+        "best_epoch": fit.best_epoch,
+        "stopped": fit.stopped(settings.patience, settings.max_epochs),
+        "n_train": len(corpus.train),
+        "n_held_out": len(corpus.held_out),
+    }
+    return _with_vocabulary(task.performer.to("cpu"), backbone), history
+
+
+def mask_expressed(tokens: Tensor, share: float, random: torch.Generator) -> Tensor:
+    """Return which tokens ``(cells, genes)`` to mask: each expressed one with probability ``share``."""
+    drawn = torch.rand(tokens.shape, generator=random) < share
+    return drawn & (tokens > 0)
+
+
+class _MaskedTask(nn.Module):
+    """The backbone with logits over tokens, which only pre-training needs."""
+
+    def __init__(self, performer: Performer, random: torch.Generator) -> None:
+        super().__init__()
+        self.performer = performer
+        dim, n_tokens = performer.config.dim, performer.config.n_tokens
+        self.to_out = nn.utils.skip_init(nn.Linear, dim, n_tokens)
+        with torch.no_grad():
+            self.to_out.weight.normal_(0.0, dim**-0.5, generator=random)
+            self.to_out.bias.zero_()
+
+    def forward(self, tokens: Tensor, masked: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the masked tokens; there must be some."""
+        hidden = self.performer(tokens.masked_fill(masked, MASK_TOKEN))
+        logits = self.to_out(hidden[:, :-1][masked])
+        return functional.cross_entropy(logits, tokens[masked].long())
+
+
+def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: int, fit: Fit) -> None:
+    """Run epochs until ``fit`` has had enough."""
+    train, held_out = torch.from_numpy(tokenize(corpus.train)), torch.from_numpy(tokenize(corpus.held_out))
+    held_out_mask = mask_expressed(held_out, settings.mask_share, generator(seed, "held-out mask"))
+    while not fit.stopped(settings.patience, settings.max_epochs):
+        number = len(fit.epochs) + 1
+        random = generator(seed, "pretraining", number)
+        masked = mask_expressed(train, settings.mask_share, random)
+        order = torch.randperm(len(train), generator=random)
+        loss, weight = 0.0, 0
+        for rows in order.split(settings.batch_size):
+            if n := int(masked[rows].sum()):
+                batch = task(train[rows].to(fit.hooks.device), masked[rows].to(fit.hooks.device))
+                fit.step(batch, settings.learning_rate)
+                loss, weight = loss + n * batch.item(), weight + n
+        record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
+        fit.end_epoch(record | {"held_out_loss": _masked_loss(task, held_out, held_out_mask, settings, fit)})
+
+
+@torch.no_grad()
+def _masked_loss(
+    task: _MaskedTask, tokens: Tensor, masked: Tensor, settings: BackboneSettings, fit: Fit
+) -> float:
+    """Return the mean cross-entropy over all masked tokens."""
+    total, device = 0.0, fit.hooks.device
+    for start in range(0, len(tokens), settings.batch_size):
+        rows = slice(start, start + settings.batch_size)
+        if n := int(masked[rows].sum()):
+            total += n * float(task(tokens[rows].to(device), masked[rows].to(device)))
+    return total / max(int(masked.sum()), 1)
+
+
+def _with_vocabulary(performer: Performer, backbone: Backbone) -> Backbone:
+    """Return ``backbone`` with the weights of ``performer``, which reads the panel only."""
+    values = performer.state_dict()
+    values["pos_emb.weight"] = backbone.network.pos_emb.weight.detach()
+    backbone.network.load_state_dict(values)
+    backbone.network.eval().requires_grad_(False)
+    return backbone
+
+
+def _fingerprint(corpus: Corpus, settings: BackboneSettings, seed: int, task: _MaskedTask) -> str:
+    tokens = {
+        "train": torch.from_numpy(tokenize(corpus.train)),
+        "held_out": torch.from_numpy(tokenize(corpus.held_out)),
+    }
+    return json_digest(
+        {
+            "start": weights_digest(task.state_dict()),
+            "tokens": weights_digest(tokens),
+            "settings": settings.model_dump(mode="json"),
+            "seed": seed,
+            "torch": f"{torch.__version__} {torch.get_num_threads()}",
+        }
+    )
+
+
+def _merit(record: Mapping[str, Any]) -> tuple[float, ...]:
+    return (-record["held_out_loss"],)

@@ -1,0 +1,220 @@
+"""The annotator: network, labels and genes in one, which turns expression into cell types."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from canal.data.tokens import tokenize
+from canal.errors import ModelError
+from canal.files import new_folder, write_json
+from canal.model.backbone import Backbone
+from canal.model.config import BackboneConfig
+from canal.model.head import Answer, Head, empty_head, grow, new_head
+from canal.model.novelty import NoveltyRule
+from canal.model.performer import Performer, empty_performer
+from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights
+
+LABELS = "labels.json"
+GENES = "genes.json"
+BATCH = 64
+_FIRST_CELLS = 256
+_CACHE_BYTES = 4 << 20
+
+
+class AnnotatorNetwork(nn.Module):
+    """Backbone and head."""
+
+    def __init__(self, backbone: Performer, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, tokens: Tensor) -> Answer:
+        """Return the answer for tokens ``(cells, n_genes)``."""
+        return self.finish(self.backbone.encode_prefix(tokens))
+
+    def finish(self, prefix: Tensor) -> Answer:
+        """Return the answer for the outputs of ``backbone.encode_prefix``."""
+        answer: Answer = self.head(self.backbone.encode_rest(prefix))
+        return answer
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that a stage trains, by name: all others never change."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def freeze_backbone(self) -> None:
+        """Leave the head, the last block but one and the final LayerNorm trainable, and nothing else."""
+        self.backbone.freeze()
+        self.head.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an annotator says of cells, one row a cell.
+
+    ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
+    that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
+    threshold; ``probabilities`` and ``logits`` are ``(n_cells, n_types)``, types in the order of the labels.
+    """
+
+    labels: list[str]
+    confidence: np.ndarray
+    novelty: np.ndarray
+    is_novel: np.ndarray
+    probabilities: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Annotator:
+    """A network with the labels and genes it was learned with.
+
+    Attributes
+    ----------
+    network : AnnotatorNetwork
+    labels : tuple of str
+        Cell types in the order of the logits; later stages append, never reorder.
+    genes : tuple of str
+        The panel, in the order of the columns of ``expression``.
+    novelty : NoveltyRule or None
+        Without one, no cell is novel.
+    """
+
+    network: AnnotatorNetwork
+    labels: tuple[str, ...]
+    genes: tuple[str, ...]
+    novelty: NoveltyRule | None = None
+
+    @classmethod
+    def start(
+        cls,
+        backbone: Backbone,
+        genes: Sequence[str],
+        labels: Sequence[str],
+        expression: np.ndarray,
+        generator: torch.Generator,
+    ) -> Annotator:
+        """Return an untrained annotator, its head scaled to ``expression`` ``(n_cells, n_genes)``.
+
+        The cells are the first stage's training cells; all random values come from ``generator``.
+        """
+        performer = backbone.for_panel(genes)
+        _check_names(labels, "labels")
+        rows = _spread(len(expression), _FIRST_CELLS)
+        with torch.no_grad():
+            tokens = torch.from_numpy(tokenize(expression[rows]))
+            hidden = torch.cat([performer(part) for part in tokens.split(cells_at_a_time(performer))])
+        network = AnnotatorNetwork(performer, new_head(hidden, len(labels), generator))
+        network.freeze_backbone()
+        return cls(network, tuple(labels), tuple(genes))
+
+    def grown(self, labels: Sequence[str], generator: torch.Generator) -> Annotator:
+        """Return a copy with ``labels`` appended and without a novelty rule; old values are the same bits."""
+        _check_names((*self.labels, *labels), "labels")
+        head = grow(self.network.head, len(labels), generator)
+        network = AnnotatorNetwork(copy.deepcopy(self.network.backbone), head)
+        network.freeze_backbone()
+        return Annotator(network, (*self.labels, *labels), self.genes)
+
+    def with_novelty(self, rule: NoveltyRule) -> Annotator:
+        """Return this annotator with another novelty rule; the network is shared."""
+        return replace(self, novelty=rule)
+
+    def answers(self, expression: np.ndarray, batch_size: int = BATCH) -> Answer:
+        """Return manifold, representation and logits, as CPU tensors, for expression ``(n_cells, n_genes)``.
+
+        Cells go through the network at most ``batch_size`` at a time, fewer where that is faster. A cell's
+        answer does not depend on the cells beside it, but for the last bits of fp32.
+
+        Raises
+        ------
+        ModelError
+            If the number of columns is not the number of genes.
+        """
+        if expression.ndim != 2 or expression.shape[1] != len(self.genes):
+            raise ModelError(
+                f"expression must have one column for each of the {len(self.genes)} panel genes, "
+                f"found shape {expression.shape}"
+            )
+        size = max(1, min(batch_size, cells_at_a_time(self.network.backbone)))
+        starts = range(0, max(len(expression), 1), size)
+        parts = [self._answer(expression[start : start + size]) for start in starts]
+        return Answer(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def represent(self, expression: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
+        """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
+        result: np.ndarray = self.answers(expression, batch_size).representation.numpy()
+        return result
+
+    def predict(self, expression: np.ndarray, batch_size: int = BATCH) -> Prediction:
+        """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
+        return self.predict_logits(self.answers(expression, batch_size).logits.numpy())
+
+    def predict_logits(self, logits: np.ndarray) -> Prediction:
+        """Return the prediction that follows from logits ``(n_cells, n_types)``."""
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        best = probabilities.argmax(axis=1)
+        none = np.zeros(len(logits))
+        score = none if self.novelty is None else self.novelty.score(logits)
+        novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
+        confidence = probabilities[np.arange(len(best)), best]
+        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+
+    def prototypes(self) -> np.ndarray:
+        """Return the prototype of each label, float32 ``(n_types, 64)``."""
+        result: np.ndarray = self.network.head.prototypes.weight.detach().cpu().numpy().copy()
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration, labels and genes to ``folder``, whole or not at all."""
+        rule = None if self.novelty is None else self.novelty.to_json()
+        config = {"format": FORMAT, "backbone": self.network.backbone.config.to_json(), "novelty": rule}
+        with new_folder(folder) as temporary:
+            write_weights(self.network, temporary)
+            write_json(temporary / CONFIG, config)
+            write_json(temporary / LABELS, list(self.labels))
+            write_json(temporary / GENES, list(self.genes))
+
+    @classmethod
+    def load(cls, folder: Path) -> Annotator:
+        """Read what `save` wrote; raises `ModelError` if anything is missing, damaged or does not fit."""
+        document = read_config(folder)
+        config = BackboneConfig.from_json(document.get("backbone"))
+        rule = document.get("novelty")
+        labels, genes = read_names(folder, LABELS), read_names(folder, GENES)
+        head = empty_head(config.dim, len(genes) + 1, len(labels))
+        network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
+        read_weights(network, folder)
+        network.eval().freeze_backbone()
+        return cls(network, labels, genes, None if rule is None else NoveltyRule.from_json(rule))
+
+    @torch.inference_mode()
+    def _answer(self, expression: np.ndarray) -> Answer:
+        device = self.network.head.filter.weight.device
+        answer = self.network(torch.from_numpy(tokenize(expression)).to(device))
+        return Answer(*(part.cpu() for part in answer))
+
+
+def cells_at_a_time(performer: Performer) -> int:
+    """Return how many cells go through ``performer`` at a time: as many as stay in a processor's cache."""
+    config = performer.config
+    per_cell = 4 * (performer.n_genes + 1) * config.heads * config.n_features
+    return max(1, min(BATCH, _CACHE_BYTES // per_cell))
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    if not names or len(set(names)) < len(names):
+        raise ModelError(f"{what} must be unique and at least one, found {list(names)[:20]}")
+
+
+def _spread(n: int, wanted: int) -> np.ndarray:
+    """Return at most ``wanted`` positions, evenly spread over ``n``."""
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))

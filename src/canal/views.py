@@ -1,0 +1,75 @@
+"""What the command line shows of versions and of the lineage, as plain documents."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.errors import RegistryError
+from canal.files import read_json
+from canal.project import Project
+from canal.registry.key import read_key
+
+if TYPE_CHECKING:
+    from canal.registry.store import Version
+
+Document = dict[str, Any]
+
+
+def version_rows(project: Project) -> list[Document]:
+    """Return one row a ready version, oldest first: number, stage, aliases, figures, parent, key."""
+    return [_row(project, version) for version in project.store.versions() if version.ready]
+
+
+def version_view(project: Project, wanted: str) -> Document:
+    """Return everything that is known of one version.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such ready version.
+    """
+    version = project.store.version(wanted)
+    folder = project.store.artifacts(version)
+    key, record = read_key(folder), read_json(folder / "record.json")
+    return {
+        **_row(project, version),
+        "model": version.model,
+        "created": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
+        "branch": version.branch,
+        "labels": read_json(folder / "model" / "labels.json"),
+        "parent_key": key["parent"],
+        "key": version.key,
+        "record": version.record,
+        "data": key["data"],
+        "request": key["request"],
+        "git_commit": record["git_commit"],
+        "dirty": record["dirty"],
+        "run": record["run"],
+        "evaluation": read_json(folder / "metrics" / "evaluation.json"),
+        "artifacts": str(folder),
+    }
+
+
+def evaluations(project: Project) -> list[Document]:
+    """Return evaluation.json of every stage in params.yaml that was measured, oldest first."""
+    paths = [project.layout.metrics(stage) / "evaluation.json" for stage in project.config.stages]
+    return [read_json(path) for path in paths if path.is_file()]
+
+
+def _row(project: Project, version: "Version") -> Document:
+    folder = project.store.artifacts(version)
+    path = folder / "metrics" / "evaluation.json"
+    if not path.is_file():
+        raise RegistryError(f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged")
+    evaluation = read_json(path)
+    parent = version.parent if read_key(folder)["request"]["parent"]["stage"] != "backbone" else ""
+    return {
+        "version": version.number,
+        "stage": version.stage,
+        "aliases": list(version.aliases),
+        "accuracy": evaluation["row"][version.stage],
+        "average_accuracy": evaluation["average_accuracy"],
+        "types": len(evaluation["labels"]),
+        "parent": int(parent) if parent else None,
+        "key": version.key,
+    }

@@ -1,0 +1,48 @@
+"""A request changes with what decides the learning, and with nothing else."""
+
+from canal.registry.request import differences, request_digest, stage_request
+from tests.make import make_config, make_document
+
+
+def with_source(**changes):
+    document = make_document()
+    document["sources"]["first"] |= changes
+    return make_config(sources=document["sources"])
+
+
+def test_place_licence_and_availability_do_not_count():
+    plain = request_digest(make_config(), "second")
+    moved = with_source(path="elsewhere/x.h5ad", licence="MIT", citation="x", available=False)
+    assert request_digest(moved, "second") == plain
+    assert request_digest(make_config(gate={"min_cells": 30}), "second") == plain
+    assert request_digest(make_config(prepare={"chunk_cells": 7}), "second") == plain
+    assert request_digest(make_config(threads=4), "second") == plain
+
+
+def test_what_decides_the_learning_counts_for_the_stage_and_all_behind_it():
+    plain = make_config()
+    for other in (
+        with_source(sha256="1" * 64),
+        with_source(exclude={"cells": ["c1"], "batches": []}),
+        with_source(min_genes=9),
+        make_config(seed=1),
+        make_config(continual={"distillation": 1.0}),
+        make_config(panel={"rule": "variance"}),
+    ):
+        assert request_digest(other, "second") != request_digest(plain, "second")
+
+
+def test_an_override_of_a_later_stage_leaves_the_earlier_ones_alone():
+    plain = make_config()
+    document = make_document()
+    document["stages"]["second"]["continual"] = {"bank_size": 7}
+    changed = make_config(stages=document["stages"])
+    assert request_digest(changed, "first") == request_digest(plain, "first")
+    assert request_digest(changed, "backbone") == request_digest(plain, "backbone")
+    assert request_digest(changed, "second") != request_digest(plain, "second")
+
+
+def test_differences_name_the_keys():
+    asked = stage_request(make_config(continual={"distillation": 1.0}), "first")
+    found = differences(asked, stage_request(make_config(), "first"))
+    assert found == ["continual.distillation: learned with 0.1, asked for 1.0"]

@@ -1,0 +1,63 @@
+"""Editing params.yaml keeps every comment and every other line."""
+
+import difflib
+from pathlib import Path
+
+import pytest
+
+from canal.errors import ConfigError
+from canal.stages import parse, with_branch, with_stage
+
+TEXT = (Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8")
+SOURCE = {"path": "raw/lung.h5ad", "sha256": "1" * 64, "label": "cell type: x", "values": "counts"}
+
+
+def changed(before, after):
+    return [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
+
+
+def test_a_new_stage_only_adds_lines():
+    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid")
+    assert all(line.startswith("+") for line in changed(TEXT, text))
+    config = parse(text)
+    assert config.stages["lung"].parent == "tumour-myeloid"
+    assert config.sources["lung"].label == "cell type: x"
+    assert list(config.stages)[-1] == "lung"
+
+
+@pytest.mark.parametrize("name", ["pbmc", "backbone", "../x", "A", "x" * 65])
+def test_a_name_that_is_taken_or_unsafe_is_refused(name):
+    with pytest.raises(ConfigError):
+        with_stage(TEXT, name, SOURCE, "pbmc")
+
+
+def test_an_unknown_parent_is_refused():
+    with pytest.raises(ConfigError, match=r"stages\.lung\.parent"):
+        with_stage(TEXT, "lung", SOURCE, "nowhere")
+
+
+def test_relearning_touches_the_stage_and_what_was_learned_on_it():
+    text, touched = with_branch(TEXT, "tumour-lymphoid")
+    assert touched == ["tumour-lymphoid", "tumour-myeloid"]
+    config = parse(text)
+    assert [config.stages[name].branch for name in config.stages] == [1, 2, 2]
+    assert len(changed(TEXT, text)) <= 8
+    again, _ = with_branch(text, "tumour-myeloid")
+    assert [parse(again).stages[name].branch for name in config.stages] == [1, 2, 3]
+
+
+def test_relearning_the_backbone_touches_everything():
+    text, touched = with_branch(TEXT, "backbone")
+    assert touched == ["backbone", "pbmc", "tumour-lymphoid", "tumour-myeloid"]
+    assert parse(text).backbone.branch == 2
+
+
+def test_relearning_keeps_comments():
+    text, _ = with_branch(TEXT, "pbmc")
+    comments = [line.split("#", 1)[1] for line in TEXT.splitlines() if "#" in line]
+    assert all(comment in text for comment in comments)
+
+
+def test_relearning_what_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="no stage 'lung'; there are backbone, pbmc"):
+        with_branch(TEXT, "lung")
