@@ -5,27 +5,30 @@ import shutil
 from canal.config import BACKBONE
 from canal.continual.pretraining import pretrain
 from canal.files import new_folder, write_json
+from canal.lessons import corpus
+from canal.model.config import PRESETS
 from canal.project import Project
 from canal.quality.verdict import require_passing
 from canal.registry.facts import stage_facts
-from canal.registry.history import require_available
+from canal.registry.history import require_available, restore_model
 from canal.registry.key import write_key
 from canal.registry.tracking import StepRun
-from canal.step import project_step, run
+from canal.step import project_step, run, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
     """Pretrain on the first stage's training cells and write the model folder with its key."""
-    config, layout = project.config, project.layout
-    require_available(config, config.root_stage)
-    require_passing(layout.verdict(config.root_stage), project.prepared_digest(config.root_stage), config.root_stage)
-    lesson = project.pretraining()
+    config, layout, first = project.config, project.layout, project.config.root_stage
+    require_available(config, first)
+    require_passing(layout.verdict(first), project.prepared_digest(first), first)
     logged.params(config.backbone.model_dump())
-    logged.inputs(project, config.root_stage)
-    learned = pretrain(lesson, config.backbone, project.hooks(BACKBONE, logged))
+    logged.dataset(first, layout.prepared(config.stages[first].source) / "cells.h5ad", "pretrain")
+    shape = PRESETS[config.backbone.preset].backbone
+    with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
+        backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
     with new_folder(layout.model(BACKBONE)) as folder:
-        learned.backbone.save(folder / "model")
-        write_json(folder / "history.json", learned.history)
+        backbone.save(folder / "model")
+        write_json(folder / "history.json", history)
         shutil.copyfile(layout.panel, folder / "panel.json")
         write_key(folder, stage_facts(layout, config, BACKBONE), parent=None)
     logged.artifacts(layout.model(BACKBONE), "backbone")
@@ -34,10 +37,13 @@ def learn(project: Project, logged: StepRun) -> None:
 def main() -> None:
     """Restore the backbone if it was learned; otherwise learn it as an MLflow Project step."""
     project = Project.open()
-    metrics = project.layout.metrics(BACKBONE)
-    project_step(project, "pretrain", BACKBONE, learn)
-    metrics.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(project.layout.model(BACKBONE) / "history.json", metrics / "pretraining.json")
+    folder = project.layout.model(BACKBONE)
+    if version := project.learned(BACKBONE):
+        restore_model(project.store, version, folder)
+    else:
+        project_step(project, "pretrain", BACKBONE, learn)
+    with new_folder(project.layout.metrics(BACKBONE)) as metrics:
+        shutil.copyfile(folder / "history.json", metrics / "pretraining.json")
 
 
 if __name__ == "__main__":

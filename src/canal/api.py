@@ -42,7 +42,12 @@ def annotate(adata: "AnnData", model: str | None = None, root: Path | None = Non
 
 
 def annotate_file(
-    source: Path, target: Path, options: "Options", model: str | None, notice: Notice, root: Path | None = None
+    source: Path,
+    target: Path,
+    options: "Options",
+    model: str | None,
+    notice: Notice,
+    root: Path | None = None,
 ) -> "Summary":
     """Label the cells of an h5ad file into a new one; see `canal.annotation.annotate`."""
     from dataclasses import replace
@@ -53,7 +58,12 @@ def annotate_file(
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
-    provenance = {"model": version.model, "version": version.number, "key": version.key, "stage": version.stage}
+    provenance = {
+        "model": version.model,
+        "version": version.number,
+        "key": version.key,
+        "stage": version.stage,
+    }
     return annotate_h5ad(
         load_annotator(project, version), source, target, replace(options, model_name=provenance), notice
     )
@@ -113,7 +123,9 @@ class Addition:
     verdict: "Verdict"
 
 
-def propose_stage(name: str, source: dict[str, Any], parent: str | None, root: Path | None = None) -> Addition:
+def propose_stage(
+    name: str, source: dict[str, Any], parent: str | None, root: Path | None = None
+) -> Addition:
     """Declare a new stage and judge its file; nothing is written.
 
     Raises
@@ -164,13 +176,13 @@ def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
     return touched
 
 
-def registry_sync(root: Path | None = None) -> "Synced":
+def registry_sync(project: Project) -> "Synced":
     """Register every finished stage that the registry does not know."""
     from canal.registry.sync import sync
     from canal.report.collect import draw_figures
 
-    project = Project.open(root)
-    return sync(project.store, project.layout, project.config, lambda stage, into: draw_figures(project, stage, into))
+    layout = project.layout
+    return sync(project.store, layout, project.config, lambda stage, into: draw_figures(layout, stage, into))
 
 
 def _commit(project: Project, message: str) -> None:
@@ -185,4 +197,6 @@ def _commit(project: Project, message: str) -> None:
     )
     if done.returncode:
         found = (done.stderr or done.stdout).strip().splitlines()
-        raise CanalError(f"params.yaml is written, but git would not commit it: {found[-1] if found else '?'}")
+        raise CanalError(
+            f"params.yaml is written, but git would not commit it: {found[-1] if found else '?'}"
+        )

@@ -45,26 +45,30 @@ def main() -> None:
 @app.command(epilog="Example: canal versions --json | jq '.[].stage'")
 def versions(root: Root = None, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and figures."""
+    from canal.project import Project
     from canal.report.terminal import versions_table
     from canal.views import version_rows
 
-    rows = version_rows(root)
+    rows = version_rows(Project.open(root))
     _print(rows if as_json else versions_table(rows), as_json)
 
 
 @app.command(epilog="Example: canal show 3    canal show candidate --json")
 def show(
-    version: Annotated[str, typer.Argument(help="Number or alias.")], root: Root = None, as_json: AsJson = False
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one version: where it comes from, what it learned, how it does."""
+    from canal.project import Project
     from canal.report.terminal import version_panel
     from canal.views import version_view
 
-    view = version_view(version, root)
+    view = version_view(Project.open(root), version)
     _print(view if as_json else version_panel(view), as_json)
 
 
-@app.command(epilog="Example: canal annotate new.h5ad -o labelled.h5ad    canal annotate new.h5ad -o out.h5ad --layer counts")
+@app.command(epilog="Example: canal annotate new.h5ad -o labelled.h5ad --layer counts")
 def annotate(
     source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to label; never changed.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The labelled copy.")],
@@ -97,7 +101,9 @@ def annotate(
 @app.command(epilog="Example: canal validate new.h5ad --stage tumour-myeloid")
 def validate(
     file: Annotated[Path, typer.Argument(help="An h5ad file.")],
-    stage: Annotated[str | None, typer.Option(help="Whose declaration to read it with; by default the last.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Whose declaration to read it with; by default the last.")
+    ] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -113,7 +119,7 @@ def validate(
 
 @stage_app.command(
     "add",
-    epilog="Example: canal stage add lung --file lung.h5ad --label cell_type --values counts --batch donor --commit",
+    epilog="Example: canal stage add lung --file lung.h5ad --values counts --batch donor --commit",
 )
 def stage_add(
     name: Annotated[str, typer.Argument(help="Name of the stage and of its source.")],
@@ -131,7 +137,7 @@ def stage_add(
     commit: Commit = False,
     root: Root = None,
 ) -> None:
-    """Declare a new stage in params.yaml if its file passes the gate; `make run` then learns just that stage."""
+    """Declare a new stage in params.yaml if its file passes the gate; `make run` then learns it."""
     from canal.api import add_stage, propose_stage
     from canal.declare import declare
     from canal.quality.terminal import render
@@ -161,17 +167,24 @@ def stage_relearn(
 def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
     """Register every finished stage that the registry does not know, and show where the lineage stands."""
     from canal.api import registry_sync as sync
-    from canal.report.terminal import lineage_summary
-    from canal.views import lineage_view
+    from canal.project import Project
+    from canal.views import evaluations, version_rows
 
-    synced = sync(root)
-    view = lineage_view(root)
-    if as_json:
-        _print(view, as_json)
-        return
+    project = Project.open(root)
+    synced = sync(project)
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     _note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
-    _print(lineage_summary(view), as_json=False)
+    rows, measured = version_rows(project), evaluations(project)
+    if as_json:
+        _print({"versions": rows, "evaluations": measured}, as_json)
+        return
+    from rich.console import Group
+    from rich.text import Text
+
+    from canal.report.terminal import next_commands, summary
+
+    newest = rows[-1]["version"] if rows else "candidate"
+    _print(Group(summary(measured, rows), Text(), next_commands(newest)), as_json=False)
 
 
 @app.command(epilog="Example: canal report -o report")
@@ -180,9 +193,17 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one offline HTML page of the run with its figures."""
-    from canal.views import write_page
+    from canal.project import Project
+    from canal.report.collect import backbone_history, collect
+    from canal.report.page import write_report
+    from canal.views import version_rows
 
-    _note(f"wrote {write_page(output, root)}")
+    project = Project.open(root)
+    stages = collect(project.layout, list(project.config.stages), version_rows(project))
+    if not stages:
+        raise CanalError("nothing is measured yet; run `make run` first")
+    title = project.config.registry.model
+    _note(f"wrote {write_report(stages, output / 'index.html', title, backbone_history(project.layout))}")
 
 
 def _print(what: "RenderableType | Any", as_json: bool) -> None:

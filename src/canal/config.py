@@ -102,9 +102,7 @@ class Source(Section):
 
     def declaration(self) -> dict[str, Any]:
         """Return what decides which cells and values are learned from: not place, licence, citation."""
-        return self.model_dump(
-            mode="json", exclude={"path", "url", "wheel", "available", "licence", "citation"}
-        )
+        return self.model_dump(mode="json", exclude=_NOT_DECLARED)
 
 
 class Prepare(Section):

@@ -9,7 +9,9 @@ from canal.digests import file_digest
 from canal.errors import ConfigError, SourceError
 
 
-def declare(file: Path, wishes: Mapping[str, Any], label_map: Path | None, root: Path | None) -> dict[str, Any]:
+def declare(
+    file: Path, wishes: Mapping[str, Any], label_map: Path | None, root: Path | None
+) -> dict[str, Any]:
     """Return the params.yaml entry of an h5ad file on disk.
 
     The path is kept relative to the project where the file lies inside it; wishes that are None are left out.

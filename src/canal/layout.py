@@ -58,6 +58,6 @@ class Layout:
         """Everything measured of a stage's model."""
         return self.root / "metrics" / stage
 
-    def checkpoints(self, key: str) -> Path:
-        """Folder of a training's checkpoints."""
-        return self.private / "checkpoints" / key
+    def training(self, key: str) -> Path:
+        """Folder of a training's checkpoints and caches, while it lasts."""
+        return self.private / "training" / key

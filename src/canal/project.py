@@ -60,6 +60,10 @@ class Project:
         summary: dict[str, Any] = read_json(self.layout.prepared(self._source(stage)) / "prepared.json")
         return summary
 
+    def prepared_digest(self, stage: str) -> str:
+        """Return the SHA-256 of the stage's canonical cells."""
+        return str(self.summary(stage)["sha256"])
+
     def available(self, stage: str) -> bool:
         """Whether the stage's cells are there."""
         return (self.layout.prepared(self._source(stage)) / "cells.h5ad").is_file()
@@ -113,7 +117,7 @@ class Project:
         )
 
     def candidate(self, stage: str) -> "Subject":
-        """Return what the gate is asked about a stage's file as it lies on disk, before anything is made of it."""
+        """Return what the gate is asked about a stage's file as it lies on disk."""
         from canal.quality.subject import Subject
 
         source = self._source(stage)
@@ -129,7 +133,7 @@ class Project:
         )
 
     def earlier(self, stage: str) -> "EarlierStage":
-        """Return what is known of a stage learned before: from its cells or, where they are gone, its version.
+        """Return what is known of an earlier stage: from its cells, or from its version if they are gone.
 
         Raises
         ------

@@ -1,7 +1,6 @@
 """What the command line shows of versions and of the lineage, as plain documents."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import RegistryError
@@ -60,7 +59,9 @@ def _row(project: Project, version: "Version") -> Document:
     folder = project.store.artifacts(version)
     path = folder / "metrics" / "evaluation.json"
     if not path.is_file():
-        raise RegistryError(f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged")
+        raise RegistryError(
+            f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged"
+        )
     evaluation = read_json(path)
     parent = version.parent if read_key(folder)["request"]["parent"]["stage"] != "backbone" else ""
     return {

@@ -1,8 +1,12 @@
 """Plausible documents of a run of three stages: what training, evaluation, gate and registry write."""
 
+import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+from canal.report.documents import StageReport
 
 STAGES = ("pbmc", "tumour-lymphoid", "tumour-myeloid")
 TEST_CELLS = {
@@ -135,3 +139,79 @@ def make_backbone_history() -> dict[str, Any]:
         for epoch in range(1, 16)
     ]
     return {"format": 1, "epochs": epochs, "best_epoch": 12}
+
+
+def make_verdict(number: int) -> dict[str, Any]:
+    """Return verdict.json of a stage that passed with two warnings."""
+    rule = {"severity": "error", "passed": True, "examples": [], "hint": ""}
+    names = ("has_cells", "labels_present", "labels_in_map", "finite_values", "values_as_declared",
+             "cell_ids_unique", "genes_unique", "not_tested_on_before", "cells_per_type")  # fmt: skip
+    rules = [{**rule, "rule": name, "expected": "none broken", "found": "0 of 700 cells"} for name in names]
+    drift = {
+        "rule": "drift",
+        "severity": "warning",
+        "passed": False,
+        "expected": "an index up to 0.25 per gene",
+        "found": "38 of 300 genes drift",
+        "examples": ["S100A8 1.31", "LYZ 0.94", "CD74 0.61"],
+        "hint": "Another chemistry or tissue does this; look at the recall of old types.",
+    }
+    coverage = {
+        "rule": "panel_coverage",
+        "severity": "warning",
+        "passed": False,
+        "expected": "at least 0.80 of 300 panel genes",
+        "found": "0.67 (201 genes)",
+        "examples": [],
+        "hint": "Absent genes count as zero.",
+    }
+    rules += [drift, coverage] if number > 1 else []
+    return {
+        "format": 1,
+        "stage": STAGES[number - 1],
+        "source": STAGES[number - 1],
+        "passed": True,
+        "rules": rules,
+    }
+
+
+def make_cells(number: int) -> dict[str, dict[str, int]]:
+    """Return cells by type and set: 60/20/20, roughly."""
+    cells = TEST_CELLS[STAGES[number - 1]]
+    return {name: {"train": 3 * n, "validation": n, "test": n} for name, n in cells.items()}
+
+
+def make_bank(number: int) -> dict[str, dict[str, int]]:
+    """Return the bank by type and stage."""
+    bank: dict[str, dict[str, int]] = {}
+    for stage in STAGES[:number]:
+        for name, n in TEST_CELLS[stage].items():
+            bank.setdefault(name, {})[stage] = min(3 * n, 200 // len(labels_after(number)))
+    return bank
+
+
+def make_reports(**changes: Any) -> list[StageReport]:
+    """Return the reports of all three stages; ``changes`` touch the newest."""
+    aliases = {1: (), 2: ("previous",), 3: ("candidate", "champion")}
+    reports = [
+        StageReport(
+            name=STAGES[number - 1],
+            evaluation=make_evaluation(number),
+            history=make_history(number),
+            verdict=make_verdict(number),
+            key={"format": 1, "parent": make_digest(number - 1), "branch": 1},
+            key_digest=make_digest(number),
+            cells=make_cells(number),
+            bank=make_bank(number),
+            scores=tuple(np.random.default_rng(number).beta(2, 6, 140 * number)),
+            version=number,
+            aliases=aliases[number],
+        )
+        for number in (1, 2, 3)
+    ]
+    return [*reports[:2], replace(reports[2], **changes)]
+
+
+def make_digest(number: int) -> str:
+    """Return the digest of a stage's key; 0 is the backbone's."""
+    return hashlib.sha256(str(number).encode()).hexdigest()

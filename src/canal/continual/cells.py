@@ -18,8 +18,9 @@ class LabelledCells:
 
     Attributes
     ----------
-    cell_ids, cell_types, stages, sources : tuple of str
-        One entry a cell; ``stages`` names the stage that brought the cell, ``sources`` its data source.
+    cell_ids, cell_types, stages, sources, batches : tuple of str
+        One entry a cell; ``stages`` names the stage that brought the cell, ``sources`` its data source,
+        ``batches`` its batch within that source.
     expression : numpy.ndarray
         float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``, genes in panel order.
 
@@ -34,6 +35,7 @@ class LabelledCells:
     cell_types: tuple[str, ...]
     stages: tuple[str, ...]
     sources: tuple[str, ...]
+    batches: tuple[str, ...]
 
     def __post_init__(self) -> None:
         lengths = {
@@ -42,6 +44,7 @@ class LabelledCells:
             "cell_types": len(self.cell_types),
             "stages": len(self.stages),
             "sources": len(self.sources),
+            "batches": len(self.batches),
         }
         if len(set(lengths.values())) > 1:
             raise TrainingError(f"labelled cells need one entry a cell in every field, found {lengths}")
@@ -57,7 +60,7 @@ class LabelledCells:
     @classmethod
     def empty(cls, n_genes: int) -> LabelledCells:
         """Return no cells of ``n_genes`` genes."""
-        return cls((), np.zeros((0, n_genes), dtype=np.float32), (), (), ())
+        return cls((), np.zeros((0, n_genes), dtype=np.float32), (), (), (), ())
 
     def __len__(self) -> int:
         return len(self.cell_ids)
@@ -104,6 +107,7 @@ class LabelledCells:
             pick(self.cell_types),
             pick(self.stages),
             pick(self.sources),
+            pick(self.batches),
         )
 
     def of_stage(self, stage: str) -> LabelledCells:
@@ -127,4 +131,5 @@ class LabelledCells:
             tuple(name for part in parts for name in part.cell_types),
             tuple(name for part in parts for name in part.stages),
             tuple(name for part in parts for name in part.sources),
+            tuple(name for part in parts for name in part.batches),
         )

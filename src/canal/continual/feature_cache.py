@@ -1,8 +1,8 @@
 """What cannot change during a stage, computed once: the frozen blocks' outputs and the teacher's answers.
 
-Everything here is computed one cell at a time. A cell's values are then the same bits whatever cells are asked
-for with it, so a training that reads them from a file and one that computes them anew for every batch end with
-the same weights. It costs little: a single cell fills a processor.
+Everything here is computed one cell at a time. A cell's values are then the same bits whatever cells are
+asked for with it, so a training that reads them from a file and one that computes them anew for every batch
+end with the same weights. It costs little: a single cell fills a processor.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def stored(path: Path, shape: tuple[int, ...], values: Callable[[], Iterator[np.
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.float32 else None
 

@@ -108,7 +108,7 @@ class Fit:
         self._optimizer.step()
 
     def end_epoch(self, record: Epoch) -> None:
-        """Add an epoch's record, keep its values if they are the best, write the checkpoint, tell the hook."""
+        """Add an epoch's record, keep its values if they are the best, write a checkpoint, tell the hook."""
         self.epochs.append(record)
         if self.best_epoch == record["epoch"]:
             self._best = self._values()

@@ -30,20 +30,22 @@ def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Right singular vectors times singular values, with mean square 1 over all values.
+        Right singular vectors times singular values, scaled to mean square 1 over the genes that vary.
     """
     from sklearn.decomposition import TruncatedSVD
 
-    values = expression.astype(np.float32)
-    values -= values.mean(axis=0)
-    spread = values.std(axis=0)
-    values /= np.where(spread > _SMALLEST, spread, np.inf).astype(np.float32)
+    embedding = np.zeros((expression.shape[1], dim), dtype=np.float32)
+    spread = expression.std(axis=0)
+    varying = np.flatnonzero(spread > _SMALLEST)
+    if not len(varying):
+        return embedding
+    values = (expression[:, varying] - expression[:, varying].mean(axis=0)) / spread[varying]
     width = min(dim, *values.shape)
     model = TruncatedSVD(width, algorithm="randomized", n_iter=7, random_state=seed).fit(values)
-    embedding = np.zeros((values.shape[1], dim), dtype=np.float64)
-    embedding[:, :width] = (model.components_ * model.singular_values_[:, None]).T
-    size = math.sqrt(float(np.mean(embedding**2)))
-    return (embedding / max(size, _SMALLEST)).astype(np.float32)
+    directions = (model.components_ * model.singular_values_[:, None]).T
+    size = math.sqrt(float(np.mean(directions.astype(np.float64) ** 2)))
+    embedding[varying, :width] = directions / size
+    return embedding
 
 
 def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, int]:
@@ -52,15 +54,15 @@ def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.
     Parameters
     ----------
     path
-        .csv (commas) or .tsv (tabs): a symbol and ``dim`` numbers a line; a first line of names is passed over.
+        .csv (commas) or .tsv (tabs): a symbol and ``dim`` numbers a line; a first line of names is skipped.
     genes
         The vocabulary. A gene that the file lacks gets zeros.
 
     Raises
     ------
     DataError
-        If the file is missing or of another kind, a line is not a symbol and ``dim`` finite numbers, or a symbol
-        occurs twice, or no gene of the vocabulary is found.
+        If the file is missing or of another kind, a line is not a symbol and ``dim`` finite numbers, a
+        symbol occurs twice, or no gene of the vocabulary is found.
     """
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
     if delimiter is None or not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class Lesson:
         if not len(self.train) or not len(self.validation):
             raise TrainingError(
                 f"stage {self.stage} needs training and validation cells, found {len(self.train)} and "
-                f"{len(self.validation)}: types with few cells only train, so add cells or lower split.min_cells"
+                f"{len(self.validation)}: types with few cells only train; add cells or lower split.min_cells"
             )
         _check_panel(self)
         _check_labels(self)
@@ -99,25 +100,20 @@ def _check_panel(lesson: Lesson) -> None:
     for name, cells in {**parts, "probe": lesson.probe}.items():
         if cells.n_genes != len(lesson.genes):
             raise TrainingError(
-                f"stage {lesson.stage}: {name} cells have {cells.n_genes} genes, the panel has {len(lesson.genes)}"
+                f"stage {lesson.stage}: {name} cells have {cells.n_genes} genes, "
+                f"the panel has {len(lesson.genes)}"
             )
     if lesson.teacher is None and (len(lesson.replay) or len(lesson.probe)):
         raise TrainingError(f"stage {lesson.stage} starts from a backbone, so it has no bank and no probe")
     if lesson.teacher is not None and lesson.teacher.genes != lesson.genes:
-        raise TrainingError(
-            f"stage {lesson.stage}: the panel differs from the parent's; a lineage keeps one panel"
-        )
+        raise TrainingError(f"stage {lesson.stage}: the panel is not the parent's; a lineage keeps one panel")
     if lesson.stage in lesson.probe.stages:
-        raise TrainingError(
-            f"stage {lesson.stage}: the probe holds cells of this stage; give earlier stages' only"
-        )
+        raise TrainingError(f"stage {lesson.stage}: the probe holds cells of this stage")
 
 
 def _check_labels(lesson: Lesson) -> None:
     if len(set(lesson.labels)) < len(lesson.labels):
-        twice = sorted(set(lesson.new_labels) & set(lesson.old_labels))
-        raise TrainingError(
-            f"stage {lesson.stage}: new labels must be new and unique, found again: {twice[:5]}"
-        )
+        twice = sorted(name for name, n in Counter(lesson.labels).items() if n > 1)
+        raise TrainingError(f"stage {lesson.stage}: new labels must be new, found again: {twice[:5]}")
     for cells in (lesson.train, lesson.validation, lesson.replay, lesson.probe):
         cells.targets(lesson.labels)

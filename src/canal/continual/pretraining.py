@@ -1,4 +1,4 @@
-"""Pre-training the backbone by masked expression (scBERT, Yang et al. 2022): what was this gene's level?"""
+"""Pre-training the backbone by masked expression (scBERT, Yang et al. 2022): predict a gene's level."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Corpus:
         for name, matrix in (("train", self.train), ("held_out", self.held_out)):
             if matrix.ndim != 2 or not len(matrix) or matrix.shape[1] != len(self.panel):
                 raise TrainingError(
-                    f"pre-training needs {name} cells with {len(self.panel)} panel genes, found {matrix.shape}"
+                    f"pre-training needs {name} cells of {len(self.panel)} panel genes, found {matrix.shape}"
                 )
         if self.gene_embedding.ndim != 2 or len(self.gene_embedding) != len(self.vocabulary):
             raise TrainingError(
@@ -74,9 +74,9 @@ def pretrain(
 ) -> tuple[Backbone, dict[str, Any]]:
     """Return a backbone that predicts masked expression, and the history of its training.
 
-    A share ``settings.mask_share`` of each cell's *expressed* genes is masked, anew in every epoch: zeros, two
-    thirds of the panel and more, would teach little. The loss is the cross-entropy of the masked tokens. The
-    held-out cells are masked once. Training keeps the epoch of lowest held-out loss and ends after
+    A share ``settings.mask_share`` of each cell's *expressed* genes is masked, anew in every epoch: zeros,
+    two thirds of the panel and more, would teach little. The loss is the cross-entropy of the masked tokens.
+    The held-out cells are masked once. Training keeps the epoch of lowest held-out loss and ends after
     ``settings.patience`` epochs without a lower one: a few hundred cells over-fit soon.
 
     Raises
@@ -87,7 +87,8 @@ def pretrain(
     hooks = hooks or Hooks()
     if corpus.gene_embedding.shape[1] != config.dim:
         raise TrainingError(
-            f"the gene embedding has {corpus.gene_embedding.shape[1]} columns, the backbone's dim is {config.dim}"
+            f"the gene embedding has {corpus.gene_embedding.shape[1]} columns, "
+            f"the backbone's dim is {config.dim}"
         )
     random = generator(seed, "backbone")
     embedding = torch.from_numpy(corpus.gene_embedding.astype(np.float32))
@@ -123,7 +124,9 @@ class _MaskedTask(nn.Module):
         super().__init__()
         self.performer = performer
         dim, n_tokens = performer.config.dim, performer.config.n_tokens
-        self.to_out = nn.utils.skip_init(nn.Linear, dim, n_tokens)
+        with torch.device("meta"):
+            self.to_out = nn.Linear(dim, n_tokens)
+        self.to_out.to_empty(device="cpu")
         with torch.no_grad():
             self.to_out.weight.normal_(0.0, dim**-0.5, generator=random)
             self.to_out.bias.zero_()
@@ -145,7 +148,7 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
         masked = mask_expressed(train, settings.mask_share, random)
         order = torch.randperm(len(train), generator=random)
         loss, weight = 0.0, 0
-        for rows in order.split(settings.batch_size):
+        for rows in torch.split(order, settings.batch_size):
             if n := int(masked[rows].sum()):
                 batch = task(train[rows].to(fit.hooks.device), masked[rows].to(fit.hooks.device))
                 fit.step(batch, settings.learning_rate)

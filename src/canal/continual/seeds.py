@@ -9,7 +9,7 @@ import torch
 def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     """Return a CPU generator that depends on nothing but its three arguments.
 
-    ``number`` counts uses of one purpose, such as epochs, so a resumed training draws what it would have drawn.
+    ``number`` counts uses of one purpose, such as epochs: a resumed training draws what it would have drawn.
     """
     entropy = [seed, number, *purpose.encode()]
     state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)

@@ -31,12 +31,12 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
     """Learn a stage (bbae047) and return the annotator of its best epoch.
 
     All training and replayed cells are shuffled anew each epoch. After an epoch the new stage's validation
-    cells and each earlier stage's probe are answered; the mean of their accuracies, an estimate of the average
-    accuracy A_t, is the epoch's score. The best epoch is kept, a tie going to the lower cross-entropy; training
-    ends after ``settings.patience`` epochs without a better score.
+    cells and each earlier stage's probe are answered; the mean of their accuracies, an estimate of the
+    average accuracy A_t, is the epoch's score. The best epoch is kept, a tie going to the lower
+    cross-entropy; training ends after ``settings.patience`` epochs without a better score.
 
-    The same lesson, settings, machine and number of threads give the same weights bit for bit, with or without
-    the cache, interrupted and resumed or not.
+    The same lesson, settings, machine and number of threads give the same weights bit for bit, with or
+    without the cache, interrupted and resumed or not.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Material:
-    """Cells as the network is fed them: features by part (training cells, replayed cells), judges by stage."""
+    """Cells as the network is fed them: training and replayed cells, and those that judge."""
 
     parts: tuple[PrefixFeatures, ...]
     targets: Tensor
@@ -133,7 +133,7 @@ def _train_epoch(
     rate = learning_rate(number, settings)
     order = torch.randperm(len(material.targets), generator=generator(seed, "order", number))
     sums = np.zeros(3)
-    for indices in order.split(settings.batch_size):
+    for indices in torch.split(order, settings.batch_size):
         remembered = None if material.remembered is None else material.remembered[indices].to(device)
         answer = network.finish(material.batch(indices.numpy()).to(device))
         losses = stage_losses(
@@ -158,7 +158,7 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     cross_entropy: list[float] = []
     device = network.head.filter.weight.device
     for name, (features, targets) in material.judges.items():
-        batches = torch.arange(len(targets)).split(_JUDGED_AT_ONCE)
+        batches = torch.split(torch.arange(len(targets)), _JUDGED_AT_ONCE)
         logits = torch.cat(
             [network.finish(features.rows(b.numpy()).to(device)).logits.cpu() for b in batches]
         )

@@ -110,7 +110,7 @@ class Annotator:
         rows = _spread(len(expression), _FIRST_CELLS)
         with torch.no_grad():
             tokens = torch.from_numpy(tokenize(expression[rows]))
-            hidden = torch.cat([performer(part) for part in tokens.split(cells_at_a_time(performer))])
+            hidden = torch.cat([performer(part) for part in torch.split(tokens, cells_at_a_time(performer))])
         network = AnnotatorNetwork(performer, new_head(hidden, len(labels), generator))
         network.freeze_backbone()
         return cls(network, tuple(labels), tuple(genes))
@@ -138,15 +138,12 @@ class Annotator:
         ModelError
             If the number of columns is not the number of genes.
         """
-        if expression.ndim != 2 or expression.shape[1] != len(self.genes):
-            raise ModelError(
-                f"expression must have one column for each of the {len(self.genes)} panel genes, "
-                f"found shape {expression.shape}"
-            )
-        size = max(1, min(batch_size, cells_at_a_time(self.network.backbone)))
-        starts = range(0, max(len(expression), 1), size)
-        parts = [self._answer(expression[start : start + size]) for start in starts]
+        parts = [self._answer(part) for part in self._parts(expression, batch_size)]
         return Answer(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def gene_scores(self, expression: np.ndarray, batch_size: int = BATCH) -> Tensor:
+        """Return what the head's filter makes of each position, ``(n_cells, n_genes + 1)``; see `answers`."""
+        return torch.cat([self._gene_scores(part) for part in self._parts(expression, batch_size)])
 
     def represent(self, expression: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
         """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
@@ -195,6 +192,22 @@ class Annotator:
         read_weights(network, folder)
         network.eval().freeze_backbone()
         return cls(network, labels, genes, None if rule is None else NoveltyRule.from_json(rule))
+
+    def _parts(self, expression: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """Return ``expression`` in pieces that go through the network at a time, at least one."""
+        if expression.ndim != 2 or expression.shape[1] != len(self.genes):
+            raise ModelError(
+                f"expression must have one column for each of the {len(self.genes)} panel genes, "
+                f"found shape {expression.shape}"
+            )
+        size = max(1, min(batch_size, cells_at_a_time(self.network.backbone)))
+        return [expression[start : start + size] for start in range(0, max(len(expression), 1), size)]
+
+    @torch.inference_mode()
+    def _gene_scores(self, expression: np.ndarray) -> Tensor:
+        network = self.network
+        tokens = torch.from_numpy(tokenize(expression)).to(network.head.filter.weight.device)
+        return network.head.gene_scores(network.backbone(tokens)).cpu()
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:

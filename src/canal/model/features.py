@@ -20,7 +20,8 @@ def orthogonal_projection(n_features: int, dim: int, generator: torch.Generator)
         gaussian = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
         blocks.append(torch.linalg.qr(gaussian).Q.T[: n_features - start])
     norms = torch.randn(n_features, dim, generator=generator, dtype=torch.float64).norm(dim=1)
-    return (torch.cat(blocks) * norms[:, None]).float()
+    projection: Tensor = (torch.cat(blocks) * norms[:, None]).float()
+    return projection
 
 
 def softmax_features(x: Tensor, projection: Tensor, per_position: bool) -> Tensor:
@@ -44,7 +45,8 @@ def softmax_features(x: Tensor, projection: Tensor, per_position: bool) -> Tenso
     exponent = (projection * scale) @ x
     largest = exponent.detach().amax(-2 if per_position else (-2, -1), keepdim=True)
     half_norm = x.square().sum(-2, keepdim=True) * (scale**2 / 2)
-    return exponent.sub_(half_norm + largest).exp_() + KERNEL_EPSILON
+    features: Tensor = exponent.sub_(half_norm + largest).exp_() + KERNEL_EPSILON
+    return features
 
 
 def linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 MANIFOLD = 128
 REPRESENTATION = 64
 _FILTER_SPREAD = 0.5
-_LAYER_SPREAD = 1.0
 _PROTOTYPE_SPREAD = 0.02
 _SMALLEST = 1e-6
 
@@ -39,9 +38,15 @@ class Head(nn.Module):
         self.to_representation = nn.Linear(MANIFOLD, REPRESENTATION)
         self.prototypes = nn.Linear(REPRESENTATION, n_types)
 
+    def gene_scores(self, hidden: Tensor) -> Tensor:
+        """Return the filter's output after its ReLU, ``(cells, positions)``, for hidden states."""
+        scores: Tensor = self.filter(hidden).squeeze(-1).relu()
+        return scores
+
     def manifold(self, hidden: Tensor) -> Tensor:
         """Return ``(cells, 128)`` for hidden states ``(cells, positions, dim)``."""
-        return self.to_manifold(self.filter(hidden).squeeze(-1).relu()).relu()
+        manifold: Tensor = self.to_manifold(self.gene_scores(hidden)).relu()
+        return manifold
 
     def answer(self, manifold: Tensor) -> Answer:
         """Return all that follows from a manifold ``(cells, 128)``."""
@@ -64,12 +69,17 @@ def new_head(hidden: Tensor, n_types: int, generator: torch.Generator) -> Head:
     """Return a head whose every layer is alive on ``hidden`` ``(cells, positions, dim)``.
 
     A randomly drawn filter may lie below zero at every gene; its ReLU then passes nothing, and neither values
-    nor gradients come through. So each layer is scaled and shifted by what it makes of these cells (after
-    Mishkin & Matas, "All you need is a good init", 2016, which scales alone): the filter to mean 0 and a
-    standard deviation over cells of 0.5, each unit of the two layers to mean 0 and standard deviation 1.
+    nor gradients come through. Or it may see the differences between genes alone, which say nothing about
+    types. So the filter looks along the direction in which genes vary most over cells, to the side of its
+    longer tail, where the rarer, expressed levels lie; and each layer is scaled or shifted by what it makes
+    of these cells: the filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two
+    layers to mean 0. (Scaling these units to one spread too makes much of noise: measured, it costs 4 points
+    of accuracy on the embedded first stage.)
     """
     head = empty_head(hidden.shape[2], hidden.shape[1], n_types).to_empty(device="cpu")
-    for layer in (head.filter, head.to_manifold, head.to_representation):
+    head.filter.weight.copy_(_widest(hidden))
+    head.filter.bias.zero_()
+    for layer in (head.to_manifold, head.to_representation):
         layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
         layer.bias.zero_()
     head.prototypes.weight.normal_(0.0, _PROTOTYPE_SPREAD, generator=generator)
@@ -77,11 +87,12 @@ def new_head(hidden: Tensor, n_types: int, generator: torch.Generator) -> Head:
 
     filtered = head.filter(hidden).squeeze(-1)
     # The spread of a gene over cells, not of genes within a cell: the latter says nothing about types.
-    factor = _factor(_FILTER_SPREAD, filtered.std(dim=0, correction=0).mean())
+    spread = filtered.std(dim=0, correction=0).mean()
+    factor = _FILTER_SPREAD / spread if spread > _SMALLEST else torch.ones(())
     head.filter.weight *= factor
     head.filter.bias.copy_(-(filtered * factor).mean().reshape(1))
-    _standardise(head.to_manifold, head.filter(hidden).squeeze(-1).relu())
-    _standardise(head.to_representation, head.manifold(hidden))
+    centre(head.to_manifold, head.gene_scores(hidden))
+    centre(head.to_representation, head.manifold(hidden))
     return head
 
 
@@ -98,14 +109,16 @@ def grow(head: Head, n_new: int, generator: torch.Generator) -> Head:
     return grown.requires_grad_(True)
 
 
-def _standardise(layer: nn.Linear, inputs: Tensor) -> None:
-    """Scale and shift each unit to mean 0 and standard deviation 1 over ``inputs`` ``(cells, in)``."""
-    outputs = layer(inputs)
-    factor = _factor(_LAYER_SPREAD, outputs.std(dim=0, correction=0))
-    layer.weight *= factor[:, None]
-    layer.bias.copy_(-(outputs * factor).mean(dim=0))
+@torch.no_grad()
+def centre(layer: nn.Linear, inputs: Tensor) -> None:
+    """Shift each unit to mean 0 over ``inputs`` ``(cells, in)``: its ReLU then stops some and passes some."""
+    layer.bias.zero_()
+    layer.bias.copy_(-layer(inputs).mean(dim=0))
 
 
-def _factor(wanted: float, found: Tensor) -> Tensor:
-    """Return what scales a spread to ``wanted``; 1 where there is no spread to scale."""
-    return torch.where(found > _SMALLEST, wanted / found, torch.ones_like(found))
+def _widest(hidden: Tensor) -> Tensor:
+    """Return the unit vector ``(dim,)`` along which positions vary most over cells, longer tail ahead."""
+    centred = (hidden - hidden.mean(dim=0)).flatten(0, 1)
+    direction: Tensor = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, -1].float()
+    along = (centred @ direction).double()
+    return direction if along.pow(3).sum() >= 0 else -direction

@@ -20,7 +20,7 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         inner = config.heads * config.head_dim
-        self.heads = config.heads
+        self.heads, self.head_dim = config.heads, config.head_dim
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_k = nn.Linear(config.dim, inner, bias=False)
         self.to_v = nn.Linear(config.dim, inner, bias=False)
@@ -34,10 +34,10 @@ class Attention(nn.Module):
         weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
         # Positions last: heads are then blocks of rows, and nothing has to be copied between layouts.
         projected = torch.bmm(weights.expand(cells, -1, -1), x.transpose(1, 2))
-        q, k, v = projected.view(cells, 3, self.heads, -1, positions).unbind(1)
+        q, k, v = projected.view(cells, 3, self.heads, self.head_dim, positions).unbind(1)
         queries = softmax_features(q, self.projection_matrix, per_position=True)
         keys = softmax_features(k, self.projection_matrix, per_position=False)
-        mixed = linear_attention(queries, keys, v).reshape(cells, -1, positions)
+        mixed = linear_attention(queries, keys, v).reshape(cells, self.heads * self.head_dim, positions)
         attended: Tensor = self.to_out(mixed.transpose(1, 2))
         return attended
 
@@ -137,11 +137,10 @@ def new_performer(config: BackboneConfig, gene_embedding: Tensor, generator: tor
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             _fill(name, parameter, config.depth, generator)
-        for block in network.blocks:
-            attention = block.attention
-            attention.projection_matrix.copy_(
-                orthogonal_projection(config.n_features, config.head_dim, generator)
-            )
+        for layer in network.modules():
+            if isinstance(layer, Attention):
+                drawn = orthogonal_projection(config.n_features, config.head_dim, generator)
+                layer.projection_matrix.copy_(drawn)
         network.pos_emb.weight[:-1] = gene_embedding
         network.pos_emb.weight[-1] = 0.0
     network.pos_emb.requires_grad_(False)

@@ -44,7 +44,8 @@ class AnnotatorModel(PythonModel):
         if not shared:
             found = ", ".join(map(str, model_input.columns[:5])) or "none"
             raise DataError(
-                f"no column is one of the {len(genes)} panel genes ({', '.join(genes[:5])}, ...); found {found}"
+                f"no column is one of the {len(genes)} panel genes ({', '.join(genes[:5])}, ...); "
+                f"found {found}"
             )
         table = (
             model_input.reindex(columns=genes).astype("float32").fillna(0.0)

@@ -6,7 +6,8 @@ from pathlib import Path
 from canal.config import BACKBONE, Config
 from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
-from canal.files import new_folder
+from canal.files import new_folder, read_json
+from canal.registry.bundle import RECORD_FILE
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.request import differences, stage_request
 from canal.registry.store import Store, Version
@@ -97,6 +98,25 @@ def restore_file(store: Store, version: Version, name: str, target: Path) -> Non
         raise RegistryError(f"version {version.number} ({version.stage}) holds no {name}")
     check_files(folder, {name: digest})
     _copy(folder / name, target)
+
+
+def restore_metrics(store: Store, version: Version, target: Path) -> None:
+    """Put the measures of a registered version back, checked against record.json and its registered digest.
+
+    Raises
+    ------
+    RegistryError
+        If the record or a measure holds other bytes than registered.
+    """
+    folder = store.artifacts(version)
+    if file_digest(folder / RECORD_FILE) != version.record:
+        raise RegistryError(f"version {version.number}: record.json is not the one that was registered")
+    recorded = read_json(folder / RECORD_FILE)["files"]
+    measures = {name: digest for name, digest in recorded.items() if name.startswith("metrics/")}
+    check_files(folder, measures)
+    with new_folder(target) as temporary:
+        for name in measures:
+            _copy(folder / name, temporary / name.removeprefix("metrics/"))
 
 
 def _copy(source: Path, target: Path) -> None:

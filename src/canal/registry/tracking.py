@@ -99,14 +99,18 @@ class StepRun:
 
         self.store.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
-    def dataset(self, name: str, path: Path, digest: str, context: str) -> None:
-        """Log a data set as an input, under the digest (at most 36 characters) that DVC gives its file."""
+    def dataset(self, name: str, path: Path, context: str) -> None:
+        """Log a file as an input of the run, under the MD5 that DVC gives it."""
+        import hashlib
+
         import mlflow
         from mlflow.data.dataset_source_registry import get_dataset_source_from_json
         from mlflow.data.meta_dataset import MetaDataset
 
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         source = get_dataset_source_from_json(json.dumps({"uri": str(path)}), source_type="local")
-        data = MetaDataset(source, name=name, digest=digest[:36])  # type: ignore[abstract]
+        data = MetaDataset(source, name=name, digest=digest)  # type: ignore[abstract]
         mlflow.log_input(data, context=context)
 
     def artifacts(self, folder: Path, place: str) -> None:

@@ -52,7 +52,10 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8.5,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-    "legend.frameon": False,
+    "legend.facecolor": SURFACE,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.borderpad": 0.2,
     "legend.fontsize": 8.5,
     "figure.facecolor": SURFACE,
     "savefig.facecolor": SURFACE,
@@ -113,8 +116,8 @@ def number_or_gap(value: float | None) -> float:
 
 
 def short(name: str) -> str:
-    """Return a name that fits beside an axis; '$' would start matplotlib's mathematics."""
-    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
+    """Return a name that fits beside an axis, both ends kept; '$' would start matplotlib's mathematics."""
+    return (name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}").replace("$", r"\$")
 
 
 @styled

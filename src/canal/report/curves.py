@@ -21,7 +21,7 @@ def loss_curves(history: Mapping[str, Any]) -> "Figure":
     """
     epochs = history["epochs"]
     distils = any(epoch.get("distillation") for epoch in epochs)
-    figure = new_figure(9.6, 3.1)
+    figure = new_figure(10.9, 3.2)
     axes = figure.subplots(1, 3 if distils else 2)
     if not distils:  # the loss is the cross-entropy alone: one line, not two on top of each other
         _curves(axes[0], epochs, {"cross_entropy": "Cross-entropy"}, "Loss: cross-entropy")

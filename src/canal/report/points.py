@@ -33,7 +33,7 @@ def recall_by_type(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
         evaluation.json of every model of one lineage, oldest first.
     """
     groups = _recall_groups(evaluations)
-    heights = [len(types) + 1.6 for types in groups.values()]
+    heights = [len(types) + 2 for types in groups.values()]
     figure = new_figure(7.4, 0.7 + 0.235 * sum(heights))
     axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (stage, types) in zip(axes, groups.items(), strict=True):
@@ -81,7 +81,7 @@ def novelty(measured: Mapping[str, Any], scores: Sequence[float] = ()) -> "Figur
     """
     holdouts = measured.get("holdouts") or []
     panels = [bool(holdouts), len(scores) > 0]
-    figure = new_figure(4.8 * max(sum(panels), 1), max(2.9, 1.7 + 0.42 * len(holdouts)))
+    figure = new_figure(5.4 * max(sum(panels), 1), max(2.9, 1.7 + 0.42 * len(holdouts)))
     axes = iter(figure.subplots(1, max(sum(panels), 1), squeeze=False)[0])
     if holdouts:
         _holdout_rows(next(axes), holdouts)
@@ -133,9 +133,9 @@ def _recall_legend(figure: "Figure") -> None:
 
     then = Line2D([], [], color=INK, marker="o", linestyle="", markerfacecolor=SURFACE)
     now = Line2D([], [], color=INK, marker="o", linestyle="")
-    changes = [Line2D([], [], color=colour, linewidth=2.2) for colour in (ORANGE, GREEN)]
-    names = ["after its own stage", "now", "fell", "rose"]
-    figure.legend([then, now, *changes], names, loc="outside upper left", ncols=4, columnspacing=1.4)
+    changes = [Line2D([], [], color=colour, linewidth=2.2) for colour in (ORANGE, GREEN, BLUE)]
+    names = ["after its own stage", "now", "fell", "rose", "as before"]
+    figure.legend([then, now, *changes], names, loc="outside upper left", ncols=5, columnspacing=1.4)
 
 
 def _calibration_title(calibration: Mapping[str, Any]) -> str:

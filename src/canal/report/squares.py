@@ -25,8 +25,8 @@ def confusion(entry: Mapping[str, Any], title: str) -> "Figure":
         Whose cells, named by which model.
     """
     counts, rows, columns = _compact(entry["confusion"])
-    side = 0.36
-    figure = new_figure(max(4.4, 2.1 + side * len(columns)), max(2.6, 1.5 + side * len(rows)))
+    side = 0.32
+    figure = new_figure(max(3.4, 1.9 + side * len(columns)), max(2.5, 1.5 + side * len(rows)))
     axis = figure.subplots()
     shares = [[count / max(sum(line), 1) for count in line] for line in counts]
     heat_map(axis, shares, (len(rows), len(columns)))
@@ -59,7 +59,8 @@ def r_matrix(stages: Sequence[str], matrix: Sequence[Sequence[float | None]]) ->
         for column, value in enumerate(values[: row + 1]):
             text, ink = ("–", MUTED) if math.isnan(value) else (f"{100 * value:.1f}", ink_on(value))
             _number(axis, (row, column), text, ink, 10 if size <= 8 else 8)
-    _name_squares(axis, [f"after {stage}" for stage in stages], stages)
+    _name_squares(axis, stages, stages)
+    axis.set_ylabel("Model after …")
     axis.set_xlabel("Accuracy on the test cells of …, %")
     return figure
 

@@ -33,19 +33,22 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
 
 
 def matrix_table(evaluations: Sequence[Document]) -> "Table":
-    """Return R as a table: a row a model, a column a stage's test cells, accuracy in percent."""
+    """Return R as a table: a row a model, a column a stage's test cells, accuracy in percent.
+
+    Where the stages' names are too many or too long for columns, there is a row a stage instead: its
+    accuracy when it was learned, and now.
+    """
     stages, matrix = accuracy_matrix(evaluations)
-    averages = {one["stage"]: one["average_accuracy"] for one in evaluations}
-    named = sum(len(stage) + 2 for stage in stages) <= _ROOM_FOR_NAMES
     table = _table("Accuracy on each stage's test cells, %")
+    if sum(len(stage) + 2 for stage in stages) > _ROOM_FOR_NAMES:
+        return _fill_then_and_now(table, stages, matrix)
     table.add_column("model after", overflow="fold")
-    for number, stage in enumerate(stages, start=1):
-        table.add_column(stage if named else str(number), justify="right", no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, justify="right", no_wrap=True)
     table.add_column("mean", justify="right", style="bold")
     for number, (stage, row) in enumerate(zip(stages, matrix, strict=True), start=1):
-        name = stage if named else f"{number} {stage}"
         squares = [_square(value, index < number) for index, value in enumerate(row)]
-        table.add_row(_text(name), *squares, _percent(averages.get(stage)))
+        table.add_row(_text(stage), *squares, _percent(_mean(row)))
     return table
 
 
@@ -60,9 +63,32 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> "Table":
     table.add_column("key", no_wrap=True, style="dim")
     for one in sorted(versions, key=lambda version: -int(version["version"])):
         table.add_row(*_version_row(one))
-    table.caption = "new, mean: accuracy in % on the cells of its own stage, and on all stages so far"
+    table.caption = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
     table.caption_justify = "left"
     return table
+
+
+def version_panel(view: Mapping[str, Any]) -> "Group":
+    """Return one version: where it comes from, what it is made of, and how it does on every stage.
+
+    Parameters
+    ----------
+    view
+        What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
+        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``
+        and ``evaluation``.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for name, value in _facts(view):
+        grid.add_row(_text(name), _text(value))
+    heading = Text(f"{view['model']} version {view['version']}", style="bold")
+    return Group(heading, grid, Text(), matrix_table([view["evaluation"]]), _sums(view["evaluation"]))
 
 
 def next_commands(
@@ -104,6 +130,23 @@ def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple
     return [one for one in commands if report or one[0] != "canal report"]
 
 
+def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what `version_panel` says of a version, line by line."""
+    parent = "the backbone" if view["parent"] is None else f"version {view['parent']}"
+    dirty = ", with uncommitted changes" if view["dirty"] else ""
+    return [
+        ("stage", f"{view['stage']}, branch {view['branch']}"),
+        ("aliases", ", ".join(view["aliases"]) or "none"),
+        ("learned on", parent),
+        ("cell types", f"{view['types']}: {', '.join(view['evaluation']['labels'])}"),
+        ("key", view["key"]),
+        ("parent's key", view["parent_key"] or "none"),
+        ("made", f"{view['created']} by run {view['run']}"),
+        ("git commit", f"{view['git_commit'] or 'none'}{dirty}"),
+        ("artifacts", view["artifacts"]),
+    ]
+
+
 def _table(title: str) -> "Table":
     from rich import box
     from rich.table import Table
@@ -112,6 +155,18 @@ def _table(title: str) -> "Table":
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
         header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
     )  # fmt: skip
+
+
+def _fill_then_and_now(
+    table: "Table", stages: Sequence[str], matrix: Sequence[Sequence[float | None]]
+) -> "Table":
+    """Fill ``table`` with the diagonal and the last row of R."""
+    table.add_column("test cells of", overflow="fold")
+    table.add_column("when learned", justify="right")
+    table.add_column("now", justify="right", style="bold")
+    for index, stage in enumerate(stages):
+        table.add_row(_text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
+    return table
 
 
 def _sums(evaluation: Document) -> Any:
@@ -152,6 +207,12 @@ def _square(value: float | None, is_due: bool) -> Any:
         return _text("-" if is_due else "")
     style = "green" if value >= 0.85 else "" if value >= 0.7 else "yellow"
     return _text(_percent(value), style)
+
+
+def _mean(row: Sequence[float | None]) -> float | None:
+    """Return the average accuracy of a row of R, over the stages that could be measured."""
+    measured = [value for value in row if value is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def _percent(value: float | None, unit: str = "") -> str:

@@ -1,0 +1,84 @@
+"""What continual learning is measured against: the same network trained on all stages at once.
+
+Same backbone, panel, splits, seed and settings as the pipeline's; all training cells together, no bank and no
+teacher. Prints the accuracy on each stage's test cells beside what the pipeline's last version reaches, and that
+of logistic regression on the same expression. Needs a finished `make run`; `make bound` runs it.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from canal.continual.cells import LabelledCells
+from canal.continual.fit import Hooks
+from canal.continual.lesson import Lesson
+from canal.continual.trainer import learn_stage
+from canal.files import read_json
+from canal.model.backbone import Backbone
+from canal.project import Project
+
+
+def joint_lesson(project: Project) -> Lesson:
+    """Return one lesson that holds every stage's training and validation cells."""
+    stages = list(project.config.stages)
+    train = LabelledCells.concatenate([project.cells(stage, "train") for stage in stages])
+    validation = LabelledCells.concatenate([project.cells(stage, "validation") for stage in stages])
+    genes = tuple(project.panel)
+    nothing = LabelledCells.empty(len(genes))
+    backbone = Backbone.load(project.layout.model("backbone") / "model")
+    return Lesson(
+        "joint", backbone, genes, train.types, train, validation, nothing, nothing, project.config.seed
+    )
+
+
+def main() -> None:
+    """Train jointly, and print the table."""
+    project = Project.open()
+    torch.set_num_threads(project.config.threads)
+    stages = list(project.config.stages)
+    tests = {stage: project.cells(stage, "test") for stage in stages}
+    lesson = joint_lesson(project)
+    with TemporaryDirectory() as scratch:
+        hooks = Hooks(cache_dir=Path(scratch))
+        annotator = learn_stage(lesson, project.config.continual, hooks).annotator
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+    linear.fit(lesson.train.expression, lesson.train.cell_types)
+    joint, logistic = {}, {}
+    for stage, cells in tests.items():
+        truth = list(cells.cell_types)
+        joint[stage] = _share(annotator.predict(cells.expression).labels, truth)
+        logistic[stage] = _share(linear.predict(cells.expression).tolist(), truth)
+    last = read_json(project.layout.metrics(stages[-1]) / "evaluation.json")["row"]
+    _print(
+        {
+            "canal, stage by stage": last,
+            "same network, jointly": joint,
+            "logistic regression, jointly": logistic,
+        }
+    )
+
+
+def _share(found: list[str], truth: list[str]) -> float:
+    return sum(a == b for a, b in zip(found, truth, strict=True)) / len(truth)
+
+
+def _print(rows: dict[str, dict[str, float]]) -> None:
+    table = Table(title="accuracy on each stage's test cells")
+    table.add_column("trained")
+    for stage in next(iter(rows.values())):
+        table.add_column(stage, justify="right")
+    table.add_column("mean", justify="right")
+    for name, row in rows.items():
+        values = [*row.values(), sum(row.values()) / len(row)]
+        table.add_row(name, *(f"{value:.3f}" for value in values))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

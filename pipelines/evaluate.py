@@ -1,0 +1,49 @@
+"""Measure one stage's model on the test cells of every stage so far: metrics/<stage>/."""
+
+from canal.continual.evaluation import evaluate, write_evaluation
+from canal.continual.shadow import shadow_heads
+from canal.files import new_folder
+from canal.lessons import examination, shadow_cells
+from canal.model.annotator import Annotator
+from canal.project import Project
+from canal.registry.history import restore_metrics
+from canal.registry.tracking import StepRun
+from canal.report.collect import draw_figures
+from canal.step import argument, project_step, run, say
+
+
+def measure(project: Project, logged: StepRun) -> None:
+    """Evaluate the stage named by --stage and log its figures."""
+    stage = argument("stage")
+    layout, config = project.layout, project.config
+    annotator = Annotator.load(layout.model(stage) / "model")
+    exam = examination(project, stage)
+    novelty = shadow_heads(annotator, shadow_cells(project, stage, exam), config.novelty, config.seed)
+    evaluation = evaluate(annotator, exam, novelty, config.seed)
+    with new_folder(layout.metrics(stage)) as folder:
+        write_evaluation(folder, evaluation)
+    found = evaluation.document
+    logged.metrics({f"accuracy.{name}": value for name, value in found["row"].items()})
+    logged.metrics({name: found[name] for name in ("average_accuracy", "forgetting", "backward_transfer")})
+    logged.metrics({"h_score": found["novelty"]["h_score"], "auroc": found["novelty"]["auroc"]})
+    if found["calibration"]:
+        logged.metrics({"ece": found["calibration"]["ece"]})
+    figures = layout.private / "figures" / stage
+    draw_figures(layout, stage, figures)
+    logged.artifacts(layout.metrics(stage), "metrics")
+    logged.artifacts(figures, "figures")
+    row = (f"{name} {value:.3f}" for name, value in found["row"].items() if value is not None)
+    say(f"{stage}: accuracy on test cells of {', '.join(row)}")
+
+
+def main() -> None:
+    """Restore the measures of a registered version; otherwise measure as an MLflow Project step."""
+    project, stage = Project.open(), argument("stage")
+    if version := project.learned(stage):
+        restore_metrics(project.store, version, project.layout.metrics(stage))
+    else:
+        project_step(project, "evaluate", stage, measure)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,60 @@
+"""Learn one stage on top of its parent, with replay and distillation: models/<stage>/."""
+
+import shutil
+from pathlib import Path
+
+from canal.continual.stage import finish
+from canal.continual.trainer import learn_stage
+from canal.files import new_folder
+from canal.lessons import lesson
+from canal.project import Project
+from canal.quality.verdict import require_passing
+from canal.registry.facts import stage_facts
+from canal.registry.history import require_available, restore_model
+from canal.registry.key import key_digest, write_key
+from canal.registry.tracking import StepRun
+from canal.step import argument, project_step, run, watch
+
+
+def learn(project: Project, logged: StepRun) -> None:
+    """Train the stage named by --stage and write its model folder with its key."""
+    stage = argument("stage")
+    config, layout = project.config, project.layout
+    require_available(config, stage)
+    require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
+    settings, parent = config.learning(stage), layout.model(config.stages[stage].parent)
+    logged.params(settings.model_dump() | {"seed": config.seed, "parent": parent.name})
+    logged.dataset(stage, layout.prepared(config.stages[stage].source) / "cells.h5ad", "finetune")
+    task, past = lesson(project, stage)
+    with watch(project, logged, stage, settings.max_epochs) as hooks:
+        learned = learn_stage(task, settings, hooks)
+        with new_folder(layout.model(stage)) as folder:
+            finish(task, learned, past, config).save(folder)
+            keep_inputs(project, stage, folder)
+            write_key(folder, stage_facts(layout, config, stage), key_digest(parent))
+    logged.artifacts(layout.model(stage), "stage")
+
+
+def keep_inputs(project: Project, stage: str, folder: Path) -> None:
+    """Copy the stage's split and verdict, so that a version can be restored where its data are gone."""
+    split, verdict = project.layout.split(stage), project.layout.verdict(stage)
+    for path, name in (
+        (split, "split/cells.csv"),
+        (split.with_suffix(".json"), "split/cells.json"),
+        (verdict, "validation/verdict.json"),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def main() -> None:
+    """Restore the stage if it was learned; otherwise learn it as an MLflow Project step."""
+    project, stage = Project.open(), argument("stage")
+    if version := project.learned(stage):
+        restore_model(project.store, version, project.layout.model(stage))
+    else:
+        project_step(project, "finetune", stage, learn)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+"""The labelled copy of an h5ad file: the same bytes with a few more columns in obs and a note in uns."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from canal.data.h5ad_tables import strings
+from canal.errors import DataError
+from canal.files import new_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOTE = "canal"
+_ORDER = "column-order"
+
+
+def check_target(source: Path, target: Path, overwrite: bool) -> None:
+    """Raise unless ``target`` may be written.
+
+    Raises
+    ------
+    DataError
+        If it is the source itself, a folder, or there already and not to be replaced.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise DataError(f"{target} is the input itself, which is never changed: give another output")
+    if target.is_dir():
+        raise DataError(f"{target} is a folder: give the name of an h5ad file")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} is there already: remove it, give another output, or use --overwrite")
+
+
+def write_copy(source: Path, target: Path, columns: pd.DataFrame, note: str) -> None:
+    """Copy ``source`` to ``target``, whole or not at all, with ``columns`` in obs and ``note`` in uns.
+
+    Columns of the same name are replaced. obs and var tables from before anndata 0.7 are written anew as
+    today's anndata does it; a compound table takes no further column.
+
+    Raises
+    ------
+    DataError
+        If the copy cannot be written, say for want of space.
+    """
+    try:
+        with new_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+            with h5py.File(temporary, "r+") as file:
+                _modernise(file)
+                _add_columns(file["obs"], columns)
+                _add_note(file, note)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error}); nothing was left behind") from error
+
+
+def _add_columns(obs: h5py.Group, columns: pd.DataFrame) -> None:
+    from anndata.io import write_elem
+
+    for name in columns:
+        write_elem(obs, str(name), _plain(columns[name]))
+    order = [name.decode() if isinstance(name, bytes) else str(name) for name in obs.attrs.get(_ORDER, [])]
+    order += [str(name) for name in columns if name not in order]
+    obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype())
+
+
+def _plain(column: pd.Series) -> Any:
+    """Return what anndata writes a column of obs from: categories as they are, else an array."""
+    import pandas as pd
+
+    values = column.array
+    return values if isinstance(values, pd.Categorical) else column.to_numpy()
+
+
+def _add_note(file: h5py.File, note: str) -> None:
+    from anndata.io import write_elem
+
+    if "uns" not in file:
+        write_elem(file, "uns", {})
+    write_elem(file["uns"], NOTE, note)
+
+
+def _modernise(file: h5py.File) -> None:
+    """Write compound obs and var anew as groups, their categories taken from where they lay in uns."""
+    from anndata.io import write_elem
+
+    used: set[str] = set()
+    for key in ("obs", "var"):
+        if isinstance(file[key], h5py.Dataset):
+            table, categories = _table(file, key)
+            used |= categories
+            del file[key]
+            write_elem(file, key, table)
+    for name in sorted(used):
+        del file[name]
+
+
+def _table(file: h5py.File, key: str) -> tuple[pd.DataFrame, set[str]]:
+    """Return a compound table with its types, and the keys of the categories it used."""
+    import pandas as pd
+
+    node = file[key]
+    index, *names = node.dtype.names
+    fields = {name: node.fields(name)[:] for name in names}
+    keys = {name: f"uns/{name}_categories" for name in names if fields[name].dtype.kind in "iu"}
+    keys = {name: path for name, path in keys.items() if path in file}
+    columns: dict[str, Any] = {}
+    for name, values in fields.items():
+        if name in keys:
+            categories = strings(np.atleast_1d(file[keys[name]][()])).tolist()
+            columns[name] = pd.Categorical.from_codes(values.tolist(), pd.Index(categories))
+        else:
+            columns[name] = strings(values) if values.dtype.kind in "SO" else values
+    rows = pd.Index(strings(node.fields(index)[:]), name=index)
+    return pd.DataFrame(columns, index=rows), set(keys.values())

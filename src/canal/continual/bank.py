@@ -1,0 +1,204 @@
+"""The example bank: ranked training cells of every stage, an equal share for each type (bbae047)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from canal.config import Exclusion
+from canal.continual.cells import LabelledCells
+from canal.continual.exclusion import kept_cells
+from canal.continual.stored_cells import StoredCells, load_cells, save_cells
+from canal.errors import ModelError, TrainingError
+
+
+class Ranker(Protocol):
+    """What ranking needs of an annotator."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Cell types in the order of the prototypes."""
+        ...
+
+    def represent(self, expression: np.ndarray) -> np.ndarray:
+        """Return h, ``(n_cells, 64)``."""
+        ...
+
+    def prototypes(self) -> np.ndarray:
+        """Return one prototype a label, ``(n_types, 64)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Training cells with their rank, in one order whatever order they came in.
+
+    Rows are sorted by cell type, rank, age of the stage (older first) and cell id; within a type the first
+    rows are the ones that stay when the bank is cut.
+
+    Attributes
+    ----------
+    cells : LabelledCells
+    ranks : numpy.ndarray
+        int64 ``(n_cells,)``: 1 is the best cell of its type in the stage that brought it.
+    stages : tuple of str
+        The stages that occur in ``cells``, oldest first.
+
+    Raises
+    ------
+    TrainingError
+        If there is not one rank from 1 up a cell, or ``stages`` lacks a stage of the cells.
+    """
+
+    cells: LabelledCells
+    ranks: np.ndarray
+    stages: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        ranks = np.asarray(self.ranks)
+        _check(self.cells, ranks, self.stages)
+        order = _order(self.cells, ranks, self.stages)
+        occurring = set(self.cells.stages)
+        object.__setattr__(self, "cells", self.cells.take(order))
+        object.__setattr__(self, "ranks", ranks[order].astype(np.int64))
+        object.__setattr__(self, "stages", tuple(stage for stage in self.stages if stage in occurring))
+
+    @classmethod
+    def empty(cls, n_genes: int) -> Bank:
+        """Return a bank without cells: what the first stage starts from."""
+        return cls(LabelledCells.empty(n_genes), np.zeros(0, dtype=np.int64), ())
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def without_excluded(self, exclusions: Mapping[str, Exclusion]) -> Bank:
+        """Return the bank without excluded cells and batches; the others keep their ranks."""
+        keep = np.flatnonzero(kept_cells(self.cells, exclusions))
+        return Bank(self.cells.take(keep), self.ranks[keep], self.stages)
+
+    def save(self, path: Path, genes: Sequence[str]) -> None:
+        """Write the bank as h5ad; ``genes`` are the panel."""
+        save_cells(path, StoredCells(self.cells, tuple(genes), self.ranks, self.stages))
+
+    @classmethod
+    def load(cls, path: Path, genes: Sequence[str]) -> Bank:
+        """Read what `save` wrote; raises `ModelError` if it is damaged or of another panel than ``genes``."""
+        stored = load_cells(path, genes, ranked=True)
+        if stored.ranks is None:
+            raise ModelError(f"{path} holds no ranks, so it is no bank")
+        return cls(stored.cells, stored.ranks, stored.stages)
+
+
+def rank_candidates(annotator: Ranker, cells: LabelledCells) -> np.ndarray:
+    """Return each cell's rank within its type, int64 ``(n_cells,)``: 1 has the largest <h, prototype>.
+
+    Ties go to the smaller cell id.
+
+    Raises
+    ------
+    TrainingError
+        If a cell's type is not among the annotator's labels.
+    """
+    targets = cells.targets(annotator.labels)
+    represented = annotator.represent(cells.expression).astype(np.float64)
+    merit = (represented * annotator.prototypes().astype(np.float64)[targets]).sum(axis=1)
+    order = np.lexsort((np.array(cells.cell_ids), -merit, targets))
+    ranks = np.empty(len(cells), dtype=np.int64)
+    ranks[order] = _places_within(targets[order]) + 1
+    return ranks
+
+
+def admit(
+    old: Bank, candidates: LabelledCells, ranks: np.ndarray, labels: Sequence[str], capacity: int
+) -> Bank:
+    """Return the bank after a stage: the best ``capacity // len(labels)`` cells of each type.
+
+    Old cells keep their rank and compete with the candidates for their type's quota. Every stage ranks from
+    1, so ties are the rule where two stages know a type; they go to the older stage, whose cells may exist
+    nowhere else any more, then to the smaller cell id. A type within its quota keeps all its cells.
+
+    Parameters
+    ----------
+    old
+        The parent's bank, or an empty one.
+    candidates
+        Training cells of the new stage, and no others.
+    ranks
+        From `rank_candidates`.
+    labels
+        All types seen so far, C_t of them.
+    capacity
+        The most cells the bank may hold.
+
+    Raises
+    ------
+    TrainingError
+        If ``capacity`` is below the number of types, a type is not in ``labels``, or ``old`` already
+        holds a candidate.
+    """
+    together = LabelledCells.concatenate([old.cells, candidates])
+    together.targets(labels)  # refuses a type without a label
+    stages = (*old.stages, *(stage for stage in sorted(set(candidates.stages)) if stage not in old.stages))
+    bank = Bank(together, np.concatenate([old.ranks, np.asarray(ranks)]), stages)
+    return _best(bank, _quota(capacity, len(labels), "bank.capacity"))
+
+
+def cut(bank: Bank, size: int, n_types: int) -> Bank:
+    """Return the best ``size // n_types`` cells of each type; none for ``size`` 0.
+
+    Raises
+    ------
+    TrainingError
+        If ``size`` is above 0 but below the number of types.
+    """
+    if size == 0:
+        return Bank.empty(bank.cells.n_genes)
+    return _best(bank, _quota(size, n_types, "continual.bank_size"))
+
+
+def _quota(size: int, n_types: int, key: str) -> int:
+    if size < n_types:
+        raise TrainingError(
+            f"{key} is {size}, which leaves no cell for each of {n_types} types: "
+            f"raise it to at least {n_types}"
+        )
+    return size // n_types
+
+
+def _best(bank: Bank, quota: int) -> Bank:
+    """Return the first ``quota`` cells of each type; counting them is exact whatever the ranks are."""
+    types = np.array(bank.cells.cell_types, dtype=object)
+    keep = np.flatnonzero(_places_within(types) < quota)
+    return Bank(bank.cells.take(keep), bank.ranks[keep], bank.stages)
+
+
+def _check(cells: LabelledCells, ranks: np.ndarray, stages: Sequence[str]) -> None:
+    whole = not ranks.size or (ranks.dtype.kind in "iu" and ranks.min() >= 1)
+    if ranks.shape != (len(cells),) or not whole:
+        raise TrainingError(
+            f"a bank needs one whole rank from 1 up for each of its {len(cells)} cells, "
+            f"found {ranks.dtype} of shape {ranks.shape}, such as {ranks.ravel()[:5].tolist()}"
+        )
+    if unknown := sorted(set(cells.stages) - set(stages)):
+        raise TrainingError(f"the bank's stages {list(stages)} lack {unknown[:5]}, which brought cells")
+
+
+def _order(cells: LabelledCells, ranks: np.ndarray, stages: Sequence[str]) -> np.ndarray:
+    age = {stage: place for place, stage in enumerate(stages)}
+    keys = zip(cells.cell_types, ranks.tolist(), (age[s] for s in cells.stages), cells.cell_ids, strict=True)
+    ordered = sorted(enumerate(keys), key=lambda item: item[1])
+    return np.array([row for row, _ in ordered], dtype=np.int64)
+
+
+def _places_within(groups: np.ndarray) -> np.ndarray:
+    """Return 0, 1, 2, ... within each run of equal ``groups``, which must be sorted."""
+    if not len(groups):
+        return np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
+    lengths = np.diff(np.append(starts, len(groups)))
+    places: np.ndarray = np.arange(len(groups)) - np.repeat(starts, lengths)
+    return places

@@ -1,0 +1,193 @@
+"""A model measured on the test cells of every stage it has learned: evaluation.json, predictions.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from canal.continual import measures
+from canal.continual.calibration import calibration
+from canal.continual.cells import LabelledCells
+from canal.errors import TrainingError
+from canal.files import new_file, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.model.annotator import Annotator, Prediction
+
+FORMAT = 1
+EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions.csv"
+COLUMNS = ("cell_id", "stage", "truth", "predicted", "confidence", "novelty", "is_novel")
+_NO_TEST_CELLS = "it has no test cells: types with few cells only train"
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What a model is measured on.
+
+    Attributes
+    ----------
+    tests : dict
+        Test cells of every stage the model has learned, oldest first and its own last; None where the cells
+        are not available.
+    earlier : sequence
+        R of the stages before, a row each: accuracies on the stages up to that one, None where not measured.
+    probe : LabelledCells
+        The probe of all stages, also of those whose test cells are gone.
+    reasons : dict
+        Why a stage's test cells are not available.
+
+    Raises
+    ------
+    TrainingError
+        If there is no stage, or not one row of matching length for each stage before the last.
+    """
+
+    tests: Mapping[str, LabelledCells | None]
+    earlier: Sequence[measures.Row]
+    probe: LabelledCells
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = [len(row) for row in self.earlier]
+        expected = list(range(1, len(self.tests)))
+        if not self.tests or lengths != expected:
+            raise TrainingError(
+                f"R needs rows of {expected} entries for the stages before the last of {list(self.tests)}, "
+                f"found {lengths}: evaluate the stages in their order"
+            )
+
+    @property
+    def measured(self) -> dict[str, LabelledCells]:
+        """The stages with test cells, in order."""
+        return {stage: cells for stage, cells in self.tests.items() if cells is not None and len(cells)}
+
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """Why the other stages have no accuracy."""
+        return {
+            stage: self.reasons.get(stage, "its source is not available") if cells is None else _NO_TEST_CELLS
+            for stage, cells in self.tests.items()
+            if stage not in self.measured
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured: the document of evaluation.json, and one row a test cell."""
+
+    document: dict[str, Any]
+    predictions: pd.DataFrame
+
+
+def evaluate(annotator: Annotator, exam: Examination, novelty: Mapping[str, Any], seed: int) -> Evaluation:
+    """Measure a stage's model.
+
+    Accuracy and its kin judge the likeliest type, Unassigned or not, as published; how many cells are
+    Unassigned stands beside them.
+
+    Parameters
+    ----------
+    annotator
+        The model, with its novelty rule if it has one.
+    exam
+        The cells it is measured on, and what was measured of its ancestors.
+    novelty
+        From `canal.continual.shadow.shadow_heads`.
+    seed
+        Draws the resamples of the calibration error's interval.
+    """
+    answers = {stage: annotator.predict(cells.expression) for stage, cells in exam.measured.items()}
+    per_stage = {
+        stage: _stage_measures(cells, answers[stage], annotator.labels)
+        for stage, cells in exam.measured.items()
+    }
+    row = {stage: per_stage[stage]["accuracy"] if stage in per_stage else None for stage in exam.tests}
+    matrix = [*(list(earlier) for earlier in exam.earlier), list(row.values())]
+    document = {
+        "format": FORMAT,
+        "stage": list(exam.tests)[-1],
+        "stages": list(exam.tests),
+        "labels": list(annotator.labels),
+        "row": row,
+        "matrix": matrix,
+        "average_accuracy": measures.average_accuracy(matrix),
+        "backward_transfer": measures.backward_transfer(matrix),
+        "forgetting": measures.forgetting(matrix),
+        "per_stage": per_stage,
+        "probe": _probe_measures(annotator, exam.probe),
+        "calibration": _calibration(exam.measured, answers, seed),
+        "novelty": {"threshold": annotator.novelty.threshold if annotator.novelty else None, **novelty},
+        "not_measured": exam.not_measured,
+    }
+    return Evaluation(document, _predictions(exam.measured, answers))
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write evaluation.json and predictions.csv to ``folder``; equal measures give equal bytes."""
+    write_json(folder / EVALUATION, evaluation.document)
+    with new_file(folder / PREDICTIONS) as temporary:
+        evaluation.predictions.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def _stage_measures(cells: LabelledCells, answer: Prediction, labels: Sequence[str]) -> dict[str, Any]:
+    truth, said = cells.cell_types, answer.labels
+    names = [*labels, *sorted(set(truth) - set(labels))]
+    return {
+        "n": len(cells),
+        "accuracy": measures.accuracy(truth, said),
+        "balanced_accuracy": measures.balanced_accuracy(truth, said),
+        "macro_f1": measures.macro_f1(truth, said),
+        "ari": measures.ari(truth, said),
+        "unassigned": float(np.mean(answer.is_novel)),
+        "recall": measures.recall_by_type(truth, said),
+        "confusion": {"labels": names, "counts": measures.confusion(truth, said, names)},
+    }
+
+
+def _probe_measures(annotator: Annotator, probe: LabelledCells) -> dict[str, Any]:
+    found = {}
+    for stage in probe.stage_names:
+        cells = probe.of_stage(stage)
+        said = annotator.predict(cells.expression).labels
+        found[stage] = {"n": len(cells), "accuracy": measures.accuracy(cells.cell_types, said)}
+    return found
+
+
+def _calibration(
+    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction], seed: int
+) -> dict[str, Any] | None:
+    """Return the calibration over the test cells of all stages together; None without any."""
+    if not tests:
+        return None
+    confidence = np.concatenate([answers[stage].confidence for stage in tests]).astype(np.float64)
+    truth = [name for cells in tests.values() for name in cells.cell_types]
+    said = [name for stage in tests for name in answers[stage].labels]
+    correct = np.array(truth, dtype=object) == np.array(said, dtype=object)
+    return calibration(confidence, correct, np.random.default_rng([seed, *b"calibration"]))
+
+
+def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]) -> pd.DataFrame:
+    import pandas as pd
+
+    parts = [
+        pd.DataFrame(
+            {
+                "cell_id": cells.cell_ids,
+                "stage": stage,
+                "truth": cells.cell_types,
+                "predicted": answers[stage].labels,
+                "confidence": answers[stage].confidence.astype(np.float64),
+                "novelty": answers[stage].novelty.astype(np.float64),
+                "is_novel": answers[stage].is_novel,
+            }
+        ).sort_values("cell_id")
+        for stage, cells in tests.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))

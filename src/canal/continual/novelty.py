@@ -1,0 +1,117 @@
+"""When a cell is none of the known types: a rule fixed while a stage is learned, from known cells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from canal.config import Novelty
+from canal.continual.cells import LabelledCells
+from canal.errors import TrainingError
+from canal.model.annotator import Annotator
+from canal.model.head import Head
+from canal.model.novelty import NoveltyRule
+
+_NARROWEST = 1e-6
+
+
+def fit_rule(annotator: Annotator, known: LabelledCells, settings: Novelty, seed: int) -> NoveltyRule:
+    """Return the rule by which ``annotator`` calls a cell Unassigned.
+
+    The bounds between which energy is scaled are those of known cells and of mixtures of them, so that a
+    query's answer never depends on its neighbours; bbae047 scales over the query set. The threshold is that
+    of `quantile_threshold`: it keeps a promise about known cells (at most ``settings.false_unassigned`` of
+    them are called Unassigned) which the published `mixture_threshold` does not, for the mean over mixtures
+    may fall anywhere among the scores of known cells.
+
+    Parameters
+    ----------
+    annotator
+        A learned stage.
+    known
+        Cells of known types that were not trained on: the stage's validation cells and the probe.
+    settings
+        Temperature, number of mixtures and share of known cells that may be called Unassigned.
+    seed
+        Draws the mixtures.
+
+    Raises
+    ------
+    TrainingError
+        If there are no known cells.
+    """
+    manifolds = annotator.answers(known.expression).manifold
+    generator = np.random.default_rng([seed, *b"novelty"])
+    return rule_of(annotator.network.head, manifolds, known.cell_types, settings, generator)
+
+
+def rule_of(
+    head: Head,
+    manifolds: Tensor,
+    cell_types: Sequence[str],
+    settings: Novelty,
+    generator: np.random.Generator,
+) -> NoveltyRule:
+    """Return the rule of a head from the manifolds ``(n_cells, 128)`` of known cells; see `fit_rule`."""
+    if not len(manifolds):
+        raise TrainingError(
+            "the novelty threshold needs cells of known types that were not trained on, found none: "
+            "types with few cells only train, so add cells or lower split.min_cells"
+        )
+    known = _logits(head, manifolds)
+    mixed = _logits(head, mix(manifolds, cell_types, settings.mixtures, generator))
+    energies = raw_energy(np.concatenate([known, mixed]), settings.temperature)
+    low = float(energies.min())
+    high = max(float(energies.max()), low + _NARROWEST)
+    scale = NoveltyRule(settings.temperature, low, high, threshold=1.0)
+    return replace(scale, threshold=quantile_threshold(scale.score(known), settings.false_unassigned))
+
+
+def quantile_threshold(scores: np.ndarray, false_unassigned: float) -> float:
+    """Return the lowest known score that at most a share ``false_unassigned`` of known scores exceeds."""
+    return float(np.quantile(scores, 1.0 - false_unassigned, method="higher"))
+
+
+def mixture_threshold(rule: NoveltyRule, mixed: np.ndarray) -> float:
+    """Return the published threshold (bbae047): mean over mixtures of (1 - scaled energy + confidence) / 2.
+
+    Parameters
+    ----------
+    rule
+        Its temperature and bounds; its own threshold is not looked at.
+    mixed
+        Logits of mixtures, ``(n_mixtures, n_types)``.
+    """
+    # The score is (E + 1 - p) / 2, so (1 - E + p) / 2 is what it lacks to 1.
+    return float(np.mean(1.0 - rule.score(mixed)))
+
+
+def mix(manifolds: Tensor, cell_types: Sequence[str], number: int, generator: np.random.Generator) -> Tensor:
+    """Return pseudo-novel manifolds ``(number, 128)``: Beta(1, 1) mixtures of two cells of different types.
+
+    With fewer than two types there is nothing to mix, and the result is empty.
+    """
+    types = np.array(cell_types, dtype=object)
+    others = {name: np.flatnonzero(types != name) for name in sorted(set(cell_types))}
+    if len(others) < 2:
+        return manifolds[:0]
+    first = generator.integers(len(types), size=number)
+    second = np.array([generator.choice(others[types[i]]) for i in first])
+    share = torch.from_numpy(generator.beta(1.0, 1.0, size=(number, 1)).astype(np.float32))
+    return share * manifolds[first] + (1 - share) * manifolds[second]
+
+
+def raw_energy(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return -T log sum_c exp(logit_c / T) of each cell, float64 ``(n_cells,)``."""
+    energy: np.ndarray = -temperature * np.logaddexp.reduce(logits.astype(np.float64) / temperature, axis=1)
+    return energy
+
+
+@torch.no_grad()
+def _logits(head: Head, manifolds: Tensor) -> np.ndarray:
+    logits: np.ndarray = head.answer(manifolds).logits.numpy()
+    return logits

@@ -1,0 +1,173 @@
+"""Shadow heads: how well a type is noticed that a head never learned; the model itself learns them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from canal.config import Novelty
+from canal.continual.cells import LabelledCells
+from canal.continual.measures import harmonic_mean
+from canal.continual.novelty import rule_of
+from canal.continual.seeds import generator
+from canal.model.annotator import Annotator
+from canal.model.head import Head, centre, new_head
+
+MIN_TEST_CELLS = 5
+_LEARNING_RATE = 1e-3
+_BATCH = 64
+_SMOOTHING = 0.1
+"""Published label smoothing: without it logits, and so energies, would be unlike the model's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShadowCells:
+    """What shadow heads learn from, are set by and are measured on.
+
+    Attributes
+    ----------
+    train : LabelledCells
+        Cells that the stage was trained on: its training cells and the replayed ones.
+    known : LabelledCells
+        Its validation cells and the probe: they set the threshold.
+    test : LabelledCells
+        Test cells of all stages that can be measured.
+    """
+
+    train: LabelledCells
+    known: LabelledCells
+    test: LabelledCells
+
+
+def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, seed: int) -> dict[str, Any]:
+    """Return how well each type of ``settings.holdouts`` is noticed by a head that did not learn it.
+
+    The frozen network's scores of every gene are computed once. For each held-out type the head's linear
+    layers are learned anew without its cells, a novelty rule is set without them, and the test cells are
+    asked. The backbone has seen the type, so this is kinder than leaving it out of the whole training.
+
+    Returns
+    -------
+    dict
+        ``holdouts``: for each type ``n_known`` and ``n_unknown`` test cells, ``known_accuracy`` (a known cell
+        is right if it is not Unassigned and its type is right), ``unknown_accuracy`` (share of the type's
+        cells that are Unassigned), their harmonic mean ``h_score``, and ``auroc`` of the score. ``h_score``
+        and ``auroc``: means, or None. ``not_measured``: why a type was not measured.
+    """
+    reasons = {name: _obstacle(name, annotator.labels, cells) for name in settings.holdouts}
+    testable = [name for name, reason in reasons.items() if not reason]
+    scores = _Scores.of(annotator, cells) if testable else None
+    measured = [] if scores is None else [_measure(name, scores, settings, seed) for name in testable]
+    return {
+        "holdouts": measured,
+        "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
+        "auroc": float(np.mean([one["auroc"] for one in measured])) if measured else None,
+        "not_measured": {name: reason for name, reason in reasons.items() if reason},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """Gene scores ``(n_cells, n_genes + 1)`` and types of each part of the cells, and the labels' order."""
+
+    labels: tuple[str, ...]
+    train: tuple[Tensor, np.ndarray]
+    known: tuple[Tensor, np.ndarray]
+    test: tuple[Tensor, np.ndarray]
+
+    @classmethod
+    def of(cls, annotator: Annotator, cells: ShadowCells) -> _Scores:
+        def part(some: LabelledCells) -> tuple[Tensor, np.ndarray]:
+            return annotator.gene_scores(some.expression), np.array(some.cell_types, dtype=object)
+
+        return cls(annotator.labels, part(cells.train), part(cells.known), part(cells.test))
+
+
+def _obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
+    """Return why type ``name`` cannot be measured, or ``""``."""
+    n_unknown = cells.test.cell_types.count(name)
+    learned = set(cells.train.types) - {name}
+    if name not in labels:
+        return "not learned yet"
+    if n_unknown < MIN_TEST_CELLS:
+        return f"{n_unknown} test cells, at least {MIN_TEST_CELLS} are needed"
+    if len(learned) < 2:
+        return f"{len(learned)} other types to train on, at least 2 are needed"
+    if not learned & set(cells.known.types) or not learned & set(cells.test.types):
+        return "no validation or test cells of the other types"
+    return ""
+
+
+def _measure(name: str, scores: _Scores, settings: Novelty, seed: int) -> dict[str, Any]:
+    from sklearn.metrics import roc_auc_score
+
+    purpose = f"shadow head without {name}"
+    train, types = _of_types(scores.train, set(scores.train[1]) - {name})
+    labels = [label for label in scores.labels if label in set(types)]
+    head = _learn(train, types, labels, settings.shadow_epochs, generator(seed, purpose))
+    manifolds, known = _manifolds(head, *_of_types(scores.known, set(labels)))
+    rule = rule_of(
+        head, manifolds, known.tolist(), settings, np.random.default_rng([seed, *purpose.encode()])
+    )
+
+    manifolds, truth = _manifolds(head, *_of_types(scores.test, {*labels, name}))
+    logits = head.answer(manifolds).logits.detach().numpy()
+    score, unknown = rule.score(logits), truth == name
+    novel, said = rule.is_novel(score), np.array(labels, dtype=object)[logits.argmax(axis=1)]
+    known_accuracy = float(np.mean((said == truth)[~unknown] & ~novel[~unknown]))
+    unknown_accuracy = float(np.mean(novel[unknown]))
+    return {
+        "type": name,
+        "n_known": int((~unknown).sum()),
+        "n_unknown": int(unknown.sum()),
+        "known_accuracy": known_accuracy,
+        "unknown_accuracy": unknown_accuracy,
+        "h_score": harmonic_mean(known_accuracy, unknown_accuracy),
+        "auroc": float(roc_auc_score(unknown, score)),
+    }
+
+
+def _learn(
+    scores: Tensor, types: np.ndarray, labels: list[str], epochs: int, random: torch.Generator
+) -> Head:
+    """Return a head learned on gene scores ``(n_cells, n_genes + 1)``; its filter lets them pass."""
+    head = _start(scores, len(labels), random)
+    targets = torch.tensor([labels.index(name) for name in types])
+    optimizer = torch.optim.Adam([p for p in head.parameters() if p.requires_grad], lr=_LEARNING_RATE)
+    for _ in range(epochs):
+        for rows in torch.split(torch.randperm(len(scores), generator=random), _BATCH):
+            logits = head(scores[rows].unsqueeze(-1)).logits
+            loss = functional.cross_entropy(logits, targets[rows], label_smoothing=_SMOOTHING)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return head.requires_grad_(False)
+
+
+@torch.no_grad()
+def _start(scores: Tensor, n_types: int, random: torch.Generator) -> Head:
+    head = new_head(scores.unsqueeze(-1), n_types, random)
+    # Scores have been through the model's filter: this head's own is the identity.
+    head.filter.weight.fill_(1.0)
+    head.filter.bias.zero_()
+    centre(head.to_manifold, scores)
+    centre(head.to_representation, head.manifold(scores.unsqueeze(-1)))
+    head.filter.requires_grad_(False)
+    return head
+
+
+@torch.no_grad()
+def _manifolds(head: Head, scores: Tensor, types: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    return head.manifold(scores.unsqueeze(-1)), types
+
+
+def _of_types(part: tuple[Tensor, np.ndarray], wanted: set[str]) -> tuple[Tensor, np.ndarray]:
+    scores, types = part
+    rows = np.flatnonzero([name in wanted for name in types])
+    return scores[torch.from_numpy(rows)], types[rows]

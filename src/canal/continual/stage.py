@@ -1,0 +1,80 @@
+"""What a learned stage leaves behind: annotator, teacher, example bank, probe sets, history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from canal.config import Config
+from canal.continual.bank import Bank, admit, rank_candidates
+from canal.continual.cells import LabelledCells
+from canal.continual.lesson import Learned, Lesson
+from canal.continual.novelty import fit_rule
+from canal.continual.probe import Probe, choose_probe, extend
+from canal.files import write_json
+from canal.model.annotator import Annotator
+
+BANK = "bank/bank.h5ad"
+PROBE = "probe/probe.h5ad"
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What a parent stage hands on: its bank and its probe sets, without excluded cells."""
+
+    bank: Bank
+    probe: Probe
+
+    @classmethod
+    def none(cls, n_genes: int) -> Past:
+        """Return the past of a first stage."""
+        return cls(Bank.empty(n_genes), Probe.empty(n_genes))
+
+    @classmethod
+    def load(cls, folder: Path, genes: tuple[str, ...], config: Config) -> Past:
+        """Read the past from a parent's model folder."""
+        excluded = {name: source.exclude for name, source in config.sources.items()}
+        bank = Bank.load(folder / BANK, genes).without_excluded(excluded)
+        return cls(bank, Probe.load(folder / PROBE, genes).without_excluded(excluded))
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A stage that can be stored, and learned on."""
+
+    annotator: Annotator
+    teacher: Annotator | None
+    bank: Bank
+    probe: Probe
+    history: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write model, teacher (absent in stage 1), bank, probe and history below ``folder``."""
+        genes = self.annotator.genes
+        self.annotator.save(folder / "model")
+        if self.teacher is not None:
+            self.teacher.save(folder / "teacher")
+        for name in (BANK, PROBE):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        self.bank.save(folder / BANK, genes)
+        self.probe.save(folder / PROBE, genes)
+        write_json(folder / "history.json", self.history)
+
+
+def finish(lesson: Lesson, learned: Learned, past: Past, config: Config) -> Finished:
+    """Fit the novelty rule, admit training cells to the bank and validation cells to the probe sets.
+
+    The rule sees validation cells and probes, the bank training cells alone.
+    """
+    known = LabelledCells.concatenate([lesson.validation, lesson.probe])
+    rule = fit_rule(learned.annotator, known, config.novelty, config.seed)
+    annotator = learned.annotator.with_novelty(rule)
+    ranks = rank_candidates(annotator, lesson.train)
+    return Finished(
+        annotator=annotator,
+        teacher=learned.teacher,
+        bank=admit(past.bank, lesson.train, ranks, annotator.labels, config.bank.capacity),
+        probe=extend(past.probe, choose_probe(lesson.validation, config.probe.max_cells, config.seed)),
+        history=learned.history,
+    )

@@ -1,0 +1,120 @@
+"""From a project's files to what the continual room learns from: a corpus, a lesson, cells to measure on."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from canal.config import BACKBONE
+from canal.files import read_json
+from canal.project import Project
+
+if TYPE_CHECKING:
+    from canal.continual.evaluation import Examination
+    from canal.continual.lesson import Lesson
+    from canal.continual.pretraining import Corpus
+    from canal.continual.shadow import ShadowCells
+    from canal.continual.stage import Past
+
+
+def corpus(project: Project) -> "Corpus":
+    """Return the unlabelled cells and gene embeddings that the backbone is pretrained with.
+
+    The vocabulary is the panel and, up to the preset's size, the genes expressed in most training cells of
+    the first stage; its embedding comes from those cells, or from the file that params name.
+    """
+    from canal.continual.gene_embedding import embed_genes, read_gene_embedding
+    from canal.continual.pretraining import Corpus
+    from canal.model.config import PRESETS
+
+    config = project.config
+    size = PRESETS[config.backbone.preset]
+    stages = (config.root_stage, *config.backbone.extra_stages)
+    first = project.prepared(config.root_stage)
+    split = project.split(config.root_stage)
+    expression = first.expression_csr(list(split["cell_id"][split["set"] == "train"]))
+    vocabulary = _vocabulary(project.panel, first.genes, np.diff(expression.tocsc().indptr), size.vocabulary)
+    if config.backbone.gene_embedding is None:
+        place = {gene: i for i, gene in enumerate(first.genes)}
+        columns = expression[:, [place[gene] for gene in vocabulary]]
+        embedding = embed_genes(columns.toarray(), size.backbone.dim, config.seed)
+    else:
+        path = project.layout.root / config.backbone.gene_embedding
+        embedding, _ = read_gene_embedding(path, vocabulary, size.backbone.dim)
+    return Corpus(
+        panel=tuple(project.panel),
+        train=np.concatenate([project.cells(stage, "train").expression for stage in stages]),
+        held_out=np.concatenate([project.cells(stage, "validation").expression for stage in stages]),
+        vocabulary=vocabulary,
+        gene_embedding=embedding,
+    )
+
+
+def lesson(project: Project, stage: str) -> "tuple[Lesson, Past]":
+    """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone."""
+    from canal.continual.bank import cut
+    from canal.continual.lesson import Lesson
+    from canal.continual.stage import Past
+    from canal.model.annotator import Annotator
+    from canal.model.backbone import Backbone
+
+    config, name = project.config, project.config.stages[stage].parent
+    folder, genes = project.layout.model(name), tuple(project.panel)
+    train, validation = project.cells(stage, "train"), project.cells(stage, "validation")
+    old: tuple[str, ...] = ()
+    parent: Backbone | Annotator
+    if name == BACKBONE:
+        parent, past = Backbone.load(folder / "model"), Past.none(len(genes))
+    else:
+        parent, past = Annotator.load(folder / "model"), Past.load(folder, genes, config)
+        old = parent.labels
+    task = Lesson(
+        stage=stage,
+        parent=parent,
+        genes=genes,
+        new_labels=tuple(label for label in train.types if label not in old),
+        train=train,
+        validation=validation,
+        replay=cut(past.bank, config.learning(stage).bank_size, max(1, len(old))).cells,
+        probe=past.probe.cells,
+        seed=config.seed,
+    )
+    return task, past
+
+
+def examination(project: Project, stage: str) -> "Examination":
+    """Return what a stage's model is measured on: test cells of every stage so far, and all probes."""
+    from canal.continual.evaluation import EVALUATION, Examination
+    from canal.continual.probe import Probe
+    from canal.continual.stage import PROBE
+
+    config, layout = project.config, project.layout
+    parent = config.stages[stage].parent
+    earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
+    stages = (*config.ancestors(stage), stage)
+    return Examination(
+        tests={name: project.cells(name, "test") if project.available(name) else None for name in stages},
+        earlier=earlier,
+        probe=Probe.load(layout.model(stage) / PROBE, tuple(project.panel)).cells,
+    )
+
+
+def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCells":
+    """Return what shadow heads learn from: the cells the stage was trained on, and those it is measured on."""
+    from canal.continual.cells import LabelledCells
+    from canal.continual.shadow import ShadowCells
+
+    task, _ = lesson(project, stage)
+    nothing = LabelledCells.empty(len(task.genes))
+    return ShadowCells(
+        train=LabelledCells.concatenate([task.train, task.replay]),
+        known=LabelledCells.concatenate([task.validation, task.probe]),
+        test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
+    )
+
+
+def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int) -> tuple[str, ...]:
+    """Return the panel, then other genes by the number of cells that express them."""
+    known = set(panel)
+    order = np.argsort(-cells, kind="stable")
+    others = [genes[i] for i in order if genes[i] not in known and cells[i] > 0]
+    return (*panel, *others[: max(0, size - len(panel))])

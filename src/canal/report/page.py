@@ -1,0 +1,176 @@
+"""One static page of a run that needs neither network nor script: text, tables, figures inside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.files import new_file
+from canal.report import figures
+from canal.report.documents import Document, StageReport, accuracy_matrix, lineage
+from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
+from canal.report.numbers import count, decimal, percent, points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SETS = ("train", "validation", "test")
+MEASURES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro-F1",
+    "ari": "ARI",
+    "unassigned": "Unassigned",
+}
+
+
+def write_report(
+    stages: Sequence[StageReport], out: Path, title: str = "canal", pretraining: Document | None = None
+) -> Path:
+    """Write the page of a run; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    stages
+        The stages, oldest first; the headline is that of the last one.
+    out
+        The HTML file to write.
+    title
+        Name of the registered model, for the heading.
+    pretraining
+        ``models/backbone/history.json``, where the backbone was trained here.
+
+    Returns
+    -------
+    Path
+        ``out``.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("canal", "report"),
+        autoescape=True,  # labels, stages and aliases are whatever a user wrote
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
+    text = environment.get_template("page.html").render(
+        title=title, measures=MEASURES, sets=SETS, run=_run(stages), stages=_stages(stages),
+        pretraining=_pretraining(pretraining),
+    )  # fmt: skip
+    with new_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def _run(stages: Sequence[StageReport]) -> dict[str, Any] | None:
+    """Return what stands above the stages: the newest model's sums and the R matrix."""
+    if not stages:
+        return None
+    names, matrix = accuracy_matrix([stage.evaluation for stage in stages])
+    by_name = {stage.name: stage for stage in stages}
+    rows = [
+        {
+            "name": name,
+            "report": by_name.get(name),
+            "squares": [_square(value, row, j) for j, value in enumerate(line)],
+        }
+        for row, (name, line) in enumerate(zip(names, matrix, strict=True))
+    ]
+    return {
+        "newest": stages[-1],
+        "versions": sum(stage.version is not None for stage in stages),
+        "names": names,
+        "rows": rows,
+        "heat_map": figures.svg_uri(matrix_figure([stage.evaluation for stage in stages])),
+    }
+
+
+def _square(value: float | None, row: int, column: int) -> str:
+    """Return a square of R as text: a dash where it could not be measured, nothing for the future."""
+    if value is None:
+        return "–" if column <= row else ""
+    return f"{100 * value:.1f}"
+
+
+def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
+    """Return what the template shows of each stage."""
+    labels = {stage.name: stage.evaluation["labels"] for stage in stages}
+    named_by_key = {stage.key_digest: stage.name for stage in stages if stage.key_digest}
+    evaluations = [stage.evaluation for stage in stages]
+    return [
+        {
+            "report": stage,
+            "parent": _parent(stage, named_by_key),
+            "cells": _cells_table(stage, labels),
+            "rules": _rules(stage.verdict),
+            "bank": _bank_table(stage),
+            "figures": _uris(stage_figures(stage, lineage(evaluations, stage.name))),
+            "confusions": _uris(confusion_figures(stage)),
+        }
+        for stage in stages
+    ]
+
+
+def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] | None:
+    """Return the parent's key and, where it is on this page, its stage; None without a key."""
+    if stage.key is None or not stage.key.get("parent"):
+        return None
+    digest = str(stage.key["parent"])
+    ancestors = stage.evaluation["stages"][:-1]
+    return {"digest": digest, "name": named_by_key.get(digest, ancestors[-1] if ancestors else "backbone")}
+
+
+def _cells_table(stage: StageReport, labels: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
+    """Return the stage's cells by type and set, the largest type first, with their sums.
+
+    A type is new if the parent's model, by its ``labels``, did not know it.
+    """
+    if not stage.cells:
+        return None
+    rows = [(name, [sets.get(one, 0) for one in SETS]) for name, sets in stage.cells.items()]
+    rows.sort(key=lambda row: (-sum(row[1]), row[0]))
+    parents = [labels[one] for one in stage.evaluation["stages"][:-1] if one in labels]
+    known = parents[-1] if parents else [name for name, _ in rows]
+    return {
+        "rows": [{"name": name, "numbers": numbers, "new": name not in known} for name, numbers in rows],
+        "sums": [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)],
+    }
+
+
+def _rules(verdict: Document | None) -> list[Document]:
+    """Return the gate's rules, those that do not hold first, errors before warnings."""
+    if verdict is None:
+        return []
+    return sorted(verdict["rules"], key=lambda rule: (rule["passed"], rule["severity"] != "error"))
+
+
+def _bank_table(stage: StageReport) -> dict[str, Any] | None:
+    """Return the bank's cells by type and by the stage they came from, with their sums."""
+    if not stage.bank:
+        return None
+    stages = [one for one in stage.evaluation["stages"] if any(row.get(one) for row in stage.bank.values())]
+    names = sorted(stage.bank, key=_place(stage.evaluation["labels"]))
+    numbers = [[stage.bank[name].get(one, 0) for one in stages] for name in names]
+    return {
+        "stages": stages,
+        "rows": [{"name": name, "numbers": line} for name, line in zip(names, numbers, strict=True)],
+        "sums": [sum(column) for column in zip(*numbers, strict=True)],
+        "most": max(sum(line) for line in numbers),
+    }
+
+
+def _place(labels: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    """Return the sort key that puts types in the model's order, unknown ones last."""
+    places = {name: index for index, name in enumerate(labels)}
+    return lambda name: (places.get(name, len(places)), name)
+
+
+def _uris(drawn: Mapping[str, "Figure"]) -> dict[str, str]:
+    return {name: figures.svg_uri(figure) for name, figure in drawn.items()}
+
+
+def _pretraining(history: Document | None) -> dict[str, Any] | None:
+    if history is None or not history["epochs"]:
+        return None
+    return {"history": history, "figure": figures.svg_uri(figures.pretraining(history))}

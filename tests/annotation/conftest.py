@@ -1,0 +1,23 @@
+"""A model of twenty genes that calls some cells novel; one thread, which such small networks like best."""
+
+import pytest
+
+from canal.model.novelty import NoveltyRule
+from tests.model.make import make_annotator, make_expression
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def annotator():
+    import numpy as np
+
+    model = make_annotator()
+    rule = NoveltyRule(0.8, -3.0, 0.0, 0.5)
+    scores = rule.score(model.predict(make_expression(100, seed=3)).logits)
+    return model.with_novelty(NoveltyRule(0.8, -3.0, 0.0, float(np.quantile(scores, 0.7))))

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from canal.annotation.query import query_adata
+from canal.annotation.units import check_block, find_values
+from canal.errors import DataError
+from tests.make import make_adata
+
+
+def query(adata, layer="X"):
+    return query_adata(adata, layer, None)
+
+
+@pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
+def test_units_are_told_by_the_values(values):
+    assert find_values(query(make_adata({"B": 30, "NK": 30}, values=values)), "auto") == (values, [])
+
+
+@pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
+def test_units_are_told_where_genes_are_gone(values):
+    """A file that kept half its genes after normalisation no longer sums to 10,000."""
+    adata = make_adata({"B": 30, "NK": 30}, values=values)[:, ::2].copy()
+    assert find_values(query(adata), "auto")[0] == values
+
+
+def test_corrected_logarithms_are_told_by_their_sums():
+    """No longer multiples of one count; base e leaves each cell below 10,000."""
+    adata = make_adata({"B": 30}, values="log1p_10k")
+    noise = np.random.default_rng(0).uniform(0.6, 0.95, adata.X.nnz).astype(np.float32)
+    adata.X.data *= noise
+    assert find_values(query(adata), "auto")[0] == "log1p_10k"
+
+
+def test_sums_may_rule_out_base_e():
+    adata = make_adata({"B": 30}, values="log2p_10k")
+    noise = np.random.default_rng(0).uniform(0.97, 1.0, adata.X.nnz).astype(np.float32)
+    adata.X.data *= noise
+    assert find_values(query(adata), "auto")[0] == "log2p_10k"
+
+
+def test_scaled_values_are_refused_with_the_way_out():
+    adata = make_adata({"B": 30})
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.toarray() - 1.0
+    with pytest.raises(DataError, match=r"negative values.*--layer; there are also 'counts'"):
+        find_values(query(adata), "auto")
+    assert find_values(query(adata, "counts"), "auto")[0] == "counts"
+
+
+def test_logarithms_of_another_sum_are_refused():
+    adata = make_adata({"B": 30})
+    adata.X.data = np.log1p(adata.X.data * 5000)
+    with pytest.raises(DataError, match="no logarithms of counts per 10,000"):
+        find_values(query(adata), "auto")
+
+
+def test_a_matrix_of_zeros_is_refused():
+    adata = make_adata({"B": 30})
+    adata.X = csr_matrix(adata.shape, dtype=np.float32)
+    with pytest.raises(DataError, match="zero in all 30 cells"):
+        find_values(query(adata), "auto")
+
+
+def test_whole_numbers_are_no_logarithms():
+    with pytest.raises(DataError, match="--values counts"):
+        find_values(query(make_adata({"B": 30})), "log1p_10k")
+
+
+def test_a_wish_against_the_values_is_followed_with_a_warning():
+    values, doubts = find_values(query(make_adata({"B": 30}, values="log2p_10k")), "log1p_10k")
+    assert values == "log1p_10k"
+    assert "look like log2p_10k" in doubts[0]
+
+
+def test_a_total_other_than_ten_thousand_is_told():
+    """scanpy's normalize_total scales to the median by default."""
+    adata = make_adata({"B": 30})
+    totals = np.asarray(adata.X.sum(axis=1)).ravel()
+    adata.X.data = np.log1p(adata.X.data / np.repeat(totals, np.diff(adata.X.indptr)) * 2500)
+    values, doubts = find_values(query(adata), "auto")
+    assert values == "log1p_10k"
+    assert "sums to 2,500" in doubts[0]
+
+
+def test_an_unknown_wish_is_refused():
+    with pytest.raises(DataError, match="must be one of auto, counts"):
+        find_values(query(make_adata({"B": 30})), "tpm")
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(np.nan, "no finite"), (np.inf, "no finite"), (-1.0, "negative"), (0.5, "no whole")]
+)
+def test_a_block_with_one_wrong_value_names_its_cell(value, what):
+    adata = make_adata({"B": 5})
+    block = csr_matrix(np.array([[1, 0], [2, value], [0, 0]], dtype=np.float32))
+    with pytest.raises(DataError, match=rf"1 values of X are {what}.*first in cell 41 "):
+        check_block(query(adata), block, start=40, whole=True)
+
+
+def test_soft_counts_pass_where_they_were_declared():
+    block = csr_matrix(np.array([[0.5]], dtype=np.float32))
+    check_block(query(make_adata({"B": 5})), block, start=0, whole=False)

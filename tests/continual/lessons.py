@@ -1,0 +1,84 @@
+"""Small lessons on synthetic cells: ``from tests.continual.lessons import first_lesson``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from canal.config import Continual
+from canal.continual.cells import LabelledCells
+from canal.continual.fit import Hooks
+from canal.continual.lesson import Learned, Lesson
+from canal.continual.trainer import learn_stage
+from canal.model.annotator import Annotator
+from tests.make import gene_names, make_adata
+from tests.model.make import DEEP, make_backbone
+
+GENES = tuple(gene_names(24))
+SETTINGS = Continual(
+    learning_rate=2e-3,
+    warmup_epochs=1,
+    cycle_epochs=6,
+    batch_size=14,
+    max_epochs=4,
+    patience=10,
+    bank_size=20,
+)
+
+
+def make_cells(counts: dict[str, int], stage: str, seed: int) -> LabelledCells:
+    """Return cells whose types a linear model separates; all from the source ``stage``."""
+    adata = make_adata(counts, n_genes=24, seed=seed, values="log2p_10k")
+    # Units do not matter here; spread over the tokens does.
+    expression = (adata.X.toarray() / 2).astype(np.float32)
+    n = len(expression)
+    return LabelledCells(
+        tuple(f"{stage}:{name}" for name in adata.obs_names),
+        expression,
+        tuple(adata.obs["cell_type"]),
+        (stage,) * n,
+        (stage,) * n,
+        ("b1",) * n,
+    )
+
+
+def first_lesson(**changes: object) -> Lesson:
+    """Return a stage of two types on an untrained backbone with one frozen block."""
+    lesson = Lesson(
+        stage="first",
+        parent=make_backbone(24, DEEP),
+        genes=GENES,
+        new_labels=("B", "T"),
+        train=make_cells({"B": 20, "T": 20}, "first", seed=1),
+        validation=make_cells({"B": 8, "T": 8}, "first", seed=2),
+        replay=LabelledCells.empty(24),
+        probe=LabelledCells.empty(24),
+        seed=0,
+    )
+    return replace(lesson, **changes)
+
+
+@cache
+def first_learned() -> Learned:
+    """Return the first stage, learned once a test session; nobody may change it."""
+    return learn_stage(first_lesson(), SETTINGS, Hooks())
+
+
+def second_lesson(**changes: object) -> Lesson:
+    """Return a stage that brings NK and shows T again, with replay and probe of the first."""
+    parent: Annotator = first_learned().annotator
+    first = first_lesson()
+    lesson = Lesson(
+        stage="second",
+        parent=parent,
+        genes=GENES,
+        new_labels=("NK",),
+        train=make_cells({"NK": 16, "T": 16}, "second", seed=3),
+        validation=make_cells({"NK": 8, "T": 8}, "second", seed=4),
+        replay=first.train.take(range(20)),
+        probe=first.validation,
+        seed=0,
+    )
+    return replace(lesson, **changes)

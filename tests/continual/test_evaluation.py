@@ -1,0 +1,135 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from canal.continual.cells import LabelledCells
+from canal.continual.evaluation import COLUMNS, Examination, evaluate, write_evaluation
+from canal.digests import tree_digests
+from canal.errors import TrainingError
+from canal.model.novelty import NoveltyRule
+from tests.continual.make import make_cells
+from tests.model.make import make_annotator, make_expression
+
+LABELS = ("B", "NK", "T")
+NOVELTY = {"holdouts": [], "h_score": None, "auroc": None, "not_measured": {"mast": "not learned yet"}}
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return make_annotator(LABELS).with_novelty(NoveltyRule(0.8, -3.0, 0.0, 0.6))
+
+
+def judged(annotator, stage, n_right, n_wrong, seed):
+    """Cells of which exactly ``n_right`` carry the type that the annotator gives them."""
+    expression = make_expression(n_right + n_wrong, seed=seed)
+    said = annotator.predict(expression).labels
+    types = [name if i < n_right else LABELS[(LABELS.index(name) + 1) % 3] for i, name in enumerate(said)]
+    return make_cells(types, stage, expression=expression, n_genes=20)
+
+
+@pytest.fixture(scope="module")
+def exam(annotator):
+    first, second = judged(annotator, "zebra", 6, 4, 1), judged(annotator, "ant", 15, 5, 2)
+    probe = LabelledCells.concatenate([judged(annotator, "gone", 3, 1, 3), second.take(range(5))])
+    return Examination({"gone": None, "zebra": first, "ant": second}, [[0.9], [0.8, 0.7]], probe)
+
+
+@pytest.fixture(scope="module")
+def evaluation(annotator, exam):
+    return evaluate(annotator, exam, NOVELTY, seed=0)
+
+
+def test_the_row_and_the_matrix(evaluation):
+    document = evaluation.document
+    assert document["stage"] == "ant"
+    assert document["stages"] == ["gone", "zebra", "ant"]
+    assert document["row"] == {"gone": None, "zebra": 0.6, "ant": 0.75}
+    assert document["matrix"] == [[0.9], [0.8, 0.7], [None, 0.6, 0.75]]
+    assert document["average_accuracy"] == pytest.approx(0.675)
+    assert document["backward_transfer"] == pytest.approx(-0.1)
+    assert document["forgetting"] == pytest.approx(0.1)
+    assert document["not_measured"] == {"gone": "its source is not available"}
+
+
+def test_the_probe_is_asked_also_where_test_cells_are_gone(evaluation):
+    assert evaluation.document["probe"] == {
+        "gone": {"n": 4, "accuracy": 0.75},
+        "ant": {"n": 5, "accuracy": 1.0},
+    }
+
+
+def test_each_stage_is_told_in_full(evaluation):
+    one = evaluation.document["per_stage"]["zebra"]
+    assert one["n"] == 10
+    assert sum(sum(row) for row in one["confusion"]["counts"]) == 10
+    assert np.trace(one["confusion"]["counts"]) == 6
+    assert one["confusion"]["labels"] == list(LABELS)
+    assert sum(part["n"] for part in one["recall"].values()) == 10
+    assert {"balanced_accuracy", "macro_f1", "ari", "unassigned"} < one.keys()
+
+
+def test_calibration_and_novelty_are_there(evaluation, annotator):
+    assert evaluation.document["calibration"]["n"] == 30
+    assert evaluation.document["novelty"] == {"threshold": 0.6, **NOVELTY}
+
+
+def test_predictions_are_in_the_order_of_stages_then_cells(evaluation, annotator, exam):
+    table = evaluation.predictions
+    assert tuple(table.columns) == COLUMNS
+    assert list(table["stage"]) == ["zebra"] * 10 + ["ant"] * 20
+    assert table["cell_id"][:10].is_monotonic_increasing
+    assert (table["truth"] == table["predicted"]).sum() == 21
+    answer = annotator.predict(exam.tests["zebra"].expression)
+    np.testing.assert_allclose(table["novelty"][:10], answer.novelty)
+    assert table["is_novel"].mean() == pytest.approx(
+        (
+            10 * evaluation.document["per_stage"]["zebra"]["unassigned"]
+            + 20 * evaluation.document["per_stage"]["ant"]["unassigned"]
+        )
+        / 30
+    )
+
+
+def test_files_hold_the_same_bytes_every_time(annotator, exam, evaluation, tmp_path):
+    write_evaluation(tmp_path / "one", evaluation)
+    write_evaluation(tmp_path / "two", evaluate(annotator, exam, NOVELTY, seed=0))
+    assert tree_digests(tmp_path / "one") == tree_digests(tmp_path / "two")
+    assert json.loads((tmp_path / "one" / "evaluation.json").read_text()) == evaluation.document
+    lines = (tmp_path / "one" / "predictions.csv").read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert len(lines) == 31
+    table = pd.read_csv(tmp_path / "one" / "predictions.csv")
+    assert table["is_novel"].dtype == bool
+    assert all(len(value.split(".")[1]) == 6 for value in lines[1].split(",")[4:6])
+
+
+def test_the_first_stage_has_no_transfer(annotator):
+    cells = judged(annotator, "first", 5, 5, 4)
+    document = evaluate(annotator, Examination({"first": cells}, [], cells), NOVELTY, seed=0).document
+    assert document["matrix"] == [[0.5]]
+    assert document["backward_transfer"] is None
+    assert document["forgetting"] is None
+
+
+def test_a_stage_without_test_cells_says_so(annotator, tmp_path):
+    none = LabelledCells.empty(20)
+    found = evaluate(annotator, Examination({"first": none}, [], none), NOVELTY, seed=0)
+    assert found.document["row"] == {"first": None}
+    assert found.document["average_accuracy"] is None
+    assert found.document["calibration"] is None
+    assert "no test cells" in found.document["not_measured"]["first"]
+    write_evaluation(tmp_path, found)
+    assert (tmp_path / "predictions.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_a_given_reason_is_told(annotator, exam):
+    told = Examination(exam.tests, exam.earlier, exam.probe, {"gone": "withdrawn by its owner"})
+    document = evaluate(annotator, told, NOVELTY, seed=0).document
+    assert document["not_measured"] == {"gone": "withdrawn by its owner"}
+
+
+def test_rows_must_fit_the_stages(exam):
+    with pytest.raises(TrainingError, match=r"rows of \[1, 2\] entries.*found \[1\]"):
+        Examination(exam.tests, [[0.9]], exam.probe)

@@ -1,0 +1,51 @@
+import pytest
+
+from canal.continual.cells import LabelledCells
+from canal.errors import TrainingError
+from tests.continual.lessons import GENES, first_lesson, make_cells, second_lesson
+
+NONE = LabelledCells.empty(24)
+
+
+def test_labels_are_appended():
+    assert first_lesson().labels == ("B", "T")
+    assert second_lesson().labels == ("B", "T", "NK")
+
+
+def test_judges_are_each_earlier_stage_and_this_one():
+    judges = second_lesson().judges
+    assert list(judges) == ["first", "second"]
+    assert [set(cells.stages) for cells in judges.values()] == [{"first"}, {"second"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": NONE}, "found 0 and 16"),
+        ({"validation": NONE}, "found 40 and 0"),
+        ({"genes": GENES[:-1]}, "train cells have 24 genes, the panel has 23"),
+        ({"new_labels": ("B", "B", "T")}, "new labels must be new, found again: .'B'"),
+        ({"new_labels": ("B",)}, "not among the 1 labels, such as .'T'"),
+        ({"validation": first_lesson().train}, "40 cell.s. would both train and validate"),
+        ({"replay": make_cells({"B": 3}, "old", 9)}, "no bank and no probe"),
+        ({"probe": make_cells({"B": 3}, "old", 9)}, "no bank and no probe"),
+    ],
+)
+def test_a_first_lesson_that_cannot_be_learned_is_refused(change, message):
+    with pytest.raises(TrainingError, match=message):
+        first_lesson(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"new_labels": ("NK", "B")}, "found again: .'B'"),
+        ({"genes": GENES[::-1]}, "not the parent's"),
+        ({"replay": first_lesson().validation}, "both train and validate"),
+        ({"probe": make_cells({"B": 3}, "second", 9)}, "probe holds cells of this stage"),
+        ({"replay": make_cells({"mast": 3}, "old", 9)}, "not among the 3 labels, such as .'mast'"),
+    ],
+)
+def test_a_later_lesson_that_cannot_be_learned_is_refused(change, message):
+    with pytest.raises(TrainingError, match=message):
+        second_lesson(**change)

@@ -1,0 +1,178 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from canal.continual.cells import LabelledCells
+from canal.continual.fit import CHECKPOINT, Hooks
+from canal.continual.schedule import learning_rate
+from canal.continual.trainer import learn_stage
+from canal.model.storage import weights_digest
+from tests.continual.lessons import SETTINGS, first_learned, first_lesson, make_cells, second_lesson
+
+LONGER = SETTINGS.model_copy(update={"max_epochs": 16, "cycle_epochs": 16, "patience": 16})
+SHORT = SETTINGS.model_copy(update={"max_epochs": 3})
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def weights(learned):
+    return weights_digest(learned.annotator.network.state_dict())
+
+
+def accuracy(annotator, cells):
+    return np.mean(np.array(annotator.predict(cells.expression).labels) == np.array(cells.cell_types))
+
+
+def interrupt_after(epoch):
+    def hook(record):
+        if record["epoch"] == epoch:
+            raise InterruptionError
+
+    return hook
+
+
+def test_two_types_are_learned():
+    learned = learn_stage(first_lesson(), LONGER)
+    unseen = make_cells({"B": 30, "T": 30}, "unseen", seed=77)
+    assert accuracy(learned.annotator, unseen) > 0.9
+    assert learned.annotator.labels == ("B", "T")
+    assert learned.teacher is None
+
+
+def test_a_second_stage_learns_the_new_and_keeps_the_old():
+    learned = learn_stage(second_lesson(), LONGER)
+    assert learned.annotator.labels == ("B", "T", "NK")
+    assert learned.teacher is first_learned().annotator
+    assert accuracy(learned.annotator, make_cells({"NK": 40}, "unseen", seed=78)) > 0.7
+    assert accuracy(learned.annotator, make_cells({"B": 40}, "unseen", seed=79)) > 0.6
+
+
+def test_history_says_what_happened():
+    told = []
+    history = learn_stage(second_lesson(), SHORT, Hooks(on_epoch=told.append)).history
+    assert history["epochs"] == told
+    assert [record["epoch"] for record in told] == [1, 2, 3]
+    assert [record["learning_rate"] for record in told] == [learning_rate(e, SHORT) for e in (1, 2, 3)]
+    best = max(told, key=lambda r: (r["score"], -r["validation_cross_entropy"]))
+    assert history["best_epoch"] == best["epoch"]
+    assert {
+        k: history[k] for k in ("stage", "stopped", "n_train", "n_replay", "n_validation", "n_probe")
+    } == {
+        "stage": "second",
+        "stopped": "max_epochs",
+        "n_train": 32,
+        "n_replay": 20,
+        "n_validation": 16,
+        "n_probe": 16,
+    }
+    for record in told:
+        both = [record["validation_accuracy"], record["probe_accuracy"]["first"]]
+        assert record["score"] == pytest.approx(np.mean(both))
+        weighted = 0.1 * 2 / 3 * record["distillation"]
+        assert record["loss"] == pytest.approx(record["cross_entropy"] + weighted, rel=1e-5)
+
+
+def test_the_returned_annotator_is_the_best_epochs():
+    lesson = second_lesson()
+    learned = learn_stage(lesson, LONGER)
+    best = learned.history["epochs"][learned.history["best_epoch"] - 1]
+    assert accuracy(learned.annotator, lesson.validation) == pytest.approx(best["validation_accuracy"])
+    assert accuracy(learned.annotator, lesson.probe) == pytest.approx(best["probe_accuracy"]["first"])
+
+
+def test_training_ends_when_patience_runs_out():
+    impatient = SETTINGS.model_copy(update={"max_epochs": 100, "patience": 2, "learning_rate": 1e-6})
+    history = learn_stage(first_lesson(), impatient).history
+    assert history["stopped"] == "patience"
+    assert len(history["epochs"]) < 20
+
+
+def test_only_trained_parameters_change_and_the_parent_does_not():
+    parent = first_learned().annotator
+    before = copy.deepcopy(parent.network.state_dict())
+    learned = learn_stage(second_lesson(), SHORT)
+    assert weights_digest(parent.network.state_dict()) == weights_digest(before)
+    after, trained = learned.annotator.network.state_dict(), learned.annotator.network.trained()
+    frozen = [name for name in before if name not in trained]
+    assert all(torch.equal(after[name], before[name]) for name in frozen)
+    changed = [name for name in trained if after[name].shape == before[name].shape]
+    assert not any(torch.equal(after[name], before[name]) for name in changed)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others():
+    first, again = (weights(learn_stage(first_lesson(), SHORT)) for _ in range(2))
+    torch.manual_seed(99)
+    assert first == again == weights(learn_stage(first_lesson(), SHORT))
+    assert first != weights(learn_stage(first_lesson(seed=1), SHORT))
+
+
+def test_with_and_without_cache_the_weights_are_the_same_bits(tmp_path):
+    plain = learn_stage(second_lesson(), SHORT)
+    filled = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
+    assert list(tmp_path.glob("prefix-*.npy"))
+    assert list(tmp_path.glob("teacher-*.npy"))
+    found = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
+    assert weights(plain) == weights(filled) == weights(found)
+    assert plain.history == filled.history == found.history
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, epoch):
+    settings = SETTINGS.model_copy(update={"max_epochs": 5})
+    with pytest.raises(InterruptionError):
+        learn_stage(second_lesson(), settings, Hooks(interrupt_after(epoch), tmp_path))
+    told = []
+    resumed = learn_stage(second_lesson(), settings, Hooks(told.append, tmp_path))
+    straight = learn_stage(second_lesson(), settings)
+    assert weights(resumed) == weights(straight)
+    assert resumed.history == straight.history
+    assert told == straight.history["epochs"]
+
+
+def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
+    first = learn_stage(first_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path))
+    monkeypatch.setattr("canal.continual.trainer._train_epoch", lambda *_: pytest.fail("trained again"))
+    again = learn_stage(first_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path))
+    assert weights(first) == weights(again)
+
+
+@pytest.mark.parametrize("change", ["damaged", "another lesson", "other settings"])
+def test_a_checkpoint_that_does_not_count_starts_over(tmp_path, change):
+    lesson, settings = first_lesson(), SHORT
+    with pytest.raises(InterruptionError):
+        learn_stage(lesson, settings, Hooks(interrupt_after(2), tmp_path))
+    if change == "damaged":
+        path = tmp_path / CHECKPOINT
+        path.write_bytes(path.read_bytes()[:-40])
+    elif change == "another lesson":
+        lesson = first_lesson(train=make_cells({"B": 20, "T": 20}, "first", seed=5))
+    else:
+        settings = SHORT.model_copy(update={"label_smoothing": 0.2})
+    resumed = learn_stage(lesson, settings, Hooks(checkpoint_dir=tmp_path))
+    assert weights(resumed) == weights(learn_stage(lesson, settings))
+
+
+def test_a_stronger_teacher_keeps_representations_nearer():
+    lesson = second_lesson()
+    old = lesson.parent.represent(lesson.replay.expression)
+
+    def distance(strength):
+        settings = LONGER.model_copy(update={"distillation": strength})
+        new = learn_stage(lesson, settings).annotator.represent(lesson.replay.expression)
+        return float(((new - old) ** 2).mean())
+
+    assert distance(100.0) < 0.5 * distance(0.0)
+
+
+def test_a_stage_without_replay_and_new_types():
+    lesson = second_lesson(
+        new_labels=(),
+        train=make_cells({"T": 16}, "second", seed=3),
+        validation=make_cells({"T": 8}, "second", seed=4),
+        replay=LabelledCells.empty(24),
+    )
+    assert learn_stage(lesson, SHORT).annotator.labels == ("B", "T")

@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from canal.digests import tree_digests
+from canal.errors import ModelError
+from canal.model.annotator import Annotator, cells_at_a_time
+from canal.model.config import PRESETS
+from canal.model.novelty import NoveltyRule
+from canal.model.performer import empty_performer
+from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
+
+ANNOTATOR = make_annotator(config=DEEP)
+CELLS = make_expression(12, seed=3)
+LOGITS = ANNOTATOR.predict(CELLS).logits
+RULE = NoveltyRule(0.8, -3.0, 0.0, 0.3)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    ANNOTATOR.with_novelty(RULE).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    order=st.permutations(range(12)),
+    size=st.integers(1, 12),
+    padding=st.integers(0, 3),
+    loudness=st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_a_prediction_does_not_depend_on_its_batch(order, size, padding, loudness):
+    pad = make_expression(padding, seed=9) * np.float32(loudness)
+    batch = np.concatenate([CELLS[list(order)], pad])
+    found = ANNOTATOR.predict(batch, batch_size=size).logits[:12]
+    assert np.abs(found - LOGITS[list(order)]).max() < 1e-5
+
+
+def test_a_prediction_says_what_the_logits_say():
+    prediction = ANNOTATOR.predict(CELLS)
+    exponents = np.exp(prediction.logits)
+    expected = exponents / exponents.sum(axis=1, keepdims=True)
+    assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
+    assert prediction.confidence == pytest.approx(expected.max(axis=1), abs=1e-6)
+    assert prediction.labels == [ANNOTATOR.labels[i] for i in prediction.logits.argmax(axis=1)]
+    assert not prediction.novelty.any()
+    assert not prediction.is_novel.any()
+
+
+def test_novelty_comes_from_the_rule():
+    prediction = ANNOTATOR.with_novelty(RULE).predict(CELLS)
+    assert prediction.novelty == pytest.approx(RULE.score(LOGITS))
+    assert prediction.is_novel.tolist() == RULE.is_novel(prediction.novelty).tolist()
+    assert prediction.novelty.any()
+
+
+def test_no_cells_give_no_predictions():
+    prediction = ANNOTATOR.predict(CELLS[:0])
+    assert prediction.labels == []
+    assert prediction.probabilities.shape == (0, 3)
+
+
+def test_answers_hang_together():
+    answer = ANNOTATOR.answers(CELLS)
+    assert [part.shape for part in answer] == [(12, 128), (12, 64), (12, 3)]
+    again = ANNOTATOR.network.head.answer(answer.manifold)
+    assert torch.allclose(again.logits, answer.logits, atol=1e-6)
+    assert np.array_equal(ANNOTATOR.represent(CELLS), answer.representation.numpy())
+    assert ANNOTATOR.prototypes().shape == (3, 64)
+
+
+@pytest.mark.parametrize("shape", [(3, 19), (3, 21), (20,)])
+def test_expression_of_another_panel_is_refused(shape):
+    with pytest.raises(ModelError, match="20 panel genes"):
+        ANNOTATOR.predict(np.zeros(shape, dtype=np.float32))
+
+
+def test_saved_and_loaded(saved):
+    loaded = Annotator.load(saved)
+    assert (loaded.labels, loaded.genes, loaded.novelty) == (ANNOTATOR.labels, ANNOTATOR.genes, RULE)
+    assert np.array_equal(loaded.predict(CELLS).logits, LOGITS)
+    assert set(loaded.network.trained()) == set(ANNOTATOR.network.trained())
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
+    Annotator.load(saved).save(tmp_path / "again")
+    assert tree_digests(saved) == tree_digests(tmp_path / "again")
+
+
+def test_growth_appends_and_leaves_the_parent_alone():
+    grown = ANNOTATOR.with_novelty(RULE).grown(("pDC", "mast"), seeded())
+    assert grown.labels == ("B", "NK", "T", "pDC", "mast")
+    assert grown.novelty is None
+    assert grown.predict(CELLS).logits[:, :3] == pytest.approx(LOGITS, abs=1e-5)
+    with torch.no_grad():
+        for value in grown.network.parameters():
+            value.mul_(1.5)
+    assert np.array_equal(ANNOTATOR.predict(CELLS).logits, LOGITS)
+
+
+def test_a_label_twice_is_refused():
+    with pytest.raises(ModelError, match="unique"):
+        ANNOTATOR.grown(("B",), seeded())
+
+
+def test_trained_is_the_head_the_last_block_but_one_and_the_norm():
+    names = ANNOTATOR.network.trained()
+    assert {name.split(".")[0] for name in names} == {"backbone", "head"}
+    backbone = {name for name in names if name.startswith("backbone")}
+    assert all(name.startswith(("backbone.blocks.1.", "backbone.norm.")) for name in backbone)
+
+
+def test_starting_twice_gives_the_same_weights():
+    backbone = make_backbone(config=DEEP)
+    first, second = (
+        Annotator.start(backbone, backbone.vocabulary[:9], ("a", "b"), CELLS[:, :9], seeded(4))
+        for _ in range(2)
+    )
+    assert np.array_equal(first.predict(CELLS[:, :9]).logits, second.predict(CELLS[:, :9]).logits)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "labels.json", "genes.json"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ModelError, match=name):
+        Annotator.load(saved)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "labels.json", "genes.json"])
+def test_a_file_cut_short_is_refused(saved, name):
+    path = saved / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ModelError, match=name):
+        Annotator.load(saved)
+
+
+def test_an_unknown_format_is_refused(saved):
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(ModelError, match="reads model format 1, found 2"):
+        Annotator.load(saved)
+
+
+@pytest.mark.parametrize("name", ["labels.json", "genes.json"])
+def test_a_count_that_does_not_fit_the_weights_is_refused(saved, name):
+    path = saved / name
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    with pytest.raises(ModelError, match="does not fit"):
+        Annotator.load(saved)
+
+
+def damage(tensors, how):
+    bias = tensors["head.filter.bias"]
+    if how == "missing":
+        del tensors["head.filter.bias"]
+    elif how == "not expected":
+        tensors["head.surplus"] = bias.clone()
+    elif how == "float64":
+        tensors["head.filter.bias"] = bias.double()
+    else:
+        tensors["head.filter.bias"] = bias * torch.nan
+
+
+@pytest.mark.parametrize("how", ["missing", "not expected", "float64", "not finite"])
+def test_weights_that_do_not_fit_are_named(saved, how):
+    path = saved / "weights.safetensors"
+    tensors = load_file(path)
+    damage(tensors, how)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=how) as caught:
+        Annotator.load(saved)
+    assert "head.surplus" in str(caught.value) or "head.filter.bias" in str(caught.value)
+
+
+def test_fewer_cells_go_at_a_time_through_a_larger_network():
+    tiny = empty_performer(PRESETS["tiny"].backbone, 32)
+    published = empty_performer(PRESETS["scbert"].backbone, 1000)
+    assert cells_at_a_time(tiny) > cells_at_a_time(published) == 1

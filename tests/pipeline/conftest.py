@@ -1,0 +1,130 @@
+"""A small real project: git, DVC, MLflow and the repository's own pipeline at preset tiny.
+
+It is learned once and kept as a snapshot; a test that changes it gets the snapshot back at the same path, since
+MLflow notes where its artifacts lie.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from canal.project import Project
+from tests.make import make_adata, make_document, source_of, write_adata
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CELLS = {
+    "first": {"B": 40, "T": 40, "NK": 30},
+    "second": {"B": 30, "T": 30, "Mono": 40},
+    "third": {"T": 30, "DC": 40},
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A project folder, and how to run things in it as a person would."""
+
+    root: Path
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        """Run a command in the project and return what it printed; any other exit code fails the test."""
+        done = subprocess.run(
+            command, cwd=self.root, env=environment(self.root), capture_output=True, text=True, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, f"{command} ended with {done.returncode}:\n{output[-6000:]}"
+        return output
+
+    def learn(self) -> str:
+        """Run the pipeline and register what it learned, as `make run` does."""
+        return self.run("dvc", "repro", "--quiet") + self.run("canal", "registry", "sync")
+
+    def project(self) -> Project:
+        """Open the project in this process."""
+        return Project.open(self.root)
+
+    def edit(self, change) -> None:
+        """Change params.yaml by a function of its document."""
+        yaml, path = YAML(), self.root / "params.yaml"
+        document = yaml.load(path)
+        change(document)
+        yaml.dump(document, path)
+
+    def keys(self) -> dict[str, str]:
+        """Return the digest of every registered version's key, by number."""
+        versions = self.project().store.versions()
+        return {str(version.number): version.key for version in versions if version.ready}
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Return the environment of a person in ``root``: this Python first, the project's own source."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root / "src"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
+    }
+
+
+def make_project(root: Path) -> Line:
+    """Make a project of two stages in a new folder, committed to git, nothing learned yet."""
+    root.mkdir(parents=True)
+    for name in ("src", "pipelines"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("MLproject", "dvc.yaml", "constraints.txt", "data.dvc", ".gitignore", ".dvcignore"):
+        shutil.copyfile(REPOSITORY / name, root / name)
+    for seed, (stage, types) in enumerate(CELLS.items()):
+        write_adata(make_adata(types, seed=seed), root / "raw" / f"{stage}.h5ad")
+    sources = {
+        name: source_of(root / "raw" / f"{name}.h5ad").model_dump(mode="json", exclude_unset=True)
+        | {"path": f"raw/{name}.h5ad"}
+        for name in ("first", "second")
+    }
+    document = make_document(sources=sources, novelty={"holdouts": ["NK"]})
+    YAML().dump(document, root / "params.yaml")
+    line = Line(root)
+    (root / "data.dvc").unlink()
+    line.run("git", "init", "--quiet", "--initial-branch", "main")
+    line.run("dvc", "init", "--quiet")
+    line.run("dvc", "repro", "--quiet", "ingest")
+    line.run("dvc", "import-url", "--quiet", "incoming", "data")
+    line.run("dvc", "unfreeze", "data.dvc")
+    line.run("git", "add", "--all")
+    line.run("git", "commit", "--quiet", "--message", "start")
+    return line
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory) -> tuple[Line, Path, str]:
+    """Learn the small project once: the project, its snapshot, and what learning it printed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    line = make_project(folder / "project")
+    printed = line.learn()
+    line.run("git", "add", "--all")
+    line.run("git", "commit", "--quiet", "--message", "learned")
+    snapshot = folder / "snapshot"
+    shutil.copytree(line.root, snapshot, symlinks=True)
+    return line, snapshot, printed
+
+
+@pytest.fixture
+def line(learned) -> Line:
+    """Give the learned project, as it was when it had just been learned."""
+    project, snapshot, _ = learned
+    shutil.rmtree(project.root)
+    shutil.copytree(snapshot, project.root, symlinks=True)
+    return project

@@ -1,0 +1,140 @@
+"""Tables on a terminal: within 80 columns, with colour and without, markup never read."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from canal.report.terminal import next_commands, summary, version_panel, versions_table
+from tests.report.make import MATRIX, STAGES, make_digest, make_evaluation
+
+
+def rendered(what, width=80, colour=False):
+    stream = StringIO()
+    Console(
+        file=stream, width=width, force_terminal=colour, color_system="truecolor" if colour else None,
+    ).print(what)  # fmt: skip
+    return stream.getvalue()
+
+
+def make_versions():
+    aliases = ([], ["previous"], ["candidate", "champion"])
+    return [
+        {"version": number, "stage": STAGES[number - 1], "aliases": aliases[number - 1],
+         "accuracy": MATRIX[number - 1][-1], "average_accuracy": sum(MATRIX[number - 1]) / number,
+         "types": len(make_evaluation(number)["labels"]), "parent": number - 1 or None,
+         "key": make_digest(number)}
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def evaluations():
+    return [make_evaluation(number) for number in (1, 2, 3)]
+
+
+def test_the_summary_holds_matrix_sums_and_versions(evaluations):
+    lines = rendered(summary(evaluations, make_versions())).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("tumour-myeloid")]
+    assert row == ["tumour-myeloid", "87.1", "79.0", "94.6", "86.9"]
+    (sums,) = [line for line in lines if "forgetting" in line]
+    assert sums.split("   ") == [
+        "average accuracy 86.9 %", "forgetting 4.1 points", "novel cells, H-score 79.4 %",
+    ]  # fmt: skip
+    (newest,) = [line.split() for line in lines if line.startswith("  3")]
+    assert newest == [
+        "3",
+        "tumour-myeloid",
+        "candidate,",
+        "champion",
+        "94.6",
+        "86.9",
+        "13",
+        "2",
+        make_digest(3)[:8],
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_nothing_is_wider_than_the_terminal_or_cut_off(evaluations, width):
+    text = rendered(summary(evaluations, make_versions()), width) + rendered(next_commands(), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+
+
+def test_without_colour_there_are_no_escapes_and_with_colour_there_are(evaluations):
+    what = summary(evaluations, make_versions())
+    assert "\x1b" not in rendered(what)
+    assert "\x1b[" in rendered(what, colour=True)
+
+
+def test_the_summary_can_be_written_in_ascii(evaluations):
+    class AsciiStream(StringIO):
+        encoding = "ascii"
+
+    stream = AsciiStream()
+    console = Console(file=stream, width=80)
+    console.print(summary(evaluations, make_versions()), version_panel(make_view()), next_commands())
+    assert stream.getvalue().isascii()
+
+
+def test_many_stages_are_listed_then_and_now(evaluations):
+    stages = [f"a-rather-long-stage-{number}" for number in range(1, 11)]
+    matrix = [[0.9 - number / 100] * number for number in range(1, 11)]
+    newest = {**evaluations[-1], "stage": stages[-1], "stages": stages, "matrix": matrix}
+    text = rendered(summary([newest], []))
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("a-rather-long-stage-4")]
+    assert row == ["a-rather-long-stage-4", "86.0", "80.0"]
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+
+
+def test_what_was_not_measured_is_a_dash_and_left_out_of_the_mean(evaluations):
+    newest = {**evaluations[1], "matrix": [[0.9], [None, 0.8]], "forgetting": None}
+    text = rendered(summary([newest], []))
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("tumour-lymphoid")]
+    assert row == ["tumour-lymphoid", "-", "80.0", "80.0"]
+    assert "forgetting -" in text
+
+
+def test_an_empty_registry_says_so(evaluations):
+    assert "No version is registered yet." in rendered(summary(evaluations, []))
+    assert "No version is registered yet." in rendered(summary([], []))
+
+
+def test_names_are_never_read_as_markup():
+    (version,) = make_versions()[:1]
+    text = rendered(versions_table([{**version, "stage": "[red]x[/red]", "aliases": ["[bold]"]}]))
+    assert "[red]x[/red]" in text
+    assert "[bold]" in text
+
+
+def test_the_next_commands_can_be_copied_whole():
+    lines = rendered(next_commands(3)).splitlines()
+    for command in (
+        "canal versions",
+        "canal show 3",
+        "canal annotate your.h5ad -o labelled.h5ad",
+        "canal stage add NAME --file F ...",
+        "canal report",
+        "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    ):
+        assert any(line.strip().startswith(command) for line in lines), command
+
+
+def make_view():
+    return {
+        **make_versions()[2], "model": "canal-annotator", "created": "2026-01-02T03:04:05+00:00", "branch": 1,
+        "parent_key": make_digest(2), "run": "0a1b", "git_commit": "c0ffee", "dirty": True,
+        "artifacts": "mlruns/1", "evaluation": make_evaluation(3),
+    }  # fmt: skip
+
+
+def test_one_version_is_shown_with_its_ancestry_and_types():
+    text = " ".join(rendered(version_panel(make_view())).split())
+    assert "canal-annotator version 3" in text
+    assert "learned on version 2" in text
+    assert f"parent's key {make_digest(2)}" in text
+    assert "13: DC, CD14 Mono, B" in text
+    assert "c0ffee, with uncommitted changes" in text
+    assert "pbmc 92.9 92.9" in text
