@@ -108,6 +108,7 @@ def test_ranks_must_be_whole_numbers_from_one_up():
         Bank(make_cells(["A"]), np.array([1.5]), ("first",))
 
 
+@settings(deadline=None)
 @given(stages(), st.integers(3, 40))
 def test_the_quota_is_exact(given_cells, capacity):
     old, new, ranks = given_cells
@@ -118,6 +119,7 @@ def test_the_quota_is_exact(given_cells, capacity):
     assert len(bank) <= capacity
 
 
+@settings(deadline=None)
 @given(stages(), st.integers(3, 40))
 def test_only_given_cells_stay_with_their_ranks_and_the_worst_leave(given_cells, capacity):
     old, new, ranks = given_cells
@@ -134,6 +136,7 @@ def test_only_given_cells_stay_with_their_ranks_and_the_worst_leave(given_cells,
     assert all(rank_of[c] >= worst[type_of[c]] for c in rank_of.keys() - kept.keys())
 
 
+@settings(deadline=None)
 @given(stages(), st.integers(3, 40), st.randoms())
 def test_the_order_of_rows_does_not_matter(given_cells, capacity, random):
     old, new, ranks = given_cells
@@ -144,6 +147,7 @@ def test_the_order_of_rows_does_not_matter(given_cells, capacity, random):
     assert straight.ranks.tolist() == shuffled.ranks.tolist()
 
 
+@settings(deadline=None)
 @given(stages(), st.integers(3, 40), st.integers(3, 40))
 def test_cutting_twice_is_cutting_once_to_the_smaller_size(given_cells, first, second):
     old, new, ranks = given_cells

@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canal.config import Exclusion
@@ -27,6 +27,7 @@ def test_fewer_cells_than_types_are_still_at_most_that_many():
     assert len(choose_probe(make_cells(TYPES), 2, seed=0)) == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("ABCD"), max_size=40), st.integers(1, 30), st.randoms())
 def test_the_choice_does_not_depend_on_the_order_of_rows(types, size, random):
     cells = make_cells(types)
