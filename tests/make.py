@@ -120,6 +120,7 @@ def make_document(**changes: Any) -> dict[str, Any]:
         },
         "prepare": {"min_genes": 1, "chunk_cells": 64},
         "gate": {"min_cells": 20},
+        "split": {"train": 0.6, "validation": 0.2, "test": 0.2},
         "panel": {"stage": "first", "size": 32},
         "backbone": {"preset": "tiny", "max_epochs": 1},
         "continual": {"max_epochs": 2, "warmup_epochs": 1, "bank_size": 24, "patience": 2},

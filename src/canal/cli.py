@@ -84,18 +84,17 @@ def annotate(
     """Label the cells of an h5ad file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
     from canal.annotation.annotate import Options
     from canal.api import annotate_file
-    from canal.views import summary_view
 
     options = Options(
         layer=layer, values=values, gene_column=gene_column, chunk_cells=chunk_cells, overwrite=overwrite
     )
     summary = annotate_file(source, output, options, model, _note, root)
     if as_json:
-        _print(summary_view(summary), as_json)
-    else:
-        from canal.report.terminal import annotation_table
+        _print(summary.to_json(), as_json)
+        return
+    from canal.report.terminal import annotation_table
 
-        _print(annotation_table(summary_view(summary)), as_json=False)
+    _print(annotation_table(summary.to_json()), as_json=False)
 
 
 @app.command(epilog="Example: canal validate new.h5ad --stage tumour-myeloid")
