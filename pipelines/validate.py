@@ -21,7 +21,7 @@ def main() -> None:
     require_available(project.config, stage)
     verdict = judge(project.subject(stage), project.config.gate, layout.data_docs(stage))
     verdict.write(target)
-    Console(stderr=True, width=None).print(render(verdict))
+    Console(stderr=True, width=110).print(render(verdict, only_failed=True))
     if not verdict.passed:
         raise GateError(f"stage {stage!r} did not pass its gate: {summary(verdict)}")
 

@@ -99,7 +99,7 @@ def examination(project: Project, stage: str) -> "Examination":
 
 
 def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCells":
-    """Return what shadow heads learn from: the cells the stage was trained on, and those it is measured on."""
+    """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
     from canal.continual.cells import LabelledCells
     from canal.continual.shadow import ShadowCells
 

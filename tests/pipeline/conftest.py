@@ -1,7 +1,7 @@
 """A small real project: git, DVC, MLflow and the repository's own pipeline at preset tiny.
 
-It is learned once and kept as a snapshot; a test that changes it gets the snapshot back at the same path, since
-MLflow notes where its artifacts lie.
+It is learned once and kept as a snapshot; a test that changes it gets the snapshot back at the same path,
+since MLflow notes where its artifacts lie.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def make_project(root: Path) -> Line:
     """Make a project of two stages in a new folder, committed to git, nothing learned yet."""
     root.mkdir(parents=True)
     for name in ("src", "pipelines"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
     for name in ("MLproject", "dvc.yaml", "constraints.txt", "data.dvc", ".gitignore", ".dvcignore"):
         shutil.copyfile(REPOSITORY / name, root / name)
     for seed, (stage, types) in enumerate(CELLS.items()):

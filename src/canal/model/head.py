@@ -73,8 +73,8 @@ def new_head(hidden: Tensor, n_types: int, generator: torch.Generator) -> Head:
     types. So the filter looks along the direction in which genes vary most over cells, to the side of its
     longer tail, where the rarer, expressed levels lie; and each layer is scaled or shifted by what it makes
     of these cells: the filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two
-    layers to mean 0. (Scaling these units to one spread too makes much of noise: measured, it costs 4 points
-    of accuracy on the embedded first stage.)
+    layers to mean 0. (Scaling these units to one spread too makes much of noise: measured, it costs 2 to 3
+    points of accuracy on the embedded first stage.)
     """
     head = empty_head(hidden.shape[2], hidden.shape[1], n_types).to_empty(device="cpu")
     head.filter.weight.copy_(_widest(hidden))

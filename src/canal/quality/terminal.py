@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
 
 
-def render(verdict: Verdict) -> Table:
+def render(verdict: Verdict, only_failed: bool = False) -> Table:
     """Return the rules of ``verdict`` as a table that rich can print: errors red, warnings yellow.
 
     Failed rules come with offenders and with what to do. Without a terminal, rich leaves the colours out.
@@ -31,6 +31,8 @@ def render(verdict: Verdict) -> Table:
     for heading in ("rule", "verdict", "expected", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     for rule in verdict.rules:
+        if rule.passed and only_failed:
+            continue
         word = "passed" if rule.passed else rule.severity
         found = _found(rule)
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.

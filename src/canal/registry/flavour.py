@@ -6,7 +6,7 @@ It needs canal's model room and nothing of its training code; a copy of that roo
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 if TYPE_CHECKING:
     import pandas as pd

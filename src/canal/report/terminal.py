@@ -91,6 +91,23 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     return Group(heading, grid, Text(), matrix_table([view["evaluation"]]), _sums(view["evaluation"]))
 
 
+def annotation_table(summary: Mapping[str, Any]) -> "Group":
+    """Return what `canal annotate` did: cells of each type, how they were read, and warnings."""
+    from rich.console import Group
+
+    table = _table(f"{summary['n_cells']:,} cells labelled")
+    table.add_column("cell type", overflow="fold")
+    table.add_column("cells", justify="right")
+    table.add_column("%", justify="right", style="dim")
+    for name, number in summary["cell_types"].items():
+        table.add_row(_text(name), f"{number:,}", f"{100 * number / max(1, summary['n_cells']):.1f}")
+    genes = summary["genes"]
+    found = "detected" if summary["values_detected"] else "declared"
+    facts = f"values {summary['values']} ({found}), {genes['found']} of {genes['panel']} panel genes found"
+    warnings = [_text(f"warning: {one}", "yellow") for one in summary["warnings"]]
+    return Group(table, _text(facts, "dim"), *warnings)
+
+
 def next_commands(
     version: int | str = "champion", tracking_uri: str = "sqlite:///mlflow.db", report: bool = True
 ) -> "Group":
