@@ -1,8 +1,8 @@
 """What continual learning is measured against: the same network trained on all stages at once.
 
 Same backbone, panel, splits, seed and settings as the pipeline's; all training cells together, no bank and no
-teacher. Prints the accuracy on each stage's test cells beside what the pipeline's last version reaches, and that
-of logistic regression on the same expression. Needs a finished `make run`; `make bound` runs it.
+teacher. Prints the accuracy on each stage's test cells beside what the pipeline's last version reaches, and
+that of logistic regression on the same expression. Needs a finished `make run`; `make bound` runs it.
 """
 
 from pathlib import Path

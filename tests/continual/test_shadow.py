@@ -10,7 +10,7 @@ from tests.model.make import make_annotator, make_expression
 
 TYPES = ("B", "NK", "T", "plasma")
 N_GENES = 20
-SETTINGS = Novelty(mixtures=200, holdouts=("plasma",), shadow_epochs=150, false_unassigned=0.1)
+SETTINGS = Novelty(mixtures=200, holdouts=("plasma",), shadow_epochs=150, false_unassigned=0.05)
 
 
 def separable(counts, stage, seed):

@@ -1,0 +1,256 @@
+"""The whole line on a small real project: learned, registered, repeated, restored, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from canal.digests import file_digest
+from canal.files import read_json
+from tests.make import make_adata, source_of, write_adata
+from tests.pipeline.conftest import CELLS, Line, environment
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+
+
+def add_third(line: Line) -> None:
+    """Add a third stage by the command that people use."""
+    line.run(
+        "canal", "stage", "add", "third", "--file", "raw/third.h5ad", "--values", "counts", "--batch", "batch",
+        "--min-genes", "1", "--commit",
+    )  # fmt: skip
+
+
+def test_learning_ends_with_registered_versions_and_says_so(learned):
+    line, _, printed = learned
+    versions = [version for version in line.project().store.versions() if version.ready]
+    assert [(version.stage, version.aliases) for version in versions] == [
+        ("first", ()),
+        ("second", ("candidate",)),
+    ]
+    for word in ("average accuracy", "forgetting", "Registered versions", "candidate", "canal annotate"):
+        assert word in printed
+    folder = line.project().store.artifacts(versions[-1])
+    present = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "MLmodel",
+        "model",
+        "teacher",
+        "bank",
+        "probe",
+        "split",
+        "validation",
+        "metrics",
+        "figures",
+    } <= present
+    assert {"key.json", "record.json"} <= present
+    assert not (line.project().store.artifacts(versions[0]) / "teacher").exists()
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+    key = read_json(folder / "key.json")
+    assert key["parent"] == versions[0].key
+    parent = line.project().store.artifacts(versions[0])
+    assert key["teacher"] == file_digest(parent / "model" / "weights.safetensors")
+
+
+def test_a_second_run_finds_nothing_to_do(line):
+    before = line.keys()
+    assert "nothing to do" in line.learn()
+    assert line.keys() == before
+
+
+def test_the_runs_of_a_stage_are_its_children(line):
+    store = line.project().store
+    runs = store.client.search_runs([store.experiment_id], max_results=100)
+    parents = {run.info.run_id: run for run in runs if run.data.tags.get("canal.step") == "stage"}
+    steps = [run for run in runs if run.data.tags.get("canal.step") in ("pretrain", "finetune", "evaluate")]
+    assert len(parents) == 3
+    assert len(steps) == 5
+    for run in steps:
+        parent = parents[run.data.tags["mlflow.parentRunId"]]
+        assert parent.data.tags["canal.stage_key"] == run.data.tags["canal.stage_key"]
+    tuned = next(run for run in steps if run.data.tags["canal.step"] == "finetune")
+    assert tuned.data.params["distillation"] == "0.1"
+    assert len(tuned.inputs.dataset_inputs[0].dataset.digest) == 32
+    assert tuned.data.metrics["loss"] > 0
+
+
+def test_the_pyfunc_answers_without_canals_training_code(line):
+    version = line.project().store.version("candidate")
+    folder = line.project().store.artifacts(version)
+    code = f"""
+import sys, pathlib
+sys.path[:] = [path for path in sys.path if "src" not in pathlib.Path(path or ".").resolve().parts]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+import mlflow, pandas
+model = mlflow.pyfunc.load_model({str(folder)!r})
+import canal.model.annotator as room
+assert {str(folder)!r} in room.__file__, room.__file__
+genes = list(model.metadata.get_input_schema().input_names())
+table = pandas.DataFrame([[1.0] * len(genes), [0.0] * len(genes)], columns=genes, dtype="float32")
+print(model.predict(table).to_json(orient="records"))
+try:
+    model.predict(pandas.DataFrame({{"nonsense": [1.0]}}))
+except Exception as error:
+    print("refused:", error)
+try:
+    import canal.continual
+except ImportError:
+    print("no training code")
+"""
+    env = environment(line.root) | {"PYTHONPATH": "", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(json.loads(next(text for text in lines if text.startswith("[")))) == 2
+    assert any(text.startswith("refused:") for text in lines)
+    assert "no training code" in lines
+
+
+def test_a_person_labels_a_file(line):
+    said = line.run("canal", "annotate", "raw/third.h5ad", "-o", "out.h5ad")
+    assert "no champion yet: version 2 (second)" in said
+    import anndata
+
+    labelled = anndata.read_h5ad(line.root / "out.h5ad")
+    assert set(labelled.obs["canal_cell_type"]) <= {"B", "T", "NK", "Mono", "Unassigned"}
+    assert labelled.n_obs == sum(CELLS["third"].values())
+    shown = json.loads(line.run("canal", "show", "candidate", "--json").split("\n", 0)[0])
+    assert shown["stage"] == "second"
+    assert [row["version"] for row in json.loads(line.run("canal", "versions", "--json"))] == [1, 2]
+    line.run("canal", "report", "-o", "page")
+    assert (line.root / "page" / "index.html").stat().st_size > 10_000
+
+
+def test_what_was_learned_is_never_learned_again(line):
+    """Old data gone, a source file edited: a new stage is learned, and nothing else is."""
+    before = line.keys()
+    add_third(line)
+    line.edit(lambda document: document["sources"]["first"].update(available=False))
+    (line.root / "raw" / "first.h5ad").unlink()
+    for path in ("incoming", "data", "prepared", ".dvc/cache"):
+        shutil.rmtree(line.root / path)
+    code = line.root / "src" / "canal" / "continual" / "trainer.py"
+    code.write_text(code.read_text() + "\n# edited\n")
+    printed = line.learn()
+    after = line.keys()
+    assert {number: after[number] for number in before} == before
+    assert len(after) == len(before) + 1
+    store = line.project().store
+    learned = [
+        run.data.tags["canal.stage"]
+        for run in store.client.search_runs([store.experiment_id], max_results=100)
+        if run.data.tags.get("canal.step") == "finetune"
+    ]
+    assert sorted(learned) == ["first", "second", "third"]
+    assert store.version("candidate").stage == "third"
+    row = read_json(line.root / "metrics" / "third" / "evaluation.json")
+    assert row["row"]["first"] is None
+    assert "first" in row["not_measured"]
+    assert row["probe"]["first"]["n"] > 0
+    assert "registered canal-annotator 3 (third)" in printed
+
+
+def test_changed_params_are_refused_and_changed_back_restored(line):
+    before = line.keys()
+    line.edit(lambda document: document["continual"].update(distillation=2.0))
+    said = line.run("dvc", "repro", "--quiet", expect=255)
+    assert "continual.distillation: learned with 0.1, asked for 2.0" in said
+    assert "canal stage relearn" in said
+    line.edit(lambda document: document["continual"].update(distillation=0.1))
+    line.learn()
+    assert line.keys() == before
+    text = (line.root / "params.yaml").read_text()
+    line.run("canal", "stage", "relearn", "second")
+    line.edit(lambda document: document["stages"]["second"].update(continual={"distillation": 2.0}))
+    line.learn()
+    branched = line.keys()
+    assert len(branched) == len(before) + 1
+    (line.root / "params.yaml").write_text(text)
+    assert "nothing to do" in line.learn()
+    assert line.keys() == branched
+    assert line.project().store.version("candidate").number == 3
+    first, second = (read_json(line.root / "models" / name / "key.json") for name in ("first", "second"))
+    assert (first["branch"], second["branch"]) == (1, 1)
+    assert file_digest(line.root / "models" / "second" / "key.json") == before["2"]
+
+
+def test_pulled_into_a_clone_everything_is_registered(line, tmp_path):
+    before = line.keys()
+    line.run("dvc", "remote", "add", "--default", "local", str(tmp_path / "remote"))
+    line.run("git", "commit", "--quiet", "--all", "--message", "remote")
+    line.run("dvc", "push", "--quiet")
+    line.run("git", "clone", "--quiet", str(line.root), str(tmp_path / "clone"))
+    clone = Line(tmp_path / "clone")
+    clone.run("dvc", "pull", "--quiet")
+    assert not (clone.root / "mlflow.db").exists()
+    clone.run("canal", "registry", "sync")
+    assert clone.keys() == before
+    assert clone.project().store.version("candidate").stage == "second"
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(line):
+    """The cache and the registry are lost, the training is killed half way: the bits are the same."""
+    wanted = file_digest(line.root / "models" / "second" / "model" / "weights.safetensors")
+    for path in ("mlflow.db", "mlartifacts", ".dvc/cache", "models/second", "metrics/second"):
+        target = line.root / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    command = ["dvc", "repro", "--quiet", "finetune@second"]
+    process = subprocess.Popen(
+        command, cwd=line.root, env=environment(line.root), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not list(line.root.glob(".canal/training/second-*/checkpoint.safetensors")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (line.root / "models" / "second" / "key.json").exists()
+    line.run(*command)
+    assert file_digest(line.root / "models" / "second" / "model" / "weights.safetensors") == wanted
+    assert not list(line.root.glob(".canal/training/*"))
+
+
+def test_a_file_that_fails_the_gate_is_not_added(line):
+    adata = make_adata(CELLS["third"], seed=5)
+    adata.X = -adata.X
+    write_adata(adata, line.root / "raw" / "bad.h5ad")
+    text = (line.root / "params.yaml").read_text()
+    said = line.run(
+        "canal",
+        "stage",
+        "add",
+        "bad",
+        "--file",
+        "raw/bad.h5ad",
+        "--values",
+        "counts",
+        "--min-genes",
+        "1",
+        expect=1,
+    )
+    assert "values_not_negative" in said
+    assert "was not added" in said
+    assert "Traceback" not in said
+    assert (line.root / "params.yaml").read_text() == text
+    assert source_of(line.root / "raw" / "bad.h5ad").values == "counts"
+
+
+def test_mlflow_run_by_hand_restores_what_is_registered(line):
+    digest = file_digest(line.root / "models" / "second" / "key.json")
+    shutil.rmtree(line.root / "models" / "second")
+    line.run(
+        "mlflow", "run", ".", "-e", "finetune", "-P", "stage=second", "--env-manager", "local",
+        "--experiment-name", "canal",
+    )  # fmt: skip
+    assert file_digest(line.root / "models" / "second" / "key.json") == digest
