@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
 def add_third(line: Line) -> None:
     """Add a third stage by the command that people use."""
     line.run(
-        "canal", "stage", "add", "third", "--file", "raw/third.h5ad", "--values", "counts", "--batch", "batch",
-        "--min-genes", "1", "--commit",
+        "canal", "stage", "add", "third", "--file", "raw/third.h5ad", "--values", "counts",
+        "--batch", "batch", "--min-genes", "1", "--commit",
     )  # fmt: skip
 
 
