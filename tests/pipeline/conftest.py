@@ -6,6 +6,7 @@ since MLflow notes where its artifacts lie.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from sqlalchemy.engine import Engine
 
 from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
@@ -109,6 +111,13 @@ def make_project(root: Path) -> Line:
     return line
 
 
+def close_databases() -> None:
+    """Close what MLflow keeps open in this process, or it goes on reading the file that was replaced."""
+    for found in gc.get_objects():
+        if isinstance(found, Engine):
+            found.dispose()
+
+
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory) -> tuple[Line, Path, str]:
     """Learn the small project once: the project, its snapshot, and what learning it printed."""
@@ -126,6 +135,7 @@ def learned(tmp_path_factory) -> tuple[Line, Path, str]:
 def line(learned) -> Line:
     """Give the learned project, as it was when it had just been learned."""
     project, snapshot, _ = learned
+    close_databases()
     shutil.rmtree(project.root)
     shutil.copytree(snapshot, project.root, symlinks=True)
     return project
