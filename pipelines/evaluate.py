@@ -1,19 +1,21 @@
 """Measure one stage's model on the test cells of every stage so far: metrics/<stage>/."""
 
-from canal.continual.evaluation import evaluate, write_evaluation
-from canal.continual.shadow import shadow_heads
 from canal.files import new_folder
-from canal.lessons import examination, shadow_cells
-from canal.model.annotator import Annotator
 from canal.project import Project
 from canal.registry.history import restore_metrics
+from canal.registry.key import key_digest
 from canal.registry.tracking import StepRun
-from canal.report.collect import draw_figures
 from canal.step import argument, project_step, run, say
 
 
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its figures."""
+    from canal.continual.evaluation import evaluate, write_evaluation
+    from canal.continual.shadow import shadow_heads
+    from canal.lessons import examination, shadow_cells
+    from canal.model.annotator import Annotator
+    from canal.report.collect import draw_figures
+
     stage = argument("stage")
     layout, config = project.layout, project.config
     annotator = Annotator.load(layout.model(stage) / "model")
@@ -28,8 +30,9 @@ def measure(project: Project, logged: StepRun) -> None:
     logged.metrics({"h_score": found["novelty"]["h_score"], "auroc": found["novelty"]["auroc"]})
     if found["calibration"]:
         logged.metrics({"ece": found["calibration"]["ece"]})
-    figures = layout.private / "figures" / stage
-    draw_figures(layout, stage, figures)
+    figures = layout.figures(key_digest(layout.model(stage)))
+    with new_folder(figures) as folder:
+        draw_figures(layout, stage, folder)
     logged.artifacts(layout.metrics(stage), "metrics")
     logged.artifacts(figures, "figures")
     row = (f"{name} {value:.3f}" for name, value in found["row"].items() if value is not None)

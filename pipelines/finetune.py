@@ -3,12 +3,8 @@
 import shutil
 from pathlib import Path
 
-from canal.continual.stage import finish
-from canal.continual.trainer import learn_stage
 from canal.files import new_folder
-from canal.lessons import lesson
 from canal.project import Project
-from canal.quality.verdict import require_passing
 from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import key_digest, write_key
@@ -18,6 +14,11 @@ from canal.step import argument, project_step, run, watch
 
 def learn(project: Project, logged: StepRun) -> None:
     """Train the stage named by --stage and write its model folder with its key."""
+    from canal.continual.stage import finish
+    from canal.continual.trainer import learn_stage
+    from canal.lessons import lesson
+    from canal.quality.verdict import require_passing
+
     stage = argument("stage")
     config, layout = project.config, project.layout
     require_available(config, stage)
@@ -38,13 +39,11 @@ def learn(project: Project, logged: StepRun) -> None:
 def keep_inputs(project: Project, stage: str, folder: Path) -> None:
     """Copy the stage's split and verdict, so that a version can be restored where its data are gone."""
     split, verdict = project.layout.split(stage), project.layout.verdict(stage)
-    for path, name in (
-        (split, "split/cells.csv"),
-        (split.with_suffix(".json"), "split/cells.json"),
-        (verdict, "validation/verdict.json"),
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
+    (folder / "split").mkdir()
+    (folder / "validation").mkdir()
+    shutil.copyfile(split, folder / "split" / "cells.csv")
+    shutil.copyfile(split.with_suffix(".json"), folder / "split" / "cells.json")
+    shutil.copyfile(verdict, folder / "validation" / "verdict.json")
 
 
 def main() -> None:

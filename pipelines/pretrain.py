@@ -3,12 +3,8 @@
 import shutil
 
 from canal.config import BACKBONE
-from canal.continual.pretraining import pretrain
 from canal.files import new_folder, write_json
-from canal.lessons import corpus
-from canal.model.config import PRESETS
 from canal.project import Project
-from canal.quality.verdict import require_passing
 from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import write_key
@@ -18,6 +14,11 @@ from canal.step import project_step, run, watch
 
 def learn(project: Project, logged: StepRun) -> None:
     """Pretrain on the first stage's training cells and write the model folder with its key."""
+    from canal.continual.pretraining import pretrain
+    from canal.lessons import corpus
+    from canal.model.config import PRESETS
+    from canal.quality.verdict import require_passing
+
     config, layout, first = project.config, project.layout, project.config.root_stage
     require_available(config, first)
     require_passing(layout.verdict(first), project.prepared_digest(first), first)

@@ -3,6 +3,11 @@
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, so that the processes end together."""
+    items.sort(key=lambda item: "pipeline" not in item.keywords)
+
+
 @pytest.fixture(autouse=True)
 def isolated_home(tmp_path_factory, monkeypatch):
     """Point HOME and friends at an empty folder, so that no test reads or writes the user's settings."""

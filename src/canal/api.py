@@ -179,10 +179,21 @@ def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
 def registry_sync(project: Project) -> "Synced":
     """Register every finished stage that the registry does not know."""
     from canal.registry.sync import sync
+
+    return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage))
+
+
+def _figures(project: Project, stage: str) -> Path:
+    """Return the folder of a stage's figures; they are drawn where evaluate did not run on this machine."""
+    from canal.files import new_folder
+    from canal.registry.key import key_digest
     from canal.report.collect import draw_figures
 
-    layout = project.layout
-    return sync(project.store, layout, project.config, lambda stage, into: draw_figures(layout, stage, into))
+    folder = project.layout.figures(key_digest(project.layout.model(stage)))
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            draw_figures(project.layout, stage, temporary)
+    return folder
 
 
 def _commit(project: Project, message: str) -> None:

@@ -58,6 +58,10 @@ class Layout:
         """Everything measured of a stage's model."""
         return self.root / "metrics" / stage
 
+    def figures(self, key: str) -> Path:
+        """Folder of a model's figures, by the digest of its key."""
+        return self.private / "figures" / key
+
     def training(self, key: str) -> Path:
         """Folder of a training's checkpoints and caches, while it lasts."""
         return self.private / "training" / key

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from sqlalchemy.engine import Engine
+from typer.testing import CliRunner
 
+from canal.cli import app
 from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
 
@@ -43,6 +45,24 @@ class Line:
         output = done.stdout + done.stderr
         assert done.returncode == expect, f"{command} ended with {done.returncode}:\n{output[-6000:]}"
         return output
+
+    def canal(self, *arguments: str) -> str:
+        """Run a command of canal in this process, which has imported what it needs; return its output."""
+        done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
+        assert done.exit_code == 0, f"{arguments}:\n{done.output}{done.exception!r}"
+        return done.stdout
+
+    def lose(self, *outs: str) -> None:
+        """Delete outs from the folder and from DVC's cache, as if they had never been made."""
+        lock = YAML(typ="safe").load(self.root / "dvc.lock")
+        digests = {
+            out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", ())
+        }
+        shutil.rmtree(self.root / ".dvc" / "cache" / "runs")
+        for out in outs:
+            shutil.rmtree(self.root / out)
+            digest = digests[out]
+            (self.root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
 
     def learn(self) -> str:
         """Run the pipeline and register what it learned, as `make run` does."""

@@ -25,8 +25,8 @@ from canal.registry.tracking import stage_run
 
 CANDIDATE = "candidate"
 
-DrawFigures = Callable[[str, Path], None]
-"""Draws a stage's figures into a folder; handed in, since the report room lies above this one."""
+DrawFigures = Callable[[str], Path]
+"""Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ def _register(store: Store, layout: Layout, config: Config, stage: str, draw: Dr
     run_id = stage_run(store, config, stage)
     with tempfile.TemporaryDirectory(prefix="canal-version-") as scratch:
         bundle = Path(scratch) / "version"
-        figures = Path(scratch) / "figures"
-        draw(stage, figures)
-        assemble(folder, _extras(layout, stage, figures), bundle, pyfunc=stage != BACKBONE)
+        assemble(folder, _extras(layout, stage, draw(stage)), bundle, pyfunc=stage != BACKBONE)
         write_record(bundle, _facts(layout, run_id, parent))
         source = _upload(store, stage, bundle, run_id)
         record = file_digest(bundle / RECORD_FILE)
