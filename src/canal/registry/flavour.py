@@ -3,13 +3,11 @@
 It needs canal's model room and nothing of its training code; a copy of that room travels with every version.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
+import pandas as pd  # MLflow resolves the annotations of `predict`
 from mlflow.pyfunc.model import PythonModel
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class AnnotatorModel(PythonModel):
@@ -26,7 +24,7 @@ class AnnotatorModel(PythonModel):
 
         self.annotator = Annotator.load(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: "pd.DataFrame", params: Any = None) -> "pd.DataFrame":
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Return cell_type, best_type, confidence and novelty for each row, in order.
 
         Raises
@@ -35,7 +33,6 @@ class AnnotatorModel(PythonModel):
             If no column is a gene of the panel, or a value is negative or not finite.
         """
         import numpy as np
-        import pandas as pd
 
         from canal.errors import DataError
 

@@ -166,7 +166,6 @@ def quiet_mlflow() -> None:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
-    warnings.filterwarnings("ignore", message=r"[\s\S]*(type hints|input example)")
 
 
 def _version(item: Any, aliases: dict[str, list[str]]) -> Version:

@@ -103,6 +103,8 @@ def _register(store: Store, layout: Layout, config: Config, stage: str, draw: Dr
         f"{TAG}parent_key": key["parent"] or "",
     }
     number = _create_version(store, model, source, run_id, tags)
+    store.client.set_tag(run_id, f"{TAG}version", str(number))
+    store.client.set_tag(run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     return next(version for version in store.versions(model) if version.number == number)
 
 
