@@ -1,22 +1,21 @@
 """A small real project: git, DVC, MLflow and the repository's own pipeline at preset tiny.
 
-It is learned once and kept as a snapshot; a test that changes it gets the snapshot back at the same path,
-since MLflow notes where its artifacts lie.
+It is learned once; a test that changes it works on a copy.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
-from sqlalchemy.engine import Engine
 from typer.testing import CliRunner
 
 from canal.cli import app
@@ -131,31 +130,41 @@ def make_project(root: Path) -> Line:
     return line
 
 
-def close_databases() -> None:
-    """Close what MLflow keeps open in this process, or it goes on reading the file that was replaced."""
-    for found in gc.get_objects():
-        if isinstance(found, Engine):
-            found.dispose()
-
-
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory) -> tuple[Line, Path, str]:
-    """Learn the small project once: the project, its snapshot, and what learning it printed."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    line = make_project(folder / "project")
-    printed = line.learn()
-    line.run("git", "add", "--all")
-    line.run("git", "commit", "--quiet", "--message", "learned")
-    snapshot = folder / "snapshot"
-    shutil.copytree(line.root, snapshot, symlinks=True)
-    return line, snapshot, printed
+def learned(tmp_path_factory) -> tuple[Line, str]:
+    """Learn the small project once for all processes of the suite; return it and what learning it printed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"
+    line, printed = Line(shared / "project"), shared / "printed.txt"
+    with FileLock(f"{shared}.lock"):
+        if not printed.is_file():
+            make_project(line.root)
+            said = line.learn()
+            line.run("git", "add", "--all")
+            line.run("git", "commit", "--quiet", "--message", "learned")
+            printed.write_text(said)
+    return line, printed.read_text()
 
 
 @pytest.fixture
-def line(learned) -> Line:
-    """Give the learned project, as it was when it had just been learned."""
-    project, snapshot, _ = learned
-    close_databases()
-    shutil.rmtree(project.root)
-    shutil.copytree(snapshot, project.root, symlinks=True)
-    return project
+def line(learned, tmp_path_factory) -> Line:
+    """Give a copy of the learned project, as it was when it had just been learned."""
+    original, _ = learned
+    copy = Line(tmp_path_factory.mktemp("copy") / "project")
+    shutil.copytree(original.root, copy.root, symlinks=True)
+    move_database(copy.root, original.root)
+    return copy
+
+
+def move_database(root: Path, before: Path) -> None:
+    """Tell a copied MLflow database where its artifacts lie now; MLflow notes absolute paths."""
+    columns = {
+        "experiments": "artifact_location",
+        "runs": "artifact_uri",
+        "logged_models": "artifact_location",
+    }
+    with sqlite3.connect(root / "mlflow.db") as database:
+        for table, column in columns.items():
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(change, (before.as_uri(), root.as_uri()))
+    database.close()

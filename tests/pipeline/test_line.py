@@ -17,7 +17,7 @@ from canal.files import read_json
 from tests.make import make_adata, source_of, write_adata
 from tests.pipeline.conftest import CELLS, Line, environment
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 
 def add_third(line: Line) -> None:
@@ -29,7 +29,7 @@ def add_third(line: Line) -> None:
 
 
 def test_learning_ends_with_registered_versions_and_says_so(learned):
-    line, _, printed = learned
+    line, printed = learned
     versions = [version for version in line.project().store.versions() if version.ready]
     assert [(version.stage, version.aliases) for version in versions] == [
         ("first", ()),
