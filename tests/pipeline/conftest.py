@@ -90,7 +90,6 @@ def environment(root: Path) -> dict[str, str]:
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(root / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "true",
         "GIT_CONFIG_GLOBAL": os.devnull,

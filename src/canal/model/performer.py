@@ -82,8 +82,8 @@ class Performer(nn.Module):
     def __init__(self, config: BackboneConfig, n_genes: int) -> None:
         super().__init__()
         self.config = config
-        self.token_emb = nn.Embedding(config.n_tokens, config.dim)
-        self.pos_emb = nn.Embedding(n_genes + 1, config.dim)
+        self.token_emb = _empty_embedding(config.n_tokens, config.dim)
+        self.pos_emb = _empty_embedding(n_genes + 1, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
 
@@ -151,6 +151,11 @@ def empty_performer(config: BackboneConfig, n_genes: int) -> Performer:
     """Return a network of shapes only (device "meta"), to load values into with ``assign=True``."""
     with torch.device("meta"):
         return Performer(config, n_genes)
+
+
+def _empty_embedding(rows: int, dim: int) -> nn.Embedding:
+    """Return an embedding without values: drawing them on "meta" would import torch's compiler (1.5 s)."""
+    return nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
 
 
 def _fill(name: str, parameter: Tensor, depth: int, generator: torch.Generator) -> None:
