@@ -1,0 +1,90 @@
+"""The command line: help for everything, one message for what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from canal.cli import app
+from canal.errors import CanalError
+
+COMMANDS = [
+    ("versions",),
+    ("show",),
+    ("annotate",),
+    ("validate",),
+    ("report",),
+    ("stage", "add"),
+    ("stage", "relearn"),
+    ("registry", "sync"),
+]
+
+
+def test_every_command_is_listed_here():
+    group = typer.main.get_command(app)
+    found = {
+        (name, *((inner,) if inner else ()))
+        for name, command in group.commands.items()
+        for inner in getattr(command, "commands", {"": None})
+    }
+    assert found == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_argument_has_help_and_an_example(command):
+    said = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert said.exit_code == 0
+    assert "Example: canal" in said.stdout
+    inner = typer.main.get_command(app)
+    for name in command:
+        inner = inner.commands[name]
+    assert inner.help
+    silent = [each.name for each in inner.params if not getattr(each, "help", None) and each.name != "help"]
+    assert silent == []
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['canal', '--help']\n"
+        "from canal.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'numpy', 'anndata', 'great_expectations', 'dvc', 'pydantic'}\n"
+        "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "annotate" in done.stdout
+    assert done.stderr == ""
+
+
+def test_outside_a_project_there_is_one_clear_message(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "canal.cli", "versions"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("canal: ")
+    assert "params.yaml not found" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_project_without_versions_says_what_to_do(tmp_path):
+    from tests.make import make_document
+
+    write_params(tmp_path, make_document())
+    said = CliRunner().invoke(app, ["annotate", "x.h5ad", "-o", "y.h5ad", "--root", str(tmp_path)])
+    assert isinstance(said.exception, CanalError)
+    assert "run `make run` first" in str(said.exception)
+    said = CliRunner().invoke(app, ["versions", "--json", "--root", str(tmp_path)])
+    assert (said.exit_code, said.stdout.strip()) == (0, "[]")
+
+
+def write_params(folder, document):
+    from ruamel.yaml import YAML
+
+    YAML().dump(document, folder / "params.yaml")

@@ -1,0 +1,36 @@
+"""A declaration from what a person said."""
+
+import pytest
+
+from canal.declare import declare, read_label_map
+from canal.digests import file_digest
+from canal.errors import ConfigError, SourceError
+
+
+def test_a_file_inside_the_project_is_named_relative_to_it(tmp_path):
+    file = tmp_path / "raw" / "x.h5ad"
+    file.parent.mkdir()
+    file.write_bytes(b"x")
+    entry = declare(file, {"label": "cell_type", "batch": None}, None, tmp_path)
+    assert entry == {"path": "raw/x.h5ad", "sha256": file_digest(file), "label": "cell_type"}
+    assert declare(file, {}, None, tmp_path / "raw")["path"] == "x.h5ad"
+    assert declare(file, {}, None, tmp_path / "elsewhere")["path"] == str(file)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="not found; give the path of an h5ad file"):
+        declare(tmp_path / "x.h5ad", {}, None, tmp_path)
+
+
+def test_a_label_map_drops_what_has_no_type(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text('CD4+ T, CD4 T\n"B, naive",B\ndoublet,\n')
+    assert read_label_map(path) == {"CD4+ T": "CD4 T", "B, naive": "B", "doublet": None}
+
+
+@pytest.mark.parametrize("text", ["", "a,b,c\n", "only\n", ",B\n"])
+def test_a_broken_label_map_is_refused(tmp_path, text):
+    path = tmp_path / "map.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="lines of two columns"):
+        read_label_map(path)

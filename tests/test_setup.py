@@ -1,0 +1,41 @@
+"""tools/setup.sh: what it needs is said in one line."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_a_wrong_python_is_one_clear_line(tmp_path):
+    (tmp_path / "tools").mkdir()
+    for name in ("tools/setup.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    fake = tmp_path / "python9"
+    fake.write_text("#!/bin/sh\necho 3.12\n")
+    fake.chmod(0o755)
+    env = os.environ | {"PYTHON": str(fake)}
+    done = subprocess.run(
+        ["tools/setup.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("setup: Python 3.11 is needed, found")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_every_dependency_is_pinned():
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {line.split("==")[0].lower().replace("_", "-") for line in lines_of("constraints.txt")}
+    for requirement in wanted:
+        name = requirement.replace("<", "=").replace(">", "=").split("=")[0].lower()
+        assert name in names, f"{name} is not in constraints.txt"
+    assert "torch==2.13.0" in lines_of("constraints.txt")
+
+
+def lines_of(name):
+    return (REPOSITORY / name).read_text().splitlines()
