@@ -7,7 +7,7 @@ from canal.project import Project
 from canal.quality.gate import judge
 from canal.quality.terminal import render, summary
 from canal.registry.history import require_available, restore_file
-from canal.step import argument, run
+from canal.step import argument, run, say
 
 
 def main() -> None:
@@ -21,7 +21,10 @@ def main() -> None:
     require_available(project.config, stage)
     verdict = judge(project.subject(stage), project.config.gate, layout.data_docs(stage))
     verdict.write(target)
-    Console(stderr=True, width=110).print(render(verdict, only_failed=True))
+    if all(rule.passed for rule in verdict.rules):
+        say(f"{stage}: gate {summary(verdict)}")
+    else:
+        Console(stderr=True, width=110).print(render(verdict, only_failed=True))
     if not verdict.passed:
         raise GateError(f"stage {stage!r} did not pass its gate: {summary(verdict)}")
 

@@ -49,7 +49,7 @@ class Line:
         """Run a command of canal in this process, which has imported what it needs; return its output."""
         done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
         assert done.exit_code == 0, f"{arguments}:\n{done.output}{done.exception!r}"
-        return done.stdout
+        return done.output
 
     def lose(self, *outs: str) -> None:
         """Delete outs from the folder and from DVC's cache, as if they had never been made."""
@@ -65,7 +65,7 @@ class Line:
 
     def learn(self) -> str:
         """Run the pipeline and register what it learned, as `make run` does."""
-        return self.run("dvc", "repro", "--quiet") + self.run("canal", "registry", "sync")
+        return self.run("dvc", "repro", "--quiet") + self.canal("registry", "sync")
 
     def project(self) -> Project:
         """Open the project in this process."""

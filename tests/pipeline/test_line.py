@@ -20,12 +20,15 @@ from tests.pipeline.conftest import CELLS, Line, environment
 pytestmark = pytest.mark.pipeline
 
 
-def add_third(line: Line) -> None:
+def add_third(line: Line, monkeypatch) -> None:
     """Add a third stage by the command that people use."""
-    line.run(
-        "canal", "stage", "add", "third", "--file", "raw/third.h5ad", "--values", "counts",
-        "--batch", "batch", "--min-genes", "1", "--commit",
-    )  # fmt: skip
+    monkeypatch.chdir(line.root)
+    file, form = ("--file", "raw/third.h5ad"), ("--values", "counts", "--batch", "batch", "--min-genes", "1")
+    for name, value in environment(line.root).items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+    line.canal("stage", "add", "third", *file, *form, "--commit")
+    assert "Add stage third" in line.run("git", "log", "-1", "--format=%s")
 
 
 def test_learning_ends_with_registered_versions_and_says_so(learned):
@@ -130,10 +133,10 @@ def test_a_person_labels_a_file(line):
     assert (line.root / "page" / "index.html").stat().st_size > 10_000
 
 
-def test_what_was_learned_is_never_learned_again(line):
+def test_what_was_learned_is_never_learned_again(line, monkeypatch):
     """Old data gone, a source file edited: a new stage is learned, and nothing else is."""
     before = line.keys()
-    add_third(line)
+    add_third(line, monkeypatch)
     line.edit(lambda document: document["sources"]["first"].update(available=False))
     (line.root / "raw" / "first.h5ad").unlink()
     for path in ("incoming", "data", "prepared", ".dvc/cache"):
@@ -169,7 +172,7 @@ def test_changed_params_are_refused_and_changed_back_restored(line):
     line.learn()
     assert line.keys() == before
     text = (line.root / "params.yaml").read_text()
-    line.run("canal", "stage", "relearn", "second")
+    line.canal("stage", "relearn", "second")
     line.edit(lambda document: document["stages"]["second"].update(continual={"distillation": 2.0}))
     line.learn()
     branched = line.keys()
@@ -192,7 +195,7 @@ def test_pulled_into_a_clone_everything_is_registered(line, tmp_path):
     clone = Line(tmp_path / "clone")
     clone.run("dvc", "pull", "--quiet")
     assert not (clone.root / "mlflow.db").exists()
-    clone.run("canal", "registry", "sync")
+    clone.canal("registry", "sync")
     assert clone.keys() == before
     assert clone.project().store.version("candidate").stage == "second"
 
