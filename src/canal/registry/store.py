@@ -3,16 +3,18 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
 
 from canal.config import Registry
 from canal.errors import RegistryError
 from canal.layout import Layout
+from canal.registry.database import Database, Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,6 +63,13 @@ class Store:
         """False only where the local database was never made: then nothing is registered."""
         path = self.uri.removeprefix("sqlite:///")
         return path == self.uri or Path(path).is_file()
+
+    @property
+    def database(self) -> Database | None:
+        """The local database, where it can be read without MLflow."""
+        path = self.uri.removeprefix("sqlite:///")
+        database = Database(Path(path))
+        return database if path != self.uri and database.known else None
 
     @cached_property
     def client(self) -> "MlflowClient":
@@ -112,9 +121,24 @@ class Store:
         if not self.exists:
             return []
         name = model or self.names.model
+        if database := self.database:
+            return _versions(database.versions(name), database.aliases(name))
         found = self.client.search_model_versions(f"name='{name}'", max_results=10_000)
-        aliases = self._aliases(name) if found else {}
-        return sorted((_version(item, aliases) for item in found), key=lambda version: version.number)
+        if not found:
+            return []
+        rows = [
+            Row(
+                one.name,
+                int(one.version),
+                one.source,
+                one.run_id or "",
+                int(one.creation_timestamp),
+                one.tags,
+            )
+            for one in found
+        ]
+        aliases = self.client.get_registered_model(name).aliases.items()
+        return _versions(rows, ((alias, int(number)) for alias, number in aliases))
 
     def version(self, wanted: str) -> Version:
         """Return the ready version that a number or an alias names.
@@ -137,17 +161,21 @@ class Store:
 
     def artifacts(self, version: Version) -> Path:
         """Return the folder of a version's artifacts, downloaded where the store is not on this disk."""
+        if folder := self._local_artifacts(version):
+            return folder
         import mlflow
 
         _ = self.client
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
 
-    def _aliases(self, name: str) -> dict[str, list[str]]:
-        registered = self.client.get_registered_model(name)
-        aliases: dict[str, list[str]] = {}
-        for alias, number in registered.aliases.items():
-            aliases.setdefault(str(number), []).append(alias)
-        return aliases
+    def _local_artifacts(self, version: Version) -> Path | None:
+        """Return the folder of a version's artifacts where it lies on this disk."""
+        database, model_id = self.database, version.source.removeprefix("models:/")
+        location = urlparse(database.artifact_location(model_id) or "") if database else None
+        if location is None or location.scheme != "file":
+            return None
+        folder = Path(unquote(location.path))
+        return folder if folder.is_dir() else None
 
     def _make_experiment(self, client: "MlflowClient") -> None:
         if client.get_experiment_by_name(self.names.experiment) is None:
@@ -168,11 +196,19 @@ def quiet_mlflow() -> None:
     warnings.filterwarnings("ignore", module="mlflow")
 
 
-def _version(item: Any, aliases: dict[str, list[str]]) -> Version:
-    tags = item.tags
+def _versions(rows: Iterable[Row], aliases: Iterable[tuple[str, int]]) -> list[Version]:
+    names: dict[int, list[str]] = {}
+    for alias, number in aliases:
+        names.setdefault(number, []).append(alias)
+    found = (_version(row, tuple(sorted(names.get(row.number, [])))) for row in rows)
+    return sorted(found, key=lambda version: version.number)
+
+
+def _version(row: Row, aliases: tuple[str, ...]) -> Version:
+    tags = row.tags
     return Version(
-        model=item.name,
-        number=int(item.version),
+        model=row.model,
+        number=row.number,
         stage=tags.get(f"{TAG}stage", ""),
         branch=int(tags.get(f"{TAG}branch", 0)),
         key=tags.get(f"{TAG}key", ""),
@@ -180,10 +216,10 @@ def _version(item: Any, aliases: dict[str, list[str]]) -> Version:
         record=tags.get(f"{TAG}record", ""),
         parent=tags.get(f"{TAG}parent", ""),
         status=tags.get("status", ""),
-        aliases=tuple(sorted(aliases.get(str(item.version), []))),
-        run_id=item.run_id or "",
-        source=item.source,
-        created=int(item.creation_timestamp),
+        aliases=aliases,
+        run_id=row.run_id,
+        source=row.source,
+        created=row.created,
     )
 
 

@@ -1,0 +1,92 @@
+"""The whole line on a stream of your own files: a scratch project, `dvc repro`, sync, the R matrix.
+
+    python benchmarks/stream.py immune --data ~/cells --into /tmp/immune
+    python benchmarks/stream.py immune --data ~/cells --into /tmp/wide --set panel.size=1000
+
+``streams/NAME.yaml`` names files below ``--data`` with their SHA-256; nothing of them is copied into this
+repository. Prints the wall time and peak memory of the run beside what sync prints.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STREAMS = Path(__file__).parent / "streams"
+WHOLE = ("sources", "stages")
+"""Sections that a stream replaces; of the others it sets keys."""
+
+
+def main() -> None:
+    """Read the arguments, make the project, run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stream", choices=sorted(path.stem for path in STREAMS.iterdir()))
+    parser.add_argument("--data", type=Path, required=True, help="folder with the stream's files")
+    parser.add_argument("--into", type=Path, required=True, help="folder of the scratch project")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter")
+    arguments = parser.parse_args()
+    root = arguments.into.resolve()
+    document = params(arguments.stream, arguments.data.resolve(), arguments.set)
+    if not (root / ".git").is_dir():
+        make_project(root)
+    YAML().dump(document, root / "params.yaml")
+    began = time.monotonic()
+    run(root, "dvc", "repro")
+    run(root, "canal", "registry", "sync")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    sys.stdout.write(f"wall time {time.monotonic() - began:.0f} s, largest process {peak:.2f} GiB\n")
+
+
+def params(stream: str, data: Path, changes: list[str]) -> dict[str, Any]:
+    """Return params.yaml's document with the stream laid over it, and single keys on top."""
+    yaml = YAML(typ="safe")
+    document: dict[str, Any] = yaml.load(REPOSITORY / "params.yaml")
+    laid = yaml.load(STREAMS / f"{stream}.yaml")
+    for name, section in laid.items():
+        document[name] = section if name in WHOLE else document[name] | section
+    for source in document["sources"].values():
+        source["path"] = str(data / source["path"])
+    for change in changes:
+        key, value = change.split("=", 1)
+        *parents, last = key.split(".")
+        place = document
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.load(value)
+    return document
+
+
+def make_project(root: Path) -> None:
+    """Make a project folder: this repository's source and pipeline, git, DVC, and an empty data.dvc."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("src", "pipelines"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "dvc.yaml", "data.dvc", "constraints.txt", ".gitignore", ".dvcignore"):
+        shutil.copyfile(REPOSITORY / name, root / name)
+    run(root, "git", "init", "--quiet")
+    run(root, "dvc", "init", "--quiet")
+
+
+def run(root: Path, *command: str) -> None:
+    """Run a command in the project; what fails ends this script."""
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root / "src"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "true",
+    }
+    done = subprocess.run(command, cwd=root, env=env, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()
