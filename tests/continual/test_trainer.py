@@ -110,6 +110,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others():
     assert first != weights(learn_stage(first_lesson(seed=1), SHORT))
 
 
+def test_the_number_of_threads_changes_no_bit():
+    one = learn_stage(second_lesson(), SHORT)
+    torch.set_num_threads(2)
+    try:
+        two = learn_stage(second_lesson(), SHORT)
+    finally:
+        torch.set_num_threads(1)
+    assert weights(one) == weights(two)
+    assert one.history == two.history
+
+
 def test_with_and_without_cache_the_weights_are_the_same_bits(tmp_path):
     plain = learn_stage(second_lesson(), SHORT)
     filled = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))

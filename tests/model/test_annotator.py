@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from canal.digests import tree_digests
 from canal.errors import ModelError
-from canal.model.annotator import Annotator, cells_at_a_time
+from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
 from canal.model.novelty import NoveltyRule
 from canal.model.performer import empty_performer
@@ -180,4 +180,4 @@ def test_weights_that_do_not_fit_are_named(saved, how):
 def test_fewer_cells_go_at_a_time_through_a_larger_network():
     tiny = empty_performer(PRESETS["tiny"].backbone, 32)
     published = empty_performer(PRESETS["scbert"].backbone, 1000)
-    assert cells_at_a_time(tiny) > cells_at_a_time(published) == 1
+    assert tiny.cells_at_a_time > published.cells_at_a_time == 1

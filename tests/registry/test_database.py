@@ -24,7 +24,9 @@ def test_the_known_schema_is_read(database):
     assert database.known
 
 
-@pytest.mark.parametrize("change", ["UPDATE alembic_version SET version_num = 'other'", "DROP TABLE alembic_version"])
+@pytest.mark.parametrize(
+    "change", ["UPDATE alembic_version SET version_num = 'other'", "DROP TABLE alembic_version"]
+)
 def test_any_other_schema_is_left_to_mlflow(database, change):
     with sqlite3.connect(database.path) as connection:
         connection.execute(change)

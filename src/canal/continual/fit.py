@@ -88,23 +88,21 @@ class Fit:
         for record in self.epochs:
             self.hooks.on_epoch(record)
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
-        """Move all parameters against the gradient of ``loss``.
+    def step(self, value: float, learning_rate: float) -> None:
+        """Move all parameters against their gradients, which are those of a loss of ``value``.
 
         Raises
         ------
         TrainingError
             If the loss is not finite.
         """
-        if not math.isfinite(value := loss.item()):
+        if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} in epoch {len(self.epochs) + 1}: lower the learning rate "
                 f"(now {learning_rate:g}) or check the cells for extreme values"
             )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
     def end_epoch(self, record: Epoch) -> None:

@@ -13,12 +13,14 @@ from torch.nn import functional
 
 from canal.config import Backbone as BackboneSettings
 from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.seeds import generator
 from canal.data.tokens import MASK_TOKEN, tokenize
 from canal.digests import json_digest
 from canal.errors import TrainingError
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
+from canal.model.lanes import in_lanes
 from canal.model.performer import Performer, new_performer
 from canal.model.storage import weights_digest
 
@@ -132,16 +134,17 @@ class _MaskedTask(nn.Module):
             self.to_out.bias.zero_()
 
     def forward(self, tokens: Tensor, masked: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the masked tokens; there must be some."""
+        """Return the summed cross-entropy of the masked tokens."""
         hidden = self.performer(tokens.masked_fill(masked, MASK_TOKEN))
         logits = self.to_out(hidden[:, :-1][masked])
-        return functional.cross_entropy(logits, tokens[masked].long())
+        return functional.cross_entropy(logits, tokens[masked].long(), reduction="sum")
 
 
 def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: int, fit: Fit) -> None:
     """Run epochs until ``fit`` has had enough."""
     train, held_out = torch.from_numpy(tokenize(corpus.train)), torch.from_numpy(tokenize(corpus.held_out))
     held_out_mask = mask_expressed(held_out, settings.mask_share, generator(seed, "held-out mask"))
+    parameters = list(fit.parameters.values())
     while not fit.stopped(settings.patience, settings.max_epochs):
         number = len(fit.epochs) + 1
         random = generator(seed, "pretraining", number)
@@ -150,24 +153,30 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
         loss, weight = 0.0, 0
         for rows in torch.split(order, settings.batch_size):
             if n := int(masked[rows].sum()):
-                batch = task(train[rows].to(fit.hooks.device), masked[rows].to(fit.hooks.device))
-                fit.step(batch, settings.learning_rate)
-                loss, weight = loss + n * batch.item(), weight + n
+
+                def losses(group: Tensor, masked: Tensor = masked, n: int = n) -> Tensor:
+                    return (_loss(task, train, masked, group) / n).unsqueeze(0)
+
+                value = float(sum_gradients(parameters, groups_of(rows, task.performer), losses))
+                fit.step(value, settings.learning_rate)
+                loss, weight = loss + n * value, weight + n
         record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
-        fit.end_epoch(record | {"held_out_loss": _masked_loss(task, held_out, held_out_mask, settings, fit)})
+        fit.end_epoch(record | {"held_out_loss": _masked_loss(task, held_out, held_out_mask)})
+
+
+def _loss(task: _MaskedTask, tokens: Tensor, masked: Tensor, rows: Tensor) -> Tensor:
+    """Return the summed cross-entropy of the masked tokens of ``rows``."""
+    device = task.to_out.weight.device
+    loss: Tensor = task(tokens[rows].to(device), masked[rows].to(device))
+    return loss
 
 
 @torch.no_grad()
-def _masked_loss(
-    task: _MaskedTask, tokens: Tensor, masked: Tensor, settings: BackboneSettings, fit: Fit
-) -> float:
+def _masked_loss(task: _MaskedTask, tokens: Tensor, masked: Tensor) -> float:
     """Return the mean cross-entropy over all masked tokens."""
-    total, device = 0.0, fit.hooks.device
-    for start in range(0, len(tokens), settings.batch_size):
-        rows = slice(start, start + settings.batch_size)
-        if n := int(masked[rows].sum()):
-            total += n * float(task(tokens[rows].to(device), masked[rows].to(device)))
-    return total / max(int(masked.sum()), 1)
+    groups = groups_of(torch.arange(len(tokens)), task.performer)
+    losses = in_lanes(lambda rows: float(_loss(task, tokens, masked, rows)), groups)
+    return sum(losses) / max(int(masked.sum()), 1)
 
 
 def _with_vocabulary(performer: Performer, backbone: Backbone) -> Backbone:
@@ -190,7 +199,7 @@ def _fingerprint(corpus: Corpus, settings: BackboneSettings, seed: int, task: _M
             "tokens": weights_digest(tokens),
             "settings": settings.model_dump(mode="json"),
             "seed": seed,
-            "torch": f"{torch.__version__} {torch.get_num_threads()}",
+            "torch": torch.__version__,
         }
     )
 

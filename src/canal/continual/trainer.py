@@ -15,16 +15,17 @@ from canal.config import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.losses import distillation_weight, stage_losses
 from canal.continual.schedule import learning_rate
 from canal.continual.seeds import generator
 from canal.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
+from canal.model.lanes import in_lanes
 from canal.model.storage import weights_digest
 
 HISTORY_FORMAT = 1
-_JUDGED_AT_ONCE = 32
 
 
 def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None) -> Learned:
@@ -35,7 +36,7 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
     average accuracy A_t, is the epoch's score. The best epoch is kept, a tie going to the lower
     cross-entropy; training ends after ``settings.patience`` epochs without a better score.
 
-    The same lesson, settings, machine and number of threads give the same weights bit for bit, with or
+    The same lesson, settings and machine give the same weights bit for bit, on however many threads, with or
     without the cache, interrupted and resumed or not.
 
     Raises
@@ -72,7 +73,7 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator) -> str:
             "start": weights_digest(start.network.state_dict()),
             "tokens": weights_digest(arrays),
             "cells": [[part.cell_ids, part.cell_types, part.stages] for part in cells],
-            "torch": f"{torch.__version__} {torch.get_num_threads()}",
+            "torch": torch.__version__,
         }
     )
 
@@ -132,15 +133,19 @@ def _train_epoch(
     number, device = len(fit.epochs) + 1, fit.hooks.device
     rate = learning_rate(number, settings)
     order = torch.randperm(len(material.targets), generator=generator(seed, "order", number))
-    sums = np.zeros(3)
-    for indices in torch.split(order, settings.batch_size):
-        remembered = None if material.remembered is None else material.remembered[indices].to(device)
-        answer = network.finish(material.batch(indices.numpy()).to(device))
-        losses = stage_losses(
-            answer, material.targets[indices].to(device), remembered, weight, settings.label_smoothing
-        )
-        fit.step(losses.total, rate)
-        sums += len(indices) * np.array([loss.item() for loss in losses])
+    parameters, sums = list(fit.parameters.values()), np.zeros(3)
+    for batch in torch.split(order, settings.batch_size):
+
+        def losses(group: Tensor, size: int = len(batch)) -> Tensor:
+            remembered = None if material.remembered is None else material.remembered[group].to(device)
+            answer = network.finish(material.batch(group.numpy()).to(device))
+            targets = material.targets[group].to(device)
+            found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
+            return torch.stack(found) * (len(group) / size)
+
+        found = sum_gradients(parameters, groups_of(batch, network.backbone), losses).double().cpu()
+        fit.step(float(found[0]), rate)
+        sums += len(batch) * found.numpy()
     loss, cross_entropy, distillation = (float(value) for value in sums / len(order))
     return {
         "epoch": number,
@@ -158,10 +163,12 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     cross_entropy: list[float] = []
     device = network.head.filter.weight.device
     for name, (features, targets) in material.judges.items():
-        batches = torch.split(torch.arange(len(targets)), _JUDGED_AT_ONCE)
-        logits = torch.cat(
-            [network.finish(features.rows(b.numpy()).to(device)).logits.cpu() for b in batches]
-        )
+
+        def answer(rows: Tensor, features: PrefixFeatures = features) -> Tensor:
+            return network.finish(features.rows(rows.numpy()).to(device)).logits.cpu()
+
+        rows = torch.split(torch.arange(len(targets)), network.backbone.cells_at_a_time)
+        logits = torch.cat(in_lanes(answer, rows))
         accuracy[name] = float((logits.argmax(1) == targets).double().mean())
         cross_entropy.append(float(functional.cross_entropy(logits.double(), targets)))
     return {

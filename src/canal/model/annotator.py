@@ -17,15 +17,14 @@ from canal.files import new_folder, write_json
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
 from canal.model.head import Answer, Head, empty_head, grow, new_head
+from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule
-from canal.model.performer import Performer, empty_performer
+from canal.model.performer import MOST_CELLS, Performer, empty_performer
 from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights
 
 LABELS = "labels.json"
 GENES = "genes.json"
-BATCH = 64
 _FIRST_CELLS = 256
-_CACHE_BYTES = 4 << 20
 
 
 class AnnotatorNetwork(nn.Module):
@@ -110,7 +109,7 @@ class Annotator:
         rows = _spread(len(expression), _FIRST_CELLS)
         with torch.no_grad():
             tokens = torch.from_numpy(tokenize(expression[rows]))
-            hidden = torch.cat([performer(part) for part in torch.split(tokens, cells_at_a_time(performer))])
+            hidden = torch.cat(in_lanes(performer, torch.split(tokens, performer.cells_at_a_time)))
         network = AnnotatorNetwork(performer, new_head(hidden, len(labels), generator))
         network.freeze_backbone()
         return cls(network, tuple(labels), tuple(genes))
@@ -127,7 +126,7 @@ class Annotator:
         """Return this annotator with another novelty rule; the network is shared."""
         return replace(self, novelty=rule)
 
-    def answers(self, expression: np.ndarray, batch_size: int = BATCH) -> Answer:
+    def answers(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Answer:
         """Return manifold, representation and logits, as CPU tensors, for expression ``(n_cells, n_genes)``.
 
         Cells go through the network at most ``batch_size`` at a time, fewer where that is faster. A cell's
@@ -138,19 +137,19 @@ class Annotator:
         ModelError
             If the number of columns is not the number of genes.
         """
-        parts = [self._answer(part) for part in self._parts(expression, batch_size)]
+        parts = in_lanes(self._answer, self._parts(expression, batch_size))
         return Answer(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def gene_scores(self, expression: np.ndarray, batch_size: int = BATCH) -> Tensor:
+    def gene_scores(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Tensor:
         """Return what the head's filter makes of each position, ``(n_cells, n_genes + 1)``; see `answers`."""
-        return torch.cat([self._gene_scores(part) for part in self._parts(expression, batch_size)])
+        return torch.cat(in_lanes(self._gene_scores, self._parts(expression, batch_size)))
 
-    def represent(self, expression: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
+    def represent(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> np.ndarray:
         """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
         result: np.ndarray = self.answers(expression, batch_size).representation.numpy()
         return result
 
-    def predict(self, expression: np.ndarray, batch_size: int = BATCH) -> Prediction:
+    def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
         return self.predict_logits(self.answers(expression, batch_size).logits.numpy())
 
@@ -200,7 +199,7 @@ class Annotator:
                 f"expression must have one column for each of the {len(self.genes)} panel genes, "
                 f"found shape {expression.shape}"
             )
-        size = max(1, min(batch_size, cells_at_a_time(self.network.backbone)))
+        size = max(1, min(batch_size, self.network.backbone.cells_at_a_time))
         return [expression[start : start + size] for start in range(0, max(len(expression), 1), size)]
 
     @torch.inference_mode()
@@ -214,13 +213,6 @@ class Annotator:
         device = self.network.head.filter.weight.device
         answer = self.network(torch.from_numpy(tokenize(expression)).to(device))
         return Answer(*(part.cpu() for part in answer))
-
-
-def cells_at_a_time(performer: Performer) -> int:
-    """Return how many cells go through ``performer`` at a time: as many as stay in a processor's cache."""
-    config = performer.config
-    per_cell = 4 * (performer.n_genes + 1) * config.heads * config.n_features
-    return max(1, min(BATCH, _CACHE_BYTES // per_cell))
 
 
 def _check_names(names: Sequence[str], what: str) -> None:

@@ -7,7 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from canal.model.config import BackboneConfig
-from canal.model.features import linear_attention, orthogonal_projection, softmax_features
+from canal.model.favor import favor_attention, heads_at_a_time, scaled_projection
+from canal.model.features import orthogonal_projection
+
+MOST_CELLS = 64
+"""Most cells that go through a network at a time."""
 
 _TOKEN_SPREAD = 1.0
 
@@ -20,7 +24,7 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         inner = config.heads * config.head_dim
-        self.heads, self.head_dim = config.heads, config.head_dim
+        self.heads = config.heads
         self.to_q = nn.Linear(config.dim, inner, bias=False)
         self.to_k = nn.Linear(config.dim, inner, bias=False)
         self.to_v = nn.Linear(config.dim, inner, bias=False)
@@ -30,15 +34,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
-        cells, positions, _ = x.shape
         weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
-        # Positions last: heads are then blocks of rows, and nothing has to be copied between layouts.
-        projected = torch.bmm(weights.expand(cells, -1, -1), x.transpose(1, 2))
-        q, k, v = projected.view(cells, 3, self.heads, self.head_dim, positions).unbind(1)
-        queries = softmax_features(q, self.projection_matrix, per_position=True)
-        keys = softmax_features(k, self.projection_matrix, per_position=False)
-        mixed = linear_attention(queries, keys, v).reshape(cells, self.heads * self.head_dim, positions)
-        attended: Tensor = self.to_out(mixed.transpose(1, 2))
+        projection = scaled_projection(self.projection_matrix)
+        mixed = favor_attention(functional.linear(x, weights), self.heads, projection)
+        attended: Tensor = self.to_out(mixed)
         return attended
 
 
@@ -91,6 +90,15 @@ class Performer(nn.Module):
     def n_genes(self) -> int:
         """Genes the network reads; one more position closes the sequence."""
         return self.pos_emb.num_embeddings - 1
+
+    @property
+    def cells_at_a_time(self) -> int:
+        """How many cells go through the network at a time: as many as stay in a processor's cache."""
+        config = self.config
+        if self.token_emb.weight.is_cuda:
+            return MOST_CELLS
+        fitting = heads_at_a_time(self.n_genes + 1, MOST_CELLS * config.heads, config.n_features)
+        return max(1, fitting // config.heads)
 
     @property
     def first_trained(self) -> int:
