@@ -16,7 +16,7 @@ _LEAST_GROUPS = 2
 
 
 def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
-    """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two if it can be.
+    """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two groups.
 
     How a batch is divided depends on its size and the network's shape, never on the number of lanes or on a
     measurement: sums of gradients, and so the weights, are the same bits on one core and on many.

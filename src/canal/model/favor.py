@@ -26,8 +26,8 @@ _LOG2_E = math.log2(math.e)
 class Projection(NamedTuple):
     """Random projections ``(n_features, head_dim)`` as the two directions need them.
 
-    ``forward`` is ``(head_dim, n_features)``, scaled for base 2; ``backward`` is ``(n_features, head_dim + 1)``
-    with a column of ones, which sums.
+    ``forward`` is ``(head_dim, n_features)``, scaled for base 2. ``backward`` is
+    ``(n_features, head_dim + 1)`` with a column of ones, which sums.
     """
 
     forward: Tensor
@@ -130,7 +130,7 @@ def _groups(qkv: Tensor, mixed: Tensor, heads: int, n_features: int) -> list[tup
 
 
 def _features(x: Tensor, projection: Tensor, per_position: bool) -> Tensor:
-    """Return features without epsilon ``(..., positions, n_features)`` of ``x`` ``(..., positions, size)``."""
+    """Return features without epsilon, ``(..., positions, n_features)``."""
     features = x @ projection
     largest = features.amax(-1) if per_position else features.amax((-2, -1)).unsqueeze(-1)
     half_norm = x.square().sum(-1).mul_(x.shape[-1] ** -0.5 / 2 * _LOG2_E)

@@ -53,7 +53,7 @@ def _pool(lanes: int) -> ThreadPoolExecutor:
 
 def _enter() -> None:
     _here.inside = True
-    torch.get_num_threads()  # a thread takes the process's number when torch is first asked; only then its own
+    torch.get_num_threads()  # the first question gives a thread the process's number, over one set before
     torch.set_num_threads(1)
 
 
