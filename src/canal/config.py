@@ -149,11 +149,19 @@ class Panel(Section):
     min_expressed: float = Field(default=0.02, ge=0, lt=1)
 
 
+class ImportedBackbone(Section):
+    """Published weights, as ``canal backbone import`` left them: the folder, and the digest of its key."""
+
+    path: str = Field(min_length=1)
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Backbone(Section):
-    """The pretrained network: its size by name, and its pre-training."""
+    """The pretrained network: its size by name, and its pre-training, or the import that replaces it."""
 
     preset: Preset = "small"
     branch: int = Field(default=1, ge=1)
+    imported: ImportedBackbone | None = None
     gene_embedding: str | None = None
     extra_stages: tuple[Name, ...] = ()
     mask_share: float = Field(default=0.3, gt=0, lt=1)
@@ -161,6 +169,16 @@ class Backbone(Section):
     patience: int = Field(default=3, ge=1)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(self, name)]
+        if self.imported is not None and contrary:
+            raise ValueError(
+                f"an imported backbone has its gene embedding and is not pretrained here: remove "
+                f"{' and '.join(contrary)}, or remove imported"
+            )
+        return self
 
 
 class Continual(Section):
