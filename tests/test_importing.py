@@ -188,7 +188,7 @@ def test_another_preset_is_refused_with_the_one_to_set(wish):
 
 
 def test_settings_of_a_pretraining_that_will_not_be_are_refused(wish):
-    wish(ConfigError, r"backbone: an imported .* remove extra_stages", backbone={"extra_stages": ["second"]})
+    wish(ConfigError, r"backbone\.imported: .* remove extra_stages", backbone={"extra_stages": ["second"]})
 
 
 def test_genes_that_are_not_the_checkpoints_are_refused(wish, tmp_path):

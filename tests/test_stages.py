@@ -77,7 +77,7 @@ def test_an_import_into_params_without_a_backbone_section_makes_one():
 
 def test_an_import_beside_what_it_excludes_is_refused():
     text = TEXT.replace("backbone:\n", "backbone:\n  gene_embedding: genes.csv\n")
-    with pytest.raises(ConfigError, match=r"backbone: an imported .* remove gene_embedding, or remove"):
+    with pytest.raises(ConfigError, match=r"backbone\.imported: .* remove gene_embedding, or"):
         with_import(text, "backbones/x", "1" * 64)
 
 

@@ -169,7 +169,7 @@ def stage_relearn(
     epilog="Example: canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit",
 )
 def backbone_import(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth", help="Weights as scBERT saves.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth", help="Weights of scBERT.")],
     genes: Annotated[Path, typer.Option(help="Gene symbols in the order of its rows: text, JSON or h5ad.")],
     gene2vec: Annotated[
         Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")

@@ -170,16 +170,6 @@ class Backbone(Section):
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(self, name)]
-        if self.imported is not None and contrary:
-            raise ValueError(
-                f"an imported backbone has its gene embedding and is not pretrained here: remove "
-                f"{' and '.join(contrary)}, or remove imported"
-            )
-        return self
-
 
 class Continual(Section):
     """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults)."""
@@ -315,7 +305,7 @@ class _ReferenceError(ValueError):
 
 
 def _check_references(config: Config) -> None:
-    """Raise where a stage, the panel or the backbone names something that does not exist."""
+    """Raise where a stage, the panel or the backbone names what does not exist or does not go together."""
     known = ", ".join(config.sources) or "none"
     seen: list[str] = []
     for name, stage in config.stages.items():
@@ -341,6 +331,10 @@ def _check_references(config: Config) -> None:
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
             raise _ReferenceError("backbone.extra_stages", f"no stage {extra!r}")
+    contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
+    if config.backbone.imported is not None and contrary:
+        message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
+        raise _ReferenceError("backbone.imported", message)
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
