@@ -3,6 +3,7 @@
 from canal.config import BACKBONE
 from canal.data.panel import choose_panel, write_panel
 from canal.digests import file_digest
+from canal.imported import imported_vocabulary
 from canal.model.config import PRESETS
 from canal.project import Project
 from canal.registry.history import require_available, restore_file
@@ -19,7 +20,8 @@ def main() -> None:
     stage = config.panel.stage
     require_available(config, stage)
     size = config.panel.size or PRESETS[config.backbone.preset].panel
-    chosen = choose_panel(project.prepared(stage), project.split(stage), config.panel, size)
+    known = imported_vocabulary(project)
+    chosen = choose_panel(project.prepared(stage), project.split(stage), config.panel, size, known)
     write_panel(layout.panel, chosen, config.panel, file_digest(layout.split(stage)))
     say(f"panel: {len(chosen.genes)} genes by {config.panel.rule}, such as {', '.join(chosen.genes[:8])}")
 

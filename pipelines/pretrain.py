@@ -1,9 +1,10 @@
-"""Pretrain the backbone by masked expression: models/backbone/ and metrics/backbone/."""
+"""The backbone, pretrained by masked expression or imported: models/backbone/ and metrics/backbone/."""
 
 import shutil
 
 from canal.config import BACKBONE
 from canal.files import new_folder, write_json
+from canal.imported import adopt
 from canal.project import Project
 from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
@@ -13,7 +14,7 @@ from canal.step import project_step, run, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
-    """Pretrain on the first stage's training cells and write the model folder with its key."""
+    """Write the model folder with its key: an import, or pretrained on the first stage's training cells."""
     from canal.continual.pretraining import pretrain
     from canal.lessons import corpus
     from canal.model.config import PRESETS
@@ -24,14 +25,18 @@ def learn(project: Project, logged: StepRun) -> None:
     require_passing(layout.verdict(first), project.prepared_digest(first), first)
     logged.params(config.backbone.model_dump())
     logged.dataset(first, layout.prepared(config.stages[first].source) / "cells.h5ad", "pretrain")
-    shape = PRESETS[config.backbone.preset].backbone
-    with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
-        backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
+    imported, shape = config.backbone.imported, PRESETS[config.backbone.preset].backbone
+    if imported is None:
+        with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
+            backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
     with new_folder(layout.model(BACKBONE)) as folder:
-        backbone.save(folder / "model")
-        write_json(folder / "history.json", history)
+        if imported is None:
+            backbone.save(folder / "model")
+            write_json(folder / "history.json", history)
+        else:
+            adopt(project, imported, folder)
         shutil.copyfile(layout.panel, folder / "panel.json")
-        write_key(folder, stage_facts(layout, config, BACKBONE), parent=None)
+        write_key(folder, stage_facts(layout, config, BACKBONE), None if imported is None else imported.key)
     logged.artifacts(layout.model(BACKBONE), "backbone")
 
 

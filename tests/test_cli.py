@@ -18,6 +18,7 @@ COMMANDS = [
     ("report",),
     ("stage", "add"),
     ("stage", "relearn"),
+    ("backbone", "import"),
     ("registry", "sync"),
 ]
 

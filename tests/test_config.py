@@ -44,6 +44,8 @@ def test_the_projects_own_params_are_valid_and_ordered():
         ({"panel": {"stage": "second"}}, r"panel\.stage: must name the one stage"),
         ({"backbone": {"extra_stages": ["nowhere"]}}, r"backbone\.extra_stages: no stage 'nowhere'"),
         ({"backbone": {"preset": "huge"}}, r"backbone\.preset: .*'tiny', 'small' or 'scbert'"),
+        ({"backbone": {"imported": {"path": "x", "key": "1"}}}, r"backbone\.imported\.key: "),
+        ({"backbone": {"imported": {"path": "x"}}}, r"backbone\.imported\.key: missing"),
         ({"stages": {"../up": {"source": "first", "parent": "backbone"}}}, r"is not a name"),
         ({"colour": {}}, r"colour: unknown key"),
     ],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from canal.annotation.annotate import Options, Summary
+    from canal.importing import Imported, PublishedFiles
     from canal.model.annotator import Annotator
     from canal.quality.verdict import Verdict
     from canal.registry.store import Version
@@ -174,6 +175,17 @@ def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
     if commit:
         _commit(project, f"Relearn {', '.join(touched)}")
     return touched
+
+
+def import_backbone(files: "PublishedFiles", commit: bool, root: Path | None = None) -> "Imported":
+    """Make published weights the backbone of the project; see `canal.importing`."""
+    from canal.importing import import_published
+
+    project = Project.open(root)
+    imported = import_published(project, files)
+    if commit:
+        _commit(project, f"Import backbone {imported.folder.name}")
+    return imported
 
 
 def registry_sync(project: Project) -> "Synced":

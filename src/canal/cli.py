@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 stage_app = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
+backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
 app.add_typer(stage_app, name="stage")
+app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
 
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
@@ -160,6 +162,33 @@ def stage_relearn(
 
     touched = relearn(name, commit, root)
     _note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+
+
+@backbone_app.command(
+    "import",
+    epilog="Example: canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit",
+)
+def backbone_import(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth", help="Weights of scBERT.")],
+    genes: Annotated[Path, typer.Option(help="Gene symbols in the order of its rows: text, JSON or h5ad.")],
+    gene2vec: Annotated[
+        Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")
+    ] = None,
+    commit: Commit = False,
+    root: Root = None,
+) -> None:
+    """Begin the lineage with published weights: checked, registered, named in params.yaml."""
+    from canal.api import import_backbone
+    from canal.importing import PublishedFiles
+
+    imported = import_backbone(PublishedFiles(checkpoint, genes, gene2vec), commit, root)
+    backbone, version = imported.backbone, imported.version
+    _note(
+        f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
+        f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"
+        + (" (committed)" if commit else "")
+    )
+    _note(f"but {imported.conflict}" if imported.conflict else "next: make run")
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")

@@ -149,11 +149,19 @@ class Panel(Section):
     min_expressed: float = Field(default=0.02, ge=0, lt=1)
 
 
+class ImportedBackbone(Section):
+    """Published weights, as ``canal backbone import`` left them: the folder, and the digest of its key."""
+
+    path: str = Field(min_length=1)
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Backbone(Section):
-    """The pretrained network: its size by name, and its pre-training."""
+    """The pretrained network: its size by name, and its pre-training, or the import that replaces it."""
 
     preset: Preset = "small"
     branch: int = Field(default=1, ge=1)
+    imported: ImportedBackbone | None = None
     gene_embedding: str | None = None
     extra_stages: tuple[Name, ...] = ()
     mask_share: float = Field(default=0.3, gt=0, lt=1)
@@ -297,7 +305,7 @@ class _ReferenceError(ValueError):
 
 
 def _check_references(config: Config) -> None:
-    """Raise where a stage, the panel or the backbone names something that does not exist."""
+    """Raise where a stage, the panel or the backbone names what does not exist or does not go together."""
     known = ", ".join(config.sources) or "none"
     seen: list[str] = []
     for name, stage in config.stages.items():
@@ -323,6 +331,10 @@ def _check_references(config: Config) -> None:
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
             raise _ReferenceError("backbone.extra_stages", f"no stage {extra!r}")
+    contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
+    if config.backbone.imported is not None and contrary:
+        message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
+        raise _ReferenceError("backbone.imported", message)
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

@@ -30,6 +30,10 @@ class Layout:
         """The gene panel of the lineage."""
         return self.root / "panel.json"
 
+    def imported(self, name: str) -> Path:
+        """Folder of a backbone that `canal backbone import` brought; params.yaml names its key."""
+        return self.root / "backbones" / name
+
     def source(self, name: str) -> Path:
         """Folder of a source's raw file, ``cells.h5ad``, and its ``source.json``."""
         return self.root / "data" / name

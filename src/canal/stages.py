@@ -1,4 +1,4 @@
-"""Editing params.yaml for a person: a new stage, a stage relearned; every comment stays where it is."""
+"""Editing params.yaml for a person: a stage added or relearned, a backbone imported; comments stay."""
 
 import re
 from collections.abc import Mapping
@@ -55,6 +55,29 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
     return _dumped(document), touched
 
 
+def with_import(text: str, path: str, key: str) -> str:
+    """Return params.yaml's text with the imported backbone in folder ``path``, whose key has digest ``key``.
+
+    Raises
+    ------
+    ConfigError
+        If the result would break a rule: an imported backbone excludes some settings of pre-training.
+    """
+    from ruamel.yaml.comments import CommentedMap
+
+    document = _round_trip().load(text)
+    section = document.setdefault("backbone", CommentedMap())
+    entry = {"path": path, "key": key}
+    if "imported" in section:
+        section["imported"] = entry
+    else:
+        # At the top: what follows the section's last line (a blank, a comment) belongs to the next one.
+        section.insert(0, "imported", entry)
+    text = _dumped(document)
+    parse(text)
+    return text
+
+
 def parse(text: str) -> Config:
     """Return the configuration that a params.yaml text describes."""
     from ruamel.yaml import YAML
@@ -95,8 +118,15 @@ def _append(text: str, section: str, entry: Mapping[str, Any]) -> str:
 
 def _round_trip() -> Any:
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """Writes null as ``null``, as people do; ruamel leaves its place empty."""
+
+    null = "tag:yaml.org,2002:null"
+    Representer.add_representer(type(None), lambda to, _: to.represent_scalar(null, "null"))
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.width = 10_000
     yaml.preserve_quotes = True
     return yaml

@@ -35,6 +35,16 @@ def test_every_rule_gives_as_many_genes_as_asked(stage, rule):
     assert chosen == choose_panel(*stage, panel(rule), 21)
 
 
+def test_genes_that_a_backbone_does_not_know_are_no_candidates(stage):
+    known = frozenset(stage[0].genes[:40:2])
+    chosen = choose_panel(*stage, panel(), 12, known)
+    assert set(chosen.genes) <= known
+    everything = choose_panel(*stage, panel(), 12, frozenset(stage[0].genes))
+    assert everything == choose_panel(*stage, panel(), 12)
+    with pytest.raises(DataError, match=r"known to the imported backbone \(3 genes\), found [0-3] of"):
+        choose_panel(*stage, panel(), 12, frozenset([*stage[0].genes[:2], "UNHEARD"]))
+
+
 def test_mixed_is_half_and_half(stage):
     chosen = choose_panel(*stage, panel(), 21)
     assert list(chosen.origin) == list(chosen.genes)

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from canal.errors import ModelError
-from canal.model.config import PRESETS, BackboneConfig
+from canal.model.config import PRESETS, BackboneConfig, require_preset
 
 
 def test_scbert_has_the_published_shape():
@@ -44,3 +44,13 @@ def test_a_wrong_shape_is_refused(change, message):
 def test_something_else_than_a_mapping_is_refused():
     with pytest.raises(ModelError, match="found NoneType"):
         BackboneConfig.from_json(None)
+
+
+def test_a_preset_takes_its_shape_and_at_most_its_genes():
+    scbert = PRESETS["scbert"].backbone
+    require_preset(scbert, 16906, "scbert")
+    require_preset(PRESETS["tiny"].backbone, 3, "tiny")
+    with pytest.raises(ModelError, match=r"dim 200, .* 16906 genes, but .*small has dim 64.*preset: scbert$"):
+        require_preset(scbert, 16906, "small")
+    with pytest.raises(ModelError, match=r"16907 genes, .*at most 16906 genes; none of tiny, small, scbert"):
+        require_preset(scbert, 16907, "scbert")

@@ -19,6 +19,22 @@ def test_place_licence_and_availability_do_not_count():
     assert request_digest(make_config(threads=4), "second") == plain
 
 
+def test_what_was_asked_for_before_is_asked_for_still():
+    """A request is the name of what was learned: a new parameter that is not set must not change it."""
+    digests = [request_digest(make_config(), stage)[:16] for stage in ("backbone", "second")]
+    assert digests == ["6ad56f6fbc36df08", "8d0bfe31b6f3e5a3"]
+
+
+def test_an_import_is_asked_for_by_its_key_and_by_nothing_that_only_pretraining_reads():
+    def imported(key="1", path="backbones/x", **changes):
+        entry = {"path": path, "key": key * 64}
+        return request_digest(make_config(backbone={"imported": entry} | changes), "second")
+
+    assert imported(path="elsewhere", mask_share=0.9) == imported()
+    digests = {request_digest(make_config(), "second"), imported(), imported("2"), imported(preset="small")}
+    assert len(digests) == 4
+
+
 def test_what_decides_the_learning_counts_for_the_stage_and_all_behind_it():
     plain = make_config()
     for other in (

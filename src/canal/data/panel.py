@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +32,19 @@ class ChosenPanel:
     origin: dict[str, str]
 
 
-def choose_panel(cells: PreparedCells, split: pd.DataFrame, panel: Panel, size: int) -> ChosenPanel:
+def choose_panel(
+    cells: PreparedCells,
+    split: pd.DataFrame,
+    panel: Panel,
+    size: int,
+    vocabulary: Collection[str] | None = None,
+) -> ChosenPanel:
     """Return the ``size`` best genes by ``panel.rule``, or all candidates where there are fewer.
 
     Only cells that ``split`` lets train are looked at; a candidate is expressed in more than
     ``panel.min_expressed`` of them. Equal scores are ordered by symbol. ``mixed`` takes turns between the F
     statistic, which knows the types seen so far, and the variance, which leaves room for types to come.
+    ``vocabulary`` names the genes that a backbone knows which was not trained here; no other is a candidate.
 
     Raises
     ------
@@ -49,11 +56,14 @@ def choose_panel(cells: PreparedCells, split: pd.DataFrame, panel: Panel, size: 
     share = np.diff(expression.tocsc().indptr) / max(1, expression.shape[0])
     order = np.argsort(np.array(cells.genes, dtype=str), kind="stable")
     candidates = order[share[order] > panel.min_expressed]
+    if vocabulary is not None:
+        candidates = candidates[[cells.genes[i] in vocabulary for i in candidates]]
     if len(candidates) < MIN_GENES:
+        known = "" if vocabulary is None else f" and known to the imported backbone ({len(vocabulary)} genes)"
         raise DataError(
             f"the panel needs at least {MIN_GENES} genes expressed in more than {panel.min_expressed:g} "
-            f"of the {expression.shape[0]} training cells of {panel.stage}, found {len(candidates)} of "
-            f"{len(cells.genes)}; lower panel.min_expressed or check the source's layer"
+            f"of the {expression.shape[0]} training cells of {panel.stage}{known}, found {len(candidates)} "
+            f"of {len(cells.genes)}; lower panel.min_expressed or check the source's layer and gene_column"
         )
     symbols = [cells.genes[i] for i in candidates]
     names = ("f_statistic", "variance") if panel.rule == "mixed" else (panel.rule,)

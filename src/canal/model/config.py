@@ -81,3 +81,28 @@ PRESETS: dict[str, PresetSize] = {
     "scbert": PresetSize(_shape(dim=200, depth=6, heads=10, head_dim=64), panel=1000, vocabulary=16906),
 }
 """tiny: tests. small: the default. scbert: the published backbone (Yang et al. 2022)."""
+
+
+def require_preset(config: BackboneConfig, n_genes: int, preset: str) -> None:
+    """Refuse a backbone of another shape, or of more genes, than ``preset`` has.
+
+    Raises
+    ------
+    ModelError
+        Naming the preset to set instead, where there is one.
+    """
+    size = PRESETS[preset]
+    if config == size.backbone and n_genes <= size.vocabulary:
+        return
+    fitting = [
+        name for name, other in PRESETS.items() if other.backbone == config and n_genes <= other.vocabulary
+    ]
+    advice = f"set backbone.preset: {fitting[0]}" if fitting else f"none of {', '.join(PRESETS)} fits it"
+    raise ModelError(
+        f"the weights have {_described(config)} and {n_genes} genes, but backbone.preset: {preset} has "
+        f"{_described(size.backbone)} and at most {size.vocabulary} genes; {advice}"
+    )
+
+
+def _described(config: BackboneConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.to_json().items())

@@ -37,16 +37,23 @@ def differences(asked: Mapping[str, Any], learned: Mapping[str, Any], path: str 
 
 
 def _backbone_request(config: Config) -> Request:
-    backbone = config.backbone.model_dump(mode="json", exclude={"branch"})
     names = (config.root_stage, *config.backbone.extra_stages)
     return {
         "stage": BACKBONE,
         "branch": config.backbone.branch,
         "cells": {name: _cells_request(config, name) for name in names},
         "panel": config.panel.model_dump(mode="json"),
-        "backbone": backbone,
+        "backbone": _origin_request(config),
         "seed": config.seed,
     }
+
+
+def _origin_request(config: Config) -> Request:
+    """Return how the backbone comes to be; an import is its key, and nothing that only pre-training reads."""
+    imported = config.backbone.imported
+    if imported is not None:
+        return {"preset": config.backbone.preset, "imported": imported.key}
+    return config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
 
 
 def _lesson_request(config: Config, stage: str) -> Request:

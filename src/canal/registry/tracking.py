@@ -26,8 +26,13 @@ def inside_project_run() -> bool:
 
 
 def stage_run(store: Store, config: Config, stage: str) -> str:
-    """Return the id of the stage's parent run, found or made by the tag ``canal.stage_key``."""
-    wanted = f"{stage}-{request_digest(config, stage)[:16]}"
+    """Return the id of the stage's parent run, found or made by the stage's request."""
+    return parent_run(store, stage, request_digest(config, stage))
+
+
+def parent_run(store: Store, stage: str, digest: str) -> str:
+    """Return the id of the parent run of what ``digest`` names, found or made by ``canal.stage_key``."""
+    wanted = f"{stage}-{digest[:16]}"
     found = store.client.search_runs(
         [store.experiment_id],
         f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",

@@ -1,0 +1,124 @@
+"""A finished folder becomes a version, visible only when whole.
+
+Artifacts first, then manifests, then the version, then its ``status=ready`` tag.
+"""
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from canal.digests import file_digest
+from canal.registry.bundle import RECORD_FILE, assemble, write_record
+from canal.registry.code import current_commit
+from canal.registry.key import check_files, key_digest, read_key
+from canal.registry.store import READY, TAG, Store, Version
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is to become a version.
+
+    Attributes
+    ----------
+    model : str
+        The registered model.
+    folder : Path
+        What was learned, or imported, with its key.json.
+    run_id : str
+        The MLflow run it belongs to.
+    parent : Version or None
+        The version whose key it names as its parent.
+    extras : Mapping
+        Name in the version -> file or folder; see `canal.registry.bundle.assemble`.
+    pyfunc : bool
+        Whether the model answers.
+    """
+
+    model: str
+    folder: Path
+    run_id: str
+    parent: Version | None
+    extras: Mapping[str, Path]
+    pyfunc: bool
+
+
+def whole_key(folder: Path) -> str:
+    """Return the digest of a folder's key; raises `RegistryError` if a file is not what the key says."""
+    check_files(folder, read_key(folder)["files"])
+    return key_digest(folder)
+
+
+def published(store: Store, model: str, key: str) -> Version | None:
+    """Return the ready version with this key; what was left half made by a kill is removed first."""
+    for version in store.versions(model):
+        if not version.ready:
+            store.client.delete_model_version(model, str(version.number))
+        elif version.key == key:
+            return version
+    return None
+
+
+def publish(store: Store, what: Publication) -> Version:
+    """Store the bundle, make the version and return it; the caller holds the registry's lock."""
+    key, parent = read_key(what.folder), what.parent
+    with tempfile.TemporaryDirectory(prefix="canal-version-") as scratch:
+        bundle = Path(scratch) / "version"
+        assemble(what.folder, what.extras, bundle, what.pyfunc)
+        write_record(bundle, _facts(store, what))
+        source = _upload(store, key["stage"], bundle, what.run_id)
+        record = file_digest(bundle / RECORD_FILE)
+    tags = {
+        f"{TAG}stage": key["stage"],
+        f"{TAG}branch": str(key["branch"]),
+        f"{TAG}key": key_digest(what.folder),
+        f"{TAG}request": key["request_digest"],
+        f"{TAG}record": record,
+        f"{TAG}parent": str(parent.number) if parent else "",
+        f"{TAG}parent_key": key["parent"] or "",
+    }
+    number = _create_version(store, what.model, source, what.run_id, tags)
+    store.client.set_tag(what.run_id, f"{TAG}version", str(number))
+    store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
+    return next(version for version in store.versions(what.model) if version.number == number)
+
+
+def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
+    """Make the version; ``status=ready`` comes last, in a call of its own."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.get_registered_model(model)
+    except MlflowException:
+        store.client.create_registered_model(model, description="Made by `canal registry sync`.")
+    made = store.client.create_model_version(model, source=source, run_id=run_id, tags=tags)
+    store.client.set_model_version_tag(model, made.version, "status", READY)
+    return int(made.version)
+
+
+def _upload(store: Store, stage: str, bundle: Path, run_id: str) -> str:
+    """Store the bundle as a logged model of the stage's run and return its address."""
+    logged = store.client.create_logged_model(
+        experiment_id=store.experiment_id, name=stage, source_run_id=run_id, model_type="canal"
+    )
+    store.client.log_model_artifacts(logged.model_id, str(bundle))
+    store.client.finalize_logged_model(logged.model_id, "READY")
+    return f"models:/{logged.model_id}"
+
+
+def _facts(store: Store, what: Publication) -> dict[str, Any]:
+    commit, parent = current_commit(store.layout.root), what.parent
+    return {
+        "run": what.run_id,
+        "parent": None if parent is None else {"model": parent.model, "version": parent.number},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "user": os.environ.get("USER", ""),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit.sha,
+        "dirty": commit.dirty,
+    }
