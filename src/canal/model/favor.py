@@ -129,22 +129,26 @@ def _groups(qkv: Tensor, mixed: Tensor, heads: int, n_features: int) -> list[tup
     ]
 
 
-def _features(x: Tensor, projection: Tensor, per_position: bool) -> Tensor:
-    """Return features without epsilon, ``(..., positions, n_features)``."""
+def raw_features(x: Tensor, projection: Tensor, per_position: bool = True) -> tuple[Tensor, Tensor]:
+    """Return features without epsilon, and the exponents (of 2) that stabilise them.
+
+    ``x`` is ``(..., positions, size)``, features are ``(..., positions, n_features)``. Each position has an
+    exponent of its own, or all of them have the largest.
+    """
     features = x @ projection
     largest = features.amax(-1) if per_position else features.amax((-2, -1)).unsqueeze(-1)
     half_norm = x.square().sum(-1).mul_(x.shape[-1] ** -0.5 / 2 * _LOG2_E)
-    return features.sub_(half_norm.add_(largest).unsqueeze(-1)).exp2_()
+    return features.sub_(half_norm.add_(largest).unsqueeze(-1)).exp2_(), largest
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, out: Tensor) -> _Kept:
     """Write attention of a group into ``out`` ``(..., positions, size)``."""
     size = v.shape[-1]
-    values = _with_ones(v)
-    keys = _features(k, projection, per_position=False)
+    values = with_ones(v)
+    keys, _ = raw_features(k, projection, per_position=False)
     context = keys.mT @ values
     context += KERNEL_EPSILON * values.sum(-2, keepdim=True)
-    queries = _features(q, projection, per_position=True)
+    queries, _ = raw_features(q, projection)
     weighted = queries @ context
     weighted += KERNEL_EPSILON * context.sum(-2, keepdim=True)
     weights = weighted[..., size:]
@@ -168,7 +172,7 @@ def _attend_back(
     _features_back(weighted @ kept.context.mT, kept.queries, q, projection, dq)
     values = kept.keys @ context
     torch.add(values[..., :size], context[..., :size].sum(-2, keepdim=True), alpha=KERNEL_EPSILON, out=dv)
-    _features_back(_with_ones(v) @ context.mT, kept.keys, k, projection, dk)
+    _features_back(with_ones(v) @ context.mT, kept.keys, k, projection, dk)
 
 
 def _features_back(gradient: Tensor, features: Tensor, x: Tensor, projection: Tensor, into: Tensor) -> None:
@@ -178,7 +182,7 @@ def _features_back(gradient: Tensor, features: Tensor, x: Tensor, projection: Te
     torch.addcmul(moved[..., :size], x, moved[..., size:], value=-(size**-0.5), out=into)
 
 
-def _with_ones(v: Tensor) -> Tensor:
+def with_ones(v: Tensor) -> Tensor:
     """Return values ``(..., positions, size + 1)`` with a column of ones."""
     values = v.new_ones((*v.shape[:-1], v.shape[-1] + 1))
     values[..., :-1] = v

@@ -9,6 +9,7 @@ from torch.nn import functional
 from canal.model.config import BackboneConfig
 from canal.model.favor import favor_attention, heads_at_a_time, scaled_projection
 from canal.model.features import orthogonal_projection
+from canal.model.first_block import first_block
 
 MOST_CELLS = 64
 """Most cells that go through a network at a time."""
@@ -34,11 +35,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
-        weights = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
-        projection = scaled_projection(self.projection_matrix)
-        mixed = favor_attention(functional.linear(x, weights), self.heads, projection)
+        mixed = favor_attention(self.project(x), self.heads, scaled_projection(self.projection_matrix))
         attended: Tensor = self.to_out(mixed)
         return attended
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values side by side, ``(..., 3 * heads * head_dim)``, in one product."""
+        return functional.linear(x, torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight]))
 
 
 class FeedForward(nn.Module):
@@ -67,7 +70,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(cells, positions, dim)`` for ``x`` of that shape."""
-        x = x + self.attention(self.attention_norm(x))
+        return self.rest(x + self.attention(self.attention_norm(x)))
+
+    def rest(self, x: Tensor) -> Tensor:
+        """Return what comes after attention was added: the feed-forward half."""
         result: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return result
 
@@ -112,8 +118,11 @@ class Performer(nn.Module):
         closing position, token 0, is added here.
         """
         closed = functional.pad(tokens.long(), (0, 1))
-        x: Tensor = self.token_emb(closed) + self.pos_emb.weight
-        for block in self.blocks[: self.first_trained]:
+        if self.first_trained and torch.is_inference_mode_enabled():
+            x, frozen = first_block(self)(closed), self.blocks[1 : self.first_trained]
+        else:
+            x, frozen = self.token_emb(closed) + self.pos_emb.weight, self.blocks[: self.first_trained]
+        for block in frozen:
             x = block(x)
         return x
 
