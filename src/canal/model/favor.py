@@ -135,10 +135,13 @@ def raw_features(x: Tensor, projection: Tensor, per_position: bool = True) -> tu
     ``x`` is ``(..., positions, size)``, features are ``(..., positions, n_features)``. Each position has an
     exponent of its own, or all of them have the largest.
     """
-    features = x @ projection
+    precise = torch.promote_types(
+        x.dtype, torch.float32
+    )  # an exponent in bfloat16 would be some per cent off
+    features = (x @ projection).to(precise)
     largest = features.amax(-1) if per_position else features.amax((-2, -1)).unsqueeze(-1)
-    half_norm = x.square().sum(-1).mul_(x.shape[-1] ** -0.5 / 2 * _LOG2_E)
-    return features.sub_(half_norm.add_(largest).unsqueeze(-1)).exp2_(), largest
+    half_norm = x.to(precise).square().sum(-1).mul_(x.shape[-1] ** -0.5 / 2 * _LOG2_E)
+    return features.sub_(half_norm.add_(largest).unsqueeze(-1)).exp2_().to(x.dtype), largest
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, out: Tensor) -> _Kept:
@@ -178,7 +181,7 @@ def _attend_back(
 def _features_back(gradient: Tensor, features: Tensor, x: Tensor, projection: Tensor, into: Tensor) -> None:
     """Write the gradient of ``x`` from that of its features; their maximum is a constant."""
     size = x.shape[-1]
-    moved = gradient.mul_(features) @ projection
+    moved = gradient.mul_(features) @ projection.to(x.dtype)
     torch.addcmul(moved[..., :size], x, moved[..., size:], value=-(size**-0.5), out=into)
 
 

@@ -97,7 +97,8 @@ _lock = threading.Lock()
 def first_block(performer: Performer) -> FirstBlock:
     """Return the tables of ``performer``, made anew where a weight has changed since the last call."""
     used = (performer.token_emb, performer.pos_emb, performer.blocks[0])
-    state = tuple((one.data_ptr(), one._version) for part in used for one in part.state_dict().values())
+    weights = ((one.data_ptr(), one._version) for part in used for one in part.state_dict().values())
+    state = (torch.is_autocast_enabled(performer.token_emb.weight.device.type), *weights)
     with _lock:
         found = _known.get(performer)
         if found is None or found[0] != state:

@@ -35,11 +35,17 @@ def in_lanes(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
 
 
 def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
-    """Return ``function`` under the caller's gradient mode, which a thread does not inherit."""
+    """Return ``function`` under the caller's gradient mode and precision, which a thread does not inherit."""
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    precise = [
+        torch.autocast(
+            device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
+        for device in ("cpu", "cuda")
+    ]
 
     def run(item: Item) -> Result:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), precise[0], precise[1]:
             return function(item)
 
     return run
