@@ -46,6 +46,8 @@ def test_the_projects_own_params_are_valid_and_ordered():
         ({"backbone": {"preset": "huge"}}, r"backbone\.preset: .*'tiny', 'small' or 'scbert'"),
         ({"stages": {"../up": {"source": "first", "parent": "backbone"}}}, r"is not a name"),
         ({"colour": {}}, r"colour: unknown key"),
+        ({"cache": {"dtype": "float16"}}, r"cache\.dtype: .*'float32' or 'bfloat16'"),
+        ({"cache": {"max_gb": -1}}, r"cache\.max_gb: .*greater than or equal to 0"),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

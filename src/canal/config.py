@@ -212,6 +212,18 @@ class Novelty(Section):
     shadow_epochs: int = Field(default=100, ge=1)
 
 
+class Cache(Section):
+    """Frozen features kept on disk; anything but float32 changes what a stage learns."""
+
+    max_gb: float = Field(default=10.0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def max_bytes(self) -> int:
+        """The most that the folder may hold."""
+        return int(self.max_gb * 1e9)
+
+
 class Registry(Section):
     """Names in the MLflow registry."""
 
@@ -250,6 +262,7 @@ class Config(Section):
     bank: Bank = Bank()
     probe: Probe = Probe()
     novelty: Novelty = Novelty()
+    cache: Cache = Cache()
     registry: Registry = Registry()
 
     @field_validator("stages")

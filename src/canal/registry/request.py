@@ -50,7 +50,9 @@ def _backbone_request(config: Config) -> Request:
 
 
 def _lesson_request(config: Config, stage: str) -> Request:
-    return {
+    # Features as float32 are exact, and stages learned before there was a choice do not name them.
+    rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
+    return rounded | {
         "stage": stage,
         "branch": config.stages[stage].branch,
         "cells": _cells_request(config, stage),
