@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config import Config, Source, parse_config
+from canal.config import Config, Source
 from canal.digests import file_digest
+from canal.params import parse_config
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -127,6 +128,7 @@ def make_document(**changes: Any) -> dict[str, Any]:
         "bank": {"capacity": 40},
         "probe": {"max_cells": 20},
         "novelty": {"mixtures": 50, "shadow_epochs": 5},
+        "cache": {"dtype": "float32"},
     }
     for name, value in changes.items():
         merge = name not in ("sources", "stages") and isinstance(document.get(name), dict)

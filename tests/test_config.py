@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from canal.config import load_config, parse_config
 from canal.errors import ConfigError
+from canal.params import load_config, parse_config
 from tests.make import make_config, make_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +48,8 @@ def test_the_projects_own_params_are_valid_and_ordered():
         ({"backbone": {"imported": {"path": "x"}}}, r"backbone\.imported\.key: missing"),
         ({"stages": {"../up": {"source": "first", "parent": "backbone"}}}, r"is not a name"),
         ({"colour": {}}, r"colour: unknown key"),
+        ({"cache": {"dtype": "float16"}}, r"cache\.dtype: .*'float32' or 'bfloat16'"),
+        ({"cache": {"max_gb": -1}}, r"cache\.max_gb: .*greater than or equal to 0"),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

@@ -1,8 +1,6 @@
 """params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -10,12 +8,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from canal.errors import ConfigError
 
 BACKBONE = "backbone"
 """The parent of a lineage's first stage; no stage may bear this name."""
@@ -220,6 +215,25 @@ class Novelty(Section):
     shadow_epochs: int = Field(default=100, ge=1)
 
 
+class Cache(Section):
+    """Frozen features kept on disk; anything but float32 changes what a stage learns."""
+
+    max_gb: float = Field(default=10.0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def max_bytes(self) -> int:
+        """The most that the folder may hold."""
+        return int(self.max_gb * 1e9)
+
+
+class Compute(Section):
+    """Where a training computes, and the type of its matrix products; auto is a GPU where there is one."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 class Registry(Section):
     """Names in the MLflow registry."""
 
@@ -258,7 +272,9 @@ class Config(Section):
     bank: Bank = Bank()
     probe: Probe = Probe()
     novelty: Novelty = Novelty()
+    cache: Cache = Cache()
     registry: Registry = Registry()
+    compute: Compute = Compute()
 
     @field_validator("stages")
     @classmethod
@@ -297,7 +313,7 @@ class Config(Section):
         return self.panel.stage
 
 
-class _ReferenceError(ValueError):
+class DanglingNameError(ValueError):
     """A name that points nowhere, with the path of its key."""
 
     def __init__(self, path: str, message: str) -> None:
@@ -310,12 +326,12 @@ def _check_references(config: Config) -> None:
     seen: list[str] = []
     for name, stage in config.stages.items():
         if name == BACKBONE:
-            raise _ReferenceError(f"stages.{name}", "this name is reserved for the pretrained network")
+            raise DanglingNameError(f"stages.{name}", "this name is reserved for the pretrained network")
         if stage.source not in config.sources:
-            raise _ReferenceError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
+            raise DanglingNameError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
         if stage.parent != BACKBONE and stage.parent not in seen:
             before = ", ".join(seen) or "none"
-            raise _ReferenceError(
+            raise DanglingNameError(
                 f"stages.{name}.parent",
                 f"{stage.parent!r} is no stage above this one (there are {before}); "
                 f"the first stage has parent: {BACKBONE}",
@@ -323,75 +339,15 @@ def _check_references(config: Config) -> None:
         seen.append(name)
     roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
     if roots != [config.panel.stage]:
-        raise _ReferenceError(
+        raise DanglingNameError(
             "panel.stage",
             f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
             f"found {config.panel.stage!r}",
         )
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
-            raise _ReferenceError("backbone.extra_stages", f"no stage {extra!r}")
+            raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
     contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
     if config.backbone.imported is not None and contrary:
         message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
-        raise _ReferenceError("backbone.imported", message)
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    """Yield one line a problem, beginning with the path of the key."""
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"] if part != "[key]")
-        if item["type"] == "extra_forbidden":
-            yield f"{path}: unknown key"
-        elif item["type"] == "missing":
-            yield f"{path}: missing"
-        elif item["type"] == "value_error" and isinstance(item["ctx"]["error"], _ReferenceError):
-            yield str(item["ctx"]["error"])
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            found = "" if item["type"] == "value_error" else f" (found {str(item['input'])[:80]!r})"
-            yield f"{path}: {message}{found}"
-
-
-def parse_config(document: Mapping[str, Any]) -> Config:
-    """Check a params document and return it typed.
-
-    Raises
-    ------
-    ConfigError
-        With one line for each problem, each beginning with the path of its key.
-    """
-    try:
-        return Config.model_validate(_tuples(document))
-    except ValidationError as error:
-        lines = list(_problems(error))
-        raise ConfigError(f"params.yaml has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error
-
-
-def _tuples(value: Any) -> Any:
-    """Return ``value`` with lists as tuples, as the frozen sections hold them."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def load_config(path: Path) -> Config:
-    """Read and check ``params.yaml``.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, is no YAML mapping, or breaks a rule.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    if not path.is_file():
-        raise ConfigError(f"{path} not found: run canal in a project folder, or name one with --root")
-    try:
-        document = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{path} must hold a mapping of sections, found {type(document).__name__}")
-    return parse_config(document)
+        raise DanglingNameError("backbone.imported", message)

@@ -21,6 +21,11 @@ class Layout:
         return self.root / ".canal"
 
     @property
+    def features(self) -> Path:
+        """Frozen features of cells, which all trainings share."""
+        return self.private / "features"
+
+    @property
     def incoming(self) -> Path:
         """What ingest fetched; data.dvc imports it as ``data/``."""
         return self.root / "incoming"
@@ -67,5 +72,5 @@ class Layout:
         return self.private / "figures" / key
 
     def training(self, key: str) -> Path:
-        """Folder of a training's checkpoints and caches, while it lasts."""
+        """Folder of a training's checkpoints, while it lasts."""
         return self.private / "training" / key

@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from canal.config import Config, load_config
+from canal.config import Config
 from canal.errors import DataError
 from canal.files import read_json
 from canal.layout import Layout
+from canal.params import load_config
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from canal.config import BACKBONE, Config, parse_config
+from canal.config import BACKBONE, Config
 from canal.errors import ConfigError
 from canal.files import new_file
+from canal.params import parse_config
 
 
 def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str) -> str:

@@ -59,15 +59,16 @@ def project_step(
 
 @contextmanager
 def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) -> Iterator["Hooks"]:
-    """Show a training's epochs and log them; keep its checkpoints and caches until the block ends well.
+    """Show a training's epochs and log them; keep its checkpoints until the block ends well.
 
     They lie in ``.canal/`` under the stage's request, since DVC deletes a stage's outs before it reruns it:
-    what was killed goes on where it was.
+    what was killed goes on where it was. Frozen features stay: the next stage needs those of the bank.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from canal.continual.fit import Hooks
+    from canal.model.compute import find_device
     from canal.registry.request import request_digest
 
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
@@ -86,7 +87,15 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
             if not console.is_terminal:
                 say(line)
 
-        yield Hooks(on_epoch=show, checkpoint_dir=scratch, cache_dir=scratch / "features")
+        yield Hooks(
+            on_epoch=show,
+            checkpoint_dir=scratch,
+            cache_dir=project.layout.features,
+            device=find_device(project.config.compute.device),
+            dtype=project.config.compute.dtype,
+            cache=project.config.cache,
+            on_notice=lambda notice: console.print(f"{stage}: {notice}", soft_wrap=True, markup=False),
+        )
     shutil.rmtree(scratch, ignore_errors=True)
 
 

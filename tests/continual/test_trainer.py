@@ -1,13 +1,16 @@
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from canal.config import Cache
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import CHECKPOINT, Hooks
 from canal.continual.schedule import learning_rate
 from canal.continual.trainer import learn_stage
+from canal.model.performer import Performer
 from canal.model.storage import weights_digest
 from tests.continual.lessons import SETTINGS, first_learned, first_lesson, make_cells, second_lesson
 
@@ -124,11 +127,49 @@ def test_the_number_of_threads_changes_no_bit():
 def test_with_and_without_cache_the_weights_are_the_same_bits(tmp_path):
     plain = learn_stage(second_lesson(), SHORT)
     filled = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
-    assert list(tmp_path.glob("prefix-*.npy"))
-    assert list(tmp_path.glob("teacher-*.npy"))
+    kept = [np.load(path).shape for path in tmp_path.rglob("*.npy")]
+    assert sorted(kept) == [(52, 64), (84, 25, 16)]
     found = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
     assert weights(plain) == weights(filled) == weights(found)
     assert plain.history == filled.history == found.history
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_told(tmp_path, dtype):
+    told, small = [], Cache(max_gb=2e-5, dtype=dtype)
+    hooks = Hooks(cache_dir=tmp_path, cache=small, on_notice=told.append)
+    some = learn_stage(second_lesson(), SHORT, hooks)
+    assert len(told) == 1
+    assert re.match(r"the features of [1-9]\d? of 84 cells are kept", told[0])
+    none = learn_stage(second_lesson(), SHORT, Hooks(cache=small, on_notice=told.append))
+    assert len(told) == 1
+    assert weights(some) == weights(none)
+
+
+def test_rounded_features_give_other_weights_and_resume_no_exact_training(tmp_path):
+    rounded = Cache(dtype="bfloat16")
+    with pytest.raises(InterruptionError):
+        learn_stage(second_lesson(), SHORT, Hooks(interrupt_after(1), tmp_path))
+    resumed = learn_stage(second_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path, cache=rounded))
+    assert weights(resumed) == weights(learn_stage(second_lesson(), SHORT, Hooks(cache=rounded)))
+    assert weights(resumed) != weights(learn_stage(second_lesson(), SHORT))
+
+
+def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch):
+    hooks, computed = Hooks(cache_dir=tmp_path), []
+    encode = Performer.encode_prefix
+
+    def counted(self, tokens):
+        computed.append(len(tokens))
+        return encode(self, tokens)
+
+    learn_stage(first_lesson(), SHORT, hooks)
+    monkeypatch.setattr(Performer, "encode_prefix", counted)
+    lesson = second_lesson()
+    learn_stage(lesson, SHORT, hooks)
+    assert sum(computed) == len(lesson.train) + len(lesson.validation) == 48
+    learn_stage(lesson, SHORT, hooks)
+    assert sum(computed) == 48
 
 
 @pytest.mark.parametrize("epoch", [1, 3])

@@ -1,5 +1,6 @@
 """A request changes with what decides the learning, and with nothing else."""
 
+from canal.params import parse_config
 from canal.registry.request import differences, request_digest, stage_request
 from tests.make import make_config, make_document
 
@@ -33,6 +34,24 @@ def test_an_import_is_asked_for_by_its_key_and_by_nothing_that_only_pretraining_
     assert imported(path="elsewhere", mask_share=0.9) == imported()
     digests = {request_digest(make_config(), "second"), imported(), imported("2"), imported(preset="small")}
     assert len(digests) == 4
+
+
+def test_the_cache_does_not_count_while_its_features_are_exact():
+    plain = stage_request(make_config(), "second")
+    assert "cache" not in plain
+    assert stage_request(make_config(cache={"max_gb": 3.0, "dtype": "float32"}), "second") == plain
+    without = make_document()
+    del without["cache"]
+    assert stage_request(parse_config(without), "second") == plain
+
+
+def test_rounded_features_count_for_stages_but_not_for_the_backbone():
+    plain, rounded = make_config(), make_config(cache={"dtype": "bfloat16"})
+    assert request_digest(rounded, "backbone") == request_digest(plain, "backbone")
+    for stage in ("first", "second"):
+        assert request_digest(rounded, stage) != request_digest(plain, stage)
+    (line,) = differences(stage_request(rounded, "first"), stage_request(plain, "first"))
+    assert line == "cache: learned with 'absent', asked for {'dtype': 'bfloat16'}"
 
 
 def test_what_decides_the_learning_counts_for_the_stage_and_all_behind_it():

@@ -1,26 +1,34 @@
 """What cannot change during a stage, computed once: the frozen blocks' outputs and the teacher's answers.
 
-Everything here is computed one cell at a time. A cell's values are then the same bits whatever cells are
-asked for with it, so a training that reads them from a file and one that computes them anew for every batch
-end with the same weights. It costs little: a single cell fills a processor.
+Everything here is computed one cell at a time, by one thread of torch. A cell's values are then the same bits
+whatever cells are asked for with it and however many are computed side by side, so a training that reads them
+from a file and one that computes them anew for every batch end with the same weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from canal.files import new_file
+import canal.model
+from canal.continual.cache_space import GIGABYTE, CacheSpace
+from canal.continual.cached_rows import CachedRows
+from canal.continual.segments import RowDtype, RowKind
+from canal.digests import file_digest, json_digest
 from canal.model.annotator import AnnotatorNetwork
+from canal.model.lanes import in_lanes
 from canal.model.performer import Performer
 from canal.model.storage import weights_digest
 
-FORMAT = 1
+FORMAT = 2
+_AHEAD = 32
+"""Cells computed before the first of them is written: lanes wait for each other once in so many."""
 
 
 class PrefixFeatures:
@@ -32,62 +40,100 @@ class PrefixFeatures:
         Only its embeddings and frozen blocks are used.
     tokens
         uint8 ``(n_cells, n_genes)``.
-    folder
-        Where to keep the outputs as float32 ``(n_cells, n_genes + 1, dim)``, read through a memory map, so
-        memory does not grow with cells; the file's name is the digest of all that decides its values. None:
-        keep nothing, compute each cell when it is asked for.
+    space
+        Where to keep the outputs, ``(n_genes + 1, dim)`` a cell, read through memory maps, so memory does not
+        grow with cells. A cell is found by its tokens: epochs, trials and stages with one prefix share it.
+        None: keep nothing, compute each cell when it is asked for.
+    dtype
+        "bfloat16" rounds the outputs, kept or not, and halves the space.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n_cells, n_genes + 1, dim)``.
+    key : str
+        Digest of all that decides the outputs of a cell beside its tokens. The panel is in it: the weights
+        hold a vector for each of its genes.
+    cells : tuple of str
+        Digest of each cell's tokens.
+
+    Raises
+    ------
+    TrainingError
+        If the disk cannot hold what is to be kept.
     """
 
-    def __init__(self, performer: Performer, tokens: np.ndarray, folder: Path | None) -> None:
-        self._performer = performer
-        self._tokens = tokens
+    def __init__(
+        self,
+        performer: Performer,
+        tokens: np.ndarray,
+        space: CacheSpace | None,
+        dtype: RowDtype = "float32",
+    ) -> None:
+        self._performer, self._tokens = performer, tokens
         self.shape = (len(tokens), performer.n_genes + 1, performer.config.dim)
-        self.digest = _digest("prefix", prefix_digest(performer), _array_digest(tokens))
-        self._stored = None
-        if folder is not None and len(tokens):
-            path = folder / f"prefix-{self.digest}.npy"
-            self._stored = stored(path, self.shape, lambda: (self._cell(i) for i in range(len(tokens))))
+        self.device = performer.token_emb.weight.device
+        self.key = _key(self.device, what="prefix", weights=prefix_digest(performer), dtype=dtype)
+        self.cells = tuple(hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in tokens)
+        self._kind, self._space = RowKind(self.shape[1:], dtype), space
+        self._rows = CachedRows(self._kind, self.cells, self._compute, space, self.key)
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def kept(self) -> int:
+        """How many cells' outputs lie on disk; the others are computed whenever they are asked for."""
+        return self._rows.kept
+
+    @property
+    def shortage(self) -> str:
+        """A sentence that says how many cells found no room in the cache; empty where all did."""
+        if self._space is None or self.kept == len(self):
+            return ""
+        return (
+            f"the features of {self.kept:,} of {len(self):,} cells are kept, the others are computed "
+            f"whenever they are needed: all take {self._kind.segment_bytes(len(self)) / GIGABYTE:.3g} GB, "
+            f"cache.max_gb is {self._space.max_bytes / GIGABYTE:g}"
+        )
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the outputs of the cells at ``indices``, ``(len(indices), n_genes + 1, dim)``."""
-        if self._stored is not None:
-            return torch.from_numpy(self._stored[np.asarray(indices, dtype=np.int64)])
-        values = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
-        for place, index in enumerate(indices):
-            values[place] = self._cell(int(index))
-        return torch.from_numpy(values)
+        """Return the outputs of the cells at ``indices``, float32 ``(len(indices), n_genes + 1, dim)``."""
+        return torch.from_numpy(self._rows.take(indices))
+
+    def _compute(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return each_alone(self._cell, indices)
 
     @torch.inference_mode()
     def _cell(self, index: int) -> np.ndarray:
-        device = self._performer.token_emb.weight.device
-        tokens = torch.from_numpy(self._tokens[index : index + 1]).to(device)
+        tokens = torch.from_numpy(self._tokens[index : index + 1]).to(self.device)
         result: np.ndarray = self._performer.encode_prefix(tokens)[0].cpu().numpy()
         return result
 
 
-def representations(teacher: AnnotatorNetwork, features: PrefixFeatures, folder: Path | None) -> np.ndarray:
-    """Return the teacher's representation h_{t-1} of every cell of ``features``, float32 ``(n_cells, 64)``.
+def representations(
+    teacher: AnnotatorNetwork, features: PrefixFeatures, space: CacheSpace | None, n_cells: int | None = None
+) -> np.ndarray:
+    """Return the teacher's representation h_{t-1} of the first ``n_cells`` (default: all) of ``features``.
 
-    ``features`` must come from the teacher's own prefix, which student and teacher share. Kept in ``folder``
-    as `PrefixFeatures` keeps its values; 256 bytes a cell, so without a folder they stay in memory.
+    float32 ``(n_cells, 64)``. ``features`` must come from the teacher's own prefix, which student and teacher
+    share. Kept in ``space`` as `PrefixFeatures` keeps its values, but always as float32; 256 bytes a cell, so
+    the result stays in memory.
     """
 
     @torch.inference_mode()
     def one(index: int) -> np.ndarray:
-        device = teacher.head.filter.weight.device
         answer = teacher.finish(features.rows([index]).to(device))
-        result: np.ndarray = answer.representation[0].cpu().numpy()
+        result: np.ndarray = answer.representation[0].float().cpu().numpy()
         return result
 
-    shape = (len(features), teacher.head.to_representation.out_features)
-    values: Callable[[], Iterator[np.ndarray]] = lambda: (one(i) for i in range(len(features)))  # noqa: E731
-    if folder is None or not len(features):
-        return np.array(list(values()), dtype=np.float32).reshape(shape)
-    digest = _digest("teacher", weights_digest(teacher.state_dict()), features.digest)
-    return np.array(stored(folder / f"teacher-{digest}.npy", shape, values))
+    device = teacher.head.filter.weight.device
+    cells = features.cells[:n_cells]
+    kind = RowKind((teacher.head.to_representation.out_features,))
+    weights = weights_digest(teacher.state_dict())
+    key = _key(device, what="teacher", weights=weights, features=features.key)
+    rows = CachedRows(kind, cells, lambda indices: each_alone(one, indices), space, key)
+    return rows.take(range(len(cells)))
 
 
 def prefix_digest(performer: Performer) -> str:
@@ -96,36 +142,22 @@ def prefix_digest(performer: Performer) -> str:
     return weights_digest({k: v for k, v in performer.state_dict().items() if k.startswith(kept)})
 
 
-def stored(path: Path, shape: tuple[int, ...], values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-    """Return the float32 array in ``path`` as a memory map; write it first from ``values``, one a row.
-
-    The file appears when it is whole. One that is cut short or of another shape is written anew.
-    """
-    found = _open(path, shape)
-    if found is None:
-        with new_file(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            for row, value in enumerate(values()):
-                array[row] = value
-            array.flush()
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    return found
+def each_alone(work: Callable[[int], np.ndarray], indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield ``work(index)`` of each index in order, each in a lane of its own, a few ahead."""
+    for start in range(0, len(indices), _AHEAD):
+        yield from in_lanes(work, indices[start : start + _AHEAD])
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
+def _key(device: torch.device, **parts: str) -> str:
+    # Another torch, processor or edit of the network may round differently, and results are promised to the
+    # bit. Features outlive the code that made them, so the code counts.
+    machine = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    known = {"format": str(FORMAT), "torch": torch.__version__, "machine": machine, "code": _code_digest()}
+    precise = {} if not torch.is_autocast_enabled(device.type) else {"products": "bfloat16"}
+    return json_digest(known | precise | parts)[:32]
 
 
-def _array_digest(array: np.ndarray) -> str:
-    head = f"{array.dtype} {array.shape};".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _digest(*parts: str) -> str:
-    # Another torch or another number of threads may round differently, and results are promised to the bit.
-    machine = f"{FORMAT} {torch.__version__} {torch.get_num_threads()}"
-    return hashlib.sha256(" ".join((machine, *parts)).encode()).hexdigest()[:32]
+@cache
+def _code_digest() -> str:
+    folder = Path(canal.model.__file__).parent
+    return json_digest({path.name: file_digest(path) for path in folder.glob("*.py")})

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from canal.config import Cache
 from canal.continual.checkpoint import (
     Checkpoint,
     read_checkpoint,
@@ -19,6 +20,7 @@ from canal.continual.checkpoint import (
     write_checkpoint,
 )
 from canal.errors import TrainingError
+from canal.model.compute import Precision
 
 Epoch = dict[str, Any]
 """Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
@@ -33,6 +35,10 @@ def _silent(epoch: Epoch) -> None:
     """Take no notice of an epoch."""
 
 
+def _unheard(notice: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """How a training is watched, and where it keeps what it may lose.
@@ -45,16 +51,24 @@ class Hooks:
     checkpoint_dir : Path or None
         Folder of ``checkpoint.safetensors``; None: no checkpoints.
     cache_dir : Path or None
-        Folder for frozen features, which other trainings may share; None: compute them when needed.
+        Folder for frozen features, which other trainings share; None: compute them when needed.
     device : str
-        A torch device. Weights repeat to the bit on "cpu", with one number of threads
-        (``torch.set_num_threads``, which is the caller's to set).
+        A torch device. Weights repeat to the bit on "cpu", in float32.
+    dtype : str
+        Of matrix products; see `canal.model.compute.precision`.
+    cache : Cache
+        How large the folder may become, and the type of the features, which holds with or without a folder.
+    on_notice : callable
+        Called with a sentence for the person who watches.
     """
 
     on_epoch: Callable[[Epoch], None] = _silent
     checkpoint_dir: Path | None = None
     cache_dir: Path | None = None
     device: str = "cpu"
+    dtype: Precision = "float32"
+    cache: Cache = Cache()
+    on_notice: Callable[[str], None] = _unheard
 
 
 @dataclass

@@ -22,7 +22,7 @@ def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
     measurement: sums of gradients, and so the weights, are the same bits on one core and on many.
     """
     size = performer.cells_at_a_time
-    if rows.device.type == "cpu":
+    if not performer.token_emb.weight.is_cuda:
         size = min(size, -(-len(rows) // _LEAST_GROUPS))
     return torch.split(rows, max(1, size))
 

@@ -19,6 +19,7 @@ from canal.data.tokens import MASK_TOKEN, tokenize
 from canal.digests import json_digest
 from canal.errors import TrainingError
 from canal.model.backbone import Backbone
+from canal.model.compute import precision
 from canal.model.config import BackboneConfig
 from canal.model.lanes import in_lanes
 from canal.model.performer import Performer, new_performer
@@ -100,7 +101,8 @@ def pretrain(
     for value in trained.values():
         value.requires_grad_(True)
     fit = Fit(trained, _merit, hooks, _fingerprint(corpus, settings, seed, task))
-    _train(task, corpus, settings, seed, fit)
+    with precision(hooks.dtype, hooks.device):
+        _train(task, corpus, settings, seed, fit)
     fit.take_best()
     history = {
         "format": HISTORY_FORMAT,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,17 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from canal.config import Continual
+from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks
 from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.losses import distillation_weight, stage_losses
+from canal.continual.prefetch import prefetched
 from canal.continual.schedule import learning_rate
 from canal.continual.seeds import generator
 from canal.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
+from canal.model.compute import precision
 from canal.model.lanes import in_lanes
+from canal.model.performer import MOST_CELLS
 from canal.model.storage import weights_digest
 
 HISTORY_FORMAT = 1
@@ -42,24 +48,25 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
     Raises
     ------
     TrainingError
-        If the loss stops being finite.
+        If the loss stops being finite, or the disk cannot hold the features that are to be kept.
     """
     hooks = hooks or Hooks()
     annotator = _first(lesson)
     network = annotator.network.to(hooks.device)
-    fit = Fit(network.trained(), _merit, hooks, fingerprint(lesson, settings, annotator))
+    fit = Fit(network.trained(), _merit, hooks, fingerprint(lesson, settings, annotator, hooks))
     if not fit.stopped(settings.patience, settings.max_epochs):
-        material = _gather(lesson, annotator, hooks)
         weight = distillation_weight(settings.distillation, len(lesson.old_labels), len(lesson.labels))
-        while not fit.stopped(settings.patience, settings.max_epochs):
-            record = _train_epoch(network, material, fit, settings, weight, lesson.seed)
-            fit.end_epoch(record | _judge(network, material, lesson.stage))
+        with precision(hooks.dtype, hooks.device):
+            material = _gather(lesson, annotator, hooks)
+            while not fit.stopped(settings.patience, settings.max_epochs):
+                record = _train_epoch(network, material, fit, settings, weight, lesson.seed)
+                fit.end_epoch(record | _judge(network, material, lesson.stage))
     fit.take_best()
     network.to("cpu")
     return Learned(annotator, lesson.teacher, _history(lesson, settings, fit))
 
 
-def fingerprint(lesson: Lesson, settings: Continual, start: Annotator) -> str:
+def fingerprint(lesson: Lesson, settings: Continual, start: Annotator, hooks: Hooks) -> str:
     """Return a SHA-256 over all that decides what `learn_stage` learns, and the torch that does it."""
     cells = (lesson.train, lesson.validation, lesson.replay, lesson.probe)
     arrays = {str(i): torch.from_numpy(part.tokens()) for i, part in enumerate(cells)}
@@ -74,28 +81,27 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator) -> str:
             "tokens": weights_digest(arrays),
             "cells": [[part.cell_ids, part.cell_types, part.stages] for part in cells],
             "torch": torch.__version__,
+            "types": [hooks.dtype, hooks.cache.dtype],
         }
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Material:
-    """Cells as the network is fed them: training and replayed cells, and those that judge."""
+    """Cells as the network is fed them: training cells, then replayed ones, then by stage those that judge.
 
-    parts: tuple[PrefixFeatures, ...]
+    ``features`` holds all of them, ``targets`` and ``remembered`` those that are trained on; ``judges`` has
+    the rows of each stage's judges in ``features``, and their targets.
+    """
+
+    features: PrefixFeatures
     targets: Tensor
     remembered: Tensor | None
-    judges: dict[str, tuple[PrefixFeatures, Tensor]]
+    judges: dict[str, tuple[Tensor, Tensor]]
 
-    def batch(self, indices: np.ndarray) -> Tensor:
-        """Return the prefix features of cells counted through all parts."""
-        first, second = self.parts
-        old = indices >= len(first)
-        rows = torch.empty((len(indices), *first.shape[1:]))
-        for part, chosen, offset in ((first, ~old, 0), (second, old, len(first))):
-            if chosen.any():
-                rows[torch.from_numpy(chosen)] = part.rows(indices[chosen] - offset)
-        return rows
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return the features of the cells at ``rows``."""
+        return self.features.rows(rows.numpy())
 
 
 def _first(lesson: Lesson) -> Annotator:
@@ -107,23 +113,29 @@ def _first(lesson: Lesson) -> Annotator:
 
 
 def _gather(lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Material:
-    backbone, labels = annotator.network.backbone, annotator.labels
-
-    def prefix(cells: LabelledCells) -> PrefixFeatures:
-        return PrefixFeatures(backbone, cells.tokens(), hooks.cache_dir)
-
     def targets(cells: LabelledCells) -> Tensor:
-        return torch.from_numpy(cells.targets(labels))
+        return torch.from_numpy(cells.targets(annotator.labels))
 
-    parts = (prefix(lesson.train), prefix(lesson.replay))
+    trained, judges = [lesson.train, lesson.replay], lesson.judges
+    ends = np.cumsum([len(cells) for cells in (*trained, *judges.values())])
+    # All cells at once, so that a disk too small for them is noticed before anything is computed.
+    tokens = np.concatenate([cells.tokens() for cells in (*trained, *judges.values())])
+    space = None if hooks.cache_dir is None else CacheSpace(hooks.cache_dir, hooks.cache.max_bytes)
+    features = PrefixFeatures(annotator.network.backbone, tokens, space, hooks.cache.dtype)
+    if features.shortage:
+        hooks.on_notice(features.shortage)
     remembered = None
     if lesson.teacher is not None:
         teacher = lesson.teacher.network.to(hooks.device)
-        answers = [representations(teacher, part, hooks.cache_dir) for part in parts]
-        remembered = torch.from_numpy(np.concatenate(answers))
+        remembered = torch.from_numpy(representations(teacher, features, space, int(ends[1])))
         teacher.to("cpu")
-    judges = {stage: (prefix(cells), targets(cells)) for stage, cells in lesson.judges.items()}
-    return _Material(parts, torch.cat([targets(lesson.train), targets(lesson.replay)]), remembered, judges)
+    rows = [torch.arange(first, last) for first, last in pairwise(ends[1:].tolist())]
+    return _Material(
+        features,
+        torch.cat([targets(cells) for cells in trained]),
+        remembered,
+        {name: (part, targets(judges[name])) for name, part in zip(judges, rows, strict=True)},
+    )
 
 
 def _train_epoch(
@@ -134,18 +146,21 @@ def _train_epoch(
     rate = learning_rate(number, settings)
     order = torch.randperm(len(material.targets), generator=generator(seed, "order", number))
     parameters, sums = list(fit.parameters.values()), np.zeros(3)
-    for batch in torch.split(order, settings.batch_size):
+    batches = torch.split(order, settings.batch_size)
+    with closing(prefetched(batches, material.batch)) as loaded:
+        for batch, rows in zip(batches, loaded, strict=True):
 
-        def losses(group: Tensor, size: int = len(batch)) -> Tensor:
-            remembered = None if material.remembered is None else material.remembered[group].to(device)
-            answer = network.finish(material.batch(group.numpy()).to(device))
-            targets = material.targets[group].to(device)
-            found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
-            return torch.stack(found) * (len(group) / size)
+            def losses(group: tuple[Tensor, Tensor], size: int = len(batch)) -> Tensor:
+                chosen, features = group
+                remembered = None if material.remembered is None else material.remembered[chosen].to(device)
+                answer, targets = network.finish(features.to(device)), material.targets[chosen].to(device)
+                found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
+                return torch.stack(found) * (len(chosen) / size)
 
-        found = sum_gradients(parameters, groups_of(batch, network.backbone), losses).double().cpu()
-        fit.step(float(found[0]), rate)
-        sums += len(batch) * found.numpy()
+            groups = zip(groups_of(batch, network.backbone), groups_of(rows, network.backbone), strict=True)
+            found = sum_gradients(parameters, list(groups), losses).double().cpu()
+            fit.step(float(found[0]), rate)
+            sums += len(batch) * found.numpy()
     loss, cross_entropy, distillation = (float(value) for value in sums / len(order))
     return {
         "epoch": number,
@@ -162,13 +177,14 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     accuracy: dict[str, float] = {}
     cross_entropy: list[float] = []
     device = network.head.filter.weight.device
-    for name, (features, targets) in material.judges.items():
 
-        def answer(rows: Tensor, features: PrefixFeatures = features) -> Tensor:
-            return network.finish(features.rows(rows.numpy()).to(device)).logits.cpu()
+    def answer(features: Tensor) -> Tensor:
+        return network.finish(features.to(device)).logits.cpu()
 
-        rows = torch.split(torch.arange(len(targets)), network.backbone.cells_at_a_time)
-        logits = torch.cat(in_lanes(answer, rows))
+    for name, (rows, targets) in material.judges.items():
+        with closing(prefetched(torch.split(rows, MOST_CELLS), material.batch)) as loaded:
+            parts = [in_lanes(answer, groups_of(batch, network.backbone)) for batch in loaded]
+        logits = torch.cat([part for group in parts for part in group])
         accuracy[name] = float((logits.argmax(1) == targets).double().mean())
         cross_entropy.append(float(functional.cross_entropy(logits.double(), targets)))
     return {

@@ -54,7 +54,13 @@ def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
 @cache
 def _pool(lanes: int) -> ThreadPoolExecutor:
     _keep_pages()
-    return ThreadPoolExecutor(lanes, thread_name_prefix="canal-lane", initializer=_enter)
+    pool = ThreadPoolExecutor(lanes, thread_name_prefix="canal-lane", initializer=_enter)
+    started = threading.Barrier(lanes + 1)
+    for _ in range(lanes):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(lanes)  # the last number set is also what any new thread begins with
+    return pool
 
 
 def _enter() -> None:

@@ -38,7 +38,7 @@ def differences(asked: Mapping[str, Any], learned: Mapping[str, Any], path: str 
 
 def _backbone_request(config: Config) -> Request:
     names = (config.root_stage, *config.backbone.extra_stages)
-    return {
+    return _products(config) | {
         "stage": BACKBONE,
         "branch": config.backbone.branch,
         "cells": {name: _cells_request(config, name) for name in names},
@@ -46,6 +46,11 @@ def _backbone_request(config: Config) -> Request:
         "backbone": _origin_request(config),
         "seed": config.seed,
     }
+
+
+def _products(config: Config) -> Request:
+    """Return the type of matrix products where they round: a request of float32 names none."""
+    return {} if config.compute.dtype == "float32" else {"compute": {"dtype": config.compute.dtype}}
 
 
 def _origin_request(config: Config) -> Request:
@@ -57,20 +62,25 @@ def _origin_request(config: Config) -> Request:
 
 
 def _lesson_request(config: Config, stage: str) -> Request:
-    return {
-        "stage": stage,
-        "branch": config.stages[stage].branch,
-        "cells": _cells_request(config, stage),
-        "continual": config.learning(stage).model_dump(mode="json"),
-        "bank": config.bank.model_dump(mode="json"),
-        "probe": config.probe.model_dump(mode="json"),
-        "novelty": config.novelty.model_dump(mode="json"),
-        "seed": config.seed,
-        "parent": {
-            "stage": (parent := config.stages[stage].parent),
-            "request": request_digest(config, parent),
-        },
-    }
+    rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
+    return (
+        rounded
+        | _products(config)
+        | {
+            "stage": stage,
+            "branch": config.stages[stage].branch,
+            "cells": _cells_request(config, stage),
+            "continual": config.learning(stage).model_dump(mode="json"),
+            "bank": config.bank.model_dump(mode="json"),
+            "probe": config.probe.model_dump(mode="json"),
+            "novelty": config.novelty.model_dump(mode="json"),
+            "seed": config.seed,
+            "parent": {
+                "stage": (parent := config.stages[stage].parent),
+                "request": request_digest(config, parent),
+            },
+        }
+    )
 
 
 def _cells_request(config: Config, stage: str) -> Request:

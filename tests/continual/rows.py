@@ -1,0 +1,50 @@
+"""Small rows by cell for tests of the cache: ``from tests.continual.rows import Computer``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from canal.continual.cache_space import CacheSpace
+from canal.continual.cached_rows import CachedRows
+from canal.continual.segments import RowKind
+
+KIND = RowKind((10, 30))
+KEY = "key"
+
+
+def names(*numbers: int) -> list[str]:
+    """Return the digests of cells by number."""
+    return [f"c{number}" for number in numbers]
+
+
+def value(cell: str) -> np.ndarray:
+    """Return what the row of a cell has to be."""
+    return np.random.default_rng(int(cell[1:])).normal(size=KIND.shape).astype(np.float32)
+
+
+def values(cells: Sequence[str]) -> np.ndarray:
+    """Return the rows of cells, ``(len(cells), 10, 30)``."""
+    return np.array([value(cell) for cell in cells], dtype=np.float32).reshape(-1, *KIND.shape)
+
+
+def space_of(folder, max_rows: int = 1000, segment_rows: int = 2) -> CacheSpace:
+    """Return a cache for so many rows in full segments of ``segment_rows``."""
+    max_bytes = max_rows // segment_rows * KIND.segment_bytes(segment_rows)
+    return CacheSpace(folder, max_bytes, KIND.segment_bytes(segment_rows))
+
+
+class Computer:
+    """Makes cached rows, and counts which cells were computed for them."""
+
+    def __init__(self) -> None:
+        self.computed: list[str] = []
+
+    def rows(self, cells: Sequence[str], space: CacheSpace | None, kind: RowKind = KIND) -> CachedRows:
+        def compute(positions: Sequence[int]) -> Iterator[np.ndarray]:
+            for position in positions:
+                self.computed.append(cells[position])
+                yield value(cells[position])
+
+        return CachedRows(kind, cells, compute, space, KEY)
