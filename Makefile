@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -25,5 +25,17 @@ bound:  ## the same network trained on all stages at once: what continual learni
 	@tools/setup.sh run
 	@python benchmarks/joint_bound.py
 
+bench-engine:  ## the engine beside a plain implementation of the published loop: ratios, half an hour
+	@tools/setup.sh run
+	@python benchmarks/engine.py
+
+bench-scaling:  ## seconds against cells, genes and threads, and the share of the machine's peak
+	@tools/setup.sh run
+	@python benchmarks/scaling.py
+
+bench-memory:  ## memory of a stage of 100,000 cells at scBERT size
+	@tools/setup.sh run
+	@python benchmarks/memory.py
+
 help:  ## show this
-	@grep -E '^[a-z]+: ' Makefile | sed 's/:.*## /: /'
+	@grep -E '^[a-z-]+: ' Makefile | sed 's/:.*## /: /'

@@ -10,6 +10,7 @@ ratio of two times taken in turns, with the smallest and the largest ratio of al
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -155,6 +156,47 @@ def annotation(preset: str, genes: int, n: int, pairs: int, threads: int) -> lis
     ]
 
 
+def tried(pairs: int, threads: int) -> list[Row]:
+    """Measure one block of one cell at scBERT size in the ways that were tried; the engine's own is first.
+
+    ``bfloat16`` pays where the processor has instructions for it and is a parameter; compiling and int8 did
+    not pay on the machines measured, and are in no other file of canal.
+    """
+    torch.set_num_threads(1)
+    annotator = annotator_of("scbert", 1000)
+    weights, block = reference.weights_of(annotator), annotator.network.backbone.blocks[2]
+    x = torch.randn(1, 1001, 200, generator=torch.Generator().manual_seed(1))
+
+    def plain(values: torch.Tensor) -> torch.Tensor:
+        return reference.block(values, weights, "backbone.blocks.2")
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return block(values).float()
+
+    linear = {torch.nn.Linear}
+    ways = {
+        "engine": block,
+        "yardstick's formula": plain,
+        "yardstick's formula, compiled": torch.compile(plain),
+        "engine, int8 linear layers": torch.ao.quantization.quantize_dynamic(copy.deepcopy(block), linear),
+        "engine, bfloat16": rounded,
+    }
+    rows, engine = [], 0.0
+    with torch.no_grad():
+        exact = block(x)
+        for name, way in ways.items():
+            began = time.perf_counter()
+            gap = float((way(x) - exact).abs().max())
+            first = time.perf_counter() - began
+            seconds = min(timed(lambda way=way: way(x)) for _ in range(2 * pairs))  # type: ignore[misc]
+            engine = engine or seconds
+            said = f"{seconds * 1e3:.0f} ms, first call {first:.1f} s, largest difference {gap:.0e}"
+            rows.append(Row(f"one block, one thread: {name}", "", said, f"{engine / seconds:.2f} x", ""))
+    torch.set_num_threads(threads)
+    return rows
+
+
 def peak(threads: int) -> float:
     """Return the best GFLOP/s of a square fp32 matrix product."""
     torch.set_num_threads(threads)
@@ -196,6 +238,7 @@ PARTS: dict[str, Callable[[int, int], list[Row]]] = {
     "annotate": lambda pairs, threads: annotation("scbert", 1000, 16, pairs, threads),
     "small-epoch": lambda pairs, threads: epoch("small", 300, 420, pairs, threads),
     "small": lambda pairs, threads: annotation("small", 300, 400, pairs, threads),
+    "tried": tried,
     "small-wide": lambda pairs, threads: annotation("small", 1000, 200, pairs, threads),
 }
 
