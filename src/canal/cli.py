@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -80,16 +80,32 @@ def annotate(
     gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
     chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU where there is one.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster where the machine has it.")
+    ] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor cores to use; by default all.")
+    ] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Label the cells of an h5ad file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
     from canal.annotation.annotate import Options
-    from canal.api import annotate_file
+    from canal.api import annotate_file, use_machine
 
     options = Options(
-        layer=layer, values=values, gene_column=gene_column, chunk_cells=chunk_cells, overwrite=overwrite
+        layer=layer,
+        values=values,
+        gene_column=gene_column,
+        chunk_cells=chunk_cells,
+        overwrite=overwrite,
+        device=device,
+        dtype=dtype,
     )
+    use_machine(threads, options, _note)
     summary = annotate_file(source, output, options, model, _note, root)
     if as_json:
         _print(summary.to_json(), as_json)

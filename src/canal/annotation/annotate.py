@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from canal.model.annotator import Annotator, Prediction
+    from canal.model.compute import Precision
 
 TYPE, BEST_TYPE = "canal_cell_type", "canal_best_type"
 CONFIDENCE, NOVELTY, IS_NOVEL = "canal_confidence", "canal_novelty", "canal_is_novel"
@@ -57,6 +58,10 @@ class Options:
         Share of the model's genes below which cells are not labelled.
     overwrite : bool
         Whether an output that is there may be replaced.
+    device : str
+        auto, cpu or cuda.
+    dtype : str
+        float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
     model_name : dict
         What the model is, JSON values; written into the output.
     """
@@ -67,6 +72,8 @@ class Options:
     chunk_cells: int = 2000
     min_coverage: float = 0.4
     overwrite: bool = False
+    device: str = "auto"
+    dtype: Precision = "float32"
     model_name: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -171,13 +178,18 @@ def _label(
     """Return the new columns of obs, and the summary."""
     import pandas as pd
 
+    from canal.model.compute import find_device, precision
+
     reading = begin(query, annotator.genes, options.values, options.min_coverage)
+    device = find_device(options.device)
+    annotator.network.to(device)
     parts, done = [], 0
-    for expression in reading.blocks(options.chunk_cells):
-        parts.append(_columns(annotator.predict(expression)))
-        before, done = done, done + len(expression)
-        if _tenth(done, query.n_cells) > _tenth(before, query.n_cells):
-            progress(f"labelled {done:,} of {query.n_cells:,} cells")
+    with precision(options.dtype, device):
+        for expression in reading.blocks(options.chunk_cells):
+            parts.append(_columns(annotator.predict(expression)))
+            before, done = done, done + len(expression)
+            if _tenth(done, query.n_cells) > _tenth(before, query.n_cells):
+                progress(f"labelled {done:,} of {query.n_cells:,} cells")
     table = pd.concat(parts, ignore_index=True)
     for name in (TYPE, BEST_TYPE):
         table[name] = table[name].astype("category")
@@ -222,6 +234,7 @@ def _note(annotator: Annotator, options: Options, summary: Summary) -> dict[str,
             "values": options.values,
             "gene_column": options.gene_column,
             "min_coverage": options.min_coverage,
+            "dtype": options.dtype,
         },
         **summary.to_json(),
     }

@@ -21,6 +21,7 @@ from canal.continual.checkpoint import (
 )
 from canal.errors import TrainingError
 from canal.model.compute import Precision
+from canal.model.lanes import in_lanes
 
 Epoch = dict[str, Any]
 """Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
@@ -117,7 +118,9 @@ class Fit:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.step()
+        in_lanes(
+            lambda _: self._optimizer.step(), [None]
+        )  # by one thread: another would spin on a lane's core
 
     def end_epoch(self, record: Epoch) -> None:
         """Add an epoch's record, keep its values if they are the best, write a checkpoint, tell the hook."""

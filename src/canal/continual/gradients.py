@@ -53,8 +53,10 @@ def sum_gradients(
             return values.detach(), torch.autograd.grad(values[0], parameters)
 
     values, gradients = zip(*in_lanes(one, groups), strict=True)
-    for parameter, parts in zip(parameters, zip(*gradients, strict=True), strict=True):
-        parameter.grad = _added(parts)
+    # In lanes as well: an operation of several threads would leave one of them spinning on a lane's core.
+    added = in_lanes(_added, zip(*gradients, strict=True))
+    for parameter, gradient in zip(parameters, added, strict=True):
+        parameter.grad = gradient
     return _added(values)
 
 

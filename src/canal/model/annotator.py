@@ -146,12 +146,12 @@ class Annotator:
 
     def represent(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> np.ndarray:
         """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
-        result: np.ndarray = self.answers(expression, batch_size).representation.numpy()
+        result: np.ndarray = self.answers(expression, batch_size).representation.float().numpy()
         return result
 
     def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        return self.predict_logits(self.answers(expression, batch_size).logits.numpy())
+        return self.predict_logits(self.answers(expression, batch_size).logits.float().numpy())
 
     def predict_logits(self, logits: np.ndarray) -> Prediction:
         """Return the prediction that follows from logits ``(n_cells, n_types)``."""
