@@ -129,6 +129,7 @@ def make_document(**changes: Any) -> dict[str, Any]:
         "probe": {"max_cells": 20},
         "novelty": {"mixtures": 50, "shadow_epochs": 5},
         "cache": {"dtype": "float32"},
+        "compute": {"device": "cpu", "dtype": "float32"},
     }
     for name, value in changes.items():
         merge = name not in ("sources", "stages") and isinstance(document.get(name), dict)

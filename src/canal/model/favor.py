@@ -19,7 +19,7 @@ from torch import Tensor
 KERNEL_EPSILON = 1e-4
 """Added to each feature, so that no position's weights vanish; as in scBERT's implementation."""
 
-_CACHE_BYTES = 1 << 20
+_CACHE_BYTES = 2 << 20
 _LOG2_E = math.log2(math.e)
 
 
