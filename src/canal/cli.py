@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from canal.errors import CanalError
+from canal.startup import begin
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,6 +35,7 @@ Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to gi
 
 def main() -> None:
     """Run the command line; an error made for people is one message and exit code 1."""
+    begin()
     try:
         app()
     except CanalError as error:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import CanalError
+from canal.startup import begin
 
 if TYPE_CHECKING:
     from canal.continual.fit import Hooks
@@ -30,6 +31,7 @@ def say(line: str) -> None:
 
 def run(step: Callable[[], None]) -> None:
     """Run a step; an error made for people ends it with one message and exit code 1."""
+    begin()
     try:
         step()
     except CanalError as error:
