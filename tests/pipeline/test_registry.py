@@ -1,9 +1,12 @@
 """The registry after accidents: half-made versions, damaged files, names that are not there."""
 
+import sys
+
 import pytest
 
 from canal.api import registry_sync
 from canal.errors import RegistryError
+from canal.registry.database import Database
 from canal.registry.history import restore_metrics, restore_model, verified
 from canal.registry.store import Store
 
@@ -78,3 +81,23 @@ def test_an_unknown_version_is_answered_with_those_there_are(project):
 def test_two_stores_see_the_same_versions(project):
     other = Store(project.layout, project.config.registry)
     assert other.versions() == project.store.versions()
+
+
+def test_the_database_read_directly_says_what_mlflow_says(project, monkeypatch):
+    store = project.store
+    for model in (store.names.model, store.names.backbone):
+        read = store.versions(model)
+        folders = [store.artifacts(version) for version in read]
+        with monkeypatch.context() as without:
+            without.setattr(Database, "known", False)
+            assert store.versions(model) == read
+            assert [store.artifacts(version).resolve() for version in read] == [f.resolve() for f in folders]
+        assert read
+
+
+def test_listing_versions_imports_no_mlflow(line):
+    code = (
+        "import sys\nfrom canal.project import Project\nfrom canal.views import version_rows\n"
+        "print(len(version_rows(Project.open())), 'mlflow' in sys.modules)"
+    )
+    assert line.run(sys.executable, "-c", code).strip() == "2 False"

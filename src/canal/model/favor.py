@@ -94,7 +94,7 @@ class _Favor(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         qkv, mixed, projection, *kept = ctx.saved_tensors
         change = torch.empty_like(qkv)
         heads, n_features, gradient = ctx.heads, projection.shape[0], gradient.contiguous()

@@ -130,7 +130,7 @@ class Store:
             Row(
                 one.name,
                 int(one.version),
-                one.source,
+                one.source or "",
                 one.run_id or "",
                 int(one.creation_timestamp),
                 one.tags,
