@@ -100,8 +100,9 @@ class _Material:
     judges: dict[str, tuple[Tensor, Tensor]]
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the features of the cells at ``rows``."""
-        return self.features.rows(rows.numpy())
+        """Return the features of the cells at ``rows``; pinned, where a GPU is to read them."""
+        found = self.features.rows(rows.numpy())
+        return found if self.features.device.type == "cpu" else found.pin_memory()
 
 
 def _first(lesson: Lesson) -> Annotator:
@@ -153,7 +154,10 @@ def _train_epoch(
             def losses(group: tuple[Tensor, Tensor], size: int = len(batch)) -> Tensor:
                 chosen, features = group
                 remembered = None if material.remembered is None else material.remembered[chosen].to(device)
-                answer, targets = network.finish(features.to(device)), material.targets[chosen].to(device)
+                answer, targets = (
+                    network.finish(features.to(device, non_blocking=True)),
+                    material.targets[chosen].to(device),
+                )
                 found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
                 return torch.stack(found) * (len(chosen) / size)
 
@@ -179,7 +183,7 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     device = network.head.filter.weight.device
 
     def answer(features: Tensor) -> Tensor:
-        return network.finish(features.to(device)).logits.cpu()
+        return network.finish(features.to(device, non_blocking=True)).logits.cpu()
 
     for name, (rows, targets) in material.judges.items():
         with closing(prefetched(torch.split(rows, MOST_CELLS), material.batch)) as loaded:
