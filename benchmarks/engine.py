@@ -146,7 +146,7 @@ def annotation(preset: str, genes: int, n: int, pairs: int, threads: int) -> lis
     )
     gap = np.abs(annotator.predict(expression).logits - reference.predict(expression, weights)).max()
     speed = n / min(ours)
-    share = reference.nominal_flops(annotator) * speed / (peak(threads) * 1e9)
+    share = reference.nominal_flops(annotator.network.backbone.config, genes) * speed / (peak(threads) * 1e9)
     name = f"{preset}, {genes:,} genes"
     return [
         row(f"annotation, {name}, {n} cells", theirs, ours, n, "3 x in bf16"),

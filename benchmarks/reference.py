@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from canal.data.tokens import tokenize
 from canal.model.annotator import Annotator
+from canal.model.config import BackboneConfig
 
 EPSILON = 1e-4
 
@@ -134,9 +135,8 @@ def predict(expression: np.ndarray, weights: Weights, batch_size: int = 1) -> np
     return torch.cat([answer(part, weights)[1] for part in torch.split(tokens, batch_size)]).numpy()
 
 
-def nominal_flops(annotator: Annotator) -> float:
+def nominal_flops(config: BackboneConfig, genes: int) -> float:
     """Return the floating-point operations of one cell's way through the blocks, multiply and add as two."""
-    config, positions = annotator.network.backbone.config, len(annotator.genes) + 1
     inner = config.heads * config.head_dim
     a_position = (
         4 * config.dim * inner
@@ -144,4 +144,4 @@ def nominal_flops(annotator: Annotator) -> float:
         + 2 * inner * config.n_features
         + 2 * config.dim * config.dim * config.ff_mult
     )
-    return math.prod((2.0, positions, a_position, config.depth))
+    return math.prod((2.0, genes + 1, a_position, config.depth))

@@ -47,7 +47,7 @@ def by_genes(sizes: Iterable[int], n: int, threads: int) -> tuple[Curve, Curve, 
         seconds = fastest(annotator, cells)
         annotation.append((genes, seconds))
         epochs.append((genes, engine_epochs(lesson_of(annotator, n), threads)[1]))
-        speeds.append(reference.nominal_flops(annotator) * n / seconds / 1e9)
+        speeds.append(reference.nominal_flops(annotator.network.backbone.config, genes) * n / seconds / 1e9)
     return annotation, epochs, speeds
 
 
