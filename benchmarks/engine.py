@@ -62,13 +62,18 @@ def cells_of(n: int, genes: int, types: tuple[str, ...], seed: int, stage: str) 
     return LabelledCells(names, levels.astype(np.float32), kinds, (stage,) * n, (stage,) * n, ("b",) * n)
 
 
+def backbone_of(preset: str, genes: int) -> Backbone:
+    """Return a backbone of a preset's shape with random weights."""
+    config, random = PRESETS[preset].backbone, torch.Generator().manual_seed(0)
+    network = new_performer(config, torch.randn(genes, config.dim, generator=random), random)
+    return Backbone(network.eval().requires_grad_(False), tuple(f"GENE{i}" for i in range(genes)))
+
+
 def annotator_of(preset: str, genes: int) -> Annotator:
     """Return an annotator of a preset's shape with random weights."""
-    config, random = PRESETS[preset].backbone, torch.Generator().manual_seed(0)
-    names = tuple(f"GENE{i}" for i in range(genes))
-    network = new_performer(config, torch.randn(genes, config.dim, generator=random), random)
-    backbone = Backbone(network.eval().requires_grad_(False), names)
-    return Annotator.start(backbone, names, OLD, cells_of(16, genes, OLD, 9, "start").expression, random)
+    backbone, random = backbone_of(preset, genes), torch.Generator().manual_seed(1)
+    start = cells_of(16, genes, OLD, 9, "start").expression
+    return Annotator.start(backbone, backbone.vocabulary, OLD, start, random)
 
 
 def lesson_of(annotator: Annotator, n: int) -> Lesson:

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py --cells 100000 --genes 1000 --steps 200
 
-Generates zero-inflated cells, runs ``--steps`` steps of a second stage over a full-length index with a small
+Generates zero-inflated cells, runs ``--steps`` steps of a first stage over a full-length index with a small
 cache, then annotates, and prints the largest RssAnon of each: files that the cache maps do not count, as the
 kernel can drop them at any time. What a whole stage's cache would need on disk is extrapolated, and says so.
 """
@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from engine import NEW, OLD, annotator_of, cells_of, lesson_of
+from engine import OLD, annotator_of, backbone_of, cells_of
 
 from canal.config import Cache, Continual
+from canal.continual.cells import LabelledCells
 from canal.continual.fit import Fit, Hooks
 from canal.continual.lesson import Lesson
 from canal.continual.trainer import learn_stage
@@ -57,6 +58,13 @@ def peak_of(work: Callable[[], None]) -> tuple[float, float]:
     return max(largest), time.perf_counter() - began
 
 
+def first_stage(preset: str, genes: int, n: int) -> Lesson:
+    """Return a first stage of ``n`` cells; a teacher would add 256 bytes a cell."""
+    backbone, nothing = backbone_of(preset, genes), LabelledCells.empty(genes)
+    train, validation = cells_of(n, genes, OLD, 1, "big"), cells_of(4, genes, OLD, 2, "judge")
+    return Lesson("big", backbone, backbone.vocabulary, OLD, train, validation, nothing, nothing, seed=0)
+
+
 def train(lesson: Lesson, steps: int, folder: Path, max_gb: float) -> None:
     """Make ``steps`` steps of the stage."""
     made, step = [0], Fit.step
@@ -89,23 +97,23 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--preset", default="scbert")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--cache-gb", type=float, default=1.0)
+    parser.add_argument("--cache-gb", type=float, default=0.1)
     parser.add_argument("--annotate", type=int, default=200, help="cells annotated")
     arguments = parser.parse_args()
-    annotator = annotator_of(arguments.preset, arguments.genes)
-    lesson = lesson_of(annotator, arguments.cells)
+    lesson = first_stage(arguments.preset, arguments.genes, arguments.cells)
     with TemporaryDirectory() as scratch:
         stage, seconds = peak_of(lambda: train(lesson, arguments.steps, Path(scratch), arguments.cache_gb))
-    query = cells_of(arguments.annotate, arguments.genes, OLD + NEW, 7, "query").expression
+    query = cells_of(arguments.annotate, arguments.genes, OLD, 7, "query").expression
+    annotator = annotator_of(arguments.preset, arguments.genes)
     annotation, _ = peak_of(lambda: annotator.predict(query) and None)
-    width = annotator.network.backbone.config.dim
+    width = lesson.parent.network.config.dim
     disk = arguments.cells * (arguments.genes + 1) * width * 4 / 1e9
     sys.stdout.write(
         f"{torch.get_num_threads()} threads, preset {arguments.preset}, {arguments.cells:,} cells, "
         f"{arguments.genes:,} genes\n"
         f"stage, {arguments.steps} steps: largest RssAnon {stage:.2f} GiB, {seconds:.0f} s\n"
         f"annotation of {arguments.annotate:,} cells, the stage still in memory: {annotation:.2f} GiB\n"
-        f"extrapolated: a whole cache needs {disk:.0f} GB on disk in float32, {disk / 2:.0f} GB in bfloat16\n"
+        f"extrapolated: a whole cache needs {disk:.1f} GB on disk in float32, {disk / 2:.1f} GB in bfloat16\n"
     )
 
 
