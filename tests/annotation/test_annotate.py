@@ -9,7 +9,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
 from canal.digests import file_digest
-from canal.errors import DataError
+from canal.errors import DataError, ModelError
 from tests.make import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_cell_type", "canal_best_type", "canal_confidence", "canal_novelty", "canal_is_novel"]
@@ -72,13 +72,31 @@ def test_the_note_tells_model_options_and_summary(annotator, source, tmp_path):
     summary = annotate_h5ad(annotator, source, tmp_path / "out.h5ad", options)
     note = json.loads(anndata.read_h5ad(tmp_path / "out.h5ad").uns["canal"])
     assert note["model"] == {"version": 3, "key": "abc"}
-    assert note["options"] == {"layer": "X", "values": "auto", "gene_column": None, "min_coverage": 0.4}
+    asked = {"layer": "X", "values": "auto", "gene_column": None, "min_coverage": 0.4, "dtype": "float32"}
+    assert note["options"] == asked
     assert note["values"] == "counts"
     assert note["values_detected"] is True
     assert note["genes"] == {"found": 20, "panel": 20, "missing": []}
     assert note["cell_types"] == summary.counts
     assert note["labels"] == list(annotator.labels)
     assert str(tmp_path) not in json.dumps(note)
+
+
+def test_bfloat16_is_told_and_changes_hardly_a_label(annotator, source, tmp_path):
+    annotate_h5ad(annotator, source, tmp_path / "exact.h5ad")
+    annotate_h5ad(annotator, source, tmp_path / "rough.h5ad", Options(dtype="bfloat16"))
+    exact, rough = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("exact", "rough"))
+    assert json.loads(rough.uns["canal"])["options"]["dtype"] == "bfloat16"
+    same = exact.obs["canal_best_type"].astype(str) == rough.obs["canal_best_type"].astype(str)
+    assert same.mean() > 0.9
+    assert abs(exact.obs["canal_confidence"] - rough.obs["canal_confidence"]).max() > 0
+
+
+def test_a_gpu_that_is_not_there_is_refused(annotator, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModelError, match="torch sees no GPU"):
+        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(device="cuda"))
+    assert not (tmp_path / "out.h5ad").exists()
 
 
 def test_the_input_is_never_changed(annotator, source, tmp_path):
