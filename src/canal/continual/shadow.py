@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from canal.continual.novelty import rule_of
 from canal.continual.seeds import generator
 from canal.model.annotator import Annotator
 from canal.model.head import Head, centre, new_head
+from canal.model.lanes import in_lanes
 
 MIN_TEST_CELLS = 5
 _LEARNING_RATE = 1e-3
@@ -63,7 +65,9 @@ def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, se
     reasons = {name: _obstacle(name, annotator.labels, cells) for name in settings.holdouts}
     testable = [name for name, reason in reasons.items() if not reason]
     scores = _Scores.of(annotator, cells) if testable else None
-    measured = [] if scores is None else [_measure(name, scores, settings, seed) for name in testable]
+    measured = []
+    if scores is not None:
+        measured = in_lanes(partial(_measure, scores=scores, settings=settings, seed=seed), testable)
     return {
         "holdouts": measured,
         "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
