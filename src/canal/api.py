@@ -72,13 +72,15 @@ def annotate_file(
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:
     """Set how many cores annotation uses, and say where the precision asked for is slow on this machine."""
-    import torch
+    if threads is not None:
+        import torch
 
+        torch.set_num_threads(threads)
+    if options.dtype == "float32":
+        return
     from canal.model.compute import bfloat16_speed, find_device
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if options.dtype == "bfloat16" and (speed := bfloat16_speed(find_device(options.device))) < 1:
+    if (speed := bfloat16_speed(find_device(options.device))) < 1:
         notice(
             f"bfloat16 is {1 / speed:.0f} times slower than float32 on this machine, which has no "
             "instructions for it; leave --dtype out"

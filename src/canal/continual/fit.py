@@ -118,9 +118,8 @@ class Fit:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        in_lanes(
-            lambda _: self._optimizer.step(), [None]
-        )  # by one thread: another would spin on a lane's core
+        # In a lane, by one thread: a second one would go on spinning on a lane's core.
+        in_lanes(lambda _: self._optimizer.step(), [None])
 
     def end_epoch(self, record: Epoch) -> None:
         """Add an epoch's record, keep its values if they are the best, write a checkpoint, tell the hook."""

@@ -154,10 +154,8 @@ def _train_epoch(
             def losses(group: tuple[Tensor, Tensor], size: int = len(batch)) -> Tensor:
                 chosen, features = group
                 remembered = None if material.remembered is None else material.remembered[chosen].to(device)
-                answer, targets = (
-                    network.finish(features.to(device, non_blocking=True)),
-                    material.targets[chosen].to(device),
-                )
+                answer = network.finish(features.to(device, non_blocking=True))
+                targets = material.targets[chosen].to(device)
                 found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
                 return torch.stack(found) * (len(chosen) / size)
 

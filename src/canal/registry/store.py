@@ -61,15 +61,19 @@ class Store:
     @property
     def exists(self) -> bool:
         """False only where the local database was never made: then nothing is registered."""
-        path = self.uri.removeprefix("sqlite:///")
-        return path == self.uri or Path(path).is_file()
+        return self._file is None or self._file.is_file()
 
     @property
     def database(self) -> Database | None:
         """The local database, where it can be read without MLflow."""
+        database = None if self._file is None else Database(self._file)
+        return database if database and database.known else None
+
+    @property
+    def _file(self) -> Path | None:
+        """The file of a local database; None for a server."""
         path = self.uri.removeprefix("sqlite:///")
-        database = Database(Path(path))
-        return database if path != self.uri and database.known else None
+        return None if path == self.uri else Path(path)
 
     @cached_property
     def client(self) -> "MlflowClient":
