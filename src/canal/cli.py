@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from canal.commands import audit, lineage, promotion
+from canal.commands.telling import AsJson, Commit, Root, note, show_result
 from canal.errors import CanalError
 from canal.startup import begin
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 app = typer.Typer(
     name="canal",
@@ -27,11 +26,8 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineag
 app.add_typer(stage_app, name="stage")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-
-Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
-
+for commands in (promotion, lineage, audit):
+    commands.add_to(app)
 
 def main() -> None:
     """Run the command line; an error made for people is one message and exit code 1."""
@@ -54,7 +50,7 @@ def versions(root: Root = None, as_json: AsJson = False) -> None:
     from canal.views import version_rows
 
     rows = version_rows(Project.open(root))
-    _print(rows if as_json else versions_table(rows), as_json)
+    show_result(rows if as_json else versions_table(rows), as_json)
 
 
 @app.command(epilog="Example: canal show 3    canal show candidate --json")
@@ -69,7 +65,7 @@ def show(
     from canal.views import version_view
 
     view = version_view(Project.open(root), version)
-    _print(view if as_json else version_panel(view), as_json)
+    show_result(view if as_json else version_panel(view), as_json)
 
 
 @app.command(epilog="Example: canal annotate new.h5ad -o labelled.h5ad --layer counts")
@@ -107,14 +103,14 @@ def annotate(
         device=device,
         dtype=dtype,
     )
-    use_machine(threads, options, _note)
-    summary = annotate_file(source, output, options, model, _note, root)
+    use_machine(threads, options, note)
+    summary = annotate_file(source, output, options, model, note, root)
     if as_json:
-        _print(summary.to_json(), as_json)
+        show_result(summary.to_json(), as_json)
         return
     from canal.report.terminal import annotation_table
 
-    _print(annotation_table(summary.to_json()), as_json=False)
+    show_result(annotation_table(summary.to_json()), as_json=False)
 
 
 @app.command(epilog="Example: canal validate new.h5ad --stage tumour-myeloid")
@@ -131,7 +127,7 @@ def validate(
     from canal.quality.terminal import render
 
     verdict = judge(file, stage, root)
-    _print(verdict.document() if as_json else render(verdict), as_json)
+    show_result(verdict.document() if as_json else render(verdict), as_json)
     if not verdict.passed:
         raise typer.Exit(1)
 
@@ -164,9 +160,9 @@ def stage_add(
     wishes = {"label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column}
     source = declare(file, {**wishes, "min_genes": min_genes}, label_map, root)
     addition = propose_stage(name, source, parent, root)
-    _print(render(addition.verdict), as_json=False)
+    show_result(render(addition.verdict), as_json=False)
     add_stage(addition, commit, root)
-    _note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
+    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
 
 
 @stage_app.command("relearn", epilog="Example: canal stage relearn tumour-myeloid --commit")
@@ -179,7 +175,7 @@ def stage_relearn(
     from canal.api import relearn
 
     touched = relearn(name, commit, root)
-    _note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+    note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
 
 
 @backbone_app.command(
@@ -201,12 +197,12 @@ def backbone_import(
 
     imported = import_backbone(PublishedFiles(checkpoint, genes, gene2vec), commit, root)
     backbone, version = imported.backbone, imported.version
-    _note(
+    note(
         f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
         f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"
         + (" (committed)" if commit else "")
     )
-    _note(f"but {imported.conflict}" if imported.conflict else "next: make run")
+    note(f"but {imported.conflict}" if imported.conflict else "next: make run")
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
@@ -219,10 +215,10 @@ def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
     project = Project.open(root)
     synced = sync(project)
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
-    _note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
+    note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = version_rows(project), evaluations(project)
     if as_json:
-        _print({"versions": rows, "evaluations": measured}, as_json)
+        show_result({"versions": rows, "evaluations": measured}, as_json)
         return
     from rich.console import Group
     from rich.text import Text
@@ -230,7 +226,7 @@ def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
     from canal.report.terminal import next_commands, summary
 
     newest = rows[-1]["version"] if rows else "candidate"
-    _print(Group(summary(measured, rows), Text(), next_commands(newest)), as_json=False)
+    show_result(Group(summary(measured, rows), Text(), next_commands(newest)), as_json=False)
 
 
 @app.command(epilog="Example: canal report -o report")
@@ -249,21 +245,7 @@ def report(
     if not stages:
         raise CanalError("nothing is measured yet; run `make run` first")
     title = project.config.registry.model
-    _note(f"wrote {write_report(stages, output / 'index.html', title, backbone_history(project.layout))}")
-
-
-def _print(what: "RenderableType | Any", as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
-        return
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 110).print(what)
-
-
-def _note(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    note(f"wrote {write_report(stages, output / 'index.html', title, backbone_history(project.layout))}")
 
 
 if __name__ == "__main__":

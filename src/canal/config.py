@@ -242,6 +242,19 @@ class Registry(Section):
     experiment: str = Field(default="canal", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 
+class Policy(Section):
+    """What a version must show before it becomes the champion; why these numbers: docs/registry.md."""
+
+    min_accuracy: float = Field(default=0.7, ge=0, le=1)
+    max_loss: float = Field(default=0.1, ge=0, le=1)
+    max_loss_per_type: float = Field(default=0.25, ge=0, le=1)
+    min_cells_per_type: int = Field(default=20, ge=1)
+    min_h_score: float = Field(default=0.1, ge=0, le=1)
+    max_ece: float = Field(default=0.25, ge=0, le=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    resamples: int = Field(default=2000, ge=100)
+
+
 class Stage(Section):
     """One lesson: the cells of ``source``, learned on top of ``parent``.
 
@@ -274,6 +287,7 @@ class Config(Section):
     novelty: Novelty = Novelty()
     cache: Cache = Cache()
     registry: Registry = Registry()
+    policy: Policy = Policy()
     compute: Compute = Compute()
 
     @field_validator("stages")

@@ -35,3 +35,15 @@ class HistoryError(CanalError):
 
 class RegistryError(CanalError):
     """The registry does not hold what was asked for, or holds it damaged."""
+
+
+class LedgerError(RegistryError):
+    """The ledger does not hold, or an entry cannot be added to it."""
+
+
+class PolicyError(RegistryError):
+    """A version does not pass the promotion policy."""
+
+
+class AuditError(RegistryError):
+    """Something in the registry is not what it was registered as."""

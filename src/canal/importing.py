@@ -63,6 +63,8 @@ def import_published(project: Project, files: PublishedFiles) -> Imported:
         If the folder holds another import of that name.
     """
     from canal.registry.imported import register_import
+    from canal.registry.moves import moving
+    from canal.registry.registration import enter
     from canal.stages import save, with_import
 
     backbone = read_backbone(files, project.config.backbone.preset)
@@ -76,8 +78,9 @@ def import_published(project: Project, files: PublishedFiles) -> Imported:
             )
         before = project.layout.params.read_text(encoding="utf-8")
         text = with_import(before, folder.relative_to(project.layout.root).as_posix(), key)
-    with project.store.lock("registry"):
+    with moving(project.store) as ledger:
         version, _ = register_import(project.store, folder)
+        enter(project.store, ledger, version)
     if text != before:
         save(project.layout.params, text)
     return Imported(backbone, folder, version, _conflict(Project.open(project.layout.root)))

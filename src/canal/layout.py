@@ -21,6 +21,21 @@ class Layout:
         return self.root / ".canal"
 
     @property
+    def ledger(self) -> Path:
+        """Who registered and moved what, and why; committed to git, never an out of DVC."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def pending(self) -> Path:
+        """The entry of a move that is under way; it is gone when the move is whole."""
+        return self.root / "ledger.pending.json"
+
+    @property
+    def annotations(self) -> Path:
+        """A line for each file that was labelled; beside the project, since labelled files travel."""
+        return self.root / "annotations.jsonl"
+
+    @property
     def features(self) -> Path:
         """Frozen features of cells, which all trainings share."""
         return self.private / "features"

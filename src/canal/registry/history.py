@@ -109,14 +109,35 @@ def restore_metrics(store: Store, version: Version, target: Path) -> None:
         If the record or a measure holds other bytes than registered.
     """
     folder = store.artifacts(version)
-    if file_digest(folder / RECORD_FILE) != version.record:
-        raise RegistryError(f"version {version.number}: record.json is not the one that was registered")
-    recorded = read_json(folder / RECORD_FILE)["files"]
-    measures = {name: digest for name, digest in recorded.items() if name.startswith("metrics/")}
+    digests = _record_files(folder, version)
+    measures = {name: digest for name, digest in digests.items() if name.startswith("metrics/")}
     check_files(folder, measures)
     with new_folder(target) as temporary:
         for name in measures:
             _copy(folder / name, temporary / name.removeprefix("metrics/"))
+
+
+def recorded(store: Store, version: Version, name: str) -> Path:
+    """Return the path of one file that record.json covers, after checking its bytes.
+
+    Raises
+    ------
+    RegistryError
+        If the version has no such file, or it or the record holds other bytes than registered.
+    """
+    folder = store.artifacts(version)
+    digest = _record_files(folder, version).get(name)
+    if digest is None:
+        raise RegistryError(f"version {version.number} ({version.stage}) holds no {name}")
+    check_files(folder, {name: digest})
+    return folder / name
+
+
+def _record_files(folder: Path, version: Version) -> dict[str, str]:
+    if not (folder / RECORD_FILE).is_file() or file_digest(folder / RECORD_FILE) != version.record:
+        raise RegistryError(f"version {version.number}: record.json is not the one that was registered")
+    files: dict[str, str] = read_json(folder / RECORD_FILE)["files"]
+    return files
 
 
 def _copy(source: Path, target: Path) -> None:

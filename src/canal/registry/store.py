@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Version:
     run_id: str
     source: str
     created: int
+    retired: bool = False
 
     @property
     def ready(self) -> bool:
@@ -70,6 +72,16 @@ class Store:
         return database if database and database.known else None
 
     @property
+    def shown(self) -> str:
+        """The address as people may read it: without a password."""
+        return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", self.uri)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the store is a server or a database that other machines may use."""
+        return self._file is None
+
+    @property
     def _file(self) -> Path | None:
         """The file of a local database; None for a server."""
         path = self.uri.removeprefix("sqlite:///")
@@ -96,7 +108,7 @@ class Store:
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
         except (MlflowException, OSError) as error:
-            raise RegistryError(f"cannot open the MLflow store {self.uri}: {_first_line(error)}") from error
+            raise RegistryError(f"cannot open the MLflow store {self.shown}: {_first_line(error)}") from error
         return client
 
     @cached_property
@@ -163,6 +175,71 @@ class Store:
         known = ", ".join(_name(version) for version in versions if version.ready)
         raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
 
+    def serving(self, wanted: str) -> Version:
+        """Return `version`, unless it was retired: such a version answers no more.
+
+        Raises
+        ------
+        RegistryError
+            If there is none, it is not whole, or it was retired.
+        """
+        version = self.version(wanted)
+        if version.retired:
+            raise RegistryError(
+                f"version {version.number} ({version.stage}) was retired and answers no more; "
+                "`canal ledger` says who retired it and why"
+            )
+        return version
+
+    def point(self, model: str, alias: str, number: int | None) -> None:
+        """Let an alias point to a version; None removes it. Only `canal.registry.moves` calls this."""
+        with self.speaking():
+            if number is None:
+                self.client.delete_registered_model_alias(model, alias)
+            else:
+                self.client.set_registered_model_alias(model, alias, str(number))
+
+    def tag(self, model: str, number: int, name: str, value: str) -> None:
+        """Set a tag of a version."""
+        with self.speaking():
+            self.client.set_model_version_tag(model, str(number), name, value)
+
+    def model_tags(self, model: str) -> dict[str, str]:
+        """Return the tags of a registered model; none where it was never made."""
+        from mlflow.exceptions import MlflowException
+
+        with self.speaking():
+            try:
+                return dict(self.client.get_registered_model(model).tags)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+
+    def model_tag(self, model: str, name: str, value: str) -> None:
+        """Set a tag of a registered model."""
+        with self.speaking():
+            self.client.set_registered_model_tag(model, name, value)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Turn what MLflow or its store refuses into an error for people.
+
+        Raises
+        ------
+        RegistryError
+            Where a server does not answer, a database is locked or a disk is full.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise RegistryError(
+                f"the MLflow store {self.shown} refused: {_first_line(error)}; what was begun is finished by the "
+                "next `canal registry sync`"
+            ) from error
+
     def artifacts(self, version: Version) -> Path:
         """Return the folder of a version's artifacts, downloaded where the store is not on this disk."""
         if folder := self._local_artifacts(version):
@@ -224,6 +301,7 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         run_id=row.run_id,
         source=row.source,
         created=row.created,
+        retired=tags.get(f"{TAG}retired") == "true",
     )
 
 

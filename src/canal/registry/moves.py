@@ -1,0 +1,108 @@
+"""How an alias moves: intent, alias, ledger; a kill in between is finished by the next command.
+
+The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move is
+under way. Whoever finds it does what it says again, which changes nothing that was done already, and appends it.
+So the ledger and the aliases cannot disagree for longer than the next command takes to start.
+"""
+
+import json
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+from canal.errors import LedgerError
+from canal.files import new_file
+from canal.registry.ledger import BEGINNING, Draft, Entry, Ledger, Sign, entry_hash
+from canal.registry.store import TAG, Store
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+RETIRED = f"{TAG}retired"
+
+
+def ledger_of(store: Store) -> Ledger:
+    """Return the ledger of a project's registry."""
+    return Ledger(store.layout.ledger)
+
+
+@contextmanager
+def moving(store: Store) -> Iterator[Ledger]:
+    """Hold the registry's lock, finish what a kill left, and give the ledger to write into.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger does not hold, or the server's goes on where this one ends.
+    """
+    from canal.registry.mirror import refuse_behind
+
+    with store.lock("registry"):
+        ledger = ledger_of(store)
+        recover(store, ledger)
+        refuse_behind(store, ledger)
+        yield ledger
+
+
+def record(store: Store, ledger: Ledger, draft: Draft, sign: Sign | None = None) -> Entry:
+    """Make a move: note the intent, move the aliases, write the ledger; the caller is `moving`."""
+    entry = ledger.next(draft, sign)
+    try:
+        with new_file(store.layout.pending) as temporary:
+            temporary.write_text(entry.line, encoding="utf-8")
+    except OSError as error:
+        raise LedgerError(
+            f"cannot write {store.layout.pending}: {error.strerror or error}; nothing was moved"
+        ) from error
+    _finish(store, ledger, entry)
+    return entry
+
+
+def recover(store: Store, ledger: Ledger) -> Entry | None:
+    """Finish the move that a kill interrupted, and return its entry; None where there was none.
+
+    Raises
+    ------
+    LedgerError
+        If the intent does not follow the ledger's last entry: one of the two files was changed by hand.
+    """
+    ledger.mend()
+    path = store.layout.pending
+    if not path.is_file():
+        return None
+    entry = _intent(path)
+    head = ledger.head()
+    if head is not None and head.hash == entry.hash:
+        path.unlink()
+        return entry
+    if entry.document["previous"] != (head.hash if head else BEGINNING):
+        raise LedgerError(
+            f"{path} notes a move that does not follow the last entry of {ledger.path} "
+            f"({head.seq if head else 0}): bring the ledger back (git checkout -- {ledger.path.name}), or "
+            f"delete {path.name} if the move is not to be made"
+        )
+    _finish(store, ledger, entry)
+    return entry
+
+
+def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
+    from canal.registry.mirror import mirror
+
+    mirror(store, entry)
+    for alias, number in entry.aliases.items():
+        store.point(entry.model, alias, number)
+    if entry.kind == "retire":
+        store.tag(entry.model, entry.version, RETIRED, "true")
+    ledger.append(entry)
+    store.layout.pending.unlink(missing_ok=True)
+
+
+def _intent(path: Path) -> Entry:
+    """Return the entry that is under way; the file is renamed into place, so it is whole."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        entry = Entry(document)
+        whole = entry_hash(document) == entry.hash
+    except (ValueError, KeyError, TypeError, OSError):
+        whole = False
+    if not whole:
+        raise LedgerError(f"{path} is damaged: delete it, then make the move again")
+    return entry
