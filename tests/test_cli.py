@@ -20,6 +20,11 @@ COMMANDS = [
     ("stage", "relearn"),
     ("backbone", "import"),
     ("registry", "sync"),
+    ("promote",),
+    ("compare",),
+    ("rollback",),
+    ("retire",),
+    ("ledger",),
 ]
 
 

@@ -1,9 +1,8 @@
 """The command line: read arguments, call one function of the API, print what it says."""
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +27,7 @@ app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
 for commands in (promotion, lineage, audit):
     commands.add_to(app)
+
 
 def main() -> None:
     """Run the command line; an error made for people is one message and exit code 1."""

@@ -1,4 +1,4 @@
-"""Candidate and champion on the same cells: recorded answers where there are some, the models' own elsewhere."""
+"""Candidate and champion on the same cells: recorded answers where there are some, new ones elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,11 @@ _PREDICTIONS = "metrics/predictions.csv"
 
 
 def compare_versions(
-    project: Project, champion: Version, candidate: Version, file: Path | None = None, stage: str | None = None
+    project: Project,
+    champion: Version,
+    candidate: Version,
+    file: Path | None = None,
+    stage: str | None = None,
 ) -> Comparison:
     """Compare two versions on the test cells of the candidate's stages, and on a labelled file.
 
@@ -119,8 +123,4 @@ def _said(
 ) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(
-        {"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels}
-    )
-
-
+    return pd.DataFrame({"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels})

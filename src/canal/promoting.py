@@ -121,5 +121,7 @@ def compare(
     """Score a version and the champion (or another version) on the same cells."""
     candidate, champion = project.store.version(wanted), project.store.version(against)
     if candidate.number == champion.number:
-        raise RegistryError(f"version {candidate.number} cannot be compared with itself; name another with --with")
+        raise RegistryError(
+            f"version {candidate.number} cannot be compared with itself; name another with --with"
+        )
     return compare_versions(project, champion, candidate, file, stage)

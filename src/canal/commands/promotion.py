@@ -77,7 +77,7 @@ def compare(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a version and the champion on the same cells: intervals, McNemar's test, types lost and gained."""
+    """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
     from canal.project import Project
     from canal.promoting import compare as score
     from canal.report.registry_tables import comparison_table

@@ -37,8 +37,6 @@ class Report:
     findings: tuple[Finding, ...]
 
 
-def audit(
-    store: Store, layout: Layout, config: Config, versions: Sequence[Version] | None = None
-) -> Report:
+def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Version] | None = None) -> Report:
     """Audit versions (default: all) and the ledger."""
     raise NotImplementedError

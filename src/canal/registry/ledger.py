@@ -1,8 +1,8 @@
 """ledger.jsonl: what was registered and who moved which alias why, each entry chained to the one before.
 
-One line of canonical JSON an entry. An entry's hash covers everything in it but the hash and the signature, and
-so, through ``previous``, every entry before it. Lines are only ever appended; each is on disk (fsync) before
-anybody is told that it was made.
+One line of canonical JSON an entry. An entry's hash covers everything in it but the hash and the signature,
+and so, through ``previous``, every entry before it. Lines are only ever appended; each is on disk (fsync)
+before anybody is told that it was made.
 """
 
 import json
@@ -145,7 +145,7 @@ class Ledger:
             shown = "\n  ".join(wrong[:20])
             raise LedgerError(
                 f"{self.path} does not hold: it was changed after it was written "
-                f"({len(wrong)} findings)\n  {shown}\nBring it back from git: git checkout -- {self.path.name}"
+                f"({len(wrong)} findings)\n  {shown}\nBring it back: git checkout -- {self.path.name}"
             )
         return entries
 
@@ -216,7 +216,9 @@ class Ledger:
             if new:
                 _sync_folder(self.path.parent)
         except OSError as error:
-            raise LedgerError(f"cannot write {self.path}: {error.strerror or error}; it is as it was") from error
+            raise LedgerError(
+                f"cannot write {self.path}: {error.strerror or error}; it is as it was"
+            ) from error
 
     def mend(self) -> bool:
         """Remove a last line that a kill left half written; return whether there was one."""
@@ -249,9 +251,7 @@ def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:
 
 def records_said(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
     """Return the last registration (or rebuilding) of each version, by model and number."""
-    return {
-        (entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")
-    }
+    return {(entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")}
 
 
 def retired_said(entries: list[Entry], model: str) -> set[int]:
@@ -272,7 +272,9 @@ def _parse(line: bytes) -> Document | str:
     missing = sorted(_FIELDS - found.keys())
     unknown = sorted(found.keys() - _FIELDS - {"signature"})
     if missing or unknown:
-        return f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
+        return (
+            f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
+        )
     return found
 
 
@@ -281,7 +283,9 @@ def _complaints(document: Document, number: int, previous: str) -> list[str]:
     if document["seq"] != number:
         wrong.append(f"entry number {document['seq']!r}, expected {number}")
     if document["previous"] != previous:
-        wrong.append(f"follows {str(document['previous'])[:12]}..., but the entry before is {previous[:12]}...")
+        wrong.append(
+            f"follows {str(document['previous'])[:12]}..., but the entry before is {previous[:12]}..."
+        )
     try:
         expected = entry_hash(document)
     except ValueError:

@@ -1,7 +1,7 @@
 """The ledger of a tracking server: each entry also stands there, as tags of the registered model.
 
-Two machines that use one server have a ledger file each. Who wants to write must have seen everything that the
-server has; ``canal ledger --catch-up`` brings what is missing.
+Two machines that use one server have a ledger file each. Who wants to write must have seen everything that
+the server has; ``canal ledger --catch-up`` brings what is missing.
 """
 
 import json
@@ -66,7 +66,7 @@ def refuse_behind(store: Store, ledger: Ledger) -> None:
     for mine, other in zip(here, there, strict=False):
         if mine.hash != other.hash:
             raise LedgerError(
-                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this folder's ledger belongs "
+                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this ledger belongs "
                 "to another history; set it aside, then run `canal ledger --catch-up`"
             )
     if len(there) > len(here):
@@ -90,7 +90,7 @@ def catch_up(store: Store, ledger: Ledger) -> list[Entry]:
         here, there = ledger.entries(), mirrored(store)
         if [entry.hash for entry in here] != [entry.hash for entry in there[: len(here)]]:
             raise LedgerError(
-                f"{ledger.path} is not the beginning of the ledger of {store.shown}: set it aside, then try again"
+                f"{ledger.path} is not the beginning of the ledger of {store.shown}: set it aside, try again"
             )
         for entry in there[len(here) :]:
             ledger.append(entry)

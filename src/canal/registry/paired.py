@@ -1,4 +1,4 @@
-"""Two models on the same cells: what was lost and gained, with a paired bootstrap interval and McNemar's test."""
+"""Two models on the same cells: lost and gained, with a paired bootstrap interval and McNemar's test."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -41,8 +41,9 @@ def promote(
     if standing:
         names = ", ".join(ruling.rule for ruling in standing)
         raise PolicyError(
-            f"version {version.number} was not promoted: {len(standing)} of {len(rulings)} rules fail ({names}). "
-            "Learn a better one; or let it pass with --override RULE, which is kept on record with your reason"
+            f"version {version.number} was not promoted: {len(standing)} of {len(rulings)} rules fail "
+            f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
+            "with your reason"
         )
     details = {
         "rulings": [ruling.to_json() for ruling in rulings],
@@ -54,7 +55,7 @@ def promote(
 def rollback(
     store: Store, ledger: Ledger, to: Version | None, by: str, why: str, sign: Sign | None = None
 ) -> Entry:
-    """Let an earlier version serve again, by default ``previous``; no policy is asked. The caller is `moving`.
+    """Let an earlier version serve again, by default ``previous``, past no policy; the caller is `moving`.
 
     Raises
     ------

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from canal.report.documents import Document, accuracy_matrix
+from canal.report.tables import table as _table
+from canal.report.tables import text as _text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -164,16 +166,6 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _table(title: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-        header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
-    )  # fmt: skip
-
-
 def _fill_then_and_now(
     table: "Table", stages: Sequence[str], matrix: Sequence[Sequence[float | None]]
 ) -> "Table":
@@ -234,9 +226,3 @@ def _mean(row: Sequence[float | None]) -> float | None:
 
 def _percent(value: float | None, unit: str = "") -> str:
     return "-" if value is None else f"{100 * value:.1f}{unit}"
-
-
-def _text(value: object, style: str = "") -> Any:
-    from rich.text import Text
-
-    return Text(str(value), style=style)

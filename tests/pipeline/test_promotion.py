@@ -1,0 +1,130 @@
+"""Who serves: judged, promoted, rolled back, retired; every move on record, and finished after a kill."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from canal.api import registry_sync, serving_version
+from canal.cli import app
+from canal.errors import PolicyError, RegistryError
+from canal.promoting import Move, compare, judge_version, promote, retire, rollback
+from canal.registry import moves
+from canal.registry.ledger import aliases_said
+from canal.registry.moves import ledger_of
+from canal.registry.policy import failed
+
+pytestmark = pytest.mark.pipeline
+
+MOVE = Move("A. Person", "reviewed")
+EASY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+
+
+@pytest.fixture
+def project(line):
+    line.edit(lambda document: document.update(policy=EASY))
+    return line.project()
+
+
+def aliases(project):
+    return {alias: one.number for one in project.store.versions() for alias in one.aliases}
+
+
+def agree(project):
+    """Aliases are the ledger's last word, and no move is under way."""
+    said = aliases_said(ledger_of(project.store).entries(), project.store.names.model)
+    assert aliases(project) == said
+    assert not project.layout.pending.exists()
+    return said
+
+
+def test_a_version_s_life(project):
+    store = project.store
+    first = promote(project, judge_version(project, "1"), MOVE)
+    assert agree(project) == {"candidate": 2, "champion": 1}
+    assert any(one["note"].endswith("first promotion") for one in first.document["details"]["rulings"])
+    judgement = judge_version(project, "candidate")
+    assert [one.rule for one in judgement.rulings if one.rule == "retention:first"]
+    promote(project, judgement, MOVE)
+    assert agree(project) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert serving_version(project, None).number == 2
+    with pytest.raises(RegistryError, match="version 2 .* is the champion already"):
+        judge_version(project, "2")
+    rollback(project, None, Move("B. Person", "labels look wrong"))
+    assert agree(project) == {"candidate": 2, "champion": 1, "previous": 2}
+    with pytest.raises(RegistryError, match="is the champion: promote another one"):
+        retire(project, "champion", MOVE)
+    retire(project, "2", MOVE)
+    assert agree(project) == {"candidate": 1, "champion": 1}
+    for refused in (lambda: rollback(project, "2", MOVE), lambda: judge_version(project, "2")):
+        with pytest.raises(RegistryError, match="retired"):
+            refused()
+    assert project.learned("second").number == 2  # restored still, not trained again
+    assert registry_sync(project).made == ()
+    kinds = [entry.kind for entry in ledger_of(store).entries()]
+    assert kinds == ["register"] * 3 + ["promote", "promote", "rollback", "retire"]
+
+
+def test_a_rule_that_fails_refuses_and_an_override_is_kept(line, monkeypatch):
+    monkeypatch.chdir(line.root)
+    line.edit(lambda document: document.update(policy={**EASY, "min_accuracy": 1.0, "min_h_score": 1.0}))
+    run = ["promote", "2", "--by", "A. Person", "--why", "needed today"]
+    refused = CliRunner().invoke(app, [*run, "--dry-run"])
+    assert refused.exit_code == 1
+    assert "FAILS" in refused.output
+    refused = CliRunner().invoke(app, [*run, "--override", "accuracy"])
+    assert isinstance(refused.exception, PolicyError)
+    assert "h_score" in str(refused.exception)
+    project = line.project()
+    assert "champion" not in aliases(project)
+    done = CliRunner().invoke(app, [*run, "--override", "accuracy", "--override", "h_score", "--json"])
+    assert done.exit_code == 0, done.output
+    entry = ledger_of(project.store).head().document
+    assert entry["details"]["overrides"] == ["accuracy", "h_score"]
+    assert (entry["who"], entry["why"]) == ("A. Person", "needed today")
+    assert "overriding accuracy, h_score" in CliRunner().invoke(app, ["ledger"], env={"COLUMNS": "200"}).output
+    assert json.loads(CliRunner().invoke(app, ["ledger", "--json"]).stdout)[-1] == entry
+
+
+@pytest.mark.parametrize("stop", ["point", "append"])
+def test_a_move_that_was_cut_off_is_finished_by_the_next_command(project, monkeypatch, stop):
+    """What a kill leaves: the intent alone, or the intent and moved aliases without a line."""
+    judgement = judge_version(project, "1")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*_):
+        raise KilledError
+
+    with monkeypatch.context() as dying:
+        owner = project.store.__class__ if stop == "point" else moves.Ledger
+        dying.setattr(owner, stop, kill)
+        with pytest.raises(KilledError):
+            promote(project, judgement, MOVE)
+    assert project.layout.pending.is_file()
+    assert ledger_of(project.store).head().kind == "register"
+    registry_sync(project)
+    assert agree(project) == {"candidate": 2, "champion": 1}
+    assert ledger_of(project.store).head().document["who"] == "A. Person"
+
+
+def test_models_are_compared_on_the_same_cells(project, line):
+    found = compare(project, "2", "1")
+    assert list(found.stages) == ["first", "second"]
+    recorded = json.loads((line.root / "metrics" / "second" / "evaluation.json").read_text())["row"]
+    for stage in found.stages:
+        assert found.stages[stage].whole.candidate == pytest.approx(recorded[stage])
+    onfile = compare(project, "2", "1", line.root / "raw" / "second.h5ad", "second")
+    assert onfile.stages["second.h5ad"].whole.n == 100
+    with pytest.raises(RegistryError, match="cannot be compared with itself"):
+        compare(project, "2", "candidate")
+
+
+def test_the_default_policy_judges_a_dirty_version(line):
+    judgement = judge_version(line.project(), "2")
+    rules = {ruling.rule: ruling for ruling in judgement.rulings}
+    assert rules["gate"].passed
+    assert rules["audit"].passed, rules["audit"].note
+    assert {"clean", "accuracy", "retention", "h_score", "ece"} <= rules.keys()
+    assert all(ruling.value and ruling.bound for ruling in failed(judgement.rulings))

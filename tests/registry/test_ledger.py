@@ -1,0 +1,142 @@
+"""The ledger: appended whole or not at all, and any change of its past is found."""
+
+import json
+import os
+import resource
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canal.errors import LedgerError
+from canal.registry.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
+
+MODEL = "canal-annotator"
+
+
+def draft(version=1, kind="register", **changes):
+    words = {"key": "a" * 64, "record": "b" * 64, "who": "A. Person", "why": "because"}
+    return Draft(kind=kind, model=MODEL, version=version, **words | changes)
+
+
+def filled(path, count=5):
+    ledger = Ledger(path)
+    for number in range(1, count + 1):
+        ledger.append(ledger.next(draft(number, aliases={"candidate": number})))
+    return ledger
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return filled(tmp_path / "ledger.jsonl")
+
+
+def lines(ledger):
+    return ledger.path.read_text().splitlines(keepends=True)
+
+
+def test_entries_are_numbered_and_chained(ledger):
+    entries = ledger.entries()
+    assert [entry.seq for entry in entries] == [1, 2, 3, 4, 5]
+    for before, after in zip(entries, entries[1:], strict=False):
+        assert after.document["previous"] == before.hash
+        assert after.hash == entry_hash(after.document)
+    assert ledger.head().version == 5
+
+
+def test_no_file_is_an_empty_ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert ledger.entries() == []
+    assert ledger.head() is None
+    assert ledger.mend() is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: [found[0].replace("because", "for fun"), *found[1:]],
+        lambda found: [*found[:2], *found[3:]],
+        lambda found: [found[1], found[0], *found[2:]],
+        lambda found: [*found[:2], "nonsense\n", *found[2:]],
+        lambda found: [*found, found[-1]],
+        lambda found: [*found[:1], "[]\n", *found[1:]],
+        lambda found: [found[0].replace('"format":1', '"format":9'), *found[1:]],
+        lambda found: [json.dumps({**json.loads(found[0]), "more": 1}) + "\n", *found[1:]],
+    ],
+)
+def test_a_changed_past_is_found_and_nothing_is_appended_to_it(ledger, change):
+    following = ledger.next(draft(6))
+    ledger.path.write_text("".join(change(lines(ledger))))
+    before = ledger.path.read_bytes()
+    with pytest.raises(LedgerError, match=r"git checkout -- ledger\.jsonl"):
+        ledger.entries()
+    with pytest.raises(LedgerError):
+        ledger.append(following)
+    assert ledger.path.read_bytes() == before
+
+
+def test_a_rehashed_line_breaks_the_chain_after_it(ledger):
+    found = [json.loads(line) for line in lines(ledger)]
+    found[1]["who"] = "Somebody Else"
+    found[1]["hash"] = entry_hash(found[1])
+    ledger.path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    _, wrong = ledger.read()
+    assert len(wrong) == 1
+    assert wrong[0].startswith("line 3: follows")
+
+
+@given(cut=st.integers(min_value=1, max_value=400))
+def test_a_torn_last_line_counts_as_not_there_and_is_mended(tmp_path_factory, cut):
+    ledger = filled(tmp_path_factory.mktemp("ledger") / "ledger.jsonl", 2)
+    whole = ledger.path.read_bytes()
+    torn = ledger.next(draft(3)).line.encode()
+    ledger.path.write_bytes(whole + torn[: min(cut, len(torn) - 1)])
+    assert len(ledger.entries()) == 2
+    ledger.append(ledger.next(draft(3)))
+    assert len(ledger.entries()) == 3
+
+
+def test_an_entry_that_does_not_follow_is_refused(ledger):
+    stale = ledger.next(draft(6))
+    ledger.append(ledger.next(draft(7)))
+    with pytest.raises(LedgerError, match="does not follow"):
+        ledger.append(stale)
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(ledger):
+    """A limit on the size of files stands for the full disk: the write ends in the middle."""
+    size = ledger.path.stat().st_size
+    entry, before = ledger.next(draft(6)), ledger.path.read_bytes()
+    child = os.fork()
+    if child == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))
+        try:
+            ledger.append(entry)
+        except LedgerError as error:
+            os._exit(0 if "it is as it was" in str(error) else 3)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ledger.path.read_bytes() == before
+    ledger.append(entry)
+
+
+def test_the_last_word_on_aliases_retirements_and_records(ledger):
+    ledger.append(ledger.next(draft(4, "promote", aliases={"champion": 4})))
+    ledger.append(ledger.next(draft(5, "promote", aliases={"champion": 5, "previous": 4})))
+    ledger.append(ledger.next(draft(4, "retire", aliases={"previous": None})))
+    ledger.append(ledger.next(draft(2, "rebuild", record="c" * 64)))
+    entries = ledger.entries()
+    assert aliases_said(entries, MODEL) == {"candidate": 5, "champion": 5}
+    assert aliases_said(entries, "another") == {}
+    assert retired_said(entries, MODEL) == {4}
+    assert records_said(entries)[MODEL, 2].document["record"] == "c" * 64
+
+
+def test_a_signature_is_kept_and_stands_outside_the_hash(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    entry = ledger.next(draft(), lambda digest: {"key": "k", "value": digest[:8]})
+    ledger.append(entry)
+    assert ledger.entries()[0].document["signature"] == {"key": "k", "value": entry.hash[:8]}
