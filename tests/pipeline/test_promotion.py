@@ -82,7 +82,9 @@ def test_a_rule_that_fails_refuses_and_an_override_is_kept(line, monkeypatch):
     entry = ledger_of(project.store).head().document
     assert entry["details"]["overrides"] == ["accuracy", "h_score"]
     assert (entry["who"], entry["why"]) == ("A. Person", "needed today")
-    assert "overriding accuracy, h_score" in CliRunner().invoke(app, ["ledger"], env={"COLUMNS": "200"}).output
+    assert (
+        "overriding accuracy, h_score" in CliRunner().invoke(app, ["ledger"], env={"COLUMNS": "200"}).output
+    )
     assert json.loads(CliRunner().invoke(app, ["ledger", "--json"]).stdout)[-1] == entry
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from canal.errors import RegistryError
+
 SCHEMA = "dc11669786a5"
 """The alembic revision of MLflow 3.17's tables."""
 
@@ -41,8 +43,10 @@ class Database:
     def known(self) -> bool:
         """Whether the file is there and has the one schema that is read here."""
         try:
-            return self._all("SELECT version_num FROM alembic_version") == [(SCHEMA,)]
-        except sqlite3.Error:
+            return self._rows("SELECT version_num FROM alembic_version") == [(SCHEMA,)]
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise self._refusal(error) from error
             return False
 
     def versions(self, model: str) -> list[Row]:
@@ -75,6 +79,18 @@ class Database:
         return str(found[0][0]) if found else None
 
     def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._rows(query, *values)
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         address = f"file:{quote(str(self.path))}?mode=ro"
         with closing(sqlite3.connect(address, uri=True, timeout=_WAIT_S)) as connection:
             return connection.execute(query, values).fetchall()
+
+    def _refusal(self, error: sqlite3.Error) -> RegistryError:
+        return RegistryError(
+            f"cannot read {self.path}: {error} (waited up to {_WAIT_S:.0f} s); end what "
+            "holds it, or bring the file back, then try again"
+        )

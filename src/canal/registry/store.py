@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 READY = "ready"
 TAG = "canal."
+_PATIENCE_S = 300
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,32 @@ class Store:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold a lock that keeps other canal processes of this project out."""
+        """Hold a lock that keeps other canal processes of this project out.
+
+        Raises
+        ------
+        RegistryError
+            If it cannot be had: another process holds it for minutes, or the folder is read-only.
+        """
         from filelock import FileLock
 
         folder = self.layout.private / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock", timeout=300):
+        lock = FileLock(folder / f"{name}.lock", timeout=_PATIENCE_S)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except TimeoutError as error:
+            raise RegistryError(
+                f"another process has held {lock.lock_file} for {_PATIENCE_S} s: wait for it, or end it"
+            ) from error
+        except OSError as error:
+            raise RegistryError(
+                f"cannot write {folder}: {error.strerror or error}; nothing was changed"
+            ) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Return every version of ``model`` (default: the annotator), oldest first; whole ones and others."""
@@ -270,10 +290,10 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")
 
 

@@ -1,0 +1,1 @@
+"""Kills, races, full disks, hostile words: the registry stays whole."""

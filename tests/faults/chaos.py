@@ -1,0 +1,330 @@
+"""Kill, race and starve a small real registry, and report what was left: `make chaos`; tests do it in short.
+
+    python -m tests.faults.chaos --kills 100
+
+Learns the small project of the tests once (real git, DVC, MLflow), then works on copies of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from tests.faults.forked import CRASHED, REFUSED, Worker, done, import_everything
+from tests.pipeline.conftest import Line, make_project, move_database
+
+POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+NOBODY = 65534
+Report = dict[str, Any]
+
+
+def main() -> None:
+    """Run the long form and print a report; exit code 1 if anything did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="kills of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--locked", type=float, default=30.0, help="seconds that the database is locked")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="canal-chaos-") as scratch:
+        base = make_project(Path(scratch) / "base")
+        base.learn()
+        report = run(base, Path(scratch), arguments.kills, arguments.seed, arguments.locked)
+    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+
+
+def run(base: Line, scratch: Path, kills: int, seed: int, locked: float) -> Report:
+    """Do everything to copies of a learned project; an `AssertionError` says what did not hold."""
+    import_everything()
+    return {
+        "promote": kill_promotions(copy(base, scratch / "promote"), kills, seed),
+        "learn": kill_learning(copy(base, scratch / "learn"), scratch, kills, seed),
+        "race": race(copy(base, scratch / "race"), 8),
+        "full disk": full_disk(copy(base, scratch / "full")),
+        "read-only": read_only(base),
+        "locked": locked_database(copy(base, scratch / "locked"), locked),
+    }
+
+
+def copy(line: Line, target: Path) -> Line:
+    """Return a copy of a project that a promotion may be tried on."""
+    shutil.copytree(line.root, target, symlinks=True)
+    move_database(target, line.root)
+    found = Line(target)
+    found.edit(lambda document: document.update(policy=POLICY))
+    return found
+
+
+# What workers do -----------------------------------------------------------------------------------------
+
+
+def promote_other() -> dict[str, Any]:
+    """Promote version 1 where 2 serves, and 2 where 1 does or none."""
+    from canal.project import Project
+    from canal.promoting import Move, judge_version, promote
+    from canal.registry.promotion import CHAMPION, holder
+
+    project = Project.open()
+    champion = holder(project.store, CHAMPION)
+    wanted = "2" if champion is None or champion.number == 1 else "1"
+    return promote(project, judge_version(project, wanted), Move("chaos", "because")).document
+
+
+def learn_second() -> dict[str, Any]:
+    """Learn, measure and register the second stage, as its steps do when MLflow starts them."""
+    from canal.api import registry_sync
+    from canal.project import Project
+    from canal.registry.tracking import stage_run, step_run
+
+    project = Project.open()
+    sys.argv = ["step", "--stage", "second"]
+    for step, function in (("finetune", "learn"), ("evaluate", "measure")):
+        parent = stage_run(project.store, project.config, "second")
+        tags = {"mlflow.parentRunId": parent}
+        run = project.store.client.create_run(project.store.experiment_id, tags=tags)
+        os.environ["MLFLOW_RUN_ID"] = run.info.run_id
+        with step_run(project.store, project.config, "second", step) as logged:
+            getattr(_script(step), function)(project, logged)
+    registry_sync(project)
+    return {version.number: version.key for version in project.store.versions() if version.ready}
+
+
+def sync() -> dict[str, Any]:
+    """Register what there is, which also finishes what a kill left."""
+    from canal.api import registry_sync
+    from canal.project import Project
+
+    return {"made": len(registry_sync(Project.open()).made)}
+
+
+def whole() -> dict[str, Any]:
+    """Audit everything; return the findings, the aliases, the ledger's last word on them, its kinds."""
+    from canal.project import Project
+    from canal.registry.audit import audit
+    from canal.registry.ledger import aliases_said
+    from canal.registry.moves import ledger_of
+
+    project = Project.open()
+    report = audit(project.store, project.layout, project.config)
+    entries = ledger_of(project.store).entries()
+    versions = project.store.versions()
+    return {
+        "findings": [str(finding) for finding in report.findings],
+        "aliases": {alias: version.number for version in versions for alias in version.aliases},
+        "said": aliases_said(entries, project.store.names.model),
+        "kinds": [entry.kind for entry in entries],
+        "ready": {version.stage: version.key for version in versions if version.ready},
+        "pending": project.layout.pending.exists(),
+    }
+
+
+def _script(name: str) -> Any:
+    path = Path.cwd() / "pipelines" / f"{name}.py"
+    spec = spec_from_file_location(f"step_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# What is done to them ------------------------------------------------------------------------------------
+
+
+def kill_promotions(line: Line, kills: int, seed: int) -> Report:
+    """Kill promotions at random moments: the next command finishes or forgets them, never half."""
+    lasts, found = _seconds(promote_other, line.root), Counter[str]()
+    moments = random.Random(seed)
+    for _ in range(kills):
+        before = check(line.root)["kinds"]
+        worker = Worker(promote_other, line.root)
+        killed = worker.kill_after(moments.uniform(0, 1.1 * lasts))
+        after = check(line.root)["kinds"]
+        assert after[: len(before)] == before
+        assert after[len(before) :] in ([], ["promote"]), after
+        made = len(after) > len(before)
+        found["killed" if killed else "ended first"] += 1
+        found["moved" if made else "not moved"] += 1
+        done(promote_other, line.root)
+    check(line.root)
+    return {"seconds of one": round(lasts, 2), **found}
+
+
+def kill_learning(line: Line, scratch: Path, kills: int, seed: int) -> Report:
+    """Kill learning, measuring and registering a stage at random moments; run again, get the same key."""
+    wanted = done(whole, line.root)["ready"]
+    unlearn_second(line)
+    lasts, found = 0.0, Counter[str]()
+    moments = random.Random(seed)
+    for number in range(-1, kills):
+        work = copy_of(line, scratch / "work")
+        if number < 0:
+            lasts = _seconds(learn_second, work.root)
+        else:
+            killed = Worker(learn_second, work.root).kill_after(moments.uniform(0, 1.1 * lasts))
+            found["killed" if killed else "ended first"] += 1
+            seen = check(work.root)["ready"]
+            assert seen.items() <= wanted.items(), "a half-made version can be seen"
+            found["version was whole" if "second" in seen else "no version yet"] += 1
+            done(learn_second, work.root)
+        assert check(work.root)["ready"] == wanted
+        shutil.rmtree(work.root)
+    return {"seconds of one": round(lasts, 2), **found}
+
+
+def race(line: Line, n: int) -> Report:
+    """Let processes promote and register at once: no lost entry, no traceback, one consistent ledger."""
+    work: list[Callable[[], Any]] = [promote_other, sync]
+    workers = [Worker(work[i % 2], line.root) for i in range(n)]
+    codes = [worker.wait() for worker in workers]
+    crashed = [worker.said for worker, code in zip(workers, codes, strict=True) if code == CRASHED]
+    assert not crashed, crashed[0]
+    state = check(line.root)
+    promoted = sum(code == 0 and i % 2 == 0 for i, code in enumerate(codes))
+    assert state["kinds"].count("promote") == promoted
+    return {"processes": n, "moved": promoted, "refused": codes.count(REFUSED)}
+
+
+def full_disk(line: Line) -> Report:
+    """Forbid files to grow while a version is promoted: refused, nothing lost, works afterwards."""
+    before = check(line.root)
+
+    def starved() -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limit = (line.root / "ledger.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return promote_other()
+
+    worker = Worker(starved, line.root)
+    code = worker.wait()
+    assert code == REFUSED, worker.said
+    said = worker.said
+    after = check(line.root)
+    assert after["kinds"][: len(before["kinds"])] == before["kinds"]
+    done(promote_other, line.root)
+    check(line.root)
+    return {"said": said.splitlines()[0][:200]}
+
+
+def read_only(base: Line) -> Report:
+    """Promote in a folder where nothing may be written: refused, nothing lost."""
+    with tempfile.TemporaryDirectory(prefix="canal-read-only-") as place:
+        Path(place).chmod(0o755)
+        line = copy(base, Path(place) / "project")
+        for path in (line.root, *line.root.rglob("*")):
+            path.chmod(path.stat().st_mode & ~0o222 | 0o444 | (0o111 if path.is_dir() else 0))
+
+        def helpless() -> Any:
+            if os.geteuid() == 0:
+                os.setresuid(NOBODY, NOBODY, NOBODY)  # nothing is read-only for root
+            os.environ["HOME"] = place
+            return promote_other()
+
+        worker = Worker(helpless, line.root)
+        Path(worker.answer).chmod(0o666)
+        code = worker.wait()
+        assert code == REFUSED, worker.said
+        for path in (line.root, *line.root.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)
+        done(promote_other, line.root)
+        check(line.root)
+        return {"said": worker.said.splitlines()[0][:200]}
+
+
+def locked_database(line: Line, seconds: float) -> Report:
+    """Lock the database while a version is promoted: it waits or is refused, and works afterwards."""
+    before = check(line.root)["kinds"]
+    with locked(line.root / "mlflow.db", seconds):
+        began = time.monotonic()
+        worker = Worker(promote_other, line.root)
+        code = worker.wait()
+        took = time.monotonic() - began
+    assert code in (0, REFUSED), worker.said
+    after = check(line.root)["kinds"]
+    assert after[: len(before)] == before
+    done(promote_other, line.root)
+    check(line.root)
+    said = "it waited" if code == 0 else worker.said.splitlines()[0][:200]
+    return {"locked for": seconds, "answered after": round(took, 1), "said": said}
+
+
+@contextmanager
+def locked(database: Path, seconds: float) -> Iterator[None]:
+    """Hold the database's exclusive lock for ``seconds``, from another process."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        connection = sqlite3.connect(database, isolation_level=None)
+        connection.execute("BEGIN EXCLUSIVE")
+        os.write(told, b"1")
+        time.sleep(seconds)
+        connection.execute("ROLLBACK")
+        os._exit(0)
+    os.read(ready, 1)
+    yield
+    os.waitpid(child, 0)
+
+
+def check(root: Path) -> dict[str, Any]:
+    """Finish what a kill left, and return the state; anything that does not hold is an `AssertionError`."""
+    done(sync, root)
+    state: dict[str, Any] = done(whole, root)
+    assert state["findings"] == [], state["findings"][:5]
+    assert state["aliases"] == state["said"]
+    assert not state["pending"]
+    return state
+
+
+def unlearn_second(line: Line) -> None:
+    """Take the second stage out of registry, ledger and folder, as if it had never been learned."""
+
+    def forget() -> None:
+        from canal.project import Project
+
+        store = Project.open().store
+        store.client.delete_model_version(store.names.model, "2")
+        store.client.set_registered_model_alias(store.names.model, "candidate", "1")
+
+    done(forget, line.root)
+    with sqlite3.connect(line.root / "mlflow.db") as database:
+        for table in ("model_versions", "model_version_tags"):
+            database.execute(f"DELETE FROM {table} WHERE version = 2")  # noqa: S608 - so that 2 is free again
+    database.close()
+    ledger = line.root / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[:2]))
+    for folder in ("models/second", "metrics/second"):
+        shutil.rmtree(line.root / folder)
+    line.run("git", "add", "--all")
+    line.run("git", "commit", "--quiet", "--message", "before the second stage")
+
+
+def copy_of(line: Line, target: Path) -> Line:
+    """Return an exact copy of a project; its commit stays clean."""
+    shutil.copytree(line.root, target, symlinks=True)
+    move_database(target, line.root)
+    return Line(target)
+
+
+def _seconds(work: Callable[[], Any], root: Path) -> float:
+    began = time.monotonic()
+    done(work, root)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The short form of `make chaos`: a real registry killed, raced, starved and locked, in its own process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import environment
+
+pytestmark = pytest.mark.pipeline
+
+CODE = """
+import json, sys
+from pathlib import Path
+from tests.faults.chaos import run
+from tests.pipeline.conftest import Line
+print(json.dumps(run(Line(Path(sys.argv[1])), Path(sys.argv[2]), kills=5, seed=0, locked=3.0)))
+"""
+
+
+def test_the_registry_stays_whole(learned, tmp_path):
+    line, _ = learned
+    repository = Path(__file__).resolve().parents[2]
+    env = environment(line.root) | {"PYTHONPATH": f"{line.root / 'src'}:{repository}"}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(line.root), str(tmp_path)],
+        cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["promote"]["killed"] + report["promote"].get("ended first", 0) == 5
+    assert report["learn"]["killed"] >= 1
+    assert report["race"]["moved"] >= 1
+    assert "cannot write" in report["read-only"]["said"]
