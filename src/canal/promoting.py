@@ -12,7 +12,7 @@ from canal.project import Project
 from canal.registry import promotion
 from canal.registry.comparison import Comparison
 from canal.registry.ledger import Entry
-from canal.registry.moves import CHAMPION, moving
+from canal.registry.moves import CHAMPION, PREVIOUS, moving
 from canal.registry.policy import Evidence, Ruling, judge, override
 from canal.registry.store import Version
 
@@ -102,7 +102,7 @@ def rollback(project: Project, to: str | None, move: Move) -> Entry:
     from canal.registry.history import verified
 
     with moving(project.store) as ledger:
-        target = project.store.serving(to) if to else promotion.holder(project.store, promotion.PREVIOUS)
+        target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
         if target is not None:
             verified(project.store, target)
         return promotion.rollback(project.store, ledger, target, move.by, move.why, move.sign)

@@ -76,7 +76,8 @@ def promote_other() -> dict[str, Any]:
     """Promote version 1 where 2 serves, and 2 where 1 does or none."""
     from canal.project import Project
     from canal.promoting import Move, judge_version, promote
-    from canal.registry.promotion import CHAMPION, holder
+    from canal.registry.moves import CHAMPION
+    from canal.registry.promotion import holder
 
     project = Project.open()
     champion = holder(project.store, CHAMPION)

@@ -102,3 +102,10 @@ def test_overriding_what_passes_changes_nothing_and_an_unknown_rule_is_refused()
     assert override(rulings, ["accuracy"]) == rulings
     with pytest.raises(PolicyError, match="no rule 'nonsense'.*gate, audit, clean, accuracy"):
         override(rulings, ["nonsense"])
+
+
+def test_a_pattern_overrides_each_rule_by_its_own_name():
+    rulings = judge(Policy(), evidence(comparison=comparison(lost=40, lost_of_type=12)))
+    passed = override(rulings, ["retention:*"])
+    assert failed(passed) == []
+    assert [one.rule for one in passed if one.overridden] == ["retention:first", "retention:first/B"]

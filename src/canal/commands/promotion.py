@@ -28,7 +28,8 @@ def promote(
     why: Why = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; change nothing.")] = False,
     override: Annotated[
-        list[str] | None, typer.Option(help="Let this rule pass though it fails; on record for ever.")
+        list[str] | None,
+        typer.Option(help="Let a rule (or a pattern of rules) pass though it fails; on record."),
     ] = None,
     sign: Key = None,
     root: Root = None,

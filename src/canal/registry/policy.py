@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from canal.config import Policy
@@ -79,17 +80,22 @@ def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
 def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
     """Return the rulings, the failed ones among ``names`` marked as overridden.
 
+    A name may be a pattern, such as ``retention:lung/*``; each rule that passes so is on record itself.
+
     Raises
     ------
     PolicyError
-        If a name is no rule of this version; names those there are.
+        If a name fits no rule of this version; names those there are.
     """
     known = [ruling.rule for ruling in rulings]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise PolicyError(f"no rule {unknown[0][:80]!r} to override; there are {', '.join(known)}")
+    chosen: set[str] = set()
+    for name in names:
+        found = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
+        if not found:
+            raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
+        chosen |= found
     return [
-        replace(ruling, overridden=True) if ruling.rule in names and not ruling.passed else ruling
+        replace(ruling, overridden=True) if ruling.rule in chosen and not ruling.passed else ruling
         for ruling in rulings
     ]
 
