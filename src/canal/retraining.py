@@ -69,9 +69,8 @@ def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
         why = f"until then: version {newest.number} ({newest.stage}) has not learned from them"
         yield Step("run", f"canal rollback --to {newest.number} {_WHO}", why)
     else:
-        yield Step(
-            "know", "the champion has learned from them, and so has every other version", "it serves on"
-        )
+        what = "the champion has learned from them, and so has every other version"
+        yield Step("know", what, "it serves until another one is promoted")
 
 
 def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]) -> Iterator[Step]:

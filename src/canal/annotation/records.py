@@ -27,6 +27,15 @@ _READ = (1, 2)
 
 _ID_DIGITS = 32
 _NEEDED = ("model", "options", "cell_types", "n_cells")
+_SHAPES = {
+    "id": str,
+    "time": str,
+    "input": dict,
+    "model": dict,
+    "options": dict,
+    "cell_types": dict,
+    "n_cells": int,
+}
 
 Record = dict[str, Any]
 
@@ -71,9 +80,12 @@ def parse_record(text: str) -> Record | str:
         return f"it lacks some of {', '.join(_NEEDED)}"
     if record.get("format") not in _READ:
         return f"this canal reads formats {', '.join(map(str, _READ))}, found {record.get('format')!r}"
-    shapes = {"model": dict, "options": dict, "cell_types": dict, "n_cells": int}
-    wrong = [name for name, shape in shapes.items() if not isinstance(record[name], shape)]
-    return f"{', '.join(wrong)} are not what they should be" if wrong else record
+    wrong = [
+        name for name, shape in _SHAPES.items() if name in record and not isinstance(record[name], shape)
+    ]
+    if "input" in record and not wrong:
+        wrong = [name for name in ("name", "sha256") if not isinstance(record["input"].get(name), str)]
+    return f"{', '.join(wrong)}: not what is expected there" if wrong else record
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def _version_id(one: Proven) -> str:
 def _version(one: Proven) -> Node:
     version, key = one.version, one.key
     facts: dict[str, Fact] = {
+        "version": version.number,
         "stage": version.stage,
         "branch": version.branch,
         "aliases": ", ".join(version.aliases),

@@ -58,10 +58,17 @@ def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:
         "y": box.y,
         "kind": node.kind,
         "place": places[node.id],
-        "label": _cut(node.label),
+        "label": _cut(_name(node)),
         "below": _cut(_gist(node)),
         "whole": "\n".join([node.label, *(f"{name}: {value}" for name, value in node.facts.items())]),
     }
+
+
+def _name(node: Node) -> str:
+    """Return a node's label, that of a version without the model, which is the same all along a lineage."""
+    if node.kind != "version":
+        return node.label
+    return f"{node.facts['version']} {node.facts['stage']}"
 
 
 def _gist(node: Node) -> str:
@@ -78,7 +85,7 @@ def _gist(node: Node) -> str:
     if node.kind == "source":
         return str(facts["values"])
     if node.kind == "run":
-        return str(facts.get("time", ""))
+        return str(facts.get("time", ""))[: len("2026-01-02T03:04")].replace("T", " ")
     return f"sha256 {shown(facts['sha256'])}"
 
 

@@ -99,16 +99,10 @@ def _alike(document: Document) -> list[Any]:
 
 def _records(document: Document) -> Iterator[Any]:
     records = document["annotations"]
-    found = table(f"Files labelled by what learned from them: {len(records)}")
-    for name in ("when", "input", "cells", "version"):
-        found.add_column(name, overflow="fold")
-    for one in records[:_MOST]:
-        about = one["input"] or {"name": "-", "sha256": "-"}
-        found.add_row(
-            text(one["time"] or "-"), text(f"{about['name']} ({about['sha256'][:12]})"),
-            text(f"{one['n_cells']:,}"), text(one["model"].get("version", "-")),
-        )  # fmt: skip
-    yield found
+    if not records:
+        yield text("files that they labelled: none on record")
+    else:
+        yield _records_table(records)
     if len(records) > _MOST:
         yield text(f"and {len(records) - _MOST} more: --json lists them all", "dim")
     if document["unreadable_annotations"]:
@@ -118,9 +112,25 @@ def _records(document: Document) -> Iterator[Any]:
         )
 
 
+def _records_table(records: Sequence[Document]) -> "Table":
+    found = table(f"Files that they labelled: {len(records):,}")
+    for name in ("when", "input", "cells", "version"):
+        found.add_column(name, overflow="fold")
+    for one in records[:_MOST]:
+        about = one["input"] or {"name": "-", "sha256": "-"}
+        found.add_row(
+            text(one["time"] or "-"), text(f"{about['name']} ({about['sha256'][:12]})"),
+            text(f"{one['n_cells']:,}"), text(one["model"].get("version", "-")),
+        )  # fmt: skip
+    return found
+
+
 def _steps(steps: Sequence[Document]) -> Iterator[Any]:
     yield text("To learn without them", "bold")
     for number, step in enumerate(steps, start=1):
+        if step["kind"] == "know":
+            yield text(f"{number}. {step['text']}: {step['why']}", "yellow")
+            continue
         yield text(f"{number}. {step['why']}", "dim")
         for line in step["text"].splitlines():
             yield text(f"     {line}", "bold" if step["kind"] == "run" else "")
