@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.digests import json_digest
+from canal.digests import canonical_json, json_digest
 from canal.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,15 +74,15 @@ def parse_record(text: str) -> Record | str:
     """Return the record that a text is, or what is wrong with it."""
     try:
         record = json.loads(text)
-    except ValueError:
+        canonical_json(record).encode()  # no NaN, and no half of a character, which nothing could show
+    except (ValueError, RecursionError):
         return "it is not JSON"
     if not isinstance(record, dict) or any(name not in record for name in _NEEDED):
         return f"it lacks some of {', '.join(_NEEDED)}"
     if record.get("format") not in _READ:
         return f"this canal reads formats {', '.join(map(str, _READ))}, found {record.get('format')!r}"
-    wrong = [
-        name for name, shape in _SHAPES.items() if name in record and not isinstance(record[name], shape)
-    ]
+    there = {name: shape for name, shape in _SHAPES.items() if name in record}
+    wrong = [name for name, shape in there.items() if not isinstance(record[name], shape)]
     if "input" in record and not wrong:
         wrong = [name for name in ("name", "sha256") if not isinstance(record["input"].get(name), str)]
     return f"{', '.join(wrong)}: not what is expected there" if wrong else record
