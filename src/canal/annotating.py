@@ -40,12 +40,16 @@ def origin(source: Path) -> dict[str, Any]:
     DataError
         If it is no file, or cannot be read.
     """
-    name = source.name.encode("utf-8", "replace").decode()  # a file's name may be no text
     try:
-        about = {"name": name, "bytes": source.stat().st_size, "sha256": file_digest(source)}
+        about = {"name": readable(source.name), "bytes": source.stat().st_size, "sha256": file_digest(source)}
     except OSError as error:
         raise DataError(f"{source}: {_cause(error)}") from error
     return {"time": now(), "input": about}
+
+
+def readable(name: str) -> str:
+    """Return a file's name as text: bytes of it that are none become question marks."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def logger(project: Project, notice: Notice) -> Callable[[str], None]:

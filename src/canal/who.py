@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.annotating import readable
 from canal.errors import CanalError
 from canal.project import Project
 
@@ -36,7 +37,7 @@ def who(file: Path, root: Path | None = None) -> Document:
         record = read_record(opened)
         labels = _labels(opened, record)
     found: Document = {
-        "file": str(file),
+        "file": readable(str(file)),
         "record": record,
         "genuine": genuine(record),
         "labels": labels,

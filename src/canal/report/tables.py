@@ -18,7 +18,8 @@ def table(title: str) -> "Table":
 
 
 def text(value: object, style: str = "") -> Any:
-    """Return a value as text, whatever characters it holds."""
+    """Return a value as text, whatever characters it holds; one that would steer the terminal shows as �."""
     from rich.text import Text
 
-    return Text(str(value), style=style)
+    shown = "".join(one if one.isprintable() or one == "\n" else "�" for one in str(value))
+    return Text(shown, style=style)
