@@ -5,8 +5,13 @@ Nothing is learned: weights are a few bytes. What reads a registry cannot tell, 
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
+import json
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ruamel.yaml import YAML
 
 from canal.config import BACKBONE
 from canal.continual.cells import LabelledCells
@@ -44,7 +48,7 @@ GENES = ("CD3D", "LYZ")
 
 @dataclass(frozen=True)
 class Taught:
-    """What a stage is made from: names of cells by set, each ``<type>-<anything>``, and what it keeps of them.
+    """What a stage is made from: names of cells by set, each ``<type>-<anything>``, and what it keeps.
 
     ``like`` names cells that hold the content of another: name -> ``<source>:<name>``.
     """
@@ -61,22 +65,24 @@ class Taught:
 
 
 class Made:
-    """A project folder whose registry is written by hand."""
+    """A project folder whose registry is written by hand; ``params`` None opens one that is there."""
 
-    def __init__(self, root: Path, **params: Any) -> None:
+    def __init__(self, root: Path, params: Mapping[str, Any] | None) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        if params is None:
+            self.project = Project.open(root)
+            return
+        root.mkdir(parents=True)
         self.set_params(**params)
         with sqlite3.connect(root / "mlflow.db") as database:
             database.executescript(TABLES)
         database.close()
 
     def set_params(self, **params: Any) -> None:
-        YAML().dump(make_document(**params), self.root / "params.yaml")
-
-    @property
-    def project(self) -> Project:
-        return Project.open(self.root)
+        """Write params.yaml anew, over tests' own defaults."""
+        text = json.dumps(make_document(**params), indent=1)  # JSON is YAML, and written in no time
+        (self.root / "params.yaml").write_text(text)
+        self.project = Project.open(self.root)
 
     def imported(self, name: str = "x") -> Version:
         """Register published weights, and let params.yaml name them."""
@@ -290,13 +296,27 @@ SECOND = Taught(
 
 
 def two_stages(root: Path) -> Made:
-    """Return a registry of a backbone and two stages; the second replays two cells a type of the first's bank.
+    """Return a registry of a backbone and two stages; the second replays two cells a type of its bank.
 
     The second's source holds, as Mono-2, the content of the first's T-2.
     """
+    template = _two_stages()
+    shutil.copytree(template.root, root)
+    with sqlite3.connect(root / "mlflow.db") as database:
+        change = "UPDATE logged_models SET artifact_location = replace(artifact_location, ?, ?)"
+        database.execute(change, (template.root.as_uri(), root.as_uri()))
+    database.close()
+    return Made(root, params=None)
+
+
+@functools.cache
+def _two_stages() -> Made:
+    """Make it once a process; a copy is made in a moment."""
+    folder = Path(tempfile.mkdtemp(prefix="canal-made-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sources = make_document()["sources"]
     sources["first"]["sha256"], sources["second"]["sha256"] = "1" * 64, "2" * 64
-    made = Made(root, sources=sources, continual={"bank_size": 4})
+    made = Made(folder / "project", {"sources": sources, "continual": {"bank_size": 4}})
     first = made.stage("first", made.backbone(FIRST), FIRST, ["B", "T"])
     second = made.stage("second", first, SECOND, ["B", "T", "Mono"])
     made.alias("candidate", second)
