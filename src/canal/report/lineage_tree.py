@@ -58,6 +58,5 @@ def _how(graph: Graph, node: Node, parent: Node) -> str:
 
 def _line(node: Node, style: str) -> Any:
     """Return a node's label with its facts behind it."""
-    line = text(node.label, style)
     facts = ", ".join(f"{name} {shown(value)}" for name, value in node.facts.items())
-    return line.append(f"  {facts}" if facts else "", style="dim")
+    return text(node.label, style).append_text(text(f"  {facts}" if facts else "", "dim"))

@@ -234,7 +234,7 @@ def _names(one: Mapping[str, Any]) -> Any:
     marks = [("retired", "red")] if one.get("retired") else []
     marks += [(f"promoted despite {', '.join(one['overrides'])}", "yellow")] if one.get("overrides") else []
     for mark, style in marks:
-        names.append("; " if names.plain else "").append(mark, style=style)
+        names.append("; " if names.plain else "").append_text(_text(mark, style))
     return names
 
 
