@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.digests import file_digest
-from canal.errors import DataError
+from canal.errors import DataError, RegistryError
 from canal.files import append_line
 from canal.project import Project
 
@@ -64,14 +64,16 @@ def logger(project: Project, notice: Notice) -> Callable[[str], None]:
         try:
             with project.store.lock("annotations"):
                 append_line(path, record)
-        except OSError as error:
+        except (OSError, RegistryError) as error:
             notice(
-                f"{path} cannot be written ({error.strerror or error}): the labelled file says which version "
-                "made it, but `canal impact` will not know of the file"
+                f"{path} cannot be written ({_cause(error)}): the labelled file says which version made it, "
+                "but `canal impact` will not know of the file"
             )
 
     return log
 
 
-def _cause(error: OSError) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+def _cause(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return str(error.strerror or error) if isinstance(error, OSError) else str(error)
