@@ -99,7 +99,9 @@ def test_the_first_format_is_read_though_it_cannot_prove_itself():
         (json.dumps({"format": 1, "source": "a", "repairs": {}}), "lacks some of model, options"),
         (json.dumps(facts(format=3)), "reads formats 1, 2, found 3"),
         (json.dumps(facts(format=2, model="3")), "model: not what is expected"),
-        (json.dumps(facts(format=2, input={"name": 3})), "name, sha256: not what is expected"),
+        (json.dumps(facts(format=2, input={"name": 3})), "input.name, input.sha256: not what"),
+        (json.dumps(facts(format=2, model={"key": []})), "model.key: not what is expected"),
+        (json.dumps(facts(format=2, cell_types={"B": "2"})), "cell_types: not what is expected"),
     ],
 )
 def test_what_is_no_record_is_refused_with_the_reason(tmp_path, text, message):
@@ -115,7 +117,7 @@ def test_what_is_no_record_is_refused_with_the_reason(tmp_path, text, message):
 def test_a_file_that_nobody_labelled_says_so(tmp_path, uns):
     cells = make_adata({"B": 3}, n_genes=5)
     cells.uns.update(uns)
-    with pytest.raises(DataError, match="uns holds no annotation record"):
+    with pytest.raises(DataError, match="no annotation record"):
         recorded(write_adata(cells, tmp_path / "x.h5ad"))
 
 

@@ -7,7 +7,7 @@ is a digest of all else in it, so that a record that was edited is noticed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,14 @@ def read_record(file: H5adFile) -> Record:
     DataError
         If there is none, or it is of a format this canal does not know.
     """
-    if not file.has_note(NOTE):
+    try:
+        text = file.note(NOTE)
+    except DataError as error:
         raise DataError(
             f"{file.path}: uns holds no annotation record, so `canal annotate` did not write this file, or a "
             "program that wrote it again left uns out"
-        )
-    record = parse_record(file.note(NOTE))
+        ) from error
+    record = parse_record(text)
     if isinstance(record, str):
         raise DataError(f"{file.path}: uns['{NOTE}'] is no annotation record: {record}")
     return record
@@ -83,9 +85,17 @@ def parse_record(text: str) -> Record | str:
         return f"this canal reads formats {', '.join(map(str, _READ))}, found {record.get('format')!r}"
     there = {name: shape for name, shape in _SHAPES.items() if name in record}
     wrong = [name for name, shape in there.items() if not isinstance(record[name], shape)]
-    if "input" in record and not wrong:
-        wrong = [name for name in ("name", "sha256") if not isinstance(record["input"].get(name), str)]
+    if not wrong:
+        wrong = [name for name, fine in _details(record) if not fine]
     return f"{', '.join(wrong)}: not what is expected there" if wrong else record
+
+
+def _details(record: Record) -> Iterator[tuple[str, bool]]:
+    """Yield what is looked up or counted by, and whether it can be."""
+    yield "model.key", isinstance(record["model"].get("key", ""), str)
+    yield "cell_types", all(isinstance(n, int) for n in record["cell_types"].values())
+    for name in ("name", "sha256") if "input" in record else ():
+        yield f"input.{name}", isinstance(record["input"].get(name), str)
 
 
 @dataclass(frozen=True)

@@ -102,11 +102,6 @@ class H5adFile:
         """Return a column of the genes of ``layer`` as str; raises `DataError` if it is not there."""
         return self._var(layer).column(name)
 
-    def has_note(self, name: str) -> bool:
-        """Whether ``uns[name]`` is one text or number, and not missing, a table or a mapping."""
-        node = self._file.get(f"uns/{name}")
-        return isinstance(node, h5py.Dataset) and node.shape == ()
-
     def note(self, name: str) -> str:
         """Return the text stored as ``uns[name]``; raises `DataError` if there is none."""
         with reading(self.path, f"uns/{name}"):
