@@ -80,6 +80,26 @@ def test_a_question_that_cannot_be_answered_is_one_sentence(made, arguments, mes
     assert len(said) < 400
 
 
+def test_names_in_titles_are_neither_markup_nor_steer_the_terminal():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from canal.report.trace_tables import forward_group
+
+    stream = StringIO()
+    document = {
+        "cell": "a:[red]x\x1b[2J",
+        "source": None,
+        "cells": 1,
+        "same_content": ["\x1b"],
+        "versions": [],
+    }
+    Console(file=stream, width=80, force_terminal=True, color_system=None).print(forward_group(document))
+    assert "[red]x" in stream.getvalue()
+    assert "\x1b[2J" not in stream.getvalue()
+
+
 def test_impact_prints_what_is_touched_and_the_way_out(run):
     text = squeezed(run("impact", "first", "--batch", "donor-1"))
     assert "aliases that point to what learned from them: candidate (version 2), champion (version 1)" in text

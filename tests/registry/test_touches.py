@@ -91,7 +91,7 @@ def test_a_batch_is_narrower_than_its_data_set(memory):
 
 def test_a_cell_s_name_alone_will_do_where_one_source_has_it(memory):
     assert find(memory, Chosen(cell="Mono-1")).cells == {"second:Mono-1"}
-    with pytest.raises(RegistryError, match="several cells: first:T-1, second:T-1"):
+    with pytest.raises(RegistryError, match="several cells: 'first:T-1', 'second:T-1'"):
         find(memory, Chosen(cell="T-1"))
     assert find(memory, Chosen(source="second", cell="T-1")).cells == {"second:T-1"}
 
@@ -101,8 +101,8 @@ def test_a_cell_s_name_alone_will_do_where_one_source_has_it(memory):
     [
         ({"source": "third"}, "no registered version knows a source 'third'; there are first, second"),
         ({"source": "1" * 7}, "no registered version knows a source"),
-        ({"source": "first", "batch": "x"}, "a batch 'x' of first; there are donor-1, first"),
-        ({"cell": "first:Q"}, r"a cell 'first:Q'; ids are SOURCE:NAME, such as first:B-1"),
+        ({"source": "first", "batch": "x"}, "a batch 'x' of first; there are 'donor-1', 'first'"),
+        ({"cell": "first:Q"}, r"a cell 'first:Q'; ids are SOURCE:NAME, such as 'first:B-1'"),
         ({"cell": "x" * 5000}, "no registered version knows a cell 'x{80}'"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from canal.data.h5ad_tables import EXAMPLES, listed
 from canal.errors import RegistryError
 from canal.registry.ancestry import Proven
 from canal.registry.memory import Memory
@@ -17,7 +18,6 @@ Role = Literal["trained", "replayed", "validated", "panel", "tested", "kept"]
 Grade = Literal["learned", "steered", "tested"]
 
 _LEARNED, _STEERED = ("trained", "replayed"), ("validated", "panel")
-_SHOWN = 5
 _SHORTEST_DIGEST = 8
 
 
@@ -209,28 +209,26 @@ def _sources(memory: Memory) -> dict[str, set[str]]:
 def _of_batch(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
     found = rows[rows["batch"] == chosen.batch]
     if found.empty:
-        batches = sorted(set(rows["batch"]))
-        listed = ", ".join(batches[:_SHOWN]) + (
-            f" and {len(batches) - _SHOWN} more" if len(batches) > 5 else ""
-        )
         raise RegistryError(
             f"no registered version knows a batch {str(chosen.batch)[:80]!r} of {chosen.source}; there are "
-            f"{listed or 'none'}"
+            f"{listed(sorted(set(rows['batch'])), EXAMPLES)}"
         )
     return found
 
 
 def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """Return the rows of a cell: by its id, or by its name in the file where only one cell has it."""
     found = rows[rows["cell_id"] == wanted]
     if found.empty:
         found = rows[rows["cell_id"].str.partition(":")[2] == wanted]
-    if found.empty:
-        examples = ", ".join(sorted(set(rows["cell_id"]))[:3]) or "none"
+    names = sorted(set(found["cell_id"]))
+    if not names:
         raise RegistryError(
-            f"no registered version knows a cell {wanted[:80]!r}; ids are SOURCE:NAME, such as {examples}"
+            f"no registered version knows a cell {wanted[:80]!r}; ids are SOURCE:NAME, such as "
+            f"{listed(sorted(set(rows['cell_id'])), EXAMPLES)}"
         )
-    if len(names := sorted(set(found["cell_id"]))) > 1:
+    if len(names) > 1:
         raise RegistryError(
-            f"{wanted[:80]!r} is the name of several cells: {', '.join(names[:_SHOWN])}; give one"
+            f"{wanted[:80]!r} is the name of several cells: {listed(names, EXAMPLES)}; give one of these"
         )
     return found

@@ -12,7 +12,7 @@ def table(title: str) -> "Table":
     from rich.table import Table
 
     return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+        title=text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
         header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
     )  # fmt: skip
 
