@@ -53,7 +53,7 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
         steps.append(Step("run", "make run", "learns and registers the new branch"))
         steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
     steps += _retirements(project, touched)
-    steps.append(Step("run", "canal audit --all", "no excluded cell is in what was learned since"))
+    steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
     return steps
 
 

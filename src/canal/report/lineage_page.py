@@ -8,7 +8,7 @@ from canal.registry.lineage import Graph, Node
 from canal.report.layers import HEIGHT, WIDTH, Box, Picture, lay_out
 from canal.report.lineage_tree import shown
 
-_LETTERS = 23
+_LETTERS = 21
 """What fits into a box at the size of its text; the whole name is below the picture, and in the tooltip."""
 
 _TITLES = {
@@ -91,7 +91,7 @@ def _gist(node: Node) -> str:
 
 def _cut(words: str) -> str:
     """Return a name that fits into a box, both ends kept."""
-    return words if len(words) <= _LETTERS else f"{words[:12]}…{words[-10:]}"
+    return words if len(words) <= _LETTERS else f"{words[:11]}…{words[-9:]}"
 
 
 def _columns(picture: Picture) -> list[dict[str, Any]]:

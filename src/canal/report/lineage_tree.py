@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _DIGEST_DIGITS = 12
 _HEX = set("0123456789abcdef")
+_IN_LABEL = ("version", "stage", "id")
 
 
 def lineage_tree(graph: Graph) -> "Group":
@@ -58,5 +59,5 @@ def _how(graph: Graph, node: Node, parent: Node) -> str:
 
 def _line(node: Node, style: str) -> Any:
     """Return a node's label with its facts behind it."""
-    facts = ", ".join(f"{name} {shown(value)}" for name, value in node.facts.items())
+    facts = ", ".join(f"{name} {shown(value)}" for name, value in node.facts.items() if name not in _IN_LABEL)
     return text(node.label, style).append_text(text(f"  {facts}" if facts else "", "dim"))
