@@ -1,9 +1,12 @@
 """Files and folders are whole or not there."""
 
+import errno
+import os
+
 import pytest
 
 from canal.digests import canonical_json, file_digest, json_digest, tree_digests
-from canal.files import new_file, new_folder, read_json, write_json
+from canal.files import append_line, new_file, new_folder, read_json, write_json
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -50,3 +53,30 @@ def test_equal_documents_have_equal_digests(tmp_path):
     assert json_digest({"a": 1}) != json_digest({"a": 2})
     (tmp_path / "x").write_text(canonical_json({"a": 1}))
     assert file_digest(tmp_path / "x") == json_digest({"a": 1})
+
+
+def test_lines_are_added_whole_behind_whatever_a_kill_left(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_line(path, "one")
+    append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+    with path.open("a") as stream:
+        stream.write("torn")
+    append_line(path, "three")
+    assert path.read_text().splitlines() == ["one", "two", "torn", "three"]
+
+
+def test_a_line_that_the_disk_does_not_take_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    append_line(path, "one")
+    write = os.write
+
+    def full(handle, content):
+        if len(content) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, content[:5])
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(OSError, match="No space left"):
+        append_line(path, "a longer line")
+    assert path.read_text() == "one\n"

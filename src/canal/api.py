@@ -36,10 +36,13 @@ def annotate(adata: "AnnData", model: str | None = None, root: Path | None = Non
     root : Path, optional
         The project folder; by default the working directory.
     """
-    from canal.annotation.annotate import annotate_adata
+    from canal.annotating import now, provenance
+    from canal.annotation.annotate import Options, annotate_adata
 
     project = Project.open(root)
-    return annotate_adata(load_annotator(project, serving_version(project, model)), adata)
+    version = serving_version(project, model)
+    options = Options(model_name=provenance(version), origin={"time": now()})
+    return annotate_adata(load_annotator(project, version), adata, options)
 
 
 def annotate_file(
@@ -50,24 +53,21 @@ def annotate_file(
     notice: Notice,
     root: Path | None = None,
 ) -> "Summary":
-    """Label the cells of an h5ad file into a new one; see `canal.annotation.annotate`."""
+    """Label the cells of an h5ad file into a new one, on record; see `canal.annotation.annotate`."""
     from dataclasses import replace
 
+    from canal.annotating import logger, origin, provenance
     from canal.annotation.annotate import annotate_h5ad
+    from canal.annotation.output import check_target
 
     project = Project.open(root)
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
-    provenance = {
-        "model": version.model,
-        "version": version.number,
-        "key": version.key,
-        "stage": version.stage,
-    }
-    return annotate_h5ad(
-        load_annotator(project, version), source, target, replace(options, model_name=provenance), notice
-    )
+    check_target(source, target, options.overwrite)
+    noted = replace(options, model_name=provenance(version), origin=origin(source))
+    annotator = load_annotator(project, version)
+    return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice))
 
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:

@@ -47,6 +47,35 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line at the end of a file, whole and on disk, or not at all; callers take turns by a lock.
+
+    Where a kill left half a line, the new one begins behind it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the file is as it was.
+    """
+    new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(handle).st_size
+        torn = before > 0 and os.pread(handle, 1, before - 1) != b"\n"
+        try:
+            left = memoryview((("\n" if torn else "") + line + "\n").encode())
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, before)
+            raise
+    finally:
+        os.close(handle)
+    if new:
+        _sync_folder(path.parent)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` as readable JSON with sorted keys, atomically; NaN is an error."""
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -62,3 +91,11 @@ def read_json(path: Path) -> Any:
 def _flush(path: Path) -> None:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

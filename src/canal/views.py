@@ -7,16 +7,28 @@ from canal.errors import RegistryError
 from canal.files import read_json
 from canal.project import Project
 from canal.registry.key import read_key
+from canal.registry.moves import ledger_of
+from canal.registry.standing import standing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from canal.registry.ledger import Entry
     from canal.registry.store import Version
 
 Document = dict[str, Any]
 
 
 def version_rows(project: Project) -> list[Document]:
-    """Return one row a ready version, oldest first: number, stage, aliases, figures, parent, key."""
-    return [_row(project, version) for version in project.store.versions() if version.ready]
+    """Return one row a ready version, oldest first: number, stage, aliases, figures, parent, key, standing.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger does not hold: what it says of a version would not be the truth.
+    """
+    entries = ledger_of(project.store).entries()
+    return [_row(project, version, entries) for version in project.store.versions() if version.ready]
 
 
 def version_view(project: Project, wanted: str) -> Document:
@@ -25,13 +37,14 @@ def version_view(project: Project, wanted: str) -> Document:
     Raises
     ------
     RegistryError
-        If there is no such ready version.
+        If there is no such ready version, or the ledger does not hold.
     """
     version = project.store.version(wanted)
+    entries = ledger_of(project.store).entries()
     folder = project.store.artifacts(version)
     key, record = read_key(folder), read_json(folder / "record.json")
     return {
-        **_row(project, version),
+        **_row(project, version, entries),
         "model": version.model,
         "created": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
         "branch": version.branch,
@@ -55,7 +68,7 @@ def evaluations(project: Project) -> list[Document]:
     return [read_json(path) for path in paths if path.is_file()]
 
 
-def _row(project: Project, version: "Version") -> Document:
+def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Document:
     folder = project.store.artifacts(version)
     path = folder / "metrics" / "evaluation.json"
     if not path.is_file():
@@ -73,4 +86,5 @@ def _row(project: Project, version: "Version") -> Document:
         "types": len(evaluation["labels"]),
         "parent": int(parent) if parent else None,
         "key": version.key,
+        **standing(entries, version),
     }

@@ -1,7 +1,7 @@
 """A request changes with what decides the learning, and with nothing else."""
 
 from canal.params import parse_config
-from canal.registry.request import differences, request_digest, stage_request
+from canal.registry.request import changes, differences, request_digest, stage_request
 from tests.make import make_config, make_document
 
 
@@ -81,3 +81,10 @@ def test_differences_name_the_keys():
     asked = stage_request(make_config(continual={"distillation": 1.0}), "first")
     found = differences(asked, stage_request(make_config(), "first"))
     assert found == ["continual.distillation: learned with 0.1, asked for 1.0"]
+
+
+def test_changes_hold_both_values_and_what_was_not_there():
+    before, after = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": None}
+    found = [(one.path, one.before, one.after) for one in changes(before, after)]
+    assert found == [("a.c", 2, 3), ("d", [1], "absent"), ("e", "absent", None)]
+    assert changes(before, before) == []

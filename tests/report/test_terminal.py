@@ -138,3 +138,30 @@ def test_one_version_is_shown_with_its_ancestry_and_types():
     assert "13: DC, CD14 Mono, B" in text
     assert "c0ffee, with uncommitted changes" in text
     assert "pbmc 92.9 92.9" in text
+
+
+def test_what_was_overridden_and_who_retired_it_is_shown_for_ever():
+    served = {"entry": 4, "kind": "promote", "time": "2026-01-02T03:04:05+00:00", "who": "A. Person"}
+    decided = {
+        "served": [served | {"why": "needed [red]today[/red]", "overrides": ["h_score", "ece"]},
+                   served | {"entry": 6, "kind": "rollback", "why": "2 is worse", "overrides": []}],
+        "overrides": ["ece", "h_score"], "retired": True,
+        "retirement": served | {"entry": 7, "kind": "retire", "why": "donor withdrew"},
+    }  # fmt: skip
+    (row,) = [
+        " ".join(line.split())
+        for line in rendered(versions_table([make_versions()[0] | decided]), 110).splitlines()
+        if line.startswith("  1")
+    ]
+    assert "retired; promoted despite ece, h_score" in row
+    text = " ".join(rendered(version_panel(make_view() | decided), 200).split())
+    assert "A. Person: needed [red]today[/red] (ledger entry 4); overridden: h_score, ece" in text
+    assert "rolled back to 2026-01-02T03:04:05+00:00 by A. Person: 2 is worse (ledger entry 6)" in text
+    assert "donor withdrew (ledger entry 7)" in text
+    unknown = make_view() | {"retired": True, "retirement": None, "served": []}
+    assert "the ledger does not say by whom" in " ".join(rendered(version_panel(unknown), 200).split())
+
+
+def test_a_name_cannot_steer_the_terminal():
+    (version,) = make_versions()[:1]
+    assert "\x1b" not in rendered(versions_table([{**version, "stage": "a\x1b[2Jb\u202e"}]))

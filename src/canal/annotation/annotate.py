@@ -15,6 +15,7 @@ from canal.annotation.coverage import Coverage
 from canal.annotation.output import check_target, write_copy
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Reading, begin
+from canal.annotation.records import make_record
 from canal.annotation.units import AUTO
 from canal.config import Values
 from canal.data.h5ad import open_h5ad
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 TYPE, BEST_TYPE = "canal_cell_type", "canal_best_type"
 CONFIDENCE, NOVELTY, IS_NOVEL = "canal_confidence", "canal_novelty", "canal_is_novel"
 UNASSIGNED = "Unassigned"
-FORMAT = 1
 _TENTHS = 10
 
 Progress = Callable[[str], None]
@@ -64,6 +64,8 @@ class Options:
         float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
     model_name : dict
         What the model is, JSON values; written into the output.
+    origin : dict
+        When, and from which file, JSON values; written into the output beside the model.
     """
 
     layer: str = "X"
@@ -75,6 +77,7 @@ class Options:
     device: str = "auto"
     dtype: Precision = "float32"
     model_name: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,14 @@ def annotate_h5ad(
     target: Path,
     options: Options | None = None,
     progress: Progress = _silent,
+    on_record: Callable[[str], None] | None = None,
 ) -> Summary:
     """Write a copy of an h5ad file with labels; the input is not changed, memory does not grow with cells.
 
     obs of the copy gains ``canal_cell_type`` ("Unassigned" where the cell is novel), ``canal_best_type``,
-    ``canal_confidence``, ``canal_novelty`` and ``canal_is_novel``; ``uns["canal"]`` is a JSON text of the
-    model, the options and the summary. ``progress`` is told at every tenth of the cells.
+    ``canal_confidence``, ``canal_novelty`` and ``canal_is_novel``; ``uns["canal"]`` is the annotation record,
+    a JSON text of the model, the options and the summary. ``progress`` is told at every tenth of the cells;
+    ``on_record`` is told the record when the copy is whole, just before it appears under its name.
 
     Raises
     ------
@@ -145,8 +150,26 @@ def annotate_h5ad(
     with open_h5ad(source) as file:
         query = query_file(file, options.layer, options.gene_column)
         table, summary = _label(annotator, query, options, progress)
-    write_copy(source, target, table, canonical_json(_note(annotator, options, summary)))
+    write_copy(source, target, table, canonical_json(_record(annotator, options, summary)), on_record)
     return summary
+
+
+def label_h5ad(
+    annotator: Annotator, source: Path, options: Options | None = None, progress: Progress = _silent
+) -> pd.DataFrame:
+    """Return the columns that `annotate_h5ad` adds, indexed by the file's cell names; nothing is written.
+
+    Raises
+    ------
+    DataError
+        As `annotate_h5ad`.
+    """
+    options = options or Options()
+    with open_h5ad(source) as file:
+        query = query_file(file, options.layer, options.gene_column)
+        table, _ = _label(annotator, query, options, progress)
+        table.index = file.obs_names()
+    return table
 
 
 def annotate_adata(
@@ -168,7 +191,7 @@ def annotate_adata(
     for text in summary.warnings:
         warnings.warn(text, stacklevel=2)
     table.index = adata.obs_names.copy()
-    table.attrs["canal"] = _note(annotator, options, summary)
+    table.attrs["canal"] = _record(annotator, options, summary)
     return table
 
 
@@ -222,19 +245,21 @@ def _summary(table: pd.DataFrame, reading: Reading, detected: bool) -> Summary:
     return Summary(len(table), reading.values, detected, reading.coverage, ordered, reading.warnings)
 
 
-def _note(annotator: Annotator, options: Options, summary: Summary) -> dict[str, Any]:
+def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[str, Any]:
     rule = annotator.novelty
-    return {
-        "format": FORMAT,
-        "model": dict(options.model_name),
-        "labels": list(annotator.labels),
-        "novelty": None if rule is None else rule.to_json(),
-        "options": {
-            "layer": options.layer,
-            "values": options.values,
-            "gene_column": options.gene_column,
-            "min_coverage": options.min_coverage,
-            "dtype": options.dtype,
-        },
-        **summary.to_json(),
-    }
+    return make_record(
+        {
+            **options.origin,
+            "model": dict(options.model_name),
+            "labels": list(annotator.labels),
+            "novelty": None if rule is None else rule.to_json(),
+            "options": {
+                "layer": options.layer,
+                "values": options.values,
+                "gene_column": options.gene_column,
+                "min_coverage": options.min_coverage,
+                "dtype": options.dtype,
+            },
+            **summary.to_json(),
+        }
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
+from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
 from canal.errors import DataError
 from canal.files import new_file
@@ -16,7 +18,6 @@ from canal.files import new_file
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTE = "canal"
 _ORDER = "column-order"
 
 
@@ -36,9 +37,16 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise DataError(f"{target} is there already: remove it, give another output, or use --overwrite")
 
 
-def write_copy(source: Path, target: Path, columns: pd.DataFrame, note: str) -> None:
+def write_copy(
+    source: Path,
+    target: Path,
+    columns: pd.DataFrame,
+    note: str,
+    on_whole: Callable[[str], None] | None = None,
+) -> None:
     """Copy ``source`` to ``target``, whole or not at all, with ``columns`` in obs and ``note`` in uns.
 
+    ``on_whole`` is told the note when all is written, just before the copy appears under its name.
     Columns of the same name are replaced. obs and var tables from before anndata 0.7 are written anew as
     today's anndata does it; a compound table takes no further column.
 
@@ -54,6 +62,8 @@ def write_copy(source: Path, target: Path, columns: pd.DataFrame, note: str) -> 
                 _modernise(file)
                 _add_columns(file["obs"], columns)
                 _add_note(file, note)
+            if on_whole is not None:
+                on_whole(note)
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error}); nothing was left behind") from error
 

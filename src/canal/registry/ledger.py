@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from canal.digests import canonical_json, json_digest
 from canal.errors import LedgerError
+from canal.files import append_line
 
 FORMAT = 1
 BEGINNING = "0" * 64
@@ -210,11 +211,8 @@ class Ledger:
                 f"{self.path} ends with entry {head.seq if head else 0}; entry {entry.seq} does not follow it"
             )
         self.mend()
-        new = not self.path.exists()
         try:
-            _write(self.path, entry.line.encode())
-            if new:
-                _sync_folder(self.path.parent)
+            append_line(self.path, entry.line.removesuffix("\n"))
         except OSError as error:
             raise LedgerError(
                 f"cannot write {self.path}: {error.strerror or error}; it is as it was"
@@ -293,28 +291,3 @@ def _complaints(document: Document, number: int, previous: str) -> list[str]:
     if document["hash"] != expected:
         wrong.append(f"content has hash {expected[:12]}..., the entry says {str(document['hash'])[:12]}...")
     return wrong
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Append ``content``; what does not go on disk whole is taken back."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        before = os.fstat(handle).st_size
-        try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(handle, left) :]
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, before)
-            raise
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

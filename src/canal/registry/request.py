@@ -5,12 +5,15 @@ source's SHA-256 stands in it. Requests chain through the parent, so a change in
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from canal.config import BACKBONE, Config
 from canal.digests import json_digest
 
 Request = dict[str, Any]
+
+_ABSENT = "absent"
 
 
 def stage_request(config: Config, stage: str) -> Request:
@@ -23,17 +26,34 @@ def request_digest(config: Config, stage: str) -> str:
     return json_digest(stage_request(config, stage))
 
 
-def differences(asked: Mapping[str, Any], learned: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
-    lines: list[str] = []
-    for key in sorted(asked.keys() | learned.keys()):
+@dataclass(frozen=True)
+class Change:
+    """One leaf in which two documents differ; what is not there at all is ``"absent"``."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Change]:
+    """Return every leaf in which two documents differ, named by its dotted key, sorted."""
+    found: list[Change] = []
+    for key in sorted(before.keys() | after.keys()):
         here = f"{path}.{key}" if path else key
-        left, right = asked.get(key, "absent"), learned.get(key, "absent")
+        left, right = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            lines += differences(left, right, here)
+            found += changes(left, right, here)
         elif left != right:
-            lines.append(f"{here}: learned with {_short(right)}, asked for {_short(left)}")
-    return lines
+            found.append(Change(here, left, right))
+    return found
+
+
+def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
+    """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
+    return [
+        f"{one.path}: learned with {_short(one.before)}, asked for {_short(one.after)}"
+        for one in changes(learned, asked)
+    ]
 
 
 def _backbone_request(config: Config) -> Request:

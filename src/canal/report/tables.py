@@ -12,13 +12,14 @@ def table(title: str) -> "Table":
     from rich.table import Table
 
     return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+        title=text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
         header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
     )  # fmt: skip
 
 
 def text(value: object, style: str = "") -> Any:
-    """Return a value as text, whatever characters it holds."""
+    """Return a value as text, whatever characters it holds; one that would steer the terminal shows as �."""
     from rich.text import Text
 
-    return Text(str(value), style=style)
+    shown = "".join(one if one.isprintable() or one == "\n" else "�" for one in str(value))
+    return Text(shown, style=style)

@@ -1,6 +1,6 @@
 """What a run looks like on a terminal of 80 columns, with colour or without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from canal.report.documents import Document, accuracy_matrix
@@ -24,7 +24,8 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
         evaluation.json of every stage, oldest first; the sums are those of the last.
     versions
         One mapping a version: ``version``, ``stage``, ``aliases``, ``accuracy`` (on its own stage),
-        ``average_accuracy``, ``types`` (a number), ``parent`` (a version's number or None), ``key``.
+        ``average_accuracy``, ``types`` (a number), ``parent`` (a version's number or None), ``key``,
+        ``overrides`` and ``retired``.
     """
     from rich.console import Group
     from rich.text import Text
@@ -77,8 +78,8 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     ----------
     view
         What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
-        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``
-        and ``evaluation``.
+        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
+        ``retirement`` and ``evaluation``.
     """
     from rich.console import Group
     from rich.table import Table
@@ -156,6 +157,7 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("stage", f"{view['stage']}, branch {view['branch']}"),
         ("aliases", ", ".join(view["aliases"]) or "none"),
+        *_decisions(view),
         ("learned on", parent),
         ("cell types", f"{view['types']}: {', '.join(view['evaluation']['labels'])}"),
         ("key", view["key"]),
@@ -164,6 +166,22 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("git commit", f"{view['git_commit'] or 'none'}{dirty}"),
         ("artifacts", view["artifacts"]),
     ]
+
+
+def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield who let a version serve and why, past which rules, and who retired it."""
+    for one in view.get("served", ()):
+        word = "promoted" if one["kind"] == "promote" else "rolled back to"
+        despite = f"; overridden: {', '.join(one['overrides'])}" if one["overrides"] else ""
+        yield word, f"{_decision(one)}{despite}"
+    if view.get("retirement"):
+        yield "retired", _decision(view["retirement"])
+    elif view.get("retired"):
+        yield "retired", "the ledger does not say by whom; `canal audit` looks into it"
+
+
+def _decision(one: Mapping[str, Any]) -> str:
+    return f"{one['time']} by {one['who']}: {one['why']} (ledger entry {one['entry']})"
 
 
 def _fill_then_and_now(
@@ -201,13 +219,23 @@ def _version_row(one: Mapping[str, Any]) -> list[Any]:
     return [
         _text(one["version"]),
         _text(one["stage"]),
-        _text(", ".join(one.get("aliases") or ())),
+        _names(one),
         _percent(one.get("accuracy")),
         _percent(one.get("average_accuracy")),
         _text("-" if one.get("types") is None else one["types"]),
         _text("-" if parent is None or parent == "" else parent),
         _text(str(one.get("key") or "-")[:_SHORT_KEY]),
     ]
+
+
+def _names(one: Mapping[str, Any]) -> Any:
+    """Return a version's aliases, and beside them for ever what was overridden and that it was retired."""
+    names = _text(", ".join(one.get("aliases") or ()))
+    marks = [("retired", "red")] if one.get("retired") else []
+    marks += [(f"promoted despite {', '.join(one['overrides'])}", "yellow")] if one.get("overrides") else []
+    for mark, style in marks:
+        names.append("; " if names.plain else "").append_text(_text(mark, style))
+    return names
 
 
 def _square(value: float | None, is_due: bool) -> Any:

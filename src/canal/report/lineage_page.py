@@ -1,0 +1,129 @@
+"""A lineage as one static page that needs neither network nor script: a picture, and all facts below it."""
+
+from pathlib import Path
+from typing import Any
+
+from canal.files import new_file
+from canal.registry.lineage import Graph, Node
+from canal.report.layers import HEIGHT, WIDTH, Box, Picture, lay_out
+from canal.report.lineage_tree import shown
+
+_LETTERS = 21
+"""What fits into a box at the size of its text; the whole name is below the picture, and in the tooltip."""
+
+_TITLES = {
+    "version": "Versions",
+    "backbone": "Backbones",
+    "data": "Data sets",
+    "split": "Splits",
+    "verdict": "Verdicts of the gate",
+    "panel": "Gene panels",
+    "source": "Sources, as declared",
+    "bytes": "Bytes they began with",
+    "run": "MLflow runs",
+}
+
+
+def write_lineage(graph: Graph, out: Path) -> Path:
+    """Write the page of a lineage to ``out`` and return it; the same graph gives the same bytes."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("canal", "report"),
+        autoescape=True,  # names of cells, people and machines are whatever somebody wrote
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    picture, places = lay_out(graph), {node.id: f"n{i}" for i, node in enumerate(graph.nodes)}
+    page = environment.get_template("lineage.html").render(
+        title=graph.chain[0].label,
+        picture=picture,
+        boxes=[_box(box, places) for box in picture.boxes],
+        columns=_columns(picture),
+        tables=_tables(graph, places),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    with new_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:
+    """Return what the template draws of a box."""
+    node = box.node
+    return {
+        "x": box.x,
+        "y": box.y,
+        "kind": node.kind,
+        "place": places[node.id],
+        "label": _cut(_name(node)),
+        "below": _cut(_gist(node)),
+        "whole": "\n".join([node.label, *(f"{name}: {value}" for name, value in node.facts.items())]),
+    }
+
+
+def _name(node: Node) -> str:
+    """Return a node's label, that of a version without the model, which is the same all along a lineage."""
+    if node.kind != "version":
+        return node.label
+    return f"{node.facts['version']} {node.facts['stage']}"
+
+
+def _gist(node: Node) -> str:
+    """Return the one line that says most of a node beside its label."""
+    facts = node.facts
+    if node.kind in ("version", "backbone"):
+        return str(facts.get("aliases") or f"key {shown(facts['key'])}")
+    if node.kind == "split" and "train" in facts:
+        return f"{shown(facts['train'])} / {shown(facts['validation'])} / {shown(facts['test'])} cells"
+    if node.kind == "verdict" and "passed" in facts:
+        return "passed" if facts["passed"] else "refused"
+    if node.kind == "data" and "cells" in facts:
+        return f"{shown(facts['cells'])} cells"
+    if node.kind == "source":
+        return str(facts["values"])
+    if node.kind == "run":
+        return str(facts.get("time", ""))[: len("2026-01-02T03:04")].replace("T", " ")
+    return f"sha256 {shown(facts['sha256'])}"
+
+
+def _cut(words: str) -> str:
+    """Return a name that fits into a box, both ends kept."""
+    return words if len(words) <= _LETTERS else f"{words[:11]}…{words[-9:]}"
+
+
+def _columns(picture: Picture) -> list[dict[str, Any]]:
+    """Return a heading for each column that holds something."""
+    names = {
+        "bytes": "raw bytes",
+        "source": "source",
+        "data": "data set",
+        "split": "split, verdict",
+        "version": "version",
+        "run": "run",
+    }
+    found = {box.node.kind: box.x for box in picture.boxes}
+    return [{"name": name, "x": found[kind]} for kind, name in names.items() if kind in found]
+
+
+def _tables(graph: Graph, places: dict[str, str]) -> list[dict[str, Any]]:
+    """Return every node with all its facts, by kind."""
+    found = []
+    for kind, title in _TITLES.items():
+        nodes = [node for node in graph.nodes if node.kind == kind]
+        if nodes:
+            rows = [{"place": places[node.id], "label": node.label, "facts": dict(node.facts),
+                     "origins": _origins(graph, node, places)} for node in nodes]  # fmt: skip
+            found.append({"title": title, "rows": rows})
+    return found
+
+
+def _origins(graph: Graph, node: Node, places: dict[str, str]) -> list[dict[str, str]]:
+    by_id = {one.id: one for one in graph.nodes}
+    return [
+        {"kind": edge.kind, "label": by_id[edge.origin].label, "place": places[edge.origin]}
+        for edge in graph.edges
+        if edge.product == node.id
+    ]

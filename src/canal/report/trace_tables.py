@@ -1,0 +1,141 @@
+"""What came of some cells, and how to learn without them, on a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from canal.report.tables import table, text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+Document = Mapping[str, Any]
+
+_GRADES = {"learned": "bold red", "steered": "yellow", "tested": "dim"}
+_MOST = 20
+
+
+def touches_table(title: str, versions: Sequence[Document]) -> "Table":
+    """Return how each version touched some cells, a row a version; see `canal.registry.touches.Touch`."""
+    found = table(title)
+    found.add_column("version", overflow="fold")
+    found.add_column("stage", overflow="fold")
+    found.add_column("aliases", overflow="fold", style="cyan")
+    found.add_column("", no_wrap=True)
+    found.add_column("how", overflow="fold")
+    for one in versions:
+        names = [*one["aliases"], *(["retired"] if one["retired"] else [])]
+        found.add_row(
+            text(f"{one['model']} {one['version']}"), text(one["stage"]), text(", ".join(names)),
+            text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
+        )  # fmt: skip
+    found.caption = (
+        "learned: the cells are in its weights; steered: they judged it, or an ancestor, while it learned; "
+        "tested: they only measured it"
+    )
+    found.caption_justify = "left"
+    return found
+
+
+def forward_group(document: Document) -> "Group":
+    """Return what came of a data set or a cell; see `canal.tracing.forward`."""
+    from rich.console import Group
+
+    about = document["cell"] or document["source"]
+    title = f"Versions that {about} touched ({count(document['cells'])})"
+    return Group(touches_table(title, document["versions"]), *_alike(document))
+
+
+def impact_group(document: Document) -> "Group":
+    """Return everything that a source touched, and what to do; see `canal.impact.Impact`."""
+    from rich.console import Group
+    from rich.text import Text
+
+    narrowed = [f"{name} {document[name]}" for name in ("batch", "cell") if document[name]]
+    about = " of ".join([*narrowed, f"source {document['source']}"])
+    parts: list[Any] = [touches_table(f"{about} touched ({count(document['cells'])})", document["versions"])]
+    parts += _alike(document)
+    for name, digest in document["same_bytes"].items():
+        parts.append(text(f"{name} is cut from the same file ({digest[:12]}): canal impact {name}", "yellow"))
+    aliases = ", ".join(
+        f"{alias} (version {number})" for alias, number in sorted(document["aliases"].items())
+    )
+    parts += [Text(), text(f"aliases that point to what learned from them: {aliases or 'none'}")]
+    return Group(*parts, *_records(document), Text(), *_steps(document["steps"]))
+
+
+def how(one: Document) -> str:
+    """Return in words how a version touched the cells."""
+    words = {
+        "trained": "trained on {}",
+        "replayed": "replayed {} from its parent's bank",
+        "validated": "judged by {} while it learned",
+        "panel": "its genes were chosen on {}",
+        "tested": "measured on {}",
+        "kept": "holds {} in its bank or probe sets",
+    }
+    said = [
+        sentence.format("cells that cannot be counted any more" if one["roles"][role] is None
+                        else count(one["roles"][role]))
+        for role, sentence in words.items() if role in one["roles"]
+    ]  # fmt: skip
+    if one["inherited_from"]:
+        said.append(f"inherited through {one['inherited_from']['model']} {one['inherited_from']['version']}")
+    return "; ".join(said)
+
+
+def count(n: int) -> str:
+    """Return a number of cells in words."""
+    return f"{n:,} cell{'' if n == 1 else 's'}"
+
+
+def _alike(document: Document) -> list[Any]:
+    same = document["same_content"]
+    if not same:
+        return []
+    more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+    return [text(f"counted with them, for they hold the same content: {', '.join(same[:3])}{more}", "dim")]
+
+
+def _records(document: Document) -> Iterator[Any]:
+    records = document["annotations"]
+    if not records:
+        yield text("files that they labelled: none on record")
+    else:
+        yield _records_table(records)
+    if len(records) > _MOST:
+        yield text(f"and {len(records) - _MOST} more: --json lists them all", "dim")
+    if document["unreadable_annotations"]:
+        n = document["unreadable_annotations"]
+        yield text(
+            f"warning: {n} lines of annotations.jsonl are no records: they may be about others", "yellow"
+        )
+
+
+def _records_table(records: Sequence[Document]) -> "Table":
+    found = table(f"Files that they labelled: {len(records):,}")
+    for name in ("when", "input", "cells", "version"):
+        found.add_column(name, overflow="fold")
+    for one in records[:_MOST]:
+        about = one["input"] or {"name": "-", "sha256": "-"}
+        found.add_row(
+            text(one["time"] or "-"), text(f"{about['name']} ({about['sha256'][:12]})"),
+            text(f"{one['n_cells']:,}"), text(one["model"].get("version", "-")),
+        )  # fmt: skip
+    return found
+
+
+def _steps(steps: Sequence[Document]) -> Iterator[Any]:
+    yield text("To learn without them", "bold")
+    for number, step in enumerate(steps, start=1):
+        if step["kind"] == "know":
+            yield text(f"{number}. {step['text']}: {step['why']}", "yellow")
+            continue
+        yield text(f"{number}. {step['why']}", "dim")
+        for line in step["text"].splitlines():
+            yield text(f"     {line}", "bold" if step["kind"] == "run" else "")
+    yield text(
+        "Old versions keep their artifacts, and the cells in them: who must erase those deletes the files "
+        "(mlartifacts, models, prepared, data, .dvc/cache, .canal) by hand.",
+        "dim",
+    )

@@ -1,0 +1,170 @@
+"""A labelled file found a year later names the version that made it, with a project at hand or without."""
+
+import json
+import sqlite3
+
+import anndata
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from canal.annotating import logger, origin, provenance
+from canal.annotation.records import make_record
+from canal.cli import app
+from canal.digests import canonical_json, file_digest
+from canal.errors import CanalError, DataError
+from canal.who import who
+from tests.make import make_adata, write_adata
+from tests.registry.made import two_stages
+
+
+@pytest.fixture
+def made(tmp_path):
+    return two_stages(tmp_path / "project")
+
+
+def label(made, path, wanted="2", log=True, **changes):
+    """Write a file as `canal annotate` leaves it, and its line in the log."""
+    version = made.project.store.version(wanted)
+    cells = make_adata({"B": 3, "T": 2}, n_genes=5)
+    cells.obs["canal_cell_type"] = pd.Categorical(["B", "B", "T", "T", "Unassigned"])
+    source = write_adata(cells, path.with_name("given.h5ad"))
+    facts = {
+        **origin(source),
+        "model": provenance(version),
+        "options": {"layer": "X"},
+        "cell_types": {"B": 2, "T": 2, "Unassigned": 1},
+        "n_cells": 5,
+    }
+    record = canonical_json(make_record(facts) | changes)
+    cells.uns["canal"] = record
+    if log:
+        logger(made.project, lambda message: pytest.fail(message))(record)
+    return write_adata(cells, path)
+
+
+def warned(path, root):
+    said = CliRunner().invoke(app, ["who", str(path), "--root", str(root)], env={"COLUMNS": "200"})
+    assert said.exit_code == 0, said.exception
+    return [line for line in said.output.splitlines() if line.startswith("warning")], said.output
+
+
+def test_the_file_names_its_version_and_the_registry_confirms_it(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad")
+    found = who(path, made.root)
+    version = made.project.store.version("2")
+    assert found["record"]["model"] == provenance(version)
+    assert found["record"]["input"]["sha256"] == file_digest(tmp_path / "given.h5ad")
+    assert found["genuine"]
+    assert found["labels"]["as_written"]
+    assert found["registry"] == {
+        "model": "canal-annotator",
+        "known": True,
+        "version": 2,
+        "same_number": True,
+        "same_record": True,
+        "aliases": ["candidate"],
+        "retired": False,
+        "champion": 1,
+        "logged": True,
+    }
+    warnings, text = warned(path, made.root)
+    assert warnings == []
+    assert "canal-annotator 2 (second)" in text
+    assert version.key in text.replace("\n", "")
+
+
+def test_without_a_project_the_file_still_speaks(made, tmp_path, monkeypatch):
+    path = label(made, tmp_path / "out.h5ad")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = who(path)
+    assert found["record"]["model"]["version"] == 2
+    assert found["registry"] is None
+    assert "params.yaml not found" in found["not_checked"]
+    said = CliRunner().invoke(app, ["who", str(path), "--json"])
+    assert json.loads(said.stdout) == found
+    assert "could not be checked" in CliRunner().invoke(app, ["who", str(path)]).output
+
+
+def test_a_version_of_another_registry_is_unknown_here(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad")
+    with sqlite3.connect(made.root / "mlflow.db") as database:
+        database.execute("UPDATE model_version_tags SET value = ? WHERE key = 'canal.key'", ("f" * 64,))
+    database.close()
+    assert not who(path, made.root)["registry"]["known"]
+    assert "no version of canal-annotator has this key" in warned(path, made.root)[1]
+
+
+def test_a_retired_version_is_warned_of(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad")
+    with sqlite3.connect(made.root / "mlflow.db") as database:
+        row = ("default", "canal-annotator", 2, "canal.retired", "true")
+        database.execute("INSERT INTO model_version_tags VALUES (?, ?, ?, ?, ?)", row)
+    database.close()
+    assert "was retired since" in warned(path, made.root)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cells: cells[:3].copy(), "it holds 3 cells, 5 were labelled"),
+        (lambda cells: relabelled(cells), "other numbers of cells of 2 types than were written"),
+        (lambda cells: without(cells), "obs has no column canal_cell_type any more"),
+    ],
+)
+def test_labels_that_were_changed_since_are_told(made, tmp_path, change, message):
+    path = label(made, tmp_path / "out.h5ad")
+    write_adata(change(anndata.read_h5ad(path)), path)
+    (warning,), _ = warned(path, made.root)
+    assert message in warning
+
+
+def test_an_edited_record_is_told(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad", log=False, time="2020-01-01T00:00:00+00:00")
+    warnings, _ = warned(path, made.root)
+    assert any("edited after it was written" in one for one in warnings)
+    assert any("annotations.jsonl does not know this record" in one for one in warnings)
+
+
+def test_a_rebuilt_registry_knows_the_version_under_its_new_number(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad")
+    with sqlite3.connect(made.root / "mlflow.db") as database:
+        for table in ("model_versions", "model_version_tags", "registered_model_aliases"):
+            database.execute(f"UPDATE {table} SET version = 7 WHERE version = 2")
+    database.close()
+    assert who(path, made.root)["registry"]["version"] == 7
+    assert any("under another number" in one for one in warned(path, made.root)[0])
+
+
+def test_a_file_without_a_record_is_refused(tmp_path):
+    path = write_adata(make_adata({"B": 3}, n_genes=5), tmp_path / "x.h5ad")
+    with pytest.raises(DataError, match="uns holds no annotation record"):
+        who(path)
+    assert isinstance(CliRunner().invoke(app, ["who", str(path)]).exception, CanalError)
+
+
+def test_where_the_log_cannot_be_written_the_file_alone_has_the_record(made):
+    made.project.layout.annotations.mkdir()  # no file can be written under this name, not even by root
+    told = []
+    logger(made.project, told.append)("{}")
+    assert "annotations.jsonl cannot be written" in told[0]
+
+
+def test_each_annotation_is_one_line_of_the_log(made):
+    log = logger(made.project, lambda message: pytest.fail(message))
+    for number in range(3):
+        log(f'{{"n": {number}}}')
+    lines = made.project.layout.annotations.read_text().splitlines()
+    assert [json.loads(line)["n"] for line in lines] == [0, 1, 2]
+
+
+def relabelled(cells):
+    cells.obs["canal_cell_type"] = pd.Categorical(["B", "B", "B", "T", "Unassigned"])
+    return cells
+
+
+def without(cells):
+    del cells.obs["canal_cell_type"]
+    return cells
