@@ -93,11 +93,11 @@ def serving_version(project: Project, model: str | None) -> "Version":
     Raises
     ------
     RegistryError
-        If there is no such version, or none at all.
+        If there is no such version, it was retired, or there is none at all.
     """
     if model is not None:
-        return project.store.version(model)
-    ready = [version for version in project.store.versions() if version.ready]
+        return project.store.serving(model)
+    ready = [version for version in project.store.versions() if version.ready and not version.retired]
     if not ready:
         raise RegistryError("no version is registered yet; run `make run` first")
     champions = [version for version in ready if CHAMPION in version.aliases]

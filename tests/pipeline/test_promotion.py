@@ -59,6 +59,8 @@ def test_a_version_s_life(project):
     for refused in (lambda: rollback(project, "2", MOVE), lambda: judge_version(project, "2")):
         with pytest.raises(RegistryError, match="retired"):
             refused()
+    with pytest.raises(RegistryError, match="retired"):
+        serving_version(project, "2")
     assert project.learned("second").number == 2  # restored still, not trained again
     assert registry_sync(project).made == ()
     kinds = [entry.kind for entry in ledger_of(store).entries()]
