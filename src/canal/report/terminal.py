@@ -142,6 +142,7 @@ def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple
     commands = [
         ("canal versions", "every version and alias"),
         (f"canal show {version}", "one version, its ancestry"),
+        ("canal promote candidate --by YOU --why WHY", "let it serve, if it passes the policy"),
         ("canal annotate your.h5ad -o labelled.h5ad", "name your cells' types"),
         ("canal stage add NAME --file F ...", "teach it another data set"),
         ("canal report", "all of this on one page"),
