@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.project import Project
+from canal.registry.bundle import read_record
 from canal.registry.key import read_key
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def version_view(project: Project, wanted: str) -> Document:
     """
     version = project.store.version(wanted)
     folder = project.store.artifacts(version)
-    key, record = read_key(folder), read_json(folder / "record.json")
+    key, record = read_key(folder), read_record(folder)
     return {
         **_row(project, version),
         "model": version.model,

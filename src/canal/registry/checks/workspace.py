@@ -1,0 +1,161 @@
+"""The files in the project folder against dvc.lock and data.dvc, by the MD5 that DVC gives them."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from canal.config import Config
+from canal.digests import file_digest
+from canal.layout import Layout
+from canal.registry.checks.finding import Found, examples
+from canal.registry.checks.member import Member
+
+LOCK = "dvc.lock"
+_DATA = "data.dvc"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Out:
+    """A file or folder that DVC knows, with the MD5 it had."""
+
+    path: str
+    md5: str
+    said_by: str
+
+
+def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
+    """Check what the pipeline made for ``stages`` (and for the backbone): data, cells, splits, models, measures."""
+    lock = _read(layout.root / LOCK)
+    if lock is None:
+        found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
+        return
+    cache = layout.root / ".dvc" / "cache" / "files" / "md5"
+    sums, missing = Sums(), []
+    for out in _outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)):
+        path = layout.root / out.path
+        if not path.exists():
+            missing.append(out.path)
+            continue
+        found.counts["files of DVC"] += (
+            1 if path.is_file() else sum(1 for one in path.rglob("*") if one.is_file())
+        )
+        if (differing := _differs(path, out, cache, sums)) is not None:
+            found.wrong(
+                "workspace", "dvc", f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
+            )
+    if missing:
+        what = f"not in this folder, so not compared with {LOCK}: {examples(missing, 8)} (dvc pull, dvc checkout)"
+        found.note("workspace", "dvc", what)
+
+
+def check_origin(member: Member, layout: Layout, found: Found) -> None:
+    """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
+    if not member.taught or not _present(member, layout):
+        return
+    data = member.key["data"]
+    raw = layout.source(str(data["source"])) / "cells.h5ad"
+    if raw.is_file() and file_digest(raw) != data["source_sha256"]:
+        found.wrong(
+            member.name, "data", f"{raw.relative_to(layout.root)} is not the file it was learned from"
+        )
+
+
+def _present(member: Member, layout: Layout) -> bool:
+    path = layout.model(member.stage) / "key.json"
+    return path.is_file() and file_digest(path) == member.digest
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        return None
+    try:
+        document = YAML(typ="safe").load(path)
+    except (YAMLError, UnicodeDecodeError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _wanted(config: Config, stages: Collection[str]) -> set[str]:
+    """Return the names of the pipeline's steps, as dvc.lock has them."""
+    sources = {config.stages[stage].source for stage in stages}
+    plain = {"ingest", "split", "panel", "pretrain"}
+    steps = {f"{step}@{stage}" for step in ("validate", "finetune", "evaluate") for stage in stages}
+    return plain | steps | {f"prepare@{source}" for source in sources}
+
+
+def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:
+    """Yield every out of the wanted steps, the data that they read, and data/ as a whole."""
+    seen = set()
+    for name, step in (lock.get("stages") or {}).items():
+        if name not in wanted:
+            continue
+        read = [one for one in step.get("deps", ()) if str(one["path"]).startswith("data/")]
+        for one in (*step.get("outs", ()), *read):
+            if "md5" in one and (one["path"], one["md5"]) not in seen:
+                seen.add((one["path"], one["md5"]))
+                yield Out(str(one["path"]), str(one["md5"]), f"{LOCK} ({name})")
+    for one in data.get("outs", ()):
+        if "md5" in one:
+            yield Out(str(one["path"]), str(one["md5"]), _DATA)
+
+
+def _differs(path: Path, out: Out, cache: Path, sums: "Sums") -> str | None:
+    """Return the file that is not what DVC has, or the folder where its listing is not in DVC's cache."""
+    if path.is_file():
+        return None if sums.of(path) == out.md5 else out.path
+    listing = [
+        {"md5": sums.of(one), "relpath": one.relative_to(path).as_posix()}
+        for one in path.rglob("*")
+        if one.is_file()
+    ]
+    listing.sort(key=lambda entry: entry["relpath"])
+    if _listing_md5(listing) == out.md5:
+        return None
+    known = _cached_listing(cache, out.md5)
+    if known is None:
+        return f"{out.path}/"
+    here = {entry["relpath"]: entry["md5"] for entry in listing}
+    there = {entry["relpath"]: entry["md5"] for entry in known}
+    names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    return examples([f"{out.path}/{name}" for name in names])
+
+
+def _cached_listing(cache: Path, md5: str) -> list[dict[str, str]] | None:
+    """Return DVC's listing of a folder if its cache has it, whole."""
+    path = cache / md5[:2] / md5[2:]
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir" != md5:
+        return None
+    listing: list[dict[str, str]] = json.loads(content)
+    return listing
+
+
+def _listing_md5(listing: list[dict[str, str]]) -> str:
+    content = json.dumps(listing, sort_keys=True).encode()
+    return f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir"
+
+
+class Sums:
+    """MD5 sums of files, each read once: what data.dvc has as one folder, steps read one by one."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        """Return the MD5 of a file."""
+        if path not in self._known:
+            digest = hashlib.md5(usedforsecurity=False)
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+            self._known[path] = digest.hexdigest()
+        return self._known[path]
