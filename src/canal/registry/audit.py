@@ -1,7 +1,7 @@
 """Everything that was registered, recomputed: what does not hold is named.
 
-The checks lie in `canal.registry.checks`, a module a subject. Nothing here imports torch, nor MLflow where the
-registry is a local database.
+The checks lie in `canal.registry.checks`, a module a subject. Nothing here imports torch, nor MLflow where
+the registry is a local database.
 """
 
 import time
@@ -18,11 +18,10 @@ from canal.registry.checks.chain import check_chain
 from canal.registry.checks.exclusion import check_exclusions
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import check_files
-from canal.registry.checks.finding import Finding, Found
+from canal.registry.checks.finding import Finding, Found, version_name
 from canal.registry.checks.member import Member
 from canal.registry.checks.register import (
     LEDGER,
-    Namer,
     Snapshot,
     check_aliases,
     check_ledger,
@@ -77,15 +76,14 @@ class Report:
 def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Version] | None = None) -> Report:
     """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
 
-    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not hold
-    the registry's lock.
+    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
+    hold the registry's lock.
     """
     began, found = time.monotonic(), Found()
     snapshot = _snapshot(store, found)
-    ledger, name = ledger_of(store), Namer(store.names.model)
-    check_ledger(ledger, snapshot, store, found)
-    check_registered(snapshot, name, found)
-    check_aliases(snapshot, store, name, found)
+    check_ledger(ledger_of(store), snapshot, store, found)
+    check_registered(snapshot, store, found)
+    check_aliases(snapshot, store, found)
     family = Family(store, snapshot.ready, snapshot.records, found)
     wanted = snapshot.ready if versions is None else list(versions)
     chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
@@ -105,14 +103,14 @@ def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Versi
     return Report(
         findings=tuple(found.findings),
         notes=tuple(found.notes),
-        versions=tuple(family.name(version) for version in wanted),
+        versions=tuple(version_name(store, version.model, version.number) for version in wanted),
         counts=dict(found.counts),
         seconds=time.monotonic() - began,
     )
 
 
 def _audit_version(family: Family, version: Version, layout: Layout, found: Found) -> list[Member]:
-    """Check a version by itself, and return it behind all that it was learned on; nothing if it cannot be read."""
+    """Check a version by itself; return what it was learned on and it, or nothing if it cannot be read."""
     member = family.member(version)
     if member is None:
         return []

@@ -1,4 +1,4 @@
-"""Which cells a version learned from: bank and probe against the splits of its chain, and no test cell in either."""
+"""Which cells a version learned from: bank and probe against the splits of its chain, no test cell in any."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _check_leaks(stages: Sequence[Member], splits: Mapping[str, Rows], found: Fo
             leaked.setdefault((place, stage, *other), []).append(cell)
     for (place, stage, keeper, chosen), cells in sorted(leaked.items()):
         what = (
-            f"{place}: {len(cells)} training cells of {stage} are {chosen} cells of {keeper} by id or content: "
-            f"{examples(sorted(cells))}"
+            f"{place}: {len(cells)} training cells of {stage} are {chosen} cells of {keeper} by id or "
+            f"content: {examples(sorted(cells))}"
         )
         later = stages[-1] if place == BANK else stages[max(order[stage], order[keeper])]
         found.wrong(later.name, "cells", what)

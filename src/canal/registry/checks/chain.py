@@ -60,8 +60,8 @@ def _check_beginning(backbone: Member, first: Member, found: Found) -> None:
         found.note(
             first.name,
             "cells",
-            f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot be "
-            "told from what it stores",
+            f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot "
+            "be told from what it stores",
         )
 
 

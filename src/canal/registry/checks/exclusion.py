@@ -52,14 +52,14 @@ def check_exclusions(
 ) -> None:
     """Check the newest member of each chain (oldest first) against what is, and was, declared as excluded.
 
-    A version that was learned after an exclusion was declared must not hold such a cell. An older one may: that
-    it does is a note.
+    A version that was learned after an exclusion was declared must not hold such a cell. An older one may:
+    that it does is a note.
 
     Parameters
     ----------
     everybody
-        Gives all members there are, whose splits tell the contents of excluded cells; asked only where something
-        is excluded.
+        Gives all members there are, whose splits tell the contents of excluded cells; asked only where
+        something is excluded.
     """
     now = {
         name: Excluded(set(one.exclude.cells), set(one.exclude.batches))
@@ -69,26 +69,32 @@ def check_exclusions(
     if not any((*now.values(), *(one for _, declared in pairs for one in declared.values()))):
         return
     splits = [one for member in everybody() for one in _split_cells(member)]
-    excluded_now = {one.digest for one in splits if one.excluded(now)}
+    now_out = {one.digest for one in splits if one.excluded(now)}
     for chain, declared in pairs:
-        before = {one.digest for one in splits if one.excluded(declared)}
+        then_out = {one.digest for one in splits if one.excluded(declared)}
         wrong: dict[str, list[str]] = {}
         later: dict[str, list[str]] = {}
         for one in _cells(chain):
-            if one.excluded(declared) or one.digest in before:
+            if one.excluded(declared) or one.digest in then_out:
                 wrong.setdefault(one.place, []).append(one.cell)
-            elif one.excluded(now) or one.digest in excluded_now:
+            elif one.excluded(now) or one.digest in now_out:
                 later.setdefault(one.place, []).append(one.cell)
-        name = chain[-1].name
-        for place, cells in wrong.items():
-            what = f"{place}: {len(cells)} cells that were excluded before it was learned: {examples(sorted(cells))}"
-            found.wrong(name, "exclusion", what)
-        for place, cells in later.items():
-            what = (
-                f"{place}: {len(cells)} cells that are excluded by now: {examples(sorted(cells))}; `canal impact` "
-                "lists what they touched, `canal stage relearn` learns without them"
-            )
-            found.note(name, "exclusion", what)
+        _tell(chain[-1], wrong, later, found)
+
+
+def _tell(
+    newest: Member, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], found: Found
+) -> None:
+    for place, cells in wrong.items():
+        names = examples(sorted(cells))
+        what = f"{place}: {len(cells)} cells that were excluded before it was learned: {names}"
+        found.wrong(newest.name, "exclusion", what)
+    for place, cells in later.items():
+        what = (
+            f"{place}: {len(cells)} cells that are excluded by now: {examples(sorted(cells))}; "
+            "`canal impact` lists what they touched, `canal stage relearn` learns without them"
+        )
+        found.note(newest.name, "exclusion", what)
 
 
 def declared_in(chain: Sequence[Member]) -> dict[str, Excluded]:

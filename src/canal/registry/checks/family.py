@@ -1,13 +1,13 @@
-"""All versions of a registry as members of chains, each opened once, its manifests checked as it is opened."""
+"""All versions of a registry as members of chains, each opened once and its manifests checked then."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from canal.errors import CanalError
 from canal.digests import file_digest
+from canal.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
-from canal.registry.checks.finding import Found
+from canal.registry.checks.finding import Found, version_name
 from canal.registry.checks.member import Member
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry
@@ -34,11 +34,6 @@ class Family:
         for version in versions:
             self._by_key.setdefault(version.key, version)
         self._opened: dict[tuple[str, int], Member | None] = {}
-
-    def name(self, version: Version) -> str:
-        """Return what findings call a version."""
-        own = version.model == self._store.names.model
-        return f"version {version.number}" if own else f"{version.model} {version.number}"
 
     def member(self, version: Version) -> Member | None:
         """Return a version whose key.json holds; None, and findings, where it does not."""
@@ -76,7 +71,7 @@ class Family:
         return chain
 
     def _open(self, version: Version) -> Member | None:
-        name = self.name(version)
+        name = version_name(self._store, version.model, version.number)
         try:
             folder = self._store.artifacts(version)
         except CanalError as error:

@@ -64,7 +64,7 @@ def check_files(member: Member, found: Found) -> None:
 
 
 def check_record(member: Member, version: Version, entry: Entry | None, found: Found) -> Record | None:
-    """Check record.json, every file that it names, and that nothing else lies there; return it if it holds."""
+    """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
     path = member.folder / RECORD_FILE
     if not _registered(member.name, path, version.record, _said(entry, "record"), found):
         return None

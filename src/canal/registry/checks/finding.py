@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from canal.registry.store import Store
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -49,9 +51,14 @@ class Found:
 
 
 def examples(names: list[str], limit: int = 5) -> str:
-    """Return how many there are and the first of them: ``7 cells, such as a, b``-like text without the noun."""
+    """Return the first names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def version_name(store: Store, model: str, number: int) -> str:
+    """Return what findings call a version: the annotator's name goes without saying."""
+    return f"version {number}" if model == store.names.model else f"{model} {number}"
 
 
 def _once(kept: list[Finding], one: Finding) -> None:

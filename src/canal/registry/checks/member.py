@@ -1,4 +1,4 @@
-"""One link of a chain of versions: its folder, its key, and those of its files that hold what the key says."""
+"""One link of a chain of versions: its folder, its key, and its files as far as they hold what it says."""
 
 from functools import cached_property
 from pathlib import Path

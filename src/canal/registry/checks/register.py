@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from canal.errors import CanalError
-from canal.registry.checks.finding import Found
+from canal.registry.checks.finding import Found, version_name
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.store import Store, Version
@@ -80,27 +80,29 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found)
         _check_mirror(store, snapshot, name, found)
 
 
-def check_registered(snapshot: Snapshot, name: "Namer", found: Found) -> None:
+def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
     """Check that ledger and store know the same versions."""
     records = snapshot.records
     ready = {(version.model, version.number) for version in snapshot.ready}
     for version in snapshot.ready:
         if (version.model, version.number) not in records:
-            what = "it is registered, but the ledger has no entry of it; `canal registry sync` writes a missing one"
-            found.wrong(name(version.model, version.number), "ledger", what)
+            name = version_name(store, version.model, version.number)
+            what = (
+                "it is registered, but not in the ledger; `canal registry sync` writes a missing entry"
+            )
+            found.wrong(name, "ledger", what)
     for (model, number), entry in sorted(records.items()):
         if (model, number) in ready:
             continue
+        name = version_name(store, model, number)
         if entry.document["details"].get(LOST):
-            found.note(
-                name(model, number), "ledger", f"it could not be rebuilt (entry {entry.seq}) and is gone"
-            )
+            found.note(name, "ledger", f"it could not be rebuilt (entry {entry.seq}) and is gone")
             continue
         what = f"the ledger has it (entry {entry.seq}, {entry.kind}), the registry has not"
-        found.wrong(name(model, number), "ledger", what)
+        found.wrong(name, "ledger", what)
 
 
-def check_aliases(snapshot: Snapshot, store: Store, name: "Namer", found: Found) -> None:
+def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
     """Check aliases and retirements against the ledger's last word on each."""
     model = store.names.model
     said = aliases_said(snapshot.entries, model)
@@ -108,8 +110,8 @@ def check_aliases(snapshot: Snapshot, store: Store, name: "Namer", found: Found)
     for alias in (CHAMPION, PREVIOUS, CANDIDATE):
         if said.get(alias) != there.get(alias):
             what = (
-                f"{alias} points to {_number(there.get(alias))} in MLflow, to {_number(said.get(alias))} by the "
-                "ledger: it was moved behind the ledger's back"
+                f"{alias} points to {_number(there.get(alias))} in MLflow, to {_number(said.get(alias))} by "
+                "the ledger: it was moved behind the ledger's back"
             )
             found.wrong("aliases", "aliases", what)
     retired = retired_said(snapshot.entries, model)
@@ -120,17 +122,7 @@ def check_aliases(snapshot: Snapshot, store: Store, name: "Namer", found: Found)
                 if version.retired
                 else ("the ledger says it is retired, its tag in MLflow does not")
             )
-            found.wrong(name(model, version.number), "aliases", what)
-
-
-class Namer:
-    """Calls a version as findings do."""
-
-    def __init__(self, annotator: str) -> None:
-        self._annotator = annotator
-
-    def __call__(self, model: str, number: int) -> str:
-        return f"version {number}" if model == self._annotator else f"{model} {number}"
+            found.wrong(version_name(store, model, version.number), "aliases", what)
 
 
 def _number(number: int | None) -> str:

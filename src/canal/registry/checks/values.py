@@ -25,7 +25,7 @@ class CellFiles:
         self._opened: dict[str, PreparedCells] = {}
 
     def of(self, member: Member) -> PreparedCells | None:
-        """Return the canonical cells that a member was learned from; None where they are gone, or others now."""
+        """Return the canonical cells that a member was learned from; None where they are gone or others."""
         from canal.data.prepared import PreparedCells
 
         source, wanted = str(member.key["data"]["source"]), member.key["data"]["prepared_sha256"]
@@ -38,7 +38,7 @@ class CellFiles:
 
 
 def check_values(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
-    """Check labels, batches, digests and expression that the newest member of a chain (oldest first) stores."""
+    """Check the labels, batches, digests and expression that the newest member of a chain stores."""
     newest = chain[-1]
     if not newest.taught:
         return
@@ -54,7 +54,7 @@ def check_values(chain: Sequence[Member], files: CellFiles, found: Found) -> Non
 
 def _check_split(newest: Member, prepared: PreparedCells | None, found: Found) -> None:
     if prepared is None:
-        what = "the cells it was learned from are not in prepared/ (any more): its split and values were not compared"
+        what = "the cells it was learned from are not in prepared/: its split and values were not compared"
         found.note(newest.name, "values", what)
         return
     if newest.split is None:
@@ -91,5 +91,7 @@ def _check_stored(
         ids = [part.cell_ids[row] for row in rows]
         same = np.all(prepared.expression(ids, stored.genes) == part.expression[rows], axis=1)
         if wrong := [cell for cell, right in zip(ids, same, strict=True) if not right]:
-            what = f"{name}: {len(wrong)} cells have another expression than in the data of {stage}: {examples(wrong)}"
+            what = (
+                f"{name}: {len(wrong)} cells have other values than the data of {stage}: {examples(wrong)}"
+            )
             found.wrong(newest.name, "values", what)

@@ -28,7 +28,7 @@ class Out:
 
 
 def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
-    """Check what the pipeline made for ``stages`` (and for the backbone): data, cells, splits, models, measures."""
+    """Check what the pipeline made for ``stages``: data, cells, splits, verdicts, models, measures."""
     lock = _read(layout.root / LOCK)
     if lock is None:
         found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
@@ -40,16 +40,13 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
         if not path.exists():
             missing.append(out.path)
             continue
-        found.counts["files of DVC"] += (
-            1 if path.is_file() else sum(1 for one in path.rglob("*") if one.is_file())
-        )
         if (differing := _differs(path, out, cache, sums)) is not None:
-            found.wrong(
-                "workspace", "dvc", f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
-            )
+            what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
+            found.wrong("workspace", "dvc", what)
     if missing:
-        what = f"not in this folder, so not compared with {LOCK}: {examples(missing, 8)} (dvc pull, dvc checkout)"
+        what = f"not in this folder, so not compared with {LOCK}: {examples(missing, 8)}; dvc checkout or pull"
         found.note("workspace", "dvc", what)
+    found.counts["files of DVC"] += sums.number
 
 
 def check_origin(member: Member, layout: Layout, found: Found) -> None:
@@ -149,6 +146,11 @@ class Sums:
 
     def __init__(self) -> None:
         self._known: dict[Path, str] = {}
+
+    @property
+    def number(self) -> int:
+        """How many files were read."""
+        return len(self._known)
 
     def of(self, path: Path) -> str:
         """Return the MD5 of a file."""
