@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
             what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
             found.wrong("workspace", "dvc", what)
     if missing:
-        what = f"not in this folder, so not compared with {LOCK}: {examples(missing, 8)}; dvc checkout or pull"
+        what = f"not in this folder, not compared with {LOCK}: {examples(missing, 8)}; dvc checkout, dvc pull"
         found.note("workspace", "dvc", what)
     found.counts["files of DVC"] += sums.number
 
@@ -67,14 +68,21 @@ def _present(member: Member, layout: Layout) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
+    """Return a YAML mapping; None where there is none that can be read."""
+    try:
+        return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except UnicodeDecodeError:
+        return None
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str) -> Mapping[str, Any] | None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    if not path.is_file():
-        return None
     try:
-        document = YAML(typ="safe").load(path)
-    except (YAMLError, UnicodeDecodeError):
+        document = YAML(typ="safe").load(text)
+    except YAMLError:
         return None
     return document if isinstance(document, dict) else None
 
