@@ -10,7 +10,9 @@ from canal.commands.telling import AsJson, Root, note, show_result
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands to the command line."""
-    app.command(epilog="Example: canal audit    canal audit champion --json    canal audit 3 --reproduce")(audit)
+    app.command(epilog="Example: canal audit    canal audit champion --json    canal audit 3 --reproduce")(
+        audit
+    )
     app.command(epilog="Example: canal schema record | jq .required")(schema)
     app.command("export", epilog="Example: canal export champion -o lung-atlas.zip")(export_version)
     app.command("import", epilog="Example: canal import lung-atlas.zip")(import_version)
@@ -25,7 +27,9 @@ def audit(
     ] = False,
     reproduce: Annotated[
         bool,
-        typer.Option("--reproduce", help="Learn the version again in a scratch folder, and compare the bits."),
+        typer.Option(
+            "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
+        ),
     ] = False,
     root: Root = None,
     as_json: AsJson = False,
@@ -70,7 +74,7 @@ def export_version(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version and the proof of where it comes from into one file, for another team or for publication."""
+    """Write a version, with the proof of where it comes from, into one file for another team."""
     from canal.parcels import export_parcel
     from canal.project import Project
 

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from canal.registry.rebuild import Rebuilt
+
 Document = Mapping[str, Any]
 
 
@@ -21,17 +23,61 @@ def audit_report(document: Document) -> "Group":
     return Group(*parts, _sum(document))
 
 
-def _table(title: str, rows: Sequence[Document]) -> "Table":
-    from rich import box
-    from rich.table import Table
+def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
+    """Return what a rebuilding made, and what it could not, as a JSON document."""
+    return {
+        "versions": [
+            {
+                "model": one.model,
+                "version": one.number,
+                "stage": one.stage,
+                "aliases": list(one.aliases),
+                "retired": one.retired,
+                "key": one.key,
+            }
+            for one in rebuilt.made
+        ],
+        "gone": [
+            {"model": gap.entry.model, "version": gap.entry.version, "why": gap.why} for gap in rebuilt.gone
+        ],
+    }
+
+
+def rebuilt_table(view: Document) -> "Group":
+    """Return `rebuilt_view` as tables: the versions that are there again, and those that are gone."""
+    from rich.console import Group
     from rich.text import Text
 
+    table = _plain("Registered again", ("model", "no.", "stage", "aliases", "key"))
+    for one in view["versions"]:
+        aliases = ", ".join([*one["aliases"], *(["retired"] if one["retired"] else [])])
+        cells = (one["model"], str(one["version"]), one["stage"], aliases, one["key"][:8])
+        table.add_row(*(Text(cell) for cell in cells))
+    parts: list[Any] = [table]
+    if view["gone"]:
+        gone = _plain("Gone: the number stays free", ("model", "no.", "why"))
+        for one in view["gone"]:
+            gone.add_row(*(Text(cell) for cell in (one["model"], str(one["version"]), one["why"])))
+        parts.append(gone)
+    return Group(*parts)
+
+
+def _plain(title: str, columns: Sequence[str]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("where", overflow="fold")
-    table.add_column("check", style="dim")
-    table.add_column("what", overflow="fold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _table(title: str, rows: Sequence[Document]) -> "Table":
+    from rich.text import Text
+
+    table = _plain(title, ("where", "check", "what"))
     for row in rows:
-        table.add_row(Text(row["subject"]), Text(row["check"]), Text(row["what"]))
+        table.add_row(Text(row["subject"]), Text(row["check"], "dim"), Text(row["what"]))
     return table
 
 
@@ -41,4 +87,7 @@ def _sum(document: Document) -> "Text":
     looked = ", ".join(f"{number:,} {name}" for name, number in document["counts"].items() if number)
     number = len(document["findings"])
     said = "everything holds" if not number else f"{number} findings"
-    return Text(f"{said}: {looked or 'nothing is registered'}, {document['seconds']:.1f} s", "" if not number else "bold")
+    return Text(
+        f"{said}: {looked or 'nothing is registered'}, {document['seconds']:.1f} s",
+        "" if not number else "bold",
+    )
