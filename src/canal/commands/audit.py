@@ -75,10 +75,10 @@ def export_version(
     as_json: AsJson = False,
 ) -> None:
     """Write a version, with the proof of where it comes from, into one file for another team."""
-    from canal.parcels import export_parcel
     from canal.project import Project
+    from canal.registry.parcel.outgoing import export_parcel
 
-    made = export_parcel(Project.open(root), version, output, overwrite)
+    made = export_parcel(Project.open(root).store, version, output, overwrite)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -92,10 +92,10 @@ def import_version(
     as_json: AsJson = False,
 ) -> None:
     """Register a version that was learned elsewhere, after everything in the file is proven."""
-    from canal.parcels import import_parcel
     from canal.project import Project
+    from canal.registry.parcel.incoming import import_parcel
 
-    imported = import_parcel(Project.open(root), file)
+    imported = import_parcel(Project.open(root).store, file)
     if as_json:
         show_result(imported.to_json(), as_json)
         return

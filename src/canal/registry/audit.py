@@ -20,6 +20,7 @@ from canal.registry.checks.family import Family
 from canal.registry.checks.files import check_files
 from canal.registry.checks.finding import Finding, Found, version_name
 from canal.registry.checks.member import Member
+from canal.registry.checks.origin import check_origin_record
 from canal.registry.checks.register import (
     LEDGER,
     Snapshot,
@@ -115,7 +116,9 @@ def _audit_version(family: Family, version: Version, layout: Layout, found: Foun
     if member is None:
         return []
     check_files(member, found)
-    family.record(member)
+    record = family.record(member)
+    if record is not None:
+        check_origin_record(member, record, found)
     check_verdict(member, found)
     check_origin(member, layout, found)
     return family.chain(member)

@@ -49,6 +49,6 @@ def require_number(model: str, given: int, wanted: int) -> None:
     """
     if given != wanted:
         raise RegistryError(
-            f"the store gave {model} the number {given} instead of {wanted}: something else was registered in "
-            "it. Set the store aside (mlflow.db and mlartifacts/), then rebuild again"
+            f"the store gave {model} the number {given} instead of {wanted}: something else was registered. "
+            "Set the store aside (mlflow.db and mlartifacts/), then rebuild again"
         )

@@ -1,5 +1,6 @@
 """The published JSON schemas of key.json and record.json (draft 2020-12), and what breaks them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ _SHOWN = 160
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Return the schema of ``key`` or ``record``.
+    """Return the published schema of ``key`` or ``record``.
 
     Raises
     ------
@@ -22,18 +23,24 @@ def schema(name: str) -> dict[str, Any]:
     """
     if name not in NAMES:
         raise RegistryError(f"no schema {name[:80]!r}; there are {', '.join(NAMES)}")
-    found: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
-    return found
+    return _read(name)
 
 
 def schema_complaints(name: str, document: Any) -> list[str]:
-    """Return one sentence for each place where a document breaks the schema, in the order of the places."""
+    """Return one sentence for each place where a document breaks the schema, in the order of the places.
+
+    ``name`` is key, record or evaluation.
+    """
     from jsonschema import Draft202012Validator
 
-    errors = Draft202012Validator(schema(name)).iter_errors(document)
-    return [
-        _told(error) for error in sorted(errors, key=lambda one: [str(part) for part in one.absolute_path])
-    ]
+    errors = Draft202012Validator(_read(name)).iter_errors(document)
+    return [_told(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
+    return found
 
 
 def _told(error: Any) -> str:

@@ -23,6 +23,34 @@ def audit_report(document: Document) -> "Group":
     return Group(*parts, _sum(document))
 
 
+def reproduction_report(document: Document) -> "Group":
+    """Return what `canal.reproducing.Reproduction.to_json` gives, in a few lines."""
+    from rich.console import Group
+    from rich.text import Text
+
+    name, commit = f"version {document['version']}", document["commit"][:12]
+    if not document["differing"]:
+        what = "everything, byte for byte" if document["same_key"] else "the same weights, bit for bit"
+    else:
+        number, tensors = len(document["differing"]), ", ".join(document["differing"][:5])
+        what = f"{number} other tensors ({tensors}{', ...' if number > 5 else ''})"
+    lines = [Text(f"{name} learned again at commit {commit} in {document['seconds']:.0f} s: {what}", "bold")]
+    for stage, (before, after) in document["accuracy"].items():
+        lines.append(Text(f"  accuracy on {stage}: registered {_share(before)}, now {_share(after)}"))
+    if document["differing"]:
+        machine = (
+            "this machine had to give the same bits"
+            if document["same_machine"]
+            else ("this machine is another one, which may round differently")
+        )
+        lines.append(Text(f"{'reproduced' if document['reproduced'] else 'not reproduced'}: {machine}"))
+    return Group(*lines)
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
 def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
     """Return what a rebuilding made, and what it could not, as a JSON document."""
     return {

@@ -8,13 +8,11 @@ from canal.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
 from canal.registry.checks.finding import Found, version_name
-from canal.registry.checks.member import Member
+from canal.registry.checks.member import ANCESTORS, Member
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry
+from canal.registry.schema import schema_complaints
 from canal.registry.store import Store, Version
-
-ANCESTORS = "ancestors"
-"""Folder of an imported version with what is needed of the versions that it was learned on."""
 
 
 class Family:
@@ -103,7 +101,11 @@ def ancestor(folder: Path, digest: str, of: str, found: Found) -> Member | None:
         )
         return None
     try:
-        return Member(name, folder, read_key(folder), digest, None)
+        key = read_key(folder)
     except CanalError as error:
         found.wrong(name, "schema", str(error))
         return None
+    if broken := schema_complaints("key", key):
+        found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {broken[0]}")
+        return None
+    return Member(name, folder, key, digest, None)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 LABELS, GENES = "model/labels.json", "model/genes.json"
 WEIGHTS, TEACHER = "model/weights.safetensors", "teacher/weights.safetensors"
 SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
+ANCESTORS = "ancestors"
+"""Folder of an imported version with what is needed of the versions that it was learned on."""
+ORIGINS = "origins"
+"""Folder of an imported version with its record, ledger entries and manifest as they came, by the record's digest."""
 BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
 
 

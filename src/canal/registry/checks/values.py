@@ -91,7 +91,5 @@ def _check_stored(
         ids = [part.cell_ids[row] for row in rows]
         same = np.all(prepared.expression(ids, stored.genes) == part.expression[rows], axis=1)
         if wrong := [cell for cell, right in zip(ids, same, strict=True) if not right]:
-            what = (
-                f"{name}: {len(wrong)} cells have other values than the data of {stage}: {examples(wrong)}"
-            )
+            what = f"{name}: {len(wrong)} cells have other values than the data of {stage}: {examples(wrong)}"
             found.wrong(newest.name, "values", what)

@@ -29,9 +29,7 @@ def check_verdict(member: Member, found: Found) -> None:
         pairs["panel"] = (verdict.profile.panel_digest, json_digest(member.genes))
     for name, (judged, learned) in pairs.items():
         if judged != learned:
-            what = (
-                f"{VERDICT} is about {name} {_short(judged)}, learned was {_short(learned)}"
-            )
+            what = f"{VERDICT} is about {name} {_short(judged)}, learned was {_short(learned)}"
             found.wrong(member.name, "verdict", what)
     for rule in verdict.failures("error"):
         what = f"{VERDICT}: the gate did not pass, {rule.rule}: expected {rule.expected}; found {rule.found}"
