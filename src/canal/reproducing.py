@@ -1,4 +1,4 @@
-"""`canal audit V --reproduce`: a version learned again at its commit, in a scratch folder, and compared bit for bit."""
+"""`canal audit V --reproduce`: a version learned again at its commit, in a scratch folder, and compared."""
 
 import os
 import platform
@@ -79,8 +79,8 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     Raises
     ------
     AuditError
-        If it cannot be: learned elsewhere or from uncommitted code, in another environment, from data that are
-        gone; or if learning fails.
+        If it cannot be: learned elsewhere or from uncommitted code, in another environment, from data that
+        are gone; or if learning fails.
     """
     began = time.monotonic()
     version = project.store.version(wanted)
@@ -128,9 +128,9 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
         )
     if key["lock"] != lock_digest(root):
         raise AuditError(
-            f"version {number} was learned with another constraints.txt (sha256 {str(key['lock'])[:12]}...) than "
-            f"this one ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make its environment "
-            "(make run), and reproduce it there"
+            f"version {number} was learned with another constraints.txt (sha256 {str(key['lock'])[:12]}...) "
+            f"than this one ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make its "
+            "environment (make run), and reproduce it there"
         )
     if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise AuditError(f"commit {commit} of version {number} is not in this repository: git fetch it")
@@ -165,8 +165,8 @@ def _check_tree(tree: Layout, config: Config, key: Key, commit: str) -> None:
     stage = key["stage"]
     if code_digest(tree.root, tree.root / "src" / "canal") != key["code"]:
         raise AuditError(
-            f"commit {commit[:12]} holds other code than the version was learned with: it was registered later, "
-            "or the code was changed before it was committed"
+            f"commit {commit[:12]} holds other code than the version was learned with: it was registered "
+            "later, or the code was changed before it was committed"
         )
     if stage not in config.stages or request_digest(config, stage) != key["request_digest"]:
         raise AuditError(f"params.yaml of commit {commit[:12]} asks for another {stage!r} than was learned")
@@ -199,8 +199,8 @@ def _bytes_of(layout: Layout, name: str, source: Source) -> Path:
         if place.is_file() and file_digest(place) == source.sha256:
             return place
     raise AuditError(
-        f"the bytes of source {name!r} (sha256 {source.sha256[:12]}...) are not here any more: `dvc pull`, then "
-        "reproduce again"
+        f"the bytes of source {name!r} (sha256 {source.sha256[:12]}...) are not here any more: `dvc pull`, "
+        "then reproduce again"
     )
 
 
@@ -236,7 +236,7 @@ def _repro(root: Path, target: str) -> None:
 
 
 def _same_machine(record: Record, config: Config) -> bool:
-    """Whether the bits must be the same: one system, one kind of processor, and products that do not round."""
+    """Whether the bits must be the same: one system, one kind of processor, products that do not round."""
     here = (platform.platform(), cpu_capability())
     exact = config.compute.dtype == "float32" and config.cache.dtype == "float32"
     return exact and here == (record["platform"], record.get("cpu"))

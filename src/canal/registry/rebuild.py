@@ -1,8 +1,8 @@
 """`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
 
 The ledger says which number had which key; the models are found by key. Numbers whose model is not there
-are used up by placeholders, so that none is given twice. Aliases and retirements are those of the ledger's last
-word. What a kill leaves, the same command completes.
+are used up by placeholders, so that none is given twice. Aliases and retirements are those of the ledger's
+last word. What a kill leaves, the same command completes.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -209,8 +209,8 @@ def _require_lost(store: Store) -> None:
     if not versions or _state(store) in (_MAKING, _NUMBERED):
         return
     raise RegistryError(
-        f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal audit` "
-        "says what does not hold; a store beyond repair has to be set aside first (mlflow.db and mlartifacts/)"
+        f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
+        "audit` says what does not hold; one beyond repair has to be set aside first (mlflow.db, mlartifacts/)"
     )
 
 
@@ -253,7 +253,7 @@ def _require_aliases(
         raise RegistryError(
             f"{len(lines)} versions that aliases point to cannot be rebuilt; nothing was done:\n  "
             + "\n  ".join(lines)
-            + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder of "
-            "their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or give a "
-            "version up with --without NUMBER: its number stays free, its aliases are removed, all on record"
+            + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder "
+            "of their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or "
+            "give a version up with --without NUMBER: its number stays free, its aliases are removed, on record"
         )

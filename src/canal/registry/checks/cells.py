@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from canal.registry.checks.finding import Found, examples
@@ -19,26 +20,47 @@ Rows = Mapping[str, tuple[str, str, str, str]]
 """By cell id: cell type, batch, content digest and set."""
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What a chain of stages was taught from.
+
+    Attributes
+    ----------
+    splits : Mapping
+        The cells of each stage whose split can be read.
+    sources : Mapping
+        The source of each stage.
+    whole : bool
+        Whether the chain goes back to its beginning; where it breaks off, older stages are unknown.
+    """
+
+    splits: Mapping[str, Rows]
+    sources: Mapping[str, str]
+    whole: bool
+
+
 def check_cells(chain: Sequence[Member], found: Found) -> None:
     """Check the newest member of a chain (oldest first), whose ancestors are the others."""
     stages = [member for member in chain if member.taught]
     if not stages:
         return
     newest = stages[-1]
-    splits = {member.stage: rows for member in stages if (rows := _rows(member.split)) is not None}
     for name, what in ((SPLIT, newest.split), (BANK, newest.bank), (PROBE, newest.probe)):
-        if what is None and newest.intact(name):
+        readable = newest.intact(name) and (name == SPLIT or newest.genes is not None)
+        if what is None and readable:
             found.wrong(newest.name, "cells", f"{name} cannot be read, or is of another panel than the model")
+    splits = {member.stage: rows for member in stages if (rows := _rows(member.split)) is not None}
     sources = {member.stage: str(member.key["data"]["source"]) for member in stages}
+    taught = Taught(splits, sources, whole=chain[0].parent is None)
     found.counts["cells"] += len(splits.get(newest.stage, {}))
     _check_labels(newest, splits.get(newest.stage, {}), found)
     _check_leaks(stages, splits, found)
     if newest.bank is not None:
-        _check_stored(newest, BANK, newest.bank.cells, "train", splits, sources, found)
+        _check_stored(newest, BANK, newest.bank.cells, taught, found)
         _check_bank(newest, newest.bank, splits, found)
         _check_handed_on(newest, stages[-2] if len(stages) > 1 else None, found)
     if newest.probe is not None:
-        _check_stored(newest, PROBE, newest.probe.cells, "validation", splits, sources, found)
+        _check_stored(newest, PROBE, newest.probe.cells, taught, found)
 
 
 def _rows(split: pd.DataFrame | None) -> Rows | None:
@@ -94,41 +116,40 @@ def _trained(newest: Member, splits: Mapping[str, Rows]) -> Iterator[tuple[str, 
             yield BANK, stage, cell
 
 
-def _check_stored(
-    newest: Member,
-    name: str,
-    cells: LabelledCells,
-    wanted: str,
-    splits: Mapping[str, Rows],
-    sources: Mapping[str, str],
-    found: Found,
-) -> None:
-    """Check that stored cells stand in the split of the stage they claim, in that set, with that label."""
+def _check_stored(newest: Member, name: str, cells: LabelledCells, taught: Taught, found: Found) -> None:
+    """Check that stored cells stand in the split of the stage they claim, in the right set, with that label."""
     wrong: dict[str, list[str]] = {}
     fields = (cells.cell_ids, cells.cell_types, cells.stages, cells.sources, cells.batches)
     for cell, kind, stage, source, batch in zip(*fields, strict=True):
         found.counts["cells"] += 1
-        if stage not in sources:
-            complaint = f"claim stage {stage}, which is not in the chain"
-        elif stage not in splits:
-            continue
-        elif (row := splits[stage].get(cell)) is None:
-            complaint = f"are not in {SPLIT} of {stage}"
-        elif row[3] != wanted:
-            complaint = (
-                f"are {row[3]} cells of {stage}, not {'training' if wanted == 'train' else wanted} cells"
-            )
-        elif row[0] != kind:
-            complaint = f"have another label than in {SPLIT} of {stage}"
-        elif (source, batch) != (sources[stage], row[1]):
-            complaint = f"have another source or batch than in {SPLIT} of {stage}"
+        if stage in taught.splits:
+            row = taught.splits[stage].get(cell)
+            complaint = _complaint(name, stage, row, (kind, batch, source == taught.sources[stage]))
         else:
-            continue
-        wrong.setdefault(complaint, []).append(cell)
+            known = stage in taught.sources or not taught.whole
+            complaint = None if known else f"claim stage {stage}, which is not in the chain"
+        if complaint is not None:
+            wrong.setdefault(complaint, []).append(cell)
     for complaint, those in sorted(wrong.items()):
-        found.wrong(
-            newest.name, "cells", f"{name}: {len(those)} cells {complaint}: {examples(sorted(those))}"
-        )
+        what = f"{name}: {len(those)} cells {complaint}: {examples(sorted(those))}"
+        found.wrong(newest.name, "cells", what)
+
+
+def _complaint(
+    name: str, stage: str, row: tuple[str, str, str, str] | None, claim: tuple[str, str, bool]
+) -> str | None:
+    """Return what is wrong with a stored cell, given its row in the split and what it claims to be."""
+    kind, batch, own_source = claim
+    wanted, shown = ("train", "training") if name == BANK else ("validation", "validation")
+    if row is None:
+        return f"are not in {SPLIT} of {stage}"
+    if row[3] != wanted:
+        return f"are {row[3]} cells of {stage}, not {shown} cells"
+    if row[0] != kind:
+        return f"have another label than in {SPLIT} of {stage}"
+    if row[1] != batch or not own_source:
+        return f"have another source or batch than in {SPLIT} of {stage}"
+    return None
 
 
 def _check_bank(newest: Member, bank: StoredCells, splits: Mapping[str, Rows], found: Found) -> None:

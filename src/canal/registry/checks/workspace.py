@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,14 +34,14 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
     if lock is None:
         found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
         return
-    cache = layout.root / ".dvc" / "cache" / "files" / "md5"
+    outs = list(_outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)))
+    listings = Listings(layout.root / ".dvc" / "cache" / "files" / "md5", outs)
     sums, missing = Sums(), []
-    for out in _outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)):
+    for out in outs:
         path = layout.root / out.path
         if not path.exists():
             missing.append(out.path)
-            continue
-        if (differing := _differs(path, out, cache, sums)) is not None:
+        elif (differing := _differs(path, out, listings, sums)) is not None:
             what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
             found.wrong("workspace", "dvc", what)
     if missing:
@@ -111,40 +111,53 @@ def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) ->
             yield Out(str(one["path"]), str(one["md5"]), _DATA)
 
 
-def _differs(path: Path, out: Out, cache: Path, sums: "Sums") -> str | None:
-    """Return the file that is not what DVC has, or the folder where its listing is not in DVC's cache."""
+def _differs(path: Path, out: Out, listings: "Listings", sums: "Sums") -> str | None:
+    """Return the files that are not what DVC has, or the folder where nothing tells which they are."""
     if path.is_file():
         return None if sums.of(path) == out.md5 else out.path
-    listing = [
-        {"md5": sums.of(one), "relpath": one.relative_to(path).as_posix()}
-        for one in path.rglob("*")
-        if one.is_file()
-    ]
-    listing.sort(key=lambda entry: entry["relpath"])
-    if _listing_md5(listing) == out.md5:
+    here = {one.relative_to(path).as_posix(): sums.of(one) for one in path.rglob("*") if one.is_file()}
+    if _listing_md5(here) == out.md5:
         return None
-    known = _cached_listing(cache, out.md5)
-    if known is None:
+    there = listings.of(out)
+    if there is None:
         return f"{out.path}/"
-    here = {entry["relpath"]: entry["md5"] for entry in listing}
-    there = {entry["relpath"]: entry["md5"] for entry in known}
     names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     return examples([f"{out.path}/{name}" for name in names])
 
 
-def _cached_listing(cache: Path, md5: str) -> list[dict[str, str]] | None:
-    """Return DVC's listing of a folder if its cache has it, whole."""
-    path = cache / md5[:2] / md5[2:]
-    if not path.is_file():
+class Listings:
+    """What DVC's cache knows of the files of folders; each listing is proven by the MD5 of the folder."""
+
+    def __init__(self, cache: Path, outs: Sequence[Out]) -> None:
+        self._cache = cache
+        self._outs = outs
+
+    def of(self, out: Out) -> dict[str, str] | None:
+        """Return the MD5 of each file of a folder: from its own listing, or from that of a folder above it."""
+        above = [one for one in self._outs if out.path.startswith(f"{one.path}/")]
+        for one in (out, *above):
+            start = out.path[len(one.path) :].strip("/")
+            prefix = f"{start}/" if start else ""
+            files = {
+                name.removeprefix(prefix): md5
+                for name, md5 in self._cached(one.md5).items()
+                if name.startswith(prefix)
+            }
+            if files and _listing_md5(files) == out.md5:
+                return files
         return None
-    content = path.read_bytes()
-    if f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir" != md5:
-        return None
-    listing: list[dict[str, str]] = json.loads(content)
-    return listing
+
+    def _cached(self, md5: str) -> dict[str, str]:
+        path = self._cache / md5[:2] / md5[2:]
+        try:
+            return {one["relpath"]: one["md5"] for one in json.loads(path.read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
 
 
-def _listing_md5(listing: list[dict[str, str]]) -> str:
+def _listing_md5(files: Mapping[str, str]) -> str:
+    """Return the MD5 that DVC gives a folder."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
     content = json.dumps(listing, sort_keys=True).encode()
     return f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir"
 

@@ -108,8 +108,8 @@ def _notes(store: Store, version: Version, chain: Sequence[Member]) -> Iterator[
     strangers = [member.stage for member in chain[:-1] if ready_version(store, member.digest) is None]
     if strangers:
         yield (
-            f"it was learned on {', '.join(strangers)}, not registered here: their keys travel with it, so the "
-            "audit proves its chain, but cannot look at their data"
+            f"it was learned on {', '.join(strangers)}, not registered here: their keys travel with it, so "
+            "the audit proves its chain, but cannot look at their data"
         )
     yield (
         f"`canal promote {version.number}` judges it like any other; stages of the champion that it was not "

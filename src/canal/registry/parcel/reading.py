@@ -85,8 +85,8 @@ def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.
     total, weight = sum(member.file_size for member in members), path.stat().st_size
     if total > min(weight, MOST_BYTES):
         raise AuditError(
-            f"{path} claims to unpack to {total:,} bytes: it weighs {weight:,}, and at most {MOST_BYTES:,} are "
-            "taken; nothing was written"
+            f"{path} claims to unpack to {total:,} bytes: it weighs {weight:,}, and at most {MOST_BYTES:,} "
+            "are taken; nothing was written"
         )
     found = {member.filename: member for member in members}
     if MANIFEST not in found:
