@@ -20,6 +20,11 @@ COMMANDS = [
     ("stage", "relearn"),
     ("backbone", "import"),
     ("registry", "sync"),
+    ("registry", "rebuild"),
+    ("audit",),
+    ("schema",),
+    ("export",),
+    ("import",),
 ]
 
 

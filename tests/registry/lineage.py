@@ -111,7 +111,7 @@ def members(folders: dict[str, Path]) -> list[Member]:
 
 
 def add_records(folders: dict[str, Path]) -> dict[str, str]:
-    """Write the measures and record.json of every folder, as registering does; return the records' digests."""
+    """Write measures and record.json of every folder, as registering does; return the records' digests."""
     for stage, folder in folders.items():
         if stage == "backbone":
             write_record(folder, record_facts())

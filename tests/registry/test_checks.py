@@ -67,11 +67,13 @@ CELLS = {
     ),
     "a test cell of the first stage trained by the second, by content": (
         lambda specs: add_row(specs, "D0", "C", "b1", "first-A-6", "train"),
-        "second: split/cells.csv: 1 training cells of second are test cells of first by id or content: second:D0",
+        "second: split/cells.csv: 1 training cells of second are test cells of first by id or content: "
+        "second:D0",
     ),
     "a training cell of the first stage tested by the second, by content": (
         lambda specs: add_row(specs, "D0", "C", "b1", "first-A-0", "test"),
-        "second: split/cells.csv: 1 training cells of first are test cells of second by id or content: first:A0",
+        "second: split/cells.csv: 1 training cells of first are test cells of second by id or content: "
+        "first:A0",
     ),
     "too many cells": (
         lambda specs: setattr(specs["second"], "capacity", 5),
@@ -133,7 +135,7 @@ LINKS = {
     ),
     "a verdict about other bytes": (
         lambda specs: specs["second"].judged.update(prepared_sha256="9" * 64),
-        "second: validation/verdict.json is about prepared cells 999999999999..., learned was 222222222222...",
+        "second: validation/verdict.json is about prepared cells 999999999999..., learned was 22222222",
     ),
     "a verdict about another split": (
         lambda specs: specs["second"].judged.update(split_sha256="9" * 64),

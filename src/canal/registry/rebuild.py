@@ -210,7 +210,7 @@ def _require_lost(store: Store) -> None:
         return
     raise RegistryError(
         f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
-        "audit` says what does not hold; one beyond repair has to be set aside first (mlflow.db, mlartifacts/)"
+        "audit` says what does not hold; one beyond repair is to be set aside first (mlflow.db, mlartifacts/)"
     )
 
 
@@ -255,5 +255,5 @@ def _require_aliases(
             + "\n  ".join(lines)
             + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder "
             "of their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or "
-            "give a version up with --without NUMBER: its number stays free, its aliases are removed, on record"
+            "give a version up with --without NUMBER: its number stays free, its aliases are removed"
         )

@@ -117,7 +117,7 @@ def _trained(newest: Member, splits: Mapping[str, Rows]) -> Iterator[tuple[str, 
 
 
 def _check_stored(newest: Member, name: str, cells: LabelledCells, taught: Taught, found: Found) -> None:
-    """Check that stored cells stand in the split of the stage they claim, in the right set, with that label."""
+    """Check that stored cells stand in the split of the stage they claim, in its set, with its label."""
     wrong: dict[str, list[str]] = {}
     fields = (cells.cell_ids, cells.cell_types, cells.stages, cells.sources, cells.batches)
     for cell, kind, stage, source, batch in zip(*fields, strict=True):

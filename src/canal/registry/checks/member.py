@@ -23,7 +23,7 @@ SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
 ANCESTORS = "ancestors"
 """Folder of an imported version with what is needed of the versions that it was learned on."""
 ORIGINS = "origins"
-"""Folder of an imported version with record, ledger entries and manifest as they came, by the record's digest."""
+"""Folder of an imported version with record, ledger entries and manifest as they came."""
 BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
 
 

@@ -133,7 +133,7 @@ class Listings:
         self._outs = outs
 
     def of(self, out: Out) -> dict[str, str] | None:
-        """Return the MD5 of each file of a folder: from its own listing, or from that of a folder above it."""
+        """Return the MD5 of each file of a folder: from its own listing, or that of a folder above it."""
         above = [one for one in self._outs if out.path.startswith(f"{one.path}/")]
         for one in (out, *above):
             start = out.path[len(one.path) :].strip("/")
