@@ -45,6 +45,7 @@ def version_view(project: Project, wanted: str) -> Document:
         "git_commit": record["git_commit"],
         "dirty": record["dirty"],
         "run": record["run"],
+        "imported": version.imported,
         "evaluation": read_json(folder / "metrics" / "evaluation.json"),
         "artifacts": str(folder),
     }

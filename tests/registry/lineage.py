@@ -92,7 +92,11 @@ def make_lineage(root: Path, specs: dict[str, Spec]) -> dict[str, Path]:
         _write_stage(folders[stage], stage, spec, specs, folders[parent])
         facts = _facts(
             stage,
-            {"bank": {"capacity": spec.capacity}, "cells": cells_request(stage, spec.exclude)},
+            {
+                "bank": {"capacity": spec.capacity},
+                "cells": cells_request(stage, spec.exclude),
+                "parent": {"stage": parent, "request": "6" * 64},
+            },
             panel,
             file_digest(folders[stage] / "split" / "cells.csv"),
             file_digest(folders[stage] / "validation" / "verdict.json"),

@@ -7,13 +7,12 @@ import pytest
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.layout import Layout
-from canal.registry import promotion, rebuild
+from canal.registry import rebuild
 from canal.registry.ledger import Draft
-from canal.registry.moves import ledger_of, moving
+from canal.registry.moves import ledger_of
 from canal.registry.rebuild import Wishes
 from tests.registry.registered import (
     audited,
-    keep_empty,
     lost,
     make_models,
     no_figures,
@@ -23,24 +22,11 @@ from tests.registry.registered import (
 )
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """Register a lineage; version 2 was deleted and is 3 now, 1 is retired, 3 is champion."""
-    root = tmp_path_factory.mktemp("registered") / "project"
-    make_models(root)
-    store = open_store(root)
-    keep_empty(store)
-    register(store, "backbone")
-    register(store, "first")
-    gone = register(store, "second")
-    store.client.delete_model_version_tag(gone.model, str(gone.number), "status")
-    store.client.delete_model_version(gone.model, str(gone.number))
-    register(store, "second")
-    with moving(store) as ledger:
-        promotion.promote(store, ledger, store.version("3"), [], "A. Person", "reviewed")
-    with moving(store) as ledger:
-        promotion.retire(store, ledger, store.version("1"), "A. Person", "withdrawn")
-    return root, state(store), {one.number: one.record for one in store.versions()}
+@pytest.fixture
+def project(registered):
+    """Return a registered project, what its registry says, and the records' digests by number."""
+    store = open_store(registered)
+    return registered, state(store), {one.number: one.record for one in store.versions()}
 
 
 def again(store, **wishes):

@@ -22,7 +22,7 @@ class Snapshot:
     Attributes
     ----------
     entries : list of Entry
-        The lines of the ledger that can be read.
+        The lines of the ledger that can be read and understood.
     wrong : list of str
         What is wrong with lines.
     content : bytes
@@ -50,11 +50,27 @@ class Snapshot:
 def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
     """Return what ledger and store say; the caller holds the registry's lock."""
     entries, wrong = ledger.read()
+    entries = [entry for entry in entries if _usable(entry)]
     content = ledger.path.read_bytes() if ledger.path.is_file() else b""
     versions = [
         version for name in (store.names.backbone, store.names.model) for version in store.versions(name)
     ]
     return Snapshot(entries, wrong, content, versions)
+
+
+def _usable(entry: Entry) -> bool:
+    """Whether an entry can be asked what it says; one that was edited by hand may hold anything."""
+    kinds: dict[str, type] = {
+        "seq": int,
+        "kind": str,
+        "model": str,
+        "version": int,
+        "key": str,
+        "record": str,
+        "aliases": dict,
+        "details": dict,
+    }
+    return all(isinstance(entry.document[name], kind) for name, kind in kinds.items())
 
 
 def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found) -> None:

@@ -34,7 +34,11 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
     if lock is None:
         found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
         return
-    outs = list(_outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)))
+    try:
+        outs = list(_outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)))
+    except (KeyError, TypeError, AttributeError):
+        found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
+        return
     listings = Listings(layout.root / ".dvc" / "cache" / "files" / "md5", outs)
     sums, missing = Sums(), []
     for out in outs:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.digests import file_digest
+from canal.errors import RegistryError
 from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.checks.member import ANCESTORS, ORIGINS, Member
 from canal.registry.key import KEY_FILE
@@ -49,17 +50,31 @@ def import_parcel(store: Store, path: Path) -> ImportedVersion:
     ------
     AuditError
         If the file is not what `canal export` writes, or does not prove what it claims.
+    RegistryError
+        If a disk is full, or the store refuses.
     """
-    with unpacked(path) as (folder, manifest):
-        chain = prove(folder, manifest)
-        with moving(store) as ledger:
-            version = published(store, store.names.model, manifest.key)
-            made = version is None
-            if version is None:
-                version = publish(store, _publication(store, folder, manifest, chain))
-            enter(store, ledger, version, "canal import")
-        version = store.version(str(version.number))
+    try:
+        with unpacked(path) as (folder, manifest):
+            chain = prove(folder, manifest)
+            version, made = _registered(store, folder, manifest, chain)
+    except OSError as error:
+        raise RegistryError(
+            f"{path} could not be registered: {error}; nothing half-made can be seen, import it again"
+        ) from error
     return ImportedVersion(version, made, tuple(_notes(store, version, chain)) if made else ())
+
+
+def _registered(
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member]
+) -> tuple[Version, bool]:
+    """Return the version of a proven parcel, and whether it was made now."""
+    with moving(store) as ledger:
+        version = published(store, store.names.model, manifest.key)
+        made = version is None
+        if version is None:
+            version = publish(store, _publication(store, folder, manifest, chain))
+        enter(store, ledger, version, "canal import")
+    return store.version(str(version.number)), made
 
 
 def _publication(store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member]) -> Publication:

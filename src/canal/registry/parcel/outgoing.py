@@ -79,9 +79,12 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
             files |= {f"{ANCESTORS}/{one.digest}/{name}": one.folder / name for name in _carried(one)}
     files[LEDGER] = _entries_about(snapshot, chain)
     about = About(version.model, version.number, version.key, version.record)
-    write_parcel(path, about, files)
-    with unpacked(path) as (folder, manifest):
-        prove(folder, manifest)
+    try:
+        write_parcel(path, about, files)
+        with unpacked(path) as (folder, manifest):
+            prove(folder, manifest)
+    except OSError as error:
+        raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
     return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
 
 
