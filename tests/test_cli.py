@@ -29,6 +29,11 @@ COMMANDS = [
     ("rollback",),
     ("retire",),
     ("ledger",),
+    ("registry", "rebuild"),
+    ("audit",),
+    ("schema",),
+    ("export",),
+    ("import",),
 ]
 
 

@@ -1,6 +1,6 @@
 """One function a command: open the project, call a room, return what it says. Nothing here prints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from canal.annotation.annotate import Options, Summary
     from canal.importing import Imported, PublishedFiles
+    from canal.layout import Layout
     from canal.model.annotator import Annotator
     from canal.quality.verdict import Verdict
+    from canal.registry.rebuild import Rebuilt
     from canal.registry.store import Version
     from canal.registry.sync import Synced
 
@@ -212,17 +214,43 @@ def registry_sync(project: Project) -> "Synced":
     return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage))
 
 
-def _figures(project: Project, stage: str) -> Path:
+def _figures(project: Project, stage: str, made_in: "Layout | None" = None) -> Path:
     """Return the folder of a stage's figures; they are drawn where evaluate did not run on this machine."""
     from canal.files import new_folder
     from canal.registry.key import key_digest
     from canal.report.collect import draw_figures
 
-    folder = project.layout.figures(key_digest(project.layout.model(stage)))
+    layout = made_in or project.layout
+    folder = project.layout.figures(key_digest(layout.model(stage)))
     if not folder.is_dir():
         with new_folder(folder) as temporary:
-            draw_figures(project.layout, stage, temporary)
+            draw_figures(layout, stage, temporary)
     return folder
+
+
+def registry_rebuild(
+    project: Project, by: str | None, why: str | None, also: Sequence[Path] = (), without: Sequence[int] = ()
+) -> "Rebuilt":
+    """Make a lost registry again; see `canal.registry.rebuild`.
+
+    Parameters
+    ----------
+    by, why
+        Who and why, for the ledger; by default this user, since the store was lost.
+    also
+        Other project folders whose models/ and metrics/ are looked through.
+    without
+        Numbers of versions that are given up.
+    """
+    from canal.layout import Layout
+    from canal.registry.rebuild import Wishes, rebuild
+    from canal.registry.registration import user
+
+    folders = [Layout(path.resolve()) for path in also]
+    if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
+        raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
+    wishes = Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without)
+    return rebuild(project.store, wishes, lambda layout, stage: _figures(project, stage, layout))
 
 
 def _commit(project: Project, message: str) -> None:

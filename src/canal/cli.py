@@ -229,6 +229,35 @@ def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
     show_result(Group(summary(measured, rows), Text(), next_commands(newest)), as_json=False)
 
 
+@registry_app.command(
+    "rebuild", epilog='Example: canal registry rebuild --by "A. Person" --why "the disk of mlflow.db died"'
+)
+def registry_rebuild(
+    by: Annotated[
+        str | None, typer.Option(help="Who rebuilds it, kept on record; by default this user.")
+    ] = None,
+    why: Annotated[str | None, typer.Option(help="The reason, kept on record.")] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Look for models in this project folder, too (repeatable)."),
+    ] = None,
+    without: Annotated[
+        list[int] | None,
+        typer.Option(metavar="NUMBER", help="Give up a version whose model is gone (repeatable)."),
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an empty or lost MLflow store again from the models and the ledger: same numbers, keys, aliases."""
+    from canal.api import registry_rebuild as rebuild
+    from canal.project import Project
+    from canal.report.audit_tables import rebuilt_table, rebuilt_view
+
+    view = rebuilt_view(rebuild(Project.open(root), by, why, also or (), without or ()))
+    show_result(view if as_json else rebuilt_table(view), as_json)
+    note("next: canal audit, then commit ledger.jsonl")
+
+
 @app.command(epilog="Example: canal report -o report")
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),

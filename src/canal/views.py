@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.project import Project
+from canal.registry.bundle import read_record
 from canal.registry.key import read_key
 from canal.registry.moves import ledger_of
 from canal.registry.standing import standing
@@ -42,7 +43,7 @@ def version_view(project: Project, wanted: str) -> Document:
     version = project.store.version(wanted)
     entries = ledger_of(project.store).entries()
     folder = project.store.artifacts(version)
-    key, record = read_key(folder), read_json(folder / "record.json")
+    key, record = read_key(folder), read_record(folder)
     return {
         **_row(project, version, entries),
         "model": version.model,
@@ -57,6 +58,7 @@ def version_view(project: Project, wanted: str) -> Document:
         "git_commit": record["git_commit"],
         "dirty": record["dirty"],
         "run": record["run"],
+        "imported": version.imported,
         "evaluation": read_json(folder / "metrics" / "evaluation.json"),
         "artifacts": str(folder),
     }

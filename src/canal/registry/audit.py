@@ -1,42 +1,162 @@
-"""Everything that was registered, recomputed: what does not hold is named."""
+"""Everything that was registered, recomputed: what does not hold is named.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The checks lie in `canal.registry.checks`, a module a subject. Nothing here imports torch, nor MLflow where
+the registry is a local database.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from canal.config import Config
+from canal.errors import CanalError
 from canal.layout import Layout
+from canal.registry.checks.cells import check_cells
+from canal.registry.checks.chain import check_chain
+from canal.registry.checks.exclusion import check_exclusions
+from canal.registry.checks.family import Family
+from canal.registry.checks.files import check_files
+from canal.registry.checks.finding import Finding, Found, version_name
+from canal.registry.checks.member import Member
+from canal.registry.checks.origin import check_origin_record
+from canal.registry.checks.register import (
+    LEDGER,
+    Snapshot,
+    check_aliases,
+    check_ledger,
+    check_registered,
+    take_snapshot,
+)
+from canal.registry.checks.values import CellFiles, check_values
+from canal.registry.checks.verdict import check_verdict
+from canal.registry.checks.workspace import check_origin, check_workspace
+from canal.registry.moves import ledger_of, recover
 from canal.registry.store import Store, Version
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that does not hold.
-
-    Attributes
-    ----------
-    subject : str
-        What it is about, such as ``version 3`` or ``ledger``.
-    check : str
-        Name of the check.
-    what : str
-        What was expected and what was found; names the file where there is one.
-    """
-
-    subject: str
-    check: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.what}"
+__all__ = ["Finding", "Report", "audit"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit looked at and what it found."""
+    """What an audit looked at and what it found.
+
+    Attributes
+    ----------
+    findings : tuple of Finding
+        What does not hold.
+    notes : tuple of Finding
+        What holds, or cannot be told, but should be known.
+    versions : tuple of str
+        The versions that were audited.
+    counts : Mapping
+        How many files, cells, ledger entries ... were looked at.
+    seconds : float
+        How long it took.
+    """
 
     findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...] = ()
+    versions: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "passed": not self.findings,
+            "versions": list(self.versions),
+            "findings": [finding.to_json() for finding in self.findings],
+            "notes": [note.to_json() for note in self.notes],
+            "counts": dict(self.counts),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Version] | None = None) -> Report:
-    """Audit versions (default: all) and the ledger."""
-    raise NotImplementedError
+    """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
+
+    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
+    hold the registry's lock.
+    """
+    began, found = time.monotonic(), Found()
+    snapshot = _snapshot(store, found)
+    check_ledger(ledger_of(store), snapshot, store, found)
+    check_registered(snapshot, store, found)
+    check_aliases(snapshot, store, found)
+    family = Family(store, snapshot.ready, snapshot.records, found)
+    wanted = snapshot.ready if versions is None else list(versions)
+    chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
+    _check_ancestors(chains, found)
+    files = CellFiles(layout)
+    for chain in chains:
+        check_cells(chain, found)
+        check_values(chain, files, found)
+
+    def everybody() -> Iterator[Member]:
+        others = Family(store, snapshot.ready, snapshot.records, Found())
+        return (member for version in snapshot.ready if (member := others.member(version)))
+
+    check_exclusions(chains, everybody, config, found)
+    check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
+    found.counts["versions"] = len(wanted)
+    return Report(
+        findings=tuple(found.findings),
+        notes=tuple(found.notes),
+        versions=tuple(version_name(store, version.model, version.number) for version in wanted),
+        counts=dict(found.counts),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _audit_version(family: Family, version: Version, layout: Layout, found: Found) -> list[Member]:
+    """Check a version by itself; return what it was learned on and it, or nothing if it cannot be read."""
+    member = family.member(version)
+    if member is None:
+        return []
+    check_files(member, found)
+    record = family.record(member)
+    if record is not None:
+        check_origin_record(member, record, found)
+    check_verdict(member, found)
+    check_origin(member, layout, found)
+    return family.chain(member)
+
+
+def _check_ancestors(chains: Sequence[Sequence[Member]], found: Found) -> None:
+    """Check links, and files of ancestors that are not audited themselves, once each."""
+    audited = {id(chain[-1]) for chain in chains}
+    for chain in chains:
+        for member in chain:
+            if id(member) not in audited:
+                audited.add(id(member))
+                check_files(member, found)
+        check_chain(chain, found)
+
+
+def _stages(chains: Sequence[Sequence[Member]], config: Config, everything: bool) -> list[str]:
+    """Return the stages of params.yaml whose files are compared with what DVC has."""
+    learned = {member.stage for chain in chains for member in chain}
+    return [stage for stage in config.stages if everything or stage in learned]
+
+
+def _snapshot(store: Store, found: Found) -> Snapshot:
+    """Finish what a kill left, then read ledger and store while nobody moves anything."""
+    ledger = ledger_of(store)
+    with _still(store):
+        if store.layout.pending.is_file():
+            try:
+                recover(store, ledger)
+            except CanalError as error:
+                found.wrong(LEDGER, "ledger", str(error))
+        return take_snapshot(store, ledger)
+
+
+@contextmanager
+def _still(store: Store) -> Iterator[None]:
+    """Hold the registry's lock; a folder that may only be read has nobody who writes."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(store.lock("registry"))
+        yield

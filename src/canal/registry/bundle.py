@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from canal.digests import tree_digests
+from canal.errors import RegistryError
 from canal.files import read_json, write_json
 from canal.registry.key import KEY_FILE, key_digest, read_key
 
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
+
+Record = dict[str, Any]
 
 _SHIPPED = ("__init__.py", "errors.py", "files.py", "data/__init__.py", "data/tokens.py", "model")
 """What of canal a version needs to answer: no training code."""
@@ -47,6 +50,27 @@ def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
     files = {path: digest for path, digest in tree_digests(folder).items() if path not in covered}
     record = {"format": RECORD_FORMAT, "key": key_digest(folder), **facts, "files": files}
     write_json(folder / RECORD_FILE, record)
+
+
+def read_record(folder: Path) -> Record:
+    """Return the record of a version's folder.
+
+    Raises
+    ------
+    RegistryError
+        If there is none, it is no JSON, or it is of a format this canal does not know.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise RegistryError(f"{path} not found: the folder holds no whole version; run `canal audit`")
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        raise RegistryError(f"{path} is no JSON ({error}): run `canal audit`") from error
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise RegistryError(f"{path}: this canal reads record format {RECORD_FORMAT}, found {found!r}")
+    return record
 
 
 def _save_pyfunc(model: Path, target: Path) -> None:

@@ -26,9 +26,12 @@ def current_commit(root: Path) -> Commit:
     return Commit(sha, dirty=bool(_git(root, "status", "--porcelain", "--", *CODE)))
 
 
-def code_digest(root: Path) -> str:
-    """Return one digest of canal's own source and the project's pipelines, independent of where they lie."""
-    package = Path(__file__).resolve().parents[1]
+def code_digest(root: Path, package: Path | None = None) -> str:
+    """Return one digest of canal's own source and the project's pipelines, independent of where they lie.
+
+    ``package`` is the folder of canal's source: by default that of the running one.
+    """
+    package = package or Path(__file__).resolve().parents[1]
     files = {f"canal/{path.relative_to(package).as_posix()}": path for path in package.rglob("*.py")}
     files |= {f"pipelines/{path.name}": path for path in (root / "pipelines").glob("*.py")}
     return json_digest({name: file_digest(path) for name, path in sorted(files.items())})

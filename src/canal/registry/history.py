@@ -6,8 +6,8 @@ from pathlib import Path
 from canal.config import BACKBONE, Config
 from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
-from canal.files import new_folder, read_json
-from canal.registry.bundle import RECORD_FILE
+from canal.files import new_folder
+from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.request import differences, stage_request
 from canal.registry.store import Store, Version
@@ -16,8 +16,8 @@ from canal.registry.store import Store, Version
 def learned(store: Store, config: Config, stage: str) -> Version | None:
     """Return the ready version that is exactly what params.yaml asks ``stage`` to be, or None.
 
-    None means that this branch of the stage was never learned, so it may be. The parent is found by the
-    request's chain, never by an alias.
+    None means that this branch of the stage was never learned here, so it may be; what was imported from
+    another project does not count. The parent is found by the request's chain, never by an alias.
 
     Raises
     ------
@@ -29,7 +29,9 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
     versions = [
         version
         for version in store.versions(_model_name(store, stage))
-        if version.ready and (version.stage, version.branch) == (stage, request["branch"])
+        if version.ready
+        and not version.imported
+        and (version.stage, version.branch) == (stage, request["branch"])
     ]
     for version in reversed(versions):
         if version.request == digest:
@@ -136,7 +138,7 @@ def recorded(store: Store, version: Version, name: str) -> Path:
 def _record_files(folder: Path, version: Version) -> dict[str, str]:
     if not (folder / RECORD_FILE).is_file() or file_digest(folder / RECORD_FILE) != version.record:
         raise RegistryError(f"version {version.number}: record.json is not the one that was registered")
-    files: dict[str, str] = read_json(folder / RECORD_FILE)["files"]
+    files: dict[str, str] = read_record(folder)["files"]
     return files
 
 

@@ -64,7 +64,12 @@ def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | Non
         return version, False
     whole_key(backbone)
     with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
-        folder = Path(scratch) / IMPORTED
-        shutil.copytree(backbone / _MODEL, folder)
-        shutil.copyfile(path, folder / KEY_FILE)
-        return register_import(store, folder)
+        return register_import(store, import_of(backbone, Path(scratch)))
+
+
+def import_of(backbone: Path, scratch: Path) -> Path:
+    """Return a folder below ``scratch`` with the import that ``models/backbone`` was adopted from."""
+    folder = scratch / IMPORTED
+    shutil.copytree(backbone / _MODEL, folder)
+    shutil.copyfile(backbone / IMPORT_KEY, folder / KEY_FILE)
+    return folder

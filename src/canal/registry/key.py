@@ -43,12 +43,15 @@ def read_key(folder: Path) -> Key:
     Raises
     ------
     RegistryError
-        If there is none, or it is of a format this canal does not know.
+        If there is none, it is no JSON, or it is of a format this canal does not know.
     """
     path = folder / KEY_FILE
     if not path.is_file():
         raise RegistryError(f"{path} not found: the folder holds no finished model; run the pipeline again")
-    key = read_json(path)
+    try:
+        key = read_json(path)
+    except ValueError as error:
+        raise RegistryError(f"{path} is no JSON ({error}): restore it from DVC or the registry") from error
     if not isinstance(key, dict) or key.get("format") != FORMAT:
         found = key.get("format") if isinstance(key, dict) else type(key).__name__
         raise RegistryError(f"{path}: this canal reads key format {FORMAT}, found {found!r}")

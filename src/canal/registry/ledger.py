@@ -257,6 +257,18 @@ def retired_said(entries: list[Entry], model: str) -> set[int]:
     return {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
 
 
+def read_entry(line: bytes) -> Entry | str:
+    """Return the entry in one line that stands alone, or what is wrong with it: its place is not checked."""
+    found = _parse(line)
+    if isinstance(found, str):
+        return found
+    try:
+        holds = found["hash"] == entry_hash(found)
+    except ValueError:
+        holds = False
+    return Entry(found) if holds else "its content does not have the hash that it names"
+
+
 def _parse(line: bytes) -> Document | str:
     """Return the document of a line, or what is wrong with it."""
     try:

@@ -83,6 +83,21 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     return entry
 
 
+def adopt(store: Store, ledger: Ledger) -> Entry | None:
+    """Take an interrupted move as made, where the store that it was made in is lost; see `recover`.
+
+    What it says of aliases is done by whoever makes the store again.
+    """
+    ledger.mend()
+    if not store.layout.pending.is_file():
+        return None
+    entry, head = _intent(store.layout.pending), ledger.head()
+    if head is None or head.hash != entry.hash:
+        ledger.append(entry)
+    store.layout.pending.unlink()
+    return entry
+
+
 def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
     from canal.registry.mirror import mirror
 

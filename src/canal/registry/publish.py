@@ -7,15 +7,16 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from canal.digests import file_digest
-from canal.registry.bundle import RECORD_FILE, assemble, write_record
+from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_record
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
+from canal.registry.machine import cpu_capability
 from canal.registry.store import READY, TAG, Store, Version
 
 
@@ -37,6 +38,10 @@ class Publication:
         Name in the version -> file or folder; see `canal.registry.bundle.assemble`.
     pyfunc : bool
         Whether the model answers.
+    facts : Mapping
+        What record.json says instead of, or beside, what is found here and now.
+    tags : Mapping
+        Tags of the version beside those that every version has.
     """
 
     model: str
@@ -45,6 +50,8 @@ class Publication:
     parent: Version | None
     extras: Mapping[str, Path]
     pyfunc: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def whole_key(folder: Path) -> str:
@@ -65,36 +72,47 @@ def published(store: Store, model: str, key: str) -> Version | None:
 
 def publish(store: Store, what: Publication) -> Version:
     """Store the bundle, make the version and return it; the caller holds the registry's lock."""
-    key, parent = read_key(what.folder), what.parent
     with tempfile.TemporaryDirectory(prefix="canal-version-") as scratch:
         bundle = Path(scratch) / "version"
         assemble(what.folder, what.extras, bundle, what.pyfunc)
-        write_record(bundle, _facts(store, what))
-        source = _upload(store, key["stage"], bundle, what.run_id)
-        record = file_digest(bundle / RECORD_FILE)
+        write_record(bundle, {**_facts(store, what), **what.facts})
+        return enlist(store, bundle, what)
+
+
+def enlist(store: Store, bundle: Path, what: Publication) -> Version:
+    """Store a folder that is whole, manifests and all, make it a version and return that."""
+    key, record, parent = read_key(bundle), read_record(bundle), what.parent
+    source = _upload(store, key["stage"], bundle, what.run_id)
     tags = {
         f"{TAG}stage": key["stage"],
         f"{TAG}branch": str(key["branch"]),
-        f"{TAG}key": key_digest(what.folder),
+        f"{TAG}key": key_digest(bundle),
         f"{TAG}request": key["request_digest"],
-        f"{TAG}record": record,
+        f"{TAG}record": file_digest(bundle / RECORD_FILE),
         f"{TAG}parent": str(parent.number) if parent else "",
         f"{TAG}parent_key": key["parent"] or "",
+        f"{TAG}git_commit": record["git_commit"] or "",
+        f"{TAG}dirty": str(record["dirty"]).lower(),
     }
-    number = _create_version(store, what.model, source, what.run_id, tags)
+    number = _create_version(store, what.model, source, what.run_id, {**tags, **what.tags})
     store.client.set_tag(what.run_id, f"{TAG}version", str(number))
     store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     return next(version for version in store.versions(what.model) if version.number == number)
 
 
-def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
-    """Make the version; ``status=ready`` comes last, in a call of its own."""
+def ensure_model(store: Store, model: str) -> None:
+    """Make the registered model if there is none of that name."""
     from mlflow.exceptions import MlflowException
 
     try:
         store.client.get_registered_model(model)
     except MlflowException:
         store.client.create_registered_model(model, description="Made by `canal registry sync`.")
+
+
+def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
+    """Make the version; ``status=ready`` comes last, in a call of its own."""
+    ensure_model(store, model)
     made = store.client.create_model_version(model, source=source, run_id=run_id, tags=tags)
     store.client.set_model_version_tag(model, made.version, "status", READY)
     return int(made.version)
@@ -117,6 +135,7 @@ def _facts(store: Store, what: Publication) -> dict[str, Any]:
         "parent": None if parent is None else {"model": parent.model, "version": parent.number},
         "host": platform.node(),
         "platform": platform.platform(),
+        "cpu": cpu_capability(),
         "user": os.environ.get("USER", ""),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": commit.sha,

@@ -1,14 +1,17 @@
 """A version's first entry in the ledger: its number, key and record, and the ``candidate`` alias it takes."""
 
 import getpass
+from typing import Any
 
 from canal.registry.ledger import Draft, Ledger, records_said
 from canal.registry.moves import CANDIDATE, record
 from canal.registry.store import Store, Version
 
 
-def enter(store: Store, ledger: Ledger, version: Version) -> None:
+def enter(store: Store, ledger: Ledger, version: Version, by: str = "canal registry sync") -> None:
     """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
+
+    ``by`` is the command that made the version.
 
     A kill between the version and its entry leaves a ready version without one: the next sync writes it.
     """
@@ -23,11 +26,24 @@ def enter(store: Store, ledger: Ledger, version: Version) -> None:
             version=version.number,
             key=version.key,
             record=version.record,
-            who=f"canal registry sync ({user()})",
+            who=f"{by} ({user()})",
             aliases={CANDIDATE: version.number} if _newest(store, version) else {},
-            details={"stage": version.stage, "branch": version.branch, "parent": version.parent},
+            details=_details(version),
         ),
     )
+
+
+def _details(version: Version) -> dict[str, Any]:
+    """Return what a rebuilt registry would not know of the version otherwise."""
+    details = {
+        "stage": version.stage,
+        "branch": version.branch,
+        "parent": version.parent,
+        "run": version.run_id,
+        "git_commit": version.commit or None,
+        "dirty": version.dirty,
+    }
+    return details | ({"imported": version.imported} if version.imported else {})
 
 
 def user() -> str:

@@ -27,7 +27,11 @@ _PATIENCE_S = 300
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version, whole or not."""
+    """One registered version, whole or not.
+
+    ``commit`` and ``dirty`` say which code it was registered with; ``imported`` where it was learned, if not
+    in this project.
+    """
 
     model: str
     number: int
@@ -43,6 +47,9 @@ class Version:
     source: str
     created: int
     retired: bool = False
+    commit: str = ""
+    dirty: bool = True
+    imported: str = ""
 
     @property
     def ready(self) -> bool:
@@ -261,13 +268,20 @@ class Store:
             ) from error
 
     def artifacts(self, version: Version) -> Path:
-        """Return the folder of a version's artifacts, downloaded where the store is not on this disk."""
+        """Return the folder of a version's artifacts, downloaded where the store is not on this disk.
+
+        Raises
+        ------
+        RegistryError
+            If they are not where the store says.
+        """
         if folder := self._local_artifacts(version):
             return folder
         import mlflow
 
-        _ = self.client
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
+        with self.speaking():
+            _ = self.client
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
 
     def _local_artifacts(self, version: Version) -> Path | None:
         """Return the folder of a version's artifacts where it lies on this disk."""
@@ -322,6 +336,9 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         source=row.source,
         created=row.created,
         retired=tags.get(f"{TAG}retired") == "true",
+        commit=tags.get(f"{TAG}git_commit", ""),
+        dirty=tags.get(f"{TAG}dirty", "true") == "true",
+        imported=tags.get(f"{TAG}imported_from", ""),
     )
 
 

@@ -68,28 +68,42 @@ def _publication(store: Store, layout: Layout, config: Config, stage: str, draw:
     return Publication(
         model=_model_name(store, stage),
         folder=folder,
-        parent=_parent_version(store, read_key(folder), stage),
+        parent=parent_version(store, read_key(folder), stage),
         run_id=stage_run(store, config, stage),
-        extras=_extras(layout, stage, draw(stage)),
+        extras=extras(layout, stage, draw(stage)),
         pyfunc=stage != BACKBONE,
     )
 
 
-def _parent_version(store: Store, key: Key, stage: str) -> Version | None:
-    """Find the parent by its key, never by an alias."""
+def parent_version(store: Store, key: Key, stage: str) -> Version | None:
+    """Find the parent by its key, never by an alias; None where a lineage begins.
+
+    Raises
+    ------
+    RegistryError
+        If it is not registered.
+    """
     if key["parent"] is None:
         return None
-    for model in (store.names.model, store.names.backbone):
-        for version in store.versions(model):
-            if version.ready and version.key == key["parent"]:
-                return version
+    if found := ready_version(store, key["parent"]):
+        return found
     raise RegistryError(
         f"stage {stage!r} was learned from a model with key {key['parent'][:12]}... that is not registered; "
         "run `make run`, or bring the registry that holds it"
     )
 
 
-def _extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
+def ready_version(store: Store, key: str) -> Version | None:
+    """Return the ready version of either model that has this key, or None."""
+    for model in (store.names.model, store.names.backbone):
+        for version in store.versions(model):
+            if version.ready and version.key == key:
+                return version
+    return None
+
+
+def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
+    """Return what a version holds beside its model; see `canal.registry.bundle.assemble`."""
     return {
         "metrics": layout.metrics(stage),
         "validation/data_docs": layout.data_docs(stage),

@@ -78,7 +78,7 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     ----------
     view
         What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
-        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
+        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``imported``, ``artifacts``, ``served``,
         ``retirement`` and ``evaluation``.
     """
     from rich.console import Group
@@ -154,6 +154,8 @@ def _commands(version: int | str, tracking_uri: str, report: bool) -> list[tuple
 def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what `version_panel` says of a version, line by line."""
     parent = "the backbone" if view["parent"] is None else f"version {view['parent']}"
+    if view.get("imported"):
+        parent = f"elsewhere: it was imported ({view['imported']})"
     dirty = ", with uncommitted changes" if view["dirty"] else ""
     return [
         ("stage", f"{view['stage']}, branch {view['branch']}"),

@@ -1,0 +1,1 @@
+"""What an audit checks, a module a subject; `canal.registry.audit` runs them all."""

@@ -1,0 +1,120 @@
+"""A chain of keys from one version back to where it began: labels, panel and teacher of each link."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from canal.registry.checks.finding import Found, examples
+from canal.registry.checks.member import GENES, LABELS, PANEL, SPLIT, TEACHER, WEIGHTS, Member
+from canal.registry.imported import IMPORT_KEY, IMPORTED
+
+
+def check_chain(chain: Sequence[Member], found: Found) -> None:
+    """Check each member of a chain, oldest first, against its parent."""
+    for parent, child in pairwise(chain):
+        if parent.stage == IMPORTED:
+            _check_adopted(parent, child, found)
+            continue
+        _check_panel(parent, child, found)
+        if not parent.taught:
+            _check_beginning(parent, child, found)
+            continue
+        _check_labels(parent, child, found)
+        _check_teacher(parent, child, found)
+    _check_end(chain[0], found)
+
+
+def _check_end(first: Member, found: Found) -> None:
+    if first.parent is None and first.taught:
+        found.wrong(first.name, "chain", "key.json names no parent, but a learned stage has one")
+
+
+def _check_adopted(imported: Member, backbone: Member, found: Found) -> None:
+    """Check that a backbone holds the bytes of the import that it names as its parent."""
+    if backbone.taught:
+        found.wrong(
+            backbone.name, "chain", f"a stage begins on a backbone, but its parent is {imported.name}"
+        )
+        return
+    expected = {f"model/{name}": digest for name, digest in imported.files.items()}
+    expected[IMPORT_KEY] = imported.digest
+    for name, digest in sorted(expected.items()):
+        if backbone.files.get(name) != digest:
+            found.wrong(backbone.name, "chain", f"{name} is not what {imported.name} holds")
+
+
+def _check_panel(parent: Member, child: Member, found: Found) -> None:
+    if parent.key["panel"] != child.key["panel"]:
+        what = f"key.json names another panel than that of {parent.name}: a lineage keeps one"
+        found.wrong(child.name, "panel", what)
+    elif None not in (parent.genes, child.genes) and parent.genes != child.genes:
+        place = GENES if parent.taught else PANEL
+        found.wrong(child.name, "panel", f"{GENES} differs from {place} of {parent.name}")
+
+
+def _check_beginning(backbone: Member, first: Member, found: Found) -> None:
+    """Check a first stage against its backbone."""
+    if first.key["teacher"] is not None:
+        found.wrong(first.name, "teacher", "a first stage has no teacher, but key.json names one")
+    if backbone.key["split"] != first.key["split"] and backbone.parent is None:
+        found.note(
+            first.name,
+            "cells",
+            f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot "
+            "be told from what it stores",
+        )
+
+
+def _check_labels(parent: Member, child: Member, found: Found) -> None:
+    if parent.labels is None or child.labels is None:
+        return
+    if child.labels[: len(parent.labels)] != parent.labels:
+        lost = [label for label in parent.labels if label not in child.labels]
+        detail = f"it lacks {examples(lost)}" if lost else "their order differs"
+        what = f"{LABELS} does not begin with the {len(parent.labels)} labels of {parent.name}: {detail}"
+        found.wrong(child.name, "labels", what)
+
+
+def _check_teacher(parent: Member, child: Member, found: Found) -> None:
+    """Check that a teacher is the parent's model: configuration, labels and every tensor."""
+    for name in ("config.json", "labels.json", "genes.json"):
+        ours, theirs = f"teacher/{name}", f"model/{name}"
+        if child.files.get(ours) != parent.files.get(theirs):
+            found.wrong(child.name, "teacher", f"{ours} is not {theirs} of {parent.name}")
+    if child.key["teacher"] is None:
+        found.wrong(child.name, "teacher", f"key.json names no teacher, though the parent is {parent.name}")
+    elif child.files.get(TEACHER) != parent.files.get(WEIGHTS):
+        found.wrong(child.name, "teacher", _other_tensors(parent, child))
+
+
+def _other_tensors(parent: Member, child: Member) -> str:
+    """Return in which tensors a teacher differs from the parent's model, where both files are whole."""
+    what = f"{TEACHER} is not {WEIGHTS} of {parent.name}"
+    if not (parent.intact(WEIGHTS) and child.intact(TEACHER)):
+        return what
+    differing = differing_tensors(parent.folder / WEIGHTS, child.folder / TEACHER)
+    if not differing:
+        return f"{what}: the tensors are the same, the bytes of the file are not"
+    return f"{what}: {len(differing)} tensors differ, {examples(differing)}"
+
+
+def differing_tensors(one: Path, other: Path) -> list[str]:
+    """Return the names of the tensors that are not the same bits in two safetensors files, sorted.
+
+    Tensors are read one at a time, each with its type and shape.
+    """
+    from safetensors import safe_open
+
+    with safe_open(one, framework="numpy") as first, safe_open(other, framework="numpy") as second:
+        names, theirs = set(first.keys()), set(second.keys())
+        shared = (
+            name for name in names & theirs if not _same(first.get_tensor(name), second.get_tensor(name))
+        )
+        return sorted({*(names ^ theirs), *shared})
+
+
+def _same(one: object, other: object) -> bool:
+    import numpy as np
+
+    left, right = np.asarray(one), np.asarray(other)
+    return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())

@@ -1,0 +1,176 @@
+"""The ledger against itself, git, the aliases and tags of the registry, and the versions that are there."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from canal.errors import CanalError
+from canal.registry.checks.finding import Found, version_name
+from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
+from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.store import Store, Version
+
+LEDGER = "ledger"
+LOST = "lost"
+"""In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What ledger and store said at one moment.
+
+    Attributes
+    ----------
+    entries : list of Entry
+        The lines of the ledger that can be read and understood.
+    wrong : list of str
+        What is wrong with lines.
+    content : bytes
+        The ledger's file.
+    versions : list of Version
+        Of both registered models, ready or not.
+    """
+
+    entries: list[Entry]
+    wrong: list[str]
+    content: bytes
+    versions: list[Version]
+
+    @property
+    def ready(self) -> list[Version]:
+        """The versions that are whole."""
+        return [version for version in self.versions if version.ready]
+
+    @property
+    def records(self) -> dict[tuple[str, int], Entry]:
+        """The ledger's last word on the manifests of each version, by model and number."""
+        return records_said(self.entries)
+
+
+def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
+    """Return what ledger and store say; the caller holds the registry's lock."""
+    entries, wrong = ledger.read()
+    entries = [entry for entry in entries if _usable(entry)]
+    content = ledger.path.read_bytes() if ledger.path.is_file() else b""
+    versions = [
+        version for name in (store.names.backbone, store.names.model) for version in store.versions(name)
+    ]
+    return Snapshot(entries, wrong, content, versions)
+
+
+def _usable(entry: Entry) -> bool:
+    """Whether an entry can be asked what it says; one that was edited by hand may hold anything."""
+    kinds: dict[str, type] = {
+        "seq": int,
+        "kind": str,
+        "model": str,
+        "version": int,
+        "key": str,
+        "record": str,
+        "aliases": dict,
+        "details": dict,
+    }
+    return all(isinstance(entry.document[name], kind) for name, kind in kinds.items())
+
+
+def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found) -> None:
+    """Check the chain of entries, and that what git and a server have of them is still there."""
+    name = ledger.path.name
+    found.counts["ledger entries"] = len(snapshot.entries)
+    for what in snapshot.wrong:
+        found.wrong(LEDGER, "ledger", f"{name}, {what}")
+    if not snapshot.content.endswith(b"\n") and snapshot.content:
+        found.note(LEDGER, "ledger", f"{name}: the last line is half written; it counts as not there")
+    committed = _committed(ledger.path)
+    if committed is None:
+        found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
+    elif not snapshot.content.startswith(committed):
+        line = _first_difference(committed, snapshot.content)
+        found.wrong(
+            LEDGER, "ledger", f"{name}, line {line}: the committed ledger (git show HEAD:{name}) differs"
+        )
+    elif committed != snapshot.content:
+        number = snapshot.content[len(committed) :].count(b"\n")
+        found.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
+    if store.remote:
+        _check_mirror(store, snapshot, name, found)
+
+
+def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
+    """Check that ledger and store know the same versions."""
+    records = snapshot.records
+    ready = {(version.model, version.number) for version in snapshot.ready}
+    for version in snapshot.ready:
+        if (version.model, version.number) not in records:
+            name = version_name(store, version.model, version.number)
+            what = "it is registered, but not in the ledger; `canal registry sync` writes a missing entry"
+            found.wrong(name, "ledger", what)
+    for (model, number), entry in sorted(records.items()):
+        if (model, number) in ready:
+            continue
+        name = version_name(store, model, number)
+        if entry.document["details"].get(LOST):
+            found.note(name, "ledger", f"it could not be rebuilt (entry {entry.seq}) and is gone")
+            continue
+        what = f"the ledger has it (entry {entry.seq}, {entry.kind}), the registry has not"
+        found.wrong(name, "ledger", what)
+
+
+def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
+    """Check aliases and retirements against the ledger's last word on each."""
+    model = store.names.model
+    said = aliases_said(snapshot.entries, model)
+    there = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
+    for alias in (CHAMPION, PREVIOUS, CANDIDATE):
+        if said.get(alias) != there.get(alias):
+            what = (
+                f"{alias} points to {_number(there.get(alias))} in MLflow, to {_number(said.get(alias))} by "
+                "the ledger: it was moved behind the ledger's back"
+            )
+            found.wrong("aliases", "aliases", what)
+    retired = retired_said(snapshot.entries, model)
+    for version in snapshot.ready:
+        if version.model == model and version.retired != (version.number in retired):
+            what = (
+                "MLflow says it is retired, the ledger does not"
+                if version.retired
+                else ("the ledger says it is retired, its tag in MLflow does not")
+            )
+            found.wrong(version_name(store, model, version.number), "aliases", what)
+
+
+def _number(number: int | None) -> str:
+    return "nothing" if number is None else f"version {number}"
+
+
+def _committed(path: Path) -> bytes | None:
+    """Return the ledger as git's last commit has it; None without git, or where it was never committed."""
+    command = ["git", "show", f"HEAD:./{path.name}"]
+    try:
+        done = subprocess.run(command, cwd=path.parent, capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _first_difference(committed: bytes, content: bytes) -> int:
+    ours, theirs = content.split(b"\n"), committed.split(b"\n")
+    pairs = enumerate(zip(ours, theirs, strict=False), start=1)
+    return next((number for number, (one, other) in pairs if one != other), len(ours))
+
+
+def _check_mirror(store: Store, snapshot: Snapshot, name: str, found: Found) -> None:
+    from canal.registry.mirror import mirrored
+
+    try:
+        there = mirrored(store)
+    except CanalError as error:
+        found.wrong(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {error}")
+        return
+    for mine, other in zip(snapshot.entries, there, strict=False):
+        if mine.hash != other.hash:
+            found.wrong(LEDGER, "ledger", f"{name} and {store.shown} differ from entry {mine.seq} on")
+            return
+    if len(there) != len(snapshot.entries):
+        what = f"{name} has {len(snapshot.entries)} entries, {store.shown} has {len(there)}"
+        found.wrong(LEDGER, "ledger", f"{what}: canal ledger --catch-up")

@@ -1,0 +1,188 @@
+"""The files in the project folder against dvc.lock and data.dvc, by the MD5 that DVC gives them."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from canal.config import Config
+from canal.digests import file_digest
+from canal.layout import Layout
+from canal.registry.checks.finding import Found, examples
+from canal.registry.checks.member import Member
+
+LOCK = "dvc.lock"
+_DATA = "data.dvc"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Out:
+    """A file or folder that DVC knows, with the MD5 it had."""
+
+    path: str
+    md5: str
+    said_by: str
+
+
+def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
+    """Check what the pipeline made for ``stages``: data, cells, splits, verdicts, models, measures."""
+    lock = _read(layout.root / LOCK)
+    if lock is None:
+        found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
+        return
+    try:
+        outs = list(_outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)))
+    except (KeyError, TypeError, AttributeError):
+        found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
+        return
+    listings = Listings(layout.root / ".dvc" / "cache" / "files" / "md5", outs)
+    sums, missing = Sums(), []
+    for out in outs:
+        path = layout.root / out.path
+        if not path.exists():
+            missing.append(out.path)
+        elif (differing := _differs(path, out, listings, sums)) is not None:
+            what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
+            found.wrong("workspace", "dvc", what)
+    if missing:
+        what = f"not in this folder, not compared with {LOCK}: {examples(missing, 8)}; dvc checkout, dvc pull"
+        found.note("workspace", "dvc", what)
+    found.counts["files of DVC"] += sums.number
+
+
+def check_origin(member: Member, layout: Layout, found: Found) -> None:
+    """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
+    if not member.taught or not _present(member, layout):
+        return
+    data = member.key["data"]
+    raw = layout.source(str(data["source"])) / "cells.h5ad"
+    if raw.is_file() and file_digest(raw) != data["source_sha256"]:
+        found.wrong(
+            member.name, "data", f"{raw.relative_to(layout.root)} is not the file it was learned from"
+        )
+
+
+def _present(member: Member, layout: Layout) -> bool:
+    path = layout.model(member.stage) / "key.json"
+    return path.is_file() and file_digest(path) == member.digest
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    """Return a YAML mapping; None where there is none that can be read."""
+    try:
+        return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except UnicodeDecodeError:
+        return None
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str) -> Mapping[str, Any] | None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        document = YAML(typ="safe").load(text)
+    except YAMLError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _wanted(config: Config, stages: Collection[str]) -> set[str]:
+    """Return the names of the pipeline's steps, as dvc.lock has them."""
+    sources = {config.stages[stage].source for stage in stages}
+    plain = {"ingest", "split", "panel", "pretrain"}
+    steps = {f"{step}@{stage}" for step in ("validate", "finetune", "evaluate") for stage in stages}
+    return plain | steps | {f"prepare@{source}" for source in sources}
+
+
+def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:
+    """Yield every out of the wanted steps, the data that they read, and data/ as a whole."""
+    seen = set()
+    for name, step in (lock.get("stages") or {}).items():
+        if name not in wanted:
+            continue
+        read = [one for one in step.get("deps", ()) if str(one["path"]).startswith("data/")]
+        for one in (*step.get("outs", ()), *read):
+            if "md5" in one and (one["path"], one["md5"]) not in seen:
+                seen.add((one["path"], one["md5"]))
+                yield Out(str(one["path"]), str(one["md5"]), f"{LOCK} ({name})")
+    for one in data.get("outs", ()):
+        if "md5" in one:
+            yield Out(str(one["path"]), str(one["md5"]), _DATA)
+
+
+def _differs(path: Path, out: Out, listings: "Listings", sums: "Sums") -> str | None:
+    """Return the files that are not what DVC has, or the folder where nothing tells which they are."""
+    if path.is_file():
+        return None if sums.of(path) == out.md5 else out.path
+    here = {one.relative_to(path).as_posix(): sums.of(one) for one in path.rglob("*") if one.is_file()}
+    if _listing_md5(here) == out.md5:
+        return None
+    there = listings.of(out)
+    if there is None:
+        return f"{out.path}/"
+    names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    return examples([f"{out.path}/{name}" for name in names])
+
+
+class Listings:
+    """What DVC's cache knows of the files of folders; each listing is proven by the MD5 of the folder."""
+
+    def __init__(self, cache: Path, outs: Sequence[Out]) -> None:
+        self._cache = cache
+        self._outs = outs
+
+    def of(self, out: Out) -> dict[str, str] | None:
+        """Return the MD5 of each file of a folder: from its own listing, or that of a folder above it."""
+        above = [one for one in self._outs if out.path.startswith(f"{one.path}/")]
+        for one in (out, *above):
+            start = out.path[len(one.path) :].strip("/")
+            prefix = f"{start}/" if start else ""
+            files = {
+                name.removeprefix(prefix): md5
+                for name, md5 in self._cached(one.md5).items()
+                if name.startswith(prefix)
+            }
+            if files and _listing_md5(files) == out.md5:
+                return files
+        return None
+
+    def _cached(self, md5: str) -> dict[str, str]:
+        path = self._cache / md5[:2] / md5[2:]
+        try:
+            return {one["relpath"]: one["md5"] for one in json.loads(path.read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+
+
+def _listing_md5(files: Mapping[str, str]) -> str:
+    """Return the MD5 that DVC gives a folder."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    content = json.dumps(listing, sort_keys=True).encode()
+    return f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}.dir"
+
+
+class Sums:
+    """MD5 sums of files, each read once: what data.dvc has as one folder, steps read one by one."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    @property
+    def number(self) -> int:
+        """How many files were read."""
+        return len(self._known)
+
+    def of(self, path: Path) -> str:
+        """Return the MD5 of a file."""
+        if path not in self._known:
+            digest = hashlib.md5(usedforsecurity=False)
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+            self._known[path] = digest.hexdigest()
+        return self._known[path]

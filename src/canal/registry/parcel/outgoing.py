@@ -1,0 +1,106 @@
+"""`canal export`: a version, all its artifacts and the proof of its ancestry in one file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from canal.digests import file_digest
+from canal.errors import AuditError, RegistryError
+from canal.registry.checks.family import Family
+from canal.registry.checks.files import MANIFESTS, check_files
+from canal.registry.checks.finding import Found
+from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.checks.register import Snapshot, take_snapshot
+from canal.registry.moves import ledger_of
+from canal.registry.parcel.manifest import LEDGER, VERSION
+from canal.registry.parcel.proof import prove
+from canal.registry.parcel.reading import unpacked
+from canal.registry.parcel.writing import About, write_parcel
+from canal.registry.store import Store
+
+_CARRIED = (
+    "model/config.json",
+    "model/labels.json",
+    "model/genes.json",
+    "panel.json",
+    "split/cells.csv",
+    "split/cells.json",
+    "validation/verdict.json",
+    "imported.json",
+)
+"""What a chain is checked with: of an ancestor only these travel, not its weights and cells."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A parcel that was written."""
+
+    path: Path
+    files: int
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {"path": str(self.path), "files": self.files, "size": self.size, "sha256": self.sha256}
+
+
+def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False) -> Exported:
+    """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, or the file is there already.
+    AuditError
+        If anything about the version does not hold; names it.
+    """
+    if path.exists() and not overwrite:
+        raise RegistryError(f"{path} is there already; --overwrite replaces it")
+    version, found = store.version(wanted), Found()
+    snapshot = take_snapshot(store, ledger_of(store))
+    family = Family(store, snapshot.ready, snapshot.records, found)
+    member = family.member(version)
+    record = None if member is None else family.record(member)
+    chain = [] if member is None else family.chain(member)
+    for one in chain:
+        check_files(one, found)
+    if found.findings or member is None or record is None:
+        raise AuditError(
+            f"version {version.number} was not exported, it does not hold:\n  "
+            + "\n  ".join(str(one) for one in found.findings)
+        )
+    files: dict[str, Path | bytes] = {
+        f"{VERSION}/{name}": member.folder / name for name in (*member.files, *record["files"], *MANIFESTS)
+    }
+    for one in chain[:-1]:
+        if one.folder.parent != member.folder / ANCESTORS:
+            files |= {f"{ANCESTORS}/{one.digest}/{name}": one.folder / name for name in _carried(one)}
+    files[LEDGER] = _entries_about(snapshot, chain)
+    about = About(version.model, version.number, version.key, version.record)
+    try:
+        write_parcel(path, about, files)
+        with unpacked(path) as (folder, manifest):
+            prove(folder, manifest)
+    except OSError as error:
+        raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
+    return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
+
+
+def _carried(member: Member) -> list[str]:
+    """Return the files of an ancestor that travel: its manifests, and what the chain is checked with."""
+    return [name for name in (*MANIFESTS, *_CARRIED) if (member.folder / name).is_file()]
+
+
+def _entries_about(snapshot: Snapshot, chain: Sequence[Member]) -> bytes:
+    """Return the ledger's entries about a chain's newest version, and the registrations of the others."""
+    keys = {member.digest for member in chain}
+    newest = chain[-1].version
+    lines = [
+        entry.line
+        for entry in snapshot.entries
+        if (newest is not None and (entry.model, entry.version) == (newest.model, newest.number))
+        or (entry.kind in ("register", "rebuild") and entry.document["key"] in keys)
+    ]
+    return "".join(lines).encode()

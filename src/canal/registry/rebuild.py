@@ -1,0 +1,259 @@
+"""`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
+
+The ledger says which number had which key; the models are found by key. Numbers whose model is not there
+are used up by placeholders, so that none is given twice. Aliases and retirements are those of the ledger's
+last word. What a kill leaves, the same command completes.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from canal.errors import RegistryError
+from canal.layout import Layout
+from canal.registry import words
+from canal.registry.checks.register import LOST
+from canal.registry.key import read_key
+from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said
+from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
+from canal.registry.placeholders import hold_number, release_numbers, require_number
+from canal.registry.publish import Publication, ensure_model, publish
+from canal.registry.remains import Remains, find_remains
+from canal.registry.store import READY, TAG, Store, Version
+from canal.registry.sync import extras, ready_version
+from canal.registry.tracking import parent_run
+
+DrawFigures = Callable[[Layout, str], Path]
+"""Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
+
+STATE = f"{TAG}rebuilding"
+_MAKING, _NUMBERED, _DONE = "making", "numbered", "done"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Who rebuilds, why, where models may lie, and which versions are given up.
+
+    Attributes
+    ----------
+    layouts : sequence of Layout
+        Project folders with ``models/`` and ``metrics/``; the first is the project's own.
+    without : collection of int
+        Numbers of annotators that are given up though an alias points to them.
+    """
+
+    by: str
+    why: str
+    layouts: Sequence[Layout]
+    without: Collection[int] = ()
+    sign: Sign | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A version of the ledger that cannot be rebuilt, and why."""
+
+    entry: Entry
+    why: str
+
+    def __str__(self) -> str:
+        details = self.entry.document["details"]
+        return (
+            f"{self.entry.model} {self.entry.version} ({details.get('stage') or 'unknown stage'}): {self.why}"
+        )
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The versions that are there again, and those that are gone."""
+
+    made: tuple[Version, ...]
+    gone: tuple[Gap, ...]
+
+
+def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
+    """Make an empty or lost store again.
+
+    Raises
+    ------
+    RegistryError
+        If the store holds versions, the ledger none, a model folder is damaged, or an alias points to a
+        version whose model is not there and that is not given up.
+    LedgerError
+        If the ledger does not hold.
+    """
+    who, why = words.name(wishes.by, "the person (--by)"), words.reason(wishes.why)
+    _require_lost(store)
+    with store.lock("registry"):
+        if not _everything(store):
+            adopt(store, ledger_of(store))
+    entries = ledger_of(store).entries()
+    if not records_said(entries):
+        raise RegistryError(
+            "the ledger names no version, so there is nothing to rebuild; `canal registry sync` registers "
+            "what models/ holds"
+        )
+    remains = find_remains(wishes.layouts)
+    gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, remains)}
+    _require_aliases(store, entries, gaps, wishes)
+    for model in (store.names.backbone, store.names.model):
+        ensure_model(store, model)
+    if _state(store) != _NUMBERED:
+        store.model_tag(store.names.model, STATE, _MAKING)
+    with moving(store) as ledger:
+        maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
+        for model in (store.names.backbone, store.names.model):
+            if _state(store) != _NUMBERED:
+                maker.make(model, gaps)
+        store.model_tag(store.names.model, STATE, _NUMBERED)
+        for model in (store.names.backbone, store.names.model):
+            release_numbers(store, model)
+        store.model_tag(store.names.model, STATE, _DONE)
+    return Rebuilt(tuple(_everything(store)), tuple(gaps.values()))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What making one version needs beside its number."""
+
+    store: Store
+    ledger: Ledger
+    remains: Remains
+    draw: DrawFigures
+    who: str
+    why: str
+    sign: Sign | None
+
+    def make(self, model: str, gaps: Collection[tuple[str, int]]) -> None:
+        """Give every number of a model its version again, in order, or hold it."""
+        entries = self.ledger.entries()
+        known = {number: entry for (name, number), entry in records_said(entries).items() if name == model}
+        for number in range(1, max(known, default=0) + 1):
+            entry = known.get(number)
+            if entry is None or (model, number) in gaps:
+                hold_number(self.store, model, number)
+                if entry is not None and not entry.document["details"].get(LOST):
+                    self._note(entry, entry.document["record"], {LOST: True}, None)
+                continue
+            version = self._version(entry, retired=number in retired_said(entries, model))
+            if version.record != entry.document["record"]:
+                self._note(entry, version.record, {"run": version.run_id, "parent": version.parent}, number)
+
+    def _version(self, entry: Entry, retired: bool) -> Version:
+        """Return the version of an entry: there since the kill of an earlier try, completed, or made."""
+        there = {version.number: version for version in self.store.versions(entry.model)}
+        version = there.get(entry.version)
+        if version is not None and version.key == entry.document["key"]:
+            if not version.ready:
+                self.store.tag(entry.model, entry.version, "status", READY)
+            return _again(self.store, version)
+        with self.remains.folder(entry.document["key"]) as found:
+            made = publish(
+                self.store, self._publication(entry, found.folder, found.layout, found.stage, retired)
+            )
+        require_number(entry.model, made.number, entry.version)
+        return made
+
+    def _publication(
+        self, entry: Entry, folder: Path, layout: Layout, stage: str | None, retired: bool
+    ) -> Publication:
+        key, details = read_key(folder), entry.document["details"]
+        before = {"run": details.get("run"), "record": entry.document["record"]}
+        code = {name: details[name] for name in ("git_commit", "dirty") if name in details}
+        return Publication(
+            model=entry.model,
+            folder=folder,
+            parent=None if key["parent"] is None else ready_version(self.store, key["parent"]),
+            run_id=parent_run(self.store, key["stage"], key["request_digest"]),
+            extras={} if stage is None else extras(layout, stage, self.draw(layout, stage)),
+            pyfunc=entry.model == self.store.names.model,
+            facts={**code, "rebuilt_from": before},
+            tags={RETIRED: "true"} if retired else {},
+        )
+
+    def _note(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
+        """Write the ledger's entry, which moves the aliases to where they were (None: they are removed)."""
+        said = aliases_said(self.ledger.entries(), entry.model)
+        before = {name: value for name, value in entry.document["details"].items() if name != LOST}
+        record(
+            self.store,
+            self.ledger,
+            Draft(
+                kind="rebuild",
+                model=entry.model,
+                version=entry.version,
+                key=entry.document["key"],
+                record=digest,
+                who=self.who,
+                why=self.why,
+                aliases={alias: number for alias, at in said.items() if at == entry.version},
+                details={**before, **details},
+            ),
+            self.sign,
+        )
+
+
+def _again(store: Store, version: Version) -> Version:
+    return next(one for one in store.versions(version.model) if one.number == version.number)
+
+
+def _everything(store: Store) -> list[Version]:
+    return [
+        version for model in (store.names.backbone, store.names.model) for version in store.versions(model)
+    ]
+
+
+def _require_lost(store: Store) -> None:
+    """Refuse a store that holds versions, unless an earlier rebuilding made them and was interrupted."""
+    versions = _everything(store)
+    if not versions or _state(store) in (_MAKING, _NUMBERED):
+        return
+    raise RegistryError(
+        f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
+        "audit` says what does not hold; one beyond repair is to be set aside first (mlflow.db, mlartifacts/)"
+    )
+
+
+def _state(store: Store) -> str:
+    return store.model_tags(store.names.model).get(STATE, "")
+
+
+def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:
+    """Return the versions of the ledger whose model is in none of the folders."""
+    found = []
+    for entry in records_said(list(entries)).values():
+        why = remains.lacks(entry.document["key"])
+        if why is None:
+            continue
+        if imported := entry.document["details"].get("imported"):
+            why = f"it was imported ({imported}): import the file again, it gets a new number"
+        found.append(Gap(entry, why))
+    return found
+
+
+def _require_aliases(
+    store: Store, entries: Sequence[Entry], gaps: dict[tuple[str, int], Gap], wishes: Wishes
+) -> None:
+    """Refuse where an alias points to a version that cannot be rebuilt and is not given up."""
+    model = store.names.model
+    pointed: dict[int, list[str]] = {}
+    for alias, number in aliases_said(list(entries), model).items():
+        pointed.setdefault(number, []).append(alias)
+    there = sorted(number for number in wishes.without if (model, number) not in gaps)
+    if there:
+        raise RegistryError(
+            f"version {there[0]} can be rebuilt, or never was: leave out --without {there[0]}"
+        )
+    lines = [
+        f"{gaps[model, number]} ({', '.join(aliases)} points to it)"
+        for number, aliases in sorted(pointed.items())
+        if (model, number) in gaps and number not in wishes.without
+    ]
+    if lines:
+        raise RegistryError(
+            f"{len(lines)} versions that aliases point to cannot be rebuilt; nothing was done:\n  "
+            + "\n  ".join(lines)
+            + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder "
+            "of their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or "
+            "give a version up with --without NUMBER: its number stays free, its aliases are removed"
+        )

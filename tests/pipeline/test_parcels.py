@@ -1,0 +1,96 @@
+"""A version carried from one learned project to another, and learned again from its commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+
+import pytest
+
+from canal.api import registry_sync
+from canal.errors import AuditError, RegistryError
+from canal.registry.audit import audit
+from canal.registry.moves import ledger_of
+from canal.registry.parcel.incoming import import_parcel
+from canal.registry.parcel.outgoing import export_parcel
+from tests.pipeline.conftest import Line
+
+pytestmark = pytest.mark.pipeline
+
+
+def other_project(line, target):
+    """Return another team's project of the same parameters, which learned nothing and has no data."""
+    target.mkdir()
+    shutil.copyfile(line.root / "params.yaml", target / "params.yaml")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return Line(target)
+
+
+def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
+    project = line.project()
+    parcel = tmp_path / "second.zip"
+    line.canal("export", "candidate", "-o", str(parcel))
+    made = export_parcel(project.store, "2", tmp_path / "again.zip")
+    assert made.path.read_bytes() == parcel.read_bytes()
+    with pytest.raises(RegistryError, match="is there already; --overwrite"):
+        export_parcel(project.store, "2", parcel)
+    key = project.store.version("2").key
+
+    other = other_project(line, tmp_path / "other")
+    imported = json.loads(other.canal("import", str(parcel), "--json"))
+    assert (imported["version"], imported["stage"], imported["made"]) == (1, "second", True)
+    assert "backbone, first, not registered here" in imported["notes"][0]
+    there = other.project()
+    version = there.store.version("candidate")
+    assert (version.number, version.key) == (1, key)
+    entry = ledger_of(there.store).entries()[-1]
+    assert entry.document["details"]["imported"] == version.imported
+    assert version.imported.startswith("canal-annotator 2, manifest ")
+    report = audit(there.store, there.layout, there.config)
+    assert report.findings == ()
+    assert json.loads(other.canal("import", str(parcel), "--json"))["made"] is False
+    assert len(there.store.versions()) == 1
+    other.canal("annotate", str(line.root / "raw" / "third.h5ad"), "-o", str(tmp_path / "out.h5ad"))
+    shown = json.loads(other.canal("show", "1", "--json"))
+    assert (shown["stage"], shown["git_commit"]) == ("second", project.store.version("2").commit)
+    assert there.learned("second") is None
+
+    onward = export_parcel(there.store, "1", tmp_path / "onward.zip")
+    with zipfile.ZipFile(onward.path) as archive:
+        assert any(name.startswith("version/origins/") for name in archive.namelist())
+    third = other_project(line, tmp_path / "third").project()
+    again = import_parcel(third.store, onward.path)
+    assert (again.version.number, again.version.key) == (1, key)
+    assert audit(third.store, third.layout, third.config).findings == ()
+    folder = third.store.artifacts(again.version)
+    (folder / "origins" / version.record / "ledger.jsonl").write_text("")
+    said = [one.what for one in audit(third.store, third.layout, third.config).findings]
+    assert said[0].startswith(f"origins/{version.record}/ledger.jsonl has sha256")
+
+
+def test_a_damaged_version_is_not_exported_and_one_from_here_not_imported_twice(line, tmp_path):
+    project = line.project()
+    made = export_parcel(project.store, "2", tmp_path / "second.zip")
+    before = project.layout.ledger.read_bytes()
+    imported = import_parcel(project.store, made.path)
+    assert (imported.version.number, imported.made) == (2, False)
+    assert project.layout.ledger.read_bytes() == before
+    path = project.store.artifacts(project.store.version("2")) / "figures" / "recall.png"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(AuditError, match=r"figures/recall\.png has sha256"):
+        export_parcel(project.store, "2", tmp_path / "damaged.zip")
+    assert not (tmp_path / "damaged.zip").exists()
+    assert registry_sync(project).made == ()
+
+
+def test_a_version_is_learned_again_from_its_commit_bit_for_bit(line):
+    said = line.canal("audit", "1", "--reproduce", "--json")
+    document = json.loads(said[said.index("{") :])["reproduction"]
+    assert (document["same_key"], document["differing"], document["reproduced"]) == (True, [], True)
+    assert line.run("git", "worktree", "list").count("\n") == 1
+    with (line.root / "constraints.txt").open("a") as stream:
+        stream.write("# changed\n")
+    with pytest.raises(AssertionError, match=r"another constraints\.txt"):
+        line.canal("audit", "1", "--reproduce")

@@ -1,0 +1,245 @@
+"""A small lineage made by hand: a backbone and two stages as model folders, whole, without any training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from canal.continual.cells import LabelledCells
+from canal.continual.stored_cells import StoredCells, save_cells
+from canal.digests import file_digest, json_digest
+from canal.files import write_json
+from canal.quality.profile import Profile
+from canal.quality.verdict import RuleResult, Verdict
+from canal.registry.bundle import write_record
+from canal.registry.checks.member import Member
+from canal.registry.key import key_digest, read_key, write_key
+
+GENES = ["CD3D", "LYZ", "MS4A1"]
+
+Row = tuple[str, str, str, str, str]
+"""Name, type, batch, content digest and set of a cell."""
+
+Kept = tuple[str, str, str, int]
+"""Stage, name, type and rank of a cell in a bank; the rank does not matter in a probe."""
+
+
+@dataclass
+class Spec:
+    """What a stage is made of; a test changes what it is about."""
+
+    labels: list[str]
+    rows: list[Row]
+    bank: list[Kept]
+    probe: list[Kept]
+    capacity: int = 6
+    genes: list[str] = field(default_factory=lambda: list(GENES))
+    exclude: dict[str, list[str]] = field(default_factory=lambda: {"cells": [], "batches": []})
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    teacher: dict[str, np.ndarray] | None = None
+    passed: bool = True
+    judged: dict[str, str] = field(default_factory=dict)
+
+
+def rows_of(types: list[str], stage: str) -> list[Row]:
+    """Return four training, two validation and two test cells a type, in two batches."""
+    sets = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
+    return [
+        (f"{kind}{i}", kind, f"b{i % 2 + 1}", f"{stage}-{kind}-{i}", chosen)
+        for kind in types
+        for i, chosen in enumerate(sets)
+    ]
+
+
+def make_specs() -> dict[str, Spec]:
+    """Return two stages that hold: the second knows a type of the first and a new one."""
+    ranked = [("first", f"{kind}{i}", kind, i + 1) for kind in ("A", "B") for i in range(3)]
+    watched = [("first", "A4", "A", 0), ("first", "B4", "B", 0)]
+    second = [("second", "B0", "B", 1), ("second", "C0", "C", 1), ("second", "C1", "C", 2)]
+    return {
+        "first": Spec(["A", "B"], rows_of(["A", "B"], "first"), ranked, watched, weights=tensors(1)),
+        "second": Spec(
+            ["A", "B", "C"],
+            rows_of(["B", "C"], "second"),
+            [*ranked[:2], ranked[3], *second],
+            [*watched, ("second", "C4", "C", 0)],
+            weights=tensors(2),
+        ),
+    }
+
+
+def tensors(number: int) -> dict[str, np.ndarray]:
+    """Return two small tensors."""
+    return {"head.weight": np.full((2, 2), number, np.float32), "norm.bias": np.full(2, number, np.float32)}
+
+
+def make_lineage(root: Path, specs: dict[str, Spec]) -> dict[str, Path]:
+    """Write the folders of a backbone and of the stages, each with key.json; return them by stage."""
+    folders = {"backbone": root / "backbone"}
+    (folders["backbone"] / "model").mkdir(parents=True)
+    save_file(tensors(0), folders["backbone"] / "model" / "weights.safetensors")
+    write_json(folders["backbone"] / "panel.json", {"format": 1, "genes": GENES})
+    first = next(iter(specs))
+    panel = file_digest(folders["backbone"] / "panel.json")
+    split = file_digest(_write_split(root / "scratch" / first / "cells.csv", first, specs[first].rows))
+    write_key(folders["backbone"], _facts("backbone", {}, panel, split, "3" * 64, first), None)
+    parent = "backbone"
+    for stage, spec in specs.items():
+        folders[stage] = root / stage
+        _write_stage(folders[stage], stage, spec, specs, folders[parent])
+        facts = _facts(
+            stage,
+            {
+                "bank": {"capacity": spec.capacity},
+                "cells": cells_request(stage, spec.exclude),
+                "parent": {"stage": parent, "request": "6" * 64},
+            },
+            panel,
+            file_digest(folders[stage] / "split" / "cells.csv"),
+            file_digest(folders[stage] / "validation" / "verdict.json"),
+            stage,
+        )
+        write_key(folders[stage], facts, key_digest(folders[parent]))
+        parent = stage
+    return folders
+
+
+def members(folders: dict[str, Path]) -> list[Member]:
+    """Return a lineage as a chain, oldest first."""
+    return [
+        Member(stage, folder, read_key(folder), key_digest(folder), None) for stage, folder in folders.items()
+    ]
+
+
+def add_records(folders: dict[str, Path]) -> dict[str, str]:
+    """Write measures and record.json of every folder, as registering does; return the records' digests."""
+    for stage, folder in folders.items():
+        if stage == "backbone":
+            write_record(folder, record_facts())
+            continue
+        labels = read_labels(folder)
+        write_json(folder / "metrics" / "evaluation.json", evaluation(stage, labels))
+        (folder / "metrics" / "predictions.csv").write_text("cell_id,stage,truth,predicted\n")
+        write_record(folder, record_facts())
+    return {stage: file_digest(folder / "record.json") for stage, folder in folders.items()}
+
+
+def read_labels(folder: Path) -> list[str]:
+    """Return the labels of a stage's folder."""
+    from canal.files import read_json
+
+    labels: list[str] = read_json(folder / "model" / "labels.json")
+    return labels
+
+
+def record_facts() -> dict[str, object]:
+    """Return what record.json says beside digests."""
+    facts = {"run": "r" * 32, "parent": None, "host": "h", "platform": "Linux", "cpu": "x86_64", "user": "u"}
+    return facts | {"time": "2026-01-01T00:00:00+00:00", "git_commit": "c" * 40, "dirty": False}
+
+
+def evaluation(stage: str, labels: list[str]) -> dict[str, object]:
+    """Return an evaluation.json that readers can read."""
+    return {
+        "format": 1,
+        "stage": stage,
+        "stages": [stage],
+        "labels": labels,
+        "matrix": [[0.5]],
+        "row": {stage: 0.5},
+        "per_stage": {stage: {"n": 4}},
+        "not_measured": {},
+        "average_accuracy": 0.5,
+        "calibration": None,
+        "novelty": {},
+    }
+
+
+def cells_request(source: str, exclude: dict[str, list[str]]) -> dict[str, object]:
+    """Return the part of a request that names cells."""
+    return {"source": source, "declaration": {"label": "cell_type", "exclude": exclude}}
+
+
+def _facts(
+    stage: str, request: dict[str, object], panel: str, split: str, verdict: str, source: str
+) -> dict[str, object]:
+    request = {"stage": stage, **request}
+    return {
+        "stage": stage,
+        "branch": 1,
+        "request": request,
+        "request_digest": json_digest(request),
+        "data": {"source": source, "source_sha256": "1" * 64, "prepared_sha256": "2" * 64},
+        "split": split,
+        "panel": panel,
+        "verdict": verdict,
+        "code": "4" * 64,
+        "lock": None,
+        "seed": 0,
+        "threads": 1,
+    }
+
+
+def _write_stage(folder: Path, stage: str, spec: Spec, specs: dict[str, Spec], parent: Path) -> None:
+    (folder / "model").mkdir(parents=True)
+    save_file(spec.weights, folder / "model" / "weights.safetensors")
+    write_json(folder / "model" / "config.json", {"format": 1, "stage": stage})
+    write_json(folder / "model" / "labels.json", spec.labels)
+    write_json(folder / "model" / "genes.json", spec.genes)
+    if parent.name != "backbone":
+        (folder / "teacher").mkdir()
+        for name in ("config.json", "labels.json", "genes.json", "weights.safetensors"):
+            (folder / "teacher" / name).write_bytes((parent / "model" / name).read_bytes())
+        if spec.teacher is not None:
+            save_file(spec.teacher, folder / "teacher" / "weights.safetensors")
+    _write_split(folder / "split" / "cells.csv", stage, spec.rows)
+    for name in ("bank", "probe"):
+        (folder / name).mkdir()
+    cells = _stored(spec.bank, specs)
+    stages = tuple(specs)
+    ranks = np.array([rank for *_, rank in spec.bank], dtype=np.int64)
+    save_cells(folder / "bank" / "bank.h5ad", StoredCells(cells, tuple(spec.genes), ranks, stages))
+    probe = StoredCells(_stored(spec.probe, specs), tuple(spec.genes), None, stages)
+    save_cells(folder / "probe" / "probe.h5ad", probe)
+    _verdict(folder, stage, spec).write(folder / "validation" / "verdict.json")
+
+
+def _stored(kept: list[Kept], specs: dict[str, Spec]) -> LabelledCells:
+    """Return the cells of a bank or probe; a cell that no split knows is of batch b1."""
+    batches = {(stage, row[0]): row[2] for stage, spec in specs.items() for row in spec.rows}
+    return LabelledCells(
+        cell_ids=tuple(f"{stage}:{name}" for stage, name, _, _ in kept),
+        expression=np.zeros((len(kept), len(GENES)), dtype=np.float32),
+        cell_types=tuple(kind for _, _, kind, _ in kept),
+        stages=tuple(stage for stage, *_ in kept),
+        sources=tuple(stage for stage, *_ in kept),
+        batches=tuple(batches.get((stage, name), "b1") for stage, name, _, _ in kept),
+    )
+
+
+def _write_split(path: Path, stage: str, rows: list[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{stage}:{name},{kind},{batch},{digest},{chosen}" for name, kind, batch, digest, chosen in rows]
+    path.write_text("\n".join(["cell_id,cell_type,batch,cell_digest,set", *lines, ""]))
+    return path
+
+
+def _verdict(folder: Path, stage: str, spec: Spec) -> Verdict:
+    about = {
+        "stage": stage,
+        "source": stage,
+        "source_sha256": "1" * 64,
+        "prepared_sha256": "2" * 64,
+        "declaration_digest": "5" * 64,
+        "split_sha256": file_digest(folder / "split" / "cells.csv"),
+    }
+    tokens = ((1, 0, 0, 0, 0, 0),) * len(spec.genes)
+    return Verdict(
+        **{**about, **spec.judged},
+        counts={},
+        rules=(RuleResult("has_cells", "error", spec.passed, "cells", "some"),),
+        profile=Profile(json_digest(spec.genes), 8, 2.0, tokens),
+    )

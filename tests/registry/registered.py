@@ -1,0 +1,105 @@
+"""A lineage made by hand in a real local MLflow store, and the same project with the store lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+from canal.config import Registry
+from canal.layout import Layout
+from canal.registry.audit import Report, audit
+from canal.registry.key import key_digest, read_key
+from canal.registry.moves import moving
+from canal.registry.publish import Publication, publish
+from canal.registry.registration import enter
+from canal.registry.store import Store, Version
+from canal.registry.sync import extras, parent_version
+from canal.registry.tracking import parent_run
+from tests.make import make_config
+from tests.registry.lineage import add_records, make_lineage, make_specs
+
+EMPTY = "empty.db"
+
+
+def open_store(root: Path) -> Store:
+    """Return the store of a project folder; another one that this process used is forgotten."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return Store(Layout(root), Registry())
+
+
+def make_models(root: Path) -> None:
+    """Put a backbone and two stages into ``models/`` and their measures into ``metrics/``."""
+    folders = make_lineage(root / "models", make_specs())
+    shutil.rmtree(root / "models" / "scratch")
+    add_records(folders)
+    for stage, folder in folders.items():
+        (folder / "record.json").unlink()
+        if stage != "backbone":
+            (root / "metrics").mkdir(exist_ok=True)
+            (folder / "metrics").rename(root / "metrics" / stage)
+
+
+def no_figures(layout: Layout, stage: str) -> Path:
+    """Return an empty folder of figures."""
+    folder = layout.private / "figures" / key_digest(layout.model(stage))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def register(store: Store, stage: str) -> Version:
+    """Register what lies in ``models/<stage>``, as `canal registry sync` does."""
+    layout, model = store.layout, store.names.backbone if stage == "backbone" else store.names.model
+    folder = layout.model(stage)
+    key = read_key(folder)
+    with moving(store) as ledger:
+        version = publish(
+            store,
+            Publication(
+                model=model,
+                folder=folder,
+                run_id=parent_run(store, stage, key["request_digest"]),
+                parent=parent_version(store, key, stage),
+                extras=extras(layout, stage, no_figures(layout, stage)),
+                pyfunc=stage != "backbone",
+            ),
+        )
+        enter(store, ledger, version)
+    return version
+
+
+def lost(root: Path, target: Path) -> Store:
+    """Return the store of a copy of a project whose MLflow store was lost, and is there again, but empty.
+
+    Making a database takes MLflow seconds, so the empty one is that of before the first registration.
+    """
+    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts")
+    shutil.copytree(root, target, ignore=ignored)
+    shutil.copyfile(root / EMPTY, target / "mlflow.db")
+    with sqlite3.connect(target / "mlflow.db") as database:
+        change = "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)"
+        database.execute(change, (root.as_uri(), target.as_uri()))
+    database.close()
+    return open_store(target)
+
+
+def keep_empty(store: Store) -> None:
+    """Keep a copy of a store that was just made; see `lost`."""
+    _ = store.client
+    shutil.copyfile(store.layout.root / "mlflow.db", store.layout.root / EMPTY)
+
+
+def state(store: Store) -> list[tuple[str, int, str, tuple[str, ...], bool]]:
+    """Return model, number, key, aliases and retirement of every ready version."""
+    return [
+        (one.model, one.number, one.key, one.aliases, one.retired)
+        for model in (store.names.backbone, store.names.model)
+        for one in store.versions(model)
+        if one.ready
+    ]
+
+
+def audited(store: Store) -> Report:
+    """Audit everything."""
+    return audit(store, store.layout, make_config())

@@ -1,0 +1,249 @@
+"""What an audit says of a lineage that was made by hand: nothing of a sound one, and each fault by name."""
+
+import numpy as np
+import pytest
+
+from canal.config import Exclusion
+from canal.files import read_json, write_json
+from canal.registry.checks.cells import check_cells
+from canal.registry.checks.chain import check_chain, differing_tensors
+from canal.registry.checks.exclusion import check_exclusions
+from canal.registry.checks.files import check_files, check_key
+from canal.registry.checks.finding import Found
+from canal.registry.checks.verdict import check_verdict
+from canal.registry.schema import NAMES, schema, schema_complaints
+from tests.make import make_config
+from tests.registry.lineage import add_records, make_lineage, make_specs, members, tensors
+
+
+def findings(tmp_path, change=lambda specs: None):
+    """Return what all checks find of a lineage after ``change`` of its specification."""
+    specs = make_specs()
+    change(specs)
+    chain = members(make_lineage(tmp_path, specs))
+    found = Found()
+    for length in range(1, len(chain) + 1):
+        newest = chain[length - 1]
+        check_key(newest, found)
+        check_files(newest, found)
+        check_verdict(newest, found)
+        check_chain(chain[:length], found)
+        check_cells(chain[:length], found)
+    return [str(one) for one in found.findings]
+
+
+def test_a_sound_lineage_has_no_findings(tmp_path):
+    assert findings(tmp_path) == []
+
+
+def bank(specs, *kept):
+    specs["second"].bank = [*specs["second"].bank, *kept]
+
+
+def add_row(specs, *row):
+    specs["second"].rows.append(row)
+
+
+CELLS = {
+    "a validation cell in the bank": (
+        lambda specs: bank(specs, ("second", "C4", "C", 3)),
+        "second: bank/bank.h5ad: 1 cells are validation cells of second, not training cells: second:C4",
+    ),
+    "an unknown cell in the bank": (
+        lambda specs: bank(specs, ("first", "Z9", "A", 3)),
+        "second: bank/bank.h5ad: 1 cells are not in split/cells.csv of first: first:Z9",
+    ),
+    "a wrong label in the bank": (
+        lambda specs: bank(specs, ("second", "C2", "A", 1)),
+        "second: bank/bank.h5ad: 1 cells have another label than in split/cells.csv of second: second:C2",
+    ),
+    "a stage that is not in the chain": (
+        lambda specs: bank(specs, ("third", "C2", "C", 1)),
+        "second: bank/bank.h5ad: 1 cells claim stage third, which is not in the chain: third:C2",
+    ),
+    "a training cell in the probe": (
+        lambda specs: specs["second"].probe.append(("second", "C1", "C", 0)),
+        "second: probe/probe.h5ad: 1 cells are train cells of second, not validation cells: second:C1",
+    ),
+    "a test cell of the first stage trained by the second, by content": (
+        lambda specs: add_row(specs, "D0", "C", "b1", "first-A-6", "train"),
+        "second: split/cells.csv: 1 training cells of second are test cells of first by id or content: "
+        "second:D0",
+    ),
+    "a training cell of the first stage tested by the second, by content": (
+        lambda specs: add_row(specs, "D0", "C", "b1", "first-A-0", "test"),
+        "second: split/cells.csv: 1 training cells of first are test cells of second by id or content: "
+        "first:A0",
+    ),
+    "too many cells": (
+        lambda specs: setattr(specs["second"], "capacity", 5),
+        "second: bank/bank.h5ad holds 6 cells, its capacity is 5",
+    ),
+    "more than a type's share": (
+        lambda specs: setattr(specs["second"], "capacity", 5),
+        "second: bank/bank.h5ad holds more than 1 cells of A (2), B (2), C (2)",
+    ),
+    "a rank twice": (
+        lambda specs: bank(specs, ("second", "C2", "C", 2)),
+        "second: bank/bank.h5ad: 1 cells have a rank that another has, or that their type cannot have: "
+        "second:C2 (rank 2 of 4)",
+    ),
+    "a rank beyond the number of candidates": (
+        lambda specs: bank(specs, ("second", "C2", "C", 9)),
+        "second: bank/bank.h5ad: 1 cells have a rank that another has, or that their type cannot have: "
+        "second:C2 (rank 9 of 4)",
+    ),
+    "an old cell that the parent's bank had not": (
+        lambda specs: bank(specs, ("first", "A3", "A", 4)),
+        "second: bank/bank.h5ad: 1 cells of older stages are not in bank/bank.h5ad of first with that rank: "
+        "first:A3",
+    ),
+    "a type without a label": (
+        lambda specs: specs["second"].rows.append(("D0", "D", "b1", "second-D-0", "train")),
+        "second: split/cells.csv trains types that model/labels.json lacks: D",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CELLS)
+def test_every_wrong_cell_is_found(tmp_path, fault):
+    change, expected = CELLS[fault]
+    assert expected in findings(tmp_path, change)
+
+
+LINKS = {
+    "labels in another order": (
+        lambda specs: setattr(specs["second"], "labels", ["B", "A", "C"]),
+        "second: model/labels.json does not begin with the 2 labels of first: their order differs",
+    ),
+    "a label lost": (
+        lambda specs: setattr(specs["second"], "labels", ["B", "C"]),
+        "second: model/labels.json does not begin with the 2 labels of first: it lacks A",
+    ),
+    "another panel": (
+        lambda specs: setattr(specs["second"], "genes", ["CD3D", "MS4A1", "LYZ"]),
+        "second: model/genes.json differs from model/genes.json of first",
+    ),
+    "another teacher": (
+        lambda specs: setattr(specs["second"], "teacher", tensors(1) | {"norm.bias": np.ones(3, np.float32)}),
+        "second: teacher/weights.safetensors is not model/weights.safetensors of first: 1 tensors differ, "
+        "norm.bias",
+    ),
+    "a gate that did not pass": (
+        lambda specs: setattr(specs["second"], "passed", False),
+        "second: validation/verdict.json: the gate did not pass, has_cells: expected cells; found some",
+    ),
+    "a verdict about other bytes": (
+        lambda specs: specs["second"].judged.update(prepared_sha256="9" * 64),
+        "second: validation/verdict.json is about prepared cells 999999999999..., learned was 22222222",
+    ),
+    "a verdict about another split": (
+        lambda specs: specs["second"].judged.update(split_sha256="9" * 64),
+        "second: validation/verdict.json is about split 999999999999...",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", LINKS)
+def test_every_broken_link_is_found(tmp_path, fault):
+    change, expected = LINKS[fault]
+    assert any(one.startswith(expected) for one in findings(tmp_path, change))
+
+
+def test_a_teacher_of_the_same_tensors_in_another_file_is_told_apart(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(tensors(1), tmp_path / "a", metadata={"x": "y"})
+    save_file(tensors(1), tmp_path / "b")
+    assert differing_tensors(tmp_path / "a", tmp_path / "b") == []
+    save_file({"head.weight": tensors(1)["head.weight"]}, tmp_path / "b")
+    assert differing_tensors(tmp_path / "a", tmp_path / "b") == ["norm.bias"]
+
+
+def excluded(tmp_path, change, exclude):
+    """Return findings and notes of the second stage where ``exclude`` stands in params.yaml for the first."""
+    specs = make_specs()
+    change(specs)
+    chain = members(make_lineage(tmp_path, specs))
+    config = make_config()
+    source = config.sources["first"].model_copy(update={"exclude": Exclusion(**exclude)})
+    config = config.model_copy(update={"sources": {**config.sources, "first": source}})
+    found = Found()
+    check_exclusions([chain[:2], chain], lambda: chain, config, found)
+    return [str(one) for one in found.findings], [str(one) for one in found.notes]
+
+
+def test_without_an_exclusion_nothing_is_said(tmp_path):
+    assert excluded(tmp_path, lambda specs: None, {}) == ([], [])
+
+
+def test_cells_excluded_since_are_noted_not_found(tmp_path):
+    wrong, notes = excluded(tmp_path, lambda specs: None, {"cells": ("A0",)})
+    assert wrong == []
+    assert [note.split(";")[0] for note in notes] == [
+        "first: split/cells.csv: 1 cells that are excluded by now: first:A0",
+        "first: bank/bank.h5ad: 1 cells that are excluded by now: first:A0",
+        "second: bank/bank.h5ad: 1 cells that are excluded by now: first:A0",
+    ]
+
+
+def test_cells_excluded_before_may_not_reappear_by_id_batch_or_content(tmp_path):
+    def by_id(specs):
+        specs["second"].exclude = {"cells": ["C0"], "batches": ["b2"]}
+
+    wrong, _ = excluded(tmp_path / "1", by_id, {})
+    assert wrong[0] == (
+        "second: split/cells.csv: 9 cells that were excluded before it was learned: second:B1, second:B3, "
+        "second:B5, second:B7, second:C0 and 4 more"
+    )
+    assert wrong[1] == (
+        "second: bank/bank.h5ad: 2 cells that were excluded before it was learned: second:C0, second:C1"
+    )
+
+    def by_content(specs):
+        specs["first"].exclude = {"cells": ["Z0"], "batches": []}
+        specs["first"].rows.append(("Z0", "A", "b1", "withdrawn", "validation"))
+        specs["second"].rows.append(("C9", "C", "b1", "withdrawn", "validation"))
+
+    wrong, _ = excluded(tmp_path / "2", by_content, {})
+    assert "second: split/cells.csv: 1 cells that were excluded before it was learned: second:C9" in wrong
+
+
+def test_the_key_contradicting_itself_is_found(tmp_path):
+    folders = make_lineage(tmp_path, make_specs())
+    key = read_json(folders["second"] / "key.json")
+    write_json(folders["second"] / "key.json", key | {"split": "0" * 64, "request_digest": "0" * 64})
+    found = Found()
+    check_key(members(folders)[-1], found)
+    assert [one.what.split(" is ")[0] for one in found.findings] == [
+        "key.json: request_digest",
+        "key.json: split",
+    ]
+
+
+def test_the_schemas_are_valid_and_describe_what_is_written(tmp_path):
+    from jsonschema import Draft202012Validator
+
+    folders = make_lineage(tmp_path, make_specs())
+    add_records(folders)
+    for name in NAMES:
+        Draft202012Validator.check_schema(schema(name))
+        for folder in folders.values():
+            assert schema_complaints(name, read_json(folder / f"{name}.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"format": 2}, "format: 1 was expected"),
+        ({"parent": "x"}, "parent: 'x' is not valid"),
+        ({"files": {"../x": "0" * 64}}, "files: '../x' does not match"),
+        ({"files": {"a": "0" * 63}}, "files.a: "),
+        ({"more": 1}, "the document: Additional properties are not allowed ('more' was unexpected)"),
+        ({"data": {"source": "../x"}}, "data: 'source_sha256' is a required property"),
+    ],
+)
+def test_a_document_that_breaks_its_schema_is_told_where(tmp_path, change, expected):
+    folders = make_lineage(tmp_path, make_specs())
+    document = read_json(folders["second"] / "key.json") | change
+    assert any(what.startswith(expected) for what in schema_complaints("key", document))

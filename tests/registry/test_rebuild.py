@@ -1,0 +1,117 @@
+"""A lost registry made again: the same numbers, keys, aliases and retirements, and gaps that stay gaps."""
+
+import shutil
+
+import pytest
+
+from canal.errors import RegistryError
+from canal.files import read_json
+from canal.layout import Layout
+from canal.registry import rebuild
+from canal.registry.ledger import Draft
+from canal.registry.moves import ledger_of
+from canal.registry.rebuild import Wishes
+from tests.registry.registered import (
+    audited,
+    lost,
+    make_models,
+    no_figures,
+    open_store,
+    register,
+    state,
+)
+
+
+@pytest.fixture
+def project(registered):
+    """Return a registered project, what its registry says, and the records' digests by number."""
+    store = open_store(registered)
+    return registered, state(store), {one.number: one.record for one in store.versions()}
+
+
+def again(store, **wishes):
+    folders = wishes.pop("layouts", (store.layout,))
+    return rebuild.rebuild(store, Wishes("A. Person", "the disk died", folders, **wishes), no_figures)
+
+
+def test_everything_is_there_again_and_says_where_it_came_from(project, tmp_path):
+    root, before, records = project
+    store = lost(root, tmp_path / "project")
+    made = again(store)
+    assert state(store) == before[:2] + [("canal-annotator", 2, before[2][2], (), False)] + before[2:]
+    assert [one.number for one in made.made] == [1, 1, 2, 3]
+    assert made.gone == ()
+    version = store.version("3")
+    record = read_json(store.artifacts(version) / "record.json")
+    entries = ledger_of(store).entries()
+    first = next(one for one in entries if one.version == 3 and one.kind == "register")
+    assert record["rebuilt_from"] == {"run": first.document["details"]["run"], "record": records[3]}
+    assert record["run"] != record["rebuilt_from"]["run"]
+    assert (entries[-1].kind, entries[-1].document["record"]) == ("rebuild", version.record)
+    assert audited(store).findings == ()
+    with pytest.raises(RegistryError, match="holds 4 versions: only an empty or lost store is rebuilt"):
+        again(store)
+
+
+def test_a_lost_model_is_refused_found_elsewhere_or_given_up(project, tmp_path):
+    root, before, _ = project
+    store = lost(root, tmp_path / "project")
+    shutil.rmtree(store.layout.model("second"))
+    with pytest.raises(
+        RegistryError, match=r"(?s)canal-annotator 3 \(second\): no model.*champion.*dvc pull"
+    ):
+        again(store)
+    assert store.versions() == []
+    with pytest.raises(RegistryError, match="version 1 can be rebuilt"):
+        again(store, without=[1])
+    made = again(store, without=[2, 3])
+    assert [str(gap).split(":")[0] for gap in made.gone] == [
+        "canal-annotator 2 (second)",
+        "canal-annotator 3 (second)",
+    ]
+    assert state(store) == before[:2]
+    report = audited(store)
+    assert report.findings == ()
+    assert "version 3: it could not be rebuilt" in " ".join(map(str, report.notes))
+    shutil.copytree(root / "models" / "second", store.layout.model("second"))
+    assert register(store, "second").number == 4
+
+    store = lost(root, tmp_path / "other")
+    shutil.rmtree(store.layout.model("second"))
+    made = again(store, layouts=(store.layout, Layout(root)))
+    assert made.gone == ()
+    assert [one.number for one in made.made] == [1, 1, 2, 3]
+
+
+def test_a_kill_and_a_move_under_way_are_completed(project, tmp_path, monkeypatch):
+    """A promotion was under way when the store was lost; then the rebuilding itself is killed."""
+    root, before, _ = project
+    store, key = lost(root, tmp_path / "project"), before[2][2]
+    ledger = ledger_of(store)
+    record = next(one.document["record"] for one in ledger.entries() if one.version == 2)
+    draft = Draft("promote", "canal-annotator", 2, key, record, "A", "w", {"champion": 2, "previous": 3})
+    store.layout.pending.write_text(ledger.next(draft).line)
+    real, seen = rebuild.record, []
+
+    def killed(*arguments):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(store)
+    again(store)
+    aliases = {one.number: one.aliases for one in store.versions()}
+    assert aliases == {1: (), 2: ("champion",), 3: ("candidate", "previous")}
+    assert [one[:3] for one in state(store)[2:]] == [("canal-annotator", number, key) for number in (2, 3)]
+    assert not store.layout.pending.exists()
+    assert audited(store).findings == ()
+
+
+def test_without_a_ledger_there_is_nothing_to_rebuild(tmp_path):
+    make_models(tmp_path)
+    with pytest.raises(RegistryError, match="names no version"):
+        again(open_store(tmp_path))

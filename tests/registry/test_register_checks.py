@@ -1,0 +1,76 @@
+"""The ledger, the aliases and the versions against each other, whatever somebody did to one of them."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from canal.digests import canonical_json
+from canal.layout import Layout
+from canal.registry.checks.finding import Found
+from canal.registry.checks.register import check_aliases, check_ledger, check_registered, take_snapshot
+from canal.registry.ledger import Ledger, entry_hash
+from tests.registry.registered import audited, open_store
+
+
+@pytest.fixture
+def store(registered):
+    return open_store(registered)
+
+
+def findings(store, content, path):
+    """Return what is found where ``content`` is the ledger."""
+    path.write_bytes(content)
+    ledger, found = Ledger(path), Found()
+    snapshot = take_snapshot(store, ledger)
+    check_ledger(ledger, snapshot, store, found)
+    check_registered(snapshot, store, found)
+    check_aliases(snapshot, store, found)
+    return [str(one) for one in found.findings]
+
+
+@pytest.fixture
+def before(store, tmp_path):
+    return findings(store, store.layout.ledger.read_bytes(), tmp_path / "ledger.jsonl")
+
+
+def test_a_version_deleted_with_plain_mlflow_is_missed(store):
+    assert [str(one) for one in audited(store).findings] == [
+        "version 2: the ledger has it (entry 3, register), the registry has not"
+    ]
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_changed_ledger_is_always_found_and_never_trips_the_audit(store, before, tmp_path, data):
+    """Any byte changed, any line lost, doubled or moved: findings, and no error."""
+    whole = store.layout.ledger.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    what = data.draw(st.sampled_from(["byte", "drop", "double", "swap", "value"]))
+    place = data.draw(st.integers(0, len(lines) - 1))
+    if what == "byte":
+        content = bytearray(whole)
+        at = data.draw(st.integers(0, len(whole) - 2))
+        content[at] ^= data.draw(st.integers(1, 255))
+        lines = [bytes(content)]
+    elif what == "drop":
+        lines.pop(place)
+    elif what == "double":
+        lines.insert(place, lines[place])
+    elif what == "swap":
+        other = data.draw(st.integers(0, len(lines) - 1).filter(lambda number: number != place))
+        lines[place], lines[other] = lines[other], lines[place]
+    else:
+        document = json.loads(lines[place])
+        field = data.draw(st.sampled_from(["seq", "version", "aliases", "details", "key", "kind", "model"]))
+        document[field] = data.draw(st.sampled_from([None, [], ["x"], {"x": 1}, "x", 7.5]))
+        lines[place] = canonical_json(document | {"hash": entry_hash(document)}).encode() + b"\n"
+    assert set(findings(store, b"".join(lines), tmp_path / "ledger.jsonl")) - set(before)
+
+
+def test_a_project_that_registered_nothing_holds(tmp_path):
+    store = open_store(tmp_path)
+    report = audited(store)
+    assert (report.findings, report.versions) == ((), ())
+    assert not Layout(tmp_path).ledger.exists()
