@@ -248,7 +248,7 @@ def registry_rebuild(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an empty or lost MLflow store again from the models and the ledger: same numbers, keys, aliases."""
+    """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
     from canal.api import registry_rebuild as rebuild
     from canal.project import Project
     from canal.report.audit_tables import rebuilt_table, rebuilt_view
