@@ -56,7 +56,7 @@ def compare_versions(
     if file is not None:
         theirs, ours = _on_file(project, (champion, candidate), file, stage)
         stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
-    return Comparison(champion.number, candidate.number, stages, not_compared)
+    return Comparison(champion.number, candidate.number, stages, not_compared, tuple(before))
 
 
 def answers(project: Project, version: Version) -> "dict[str, pd.DataFrame]":

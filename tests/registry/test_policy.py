@@ -27,7 +27,8 @@ def pair(n, lost):
 
 def comparison(lost=0, lost_of_type=0, not_compared=None):
     one = StageComparison(pair(200, lost), {"B": pair(40, lost_of_type)}, {"NK": 4})
-    return Comparison(1, 2, {"first": one}, not_compared or {})
+    gone = not_compared or {}
+    return Comparison(1, 2, {"first": one, "second": one}, gone, ("first", *gone))
 
 
 def evidence(**changes):
@@ -109,3 +110,9 @@ def test_a_pattern_overrides_each_rule_by_its_own_name():
     passed = override(rulings, ["retention:*"])
     assert failed(passed) == []
     assert [one.rule for one in passed if one.overridden] == ["retention:first", "retention:first/B"]
+
+
+def test_only_stages_that_the_champion_learned_are_to_be_kept():
+    rules = [ruling.rule for ruling in judge(Policy(), evidence())]
+    assert "retention:first" in rules
+    assert not [rule for rule in rules if rule.startswith("retention:second")]

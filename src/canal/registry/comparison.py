@@ -52,6 +52,8 @@ class Comparison:
         Version numbers.
     stages : dict
         Stages (and files) that both were scored on.
+    old : tuple of str
+        Stages that the champion has learned: what the candidate is to keep.
     not_compared : dict
         The others, each with the reason.
     """
@@ -60,6 +62,7 @@ class Comparison:
     candidate: int
     stages: Mapping[str, StageComparison]
     not_compared: Mapping[str, str] = field(default_factory=dict)
+    old: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -67,6 +70,7 @@ class Comparison:
             "format": FORMAT,
             "champion": self.champion,
             "candidate": self.candidate,
+            "old": list(self.old),
             "stages": {name: one.to_json() for name, one in self.stages.items()},
             "not_compared": dict(self.not_compared),
         }

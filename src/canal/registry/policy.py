@@ -7,7 +7,7 @@ from typing import Any
 
 from canal.config import Policy
 from canal.errors import PolicyError
-from canal.registry.comparison import Comparison
+from canal.registry.comparison import Comparison, StageComparison
 from canal.registry.paired import Paired
 
 Document = Mapping[str, Any]
@@ -150,24 +150,29 @@ def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling
             "retention", "no champion yet", "does not apply", True, "nothing to keep: the first promotion"
         )
         return
-    for stage, one in comparison.stages.items():
-        yield _kept(f"retention:{stage}", one.whole, policy.max_loss)
-        for name, pair in one.types.items():
-            yield _kept(f"retention:{stage}/{name}", pair, policy.max_loss_per_type)
-        if one.too_few:
-            listed = ", ".join(f"{name} ({n})" for name, n in one.too_few.items())
-            rule = f"retention:{stage}/(few cells)"
-            bound = f"from {policy.min_cells_per_type} cells on"
-            yield Ruling(rule, "too few to judge", bound, True, listed)
-    for stage, why in comparison.not_compared.items():
-        bound = f"loses <= {policy.max_loss:.3f}"
-        yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
+    for stage in comparison.old:
+        if stage in comparison.stages:
+            yield from _kept_stage(policy, stage, comparison.stages[stage])
+        else:
+            why = comparison.not_compared.get(stage, "")
+            bound = f"loses <= {policy.max_loss:.3f}"
+            yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
+
+
+def _kept_stage(policy: Policy, stage: str, found: StageComparison) -> Iterator[Ruling]:
+    yield _kept(f"retention:{stage}", found.whole, policy.max_loss)
+    for name, pair in found.types.items():
+        yield _kept(f"retention:{stage}/{name}", pair, policy.max_loss_per_type)
+    if found.too_few:
+        listed = ", ".join(f"{name} ({n})" for name, n in found.too_few.items())
+        bound = f"from {policy.min_cells_per_type} cells on"
+        yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
 
 
 def _kept(rule: str, pair: Paired, max_loss: float) -> Ruling:
     note = (
         f"change {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}, "
-        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3f}"
+        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}"
     )
     value = f"{pair.champion:.3f} -> {pair.candidate:.3f}"
     return Ruling(rule, value, f"loses <= {max_loss:.3f}", pair.low >= -max_loss, note)

@@ -90,7 +90,7 @@ def _pair(pair: Document) -> list[Any]:
         text(interval, style),
         text(pair["lost"]),
         text(pair["gained"]),
-        text(f"{pair['p']:.3f}"),
+        text(f"{pair['p']:.2g}"),
     ]
 
 
