@@ -75,7 +75,7 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     ----------
     view
         What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
-        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``imported``, ``artifacts``
+        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``
         and ``evaluation``.
     """
     from rich.console import Group
