@@ -10,9 +10,7 @@ from canal.commands.telling import AsJson, Root, note, show_result
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands to the command line."""
-    app.command(epilog="Example: canal audit    canal audit champion --json    canal audit 3 --reproduce")(
-        audit
-    )
+    app.command(epilog="Example: canal audit champion --json    canal audit 3 --reproduce")(audit)
     app.command(epilog="Example: canal schema record | jq .required")(schema)
     app.command("export", epilog="Example: canal export champion -o lung-atlas.zip")(export_version)
     app.command("import", epilog="Example: canal import lung-atlas.zip")(import_version)
@@ -20,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 def audit(
     version: Annotated[
-        str | None, typer.Argument(metavar="[VERSION]", help="Number or alias; by default every version.")
+        str | None, typer.Argument(metavar="VERSION", help="Number or alias; by default every version.")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every version, the ledger and the project's files: the default.")

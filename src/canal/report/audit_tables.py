@@ -112,10 +112,8 @@ def _table(title: str, rows: Sequence[Document]) -> "Table":
 def _sum(document: Document) -> "Text":
     from rich.text import Text
 
-    looked = ", ".join(f"{number:,} {name}" for name, number in document["counts"].items() if number)
+    looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
     number = len(document["findings"])
-    said = "everything holds" if not number else f"{number} findings"
-    return Text(
-        f"{said}: {looked or 'nothing is registered'}, {document['seconds']:.1f} s",
-        "" if not number else "bold",
-    )
+    said = "everything holds" if not number else f"findings: {number}"
+    what = looked or "nothing is registered"
+    return Text(f"{said} ({what}; {document['seconds']:.1f} s)", "bold" if number else "")

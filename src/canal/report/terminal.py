@@ -78,8 +78,8 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     ----------
     view
         What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
-        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``imported``, ``artifacts``,
-        ``served``, ``retirement`` and ``evaluation``.
+        ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
+        ``retirement`` and ``evaluation``.
     """
     from rich.console import Group
     from rich.table import Table
