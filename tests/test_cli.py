@@ -20,6 +20,9 @@ COMMANDS = [
     ("stage", "relearn"),
     ("backbone", "import"),
     ("registry", "sync"),
+    ("keys", "new"),
+    ("keys", "show"),
+    ("keys", "add"),
 ]
 
 

@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from canal.commands.telling import AsJson, By, Root, Why, note, show_result
-
-Key = Annotated[
-    Path | None, typer.Option("--sign", help="Sign the ledger's entry with this key (canal keys new).")
-]
+from canal.commands.telling import AsJson, By, KeyFile, Root, Why, note, show_result, signer
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,7 +26,7 @@ def promote(
     override: Annotated[
         list[str] | None, typer.Option(help="Let this rule pass though it fails; on record for ever.")
     ] = None,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,6 +42,7 @@ def promote(
     if not dry_run:
         words.name(by, "the person (--by)")
         words.reason(why)
+    signed = signer(sign, by)
     project = Project.open(root)
     judgement = judge_version(project, version, override or ())
     document = judgement.to_json()
@@ -57,7 +54,7 @@ def promote(
     if not as_json:
         show_result(rulings_table(document), as_json=False)
     try:
-        entry = move(project, judgement, Move(by, why, _signer(sign)))
+        entry = move(project, judgement, Move(by, why, signed))
     except PolicyError:
         if as_json:
             show_result(document, as_json)
@@ -92,7 +89,7 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(help="Number or alias; by default the champion before this one.")
     ] = None,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Let the previous champion, or any ready version, serve again: one move, recorded."""
@@ -100,7 +97,7 @@ def rollback(
     from canal.promoting import Move
     from canal.promoting import rollback as move
 
-    entry = move(Project.open(root), to, Move(by, why, _signer(sign)))
+    entry = move(Project.open(root), to, Move(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -108,7 +105,7 @@ def retire(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     by: By,
     why: Why,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Let a version never serve again; its artifacts are kept."""
@@ -116,7 +113,7 @@ def retire(
     from canal.promoting import Move
     from canal.promoting import retire as move
 
-    entry = move(Project.open(root), version, Move(by, why, _signer(sign)))
+    entry = move(Project.open(root), version, Move(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is retired", entry.seq))
 
 
@@ -147,10 +144,6 @@ def ledger(
         return
     documents = [entry.document for entry in entries]
     show_result(documents if as_json else ledger_table(documents), as_json)
-
-
-def _signer(key: Path | None):  # noqa: ANN202
-    return None
 
 
 def _told(what: str, seq: int) -> str:

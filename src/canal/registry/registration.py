@@ -2,12 +2,12 @@
 
 import getpass
 
-from canal.registry.ledger import Draft, Ledger, records_said
+from canal.registry.ledger import Draft, Ledger, Sign, records_said
 from canal.registry.moves import CANDIDATE, record
 from canal.registry.store import Store, Version
 
 
-def enter(store: Store, ledger: Ledger, version: Version) -> None:
+def enter(store: Store, ledger: Ledger, version: Version, sign: Sign | None = None) -> None:
     """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
 
     A kill between the version and its entry leaves a ready version without one: the next sync writes it.
@@ -27,6 +27,7 @@ def enter(store: Store, ledger: Ledger, version: Version) -> None:
             aliases={CANDIDATE: version.number} if _newest(store, version) else {},
             details={"stage": version.stage, "branch": version.branch, "parent": version.parent},
         ),
+        sign,
     )
 
 
