@@ -129,14 +129,14 @@ def ledger(
 ) -> None:
     """Show who registered, promoted, rolled back and retired what, when and why."""
     from canal.project import Project
-    from canal.registry.mirror import catch_up as bring
+    from canal.registry.moves import catch_up as bring
     from canal.registry.moves import ledger_of
     from canal.report.registry_tables import ledger_table
 
     project = Project.open(root)
-    book = ledger_of(project.store)
     if catch_up:
-        note(f"{len(bring(project.store, book))} entries brought from {project.store.shown}")
+        note(f"{len(bring(project.store))} entries brought from {project.store.shown}")
+    book = ledger_of(project.store)
     entries = book.entries()
     if verify:
         head = entries[-1].hash if entries else "none"
