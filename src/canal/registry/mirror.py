@@ -196,7 +196,8 @@ def _read(store: Store, tags: Mapping[str, str], seq: int) -> Entry:
         what = str(error) if isinstance(error, LedgerError) else "a part of it is missing, or it is not JSON"
         raise LedgerError(
             f"{store.shown}: the tag {name} of {store.names.model} was changed after it was written "
-            f"({what}). Remove it there: the next `canal registry sync` in a folder that has the entry writes it anew"
+            f"({what}). Remove it there: the next `canal registry sync` in a folder that has the entry "
+            "writes it anew"
         ) from error
 
 

@@ -16,7 +16,7 @@ from canal.digests import file_digest
 from canal.registry.bundle import RECORD_FILE, assemble, write_record
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
-from canal.registry.store import READY, TAG, Store, Version
+from canal.registry.store import LOGGED, READY, TAG, Store, Version
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def publish(store: Store, what: Publication) -> Version:
 
 def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
     """Make the version; ``status=ready`` comes last, in a call of its own."""
-    made = store.client.create_model_version(model, source=source, run_id=run_id, tags=tags)
+    made = store.client.create_model_version(
+        model, source=source, run_id=run_id, tags=tags, model_id=source.removeprefix(LOGGED)
+    )
     store.client.set_model_version_tag(model, made.version, "status", READY)
     return int(made.version)
 
@@ -105,7 +107,7 @@ def _upload(store: Store, stage: str, bundle: Path, run_id: str) -> str:
         )
         store.client.log_model_artifacts(logged.model_id, str(bundle))
         store.client.finalize_logged_model(logged.model_id, "READY")
-    return f"models:/{logged.model_id}"
+    return f"{LOGGED}{logged.model_id}"
 
 
 def _facts(store: Store, what: Publication) -> dict[str, Any]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 READY = "ready"
+LOGGED = "models:/"
+"""How the address of a logged model begins, which is where a version's artifacts are."""
+
 _PAGE = 1000
 TAG = "canal."
 
@@ -272,7 +275,7 @@ class Store:
 
     def _local_artifacts(self, version: Version) -> Path | None:
         """Return the folder of a version's artifacts where it lies on this disk."""
-        database, model_id = self.database, version.source.removeprefix("models:/")
+        database, model_id = self.database, version.source.removeprefix(LOGGED)
         location = urlparse(database.artifact_location(model_id) or "") if database else None
         if location is None or location.scheme != "file":
             return None
@@ -297,6 +300,7 @@ def quiet_mlflow() -> None:
     """Keep MLflow off the network and its notices off the terminal."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
