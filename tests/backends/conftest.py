@@ -18,14 +18,14 @@ KINDS = ("sqlite", "server", "accounts", "postgres")
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory) -> Callable[[], Callable[[str], Server]]:
+def servers(tmp_path_factory, empty_database) -> Callable[[], Callable[[str], Server]]:
     """Start every server that this machine has when the first is asked for: they get ready together."""
     base = tmp_path_factory.getbasetemp()
     base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "servers"
 
     @cache
     def started() -> Callable[[str], Server]:
-        found = {kind: shared(kind, base) for kind in KINDS[1:] if why_not(kind) is None}
+        found = {kind: shared(kind, base, empty_database) for kind in KINDS[1:] if why_not(kind) is None}
 
         @cache
         def ready(kind: str) -> Server:

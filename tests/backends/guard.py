@@ -1,6 +1,6 @@
 """Run a server for as long as a process lives: ``python guard.py PID FOLDER COMMAND...``.
 
-A pytest worker that starts a server may end before the others that use it, or be killed. So not a fixture ends
+A pytest worker that starts a server may end before the others that use it, or be killed. So no fixture ends
 the server but this: when the process PID is gone, the server's process group gets SIGTERM, and FOLDER goes.
 """
 

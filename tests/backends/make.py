@@ -15,7 +15,7 @@ from canal.config import BACKBONE
 from canal.files import write_json
 from canal.project import Project
 from canal.registry.key import key_digest, write_key
-from canal.registry.ledger import Entry, aliases_said
+from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving
 from canal.registry.policy import Ruling
 from canal.registry.promotion import promote
@@ -41,7 +41,7 @@ class Folder:
         """Open the project anew, as each command does."""
         return Project.open(self.root)
 
-    def sync(self, sign: Any = None) -> Synced:
+    def sync(self, sign: Sign | None = None) -> Synced:
         """Register what was made, as `canal registry sync` does, without figures."""
         project = self.project()
         return sync(project.store, project.layout, project.config, lambda stage: self.root / "none", sign)

@@ -58,13 +58,16 @@ class Server:
             return False
 
 
-def shared(kind: str, base: Path) -> Server:
-    """Return the server of a kind, started by whichever process asks first; it may not answer yet."""
+def shared(kind: str, base: Path, database: Path) -> Server:
+    """Return the server of a kind, started by whichever process asks first; it may not answer yet.
+
+    MLflow's servers begin with a copy of ``database``, an empty one: to make their own takes them seconds.
+    """
     base.mkdir(parents=True, exist_ok=True)
     state = base / f"{kind}.json"
     with FileLock(f"{state}.lock"):
         if not state.is_file():
-            server = _STARTERS[kind](base / f"{kind}.log")
+            server = _STARTERS[kind](base / f"{kind}.log", database)
             state.write_text(json.dumps(asdict(server)))
         return Server(**json.loads(state.read_text()))
 
@@ -76,11 +79,11 @@ def why_not(kind: str) -> str | None:
     return None
 
 
-def _start_plain(log: Path) -> Server:
-    return _start_mlflow(log, {}, {})
+def _start_plain(log: Path, database: Path) -> Server:
+    return _start_mlflow(log, database, {}, {})
 
 
-def _start_with_accounts(log: Path) -> Server:
+def _start_with_accounts(log: Path, database: Path) -> Server:
     client = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
     config = log.with_suffix(".ini")
     config.write_text(_ACCOUNTS.format(database=log.with_suffix(".db")))
@@ -89,12 +92,15 @@ def _start_with_accounts(log: Path) -> Server:
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "only for tests",
     }
-    return _start_mlflow(log, server, client, "--app-name", "basic-auth")
+    return _start_mlflow(log, database, server, client, "--app-name", "basic-auth")
 
 
-def _start_mlflow(log: Path, env: dict[str, str], client: dict[str, str], *options: str) -> Server:
+def _start_mlflow(
+    log: Path, database: Path, env: dict[str, str], client: dict[str, str], *options: str
+) -> Server:
     folder, port = log.with_suffix(""), _free_port()
     folder.mkdir()
+    shutil.copyfile(database, folder / "server.db")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts"), *options]
@@ -103,7 +109,7 @@ def _start_mlflow(log: Path, env: dict[str, str], client: dict[str, str], *optio
     return Server(f"http://127.0.0.1:{port}", port, str(folder), str(log), client)
 
 
-def _start_postgres(log: Path) -> Server:
+def _start_postgres(log: Path, _database: Path) -> Server:
     """Start PostgreSQL, which refuses to be root, in a folder outside of pytest's, which are root's alone."""
     programs, port = _postgres_programs(), _free_port()
     assert programs is not None

@@ -4,6 +4,7 @@ import pytest
 
 from canal.errors import LedgerError, RegistryError
 from canal.registry.history import verified
+from canal.registry.signing import new_key, open_key, signature_findings
 from tests.backends.conftest import KINDS
 
 
@@ -17,26 +18,30 @@ def backend(request, use):
 class TestBackend:
     """One contract for sqlite, an MLflow server, one with accounts, and PostgreSQL."""
 
-    def test_a_version_lives(self, backend, new_folder):
-        folder = new_folder("a")
-        assert [version.number for version in folder.sync().made] == [1, 1, 2]
+    def test_a_version_lives(self, backend, new_folder, tmp_path):
+        folder, pem = new_folder("a"), tmp_path / "key.pem"
+        public = new_key(pem, "Ada")
+        sign = open_key(pem).sign
+        assert [version.number for version in folder.sync(sign).made] == [1, 1, 2]
         assert folder.sync().made == ()
         assert folder.aliases() == {"candidate": 2}
         store = folder.project().store
         assert (verified(store, store.version("candidate"))[0] / "MLmodel").is_file()
 
-        folder.promote(1)
-        folder.promote(2)
+        folder.promote(1, sign=sign)
+        folder.promote(2, sign=sign)
         assert folder.aliases() == {"candidate": 2, "champion": 2, "previous": 1}
-        folder.canal("rollback", "--by", "Ben", "--why", "T cells look wrong")
+        decision = ["--by", "Ada", "--why", "T cells look wrong", "--sign", str(pem)]
+        folder.canal("rollback", *decision)
         assert folder.aliases() == {"candidate": 2, "champion": 1, "previous": 2}
-        folder.canal("retire", "2", "--by", "Ben", "--why", "T cells look wrong")
+        folder.canal("retire", "2", *decision)
         assert folder.aliases() == {"candidate": 1, "champion": 1}
         with pytest.raises(RegistryError, match="was retired"):
             folder.project().store.serving("2")
 
         kinds = [entry.kind for entry in folder.ledger()]
         assert kinds == ["register"] * 3 + ["promote", "promote", "rollback", "retire"]
+        assert signature_findings(folder.ledger(), {public.fingerprint: public}) == []
         # AUDIT: `canal audit` finds nothing here.
 
     def test_two_folders_use_one_store(self, backend, new_folder):

@@ -1,6 +1,7 @@
 """The ledger of a store that several folders use, whatever is killed, damaged or done at once."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,20 +11,32 @@ from canal.registry import mirror, moves
 from canal.registry.ledger import Entry, entry_hash
 from canal.registry.policy import Ruling
 from canal.registry.store import Store
+from tests.backends.make import Folder, make_folder
 
 
 class KilledError(BaseException):
     """What stops a process in the middle."""
 
 
+@pytest.fixture(scope="module")
+def beginning(models, empty_database, tmp_path_factory):
+    """Make two folders that have seen the same: two versions registered, none promoted."""
+    base = tmp_path_factory.mktemp("beginning")
+    shutil.copyfile(empty_database, base / "shared.db")
+    ada, ben = (make_folder(models, base / name, "two") for name in ("ada", "ben"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base / 'shared.db'}")
+        ada.register()
+        moves.catch_up(ben.project().store)
+    return base
+
+
 @pytest.fixture
-def two(use, new_folder):
-    """Give two folders that have seen the same: two versions registered, none promoted."""
-    use("sqlite")
-    ada, ben = new_folder("ada"), new_folder("ben")
-    ada.register()
-    moves.catch_up(ben.project().store)
-    return ada, ben
+def two(beginning, tmp_path, monkeypatch):
+    """Give a copy of the two folders and of the database that they share."""
+    shutil.copytree(beginning, tmp_path / "two")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'two' / 'shared.db'}")
+    return Folder(tmp_path / "two" / "ada"), Folder(tmp_path / "two" / "ben")
 
 
 def tags(folder):
@@ -41,7 +54,7 @@ def catch_up(folder):
 
 
 def killed_at(monkeypatch, owner, name, move):
-    """Make a move and kill it where it calls ``name``; a killed process does not take its claim back either."""
+    """Make a move and kill it where it calls ``name``; who is killed does not take the claim back either."""
 
     def die(*_args):
         raise KilledError
@@ -85,7 +98,7 @@ def test_nothing_but_the_entries_stays_in_the_store(two):
     ]
 
 
-@pytest.mark.parametrize("length", [3500, 4200, 9000, 30_000])
+@pytest.mark.parametrize("length", [3500, 4400, 30_000])
 def test_an_entry_of_any_length_comes_over_whole(two, length):
     ada, ben = two
     ada.promote(1, rulings=[Ruling("gate", "\u00e9" * length, "passed", True)])

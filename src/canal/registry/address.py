@@ -9,6 +9,7 @@ from canal.errors import RegistryError
 _HIDDEN = "***"
 _IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
 _ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+_DATABASES = ("postgresql", "mysql", "mssql")
 _CONNECT_S, _ANSWER_S = 10, 30
 _SHORTEST = 4
 """Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
@@ -43,7 +44,7 @@ def require_answer(uri: str) -> None:
     """
     if uri.startswith(("http://", "https://")):
         _ask_server(uri)
-    elif not uri.startswith("sqlite:"):
+    elif uri.startswith(_DATABASES):
         _ask_database(uri)
 
 

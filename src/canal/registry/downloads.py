@@ -1,9 +1,11 @@
 """Versions of a store that is not on this disk: downloaded once, under the digest of their record.
 
-What lies in ``.canal/versions`` was whole when it came. Whoever reads a file of it checks that file, as ever.
+What lies in ``.canal/versions`` was whole when it came. Whoever reads a file of it checks that file, as ever;
+a whole check (`canal.registry.history.verified`) has a damaged copy brought again.
 """
 
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ def downloaded(store: "Store", version: "Version") -> Path:
             f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
             "no SHA-256; `canal audit` says what else was changed"
         )
-    folder = store.layout.private / "versions" / version.record
+    folder = _place(store) / version.record
     if _is_of(folder, version):
         return folder
     with store.lock("versions"):
@@ -39,6 +41,15 @@ def downloaded(store: "Store", version: "Version") -> Path:
                 download(store, version, temporary)
                 _require_whole(temporary, version)
     return folder
+
+
+def forget(store: "Store", folder: Path) -> bool:
+    """Remove a copy, so that it is brought again; False where ``folder`` is no copy but the store's own."""
+    if folder.parent != _place(store):
+        return False
+    with store.lock("versions"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 def download(store: "Store", version: "Version", target: Path) -> None:
@@ -60,6 +71,10 @@ def download(store: "Store", version: "Version", target: Path) -> None:
             f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
             f"{store.said(error)}. Can this machine reach the place where they lie ({version.source})?"
         ) from error
+
+
+def _place(store: "Store") -> Path:
+    return store.layout.private / "versions"
 
 
 def _is_of(folder: Path, version: "Version") -> bool:

@@ -1,8 +1,8 @@
 """How an alias moves: intent, alias, ledger; a kill in between is finished by the next command.
 
-The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move is
-under way. Whoever finds it does what it says again, which changes nothing that was done, and appends it.
-So the ledger and the aliases cannot disagree for longer than the next command takes to start.
+The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move
+is under way. Whoever finds it does what it says again, which changes nothing that was done already, and
+appends it. So the ledger and the aliases cannot disagree for longer than the next command takes to start.
 """
 
 import json

@@ -257,8 +257,8 @@ class Store:
             yield
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"the MLflow store {self.shown} refused: {self.said(error)}; a move that was begun is "
-                "finished by the next `canal registry sync`"
+                f"the MLflow store {self.shown} refused: {self.said(error)}; what was begun is finished by "
+                "the next `canal registry sync`"
             ) from error
 
     def artifacts(self, version: Version) -> Path:
