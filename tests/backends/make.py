@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.config import BACKBONE
+from canal.config import BACKBONE, Config
 from canal.files import write_json
+from canal.layout import Layout
+from canal.params import load_config
 from canal.project import Project
 from canal.registry.key import key_digest, write_key
 from canal.registry.ledger import Entry, Sign, aliases_said
@@ -38,8 +41,9 @@ class Folder:
     root: Path
 
     def project(self) -> Project:
-        """Open the project anew, as each command does."""
-        return Project.open(self.root)
+        """Open the project anew, as each command does; params.yaml, which stays, is read once."""
+        layout = Layout(self.root.resolve())
+        return Project(layout, _config(layout.params))
 
     def sync(self, sign: Sign | None = None) -> Synced:
         """Register what was made, as `canal registry sync` does, without figures."""
@@ -83,6 +87,11 @@ class Folder:
             raise done.exception
         assert done.exit_code == 0, done.output
         return done.output
+
+
+@cache
+def _config(params: Path) -> Config:
+    return load_config(params)
 
 
 def make_models(folder: Path) -> Path:
