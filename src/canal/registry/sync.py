@@ -32,9 +32,7 @@ class Synced:
     known: tuple[Version, ...]
 
 
-def sync(
-    store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None
-) -> Synced:
+def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
     """Register every finished stage, oldest first; a second call finds nothing to do.
 
     ``sign`` signs the entries that the ledger gets, and with them the digests of keys and records.
