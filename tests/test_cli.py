@@ -34,6 +34,9 @@ COMMANDS = [
     ("schema",),
     ("export",),
     ("import",),
+    ("keys", "new"),
+    ("keys", "show"),
+    ("keys", "add"),
 ]
 
 

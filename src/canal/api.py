@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from canal.layout import Layout
     from canal.model.annotator import Annotator
     from canal.quality.verdict import Verdict
+    from canal.registry.ledger import Sign
     from canal.registry.rebuild import Rebuilt
     from canal.registry.store import Version
     from canal.registry.sync import Synced
@@ -196,22 +197,24 @@ def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
     return touched
 
 
-def import_backbone(files: "PublishedFiles", commit: bool, root: Path | None = None) -> "Imported":
+def import_backbone(
+    files: "PublishedFiles", commit: bool, root: Path | None = None, sign: "Sign | None" = None
+) -> "Imported":
     """Make published weights the backbone of the project; see `canal.importing`."""
     from canal.importing import import_published
 
     project = Project.open(root)
-    imported = import_published(project, files)
+    imported = import_published(project, files, sign)
     if commit:
         _commit(project, f"Import backbone {imported.folder.name}")
     return imported
 
 
-def registry_sync(project: Project) -> "Synced":
-    """Register every finished stage that the registry does not know."""
+def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
+    """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries."""
     from canal.registry.sync import sync
 
-    return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage))
+    return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
 
 
 def _figures(project: Project, stage: str, made_in: "Layout | None" = None) -> Path:

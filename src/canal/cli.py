@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from canal.commands import audit, lineage, promotion
-from canal.commands.telling import AsJson, Commit, Root, note, show_result
+from canal.commands import audit, keys, lineage, promotion
+from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
 from canal.startup import begin
 
@@ -25,7 +25,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineag
 app.add_typer(stage_app, name="stage")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (promotion, lineage, audit):
+for commands in (promotion, lineage, audit, keys):
     commands.add_to(app)
 
 
@@ -189,13 +189,14 @@ def backbone_import(
         Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")
     ] = None,
     commit: Commit = False,
+    sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Begin the lineage with published weights: checked, registered, named in params.yaml."""
     from canal.api import import_backbone
     from canal.importing import PublishedFiles
 
-    imported = import_backbone(PublishedFiles(checkpoint, genes, gene2vec), commit, root)
+    imported = import_backbone(PublishedFiles(checkpoint, genes, gene2vec), commit, root, signer(sign))
     backbone, version = imported.backbone, imported.version
     note(
         f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
@@ -206,14 +207,15 @@ def backbone_import(
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
-def registry_sync(root: Root = None, as_json: AsJson = False) -> None:
+def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Register every finished stage that the registry does not know, and show where the lineage stands."""
     from canal.api import registry_sync as sync
     from canal.project import Project
     from canal.views import evaluations, version_rows
 
+    signed = signer(sign)
     project = Project.open(root)
-    synced = sync(project)
+    synced = sync(project, signed)
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = version_rows(project), evaluations(project)

@@ -47,3 +47,7 @@ class PolicyError(RegistryError):
 
 class AuditError(RegistryError):
     """Something in the registry is not what it was registered as."""
+
+
+class SigningError(RegistryError):
+    """A key or a keyring cannot be used."""

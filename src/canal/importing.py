@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from canal.model.backbone import Backbone
+    from canal.registry.ledger import Sign
     from canal.registry.store import Version
 
 
@@ -45,7 +46,7 @@ class Imported:
     conflict: str | None
 
 
-def import_published(project: Project, files: PublishedFiles) -> Imported:
+def import_published(project: Project, files: PublishedFiles, sign: "Sign | None" = None) -> Imported:
     """Bring published weights into the project; the same files a second time change nothing.
 
     The folder appears whole or not at all, then the version, then params.yaml names both by the key's digest:
@@ -80,7 +81,7 @@ def import_published(project: Project, files: PublishedFiles) -> Imported:
         text = with_import(before, folder.relative_to(project.layout.root).as_posix(), key)
     with moving(project.store) as ledger:
         version, _ = register_import(project.store, folder)
-        enter(project.store, ledger, version)
+        enter(project.store, ledger, version, sign)
     if text != before:
         save(project.layout.params, text)
     return Imported(backbone, folder, version, _conflict(Project.open(project.layout.root)))

@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from canal.commands.telling import AsJson, By, Root, Why, note, show_result
-
-Key = Annotated[
-    Path | None, typer.Option("--sign", help="Sign the ledger's entry with this key (canal keys new).")
-]
+from canal.commands.telling import AsJson, By, KeyFile, Root, Why, note, show_result, signer
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +27,7 @@ def promote(
         list[str] | None,
         typer.Option(help="Let a rule (or a pattern of rules) pass though it fails; on record."),
     ] = None,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,6 +43,7 @@ def promote(
     if not dry_run:
         words.name(by, "the person (--by)")
         words.reason(why)
+    signed = signer(sign, by)
     project = Project.open(root)
     judgement = judge_version(project, version, override or ())
     document = judgement.to_json()
@@ -58,7 +55,7 @@ def promote(
     if not as_json:
         show_result(rulings_table(document), as_json=False)
     try:
-        entry = move(project, judgement, Move(by, why, _signer(sign)))
+        entry = move(project, judgement, Move(by, why, signed))
     except PolicyError:
         if as_json:
             show_result(document, as_json)
@@ -93,7 +90,7 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(help="Number or alias; by default the champion before this one.")
     ] = None,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Let the previous champion, or any ready version, serve again: one move, recorded."""
@@ -101,7 +98,7 @@ def rollback(
     from canal.promoting import Move
     from canal.promoting import rollback as move
 
-    entry = move(Project.open(root), to, Move(by, why, _signer(sign)))
+    entry = move(Project.open(root), to, Move(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -109,7 +106,7 @@ def retire(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     by: By,
     why: Why,
-    sign: Key = None,
+    sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Let a version never serve again; its artifacts are kept."""
@@ -117,7 +114,7 @@ def retire(
     from canal.promoting import Move
     from canal.promoting import retire as move
 
-    entry = move(Project.open(root), version, Move(by, why, _signer(sign)))
+    entry = move(Project.open(root), version, Move(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is retired", entry.seq))
 
 
@@ -133,14 +130,14 @@ def ledger(
 ) -> None:
     """Show who registered, promoted, rolled back and retired what, when and why."""
     from canal.project import Project
-    from canal.registry.mirror import catch_up as bring
+    from canal.registry.moves import catch_up as bring
     from canal.registry.moves import ledger_of
     from canal.report.registry_tables import ledger_table
 
     project = Project.open(root)
-    book = ledger_of(project.store)
     if catch_up:
-        note(f"{len(bring(project.store, book))} entries brought from {project.store.shown}")
+        note(f"{len(bring(project.store))} entries brought from {project.store.shown}")
+    book = ledger_of(project.store)
     entries = book.entries()
     if verify:
         head = entries[-1].hash if entries else "none"
@@ -148,10 +145,6 @@ def ledger(
         return
     documents = [entry.document for entry in entries]
     show_result(documents if as_json else ledger_table(documents), as_json)
-
-
-def _signer(key: Path | None):  # noqa: ANN202
-    return None
 
 
 def _told(what: str, seq: int) -> str:

@@ -10,10 +10,16 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from canal.registry.ledger import Sign
+
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
 By = Annotated[str, typer.Option("--by", help="Who decides: a person's name, kept on record.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="FILE", help="Sign the ledger's entries with this key (canal keys new)."),
+]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
 
 
@@ -31,3 +37,12 @@ def note(line: str) -> None:
     """Tell the person at the terminal something that is not the result."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def signer(key: Path | None, by: str | None = None) -> "Sign | None":
+    """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
+    if key is None:
+        return None
+    from canal.registry.signing import open_key
+
+    return open_key(key).signer(by)

@@ -8,6 +8,7 @@ from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
 from canal.files import new_folder
 from canal.registry.bundle import RECORD_FILE, read_record
+from canal.registry.downloads import forget
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.request import differences, stage_request
 from canal.registry.store import Store, Version
@@ -61,12 +62,24 @@ def require_available(config: Config, stage: str) -> None:
 def verified(store: Store, version: Version) -> tuple[Path, Key]:
     """Return a version's artifacts and key after checking every file against its digest.
 
+    A copy that was damaged on this disk is brought again from the store.
+
     Raises
     ------
     RegistryError
         Naming every file that does not hold what key.json says.
     """
     folder = store.artifacts(version)
+    try:
+        return folder, _checked_key(folder, version)
+    except RegistryError:
+        if not forget(store, folder):
+            raise
+    folder = store.artifacts(version)
+    return folder, _checked_key(folder, version)
+
+
+def _checked_key(folder: Path, version: Version) -> Key:
     key = read_key(folder)
     found = file_digest(folder / KEY_FILE)
     if found != version.key:
@@ -75,7 +88,7 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
             f"registered was {version.key[:12]}..."
         )
     check_files(folder, key["files"])
-    return folder, key
+    return key
 
 
 def restore_model(store: Store, version: Version, target: Path) -> None:

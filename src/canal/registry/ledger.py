@@ -238,6 +238,22 @@ class Ledger:
         return whole
 
 
+def checked_entry(line: str, seq: int) -> Entry:
+    """Return the entry of a line from elsewhere, checked by itself; `Ledger.append` checks the chain.
+
+    Raises
+    ------
+    LedgerError
+        If it is not the line of entry ``seq``, or was changed.
+    """
+    found = _parse(line.encode())
+    if isinstance(found, str):
+        raise LedgerError(found)
+    if wrong := _complaints(found, seq, str(found["previous"])):
+        raise LedgerError("; ".join(wrong))
+    return Entry(found)
+
+
 def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:
     """Return where the aliases of ``model`` point by the ledger's last word on each."""
     said: dict[str, int | None] = {}

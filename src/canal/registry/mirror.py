@@ -1,59 +1,103 @@
-"""The ledger of a tracking server: each entry also stands there, as tags of the registered model.
+"""The ledger of a store that several project folders use: each entry also stands there, as a tag.
 
-Two machines that use one server have a ledger file each. Who wants to write must have seen everything that
-the server has; ``canal ledger --catch-up`` brings what is missing.
+Two folders have a ledger file each. Who wants to write must have seen everything that the store has
+(``canal ledger --catch-up`` brings it), and says so first by a tag of its own, the claim: who finds another
+claim after setting its own lets go, so of two at once at most one goes on.
+
+The tag ``canal.ledger.7`` of the registered model holds entry 7. Of one that is too long for a tag it holds
+hash and number of its parts, which have the hash in their names: what a kill leaves half written is no part.
 """
 
 import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from getpass import getuser
+from pathlib import Path
+from secrets import token_hex
 
-from canal.errors import LedgerError
-from canal.registry.ledger import Entry, Ledger
+from canal.errors import LedgerError, RegistryError
+from canal.files import new_file
+from canal.registry.ledger import Entry, Ledger, checked_entry
 from canal.registry.store import TAG, Store
 
-_PREFIX = f"{TAG}ledger."
+_ENTRY = f"{TAG}ledger."
+_CLAIM = f"{TAG}moving."
 _MOST = 4500
-"""Characters a tag: MLflow takes 5,000."""
+"""Characters a tag: MLflow's tables take 5,000."""
+_GIVEN_UP = timedelta(hours=1)
 
 
-def mirror(store: Store, entry: Entry) -> None:
-    """Write an entry to the server, in as many tags as it needs; a local store needs none.
+class OvertakenError(LedgerError):
+    """Somebody else wrote the entry of this number; nothing was moved."""
+
+
+@contextmanager
+def claimed(store: Store) -> Iterator[None]:
+    """Keep other folders from moving anything meanwhile; a store of this folder alone needs no claim.
 
     Raises
     ------
     LedgerError
-        If the server has another entry of this number: somebody was quicker.
+        If another folder moves something at this moment. A claim of more than an hour counts as given up: the
+        machine was lost; a folder's own claim never keeps it out.
     """
     if not store.remote:
+        yield
         return
-    there = {one.seq: one for one in mirrored(store)}.get(entry.seq)
-    if there is not None and there.hash != entry.hash:
-        raise LedgerError(
-            f"{store.shown} has another entry {entry.seq}, by {there.document['who']}: "
-            "nothing was moved; run `canal ledger --catch-up`, then try again"
+    store.make_model(store.names.model)
+    own = _own_claim(store)
+    said = {"who": _user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.model_tag(store.names.model, own, json.dumps(said))
+    try:
+        _refuse_claimed(store, own)
+        yield
+    finally:
+        with suppress(RegistryError):  # a claim that stays is in nobody's way for long
+            store.model_tag(store.names.model, own, None)
+            _claim_file(store).unlink(missing_ok=True)
+
+
+def mirror(store: Store, entry: Entry) -> bool:
+    """Write an entry to the store unless it is there, and return whether others follow it already.
+
+    Raises
+    ------
+    OvertakenError
+        If the store has another entry of this number.
+    """
+    if not store.remote:
+        return False
+    there = mirrored(store)
+    if entry.seq not in there:
+        _write(store, entry)
+    elif there[entry.seq].hash != entry.hash:
+        raise OvertakenError(
+            f"{store.shown} has another entry {entry.seq}, by {there[entry.seq].document['who']!r}: nothing "
+            "was moved; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
         )
-    parts = [entry.line[start : start + _MOST] for start in range(0, len(entry.line), _MOST)]
-    for number, part in reversed(list(enumerate(parts))):  # the first part last: with it the entry is whole
-        store.model_tag(entry.model, _name(entry.seq, number), part)
+    return max(there, default=0) > entry.seq
 
 
-def mirrored(store: Store) -> list[Entry]:
-    """Return the entries on the server, oldest first."""
-    parts: dict[int, dict[int, str]] = {}
-    for model in (store.names.model, store.names.backbone):
-        for name, value in store.model_tags(model).items():
-            if name.startswith(_PREFIX):
-                seq, _, part = name.removeprefix(_PREFIX).partition(".")
-                parts.setdefault(int(seq), {})[int(part or 0)] = value
-    found = []
-    for seq in sorted(parts):
-        if 0 in parts[seq]:
-            text = "".join(parts[seq][number] for number in sorted(parts[seq]))
-            found.append(_entry(store, seq, text))
-    return found
+def mirrored(store: Store) -> dict[int, Entry]:
+    """Return the entries in the store by their numbers, each checked by itself.
+
+    Raises
+    ------
+    LedgerError
+        Naming a tag that was changed.
+    """
+    tags = store.model_tags(store.names.model) or {}
+    found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
+    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
 
 
 def refuse_behind(store: Store, ledger: Ledger) -> None:
-    """Refuse where the server's ledger is not the same as this one, or the beginning of it.
+    """Refuse where the store's ledger goes on where this one ends, or is another.
+
+    What the store lacks is written there: it was made anew, or kept no ledger before.
 
     Raises
     ------
@@ -63,49 +107,113 @@ def refuse_behind(store: Store, ledger: Ledger) -> None:
     if not store.remote:
         return
     here, there = ledger.entries(), mirrored(store)
-    for mine, other in zip(here, there, strict=False):
-        if mine.hash != other.hash:
-            raise LedgerError(
-                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this ledger belongs "
-                "to another history; set it aside, then run `canal ledger --catch-up`"
-            )
-    if len(there) > len(here):
+    _refuse_other(store, ledger, here, there)
+    if there and max(there) > len(here):
         raise LedgerError(
-            f"{ledger.path} ends with entry {len(here)}, {store.shown} has {len(there)}: somebody else moved "
+            f"{ledger.path} ends with entry {len(here)}, {store.shown} has {max(there)}: somebody else moved "
             "something; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
         )
-    for entry in here[len(there) :]:  # a server that was made anew
-        mirror(store, entry)
+    for entry in here:
+        if entry.seq not in there:
+            _write(store, entry)
 
 
-def catch_up(store: Store, ledger: Ledger) -> list[Entry]:
-    """Append the entries that the server has and this ledger has not; return them.
+def missing(store: Store, ledger: Ledger) -> list[Entry]:
+    """Return the entries that the store has and this ledger has not, oldest first.
 
     Raises
     ------
     LedgerError
-        If this ledger is not the beginning of the server's.
+        If this ledger is not the beginning of the store's.
     """
-    with store.lock("registry"):
-        here, there = ledger.entries(), mirrored(store)
-        if [entry.hash for entry in here] != [entry.hash for entry in there[: len(here)]]:
+    if not store.remote:
+        return []
+    here, there = ledger.entries(), mirrored(store)
+    _refuse_other(store, ledger, here, there)
+    return [entry for seq, entry in there.items() if seq > len(here)]
+
+
+def _refuse_other(store: Store, ledger: Ledger, here: list[Entry], there: Mapping[int, Entry]) -> None:
+    for mine in here:
+        if mine.seq in there and there[mine.seq].hash != mine.hash:
             raise LedgerError(
-                f"{ledger.path} is not the beginning of the ledger of {store.shown}: set it aside, try again"
+                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this folder's ledger is "
+                "of another history; set it aside, then run `canal ledger --catch-up`"
             )
-        for entry in there[len(here) :]:
-            ledger.append(entry)
-        return there[len(here) :]
 
 
-def _name(seq: int, part: int) -> str:
-    return f"{_PREFIX}{seq}" + (f".{part}" if part else "")
+def _claim_file(store: Store) -> Path:
+    return store.layout.private / "claim"
 
 
-def _entry(store: Store, seq: int, text: str) -> Entry:
+def _own_claim(store: Store) -> str:
+    """Return the name of this folder's claim: a new one, or that of a command that was killed."""
+    path = _claim_file(store)
+    found = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if re.fullmatch(r"[0-9a-f]{16}", found):
+        return _CLAIM + found
+    token = token_hex(8)
+    with new_file(path) as temporary:
+        temporary.write_text(token, encoding="utf-8")
+    return _CLAIM + token
+
+
+def _refuse_claimed(store: Store, own: str) -> None:
+    for name, value in (store.model_tags(store.names.model) or {}).items():
+        if not name.startswith(_CLAIM) or name == own:
+            continue
+        try:
+            claim = json.loads(value)
+            whose, since = f"{claim['who']} on {claim['host']}"[:200], datetime.fromisoformat(claim["time"])
+            given_up = datetime.now(UTC) - since > _GIVEN_UP
+        except (ValueError, KeyError, TypeError):
+            given_up = True
+        if not given_up:
+            raise LedgerError(
+                f"somebody else moves something in {store.shown} at this moment ({whose!r}, since "
+                f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when that is done; a move that never ends counts "
+                "as given up after an hour"
+            )
+        store.model_tag(store.names.model, name, None)
+
+
+def _write(store: Store, entry: Entry) -> None:
+    """Write the tags of an entry, the one that makes it whole last."""
+    name, text = f"{_ENTRY}{entry.seq}", entry.line.rstrip("\n")
+    if len(text) > _MOST:
+        parts = [text[start : start + _MOST] for start in range(0, len(text), _MOST)]
+        for number, part in enumerate(parts):
+            store.model_tag(store.names.model, _part(name, entry.hash, number), part)
+        text = json.dumps({"hash": entry.hash, "parts": len(parts)})
+    store.model_tag(store.names.model, name, text)
+
+
+def _read(store: Store, tags: Mapping[str, str], seq: int) -> Entry:
+    name = f"{_ENTRY}{seq}"
     try:
-        document = json.loads(text)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise LedgerError(f"{store.shown}: the tag {_name(seq, 0)} is damaged")
-    return Entry(document)
+        return checked_entry(_text(tags, name), seq)
+    except (LedgerError, ValueError, KeyError, TypeError) as error:
+        what = str(error) if isinstance(error, LedgerError) else "a part of it is missing, or it is not JSON"
+        raise LedgerError(
+            f"{store.shown}: the tag {name} of {store.names.model} was changed after it was written "
+            f"({what}). Remove it there: the next `canal registry sync` in a folder that has the entry "
+            "writes it anew"
+        ) from error
+
+
+def _text(tags: Mapping[str, str], name: str) -> str:
+    head = json.loads(tags[name])
+    if not isinstance(head, dict) or "parts" not in head:
+        return tags[name]
+    return "".join(tags[_part(name, head["hash"], number)] for number in range(head["parts"]))
+
+
+def _part(name: str, digest: str, number: int) -> str:
+    return f"{name}.{digest[:16]}.{number}"
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return "unknown"

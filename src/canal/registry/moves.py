@@ -13,6 +13,7 @@ from pathlib import Path
 from canal.errors import LedgerError
 from canal.files import new_file
 from canal.registry.ledger import BEGINNING, Draft, Entry, Ledger, Sign, entry_hash
+from canal.registry.mirror import OvertakenError, claimed, mirror, missing, refuse_behind
 from canal.registry.store import TAG, Store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -31,11 +32,10 @@ def moving(store: Store) -> Iterator[Ledger]:
     Raises
     ------
     LedgerError
-        If the ledger does not hold, or the server's goes on where this one ends.
+        If the ledger does not hold, the server's goes on where this one ends, or another folder moves
+        something there at this moment.
     """
-    from canal.registry.mirror import refuse_behind
-
-    with store.lock("registry"):
+    with store.lock("registry"), claimed(store):
         ledger = ledger_of(store)
         recover(store, ledger)
         refuse_behind(store, ledger)
@@ -98,16 +98,45 @@ def adopt(store: Store, ledger: Ledger) -> Entry | None:
     return entry
 
 
-def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
-    from canal.registry.mirror import mirror
+def catch_up(store: Store) -> list[Entry]:
+    """Append the entries that a shared store has and this folder's ledger has not; return them.
 
-    mirror(store, entry)
+    Whoever wrote the last of them may have been killed before the aliases moved: that is done here.
+
+    Raises
+    ------
+    LedgerError
+        If this folder's ledger is not the beginning of the store's.
+    """
+    with store.lock("registry"), claimed(store):
+        ledger = ledger_of(store)
+        recover(store, ledger)
+        found = missing(store, ledger)
+        if found:
+            _move(store, found[-1])
+        for entry in found:
+            ledger.append(entry)
+        return found
+
+
+def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
+    try:
+        followed = mirror(store, entry)
+    except OvertakenError:
+        store.layout.pending.unlink(missing_ok=True)
+        raise
+    if not followed:  # where others went on from it, they have moved what it moves, and perhaps moved it on
+        _move(store, entry)
+    ledger.append(entry)
+    store.layout.pending.unlink(missing_ok=True)
+
+
+def _move(store: Store, entry: Entry) -> None:
+    """Do what an entry says; doing it again changes nothing."""
     for alias, number in entry.aliases.items():
         store.point(entry.model, alias, number)
     if entry.kind == "retire":
         store.tag(entry.model, entry.version, RETIRED, "true")
-    ledger.append(entry)
-    store.layout.pending.unlink(missing_ok=True)
 
 
 def _intent(path: Path) -> Entry:

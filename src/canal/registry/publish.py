@@ -17,7 +17,7 @@ from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_reco
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
 from canal.registry.machine import cpu_capability
-from canal.registry.store import READY, TAG, Store, Version
+from canal.registry.store import LOGGED, READY, TAG, Store, Version
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def published(store: Store, model: str, key: str) -> Version | None:
     """Return the ready version with this key; what was left half made by a kill is removed first."""
     for version in store.versions(model):
         if not version.ready:
-            store.client.delete_model_version(model, str(version.number))
+            with store.speaking():
+                store.client.delete_model_version(model, str(version.number))
         elif version.key == key:
             return version
     return None
@@ -94,38 +95,32 @@ def enlist(store: Store, bundle: Path, what: Publication) -> Version:
         f"{TAG}git_commit": record["git_commit"] or "",
         f"{TAG}dirty": str(record["dirty"]).lower(),
     }
-    number = _create_version(store, what.model, source, what.run_id, {**tags, **what.tags})
-    store.client.set_tag(what.run_id, f"{TAG}version", str(number))
-    store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
+    store.make_model(what.model)
+    with store.speaking():
+        number = _create_version(store, what.model, source, what.run_id, {**tags, **what.tags})
+        store.client.set_tag(what.run_id, f"{TAG}version", str(number))
+        store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     return next(version for version in store.versions(what.model) if version.number == number)
-
-
-def ensure_model(store: Store, model: str) -> None:
-    """Make the registered model if there is none of that name."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.client.get_registered_model(model)
-    except MlflowException:
-        store.client.create_registered_model(model, description="Made by `canal registry sync`.")
 
 
 def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
     """Make the version; ``status=ready`` comes last, in a call of its own."""
-    ensure_model(store, model)
-    made = store.client.create_model_version(model, source=source, run_id=run_id, tags=tags)
+    made = store.client.create_model_version(
+        model, source=source, run_id=run_id, tags=tags, model_id=source.removeprefix(LOGGED)
+    )
     store.client.set_model_version_tag(model, made.version, "status", READY)
     return int(made.version)
 
 
 def _upload(store: Store, stage: str, bundle: Path, run_id: str) -> str:
     """Store the bundle as a logged model of the stage's run and return its address."""
-    logged = store.client.create_logged_model(
-        experiment_id=store.experiment_id, name=stage, source_run_id=run_id, model_type="canal"
-    )
-    store.client.log_model_artifacts(logged.model_id, str(bundle))
-    store.client.finalize_logged_model(logged.model_id, "READY")
-    return f"models:/{logged.model_id}"
+    with store.speaking():
+        logged = store.client.create_logged_model(
+            experiment_id=store.experiment_id, name=stage, source_run_id=run_id, model_type="canal"
+        )
+        store.client.log_model_artifacts(logged.model_id, str(bundle))
+        store.client.finalize_logged_model(logged.model_id, "READY")
+    return f"{LOGGED}{logged.model_id}"
 
 
 def _facts(store: Store, what: Publication) -> dict[str, Any]:

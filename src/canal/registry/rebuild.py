@@ -17,7 +17,7 @@ from canal.registry.key import read_key
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said
 from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
 from canal.registry.placeholders import hold_number, release_numbers, require_number
-from canal.registry.publish import Publication, ensure_model, publish
+from canal.registry.publish import Publication, publish
 from canal.registry.remains import Remains, find_remains
 from canal.registry.store import READY, TAG, Store, Version
 from canal.registry.sync import extras, ready_version
@@ -97,7 +97,7 @@ def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
     gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, remains)}
     _require_aliases(store, entries, gaps, wishes)
     for model in (store.names.backbone, store.names.model):
-        ensure_model(store, model)
+        store.make_model(model)
     if _state(store) != _NUMBERED:
         store.model_tag(store.names.model, STATE, _MAKING)
     with moving(store) as ledger:
@@ -215,7 +215,7 @@ def _require_lost(store: Store) -> None:
 
 
 def _state(store: Store) -> str:
-    return store.model_tags(store.names.model).get(STATE, "")
+    return (store.model_tags(store.names.model) or {}).get(STATE, "")
 
 
 def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:

@@ -3,12 +3,18 @@
 import getpass
 from typing import Any
 
-from canal.registry.ledger import Draft, Ledger, records_said
+from canal.registry.ledger import Draft, Ledger, Sign, records_said
 from canal.registry.moves import CANDIDATE, record
 from canal.registry.store import Store, Version
 
 
-def enter(store: Store, ledger: Ledger, version: Version, by: str = "canal registry sync") -> None:
+def enter(
+    store: Store,
+    ledger: Ledger,
+    version: Version,
+    sign: Sign | None = None,
+    by: str = "canal registry sync",
+) -> None:
     """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
 
     ``by`` is the command that made the version.
@@ -30,6 +36,7 @@ def enter(store: Store, ledger: Ledger, version: Version, by: str = "canal regis
             aliases={CANDIDATE: version.number} if _newest(store, version) else {},
             details=_details(version),
         ),
+        sign,
     )
 
 

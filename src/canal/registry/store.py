@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,12 +14,17 @@ from urllib.parse import unquote, urlparse
 from canal.config import Registry
 from canal.errors import RegistryError
 from canal.layout import Layout
+from canal.registry import address
 from canal.registry.database import Database, Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 READY = "ready"
+LOGGED = "models:/"
+"""How the address of a logged model begins, which is where a version's artifacts are."""
+
+_PAGE = 1000
 TAG = "canal."
 _PATIENCE_S = 300
 
@@ -82,12 +86,16 @@ class Store:
     @property
     def shown(self) -> str:
         """The address as people may read it: without a password."""
-        return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", self.uri)
+        return address.shown(self.uri)
+
+    def said(self, error: BaseException) -> str:
+        """Return the first line of what MLflow or a database said, without a password."""
+        return address.without_secrets(_first_line(error), self.uri)
 
     @property
     def remote(self) -> bool:
-        """Whether the store is a server or a database that other machines may use."""
-        return self._file is None
+        """Whether other folders may use the store: a server, a database, a file outside the project."""
+        return self._file is None or self._file.resolve() != (self.layout.root / "mlflow.db").resolve()
 
     @property
     def _file(self) -> Path | None:
@@ -102,9 +110,10 @@ class Store:
         Raises
         ------
         RegistryError
-            If the store cannot be reached.
+            If the store cannot be reached, or does not know the user.
         """
         quiet_mlflow()
+        address.require_answer(self.uri)
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -116,13 +125,15 @@ class Store:
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
         except (MlflowException, OSError) as error:
-            raise RegistryError(f"cannot open the MLflow store {self.shown}: {_first_line(error)}") from error
+            raise RegistryError(_unopened(self, error)) from error
         return client
 
     @cached_property
     def experiment_id(self) -> str:
         """MLflow's id of the project's experiment."""
-        experiment = self.client.get_experiment_by_name(self.names.experiment)
+        client = self.client
+        with self.speaking():
+            experiment = client.get_experiment_by_name(self.names.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise RegistryError(
                 f"the MLflow experiment {self.names.experiment!r} was deleted: restore it with "
@@ -166,22 +177,11 @@ class Store:
         name = model or self.names.model
         if database := self.database:
             return _versions(database.versions(name), database.aliases(name))
-        found = self.client.search_model_versions(f"name='{name}'", max_results=10_000)
-        if not found:
-            return []
-        rows = [
-            Row(
-                one.name,
-                int(one.version),
-                one.source or "",
-                one.run_id or "",
-                int(one.creation_timestamp),
-                one.tags,
-            )
-            for one in found
-        ]
-        aliases = self.client.get_registered_model(name).aliases.items()
-        return _versions(rows, ((alias, int(number)) for alias, number in aliases))
+        client = self.client
+        with self.speaking():
+            rows = list(_rows(client, name))
+            aliases = client.get_registered_model(name).aliases if rows else {}
+        return _versions(rows, ((alias, int(number)) for alias, number in aliases.items()))
 
     def version(self, wanted: str) -> Version:
         """Return the ready version that a number or an alias names.
@@ -220,33 +220,54 @@ class Store:
 
     def point(self, model: str, alias: str, number: int | None) -> None:
         """Let an alias point to a version; None removes it. Only `canal.registry.moves` calls this."""
+        client = self.client
         with self.speaking():
             if number is None:
-                self.client.delete_registered_model_alias(model, alias)
+                client.delete_registered_model_alias(model, alias)
             else:
-                self.client.set_registered_model_alias(model, alias, str(number))
+                client.set_registered_model_alias(model, alias, str(number))
 
     def tag(self, model: str, number: int, name: str, value: str) -> None:
         """Set a tag of a version."""
+        client = self.client
         with self.speaking():
-            self.client.set_model_version_tag(model, str(number), name, value)
+            client.set_model_version_tag(model, str(number), name, value)
 
-    def model_tags(self, model: str) -> dict[str, str]:
-        """Return the tags of a registered model; none where it was never made."""
+    def make_model(self, model: str) -> None:
+        """Make a registered model without versions, unless it is there."""
+        from mlflow.exceptions import MlflowException
+
+        if self.model_tags(model) is not None:
+            return
+        client = self.client
+        with self.speaking():
+            try:
+                client.create_registered_model(model, description="Made by `canal registry sync`.")
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def model_tags(self, model: str) -> dict[str, str] | None:
+        """Return the tags of a registered model, or None where it was never made."""
+        client = self.client
         from mlflow.exceptions import MlflowException
 
         with self.speaking():
             try:
-                return dict(self.client.get_registered_model(model).tags)
+                return dict(client.get_registered_model(model).tags)
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
+                    return None
                 raise
 
-    def model_tag(self, model: str, name: str, value: str) -> None:
-        """Set a tag of a registered model."""
+    def model_tag(self, model: str, name: str, value: str | None) -> None:
+        """Set a tag of a registered model; None removes it."""
+        client = self.client
         with self.speaking():
-            self.client.set_registered_model_tag(model, name, value)
+            if value is None:
+                client.delete_registered_model_tag(model, name)
+            else:
+                client.set_registered_model_tag(model, name, value)
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -263,29 +284,25 @@ class Store:
             yield
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"the MLflow store {self.shown} refused: {_first_line(error)}; what was begun is finished by "
+                f"the MLflow store {self.shown} refused: {self.said(error)}; what was begun is finished by "
                 "the next `canal registry sync`"
             ) from error
 
     def artifacts(self, version: Version) -> Path:
-        """Return the folder of a version's artifacts, downloaded where the store is not on this disk.
+        """Return the folder of a version's artifacts; a copy of them where the store is not on this disk.
 
         Raises
         ------
         RegistryError
-            If they are not where the store says.
+            If the store does not hand them out, or they are not what was registered.
         """
-        if folder := self._local_artifacts(version):
-            return folder
-        import mlflow
+        from canal.registry.downloads import downloaded
 
-        with self.speaking():
-            _ = self.client
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
+        return self._local_artifacts(version) or downloaded(self, version)
 
     def _local_artifacts(self, version: Version) -> Path | None:
         """Return the folder of a version's artifacts where it lies on this disk."""
-        database, model_id = self.database, version.source.removeprefix("models:/")
+        database, model_id = self.database, version.source.removeprefix(LOGGED)
         location = urlparse(database.artifact_location(model_id) or "") if database else None
         if location is None or location.scheme != "file":
             return None
@@ -294,21 +311,44 @@ class Store:
 
     def _make_experiment(self, client: "MlflowClient") -> None:
         if client.get_experiment_by_name(self.names.experiment) is None:
-            local = self.uri.startswith("sqlite:")
-            place = (self.layout.root / "mlartifacts").as_uri() if local else None
-            client.create_experiment(self.names.experiment, artifact_location=place)
+            client.create_experiment(self.names.experiment, artifact_location=self._artifact_root())
+
+    def _artifact_root(self) -> str | None:
+        """Return where artifacts go; a server knows that itself, a database does not."""
+        here = (self.layout.root / "mlartifacts").as_uri()
+        if self._file is not None:
+            return here
+        if self.uri.startswith(("http://", "https://")):
+            return None
+        return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or here
 
 
 def quiet_mlflow() -> None:
     """Keep MLflow off the network and its notices off the terminal."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("alembic", "mlflow"):
+    for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")
+
+
+def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:
+    """Yield the versions that a server or a database of another schema has; it hands them out by pages."""
+    token = None
+    while True:
+        page = client.search_model_versions(f"name='{model}'", max_results=_PAGE, page_token=token)
+        for one in page:
+            created = int(one.creation_timestamp)
+            yield Row(one.name, int(one.version), one.source or "", one.run_id or "", created, one.tags)
+        token = page.token
+        if not token:
+            return
 
 
 def _versions(rows: Iterable[Row], aliases: Iterable[tuple[str, int]]) -> list[Version]:
@@ -344,6 +384,16 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
 
 def _name(version: Version) -> str:
     return f"{version.number} ({', '.join((version.stage, *version.aliases))})"
+
+
+def _unopened(store: Store, error: BaseException) -> str:
+    """Return why a store that answers cannot be opened."""
+    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return (
+            f"the MLflow server {store.shown} wants a user and a password, or refused the ones it got: "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return f"cannot open the MLflow store {store.shown}: {store.said(error)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from canal.errors import RegistryError
 from canal.layout import Layout
 from canal.registry.imported import register_adopted
 from canal.registry.key import KEY_FILE, Key, read_key
+from canal.registry.ledger import Sign
 from canal.registry.moves import moving
 from canal.registry.publish import Publication, publish, published, whole_key
 from canal.registry.registration import enter
@@ -31,8 +32,10 @@ class Synced:
     known: tuple[Version, ...]
 
 
-def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures) -> Synced:
+def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
     """Register every finished stage, oldest first; a second call finds nothing to do.
+
+    ``sign`` signs the entries that the ledger gets, and with them the digests of keys and records.
 
     Raises
     ------
@@ -53,7 +56,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures) -> Syn
             else:
                 known.append(version)
         for version in (*known, *made):
-            enter(store, ledger, version)
+            enter(store, ledger, version, sign)
     return Synced(tuple(made), tuple(known))
 
 

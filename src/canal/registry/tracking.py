@@ -33,17 +33,19 @@ def stage_run(store: Store, config: Config, stage: str) -> str:
 def parent_run(store: Store, stage: str, digest: str) -> str:
     """Return the id of the parent run of what ``digest`` names, found or made by ``canal.stage_key``."""
     wanted = f"{stage}-{digest[:16]}"
-    found = store.client.search_runs(
-        [store.experiment_id],
-        f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",
-        max_results=1,
-    )
-    if found:
-        return str(found[0].info.run_id)
     tags = {STAGE_KEY: wanted, f"{TAG}stage": stage, f"{TAG}step": "stage"}
-    run = store.client.create_run(store.experiment_id, run_name=stage, tags=tags)
-    store.client.set_terminated(run.info.run_id, "FINISHED")
-    return str(run.info.run_id)
+    client = store.client
+    with store.speaking():
+        found = client.search_runs(
+            [store.experiment_id],
+            f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",
+            max_results=1,
+        )
+        if found:
+            return str(found[0].info.run_id)
+        run = client.create_run(store.experiment_id, run_name=stage, tags=tags)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
 
 
 def start_entry_point(store: Store, config: Config, entry_point: str, stage: str) -> None:

@@ -167,8 +167,8 @@ def _check_mirror(store: Store, snapshot: Snapshot, name: str, found: Found) -> 
     except CanalError as error:
         found.wrong(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {error}")
         return
-    for mine, other in zip(snapshot.entries, there, strict=False):
-        if mine.hash != other.hash:
+    for mine in snapshot.entries:
+        if mine.seq in there and there[mine.seq].hash != mine.hash:
             found.wrong(LEDGER, "ledger", f"{name} and {store.shown} differ from entry {mine.seq} on")
             return
     if len(there) != len(snapshot.entries):

@@ -73,7 +73,7 @@ def _registered(
         made = version is None
         if version is None:
             version = publish(store, _publication(store, folder, manifest, chain))
-        enter(store, ledger, version, "canal import")
+        enter(store, ledger, version, by="canal import")
     return store.version(str(version.number)), made
 
 

@@ -1,0 +1,265 @@
+"""Signatures of ledger entries: ed25519 key files, and what a keyring says of a ledger.
+
+A signature covers the hash of an entry, which covers everything in it and every entry before it, and so the
+digests of the version's key and record. Who holds a key file can sign in its name; the keyring, a text file
+that the team keeps (`canal.registry.keyring`), says whose key is whose.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from canal.errors import SigningError
+from canal.registry import words
+from canal.registry.ledger import Entry, Sign, entry_hash
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KIND = "ed25519"
+_MESSAGE = "canal ledger entry, format 1: {digest}"
+_HEADING = "# canal signing key of "
+_LARGEST = 1 << 20
+_DECIDED = ("promote", "rollback", "retire")
+"""Kinds of entry that a person decides on; the others are made by sync, in whoever's name it runs."""
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """Whose signatures can be checked.
+
+    Attributes
+    ----------
+    name : str
+        The person, team or program that holds the private half.
+    raw : bytes
+        The 32 bytes of the key.
+    """
+
+    name: str
+    raw: bytes
+
+    @property
+    def line(self) -> str:
+        """The key as it stands in a keyring: ``NAME ed25519 BASE64``."""
+        return f"{self.name} {KIND} {base64.b64encode(self.raw).decode()}"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the key, by which entries name it."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    def signed(self, digest: str, signature: str) -> bool:
+        """Whether ``signature`` (base64) was made by this key for an entry of this hash."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            value = base64.b64decode(signature, validate=True)
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(value, _message(digest))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key, and the name written above it (empty where it was made by another program)."""
+
+    name: str
+    private: "Ed25519PrivateKey"
+
+    @property
+    def public(self) -> PublicKey:
+        """The half that others may know."""
+        return PublicKey(self.name, self.private.public_key().public_bytes_raw())
+
+    def sign(self, digest: str) -> Mapping[str, str]:
+        """Return ``{"key": fingerprint, "value": signature}`` for an entry of this hash."""
+        value = self.private.sign(_message(digest))
+        return {"key": self.public.fingerprint, "value": base64.b64encode(value).decode()}
+
+    def signer(self, who: str | None = None) -> Sign:
+        """Return what `canal.registry.ledger.Ledger.next` takes.
+
+        Parameters
+        ----------
+        who : str or None
+            The person that the entry will name; None where sync makes it.
+
+        Raises
+        ------
+        SigningError
+            If the key is somebody else's: the signature would prove the wrong thing.
+        """
+        if who is not None and self.name and not _same(who, self.name):
+            raise SigningError(
+                f"the entry is to name {who.strip()!r} (--by), but the key is of {self.name!r}: "
+                f"sign with your own key, or say --by {self.name!r}"
+            )
+        return self.sign
+
+
+Keyring = Mapping[str, PublicKey]
+"""Public keys by their fingerprints."""
+
+
+def default_key_file() -> Path:
+    """Return where a person's key lies unless another place is named."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "canal" / "key.pem"
+
+
+def new_key(path: Path, name: str) -> PublicKey:
+    """Make a private key that only its owner may read, and return its public half.
+
+    The file is PEM (PKCS 8) below a line with the name, which readers of PEM pass over.
+
+    Raises
+    ------
+    SigningError
+        If the file is there already (a key is never overwritten: its signatures could not be made again), it
+        cannot be written, or the name is not fit for a keyring.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = SigningKey(checked_name(name), Ed25519PrivateKey.generate())
+    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    _write_once(path, f"{_HEADING}{key.name}\n".encode() + pem)
+    return key.public
+
+
+def open_key(path: Path) -> SigningKey:
+    """Return the private key in a file.
+
+    Raises
+    ------
+    SigningError
+        If it cannot be read, others may read it too, or it holds anything but one ed25519 private key.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    content = _private_bytes(path)
+    try:
+        key = load_pem_private_key(content, password=None)
+    except TypeError as error:
+        raise SigningError(
+            f"{path} is locked with a passphrase; canal signs with a key without one: canal keys new"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SigningError(
+            f"{path} holds no private key in PEM (PKCS 8): name the file that `canal keys new` made"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        found = type(key).__name__.strip("_").removesuffix("PrivateKey")
+        raise SigningError(f"{path} holds a key of another kind ({found}); canal signs with {KIND} keys")
+    heading = content.splitlines()[0].decode("utf-8", "replace")
+    name = heading.removeprefix(_HEADING) if heading.startswith(_HEADING) else ""
+    return SigningKey(checked_name(name) if name else "", key)
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a key's owner as a keyring can hold it.
+
+    Raises
+    ------
+    RegistryError
+        If `canal.registry.words` refuses it, or it reads as a comment.
+    """
+    found = " ".join(words.name(name, "the name of the key's owner (--name)").split())
+    if found.startswith("#"):
+        raise SigningError(f"the name {found!r} begins with #, which makes a line of a keyring a comment")
+    return found
+
+
+def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
+    """Return one sentence for each entry whose signature does not prove it.
+
+    It has none, the key is unknown, the signature is of something else, or somebody else than the person who
+    is named signed it.
+
+    Parameters
+    ----------
+    entries : iterable of Entry
+        The ledger, whose chain was checked before.
+    keyring : Mapping
+        The keys that are trusted; see `canal.registry.keyring.read_keyring`.
+    """
+    found = ((entry, _finding(entry, keyring)) for entry in entries)
+    return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in found if what]
+
+
+def _finding(entry: Entry, keyring: Keyring) -> str | None:
+    signature, who = entry.document.get("signature"), str(entry.document["who"])
+    if signature is None:
+        return "is not signed"
+    names = signature if isinstance(signature, dict) else {}
+    fingerprint, value = names.get("key"), names.get("value")
+    if not isinstance(fingerprint, str) or not isinstance(value, str):
+        return "its signature is malformed; expected a key's fingerprint and a value"
+    key = keyring.get(fingerprint)
+    if key is None:
+        return f"is signed with key {fingerprint[:16]}..., which is not in the keyring"
+    if not key.signed(_content_hash(entry), value):
+        return f"its signature was not made with the key of {key.name!r} for this entry"
+    if entry.kind in _DECIDED and not _same(key.name, who):
+        return f"names {who!r}, but is signed by {key.name!r}"
+    return None
+
+
+def _content_hash(entry: Entry) -> str:
+    try:
+        return entry_hash(entry.document)
+    except ValueError:  # a number that JSON has no word for: nobody signed that
+        return ""
+
+
+def _message(digest: str) -> bytes:
+    return _MESSAGE.format(digest=digest).encode()
+
+
+def _same(one: str, other: str) -> bool:
+    return one.casefold().split() == other.casefold().split()
+
+
+def _private_bytes(path: Path) -> bytes:
+    """Return what a private key's file holds; nobody else may be able to read it."""
+    try:
+        with path.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode & 0o777
+            content = stream.read(_LARGEST)
+    except OSError as error:
+        raise SigningError(f"cannot read the key {path}: {error.strerror or error}") from error
+    if mode & 0o077:
+        raise SigningError(
+            f"others can read the private key {path} (its mode is {mode:04o}): chmod 600 {path}; "
+            "if they may have read it, make a new one and take this one off the keyring"
+        )
+    return content
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        if path.exists():
+            raise SigningError(
+                f"{path} is there already and is never overwritten; name another file with -o"
+            ) from error
+        raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise SigningError(f"cannot write the key {path}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Tests of what the registry stands on: sqlite, MLflow servers, PostgreSQL."""

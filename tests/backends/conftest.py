@@ -1,0 +1,86 @@
+"""What a test of a back end stands on: the store's address, and project folders made by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.backends.make import Folder, make_folder, make_models
+from tests.backends.servers import Server, shared, why_not
+
+KINDS = ("sqlite", "server", "accounts", "postgres")
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory, empty_database) -> Callable[[], Callable[[str], Server]]:
+    """Start every server that this machine has when the first is asked for: they get ready together."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "servers"
+
+    @cache
+    def started() -> Callable[[str], Server]:
+        found = {kind: shared(kind, base, empty_database) for kind in KINDS[1:] if why_not(kind) is None}
+
+        @cache
+        def ready(kind: str) -> Server:
+            found[kind].wait()
+            return found[kind]
+
+        return ready
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory) -> Path:
+    """Give a database that MLflow made, which takes it seconds."""
+    from mlflow import MlflowClient
+
+    from canal.registry.store import quiet_mlflow
+
+    quiet_mlflow()
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def use(servers, empty_database, monkeypatch, tmp_path) -> Callable[[str], Server | None]:
+    """Set the environment for a store of some kind; sqlite is a file that several project folders share."""
+
+    def choose(kind: str) -> Server | None:
+        if kind == "sqlite":
+            shutil.copyfile(empty_database, tmp_path / "shared.db")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+            return None
+        if reason := why_not(kind):
+            pytest.skip(reason)
+        server = servers()(kind)
+        for name, value in {"MLFLOW_TRACKING_URI": server.uri, **server.env}.items():
+            monkeypatch.setenv(name, value)
+        return server
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """Give a backbone and two stages, made by hand."""
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def new_folder(models, tmp_path, request) -> Callable[[str], Folder]:
+    """Make project folders that share the names of their registered models, which no other test has."""
+    name = f"t{sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+
+    def make(place: str) -> Folder:
+        return make_folder(models, tmp_path / place, name)
+
+    return make

@@ -1,0 +1,124 @@
+"""A project folder whose stages were made by hand: real networks and keys, nothing learned."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from canal.cli import app
+from canal.config import BACKBONE, Config
+from canal.files import write_json
+from canal.layout import Layout
+from canal.params import load_config
+from canal.project import Project
+from canal.registry.key import key_digest, write_key
+from canal.registry.ledger import Entry, Sign, aliases_said
+from canal.registry.moves import ledger_of, moving
+from canal.registry.policy import Ruling
+from canal.registry.promotion import promote
+from canal.registry.publish import Publication, publish
+from canal.registry.registration import enter
+from canal.registry.request import request_digest, stage_request
+from canal.registry.sync import Synced, sync
+from canal.registry.tracking import parent_run
+from tests.make import make_config, make_document
+from tests.model.make import make_annotator, make_backbone
+
+STAGES = ("first", "second")
+PASSED = (Ruling("gate", "passed", "passed", True),)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A project folder on one machine; all of them that have the same names share what the store holds."""
+
+    root: Path
+
+    def project(self) -> Project:
+        """Open the project anew, as each command does; params.yaml, which stays, is read once."""
+        layout = Layout(self.root.resolve())
+        return Project(layout, _config(layout.params))
+
+    def sync(self, sign: Sign | None = None) -> Synced:
+        """Register what was made, as `canal registry sync` does, without figures."""
+        project = self.project()
+        return sync(project.store, project.layout, project.config, lambda stage: self.root / "none", sign)
+
+    def register(self, number: int = 2) -> None:
+        """Register that many versions of the annotator, of few files each: sync without the pyfunc."""
+        project = self.project()
+        store = project.store
+        with moving(store) as ledger:
+            for stage in STAGES[:number]:
+                run = parent_run(store, stage, "0" * 64)
+                what = Publication(
+                    store.names.model, project.layout.model(stage), run, None, {}, pyfunc=False
+                )
+                enter(store, ledger, publish(store, what))
+
+    def promote(self, number: int, by: str = "Ada", **options: Any) -> Entry:
+        """Promote a version that passed every rule."""
+        store = self.project().store
+        with moving(store) as ledger:
+            version = store.version(str(number))
+            return promote(store, ledger, version, options.pop("rulings", PASSED), by, "reviewed", **options)
+
+    def ledger(self) -> list[Entry]:
+        """Return the entries of this folder's ledger."""
+        return ledger_of(self.project().store).entries()
+
+    def aliases(self) -> dict[str, int]:
+        """Return where the store's aliases of the annotator point, after comparing them with the ledger."""
+        store = self.project().store
+        found = {alias: one.number for one in store.versions() for alias in one.aliases}
+        assert aliases_said(self.ledger(), store.names.model) == found
+        return found
+
+    def canal(self, *arguments: str) -> str:
+        """Run a command here; return what it printed."""
+        done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.output
+
+
+@cache
+def _config(params: Path) -> Config:
+    return load_config(params)
+
+
+def make_models(folder: Path) -> Path:
+    """Write models and metrics of a backbone and two stages, as the pipeline leaves them, into ``folder``."""
+    config, parent = make_config(), None
+    for name in (BACKBONE, *STAGES):
+        model = folder / "models" / name
+        if name == BACKBONE:
+            make_backbone().save(model / "model")
+        else:
+            make_annotator(seed=len(name)).save(model / "model")
+            write_json(folder / "metrics" / name / "evaluation.json", {"stage": name})
+        request = stage_request(config, name)
+        facts = {
+            "stage": name,
+            "branch": 1,
+            "request": request,
+            "request_digest": request_digest(config, name),
+        }
+        write_key(model, facts, parent)
+        parent = key_digest(model)
+    return folder
+
+
+def make_folder(models: Path, root: Path, name: str) -> Folder:
+    """Make a project folder with the models of `make_models`, whose registered models are called ``name``."""
+    shutil.copytree(models, root)
+    names = {"model": f"{name}-annotator", "backbone": f"{name}-backbone", "experiment": name}
+    YAML().dump(make_document(registry=names), root / "params.yaml")
+    return Folder(root)

@@ -1,0 +1,173 @@
+"""Real servers for tests, each started once for all pytest processes; they end with pytest (`guard`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
+
+from filelock import FileLock
+
+GUARD = Path(__file__).with_name("guard.py")
+USER, PASSWORD = "admin", "correct/horse@1"
+_PATIENCE_S = 120
+_ACCOUNTS = f"""[mlflow]
+default_permission = READ
+database_uri = sqlite:///{{database}}
+admin_username = {USER}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 3600
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is, what a client's environment needs, its folder (while it runs), and what it says."""
+
+    uri: str
+    port: int
+    folder: str
+    log: str
+    env: dict[str, str] = field(default_factory=dict)
+
+    def wait(self) -> None:
+        """Return when the server answers; a server that died is an error that shows what it said."""
+        end = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < end and Path(self.folder).is_dir():
+            if self._answers():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{self.uri} never answered:\n{Path(self.log).read_text()[-4000:]}")
+
+    def _answers(self) -> bool:
+        try:
+            if self.uri.startswith("http"):
+                with urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+                    return answer.status == 200
+            return _postgres_answers(self.uri)
+        except OSError:
+            return False
+
+
+def shared(kind: str, base: Path, database: Path) -> Server:
+    """Return the server of a kind, started by whichever process asks first; it may not answer yet.
+
+    MLflow's servers begin with a copy of ``database``, an empty one: to make their own takes them seconds.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    state = base / f"{kind}.json"
+    with FileLock(f"{state}.lock"):
+        if not state.is_file():
+            server = _STARTERS[kind](base / f"{kind}.log", database)
+            state.write_text(json.dumps(asdict(server)))
+        return Server(**json.loads(state.read_text()))
+
+
+def why_not(kind: str) -> str | None:
+    """Return why a kind of server cannot be started on this machine, or None."""
+    if kind == "postgres" and _postgres_programs() is None:
+        return "PostgreSQL is not installed here (Debian: apt-get install postgresql)"
+    return None
+
+
+def _start_plain(log: Path, database: Path) -> Server:
+    return _start_mlflow(log, database, {}, {})
+
+
+def _start_with_accounts(log: Path, database: Path) -> Server:
+    client = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    config = log.with_suffix(".ini")
+    config.write_text(_ACCOUNTS.format(database=log.with_suffix(".db")))
+    server = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only for tests",
+    }
+    return _start_mlflow(log, database, server, client, "--app-name", "basic-auth")
+
+
+def _start_mlflow(
+    log: Path, database: Path, env: dict[str, str], client: dict[str, str], *options: str
+) -> Server:
+    folder, port = log.with_suffix(""), _free_port()
+    folder.mkdir()
+    shutil.copyfile(database, folder / "server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *options]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    _run_guarded(command, folder, log, quiet | env)
+    return Server(f"http://127.0.0.1:{port}", port, str(folder), str(log), client)
+
+
+def _start_postgres(log: Path, _database: Path) -> Server:
+    """Start PostgreSQL, which refuses to be root, in a folder outside of pytest's, which are root's alone."""
+    programs, port = _postgres_programs(), _free_port()
+    assert programs is not None
+    folder = Path(tempfile.mkdtemp(prefix="canal-postgres-"))
+    secret, cluster = folder / "password", folder / "cluster"
+    secret.write_text(PASSWORD)
+    who = []
+    if os.geteuid() == 0:
+        who = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        for path in (folder, secret):
+            shutil.chown(path, "postgres", "postgres")
+    init = [*who, str(programs / "initdb"), "--pgdata", str(cluster), "--username", USER, "--no-sync"]
+    init += ["--auth", "scram-sha-256", "--pwfile", str(secret), "--encoding", "UTF8", "--locale", "C"]
+    subprocess.run(init, cwd=folder, check=True, capture_output=True)
+    command = [*who, str(programs / "postgres"), "-D", str(cluster), "-p", str(port)]
+    for setting in ("listen_addresses=127.0.0.1", f"unix_socket_directories={folder}", "fsync=off"):
+        command += ["-c", setting]
+    _run_guarded(command, folder, log, {})
+    uri = f"postgresql+psycopg2://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
+    return Server(uri, port, str(folder), str(log))
+
+
+_STARTERS = {"server": _start_plain, "accounts": _start_with_accounts, "postgres": _start_postgres}
+
+
+def _run_guarded(command: list[str], folder: Path, log: Path, env: dict[str, str]) -> None:
+    """Start a command in its folder under `guard`, which ends it with pytest."""
+    pytest = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
+    with log.open("w") as stream:
+        subprocess.Popen(
+            [sys.executable, str(GUARD), str(pytest), str(folder), *command],
+            cwd=folder,
+            env=plain | env,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _postgres_programs() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).parent if on_path else None
+
+
+def _postgres_answers(uri: str) -> bool:
+    import psycopg2
+
+    try:
+        psycopg2.connect(uri.replace("+psycopg2", ""), connect_timeout=5).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

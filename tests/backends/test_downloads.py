@@ -1,0 +1,92 @@
+"""Versions of a server are brought once, whole, and only as they were registered."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from canal.digests import tree_digests
+from canal.errors import RegistryError
+from canal.registry import downloads
+from canal.registry.history import restore_model, verified
+from canal.registry.store import Version
+
+
+@pytest.fixture
+def server(use):
+    return use("server")
+
+
+def stored(server, store, version, name):
+    """Return where a server keeps a file of a version."""
+    location = store.client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
+    return Path(server.folder) / "artifacts" / location.removeprefix("mlflow-artifacts:/") / name
+
+
+def test_a_version_is_brought_once_and_again_where_it_was_cleared_or_damaged(server, new_folder, monkeypatch):
+    folder = new_folder("a")
+    folder.register(1)
+    project = folder.project()
+    version = project.store.version("1")
+    brought = []
+
+    def download(store, one, target):
+        brought.append(one.number)
+        kept(store, one, target)
+
+    kept = downloads.download
+    monkeypatch.setattr(downloads, "download", download)
+    place, key = verified(project.store, version)
+    assert {name: digest for name, digest in tree_digests(place).items() if name in key["files"]} == key[
+        "files"
+    ]
+    assert place == project.layout.private / "versions" / version.record
+    restore_model(folder.project().store, version, folder.root / "restored")
+    assert tree_digests(folder.root / "restored") == tree_digests(project.layout.model("first"))
+    assert brought == [1]
+    (place / "key.json").unlink()
+    assert verified(folder.project().store, version)[0] == place
+    (place / "model" / "labels.json").write_text("[]")
+    assert verified(folder.project().store, version)[0] == place
+    assert brought == [1, 1, 1]
+
+
+def test_what_the_server_changed_is_refused_and_not_kept(server, new_folder):
+    folder = new_folder("a")
+    folder.register(1)
+    project = folder.project()
+    version = project.store.version("1")
+    for name in ("model/weights.safetensors", "record.json"):
+        path = stored(server, project.store, version, name)
+        before = path.read_bytes()
+        path.write_bytes(before[:-1] + b"?")
+        with pytest.raises(RegistryError, match=rf"version 1 of [^$]*{name}"):
+            project.store.artifacts(version)
+        path.write_bytes(before)
+    assert not list((project.layout.private / "versions").glob("*"))
+    assert not list((project.layout.private / "versions").glob(".*"))
+    path.unlink()
+    with pytest.raises(RegistryError, match=r"record\.json is not the one"):
+        project.store.artifacts(version)
+
+
+@pytest.mark.parametrize("record", ["", "../../x", "0" * 63, "0" * 64 + "/.."])
+def test_a_record_tag_is_never_a_way_out_of_the_folder(server, new_folder, record):
+    store = new_folder("a").project().store
+    version = replace(_version(store), record=record)
+    with pytest.raises(RegistryError, match=r"no SHA-256"):
+        store.artifacts(version)
+
+
+def _version(store):
+    return Version(
+        model=store.names.model, number=1, stage="first", branch=1, key="", request="", record="", parent="",
+        status="ready", aliases=(), run_id="", source="models:/m-0", created=0,
+    )  # fmt: skip
+
+
+def test_a_place_that_this_machine_cannot_reach_is_named(server, new_folder):
+    store = new_folder("a").project().store
+    version = replace(_version(store), record="0" * 64)
+    with pytest.raises(RegistryError, match=r"cannot be brought from http://.*models:/m-0"):
+        store.artifacts(version)
