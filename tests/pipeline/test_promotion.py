@@ -132,3 +132,20 @@ def test_the_default_policy_judges_a_dirty_version(line):
     assert rules["audit"].passed, rules["audit"].note
     assert {"clean", "accuracy", "retention", "h_score", "ece"} <= rules.keys()
     assert all(ruling.value and ruling.bound for ruling in failed(judgement.rulings))
+
+
+def test_an_audit_can_ask_for_signatures(project, line, monkeypatch, tmp_path):
+    """A promotion signed with a known key holds; what sync registered without a key is named."""
+    monkeypatch.chdir(line.root)
+    key, ring = tmp_path / "key.pem", tmp_path / "keyring"
+    made = CliRunner().invoke(app, ["keys", "new", "--name", "A. Person", "-o", str(key)])
+    assert made.exit_code == 0, made.output
+    ring.write_text(next(text for text in made.stdout.splitlines() if " ed25519 " in text) + "\n")
+    run = ["promote", "1", "--by", "A. Person", "--why", "reviewed", "--sign", str(key), "--override", "clean"]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = CliRunner().invoke(app, ["audit", "--require-signed", str(ring), "--json"])
+    assert found.exit_code == 1
+    findings = json.loads(found.stdout)["findings"]
+    assert {finding["check"] for finding in findings} == {"signature"}
+    assert len(findings) == 3

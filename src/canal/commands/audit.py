@@ -29,6 +29,10 @@ def audit(
             "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
         ),
     ] = False,
+    require_signed: Annotated[
+        Path | None,
+        typer.Option(metavar="KEYRING", help="Every ledger entry must be signed by a key of this file."),
+    ] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +45,7 @@ def audit(
     project = Project.open(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
-    report = audit_project(project, None if everything else version)
+    report = audit_project(project, None if everything else version, require_signed)
     document = report.to_json()
     if not as_json:
         show_result(audit_report(document), as_json=False)
