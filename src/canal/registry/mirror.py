@@ -70,7 +70,7 @@ def mirror(store: Store, entry: Entry) -> bool:
     """
     if not store.remote:
         return False
-    there = _mirrored(store)
+    there = mirrored(store)
     if entry.seq not in there:
         _write(store, entry)
     elif there[entry.seq].hash != entry.hash:
@@ -81,18 +81,14 @@ def mirror(store: Store, entry: Entry) -> bool:
     return max(there, default=0) > entry.seq
 
 
-def mirrored(store: Store) -> list[Entry]:
-    """Return the entries in the store, oldest first, each checked by itself.
+def mirrored(store: Store) -> dict[int, Entry]:
+    """Return the entries in the store by their numbers, each checked by itself.
 
     Raises
     ------
     LedgerError
         Naming a tag that was changed.
     """
-    return list(_mirrored(store).values())
-
-
-def _mirrored(store: Store) -> dict[int, Entry]:
     tags = store.model_tags(store.names.model)
     found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
     return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
@@ -110,7 +106,7 @@ def refuse_behind(store: Store, ledger: Ledger) -> None:
     """
     if not store.remote:
         return
-    here, there = ledger.entries(), _mirrored(store)
+    here, there = ledger.entries(), mirrored(store)
     _refuse_other(store, ledger, here, there)
     if there and max(there) > len(here):
         raise LedgerError(
@@ -132,7 +128,7 @@ def missing(store: Store, ledger: Ledger) -> list[Entry]:
     """
     if not store.remote:
         return []
-    here, there = ledger.entries(), _mirrored(store)
+    here, there = ledger.entries(), mirrored(store)
     _refuse_other(store, ledger, here, there)
     return [entry for seq, entry in there.items() if seq > len(here)]
 
