@@ -19,7 +19,7 @@ from filelock import FileLock
 
 GUARD = Path(__file__).with_name("guard.py")
 USER, PASSWORD = "admin", "correct/horse@1"
-_PATIENCE_S = 120
+_PATIENCE_S = 240
 _ACCOUNTS = f"""[mlflow]
 default_permission = READ
 database_uri = sqlite:///{{database}}

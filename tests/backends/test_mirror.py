@@ -271,4 +271,4 @@ def test_tags_of_others_are_left_alone(two):
         set_tag(ada, name, "mine")
     ada.promote(1)
     assert tags(ada)["owner"] == "mine"
-    assert list(mirror.mirrored(ada.project().store)) == [1, 2, 3]
+    assert list(mirror.mirrored(ada.project().store).values()) == ada.ledger()

@@ -18,6 +18,8 @@ from canal.registry.key import KEY_FILE, check_files, read_key
 if TYPE_CHECKING:
     from canal.registry.store import Store, Version
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
 
 def downloaded(store: "Store", version: "Version") -> Path:
     """Return the folder of a version's artifacts on this disk; only the first call downloads them.
@@ -27,12 +29,7 @@ def downloaded(store: "Store", version: "Version") -> Path:
     RegistryError
         If the store does not hand them out, or they are not what was registered; nothing is kept then.
     """
-    if not re.fullmatch(r"[0-9a-f]{64}", version.record):
-        raise RegistryError(
-            f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
-            "no SHA-256; `canal audit` says what else was changed"
-        )
-    folder = _place(store) / version.record
+    folder = _place(store, version)
     if _is_of(folder, version):
         return folder
     with store.lock("versions"):
@@ -43,12 +40,12 @@ def downloaded(store: "Store", version: "Version") -> Path:
     return folder
 
 
-def forget(store: "Store", folder: Path) -> bool:
-    """Remove a copy, so that it is brought again; False where ``folder`` is no copy but the store's own."""
-    if folder.parent != _place(store):
+def forget(store: "Store", version: "Version") -> bool:
+    """Remove the copy of a version, so that it is brought again; return whether there was one."""
+    if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
     with store.lock("versions"):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_place(store, version), ignore_errors=True)
     return True
 
 
@@ -73,8 +70,13 @@ def download(store: "Store", version: "Version", target: Path) -> None:
         ) from error
 
 
-def _place(store: "Store") -> Path:
-    return store.layout.private / "versions"
+def _place(store: "Store", version: "Version") -> Path:
+    if not _SHA256.fullmatch(version.record):
+        raise RegistryError(
+            f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
+            "no SHA-256; `canal audit` says what else was changed"
+        )
+    return store.layout.private / "versions" / version.record
 
 
 def _is_of(folder: Path, version: "Version") -> bool:

@@ -73,7 +73,7 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
     try:
         return folder, _checked_key(folder, version)
     except RegistryError:
-        if not forget(store, folder):
+        if not forget(store, version):
             raise
     folder = store.artifacts(version)
     return folder, _checked_key(folder, version)

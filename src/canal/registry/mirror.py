@@ -89,7 +89,7 @@ def mirrored(store: Store) -> dict[int, Entry]:
     LedgerError
         Naming a tag that was changed.
     """
-    tags = store.model_tags(store.names.model) or {}
+    tags = store.model_tags(store.names.model)
     found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
     return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
 
@@ -159,7 +159,7 @@ def _own_claim(store: Store) -> str:
 
 
 def _refuse_claimed(store: Store, own: str) -> None:
-    for name, value in (store.model_tags(store.names.model) or {}).items():
+    for name, value in store.model_tags(store.names.model).items():
         if not name.startswith(_CLAIM) or name == own:
             continue
         try:

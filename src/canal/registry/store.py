@@ -237,7 +237,7 @@ class Store:
         """Make a registered model without versions, unless it is there."""
         from mlflow.exceptions import MlflowException
 
-        if self.model_tags(model) is not None:
+        if self.model_tags(model):
             return
         client = self.client
         with self.speaking():
@@ -247,8 +247,8 @@ class Store:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
 
-    def model_tags(self, model: str) -> dict[str, str] | None:
-        """Return the tags of a registered model, or None where it was never made."""
+    def model_tags(self, model: str) -> dict[str, str]:
+        """Return the tags of a registered model; none where it was never made."""
         client = self.client
         from mlflow.exceptions import MlflowException
 
@@ -257,7 +257,7 @@ class Store:
                 return dict(client.get_registered_model(model).tags)
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
+                    return {}
                 raise
 
     def model_tag(self, model: str, name: str, value: str | None) -> None:
