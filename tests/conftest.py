@@ -1,6 +1,10 @@
 """What every test shares: a home of its own, and no telemetry."""
 
+import os
+
 import pytest
+
+_STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 
 def pytest_collection_modifyitems(items):
@@ -11,14 +15,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def isolated_home(tmp_path_factory, monkeypatch):
-    """Point HOME and friends at an empty folder, so that no test reads or writes the user's settings."""
+def isolated_home(tmp_path_factory):
+    """Point HOME and friends at an empty folder, so that no test reads or writes the user's settings.
+
+    An opened store names itself in the environment, for the programs that canal starts: the next test's
+    fixtures must not find it there.
+    """
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
-        monkeypatch.setenv(name, str(home / name.lower()))
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "true")
-    return home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            patch.setenv(name, str(home / name.lower()))
+        for name in _STORES:
+            patch.delenv(name, raising=False)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("DVC_NO_ANALYTICS", "true")
+        yield home
+    for name in _STORES:
+        os.environ.pop(name, None)

@@ -9,6 +9,7 @@ from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
 from canal.registry.checks.finding import Found, version_name
 from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.downloads import forget
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry
 from canal.registry.schema import schema_complaints
@@ -71,6 +72,7 @@ class Family:
     def _open(self, version: Version) -> Member | None:
         name = version_name(self._store, version.model, version.number)
         try:
+            forget(self._store, version)  # a server's own bytes are judged, not a copy that was good once
             folder = self._store.artifacts(version)
         except CanalError as error:
             self._found.wrong(name, "files", f"its artifacts are not there: {error}")
