@@ -12,7 +12,8 @@ from canal.project import Project
 from canal.registry import promotion
 from canal.registry.comparison import Comparison
 from canal.registry.ledger import Entry
-from canal.registry.moves import CHAMPION, PREVIOUS, moving
+from canal.registry.mirror import refuse_behind
+from canal.registry.moves import CHAMPION, PREVIOUS, ledger_of, moving
 from canal.registry.policy import Evidence, Ruling, judge, override
 from canal.registry.store import Version
 
@@ -60,6 +61,7 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     from canal.registry.audit import audit
 
     store = project.store
+    refuse_behind(store, ledger_of(store))  # before minutes are spent on judging
     version = store.serving(wanted)
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.make import Folder, make_folder, make_models
+from tests.backends.make import Folder, make_folder
 from tests.backends.servers import Server, shared, why_not
+from tests.registry.registered import make_models
 
 KINDS = ("sqlite", "server", "accounts", "postgres")
 
@@ -72,7 +73,9 @@ def use(servers, empty_database, monkeypatch, tmp_path) -> Callable[[str], Serve
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """Give a backbone and two stages, made by hand."""
-    return make_models(tmp_path_factory.mktemp("models"))
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    return folder
 
 
 @pytest.fixture

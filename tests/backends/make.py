@@ -12,23 +12,20 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.config import BACKBONE, Config
-from canal.files import write_json
+from canal.config import Config
 from canal.layout import Layout
 from canal.params import load_config
 from canal.project import Project
-from canal.registry.key import key_digest, write_key
+from canal.registry.audit import audit
 from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving
 from canal.registry.policy import Ruling
 from canal.registry.promotion import promote
 from canal.registry.publish import Publication, publish
 from canal.registry.registration import enter
-from canal.registry.request import request_digest, stage_request
 from canal.registry.sync import Synced, sync
 from canal.registry.tracking import parent_run
-from tests.make import make_config, make_document
-from tests.model.make import make_annotator, make_backbone
+from tests.make import make_document
 
 STAGES = ("first", "second")
 PASSED = (Ruling("gate", "passed", "passed", True),)
@@ -80,6 +77,12 @@ class Folder:
         assert aliases_said(self.ledger(), store.names.model) == found
         return found
 
+    def findings(self) -> list[str]:
+        """Return what an audit of everything finds; that the folder is in no git repository is no finding."""
+        project = self.project()
+        report = audit(project.store, project.layout, project.config)
+        return [str(finding) for finding in report.findings]
+
     def canal(self, *arguments: str) -> str:
         """Run a command here; return what it printed."""
         done = CliRunner().invoke(app, [*arguments, "--root", str(self.root)])
@@ -94,30 +97,8 @@ def _config(params: Path) -> Config:
     return load_config(params)
 
 
-def make_models(folder: Path) -> Path:
-    """Write models and metrics of a backbone and two stages, as the pipeline leaves them, into ``folder``."""
-    config, parent = make_config(), None
-    for name in (BACKBONE, *STAGES):
-        model = folder / "models" / name
-        if name == BACKBONE:
-            make_backbone().save(model / "model")
-        else:
-            make_annotator(seed=len(name)).save(model / "model")
-            write_json(folder / "metrics" / name / "evaluation.json", {"stage": name})
-        request = stage_request(config, name)
-        facts = {
-            "stage": name,
-            "branch": 1,
-            "request": request,
-            "request_digest": request_digest(config, name),
-        }
-        write_key(model, facts, parent)
-        parent = key_digest(model)
-    return folder
-
-
 def make_folder(models: Path, root: Path, name: str) -> Folder:
-    """Make a project folder with the models of `make_models`, whose registered models are called ``name``."""
+    """Make a project folder with models made by hand, which are registered under ``name``."""
     shutil.copytree(models, root)
     names = {"model": f"{name}-annotator", "backbone": f"{name}-backbone", "experiment": name}
     YAML().dump(make_document(registry=names), root / "params.yaml")

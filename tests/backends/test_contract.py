@@ -42,7 +42,7 @@ class TestBackend:
         kinds = [entry.kind for entry in folder.ledger()]
         assert kinds == ["register"] * 3 + ["promote", "promote", "rollback", "retire"]
         assert signature_findings(folder.ledger(), {public.fingerprint: public}) == []
-        # AUDIT: `canal audit` finds nothing here.
+        assert folder.findings() == []
 
     def test_two_folders_use_one_store(self, backend, new_folder):
         ada, ben = new_folder("ada"), new_folder("ben")

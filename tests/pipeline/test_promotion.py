@@ -141,7 +141,7 @@ def test_an_audit_can_ask_for_signatures(project, line, monkeypatch, tmp_path):
     made = CliRunner().invoke(app, ["keys", "new", "--name", "A. Person", "-o", str(key)])
     assert made.exit_code == 0, made.output
     ring.write_text(next(text for text in made.stdout.splitlines() if " ed25519 " in text) + "\n")
-    run = ["promote", "1", "--by", "A. Person", "--why", "reviewed", "--sign", str(key), "--override", "clean"]
+    run = ["promote", "1", "--by", "A. Person", "--why", "reviewed", "--sign", str(key)]
     done = CliRunner().invoke(app, run)
     assert done.exit_code == 0, (done.output, done.exception)
     found = CliRunner().invoke(app, ["audit", "--require-signed", str(ring), "--json"])

@@ -18,6 +18,9 @@ from canal.registry.key import KEY_FILE, check_files, read_key
 if TYPE_CHECKING:
     from canal.registry.store import Store, Version
 
+_NOT_OURS = "registered_model_meta"
+"""What MLflow adds to each download of a registered model; the store holds no such file."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,6 +71,7 @@ def download(store: "Store", version: "Version", target: Path) -> None:
             f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
             f"{store.said(error)}. Can this machine reach the place where they lie ({version.source})?"
         ) from error
+    (target / _NOT_OURS).unlink(missing_ok=True)
 
 
 def _place(store: "Store", version: "Version") -> Path:
