@@ -13,6 +13,7 @@ from canal.errors import DataError, ModelError
 from tests.make import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_cell_type", "canal_best_type", "canal_confidence", "canal_novelty", "canal_is_novel"]
+COLUMNS += ["canal_low_quality"]
 
 
 @pytest.fixture

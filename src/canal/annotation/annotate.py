@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TYPE, BEST_TYPE = "canal_cell_type", "canal_best_type"
 CONFIDENCE, NOVELTY, IS_NOVEL = "canal_confidence", "canal_novelty", "canal_is_novel"
+LOW_QUALITY = "canal_low_quality"
 UNASSIGNED = "Unassigned"
 _TENTHS = 10
 
@@ -135,8 +136,8 @@ def annotate_h5ad(
     """Write a copy of an h5ad file with labels; the input is not changed, memory does not grow with cells.
 
     obs of the copy gains ``canal_cell_type`` ("Unassigned" where the cell is novel), ``canal_best_type``,
-    ``canal_confidence``, ``canal_novelty`` and ``canal_is_novel``; ``uns["canal"]`` is the annotation record,
-    a JSON text of the model, the options and the summary. ``progress`` is told at every tenth of the cells;
+    ``canal_confidence``, ``canal_novelty``, ``canal_is_novel`` and ``canal_low_quality`` (no gene of the model
+    is expressed: "Unassigned" as well); ``uns["canal"]`` is the annotation record, a JSON text of the model, the options and the summary. ``progress`` is told at every tenth of the cells;
     ``on_record`` is told the record when the copy is whole, just before it appears under its name.
 
     Raises
@@ -208,9 +209,9 @@ def _label(
     annotator.network.to(device)
     parts, done = [], 0
     with precision(options.dtype, device):
-        for expression in reading.blocks(options.chunk_cells):
-            parts.append(_columns(annotator.predict(expression)))
-            before, done = done, done + len(expression)
+        for block in reading.blocks(options.chunk_cells):
+            parts.append(_columns(annotator.predict(block.expression), block.empty))
+            before, done = done, done + len(block.expression)
             if _tenth(done, query.n_cells) > _tenth(before, query.n_cells):
                 progress(f"labelled {done:,} of {query.n_cells:,} cells")
     table = pd.concat(parts, ignore_index=True)
@@ -219,18 +220,19 @@ def _label(
     return table, _summary(table, reading, detected=options.values == AUTO)
 
 
-def _columns(answer: Prediction) -> pd.DataFrame:
+def _columns(answer: Prediction, empty: np.ndarray) -> pd.DataFrame:
     """Return what is kept of a block's answer: a few values a cell, whatever the number of types."""
     import pandas as pd
 
     best = np.array(answer.labels, dtype=object)
     return pd.DataFrame(
         {
-            TYPE: np.where(answer.is_novel, UNASSIGNED, best),
+            TYPE: np.where(answer.is_novel | empty, UNASSIGNED, best),
             BEST_TYPE: best,
             CONFIDENCE: answer.confidence.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
+            LOW_QUALITY: empty,
         }
     )
 
@@ -242,7 +244,7 @@ def _tenth(done: int, total: int) -> int:
 def _summary(table: pd.DataFrame, reading: Reading, detected: bool) -> Summary:
     counts = Counter(table[TYPE].astype(str))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    return Summary(len(table), reading.values, detected, reading.coverage, ordered, reading.warnings)
+    return Summary(len(table), reading.units.values, detected, reading.coverage, ordered, reading.warnings)
 
 
 def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[str, Any]:
