@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.annotation.gathering import picked
-from canal.data.h5ad_matrices import ByEntries, Csc, Matrix
+from canal.data.h5ad_matrices import ByEntries, Csc
 from canal.data.h5ad_tables import listed, reading, strings
 from canal.errors import DataError
 
@@ -24,6 +24,16 @@ IN_MEMORY = "the AnnData"
 _BLOCKS = 5
 _BLOCK_CELLS = 40
 _STORED = 1 << 20
+
+
+class ByCell(Protocol):
+    """A matrix that gives blocks of cells."""
+
+    shape: tuple[int, int]
+
+    def rows(self, start: int, stop: int) -> csr_matrix:
+        """Return cells ``start`` to ``stop`` as float32 CSR."""
+        ...
 
 
 class CellFile(Protocol):
@@ -41,7 +51,7 @@ class CellFile(Protocol):
         """What `matrix` can be asked for."""
         ...
 
-    def matrix(self, layer: str) -> Matrix | ByEntries:
+    def matrix(self, layer: str) -> ByCell | ByEntries:
         """Return a matrix, cells by genes."""
         ...
 
@@ -62,6 +72,14 @@ class CellFile(Protocol):
         ...
 
 
+class TabledFile(CellFile, Protocol):
+    """A file of a format that is not anndata's, which can be written as one that is."""
+
+    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return obs and var."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """A matrix of cells with what a refusal has to tell of where it comes from.
@@ -72,7 +90,7 @@ class Query:
         The file, or `IN_MEMORY`.
     layer : str
         Which matrix: X, raw or a layer's name.
-    matrix : Matrix or ByEntries
+    matrix : ByCell or ByEntries
         ``(n_cells, n_genes)``.
     genes : sequence of str
         Names of the columns, as they are taken for symbols.
@@ -84,7 +102,7 @@ class Query:
 
     name: str
     layer: str
-    matrix: Matrix | ByEntries
+    matrix: ByCell | ByEntries
     genes: Sequence[str]
     layers: Sequence[str]
     columns: Mapping[str, Callable[[], list[str]]]
@@ -151,7 +169,7 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     return Query(IN_MEMORY, layer, _matrix(values), genes, layers, columns)
 
 
-def _matrix(values: Any) -> Matrix | ByEntries:
+def _matrix(values: Any) -> ByCell | ByEntries:
     """Return a matrix of an AnnData; one by gene is not sliced by cell, which would read all of it."""
     if getattr(values, "format", "") != "csc":
         return _InMemory(values)
@@ -175,11 +193,6 @@ class _InMemory:
         result = csr_matrix(block, dtype=np.float32, copy=True)
         result.sum_duplicates()
         return result
-
-    def chunks(self, size: int) -> Iterator[tuple[int, csr_matrix]]:
-        """Yield (first row, float32 CSR of the next ``size`` rows)."""
-        for start in range(0, self.shape[0], size):
-            yield start, self.rows(start, min(start + size, self.shape[0]))
 
 
 class _InMemoryByGene:

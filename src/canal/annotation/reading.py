@@ -70,7 +70,9 @@ class Reading:
             If a value is not finite, negative or, where units are strict, no whole number.
         """
         matrix = self.query.matrix
-        pieces = self._gathered(matrix, size, start) if isinstance(matrix, ByEntries) else self._rows(size, start)
+        pieces = (
+            self._gathered(matrix, size, start) if isinstance(matrix, ByEntries) else self._rows(size, start)
+        )
         for first, block, totals in pieces:
             scaled = self.units.scaled(self.query, block, totals, first)
             expression = to_expression(scaled, self.units.values, totals).toarray()
@@ -84,7 +86,9 @@ class Reading:
         for first in range(start, self.query.n_cells, size):
             block = matrix.rows(first, min(first + size, self.query.n_cells))
             check_block(self.query, block, first, whole=self.units.strict)
-            weighed = csr_matrix((self.units.undone(block.data), block.indices, block.indptr), shape=block.shape)
+            weighed = csr_matrix(
+                (self.units.undone(block.data), block.indices, block.indptr), shape=block.shape
+            )
             yield first, csr_matrix(block @ chosen), weighed @ counted
 
     def _gathered(
@@ -117,10 +121,11 @@ class Reading:
     @cached_property
     def _counted(self) -> np.ndarray:
         """Whether a column belongs to a cell's total: it has a name."""
-        return np.diff(self.genes.selector.indptr) > 0
+        counted: np.ndarray = np.diff(self.genes.selector.indptr) > 0
+        return counted
 
 
-def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) -> Reading:
+def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, force: bool = False) -> Reading:
     """Find out how a query is to be read.
 
     Parameters
@@ -133,6 +138,8 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) ->
         Units, or auto; see `canal.annotation.units.find_values`.
     min_coverage
         Share of the panel that the query must have.
+    force
+        Whether cells are labelled with a smaller share, too.
 
     Raises
     ------
@@ -141,7 +148,7 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) ->
     """
     if not query.n_cells:
         raise DataError(f"{query.name}: there are no cells to label")
-    coverage = cover(query, panel, min_coverage)
+    coverage = cover(query, panel, min_coverage, force)
     units = find_units(query, wish)
     # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")

@@ -224,7 +224,9 @@ def check_block(query: Query, block: csr_matrix, start: int, whole: bool) -> Non
         Naming the first cell (by position) with such a value, and how many values there are.
     """
     if not _sound(block.data, whole):
-        check_entries(query, start + np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.data, whole)
+        check_entries(
+            query, start + np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.data, whole
+        )
 
 
 def check_entries(query: Query, cells: np.ndarray, values: np.ndarray, whole: bool) -> None:
@@ -253,5 +255,7 @@ def _way_out(query: Query) -> str:
     others = [name for name in query.layers if name != query.layer]
     if others:
         raw = " (for raw: --use-raw)" if "raw" in others else ""
-        return f"name a matrix of counts or plain logarithms with --layer; there are also {listed(others)}{raw}"
+        return (
+            f"name a matrix of counts or plain logarithms with --layer; there are also {listed(others)}{raw}"
+        )
     return "the file has no other matrix, so export it again with counts"

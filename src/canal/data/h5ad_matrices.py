@@ -222,7 +222,9 @@ def _check_chunks(*nodes: Any) -> None:
     """Raise where a zarr array lacks chunks: they would be read as zeros, which no one stored."""
     for node in nodes:
         if getattr(node, "nchunks_initialized", 0) < getattr(node, "nchunks", 0):
-            raise ValueError(f"{node.nchunks - node.nchunks_initialized} of {node.nchunks} chunks are not there")
+            raise ValueError(
+                f"{node.nchunks - node.nchunks_initialized} of {node.nchunks} chunks are not there"
+            )
 
 
 def _check_numbers(node: Any) -> None:
