@@ -70,4 +70,4 @@ def _zarr_group(path: Path) -> Any:
     import zarr
 
     with reading(path, "/"):
-        return zarr.open_group(str(path), mode="r")
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)

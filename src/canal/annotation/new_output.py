@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.annotation.gathering import Gathered
-from canal.annotation.output import writing
+from canal.annotation.output import Room, size_of, writing
 from canal.annotation.records import NOTE
 from canal.data.h5ad_matrices import ByEntries
 from canal.files import new_file
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".parquet")
 _CELLS = 2000
 _CHUNK = 1 << 16
+_STORED = 8
+"""Bytes of a stored value and its gene."""
 
 Told = Callable[[str], None] | None
 
@@ -71,7 +73,10 @@ def write_new(
     for name in columns:
         obs[str(name)] = columns[name].array
     with writing(target), new_file(target) as temporary:
+        Room(temporary).take(size_of(obs) + size_of(var, note))
         with h5py.File(temporary, "w") as file:
+            room = Room(temporary)
+            room.take(size_of(obs) + size_of(var, note))
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             write_elem(file, "obs", obs)
             write_elem(file, "var", var)
@@ -79,12 +84,14 @@ def write_new(
             for name in ("obsm", "varm", "obsp", "varp", "layers"):
                 write_elem(file, name, {})
             for layer in source.layers:
-                _write_matrix(file, "X" if layer == "X" else f"layers/{layer}", source.matrix(layer))
+                _write_matrix(file, "X" if layer == "X" else f"layers/{layer}", source.matrix(layer), room)
+        with h5py.File(temporary, "r+"):
+            pass  # closing gives back the room that was not used
         if on_whole is not None:
             on_whole(note)
 
 
-def _write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries) -> None:
+def _write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries, room: Room) -> None:
     group = file.create_group(key)
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
     group.attrs["shape"] = np.array(matrix.shape)
@@ -96,6 +103,7 @@ def _write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries) -> None
     pointers = [np.zeros(1, dtype=np.int64)]
     stored = 0
     for block in _blocks(matrix):
+        room.take(block.nnz * _STORED + 8 * block.shape[0])
         for name, dataset in made.items():
             dataset.resize((stored + block.nnz,))
             dataset[stored:] = getattr(block, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ORDER = "column-order"
+_SLACK = 1 << 20
+"""Bytes for HDF5's own records."""
 
 
 def check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -61,6 +64,7 @@ def write_copy(
     """
     with writing(target), new_file(target) as temporary:
         shutil.copyfile(source, temporary)
+        Room(temporary).take(size_of(columns, note) + _tables_size(source))
         with h5py.File(temporary, "r+") as file:
             _modernise(file)
             _add_columns(file["obs"], columns)
@@ -81,7 +85,7 @@ def write_zarr_copy(
 
     with writing(target), new_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
-        group = zarr.open_group(str(temporary), mode="r+")
+        group = zarr.open_group(str(temporary), mode="r+", use_consolidated=False)
         _add_columns(group["obs"], columns)
         _add_note(group, note)
         if "consolidated_metadata" in _root_of(temporary) or (temporary / ".zmetadata").is_file():
@@ -98,6 +102,35 @@ def is_zarr(path: Path) -> bool:
 def _root_of(folder: Path) -> str:
     root = folder / "zarr.json"
     return root.read_text(encoding="utf-8") if root.is_file() else ""
+
+
+class Room:
+    """Disk space taken before HDF5 writes to it: HDF5 does not survive a disk that fills meanwhile.
+
+    What was taken and not used is given back when the file is opened for writing and closed again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._taken = path, path.stat().st_size
+
+    def take(self, size: int) -> None:
+        """Take ``size`` more bytes and some for HDF5's own; raises `OSError` where there are not so many."""
+        with self._path.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), self._taken, size + _SLACK)
+        self._taken += size + _SLACK
+
+
+def size_of(table: pd.DataFrame, note: str = "") -> int:
+    """Return a bound of the bytes that a table and a note take in HDF5."""
+    size = int(table.memory_usage(index=True, deep=True).sum())
+    return 2 * size + 64 * len(table) + 4 * len(note)
+
+
+def _tables_size(source: Path) -> int:
+    """Return a bound of what compound tables take when they are written anew."""
+    with h5py.File(source, "r") as file:
+        tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
+        return sum(4 * table.nbytes + 64 * table.size * len(table.dtype.names or ()) for table in tables)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class _Sparse(_Rows):
         if min(shape) < 0:
             raise ValueError(f"the shape {shape} is none of a matrix")
         major = shape[0] if isinstance(self, Csr) else shape[1]
-        stored = min(len(self._data), len(self._indices))
+        stored = int(min(self._data.shape[0], self._indices.shape[0]))
         rising = bool(np.all(np.diff(self._pointers) >= 0))
         if len(self._pointers) != major + 1 or not rising or self._pointers[[0, -1]].tolist() != [0, stored]:
             raise ValueError(f"indptr does not fit {stored} stored values of a matrix of shape {shape}")
