@@ -88,9 +88,7 @@ def _mtx_lines(adata: AnnData, shuffled: bool) -> bytes:
     order = np.arange(entries.nnz)
     if shuffled:
         np.random.default_rng(0).shuffle(order)
-    lines = [
-        f"{entries.col[i] + 1} {entries.row[i] + 1} {entries.data[i]:g}" for i in order
-    ]
+    lines = [f"{entries.col[i] + 1} {entries.row[i] + 1} {entries.data[i]:g}" for i in order]
     head = ["%%MatrixMarket matrix coordinate integer general", "%metadata_json: {}"]
     head.append(f"{adata.n_vars} {adata.n_obs} {entries.nnz}")
     return ("\n".join(head + lines) + "\n").encode()
@@ -125,7 +123,8 @@ def write_mtx_gz(adata: AnnData, folder: Path) -> Path:
 def write_loom(adata: AnnData, folder: Path) -> Path:
     path = folder / "cells.loom"
     with h5py.File(path, "w") as file:
-        file.create_dataset("matrix", data=adata.X.toarray().T, chunks=(8, 8), compression="gzip")
+        layout = {"chunks": (8, 8), "compression": "gzip"} if min(adata.shape) >= 8 else {}
+        file.create_dataset("matrix", data=adata.X.toarray().T, **layout)
         file.create_group("layers")
         file["col_attrs/CellID"] = np.array(list(adata.obs_names), dtype="S")
         file["col_attrs/batch"] = np.array(list(adata.obs["batch"]), dtype="S")

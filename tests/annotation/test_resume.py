@@ -35,14 +35,14 @@ def source(request, tmp_path):
     return request.param(make_adata({"B": 30, "NK": 25}, n_genes=20), tmp_path)
 
 
-def interrupted(annotator, source, target, cells=20, **options):
+def interrupted(annotator, source, target, cells=20):
     def stop(done, total):
         if done >= cells:
             raise KeyboardInterrupt
 
     said = []
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(annotator, source, target, Options(chunk_cells=5, **options), said.append, on_cells=stop)
+        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), said.append, on_cells=stop)
     return said
 
 

@@ -109,7 +109,8 @@ def test_soft_counts_pass_where_they_were_declared():
 def scaled_to(depth, logarithm=np.log1p):
     adata = make_adata({"B": 30, "NK": 30}, n_genes=20)
     totals = np.asarray(adata.X.sum(axis=1)).ravel()
-    adata.X.data = logarithm(adata.X.data / np.repeat(totals, np.diff(adata.X.indptr)) * depth).astype(np.float32)
+    shares = adata.X.data / np.repeat(totals, np.diff(adata.X.indptr))
+    adata.X.data = logarithm(shares * depth).astype(np.float32)
     return adata
 
 

@@ -165,8 +165,8 @@ def annotate_h5ad(
     obs of the copy gains ``canal_cell_type`` ("Unassigned" where the cell is novel), ``canal_best_type``,
     ``canal_confidence``, ``canal_novelty``, ``canal_is_novel`` and ``canal_low_quality`` (none of the model's
     genes is expressed: "Unassigned" as well); ``uns["canal"]`` is the annotation record, a JSON text of the
-    model, the options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files become
-    a new h5ad file; see `canal.annotation.formats` and `canal.annotation.new_output`.
+    model, the options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files
+    become a new h5ad file; see `canal.annotation.formats` and `canal.annotation.new_output`.
 
     In memory are a block of cells, the labels (some 40 bytes a cell) and, for a matrix that does not lie by
     cell, what `canal.annotation.gathering` says.
@@ -176,7 +176,8 @@ def annotate_h5ad(
     annotator, source, target, options
         Who labels, what is read and written, and how.
     progress
-        Is told what a person may want to know meanwhile; every tenth of the cells unless ``on_cells`` is there.
+        Is told what a person may want to know meanwhile, and every tenth of the cells unless ``on_cells`` is
+        there.
     on_record
         Is told the record when the copy is whole, just before it appears under its name.
     on_cells
@@ -185,9 +186,9 @@ def annotate_h5ad(
     Raises
     ------
     DataError
-        If the file cannot be read, changes meanwhile, or has no cells, too few of the model's genes, or values
-        of no known units; or if the target is the source, or there and not to be replaced, or of another
-        format, or cannot be written.
+        If the file cannot be read, changes meanwhile, or has no cells, too few of the model's genes, or
+        values of no known units; or if the target is the source, or there and not to be replaced, or of
+        another format, or cannot be written.
     """
     options = options or Options()
     check_target(source, target, options.overwrite)

@@ -49,8 +49,8 @@ def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool =
     Raises
     ------
     DataError
-        If no gene is found, or the share is below ``min_coverage`` and not forced; the message says what the genes look like, and names a column of var
-        that fits better.
+        If no gene is found, or the share is below ``min_coverage`` and not forced; the message
+        says what the genes look like, and names a column of var that fits better.
     """
     own = _names(query.genes)
     missing = tuple(gene for gene in panel if gene not in own)
@@ -81,8 +81,8 @@ def _way_out(query: Query, panel: Sequence[str], found: int) -> str:
     columns = f"var has the columns {listed(list(query.columns))}"
     if usual == ENSEMBL:
         return (
-            f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a table "
-            "of ids and symbols with --gene-map FILE"
+            f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a "
+            "table of ids and symbols with --gene-map FILE"
         )
     if usual == MOUSE:
         return (

@@ -58,16 +58,19 @@ def open_cells(path: Path) -> Iterator[CellFile]:
     if form == MTX:
         yield MtxFolder(path)
     elif form == ZARR:
-        yield H5adFile(_zarr_group(path), path)
+        with reading(path, "/"):
+            zarr_cells = H5adFile(_zarr_group(path), path)
+        yield zarr_cells
     else:
         opened: dict[str, Callable[[h5py.File, Path], CellFile]]
         opened = {H5AD: H5adFile, TENX: TenxFile, LOOM: LoomFile}
         with open_hdf5(path) as file:
-            yield opened[form](file, path)
+            with reading(path, "/"):
+                cells = opened[form](file, path)
+            yield cells
 
 
 def _zarr_group(path: Path) -> Any:
     import zarr
 
-    with reading(path, "/"):
-        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    return zarr.open_group(str(path), mode="r", use_consolidated=False)

@@ -85,7 +85,8 @@ class Gathered:
     def _fill(self, matrix: ByEntries, columns: np.ndarray, counted: np.ndarray, check: Check) -> None:
         n_buckets = -(-self.shape[0] // self._per_bucket)
         self._files = [
-            self._stack.enter_context(tempfile.TemporaryFile(prefix="canal-")) for _ in range(n_buckets)
+            self._stack.enter_context(tempfile.TemporaryFile(prefix="canal-"))  # noqa: SIM115
+            for _ in range(n_buckets)
         ]
         for cells, genes, values in matrix.entries():
             check(cells, values)

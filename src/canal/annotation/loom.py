@@ -39,7 +39,7 @@ class LoomFile:
     @property
     def layers(self) -> list[str]:
         """What `matrix` can be asked for."""
-        layers = self._file["layers"] if "layers" in self._file else ()
+        layers = self._file.get("layers", ())
         return ["X", *sorted(name for name in layers if name)]
 
     def matrix(self, layer: str) -> LoomMatrix:

@@ -1,11 +1,11 @@
-"""Cells in a 10x folder: matrix.mtx, features.tsv (before version 3 genes.tsv) and barcodes.tsv, or their .gz."""
+"""Cells in a 10x folder: matrix.mtx, features.tsv (once genes.tsv) and barcodes.tsv, or their .gz."""
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -35,9 +35,9 @@ class MtxFolder:
         self.features = Features(path, symbols, columns if width > 1 else {})
         if self._matrix.shape != (len(self._barcodes), len(symbols)):
             raise DataError(
-                f"{path}: the matrix holds {self._matrix.shape[1]} features of {self._matrix.shape[0]} cells, "
-                f"but there are {len(symbols)} features and {len(self._barcodes)} barcodes: the files are not "
-                "of one folder, or one was cut short"
+                f"{path}: the matrix is {self._matrix.shape[1]} features of {self._matrix.shape[0]} cells, "
+                f"but there are {len(symbols)} features and {len(self._barcodes)} barcodes: the files are "
+                "not of one folder, or one was cut short"
             )
 
     @staticmethod
@@ -164,5 +164,4 @@ class MtxMatrix:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    opened: IO[bytes] = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[assignment]
-    return opened
+    return cast("IO[bytes]", (gzip.open if file.suffix == ".gz" else open)(file, "rb"))

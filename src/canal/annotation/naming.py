@@ -164,8 +164,8 @@ def _refuse_mouse(query: Query, names: Sequence[str], panel: Sequence[str], nami
     said = "--species mouse was given" if naming.species == "mouse" else "These look like mouse symbols"
     raise DataError(
         f"{query.name}: {said}, such as {listed(names[:EXAMPLES])}, and the model knows human genes such as "
-        f"{listed(list(panel)[:EXAMPLES])}: give --species mouse --orthologs FILE, a table of mouse and human "
-        "genes parted by a tab (or --species human if they are human after all)"
+        f"{listed(list(panel)[:EXAMPLES])}: give --species mouse --orthologs FILE, a table of mouse and "
+        "human genes parted by a tab (or --species human if they are human after all)"
     )
 
 

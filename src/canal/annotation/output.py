@@ -31,8 +31,8 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
     Raises
     ------
     DataError
-        If it is the source itself or lies in it, is a folder but no zarr store, or is there already and not to
-        be replaced.
+        If it is the source itself or lies in it, is a folder but no zarr store, or is there already and not
+        to be replaced.
     """
     if target.exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target} is the input itself, which is never changed: give another output")

@@ -32,10 +32,8 @@ def read_pairs(path: Path) -> Pairs:
             continue
         fields = [field.strip().strip('"') for field in line.split(comma)]
         if len(fields) < 2 or not fields[0]:
-            raise DataError(
-                f"{path}: line {number} has no two columns parted by {'a comma' if comma == ',' else 'a tab'}: "
-                f"{line[:80]!r}"
-            )
+            by = "a comma" if comma == "," else "a tab"
+            raise DataError(f"{path}: line {number} has no two columns parted by {by}: {line[:80]!r}")
         if fields[1]:
             found.setdefault(fields[0], []).append(fields[1])
     if not found:

@@ -40,8 +40,8 @@ def weights_digest(network: nn.Module) -> str:
 class Parts:
     """The answers of a job, in the order of its cells; use it in a ``with`` block around all the work.
 
-    They are kept when the work is interrupted or killed, or the output of a long job cannot be written; they are
-    removed when it succeeds or the input is refused.
+    They are kept when the work is interrupted or killed, or the output of a long job cannot be written; they
+    are removed when it succeeds or the input is refused.
     A job that is short keeps nothing.
 
     Parameters

@@ -134,14 +134,15 @@ def query_file(file: CellFile, layer: str, gene_column: str | None) -> Query:
     DataError
         If the file lacks the layer or the column.
     """
-    matrix = file.matrix(layer)
-    genes = file.var_names(layer) if gene_column is None else list(file.var_column(layer, gene_column))
 
     def column(name: str) -> list[str]:
         return list(file.var_column(layer, name))
 
-    columns = {name: partial(column, name) for name in file.var_columns(layer)}
-    return Query(str(file.path), layer, matrix, genes, file.layers, columns)
+    with reading(file.path, layer):
+        matrix = file.matrix(layer)
+        genes = file.var_names(layer) if gene_column is None else column(gene_column)
+        columns = {name: partial(column, name) for name in file.var_columns(layer)}
+        return Query(str(file.path), layer, matrix, genes, file.layers, columns)
 
 
 def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:

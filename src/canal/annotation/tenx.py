@@ -79,7 +79,7 @@ class TenxFile:
         if len(groups) > 1:
             raise DataError(
                 f"{file.filename}: there are matrices of {len(groups)} genomes, "
-                f"{listed([node.name.lstrip('/') for node in groups])}: write one of them to a file of its own"
+                f"{listed([node.name.lstrip('/') for node in groups])}: write one of them to its own file"
             )
         return groups[0] if groups else None
 

@@ -39,6 +39,6 @@ class Fingerprint:
         """Raise `DataError` if the file is no longer the one that was looked at."""
         if Fingerprint.of(self.path) != self:
             raise DataError(
-                f"{self.path} changed while it was read, so its labels would be of no file that there ever was: "
+                f"{self.path} changed while it was read, so its labels would be those of no file: "
                 "wait until the program that writes it is done, then try again; nothing was written"
             )

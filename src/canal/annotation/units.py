@@ -112,8 +112,8 @@ def find_values(query: Query, wish: str) -> tuple[Values, list[str]]:
     sample = query.sample
     if (unsound := int((~np.isfinite(sample.data)).sum())) and wish == AUTO:
         raise DataError(
-            f"{query.name}: {unsound} values of {query.layer} in {sample.shape[0]} cells are no finite number: "
-            f"{_way_out(query)}"
+            f"{query.name}: {unsound} values of {query.layer} in {sample.shape[0]} cells are no finite "
+            f"number: {_way_out(query)}"
         )
     seen = looks_like(sample)
     if seen == "scaled":
@@ -173,8 +173,8 @@ def _doubts(sample: csr_matrix, values: Values, seen: str | None) -> list[str]:
         )
     if values == "counts" and seen is None and (depth := _same(_sums(sample))):
         doubts.append(
-            f"the values are no whole numbers, but every cell sums to {depth:,.0f}: they were taken as counts "
-            "scaled to that total, without a logarithm"
+            f"the values are no whole numbers, but every cell sums to {depth:,.0f}: they were taken as "
+            "counts scaled to that total, without a logarithm"
         )
     return doubts
 
