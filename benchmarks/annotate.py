@@ -6,7 +6,7 @@
 
 The files are generated block by block, so that the generator stays small. Each is labelled by `annotate_h5ad`
 in a process of its own, whose largest resident memory (ru_maxrss: files mapped into memory count, too) the
-kernel tells. Weights are random, preset small, 300 panel genes: speed and memory do not depend on them.
+kernel tells. Weights are random, 300 panel genes: speed and memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ def _write_values(group: h5py.Group, cells: int, per_cell: int, form: str) -> No
     group["indptr"] = np.arange(major + 1, dtype=np.int64) * each
 
 
-def label(source: Path, target: Path, chunk: int, threads: int | None, answer: Queue[Any]) -> None:
+def label(source: Path, target: Path, arguments: argparse.Namespace, answer: Queue[Any]) -> None:
     """Label a file in a process of its own and answer what it took."""
     import torch
     from engine import annotator_of
 
     from canal.annotation.annotate import Options, annotate_h5ad
 
-    if threads:
-        torch.set_num_threads(threads)
-    annotator = annotator_of("small", PANEL)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    annotator = annotator_of(arguments.preset, PANEL)
     at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    began = time.perf_counter()
-    annotate_h5ad(annotator, source, target, Options(chunk_cells=chunk), lambda text: _say(f"  {text}"))
+    options, began = Options(chunk_cells=arguments.chunk), time.perf_counter()
+    annotate_h5ad(annotator, source, target, options, lambda text: _say(f"  {text}"))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     answer.put({"seconds": seconds, "at_rest_gib": at_rest, "peak_gib": peak})
@@ -97,7 +97,7 @@ def measure(cells: int, folder: Path, arguments: argparse.Namespace) -> dict[str
     generate(source, cells, arguments.expressed, arguments.form)
     context = multiprocessing.get_context("spawn")
     answer: Queue[Any] = context.Queue()
-    work = context.Process(target=label, args=(source, target, arguments.chunk, arguments.threads, answer))
+    work = context.Process(target=label, args=(source, target, arguments, answer))
     work.start()
     work.join()
     if work.exitcode:
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--form", choices=("csr", "csc"), default="csr")
     parser.add_argument("--expressed", type=int, default=1500, help="genes expressed in a cell")
     parser.add_argument("--chunk", type=int, default=2000, help="cells in memory at a time")
+    parser.add_argument("--preset", default="small", help="tiny: what reading and writing alone take")
     parser.add_argument("--threads", type=int, help="processor cores, by default all")
     parser.add_argument("--only-obs", action="store_true", help="write the labels alone")
     parser.add_argument("--folder", type=Path, help="for the files: 12 GB a million cells, twice for copies")
@@ -129,8 +130,8 @@ def main() -> None:
     for row in rows:
         _say(
             f"{row['cells']:>9,} cells, {row['form']}, {row['file_gib']:.2f} GiB: "
-            f"{row['cells'] / row['seconds']:,.0f} cells/s, {row['seconds']:,.0f} s; memory {row['at_rest_gib']:.2f} GiB before, "
-            f"{row['peak_gib']:.2f} GiB at most"
+            f"{row['cells'] / row['seconds']:,.0f} cells/s, {row['seconds']:,.0f} s; "
+            f"memory {row['at_rest_gib']:.2f} GiB before, {row['peak_gib']:.2f} GiB at most"
         )
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
