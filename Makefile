@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -36,6 +36,10 @@ bench-scaling:  ## seconds against cells, genes and threads, and the share of th
 bench-memory:  ## memory of a stage of 100,000 cells at scBERT size
 	@tools/setup.sh run
 	@python benchmarks/memory.py
+
+bench-annotate:  ## cells a second and memory of labelling up to 100,000 cells x 30,000 genes (ARGS="--cells 1000000": more)
+	@tools/setup.sh run
+	@python benchmarks/annotate.py $(ARGS)
 
 help:  ## show this
 	@grep -E '^[a-z-]+: ' Makefile | sed 's/:.*## /: /'

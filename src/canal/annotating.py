@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.digests import file_digest
+from canal.digests import file_digest, json_digest, tree_digests
 from canal.errors import DataError, RegistryError
 from canal.files import append_line
 from canal.project import Project
@@ -35,13 +35,20 @@ def now() -> str:
 def origin(source: Path) -> dict[str, Any]:
     """Return what a record says of the input: its name, size and digest, and when it was labelled.
 
+    The digest of a folder is that of the JSON document of its files' digests by name.
+
     Raises
     ------
     DataError
-        If it is no file, or cannot be read.
+        If it is not there, or cannot be read.
     """
     try:
-        about = {"name": readable(source.name), "bytes": source.stat().st_size, "sha256": file_digest(source)}
+        if source.is_dir():
+            files = tree_digests(source)
+            size, digest = sum((source / name).stat().st_size for name in files), json_digest(files)
+        else:
+            size, digest = source.stat().st_size, file_digest(source)
+        about = {"name": readable(source.name), "bytes": size, "sha256": digest}
     except OSError as error:
         raise DataError(f"{source}: {_cause(error)}") from error
     return {"time": now(), "input": about}

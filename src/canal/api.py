@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from canal.annotation.annotate import Options, Summary
+    from canal.annotation.telling import OnCells
     from canal.importing import Imported, PublishedFiles
     from canal.layout import Layout
     from canal.model.annotator import Annotator
@@ -27,25 +28,52 @@ CHAMPION = "champion"
 Notice = Callable[[str], None]
 
 
-def annotate(adata: "AnnData", model: str | None = None, root: Path | None = None) -> "pd.DataFrame":
-    """Return the labels of an AnnData's cells, one row a cell; the AnnData is not changed.
+def annotate(
+    adata: "AnnData",
+    model: str | None = None,
+    root: Path | None = None,
+    *,
+    write: bool = False,
+    options: "Options | None" = None,
+) -> "pd.DataFrame":
+    """Return the labels of an AnnData's cells, one row a cell, in its order.
+
+    X, layers, var and the order of cells are never changed; without ``write`` nothing is.
 
     Parameters
     ----------
     adata : AnnData
-        Cells with counts or log-normalised values in X.
+        Cells with counts or log-normalised values in X, or in ``options.layer``.
     model : str, optional
-        Number or alias of a version; by default the champion, else the newest ready version.
+        Number or alias of a version, such as ``"champion"``; by default the champion, else the newest ready
+        version.
     root : Path, optional
         The project folder; by default the working directory.
+    write : bool
+        Whether the columns are also written into ``adata.obs``, and the record into ``adata.uns["canal"]``.
+    options : Options, optional
+        How the AnnData is read; see `canal.annotation.annotate.Options`.
+
+    Raises
+    ------
+    CanalError
+        If there is no such version, or the cells cannot be labelled.
     """
+    from dataclasses import replace
+
     from canal.annotating import now, provenance
     from canal.annotation.annotate import Options, annotate_adata
+    from canal.digests import canonical_json
 
     project = Project.open(root)
     version = serving_version(project, model)
-    options = Options(model_name=provenance(version), origin={"time": now()})
-    return annotate_adata(load_annotator(project, version), adata, options)
+    noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
+    table = annotate_adata(load_annotator(project, version), adata, noted)
+    if write:
+        for name in table:
+            adata.obs[name] = table[name].array
+        adata.uns["canal"] = canonical_json(table.attrs["canal"])
+    return table
 
 
 def annotate_file(
@@ -55,22 +83,25 @@ def annotate_file(
     model: str | None,
     notice: Notice,
     root: Path | None = None,
+    on_cells: "OnCells | None" = None,
 ) -> "Summary":
-    """Label the cells of an h5ad file into a new one, on record; see `canal.annotation.annotate`."""
+    """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     from dataclasses import replace
 
     from canal.annotating import logger, origin, provenance
     from canal.annotation.annotate import annotate_h5ad
     from canal.annotation.output import check_target
+    from canal.annotation.outputs import Output
 
     project = Project.open(root)
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
     check_target(source, target, options.overwrite)
+    Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
     noted = replace(options, model_name=provenance(version), origin=origin(source))
     annotator = load_annotator(project, version)
-    return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice))
+    return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
 
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:

@@ -68,14 +68,33 @@ def show(
     show_result(view if as_json else version_panel(view), as_json)
 
 
-@app.command(epilog="Example: canal annotate new.h5ad -o labelled.h5ad --layer counts")
+@app.command(
+    epilog="Example: canal annotate new.h5ad -o labelled.h5ad --layer counts    "
+    "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv"
+)
 def annotate(
-    source: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Cells to label; never changed.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The labelled copy.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
+    ],
     model: Annotated[str | None, typer.Option(help="Number or alias; by default the champion.")] = None,
     layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
     values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
     gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    gene_map: Annotated[Path | None, typer.Option(help="Table: Ensembl id, symbol (tab).")] = None,
+    aliases: Annotated[Path | None, typer.Option(help="Table: outdated symbol, today's (tab).")] = None,
+    species: Annotated[
+        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; mouse needs --orthologs.")
+    ] = "auto",
+    orthologs: Annotated[Path | None, typer.Option(help="Table: mouse gene, human gene (tab).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Label although too few genes are there.")] = False,
+    only_obs: Annotated[
+        bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
     chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     device: Annotated[
@@ -90,21 +109,30 @@ def annotate(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label the cells of an h5ad file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
+    """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
     from canal.annotation.annotate import Options
+    from canal.annotation.naming import Naming
     from canal.api import annotate_file, use_machine
+    from canal.report.progress import cells_told
 
+    if use_raw and layer != "X":
+        raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
     options = Options(
-        layer=layer,
+        layer="raw" if use_raw else layer,
         values=values,
         gene_column=gene_column,
         chunk_cells=chunk_cells,
+        force=force,
+        naming=Naming(species, orthologs, aliases, gene_map),
         overwrite=overwrite,
+        only_obs=only_obs,
+        resume=resume,
         device=device,
         dtype=dtype,
     )
     use_machine(threads, options, note)
-    summary = annotate_file(source, output, options, model, note, root)
+    with cells_told() as on_cells:
+        summary = annotate_file(source, output, options, model, note, root, on_cells)
     if as_json:
         show_result(summary.to_json(), as_json)
         return

@@ -13,6 +13,7 @@ from canal.errors import DataError, ModelError
 from tests.make import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_cell_type", "canal_best_type", "canal_confidence", "canal_novelty", "canal_is_novel"]
+COLUMNS += ["canal_low_quality"]
 
 
 @pytest.fixture
@@ -151,15 +152,15 @@ def test_another_matrix_can_be_asked(annotator, adata, tmp_path, layer):
 
 def test_symbols_from_a_column(annotator, adata, tmp_path):
     wanted = annotate_adata(annotator, adata)
-    adata.var["symbol"] = adata.var_names.to_numpy()
+    adata.var["called"] = adata.var_names.to_numpy()
     adata.var_names = [f"ENSG{i:011d}" for i in range(60)]
-    found = annotate_adata(annotator, adata, Options(gene_column="symbol"))
+    found = annotate_adata(annotator, adata, Options(gene_column="called"))
     pd.testing.assert_frame_equal(found, wanted)
     source = write_adata(adata, tmp_path / "in.h5ad")
-    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(gene_column="symbol"))
-    with pytest.raises(DataError, match="--gene-column symbol"):
+    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(gene_column="called"))
+    with pytest.raises(DataError, match="--gene-column called"):
         annotate_h5ad(annotator, source, tmp_path / "other.h5ad")
-    with pytest.raises(DataError, match="no column 'name'; it has 'symbol'"):
+    with pytest.raises(DataError, match="no column 'name'; it has 'called'"):
         annotate_adata(annotator, adata, Options(gene_column="name"))
     assert not (tmp_path / "other.h5ad").exists()
 

@@ -1,7 +1,10 @@
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
+from canal.annotation.annotate import annotate_adata
 from canal.annotation.query import query_adata
 from canal.annotation.units import check_block, find_values
 from canal.errors import DataError
@@ -101,3 +104,63 @@ def test_a_block_with_one_wrong_value_names_its_cell(value, what):
 def test_soft_counts_pass_where_they_were_declared():
     block = csr_matrix(np.array([[0.5]], dtype=np.float32))
     check_block(query(make_adata({"B": 5})), block, start=0, whole=False)
+
+
+def scaled_to(depth, logarithm=np.log1p):
+    adata = make_adata({"B": 30, "NK": 30}, n_genes=20)
+    totals = np.asarray(adata.X.sum(axis=1)).ravel()
+    shares = adata.X.data / np.repeat(totals, np.diff(adata.X.indptr))
+    adata.X.data = logarithm(shares * depth).astype(np.float32)
+    return adata
+
+
+def log2p(values):
+    return np.log2(1 + values)
+
+
+@pytest.mark.parametrize("form", [csr_matrix, csc_matrix])
+@pytest.mark.parametrize(
+    ("depth", "logarithm", "values"),
+    [(2500, np.log1p, "log1p_10k"), (1e6, np.log1p, "log1p_10k"), (1e6, log2p, "log2p_10k")],
+)
+def test_another_depth_is_scaled_exactly(annotator, depth, logarithm, values, form):
+    wanted = annotate_adata(annotator, scaled_to(1e4))
+    adata = scaled_to(depth, logarithm)
+    adata.X = form(adata.X)
+    with pytest.warns(UserWarning, match=f"sums to {depth:,.0f}.*exact"):
+        found = annotate_adata(annotator, adata)
+    assert found.attrs["canal"]["values"] == values
+    pd.testing.assert_frame_equal(found, wanted, atol=1e-4)
+
+
+def test_values_scaled_without_a_logarithm_are_told(annotator):
+    with pytest.warns(UserWarning, match="every cell sums to 1,000,000: they were taken as counts"):
+        found = annotate_adata(annotator, scaled_to(1e6, np.asarray))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, scaled_to(1e4)), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [csr_matrix, csc_matrix])
+def test_a_cell_of_yet_another_depth_is_refused(annotator, form):
+    adata = scaled_to(1e6)
+    big = anndata.concat([adata] * 10, index_unique="-")
+    big.X[100] = big.X[100] * 0.5  # in none of the cells that are looked at first
+    big.X = form(big.X)
+    with pytest.raises(DataError, match=r"sum to 1,000,000.*the first being cell 100 "):
+        annotate_adata(annotator, big)
+
+
+def test_logarithms_of_some_genes_are_not_scaled_anew(annotator):
+    """Genes were dropped after the scaling: the values stay as they are."""
+    adata = make_adata({"B": 30, "NK": 30}, n_genes=60, values="log1p_10k")[:, :20].copy()
+    adata.var_names = list(annotator.genes)
+    found = annotate_adata(annotator, adata)
+    direct = annotator.predict((adata.X.toarray() / np.log(2)).astype(np.float32))
+    np.testing.assert_allclose(found["canal_confidence"], direct.confidence, atol=1e-5)
+
+
+def test_raw_is_offered_by_its_option():
+    adata = make_adata({"B": 30})
+    adata.raw = adata.copy()
+    adata.X = adata.X.toarray() - 1.0
+    with pytest.raises(DataError, match="for raw: --use-raw"):
+        find_values(query(adata), "auto")

@@ -1,4 +1,4 @@
-"""Labels for the cells of an h5ad file or an AnnData: type, confidence, novelty."""
+"""Labels for the cells of a file or an AnnData: type, confidence, novelty."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal import __version__
 from canal.annotation.coverage import Coverage
-from canal.annotation.output import check_target, write_copy
+from canal.annotation.formats import open_cells
+from canal.annotation.lost import lost_weight, told
+from canal.annotation.naming import Naming, rename
+from canal.annotation.output import check_target
+from canal.annotation.outputs import Output
+from canal.annotation.parts import Parts, parts_folder, weights_digest
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import make_record
+from canal.annotation.telling import OnCells, in_tenths
+from canal.annotation.unchanged import Fingerprint
 from canal.annotation.units import AUTO
 from canal.config import Values
-from canal.data.h5ad import open_h5ad
 from canal.digests import canonical_json
 
 if TYPE_CHECKING:
@@ -30,8 +37,8 @@ if TYPE_CHECKING:
 
 TYPE, BEST_TYPE = "canal_cell_type", "canal_best_type"
 CONFIDENCE, NOVELTY, IS_NOVEL = "canal_confidence", "canal_novelty", "canal_is_novel"
+LOW_QUALITY = "canal_low_quality"
 UNASSIGNED = "Unassigned"
-_TENTHS = 10
 
 Progress = Callable[[str], None]
 
@@ -56,8 +63,16 @@ class Options:
         Cells held in memory at a time.
     min_coverage : float
         Share of the model's genes below which cells are not labelled.
+    force : bool
+        Whether they are labelled nonetheless, with a warning.
+    naming : Naming
+        What is said of the genes' names.
     overwrite : bool
         Whether an output that is there may be replaced.
+    only_obs : bool
+        Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
+    resume : bool
+        Whether to go on where an interrupted run for the same output stopped.
     device : str
         auto, cpu or cuda.
     dtype : str
@@ -73,7 +88,11 @@ class Options:
     gene_column: str | None = None
     chunk_cells: int = 2000
     min_coverage: float = 0.4
+    force: bool = False
+    naming: Naming = field(default_factory=Naming)
     overwrite: bool = False
+    only_obs: bool = False
+    resume: bool = False
     device: str = "auto"
     dtype: Precision = "float32"
     model_name: Mapping[str, Any] = field(default_factory=dict)
@@ -97,6 +116,10 @@ class Summary:
         Cells of each type, "Unassigned" included, most frequent first.
     warnings : tuple of str
         What makes the labels less certain.
+    renamed : dict
+        Where genes were found by another name: the column of var, and how many genes by what.
+    lost : dict
+        Where genes are few: for each type the share of its weight that is lost.
     """
 
     n_cells: int
@@ -105,6 +128,8 @@ class Summary:
     coverage: Coverage
     counts: dict[str, int]
     warnings: tuple[str, ...]
+    renamed: Mapping[str, Any] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def unassigned(self) -> int:
@@ -114,11 +139,13 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
         coverage = self.coverage
+        genes = {"found": coverage.found, "panel": coverage.panel, "missing": list(coverage.missing)}
+        more = {"renamed": dict(self.renamed), "lost_weight": dict(self.lost)}
         return {
             "n_cells": self.n_cells,
             "values": self.values,
             "values_detected": self.detected,
-            "genes": {"found": coverage.found, "panel": coverage.panel, "missing": list(coverage.missing)},
+            "genes": {**genes, **{name: found for name, found in more.items() if found}},
             "cell_types": self.counts,
             "warnings": list(self.warnings),
         }
@@ -131,26 +158,57 @@ def annotate_h5ad(
     options: Options | None = None,
     progress: Progress = _silent,
     on_record: Callable[[str], None] | None = None,
+    on_cells: OnCells | None = None,
 ) -> Summary:
-    """Write a copy of an h5ad file with labels; the input is not changed, memory does not grow with cells.
+    """Write a copy of a file of cells with labels; the input is not changed, memory does not grow with cells.
 
     obs of the copy gains ``canal_cell_type`` ("Unassigned" where the cell is novel), ``canal_best_type``,
-    ``canal_confidence``, ``canal_novelty`` and ``canal_is_novel``; ``uns["canal"]`` is the annotation record,
-    a JSON text of the model, the options and the summary. ``progress`` is told at every tenth of the cells;
-    ``on_record`` is told the record when the copy is whole, just before it appears under its name.
+    ``canal_confidence``, ``canal_novelty``, ``canal_is_novel`` and ``canal_low_quality`` (none of the model's
+    genes is expressed: "Unassigned" as well); ``uns["canal"]`` is the annotation record, a JSON text of the
+    model, the options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files
+    become a new h5ad file; see `canal.annotation.formats` and `canal.annotation.new_output`.
+
+    In memory are a block of cells, the labels (some 40 bytes a cell) and, for a matrix that does not lie by
+    cell, what `canal.annotation.gathering` says.
+
+    Parameters
+    ----------
+    annotator, source, target, options
+        Who labels, what is read and written, and how.
+    progress
+        Is told what a person may want to know meanwhile, and every tenth of the cells unless ``on_cells`` is
+        there.
+    on_record
+        Is told the record when the copy is whole, just before it appears under its name.
+    on_cells
+        Is told (cells done, cells in all) after every block.
 
     Raises
     ------
     DataError
-        If the file cannot be read or has no cells, too few of the model's genes, or values of no known units;
-        or if the target is the source, or there and not to be replaced.
+        If the file cannot be read, changes meanwhile, or has no cells, too few of the model's genes, or
+        values of no known units; or if the target is the source, or there and not to be replaced, or of
+        another format, or cannot be written.
     """
     options = options or Options()
     check_target(source, target, options.overwrite)
-    with open_h5ad(source) as file:
-        query = query_file(file, options.layer, options.gene_column)
-        table, summary = _label(annotator, query, options, progress)
-    write_copy(source, target, table, canonical_json(_record(annotator, options, summary)), on_record)
+    seen = Fingerprint.of(source)
+    output = Output.find(source, target, options.only_obs)
+    parts = Parts(parts_folder(target), lambda: _job(annotator, seen, options), options.resume, progress)
+    with parts:
+        with open_cells(source) as file:
+            query = query_file(file, options.layer, options.gene_column)
+            table, summary = _label(annotator, query, options, on_cells or in_tenths(progress), parts)
+            table.index = file.obs_names() if output.is_table else table.index
+        seen.check()
+        parts.labelled = True
+
+        def whole(note: str) -> None:
+            seen.check()
+            if on_record is not None:
+                on_record(note)
+
+        output.write(table, canonical_json(_record(annotator, options, summary)), whole)
     return summary
 
 
@@ -165,9 +223,9 @@ def label_h5ad(
         As `annotate_h5ad`.
     """
     options = options or Options()
-    with open_h5ad(source) as file:
+    with open_cells(source) as file:
         query = query_file(file, options.layer, options.gene_column)
-        table, _ = _label(annotator, query, options, progress)
+        table, _ = _label(annotator, query, options, in_tenths(progress))
         table.index = file.obs_names()
     return table
 
@@ -187,7 +245,7 @@ def annotate_adata(
     """
     options = options or Options()
     query = query_adata(adata, options.layer, options.gene_column)
-    table, summary = _label(annotator, query, options, progress)
+    table, summary = _label(annotator, query, options, in_tenths(progress))
     for text in summary.warnings:
         warnings.warn(text, stacklevel=2)
     table.index = adata.obs_names.copy()
@@ -196,53 +254,65 @@ def annotate_adata(
 
 
 def _label(
-    annotator: Annotator, query: Query, options: Options, progress: Progress
+    annotator: Annotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
     import pandas as pd
 
     from canal.model.compute import find_device, precision
 
-    reading = begin(query, annotator.genes, options.values, options.min_coverage)
+    renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
+    reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
     device = find_device(options.device)
     annotator.network.to(device)
-    parts, done = [], 0
+    frames: list[pd.DataFrame] = [] if parts is None else parts.frames
+    done = 0 if parts is None else parts.done
+    tell(done, query.n_cells)
     with precision(options.dtype, device):
-        for expression in reading.blocks(options.chunk_cells):
-            parts.append(_columns(annotator.predict(expression)))
-            before, done = done, done + len(expression)
-            if _tenth(done, query.n_cells) > _tenth(before, query.n_cells):
-                progress(f"labelled {done:,} of {query.n_cells:,} cells")
-    table = pd.concat(parts, ignore_index=True)
+        for block in reading.blocks(options.chunk_cells, done):
+            frame = _columns(annotator.predict(block.expression), block.empty)
+            if parts is None:
+                frames.append(frame)
+            else:
+                parts.add(frame)
+            done += len(frame)
+            tell(done, query.n_cells)
+    table = pd.concat(frames, ignore_index=True)
     for name in (TYPE, BEST_TYPE):
         table[name] = table[name].astype("category")
-    return table, _summary(table, reading, detected=options.values == AUTO)
+    return table, _summary(annotator, table, reading, how, detected=options.values == AUTO)
 
 
-def _columns(answer: Prediction) -> pd.DataFrame:
+def _columns(answer: Prediction, empty: np.ndarray) -> pd.DataFrame:
     """Return what is kept of a block's answer: a few values a cell, whatever the number of types."""
     import pandas as pd
 
     best = np.array(answer.labels, dtype=object)
     return pd.DataFrame(
         {
-            TYPE: np.where(answer.is_novel, UNASSIGNED, best),
+            TYPE: np.where(answer.is_novel | empty, UNASSIGNED, best),
             BEST_TYPE: best,
             CONFIDENCE: answer.confidence.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
+            LOW_QUALITY: empty,
         }
     )
 
 
-def _tenth(done: int, total: int) -> int:
-    return _TENTHS * done // total
-
-
-def _summary(table: pd.DataFrame, reading: Reading, detected: bool) -> Summary:
+def _summary(
+    annotator: Annotator, table: pd.DataFrame, reading: Reading, renamed: Mapping[str, Any], detected: bool
+) -> Summary:
     counts = Counter(table[TYPE].astype(str))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    return Summary(len(table), reading.values, detected, reading.coverage, ordered, reading.warnings)
+    coverage, said = reading.coverage, list(reading.warnings)
+    lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
+    said += [told(lost)] if lost else []
+    if empty := int(table[LOW_QUALITY].sum()):
+        said.append(
+            f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
+        )
+    return Summary(len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost)
 
 
 def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[str, Any]:
@@ -253,13 +323,36 @@ def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[st
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             "novelty": None if rule is None else rule.to_json(),
-            "options": {
-                "layer": options.layer,
-                "values": options.values,
-                "gene_column": options.gene_column,
-                "min_coverage": options.min_coverage,
-                "dtype": options.dtype,
-            },
+            "options": _asked(options),
             **summary.to_json(),
         }
     )
+
+
+def _asked(options: Options) -> dict[str, Any]:
+    """Return the options that decide labels, as JSON values."""
+    return {
+        "layer": options.layer,
+        "values": options.values,
+        "gene_column": options.gene_column,
+        "min_coverage": options.min_coverage,
+        "dtype": options.dtype,
+        **({"force": True} if options.force else {}),
+        **options.naming.to_json(),
+    }
+
+
+def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str, Any]:
+    """Return all that decides the answers: input, model and options."""
+    rule = annotator.novelty
+    return {
+        "canal": __version__,
+        "input": [list(file) for file in seen.files],
+        "sha256": dict(options.origin.get("input", {})).get("sha256"),
+        "model": dict(options.model_name),
+        "labels": list(annotator.labels),
+        "genes": list(annotator.genes),
+        "novelty": None if rule is None else rule.to_json(),
+        "weights": weights_digest(annotator.network),
+        "options": _asked(options),
+    }

@@ -43,25 +43,27 @@ class Coverage:
         )
 
 
-def cover(query: Query, panel: Sequence[str], min_coverage: float) -> Coverage:
+def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool = False) -> Coverage:
     """Return the coverage of ``panel`` by the query's genes; blanks around a name do not count.
 
     Raises
     ------
     DataError
-        If it is below ``min_coverage``; the message says what the genes look like, and names a column of var
-        that fits better.
+        If no gene is found, or the share is below ``min_coverage`` and not forced; the message
+        says what the genes look like, and names a column of var that fits better.
     """
     own = _names(query.genes)
     missing = tuple(gene for gene in panel if gene not in own)
     coverage = Coverage(len(panel) - len(missing), len(panel), missing)
-    if coverage.share < min_coverage:
+    if not coverage.found or (coverage.share < min_coverage and not force):
         needed = math.ceil(min_coverage * len(panel))
         raise DataError(
             f"{query.name}: {coverage.found} of the model's {len(panel)} genes were found, at least {needed} "
             f"are needed ({min_coverage:.0%}). The model knows symbols such as {listed(panel[:EXAMPLES])}; "
-            f"{query.layer} has {len(query.genes)} genes, such as {listed(query.genes[:EXAMPLES])}. "
+            f"{query.layer} has {len(query.genes)} genes, such as "
+            f"{listed([gene for gene in query.genes if gene][:EXAMPLES])}. "
             + _way_out(query, panel, coverage.found)
+            + (". --force labels the cells nonetheless" if coverage.found else "")
         )
     return coverage
 
@@ -78,9 +80,15 @@ def _way_out(query: Query, panel: Sequence[str], found: int) -> str:
     usual = kinds.most_common(1)[0][0] if kinds else ""
     columns = f"var has the columns {listed(list(query.columns))}"
     if usual == ENSEMBL:
-        return f"These are Ensembl ids: name a column of symbols with --gene-column; {columns}"
+        return (
+            f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a "
+            "table of ids and symbols with --gene-map FILE"
+        )
     if usual == MOUSE:
-        return "These look like mouse symbols, and the model knows human ones: map them to human genes first"
+        return (
+            "These look like mouse symbols, and the model knows human ones: give --species mouse "
+            "--orthologs FILE, a table of mouse and human genes"
+        )
     if len(query.layers) > 1:
         return f"Another matrix may hold more genes: try --layer; there are {listed(list(query.layers))}"
     return f"If a column of var holds human symbols, name it with --gene-column; {columns}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,15 @@ import numpy as np
 
 from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
-from canal.errors import DataError
-from canal.files import new_file
+from canal.errors import CanalError, DataError
+from canal.files import new_file, new_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ORDER = "column-order"
+_SLACK = 1 << 20
+"""Bytes for HDF5's own records."""
 
 
 def check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -27,11 +31,14 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
     Raises
     ------
     DataError
-        If it is the source itself, a folder, or there already and not to be replaced.
+        If it is the source itself or lies in it, is a folder but no zarr store, or is there already and not
+        to be replaced.
     """
     if target.exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target} is the input itself, which is never changed: give another output")
-    if target.is_dir():
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise DataError(f"{target} lies in the input, which is never changed: give another output")
+    if target.is_dir() and not is_zarr(target):
         raise DataError(f"{target} is a folder: give the name of an h5ad file")
     if target.exists() and not overwrite:
         raise DataError(f"{target} is there already: remove it, give another output, or use --overwrite")
@@ -55,27 +62,96 @@ def write_copy(
     DataError
         If the copy cannot be written, say for want of space.
     """
+    with writing(target), new_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+        Room(temporary).take(size_of(columns, note) + _tables_size(source))
+        with h5py.File(temporary, "r+") as file:
+            _modernise(file)
+            _add_columns(file["obs"], columns)
+            _add_note(file, note)
+        if on_whole is not None:
+            on_whole(note)
+
+
+def write_zarr_copy(
+    source: Path,
+    target: Path,
+    columns: pd.DataFrame,
+    note: str,
+    on_whole: Callable[[str], None] | None = None,
+) -> None:
+    """Copy a zarr store as `write_copy` copies an h5ad file; raises the same."""
+    import zarr
+
+    with writing(target), new_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        group = zarr.open_group(str(temporary), mode="r+", use_consolidated=False)
+        _add_columns(group["obs"], columns)
+        _add_note(group, note)
+        if "consolidated_metadata" in _root_of(temporary) or (temporary / ".zmetadata").is_file():
+            zarr.consolidate_metadata(str(temporary))
+        if on_whole is not None:
+            on_whole(note)
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a zarr store."""
+    return any((path / mark).is_file() for mark in (".zgroup", ".zattrs", "zarr.json"))
+
+
+def _root_of(folder: Path) -> str:
+    root = folder / "zarr.json"
+    return root.read_text(encoding="utf-8") if root.is_file() else ""
+
+
+class Room:
+    """Disk space taken before HDF5 writes to it: HDF5 does not survive a disk that fills meanwhile.
+
+    What was taken and not used is given back when the file is opened for writing and closed again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._taken = path, path.stat().st_size
+
+    def take(self, size: int) -> None:
+        """Take ``size`` more bytes and some for HDF5's own; raises `OSError` where there are not so many."""
+        with self._path.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), self._taken, size + _SLACK)
+        self._taken += size + _SLACK
+
+
+def size_of(table: pd.DataFrame, note: str = "") -> int:
+    """Return a bound of the bytes that a table and a note take in HDF5."""
+    size = int(table.memory_usage(index=True, deep=True).sum())
+    return 2 * size + 64 * len(table) + 4 * len(note)
+
+
+def _tables_size(source: Path) -> int:
+    """Return a bound of what compound tables take when they are written anew."""
+    with h5py.File(source, "r") as file:
+        tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
+        return sum(4 * table.nbytes + 64 * table.size * len(table.dtype.names or ()) for table in tables)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a `DataError` that names the output."""
     try:
-        with new_file(target) as temporary:
-            shutil.copyfile(source, temporary)
-            with h5py.File(temporary, "r+") as file:
-                _modernise(file)
-                _add_columns(file["obs"], columns)
-                _add_note(file, note)
-            if on_whole is not None:
-                on_whole(note)
-    except OSError as error:
+        yield
+    except CanalError:
+        raise
+    except Exception as error:  # HDF5 tells a full disk by RuntimeError or KeyError, too
         raise DataError(f"{target} cannot be written ({error}); nothing was left behind") from error
 
 
-def _add_columns(obs: h5py.Group, columns: pd.DataFrame) -> None:
+def _add_columns(obs: Any, columns: pd.DataFrame) -> None:
     from anndata.io import write_elem
 
     for name in columns:
         write_elem(obs, str(name), _plain(columns[name]))
     order = [name.decode() if isinstance(name, bytes) else str(name) for name in obs.attrs.get(_ORDER, [])]
     order += [str(name) for name in columns if name not in order]
-    obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype())
+    obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype()) if isinstance(obs, h5py.Group) else order
 
 
 def _plain(column: pd.Series) -> Any:
@@ -86,7 +162,7 @@ def _plain(column: pd.Series) -> Any:
     return values if isinstance(values, pd.Categorical) else column.to_numpy()
 
 
-def _add_note(file: h5py.File, note: str) -> None:
+def _add_note(file: Any, note: str) -> None:
     from anndata.io import write_elem
 
     if "uns" not in file:

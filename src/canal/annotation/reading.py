@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.annotation.coverage import Coverage, cover
+from canal.annotation.gathering import Gathered
 from canal.annotation.query import Query
-from canal.annotation.units import AUTO, check_block, find_values
-from canal.config import Values
-from canal.data.expression import align, to_expression
+from canal.annotation.units import Units, check_block, check_entries, find_units
+from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
+from canal.data.h5ad_matrices import ByEntries
 from canal.data.h5ad_tables import listed
 from canal.errors import DataError
+
+
+@dataclass(frozen=True)
+class Block:
+    """The next cells of a query.
+
+    ``start`` is the position of the first; ``expression`` float32 ``(n_cells, n_panel_genes)``; ``empty``
+    tells the cells of which no gene of the model is expressed: nothing can be said of them.
+    """
+
+    start: int
+    expression: np.ndarray
+    empty: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +44,8 @@ class Reading:
         The model's genes.
     genes : GeneMap
         From the query's columns to unique symbols.
-    values : Values
-        Its units.
-    strict : bool
-        Whether counts must be whole numbers: they were taken for counts because some are.
+    units : Units
+        What its values are.
     coverage : Coverage
     warnings : tuple of str
         What makes labels less certain.
@@ -41,31 +54,78 @@ class Reading:
     query: Query
     panel: tuple[str, ...]
     genes: GeneMap
-    values: Values
-    strict: bool
+    units: Units
     coverage: Coverage
     warnings: tuple[str, ...]
 
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """Yield expression of the next ``size`` cells, float32 ``(size, n_panel_genes)``.
+    def blocks(self, size: int, start: int = 0) -> Iterator[Block]:
+        """Yield the next ``size`` cells, from cell ``start`` on, until all were given.
 
-        Counts are scaled by the cell's total over all genes of the query, not over the panel.
+        Counts are scaled by the cell's total over all genes of the query, not over the panel. A matrix that
+        does not lie by cell is gathered first: see `canal.annotation.gathering`.
 
         Raises
         ------
         DataError
-            If a value is not finite, negative or, where ``strict``, no whole number.
+            If a value is not finite, negative or, where units are strict, no whole number.
         """
-        for start, block in self.query.matrix.chunks(size):
-            check_block(self.query, block, start, whole=self.strict)
-            yield self._expression(block)
+        matrix = self.query.matrix
+        pieces = (
+            self._gathered(matrix, size, start) if isinstance(matrix, ByEntries) else self._rows(size, start)
+        )
+        for first, block, totals in pieces:
+            scaled = self.units.scaled(self.query, block, totals, first)
+            expression = to_expression(scaled, self.units.values, totals).toarray()
+            yield Block(first, expression, ~(expression > 0).any(axis=1))
 
-    def _expression(self, block: csr_matrix) -> np.ndarray:
-        symbols = self.genes.apply(block)
-        return align(to_expression(symbols, self.values), self.genes.symbols, self.panel)
+    def _rows(self, size: int, start: int) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
+        """Yield (first cell, panel genes of the next cells, totals) of a matrix that lies by cell."""
+        matrix = self.query.matrix
+        assert not isinstance(matrix, ByEntries)  # noqa: S101 - told by `blocks`
+        chosen, counted = self._chosen, self._counted.astype(np.float64)
+        for first in range(start, self.query.n_cells, size):
+            block = matrix.rows(first, min(first + size, self.query.n_cells))
+            check_block(self.query, block, first, whole=self.units.strict)
+            weighed = csr_matrix(
+                (self.units.undone(block.data), block.indices, block.indptr), shape=block.shape
+            )
+            yield first, csr_matrix(block @ chosen), weighed @ counted
+
+    def _gathered(
+        self, matrix: ByEntries, size: int, start: int
+    ) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
+        """Yield as `_rows` does; only columns of panel genes are kept on the way."""
+        chosen = self._chosen
+        wanted = np.flatnonzero(np.diff(chosen.indptr))
+        columns = np.full(matrix.shape[1], -1, dtype=np.int64)
+        columns[wanted] = np.arange(len(wanted))
+
+        def check(cells: np.ndarray, values: np.ndarray) -> None:
+            check_entries(self.query, cells, values, whole=self.units.strict)
+
+        with Gathered(matrix, columns, self._counted, check, self.units.undone) as gathered:
+            narrow = chosen[wanted]
+            for first, block in gathered.chunks(size, start):
+                yield first, csr_matrix(block @ narrow), gathered.totals[first : first + block.shape[0]]
+
+    @cached_property
+    def _chosen(self) -> csr_matrix:
+        """``(n_columns, n_panel_genes)``: 1 where a column contributes to a gene of the model."""
+        position = {gene: i for i, gene in enumerate(self.genes.symbols)}
+        picks = [(position[gene], i) for i, gene in enumerate(self.panel) if gene in position]
+        rows, columns = np.array(picks, dtype=np.int64).reshape(-1, 2).T
+        shape = (len(self.genes.symbols), len(self.panel))
+        picker = csr_matrix((np.ones(len(picks), dtype=np.float32), (rows, columns)), shape=shape)
+        return csr_matrix(self.genes.selector @ picker)
+
+    @cached_property
+    def _counted(self) -> np.ndarray:
+        """Whether a column belongs to a cell's total: it has a name."""
+        counted: np.ndarray = np.diff(self.genes.selector.indptr) > 0
+        return counted
 
 
-def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) -> Reading:
+def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, force: bool = False) -> Reading:
     """Find out how a query is to be read.
 
     Parameters
@@ -78,6 +138,8 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) ->
         Units, or auto; see `canal.annotation.units.find_values`.
     min_coverage
         Share of the panel that the query must have.
+    force
+        Whether cells are labelled with a smaller share, too.
 
     Raises
     ------
@@ -86,13 +148,12 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float) ->
     """
     if not query.n_cells:
         raise DataError(f"{query.name}: there are no cells to label")
-    coverage = cover(query, panel, min_coverage)
-    values, doubts = find_values(query, wish)
+    coverage = cover(query, panel, min_coverage, force)
+    units = find_units(query, wish)
     # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
-    genes = map_genes(query.genes, "sum" if values == "counts" else "refuse")
-    strict = values == "counts" and wish == AUTO
-    warnings = [text for text in (coverage.warning, *doubts, _repeated(genes)) if text]
-    return Reading(query, tuple(panel), genes, values, strict, coverage, tuple(warnings))
+    genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
+    warnings = [text for text in (coverage.warning, *units.doubts, _repeated(genes)) if text]
+    return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings))
 
 
 def _repeated(genes: GeneMap) -> str:

@@ -13,19 +13,22 @@ from canal.config import Values
 SCALE = 1e4
 
 
-def to_expression(matrix: csr_matrix, values: Values) -> csr_matrix:
+def to_expression(matrix: csr_matrix, values: Values, totals: np.ndarray | None = None) -> csr_matrix:
     """Return ``matrix`` (n_cells, n_genes) as expression, float32 log2(1 + counts per 10,000).
 
     Parameters
     ----------
     matrix
-        *All* genes of the file: counts are scaled by the cell's total over its columns.
+        *All* genes of the file, unless ``totals`` are given.
     values
         The units of ``matrix``. Logarithms are taken as they are, for their file may have lost genes since.
+    totals
+        What each cell's counts are scaled by, ``(n_cells,)``; by default their sum.
     """
     data = matrix.data.astype(np.float64)
     if values == "counts":
-        totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+        if totals is None:
+            totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
         per_value = np.repeat(totals, np.diff(matrix.indptr))
         with np.errstate(divide="ignore", invalid="ignore"):
             data = np.log2(1.0 + data * SCALE / per_value)

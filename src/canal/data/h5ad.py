@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
@@ -26,22 +26,35 @@ def open_h5ad(path: Path) -> Iterator[H5adFile]:
     DataError
         If the file is missing, is no HDF5 file, was cut short, or holds no obs and var.
     """
+    with open_hdf5(path) as file:
+        yield H5adFile(file, path)
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open any HDF5 file for reading.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is no HDF5 file, or was cut short.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise DataError(
             f"{path}: no readable h5ad file ({error}); it is damaged, was cut short, or is of another format"
         ) from error
     with file:
-        yield H5adFile(file, path)
+        yield file
 
 
 class H5adFile:
-    """An open h5ad file. ``layer`` is ``"X"``, ``"raw"`` or the name of a layer everywhere."""
+    """An open h5ad file, or zarr store. ``layer`` is ``"X"``, ``"raw"`` or the name of a layer everywhere."""
 
-    def __init__(self, file: h5py.File, path: Path) -> None:
+    def __init__(self, file: Any, path: Path) -> None:
         self._file, self.path = file, path
         self._obs = Table(file, path, "obs")
         self._tables = {"var": Table(file, path, "var")}

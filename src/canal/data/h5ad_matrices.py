@@ -1,21 +1,22 @@
-"""The matrices of an h5ad file, read a block of rows at a time: CSR, CSC and dense."""
+"""The matrices of an h5ad file or zarr store, read a block of rows at a time: CSR, CSC and dense."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import h5py
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from canal.data.h5ad_tables import reading, text
 from canal.errors import DataError
 
 _BLOCK = 1 << 20
 """Stored values of a CSC matrix held in memory at a time."""
+_DENSE_BLOCK = 1 << 24
+"""Values of a dense matrix held in memory at a time."""
 
 
 class Matrix(Protocol):
@@ -32,8 +33,26 @@ class Matrix(Protocol):
         ...
 
 
-def open_matrix(file: h5py.File, path: Path, key: str) -> Matrix:
+@runtime_checkable
+class ByEntries(Protocol):
+    """A matrix whose cells do not lie together: by gene, or in no order at all."""
+
+    shape: tuple[int, int]
+
+    @property
+    def n_stored(self) -> int:
+        """Number of stored values."""
+        ...
+
+    def entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (cells, genes, float32 values) of the stored values, a bounded number at a time."""
+        ...
+
+
+def open_matrix(file: Any, path: Path, key: str) -> Matrix:
     """Return the matrix stored under ``key``, whatever its layout.
+
+    ``file`` is an HDF5 file, or a zarr group that anndata wrote: both answer alike.
 
     Raises
     ------
@@ -42,11 +61,11 @@ def open_matrix(file: h5py.File, path: Path, key: str) -> Matrix:
     """
     with reading(path, key):
         node = file[key]
-        if isinstance(node, h5py.Dataset):
-            return _Dense(node, path)
+        if hasattr(node, "dtype"):
+            return Dense(node, path)
         form = text(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-        kind = {"csr": _Csr, "csc": _Csc}.get(form.removesuffix("_matrix"))
+        kind = {"csr": Csr, "csc": Csc}.get(form.removesuffix("_matrix"))
         if kind is None or shape is None:
             raise DataError(f"{path}: {key!r} is neither dense nor CSR nor CSC (it says {form!r})")
         return kind(node, path, (int(shape[0]), int(shape[1])))
@@ -73,10 +92,10 @@ class _Rows:
         raise NotImplementedError
 
 
-class _Dense(_Rows):
+class Dense(_Rows):
     """A plain two-dimensional dataset."""
 
-    def __init__(self, node: h5py.Dataset, path: Path) -> None:
+    def __init__(self, node: Any, path: Path) -> None:
         _check_numbers(node)
         if node.ndim != 2:
             raise ValueError(f"expected two dimensions, found shape {node.shape}")
@@ -84,26 +103,34 @@ class _Dense(_Rows):
         self.shape = (int(node.shape[0]), int(node.shape[1]))
 
     def _block(self, start: int, stop: int) -> csr_matrix:
-        return csr_matrix(_single(self._node[start:stop]))
+        step = max(1, _DENSE_BLOCK // max(1, self.shape[1]))
+        parts = [
+            csr_matrix(_single(self._node[first : min(first + step, stop)]))
+            for first in range(start, max(stop, start + 1), step)
+        ]
+        return parts[0] if len(parts) == 1 else csr_matrix(vstack(parts))
 
 
 class _Sparse(_Rows):
     """What CSR and CSC share: three arrays, checked against each other."""
 
-    def __init__(self, node: h5py.Group, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, node: Any, path: Path, shape: tuple[int, int]) -> None:
         _check_numbers(node["data"])
         self._node, self._path, self._key, self.shape = node, path, node.name, shape
         self._data, self._indices = node["data"], node["indices"]
         self._pointers = node["indptr"][:].astype(np.int64)
-        major = shape[0] if isinstance(self, _Csr) else shape[1]
-        stored = min(len(self._data), len(self._indices))
+        if min(shape) < 0:
+            raise ValueError(f"the shape {shape} is none of a matrix")
+        major = shape[0] if isinstance(self, Csr) else shape[1]
+        stored = int(min(self._data.shape[0], self._indices.shape[0]))
         rising = bool(np.all(np.diff(self._pointers) >= 0))
         if len(self._pointers) != major + 1 or not rising or self._pointers[[0, -1]].tolist() != [0, stored]:
             raise ValueError(f"indptr does not fit {stored} stored values of a matrix of shape {shape}")
+        _check_chunks(self._data, self._indices)
 
     def _stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (indices, values) of the stored entries ``start`` to ``stop``; indices are in range."""
-        limit = self.shape[1] if isinstance(self, _Csr) else self.shape[0]
+        limit = self.shape[1] if isinstance(self, Csr) else self.shape[0]
         indices = self._indices[start:stop].astype(np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < limit:
             raise ValueError(
@@ -112,7 +139,7 @@ class _Sparse(_Rows):
         return indices, _single(self._data[start:stop])
 
 
-class _Csr(_Sparse):
+class Csr(_Sparse):
     """Compressed by cell: a block of rows is a slice."""
 
     def _block(self, start: int, stop: int) -> csr_matrix:
@@ -122,10 +149,10 @@ class _Csr(_Sparse):
         return csr_matrix((values, indices, pointers), shape=(stop - start, self.shape[1]))
 
 
-class _Csc(_Sparse):
+class Csc(_Sparse):
     """Compressed by gene: turned once, block by block, into CSR arrays in unnamed temporary files."""
 
-    def __init__(self, node: h5py.Group, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, node: Any, path: Path, shape: tuple[int, int]) -> None:
         super().__init__(node, path, shape)
         self._turned: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -140,6 +167,23 @@ class _Csc(_Sparse):
             pointers[start : stop + 1] - first,
         )
         return csr_matrix(parts, shape=(stop - start, self.shape[1]))
+
+    @property
+    def n_stored(self) -> int:
+        """Number of stored values."""
+        return int(self._pointers[-1])
+
+    def entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (cells, genes, float32 values), gene by gene."""
+        total = self.n_stored
+        for start in range(0, total, _BLOCK):
+            with reading(self._path, self._key):
+                cells, values = self._stored(start, min(start + _BLOCK, total))
+            yield cells, self._genes(start, len(cells)), values
+
+    def _genes(self, start: int, n: int) -> np.ndarray:
+        genes: np.ndarray = np.searchsorted(self._pointers, np.arange(start, start + n), side="right") - 1
+        return genes
 
     def _turn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (indptr, indices, values) by row: one pass counts, one pass places.
@@ -156,7 +200,7 @@ class _Csc(_Sparse):
         free = pointers[:-1].copy()
         for start in range(0, total, _BLOCK):
             rows, block = self._stored(start, min(start + _BLOCK, total))
-            genes = np.searchsorted(self._pointers, np.arange(start, start + len(rows)), side="right") - 1
+            genes = self._genes(start, len(rows))
             order = np.argsort(rows, kind="stable")
             filled = np.bincount(rows, minlength=self.shape[0])
             within = np.arange(len(rows)) - np.repeat(np.cumsum(filled) - filled, filled)
@@ -174,7 +218,16 @@ def _scratch(size: int, dtype: type) -> np.ndarray:
         return np.memmap(file, dtype=dtype, mode="w+", shape=(size,))
 
 
-def _check_numbers(node: h5py.Dataset) -> None:
+def _check_chunks(*nodes: Any) -> None:
+    """Raise where a zarr array lacks chunks: they would be read as zeros, which no one stored."""
+    for node in nodes:
+        if getattr(node, "nchunks_initialized", 0) < getattr(node, "nchunks", 0):
+            raise ValueError(
+                f"{node.nchunks - node.nchunks_initialized} of {node.nchunks} chunks are not there"
+            )
+
+
+def _check_numbers(node: Any) -> None:
     if node.dtype.kind not in "fiub":
         raise ValueError(f"expected numbers, found values of type {node.dtype}")
 

@@ -1,4 +1,4 @@
-"""The obs and var tables of an h5ad file, in every layout anndata has written since 0.6."""
+"""The obs and var tables of an h5ad file or zarr store, in every layout anndata has written since 0.6."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OLD_CATEGORIES = "__categories"
 
 @contextmanager
 def reading(path: Path, key: str) -> Iterator[None]:
-    """Turn whatever h5py raises on damaged bytes into a `DataError` that names the file and the key."""
+    """Turn whatever h5py or zarr raises on damaged bytes into a `DataError` that names file and key."""
     try:
         yield
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # damaged bytes raise nearly anything, the codecs' own errors too
         raise DataError(
             f"{path}: cannot read {key!r} ({type(error).__name__}: {error}); "
             "the file is damaged or was cut short: fetch it again"
@@ -63,10 +63,15 @@ def decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
     return lookup[np.where(codes < 0, len(categories), codes).astype(np.intp)]
 
 
+def is_array(node: Any) -> bool:
+    """Return whether a member of an HDF5 file or zarr group is an array, not a group."""
+    return hasattr(node, "dtype")
+
+
 class Table:
     """One table of an h5ad file: a group of columns, or before anndata 0.7 a compound dataset."""
 
-    def __init__(self, file: h5py.File, path: Path, key: str) -> None:
+    def __init__(self, file: Any, path: Path, key: str) -> None:
         if key not in file:
             raise DataError(f"{path}: no {key!r}, so this is no h5ad file; it holds {listed(sorted(file))}")
         self._file, self._path, self._key, self._node = file, path, key, file[key]
@@ -106,33 +111,33 @@ class Table:
         return pd.Series(values, name=name, dtype=object)
 
     def _names(self) -> list[str]:
-        if isinstance(self._node, h5py.Dataset):
+        if is_array(self._node):
             return list(self._node.dtype.names or ())
         order = [text(name) for name in self._node.attrs.get("column-order", [])]
         stored = [name for name in self._node if name != _OLD_CATEGORIES]
         return [name for name in order if name in stored] + sorted(set(stored) - set(order))
 
     def _index_name(self) -> str:
-        if isinstance(self._node, h5py.Dataset):
+        if is_array(self._node):
             if not self._node.dtype.names:
                 raise ValueError("expected a table, found a plain array")
             return str(self._node.dtype.names[0])  # anndata < 0.7 put the index first
         return text(self._node.attrs.get("_index", "_index"))
 
-    def _stored(self, name: str) -> h5py.Dataset:
+    def _stored(self, name: str) -> Any:
         """Return the dataset that has one entry a row for column ``name``."""
-        if isinstance(self._node, h5py.Dataset):
+        if is_array(self._node):
             return self._node
         node = self._node[name]
-        if isinstance(node, h5py.Dataset):
+        if is_array(node):
             return node
         return node["codes"] if "codes" in node else node["values"]
 
     def _read(self, name: str) -> np.ndarray:
-        if isinstance(self._node, h5py.Dataset):
+        if is_array(self._node):
             return self._read_field(name)
         node = self._node[name]
-        if isinstance(node, h5py.Dataset):
+        if is_array(node):
             return self._read_dataset(node)
         if "categories" in node:
             return decoded(node["codes"][:], node["categories"][:])

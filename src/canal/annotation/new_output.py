@@ -1,0 +1,125 @@
+"""Outputs that are no copy of the input: a new h5ad file, or a small table of the labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from canal.annotation.gathering import Gathered
+from canal.annotation.output import Room, size_of, writing
+from canal.annotation.records import NOTE
+from canal.data.h5ad_matrices import ByEntries
+from canal.files import new_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.annotation.query import ByCell, TabledFile
+
+TABLES = (".csv", ".parquet")
+_CELLS = 2000
+_CHUNK = 1 << 16
+_STORED = 8
+"""Bytes of a stored value and its gene."""
+
+Told = Callable[[str], None] | None
+
+
+def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None) -> None:
+    """Write the labels as CSV or, by the suffix, Parquet, whole or not at all; the first column is the cell.
+
+    Parquet keeps the note in its metadata under ``canal``; CSV has no place for it.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written.
+    """
+    table = columns.rename_axis(index="cell")
+    with writing(target), new_file(target) as temporary:
+        if target.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            arrow = pyarrow.Table.from_pandas(table)
+            metadata = {**(arrow.schema.metadata or {}), NOTE.encode(): note.encode()}
+            pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
+        else:
+            table.to_csv(temporary, lineterminator="\n", float_format="%.6f")
+        if on_whole is not None:
+            on_whole(note)
+
+
+def write_new(
+    source: TabledFile, target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None
+) -> None:
+    """Write cells of another format as h5ad, whole or not at all: obs, var, X and layers, labels and note.
+
+    Matrices are written as float32 CSR, block by block: memory does not grow with cells.
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read any more, or the file cannot be written.
+    """
+    from anndata.io import write_elem
+
+    obs, var = source.tables()
+    for name in columns:
+        obs[str(name)] = columns[name].array
+    with writing(target), new_file(target) as temporary:
+        Room(temporary).take(size_of(obs) + size_of(var, note))
+        with h5py.File(temporary, "w") as file:
+            room = Room(temporary)
+            room.take(size_of(obs) + size_of(var, note))
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            write_elem(file, "obs", obs)
+            write_elem(file, "var", var)
+            write_elem(file, "uns", {NOTE: note})
+            for name in ("obsm", "varm", "obsp", "varp", "layers"):
+                write_elem(file, name, {})
+            for layer in source.layers:
+                _write_matrix(file, "X" if layer == "X" else f"layers/{layer}", source.matrix(layer), room)
+        with h5py.File(temporary, "r+"):
+            pass  # closing gives back the room that was not used
+        if on_whole is not None:
+            on_whole(note)
+
+
+def _write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries, room: Room) -> None:
+    group = file.create_group(key)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+    group.attrs["shape"] = np.array(matrix.shape)
+    kinds = {"data": np.float32, "indices": np.int32}
+    made: dict[str, Any] = {
+        name: group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(_CHUNK,), dtype=kind)
+        for name, kind in kinds.items()
+    }
+    pointers = [np.zeros(1, dtype=np.int64)]
+    stored = 0
+    for block in _blocks(matrix):
+        room.take(block.nnz * _STORED + 8 * block.shape[0])
+        for name, dataset in made.items():
+            dataset.resize((stored + block.nnz,))
+            dataset[stored:] = getattr(block, name)
+        pointers.append(block.indptr[1:].astype(np.int64) + stored)
+        stored += block.nnz
+    group.create_dataset("indptr", data=np.concatenate(pointers))
+
+
+def _blocks(matrix: ByCell | ByEntries) -> Iterator[csr_matrix]:
+    if isinstance(matrix, ByEntries):
+        everything = np.arange(matrix.shape[1])
+        nothing = np.zeros(matrix.shape[1], dtype=bool)
+        gathered = Gathered(matrix, everything, nothing, lambda cells, values: None, lambda values: values)
+        with gathered:
+            for _, block in gathered.chunks(_CELLS):
+                yield block
+        return
+    for start in range(0, matrix.shape[0], _CELLS):
+        yield matrix.rows(start, min(start + _CELLS, matrix.shape[0]))

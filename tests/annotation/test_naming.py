@@ -1,0 +1,151 @@
+"""Genes by other names."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.lost import lost_weight
+from canal.annotation.naming import Naming, rename
+from canal.annotation.pairs import read_pairs
+from canal.annotation.query import query_adata
+from canal.errors import DataError
+from tests.make import gene_names, make_adata, write_adata
+
+PANEL = gene_names(20)
+IDS = [f"ENSG{i:011d}" for i in range(20)]
+MICE = [f"Gene{i}a" for i in range(20)]
+
+
+@pytest.fixture
+def adata():
+    return make_adata({"B": 12, "NK": 8}, n_genes=20)
+
+
+def named(adata, names, **columns):
+    other = adata.copy()
+    other.var_names = list(names)
+    for name, values in columns.items():
+        other.var[name] = list(values)
+    return other
+
+
+def table(path, pairs):
+    path.write_text("# from to\n" + "".join(f"{a}\t{b}\tmore\n" for a, b in pairs))
+    return path
+
+
+def renamed(adata, naming=None):
+    return rename(query_adata(adata, "X", None), PANEL, naming or Naming(), chosen=False)
+
+
+def test_known_names_stay():
+    query, told = renamed(make_adata({"B": 5}, n_genes=20))
+    assert (list(query.genes), told) == (PANEL, {})
+
+
+@pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "symbol"])
+def test_ids_are_looked_up_in_the_files_own_column(annotator, adata, column):
+    wanted = annotate_adata(annotator, adata)
+    found = annotate_adata(annotator, named(adata, IDS, **{column: PANEL}))
+    pd.testing.assert_frame_equal(found, wanted)
+    assert found.attrs["canal"]["genes"]["renamed"] == {"column": column}
+
+
+def test_ids_with_a_version_are_looked_up_in_a_table(annotator, adata, tmp_path):
+    genes = table(tmp_path / "genes.tsv", zip(IDS, PANEL, strict=True))
+    versioned = named(adata, [f"{name}.{i}" for i, name in enumerate(IDS)])
+    with pytest.raises(DataError, match="--gene-map FILE"):
+        annotate_adata(annotator, versioned)
+    found = annotate_adata(annotator, versioned, Options(naming=Naming(gene_map=genes)))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+    assert found.attrs["canal"]["options"]["gene_map"]["name"] == "genes.tsv"
+    assert found.attrs["canal"]["genes"]["renamed"] == {"gene_map": 20}
+
+
+def test_a_panel_of_ids_is_found_with_any_version():
+    adata = named(make_adata({"B": 5}, n_genes=20), [f"{name}.7" for name in IDS])
+    query, told = rename(query_adata(adata, "X", None), IDS, Naming(), chosen=False)
+    assert (list(query.genes), told) == (IDS, {"versions": 20})
+
+
+def test_case_does_not_matter_but_an_exact_name_comes_first(adata):
+    query, told = renamed(named(adata, [name.lower() for name in PANEL]))
+    assert (list(query.genes), told) == (PANEL, {"case": 20})
+    query, told = renamed(named(adata, [PANEL[0], PANEL[0].lower(), *PANEL[2:]]))
+    assert list(query.genes)[:2] == [PANEL[0], PANEL[0].lower()]
+
+
+def test_outdated_symbols_are_replaced_where_todays_are_missing(annotator, adata, tmp_path):
+    aliases = table(tmp_path / "aliases.tsv", [("OLD3", PANEL[3]), ("OLD4", PANEL[4]), ("OLD4", "NONE")])
+    old = named(adata, [*PANEL[:3], "OLD3", "OLD4", *PANEL[5:]])
+    found = annotate_adata(annotator, old, Options(naming=Naming(aliases=aliases)))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+    both = named(adata, [*PANEL[:4], "OLD3", *PANEL[5:]])
+    assert "OLD3" in renamed(both, Naming(aliases=aliases))[0].genes
+
+
+def test_mice_are_refused_until_orthologs_are_given(annotator, adata, tmp_path):
+    mice = named(adata, MICE)
+    with pytest.raises(DataError, match=r"mouse symbols, such as 'Gene0a'.*--species mouse --orthologs FILE"):
+        annotate_adata(annotator, mice)
+    with pytest.raises(DataError, match="--species mouse was given"):
+        annotate_adata(annotator, adata, Options(naming=Naming(species="mouse")))
+    orthologs = table(tmp_path / "mouse.tsv", zip(MICE, PANEL, strict=True))
+    naming = Naming(species="mouse", orthologs=orthologs)
+    found = annotate_adata(annotator, mice, Options(naming=naming))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+    assert found.attrs["canal"]["options"]["species"] == "mouse"
+
+
+def test_mice_of_equal_spelling_are_no_humans(annotator, adata):
+    """Cd3e is not CD3E: only --species human says so."""
+    titled = named(adata, [name.title() for name in PANEL])
+    with pytest.raises(DataError, match="--species human if they are"):
+        annotate_adata(annotator, titled)
+    found = annotate_adata(annotator, titled, Options(naming=Naming(species="human")))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("only\n", "line 1 has no two columns"), ("# nothing\n", "no pair in it"), ("\tx\n", "line 1")],
+)
+def test_tables_that_are_none_are_refused(tmp_path, text, message):
+    (tmp_path / "t.tsv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_pairs(tmp_path / "t.tsv")
+    (tmp_path / "t.tsv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="expected a table"):
+        read_pairs(tmp_path / "t.tsv")
+    with pytest.raises(DataError, match="no such file"):
+        read_pairs(tmp_path / "none.tsv")
+
+
+def test_the_ladder(annotator, adata, tmp_path):
+    none = named(adata, [f"X{i}" for i in range(20)])
+    with pytest.raises(DataError, match="0 of the model's 20 genes were found"):
+        annotate_adata(annotator, none, Options(force=True))
+    few = named(adata, [*PANEL[:5], *(f"X{i}" for i in range(15))])
+    with pytest.raises(DataError, match="5 of the model's 20 genes.*--force labels"):
+        annotate_adata(annotator, few)
+    summary = annotate_h5ad(
+        annotator, write_adata(few, tmp_path / "in.h5ad"), tmp_path / "out.h5ad", Options(force=True)
+    )
+    assert any("these types lose most with the missing genes: " in text for text in summary.warnings)
+    note = json.loads(anndata.read_h5ad(tmp_path / "out.h5ad").uns["canal"])
+    assert note["options"]["force"] is True
+    assert set(note["genes"]["lost_weight"]) == {"B", "NK", "T"}
+    assert note["warnings"] == list(summary.warnings)
+
+
+def test_weight_is_lost_with_the_genes_it_lies_on(annotator):
+    assert set(lost_weight(annotator, ()).values()) == {0.0}
+    assert set(lost_weight(annotator, annotator.genes).values()) == {1.0}
+    some = lost_weight(annotator, annotator.genes[:5])
+    assert list(some.values()) == sorted(some.values(), reverse=True)
+    rest = lost_weight(annotator, annotator.genes[5:])
+    np.testing.assert_allclose([some[label] + rest[label] for label in some], 1.0, atol=1e-3)

@@ -1,0 +1,110 @@
+"""An interrupted labelling goes on where it stopped, and only if nothing else changed."""
+
+import os
+from dataclasses import replace
+
+import anndata
+import pandas as pd
+import pytest
+
+from canal.annotation import parts
+from canal.annotation.annotate import Options, annotate_h5ad
+from canal.annotation.parts import parts_folder
+from canal.annotation.telling import in_tenths
+from canal.errors import DataError
+from tests.annotation.formats import write_csc, write_csr, write_mtx
+from tests.make import make_adata
+
+
+class Counting:
+    """An annotator that counts the cells it is asked for."""
+
+    def __init__(self, annotator):
+        self._annotator, self.cells = annotator, 0
+
+    def __getattr__(self, name):
+        return getattr(self._annotator, name)
+
+    def predict(self, expression):
+        self.cells += len(expression)
+        return self._annotator.predict(expression)
+
+
+@pytest.fixture(params=[write_csr, write_csc, write_mtx])
+def source(request, tmp_path):
+    return request.param(make_adata({"B": 30, "NK": 25}, n_genes=20), tmp_path)
+
+
+def interrupted(annotator, source, target, cells=20):
+    def stop(done, total):
+        if done >= cells:
+            raise KeyboardInterrupt
+
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), said.append, on_cells=stop)
+    return said
+
+
+def test_an_interrupted_run_goes_on(annotator, source, tmp_path):
+    one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
+    annotate_h5ad(annotator, source, one)
+    said = interrupted(annotator, source, two)
+    assert said == ["interrupted: --resume goes on behind the first 20 cells"]
+    assert not two.exists()
+    counting = Counting(annotator)
+    annotate_h5ad(counting, source, two, Options(resume=True), said.append)
+    assert counting.cells == 35
+    assert said[1] == "going on behind the first 20 cells"
+    obs = (anndata.read_h5ad(path).obs for path in (one, two))
+    pd.testing.assert_frame_equal(*obs, rtol=1e-5)
+    assert not parts_folder(two).exists()
+
+
+def test_without_resume_it_begins_anew(annotator, source, tmp_path):
+    interrupted(annotator, source, tmp_path / "out.h5ad")
+    counting = Counting(annotator)
+    annotate_h5ad(counting, source, tmp_path / "out.h5ad")
+    assert counting.cells == 55
+    assert not parts_folder(tmp_path / "out.h5ad").exists()
+
+
+def test_a_killed_run_keeps_what_was_saved(annotator, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "_EVERY", 0.0)
+    monkeypatch.setattr(parts.Parts, "__exit__", lambda *_: None)
+    interrupted(annotator, source, tmp_path / "out.h5ad", cells=35)
+    monkeypatch.undo()
+    counting = Counting(annotator)
+    annotate_h5ad(counting, source, tmp_path / "out.h5ad", Options(resume=True))
+    assert counting.cells == 20
+
+
+def test_answers_of_another_job_are_not_used(annotator, source, tmp_path):
+    target = tmp_path / "out.h5ad"
+    interrupted(annotator, source, target)
+    for other, options in (
+        (annotator, Options(resume=True, dtype="bfloat16")),
+        (annotator, Options(resume=True, model_name={"version": 2})),
+        (replace(annotator, novelty=None), Options(resume=True)),
+    ):
+        with pytest.raises(DataError, match="another input, model or other options"):
+            annotate_h5ad(other, source, target, options)
+    if source.is_file():
+        os.utime(source, ns=(1, 1))
+        with pytest.raises(DataError, match="another input"):
+            annotate_h5ad(annotator, source, target, Options(resume=True))
+
+
+def test_with_nothing_to_resume_it_just_begins(annotator, source, tmp_path):
+    assert annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(resume=True)).n_cells == 55
+
+
+def test_lines_tell_rate_and_time_left():
+    clock = iter([0.0, 10.0, 20.0, 30.0])
+    said = []
+    tell = in_tenths(said.append, lambda: next(clock))
+    for done in (0, 100, 101, 500, 1000):
+        tell(done, 1000)
+    assert said[0] == "labelled 100 of 1,000 cells (10 cells/s, 90 s left)"
+    assert said[1] == "labelled 500 of 1,000 cells (25 cells/s, 20 s left)"
+    assert said[2] == "labelled 1,000 of 1,000 cells"

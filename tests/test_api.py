@@ -1,0 +1,68 @@
+"""`canal.annotate`: there when asked for, and nothing heavy before."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import canal
+import canal.api
+from canal.annotation.annotate import Options
+from tests.make import make_adata, make_document
+from tests.model.make import make_annotator
+
+
+class Known:
+    """A version as the registry gives it."""
+
+    model, number, key, record, stage, aliases = "canal-annotator", 3, "k", "r", "first", ("champion",)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    from ruamel.yaml import YAML
+
+    YAML().dump(make_document(), tmp_path / "params.yaml")
+    monkeypatch.setattr(canal.api, "serving_version", lambda project, model: Known())
+    monkeypatch.setattr(canal.api, "load_annotator", lambda project, version: make_annotator())
+    return tmp_path
+
+
+def test_importing_canal_imports_nothing_heavy():
+    code = (
+        "import sys, canal; canal.__version__\n"
+        "assert not {'torch', 'mlflow', 'pandas', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert callable(canal.annotate)\n"
+        "assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_there_is_named():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        canal.nonsense  # noqa: B018
+
+
+def test_an_adata_is_changed_only_when_asked(served):
+    adata = make_adata({"B": 10}, n_genes=20)
+    before = adata.copy()
+    table = canal.annotate(adata, model="champion", root=served)
+    assert list(adata.obs) == list(before.obs)
+    assert not adata.uns
+    assert table.attrs["canal"]["model"]["version"] == 3
+    written = canal.annotate(adata, model="champion", root=served, write=True)
+    pd.testing.assert_frame_equal(adata.obs[list(written)], written)
+    assert "canal" in adata.uns
+    np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
+    pd.testing.assert_frame_equal(adata.var, before.var)
+    assert list(adata.obs_names) == list(before.obs_names)
+
+
+def test_a_layer_can_be_asked(served):
+    adata = make_adata({"B": 10}, n_genes=20)
+    wanted = canal.annotate(adata, root=served)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X.toarray() - 1
+    pd.testing.assert_frame_equal(canal.annotate(adata, root=served, options=Options(layer="counts")), wanted)
