@@ -29,7 +29,7 @@ def shown(uri: str) -> str:
 def without_secrets(text: str, uri: str) -> str:
     """Return what MLflow or a database said of ``uri``, without the passwords that it may repeat."""
     text = text.replace(uri, shown(uri))
-    for secret in _secrets(uri):
+    for secret in sorted(_secrets(uri), key=len, reverse=True):  # one may begin like another
         text = text.replace(secret, _HIDDEN)
     return text
 
