@@ -43,16 +43,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="canal-chaos-") as scratch:
         base = make_project(Path(scratch) / "base")
         base.learn()
-        report = run(base, Path(scratch), arguments.kills, arguments.seed, arguments.locked)
+        kills = (arguments.kills, arguments.kills)
+        report = run(base, Path(scratch), kills, arguments.seed, arguments.locked)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 
-def run(base: Line, scratch: Path, kills: int, seed: int, locked: float) -> Report:
-    """Do everything to copies of a learned project; an `AssertionError` says what did not hold."""
+def run(base: Line, scratch: Path, kills: tuple[int, int], seed: int, locked: float) -> Report:
+    """Do everything to copies of a learned project; an `AssertionError` says what did not hold.
+
+    ``kills`` are those of promoting, and those of learning and registering.
+    """
     import_everything()
     return {
-        "promote": kill_promotions(copy(base, scratch / "promote"), kills, seed),
-        "learn": kill_learning(copy(base, scratch / "learn"), scratch, kills, seed),
+        "promote": kill_promotions(copy(base, scratch / "promote"), kills[0], seed),
+        "learn": kill_learning(copy(base, scratch / "learn"), scratch, kills[1], seed),
         "race": race(copy(base, scratch / "race"), 8),
         "full disk": full_disk(copy(base, scratch / "full")),
         "read-only": read_only(base),
@@ -298,7 +302,7 @@ def unlearn_second(line: Line) -> None:
 
         store = Project.open().store
         store.client.delete_model_version(store.names.model, "2")
-        store.client.set_registered_model_alias(store.names.model, "candidate", "1")
+        store.client.delete_registered_model_alias(store.names.model, "candidate")
 
     done(forget, line.root)
     with sqlite3.connect(line.root / "mlflow.db") as database:
