@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,33 +11,9 @@ from canal.continual.fit import Epoch, Hooks
 from canal.continual.lesson import Lesson
 from canal.continual.trainer import learn_stage
 from canal.digests import json_digest
-from canal.tuning.objective import Score, accuracy_by_stage, score
+from canal.tuning.objective import Attempt, Report, accuracy_by_stage, score
 from canal.tuning.space import Changes
 from canal.tuning_config import Tuning
-
-Report = Callable[[int, Score, float], None]
-"""Told an epoch's number, score and value; may raise to end the attempt."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of an attempt.
-
-    Attributes
-    ----------
-    score : Score
-        Of the epoch that a training would keep.
-    value : float
-        The one number of it that is maximised.
-    epoch : int
-    n_replay : int
-        Bank cells that were replayed.
-    """
-
-    score: Score
-    value: float
-    epoch: int
-    n_replay: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,15 @@ Only validation cells of the new stage and probe sets of the earlier ones are lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.continual.cells import LabelledCells
-from canal.model.annotator import Annotator
+if TYPE_CHECKING:
+    from canal.continual.cells import LabelledCells
+    from canal.model.annotator import Annotator
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,31 @@ class Score:
     def to_json(self) -> dict[str, float]:
         """Return a JSON document."""
         return asdict(self) | {"harmonic_mean": self.harmonic_mean}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of an attempt.
+
+    Attributes
+    ----------
+    score : Score
+        Of the epoch that a training would keep.
+    value : float
+        The one number of it that is maximised.
+    epoch : int
+    n_replay : int
+        Bank cells that were replayed.
+    """
+
+    score: Score
+    value: float
+    epoch: int
+    n_replay: int
+
+
+Report = Callable[[int, Score, float], None]
+"""Told an epoch's number, score and value; may raise to end the attempt."""
 
 
 def score(epoch: Mapping[str, Any], teacher: Mapping[str, float]) -> Score:

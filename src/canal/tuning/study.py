@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from canal.errors import TrainingError
-from canal.tuning.attempts import Attempt, Report
 from canal.tuning.claims import at_work, is_alive
-from canal.tuning.objective import Score
+from canal.tuning.objective import Attempt, Report, Score
 from canal.tuning.space import Changes, Space
 from canal.tuning.storage import open_storage
 from canal.tuning_config import Tuning
@@ -168,10 +167,10 @@ class Study:
         space, tuning = self.plan.space, self.plan.tuning
         known = {one.user_attrs.get("training") for one in (*self.kept(), *self._running())}
         for draw in range(_DRAWS):
+            # A sampler that sees one good point may draw nothing else: it is sent anywhere then.
+            startup = tuning.startup_trials if draw < _DRAWS // 2 else tuning.n_trials + 1
             seed = _seed(self.plan.digest, finished, draw)
-            self.optuna.sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=tuning.startup_trials
-            )
+            self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
             trial = self.optuna.ask(space.distributions())
             changes = space.changes(trial.params)
             identity = learner.identity(changes)
