@@ -139,7 +139,7 @@ def make_document(**changes: Any) -> dict[str, Any]:
     return document
 
 
-TUNING = {"n_trials": 3, "epochs": 1, "bank_sizes": [12, 24], "startup_trials": 2}
+TUNING = {"n_trials": 3, "epochs": 2, "bank_sizes": [12, 24], "startup_trials": 2}
 """A small study for stages of preset tiny."""
 
 

@@ -72,7 +72,12 @@ def lambda_by_l(document: Document) -> "Figure":
     figure = new_figure(5.6, 4.0)
     axis = figure.subplots()
     done, zero = _complete(document), _zero(document)
-    where = [_place(one, zero) for one in done.values()]
+    sizes = sorted({one["settings"]["bank_size"] for one in document["trials"]})
+
+    def place(trial: Trial) -> tuple[float, float]:
+        return trial["settings"]["distillation"] or zero, sizes.index(trial["settings"]["bank_size"])
+
+    where = [place(one) for one in done.values()]
     shades = LinearSegmentedColormap.from_list("canal", HEAT[1:])
     drawn = axis.scatter(
         [x for x, _ in where], [y for _, y in where], c=[one["value"] for one in done.values()],
@@ -81,13 +86,12 @@ def lambda_by_l(document: Document) -> "Figure":
     figure.colorbar(drawn, ax=axis, label="Value: harmonic mean less the price of L").outline.set_visible(
         False
     )
-    ended = [_place(one, zero) for one in document["trials"] if one["state"] != "complete"]
+    ended = [place(one) for one in document["trials"] if one["state"] != "complete"]
     if ended:
         axis.plot(*zip(*ended, strict=True), "x", color=MUTED, markersize=6, zorder=1)
-    _mark(axis, document, lambda one: _place(one, zero))
+    _mark(axis, document, place)
     _strength_axis(axis, document, zero)
-    sizes = sorted({one["settings"]["bank_size"] for one in document["trials"]})
-    axis.set_yticks(sizes, [f"{size:,}" for size in sizes])
+    axis.set_yticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axis.set_ylabel("L: bank cells replayed at most")
     axis.set_title("Value at each λ and L")
     _finish(figure, axis)
@@ -131,7 +135,7 @@ def importances(document: Document) -> "Figure":
     axis.set_xlim(0, 1)
     axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axis.set_xlabel("Share of the variance explained (fANOVA)")
-    axis.set_title(f"What mattered, by {len(_complete(document))} finished trials")
+    axis.set_title(f"What mattered in {len(_complete(document))} finished trials")
     axis.grid(True, axis="x")
     axis.tick_params(axis="y", length=0)
     return figure
@@ -172,10 +176,6 @@ def _cut(published: Trial) -> str:
 def _zero(document: Document) -> float:
     """Return where lambda = 0 stands on a logarithmic axis: a step below the smallest one."""
     return float(document["tuning"]["distillation"]["low"]) / 3
-
-
-def _place(trial: Trial, zero: float) -> tuple[float, float]:
-    return trial["settings"]["distillation"] or zero, trial["settings"]["bank_size"]
 
 
 def _strength_axis(axis: "Axes", document: Document, zero: float) -> None:

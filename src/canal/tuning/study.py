@@ -188,7 +188,8 @@ class Study:
             last[:] = [score]
             trial.report(value, epoch)
             watch.on_epoch(changes, epoch)
-            if not trial.user_attrs.get(PUBLISHED) and trial.should_prune():
+            last_one = epoch >= self.plan.tuning.epochs  # to end it then would save nothing
+            if not last_one and not trial.user_attrs.get(PUBLISHED) and trial.should_prune():
                 raise optuna.TrialPruned
 
         try:
