@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-tune bench-tuned help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -36,6 +36,14 @@ bench-scaling:  ## seconds against cells, genes and threads, and the share of th
 bench-memory:  ## memory of a stage of 100,000 cells at scBERT size
 	@tools/setup.sh run
 	@python benchmarks/memory.py
+
+bench-tune:  ## what a study of 20 trials costs beside one full training of the stage
+	@tools/setup.sh run
+	@python benchmarks/tuning.py
+
+bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: two hours
+	@tools/setup.sh run
+	@python benchmarks/tuned.py --into .canal/tuned
 
 help:  ## show this
 	@grep -E '^[a-z-]+: ' Makefile | sed 's/:.*## /: /'
