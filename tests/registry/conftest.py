@@ -1,5 +1,7 @@
 """What tests of the registry share: one lineage in a real local store, made once."""
 
+import os
+
 import pytest
 
 from canal.registry import promotion
@@ -27,4 +29,5 @@ def registered(tmp_path_factory):
         promotion.promote(store, ledger, store.version("3"), [], "A. Person", "reviewed")
     with moving(store) as ledger:
         promotion.retire(store, ledger, store.version("1"), "A. Person", "withdrawn")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # opening a store sets it for what it starts
     return root

@@ -10,7 +10,8 @@ from pathlib import Path
 from canal.config import Registry
 from canal.layout import Layout
 from canal.registry.audit import Report, audit
-from canal.registry.key import key_digest, read_key
+from canal.registry.imported import adopt_import, import_facts
+from canal.registry.key import key_digest, read_key, write_key
 from canal.registry.moves import moving
 from canal.registry.publish import Publication, publish
 from canal.registry.registration import enter
@@ -39,6 +40,21 @@ def make_models(root: Path) -> None:
         if stage != "backbone":
             (root / "metrics").mkdir(exist_ok=True)
             (folder / "metrics").rename(root / "metrics" / stage)
+
+
+def adopt_published(backbone: Path, scratch: Path) -> None:
+    """Write a ``models/backbone`` that was adopted from published weights, as the pipeline does."""
+    lineage = make_lineage(scratch / "lineage", make_specs())
+    folder = scratch / "published"
+    shutil.copytree(lineage["backbone"] / "model", folder)
+    write_key(folder, import_facts("1" * 64, "2" * 64, None), None)
+    facts = {**read_key(lineage["backbone"])}
+    for name in ("files", "parent", "format"):
+        facts.pop(name)
+    backbone.mkdir(parents=True)
+    adopt_import(folder, backbone)
+    shutil.copyfile(lineage["backbone"] / "panel.json", backbone / "panel.json")
+    write_key(backbone, facts, key_digest(folder))
 
 
 def no_figures(layout: Layout, stage: str) -> Path:

@@ -8,10 +8,14 @@ from canal.errors import RegistryError
 from canal.files import read_json
 from canal.layout import Layout
 from canal.registry import rebuild
+from canal.registry.imported import register_adopted
 from canal.registry.ledger import Draft
-from canal.registry.moves import ledger_of
+from canal.registry.moves import ledger_of, moving
 from canal.registry.rebuild import Wishes
+from canal.registry.registration import enter
 from tests.registry.registered import (
+    EMPTY,
+    adopt_published,
     audited,
     lost,
     make_models,
@@ -109,6 +113,30 @@ def test_a_kill_and_a_move_under_way_are_completed(project, tmp_path, monkeypatc
     assert [one[:3] for one in state(store)[2:]] == [("canal-annotator", number, key) for number in (2, 3)]
     assert not store.layout.pending.exists()
     assert audited(store).findings == ()
+
+
+def test_an_import_is_made_again_from_the_backbone_that_adopted_it(registered, tmp_path):
+    store = lost(registered, tmp_path / "project")
+    store.layout.ledger.unlink()
+    shutil.rmtree(store.layout.root / "models")
+    adopt_published(store.layout.model("backbone"), tmp_path)
+    with moving(store) as ledger:
+        enter(store, ledger, register_adopted(store, store.layout.model("backbone"))[0])
+    register(store, "backbone")
+    assert audited(store).findings == ()
+    before = state(store)
+    assert [one.stage for one in store.versions("canal-backbone")] == ["imported", "backbone"]
+    shutil.copyfile(registered / EMPTY, store.layout.root / EMPTY)
+
+    store = lost(store.layout.root, tmp_path / "other")
+    again(store)
+    assert state(store) == before
+    assert audited(store).findings == ()
+    weights = store.artifacts(store.versions("canal-backbone")[1]) / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    assert str(audited(store).findings[0]).startswith(
+        "canal-backbone 2: model/weights.safetensors has sha256"
+    )
 
 
 def test_without_a_ledger_there_is_nothing_to_rebuild(tmp_path):

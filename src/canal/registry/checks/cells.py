@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from canal.registry.checks.finding import Found, examples
-from canal.registry.checks.member import BANK, LABELS, PROBE, SPLIT, Member
+from canal.registry.checks.member import BANK, LABELS, PROBE, SPLIT, Member, Rows
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from canal.continual.cells import LabelledCells
     from canal.continual.stored_cells import StoredCells
-
-Rows = Mapping[str, tuple[str, str, str, str]]
-"""By cell id: cell type, batch, content digest and set."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ def check_cells(chain: Sequence[Member], found: Found) -> None:
         readable = newest.intact(name) and (name == SPLIT or newest.genes is not None)
         if what is None and readable:
             found.wrong(newest.name, "cells", f"{name} cannot be read, or is of another panel than the model")
-    splits = {member.stage: rows for member in stages if (rows := _rows(member.split)) is not None}
+    splits = {member.stage: member.rows for member in stages if member.rows is not None}
     sources = {member.stage: str(member.key["data"]["source"]) for member in stages}
     taught = Taught(splits, sources, whole=chain[0].parent is None)
     found.counts["cells"] += len(splits.get(newest.stage, {}))
@@ -61,13 +56,6 @@ def check_cells(chain: Sequence[Member], found: Found) -> None:
         _check_handed_on(newest, stages[-2] if len(stages) > 1 else None, found)
     if newest.probe is not None:
         _check_stored(newest, PROBE, newest.probe.cells, taught, found)
-
-
-def _rows(split: pd.DataFrame | None) -> Rows | None:
-    if split is None:
-        return None
-    columns = (split[name] for name in ("cell_type", "batch", "cell_digest", "set"))
-    return dict(zip(split["cell_id"], zip(*columns, strict=True), strict=True))
 
 
 def _check_labels(newest: Member, rows: Rows, found: Found) -> None:

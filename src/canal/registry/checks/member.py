@@ -1,5 +1,6 @@
 """One link of a chain of versions: its folder, its key, and its files as far as they hold what it says."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from canal.continual.stored_cells import StoredCells
+
+Rows = Mapping[str, tuple[str, str, str, str]]
+"""By cell id: cell type, batch, content digest and set."""
 
 LABELS, GENES = "model/labels.json", "model/genes.json"
 WEIGHTS, TEACHER = "model/weights.safetensors", "teacher/weights.safetensors"
@@ -117,6 +121,14 @@ class Member:
             return read_split(self.folder / SPLIT)
         except (CanalError, ValueError):
             return None
+
+    @cached_property
+    def rows(self) -> Rows | None:
+        """The split by cell id: looked through for the version and for everything learned on it."""
+        if self.split is None:
+            return None
+        columns = (self.split[name] for name in ("cell_type", "batch", "cell_digest", "set"))
+        return dict(zip(self.split["cell_id"], zip(*columns, strict=True), strict=True))
 
     @cached_property
     def bank(self) -> "StoredCells | None":

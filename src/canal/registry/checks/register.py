@@ -103,7 +103,8 @@ def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
     for version in snapshot.ready:
         if (version.model, version.number) not in records:
             name = version_name(store, version.model, version.number)
-            what = "it is registered, but not in the ledger; `canal registry sync` writes a missing entry"
+            again = "`canal import` the file again" if version.imported else "run `canal registry sync`"
+            what = f"it is registered, but not in the ledger: if a kill left it so, {again}"
             found.wrong(name, "ledger", what)
     for (model, number), entry in sorted(records.items()):
         if (model, number) in ready:
