@@ -124,8 +124,9 @@ def _steps(
 
 def _filled(names: Sequence[str], panel: Sequence[str], step: Step) -> dict[str, str]:
     """Return for names that lead to a missing gene of the panel that gene."""
-    missing = set(panel) - set(names)
-    known = set(panel)
+    missing, known = set(panel) - set(names), set(panel)
+    if not missing:
+        return {}
     found: dict[str, str] = {}
     for name in dict.fromkeys(names):
         if name and name not in known and (target := next((t for t in step(name) if t in missing), None)):

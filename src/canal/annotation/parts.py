@@ -76,13 +76,19 @@ class Parts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        refused = kind is not None and issubclass(kind, CanalError)
-        if kind is None or (refused and not (self.labelled and self._folder.is_dir())):
+        if kind is None or not self._worth_keeping(kind):
             shutil.rmtree(self._folder, ignore_errors=True)
             return
         self._save()
         if self.done and not self._broken:
             self._notice(f"interrupted: --resume goes on behind the first {self.done:,} cells")
+
+    def _worth_keeping(self, kind: type[BaseException]) -> bool:
+        """Return whether to keep answers after an error: after an interruption, else those of a long job."""
+        if not self.labelled and not issubclass(kind, Exception):
+            return True
+        refused = issubclass(kind, CanalError) and not self.labelled
+        return self._folder.is_dir() and not refused
 
     def add(self, frame: pd.DataFrame) -> None:
         """Take the answers for the next cells."""
