@@ -89,6 +89,16 @@ def regrouped(change):
     return document
 
 
+def test_params_from_before_there_was_tuning_say_what_to_add():
+    document = make_document()
+    del document["finetune"]
+    wanted = (
+        r"finetune: stage 'first' is missing: add `first: \{source: first, parent: backbone\}` to finetune"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        parse_config(document)
+
+
 def move_first(finetune):
     finetune["tuned"]["first"] = finetune["fixed"].pop("first")
 

@@ -124,7 +124,6 @@ def ready(project: Project, stage: str) -> "Attempts":
     from canal.model.compute import find_device
     from canal.quality.verdict import require_passing
     from canal.registry.history import require_available
-    from canal.step import say
     from canal.tuning.attempts import Attempts
 
     config, layout = project.config, project.layout
@@ -136,10 +135,24 @@ def ready(project: Project, stage: str) -> "Attempts":
         device=find_device(config.compute.device),
         dtype=config.compute.dtype,
         cache=config.cache,
-        on_notice=lambda notice: say(f"{stage}: {notice}"),
+        on_notice=_once(stage),
     )
     tuning = tuning_of(project, stage)
     return Attempts(task, past.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
+
+
+def _once(stage: str) -> Callable[[str], None]:
+    """Return what tells a notice the first time: every trial may have the same one."""
+    from canal.step import say
+
+    told: set[str] = set()
+
+    def tell(notice: str) -> None:
+        if notice not in told:
+            told.add(notice)
+            say(f"{stage}: {notice}")
+
+    return tell
 
 
 def plan(project: Project, stage: str, attempts: "Attempts") -> "Plan":

@@ -256,7 +256,7 @@ class Config(Section):
     threads: int = Field(default=2, ge=1)
     sources: dict[Name, Source]
     stages: dict[Name, Stage]
-    finetune: Finetune
+    finetune: Finetune = Finetune(fixed={}, tuned={})  # refused, but with what is to be written there
     tuning: Tuning | None = None
     prepare: Prepare = Prepare()
     gate: Gate = Gate()

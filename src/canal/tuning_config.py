@@ -118,7 +118,9 @@ def _misplaced(config: "Config") -> Iterator[DanglingNameError]:
     for name, stage in config.stages.items():
         if not any(name in learners for learners in groups.values()):
             entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
-            yield DanglingNameError("finetune", f"stage {name!r} is missing: add `{entry}` to fixed or tuned")
+            yield DanglingNameError(
+                "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"
+            )
 
 
 def _untunable(config: "Config") -> Iterator[DanglingNameError]:

@@ -99,6 +99,31 @@ def test_a_study_that_is_killed_all_the_time_ends_as_if_it_had_not_been(tmp_path
     assert document(run(make_plan(tmp_path / "killed"))) == wanted
 
 
+@pytest.mark.parametrize("asked", [1, 3, 5, 8])
+def test_a_study_that_is_killed_while_it_draws_ends_as_if_it_had_not_been(tmp_path, asked):
+    """Settings that differ in lambda alone count as the same here, so that some draws are given up."""
+
+    class Coarse(FakeLearner):
+        def identity(self, changes):
+            return str(changes["bank_size"])
+
+    class Killed(Coarse):
+        count = 0
+
+        def identity(self, changes):
+            self.count += 1
+            if self.count == asked:
+                raise KilledError
+            return super().identity(changes)
+
+    sizes = {"n_trials": 4, "bank_sizes": (10, 20, 30)}
+    wanted = document(run(make_plan(tmp_path / "whole", **sizes), Coarse()))
+    with pytest.raises(KilledError):
+        run(make_plan(tmp_path / "killed", **sizes), Killed())
+    assert document(run(make_plan(tmp_path / "killed", **sizes), Coarse())) == wanted
+    assert sorted(one["settings"]["bank_size"] for one in wanted["trials"]) == [10, 20, 30, 40]
+
+
 def work(folder, answer, begin, changes):
     learner = FakeLearner(pause=0.02)
     begin.wait()

@@ -1,7 +1,7 @@
 """A study over lambda and L: trials asked for, run and told, by one process or many, killed or not.
 
 Two things make a study that was killed end as if it had not been: the sampler is seeded anew before each ask
-from the study's digest and the number of finished trials (its state is in no storage), and a trial that lost
+from the study's digest and the number of trials by then (its state is in no storage), and a trial that lost
 its process is given up and its parameters are tried again.
 """
 
@@ -151,17 +151,19 @@ class Study:
         with FileLock(self._claims / "ask.lock"):
             self._give_up_lost()
             self._queue_published()
-            running = self._running()
-            finished = len(self.kept())
-            if finished + len(running) >= self.plan.tuning.n_trials:
+            begun = len(self.kept()) + len(self._running())
+            if begun >= self.plan.tuning.n_trials:
                 return None
-            trial, changes, identity = self._draw(learner, finished)
+            trial, changes, identity = self._draw(learner, begun)
             for name, value in {**changes, "training": identity, "shared": shared, "worker": me}.items():
                 trial.set_user_attr(name, value)
         return trial, changes
 
-    def _draw(self, learner: Learner, finished: int) -> tuple[Trial, Changes, str]:
-        """Draw a trial that learns what no other one does: to learn the same twice tells nothing."""
+    def _draw(self, learner: Learner, begun: int) -> tuple[Trial, Changes, str]:
+        """Draw a trial that learns what no other one does: to learn the same twice tells nothing.
+
+        ``begun`` trials count by now; for one process alone that is those that are finished.
+        """
         import optuna
 
         space, tuning = self.plan.space, self.plan.tuning
@@ -169,7 +171,7 @@ class Study:
         for draw in range(_DRAWS):
             # A sampler that sees one good point may draw nothing else: it is sent anywhere then.
             startup = tuning.startup_trials if draw < _DRAWS // 2 else tuning.n_trials + 1
-            seed = _seed(self.plan.digest, finished, draw)
+            seed = _seed(self.plan.digest, begun, draw)
             self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
             trial = self.optuna.ask(space.distributions())
             changes = space.changes(trial.params)
@@ -226,18 +228,18 @@ class Study:
         """Fail the trials whose process is gone, and queue their parameters again.
 
         They are queued first: a kill in between leaves a trial that is found lost again, but not its
-        parameters lost.
+        parameters lost. A trial that no process had taken when it was killed is drawn again instead.
         """
         from optuna.trial import TrialState
 
-        names = self.plan.space.distributions().keys()
         for trial in self._running():
             worker = trial.user_attrs.get("worker")
             if worker is not None and is_alive(self._claims, worker):
                 continue
             params = trial.user_attrs.get(QUEUED, {}) | trial.params
             queued = [one.user_attrs.get(QUEUED) for one in self._waiting()]
-            if params.keys() == names and params not in queued and "reason" not in trial.user_attrs:
+            taken = worker is not None or QUEUED in trial.user_attrs
+            if taken and params not in queued and "reason" not in trial.user_attrs:
                 marks = {key: True for key in (PUBLISHED,) if trial.user_attrs.get(key)}
                 self._queue(params, marks)
             self.optuna.tell(trial.number, state=TrialState.FAIL)
@@ -257,7 +259,7 @@ def _note(trial: Trial, score: Score, **others: Any) -> None:
         trial.set_user_attr(name, value)
 
 
-def _seed(digest: str, finished: int, draw: int) -> int:
+def _seed(digest: str, begun: int, draw: int) -> int:
     """Return the sampler's seed: nothing but the study and what is known by now decides what comes next."""
-    text = f"{digest}:{finished}:{draw}"
+    text = f"{digest}:{begun}:{draw}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
