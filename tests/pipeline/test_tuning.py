@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from canal.auditing import audit_project
 from canal.choosing import choose, ready
 from canal.digests import file_digest
 from canal.files import read_json
@@ -61,6 +62,8 @@ def test_a_tuned_stage_from_its_study_to_its_version_and_back(tuned):
     drawn = {item.path for item in store.client.list_artifacts(step.info.run_id, "tuning")}
     assert {"tuning/tuned.json", "tuning/tuning-pareto_front.png", "tuning/tuning-lambda_by_l.png"} <= drawn
 
+    assert tuned.project().store.version("candidate").branch == 2
+    assert [str(one) for one in audit_project(tuned.project()).findings] == []
     version = store.version("candidate")
     assert (store.artifacts(version) / "figures" / "tuning-optimisation.png").is_file()
     shown = json.loads(tuned.canal("tune", "show", "second", "--json"))
