@@ -244,9 +244,17 @@ def import_backbone(
 
 
 def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
-    """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries."""
-    from canal.registry.sync import sync
+    """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
 
+    A store without versions beside a ledger that names some was lost, or never came along to this clone: it
+    is made again first, with the numbers and aliases that the ledger has.
+    """
+    from canal.registry.rebuild import is_lost
+    from canal.registry.sync import Synced, sync
+
+    if is_lost(project.store):
+        made = registry_rebuild(project, None, "the store had no versions", sign=sign).made
+        return Synced(made, ())
     return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
 
 
@@ -265,7 +273,12 @@ def _figures(project: Project, stage: str, made_in: "Layout | None" = None) -> P
 
 
 def registry_rebuild(
-    project: Project, by: str | None, why: str | None, also: Sequence[Path] = (), without: Sequence[int] = ()
+    project: Project,
+    by: str | None,
+    why: str | None,
+    also: Sequence[Path] = (),
+    without: Sequence[int] = (),
+    sign: "Sign | None" = None,
 ) -> "Rebuilt":
     """Make a lost registry again; see `canal.registry.rebuild`.
 
@@ -277,6 +290,8 @@ def registry_rebuild(
         Other project folders whose models/ and metrics/ are looked through.
     without
         Numbers of versions that are given up.
+    sign
+        Signs the ledger's entries.
     """
     from canal.layout import Layout
     from canal.registry.rebuild import Wishes, rebuild
@@ -285,7 +300,7 @@ def registry_rebuild(
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
         raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
-    wishes = Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without)
+    wishes = Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
     return rebuild(project.store, wishes, lambda layout, stage: _figures(project, stage, layout))
 
 

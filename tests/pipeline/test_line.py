@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from canal.auditing import audit_project
 from canal.digests import file_digest
 from canal.files import read_json
 from tests.make import make_adata, source_of, write_adata
@@ -198,6 +199,7 @@ def test_pulled_into_a_clone_everything_is_registered(line, tmp_path):
     clone.canal("registry", "sync")
     assert clone.keys() == before
     assert clone.project().store.version("candidate").stage == "second"
+    assert [str(one) for one in audit_project(clone.project()).findings] == []
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(line):

@@ -39,7 +39,11 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     DataError
         If the file is missing, is no HDF5 file, or was cut short.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name longer than any file's
+        raise DataError(f"{str(path)[:80]}...: {error.strerror}") from error
+    if not there:
         raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")

@@ -71,6 +71,11 @@ class Rebuilt:
     gone: tuple[Gap, ...]
 
 
+def is_lost(store: Store) -> bool:
+    """Whether the store holds no version, though the ledger names some."""
+    return bool(records_said(ledger_of(store).entries())) and not _everything(store)
+
+
 def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
     """Make an empty or lost store again.
 
