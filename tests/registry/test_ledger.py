@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -140,3 +141,15 @@ def test_a_signature_is_kept_and_stands_outside_the_hash(tmp_path):
     entry = ledger.next(draft(), lambda digest: {"key": "k", "value": digest[:8]})
     ledger.append(entry)
     assert ledger.entries()[0].document["signature"] == {"key": "k", "value": entry.hash[:8]}
+
+
+def test_a_clock_that_was_set_back_does_not_break_the_order(ledger, monkeypatch):
+    class Back(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2001, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("canal.registry.ledger.datetime", Back)
+    ledger.append(ledger.next(draft(6)))
+    assert [entry.seq for entry in ledger.entries()] == [1, 2, 3, 4, 5, 6]
+    assert ledger.head().document["time"].startswith("2001-01-01")
