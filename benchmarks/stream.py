@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ruamel.yaml import YAML
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"
 WHOLE = ("sources", "stages")
-"""Sections that a stream replaces; of the others it sets keys."""
+"""Sections that a stream replaces; of the others it sets keys. Its stages are not tuned."""
 
 
 def main() -> None:
@@ -54,14 +55,30 @@ def params(stream: str, data: Path, changes: list[str]) -> dict[str, Any]:
         document[name] = section if name in WHOLE else document[name] | section
     for source in document["sources"].values():
         source["path"] = str(data / source["path"])
-    for change in changes:
-        key, value = change.split("=", 1)
+    document["finetune"] = groups(document["stages"], tuned=())
+    change(document, changes)
+    return document
+
+
+def groups(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
+    """Return the section ``finetune`` in which the stages named are tuned, and all others are not."""
+    entries = {name: {key: one[key] for key in ("source", "parent")} for name, one in stages.items()}
+    return {
+        "fixed": {name: entry for name, entry in entries.items() if name not in tuned},
+        "tuned": {name: entry for name, entry in entries.items() if name in tuned},
+    }
+
+
+def change(document: dict[str, Any], changes: Sequence[str]) -> None:
+    """Set single keys of a document, given as ``a.b=value``."""
+    yaml = YAML(typ="safe")
+    for each in changes:
+        key, value = each.split("=", 1)
         *parents, last = key.split(".")
         place = document
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = yaml.load(value)
-    return document
 
 
 def make_project(root: Path) -> None:

@@ -10,10 +10,12 @@ from canal.registry.history import require_available, restore_model
 from canal.registry.key import key_digest, write_key
 from canal.registry.tracking import StepRun
 from canal.step import argument, project_step, run, watch
+from canal.tuning.document import TUNED_FILE
 
 
 def learn(project: Project, logged: StepRun) -> None:
     """Train the stage named by --stage and write its model folder with its key."""
+    from canal.choosing import chosen_settings
     from canal.continual.stage import finish
     from canal.continual.trainer import learn_stage
     from canal.lessons import lesson
@@ -23,10 +25,11 @@ def learn(project: Project, logged: StepRun) -> None:
     config, layout = project.config, project.layout
     require_available(config, stage)
     require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
-    settings, parent = config.learning(stage), layout.model(config.stages[stage].parent)
+    settings = chosen_settings(project, stage)
+    parent = layout.model(config.stages[stage].parent)
     logged.params(settings.model_dump() | {"seed": config.seed, "parent": parent.name})
     logged.dataset(stage, layout.prepared(config.stages[stage].source) / "cells.h5ad", "finetune")
-    task, past = lesson(project, stage)
+    task, past = lesson(project, stage, settings.bank_size)
     with watch(project, logged, stage, settings.max_epochs) as hooks:
         learned = learn_stage(task, settings, hooks)
         with new_folder(layout.model(stage)) as folder:
@@ -37,13 +40,15 @@ def learn(project: Project, logged: StepRun) -> None:
 
 
 def keep_inputs(project: Project, stage: str, folder: Path) -> None:
-    """Copy the stage's split and verdict, so that a version can be restored where its data are gone."""
+    """Copy the stage's split, verdict and choice, so that it can be restored where its data are gone."""
     split, verdict = project.layout.split(stage), project.layout.verdict(stage)
     (folder / "split").mkdir()
     (folder / "validation").mkdir()
     shutil.copyfile(split, folder / "split" / "cells.csv")
     shutil.copyfile(split.with_suffix(".json"), folder / "split" / "cells.json")
     shutil.copyfile(verdict, folder / "validation" / "verdict.json")
+    if project.config.study(stage) is not None:
+        shutil.copyfile(project.layout.tuned(stage), folder / TUNED_FILE)
 
 
 def main() -> None:

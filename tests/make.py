@@ -134,6 +134,28 @@ def make_document(**changes: Any) -> dict[str, Any]:
     for name, value in changes.items():
         merge = name not in ("sources", "stages") and isinstance(document.get(name), dict)
         document[name] = document[name] | value if merge else value
+    if "finetune" not in changes:
+        document["finetune"] = groups(document["stages"])
+    return document
+
+
+TUNING = {"n_trials": 3, "epochs": 2, "bank_sizes": [12, 24], "startup_trials": 2}
+"""A small study for stages of preset tiny."""
+
+
+def groups(stages: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the section ``finetune`` of a document's stages, in which those named are tuned."""
+    entries = {name: {key: one[key] for key in ("source", "parent")} for name, one in stages.items()}
+    return {
+        "fixed": {name: entry for name, entry in entries.items() if name not in tuned},
+        "tuned": {name: entry for name, entry in entries.items() if name in tuned},
+    }
+
+
+def make_tuned_document(**changes: Any) -> dict[str, Any]:
+    """Return the document of `make_document` with its second stage tuned."""
+    document = make_document(**{"tuning": TUNING} | changes)
+    document["finetune"] = groups(document["stages"], tuned=("second",))
     return document
 
 

@@ -23,6 +23,8 @@ COMMANDS = [
     ("stage", "add"),
     ("stage", "relearn"),
     ("backbone", "import"),
+    ("tune", "show"),
+    ("tune", "run"),
     ("registry", "sync"),
     ("promote",),
     ("compare",),

@@ -6,7 +6,7 @@ import pytest
 
 from canal.errors import ConfigError
 from canal.params import load_config, parse_config
-from tests.make import make_config, make_document
+from tests.make import groups, make_config, make_document, make_tuned_document
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,6 +72,92 @@ def test_a_wrong_source_is_named(change, message):
     document = make_document()
     document["sources"]["first"] |= change
     with pytest.raises(ConfigError, match=message):
+        parse_config(document)
+
+
+def test_a_stage_is_fixed_or_tuned():
+    config = parse_config(make_tuned_document())
+    assert config.study("first") is None
+    assert config.study("second") == config.tuning
+    assert make_config(tuning={"bank_sizes": [12]}).study("second") is None
+
+
+def regrouped(change):
+    """Return the document of a tuned second stage after a change of its groups."""
+    document = make_tuned_document()
+    change(document["finetune"])
+    return document
+
+
+def test_params_from_before_there_was_tuning_say_what_to_add():
+    document = make_document()
+    del document["finetune"]
+    wanted = (
+        r"finetune: stage 'first' is missing: add `first: \{source: first, parent: backbone\}` to finetune"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        parse_config(document)
+
+
+def move_first(finetune):
+    finetune["tuned"]["first"] = finetune["fixed"].pop("first")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: it["tuned"].pop("second"), r"finetune: stage 'second' is missing: add `second: \{source"),
+        (
+            lambda it: it["fixed"].update(it["tuned"]),
+            r"finetune\.tuned\.second: stands in finetune\.fixed, too",
+        ),
+        (
+            lambda it: it["tuned"]["second"].update(parent="backbone"),
+            r"tuned\.second\.parent: 'backbone', but",
+        ),
+        (lambda it: it["tuned"]["second"].update(source="first"), r"tuned\.second\.source: 'first', but"),
+        (lambda it: it["fixed"].update(lost=it["fixed"]["first"]), r"finetune\.fixed\.lost: no stage 'lost'"),
+        (lambda it: it["fixed"]["first"].update(branch=2), r"finetune\.fixed\.first\.branch: unknown key"),
+        (move_first, r"finetune\.tuned\.first: the first stage has neither teacher nor bank"),
+    ],
+)
+def test_a_group_that_does_not_fit_the_stages_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(regrouped(change))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"bank_sizes": [12, 41]}, r"tuning\.bank_sizes: 41 is more than .*bank\.capacity: 40"),
+        ({"bank_sizes": [-1]}, r"tuning: bank_sizes must be 0 or more"),
+        ({"bank_sizes": []}, r"tuning: give bank_sizes \(cells\) or bank_shares"),
+        ({"bank_shares": [0.1, 1.5]}, r"tuning: bank_shares .* found 1\.5"),
+        ({"distillation": {"low": 1.0}}, r"tuning\.distillation: .*0\.1, the published value"),
+        ({"dimensions": ["batch_size"]}, r"tuning\.dimensions\.0: .*'learning_rate'"),
+        ({"trials": 3}, r"tuning\.trials: unknown key"),
+    ],
+)
+def test_a_study_that_cannot_be_is_named(tuning, message):
+    document = make_tuned_document()
+    document["tuning"] = document["tuning"] | tuning
+    with pytest.raises(ConfigError, match=message):
+        parse_config(document)
+
+
+def test_what_is_tuned_is_not_set_as_well():
+    document = make_tuned_document()
+    document["stages"]["second"]["continual"] = {"learning_rate": 1e-3}
+    assert parse_config(document).learning("second").learning_rate == 1e-3
+    document["stages"]["second"]["continual"] = {"distillation": 1.0}
+    with pytest.raises(ConfigError, match=r"stages\.second\.continual\.distillation: this stage is tuned"):
+        parse_config(document)
+
+
+def test_tuned_stages_need_a_section_tuning():
+    document = make_document()
+    document["finetune"] = groups(document["stages"], tuned=("second",))
+    with pytest.raises(ConfigError, match=r"tuning: missing, but finetune\.tuned names second"):
         parse_config(document)
 
 

@@ -25,6 +25,60 @@ def test_a_new_stage_only_adds_lines():
     assert list(config.stages)[-1] == "lung"
 
 
+def test_a_new_stage_is_tuned_where_there_is_tuning_unless_it_is_to_be_fixed():
+    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid")
+    config = parse(text)
+    assert list(config.finetune.tuned) == ["tumour-lymphoid", "tumour-myeloid", "lung"]
+    text = with_stage(text, "blood", SOURCE, "lung", fixed=True)
+    assert all(line.startswith("+") for line in changed(TEXT, text))
+    config = parse(text)
+    assert list(config.finetune.fixed) == ["pbmc", "blood"]
+    assert config.study("blood") is None
+    assert config.study("lung") is not None
+
+
+GROUPS = """
+finetune:
+  fixed:
+    pbmc: {source: pbmc, parent: backbone}
+    tumour-lymphoid: {source: tumour-lymphoid, parent: pbmc}
+    # a comment that stays
+    tumour-myeloid: {source: tumour-myeloid, parent: tumour-lymphoid}
+  tuned: {}   # none yet
+"""
+
+
+def without(text, section):
+    """Return params.yaml's text without one of its sections."""
+    start = text.index(f"\n{section}:")
+    return text[:start] + text[text.index("\n\n", start + 1) :]
+
+
+def test_without_a_section_tuning_a_new_stage_is_fixed():
+    text = without(without(TEXT, "tuning"), "finetune") + GROUPS
+    added = with_stage(text, "lung", SOURCE, "pbmc")
+    assert all(line.startswith("+") for line in changed(text, added))
+    assert list(parse(added).finetune.fixed)[-1] == "lung"
+
+
+def test_the_first_tuned_stage_opens_the_group():
+    text = without(TEXT, "finetune") + GROUPS
+    added = with_stage(text, "lung", SOURCE, "pbmc")
+    assert list(parse(added).finetune.tuned) == ["lung"]
+    assert [line for line in changed(text, added) if line[0] == "-"] == ["-   tuned: {}   # none yet"]
+    assert "  tuned:   # none yet\n    lung:\n" in added
+
+
+def test_groups_that_are_not_written_as_blocks_are_not_edited():
+    names = ("pbmc", "tumour-lymphoid", "tumour-myeloid")
+    stages = parse(TEXT).stages
+    entries = [f"{n}: {{source: {stages[n].source}, parent: {stages[n].parent}}}" for n in names]
+    flow = f"\nfinetune: {{fixed: {{{', '.join(entries)}}}, tuned: {{}}}}\n"
+    text = without(TEXT, "finetune") + flow
+    with pytest.raises(ConfigError, match="`finetune:` must stand on a line of its own"):
+        with_stage(text, "lung", SOURCE, "pbmc")
+
+
 @pytest.mark.parametrize("name", ["pbmc", "backbone", "../x", "A", "x" * 65])
 def test_a_name_that_is_taken_or_unsafe_is_refused(name):
     with pytest.raises(ConfigError):
@@ -54,6 +108,7 @@ def test_relearning_the_backbone_touches_everything():
 
 def test_relearning_keeps_comments():
     text, _ = with_branch(TEXT, "pbmc")
+    assert parse(text).finetune == parse(TEXT).finetune
     comments = [line.split("#", 1)[1] for line in TEXT.splitlines() if "#" in line]
     assert all(comment in text for comment in comments)
 

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from canal.layout import Layout
-from canal.step import watch
+from canal.step import watch, watch_trials
+from canal.tuning.study import Study
 from tests.make import make_config
+from tests.tuning.make import FakeLearner, fails_on, make_plan
 
 
 @pytest.fixture
@@ -34,3 +36,19 @@ def test_a_step_that_fails_keeps_both_and_notices_are_shown(project, capsys):
         raise RuntimeError("killed")
     assert hooks.checkpoint_dir.exists()
     assert "first: the features of 2 of 9 cells are kept" in capsys.readouterr().err
+
+
+def test_each_trial_is_told_once_with_the_best_so_far_and_logged(tmp_path, capsys):
+    study, logged = Study.open(make_plan(tmp_path)), []
+    learner = FakeLearner(before=fails_on(lambda one: one["bank_size"] == 10))
+    with watch_trials(study, lambda trials: logged.append(len(trials))) as watch:
+        study.work(learner, watch)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("second: trial 1 of 6, λ 0.1, L 40: accuracy ")
+    assert all("; best 0." in line and "(λ " in line for line in lines)
+    assert any("failed: the loss became nan" in line for line in lines)
+    assert logged == [0, 1, 2, 3, 4, 5, 6, 6]
+    with watch_trials(study) as watch:
+        study.work(learner, watch)
+    assert "trial 6 of 6" in capsys.readouterr().err

@@ -176,9 +176,11 @@ class Addition:
 
 
 def propose_stage(
-    name: str, source: dict[str, Any], parent: str | None, root: Path | None = None
+    name: str, source: dict[str, Any], parent: str | None, root: Path | None = None, fixed: bool = False
 ) -> Addition:
     """Declare a new stage and judge its file; nothing is written.
+
+    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``.
 
     Raises
     ------
@@ -191,7 +193,7 @@ def propose_stage(
 
     project = Project.open(root)
     text = project.layout.params.read_text(encoding="utf-8")
-    text = with_stage(text, name, source, parent or last_stage(project.config))
+    text = with_stage(text, name, source, parent or last_stage(project.config), fixed)
     wished = Project(project.layout, parse(text))
     settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
     subject = wished.candidate(name)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from canal.commands import audit, keys, lineage, promotion
+from canal.commands import audit, keys, lineage, promotion, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
 from canal.startup import begin
@@ -25,7 +25,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineag
 app.add_typer(stage_app, name="stage")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (promotion, lineage, audit, keys):
+for commands in (promotion, lineage, audit, keys, tuning):
     commands.add_to(app)
 
 
@@ -177,6 +177,9 @@ def stage_add(
     gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
     min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
     parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
+    ] = False,
     commit: Commit = False,
     root: Root = None,
 ) -> None:
@@ -187,7 +190,7 @@ def stage_add(
 
     wishes = {"label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column}
     source = declare(file, {**wishes, "min_genes": min_genes}, label_map, root)
-    addition = propose_stage(name, source, parent, root)
+    addition = propose_stage(name, source, parent, root, fixed)
     show_result(render(addition.verdict), as_json=False)
     add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")

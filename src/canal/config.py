@@ -1,44 +1,24 @@
 """params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from canal.section import DanglingNameError, Name, Section
+from canal.tuning_config import (
+    PUBLISHED_BANK_SIZE,
+    PUBLISHED_DISTILLATION,
+    Finetune,
+    Tuning,
+    check_groups,
 )
 
 BACKBONE = "backbone"
 """The parent of a lineage's first stage; no stage may bear this name."""
 
-NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
-
 Values = Literal["counts", "log1p_10k", "log2p_10k"]
 PanelRule = Literal["mixed", "f_statistic", "variance", "dispersion"]
 Preset = Literal["tiny", "small", "scbert"]
-
-
-def _check_name(name: str) -> str:
-    """Return ``name`` if it is safe as a file name, a DVC stage key and an MLflow tag."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(
-            f"{name[:80]!r} is not a name: use 1-64 of a-z, 0-9, '-' and '_', "
-            "beginning and ending with a letter or digit"
-        )
-    return name
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Wheel(Section):
@@ -169,8 +149,8 @@ class Backbone(Section):
 class Continual(Section):
     """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults)."""
 
-    distillation: float = Field(default=0.1, ge=0)
-    bank_size: int = Field(default=1000, ge=0)
+    distillation: float = Field(default=PUBLISHED_DISTILLATION, ge=0)
+    bank_size: int = Field(default=PUBLISHED_BANK_SIZE, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     min_learning_rate: float = Field(default=1e-6, gt=0)
@@ -276,6 +256,8 @@ class Config(Section):
     threads: int = Field(default=2, ge=1)
     sources: dict[Name, Source]
     stages: dict[Name, Stage]
+    finetune: Finetune = Finetune(fixed={}, tuned={})  # refused, but with what is to be written there
+    tuning: Tuning | None = None
     prepare: Prepare = Prepare()
     gate: Gate = Gate()
     split: Split = Split()
@@ -300,12 +282,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_references(self)
+        check_groups(self)
         return self
 
     def learning(self, stage: str) -> Continual:
         """Return ``continual`` with what ``stage`` sets differently."""
         override = self.stages[stage].continual.model_dump(exclude_none=True)
         return self.continual.model_copy(update=override)
+
+    def study(self, stage: str) -> Tuning | None:
+        """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
+        return self.tuning if stage in self.finetune.tuned else None
 
     def ancestors(self, stage: str) -> list[str]:
         """Return the stages that ``stage`` builds on, oldest first, itself left out."""
@@ -325,13 +312,6 @@ class Config(Section):
     def root_stage(self) -> str:
         """The first stage of the lineage."""
         return self.panel.stage
-
-
-class DanglingNameError(ValueError):
-    """A name that points nowhere, with the path of its key."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
 
 
 def _check_references(config: Config) -> None:

@@ -41,6 +41,11 @@ class Layout:
         return self.private / "features"
 
     @property
+    def studies(self) -> Path:
+        """Journals of studies over lambda and L, and the locks of who works on them."""
+        return self.private / "tuning"
+
+    @property
     def incoming(self) -> Path:
         """What ingest fetched; data.dvc imports it as ``data/``."""
         return self.root / "incoming"
@@ -73,6 +78,10 @@ class Layout:
     def data_docs(self, stage: str) -> Path:
         """Great Expectations' pages of a stage; they hold times, so they are no out of DVC."""
         return self.private / "data_docs" / stage
+
+    def tuned(self, stage: str) -> Path:
+        """What a study chose for a stage, and all its trials."""
+        return self.root / "tuned" / f"{stage}.json"
 
     def model(self, stage: str) -> Path:
         """Everything a stage learned."""

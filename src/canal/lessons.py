@@ -49,8 +49,11 @@ def corpus(project: Project) -> "Corpus":
     )
 
 
-def lesson(project: Project, stage: str) -> "tuple[Lesson, Past]":
-    """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone."""
+def lesson(project: Project, stage: str, bank_size: int) -> "tuple[Lesson, Past]":
+    """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone.
+
+    ``bank_size`` is L: how many cells of the parent's bank are replayed at most.
+    """
     from canal.continual.bank import cut
     from canal.continual.lesson import Lesson
     from canal.continual.stage import Past
@@ -74,7 +77,7 @@ def lesson(project: Project, stage: str) -> "tuple[Lesson, Past]":
         new_labels=tuple(label for label in train.types if label not in old),
         train=train,
         validation=validation,
-        replay=cut(past.bank, config.learning(stage).bank_size, max(1, len(old))).cells,
+        replay=cut(past.bank, bank_size, max(1, len(old))).cells,
         probe=past.probe.cells,
         seed=config.seed,
     )
@@ -102,8 +105,10 @@ def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCe
     """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
     from canal.continual.cells import LabelledCells
     from canal.continual.shadow import ShadowCells
+    from canal.tuning.document import TUNED_FILE, settings_of
 
-    task, _ = lesson(project, stage)
+    settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
+    task, _ = lesson(project, stage, settings.bank_size)
     nothing = LabelledCells.empty(len(task.genes))
     return ShadowCells(
         train=LabelledCells.concatenate([task.train, task.replay]),

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from canal.config import Config, DanglingNameError
+from canal.config import Config
 from canal.errors import ConfigError
+from canal.section import DanglingNameError
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

@@ -12,8 +12,10 @@ from canal.files import new_file
 from canal.params import parse_config
 
 
-def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str) -> str:
+def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str, fixed: bool = False) -> str:
     """Return params.yaml's text with one more source and one more stage, both called ``name``.
+
+    The stage is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``.
 
     Raises
     ------
@@ -25,7 +27,9 @@ def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str) -> 
         if name in getattr(config, section):
             raise ConfigError(f"{section}.{name} exists already; choose another name")
     text = _append(text, "sources", {name: dict(source)})
-    text = _append(text, "stages", {name: {"source": name, "parent": parent}})
+    entry = {name: {"source": name, "parent": parent}}
+    text = _append(text, "stages", entry)
+    text = _append(text, "finetune", entry, "fixed" if fixed or config.tuning is None else "tuned")
     parse(text)
     return text
 
@@ -97,24 +101,44 @@ def last_stage(config: Config) -> str:
     return list(config.stages)[-1]
 
 
-def _append(text: str, section: str, entry: Mapping[str, Any]) -> str:
-    """Insert an entry at the end of a top-level mapping, leaving every other line as it is."""
+def _append(text: str, section: str, entry: Mapping[str, Any], group: str = "") -> str:
+    """Insert an entry at the end of a top-level mapping, or of a mapping ``group`` in it.
+
+    Every other line stays as it is.
+    """
     lines = text.splitlines(keepends=True)
-    start = next((i for i, line in enumerate(lines) if re.match(rf"{section}:\s*(#.*)?$", line)), None)
+    if lines and lines[-1][-1] != "\n":
+        lines[-1] += "\n"
+    start, end = _block(lines, section, range(len(lines)), "")
+    indent = "  "
+    if group:
+        start, end = _block(lines, group, range(start + 1, end), indent)
+        lines[start] = re.sub(r":\s*\{\s*\}", ":", lines[start])
+        indent = "    "
+    added = [f"{indent}{line}\n" for line in _dumped(entry).splitlines()]
+    return "".join([*lines[:end], *added, *lines[end:]])
+
+
+def _block(lines: list[str], name: str, within: range, indent: str) -> tuple[int, int]:
+    """Return the line of a mapping's name and the line behind its last entry; it may be empty: ``{}``.
+
+    Blanks and comments that follow the last entry belong to what comes next.
+    """
+    opening = re.compile(rf"{indent}{name}:\s*(\{{\s*\}}\s*)?(#.*)?$")
+    start = next((i for i in within if opening.match(lines[i])), None)
     if start is None:
         raise ConfigError(
-            f"params.yaml: `{section}:` must stand on a line of its own to be edited by `canal stage add`"
+            f"params.yaml: `{name}:` must stand on a line of its own, indented by {len(indent)}, "
+            "to be edited by `canal stage add`"
         )
+    deeper = f"{indent} "
     end = start + 1
-    for i in range(start + 1, len(lines)):
-        if lines[i].strip() and not lines[i][0].isspace() and lines[i][0] != "#":
+    for i in range(start + 1, within.stop):
+        if lines[i].strip() and not lines[i].startswith(deeper) and not lines[i].lstrip().startswith("#"):
             break
-        if lines[i].strip() and lines[i][0].isspace():
+        if lines[i].startswith(deeper) and lines[i].strip():
             end = i + 1
-    if lines[end - 1][-1] != "\n":
-        lines[end - 1] += "\n"
-    added = [f"  {line}\n" for line in _dumped(entry).splitlines()]
-    return "".join([*lines[:end], *added, *lines[end:]])
+    return start, end
 
 
 def _round_trip() -> Any:

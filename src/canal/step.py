@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from canal.continual.fit import Hooks
     from canal.project import Project
     from canal.registry.tracking import StepRun
+    from canal.tuning.document import Document
+    from canal.tuning.study import Study, Watch
 
 
 def argument(name: str) -> str:
@@ -99,6 +101,65 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
             on_notice=lambda notice: console.print(f"{stage}: {notice}", soft_wrap=True, markup=False),
         )
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def watch_trials(
+    study: "Study", log: Callable[[dict[int, "Document"]], None] = lambda _: None
+) -> Iterator["Watch"]:
+    """Show a study's trials and the best so far; ``log`` is called with all finished ones as they end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from canal.tuning.document import trial_documents
+    from canal.tuning.study import Watch
+
+    stage, tuning = study.plan.stage, study.plan.tuning
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    told: set[int] = set()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
+
+        def on_epoch(settings: Mapping[str, float], epoch: int) -> None:
+            line = f"{stage}: {_settings(settings)}, epoch {epoch} of {tuning.epochs}{_best(study)}"
+            bar.update(task, description=line)
+
+        def on_trial() -> None:
+            trials = trial_documents(study)
+            log(trials)
+            bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
+            for number, trial in trials.items():
+                if number not in told and not console.is_terminal:
+                    what = f"trial {trial['number'] + 1} of {tuning.n_trials}, {_settings(trial['settings'])}"
+                    say(f"{stage}: {what}: {_outcome(trial)}{_best(study)}")
+                told.add(number)
+
+        on_trial()
+        yield Watch(on_epoch, on_trial)
+        on_trial()
+
+
+def _settings(settings: Mapping[str, float]) -> str:
+    return f"λ {settings['distillation']:g}, L {settings['bank_size']}"
+
+
+def _outcome(trial: "Document") -> str:
+    if trial["state"] == "failed":
+        return f"failed: {trial['reason']}"
+    scores = f"accuracy {trial['accuracy']:.3f}, retention {trial['retention']:.3f}"
+    return f"{scores} after epoch {len(trial['curve'])}, pruned" if trial["state"] == "pruned" else scores
+
+
+def _best(study: "Study") -> str:
+    """Return the best trial so far, as the end of a line."""
+    from canal.tuning.document import trial_documents
+
+    done = [one for one in trial_documents(study).values() if one["state"] == "complete"]
+    if not done:
+        return ""
+    best = max(done, key=lambda one: one["value"])
+    return f"; best {best['value']:.3f} ({_settings(best['settings'])})"
 
 
 _SHOWN = ("loss", "held_out_loss", "validation_accuracy", "score")

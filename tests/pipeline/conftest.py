@@ -59,7 +59,8 @@ class Line:
         }
         shutil.rmtree(self.root / ".dvc" / "cache" / "runs")
         for out in outs:
-            shutil.rmtree(self.root / out)
+            path = self.root / out
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             digest = digests[out]
             (self.root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]).unlink()
 

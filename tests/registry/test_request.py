@@ -2,7 +2,7 @@
 
 from canal.params import parse_config
 from canal.registry.request import changes, differences, request_digest, stage_request
-from tests.make import make_config, make_document
+from tests.make import make_config, make_document, make_tuned_document
 
 
 def with_source(**changes):
@@ -75,6 +75,36 @@ def test_an_override_of_a_later_stage_leaves_the_earlier_ones_alone():
     assert request_digest(changed, "first") == request_digest(plain, "first")
     assert request_digest(changed, "backbone") == request_digest(plain, "backbone")
     assert request_digest(changed, "second") != request_digest(plain, "second")
+
+
+def tuned(**tuning):
+    document = make_tuned_document()
+    document["tuning"] = document["tuning"] | tuning
+    return parse_config(document)
+
+
+def test_a_tuned_stage_is_asked_for_by_its_study_instead_of_lambda_and_l():
+    fixed, found = stage_request(make_config(), "second"), stage_request(tuned(), "second")
+    assert stage_request(tuned(), "first") == stage_request(make_config(), "first")
+    assert fixed["continual"].keys() - found["continual"].keys() == {"distillation", "bank_size"}
+    assert found["tuning"]["n_trials"] == 3
+    lines = differences(found, fixed)
+    assert "continual.bank_size: learned with 24, asked for 'absent'" in lines
+    rates = tuned(dimensions=["learning_rate"])
+    assert "learning_rate" not in stage_request(rates, "second")["continual"]
+
+
+def test_how_a_study_is_run_does_not_count_and_what_it_may_choose_does():
+    plain = request_digest(tuned(), "second")
+    assert request_digest(tuned(jobs=4, storage="sqlite:///x.db", max_minutes=3.0), "second") == plain
+    for change in ({"n_trials": 4}, {"epochs": 3}, {"bank_sizes": [12]}, {"min_retention": 0.5}):
+        assert request_digest(tuned(**change), "second") != plain
+    document = make_tuned_document(continual={"distillation": 5.0, "bank_size": 7})
+    assert request_digest(parse_config(document), "second") != plain, "the first stage has them"
+    assert (
+        stage_request(parse_config(document), "second")["continual"]
+        == (stage_request(tuned(), "second")["continual"])
+    )
 
 
 def test_differences_name_the_keys():

@@ -16,6 +16,7 @@ from tests.report.make import (
     make_history,
     make_verdict,
 )
+from tests.report.tuned import make_tuned
 
 
 def write_bank(path):
@@ -89,6 +90,18 @@ def test_figures_of_a_stage_are_drawn_into_a_folder(layout, tmp_path):
         "confusion-pbmc.png", "confusion-tumour-lymphoid.png", "loss_curves.png", "novelty.png",
         "r_matrix.png", "recall.png", "reliability.png",
     }  # fmt: skip
+
+
+def test_a_tuned_stage_has_its_studys_figures_too(layout, tmp_path):
+    tuned = make_tuned(STAGES[1])
+    write_json(layout.model(STAGES[1]) / "tuned.json", tuned)
+    first, second = collect(layout, STAGES)
+    assert (first.tuned, second.tuned) == (None, tuned)
+    draw_figures(layout, STAGES[1], tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").glob("tuning-*")}
+    assert names == {
+        f"tuning-{name}.png" for name in ("pareto_front", "lambda_by_l", "optimisation", "importances")
+    }
 
 
 def test_the_backbones_figure_is_its_pretraining(layout, tmp_path):

@@ -175,8 +175,12 @@ def _train_epoch(
 
 @torch.no_grad()
 def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
-    """Return accuracy on each stage's judges, their mean as the score, and the mean cross-entropy."""
+    """Return accuracy on each stage's judges, their mean as the score, and the mean cross-entropy.
+
+    Of the new stage's cells there is the balanced accuracy, too: no type outweighs another.
+    """
     accuracy: dict[str, float] = {}
+    balanced: dict[str, float] = {}
     cross_entropy: list[float] = []
     device = network.head.filter.weight.device
 
@@ -187,10 +191,13 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
         with closing(prefetched(torch.split(rows, MOST_CELLS), material.batch)) as loaded:
             parts = [in_lanes(answer, groups_of(batch, network.backbone)) for batch in loaded]
         logits = torch.cat([part for group in parts for part in group])
-        accuracy[name] = float((logits.argmax(1) == targets).double().mean())
+        right = (logits.argmax(1) == targets).double()
+        accuracy[name] = float(right.mean())
+        balanced[name] = float(np.mean([float(right[targets == c].mean()) for c in set(targets.tolist())]))
         cross_entropy.append(float(functional.cross_entropy(logits.double(), targets)))
     return {
         "validation_accuracy": accuracy[stage],
+        "validation_balanced_accuracy": balanced[stage],
         "probe_accuracy": {name: value for name, value in accuracy.items() if name != stage},
         "score": float(np.mean(list(accuracy.values()))),
         "validation_cross_entropy": float(np.mean(cross_entropy)),

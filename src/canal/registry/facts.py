@@ -16,7 +16,8 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     source = config.stages[origin].source
     prepared = read_json(layout.prepared(source) / "prepared.json")
     request = stage_request(config, stage)
-    return {
+    tuned = {} if stage == BACKBONE or config.study(stage) is None else _choice(layout, stage)
+    return tuned | {
         "stage": stage,
         "branch": request["branch"],
         "request": request,
@@ -34,3 +35,9 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
         "seed": config.seed,
         "threads": config.threads,
     }
+
+
+def _choice(layout: Layout, stage: str) -> dict[str, Any]:
+    """Return what a study chose for a stage, and the digest of all it says."""
+    path = layout.tuned(stage)
+    return {"tuned": file_digest(path), "choice": read_json(path)["choice"]}

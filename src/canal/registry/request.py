@@ -81,16 +81,26 @@ def _origin_request(config: Config) -> Request:
     return config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
 
 
+def _learning_request(config: Config, stage: str) -> Request:
+    """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
+    settings = config.learning(stage).model_dump(mode="json")
+    study = config.study(stage)
+    if study is None:
+        return {"continual": settings}
+    kept = {name: value for name, value in settings.items() if name not in study.varied}
+    return {"continual": kept, "tuning": study.asked()}
+
+
 def _lesson_request(config: Config, stage: str) -> Request:
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     return (
         rounded
         | _products(config)
+        | _learning_request(config, stage)
         | {
             "stage": stage,
             "branch": config.stages[stage].branch,
             "cells": _cells_request(config, stage),
-            "continual": config.learning(stage).model_dump(mode="json"),
             "bank": config.bank.model_dump(mode="json"),
             "probe": config.probe.model_dump(mode="json"),
             "novelty": config.novelty.model_dump(mode="json"),

@@ -14,6 +14,8 @@ from canal.layout import Layout
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
+from canal.report.tuning import tuning_figures
+from canal.tuning.document import TUNED_FILE
 
 
 def collect(
@@ -53,8 +55,16 @@ def draw_figures(layout: Layout, stage: str, into: Path) -> None:
         evaluations = lineage([one.evaluation for one in collect(layout, report.evaluation["stages"])], stage)
         drawn = {"r_matrix": matrix_figure(evaluations), **stage_figures(report, evaluations)}
         drawn |= {f"confusion-{name}": figure for name, figure in confusion_figures(report).items()}
+        if report.tuned is not None:
+            draw_tuning(report.tuned, into)
     for name, figure in drawn.items():
         figures.save(figure, into / f"{name}.png")
+
+
+def draw_tuning(tuned: Document, into: Path) -> None:
+    """Draw the figures of a study, ``tuned.json``, as PNG files into a folder."""
+    for name, figure in tuning_figures(tuned).items():
+        figures.save(figure, into / f"tuning-{name}.png")
 
 
 def _measured(layout: Layout, stage: str) -> bool:
@@ -77,6 +87,7 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
         cells=(_optional_json(layout.split(stage).with_suffix(".json")) or {}).get("counts", {}),
         bank=_bank(model / "bank" / "bank.h5ad"),
         scores=_scores(metrics / "predictions.csv"),
+        tuned=_optional_json(model / TUNED_FILE),
         version=version.get("version"),
         aliases=tuple(version.get("aliases", ())),
     )

@@ -25,6 +25,8 @@ class StageReport:
         ``{cell type: {stage it came from: n}}``.
     scores
         Novelty of the test cells, in [0, 1].
+    tuned
+        ``tuned.json`` of the model folder, where lambda and L were chosen by a study.
     version, aliases
         Number and aliases in the registry, once it is registered.
     """
@@ -38,6 +40,7 @@ class StageReport:
     cells: Counts = field(default_factory=dict)
     bank: Counts = field(default_factory=dict)
     scores: Sequence[float] = ()
+    tuned: Document | None = None
     version: int | None = None
     aliases: Sequence[str] = ()
 

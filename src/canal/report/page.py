@@ -9,6 +9,8 @@ from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
 from canal.report.numbers import count, decimal, percent, points
+from canal.report.tuning import tuning_figures
+from canal.report.tuning_tables import front_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,6 +109,7 @@ def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
             "bank": _bank_table(stage),
             "figures": _uris(stage_figures(stage, lineage(evaluations, stage.name))),
             "confusions": _uris(confusion_figures(stage)),
+            "tuning": _tuning(stage.tuned),
         }
         for stage in stages
     ]
@@ -157,6 +160,18 @@ def _bank_table(stage: StageReport) -> dict[str, Any] | None:
         "rows": [{"name": name, "numbers": line} for name, line in zip(names, numbers, strict=True)],
         "sums": [sum(column) for column in zip(*numbers, strict=True)],
         "most": max(sum(line) for line in numbers),
+    }
+
+
+def _tuning(tuned: Document | None) -> dict[str, Any] | None:
+    """Return the study's figures and its trials that no other one beats, marked; None without a study."""
+    if tuned is None:
+        return None
+    return {
+        "document": tuned,
+        "figures": _uris(tuning_figures(tuned)),
+        "rows": front_rows(tuned),
+        "n_probe": sum(tuned["n_probe"].values()),
     }
 
 

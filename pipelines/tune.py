@@ -1,0 +1,55 @@
+"""Choose lambda and L of one stage by a study: tuned/<stage>.json."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from canal.choosing import choose, tuning_of
+from canal.files import write_json
+from canal.project import Project
+from canal.registry.history import restore_file
+from canal.registry.tracking import StepRun
+from canal.registry.trial_runs import log_trials
+from canal.step import argument, project_step, run, say, watch_trials
+from canal.tuning.document import TUNED_FILE
+
+if TYPE_CHECKING:
+    from canal.tuning.study import Study, Watch
+
+
+def tune(project: Project, logged: StepRun) -> None:
+    """Run the study of the stage named by --stage; its trials become runs below this one."""
+    from canal.report.collect import draw_tuning
+
+    stage = argument("stage")
+    logged.params(tuning_of(project, stage).asked() | {"seed": project.config.seed})
+
+    def watching(study: "Study") -> "AbstractContextManager[Watch]":
+        logged.tags({"canal.study": study.plan.digest})
+        return watch_trials(study, lambda trials: log_trials(logged, study.plan.digest, trials))
+
+    found = choose(project, stage, watching)
+    write_json(project.layout.tuned(stage), found)
+    logged.params({"chosen": found["choice"]})
+    logged.metrics(found["objectives"])
+    with TemporaryDirectory() as scratch:
+        draw_tuning(found, Path(scratch))
+        write_json(Path(scratch) / TUNED_FILE, found)
+        logged.artifacts(Path(scratch), "tuning")
+    chosen = ", ".join(f"{name} {value}" for name, value in found["choice"].items())
+    below = ", though no trial kept as much of the past as was wanted" if found["rule"]["below"] else ""
+    say(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}")
+
+
+def main() -> None:
+    """Restore what was chosen where the stage was learned; otherwise tune as an MLflow Project step."""
+    project, stage = Project.open(), argument("stage")
+    if version := project.learned(stage):
+        restore_file(project.store, version, TUNED_FILE, project.layout.tuned(stage))
+    else:
+        project_step(project, "tune", stage, tune)
+
+
+if __name__ == "__main__":
+    run(main)

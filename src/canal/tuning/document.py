@@ -1,0 +1,166 @@
+"""``tuned/<stage>.json``: what was chosen, from which trials; the same study gives the same bytes.
+
+Reading it needs no Optuna.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.config import Config, Continual
+from canal.errors import TrainingError
+from canal.files import read_json
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from canal.tuning.selection import Candidate
+    from canal.tuning.study import Study
+
+FORMAT = 1
+TUNED_FILE = "tuned.json"
+"""Its name in a model folder."""
+
+Document = dict[str, Any]
+
+_STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+_NOTED = ("accuracy", "retention", "harmonic_mean", "epoch", "n_replay", "reason")
+
+
+def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) -> Document:
+    """Return what a study found.
+
+    Parameters
+    ----------
+    study
+        A study that has run.
+    facts
+        What to say beside it, such as how many cells judged the trials.
+    doubts
+        Why the same study might choose otherwise another time, beside what it knows itself.
+
+    Raises
+    ------
+    TrainingError
+        If no trial ran to its end; says why each of them did not.
+    """
+    from canal.tuning.selection import choose, front
+
+    tuning = study.plan.tuning
+    trials = list(trial_documents(study).values())
+    candidates = [_candidate(one) for one in trials if one["state"] == "complete"]
+    if not candidates:
+        raise TrainingError(_all_failed(study.plan.stage, trials))
+    choice = choose(candidates, tuning)
+    chosen = trials[choice.number]
+    states = Counter(one["state"] for one in trials)
+    because = [*doubts, *_not_reproducible(study, len(trials))]
+    return {
+        "format": FORMAT,
+        "stage": study.plan.stage,
+        "study": study.plan.digest,
+        "choice": {name: chosen["settings"][name] for name in sorted(tuning.varied)},
+        "chosen": choice.number,
+        "objectives": {name: chosen[name] for name in ("accuracy", "retention", "harmonic_mean", "value")},
+        "rule": {"name": tuning.rule, "min_retention": tuning.min_retention, "below": choice.below},
+        "trials": trials,
+        "states": {name: states[name] for name in _STATES.values()},
+        "tuning": tuning.asked(),
+        "front": front(candidates),
+        "importances": _importances(study),
+        "reproducible": not because,
+        "because": because,
+        **facts,
+    }
+
+
+def trial_documents(study: Study) -> dict[int, Document]:
+    """Return a document of each trial that counts, the published one first, by Optuna's number.
+
+    They have numbers of their own, from 0: Optuna counts trials that were given up, too.
+    """
+    varied = sorted(study.plan.tuning.varied)
+    return {one.number: _trial(one, number, varied) for number, one in enumerate(study.kept())}
+
+
+def read_tuned(path: Path) -> Document:
+    """Read what `study_document` wrote.
+
+    Raises
+    ------
+    TrainingError
+        If it is not there, or of a format that this canal does not know.
+    """
+    if not path.is_file():
+        raise TrainingError(f"{path} not found: this stage is tuned first; run `dvc repro`")
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise TrainingError(f"{path}: this canal reads format {FORMAT}, found {found!r}")
+    return document
+
+
+def settings_of(config: Config, stage: str, tuned: Path) -> Continual:
+    """Return what a stage is learned with: params.yaml, and what the study chose where the stage is tuned.
+
+    ``tuned`` is the study's document: ``tuned/<stage>.json``, or its copy in a model folder.
+    """
+    settings = config.learning(stage)
+    if config.study(stage) is None:
+        return settings
+    return settings.model_copy(update=read_tuned(tuned)["choice"])
+
+
+def _trial(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
+    attrs = trial.user_attrs
+    return {
+        "number": number,
+        "published": attrs.get("published", False),
+        "state": _STATES[trial.state.name],
+        "settings": {name: attrs[name] for name in varied},
+        "value": trial.value if trial.state.name == "COMPLETE" else None,
+        "curve": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},
+        **{name: attrs.get(name) for name in _NOTED},
+    }
+
+
+def _candidate(trial: Document) -> Candidate:
+    from canal.tuning.objective import Score
+    from canal.tuning.selection import Candidate
+
+    score = Score(trial["accuracy"], trial["retention"])
+    return Candidate(trial["number"], score, trial["value"], trial["settings"]["bank_size"])
+
+
+def _not_reproducible(study: Study, n_trials: int) -> list[str]:
+    """Return why the same study might choose otherwise another time; nothing where it would not."""
+    because = []
+    if n_trials < study.plan.tuning.n_trials:
+        because.append(f"max_minutes ended it after {n_trials} of {study.plan.tuning.n_trials} trials")
+    if any(one.user_attrs.get("shared") for one in study.kept()):
+        because.append("several processes shared it, so the order of its trials was left to chance")
+    return because
+
+
+def _importances(study: Study) -> dict[str, float]:
+    """Return how much of the value's variance each parameter explains (fANOVA); too few trials: nothing."""
+    import optuna
+    from optuna.trial import TrialState
+
+    done = [one for one in study.kept() if one.state is TrialState.COMPLETE]
+    if len({one.value for one in done}) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(study.optuna, evaluator=evaluator))
+
+
+def _all_failed(stage: str, trials: list[Document]) -> str:
+    lines = [
+        f"trial {one['number']} ({', '.join(f'{k} {v}' for k, v in one['settings'].items())}): "
+        f"{one['reason'] or one['state']}"
+        for one in trials
+    ]
+    return f"no trial of stage {stage!r} ran to its end ({len(trials)} tried):\n  " + "\n  ".join(lines)

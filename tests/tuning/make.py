@@ -1,0 +1,84 @@
+"""Studies made small: ``from tests.tuning.make import make_plan, FakeLearner``; no torch is needed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from canal.config import Continual
+from canal.errors import TrainingError
+from canal.tuning.objective import Attempt, Report, Score
+from canal.tuning.space import Changes, Space
+from canal.tuning.study import Plan, Study, Watch
+from canal.tuning_config import Tuning
+
+QUIET = Watch(lambda settings, epoch: None, lambda: None)
+
+
+def make_tuning(**changes: Any) -> Tuning:
+    """Return a study of six trials of three epochs."""
+    asked = {"n_trials": 6, "epochs": 3, "bank_sizes": (10, 20, 40), "startup_trials": 2, "warmup_epochs": 1}
+    return Tuning(**asked | changes)
+
+
+def make_plan(folder: Path, digest: str = "1" * 64, **changes: Any) -> Plan:
+    """Return a plan whose journal lies in ``folder``."""
+    tuning = make_tuning(**changes)
+    space = Space.of(tuning, Continual(), capacity=40, n_old_cells=100, n_old_types=2)
+    return Plan("second", digest, space, tuning, folder / "tuning", folder)
+
+
+def make_score(changes: Changes, epoch: int) -> Score:
+    """Return what a stage would do: more lambda keeps more and learns less, more bank keeps more."""
+    strength = math.log10(changes["distillation"] + 0.01) + 2
+    kept = 0.5 + 0.1 * strength + changes["bank_size"] / 200
+    return Score(accuracy=0.9 - 0.08 * strength - 0.3 / epoch, retention=min(1.0, kept))
+
+
+@dataclass
+class FakeLearner:
+    """Scores settings by a formula; ``before`` is called with the settings and each epoch first."""
+
+    price: float = 0.01
+    epochs: int = 3
+    pause: float = 0.0
+    before: Callable[[Changes, int], None] = lambda changes, epoch: None
+    learned: list[Changes] = field(default_factory=list)
+
+    def learn(self, changes: Changes, report: Report) -> Attempt:
+        """Tell each epoch and return the last one."""
+        self.learned.append(changes)
+        for epoch in range(1, self.epochs + 1):
+            self.before(changes, epoch)
+            time.sleep(self.pause)
+            score = make_score(changes, epoch)
+            report(epoch, score, self._value(changes, score))
+        return Attempt(score, self._value(changes, score), self.epochs, int(changes["bank_size"]))
+
+    def identity(self, changes: Changes) -> str:
+        """Return the settings themselves."""
+        return repr(sorted(changes.items()))
+
+    def _value(self, changes: Changes, score: Score) -> float:
+        return score.value(self.price * changes["bank_size"] / 40)
+
+
+def fails_on(condition: Callable[[Changes], bool]) -> Callable[[Changes, int], None]:
+    """Return a hook under which settings that meet a condition diverge in their second epoch."""
+
+    def before(changes: Changes, epoch: int) -> None:
+        if epoch == 2 and condition(changes):
+            raise TrainingError("the loss became nan in epoch 2: lower the learning rate")
+
+    return before
+
+
+def run(plan: Plan, learner: FakeLearner | None = None, **options: Any) -> Study:
+    """Run a study to its end and return it."""
+    study = Study.open(plan)
+    study.work(learner or FakeLearner(), QUIET, **options)
+    return study
