@@ -1,6 +1,8 @@
 """A donor withdraws, a data set is retracted: what is touched, and a way out that leads out."""
 
 import json
+from functools import reduce
+from operator import getitem
 
 import pytest
 from ruamel.yaml import YAML
@@ -11,6 +13,7 @@ from canal.impact import impact
 from canal.registry.request import request_digest
 from canal.registry.touches import Chosen
 from canal.stages import parse, with_branch
+from tests.make import make_tuned_document
 from tests.registry.made import two_stages
 
 
@@ -50,8 +53,8 @@ def followed(made, document):
         if step["kind"] == "edit":
             for line in step["text"].splitlines():
                 if line.startswith("# remove "):
-                    section, name = line.removeprefix("# remove ").split(".")
-                    del params[section][name]
+                    *sections, name = line.removeprefix("# remove ").split(".")
+                    del reduce(getitem, sections, params)[name]
             merge(params, yaml.load(step["text"]) or {})
     with made.project.layout.params.open("w") as stream:
         yaml.dump(params, stream)
@@ -190,3 +193,11 @@ def test_lines_of_the_log_that_are_no_records_are_counted(made):
     document = asked(made, "first")
     assert document["unreadable_annotations"] == 4
     assert len(document["annotations"]) == 1
+
+
+def test_a_tuned_stage_that_becomes_the_first_one_is_tuned_no_more(made):
+    document = make_tuned_document()
+    made.set_params(**{name: document[name] for name in ("sources", "finetune", "tuning")})
+    config = parse(followed(made, asked(made, "first")))
+    assert list(config.finetune.fixed) == ["second"]
+    assert not config.finetune.tuned

@@ -1,7 +1,7 @@
 """The way to learn again without some cells: what to change in params.yaml, and the commands that follow."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -117,10 +117,11 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
         return
     lines = [f"# remove stages.{stage}" for stage in out]
     lines += [f"# remove sources.{name}" for name in sorted({config.stages[stage].source for stage in out})]
+    lines += [f"# remove finetune.{_group(config, stage)}.{stage}" for stage in out]
     parents = _new_parents(config, out)
     changed = {stage: parent for stage, parent in parents.items() if parent != config.stages[stage].parent}
     if changed:
-        lines += ["stages:", *(f"  {stage}: {{parent: {parent}}}" for stage, parent in changed.items())]
+        lines += _rehung(config, changed)
     if (root := next(stage for stage, parent in parents.items() if parent == BACKBONE)) != config.root_stage:
         lines += ["panel:", f"  stage: {root}"]
     gone = [stage for stage in config.backbone.extra_stages if stage in out]
@@ -128,6 +129,28 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
         kept = [stage for stage in config.backbone.extra_stages if stage not in out]
         lines += ["backbone:", f"  extra_stages: {json.dumps(kept)}"]
     yield Step("edit", "\n".join(lines), "in params.yaml: without the data set, a stage has nothing to learn")
+
+
+def _rehung(config: Config, changed: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines that give stages another parent, where DVC reads it too; a first stage is not tuned."""
+    for stage, parent in changed.items():
+        if parent == BACKBONE and _group(config, stage) == "tuned":
+            yield f"# remove finetune.tuned.{stage}"
+    yield "stages:"
+    yield from (f"  {stage}: {{parent: {parent}}}" for stage, parent in changed.items())
+    yield "finetune:"
+    groups: dict[str, list[str]] = {}
+    for stage, parent in changed.items():
+        entry = f"{{source: {config.stages[stage].source}, parent: {parent}}}"
+        group = "fixed" if parent == BACKBONE else _group(config, stage)
+        groups.setdefault(group, []).append(f"    {stage}: {entry}")
+    for group, entries in groups.items():
+        yield f"  {group}:"
+        yield from entries
+
+
+def _group(config: Config, stage: str) -> str:
+    return "tuned" if stage in config.finetune.tuned else "fixed"
 
 
 def _new_parents(config: Config, out: Sequence[str]) -> dict[str, str]:
