@@ -84,6 +84,11 @@ class Store:
         return database if database and database.known else None
 
     @property
+    def opened(self) -> bool:
+        """Whether MLflow's client was used in this process, so that connections may be open."""
+        return "client" in vars(self)
+
+    @property
     def shown(self) -> str:
         """The address as people may read it: without a password."""
         return address.shown(self.uri)

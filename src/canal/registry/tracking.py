@@ -2,20 +2,18 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canal.config import Config
 from canal.errors import TrainingError
 from canal.registry.code import current_commit
 from canal.registry.request import request_digest
-from canal.registry.store import TAG, Store
-
-if TYPE_CHECKING:
-    pass
+from canal.registry.store import TAG, Store, quiet_mlflow
 
 STAGE_KEY = f"{TAG}stage_key"
 
@@ -56,10 +54,12 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     TrainingError
         If the step fails; what it printed says why.
     """
+    quiet_mlflow()
     import mlflow
     import mlflow.projects
     from mlflow.exceptions import ExecutionException
 
+    how = _backend(store)
     run_id = stage_run(store, config, stage)
     parameters = {} if entry_point == "pretrain" else {"stage": stage}
     with mlflow.start_run(run_id=run_id):
@@ -69,11 +69,27 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
                 entry_point=entry_point,
                 parameters=parameters,
                 experiment_id=store.experiment_id,
+                **how,
                 env_manager="local",
                 run_name=f"{entry_point} {stage}",
             )
         except ExecutionException as error:
             raise TrainingError(f"{entry_point} of {stage!r} failed; the lines above say why") from error
+
+
+def _backend(store: Store) -> dict[str, Any]:
+    """Return how to start a step: in a fork that has imported MLflow, where forking is sound.
+
+    It is not on macOS, whose frameworks forbid it, nor once a store is open: two processes must not share a
+    database's connections.
+    """
+    from canal.registry.forked import NAME, SPARE, Spare, import_stores
+
+    if sys.platform != "linux" or store.opened:
+        return {"backend": "local"}
+    if "://" in store.uri and not store.uri.startswith("http"):
+        import_stores()
+    return {"backend": NAME, "backend_config": {SPARE: Spare()}}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,173 @@
+"""An MLflow Project backend that starts an entry point in a process which has imported everything.
+
+MLflow's own backend starts Python anew, which imports MLflow and torch a second time: as long as a small
+stage takes to learn. Here a spare process is forked right after the imports, before this one opens its store
+(a database's connections must not be shared), and waits for the command that MLproject gives the entry point.
+pyproject.toml names the backend for MLflow; ``mlflow run .`` by hand goes on using MLflow's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow.entities import RunStatus
+from mlflow.exceptions import ExecutionException
+from mlflow.projects.backend.abstract_backend import AbstractBackend
+from mlflow.projects.submitted_run import SubmittedRun
+from mlflow.projects.utils import (
+    fetch_and_validate_project,
+    get_entry_point_command,
+    get_or_create_run,
+    get_run_env_vars,
+    load_project,
+)
+
+NAME = "canal-forked"
+SPARE = "spare"
+"""Key of ``backend_config`` below which the spare process is handed over."""
+
+
+class Spare:
+    """A copy of this process that waits for a script to run; it ends where this process ends."""
+
+    def __init__(self) -> None:
+        orders, self._sender = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._sender)
+            _wait_and_run(orders)
+        os.close(orders)
+        self._code: int | None = None
+
+    def run(self, folder: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Have it run ``python SCRIPT ...`` in a folder, with these variables on top of its own."""
+        order = {"folder": folder, "command": [*command], "environment": {**environment}}
+        with os.fdopen(self._sender, "w", encoding="utf-8") as stream:
+            json.dump(order, stream)
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self) -> int:
+        """Wait until it ends and return its exit code; negative where a signal ended it."""
+        if self._code is None:
+            _, status = os.waitpid(self.pid, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+
+class ForkedRun(SubmittedRun):
+    """An entry point that a spare process runs."""
+
+    def __init__(self, run_id: str, process: Spare) -> None:
+        super().__init__()
+        self._run_id = run_id
+        self._process = process
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self._run_id
+
+    def wait(self) -> bool:
+        """Wait for the end; True where the entry point did all it had to."""
+        return self._process.wait() == 0
+
+    def get_status(self) -> str:
+        """Return MLflow's name of the state it is in."""
+        code = self._process.poll()
+        status = RunStatus.RUNNING if code is None else RunStatus.FINISHED if code == 0 else RunStatus.FAILED
+        return str(RunStatus.to_string(status))
+
+    def cancel(self) -> None:
+        """Ask it to end, and wait until it has."""
+        if self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGTERM)
+            self._process.wait()
+
+
+class ForkedBackend(AbstractBackend):
+    """Runs ``python SCRIPT ...``, as MLproject says, in the spare process of ``backend_config``."""
+
+    def run(
+        self,
+        project_uri: str,
+        entry_point: str,
+        params: dict[str, Any],
+        version: str | None,
+        backend_config: Mapping[str, Any],
+        tracking_uri: str,
+        experiment_id: str,
+    ) -> ForkedRun:
+        """Make the run and start the entry point.
+
+        Raises
+        ------
+        ExecutionException
+            If the entry point's command is no Python script.
+        """
+        folder = fetch_and_validate_project(  # type: ignore[no-untyped-call]
+            project_uri, version, entry_point, params
+        )
+        project = load_project(folder)  # type: ignore[no-untyped-call]
+        (line,) = get_entry_point_command(project, entry_point, params, None)  # type: ignore[no-untyped-call]
+        command = shlex.split(line)
+        if command[0] != "python" or not command[1].endswith(".py"):
+            raise ExecutionException(f"{NAME} runs `python SCRIPT.py ...`, but MLproject says `{line}`")
+        run_id = get_or_create_run(  # type: ignore[no-untyped-call]
+            None, project_uri, experiment_id, folder, version, entry_point, params
+        ).info.run_id
+        spare: Spare = backend_config[SPARE]
+        spare.run(folder, command[1:], get_run_env_vars(run_id, experiment_id))  # type: ignore[no-untyped-call]
+        return ForkedRun(run_id, spare)
+
+
+def import_stores() -> None:
+    """Import what MLflow imports to open a database: once for both processes, if done before forking."""
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def _wait_and_run(orders: int) -> None:
+    """Do what the one order says, as Python would if it were started for it; never return."""
+    code = 1
+    try:
+        import torch  # noqa: F401  # while the other process opens its store
+
+        with os.fdopen(orders, encoding="utf-8") as stream:
+            text = stream.read()
+        code = _run(**json.loads(text)) if text else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(folder: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = [*command]
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
+    return 0
