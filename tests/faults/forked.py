@@ -24,9 +24,21 @@ REFUSED, CRASHED = 3, 70
 Work = Callable[[], Any]
 
 _MODULES = (
-    "torch",
+    "torch._dynamo",  # imported by the first optimiser otherwise
     "mlflow.pyfunc",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracing.provider",
+    "alembic.command",
+    "anndata",
+    "jsonschema",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "rich.progress",
+    "scipy.stats",
+    "sklearn.metrics",
     "canal.api",
+    "canal.choosing",
     "canal.continual.evaluation",
     "canal.continual.shadow",
     "canal.continual.trainer",
@@ -34,6 +46,8 @@ _MODULES = (
     "canal.promoting",
     "canal.registry.audit",
     "canal.report.collect",
+    "canal.report.figures",
+    "canal.step",
 )
 
 

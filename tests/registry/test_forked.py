@@ -2,9 +2,9 @@
 
 import os
 import signal
+import sys
 
 import pytest
-import torch  # noqa: F401  # which a spare process imports: here once for all
 from mlflow.exceptions import ExecutionException
 
 from canal.files import read_json
@@ -65,6 +65,13 @@ def test_what_a_script_says_when_it_fails_is_shown(folder, capfd):
     said = capfd.readouterr().err
     assert "a reason" in said
     assert "ValueError: broken" in said
+
+
+def test_what_is_imported_ahead_is_there(folder):
+    assert "wave" not in sys.modules
+    spare = Spare(ahead=["wave"])
+    spare.run(str(folder), ["step.py", "sys.exit(0 if 'wave' in sys.modules else 4)"], {"CANAL_TEST": ""})
+    assert spare.wait() == 0
 
 
 def test_a_run_can_be_cancelled(folder):

@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from mlflow.entities import RunStatus
@@ -36,16 +37,19 @@ SPARE = "spare"
 
 
 class Spare:
-    """A copy of this process that waits for a script to run; it ends where this process ends."""
+    """A copy of this process that waits for a script to run; it ends where this process ends.
 
-    def __init__(self) -> None:
+    While it waits it imports the modules ``ahead``.
+    """
+
+    def __init__(self, ahead: Sequence[str] = ()) -> None:
         orders, self._sender = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._sender)
-            _wait_and_run(orders)
+            _wait_and_run(orders, ahead)
         os.close(orders)
         self._code: int | None = None
 
@@ -142,12 +146,12 @@ def import_stores() -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
-def _wait_and_run(orders: int) -> None:
+def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
     """Do what the one order says, as Python would if it were started for it; never return."""
     code = 1
     try:
-        import torch  # noqa: F401  # while the other process opens its store
-
+        for name in ahead:
+            import_module(name)
         with os.fdopen(orders, encoding="utf-8") as stream:
             text = stream.read()
         code = _run(**json.loads(text)) if text else 0

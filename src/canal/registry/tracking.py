@@ -17,6 +17,15 @@ from canal.registry.store import TAG, Store, quiet_mlflow
 
 STAGE_KEY = f"{TAG}stage_key"
 
+_LEARNING = ("torch._dynamo",)  # by the first optimiser otherwise
+_AHEAD = {
+    "pretrain": _LEARNING,
+    "tune": (*_LEARNING, "optuna"),
+    "finetune": _LEARNING,
+    "evaluate": (*_LEARNING, "sklearn.metrics", "matplotlib.figure"),
+}
+"""What a step imports sooner or later: a spare process does while this one opens its store."""
+
 
 def inside_project_run() -> bool:
     """Whether this process was started by MLflow as a project's entry point."""
@@ -59,7 +68,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     import mlflow.projects
     from mlflow.exceptions import ExecutionException
 
-    how = _backend(store)
+    how = _backend(store, entry_point)
     run_id = stage_run(store, config, stage)
     parameters = {} if entry_point == "pretrain" else {"stage": stage}
     with mlflow.start_run(run_id=run_id):
@@ -77,7 +86,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
             raise TrainingError(f"{entry_point} of {stage!r} failed; the lines above say why") from error
 
 
-def _backend(store: Store) -> dict[str, Any]:
+def _backend(store: Store, entry_point: str) -> dict[str, Any]:
     """Return how to start a step: in a fork that has imported MLflow, where forking is sound.
 
     It is not on macOS, whose frameworks forbid it, nor once a store is open: two processes must not share a
@@ -89,7 +98,7 @@ def _backend(store: Store) -> dict[str, Any]:
         return {"backend": "local"}
     if "://" in store.uri and not store.uri.startswith("http"):
         import_stores()
-    return {"backend": NAME, "backend_config": {SPARE: Spare()}}
+    return {"backend": NAME, "backend_config": {SPARE: Spare(_AHEAD.get(entry_point, ()))}}
 
 
 @dataclass(frozen=True)
