@@ -205,7 +205,8 @@ def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> It
 def _retirements(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
     for touch in touched:
         version = touch.version.version
-        if touch.grade != "tested" and version.model == project.store.names.model and not version.retired:
+        here = version.model == project.store.names.model and not touch.version.elsewhere
+        if touch.grade != "tested" and here and not version.retired:
             yield Step(
                 "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
             )

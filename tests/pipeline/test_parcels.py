@@ -28,6 +28,10 @@ def other_project(line, target):
     return Line(target)
 
 
+def ids(graph, kind):
+    return {node["id"] for node in graph["nodes"] if node["kind"] == kind}
+
+
 def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
     project = line.project()
     parcel = tmp_path / "second.zip"
@@ -56,6 +60,19 @@ def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
     shown = json.loads(other.canal("show", "1", "--json"))
     assert (shown["stage"], shown["git_commit"]) == ("second", project.store.version("2").commit)
     assert there.learned("second") is None
+
+    here, far = (json.loads(one.canal("lineage", "candidate", "--json")) for one in (line, other))
+    for kind in ("bytes", "split", "data", "verdict", "panel"):
+        assert ids(here, kind) == ids(far, kind)
+    chain = [node["label"] for node in far["nodes"] if node["kind"] in ("version", "backbone")]
+    assert chain[1:] == ["canal-annotator elsewhere (first)", "canal-backbone elsewhere"]
+    impact = json.loads(other.canal("impact", "first", "--json"))
+    assert [(one["version"], one["grade"], one["elsewhere"]) for one in impact["versions"]] == [
+        (0, "learned", True),
+        (0, "learned", True),
+        (1, "learned", False),
+    ]
+    assert not [step for step in impact["steps"] if "retire 0" in step["text"]]
 
     onward = export_parcel(there.store, "1", tmp_path / "onward.zip")
     with zipfile.ZipFile(onward.path) as archive:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from canal.digests import file_digest
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.registry.bundle import RECORD_FILE
+from canal.registry.checks.member import ANCESTORS
 from canal.registry.imported import IMPORTED
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
-from canal.registry.store import Store, Version
+from canal.registry.store import READY, Store, Version
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,21 @@ class Proven:
     folder : Path
         Its artifacts.
     key, record : dict
+    elsewhere : bool
+        Whether it is not registered here, but came with an imported version that was learned on it: of its
+        files only those that tell of its cells are there, and its ``version`` has number 0.
     """
 
     version: Version
     folder: Path
     key: Key
     record: dict[str, Any]
+    elsewhere: bool = False
 
     @property
     def name(self) -> str:
         """Model and number, as people read them."""
-        return f"{self.version.model} {self.version.number}"
+        return f"{self.version.model} {'elsewhere' if self.elsewhere else self.version.number}"
 
     @property
     def imported(self) -> bool:
@@ -53,8 +59,15 @@ class Proven:
 
     @property
     def files(self) -> dict[str, str]:
-        """Every file but the two manifests, with its digest."""
-        return {**self.record["files"], **self.key["files"]}
+        """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
+        files = {**self.record["files"], **self.key["files"]}
+        if not self.elsewhere:
+            return files
+        return {name: one for name, one in files.items() if (self.folder / name).is_file()}
+
+    def holds(self, name: str) -> bool:
+        """Whether it has such a file here; one from elsewhere lacks most."""
+        return name in self.files
 
     def file(self, name: str) -> Path:
         """Return the path of a file after checking its bytes.
@@ -91,34 +104,75 @@ def proven(store: Store, version: Version) -> Proven:
 
 
 def every_version(store: Store) -> list[Proven]:
-    """Return all ready versions with their documents: backbones, then annotators, each oldest first."""
+    """Return all ready versions with their documents, and those elsewhere that imported ones came from.
+
+    Backbones, then annotators, each oldest first; those from elsewhere last.
+    """
     names = (store.names.backbone, store.names.model)
-    return [proven(store, version) for name in names for version in store.versions(name) if version.ready]
+    found = [proven(store, version) for name in names for version in store.versions(name) if version.ready]
+    known = {one.version.key: one for one in found}
+    for one in found:
+        chain = [one]
+        while (parent := chain[-1].key["parent"]) is not None and parent not in known:
+            if (older := _from_elsewhere(store, chain, parent)) is None:
+                break
+            chain.append(older)
+        known |= {older.version.key: older for older in chain[1:]}
+    return list(known.values())
 
 
 def ancestry(store: Store, version: Version) -> list[Proven]:
     """Return a version and all it was learned on, itself first, the beginning of the lineage last.
 
-    Every file of each of them is checked against its digest.
+    Every file of each of them is checked against its digest. What an imported version was learned on is
+    looked for among the registered versions, then among what came with it.
 
     Raises
     ------
     RegistryError
-        If a parent is not registered, or a file holds other bytes than registered.
+        If a parent is neither registered nor came along, or a file holds other bytes than registered.
     """
     names = (store.names.backbone, store.names.model)
     known = {one.key: one for name in names for one in store.versions(name) if one.ready}
     chain = [proven(store, version)]
     while (parent := chain[-1].key["parent"]) is not None:
-        if parent not in known:
+        older = proven(store, known[parent]) if parent in known else _from_elsewhere(store, chain, parent)
+        if older is None:
             raise RegistryError(
                 f"{chain[-1].name} was learned on a model with key {parent[:12]}... that is not registered: "
                 "run `canal registry sync`, or bring the registry that holds it"
             )
-        chain.append(proven(store, known[parent]))
+        chain.append(older)
     for one in chain:
         check_files(one.folder, one.files)
     return chain
+
+
+def _from_elsewhere(store: Store, chain: Sequence[Proven], key: str) -> Proven | None:
+    """Return what came with a version of the chain of one that it was learned on, if it came."""
+    folders = [one.folder / ANCESTORS / key for one in chain]
+    folder = next((one for one in folders if (one / RECORD_FILE).is_file()), None)
+    if folder is None or file_digest(folder / KEY_FILE) != key:
+        return None
+    about, record = read_key(folder), read_json(folder / RECORD_FILE)
+    version = Version(
+        model=store.names.model if "continual" in about["request"] else store.names.backbone,
+        number=0,
+        stage=about["stage"],
+        branch=about["branch"],
+        key=key,
+        request=about["request_digest"],
+        record=file_digest(folder / RECORD_FILE),
+        parent="",
+        status=READY,
+        aliases=(),
+        run_id=record["run"],
+        source="",
+        created=int(datetime.fromisoformat(record["time"]).timestamp() * 1000),
+        commit=record["git_commit"],
+        dirty=record["dirty"],
+    )
+    return Proven(version, folder, about, record, elsewhere=True)
 
 
 def common_ancestor(first: Sequence[Proven], second: Sequence[Proven]) -> Proven | None:

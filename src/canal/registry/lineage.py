@@ -98,7 +98,7 @@ def lineage(store: Store, version: Version) -> Graph:
     Raises
     ------
     RegistryError
-        If an ancestor is not registered, or a file holds other bytes than registered.
+        If an ancestor is neither registered nor came along, or a file holds other bytes than registered.
     """
     return graph(ancestry(store, version))
 
@@ -167,7 +167,7 @@ def _cells(one: Proven) -> list[Mapping[str, Any]]:
 
 
 def _version_id(one: Proven) -> str:
-    return f"version:{one.version.model}/{one.version.number}"
+    return f"version:{one.version.model}/{one.version.key if one.elsewhere else one.version.number}"
 
 
 def _version(one: Proven) -> Node:

@@ -29,7 +29,8 @@ class Memory:
     Attributes
     ----------
     versions : list of Proven
-        Backbones, then annotators, each oldest first: a parent always stands before its children.
+        A parent always stands before its children. What imported versions were learned on elsewhere is among
+        them: its split is known, its bank, probe sets and answers are not.
     """
 
     def __init__(self, store: Store) -> None:
@@ -75,6 +76,8 @@ class Memory:
         parent = self.parent(one)
         if not one.taught or parent is None or not parent.taught:
             return set()
+        if not parent.holds(BANK):  # an ancestor elsewhere: what was replayed of it, it learned itself
+            return set()
         bank = _stored(parent, BANK)
         size = one.key["request"]["continual"]["bank_size"]
         quota = size // max(1, len(read_json(parent.file(_LABELS))))
@@ -83,7 +86,7 @@ class Memory:
     def watched(self, one: Proven) -> set[str]:
         """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
         parent = self.parent(one)
-        if not one.taught or parent is None or not parent.taught:
+        if not one.taught or parent is None or not parent.taught or not parent.holds(PROBE):
             return set()
         return set(_stored(parent, PROBE)["cell_id"])
 
@@ -91,13 +94,13 @@ class Memory:
         """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
         if not one.taught:
             return set()
-        return {cell for name in (BANK, PROBE) for cell in _stored(one, name)["cell_id"]}
+        return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
 
     def tested(self, one: Proven) -> set[str]:
         """Return the ids of the test cells of all stages that a version was measured on."""
         import pandas as pd
 
-        if not one.taught:
+        if not one.taught or not one.holds(_PREDICTIONS):
             return set()
         return set(pd.read_csv(one.file(_PREDICTIONS), dtype=str, keep_default_na=False)["cell_id"])
 

@@ -96,6 +96,7 @@ class Touch:
             "aliases": list(version.aliases),
             "retired": version.retired,
             "key": version.key,
+            "elsewhere": self.version.elsewhere,
             "grade": self.grade,
             "roles": dict(self.roles),
             "inherited_from": None

@@ -68,7 +68,7 @@ def _name(node: Node) -> str:
     """Return a node's label, that of a version without the model, which is the same all along a lineage."""
     if node.kind != "version":
         return node.label
-    return f"{node.facts['version']} {node.facts['stage']}"
+    return f"{node.facts.get('version', 'elsewhere')} {node.facts['stage']}"
 
 
 def _gist(node: Node) -> str:

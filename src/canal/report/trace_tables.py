@@ -26,7 +26,7 @@ def touches_table(title: str, versions: Sequence[Document]) -> "Table":
     for one in versions:
         names = [*one["aliases"], *(["retired"] if one["retired"] else [])]
         found.add_row(
-            text(f"{one['model']} {one['version']}"), text(one["stage"]), text(", ".join(names)),
+            text(_name(one)), text(one["stage"]), text(", ".join(names)),
             text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
         )  # fmt: skip
     found.caption = (
@@ -80,8 +80,13 @@ def how(one: Document) -> str:
         for role, sentence in words.items() if role in one["roles"]
     ]  # fmt: skip
     if one["inherited_from"]:
-        said.append(f"inherited through {one['inherited_from']['model']} {one['inherited_from']['version']}")
+        said.append(f"inherited through {_name(one['inherited_from'])}")
     return "; ".join(said)
+
+
+def _name(one: Document) -> str:
+    """Return a version's model and number; 0 is one that was never registered here."""
+    return f"{one['model']} {one['version'] or 'elsewhere'}"
 
 
 def count(n: int) -> str:
