@@ -5,38 +5,34 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 import numpy as np
 
-from canal.annotation.tenx import Features, only_x
+from canal.annotation.barcoded import Barcoded, Features, only_x
 from canal.data.h5ad_tables import reading
 from canal.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LINES = 1 << 20
 _MATRIX, _GENES, _CELLS = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
 _COLUMNS = ("gene_ids", "symbols", "feature_types")
 
 
-class MtxFolder:
+class MtxFolder(Barcoded):
     """A folder of CellRanger or of like programs; it has one matrix, X."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._matrix = MtxMatrix(self._file(_MATRIX), path)
-        self._barcodes = [row[0] for row in self._rows(_CELLS)]
-        rows = list(self._rows(_GENES))
+        self._matrix = MtxMatrix(_file(path, _MATRIX), path)
+        barcodes = [row[0] for row in _rows(path, _CELLS)]
+        rows = list(_rows(path, _GENES))
         symbols = [row[1] if len(row) > 1 else row[0] for row in rows]
         width = min((len(row) for row in rows), default=0)
         columns = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS[:width]) if i != 1}
-        self.features = Features(path, symbols, columns if width > 1 else {})
-        if self._matrix.shape != (len(self._barcodes), len(symbols)):
+        super().__init__(path, barcodes, Features(path, symbols, columns if width > 1 else {}))
+        if self._matrix.shape != (len(barcodes), len(symbols)):
             raise DataError(
                 f"{path}: the matrix is {self._matrix.shape[1]} features of {self._matrix.shape[0]} cells, "
-                f"but there are {len(symbols)} features and {len(self._barcodes)} barcodes: the files are "
+                f"but there are {len(symbols)} features and {len(barcodes)} barcodes: the files are "
                 "not of one folder, or one was cut short"
             )
 
@@ -45,55 +41,10 @@ class MtxFolder:
         """Return whether a folder holds a matrix."""
         return any((path / f"{_MATRIX[0]}{end}").is_file() for end in ("", ".gz"))
 
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self._matrix.shape[0]
-
-    @property
-    def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
-        return ["X"]
-
     def matrix(self, layer: str) -> MtxMatrix:
         """Return the matrix, cells by features."""
         only_x(self.path, layer)
         return self._matrix
-
-    def obs_names(self) -> list[str]:
-        """Return the barcodes."""
-        return list(self._barcodes)
-
-    def var_names(self, layer: str) -> list[str]:
-        """Return the symbols of genes; ``""`` for a feature that is none."""
-        return self.features.genes()
-
-    def var_columns(self, layer: str) -> list[str]:
-        """Return the names of what describes features."""
-        return list(self.features.columns)
-
-    def var_column(self, layer: str, name: str) -> pd.Series:
-        """Return what describes features, as str."""
-        return self.features.column(name)
-
-    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return obs and var."""
-        import pandas as pd
-
-        return pd.DataFrame(index=pd.Index(self._barcodes, dtype=object)), self.features.table()
-
-    def _file(self, names: tuple[str, ...]) -> Path:
-        wanted = [f"{name}{end}" for name in names for end in ("", ".gz")]
-        found = next((self.path / name for name in wanted if (self.path / name).is_file()), None)
-        if found is None:
-            raise DataError(f"{self.path}: expected one of {', '.join(wanted)} beside the matrix, found none")
-        return found
-
-    def _rows(self, names: tuple[str, ...]) -> Iterator[list[str]]:
-        file = self._file(names)
-        with reading(file, "lines"), _opened(file) as stream:
-            for line in stream:
-                yield line.decode("utf-8", errors="replace").rstrip("\r\n").split("\t")
 
 
 class MtxMatrix:
@@ -161,6 +112,21 @@ class MtxMatrix:
                 f"{self._file}: {self._n_stored:,} values are announced, {done:,} are there: "
                 "the file was cut short: fetch it again"
             )
+
+
+def _file(path: Path, names: tuple[str, ...]) -> Path:
+    wanted = [f"{name}{end}" for name in names for end in ("", ".gz")]
+    found = next((path / name for name in wanted if (path / name).is_file()), None)
+    if found is None:
+        raise DataError(f"{path}: expected one of {', '.join(wanted)} beside the matrix, found none")
+    return found
+
+
+def _rows(path: Path, names: tuple[str, ...]) -> Iterator[list[str]]:
+    file = _file(path, names)
+    with reading(file, "lines"), _opened(file) as stream:
+        for line in stream:
+            yield line.decode("utf-8", errors="replace").rstrip("\r\n").split("\t")
 
 
 def _opened(file: Path) -> IO[bytes]:
