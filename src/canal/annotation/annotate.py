@@ -273,7 +273,7 @@ def _label(
                 parts.add(frame)
             done += len(frame)
             tell(done, query.n_cells)
-    table = joined(frames)
+    table = joined(frames, annotator.ontology)
     return table, _summary(annotator, table, reading, how, detected=options.values == AUTO)
 
 
@@ -300,6 +300,7 @@ def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[st
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             "novelty": None if rule is None else rule.to_json(),
+            "temperature": annotator.temperature,
             "options": _asked(options),
             **summary.to_json(),
         }
@@ -331,6 +332,7 @@ def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str,
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "novelty": None if rule is None else rule.to_json(),
+        "temperature": annotator.temperature,
         "weights": weights_digest(annotator.network),
         "options": _asked(options),
     }

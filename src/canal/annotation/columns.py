@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,9 @@ CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"
 NOVELTY, IS_NOVEL = "canal_novelty", "canal_is_novel"
 LOW_QUALITY = "canal_low_quality"
 UNASSIGNED = "Unassigned"
+
+ONTOLOGY_ID, NO_ID = "cell_type_ontology_term_id", "unknown"
+"""Named as in CELLxGENE's schema, as is what stands there for a cell whose type has no id."""
 
 PROBABILITIES = "canal_probabilities"
 """The key in obsm of all probabilities, ``(n_cells, n_types)``; the record's ``labels`` are their order."""
@@ -67,13 +70,20 @@ def columns_of(
     return pd.concat([table, every], axis=1)
 
 
-def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the columns of all blocks of cells as one table; what names types is categorical."""
+def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.DataFrame:
+    """Return the columns of all blocks of cells as one table; what names types is categorical.
+
+    Where the model knows ids of the Cell Ontology, the type's id stands beside it, or "unknown".
+    """
     import pandas as pd
 
     table = pd.concat(frames, ignore_index=True)
-    for name in _NAMES:
-        table[name] = table[name].astype("category")
+    if ontology:
+        ids = table[TYPE].map(ontology).fillna(NO_ID)
+        table.insert(table.columns.tolist().index(LOW_QUALITY) + 1, ONTOLOGY_ID, ids)
+    for name in (*_NAMES, ONTOLOGY_ID):
+        if name in table:
+            table[name] = table[name].astype("category")
     return table
 
 

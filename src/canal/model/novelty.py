@@ -32,7 +32,7 @@ class NoveltyRule:
     threshold: float
 
     def __post_init__(self) -> None:
-        wrong = [field.name for field in fields(self) if not _is_number(getattr(self, field.name))]
+        wrong = [field.name for field in fields(self) if not is_number(getattr(self, field.name))]
         if wrong or not self.temperature > 0 or not self.energy_high > self.energy_low:
             raise ModelError(
                 "a novelty rule needs finite numbers, temperature > 0 and energy_high > energy_low, "
@@ -73,5 +73,6 @@ class NoveltyRule:
         return cls(**document)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
