@@ -12,7 +12,8 @@ from canal.digests import tree_digests
 from canal.errors import ModelError
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
-from canal.model.novelty import NoveltyRule
+from canal.model.distance import TypeDistance
+from canal.model.novelty import Blend, NoveltyRule
 from canal.model.performer import empty_performer
 from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
 
@@ -214,4 +215,25 @@ def test_a_temperature_that_makes_no_sense_is_refused(saved, found):
 def test_ids_of_no_label_are_refused(saved, ids, said):
     (saved / "ontology.json").write_text(json.dumps(ids))
     with pytest.raises(ModelError, match=said):
+        Annotator.load(saved)
+
+
+def test_a_rule_and_its_distances_belong_together(saved):
+    blended = replace(RULE, blend=Blend(0.3, 0.1, 20.0, 9.0))
+    distance = TypeDistance(torch.zeros(3, 21), torch.eye(21))
+    ANNOTATOR.with_novelty(blended, distance).save(saved)
+    assert Annotator.load(saved).predict(CELLS).novelty.shape == (12,)
+    (saved / "novelty.safetensors").unlink()
+    with pytest.raises(ModelError, match="are missing"):
+        Annotator.load(saved)
+    with pytest.raises(ModelError, match="not what its rule asks for"):
+        ANNOTATOR.with_novelty(RULE, distance)
+
+
+@pytest.mark.parametrize(
+    ("centres", "whitening"), [((3, 20), (21, 21)), ((3, 21), (9, 21)), ((0, 21), (21, 21))]
+)
+def test_distances_of_another_model_are_refused(saved, centres, whitening):
+    TypeDistance(torch.zeros(centres), torch.zeros(whitening)).save(saved)
+    with pytest.raises(ModelError, match="restore the model"):
         Annotator.load(saved)

@@ -333,6 +333,7 @@ def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str,
         "genes": list(annotator.genes),
         "novelty": None if rule is None else rule.to_json(),
         "temperature": annotator.temperature,
-        "weights": weights_digest(annotator.network),
+        "weights": weights_digest(annotator.network.state_dict()),
+        "distance": None if annotator.distance is None else weights_digest(annotator.distance.tensors()),
         "options": _asked(options),
     }

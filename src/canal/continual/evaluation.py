@@ -190,7 +190,7 @@ def _calibration(
         generator = np.random.default_rng([seed, *b"calibration"])
         return calibration(np.concatenate(list(confidences)).astype(np.float64), truth == said, generator)
 
-    before = of(plain.predict_logits(answers[stage].logits).confidence for stage in tests)
+    before = of(plain.probabilities(answers[stage].logits).max(axis=1) for stage in tests)
     return {
         **of(answers[stage].confidence for stage in tests),
         "temperature": annotator.temperature,

@@ -17,6 +17,7 @@ from canal.errors import ModelError
 from canal.files import new_folder, write_json
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
+from canal.model.distance import TypeDistance
 from canal.model.head import Answer, Head, empty_head, grow, new_head
 from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule, is_number
@@ -91,6 +92,8 @@ class Annotator:
     temperature : float
         Logits are divided by it before they become probabilities. It changes no label; at 1, and in models
         from before canal fitted it, probabilities are as the network learned to state them.
+    distance : TypeDistance or None
+        What a rule with a blend adds to the published score.
     ontology : dict
         Cell Ontology ids of labels, such as ``{"B": "CL:0000236"}``; those of no label may be missing.
     """
@@ -99,6 +102,7 @@ class Annotator:
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     novelty: NoveltyRule | None = None
+    distance: TypeDistance | None = None
     temperature: float = 1.0
     ontology: Mapping[str, str] = field(default_factory=dict)
 
@@ -133,9 +137,18 @@ class Annotator:
         network.freeze_backbone()
         return Annotator(network, (*self.labels, *labels), self.genes, ontology=self.ontology)
 
-    def with_novelty(self, rule: NoveltyRule) -> Annotator:
-        """Return this annotator with another novelty rule; the network is shared."""
-        return replace(self, novelty=rule)
+    def with_novelty(self, rule: NoveltyRule, distance: TypeDistance | None = None) -> Annotator:
+        """Return this annotator with another novelty rule and what it needs; the network is shared.
+
+        Raises
+        ------
+        ModelError
+            If the rule needs distances and there are none, or the other way round.
+        """
+        if (rule.blend is None) != (distance is None):
+            there = "are missing" if distance is None else "are not what its rule asks for"
+            raise ModelError(f"the model's distances to the learned types {there}; restore the model")
+        return replace(self, novelty=rule, distance=distance)
 
     def with_temperature(self, temperature: float) -> Annotator:
         """Return this annotator with another temperature; the network is shared."""
@@ -162,7 +175,8 @@ class Annotator:
 
     def gene_scores(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Tensor:
         """Return what the head's filter makes of each position, ``(n_cells, n_genes + 1)``; see `answers`."""
-        return torch.cat(in_lanes(self._gene_scores, self._parts(expression, batch_size)))
+        parts = in_lanes(self._scores, self._parts(expression, batch_size))
+        return torch.cat([part.cpu() for part in parts])
 
     def represent(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> np.ndarray:
         """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
@@ -171,18 +185,20 @@ class Annotator:
 
     def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        return self.predict_logits(self.answers(expression, batch_size).logits.float().numpy())
-
-    def predict_logits(self, logits: np.ndarray) -> Prediction:
-        """Return the prediction that follows from logits ``(n_cells, n_types)``."""
-        best = logits.argmax(axis=1)
-        shifted = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        parts = in_lanes(self._judge, self._parts(expression, batch_size))
+        logits, distance = (torch.cat(column).float().numpy() for column in zip(*parts, strict=True))
+        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(logits)
+        score = none if self.novelty is None else self.novelty.score(logits, distance)
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
+        shifted = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
+        result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+        return result
 
     def prototypes(self) -> np.ndarray:
         """Return the prototype of each label, float32 ``(n_types, 64)``."""
@@ -202,6 +218,8 @@ class Annotator:
             write_json(temporary / GENES, list(self.genes))
             if self.ontology:
                 write_json(temporary / ONTOLOGY, dict(self.ontology))
+            if self.distance is not None:
+                self.distance.save(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
@@ -214,14 +232,16 @@ class Annotator:
         network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
         read_weights(network, folder)
         network.eval().freeze_backbone()
-        return cls(
+        loaded = cls(
             network,
             labels,
             genes,
-            novelty=None if rule is None else NoveltyRule.from_json(rule),
             temperature=_temperature(document),
             ontology=read_ontology(folder, labels),
         )
+        if rule is None:
+            return loaded
+        return loaded.with_novelty(NoveltyRule.from_json(rule), TypeDistance.load(folder, len(genes) + 1))
 
     def _parts(self, expression: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Return ``expression`` in pieces that go through the network at a time, at least one."""
@@ -234,10 +254,18 @@ class Annotator:
         return [expression[start : start + size] for start in range(0, max(len(expression), 1), size)]
 
     @torch.inference_mode()
-    def _gene_scores(self, expression: np.ndarray) -> Tensor:
+    def _scores(self, expression: np.ndarray) -> Tensor:
+        """Return gene scores of one piece, on the network's device."""
         network = self.network
         tokens = torch.from_numpy(tokenize(expression)).to(network.head.filter.weight.device)
-        return network.head.gene_scores(network.backbone(tokens)).cpu()
+        return network.head.gene_scores(network.backbone(tokens))
+
+    @torch.inference_mode()
+    def _judge(self, expression: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return logits of one piece, and how far its cells are from the learned types."""
+        scores = self._scores(expression)
+        logits = self.network.head.from_scores(scores).logits.cpu()
+        return logits, torch.zeros(len(logits)) if self.distance is None else self.distance.of(scores)
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:
