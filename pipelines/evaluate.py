@@ -29,7 +29,8 @@ def measure(project: Project, logged: StepRun) -> None:
     logged.metrics({name: found[name] for name in ("average_accuracy", "forgetting", "backward_transfer")})
     logged.metrics({"h_score": found["novelty"]["h_score"], "auroc": found["novelty"]["auroc"]})
     if found["calibration"]:
-        logged.metrics({"ece": found["calibration"]["ece"]})
+        before = found["calibration"]["uncalibrated"]
+        logged.metrics({"ece": found["calibration"]["ece"], "ece_uncalibrated": before["ece"]})
     figures = layout.figures(key_digest(layout.model(stage)))
     with new_folder(figures) as folder:
         draw_figures(layout, stage, folder)

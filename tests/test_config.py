@@ -57,6 +57,38 @@ def test_what_is_wrong_is_named(change, message):
         parse_config(make_document(**change))
 
 
+def with_ontology(**ids):
+    document = make_document()
+    for name, one in ids.items():
+        document["sources"][name] |= one
+    return document
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"first": {"ontology": {"B": "CL:236"}}}, r"sources\.first\.ontology\.B: "),
+        (
+            {"first": {"ontology": {"B": "CL:0000236"}, "label_map": {"b cell": "B cell", "x": None}}},
+            r"sources\.first: ontology names B, to which label_map maps nothing",
+        ),
+        (
+            {"first": {"ontology": {"B": "CL:0000236"}}, "second": {"ontology": {"B": "CL:0000084"}}},
+            r"sources\.second\.ontology\.B: CL:0000084, but sources\.first names it CL:0000236",
+        ),
+    ],
+)
+def test_ids_of_the_ontology_are_checked(ids, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(with_ontology(**ids))
+
+
+def test_ids_of_the_ontology_belong_to_a_source():
+    config = parse_config(with_ontology(first={"ontology": {"B": "CL:0000236"}}))
+    assert config.sources["first"].ontology == {"B": "CL:0000236"}
+    assert config.sources["first"].declaration() == make_config().sources["first"].declaration()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

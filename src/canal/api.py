@@ -50,7 +50,8 @@ def annotate(
     root : Path, optional
         The project folder; by default the working directory.
     write : bool
-        Whether the columns are also written into ``adata.obs``, and the record into ``adata.uns["canal"]``.
+        Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` and,
+        where they were asked for, all probabilities into ``adata.obsm["canal_probabilities"]``.
     options : Options, optional
         How the AnnData is read; see `canal.annotation.annotate.Options`.
 
@@ -63,6 +64,7 @@ def annotate(
 
     from canal.annotating import now, provenance
     from canal.annotation.annotate import Options, annotate_adata
+    from canal.annotation.columns import parted
     from canal.digests import canonical_json
 
     project = Project.open(root)
@@ -70,8 +72,11 @@ def annotate(
     noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
     table = annotate_adata(load_annotator(project, version), adata, noted)
     if write:
-        for name in table:
-            adata.obs[name] = table[name].array
+        columns, matrices = parted(table)
+        for name in columns:
+            adata.obs[name] = columns[name].array
+        for name, matrix in matrices.items():
+            adata.obsm[name] = matrix
         adata.uns["canal"] = canonical_json(table.attrs["canal"])
     return table
 

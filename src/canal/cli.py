@@ -94,6 +94,9 @@ def annotate(
     only_obs: Annotated[
         bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")
     ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
     chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
@@ -126,6 +129,7 @@ def annotate(
         naming=Naming(species, orthologs, aliases, gene_map),
         overwrite=overwrite,
         only_obs=only_obs,
+        probabilities=probabilities,
         resume=resume,
         device=device,
         dtype=dtype,

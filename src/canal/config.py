@@ -1,6 +1,6 @@
 """params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ BACKBONE = "backbone"
 Values = Literal["counts", "log1p_10k", "log2p_10k"]
 PanelRule = Literal["mixed", "f_statistic", "variance", "dispersion"]
 Preset = Literal["tiny", "small", "scbert"]
+OntologyId = Annotated[str, Field(pattern=r"^CL:[0-9]{7}$")]
 
 
 class Wheel(Section):
@@ -36,14 +37,16 @@ class Exclusion(Section):
     batches: tuple[str, ...] = ()
 
 
-_NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation"}
+_NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation", "ontology"}
 
 
 class Source(Section):
     """One h5ad file: where its bytes are, and what a reader has to know to understand them.
 
     ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
-    Without a map, labels are taken as they are. ``cell ids`` in ``exclude`` are the file's own obs names.
+    Without a map, labels are taken as they are. ``ontology`` names cell types by their Cell Ontology id; a
+    model keeps those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
+    obs names.
     """
 
     path: str | None = None
@@ -53,6 +56,7 @@ class Source(Section):
     available: bool = True
     label: str = Field(min_length=1)
     label_map: dict[str, str | None] | None = None
+    ontology: dict[str, OntologyId] = Field(default_factory=dict)
     batch: str | None = None
     values: Values
     layer: str = "X"
@@ -75,8 +79,18 @@ class Source(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _types_are_mapped(self) -> Self:
+        types = None if self.label_map is None else {*self.label_map.values()}
+        if types is not None and (unknown := sorted(set(self.ontology) - types)):
+            raise ValueError(
+                f"ontology names {', '.join(unknown[:5])}, to which label_map maps nothing: its keys are the "
+                "cell types on the right of label_map"
+            )
+        return self
+
     def declaration(self) -> dict[str, Any]:
-        """Return what decides which cells and values are learned from: not place, licence, citation."""
+        """Return what decides which cells and values are learned from: not place, licence, citation, ids."""
         return self.model_dump(mode="json", exclude=_NOT_DECLARED)
 
 
@@ -331,6 +345,7 @@ def _check_references(config: Config) -> None:
                 f"the first stage has parent: {BACKBONE}",
             )
         seen.append(name)
+    _check_ontology(config)
     roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
     if roots != [config.panel.stage]:
         raise DanglingNameError(
@@ -345,3 +360,14 @@ def _check_references(config: Config) -> None:
     if config.backbone.imported is not None and contrary:
         message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
         raise DanglingNameError("backbone.imported", message)
+
+
+def _check_ontology(config: Config) -> None:
+    """Raise where two sources name one cell type by two ids of the Cell Ontology."""
+    known: dict[str, tuple[str, str]] = {}
+    for source, declared in config.sources.items():
+        for name, term in declared.ontology.items():
+            first, before = known.setdefault(name, (source, term))
+            if term != before:
+                message = f"{term}, but sources.{first} names it {before}: a type has one id"
+                raise DanglingNameError(f"sources.{source}.ontology.{name}", message)

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -70,9 +71,28 @@ def test_each_stage_is_told_in_full(evaluation):
     assert {"balanced_accuracy", "macro_f1", "ari", "unassigned"} < one.keys()
 
 
-def test_calibration_and_novelty_are_there(evaluation, annotator):
+def test_calibration_and_novelty_are_there(evaluation, exam):
     assert evaluation.document["calibration"]["n"] == 30
-    assert evaluation.document["novelty"] == {"threshold": 0.6, **NOVELTY}
+    found = dict(evaluation.document["novelty"])
+    by_type = found.pop("false_unassigned")
+    assert found == {"threshold": 0.6, **NOVELTY}
+    assert {name: one["n"] for name, one in by_type.items()} == Counter(
+        exam.tests["zebra"].cell_types + exam.tests["ant"].cell_types
+    )
+    called = sum(one["n"] * one["unassigned"] for one in by_type.values())
+    assert called == pytest.approx(evaluation.predictions["is_novel"].sum())
+
+
+def test_temperature_moves_the_calibration_and_no_label(annotator, exam, evaluation):
+    sharper = evaluate(annotator.with_temperature(0.25), exam, NOVELTY, seed=0)
+    before, after = evaluation.document["calibration"], sharper.document["calibration"]
+    assert before["temperature"] == 1.0
+    assert before["uncalibrated"] == {name: before[name] for name in ("ece", "low", "high")}
+    assert after["uncalibrated"] == before["uncalibrated"]
+    assert after["ece"] != before["ece"]
+    same = ["cell_id", "predicted", "novelty", "is_novel"]
+    pd.testing.assert_frame_equal(sharper.predictions[same], evaluation.predictions[same])
+    assert (sharper.predictions["confidence"] > evaluation.predictions["confidence"]).all()
 
 
 def test_predictions_are_in_the_order_of_stages_then_cells(evaluation, annotator, exam):

@@ -16,6 +16,13 @@ def test_accuracy_and_its_kin_by_hand():
     }
 
 
+def test_false_alarms_are_counted_by_type():
+    assert measures.unassigned_by_type(["B", "A", "B", "B"], [True, False, False, True]) == {
+        "A": {"n": 1, "unassigned": 0.0},
+        "B": {"n": 3, "unassigned": pytest.approx(2 / 3)},
+    }
+
+
 def test_confusion_has_true_types_as_rows():
     assert measures.confusion(TRUTH, SAID, ["C", "B", "A"]) == [[0, 0, 0], [1, 1, 0], [0, 1, 3]]
 

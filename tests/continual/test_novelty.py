@@ -3,12 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.novelty import fit_rule, mix, mixture_threshold, quantile_threshold, raw_energy
+from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
 from canal.errors import TrainingError
+from canal.model.annotator import Annotator
 from canal.model.novelty import NoveltyRule
+from canal.model.storage import weights_digest
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
 
@@ -28,6 +32,15 @@ def known(n=60, seed=1):
     return make_cells(["B", "NK", "T"] * (n // 3), expression=make_expression(n, seed=seed), n_genes=20)
 
 
+def trained(n=90, seed=2):
+    return known(n, seed)
+
+
+@pytest.fixture(scope="module")
+def judge(annotator):
+    return with_rule(annotator, known(), trained(), SETTINGS, seed=0)
+
+
 def test_energy_by_hand():
     logits = np.array([[0.0, 0.0], [8.0, 0.0]])
     assert raw_energy(logits, 0.8) == pytest.approx([-0.8 * np.log(2), -0.8 * np.log(np.exp(10) + 1)])
@@ -36,8 +49,9 @@ def test_energy_by_hand():
 def test_at_most_the_promised_share_of_known_cells_is_unassigned(annotator):
     cells = known()
     for share in (0.01, 0.05, 0.3):
-        rule = fit_rule(annotator, cells, SETTINGS.model_copy(update={"false_unassigned": share}), seed=0)
-        novel = annotator.with_novelty(rule).predict(cells.expression).is_novel
+        promised = SETTINGS.model_copy(update={"false_unassigned": share})
+        judge = with_rule(annotator, cells, trained(), promised, seed=0)
+        novel = judge.predict(cells.expression).is_novel
         assert novel.mean() <= share
     assert novel.mean() > 0.2  # and not much fewer
 
@@ -51,37 +65,64 @@ def test_the_quantile_is_exact_with_ties():
 
 def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
     cells = known()
-    rule = fit_rule(annotator, cells, SETTINGS, seed=0)
+    judge = with_rule(annotator, cells, trained(), SETTINGS, seed=0)
+    rule = judge.novelty
     energies = raw_energy(annotator.predict(cells.expression).logits, SETTINGS.temperature)
     assert rule.energy_low <= energies.min()
     assert energies.max() <= rule.energy_high
-    score = rule.score(annotator.predict(make_expression(50, seed=9)).logits)
+    score = judge.predict(make_expression(50, seed=9)).novelty
     assert ((score >= 0) & (score <= 1)).all()
 
 
 def test_a_rule_repeats_with_its_seed(annotator):
-    assert fit_rule(annotator, known(), SETTINGS, seed=3) == fit_rule(annotator, known(), SETTINGS, seed=3)
+    one, two = (with_rule(annotator, known(), trained(), SETTINGS, seed=3) for _ in range(2))
+    assert one.novelty == two.novelty
+    assert weights_digest(one.distance.tensors()) == weights_digest(two.distance.tensors())
 
 
-def test_an_answer_does_not_depend_on_other_queries(annotator):
-    judge = annotator.with_novelty(fit_rule(annotator, known(), SETTINGS, seed=0))
-    query = make_expression(30, seed=5)
-    together = judge.predict(query)
-    alone = judge.predict(query[7:8])
-    assert alone.novelty[0] == pytest.approx(together.novelty[7], abs=1e-6)
-    assert alone.is_novel[0] == together.is_novel[7]
+@settings(max_examples=30, deadline=None)
+@given(
+    order=st.permutations(range(12)),
+    company=st.integers(0, 20),
+    loudness=st.sampled_from([0.0, 1.0, 30.0]),
+    size=st.integers(1, 40),
+)
+def test_an_answer_does_not_depend_on_the_other_cells_of_a_query(judge, order, company, loudness, size):
+    query = make_expression(12, seed=5)
+    alone = judge.predict(query)
+    others = make_expression(company, seed=6) * np.float32(loudness)
+    together = judge.predict(np.concatenate([others, query[list(order)]]), batch_size=size)
+    np.testing.assert_allclose(together.novelty[company:], alone.novelty[list(order)], atol=1e-5)
+    near = np.abs(alone.novelty - judge.novelty.threshold) < 1e-5
+    same = together.is_novel[company:] == alone.is_novel[list(order)]
+    assert (same | near[list(order)]).all()
+
+
+def test_a_cell_far_from_every_type_is_novel_though_the_head_is_sure(judge):
+    answer = judge.predict(known().expression)
+    sure = answer.logits[:1] + np.array([[9.0, 0.0, 0.0]])
+    usual, far = (judge.novelty.score(sure, np.array([factor])) for factor in (0.0, 1e4))
+    assert not judge.novelty.is_novel(usual)[0]
+    assert judge.novelty.is_novel(far)[0]
+
+
+def test_a_rule_and_its_distances_come_back_from_a_file(judge, tmp_path):
+    judge.save(tmp_path / "model")
+    loaded = Annotator.load(tmp_path / "model")
+    query = make_expression(20, seed=8)
+    np.testing.assert_array_equal(loaded.predict(query).novelty, judge.predict(query).novelty)
 
 
 def test_without_known_cells_there_is_no_rule(annotator):
     with pytest.raises(TrainingError, match="not trained on"):
-        fit_rule(annotator, LabelledCells.empty(20), SETTINGS, seed=0)
+        with_rule(annotator, LabelledCells.empty(20), trained(), SETTINGS, seed=0)
 
 
 def test_a_single_type_still_gives_a_rule(annotator):
     cells = known().take(range(1))
-    rule = fit_rule(annotator, cells, SETTINGS, seed=0)
-    assert rule.energy_high > rule.energy_low
-    assert not annotator.with_novelty(rule).predict(cells.expression).is_novel[0]
+    judge = with_rule(annotator, cells, cells, SETTINGS, seed=0)
+    assert judge.novelty.energy_high > judge.novelty.energy_low
+    assert not judge.predict(cells.expression).is_novel[0]
 
 
 def test_mixtures_lie_between_cells_of_different_types():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from canal.digests import tree_digests
 from canal.errors import ModelError
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
-from canal.model.novelty import NoveltyRule
+from canal.model.distance import TypeDistance
+from canal.model.novelty import Blend, NoveltyRule
 from canal.model.performer import empty_performer
 from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
 
@@ -181,3 +183,57 @@ def test_fewer_cells_go_at_a_time_through_a_larger_network():
     tiny = empty_performer(PRESETS["tiny"].backbone, 32)
     published = empty_performer(PRESETS["scbert"].backbone, 1000)
     assert tiny.cells_at_a_time > published.cells_at_a_time == 1
+
+
+def test_temperature_and_ids_are_saved_beside_the_weights(saved):
+    plain = (saved / "config.json").read_bytes()
+    ids = {"B": "CL:0000236", "T": "CL:0000084"}
+    settled = Annotator.load(saved).with_temperature(0.5).with_ontology(ids | {"DC": "CL:0000451"})
+    settled.save(saved)
+    loaded = Annotator.load(saved)
+    assert loaded.temperature == 0.5
+    assert loaded.ontology == ids  # DC is no label
+    assert loaded.grown(("DC",), seeded()).with_ontology({"DC": "CL:0000451"}).ontology["DC"] == "CL:0000451"
+    assert loaded.grown(("DC",), seeded()).temperature == 1.0
+    before, after = ANNOTATOR.predict(CELLS), loaded.predict(CELLS)
+    assert after.labels == before.labels
+    assert (after.confidence > before.confidence).all()
+    replace(loaded, temperature=1.0, ontology={}).save(saved)
+    assert (saved / "config.json").read_bytes() == plain
+    assert not (saved / "ontology.json").exists()
+
+
+@pytest.mark.parametrize("found", [0, -1.0, "1", True])
+def test_a_temperature_that_makes_no_sense_is_refused(saved, found):
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": found}))
+    with pytest.raises(ModelError, match="temperature must be a number above 0"):
+        Annotator.load(saved)
+
+
+@pytest.mark.parametrize(("ids", "said"), [(["B"], "must map"), ({"B": 3}, "must map"), ({"DC": "x"}, "DC")])
+def test_ids_of_no_label_are_refused(saved, ids, said):
+    (saved / "ontology.json").write_text(json.dumps(ids))
+    with pytest.raises(ModelError, match=said):
+        Annotator.load(saved)
+
+
+def test_a_rule_and_its_distances_belong_together(saved):
+    blended = replace(RULE, blend=Blend(0.3, 0.1, 20.0, 9.0))
+    distance = TypeDistance(torch.zeros(3, 21), torch.eye(21))
+    ANNOTATOR.with_novelty(blended, distance).save(saved)
+    assert Annotator.load(saved).predict(CELLS).novelty.shape == (12,)
+    (saved / "novelty.safetensors").unlink()
+    with pytest.raises(ModelError, match="are missing"):
+        Annotator.load(saved)
+    with pytest.raises(ModelError, match="not what its rule asks for"):
+        ANNOTATOR.with_novelty(RULE, distance)
+
+
+@pytest.mark.parametrize(
+    ("centres", "whitening"), [((3, 20), (21, 21)), ((3, 21), (9, 21)), ((0, 21), (21, 21))]
+)
+def test_distances_of_another_model_are_refused(saved, centres, whitening):
+    TypeDistance(torch.zeros(centres), torch.zeros(whitening)).save(saved)
+    with pytest.raises(ModelError, match="restore the model"):
+        Annotator.load(saved)

@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.errors import ModelError
-from canal.model.novelty import NoveltyRule
+from canal.model.novelty import Blend, NoveltyRule
 
 RULE = NoveltyRule(temperature=0.8, energy_low=-4.0, energy_high=0.0, threshold=0.5)
+LOGITS = np.zeros((1, 2))
+BLEND = Blend(float(RULE.score(LOGITS)[0]), 0.1, 50.0, 10.0)
+BLENDED = replace(RULE, blend=BLEND)
 
 
 def test_energy_by_hand():
@@ -41,6 +46,30 @@ def test_scores_lie_between_0_and_1_and_are_each_cells_own(rows):
 
 def test_json_and_back():
     assert NoveltyRule.from_json(RULE.to_json()) == RULE
+    assert NoveltyRule.from_json(json.loads(json.dumps(BLENDED.to_json()))) == BLENDED
+
+
+def test_a_rule_from_before_distances_is_written_as_it_was():
+    assert set(RULE.to_json()) == {"temperature", "energy_low", "energy_high", "threshold"}
+
+
+def test_a_blend_counts_both_in_standard_deviations():
+    usual = BLENDED.score(LOGITS, np.array([50.0]))
+    assert usual == pytest.approx(0.5)
+    up = 0.5 + 0.5 * math.tanh((0.1 / 0.1) / 4)
+    assert BLENDED.score(LOGITS, np.array([60.0])) == pytest.approx(up)
+    assert BLENDED.score(LOGITS, np.array([1e9])) == 1.0
+
+
+def test_a_blend_needs_distances():
+    with pytest.raises(ModelError, match="needs the cells' distances"):
+        BLENDED.score(LOGITS)
+
+
+@pytest.mark.parametrize("blend", [{"score_mean": 0.3}, [], {**BLEND.__dict__, "score_spread": 0.0}])
+def test_a_blend_that_makes_no_sense_is_refused(blend):
+    with pytest.raises(ModelError, match="blend"):
+        NoveltyRule.from_json(BLENDED.to_json() | {"blend": blend})
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,16 @@ def test_what_was_asked_for_before_is_asked_for_still():
     assert digests == ["6ad56f6fbc36df08", "8d0bfe31b6f3e5a3"]
 
 
+def test_ids_of_the_ontology_count_where_they_are_set_and_from_there_on():
+    plain = make_config()
+    named = with_source(ontology={"B": "CL:0000236"})
+    assert request_digest(named, "backbone") == request_digest(plain, "backbone")
+    (line,) = differences(stage_request(named, "first"), stage_request(plain, "first"))
+    assert line == "ontology: learned with 'absent', asked for {'B': 'CL:0000236'}"
+    assert request_digest(named, "second") != request_digest(plain, "second")
+    assert "ontology" not in stage_request(named, "second")
+
+
 def test_an_import_is_asked_for_by_its_key_and_by_nothing_that_only_pretraining_reads():
     def imported(key="1", path="backbones/x", **changes):
         entry = {"path": path, "key": key * 64}

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from canal import __version__
+from canal.annotation.columns import LOW_QUALITY, TYPE, UNASSIGNED, columns_of, joined
 from canal.annotation.coverage import Coverage
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
@@ -32,13 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.model.annotator import Annotator, Prediction
+    from canal.model.annotator import Annotator
     from canal.model.compute import Precision
-
-TYPE, BEST_TYPE = "canal_cell_type", "canal_best_type"
-CONFIDENCE, NOVELTY, IS_NOVEL = "canal_confidence", "canal_novelty", "canal_is_novel"
-LOW_QUALITY = "canal_low_quality"
-UNASSIGNED = "Unassigned"
 
 Progress = Callable[[str], None]
 
@@ -71,6 +65,8 @@ class Options:
         Whether an output that is there may be replaced.
     only_obs : bool
         Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
+    probabilities : bool
+        Whether the probability of every type is written, too: 4 bytes a cell and type.
     resume : bool
         Whether to go on where an interrupted run for the same output stopped.
     device : str
@@ -92,6 +88,7 @@ class Options:
     naming: Naming = field(default_factory=Naming)
     overwrite: bool = False
     only_obs: bool = False
+    probabilities: bool = False
     resume: bool = False
     device: str = "auto"
     dtype: Precision = "float32"
@@ -162,10 +159,10 @@ def annotate_h5ad(
 ) -> Summary:
     """Write a copy of a file of cells with labels; the input is not changed, memory does not grow with cells.
 
-    obs of the copy gains ``canal_cell_type`` ("Unassigned" where the cell is novel), ``canal_best_type``,
-    ``canal_confidence``, ``canal_novelty``, ``canal_is_novel`` and ``canal_low_quality`` (none of the model's
-    genes is expressed: "Unassigned" as well); ``uns["canal"]`` is the annotation record, a JSON text of the
-    model, the options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files
+    obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
+    the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
+    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text of the model, the
+    options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files
     become a new h5ad file; see `canal.annotation.formats` and `canal.annotation.new_output`.
 
     In memory are a block of cells, the labels (some 40 bytes a cell) and, for a matrix that does not lie by
@@ -257,8 +254,6 @@ def _label(
     annotator: Annotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
-    import pandas as pd
-
     from canal.model.compute import find_device, precision
 
     renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
@@ -270,34 +265,16 @@ def _label(
     tell(done, query.n_cells)
     with precision(options.dtype, device):
         for block in reading.blocks(options.chunk_cells, done):
-            frame = _columns(annotator.predict(block.expression), block.empty)
+            answer = annotator.predict(block.expression)
+            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
             if parts is None:
                 frames.append(frame)
             else:
                 parts.add(frame)
             done += len(frame)
             tell(done, query.n_cells)
-    table = pd.concat(frames, ignore_index=True)
-    for name in (TYPE, BEST_TYPE):
-        table[name] = table[name].astype("category")
+    table = joined(frames, annotator.ontology)
     return table, _summary(annotator, table, reading, how, detected=options.values == AUTO)
-
-
-def _columns(answer: Prediction, empty: np.ndarray) -> pd.DataFrame:
-    """Return what is kept of a block's answer: a few values a cell, whatever the number of types."""
-    import pandas as pd
-
-    best = np.array(answer.labels, dtype=object)
-    return pd.DataFrame(
-        {
-            TYPE: np.where(answer.is_novel | empty, UNASSIGNED, best),
-            BEST_TYPE: best,
-            CONFIDENCE: answer.confidence.astype(np.float32),
-            NOVELTY: answer.novelty.astype(np.float32),
-            IS_NOVEL: answer.is_novel.astype(bool),
-            LOW_QUALITY: empty,
-        }
-    )
 
 
 def _summary(
@@ -323,6 +300,7 @@ def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[st
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             "novelty": None if rule is None else rule.to_json(),
+            "temperature": annotator.temperature,
             "options": _asked(options),
             **summary.to_json(),
         }
@@ -338,6 +316,7 @@ def _asked(options: Options) -> dict[str, Any]:
         "min_coverage": options.min_coverage,
         "dtype": options.dtype,
         **({"force": True} if options.force else {}),
+        **({"probabilities": True} if options.probabilities else {}),
         **options.naming.to_json(),
     }
 
@@ -353,6 +332,8 @@ def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str,
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "novelty": None if rule is None else rule.to_json(),
-        "weights": weights_digest(annotator.network),
+        "temperature": annotator.temperature,
+        "weights": weights_digest(annotator.network.state_dict()),
+        "distance": None if annotator.distance is None else weights_digest(annotator.distance.tensors()),
         "options": _asked(options),
     }

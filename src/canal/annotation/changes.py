@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.annotation.annotate import CONFIDENCE, TYPE
+from canal.annotation.columns import CONFIDENCE, TYPE
 from canal.files import new_file
 
 if TYPE_CHECKING:

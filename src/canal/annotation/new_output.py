@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from canal.annotation.columns import parted
 from canal.annotation.gathering import Gathered
 from canal.annotation.output import Room, size_of, writing
 from canal.annotation.records import NOTE
@@ -70,18 +71,21 @@ def write_new(
     from anndata.io import write_elem
 
     obs, var = source.tables()
-    for name in columns:
-        obs[str(name)] = columns[name].array
+    own, matrices = parted(columns)
+    for name in own:
+        obs[str(name)] = own[name].array
+    size = size_of(columns) + size_of(obs) + size_of(var, note)
     with writing(target), new_file(target) as temporary:
-        Room(temporary).take(size_of(obs) + size_of(var, note))
+        Room(temporary).take(size)
         with h5py.File(temporary, "w") as file:
             room = Room(temporary)
-            room.take(size_of(obs) + size_of(var, note))
+            room.take(size)
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             write_elem(file, "obs", obs)
             write_elem(file, "var", var)
             write_elem(file, "uns", {NOTE: note})
-            for name in ("obsm", "varm", "obsp", "varp", "layers"):
+            write_elem(file, "obsm", matrices)
+            for name in ("varm", "obsp", "varp", "layers"):
                 write_elem(file, name, {})
             for layer in source.layers:
                 _write_matrix(file, "X" if layer == "X" else f"layers/{layer}", source.matrix(layer), room)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from canal.annotation.columns import parted
 from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
 from canal.errors import CanalError, DataError
@@ -53,9 +54,10 @@ def write_copy(
 ) -> None:
     """Copy ``source`` to ``target``, whole or not at all, with ``columns`` in obs and ``note`` in uns.
 
-    ``on_whole`` is told the note when all is written, just before the copy appears under its name.
-    Columns of the same name are replaced. obs and var tables from before anndata 0.7 are written anew as
-    today's anndata does it; a compound table takes no further column.
+    Probabilities of all types, where ``columns`` holds them, become one matrix in obsm. ``on_whole`` is told
+    the note when all is written, just before the copy appears under its name. Columns of the same name are
+    replaced. obs and var tables from before anndata 0.7 are written anew as today's anndata does it; a
+    compound table takes no further column.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def write_copy(
         Room(temporary).take(size_of(columns, note) + _tables_size(source))
         with h5py.File(temporary, "r+") as file:
             _modernise(file)
-            _add_columns(file["obs"], columns)
+            _add_labels(file, columns)
             _add_note(file, note)
         if on_whole is not None:
             on_whole(note)
@@ -86,7 +88,7 @@ def write_zarr_copy(
     with writing(target), new_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
         group = zarr.open_group(str(temporary), mode="r+", use_consolidated=False)
-        _add_columns(group["obs"], columns)
+        _add_labels(group, columns)
         _add_note(group, note)
         if "consolidated_metadata" in _root_of(temporary) or (temporary / ".zmetadata").is_file():
             zarr.consolidate_metadata(str(temporary))
@@ -142,6 +144,18 @@ def writing(target: Path) -> Iterator[None]:
         raise
     except Exception as error:  # HDF5 tells a full disk by RuntimeError or KeyError, too
         raise DataError(f"{target} cannot be written ({error}); nothing was left behind") from error
+
+
+def _add_labels(file: Any, table: pd.DataFrame) -> None:
+    """Write what annotation says of each cell where it belongs, in obs or in obsm."""
+    from anndata.io import write_elem
+
+    columns, matrices = parted(table)
+    _add_columns(file["obs"], columns)
+    if matrices and "obsm" not in file:
+        write_elem(file, "obsm", {})
+    for name, matrix in matrices.items():
+        write_elem(file["obsm"], name, matrix)
 
 
 def _add_columns(obs: Any, columns: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from canal.files import new_file, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
+    from torch import Tensor
 
 _JOB = "job.json"
 _EVERY = 20.0
@@ -28,10 +28,10 @@ def parts_folder(target: Path) -> Path:
     return target.parent / f".{target.name[:100]}.canal-parts"
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's values."""
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a model's values."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

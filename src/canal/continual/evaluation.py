@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,8 +122,12 @@ def evaluate(annotator: Annotator, exam: Examination, novelty: Mapping[str, Any]
         "forgetting": measures.forgetting(matrix),
         "per_stage": per_stage,
         "probe": _probe_measures(annotator, exam.probe),
-        "calibration": _calibration(exam.measured, answers, seed),
-        "novelty": {"threshold": annotator.novelty.threshold if annotator.novelty else None, **novelty},
+        "calibration": _calibration(exam.measured, answers, annotator, seed),
+        "novelty": {
+            "threshold": annotator.novelty.threshold if annotator.novelty else None,
+            "false_unassigned": _false_unassigned(exam.measured, answers),
+            **novelty,
+        },
         "not_measured": exam.not_measured,
     }
     return Evaluation(document, _predictions(exam.measured, answers))
@@ -160,17 +164,38 @@ def _probe_measures(annotator: Annotator, probe: LabelledCells) -> dict[str, Any
     return found
 
 
+def _false_unassigned(
+    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]
+) -> dict[str, dict[str, Any]]:
+    """Return by type how many test cells of all stages are called Unassigned; all types are known."""
+    truth = [name for cells in tests.values() for name in cells.cell_types]
+    novel = [bool(one) for stage in tests for one in answers[stage].is_novel]
+    return measures.unassigned_by_type(truth, novel)
+
+
 def _calibration(
-    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction], seed: int
+    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction], annotator: Annotator, seed: int
 ) -> dict[str, Any] | None:
-    """Return the calibration over the test cells of all stages together; None without any."""
+    """Return the calibration over the test cells of all stages together; None without any.
+
+    ``uncalibrated`` is what it would be without the annotator's ``temperature``.
+    """
     if not tests:
         return None
-    confidence = np.concatenate([answers[stage].confidence for stage in tests]).astype(np.float64)
-    truth = [name for cells in tests.values() for name in cells.cell_types]
-    said = [name for stage in tests for name in answers[stage].labels]
-    correct = np.array(truth, dtype=object) == np.array(said, dtype=object)
-    return calibration(confidence, correct, np.random.default_rng([seed, *b"calibration"]))
+    truth = np.array([name for cells in tests.values() for name in cells.cell_types], dtype=object)
+    said = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
+    plain = annotator.with_temperature(1.0)
+
+    def of(confidences: Iterable[np.ndarray]) -> dict[str, Any]:
+        generator = np.random.default_rng([seed, *b"calibration"])
+        return calibration(np.concatenate(list(confidences)).astype(np.float64), truth == said, generator)
+
+    before = of(plain.probabilities(answers[stage].logits).max(axis=1) for stage in tests)
+    return {
+        **of(answers[stage].confidence for stage in tests),
+        "temperature": annotator.temperature,
+        "uncalibrated": {name: before[name] for name in ("ece", "low", "high")},
+    }
 
 
 def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]) -> pd.DataFrame:

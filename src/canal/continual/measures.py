@@ -48,6 +48,18 @@ def recall_by_type(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, 
     }
 
 
+def unassigned_by_type(truth: Sequence[str], novel: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    """Return for each type present in ``truth``, sorted, its number of cells and the share called novel.
+
+    All these types are known, so each such cell is called Unassigned wrongly.
+    """
+    true, called = np.array(truth, dtype=object), np.array(novel, dtype=bool)
+    return {
+        name: {"n": int((true == name).sum()), "unassigned": float(np.mean(called[true == name]))}
+        for name in sorted(set(truth))
+    }
+
+
 def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
     """Return counts, one row a true type and one column a predicted type, in the order of ``labels``."""
     from sklearn.metrics import confusion_matrix

@@ -11,22 +11,27 @@ from torch import Tensor
 
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
+from canal.continual.distance import chosen_cells, fit_distance
 from canal.errors import TrainingError
 from canal.model.annotator import Annotator
+from canal.model.distance import TypeDistance
 from canal.model.head import Head
-from canal.model.novelty import NoveltyRule
+from canal.model.novelty import Blend, NoveltyRule
 
 _NARROWEST = 1e-6
 
 
-def fit_rule(annotator: Annotator, known: LabelledCells, settings: Novelty, seed: int) -> NoveltyRule:
-    """Return the rule by which ``annotator`` calls a cell Unassigned.
+def with_rule(
+    annotator: Annotator, known: LabelledCells, trained: LabelledCells, settings: Novelty, seed: int
+) -> Annotator:
+    """Return ``annotator`` with the rule by which it calls a cell Unassigned.
 
     The bounds between which energy is scaled are those of known cells and of mixtures of them, so that a
-    query's answer never depends on its neighbours; bbae047 scales over the query set. The threshold is that
-    of `quantile_threshold`: it keeps a promise about known cells (at most ``settings.false_unassigned`` of
-    them are called Unassigned) which the published `mixture_threshold` does not, for the mean over mixtures
-    may fall anywhere among the scores of known cells.
+    query's answer never depends on its neighbours; bbae047 scales over the query set. To the published score
+    is added the distance to the nearest learned type, for it notices far more (docs/novelty.md). The
+    threshold is that of `quantile_threshold`: it keeps a promise about known cells (at most
+    ``settings.false_unassigned`` of them are called Unassigned) which the published `mixture_threshold` does
+    not, for the mean over mixtures may fall anywhere among the scores of known cells.
 
     Parameters
     ----------
@@ -34,6 +39,8 @@ def fit_rule(annotator: Annotator, known: LabelledCells, settings: Novelty, seed
         A learned stage.
     known
         Cells of known types that were not trained on: the stage's validation cells and the probe.
+    trained
+        Cells that were: its training cells and the replayed ones. They say where the types lie.
     settings
         Temperature, number of mixtures and share of known cells that may be called Unassigned.
     seed
@@ -44,31 +51,43 @@ def fit_rule(annotator: Annotator, known: LabelledCells, settings: Novelty, seed
     TrainingError
         If there are no known cells.
     """
-    manifolds = annotator.answers(known.expression).manifold
+    some = trained.take(chosen_cells(trained.cell_types))
+    distance = fit_distance(annotator.gene_scores(some.expression), some.cell_types)
+    scores = annotator.gene_scores(known.expression)
     generator = np.random.default_rng([seed, *b"novelty"])
-    return rule_of(annotator.network.head, manifolds, known.cell_types, settings, generator)
+    rule = rule_of(annotator.network.head, (scores, known.cell_types), distance, settings, generator)
+    return annotator.with_novelty(rule, distance)
 
 
 def rule_of(
     head: Head,
-    manifolds: Tensor,
-    cell_types: Sequence[str],
+    known: tuple[Tensor, Sequence[str]],
+    distance: TypeDistance,
     settings: Novelty,
     generator: np.random.Generator,
 ) -> NoveltyRule:
-    """Return the rule of a head from the manifolds ``(n_cells, 128)`` of known cells; see `fit_rule`."""
-    if not len(manifolds):
+    """Return the rule of a head from gene scores ``(n_cells, n_genes + 1)`` and types of known cells."""
+    scores, cell_types = known
+    if not len(scores):
         raise TrainingError(
             "the novelty threshold needs cells of known types that were not trained on, found none: "
             "types with few cells only train, so add cells or lower split.min_cells"
         )
-    known = _logits(head, manifolds)
+    manifolds, logits = _answered(head, scores)
     mixed = _logits(head, mix(manifolds, cell_types, settings.mixtures, generator))
-    energies = raw_energy(np.concatenate([known, mixed]), settings.temperature)
+    energies = raw_energy(np.concatenate([logits, mixed]), settings.temperature)
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
-    scale = NoveltyRule(settings.temperature, low, high, threshold=1.0)
-    return replace(scale, threshold=quantile_threshold(scale.score(known), settings.false_unassigned))
+    published = NoveltyRule(settings.temperature, low, high, threshold=1.0)
+    apart = distance.of(scores).double().numpy()
+    rule = replace(published, blend=blend_of(published.score(logits), apart))
+    return replace(rule, threshold=quantile_threshold(rule.score(logits, apart), settings.false_unassigned))
+
+
+def blend_of(scores: np.ndarray, distances: np.ndarray) -> Blend:
+    """Return what published scores and distances of known cells usually are; what never varies weighs 1."""
+    spreads = [float(values.std()) or 1.0 for values in (scores, distances)]
+    return Blend(float(scores.mean()), spreads[0], float(distances.mean()), spreads[1])
 
 
 def quantile_threshold(scores: np.ndarray, false_unassigned: float) -> float:
@@ -87,7 +106,7 @@ def mixture_threshold(rule: NoveltyRule, mixed: np.ndarray) -> float:
         Logits of mixtures, ``(n_mixtures, n_types)``.
     """
     # The score is (E + 1 - p) / 2, so (1 - E + p) / 2 is what it lacks to 1.
-    return float(np.mean(1.0 - rule.score(mixed)))
+    return float(np.mean(1.0 - rule.published_score(mixed)))
 
 
 def mix(manifolds: Tensor, cell_types: Sequence[str], number: int, generator: np.random.Generator) -> Tensor:
@@ -109,6 +128,13 @@ def raw_energy(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return -T log sum_c exp(logit_c / T) of each cell, float64 ``(n_cells,)``."""
     energy: np.ndarray = -temperature * np.logaddexp.reduce(logits.astype(np.float64) / temperature, axis=1)
     return energy
+
+
+@torch.no_grad()
+def _answered(head: Head, scores: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return manifolds and logits that follow from gene scores."""
+    answer = head.from_scores(scores)
+    return answer.manifold, answer.logits.numpy()
 
 
 @torch.no_grad()

@@ -14,12 +14,15 @@ from torch.nn import functional
 
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
+from canal.continual.distance import chosen_cells, fit_distance
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import rule_of
 from canal.continual.seeds import generator
 from canal.model.annotator import Annotator
 from canal.model.head import Head, centre, new_head
 from canal.model.lanes import in_lanes
+
+Part = tuple[Tensor, np.ndarray]
 
 MIN_TEST_CELLS = 5
 _LEARNING_RATE = 1e-3
@@ -62,9 +65,9 @@ def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, se
         cells that are Unassigned), their harmonic mean ``h_score``, and ``auroc`` of the score. ``h_score``
         and ``auroc``: means, or None. ``not_measured``: why a type was not measured.
     """
-    reasons = {name: _obstacle(name, annotator.labels, cells) for name in settings.holdouts}
+    reasons = {name: obstacle(name, annotator.labels, cells) for name in settings.holdouts}
     testable = [name for name, reason in reasons.items() if not reason]
-    scores = _Scores.of(annotator, cells) if testable else None
+    scores = GeneScores.of(annotator, cells) if testable else None
     measured = []
     if scores is not None:
         measured = in_lanes(partial(_measure, scores=scores, settings=settings, seed=seed), testable)
@@ -77,23 +80,48 @@ def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, se
 
 
 @dataclass(frozen=True, eq=False)
-class _Scores:
+class GeneScores:
     """Gene scores ``(n_cells, n_genes + 1)`` and types of each part of the cells, and the labels' order."""
 
     labels: tuple[str, ...]
-    train: tuple[Tensor, np.ndarray]
-    known: tuple[Tensor, np.ndarray]
-    test: tuple[Tensor, np.ndarray]
+    train: Part
+    known: Part
+    test: Part
 
     @classmethod
-    def of(cls, annotator: Annotator, cells: ShadowCells) -> _Scores:
-        def part(some: LabelledCells) -> tuple[Tensor, np.ndarray]:
+    def of(cls, annotator: Annotator, cells: ShadowCells) -> GeneScores:
+        """Return what a frozen network makes of the cells."""
+
+        def part(some: LabelledCells) -> Part:
             return annotator.gene_scores(some.expression), np.array(some.cell_types, dtype=object)
 
         return cls(annotator.labels, part(cells.train), part(cells.known), part(cells.test))
 
 
-def _obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """A head that did not learn one type, and the cells it is asked about.
+
+    ``train`` and ``known`` hold no cell of the type; ``test`` holds its cells and those of ``labels``.
+    """
+
+    labels: list[str]
+    head: Head
+    train: Part
+    known: Part
+    test: Part
+
+
+def learn_without(name: str, scores: GeneScores, epochs: int, seed: int) -> Shadow:
+    """Return a head whose linear layers are learned anew without the cells of type ``name``."""
+    train, types = _of_types(scores.train, set(scores.train[1]) - {name})
+    labels = [label for label in scores.labels if label in set(types)]
+    head = _learn(train, types, labels, epochs, generator(seed, _purpose(name)))
+    known, test = _of_types(scores.known, set(labels)), _of_types(scores.test, {*labels, name})
+    return Shadow(labels, head, (train, types), known, test)
+
+
+def obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
     """Return why type ``name`` cannot be measured, or ``""``."""
     n_unknown = cells.test.cell_types.count(name)
     learned = set(cells.train.types) - {name}
@@ -108,21 +136,18 @@ def _obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
     return ""
 
 
-def _measure(name: str, scores: _Scores, settings: Novelty, seed: int) -> dict[str, Any]:
+def _measure(name: str, scores: GeneScores, settings: Novelty, seed: int) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
-    purpose = f"shadow head without {name}"
-    train, types = _of_types(scores.train, set(scores.train[1]) - {name})
-    labels = [label for label in scores.labels if label in set(types)]
-    head = _learn(train, types, labels, settings.shadow_epochs, generator(seed, purpose))
-    manifolds, known = _manifolds(head, *_of_types(scores.known, set(labels)))
-    rule = rule_of(
-        head, manifolds, known.tolist(), settings, np.random.default_rng([seed, *purpose.encode()])
-    )
+    shadow = learn_without(name, scores, settings.shadow_epochs, seed)
+    labels, trained, (known, types) = shadow.labels, chosen_cells(shadow.train[1].tolist()), shadow.known
+    distance = fit_distance(shadow.train[0][torch.from_numpy(trained)], shadow.train[1][trained].tolist())
+    random = np.random.default_rng([seed, *_purpose(name).encode()])
+    rule = rule_of(shadow.head, (known, types.tolist()), distance, settings, random)
 
-    manifolds, truth = _manifolds(head, *_of_types(scores.test, {*labels, name}))
-    logits = head.answer(manifolds).logits.detach().numpy()
-    score, unknown = rule.score(logits), truth == name
+    asked, truth = shadow.test
+    logits = shadow.head.from_scores(asked).logits.detach().numpy()
+    score, unknown = rule.score(logits, distance.of(asked).numpy()), truth == name
     novel, said = rule.is_novel(score), np.array(labels, dtype=object)[logits.argmax(axis=1)]
     known_accuracy = float(np.mean((said == truth)[~unknown] & ~novel[~unknown]))
     unknown_accuracy = float(np.mean(novel[unknown]))
@@ -166,12 +191,11 @@ def _start(scores: Tensor, n_types: int, random: torch.Generator) -> Head:
     return head
 
 
-@torch.no_grad()
-def _manifolds(head: Head, scores: Tensor, types: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    return head.manifold(scores.unsqueeze(-1)), types
+def _purpose(name: str) -> str:
+    return f"shadow head without {name}"
 
 
-def _of_types(part: tuple[Tensor, np.ndarray], wanted: set[str]) -> tuple[Tensor, np.ndarray]:
+def _of_types(part: Part, wanted: set[str]) -> Part:
     scores, types = part
     rows = np.flatnonzero([name in wanted for name in types])
     return scores[torch.from_numpy(rows)], types[rows]

@@ -10,8 +10,9 @@ from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.lesson import Learned, Lesson
-from canal.continual.novelty import fit_rule
+from canal.continual.novelty import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
+from canal.continual.temperature import fit_temperature
 from canal.files import write_json
 from canal.model.annotator import Annotator
 
@@ -63,13 +64,11 @@ class Finished:
 
 
 def finish(lesson: Lesson, learned: Learned, past: Past, config: Config) -> Finished:
-    """Fit the novelty rule, admit training cells to the bank and validation cells to the probe sets.
+    """Fit novelty rule and temperature, admit training cells to the bank, validation cells to the probes.
 
-    The rule sees validation cells and probes, the bank training cells alone.
+    Threshold and temperature see validation cells and probes, the bank training cells alone.
     """
-    known = LabelledCells.concatenate([lesson.validation, lesson.probe])
-    rule = fit_rule(learned.annotator, known, config.novelty, config.seed)
-    annotator = learned.annotator.with_novelty(rule)
+    annotator = _settled(lesson, learned.annotator, config)
     ranks = rank_candidates(annotator, lesson.train)
     return Finished(
         annotator=annotator,
@@ -78,3 +77,14 @@ def finish(lesson: Lesson, learned: Learned, past: Past, config: Config) -> Fini
         probe=extend(past.probe, choose_probe(lesson.validation, config.probe.max_cells, config.seed)),
         history=learned.history,
     )
+
+
+def _settled(lesson: Lesson, annotator: Annotator, config: Config) -> Annotator:
+    """Return an annotator with what is set once it is learned: novelty rule, temperature, ontology."""
+    known = LabelledCells.concatenate([lesson.validation, lesson.probe])
+    trained = LabelledCells.concatenate([lesson.train, lesson.replay])
+    settled = with_rule(annotator, known, trained, config.novelty, config.seed)
+    logits = annotator.predict(known.expression).logits
+    temperature = fit_temperature(logits, known.targets(annotator.labels))
+    ids = config.sources[config.stages[lesson.stage].source].ontology
+    return settled.with_temperature(temperature).with_ontology(ids)

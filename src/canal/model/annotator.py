@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from canal.errors import ModelError
 from canal.files import new_folder, write_json
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
+from canal.model.distance import TypeDistance
 from canal.model.head import Answer, Head, empty_head, grow, new_head
 from canal.model.lanes import in_lanes
-from canal.model.novelty import NoveltyRule
+from canal.model.novelty import NoveltyRule, is_number
+from canal.model.ontology import ONTOLOGY, read_ontology
 from canal.model.performer import MOST_CELLS, Performer, empty_performer
 from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights
 
 LABELS = "labels.json"
 GENES = "genes.json"
+TEMPERATURE = "temperature"
 _FIRST_CELLS = 256
 
 
@@ -60,7 +64,8 @@ class Prediction:
 
     ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
     that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
-    threshold; ``probabilities`` and ``logits`` are ``(n_cells, n_types)``, types in the order of the labels.
+    threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
+    ``(n_cells, n_types)``, types in the order of the labels.
     """
 
     labels: list[str]
@@ -84,12 +89,22 @@ class Annotator:
         The panel, in the order of the columns of ``expression``.
     novelty : NoveltyRule or None
         Without one, no cell is novel.
+    temperature : float
+        Logits are divided by it before they become probabilities. It changes no label; at 1, and in models
+        from before canal fitted it, probabilities are as the network learned to state them.
+    distance : TypeDistance or None
+        What a rule with a blend adds to the published score.
+    ontology : dict
+        Cell Ontology ids of labels, such as ``{"B": "CL:0000236"}``; those of no label may be missing.
     """
 
     network: AnnotatorNetwork
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     novelty: NoveltyRule | None = None
+    distance: TypeDistance | None = None
+    temperature: float = 1.0
+    ontology: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -115,16 +130,34 @@ class Annotator:
         return cls(network, tuple(labels), tuple(genes))
 
     def grown(self, labels: Sequence[str], generator: torch.Generator) -> Annotator:
-        """Return a copy with ``labels`` appended and without a novelty rule; old values are the same bits."""
+        """Return a copy with ``labels`` appended, without novelty rule and temperature; old bits are kept."""
         _check_names((*self.labels, *labels), "labels")
         head = grow(self.network.head, len(labels), generator)
         network = AnnotatorNetwork(copy.deepcopy(self.network.backbone), head)
         network.freeze_backbone()
-        return Annotator(network, (*self.labels, *labels), self.genes)
+        return Annotator(network, (*self.labels, *labels), self.genes, ontology=self.ontology)
 
-    def with_novelty(self, rule: NoveltyRule) -> Annotator:
-        """Return this annotator with another novelty rule; the network is shared."""
-        return replace(self, novelty=rule)
+    def with_novelty(self, rule: NoveltyRule, distance: TypeDistance | None = None) -> Annotator:
+        """Return this annotator with another novelty rule and what it needs; the network is shared.
+
+        Raises
+        ------
+        ModelError
+            If the rule needs distances and there are none, or the other way round.
+        """
+        if (rule.blend is None) != (distance is None):
+            there = "are missing" if distance is None else "are not what its rule asks for"
+            raise ModelError(f"the model's distances to the learned types {there}; restore the model")
+        return replace(self, novelty=rule, distance=distance)
+
+    def with_temperature(self, temperature: float) -> Annotator:
+        """Return this annotator with another temperature; the network is shared."""
+        return replace(self, temperature=temperature)
+
+    def with_ontology(self, ids: Mapping[str, str]) -> Annotator:
+        """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
+        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
+        return replace(self, ontology=known)
 
     def answers(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Answer:
         """Return manifold, representation and logits, as CPU tensors, for expression ``(n_cells, n_genes)``.
@@ -142,7 +175,8 @@ class Annotator:
 
     def gene_scores(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Tensor:
         """Return what the head's filter makes of each position, ``(n_cells, n_genes + 1)``; see `answers`."""
-        return torch.cat(in_lanes(self._gene_scores, self._parts(expression, batch_size)))
+        parts = in_lanes(self._scores, self._parts(expression, batch_size))
+        return torch.cat([part.cpu() for part in parts])
 
     def represent(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> np.ndarray:
         """Return the representation h of each cell, float32 ``(n_cells, 64)``."""
@@ -151,18 +185,20 @@ class Annotator:
 
     def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        return self.predict_logits(self.answers(expression, batch_size).logits.float().numpy())
-
-    def predict_logits(self, logits: np.ndarray) -> Prediction:
-        """Return the prediction that follows from logits ``(n_cells, n_types)``."""
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        best = probabilities.argmax(axis=1)
+        parts = in_lanes(self._judge, self._parts(expression, batch_size))
+        logits, distance = (torch.cat(column).float().numpy() for column in zip(*parts, strict=True))
+        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(logits)
+        score = none if self.novelty is None else self.novelty.score(logits, distance)
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
+        shifted = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
+        result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+        return result
 
     def prototypes(self) -> np.ndarray:
         """Return the prototype of each label, float32 ``(n_types, 64)``."""
@@ -173,11 +209,17 @@ class Annotator:
         """Write weights, configuration, labels and genes to ``folder``, whole or not at all."""
         rule = None if self.novelty is None else self.novelty.to_json()
         config = {"format": FORMAT, "backbone": self.network.backbone.config.to_json(), "novelty": rule}
+        # Left out at 1, so that a teacher from before temperatures is the same file as its parent's model.
+        config |= {} if self.temperature == 1.0 else {TEMPERATURE: self.temperature}
         with new_folder(folder) as temporary:
             write_weights(self.network, temporary)
             write_json(temporary / CONFIG, config)
             write_json(temporary / LABELS, list(self.labels))
             write_json(temporary / GENES, list(self.genes))
+            if self.ontology:
+                write_json(temporary / ONTOLOGY, dict(self.ontology))
+            if self.distance is not None:
+                self.distance.save(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
@@ -190,7 +232,16 @@ class Annotator:
         network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
         read_weights(network, folder)
         network.eval().freeze_backbone()
-        return cls(network, labels, genes, None if rule is None else NoveltyRule.from_json(rule))
+        loaded = cls(
+            network,
+            labels,
+            genes,
+            temperature=_temperature(document),
+            ontology=read_ontology(folder, labels),
+        )
+        if rule is None:
+            return loaded
+        return loaded.with_novelty(NoveltyRule.from_json(rule), TypeDistance.load(folder, len(genes) + 1))
 
     def _parts(self, expression: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Return ``expression`` in pieces that go through the network at a time, at least one."""
@@ -203,16 +254,31 @@ class Annotator:
         return [expression[start : start + size] for start in range(0, max(len(expression), 1), size)]
 
     @torch.inference_mode()
-    def _gene_scores(self, expression: np.ndarray) -> Tensor:
+    def _scores(self, expression: np.ndarray) -> Tensor:
+        """Return gene scores of one piece, on the network's device."""
         network = self.network
         tokens = torch.from_numpy(tokenize(expression)).to(network.head.filter.weight.device)
-        return network.head.gene_scores(network.backbone(tokens)).cpu()
+        return network.head.gene_scores(network.backbone(tokens))
+
+    @torch.inference_mode()
+    def _judge(self, expression: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return logits of one piece, and how far its cells are from the learned types."""
+        scores = self._scores(expression)
+        logits = self.network.head.from_scores(scores).logits.cpu()
+        return logits, torch.zeros(len(logits)) if self.distance is None else self.distance.of(scores)
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:
         device = self.network.head.filter.weight.device
         answer = self.network(torch.from_numpy(tokenize(expression)).to(device))
         return Answer(*(part.cpu() for part in answer))
+
+
+def _temperature(config: Mapping[str, Any]) -> float:
+    found = config.get(TEMPERATURE, 1.0)
+    if not is_number(found) or found <= 0:
+        raise ModelError(f"{CONFIG}: {TEMPERATURE} must be a number above 0, found {found!r}")
+    return float(found)
 
 
 def _check_names(names: Sequence[str], what: str) -> None:

@@ -48,6 +48,10 @@ class Head(nn.Module):
         manifold: Tensor = self.to_manifold(self.gene_scores(hidden)).relu()
         return manifold
 
+    def from_scores(self, scores: Tensor) -> Answer:
+        """Return all that follows from gene scores ``(cells, positions)``."""
+        return self.answer(self.to_manifold(scores).relu())
+
     def answer(self, manifold: Tensor) -> Answer:
         """Return all that follows from a manifold ``(cells, 128)``."""
         representation = self.to_representation(manifold).relu()
@@ -55,7 +59,7 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Answer:
         """Return the answer for hidden states ``(cells, positions, dim)``."""
-        return self.answer(self.manifold(hidden))
+        return self.from_scores(self.gene_scores(hidden))
 
 
 def empty_head(dim: int, positions: int, n_types: int) -> Head:

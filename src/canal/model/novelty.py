@@ -10,6 +10,41 @@ import numpy as np
 
 from canal.errors import ModelError
 
+_NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")
+_BLEND = "blend"
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What the published score and the distance to the learned types usually are: over known cells.
+
+    Attributes
+    ----------
+    score_mean, score_spread : float
+        Mean and standard deviation of the published score.
+    distance_mean, distance_spread : float
+        Likewise of `canal.model.distance.TypeDistance`.
+    """
+
+    score_mean: float
+    score_spread: float
+    distance_mean: float
+    distance_spread: float
+
+    def __post_init__(self) -> None:
+        spreads = (self.score_spread, self.distance_spread)
+        if not all(is_number(value) for value in asdict(self).values()) or min(spreads) <= 0:
+            raise ModelError(
+                f"a novelty rule's blend needs finite numbers and spreads > 0, found {asdict(self)}"
+            )
+
+    def of(self, score: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """Return both, each in standard deviations above its mean and summed, squeezed into 0...1."""
+        raised = (score - self.score_mean) / self.score_spread
+        total = raised + (distance - self.distance_mean) / self.distance_spread
+        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(total / 4.0)
+        return squeezed
+
 
 @dataclass(frozen=True)
 class NoveltyRule:
@@ -24,15 +59,18 @@ class NoveltyRule:
         it is asked with.
     threshold : float
         A score above it is novel.
+    blend : Blend or None
+        How the distance to the learned types is added; models from before canal had it do without.
     """
 
     temperature: float
     energy_low: float
     energy_high: float
     threshold: float
+    blend: Blend | None = None
 
     def __post_init__(self) -> None:
-        wrong = [field.name for field in fields(self) if not _is_number(getattr(self, field.name))]
+        wrong = [name for name in _NUMBERS if not is_number(getattr(self, name))]
         if wrong or not self.temperature > 0 or not self.energy_high > self.energy_low:
             raise ModelError(
                 "a novelty rule needs finite numbers, temperature > 0 and energy_high > energy_low, "
@@ -47,31 +85,63 @@ class NoveltyRule:
         result: np.ndarray = np.clip((raw - self.energy_low) / spread, 0.0, 1.0)
         return result
 
-    def score(self, logits: np.ndarray) -> np.ndarray:
-        """Return (E + 1 - p) / 2 in 0...1 for logits ``(n_cells, n_types)``; p is the largest probability."""
+    def published_score(self, logits: np.ndarray) -> np.ndarray:
+        """Return (E + 1 - p) / 2 in 0...1 for logits ``(n_cells, n_types)``.
+
+        p is the largest probability as the network states it, without the annotator's temperature.
+        """
         values = np.asarray(logits, dtype=np.float64)
         highest = values.max(axis=1)
         confidence = np.exp(highest - np.logaddexp.reduce(values, axis=1))
         result: np.ndarray = (self.energy(values) + 1.0 - confidence) / 2.0
         return result
 
+    def score(self, logits: np.ndarray, distance: np.ndarray | None = None) -> np.ndarray:
+        """Return the novelty of each cell in 0...1.
+
+        Parameters
+        ----------
+        logits
+            ``(n_cells, n_types)``.
+        distance
+            From `canal.model.distance.TypeDistance`, ``(n_cells,)``; a rule without a blend needs none.
+
+        Raises
+        ------
+        ModelError
+            If it is needed and not there.
+        """
+        published = self.published_score(logits)
+        if self.blend is None:
+            return published
+        if distance is None:
+            raise ModelError("this novelty rule needs the cells' distances to the learned types")
+        return self.blend.of(published, np.asarray(distance, dtype=np.float64))
+
     def is_novel(self, score: np.ndarray) -> np.ndarray:
         """Return for each score whether it lies above the threshold."""
         result: np.ndarray = np.asarray(score) > self.threshold
         return result
 
-    def to_json(self) -> dict[str, float]:
-        """Return the fields as a JSON document."""
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON document; without a blend, none is named."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, document: Any) -> NoveltyRule:
         """Return the rule that `to_json` wrote; raises `ModelError` on other keys or values."""
-        wanted = sorted(field.name for field in fields(cls))
+        blend = document.get(_BLEND) if isinstance(document, dict) else None
+        wanted = sorted([*_NUMBERS, _BLEND] if blend is not None else _NUMBERS)
         if not isinstance(document, dict) or sorted(document) != wanted:
             raise ModelError(f"a novelty rule has the keys {wanted}, found {document!r:.200}")
-        return cls(**document)
+        if blend is None:
+            return cls(**document)
+        names = sorted(field.name for field in fields(Blend))
+        if not isinstance(blend, dict) or sorted(blend) != names:
+            raise ModelError(f"a novelty rule's blend has the keys {names}, found {blend!r:.200}")
+        return cls(**(document | {_BLEND: Blend(**blend)}))
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

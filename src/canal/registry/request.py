@@ -93,8 +93,10 @@ def _learning_request(config: Config, stage: str) -> Request:
 
 def _lesson_request(config: Config, stage: str) -> Request:
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
+    ids = config.sources[config.stages[stage].source].ontology
     return (
         rounded
+        | ({"ontology": dict(ids)} if ids else {})
         | _products(config)
         | _learning_request(config, stage)
         | {

@@ -141,7 +141,9 @@ def _recall_legend(figure: "Figure") -> None:
 def _calibration_title(calibration: Mapping[str, Any]) -> str:
     low, high = calibration.get("low"), calibration.get("high")
     interval = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
-    return f"Calibration error {calibration['ece']:.3f}{interval}"
+    before = calibration.get("uncalibrated")
+    without = "" if before is None else f"; {before['ece']:.3f} without temperature"
+    return f"Calibration error {calibration['ece']:.3f}{interval}{without}"
 
 
 def _holdout_rows(axis: "Axes", holdouts: Sequence[Mapping[str, Any]]) -> None:

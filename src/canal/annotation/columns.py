@@ -1,0 +1,111 @@
+"""What annotation says of each cell: the columns that a labelled file, table or AnnData gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.model.annotator import Prediction
+
+TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
+CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"
+NOVELTY, IS_NOVEL = "canal_novelty", "canal_is_novel"
+LOW_QUALITY = "canal_low_quality"
+UNASSIGNED = "Unassigned"
+
+ONTOLOGY_ID, NO_ID = "cell_type_ontology_term_id", "unknown"
+"""Named as in CELLxGENE's schema, as is what stands there for a cell whose type has no id."""
+
+PROBABILITIES = "canal_probabilities"
+"""The key in obsm of all probabilities, ``(n_cells, n_types)``; the record's ``labels`` are their order."""
+
+PROBABILITY_OF = "canal_p_"
+"""What a column of one type's probability begins with, in a table."""
+
+_NAMES = (TYPE, BEST_TYPE, RUNNER_UP)
+
+
+def columns_of(
+    answer: Prediction, empty: np.ndarray, labels: Sequence[str], probabilities: bool = False
+) -> pd.DataFrame:
+    """Return what is kept of a block's answer: a few values a cell, or one more for each type.
+
+    Parameters
+    ----------
+    answer
+        What the model says of the cells.
+    empty
+        Whether a cell expresses none of the model's genes, bool ``(n_cells,)``: it is "Unassigned".
+    labels
+        The model's types, in the order of the probabilities.
+    probabilities
+        Whether the probability of every type is kept, too.
+    """
+    import pandas as pd
+
+    best = np.array(answer.labels, dtype=object)
+    second, margin = _runner_up(answer.probabilities, answer.logits, labels)
+    table = pd.DataFrame(
+        {
+            TYPE: np.where(answer.is_novel | empty, UNASSIGNED, best),
+            BEST_TYPE: best,
+            CONFIDENCE: answer.confidence.astype(np.float32),
+            RUNNER_UP: second,
+            MARGIN: margin.astype(np.float32),
+            NOVELTY: answer.novelty.astype(np.float32),
+            IS_NOVEL: answer.is_novel.astype(bool),
+            LOW_QUALITY: empty,
+        }
+    )
+    if not probabilities:
+        return table
+    every = pd.DataFrame(
+        answer.probabilities.astype(np.float32), columns=[f"{PROBABILITY_OF}{name}" for name in labels]
+    )
+    return pd.concat([table, every], axis=1)
+
+
+def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.DataFrame:
+    """Return the columns of all blocks of cells as one table; what names types is categorical.
+
+    Where the model knows ids of the Cell Ontology, the type's id stands beside it, or "unknown".
+    """
+    import pandas as pd
+
+    table = pd.concat(frames, ignore_index=True)
+    if ontology:
+        ids = table[TYPE].map(ontology).fillna(NO_ID)
+        table.insert(table.columns.tolist().index(LOW_QUALITY) + 1, ONTOLOGY_ID, ids)
+    for name in (*_NAMES, ONTOLOGY_ID):
+        if name in table:
+            table[name] = table[name].astype("category")
+    return table
+
+
+def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Return the columns that belong into obs, and what belongs into obsm, by key; both may be written."""
+    own = [name for name in table if str(name).startswith(PROBABILITY_OF)]
+    if not own:
+        return table, {}
+    return table.drop(columns=own), {PROBABILITIES: table[own].to_numpy(dtype=np.float32)}
+
+
+def _runner_up(
+    probabilities: np.ndarray, logits: np.ndarray, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the second likeliest type of each cell, and how much less likely it is than the likeliest.
+
+    A model of one type knows no second one: the name is missing, the margin 1.
+    """
+    if len(labels) < 2:
+        return np.full(len(logits), None, dtype=object), np.ones(len(logits))
+    rows, best = np.arange(len(logits)), logits.argmax(axis=1)
+    others = np.where(np.arange(len(labels)) == best[:, None], -np.inf, logits)
+    second = others.argmax(axis=1)
+    names = np.array(labels, dtype=object)[second]
+    return names, probabilities[rows, best] - probabilities[rows, second]

@@ -1,0 +1,63 @@
+"""Where the learned types lie among gene scores, and how far their cells usually stray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from canal.model.distance import TypeDistance
+
+MOST_CELLS_A_TYPE = 200
+"""Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""
+
+_LEAST_SHRINKAGE = 1e-3
+
+
+def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
+    """Return the rows of at most 200 cells of each type, evenly spread over those there are, ascending."""
+    types = np.array(cell_types, dtype=object)
+    groups = [np.flatnonzero(types == name) for name in sorted(set(cell_types))]
+    spread = [rows[_places(len(rows))] for rows in groups]
+    return np.sort(np.concatenate(spread)) if spread else np.zeros(0, dtype=np.int64)
+
+
+def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
+    """Return the Mahalanobis distance to the nearest type (Lee et al. 2018) of cells that were trained on.
+
+    The types share one covariance, of their cells about their own mean, shrunk as Ledoit and Wolf (2004)
+    have it, for there may be fewer cells than genes.
+
+    Parameters
+    ----------
+    scores
+        Gene scores ``(n_cells, n_genes + 1)`` of at least one cell; see `chosen_cells`.
+    cell_types
+        The type of each.
+    """
+    values, types = scores.double().numpy(), np.array(cell_types, dtype=object)
+    centres = np.stack([values[types == name].mean(axis=0) for name in sorted(set(cell_types))])
+    own = np.searchsorted(sorted(set(cell_types)), cell_types)
+    whitening = np.linalg.cholesky(np.linalg.inv(_covariance(values - centres[own])))
+    return TypeDistance(_float32(centres @ whitening), _float32(whitening))
+
+
+def _covariance(strays: np.ndarray) -> np.ndarray:
+    from sklearn.covariance import ledoit_wolf
+
+    unit = np.eye(strays.shape[1])
+    if not strays.any():  # one cell a type
+        return unit
+    covariance, _ = ledoit_wolf(strays, assume_centered=True)
+    result: np.ndarray = covariance + _LEAST_SHRINKAGE * np.trace(covariance) / len(unit) * unit
+    return result
+
+
+def _places(n: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, MOST_CELLS_A_TYPE)).astype(np.int64))
+
+
+def _float32(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

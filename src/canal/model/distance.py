@@ -1,0 +1,85 @@
+"""How far a cell is from every type that was learned: Mahalanobis distance of its gene scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from canal.errors import ModelError
+
+DISTANCE = "novelty.safetensors"
+_NAMES = ("centres", "whitening")
+
+
+@dataclass(frozen=True, eq=False)
+class TypeDistance:
+    """Centres of the learned types among gene scores, and what makes their common spread a unit ball.
+
+    Attributes
+    ----------
+    centres : Tensor
+        Float32 ``(n_types, n_genes + 1)``, already whitened.
+    whitening : Tensor
+        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right.
+    """
+
+    centres: Tensor
+    whitening: Tensor
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return each cell's squared distance to the nearest centre, float32 ``(n_cells,)`` on the CPU.
+
+        Gene scores ``(n_cells, n_genes + 1)`` may lie on any device. A cell's distance is its own, and in
+        float32 whatever the precision of the network.
+        """
+        with torch.autocast("cpu", enabled=False):
+            placed = scores.float().cpu() @ self.whitening
+            # Differences, not a matrix product: that loses the digits of what is near.
+            apart = torch.cdist(placed, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return apart.amin(dim=1).square()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is stored, by name."""
+        return {name: getattr(self, name).contiguous() for name in _NAMES}
+
+    def save(self, folder: Path) -> None:
+        """Write ``novelty.safetensors`` into ``folder``."""
+        from safetensors.torch import save_file
+
+        save_file(self.tensors(), folder / DISTANCE)
+
+    @classmethod
+    def load(cls, folder: Path, n_scores: int) -> TypeDistance | None:
+        """Return what a model folder holds, for ``n_scores`` gene scores a cell; None without the file.
+
+        Raises
+        ------
+        ModelError
+            If the file is damaged or does not fit the model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / DISTANCE
+        if not path.is_file():
+            return None
+        try:
+            found = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
+        right = sorted(found) == sorted(_NAMES) and all(_fits(value, n_scores) for value in found.values())
+        if not right or len(found["whitening"]) != n_scores:
+            shapes = {name: tuple(value.shape) for name, value in sorted(found.items())}
+            raise ModelError(
+                f"{path} must hold finite float32 centres (types x {n_scores}) and whitening "
+                f"({n_scores} x {n_scores}), found {shapes}; restore the model"
+            )
+        return cls(**found)
+
+
+def _fits(value: Tensor, n_scores: int) -> bool:
+    right = value.ndim == 2 and value.shape[1] == n_scores and len(value) > 0
+    return right and value.dtype == torch.float32 and bool(torch.isfinite(value).all())

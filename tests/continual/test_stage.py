@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from canal.continual.lesson import Learned
+from canal.continual.stage import Past, finish
+from canal.model.annotator import Annotator
+from tests.continual.lessons import first_learned, first_lesson, second_lesson
+from tests.make import make_config, make_document
+from tests.model.make import seeded
+
+
+def config_with(ontology):
+    document = make_document()
+    for name, ids in ontology.items():
+        document["sources"][name]["ontology"] = ids
+    return make_config(sources=document["sources"])
+
+
+@pytest.fixture(scope="module")
+def finished():
+    config = config_with({"first": {"B": "CL:0000236"}})
+    return finish(first_lesson(), first_learned(), Past.none(24), config)
+
+
+def test_the_temperature_is_fitted_on_cells_that_were_not_trained_on(finished):
+    annotator, cells = finished.annotator, first_lesson().validation
+    targets = cells.targets(annotator.labels)
+
+    def cross_entropy(temperature):
+        found = annotator.with_temperature(temperature).predict(cells.expression).probabilities
+        return -np.log(found[np.arange(len(cells)), targets]).mean()
+
+    assert annotator.temperature != 1.0
+    assert cross_entropy(annotator.temperature) < cross_entropy(1.0)
+
+
+def test_a_stage_keeps_the_ids_of_the_stages_before():
+    config = config_with({"first": {"B": "CL:0000236"}, "second": {"NK": "CL:0000623"}})
+    first = finish(first_lesson(), first_learned(), Past.none(24), config)
+    lesson = second_lesson(parent=first.annotator)
+    learned = Learned(first.annotator.grown(("NK",), seeded()), first.annotator, {})
+    past = Past(first.bank, first.probe)
+    assert finish(lesson, learned, past, config).annotator.ontology == {
+        "B": "CL:0000236",
+        "NK": "CL:0000623",
+    }
+
+
+def test_what_was_finished_is_loaded_as_it_was(finished, tmp_path):
+    finished.save(tmp_path)
+    loaded = Annotator.load(tmp_path / "model")
+    assert (loaded.temperature, loaded.ontology) == (finished.annotator.temperature, {"B": "CL:0000236"})
