@@ -34,15 +34,15 @@ def test_a_served_champion_answers_right_under_load_and_stays_as_large(annotator
     with serving(tmp_path, tmp_path / "server.log") as server:
         for question in (*right, *wrong):
             assert question.complaint(server.ask(question.body)) == ""
-        first = load(server, [*right, *wrong], CLIENTS, each=2)
+        first = load(server, [*right, *wrong], CLIENTS, each=1)
         before = server.memory
         second = load(server, [*right, *wrong], CLIENTS, each=2)
         grown = server.memory - before
         cells = _cells(annotator)
         labels = _documented(f"{server.url}/invocations")(cells, annotator.genes, cells_at_a_time=40)
     assert first.complaints == second.complaints == []
-    assert first.answered == second.answered == 2 * CLIENTS
-    assert grown < 100 * MIB
+    assert (first.answered, second.answered) == (CLIENTS, 2 * CLIENTS)
+    assert grown < 150 * MIB
     wanted = annotate_adata(annotator, cells, Options(device="cpu"))
     pd.testing.assert_frame_equal(
         labels, wanted, check_dtype=False, check_categorical=False, rtol=0, atol=1e-4
