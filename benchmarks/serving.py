@@ -113,7 +113,7 @@ def measure(root: Path, arguments: argparse.Namespace, scratch: Path) -> dict[st
     with serving(root, scratch / "server.log") as server:
         _say(f"serving after {time.perf_counter() - began:.0f} s; {arguments.clients} clients")
         at_rest = server.memory
-        first = load(server, questions, arguments.clients, each=len(questions))
+        first = load(server, questions, arguments.clients, each=2)
         before = server.memory
         found = load(server, questions, arguments.clients, seconds=arguments.seconds)
         after = server.memory

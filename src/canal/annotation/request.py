@@ -119,13 +119,13 @@ def _sent(table: pd.DataFrame, panel: Sequence[str]) -> list[str]:
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """Return columns as float64, every value finite and not negative."""
-    other = [name for name in names if table[name].dtype.kind not in "fiu"]
-    if other:
+    chosen = table[list(names)]
+    if other := [name for name, dtype in zip(names, chosen.dtypes, strict=True) if dtype.kind not in "fiu"]:
         raise DataError(
             f"expected numbers, found {len(other)} column(s) of other values, such as {other[0]!r} with "
-            f"{table[other[0]].iloc[0]!r}: {_WANTED}"
+            f"{chosen[other[0]].iloc[0]!r}: {_WANTED}"
         )
-    values: np.ndarray = table[list(names)].to_numpy(dtype=np.float64, na_value=np.nan)
+    values: np.ndarray = chosen.to_numpy(dtype=np.float64, na_value=np.nan)
     missing = f"every cell needs its {TOTALS}" if TOTALS in names else _NOT_SENT
     for what, wrong, way_out in (
         ("missing or NaN", np.isnan(values), missing),
