@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-tune bench-tuned chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned chaos help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -40,6 +40,10 @@ bench-memory:  ## memory of a stage of 100,000 cells at scBERT size
 bench-annotate:  ## cells a second and memory of labelling up to 100,000 cells x 30,000 genes (ARGS="--cells 1000000": more)
 	@tools/setup.sh run
 	@python benchmarks/annotate.py $(ARGS)
+
+bench-serving:  ## requests a second, waiting times and memory of a real server under 32 clients (ARGS="--root PROJECT": its champion)
+	@tools/setup.sh run
+	@python benchmarks/serving.py $(ARGS)
 
 bench-tune:  ## what a study of 20 trials costs beside one full training of the stage
 	@tools/setup.sh run

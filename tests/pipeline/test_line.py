@@ -97,7 +97,8 @@ model = mlflow.pyfunc.load_model({str(folder)!r})
 import canal.model.annotator as room
 assert {str(folder)!r} in room.__file__, room.__file__
 genes = list(model.metadata.get_input_schema().input_names())
-table = pandas.DataFrame([[1.0] * len(genes), [0.0] * len(genes)], columns=genes, dtype="float32")
+genes.remove("canal_total_counts")
+table = pandas.DataFrame([[0.5] * len(genes), [0.0] * len(genes)], columns=genes, dtype="float32")
 print(model.predict(table).to_json(orient="records"))
 try:
     model.predict(pandas.DataFrame({{"nonsense": [1.0]}}))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config import Values
+if TYPE_CHECKING:
+    from canal.config import Values
 
 SCALE = 1e4
 

@@ -15,8 +15,12 @@ RECORD_FORMAT = 1
 
 Record = dict[str, Any]
 
-_SHIPPED = ("__init__.py", "errors.py", "files.py", "data/__init__.py", "data/tokens.py", "model")
-"""What of canal a version needs to answer: no training code."""
+_SHIPPED = (
+    *("__init__.py", "errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
+    *("data/expression.py", "quality/__init__.py", "quality/values.py"),
+    *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
+)
+"""What of canal a version needs to read a request and to answer: no training code."""
 
 
 def assemble(model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool) -> None:
@@ -116,21 +120,25 @@ def _ship(code: Path) -> None:
 def _requirements() -> list[str]:
     from importlib.metadata import version
 
-    names = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+    names = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
 def _signature(genes: list[str]) -> Any:
+    """Return what the pyfunc takes and gives; no column must be there: it says itself what is missing."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    inputs = Schema([ColSpec("float", gene, required=False) for gene in genes])
-    outputs = Schema(
-        [
-            ColSpec("string", "cell_type"),
-            ColSpec("string", "best_type"),
-            ColSpec("double", "confidence"),
-            ColSpec("double", "novelty"),
-        ]
+    from canal.annotation import columns
+    from canal.annotation.request import TOTALS
+
+    answers = {
+        "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP),
+        "float": (columns.CONFIDENCE, columns.MARGIN, columns.NOVELTY),
+        "boolean": (columns.IS_NOVEL, columns.LOW_QUALITY),
+    }
+    return ModelSignature(
+        inputs=Schema([ColSpec("double", name, required=False) for name in (*genes, TOTALS)]),
+        outputs=Schema([ColSpec(kind, name) for kind, names in answers.items() for name in names]),
+        params=ParamSchema([ParamSpec("probabilities", "boolean", default=False)]),
     )
-    return ModelSignature(inputs=inputs, outputs=outputs)

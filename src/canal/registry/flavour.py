@@ -1,6 +1,7 @@
 """The pyfunc of a version, logged as code: MLflow runs this file to load ``model/`` (safetensors + JSON).
 
-It needs canal's model room and nothing of its training code; a copy of that room travels with every version.
+It needs canal's model room and what reads a request, nothing of its training code; a copy of both travels
+with every version.
 """
 
 from typing import Any
@@ -11,59 +12,62 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class AnnotatorModel(PythonModel):
-    """Labels cells given as a table of expression values, one column a gene symbol of the panel.
+    """Labels cells given as a table, one row a cell, one column a gene symbol of the panel.
 
-    Values are log2(1 + counts per 10,000 of the whole transcriptome); a gene without a column counts as zero.
+    Values are log1p(counts per 10,000 of the whole transcriptome), or raw counts with a column
+    ``canal_total_counts``; a gene without a column counts as zero.
     """
 
     def load_context(self, context: Any) -> None:
-        """Read the annotator from the version's ``model/`` folder."""
+        """Read the annotator from the version's ``model/`` folder, onto a GPU where there is one."""
+        import threading
         from pathlib import Path
 
         from canal.model.annotator import Annotator
+        from canal.model.compute import find_device
 
         self.annotator = Annotator.load(Path(context.artifacts["model"]))
+        self.annotator.network.to(find_device("auto"))
+        self._turn = threading.Lock()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """Return cell_type, best_type, confidence and novelty for each row, in order.
+        """Return the columns of `canal annotate` for each row, in order.
+
+        Requests take turns after each block of cells: a large one neither fills the memory nor makes small
+        ones wait for all of it.
+
+        Parameters
+        ----------
+        context
+            Not used: all was read by `load_context`.
+        model_input
+            See `canal.annotation.request.read_request`.
+        params
+            ``probabilities``: whether the probability of every type is given, too.
 
         Raises
         ------
-        CanalError
-            If no column is a gene of the panel, or a value is negative or not finite.
+        MlflowException
+            With ``INVALID_PARAMETER_VALUE``, which is HTTP 400, if the cells cannot be labelled; it says why.
         """
-        import numpy as np
+        from mlflow.exceptions import MlflowException
 
+        from canal.annotation.columns import columns_of
+        from canal.annotation.request import read_request
         from canal.errors import DataError
 
-        genes = list(self.annotator.genes)
-        shared = [gene for gene in genes if gene in model_input.columns]
-        if not shared:
-            found = ", ".join(map(str, model_input.columns[:5])) or "none"
-            raise DataError(
-                f"no column is one of the {len(genes)} panel genes ({', '.join(genes[:5])}, ...); "
-                f"found {found}"
-            )
-        table = (
-            model_input.reindex(columns=genes).astype("float32").fillna(0.0)
-            if len(shared) < len(genes)
-            else model_input[genes].astype("float32")
-        )
-        expression = np.ascontiguousarray(table.to_numpy())
-        if not np.isfinite(expression).all() or (expression < 0).any():
-            raise DataError("expression must be log2(1 + counts per 10,000): finite and not negative")
-        answer = self.annotator.predict(expression)
-        labels = [
-            "Unassigned" if new else label for label, new in zip(answer.labels, answer.is_novel, strict=True)
-        ]
-        return pd.DataFrame(
-            {
-                "cell_type": labels,
-                "best_type": list(answer.labels),
-                "confidence": answer.confidence.astype("float64"),
-                "novelty": answer.novelty.astype("float64"),
-            }
-        )
+        labels = self.annotator.labels
+        probabilities = bool((params or {}).get("probabilities", False))
+        try:
+            request = read_request(model_input, self.annotator.genes)
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        frames = []
+        for expression, empty in request.blocks():
+            with self._turn:
+                answer = self.annotator.predict(expression)
+            frames.append(columns_of(answer, empty, labels, probabilities))
+        return pd.concat(frames, ignore_index=True)
 
 
 mlflow.models.set_model(AnnotatorModel())
