@@ -9,7 +9,7 @@ def main() -> None:
     """Fetch every source, all of them or nothing."""
     project = Project.open()
     layout = project.layout
-    ingest(project.config, layout.root, layout.incoming, layout.private, say)
+    ingest(project.config, layout.root, layout.incoming, layout.private, say, layout.data)
 
 
 if __name__ == "__main__":

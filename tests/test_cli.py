@@ -14,6 +14,8 @@ COMMANDS = [
     ("versions",),
     ("show",),
     ("annotate",),
+    ("novel",),
+    ("explain",),
     ("validate",),
     ("report",),
     ("lineage",),

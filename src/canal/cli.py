@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from canal.commands import audit, keys, lineage, promotion, tuning
+from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
 from canal.startup import begin
@@ -19,13 +19,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-stage_app = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
 backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
-app.add_typer(stage_app, name="stage")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (promotion, lineage, audit, keys, tuning):
+for commands in (cells, stages, promotion, lineage, audit, keys, tuning):
     commands.add_to(app)
 
 
@@ -97,6 +95,10 @@ def annotate(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
     ] = False,
+    vote: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, or leiden."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
     chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
@@ -130,6 +132,7 @@ def annotate(
         overwrite=overwrite,
         only_obs=only_obs,
         probabilities=probabilities,
+        vote=vote,
         resume=resume,
         device=device,
         dtype=dtype,
@@ -162,55 +165,6 @@ def validate(
     show_result(verdict.document() if as_json else render(verdict), as_json)
     if not verdict.passed:
         raise typer.Exit(1)
-
-
-@stage_app.command(
-    "add",
-    epilog="Example: canal stage add lung --file lung.h5ad --values counts --batch donor --commit",
-)
-def stage_add(
-    name: Annotated[str, typer.Argument(help="Name of the stage and of its source.")],
-    file: Annotated[Path, typer.Option(help="The labelled h5ad file.")],
-    values: Annotated[str, typer.Option(help="counts, log1p_10k or log2p_10k.")],
-    label: Annotated[str, typer.Option(help="obs column with cell types.")] = "cell_type",
-    label_map: Annotated[
-        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
-    ] = None,
-    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
-    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
-    min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
-    fixed: Annotated[
-        bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
-    ] = False,
-    commit: Commit = False,
-    root: Root = None,
-) -> None:
-    """Declare a new stage in params.yaml if its file passes the gate; `make run` then learns it."""
-    from canal.api import add_stage, propose_stage
-    from canal.declare import declare
-    from canal.quality.terminal import render
-
-    wishes = {"label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column}
-    source = declare(file, {**wishes, "min_genes": min_genes}, label_map, root)
-    addition = propose_stage(name, source, parent, root, fixed)
-    show_result(render(addition.verdict), as_json=False)
-    add_stage(addition, commit, root)
-    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
-
-
-@stage_app.command("relearn", epilog="Example: canal stage relearn tumour-myeloid --commit")
-def stage_relearn(
-    name: Annotated[str, typer.Argument(help="Stage to learn again, or backbone.")],
-    commit: Commit = False,
-    root: Root = None,
-) -> None:
-    """Start a new branch of the lineage from this stage on; old versions stay as they are."""
-    from canal.api import relearn
-
-    touched = relearn(name, commit, root)
-    note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
 
 
 @backbone_app.command(

@@ -55,13 +55,22 @@ class Layout:
         """The gene panel of the lineage."""
         return self.root / "panel.json"
 
+    @property
+    def data(self) -> Path:
+        """The raw files of all sources, as data.dvc holds them."""
+        return self.root / "data"
+
+    def lesson(self, name: str) -> Path:
+        """File of cells that were novel and that a person named: the source ``name``."""
+        return self.root / "novel" / f"{name}.h5ad"
+
     def imported(self, name: str) -> Path:
         """Folder of a backbone that `canal backbone import` brought; params.yaml names its key."""
         return self.root / "backbones" / name
 
     def source(self, name: str) -> Path:
         """Folder of a source's raw file, ``cells.h5ad``, and its ``source.json``."""
-        return self.root / "data" / name
+        return self.data / name
 
     def prepared(self, name: str) -> Path:
         """Folder of a source's canonical file, ``cells.h5ad``, and its ``prepared.json``."""

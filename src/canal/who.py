@@ -1,6 +1,5 @@
 """`canal who`: which version labelled a file, when and how, and how the registry sees that version today."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-LABELS = "canal_cell_type"
 CHAMPION = "champion"
 
 
@@ -53,20 +51,10 @@ def who(file: Path, root: Path | None = None) -> Document:
 
 def _labels(file: "H5adFile", record: "Record") -> Document:
     """Return whether a file's labels are those that its record counts, and how many cells it holds now."""
-    if LABELS not in file.obs_columns:
-        return {"as_written": False, "n_cells": file.n_cells, "why": f"obs has no column {LABELS} any more"}
-    counts = dict(Counter(file.obs_column(LABELS)))
-    why = ""
-    if file.n_cells != record["n_cells"]:
-        why = f"it holds {file.n_cells:,} cells, {record['n_cells']:,} were labelled"
-    elif counts != record["cell_types"]:
-        wrong = [name for name in {**counts, **record["cell_types"]} if _differs(name, counts, record)]
-        why = f"other numbers of cells of {len(wrong)} types than were written, such as {sorted(wrong)[:3]}"
+    from canal.annotation.labelled import misfit
+
+    why = misfit(file, record)
     return {"as_written": not why, "n_cells": file.n_cells, "why": why}
-
-
-def _differs(name: str, counts: dict[str, int], record: "Record") -> bool:
-    return bool(counts.get(name, 0) != record["cell_types"].get(name, 0))
 
 
 def _standing(project: Project, record: "Record") -> Document:

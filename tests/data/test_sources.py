@@ -73,6 +73,20 @@ def test_what_is_no_longer_declared_goes(project, raw):
     assert not (project.root / "incoming" / "old").exists()
 
 
+def test_a_file_that_is_on_another_machine_is_taken_from_data(project, raw):
+    before = project.root / "data" / "first" / "cells.h5ad"
+    before.parent.mkdir(parents=True)
+    raw.rename(before)
+    arguments = project.root, project.root / "incoming", project.root / ".canal", project.said.append
+    one, gone = declared(path="raw/a.h5ad"), declared(path="raw/b.h5ad", available=False)
+    ingest(config(one, gone), *arguments, project.root / "data")
+    assert (project.root / "incoming/first/cells.h5ad").read_bytes() == CONTENT
+    assert "raw/a.h5ad is not here; its bytes are in data/" in project.said[0]
+    before.write_bytes(CONTENT[1:])
+    with pytest.raises(SourceError, match=r"sources\.first\.path: no file"):
+        ingest(config(one, gone), *arguments, project.root / "data")
+
+
 def test_another_sum_is_refused_with_both_and_leaves_nothing(project, raw):
     with pytest.raises(SourceError, match=f"sources.second: expected sha256 {'1' * 64}, found {SUM}"):
         project.ingest(declared(path="raw/a.h5ad"), declared("1" * 64, path="raw/a.h5ad"))

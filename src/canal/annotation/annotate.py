@@ -24,6 +24,7 @@ from canal.annotation.records import make_record
 from canal.annotation.telling import OnCells, in_tenths
 from canal.annotation.unchanged import Fingerprint
 from canal.annotation.units import AUTO
+from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
 from canal.config import Values
 from canal.digests import canonical_json
 
@@ -67,6 +68,9 @@ class Options:
         Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
     probabilities : bool
         Whether the probability of every type is written, too: 4 bytes a cell and type.
+    vote : str or None
+        Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
+        `canal.annotation.vote`.
     resume : bool
         Whether to go on where an interrupted run for the same output stopped.
     device : str
@@ -89,6 +93,7 @@ class Options:
     overwrite: bool = False
     only_obs: bool = False
     probabilities: bool = False
+    vote: str | None = None
     resume: bool = False
     device: str = "auto"
     dtype: Precision = "float32"
@@ -194,8 +199,10 @@ def annotate_h5ad(
     parts = Parts(parts_folder(target), lambda: _job(annotator, seen, options), options.resume, progress)
     with parts:
         with open_cells(source) as file:
+            clusters = clusters_of_file(file, options.vote)
             query = query_file(file, options.layer, options.gene_column)
             table, summary = _label(annotator, query, options, on_cells or in_tenths(progress), parts)
+            table = voted(table, clusters, annotator, query, options, progress)
             table.index = file.obs_names() if output.is_table else table.index
         seen.check()
         parts.labelled = True
@@ -241,8 +248,10 @@ def annotate_adata(
         As `annotate_h5ad`.
     """
     options = options or Options()
+    clusters = clusters_of_adata(adata, options.vote)
     query = query_adata(adata, options.layer, options.gene_column)
     table, summary = _label(annotator, query, options, in_tenths(progress))
+    table = voted(table, clusters, annotator, query, options, progress)
     for text in summary.warnings:
         warnings.warn(text, stacklevel=2)
     table.index = adata.obs_names.copy()
@@ -301,7 +310,7 @@ def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[st
             "labels": list(annotator.labels),
             "novelty": None if rule is None else rule.to_json(),
             "temperature": annotator.temperature,
-            "options": _asked(options),
+            "options": {**_asked(options), **({"vote": options.vote} if options.vote else {})},
             **summary.to_json(),
         }
     )

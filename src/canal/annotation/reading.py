@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -69,14 +69,26 @@ class Reading:
         DataError
             If a value is not finite, negative or, where units are strict, no whole number.
         """
+        for first, block, totals in self.values(size, start):
+            expression = to_expression(block, self.units.values, totals).toarray()
+            yield Block(first, expression, ~(expression > 0).any(axis=1))
+
+    def values(self, size: int, start: int = 0) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
+        """Yield as `blocks` does, but (first cell, values, totals): the query's own units, not expression.
+
+        Values are float32 ``(n_cells, n_panel_genes)`` in the units of `units`, logarithms those of counts
+        per 10,000; totals ``(n_cells,)`` are what the cells' counts are scaled by.
+        """
         matrix = self.query.matrix
         pieces = (
             self._gathered(matrix, size, start) if isinstance(matrix, ByEntries) else self._rows(size, start)
         )
         for first, block, totals in pieces:
-            scaled = self.units.scaled(self.query, block, totals, first)
-            expression = to_expression(scaled, self.units.values, totals).toarray()
-            yield Block(first, expression, ~(expression > 0).any(axis=1))
+            yield first, self.units.scaled(self.query, block, totals, first), totals
+
+    def of_all_genes(self) -> Reading:
+        """Return the same reading with every gene of the query for its panel."""
+        return replace(self, panel=self.genes.symbols)
 
     def _rows(self, size: int, start: int) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
         """Yield (first cell, panel genes of the next cells, totals) of a matrix that lies by cell."""

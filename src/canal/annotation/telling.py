@@ -11,8 +11,10 @@ OnCells = Callable[[int, int], None]
 _TENTHS = 10
 
 
-def in_tenths(notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> OnCells:
-    """Return what tells ``notice`` a line at every tenth of the cells.
+def in_tenths(
+    notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic, what: str = "labelled"
+) -> OnCells:
+    """Return what tells ``notice`` a line at every tenth of the cells: ``what`` was done with how many.
 
     The rate is that of this run: cells of an earlier, interrupted one do not count.
     """
@@ -28,7 +30,7 @@ def in_tenths(notice: Callable[[str], None], clock: Callable[[], float] = time.m
         if passed:
             rate = (done - began_at) / max(clock() - began, 1e-9)
             left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
-            notice(f"labelled {done:,} of {total:,} cells{left}")
+            notice(f"{what} {done:,} of {total:,} cells{left}")
 
     return tell
 

@@ -21,7 +21,9 @@ SUMMARY = "source.json"
 Progress = Callable[[str], None]
 
 
-def ingest(config: Config, root: Path, into: Path, cache: Path, progress: Progress) -> None:
+def ingest(
+    config: Config, root: Path, into: Path, cache: Path, progress: Progress, before: Path | None = None
+) -> None:
     """Write ``into/<source>/cells.h5ad`` and ``source.json`` for every source, all of them or nothing.
 
     Parameters
@@ -33,6 +35,9 @@ def ingest(config: Config, root: Path, into: Path, cache: Path, progress: Progre
         source fetches nothing twice.
     progress
         Called with one line at a time.
+    before
+        Folder of an earlier ingest, such as ``data/`` that `dvc pull` brought: a source by path whose file is
+        on another machine is taken from there.
 
     Raises
     ------
@@ -45,7 +50,8 @@ def ingest(config: Config, root: Path, into: Path, cache: Path, progress: Progre
             place.mkdir()
             size = 0
             if source.available:
-                shutil.copyfile(fetch(name, source, root, cache, progress), place / CELLS)
+                kept = None if before is None else before / name / CELLS
+                shutil.copyfile(fetch(name, source, root, cache, progress, kept), place / CELLS)
                 size = (place / CELLS).stat().st_size
             summary = {"source": name, "sha256": source.sha256, "size": size, "available": source.available}
             write_json(place / SUMMARY, summary)
@@ -54,11 +60,20 @@ def ingest(config: Config, root: Path, into: Path, cache: Path, progress: Progre
             )
 
 
-def fetch(name: str, source: Source, root: Path, cache: Path, progress: Progress) -> Path:
-    """Return a verified file with the bytes of ``source``: its own path, or one in the cache."""
+def fetch(
+    name: str, source: Source, root: Path, cache: Path, progress: Progress, kept_before: Path | None = None
+) -> Path:
+    """Return a verified file with the bytes of ``source``: its own path, an earlier copy, or the cache."""
     if source.path is not None:
         path = root / source.path
         if not path.is_file():
+            if (
+                kept_before is not None
+                and kept_before.is_file()
+                and file_digest(kept_before) == source.sha256
+            ):
+                progress(f"{name}: {source.path} is not here; its bytes are in data/")
+                return kept_before
             raise SourceError(f"sources.{name}.path: no file {path}")
         _check_sum(name, source, path)
         return path

@@ -1,0 +1,116 @@
+"""stage add, stage relearn: the lessons of a lineage."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from canal.commands.telling import Commit, Root, note, show_result
+from canal.errors import ConfigError
+
+if TYPE_CHECKING:
+    from canal.api import Addition
+
+Table = Annotated[Path | None, typer.Option(help="With --from-novel: the table the file was labelled with.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    group = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
+    group.command(
+        epilog="Example: canal stage add lung --file lung.h5ad --values counts --batch donor --commit    "
+        "canal stage add myeloid --from-novel novel.csv"
+    )(add)
+    group.command(epilog="Example: canal stage relearn tumour-myeloid --commit")(relearn)
+    app.add_typer(group, name="stage")
+
+
+def add(
+    name: Annotated[str, typer.Argument(help="Name of the stage and of its source.")],
+    file: Annotated[Path | None, typer.Option(help="The labelled h5ad file.")] = None,
+    from_novel: Annotated[
+        Path | None,
+        typer.Option(metavar="SHEET.csv", help="A filled-in sheet of `canal novel`, in place of a file."),
+    ] = None,
+    values: Annotated[str | None, typer.Option(help="counts, log1p_10k or log2p_10k; with --file.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="obs column with cell types; by default cell_type.")
+    ] = None,
+    label_map: Annotated[
+        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")] = None,
+    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    gene_map: Table = None,
+    aliases: Table = None,
+    orthologs: Table = None,
+    min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
+    ] = False,
+    commit: Commit = False,
+    root: Root = None,
+) -> None:
+    """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
+    from canal.api import add_stage
+    from canal.quality.terminal import render
+
+    of_file: dict[str, Any] = {
+        "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
+        "gene_column": gene_column,
+    }  # fmt: skip
+    if from_novel is None:
+        if gene_map or aliases or orthologs:
+            raise ConfigError("--gene-map, --aliases and --orthologs go with --from-novel")
+        addition = _of_file(name, file, of_file | {"min_genes": min_genes}, parent, fixed, root)
+    else:
+        from canal.annotation.naming import Naming
+        from canal.teaching import FromNovel, propose_from_novel
+
+        _refuse_options_of_a_file(of_file)
+        naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
+        wish = FromNovel(from_novel, file, naming, parent, fixed, min_genes)
+        addition = propose_from_novel(name, wish, root)
+    show_result(render(addition.verdict), as_json=False)
+    add_stage(addition, commit, root)
+    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
+
+
+def relearn(
+    name: Annotated[str, typer.Argument(help="Stage to learn again, or backbone.")],
+    commit: Commit = False,
+    root: Root = None,
+) -> None:
+    """Start a new branch of the lineage from this stage on; old versions stay as they are."""
+    from canal.api import relearn as branch
+
+    touched = branch(name, commit, root)
+    note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+
+
+def _of_file(
+    name: str, file: Path | None, wishes: dict[str, Any], parent: str | None, fixed: bool, root: Path | None
+) -> "Addition":
+    from canal.api import propose_stage
+    from canal.declare import declare
+
+    if file is None or wishes["values"] is None:
+        raise ConfigError(
+            "a stage is made from --file FILE.h5ad --values UNITS, or from --from-novel SHEET.csv: give "
+            "one of both"
+        )
+    label_map = wishes.pop("label_map")
+    declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
+    return propose_stage(name, declare(file, declared, label_map, root), parent, root, fixed)
+
+
+def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
+    if found := [name for name, value in given.items() if value is not None]:
+        options = ", ".join(
+            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in found
+        )
+        raise ConfigError(
+            f"--from-novel reads the cells as they were read when they were labelled: leave out {options}"
+        )

@@ -1,0 +1,85 @@
+from collections import Counter
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canal.annotation import vote
+from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.vote import with_vote
+from canal.errors import DataError
+from tests.make import gene_names, make_adata, write_adata
+
+
+@pytest.fixture
+def adata():
+    cells = make_adata({"B": 40, "NK": 40}, n_genes=60)
+    cells.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(40))]
+    cells.obs["cluster"] = pd.Categorical(["a", "b", "c", "d"] * 20)
+    cells.obs.loc[cells.obs_names[:3], "cluster"] = None
+    return cells
+
+
+@given(st.lists(st.tuples(st.sampled_from(["B", "T", "Unassigned"]), st.sampled_from(["", "1", "2"]))))
+def test_the_vote_is_what_most_cells_of_a_cluster_are(cells):
+    table = pd.DataFrame({"canal_cell_type": pd.Categorical([label for label, _ in cells])})
+    found = with_vote(table, np.array([cluster for _, cluster in cells], dtype=object))
+    assert found["canal_cell_type"].tolist() == [label for label, _ in cells]
+    for (label, cluster), chosen, share in zip(
+        cells, found["canal_vote"], found["canal_vote_share"], strict=True
+    ):
+        if cluster == "":
+            assert chosen == label
+            assert np.isnan(share)
+            continue
+        counts = Counter(one for one, its in cells if its == cluster)
+        assert counts[chosen] == max(counts.values())
+        assert share == pytest.approx(counts[chosen] / sum(counts.values()))
+
+
+@pytest.mark.parametrize("wish", ["cluster", "obs:cluster", "leiden"])
+def test_a_file_gains_two_columns_and_no_label_changes(annotator, adata, tmp_path, wish):
+    source = write_adata(adata, tmp_path / "in.h5ad")
+    annotate_h5ad(annotator, source, tmp_path / "plain.h5ad")
+    annotate_h5ad(annotator, source, tmp_path / "voted.h5ad", Options(vote=wish, chunk_cells=17))
+    plain, voted = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("plain", "voted"))
+    assert list(voted) == [*plain, "canal_vote", "canal_vote_share"]
+    pd.testing.assert_frame_equal(voted[list(plain)], plain, rtol=1e-5, atol=1e-6)
+    assert voted["canal_vote_share"].notna().sum() == (len(plain) if wish == "leiden" else len(plain) - 3)
+    assert set(voted["canal_vote"]) <= {*annotator.labels, "Unassigned"}
+
+
+def test_clusters_of_the_representation_are_the_same_twice_and_for_an_adata(annotator, adata, tmp_path):
+    source = write_adata(adata, tmp_path / "in.h5ad")
+    for name in ("one", "two"):
+        annotate_h5ad(annotator, source, tmp_path / f"{name}.csv", Options(vote="leiden"))
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    table = annotate_adata(annotator, adata, Options(vote="leiden"))
+    written = pd.read_csv(tmp_path / "one.csv", index_col=0)
+    assert table["canal_vote"].tolist() == written["canal_vote"].tolist()
+    assert table.attrs["canal"]["options"]["vote"] == "leiden"
+
+
+def test_a_column_called_leiden_is_named_with_obs(annotator, adata):
+    adata.obs["leiden"] = "all"
+    table = annotate_adata(annotator, adata, Options(vote="obs:leiden"))
+    assert table["canal_vote"].nunique() == 1
+    assert table["canal_vote_share"].nunique() == 1
+
+
+def test_a_column_that_is_not_there_is_refused_before_any_work(annotator, adata, tmp_path):
+    source = write_adata(adata, tmp_path / "in.h5ad")
+    with pytest.raises(
+        DataError, match=r"no column 'louvain' \(--vote\); it has 'cell_type', 'batch', 'cluster'"
+    ):
+        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(vote="louvain"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.h5ad"]
+
+
+def test_too_many_cells_to_cluster_are_refused_with_the_way_out(annotator, adata, monkeypatch):
+    monkeypatch.setattr(vote, "MOST_CELLS", 79)
+    with pytest.raises(DataError, match="at most 79 cells .* found 80: .* --vote COLUMN"):
+        annotate_adata(annotator, adata, Options(vote="leiden"))
