@@ -38,7 +38,8 @@ def logarithms(counts):
 
 def answer(annotator, table, size):
     blocks = read_request(table, annotator.genes).blocks(size)
-    return joined([columns_of(annotator.predict(x), empty, annotator.labels) for x, empty in blocks])
+    frames = [columns_of(annotator.predict(x), empty, annotator.labels) for x, empty in blocks]
+    return joined(frames, annotator.ontology)
 
 
 def annotated(annotator, values, genes, units):

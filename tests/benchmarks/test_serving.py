@@ -20,8 +20,8 @@ CLIENTS, MIB = 32, 1 << 20
 
 @pytest.fixture
 def annotator():
-    """A model of twenty genes that calls a third of the cells novel."""
-    model = make_annotator()
+    """A model of twenty genes that calls a third of the cells novel and knows an id."""
+    model = make_annotator().with_ontology({"B": "CL:0000236"})
     rule = NoveltyRule(0.8, -3.0, 0.0, 0.5)
     scores = rule.score(model.predict(make_expression(100, seed=3)).logits)
     return model.with_novelty(NoveltyRule(0.8, -3.0, 0.0, float(np.quantile(scores, 0.7))))

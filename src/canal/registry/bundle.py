@@ -19,6 +19,7 @@ _SHIPPED = (
     *("__init__.py", "errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
     *("data/expression.py", "quality/__init__.py", "quality/values.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
+    "annotation/service.py",
 )
 """What of canal a version needs to read a request and to answer: no training code."""
 
@@ -133,12 +134,15 @@ def _signature(genes: list[str]) -> Any:
     from canal.annotation.request import TOTALS
 
     answers = {
-        "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP),
+        "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
         "float": (columns.CONFIDENCE, columns.MARGIN, columns.NOVELTY),
         "boolean": (columns.IS_NOVEL, columns.LOW_QUALITY),
     }
+    optional = (columns.RUNNER_UP, columns.ONTOLOGY_ID)  # not of a model of one type, or without ids
     return ModelSignature(
         inputs=Schema([ColSpec("double", name, required=False) for name in (*genes, TOTALS)]),
-        outputs=Schema([ColSpec(kind, name) for kind, names in answers.items() for name in names]),
+        outputs=Schema(
+            [ColSpec(kind, name, name not in optional) for kind, names in answers.items() for name in names]
+        ),
         params=ParamSchema([ParamSpec("probabilities", "boolean", default=False)]),
     )

@@ -33,9 +33,6 @@ class AnnotatorModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Return the columns of `canal annotate` for each row, in order.
 
-        Requests take turns after each block of cells: a large one neither fills the memory nor makes small
-        ones wait for all of it.
-
         Parameters
         ----------
         context
@@ -52,22 +49,14 @@ class AnnotatorModel(PythonModel):
         """
         from mlflow.exceptions import MlflowException
 
-        from canal.annotation.columns import columns_of
-        from canal.annotation.request import read_request
+        from canal.annotation.service import answer
         from canal.errors import DataError
 
-        labels = self.annotator.labels
         probabilities = bool((params or {}).get("probabilities", False))
         try:
-            request = read_request(model_input, self.annotator.genes)
+            return answer(self.annotator, model_input, self._turn, probabilities)
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        frames = []
-        for expression, empty in request.blocks():
-            with self._turn:
-                answer = self.annotator.predict(expression)
-            frames.append(columns_of(answer, empty, labels, probabilities))
-        return pd.concat(frames, ignore_index=True)
 
 
 mlflow.models.set_model(AnnotatorModel())

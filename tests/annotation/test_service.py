@@ -1,0 +1,60 @@
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from canal.annotation.service import answer
+from canal.errors import DataError
+from tests.model.make import make_annotator
+
+
+def logarithms(n):
+    values = np.round(np.random.default_rng(0).random((n, 20)), 3)
+    return pd.DataFrame(values, columns=make_annotator().genes)
+
+
+class Turns:
+    """Counts how often it was taken, and never lets two in."""
+
+    def __init__(self):
+        self.taken, self._lock = 0, threading.Lock()
+
+    def __enter__(self):
+        assert self._lock.acquire(blocking=False)
+        self.taken += 1
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+
+def test_a_large_request_lets_others_in_between_its_blocks(annotator):
+    turns = Turns()
+    assert len(answer(annotator, logarithms(600), turns)) == 600
+    assert turns.taken == 3
+
+
+def test_what_is_missing_is_none():
+    alone = answer(make_annotator(labels=("B",)), logarithms(2), nullcontext())
+    assert alone["canal_runner_up"].tolist() == [None, None]
+    assert alone["canal_cell_type"].tolist() == ["B", "B"]
+
+
+def test_ids_and_probabilities_are_given_where_there_are_any(annotator):
+    named = annotator.with_ontology({"B": "CL:0000236"})
+    answers = answer(named, logarithms(50), nullcontext(), probabilities=True)
+    ids = np.where(answers["canal_cell_type"] == "B", "CL:0000236", "unknown")
+    assert answers["cell_type_ontology_term_id"].tolist() == ids.tolist()
+    shares = answers[[f"canal_p_{label}" for label in named.labels]]
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(shares.max(axis=1), answers["canal_confidence"], atol=1e-7)
+    assert "cell_type_ontology_term_id" not in answer(annotator, logarithms(1), nullcontext())
+
+
+def test_nothing_is_answered_where_anything_is_wrong(annotator):
+    table, turns = logarithms(600), Turns()
+    table.iloc[599, 3] = -1
+    with pytest.raises(DataError, match="in cell 599"):
+        answer(annotator, table, turns)
+    assert turns.taken == 0
