@@ -228,7 +228,7 @@ def auroc(score: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def h_score(score: np.ndarray, unknown: np.ndarray, right: np.ndarray, rate: float) -> float:
-    """Return the H-score at the threshold that a share ``rate`` of the known test cells exceeds."""
+    """Return the H-score at the threshold that at most a share ``rate`` of the known test cells exceeds."""
     novel = score > np.quantile(score[~unknown], 1 - rate, method="higher")
     return judged(novel, unknown, right)["h_score"]
 
@@ -304,8 +304,7 @@ def measured(root: Path, wishes: argparse.Namespace) -> dict[str, Any]:
     settings = project.config.novelty.model_copy(update={"false_unassigned": wishes.false_unassigned})
     if wishes.epochs:
         settings = settings.model_copy(update={"shadow_epochs": wishes.epochs})
-    with torch.no_grad():
-        seen = list(cases(project, settings))
+    seen = list(cases(project, settings))
     if not seen:
         raise SystemExit(f"{root}: no type can be measured; each needs 5 test cells")
     found = means(seen, wishes.false_unassigned)

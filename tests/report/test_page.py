@@ -66,6 +66,13 @@ def test_the_matrix_stands_in_a_table(whole):
     assert re.findall(r">([\d.]+)</td>", rows[0])[:4] == ["3", "87.1", "79.0", "94.6"]
 
 
+def test_trust_is_told_with_and_without_temperature_and_by_type(whole):
+    text = Page(whole).text
+    assert "Logits are divided by 0.57" in text
+    assert "without that the error is 0.14" in text
+    assert re.search(r"<tr><th>B</th><td class=\"n\">40</td><td class=\"n\">5\.0", whole)
+
+
 def test_each_stage_has_its_key_parent_version_and_aliases(whole):
     text = Page(whole).text
     for number in (1, 2, 3):

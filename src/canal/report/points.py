@@ -142,7 +142,7 @@ def _calibration_title(calibration: Mapping[str, Any]) -> str:
     low, high = calibration.get("low"), calibration.get("high")
     interval = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
     before = calibration.get("uncalibrated")
-    without = "" if before is None else f"; {before['ece']:.3f} without temperature"
+    without = "" if before is None else f"\n{before['ece']:.3f} without the temperature"
     return f"Calibration error {calibration['ece']:.3f}{interval}{without}"
 
 
