@@ -43,15 +43,17 @@ def origin(source: Path) -> dict[str, Any]:
         If it is not there, or cannot be read.
     """
     try:
-        if source.is_dir():
-            files = tree_digests(source)
-            size, digest = sum((source / name).stat().st_size for name in files), json_digest(files)
-        else:
-            size, digest = source.stat().st_size, file_digest(source)
-        about = {"name": readable(source.name), "bytes": size, "sha256": digest}
+        files = [one for one in source.rglob("*") if one.is_file()] if source.is_dir() else [source]
+        size = sum(one.stat().st_size for one in files)
+        about = {"name": readable(source.name), "bytes": size, "sha256": digest_of(source)}
     except OSError as error:
         raise DataError(f"{source}: {_cause(error)}") from error
     return {"time": now(), "input": about}
+
+
+def digest_of(source: Path) -> str:
+    """Return the SHA-256 of a file; of a folder that of the JSON document of its files' digests by name."""
+    return json_digest(tree_digests(source)) if source.is_dir() else file_digest(source)
 
 
 def readable(name: str) -> str:

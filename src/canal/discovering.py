@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from canal.annotating import digest_of
 from canal.errors import RegistryError
 from canal.project import Project
 
@@ -52,7 +53,6 @@ def novel(
     from canal.annotation.novel import group_novel
     from canal.annotation.sheet import check_sheet, write_sheet
     from canal.annotation.unchanged import Fingerprint
-    from canal.digests import file_digest
 
     if sheet is not None:
         check_sheet(sheet, overwrite)
@@ -60,7 +60,7 @@ def novel(
     with opened(file, Project.open(root)) as (labelled, annotator):
         found = group_novel(annotator, labelled, wishes, notice)
         if sheet is not None:
-            sha256 = file_digest(file)
+            sha256 = digest_of(file)
             seen.check()
             write_sheet(sheet, labelled, sha256, found, wishes)
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.annotating import readable
+from canal.annotating import digest_of, readable
 from canal.errors import ConfigError, DataError
 from canal.project import Project
 from canal.registry import words
@@ -94,24 +94,29 @@ def _target(project: Project, name: str) -> Path:
         )
     if name in project.config.stages or name in project.config.sources:
         raise ConfigError(f"{name} exists already in params.yaml; choose another name")
-    return project.layout.lesson(name)
+    target = project.layout.lesson(name)
+    if target.exists():
+        raise DataError(
+            f"{target} is there already, though no source of params.yaml is called {name}; another branch "
+            "of the project may need it: choose another name, or move it away"
+        )
+    return target
 
 
 def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
     from canal.annotation.lesson import write_lesson
     from canal.annotation.sheet import read_sheet
     from canal.annotation.unchanged import Fingerprint
-    from canal.digests import file_digest
     from canal.discovering import opened
 
     sheet = read_sheet(wish.sheet)
     _check_types(sheet)
     file = wish.file or sheet.labelled
-    if not file.is_file():
+    if not file.exists():
         raise DataError(
             f"{file}: the labelled file of {wish.sheet} is not there; say where it is with --file"
         )
-    seen, found, wanted = Fingerprint.of(file), file_digest(file), sheet.about["file"]["sha256"]
+    seen, found, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
     if found != wanted:
         raise DataError(
             f"{file} is not the file that {wish.sheet} was made for, or was changed since (expected sha256 "

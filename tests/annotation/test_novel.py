@@ -116,6 +116,19 @@ def test_neither_blocks_nor_layout_change_the_groups(annotator, given, novel, tm
     ]
 
 
+def test_a_zarr_store_is_grouped_likewise(annotator, given, novel, tmp_path):
+    given.write_zarr(tmp_path / "in.zarr")
+    annotate_h5ad(annotator, tmp_path / "in.zarr", tmp_path / "out.zarr", Options(layer="counts"))
+    found = grouped(annotator, tmp_path / "out.zarr")
+    assert [group.rows for group in found.groups] == [group.rows for group in novel.groups]
+
+
+@pytest.mark.parametrize("resolution", [float("nan"), float("inf"), -1.0])
+def test_a_resolution_that_is_no_number_is_refused(annotator, file, resolution):
+    with pytest.raises(DataError, match="a resolution is a number of 0 or more"):
+        grouped(annotator, file, Wishes(resolution=resolution))
+
+
 def test_few_cells_are_one_group(annotator, file, novel):
     assert [len(group.rows) for group in grouped(annotator, file, Wishes(min_cells=50)).groups] == [
         novel.n_novel
@@ -170,8 +183,8 @@ def test_cells_left_out_values_changed_and_tables_are_refused(annotator, file, t
     cells.write_h5ad(tmp_path / "turned.h5ad")
     with pytest.raises(DataError, match="genes or values were changed"):
         grouped(annotator, tmp_path / "turned.h5ad")
-    with pytest.raises(DataError, match="expected a labelled h5ad file"):
-        grouped(annotator, tmp_path)
+    with pytest.raises(DataError, match="with the cells beside their labels"):
+        grouped(annotator, tmp_path / "labels.csv")
     table = tmp_path / "genes.tsv"
     table.write_text("old\tnew\n")
     with pytest.raises(DataError, match="was labelled with no --aliases, found genes.tsv"):

@@ -60,7 +60,7 @@ def test_clusters_of_the_representation_are_the_same_twice_and_for_an_adata(anno
     table = annotate_adata(annotator, adata, Options(vote="leiden"))
     written = pd.read_csv(tmp_path / "one.csv", index_col=0)
     assert table["canal_vote"].tolist() == written["canal_vote"].tolist()
-    assert table.attrs["canal"]["options"]["vote"] == "leiden"
+    assert table.attrs["canal"]["vote"] == "leiden"
 
 
 def test_a_column_called_leiden_is_named_with_obs(annotator, adata):

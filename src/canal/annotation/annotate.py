@@ -310,8 +310,9 @@ def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[st
             "labels": list(annotator.labels),
             "novelty": None if rule is None else rule.to_json(),
             "temperature": annotator.temperature,
-            "options": {**_asked(options), **({"vote": options.vote} if options.vote else {})},
+            "options": _asked(options),
             **summary.to_json(),
+            **({"vote": options.vote} if options.vote else {}),
         }
     )
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.columns import BEST_TYPE, IS_NOVEL, LOW_QUALITY, TYPE
+from canal.annotation.formats import open_cells
 from canal.annotation.naming import Naming, rename
+from canal.annotation.new_output import TABLES
 from canal.annotation.query import query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import Record, genuine, read_record
-from canal.data.h5ad import H5adFile, open_h5ad
+from canal.data.h5ad import H5adFile
 from canal.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,18 +114,20 @@ class Labelled:
 
 @contextmanager
 def open_labelled(path: Path) -> Iterator[Labelled]:
-    """Open an h5ad file that `canal annotate` wrote.
+    """Open an h5ad file or zarr store that `canal annotate` wrote.
 
     Raises
     ------
     DataError
         If it was not labelled, its record was edited, or the labels are no longer those that were written.
     """
-    if path.is_dir() or path.suffix in (".csv", ".parquet"):
+    if path.suffix in TABLES:
         raise DataError(
-            f"{path}: expected a labelled h5ad file, which holds the cells as well as their labels"
+            f"{path}: expected a labelled h5ad file or zarr store, with the cells beside their labels"
         )
-    with open_h5ad(path) as file:
+    with open_cells(path) as file:
+        if not isinstance(file, H5adFile):
+            raise DataError(f"{path}: expected a labelled h5ad file or zarr store, and this is none")
         record = read_record(file)
         if genuine(record) is False:
             raise DataError(

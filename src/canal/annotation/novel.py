@@ -160,12 +160,14 @@ def group_novel(
     DataError
         If no cell is novel, the batches' column is not there, or the file cannot be read as it was labelled.
     """
+    if not (np.isfinite(wishes.resolution) and wishes.resolution >= 0):
+        raise DataError(f"a resolution is a number of 0 or more, found {wishes.resolution}")
     column = _batch_column(labelled, wishes.batch)
     wanted, warnings = _wanted(labelled, wishes.seed)
     reading = labelled.reading(annotator, wishes.naming)
     found = represent(annotator, reading, wanted, wishes.machine, in_tenths(notice, what="looked at"))
     labelled.check_types(found.rows, [annotator.labels[i] for i in found.logits.argmax(axis=1)])
-    groups = _groups(found, wishes)
+    groups, probabilities = _groups(found, wishes), _softmax(found.logits)
     sizes = np.bincount(groups)
     kept = np.flatnonzero(sizes >= min(wishes.min_cells, sizes.max()))
     notice(f"{len(found.rows):,} novel cells in {len(kept)} groups; looking for what sets them apart")
@@ -176,7 +178,7 @@ def group_novel(
             number,
             tuple(found.rows[groups == group].tolist()),
             tuple(genes[int(group)]),
-            _nearest(found.logits[groups == group], annotator.labels),
+            _nearest(probabilities[groups == group], annotator.labels),
             {} if batches is None else _counted(batches[found.rows[groups == group]]),
         )
         for number, group in enumerate(kept, start=1)
@@ -236,9 +238,14 @@ def _top_genes(
     return {group: sums.top([group], [[known], others], known, wishes.top) for group, others in rest.items()}
 
 
-def _nearest(logits: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    mean = (shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0)
+    result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
+
+
+def _nearest(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    mean = probabilities.mean(axis=0)
     best = np.argsort(-mean, kind="stable")[:NEAREST]
     return {labels[i]: round(float(mean[i]), 4) for i in best if mean[i] >= _LEAST_PROBABILITY}
 

@@ -181,13 +181,18 @@ def _line(group: Group, identity: str) -> list[str]:
     return [
         str(group.number),
         str(len(group.rows)),
-        " ".join(gene.gene for gene in group.genes),
-        ", ".join(f"{name} {share:.0%}" for name, share in group.nearest.items()),
-        ", ".join(batches) + (f" and {more} more" if more > 0 else ""),
+        _as_text(" ".join(gene.gene for gene in group.genes)),
+        _as_text(", ".join(f"{name} {share:.0%}" for name, share in group.nearest.items())),
+        _as_text(", ".join(batches) + (f" and {more} more" if more > 0 else "")),
         "" if group.purity is None else f"{group.purity:.2f}",
         "",
         identity,
     ]
+
+
+def _as_text(value: str) -> str:
+    """Return what a spreadsheet takes for text: names that come from a file may begin as a formula does."""
+    return f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
 
 
 def _lines(sheet: Path) -> list[dict[str, str]]:

@@ -7,7 +7,9 @@ import typer
 
 from canal.commands.telling import AsJson, Root, note, show_result
 
-File = Annotated[Path, typer.Argument(metavar="LABELLED.h5ad", help="A file that `canal annotate` wrote.")]
+File = Annotated[
+    Path, typer.Argument(metavar="LABELLED.h5ad", help="What `canal annotate` wrote; .zarr, too.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of whatever is drawn.")]
 GeneMap = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Aliases = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
