@@ -375,7 +375,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axis.set(title=f"{title} less that of the published score", xlabel="Points")
             axis.grid(True, axis="x")
         axes[0].set_yticks(range(len(methods)), methods)
-        axes[0].legend(loc="lower right")
+        axes[0].legend(loc="upper right")
         return drawn
 
     save(figure(), path)
