@@ -30,15 +30,10 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Lesson:
-    """A file to learn from.
+    """What has to be declared of a file to learn from: its units, and whether it has a column of batches."""
 
-    ``values`` are its units; ``batch`` whether it has a column of batches; ``types`` the cells of each type.
-    """
-
-    path: Path
     values: str
     batch: bool
-    types: dict[str, int]
 
 
 def write_lesson(
@@ -77,8 +72,7 @@ def write_lesson(
                 writer.append(chosen)
             obs = _obs(labelled, sheet, cells, rows)
             writer.finish(obs, _var(whole), {NOTE: canonical_json(note)})
-        counts = {str(name): int(n) for name, n in obs[LABEL].value_counts().sort_index().items()}
-    return Lesson(target, reading.units.values, BATCH in obs, counts)
+    return Lesson(reading.units.values, BATCH in obs)
 
 
 def _check_cells(labelled: Labelled, cells: list[tuple[int, str, int]]) -> None:
