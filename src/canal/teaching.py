@@ -59,6 +59,7 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
         If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
         labelled is not here, or the declaration breaks a rule.
     """
+    from canal.annotation.lesson import BATCH, LABEL
     from canal.api import propose_stage
     from canal.declare import declare
 
@@ -67,9 +68,9 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
     lesson, about = _write(project, target, wish)
     try:
         wishes = {
-            "label": "cell_type",
+            "label": LABEL,
             "values": lesson.values,
-            "batch": "batch" if lesson.batch else None,
+            "batch": BATCH if lesson.batch else None,
             "min_genes": wish.min_genes,
             "citation": _citation(about),
         }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.labelled import Labelled
+from canal.annotation.output import writing
 from canal.annotation.sheet import Sheet
 from canal.data.writing import H5adWriter
 from canal.digests import canonical_json
@@ -30,15 +31,10 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Lesson:
-    """A file to learn from.
+    """What has to be declared of a file to learn from: its units, and whether it has a column of batches."""
 
-    ``values`` are its units; ``batch`` whether it has a column of batches; ``types`` the cells of each type.
-    """
-
-    path: Path
     values: str
     batch: bool
-    types: dict[str, int]
 
 
 def write_lesson(
@@ -59,26 +55,28 @@ def write_lesson(
     Raises
     ------
     DataError
-        If the file does not hold the cells that the sheet names.
+        If the file does not hold the cells that the sheet names, or the new one cannot be written.
     """
     cells = sheet.cells()
     _check_cells(labelled, cells)
     rows = np.array([row for row, _, _ in cells], dtype=np.int64)
     whole = reading.of_all_genes()
-    with new_file(target) as temporary:
-        with H5adWriter(temporary, len(whole.panel)) as writer:
-            for first, block, _ in whole.values(chunk_cells):
-                start, stop = np.searchsorted(rows, (first, first + block.shape[0]))
-                if start == stop:
-                    continue
-                chosen = block[rows[start:stop] - first]
-                chosen.eliminate_zeros()
-                chosen.sort_indices()
-                writer.append(chosen)
-            obs = _obs(labelled, sheet, cells, rows)
-            writer.finish(obs, _var(whole), {NOTE: canonical_json(note)})
-        counts = {str(name): int(n) for name, n in obs[LABEL].value_counts().sort_index().items()}
-    return Lesson(target, reading.units.values, BATCH in obs, counts)
+    with (
+        writing(target),
+        new_file(target) as temporary,
+        H5adWriter(temporary, len(whole.panel)) as writer,
+    ):
+        for first, block, _ in whole.values(chunk_cells):
+            start, stop = np.searchsorted(rows, (first, first + block.shape[0]))
+            if start == stop:
+                continue
+            chosen = block[rows[start:stop] - first]
+            chosen.eliminate_zeros()
+            chosen.sort_indices()
+            writer.append(chosen)
+        obs = _obs(labelled, sheet, cells, rows)
+        writer.finish(obs, _var(whole), {NOTE: canonical_json(note)})
+    return Lesson(reading.units.values, BATCH in obs)
 
 
 def _check_cells(labelled: Labelled, cells: list[tuple[int, str, int]]) -> None:

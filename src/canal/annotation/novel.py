@@ -167,7 +167,7 @@ def group_novel(
     reading = labelled.reading(annotator, wishes.naming)
     found = represent(annotator, reading, wanted, wishes.machine, in_tenths(notice, what="looked at"))
     labelled.check_types(found.rows, [annotator.labels[i] for i in found.logits.argmax(axis=1)])
-    groups, probabilities = _groups(found, wishes), _softmax(found.logits)
+    groups, probabilities = _groups(found, wishes), annotator.probabilities(found.logits)
     sizes = np.bincount(groups)
     kept = np.flatnonzero(sizes >= min(wishes.min_cells, sizes.max()))
     notice(f"{len(found.rows):,} novel cells in {len(kept)} groups; looking for what sets them apart")
@@ -236,12 +236,6 @@ def _top_genes(
     sums = tally(reading, classes, known + 1, size)
     rest = {group: [other for other in range(known) if other != group] for group in kept.tolist()}
     return {group: sums.top([group], [[known], others], known, wishes.top) for group, others in rest.items()}
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return result
 
 
 def _nearest(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
