@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation.barcoded import EXPRESSION
 from canal.annotation.columns import BEST_TYPE, IS_NOVEL, LOW_QUALITY, TYPE
 from canal.annotation.formats import open_cells
 from canal.annotation.naming import Naming, rename
@@ -18,7 +19,6 @@ from canal.annotation.new_output import TABLES
 from canal.annotation.query import Query, query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import Record, genuine, read_record
-from canal.annotation.tenx import EXPRESSION
 from canal.data.h5ad import H5adFile
 from canal.errors import DataError
 
