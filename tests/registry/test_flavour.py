@@ -1,6 +1,7 @@
 """The pyfunc of a version, asked as MLflow's scoring server asks it: right answers, or 400 and why."""
 
 import json
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -24,7 +25,7 @@ def annotator():
 
 @pytest.fixture(scope="module")
 def model(annotator, tmp_path_factory):
-    """Give the pyfunc as MLflow loads it."""
+    """Give the pyfunc as MLflow loads it, which puts the code that travels with it first on the path."""
     quiet_mlflow()
     import mlflow
 
@@ -32,7 +33,11 @@ def model(annotator, tmp_path_factory):
     annotator.save(folder / "learned" / "model")
     (folder / "version").mkdir()
     assemble(folder / "learned", {}, folder / "version", pyfunc=True)
-    return mlflow.pyfunc.load_model(str(folder / "version"))
+    path = [*sys.path]
+    try:
+        return mlflow.pyfunc.load_model(str(folder / "version"))
+    finally:
+        sys.path[:] = path
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,8 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
     model = store.names.model
     said = aliases_said(snapshot.entries, model)
     there = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
-    for alias in (CHAMPION, PREVIOUS, CANDIDATE):
+    ours = (CHAMPION, PREVIOUS, CANDIDATE)
+    for alias in (*ours, *sorted(set(said) - {*ours})):
         if said.get(alias) != there.get(alias):
             what = (
                 f"{alias} points to {_number(there.get(alias))} in MLflow, to {_number(said.get(alias))} by "

@@ -95,8 +95,15 @@ def _wanted(config: Config, stages: Collection[str]) -> set[str]:
     """Return the names of the pipeline's steps, as dvc.lock has them."""
     sources = {config.stages[stage].source for stage in stages}
     plain = {"ingest", "split", "panel", "pretrain"}
-    steps = {f"{step}@{stage}" for step in ("validate", "finetune", "evaluate") for stage in stages}
+    steps = {
+        f"{step}@{stage}" for stage in stages for step in ("validate", *_learning(config, stage), "evaluate")
+    }
     return plain | steps | {f"prepare@{source}" for source in sources}
+
+
+def _learning(config: Config, stage: str) -> tuple[str, ...]:
+    """Return the steps that learn a stage; a lock keeps those of the other group, once it was in that."""
+    return ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
 
 
 def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:
