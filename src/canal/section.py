@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 
 
-def _check_name(name: str) -> str:
-    """Return ``name`` if it is safe as a file name, a DVC stage key and an MLflow tag."""
+def check_name(name: str) -> str:
+    """Return ``name``; a `ValueError` unless it is safe as a file name, a DVC stage key and an MLflow tag."""
     if not NAME_PATTERN.fullmatch(name):
         raise ValueError(
             f"{name[:80]!r} is not a name: use 1-64 of a-z, 0-9, '-' and '_', "
@@ -18,7 +18,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class Section(BaseModel):

@@ -86,13 +86,12 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
 
 def _target(project: Project, name: str) -> Path:
     """Return where a lesson goes, if the name of its stage is free."""
-    from canal.section import NAME_PATTERN
+    from canal.section import check_name
 
-    if not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(
-            f"{name[:80]!r} is not a name of a stage: use 1-64 of a-z, 0-9, '-' and '_', beginning and "
-            "ending with a letter or digit"
-        )
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if name in project.config.stages or name in project.config.sources:
         raise ConfigError(f"{name} exists already in params.yaml; choose another name")
     target = project.layout.lesson(name)

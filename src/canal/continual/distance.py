@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from canal.model.annotator import spread
 from canal.model.distance import TypeDistance
 
 MOST_CELLS_A_TYPE = 200
@@ -20,8 +21,8 @@ def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
     """Return the rows of at most 200 cells of each type, evenly spread over those there are, ascending."""
     types = np.array(cell_types, dtype=object)
     groups = [np.flatnonzero(types == name) for name in sorted(set(cell_types))]
-    spread = [rows[_places(len(rows))] for rows in groups]
-    return np.sort(np.concatenate(spread)) if spread else np.zeros(0, dtype=np.int64)
+    chosen = [rows[spread(len(rows), MOST_CELLS_A_TYPE)] for rows in groups]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
 
 def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
@@ -37,9 +38,9 @@ def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
     cell_types
         The type of each.
     """
-    values, types = scores.double().numpy(), np.array(cell_types, dtype=object)
-    centres = np.stack([values[types == name].mean(axis=0) for name in sorted(set(cell_types))])
-    own = np.searchsorted(sorted(set(cell_types)), cell_types)
+    values = scores.double().numpy()
+    names, own = np.unique(np.array(cell_types, dtype=object), return_inverse=True)
+    centres = np.stack([values[own == place].mean(axis=0) for place in range(len(names))])
     whitening = np.linalg.cholesky(np.linalg.inv(_covariance(values - centres[own])))
     return TypeDistance(_float32(centres @ whitening), _float32(whitening))
 
@@ -53,10 +54,6 @@ def _covariance(strays: np.ndarray) -> np.ndarray:
     covariance, _ = ledoit_wolf(strays, assume_centered=True)
     result: np.ndarray = covariance + _LEAST_SHRINKAGE * np.trace(covariance) / len(unit) * unit
     return result
-
-
-def _places(n: int) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, min(n, MOST_CELLS_A_TYPE)).astype(np.int64))
 
 
 def _float32(values: np.ndarray) -> Tensor:

@@ -121,7 +121,7 @@ class Annotator:
         """
         performer = backbone.for_panel(genes)
         _check_names(labels, "labels")
-        rows = _spread(len(expression), _FIRST_CELLS)
+        rows = spread(len(expression), _FIRST_CELLS)
         with torch.no_grad():
             tokens = torch.from_numpy(tokenize(expression[rows]))
             hidden = torch.cat(in_lanes(performer, torch.split(tokens, performer.cells_at_a_time)))
@@ -269,8 +269,7 @@ class Annotator:
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:
-        device = self.network.head.filter.weight.device
-        answer = self.network(torch.from_numpy(tokenize(expression)).to(device))
+        answer = self.network.head.from_scores(self._scores(expression))
         return Answer(*(part.cpu() for part in answer))
 
 
@@ -286,6 +285,6 @@ def _check_names(names: Sequence[str], what: str) -> None:
         raise ModelError(f"{what} must be unique and at least one, found {list(names)[:20]}")
 
 
-def _spread(n: int, wanted: int) -> np.ndarray:
+def spread(n: int, wanted: int) -> np.ndarray:
     """Return at most ``wanted`` positions, evenly spread over ``n``."""
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
