@@ -154,8 +154,8 @@ def kill_promotions(line: Line, kills: int, seed: int) -> Report:
     """Kill promotions at random moments: the next command finishes or forgets them, never half."""
     lasts, found = _seconds(promote_other, line.root), Counter[str]()
     moments = random.Random(seed)
-    for _ in range(kills):
-        before = check(line.root)["kinds"]
+    before = check(line.root)["kinds"]
+    for number in range(kills):
         worker = Worker(promote_other, line.root)
         killed = worker.kill_after(moments.uniform(0, 1.1 * lasts))
         after = check(line.root)["kinds"]
@@ -165,7 +165,8 @@ def kill_promotions(line: Line, kills: int, seed: int) -> Report:
         found["killed" if killed else "ended first"] += 1
         found["moved" if made else "not moved"] += 1
         done(promote_other, line.root)
-    check(line.root)
+        before = check(line.root)["kinds"]
+        tell("promote", number + 1, kills, found)
     return {"seconds of one": round(lasts, 2), **found}
 
 
@@ -188,6 +189,7 @@ def kill_learning(line: Line, scratch: Path, kills: int, seed: int) -> Report:
             done(learn_second, work.root)
         assert check(work.root)["ready"] == wanted
         shutil.rmtree(work.root)
+        tell("learn", number + 1, kills, found)
     return {"seconds of one": round(lasts, 2), **found}
 
 
@@ -292,6 +294,13 @@ def check(root: Path) -> dict[str, Any]:
     assert state["aliases"] == state["said"]
     assert not state["pending"]
     return state
+
+
+def tell(what: str, number: int, of: int, found: Counter[str]) -> None:
+    """Say how far it is, on stderr: the long form takes an hour, and what it found so far counts."""
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
+    sys.stderr.write(f"{what}: {number} of {of}; {counts}\n")
+    sys.stderr.flush()
 
 
 def unlearn_second(line: Line) -> None:
