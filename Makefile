@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
-	@status=0; dvc repro --quiet || status=$$?; canal registry sync || exit $$?; exit $$status
+	@status=0; python -m canal.warm dvc repro --quiet || status=$$?; canal registry sync || exit $$?; exit $$status
 
 test:  ## install what is missing and run every test
 	@tools/setup.sh test

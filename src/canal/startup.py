@@ -1,6 +1,12 @@
-"""What every process of canal does first, before it imports anything large."""
+"""What every process of canal does first, before it imports anything large; how one becomes a script."""
 
 import gc
+import logging
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Sequence
 
 _OBJECTS = 200_000
 
@@ -11,3 +17,43 @@ def begin() -> None:
     Looking for it every 700 objects takes a seventh of the time that torch and MLflow need to be imported.
     """
     gc.set_threshold(_OBJECTS)
+
+
+QUIET = {
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Variables that libraries read, as canal wants them where the user says nothing else."""
+
+
+def quiet_libraries() -> None:
+    """Keep MLflow and Great Expectations off the network, and MLflow's notices off the terminal."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="mlflow")
+
+
+def run_script(command: Sequence[str], folder: str) -> int:
+    """Run ``python SCRIPT.py ...`` in this process, as its main program, and return its exit code.
+
+    An error that Python would print a traceback for is raised.
+    """
+    os.chdir(folder)
+    sys.argv = [*command]
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
+    return 0

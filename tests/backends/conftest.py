@@ -43,9 +43,9 @@ def empty_database(tmp_path_factory) -> Path:
     """Give a database that MLflow made, which takes it seconds."""
     from mlflow import MlflowClient
 
-    from canal.registry.store import quiet_mlflow
+    from canal.startup import quiet_libraries
 
-    quiet_mlflow()
+    quiet_libraries()
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
     return path

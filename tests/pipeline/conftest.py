@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WARM = "CANAL_TESTS_PYTHON"
+"""Variable that names the folder of a warm ``python``, for `environment`."""
 CELLS = {
     "first": {"B": 40, "T": 40, "NK": 30},
     "second": {"B": 30, "T": 30, "Mono": 40},
@@ -88,8 +91,9 @@ class Line:
 def environment(root: Path) -> dict[str, str]:
     """Return the environment of a person in ``root``: this Python first, the project's own source."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    first = [os.environ[WARM]] if WARM in os.environ else []
     return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(root / "src"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "true",
@@ -131,7 +135,20 @@ def make_project(root: Path) -> Line:
 
 
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory) -> tuple[Line, str]:
+def warm_python() -> Iterator[None]:
+    """Have the steps of all tests forked from a process that has imported the libraries, as in `make run`."""
+    command = [sys.executable, "-m", "canal.warm", "sh", "-c", 'dirname "$(command -v python)"; cat']
+    process = subprocess.Popen(
+        command, env=environment(REPOSITORY), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    os.environ[WARM] = process.stdout.readline().strip()
+    yield
+    del os.environ[WARM]
+    process.communicate()
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory, warm_python) -> tuple[Line, str]:
     """Learn the small project once for all processes of the suite; return it and what learning it printed."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"

@@ -11,7 +11,7 @@ import pytest
 from canal.annotation.columns import columns_of, joined
 from canal.annotation.request import TOTALS
 from canal.registry.bundle import assemble
-from canal.registry.store import quiet_mlflow
+from canal.startup import quiet_libraries
 from tests.make import gene_names
 from tests.model.make import make_annotator
 
@@ -26,7 +26,7 @@ def annotator():
 @pytest.fixture(scope="module")
 def model(annotator, tmp_path_factory):
     """Give the pyfunc as MLflow loads it, which puts the code that travels with it first on the path."""
-    quiet_mlflow()
+    quiet_libraries()
     import mlflow
 
     folder = tmp_path_factory.mktemp("version")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from canal.errors import GateError
 from canal.quality.docs import publishing
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
+from canal.startup import quiet_libraries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ def run_suite(
     GateError
         If a rule could not be evaluated: no verdict is better than a guessed one.
     """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    quiet_libraries()
     import great_expectations
 
     context = great_expectations.get_context(mode="ephemeral")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shlex
 import signal
 import sys
@@ -30,6 +29,8 @@ from mlflow.projects.utils import (
     get_run_env_vars,
     load_project,
 )
+
+from canal.startup import run_script
 
 NAME = "canal-forked"
 SPARE = "spare"
@@ -154,24 +155,15 @@ def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
             import_module(name)
         with os.fdopen(orders, encoding="utf-8") as stream:
             text = stream.read()
-        code = _run(**json.loads(text)) if text else 0
+        if text:
+            order = json.loads(text)
+            os.environ.update(order["environment"])
+            code = run_script(order["command"], order["folder"])
+        else:
+            code = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _run(folder: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
-    os.chdir(folder)
-    os.environ.update(environment)
-    sys.argv = [*command]
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        sys.stderr.write(f"{end.code}\n")
-        return 1
-    return 0

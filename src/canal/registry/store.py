@@ -1,8 +1,6 @@
 """The MLflow store of a project: opened in one place, and its versions as plain data."""
 
-import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from canal.errors import RegistryError
 from canal.layout import Layout
 from canal.registry import address
 from canal.registry.database import Database, Row
+from canal.startup import quiet_libraries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,7 +116,7 @@ class Store:
         RegistryError
             If the store cannot be reached, or does not know the user.
         """
-        quiet_mlflow()
+        quiet_libraries()
         address.require_answer(self.uri)
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
@@ -326,21 +325,6 @@ class Store:
         if self.uri.startswith(("http://", "https://")):
             return None
         return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or here
-
-
-def quiet_mlflow() -> None:
-    """Keep MLflow off the network and its notices off the terminal."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="mlflow")
 
 
 def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:

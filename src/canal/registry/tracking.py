@@ -13,7 +13,8 @@ from canal.config import Config
 from canal.errors import TrainingError
 from canal.registry.code import current_commit
 from canal.registry.request import request_digest
-from canal.registry.store import TAG, Store, quiet_mlflow
+from canal.registry.store import TAG, Store
+from canal.startup import quiet_libraries
 
 STAGE_KEY = f"{TAG}stage_key"
 
@@ -63,7 +64,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     TrainingError
         If the step fails; what it printed says why.
     """
-    quiet_mlflow()
+    quiet_libraries()
     import mlflow
     import mlflow.projects
     from mlflow.exceptions import ExecutionException
