@@ -269,12 +269,13 @@ def _label(
     reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
     device = find_device(options.device)
     annotator.network.to(device)
+    asked = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     tell(done, query.n_cells)
     with precision(options.dtype, device):
         for block in reading.blocks(options.chunk_cells, done):
-            answer = annotator.predict(block.expression)
+            answer = asked.predict(block.expression)
             frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
             if parts is None:
                 frames.append(frame)
