@@ -14,7 +14,7 @@ from canal.annotation.columns import LOW_QUALITY, TYPE, UNASSIGNED, columns_of, 
 from canal.annotation.coverage import Coverage
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
-from canal.annotation.naming import Naming, rename
+from canal.annotation.naming import Naming, doubt, rename
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
 from canal.annotation.parts import Parts, parts_folder, weights_digest
@@ -294,7 +294,7 @@ def _summary(
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [told(lost)] if lost else []
+    said += [text for text in (told(lost) if lost else "", doubt(renamed)) if text]
     if empty := int(table[LOW_QUALITY].sum()):
         said.append(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
