@@ -109,7 +109,8 @@ def compete(
     finally:
         for path in (answer, query.with_name("rival.h5ad")):
             path.unlink(missing_ok=True)
-    return {"who": f"{name} {found['version']}", **found, **right(found.pop("said"), arena.truth)}
+    share = right(found.pop("said"), arena.truth)
+    return {"who": f"{name} {found.pop('version')}", **found, **share}
 
 
 def finished(command: Sequence[str], limits: Limits, threads: int | None = None) -> str:
