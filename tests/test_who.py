@@ -5,15 +5,18 @@ import sqlite3
 
 import anndata
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
 from canal.annotating import logger, origin, provenance
+from canal.annotation.outputs import Output
 from canal.annotation.records import make_record
 from canal.cli import app
 from canal.digests import canonical_json, file_digest
 from canal.errors import CanalError, DataError
 from canal.who import who
+from tests.annotation.formats import write_10x_v3
 from tests.make import make_adata, write_adata
 from tests.registry.made import two_stages
 
@@ -168,3 +171,91 @@ def relabelled(cells):
 def without(cells):
     del cells.obs["canal_cell_type"]
     return cells
+
+
+SUFFIXES = (".h5ad", ".zarr", ".parquet", ".csv")
+
+
+def write_as(made, folder, suffix):
+    """Write labels as `canal annotate` does, in the format that the suffix names."""
+    cells = make_adata({"B": 3, "T": 2}, n_genes=5)
+    source = folder / ("in.zarr" if suffix == ".zarr" else "in.h5ad")
+    (cells.write_zarr if suffix == ".zarr" else cells.write_h5ad)(source)
+    facts = {
+        **origin(source),
+        "model": provenance(made.project.store.version("2")),
+        "options": {},
+        "cell_types": {"B": 2, "NA": 2, "Unassigned": 1},  # NA: a name that tables take for nothing
+        "n_cells": 5,
+    }
+    columns = pd.DataFrame(
+        {"canal_cell_type": pd.Categorical(["B", "B", "NA", "NA", "Unassigned"])}, index=cells.obs_names
+    )
+    log = logger(made.project, lambda message: pytest.fail(message))
+    target = folder / f"out{suffix}"
+    Output.find(source, target, only_obs=False).write(columns, canonical_json(make_record(facts)), log)
+    return target
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_whatever_annotate_writes_says_who(made, tmp_path, suffix):
+    path = write_as(made, tmp_path, suffix)
+    found = who(path, made.root)
+    assert found["record"]["model"] == provenance(made.project.store.version("2"))
+    assert found["genuine"]
+    assert found["labels"] == {"as_written": True, "n_cells": 5, "why": ""}
+    assert (found["registry"]["version"], found["registry"]["logged"]) == (2, True)
+    assert warned(path, made.root)[0] == []
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".zarr"])
+def test_what_holds_its_record_speaks_without_a_project(made, tmp_path, monkeypatch, suffix):
+    path = write_as(made, tmp_path, suffix)
+    monkeypatch.chdir(tmp_path)
+    found = who(path)
+    assert found["record"]["model"]["version"] == 2
+    assert "params.yaml not found" in found["not_checked"]
+
+
+def test_a_csv_file_needs_the_log_that_names_it(made, tmp_path, monkeypatch):
+    path = write_as(made, tmp_path, ".csv")
+    assert who(path.rename(tmp_path / "elsewhere.csv"), made.root)["record"]["output"] == {
+        "sha256": file_digest(tmp_path / "elsewhere.csv")
+    }
+    (tmp_path / "edited.csv").write_text((tmp_path / "elsewhere.csv").read_text().replace("B", "T", 1))
+    with pytest.raises(DataError, match=r"none of the 1 records of annotations.jsonl is of a CSV file with"):
+        who(tmp_path / "edited.csv", made.root)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no place for an annotation record.*name that with --root"):
+        who(tmp_path / "elsewhere.csv")
+
+
+def test_a_parquet_table_that_was_changed_is_told(made, tmp_path):
+    path = write_as(made, tmp_path, ".parquet")
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.slice(0, 3), path)
+    assert "it holds 3 cells, 5 were labelled" in warned(path, made.root)[0][0]
+    pyarrow.parquet.write_table(table.drop_columns("canal_cell_type"), path)
+    assert "the table has no column canal_cell_type" in warned(path, made.root)[0][0]
+    pd.read_parquet(path).to_parquet(path)
+    with pytest.raises(DataError, match="metadata hold no annotation record"):
+        who(path, made.root)
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"canal": "[]"}), path)
+    with pytest.raises(DataError, match="is no annotation record: it lacks"):
+        who(path, made.root)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".zarr", ".csv", ".h5ad"])
+def test_what_cannot_be_read_is_refused(made, tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    with pytest.raises(DataError, match="no such file"):
+        who(path, made.root)
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(DataError, match="no readable|none of the 0 records"):
+        who(path, made.root)
+
+
+def test_a_file_of_counts_is_not_what_annotate_writes(made, tmp_path):
+    path = write_10x_v3(make_adata({"B": 3}, n_genes=5), tmp_path)
+    with pytest.raises(DataError, match="expected what `canal annotate` writes"):
+        who(path, made.root)

@@ -83,7 +83,9 @@ def annotate(
     values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
     gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
     gene_map: Annotated[Path | None, typer.Option(help="Table: Ensembl id, symbol (tab).")] = None,
-    aliases: Annotated[Path | None, typer.Option(help="Table: outdated symbol, today's (tab).")] = None,
+    aliases: Annotated[
+        Path | None, typer.Option(help="Table: outdated symbol, today's (tab); or HGNC's own.")
+    ] = None,
     species: Annotated[
         Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; mouse needs --orthologs.")
     ] = "auto",

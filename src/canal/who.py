@@ -8,8 +8,7 @@ from canal.errors import CanalError
 from canal.project import Project
 
 if TYPE_CHECKING:
-    from canal.annotation.records import Record
-    from canal.data.h5ad import H5adFile
+    from canal.annotation.records import Log, Record
 
 Document = dict[str, Any]
 
@@ -19,53 +18,56 @@ CHAMPION = "champion"
 def who(file: Path, root: Path | None = None) -> Document:
     """Return the annotation record of a labelled file, and how it stands today.
 
-    ``record`` is what the file says. ``genuine`` is whether the record is as it was written (None: its format
-    cannot tell); ``labels`` whether the labels are still those that it counts. ``registry`` is what the
-    project's registry says of the version, or None, and then ``not_checked`` says why.
+    ``record`` is what the file says; a CSV file says nothing, and the project's log is asked for it.
+    ``genuine`` is whether the record is as it was written (None: its format cannot tell); ``labels`` whether
+    the labels are still those that it counts. ``registry`` is what the project's registry says of the
+    version, or None, and then ``not_checked`` says why.
 
     Raises
     ------
     DataError
         If the file cannot be read, or no `canal annotate` wrote it.
     """
-    from canal.annotation.records import genuine, read_record
-    from canal.data.h5ad import open_h5ad
+    from canal.annotation.noted import read_noted
+    from canal.annotation.records import genuine
 
-    with open_h5ad(file) as opened:
-        record = read_record(opened)
-        labels = _labels(opened, record)
+    project, log, why_not = _asked(root)
+    noted = read_noted(file, log)
+    why = noted.misfit()
     found: Document = {
         "file": readable(str(file)),
-        "record": record,
-        "genuine": genuine(record),
-        "labels": labels,
+        "record": noted.record,
+        "genuine": genuine(noted.record),
+        "labels": {"as_written": not why, "n_cells": noted.n_cells, "why": why},
         "registry": None,
-        "not_checked": None,
+        "not_checked": why_not,
     }
+    if project is None or log is None:
+        return found
     try:
-        found["registry"] = _standing(Project.open(root), record)
+        found["registry"] = _standing(project, noted.record, log)
     except CanalError as error:
         found["not_checked"] = str(error)
     return found
 
 
-def _labels(file: "H5adFile", record: "Record") -> Document:
-    """Return whether a file's labels are those that its record counts, and how many cells it holds now."""
-    from canal.annotation.labelled import misfit
-
-    why = misfit(file, record)
-    return {"as_written": not why, "n_cells": file.n_cells, "why": why}
-
-
-def _standing(project: Project, record: "Record") -> Document:
-    """Return what a registry says of the version that a record names; it is found by its key."""
+def _asked(root: Path | None) -> tuple[Project | None, "Log | None", str | None]:
+    """Return a project and its log of annotations, or why there is none."""
     from canal.annotation.records import read_log
 
+    try:
+        project = Project.open(root)
+    except CanalError as error:
+        return None, None, str(error)
+    return project, read_log(project.layout.annotations), None
+
+
+def _standing(project: Project, record: "Record", log: "Log") -> Document:
+    """Return what a registry says of the version that a record names; it is found by its key."""
     store, said = project.store, record["model"]
     versions = [one for one in store.versions() if one.ready]
     version = next((one for one in versions if one.key and one.key == said.get("key")), None)
     champion = next((one.number for one in versions if CHAMPION in one.aliases), None)
-    log = read_log(project.layout.annotations)
     return {
         "model": store.names.model,
         "known": version is not None,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from canal.annotation.aliases import read_aliases
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
 from canal.annotation.lost import lost_weight
 from canal.annotation.naming import Naming, rename
@@ -80,12 +81,66 @@ def test_case_does_not_matter_but_an_exact_name_comes_first(adata):
 
 
 def test_outdated_symbols_are_replaced_where_todays_are_missing(annotator, adata, tmp_path):
-    aliases = table(tmp_path / "aliases.tsv", [("OLD3", PANEL[3]), ("OLD4", PANEL[4]), ("OLD4", "NONE")])
-    old = named(adata, [*PANEL[:3], "OLD3", "OLD4", *PANEL[5:]])
+    aliases = table(tmp_path / "aliases.tsv", [("OLD3", PANEL[3]), (PANEL[4], "NEW4")])
+    old = named(adata, [*PANEL[:3], "OLD3", "NEW4", *PANEL[5:]])
     found = annotate_adata(annotator, old, Options(naming=Naming(aliases=aliases)))
     pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+    assert found.attrs["canal"]["genes"]["renamed"] == {"aliases": 2}
     both = named(adata, [*PANEL[:4], "OLD3", *PANEL[5:]])
     assert "OLD3" in renamed(both, Naming(aliases=aliases))[0].genes
+
+
+HGNC = "hgnc_id\tsymbol\talias_symbol\tprev_symbol\n"
+
+
+def hgnc(path, *rows):
+    path.write_text(HGNC + "".join(f"HGNC:{i}\t{row}\n" for i, row in enumerate(rows)))
+    return path
+
+
+def test_hgncs_own_table_names_genes_both_ways(adata, tmp_path):
+    rows = [f'{PANEL[0]}\t"A0|B0"\t', f'NEW1\t\t"OLD1|{PANEL[1]}"', f"{PANEL[2]}\tNEW1\tOLD2"]
+    query, told = renamed(
+        named(adata, ["B0", "NEW1", "OLD2", *PANEL[3:]]), Naming(aliases=hgnc(tmp_path / "h.tsv", *rows))
+    )
+    assert (list(query.genes), told) == (PANEL, {"aliases": 3})  # NEW1 is a symbol, so no alias of another
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([f"{PANEL[0]}\t\tOLD", "OTHER\t\tOLD"], ["OLD"]),  # two genes were called so
+        ([f"{PANEL[0]}\t\tOLD", "OLD\t\tOLDER"], ["OLD"]),  # today another gene is called so
+        ([f"{PANEL[0]}\tX|Y\t"], ["X", "Y"]),  # two names of the query for one gene
+        ([f"{PANEL[0]}\tX\t", f"{PANEL[1]}\tX\t"], ["X"]),
+        ([f"NEW\t\t{PANEL[0]}|{PANEL[1]}"], ["NEW"]),  # one gene under two names in the panel
+        ([f"NEW\t\t{PANEL[0]}", f"OTHER\t\t{PANEL[0]}"], ["NEW"]),  # the panel's own name is unclear
+    ],
+)
+def test_what_is_not_clear_is_left_alone_and_told(annotator, adata, tmp_path, rows, names):
+    naming = Naming(aliases=hgnc(tmp_path / "h.tsv", *rows))
+    some = named(adata, [*names, *(f"GENE{i}" for i in range(90, 92 - len(names))), *PANEL[2:]])
+    with pytest.warns(UserWarning, match=f"{len(names)} symbols may be a gene of the model that is missing"):
+        found = annotate_adata(annotator, some, Options(naming=naming))
+    assert found.attrs["canal"]["genes"]["renamed"] == {"ambiguous": names}
+    assert PANEL[0] in found.attrs["canal"]["genes"]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HGNC + "HGNC:1\t\tA\tB\n", "line 2 has no symbol; columns are hgnc_id, symbol"),
+        (HGNC + "HGNC:1\tA\t\t\n", "there is nothing to go by"),
+        (HGNC, "there is nothing to go by"),
+        ("", "there is no pair in it"),
+        (HGNC + f"HGNC:1\tA\t{'B' * 200_000}\n", "line 2 cannot be read .field larger"),
+        ("one column\n", "line 1 has no two columns"),
+    ],
+)
+def test_tables_of_symbols_that_are_none_are_refused(tmp_path, text, message):
+    (tmp_path / "h.tsv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_aliases(tmp_path / "h.tsv")
 
 
 def test_mice_are_refused_until_orthologs_are_given(annotator, adata, tmp_path):

@@ -4,10 +4,16 @@ from contextlib import nullcontext
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
+from scipy.sparse import csr_matrix
 
+from canal.annotation.annotate import Options, annotate_adata
 from canal.annotation.service import answer
+from canal.config import Novelty
+from canal.continual.novelty import with_rule
 from canal.errors import DataError
-from tests.model.make import make_annotator
+from tests.continual.make import make_cells
+from tests.model.make import make_annotator, make_expression
 
 
 def logarithms(n):
@@ -33,6 +39,19 @@ def test_a_large_request_lets_others_in_between_its_blocks(annotator):
     turns = Turns()
     assert len(answer(annotator, logarithms(600), turns)) == 600
     assert turns.taken == 3
+
+
+def test_the_distance_leaves_out_genes_that_were_not_sent_as_annotate_does():
+    known = make_cells(["B", "NK", "T"] * 20, expression=make_expression(60, seed=1), n_genes=20)
+    judge = with_rule(make_annotator(), known, known, Novelty(mixtures=50), seed=0)
+    table = logarithms(30).drop(columns=list(judge.genes[:8]))
+    answers = answer(judge, table, nullcontext())
+    cells = AnnData(csr_matrix(table.to_numpy(np.float32)), var=pd.DataFrame(index=list(table.columns)))
+    with pytest.warns(UserWarning, match="12 of the model's 20 genes"):
+        wanted = annotate_adata(judge, cells, Options(values="log1p_10k"))
+    np.testing.assert_allclose(answers["canal_novelty"], wanted["canal_novelty"], atol=1e-6)
+    whole = logarithms(30).assign(**dict.fromkeys(judge.genes[:8], 0.0)).to_numpy(np.float32)
+    assert not np.allclose(answers["canal_novelty"], judge.predict(whole).novelty, atol=1e-3)
 
 
 def test_what_is_missing_is_none():

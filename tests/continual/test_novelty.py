@@ -86,9 +86,13 @@ def test_a_rule_repeats_with_its_seed(annotator):
     company=st.integers(0, 20),
     loudness=st.sampled_from([0.0, 1.0, 30.0]),
     size=st.integers(1, 40),
+    missing=st.sampled_from([0, 7]),
 )
-def test_an_answer_does_not_depend_on_the_other_cells_of_a_query(judge, order, company, loudness, size):
+def test_an_answer_does_not_depend_on_the_other_cells_of_a_query(
+    judge, order, company, loudness, size, missing
+):
     query = make_expression(12, seed=5)
+    judge = judge.without(judge.genes[:missing])
     alone = judge.predict(query)
     others = make_expression(company, seed=6) * np.float32(loudness)
     together = judge.predict(np.concatenate([others, query[list(order)]]), batch_size=size)
@@ -104,6 +108,24 @@ def test_a_cell_far_from_every_type_is_novel_though_the_head_is_sure(judge):
     usual, far = (judge.novelty.score(sure, np.array([factor])) for factor in (0.0, 1e4))
     assert not judge.novelty.is_novel(usual)[0]
     assert judge.novelty.is_novel(far)[0]
+
+
+def test_cells_that_lack_genes_are_not_novel_for_that(annotator):
+    def expressed(cells):  # half of the genes always, so that zeros are strange
+        cells.expression[:, :10] += 5
+        return cells
+
+    judge = with_rule(annotator, expressed(known()), expressed(trained()), SETTINGS, seed=0)
+    query = expressed(known(seed=4)).expression
+    query[:, :10] = 0
+    counted, left_out = (one.predict(query) for one in (judge, judge.without(judge.genes[:10])))
+    assert left_out.labels == counted.labels
+    assert counted.is_novel.mean() > 0.9
+    assert left_out.is_novel.mean() < 0.2
+
+
+def test_without_distances_missing_genes_change_nothing(annotator):
+    assert annotator.without(annotator.genes[:10]) is annotator
 
 
 def test_a_rule_and_its_distances_come_back_from_a_file(judge, tmp_path):

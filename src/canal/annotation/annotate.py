@@ -14,7 +14,7 @@ from canal.annotation.columns import LOW_QUALITY, TYPE, UNASSIGNED, columns_of, 
 from canal.annotation.coverage import Coverage
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
-from canal.annotation.naming import Naming, rename
+from canal.annotation.naming import Naming, doubt, rename
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
 from canal.annotation.parts import Parts, parts_folder, weights_digest
@@ -269,12 +269,13 @@ def _label(
     reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
     device = find_device(options.device)
     annotator.network.to(device)
+    asked = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     tell(done, query.n_cells)
     with precision(options.dtype, device):
         for block in reading.blocks(options.chunk_cells, done):
-            answer = annotator.predict(block.expression)
+            answer = asked.predict(block.expression)
             frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
             if parts is None:
                 frames.append(frame)
@@ -293,7 +294,7 @@ def _summary(
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [told(lost)] if lost else []
+    said += [text for text in (told(lost) if lost else "", doubt(renamed)) if text]
     if empty := int(table[LOW_QUALITY].sum()):
         said.append(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"

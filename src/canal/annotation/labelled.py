@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +15,10 @@ from canal.annotation.columns import BEST_TYPE, IS_NOVEL, LOW_QUALITY, TYPE
 from canal.annotation.formats import open_cells
 from canal.annotation.naming import Naming, rename
 from canal.annotation.new_output import TABLES
+from canal.annotation.noted import of_h5ad
 from canal.annotation.query import Query, query_file
 from canal.annotation.reading import Reading, begin
-from canal.annotation.records import Record, genuine, read_record
+from canal.annotation.records import Record, genuine
 from canal.data.h5ad import H5adFile
 from canal.errors import DataError
 
@@ -147,13 +147,14 @@ def open_labelled(path: Path) -> Iterator[Labelled]:
     with open_cells(path) as file:
         if not isinstance(file, H5adFile):
             raise DataError(f"{path}: expected a labelled h5ad file or zarr store, and this is none")
-        record = read_record(file)
+        noted = of_h5ad(file)
+        record = noted.record
         if genuine(record) is False:
             raise DataError(
                 f"{path}: its annotation record was edited since it was written, so it does not say which "
                 "model labelled the file: label it again with `canal annotate`"
             )
-        if why := misfit(file, record):
+        if why := noted.misfit():
             raise DataError(
                 f"{path}: the labels are no longer those that were written: {why}; label it again"
             )
@@ -161,21 +162,6 @@ def open_labelled(path: Path) -> Iterator[Labelled]:
         novel = columns[IS_NOVEL] == "True"
         quality = _column(file, LOW_QUALITY) if LOW_QUALITY in file.obs_columns else np.full(len(novel), "")
         yield Labelled(file, record, columns[TYPE], columns[BEST_TYPE], novel, quality == "True")
-
-
-def misfit(file: H5adFile, record: Record) -> str:
-    """Return why a file's labels are not those that its record counts; empty where they are."""
-    if TYPE not in file.obs_columns:
-        return f"obs has no column {TYPE} any more"
-    if file.n_cells != record["n_cells"]:
-        return f"it holds {file.n_cells:,} cells, {record['n_cells']:,} were labelled"
-    counts, written = dict(Counter(file.obs_column(TYPE))), record["cell_types"]
-    wrong = sorted(name for name in {**counts, **written} if counts.get(name, 0) != written.get(name, 0))
-    return (
-        f"other numbers of cells of {len(wrong)} types than were written, such as {wrong[:3]}"
-        if wrong
-        else ""
-    )
 
 
 def _column(file: H5adFile, name: str) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from canal.annotation.aliases import read_aliases
 from canal.annotation.pairs import Pairs, read_pairs
 from canal.annotation.query import Query
 from canal.data.h5ad_tables import EXAMPLES, listed
@@ -22,6 +23,9 @@ NAME_COLUMNS = (
     *("symbol", "symbols", "hgnc_symbol", "Gene", "gene_ids", "gene_id", "ensembl_id", "Accession"),
 )
 """Columns of var in which programs keep the other name of a gene."""
+
+AMBIGUOUS = "ambiguous"
+"""What names that aliases left alone are recorded as."""
 
 _LOOKED_AT = 2000
 _ENOUGH = 0.8
@@ -39,7 +43,7 @@ class Naming:
     orthologs : Path or None
         Table: mouse gene, human symbol.
     aliases : Path or None
-        Table: outdated symbol, today's symbol.
+        Table: outdated symbol, today's symbol; or HGNC's: see `canal.annotation.aliases`.
     gene_map : Path or None
         Table: Ensembl id, symbol.
     """
@@ -67,7 +71,8 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
 
     A gene that has the model's name keeps it. For the model's genes that are then still missing, in this
     order: another column of var (unless one was ``chosen``), orthologs, the gene map, ids without their
-    version, names that differ in case alone, aliases. So nothing shadows an exact name.
+    version, names that differ in case alone, aliases where they are unambiguous. So nothing shadows an exact
+    name.
 
     Raises
     ------
@@ -76,6 +81,7 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
         be read.
     """
     tables = {name: read_pairs(path) for name, path in _tables(naming)}
+    aliases = None if naming.aliases is None else read_aliases(naming.aliases)
     names = [name.strip() for name in query.genes]
     told: dict[str, Any] = {}
     if not chosen:
@@ -86,11 +92,27 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
         found = _filled(names, panel, step)
         told |= {how: len(found)} if found else {}
         names = [found.get(name, name) for name in names]
+    if aliases is not None:
+        renames = aliases.renames(names, panel)
+        told |= {"aliases": len(renames.found)} if renames.found else {}
+        told |= {AMBIGUOUS: list(renames.ambiguous)} if renames.ambiguous else {}
+        names = [renames.found.get(name, name) for name in names]
     return replace(query, genes=names), told
 
 
+def doubt(told: Mapping[str, Any]) -> str:
+    """Return what to say of names that a table of aliases does not make clear, or ``""``."""
+    names = told.get(AMBIGUOUS, ())
+    return (
+        f"{len(names)} symbols may be a gene of the model that is missing, and may be another, too, so they "
+        f"were left alone: {listed(names, EXAMPLES)}"
+        if names
+        else ""
+    )
+
+
 def _tables(naming: Naming) -> Iterable[tuple[str, Path]]:
-    for name in ("orthologs", "gene_map", "aliases"):
+    for name in ("orthologs", "gene_map"):
         if (path := getattr(naming, name)) is not None:
             yield name, path
 
@@ -118,8 +140,6 @@ def _steps(
             yield how, look_up(tables[how])
     yield "versions", by(_bare)
     yield "case", by(str.upper)
-    if "aliases" in tables:
-        yield "aliases", look_up(tables["aliases"])
 
 
 def _filled(names: Sequence[str], panel: Sequence[str], step: Step) -> dict[str, str]:

@@ -13,8 +13,9 @@ from scipy.sparse import csr_matrix
 from canal.annotation.columns import parted
 from canal.annotation.gathering import Gathered
 from canal.annotation.output import Room, size_of, writing
-from canal.annotation.records import NOTE
+from canal.annotation.records import NOTE, of_output
 from canal.data.h5ad_matrices import ByEntries
+from canal.digests import file_digest
 from canal.files import new_file
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ Told = Callable[[str], None] | None
 def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None) -> None:
     """Write the labels as CSV or, by the suffix, Parquet, whole or not at all; the first column is the cell.
 
-    Parquet keeps the note in its metadata under ``canal``; CSV has no place for it.
+    Parquet keeps the note in its metadata under ``canal``. CSV has no place for it: what ``on_whole`` is told
+    then names the table by its digest; see `canal.annotation.records.of_output`.
 
     Raises
     ------
@@ -52,6 +54,7 @@ def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told =
             pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
         else:
             table.to_csv(temporary, lineterminator="\n", float_format="%.6f")
+            note = of_output(note, file_digest(temporary))
         if on_whole is not None:
             on_whole(note)
 

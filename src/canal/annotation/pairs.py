@@ -20,11 +20,7 @@ def read_pairs(path: Path) -> Pairs:
     DataError
         If the file cannot be read as text, or a line has no two entries.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"{path}: {what}; expected a table of two columns parted by a tab") from error
+    lines = read_text(path).splitlines()
     comma = "," if path.suffix == ".csv" else "\t"
     found: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
@@ -39,3 +35,12 @@ def read_pairs(path: Path) -> Pairs:
     if not found:
         raise DataError(f"{path}: there is no pair in it; expected two columns parted by a tab")
     return {key: tuple(values) for key, values in found.items()}
+
+
+def read_text(path: Path) -> str:
+    """Return a table's text; raises `DataError` if it cannot be read as one."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"{path}: {what}; expected a table of two columns parted by a tab") from error

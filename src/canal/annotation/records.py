@@ -1,7 +1,8 @@
 """Annotation records: what a labelled file says of the model that labelled it, and the log of all of them.
 
 A record stands in the output as ``uns["canal"]`` and, the same text on one line, in the project's log. Its id
-is a digest of all else in it, so that a record that was edited is noticed.
+is a digest of all else in it, so that a record that was edited is noticed. A CSV file has no place for it:
+its record stands in the log alone, and names the file by its digest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _SHAPES = {
     "id": str,
     "time": str,
     "input": dict,
+    "output": dict,
     "model": dict,
     "options": dict,
     "cell_types": dict,
@@ -44,6 +46,12 @@ def make_record(facts: Mapping[str, Any]) -> Record:
     """Return ``facts`` as a record, with its format and its id."""
     record = {"format": FORMAT, **facts}
     return {**record, "id": _id(record)}
+
+
+def of_output(note: str, sha256: str) -> str:
+    """Return a record, as text, that also names the file with this digest as what was written."""
+    facts = {name: value for name, value in json.loads(note).items() if name != "id"}
+    return canonical_json(make_record({**facts, "output": {"sha256": sha256}}))
 
 
 def genuine(record: Record) -> bool | None:
@@ -96,6 +104,8 @@ def _details(record: Record) -> Iterator[tuple[str, bool]]:
     yield "cell_types", all(isinstance(n, int) for n in record["cell_types"].values())
     for name in ("name", "sha256") if "input" in record else ():
         yield f"input.{name}", isinstance(record["input"].get(name), str)
+    if "output" in record:
+        yield "output.sha256", isinstance(record["output"].get("sha256"), str)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,11 @@ class Log:
     def of_versions(self, keys: set[str]) -> list[Record]:
         """Return the records of the models with these keys."""
         return [record for record in self.records if record["model"].get("key") in keys]
+
+    def of_output(self, sha256: str) -> Record | None:
+        """Return the latest record of a CSV file with this digest, if there is one."""
+        made = [one for one in self.records if "output" in one and one["output"]["sha256"] == sha256]
+        return made[-1] if made else None
 
 
 def read_log(path: Path) -> Log:

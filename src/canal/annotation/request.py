@@ -48,11 +48,14 @@ class Request:
         ``counts`` or ``log1p_10k``.
     totals : numpy.ndarray or None
         Counts over all genes, float64 ``(n_cells,)``; None for logarithms.
+    missing : tuple of str
+        Panel genes that were not sent.
     """
 
     values: np.ndarray
     units: Values
     totals: np.ndarray | None
+    missing: tuple[str, ...] = ()
 
     def blocks(self, size: int = BLOCK_CELLS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield expression of the next ``size`` cells, and which of them express none of the model's genes.
@@ -94,7 +97,9 @@ def read_request(table: pd.DataFrame, panel: Sequence[str]) -> Request:
     whole = np.zeros((len(values), len(panel)), dtype=np.float32)
     position = {gene: i for i, gene in enumerate(panel)}
     whole[:, [position[gene] for gene in sent]] = values
-    return Request(whole, "log1p_10k" if totals is None else "counts", totals)
+    there = set(sent)
+    missing = tuple(gene for gene in panel if gene not in there)
+    return Request(whole, "log1p_10k" if totals is None else "counts", totals, missing)
 
 
 def _sent(table: pd.DataFrame, panel: Sequence[str]) -> list[str]:

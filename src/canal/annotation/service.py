@@ -40,10 +40,10 @@ def answer(
         As `read_request`.
     """
     request = read_request(table, annotator.genes)
-    frames = []
+    asked, frames = annotator.without(request.missing), []
     for expression, empty in request.blocks():
         with turn:
-            said = annotator.predict(expression)
+            said = asked.predict(expression)
         frames.append(columns_of(said, empty, annotator.labels, probabilities))
     answers = joined(frames, annotator.ontology)
     for name in answers.select_dtypes("category"):

@@ -121,7 +121,10 @@ def diff(
 
 
 def who(
-    file: Annotated[Path, typer.Argument(metavar="FILE.h5ad", help="A file that `canal annotate` wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What `canal annotate` wrote: .h5ad, .zarr, .parquet or .csv."),
+    ],
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:

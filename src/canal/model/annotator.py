@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,19 @@ class Annotator:
             there = "are missing" if distance is None else "are not what its rule asks for"
             raise ModelError(f"the model's distances to the learned types {there}; restore the model")
         return replace(self, novelty=rule, distance=distance)
+
+    def without(self, missing: Collection[str]) -> Annotator:
+        """Return this annotator for cells of which some genes were never measured; the network is shared.
+
+        The network reads them as not expressed, but the distance to the learned types leaves them out: cells
+        that lack genes would seem novel for that alone. What is missing belongs to the data set, not to a
+        cell, so a cell's answer still does not depend on the cells beside it.
+        """
+        if self.distance is None or not missing:
+            return self
+        gone = set(missing)
+        present = np.array([gene not in gone for gene in self.genes] + [True])  # the last closes the sequence
+        return replace(self, distance=self.distance.among(present))
 
     def with_temperature(self, temperature: float) -> Annotator:
         """Return this annotator with another temperature; the network is shared."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,8 @@ class TypeDistance:
     centres : Tensor
         Float32 ``(n_types, n_genes + 1)``, already whitened.
     whitening : Tensor
-        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right.
+        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right. Of `among`,
+        it has a column for each position that is there, and zeros in the rows of all others.
     """
 
     centres: Tensor
@@ -40,6 +44,20 @@ class TypeDistance:
             # Differences, not a matrix product: that loses the digits of what is near.
             apart = torch.cdist(placed, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
             return apart.amin(dim=1).square()
+
+    def among(self, present: np.ndarray) -> TypeDistance:
+        """Return the distance among these positions alone, as if the others had never been scored.
+
+        The others are marginalised: centres and the covariance are those of the positions that are there.
+        Squared distances are scaled by n_genes + 1 over their number, which is how much shorter they are
+        where strays are as the covariance has them: scores of known cells stay as high as they were.
+
+        Parameters
+        ----------
+        present
+            Which gene scores count, bool ``(n_genes + 1,)``, at least one; with all it is this distance.
+        """
+        return self if present.all() else _among(self, present.tobytes())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored, by name."""
@@ -78,6 +96,21 @@ class TypeDistance:
                 f"({n_scores} x {n_scores}), found {shapes}; restore the model"
             )
         return cls(**found)
+
+
+@lru_cache(maxsize=1)  # a service's client sends the same genes again and again
+def _among(distance: TypeDistance, which: bytes) -> TypeDistance:
+    present = np.frombuffer(which, dtype=bool)
+    kept, gone = (torch.from_numpy(np.flatnonzero(those)) for those in (present, ~present))
+    whitening = distance.whitening.double()
+    inverse = whitening @ whitening.T  # of the covariance
+    linked = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, kept])
+    narrow = torch.linalg.cholesky(inverse[kept][:, kept] - inverse[kept][:, gone] @ linked)
+    narrow *= math.sqrt(len(present) / len(kept))
+    centres = torch.linalg.solve(whitening.T, distance.centres.double().T).T
+    wide = torch.zeros(len(present), len(kept), dtype=torch.float64)
+    wide[kept] = narrow
+    return TypeDistance((centres[:, kept] @ narrow).float(), wide.float())
 
 
 def _fits(value: Tensor, n_scores: int) -> bool:

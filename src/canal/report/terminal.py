@@ -107,6 +107,8 @@ def annotation_table(summary: Mapping[str, Any]) -> "Group":
     genes = summary["genes"]
     found = "detected" if summary["values_detected"] else "declared"
     facts = f"values {summary['values']} ({found}), {genes['found']} of {genes['panel']} panel genes found"
+    by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
+    facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
     warnings = [_text(f"warning: {one}", "yellow") for one in summary["warnings"]]
     return Group(table, _text(facts, "dim"), *warnings)
 
