@@ -87,8 +87,8 @@ def choose_more(
     candidates = candidates[[cells.genes[i] not in genes for i in candidates]]
     if not len(candidates):
         raise DataError(
-            f"panel.grow asks for {size} more genes, but of the {len(cells.genes)} genes of {cells.path} each "
-            f"is among the parent's {len(genes)} or expressed in at most {panel.min_expressed:g} of the "
+            f"panel.grow asks for {size} more genes, but of the {len(cells.genes)} genes of {cells.path} "
+            f"each is among the parent's {len(genes)} or expressed in at most {panel.min_expressed:g} of the "
             f"{expression.shape[0]} training cells: leave panel.grow out of the stage"
         )
     labels = train["cell_type"].to_numpy(dtype=str)
