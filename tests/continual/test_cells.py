@@ -35,6 +35,7 @@ def test_genes_that_a_cell_was_stored_without_count_as_zero():
     assert not wide.expression[:, 2:].any()
     assert (wide.cell_ids, wide.expression.dtype) == (CELLS.cell_ids, np.float32)
     assert CELLS.widened(2) is CELLS
+    assert wide.narrowed(2).expression.tolist() == CELLS.expression.tolist()
     with pytest.raises(TrainingError, match="cells of 2 genes cannot have 1: a panel only grows"):
         CELLS.widened(1)
 

@@ -123,6 +123,10 @@ class LabelledCells:
             raise TrainingError(f"cells of {self.n_genes} genes cannot have {n_genes}: a panel only grows")
         return replace(self, expression=np.pad(self.expression, ((0, 0), (0, more)))) if more else self
 
+    def narrowed(self, n_genes: int) -> LabelledCells:
+        """Return the cells with their first ``n_genes`` genes: what a model reads whose panel ends there."""
+        return replace(self, expression=np.ascontiguousarray(self.expression[:, :n_genes]))
+
     def of_stage(self, stage: str) -> LabelledCells:
         """Return the cells that ``stage`` brought."""
         return self.take([i for i, name in enumerate(self.stages) if name == stage])
