@@ -11,13 +11,16 @@ from canal.auditing import audit_project
 from canal.data.panel import read_panel
 from canal.files import read_json
 from canal.model.annotator import Annotator
-from tests.pipeline.conftest import CELLS
+from tests.pipeline.conftest import CELLS, environment
 
 pytestmark = pytest.mark.pipeline
 
 
-def test_a_stage_adds_genes_and_everything_behind_it_reads_them(line, tmp_path):
+def test_a_stage_adds_genes_and_everything_behind_it_reads_them(line, tmp_path, monkeypatch):
     before, root = line.keys(), line.root
+    for name, value in environment(root).items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
     file = ("--file", str(root / "raw" / "third.h5ad"), "--values", "counts", "--batch", "batch")
     line.canal("stage", "add", "third", *file, "--min-genes", "1", "--grow", "8", "--commit")
     assert "the panel grows by 8 genes" in line.learn()
