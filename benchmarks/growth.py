@@ -52,18 +52,15 @@ def main() -> None:
     later = list(document["stages"])[1:]
     growing = [f"stages.{stage}.panel.grow={arguments.grow}" for stage in later]
     # One project for both: without a registry nothing is restored, and DVC keeps the first stage.
-    root = arguments.into.resolve() / "project"
-    found = {
-        "as it stands": learn(root, document, []),
-        f"{arguments.grow} more genes a stage": learn(root, document, growing),
-    }
+    runs = {"as it stands": ("project", []), f"{arguments.grow} more genes a stage": ("project", growing)}
     if arguments.wide:
         size = document["panel"].get("size") or PRESETS[document["backbone"]["preset"]].panel
-        wider = [f"panel.size={size + arguments.grow * len(later)}"]
-        found["as many from the beginning"] = learn(arguments.into.resolve() / "wide", document, wider)
-    (arguments.into / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, run in found.items():
-        sys.stdout.write(f"\n{name}\n{table(run)}\n")
+        runs["as many from the beginning"] = ("wide", [f"panel.size={size + arguments.grow * len(later)}"])
+    found = {}
+    for name, (folder, changes) in runs.items():
+        found[name] = learn(arguments.into.resolve() / folder, document, changes)
+        sys.stdout.write(f"\n{name}\n{table(found[name])}\n")
+        (arguments.into / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def learn(root: Path, document: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
