@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-growth chaos help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -56,6 +56,10 @@ bench-tuned:  ## tuned lambda and L against the published ones, on test cells, o
 bench-novelty:  ## which score notices cells of unknown types, each type in turn (ARGS="--root . /tmp/immune": more)
 	@tools/setup.sh run
 	@python benchmarks/novelty.py $(ARGS)
+
+bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data FOLDER --into FOLDER")
+	@tools/setup.sh run
+	@python benchmarks/growth.py $(ARGS)
 
 chaos:  ## a hundred kills of learning and of promoting, races, full and locked disks: what is left is whole
 	@tools/setup.sh test

@@ -42,6 +42,11 @@ def test_the_projects_own_params_are_valid_and_ordered():
             r"stages\.second\.parent: 'third' is no stage above",
         ),
         ({"panel": {"stage": "second"}}, r"panel\.stage: must name the one stage"),
+        (
+            {"stages": {"first": {"source": "first", "parent": "backbone", "panel": {"grow": 4}}}},
+            r"stages\.first\.panel\.grow: the first stage chooses the whole panel: set panel\.size",
+        ),
+        ({"panel": {"stage": "first", "grow": 4}}, r"panel\.grow: unknown key"),
         ({"backbone": {"extra_stages": ["nowhere"]}}, r"backbone\.extra_stages: no stage 'nowhere'"),
         ({"backbone": {"preset": "huge"}}, r"backbone\.preset: .*'tiny', 'small' or 'scbert'"),
         ({"backbone": {"imported": {"path": "x", "key": "1"}}}, r"backbone\.imported\.key: "),

@@ -201,3 +201,11 @@ def test_a_tuned_stage_that_becomes_the_first_one_is_tuned_no_more(made):
     config = parse(followed(made, asked(made, "first")))
     assert list(config.finetune.fixed) == ["second"]
     assert not config.finetune.tuned
+
+
+def test_a_stage_that_becomes_the_first_one_adds_no_genes_any_more(made):
+    document = json.loads(made.project.layout.params.read_text())
+    document["stages"]["second"]["panel"] = {"grow": 4}
+    made.set_params(**{name: document[name] for name in ("sources", "stages")})
+    config = parse(followed(made, asked(made, "first")))
+    assert (list(config.stages), config.stages["second"].panel.grow) == (["second"], 0)

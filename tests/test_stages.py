@@ -37,6 +37,13 @@ def test_a_new_stage_is_tuned_where_there_is_tuning_unless_it_is_to_be_fixed():
     assert config.study("lung") is not None
 
 
+def test_a_new_stage_may_add_genes():
+    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid", grow=8)
+    assert all(line.startswith("+") for line in changed(TEXT, text))
+    grow = {name: stage.panel.grow for name, stage in parse(text).stages.items()}
+    assert grow == {"pbmc": 0, "tumour-lymphoid": 0, "tumour-myeloid": 0, "lung": 8}
+
+
 GROUPS = """
 finetune:
   fixed:

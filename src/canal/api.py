@@ -181,11 +181,17 @@ class Addition:
 
 
 def propose_stage(
-    name: str, source: dict[str, Any], parent: str | None, root: Path | None = None, fixed: bool = False
+    name: str,
+    source: dict[str, Any],
+    parent: str | None,
+    root: Path | None = None,
+    fixed: bool = False,
+    grow: int = 0,
 ) -> Addition:
     """Declare a new stage and judge its file; nothing is written.
 
-    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``.
+    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add ``grow``
+    genes to its parent's panel.
 
     Raises
     ------
@@ -198,7 +204,7 @@ def propose_stage(
 
     project = Project.open(root)
     text = project.layout.params.read_text(encoding="utf-8")
-    text = with_stage(text, name, source, parent or last_stage(project.config), fixed)
+    text = with_stage(text, name, source, parent or last_stage(project.config), fixed, grow)
     wished = Project(project.layout, parse(text))
     settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
     subject = wished.candidate(name)

@@ -249,6 +249,12 @@ class Policy(Section):
     resamples: int = Field(default=2000, ge=100)
 
 
+class StagePanel(Section):
+    """How many genes a stage may add to its parent's panel, chosen on its own training cells alone."""
+
+    grow: int = Field(default=0, ge=0)
+
+
 class Stage(Section):
     """One lesson: the cells of ``source``, learned on top of ``parent``.
 
@@ -260,6 +266,7 @@ class Stage(Section):
     parent: Name
     branch: int = Field(default=1, ge=1)
     group_by_batch: bool = False
+    panel: StagePanel = StagePanel()
     continual: ContinualOverride = ContinualOverride()
 
 
@@ -353,6 +360,9 @@ def _check_references(config: Config) -> None:
             f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
             f"found {config.panel.stage!r}",
         )
+    if config.stages[config.root_stage].panel.grow:
+        message = "the first stage chooses the whole panel: set panel.size"
+        raise DanglingNameError(f"stages.{config.root_stage}.panel.grow", message)
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
             raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")

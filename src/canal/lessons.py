@@ -49,10 +49,19 @@ def corpus(project: Project) -> "Corpus":
     )
 
 
-def lesson(project: Project, stage: str, bank_size: int) -> "tuple[Lesson, Past]":
+def lesson(
+    project: Project, stage: str, bank_size: int, genes: "tuple[str, ...] | None" = None
+) -> "tuple[Lesson, Past]":
     """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone.
 
-    ``bank_size`` is L: how many cells of the parent's bank are replayed at most.
+    Cells of the past were stored over the parent's panel: genes that this stage adds count as zero in them.
+
+    Parameters
+    ----------
+    bank_size
+        L: how many cells of the parent's bank are replayed at most.
+    genes
+        The panel that the stage was learned with; by default its parent's and the genes that it is to add.
     """
     from canal.continual.bank import cut
     from canal.continual.lesson import Lesson
@@ -61,15 +70,18 @@ def lesson(project: Project, stage: str, bank_size: int) -> "tuple[Lesson, Past]
     from canal.model.backbone import Backbone
 
     config, name = project.config, project.config.stages[stage].parent
-    folder, genes = project.layout.model(name), tuple(project.panel)
-    train, validation = project.cells(stage, "train"), project.cells(stage, "validation")
+    folder = project.layout.model(name)
     old: tuple[str, ...] = ()
     parent: Backbone | Annotator
     if name == BACKBONE:
+        genes = tuple(project.panel)
         parent, past = Backbone.load(folder / "model"), Past.none(len(genes))
     else:
-        parent, past = Annotator.load(folder / "model"), Past.load(folder, genes, config)
+        parent = Annotator.load(folder / "model")
+        genes = genes or _grown_panel(project, stage, parent.genes)
+        past = Past.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
+    train, validation = project.cells(stage, "train", genes), project.cells(stage, "validation", genes)
     task = Lesson(
         stage=stage,
         parent=parent,
@@ -89,15 +101,20 @@ def examination(project: Project, stage: str) -> "Examination":
     from canal.continual.evaluation import EVALUATION, Examination
     from canal.continual.probe import Probe
     from canal.continual.stage import PROBE
+    from canal.model.annotator import GENES
+    from canal.model.storage import read_names
 
     config, layout = project.config, project.layout
+    genes = read_names(layout.model(stage) / "model", GENES)
     parent = config.stages[stage].parent
     earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
     stages = (*config.ancestors(stage), stage)
     return Examination(
-        tests={name: project.cells(name, "test") if project.available(name) else None for name in stages},
+        tests={
+            name: project.cells(name, "test", genes) if project.available(name) else None for name in stages
+        },
         earlier=earlier,
-        probe=Probe.load(layout.model(stage) / PROBE, tuple(project.panel)).cells,
+        probe=Probe.load(layout.model(stage) / PROBE, genes).cells,
     )
 
 
@@ -105,16 +122,44 @@ def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCe
     """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
     from canal.continual.cells import LabelledCells
     from canal.continual.shadow import ShadowCells
+    from canal.model.annotator import GENES
+    from canal.model.storage import read_names
     from canal.tuning.document import TUNED_FILE, settings_of
 
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
-    task, _ = lesson(project, stage, settings.bank_size)
+    genes = read_names(project.layout.model(stage) / "model", GENES)
+    task, _ = lesson(project, stage, settings.bank_size, genes)
     nothing = LabelledCells.empty(len(task.genes))
     return ShadowCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
         known=LabelledCells.concatenate([task.validation, task.probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
+
+
+def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the panel that a stage is learned with: its parent's ``genes``, then those that it adds.
+
+    Raises
+    ------
+    TrainingError
+        If the parent's panel does not begin with that of the lineage.
+    """
+    from canal.data.panel import choose_more
+    from canal.errors import TrainingError
+
+    panel, config = project.panel, project.config
+    if list(genes[: len(panel)]) != panel:
+        raise TrainingError(
+            f"stage {stage}: panel.json ({len(panel)} genes) is not what the panel of its parent "
+            f"{config.stages[stage].parent} ({len(genes)} genes) begins with; a lineage keeps one panel: "
+            "run `dvc repro --force panel`, which restores it"
+        )
+    grow = config.stages[stage].panel.grow
+    if not grow:
+        return genes
+    chosen = choose_more(project.prepared(stage), project.split(stage), config.panel, genes, grow)
+    return (*genes, *chosen.genes)
 
 
 def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int) -> tuple[str, ...]:

@@ -132,10 +132,12 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
 
 
 def _rehung(config: Config, changed: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines that give stages another parent, where DVC reads it too; a first stage is not tuned."""
+    """Yield the lines that give stages another parent; a first stage is not tuned and adds no genes."""
     for stage, parent in changed.items():
         if parent == BACKBONE and _group(config, stage) == "tuned":
             yield f"# remove finetune.tuned.{stage}"
+        if parent == BACKBONE and config.stages[stage].panel.grow:
+            yield f"# remove stages.{stage}.panel"
     yield "stages:"
     yield from (f"  {stage}: {{parent: {parent}}}" for stage, parent in changed.items())
     yield "finetune:"

@@ -12,10 +12,13 @@ from canal.files import new_file
 from canal.params import parse_config
 
 
-def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str, fixed: bool = False) -> str:
+def with_stage(
+    text: str, name: str, source: Mapping[str, Any], parent: str, fixed: bool = False, grow: int = 0
+) -> str:
     """Return params.yaml's text with one more source and one more stage, both called ``name``.
 
-    The stage is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``.
+    The stage is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add
+    ``grow`` genes to its parent's panel.
 
     Raises
     ------
@@ -28,7 +31,8 @@ def with_stage(text: str, name: str, source: Mapping[str, Any], parent: str, fix
             raise ConfigError(f"{section}.{name} exists already; choose another name")
     text = _append(text, "sources", {name: dict(source)})
     entry = {name: {"source": name, "parent": parent}}
-    text = _append(text, "stages", entry)
+    growing = {"panel": {"grow": grow}} if grow else {}
+    text = _append(text, "stages", {name: entry[name] | growing})
     text = _append(text, "finetune", entry, "fixed" if fixed or config.tuning is None else "tuned")
     parse(text)
     return text

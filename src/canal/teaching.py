@@ -38,6 +38,8 @@ class FromNovel:
         Whether the stage is not tuned though params.yaml has a section ``tuning``.
     min_genes : int or None
         Expressed genes a cell must have; by default ``prepare.min_genes``.
+    grow : int
+        How many genes the stage may add to its parent's panel.
     """
 
     sheet: Path
@@ -46,6 +48,7 @@ class FromNovel:
     parent: str | None = None
     fixed: bool = False
     min_genes: int | None = None
+    grow: int = 0
 
 
 def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> "Addition":
@@ -75,7 +78,7 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
             "citation": _citation(about),
         }
         source = declare(target, wishes, None, project.layout.root)
-        addition = propose_stage(name, source, wish.parent, root, wish.fixed)
+        addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
     except BaseException:
         target.unlink()
         raise

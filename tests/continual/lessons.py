@@ -82,3 +82,23 @@ def second_lesson(**changes: object) -> Lesson:
         seed=0,
     )
     return replace(lesson, **changes)
+
+
+def grown_lesson() -> Lesson:
+    """Return the second stage with three more genes, of which only its own cells have values."""
+    lesson = second_lesson()
+
+    def more(cells: LabelledCells) -> LabelledCells:
+        marks = {"NK": [4.0, 0.0, 2.0], "T": [0.0, 3.0, 2.0]}
+        random = np.random.default_rng(len(cells))
+        new = np.array([marks[name] for name in cells.cell_types]) * random.uniform(0.6, 1.4, (len(cells), 3))
+        return replace(cells, expression=np.concatenate([cells.expression, new], axis=1).astype(np.float32))
+
+    return replace(
+        lesson,
+        genes=(*GENES, "NEW1", "NEW2", "NEW3"),
+        train=more(lesson.train),
+        validation=more(lesson.validation),
+        replay=lesson.replay.widened(27),
+        probe=lesson.probe.widened(27),
+    )

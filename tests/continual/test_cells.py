@@ -29,6 +29,17 @@ def test_taking_nothing():
     assert CELLS.take([]).n_genes == 2
 
 
+def test_genes_that_a_cell_was_stored_without_count_as_zero():
+    wide = CELLS.widened(4)
+    assert wide.expression[:, :2].tolist() == CELLS.expression.tolist()
+    assert not wide.expression[:, 2:].any()
+    assert (wide.cell_ids, wide.expression.dtype) == (CELLS.cell_ids, np.float32)
+    assert CELLS.widened(2) is CELLS
+    assert wide.narrowed(2).expression.tolist() == CELLS.expression.tolist()
+    with pytest.raises(TrainingError, match="cells of 2 genes cannot have 1: a panel only grows"):
+        CELLS.widened(1)
+
+
 def test_parts_by_stage_make_the_whole_again():
     parts = [CELLS.of_stage(stage) for stage in CELLS.stage_names]
     assert CELLS.stage_names == ("first", "second")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.continual.gene_embedding import embed_genes, read_gene_embedding
+from canal.continual.gene_embedding import embed_genes, place_genes, read_gene_embedding
 from canal.errors import DataError
 from tests.model.make import make_expression
 
@@ -31,6 +31,42 @@ def test_a_constant_gene_has_zeros_and_missing_directions_too():
     assert not embedding[3].any()
     assert not embedding[:, 5:].any()
     assert np.array_equal(cells, before)
+
+
+def courses(n_cells, seed):
+    """Return cells whose 40 genes follow eight hidden courses, alike in every draw, and noise."""
+    mixing = np.random.default_rng(0).normal(size=(8, 40))
+    random = np.random.default_rng(seed)
+    noise = random.normal(size=(n_cells, 40))
+    return (random.normal(size=(n_cells, 8)) @ mixing + noise).astype(np.float32)
+
+
+def test_a_new_gene_is_placed_among_those_of_like_course():
+    whole = embed_genes(courses(300, seed=1), 16, seed=0)
+    known = embed_genes(courses(300, seed=1)[:, :32], 16, seed=0)
+    placed = place_genes(courses(300, seed=2), known)
+    assert placed.shape == (8, 16)
+    assert placed.dtype == np.float32
+    there, found = whole[32:] @ whole[:32].T, placed @ known.T
+    assert np.corrcoef(there.ravel(), found.ravel())[0, 1] > 0.95
+    assert np.linalg.norm(placed, axis=1).max() <= np.linalg.norm(known, axis=1).max() * (1 + 1e-6)
+
+
+def test_a_gene_that_is_known_under_another_name_is_placed_beside_it():
+    cells = courses(300, seed=2)[:, :32]
+    known = embed_genes(courses(300, seed=1)[:, :32], 16, seed=0)
+    placed = place_genes(np.concatenate([cells, cells[:, 5:6]], axis=1), known)[0]
+    nearness = known @ placed / np.linalg.norm(known, axis=1)
+    assert nearness.argmax() == 5
+
+
+def test_a_new_gene_that_does_not_vary_has_zeros_and_so_has_one_without_company():
+    cells, known = courses(50, seed=1), embed_genes(courses(50, seed=1)[:, :32], 16, seed=0)
+    cells[:, 35] = 1.0
+    assert not place_genes(cells, known)[3].any()
+    cells[:, :32] = 0.0
+    assert not place_genes(cells, known).any()
+    assert not place_genes(courses(50, seed=1), np.zeros_like(known)).any()
 
 
 def test_cells_without_any_difference():

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from canal.continual.cells import LabelledCells
 from canal.errors import TrainingError
-from tests.continual.lessons import GENES, first_lesson, make_cells, second_lesson
+from tests.continual.lessons import GENES, first_lesson, grown_lesson, make_cells, second_lesson
 
 NONE = LabelledCells.empty(24)
 
@@ -10,6 +12,24 @@ NONE = LabelledCells.empty(24)
 def test_labels_are_appended():
     assert first_lesson().labels == ("B", "T")
     assert second_lesson().labels == ("B", "T", "NK")
+
+
+def test_genes_are_added_behind_the_parents():
+    assert second_lesson().added_genes == first_lesson().added_genes == ()
+    assert grown_lesson().added_genes == ("NEW1", "NEW2", "NEW3")
+
+
+@pytest.mark.parametrize(
+    ("genes", "message"),
+    [
+        (("NEW1", "NEW2", "NEW3", *GENES), "adds genes at the end"),
+        ((*GENES, "NEW1", "NEW2", GENES[0]), f"occur more than once: .'{GENES[0]}'"),
+        ((*GENES, "NEW1", "NEW2"), "train cells have 27 genes, the panel has 26"),
+    ],
+)
+def test_a_panel_that_did_not_grow_at_its_end_is_refused(genes, message):
+    with pytest.raises(TrainingError, match=message):
+        replace(grown_lesson(), genes=genes)
 
 
 def test_judges_are_each_earlier_stage_and_this_one():

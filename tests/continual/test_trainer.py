@@ -12,7 +12,14 @@ from canal.continual.schedule import learning_rate
 from canal.continual.trainer import learn_stage
 from canal.model.performer import Performer
 from canal.model.storage import weights_digest
-from tests.continual.lessons import SETTINGS, first_learned, first_lesson, make_cells, second_lesson
+from tests.continual.lessons import (
+    SETTINGS,
+    first_learned,
+    first_lesson,
+    grown_lesson,
+    make_cells,
+    second_lesson,
+)
 
 LONGER = SETTINGS.model_copy(update={"max_epochs": 16, "cycle_epochs": 16, "patience": 16})
 SHORT = SETTINGS.model_copy(update={"max_epochs": 3})
@@ -228,3 +235,31 @@ def test_a_stage_without_replay_and_new_types():
         replay=LabelledCells.empty(24),
     )
     assert learn_stage(lesson, SHORT).annotator.labels == ("B", "T")
+
+
+def test_a_panel_that_grows_keeps_what_is_frozen_and_trains_the_new_columns(tmp_path):
+    parent, told = first_learned().annotator, []
+    learned = learn_stage(grown_lesson(), SHORT, Hooks(cache_dir=tmp_path, on_notice=told.append))
+    assert told == ["the panel grows by 3 genes, such as NEW1, NEW2, NEW3"]
+    assert weights(learned) == weights(learn_stage(grown_lesson(), SHORT))
+    assert learned.teacher is parent
+    child = learned.annotator
+    assert (child.genes, child.labels) == (grown_lesson().genes, ("B", "T", "NK"))
+    before, after = parent.network.state_dict(), child.network.state_dict()
+    vectors = "backbone.pos_emb.weight"
+    frozen = [name for name in before if name not in child.network.trained() and name != vectors]
+    assert all(torch.equal(after[name], before[name]) for name in frozen)
+    assert torch.equal(after[vectors][[*range(24), -1]], before[vectors])
+    assert after["head.to_manifold.weight"][:, 24:-1].any()
+
+
+def test_the_teacher_of_a_grown_student_reads_its_own_panel(tmp_path):
+    lesson = grown_lesson()
+    learn_stage(lesson, SHORT, Hooks(cache_dir=tmp_path))
+    (kept,) = (rows for path in tmp_path.rglob("*.npy") if (rows := np.load(path)).ndim == 2)
+    trained = np.concatenate([lesson.train.expression, lesson.replay.expression])[:, :24]
+    expected = first_learned().annotator.represent(trained)
+    assert kept.shape == expected.shape
+    apart = np.abs(kept[:, None] - expected[None]).max(axis=2)
+    assert apart.min(axis=0).max() < 1e-4
+    assert apart.min(axis=1).max() < 1e-4

@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from canal.config import Panel, Split
-from canal.data.panel import choose_panel, f_statistic, read_panel, variance, write_panel
+from canal.data.panel import choose_more, choose_panel, f_statistic, read_panel, variance, write_panel
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.split import split_stage
@@ -100,6 +100,28 @@ def test_one_type_cannot_be_compared(tmp_path):
     with pytest.raises(DataError, match=r"training cells have 1 \(B\): set panel.rule: variance"):
         choose_panel(*stage, panel(), 20)
     assert len(choose_panel(*stage, panel("variance"), 20).genes) == 20
+
+
+def test_a_later_stage_adds_genes_that_its_parent_does_not_read(stage):
+    whole = choose_panel(*stage, panel(), 30)
+    more = choose_more(*stage, panel(), whole.genes[:12], 10)
+    assert len(set(more.genes)) == 10
+    assert not set(more.genes) & set(whole.genes[:12])
+    assert set(more.genes[::2]) <= set(choose_panel(*stage, panel("f_statistic"), 30).genes)
+    assert more == choose_more(*stage, panel(), frozenset(whole.genes[:12]), 10)
+    assert len(choose_more(*stage, panel(), stage[0].genes[:75], 10).genes) <= 5
+
+
+def test_where_no_gene_is_left_to_add_is_said(stage):
+    with pytest.raises(DataError, match=r"grow asks for 4 more genes, but of the 80 genes of .* parent's 80"):
+        choose_more(*stage, panel(), stage[0].genes, 4)
+
+
+def test_a_stage_of_one_type_adds_genes_by_variance(tmp_path):
+    cells, split = canonical(tmp_path, make_adata({"B": 40}, n_genes=40))
+    more = choose_more(cells, split, panel(), cells.genes[:20], 5)
+    assert set(more.origin.values()) == {"variance"}
+    assert not set(more.genes) & set(cells.genes[:20])
 
 
 def test_the_order_of_genes_and_cells_does_not_matter(stage, tmp_path):

@@ -37,6 +37,7 @@ class Spec:
     probe: list[Kept]
     capacity: int = 6
     genes: list[str] = field(default_factory=lambda: list(GENES))
+    grow: int = 0
     exclude: dict[str, list[str]] = field(default_factory=lambda: {"cells": [], "batches": []})
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     teacher: dict[str, np.ndarray] | None = None
@@ -96,6 +97,7 @@ def make_lineage(root: Path, specs: dict[str, Spec]) -> dict[str, Path]:
                 "bank": {"capacity": spec.capacity},
                 "cells": cells_request(stage, spec.exclude),
                 "parent": {"stage": parent, "request": "6" * 64},
+                **({"panel": {"grow": spec.grow}} if spec.grow else {}),
             },
             panel,
             file_digest(folders[stage] / "split" / "cells.csv"),
@@ -198,11 +200,12 @@ def _write_stage(folder: Path, stage: str, spec: Spec, specs: dict[str, Spec], p
     _write_split(folder / "split" / "cells.csv", stage, spec.rows)
     for name in ("bank", "probe"):
         (folder / name).mkdir()
-    cells = _stored(spec.bank, specs)
+    cells = _stored(spec.bank, specs).widened(len(spec.genes))
     stages = tuple(specs)
     ranks = np.array([rank for *_, rank in spec.bank], dtype=np.int64)
     save_cells(folder / "bank" / "bank.h5ad", StoredCells(cells, tuple(spec.genes), ranks, stages))
-    probe = StoredCells(_stored(spec.probe, specs), tuple(spec.genes), None, stages)
+    watched = _stored(spec.probe, specs).widened(len(spec.genes))
+    probe = StoredCells(watched, tuple(spec.genes), None, stages)
     save_cells(folder / "probe" / "probe.h5ad", probe)
     _verdict(folder, stage, spec).write(folder / "validation" / "verdict.json")
 
@@ -236,10 +239,11 @@ def _verdict(folder: Path, stage: str, spec: Spec) -> Verdict:
         "declaration_digest": "5" * 64,
         "split_sha256": file_digest(folder / "split" / "cells.csv"),
     }
-    tokens = ((1, 0, 0, 0, 0, 0),) * len(spec.genes)
+    founding = spec.genes[: len(GENES)]
+    tokens = ((1, 0, 0, 0, 0, 0),) * len(founding)
     return Verdict(
         **{**about, **spec.judged},
         counts={},
         rules=(RuleResult("has_cells", "error", spec.passed, "cells", "some"),),
-        profile=Profile(json_digest(spec.genes), 8, 2.0, tokens),
+        profile=Profile(json_digest(founding), 8, 2.0, tokens),
     )

@@ -112,6 +112,7 @@ class Made:
         source = config.stages[stage].source
         _weights(folder / "model")
         write_json(folder / "model" / "labels.json", list(labels))
+        write_json(folder / "model" / "genes.json", list(GENES))
         self._split(folder, stage, taught)
         self._verdict(folder, stage)
         for name, cells in (("bank", taught.bank), ("probe", taught.probe)):

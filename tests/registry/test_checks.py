@@ -26,7 +26,7 @@ def findings(tmp_path, change=lambda specs: None):
         newest = chain[length - 1]
         check_key(newest, found)
         check_files(newest, found)
-        check_verdict(newest, found)
+        check_verdict(chain[:length], found)
         check_chain(chain[:length], found)
         check_cells(chain[:length], found)
     return [str(one) for one in found.findings]
@@ -34,6 +34,14 @@ def findings(tmp_path, change=lambda specs: None):
 
 def test_a_sound_lineage_has_no_findings(tmp_path):
     assert findings(tmp_path) == []
+
+
+def test_a_panel_that_grew_as_it_was_asked_to_has_no_findings(tmp_path):
+    def grown(specs):
+        specs["second"].grow = 2
+        specs["second"].genes.append("CD14")
+
+    assert findings(tmp_path, grown) == []
 
 
 def bank(specs, *kept):
@@ -122,6 +130,18 @@ LINKS = {
     ),
     "another panel": (
         lambda specs: setattr(specs["second"], "genes", ["CD3D", "MS4A1", "LYZ"]),
+        "second: model/genes.json differs from model/genes.json of first",
+    ),
+    "genes that nobody asked for": (
+        lambda specs: specs["second"].genes.append("CD14"),
+        "second: model/genes.json differs from model/genes.json of first",
+    ),
+    "more genes than were asked for": (
+        lambda specs: (setattr(specs["second"], "grow", 1), specs["second"].genes.extend(["CD14", "CD4"])),
+        "second: model/genes.json has 2 more than that of first, asked for were at most 1 new ones",
+    ),
+    "new genes ahead of the old": (
+        lambda specs: (setattr(specs["second"], "grow", 1), specs["second"].genes.insert(0, "CD14")),
         "second: model/genes.json differs from model/genes.json of first",
     ),
     "another teacher": (

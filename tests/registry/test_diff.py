@@ -40,6 +40,7 @@ def listed(changes):
 def test_a_stage_adds_types_and_is_told_to_be_the_next(made):
     found = between(made, "1", "2")
     assert found["labels"] == {"added": ["Mono"], "removed": [], "kept": 2}
+    assert found["genes"] == {"added": [], "removed": [], "kept": 2}
     assert found["relation"] == "version 2 was learned on version 1"
     assert between(made, "2", "1")["labels"]["removed"] == ["Mono"]
     assert between(made, "2", "1")["relation"] == "version 2 was learned on version 1"

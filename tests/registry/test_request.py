@@ -26,6 +26,19 @@ def test_what_was_asked_for_before_is_asked_for_still():
     assert digests == ["6ad56f6fbc36df08", "8d0bfe31b6f3e5a3"]
 
 
+def test_genes_to_add_count_where_they_are_set_and_nothing_else_changes():
+    def growing(n):
+        stages = make_document()["stages"]
+        return make_config(stages=stages | {"second": stages["second"] | {"panel": {"grow": n}}})
+
+    plain = make_config()
+    for stage in ("backbone", "first", "second"):
+        assert stage_request(growing(0), stage) == stage_request(plain, stage)
+    assert request_digest(growing(8), "first") == request_digest(plain, "first")
+    (line,) = differences(stage_request(growing(8), "second"), stage_request(plain, "second"))
+    assert line == "panel: learned with 'absent', asked for {'grow': 8}"
+
+
 def test_ids_of_the_ontology_count_where_they_are_set_and_from_there_on():
     plain = make_config()
     named = with_source(ontology={"B": "CL:0000236"})

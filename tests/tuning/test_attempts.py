@@ -13,7 +13,7 @@ from canal.errors import TrainingError
 from canal.model.performer import Performer
 from canal.tuning.attempts import Attempts
 from canal.tuning.objective import accuracy_by_stage, score
-from tests.continual.lessons import SETTINGS, first_lesson, second_lesson
+from tests.continual.lessons import SETTINGS, first_lesson, grown_lesson, second_lesson
 from tests.tuning.make import make_tuning
 
 PUBLISHED = {"distillation": 0.1, "bank_size": 40}
@@ -104,3 +104,10 @@ def test_a_lesson_has_no_place_for_test_cells():
     cells = {name for name, kind in Lesson.__annotations__.items() if kind == "LabelledCells"}
     assert cells == {"train", "validation", "replay", "probe"}
     assert set(Attempts.__annotations__) == {"lesson", "bank", "own", "tuning", "capacity", "hooks"}
+
+
+def test_a_stage_whose_panel_grows_is_attempted_beside_a_teacher_that_reads_less():
+    bank = Bank(first_lesson().train, np.arange(1, 41), ("first",))
+    grown = make_attempts(lesson=grown_lesson(), bank=bank.widened(27))
+    assert grown.teacher == make_attempts().teacher
+    assert grown.learn(PUBLISHED, silent).value > 0

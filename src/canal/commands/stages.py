@@ -50,6 +50,9 @@ def add(
     fixed: Annotated[
         bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
     ] = False,
+    grow: Annotated[
+        int, typer.Option(min=0, help="Genes that it may add to its parent's panel; docs/panel.md.")
+    ] = 0,
     commit: Commit = False,
     root: Root = None,
 ) -> None:
@@ -64,14 +67,15 @@ def add(
     if from_novel is None:
         if gene_map or aliases or orthologs:
             raise ConfigError("--gene-map, --aliases and --orthologs go with --from-novel")
-        addition = _of_file(name, file, of_file | {"min_genes": min_genes}, parent, fixed, root)
+        place: dict[str, Any] = {"parent": parent, "root": root, "fixed": fixed, "grow": grow}
+        addition = _of_file(name, file, of_file | {"min_genes": min_genes}, place)
     else:
         from canal.annotation.naming import Naming
         from canal.teaching import FromNovel, propose_from_novel
 
         _refuse_options_of_a_file(of_file)
         naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-        wish = FromNovel(from_novel, file, naming, parent, fixed, min_genes)
+        wish = FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
         addition = propose_from_novel(name, wish, root)
     show_result(render(addition.verdict), as_json=False)
     add_stage(addition, commit, root)
@@ -90,9 +94,7 @@ def relearn(
     note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
 
 
-def _of_file(
-    name: str, file: Path | None, wishes: dict[str, Any], parent: str | None, fixed: bool, root: Path | None
-) -> "Addition":
+def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
     from canal.api import propose_stage
     from canal.declare import declare
 
@@ -103,7 +105,7 @@ def _of_file(
         )
     label_map = wishes.pop("label_map")
     declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
-    return propose_stage(name, declare(file, declared, label_map, root), parent, root, fixed)
+    return propose_stage(name, declare(file, declared, label_map, place["root"]), **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:

@@ -80,6 +80,10 @@ class Bank:
         keep = np.flatnonzero(kept_cells(self.cells, exclusions))
         return Bank(self.cells.take(keep), self.ranks[keep], self.stages)
 
+    def widened(self, n_genes: int) -> Bank:
+        """Return the bank over ``n_genes`` genes; see `LabelledCells.widened`."""
+        return Bank(self.cells.widened(n_genes), self.ranks, self.stages)
+
     def save(self, path: Path, genes: Sequence[str]) -> None:
         """Write the bank as h5ad; ``genes`` are the panel."""
         save_cells(path, StoredCells(self.cells, tuple(genes), self.ranks, self.stages))

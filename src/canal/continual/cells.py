@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -109,6 +109,23 @@ class LabelledCells:
             pick(self.sources),
             pick(self.batches),
         )
+
+    def widened(self, n_genes: int) -> LabelledCells:
+        """Return the cells with ``n_genes`` genes: those behind their own count as not expressed.
+
+        Raises
+        ------
+        TrainingError
+            If they have more genes than that.
+        """
+        more = n_genes - self.n_genes
+        if more < 0:
+            raise TrainingError(f"cells of {self.n_genes} genes cannot have {n_genes}: a panel only grows")
+        return replace(self, expression=np.pad(self.expression, ((0, 0), (0, more)))) if more else self
+
+    def narrowed(self, n_genes: int) -> LabelledCells:
+        """Return the cells with their first ``n_genes`` genes: what a model reads whose panel ends there."""
+        return replace(self, expression=np.ascontiguousarray(self.expression[:, :n_genes]))
 
     def of_stage(self, stage: str) -> LabelledCells:
         """Return the cells that ``stage`` brought."""

@@ -117,8 +117,8 @@ def representations(
     """Return the teacher's representation h_{t-1} of the first ``n_cells`` (default: all) of ``features``.
 
     float32 ``(n_cells, 64)``. ``features`` must come from the teacher's own prefix, which student and teacher
-    share. Kept in ``space`` as `PrefixFeatures` keeps its values, but always as float32; 256 bytes a cell, so
-    the result stays in memory.
+    share unless the student's panel has grown. Kept in ``space`` as `PrefixFeatures` keeps its values, but
+    always as float32; 256 bytes a cell, so the result stays in memory.
     """
 
     @torch.inference_mode()

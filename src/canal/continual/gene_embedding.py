@@ -1,4 +1,4 @@
-"""Fixed gene embeddings: from co-expression in the first stage's training cells, or from a file."""
+"""Fixed gene embeddings: from co-expression in training cells, or from a file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from canal.errors import DataError
 
 _SMALLEST = 1e-6
+_RIDGE = 0.1
 
 
 def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
@@ -48,6 +49,46 @@ def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
     return embedding
 
 
+def place_genes(expression: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """Return vectors of genes that an embedding lacks, in its space, float32 ``(n_new, dim)``.
+
+    Of an embedding by `embed_genes`, the inner product of two genes is their correlation, times a constant.
+    So a new gene's vector is the one whose inner products with the known genes' vectors come nearest to its
+    correlations with them (ridge regression), the constant being that of the known genes among themselves. It
+    needs no space of its own to be turned into the old one, and an embedding from a file will do as well.
+
+    Parameters
+    ----------
+    expression
+        Training cells of the stage that adds the genes, ``(n_cells, n_genes + n_new)``: known genes first.
+    embedding
+        Vectors of the known genes, ``(n_genes, dim)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        None longer than the longest known vector; zeros for a gene that does not vary.
+    """
+    n_known = len(embedding)
+    values = _standardised(expression)
+    used = np.flatnonzero(values[:, :n_known].any(axis=0))
+    vectors = embedding[used].astype(np.float64)
+    known, new = values[:, used], values[:, n_known:]
+    among = known.T @ known / max(1, len(values))
+    size = float(np.sum(among**2))
+    square = vectors.T @ vectors
+    if size == 0 or not square.any():
+        return np.zeros((new.shape[1], embedding.shape[1]), dtype=np.float32)
+    constant = float(np.sum((vectors @ vectors.T) * among)) / size
+    wanted = constant * (known.T @ new) / len(values)
+    ridge = _RIDGE * np.trace(square) / len(square) * np.eye(len(square))
+    placed = np.linalg.solve(square + ridge, vectors.T @ wanted).T
+    longest = float(np.linalg.norm(vectors, axis=1).max())
+    lengths = np.maximum(np.linalg.norm(placed, axis=1, keepdims=True), _SMALLEST)
+    result: np.ndarray = (placed * np.minimum(1.0, longest / lengths)).astype(np.float32)
+    return result
+
+
 def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, int]:
     """Return embeddings ``(len(genes), dim)`` float32 from a file, and how many genes it lacks.
 
@@ -81,6 +122,15 @@ def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.
     if missing == len(genes):
         raise DataError(f"{path}: none of its {len(seen)} genes is among the {len(genes)} of the vocabulary")
     return values, missing
+
+
+def _standardised(expression: np.ndarray) -> np.ndarray:
+    """Return expression with mean 0 and variance 1 gene by gene, float64; a constant gene is zeros."""
+    values = expression.astype(np.float64) - expression.mean(axis=0, dtype=np.float64)
+    spread = values.std(axis=0)
+    varies = spread > _SMALLEST
+    result: np.ndarray = np.where(varies, values / np.where(varies, spread, 1.0), 0.0)
+    return result
 
 
 def _rows(path: Path, lines: Iterable[list[str]], dim: int) -> Iterable[tuple[int, str, list[float]]]:

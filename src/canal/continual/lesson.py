@@ -22,7 +22,7 @@ class Lesson:
     parent : Backbone or Annotator
         The backbone for stage 1; else the parent stage's annotator, which becomes the teacher.
     genes : tuple of str
-        The panel; an annotator's own genes where the parent is one.
+        The panel; where the parent is an annotator, its genes and then those that the stage adds.
     new_labels : tuple of str
         Types to append to the parent's labels, in this order.
     train, validation : LabelledCells
@@ -75,6 +75,11 @@ class Lesson:
         return (*self.old_labels, *self.new_labels)
 
     @property
+    def added_genes(self) -> tuple[str, ...]:
+        """The genes that the stage adds to its teacher's panel."""
+        return () if self.teacher is None else self.genes[len(self.teacher.genes) :]
+
+    @property
     def teacher(self) -> Annotator | None:
         """The parent, where it is an annotator."""
         return self.parent if isinstance(self.parent, Annotator) else None
@@ -105,8 +110,14 @@ def _check_panel(lesson: Lesson) -> None:
             )
     if lesson.teacher is None and (len(lesson.replay) or len(lesson.probe)):
         raise TrainingError(f"stage {lesson.stage} starts from a backbone, so it has no bank and no probe")
-    if lesson.teacher is not None and lesson.teacher.genes != lesson.genes:
-        raise TrainingError(f"stage {lesson.stage}: the panel is not the parent's; a lineage keeps one panel")
+    if len(set(lesson.genes)) < len(lesson.genes):
+        twice = sorted(name for name, n in Counter(lesson.genes).items() if n > 1)
+        raise TrainingError(f"stage {lesson.stage}: genes of the panel occur more than once: {twice[:5]}")
+    if lesson.teacher is not None and lesson.genes[: len(lesson.teacher.genes)] != lesson.teacher.genes:
+        raise TrainingError(
+            f"stage {lesson.stage}: the panel is not the parent's; a lineage keeps one panel, to which a "
+            "stage adds genes at the end"
+        )
     if lesson.stage in lesson.probe.stages:
         raise TrainingError(f"stage {lesson.stage}: the probe holds cells of this stage")
 

@@ -41,6 +41,10 @@ class Probe:
         """Return the probe without excluded cells and batches."""
         return Probe(without_excluded(self.cells, exclusions))
 
+    def widened(self, n_genes: int) -> Probe:
+        """Return the probe over ``n_genes`` genes; see `LabelledCells.widened`."""
+        return Probe(self.cells.widened(n_genes))
+
     def save(self, path: Path, genes: Sequence[str]) -> None:
         """Write the probe as h5ad; ``genes`` are the panel."""
         save_cells(path, StoredCells(self.cells, tuple(genes), None, self.cells.stage_names))

@@ -39,6 +39,10 @@ class Past:
         bank = Bank.load(folder / BANK, genes).without_excluded(excluded)
         return cls(bank, Probe.load(folder / PROBE, genes).without_excluded(excluded))
 
+    def widened(self, n_genes: int) -> Past:
+        """Return the past of a stage whose panel grows to ``n_genes``: what was not stored counts as zero."""
+        return Past(self.bank.widened(n_genes), self.probe.widened(n_genes))
+
 
 @dataclass(frozen=True, eq=False)
 class Finished:

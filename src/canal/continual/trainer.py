@@ -18,6 +18,7 @@ from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.gene_embedding import place_genes
 from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.losses import distillation_weight, stage_losses
@@ -27,6 +28,7 @@ from canal.continual.seeds import generator
 from canal.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.compute import precision
+from canal.model.growth import gene_vectors, with_genes
 from canal.model.lanes import in_lanes
 from canal.model.performer import MOST_CELLS
 from canal.model.storage import weights_digest
@@ -56,6 +58,8 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
     fit = Fit(network.trained(), _merit, hooks, fingerprint(lesson, settings, annotator, hooks))
     if not fit.stopped(settings.patience, settings.max_epochs):
         weight = distillation_weight(settings.distillation, len(lesson.old_labels), len(lesson.labels))
+        if more := lesson.added_genes:
+            hooks.on_notice(f"the panel grows by {len(more)} genes, such as {', '.join(more[:8])}")
         with precision(hooks.dtype, hooks.device):
             material = _gather(lesson, annotator, hooks)
             while not fit.stopped(settings.patience, settings.max_epochs):
@@ -109,8 +113,16 @@ def _first(lesson: Lesson) -> Annotator:
     """Return the annotator before its first epoch."""
     random = generator(lesson.seed, f"head of {lesson.stage}")
     if isinstance(lesson.parent, Annotator):
-        return lesson.parent.grown(lesson.new_labels, random)
+        return _more_genes(lesson, lesson.parent.grown(lesson.new_labels, random))
     return Annotator.start(lesson.parent, lesson.genes, lesson.labels, lesson.train.expression, random)
+
+
+def _more_genes(lesson: Lesson, annotator: Annotator) -> Annotator:
+    """Return the annotator with the genes that the stage adds; itself where it adds none."""
+    if not lesson.added_genes:
+        return annotator
+    vectors = place_genes(lesson.train.expression, gene_vectors(annotator))
+    return with_genes(annotator, lesson.added_genes, vectors)
 
 
 def _gather(lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Material:
@@ -127,8 +139,12 @@ def _gather(lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Material:
         hooks.on_notice(features.shortage)
     remembered = None
     if lesson.teacher is not None:
-        teacher = lesson.teacher.network.to(hooks.device)
-        remembered = torch.from_numpy(representations(teacher, features, space, int(ends[1])))
+        teacher, seen = lesson.teacher.network.to(hooks.device), features
+        if lesson.added_genes:
+            # The teacher reads its own panel, so its prefix is another; kept are its answers alone.
+            own = np.ascontiguousarray(tokens[: ends[1], : len(lesson.teacher.genes)])
+            seen = PrefixFeatures(teacher.backbone, own, None, hooks.cache.dtype)
+        remembered = torch.from_numpy(representations(teacher, seen, space, int(ends[1])))
         teacher.to("cpu")
     rows = [torch.arange(first, last) for first, last in pairwise(ends[1:].tolist())]
     return _Material(

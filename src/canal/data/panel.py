@@ -1,4 +1,4 @@
-"""The gene panel of a lineage: chosen once, on the training cells of its first stage alone."""
+"""The gene panel of a lineage, from training cells of its first stage; and what a later stage adds to it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def choose_panel(
     """
     train = split[split["set"] == "train"]
     expression = cells.expression_csr(train["cell_id"].tolist())
-    share = np.diff(expression.tocsc().indptr) / max(1, expression.shape[0])
-    order = np.argsort(np.array(cells.genes, dtype=str), kind="stable")
-    candidates = order[share[order] > panel.min_expressed]
+    candidates = _candidates(cells.genes, expression, panel.min_expressed)
     if vocabulary is not None:
         candidates = candidates[[cells.genes[i] in vocabulary for i in candidates]]
     if len(candidates) < MIN_GENES:
@@ -66,10 +64,37 @@ def choose_panel(
             f"of {len(cells.genes)}; lower panel.min_expressed or check the source's layer and gene_column"
         )
     symbols = [cells.genes[i] for i in candidates]
-    names = ("f_statistic", "variance") if panel.rule == "mixed" else (panel.rule,)
     matrix, labels = csr_matrix(expression[:, candidates]), train["cell_type"].to_numpy(dtype=str)
-    rankings = {name: _ranked(RULES[name](matrix, labels), symbols) for name in names}
-    return _take_turns(rankings, size)
+    return _best(matrix, labels, symbols, _rules(panel), size)
+
+
+def choose_more(
+    cells: PreparedCells, split: pd.DataFrame, panel: Panel, genes: Collection[str], size: int
+) -> ChosenPanel:
+    """Return at most ``size`` genes that a later stage's types need, beside the ``genes`` of its parent.
+
+    They are chosen as `choose_panel` chooses, on that stage's training cells alone, among the genes that the
+    parent does not read. Where the stage has one type, which cannot be compared, variance alone decides.
+
+    Raises
+    ------
+    DataError
+        If there is no such gene.
+    """
+    train = split[split["set"] == "train"]
+    expression = cells.expression_csr(train["cell_id"].tolist())
+    candidates = _candidates(cells.genes, expression, panel.min_expressed)
+    candidates = candidates[[cells.genes[i] not in genes for i in candidates]]
+    if not len(candidates):
+        raise DataError(
+            f"panel.grow asks for {size} more genes, but of the {len(cells.genes)} genes of {cells.path} "
+            f"each is among the parent's {len(genes)} or expressed in at most {panel.min_expressed:g} of the "
+            f"{expression.shape[0]} training cells: leave panel.grow out of the stage"
+        )
+    labels = train["cell_type"].to_numpy(dtype=str)
+    names = _rules(panel) if len(set(labels)) > 1 else ("variance",)
+    symbols = [cells.genes[i] for i in candidates]
+    return _best(csr_matrix(expression[:, candidates]), labels, symbols, names, size)
 
 
 def write_panel(path: Path, chosen: ChosenPanel, panel: Panel, split_sha256: str) -> None:
@@ -148,6 +173,26 @@ RULES: dict[str, Callable[[csr_matrix, np.ndarray], np.ndarray]] = {
     "dispersion": dispersion,
 }
 """Each gives a score a gene, the higher the better, from expression (n_cells, n_genes) and labels."""
+
+
+def _rules(panel: Panel) -> tuple[str, ...]:
+    """Return the rules that take turns."""
+    return ("f_statistic", "variance") if panel.rule == "mixed" else (panel.rule,)
+
+
+def _candidates(genes: Sequence[str], expression: csr_matrix, floor: float) -> np.ndarray:
+    """Return the columns of genes expressed in more than a share ``floor`` of the cells, by symbol."""
+    share = np.diff(expression.tocsc().indptr) / max(1, expression.shape[0])
+    order = np.argsort(np.array(genes, dtype=str), kind="stable")
+    result: np.ndarray = order[share[order] > floor]
+    return result
+
+
+def _best(
+    matrix: csr_matrix, labels: np.ndarray, symbols: Sequence[str], names: Sequence[str], size: int
+) -> ChosenPanel:
+    rankings = {name: _ranked(RULES[name](matrix, labels), symbols) for name in names}
+    return _take_turns(rankings, size)
 
 
 def _moments(expression: csr_matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -119,9 +119,10 @@ def _audit_version(family: Family, version: Version, layout: Layout, found: Foun
     record = family.record(member)
     if record is not None:
         check_origin_record(member, record, found)
-    check_verdict(member, found)
     check_origin(member, layout, found)
-    return family.chain(member)
+    chain = family.chain(member)
+    check_verdict(chain, found)
+    return chain
 
 
 def _check_ancestors(chains: Sequence[Sequence[Member]], found: Found) -> None:

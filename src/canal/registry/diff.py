@@ -12,7 +12,7 @@ FORMAT = 1
 
 Document = dict[str, Any]
 
-_EVALUATION, _LABELS = "metrics/evaluation.json", "model/labels.json"
+_EVALUATION, _LABELS, _GENES = "metrics/evaluation.json", "model/labels.json", "model/genes.json"
 _ELSEWHERE = ("stage", "branch", "cells", "parent")
 """What a request says that is shown as data or as lineage, not as a parameter."""
 
@@ -21,9 +21,9 @@ def difference(store: Store, before: Version, after: Version) -> Document:
     """Return what differs between two versions, as a JSON document.
 
     Its parts: ``before``, ``after`` and ``relation`` say which versions these are; ``params``, ``data`` and
-    ``code`` list ``{"path", "before", "after"}``; ``labels`` has ``added`` and ``removed``; ``accuracy`` and
-    ``recall`` have for each stage, and each type of it, both numbers and the change, None where one of the
-    versions was not measured on it.
+    ``code`` list ``{"path", "before", "after"}``; ``labels`` and ``genes`` have ``added``, ``removed`` and
+    the number ``kept``; ``accuracy`` and ``recall`` have for each stage, and each type of it, both numbers
+    and the change, None where one of the versions was not measured on it.
 
     Raises
     ------
@@ -41,7 +41,8 @@ def difference(store: Store, before: Version, after: Version) -> Document:
         "params": _listed(changes(_params(first), _params(second))),
         "data": _listed(changes(_data(first), _data(second))),
         "code": _listed(changes(_code(first), _code(second))),
-        "labels": _labels(first, second),
+        "labels": _names(first, second, _LABELS),
+        "genes": _names(first, second, _GENES),
         "accuracy": _accuracy(*measures),
         "recall": _recall(*measures),
     }
@@ -105,8 +106,9 @@ def _code(one: Proven) -> Document:
     }
 
 
-def _labels(first: Proven, second: Proven) -> Document:
-    old, new = (read_json(one.file(_LABELS)) for one in (first, second))
+def _names(first: Proven, second: Proven, file: str) -> Document:
+    """Return which names of a list both versions have, and which only one of them."""
+    old, new = (read_json(one.file(file)) for one in (first, second))
     return {
         "added": [name for name in new if name not in old],
         "removed": [name for name in old if name not in new],

@@ -94,8 +94,11 @@ def _learning_request(config: Config, stage: str) -> Request:
 def _lesson_request(config: Config, stage: str) -> Request:
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     ids = config.sources[config.stages[stage].source].ontology
+    # By what rule genes are added is asked for by the backbone, to which requests chain.
+    grow = config.stages[stage].panel.grow
     return (
         rounded
+        | ({"panel": {"grow": grow}} if grow else {})
         | ({"ontology": dict(ids)} if ids else {})
         | _products(config)
         | _learning_request(config, stage)

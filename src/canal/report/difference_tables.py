@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 
 _LONGEST = 60
+_SHOWN = 8
 
 
 def difference_group(document: Document) -> "Group":
@@ -28,6 +29,9 @@ def difference_group(document: Document) -> "Group":
         text(document["relation"]),
         text(f"types added: {', '.join(added) or 'none'}; removed: {', '.join(removed) or 'none'}"),
     ]
+    more, fewer = document["genes"]["added"], document["genes"]["removed"]
+    if more or fewer:
+        parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
     for name in ("params", "data", "code"):
         parts += [Text(), _changes_table(name, document[name])]
     parts += [Text(), _recall_table(document)]
@@ -45,6 +49,12 @@ def _changes_table(name: str, changes: Sequence[Document]) -> Any:
     for one in changes:
         found.add_row(text(one["path"]), text(_value(one["before"])), text(_value(one["after"])))
     return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return how many names there are and the first of them."""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names)} ({shown})" if names else "none"
 
 
 def _value(value: Any) -> str:

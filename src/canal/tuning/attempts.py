@@ -46,7 +46,8 @@ class Attempts:
     def teacher(self) -> dict[str, float]:
         """The teacher's accuracy on each earlier stage's probe set."""
         assert self.lesson.teacher is not None, "a first stage is not tuned"  # noqa: S101
-        return accuracy_by_stage(self.lesson.teacher, self.lesson.probe)
+        teacher = self.lesson.teacher
+        return accuracy_by_stage(teacher, self.lesson.probe.narrowed(len(teacher.genes)))
 
     def learn(self, changes: Changes, report: Report) -> Attempt:
         """Learn the stage for a few epochs; the score is that of the epoch which a training would keep.

@@ -47,9 +47,20 @@ def _check_panel(parent: Member, child: Member, found: Found) -> None:
     if parent.key["panel"] != child.key["panel"]:
         what = f"key.json names another panel than that of {parent.name}: a lineage keeps one"
         found.wrong(child.name, "panel", what)
-    elif None not in (parent.genes, child.genes) and parent.genes != child.genes:
+    elif parent.genes is not None and child.genes is not None:
+        _check_genes(parent, child, found)
+
+
+def _check_genes(parent: Member, child: Member, found: Found) -> None:
+    """Check that a panel is the parent's, or begins with it and has no more genes than were asked for."""
+    known, genes, asked = parent.genes or [], child.genes or [], child.grow if parent.taught else 0
+    added = len(genes) - len(known)
+    if genes[: len(known)] != known or (added and not asked):
         place = GENES if parent.taught else PANEL
         found.wrong(child.name, "panel", f"{GENES} differs from {place} of {parent.name}")
+    elif added > asked or len(set(genes)) < len(genes):
+        what = f"{GENES} has {added} more than that of {parent.name}, asked for were at most {asked} new ones"
+        found.wrong(child.name, "panel", what)
 
 
 def _check_beginning(backbone: Member, first: Member, found: Found) -> None:

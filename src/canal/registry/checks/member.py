@@ -110,6 +110,13 @@ class Member:
         document = self.document(PANEL)
         return _names(document.get("genes")) if isinstance(document, dict) else None
 
+    @property
+    def grow(self) -> int:
+        """How many genes the stage was asked to add at most."""
+        panel = self.key["request"].get("panel")
+        grow = panel.get("grow", 0) if isinstance(panel, Mapping) else 0
+        return grow if isinstance(grow, int) else 0
+
     @cached_property
     def split(self) -> "pd.DataFrame | None":
         """The table of the stage's cells; None where it cannot be read."""

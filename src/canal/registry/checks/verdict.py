@@ -1,15 +1,21 @@
 """The gate's verdict of a version: passed, and about the very bytes that were learned from."""
 
+from collections.abc import Sequence
+
 from canal.digests import json_digest
 from canal.errors import CanalError
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import SPLIT, VERDICT, Member
 
 
-def check_verdict(member: Member, found: Found) -> None:
-    """Check validation/verdict.json of a learned stage against its key."""
+def check_verdict(chain: Sequence[Member], found: Found) -> None:
+    """Check validation/verdict.json of the newest member of a chain, if it is a stage, against its key.
+
+    The gate looks at the genes that the lineage began with, whatever stages have added to them.
+    """
     from canal.quality.verdict import read_verdict
 
+    member = chain[-1]
     if not member.taught or not member.intact(VERDICT):
         return
     try:
@@ -25,8 +31,9 @@ def check_verdict(member: Member, found: Found) -> None:
         "prepared cells": (verdict.prepared_sha256, data["prepared_sha256"]),
         "split": (verdict.split_sha256, member.files.get(SPLIT)),
     }
-    if member.genes is not None:
-        pairs["panel"] = (verdict.profile.panel_digest, json_digest(member.genes))
+    genes = next((one.genes for one in chain if one.genes is not None), None)
+    if genes is not None:
+        pairs["panel"] = (verdict.profile.panel_digest, json_digest(genes))
     for name, (judged, learned) in pairs.items():
         if judged != learned:
             what = f"{VERDICT} is about {name} {_short(judged)}, learned was {_short(learned)}"

@@ -65,7 +65,7 @@ def _prove(folder: Path, manifest: Manifest, found: Found) -> list[Member]:
         check_key(one, found)
         check_files(one, found)
         _check_kinds(one, found)
-    check_verdict(member, found)
+    check_verdict(chain, found)
     check_chain(chain, found)
     check_cells(chain, found)
     _ = declared_in(chain), key["request"]["parent"]["stage"]  # what commands will have to read
