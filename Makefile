@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-growth chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-calibration bench-growth chaos help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -52,6 +52,10 @@ bench-tune:  ## what a study of 20 trials costs beside one full training of the 
 bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: two hours
 	@tools/setup.sh run
 	@python benchmarks/tuned.py --into .canal/tuned
+
+bench-calibration:  ## how far a confidence may be believed, over the test cells of all stages (ARGS="--root /tmp/immune")
+	@tools/setup.sh run
+	@python benchmarks/calibration.py $(ARGS)
 
 bench-novelty:  ## which score notices cells of unknown types, each type in turn (ARGS="--root . /tmp/immune": more)
 	@tools/setup.sh run
