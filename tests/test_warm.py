@@ -132,6 +132,17 @@ def test_ended_itself_it_ends_the_command_and_leaves_nothing(place):
     assert list((place / "tmp").iterdir()) == []
 
 
+def test_where_it_cannot_serve_the_command_is_simply_run(place):
+    (place / "tell.py").write_text("print('here')\nraise SystemExit(4)\n")
+    without = "import os, sys; del os.pidfd_open; from canal import warm; sys.exit(warm.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", without, sys.executable, "tell.py"],
+        cwd=place, env=os.environ | {"PYTHONPATH": str(place / "src")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (4, "here\n")
+
+
 def test_no_command_and_an_unknown_one_are_said(place):
     warm = [sys.executable, "-m", "canal.warm"]
     none = subprocess.run(warm, capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ most steps of a small stage. Here they are imported once, from the first step on
 Only libraries are imported ahead, never canal: a step runs the code as it is when the step starts, which is
 what DVC notes down. A ``python`` before all others on PATH hands the scripts over (`canal.warm_python`).
 
-Forking is sound on Linux alone; elsewhere the command is simply run.
+Forking is sound on Linux alone; elsewhere, and on Linux before 5.3, the command is simply run.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(command: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
         sys.stderr.write(f"canal: there is no command {command[0]!r}\n")
         return 127
-    if sys.platform != "linux":
+    if not _can_serve():
         return subprocess.run(command, check=False).returncode
     begin()
     quiet_libraries()
@@ -98,6 +98,15 @@ def main(command: Sequence[str]) -> int:
         return run_script(order.command, order.folder)
     shutil.rmtree(folder)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _can_serve() -> bool:
+    """Whether this system tells the end of a process by a descriptor: Linux since 5.3 does."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class Server:
