@@ -9,6 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from canal.errors import DataError
+
+
+def checked_path(path: Path) -> Path:
+    """Return a path that the system can be asked about, whether or not anything is there.
+
+    Raises
+    ------
+    DataError
+        If the system knows no such names, as one of 5,000 characters.
+    """
+    try:
+        path.exists()
+    except OSError as error:
+        raise DataError(f"{str(path)[:80]}...: {error.strerror}") from error
+    return path
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:

@@ -91,8 +91,7 @@ def main(command: Sequence[str]) -> int:
     quiet_libraries()
     folder = Path(mkdtemp(prefix="canal-warm-"))  # each fork would delete a TemporaryDirectory at its end
     server = Server(folder)
-    path = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    process = subprocess.Popen(command, env=os.environ | {"PATH": path})
+    process = _start(command, folder)
     order = server.serve(process)
     if order is not None:
         return run_script(order.command, order.folder)
@@ -107,6 +106,27 @@ def _can_serve() -> bool:
     except (AttributeError, OSError):
         return False
     return True
+
+
+def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command that finds the ``python`` in ``folder`` first; being ended means ending it."""
+    started: list[subprocess.Popen[bytes]] = []
+    ending: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        ending.append(number)
+        for process in started:
+            process.terminate()
+
+    # Before the command is there, or a signal that comes at once would leave it behind.
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command, too
+    path = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    process = subprocess.Popen(command, env=os.environ | {"PATH": path})
+    started.append(process)
+    if ending:
+        process.terminate()
+    return process
 
 
 class Server:
@@ -129,8 +149,6 @@ class Server:
 
     def serve(self, process: subprocess.Popen[bytes]) -> Order | None:
         """Serve until ``process`` ends, and return None; in a fork, return what is to be run there."""
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to ``process``, too
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         self._selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ)
         while process.poll() is None:
             events = self._selector.select(0 if self._ahead else None)

@@ -17,6 +17,7 @@ from canal.annotation.tenx import TenxFile
 from canal.data.h5ad import H5adFile, open_hdf5
 from canal.data.h5ad_tables import reading
 from canal.errors import DataError
+from canal.files import checked_path
 
 H5AD, ZARR, TENX, MTX, LOOM = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom"
 KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, and loom"
@@ -30,7 +31,7 @@ def format_of(path: Path) -> str:
     DataError
         If there is nothing, or nothing of a known format.
     """
-    if path.is_dir():
+    if checked_path(path).is_dir():
         if is_zarr(path):
             return ZARR
         if MtxFolder.found(path):

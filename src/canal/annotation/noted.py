@@ -15,6 +15,7 @@ from canal.annotation.records import NOTE, Log, Record, parse_record, read_recor
 from canal.data.h5ad import H5adFile
 from canal.digests import file_digest
 from canal.errors import DataError
+from canal.files import checked_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def read_noted(path: Path, log: Log | None = None) -> Noted:
     DataError
         If the file cannot be read, or there is no record of it.
     """
-    if path.suffix in TABLES and not path.is_file():
+    if path.suffix in TABLES and not checked_path(path).is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == CSV:
         return _of_csv(path, log)

@@ -16,7 +16,7 @@ from canal.annotation.columns import parted
 from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
 from canal.errors import CanalError, DataError
-from canal.files import new_file, new_folder
+from canal.files import checked_path, new_file, new_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +33,10 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
     ------
     DataError
         If it is the source itself or lies in it, is a folder but no zarr store, or is there already and not
-        to be replaced.
+        to be replaced, or if either name is none that the system knows.
     """
+    checked_path(source)
+    checked_path(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target} is the input itself, which is never changed: give another output")
     if source.is_dir() and source.resolve() in target.resolve().parents:

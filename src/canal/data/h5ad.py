@@ -12,6 +12,7 @@ import h5py
 from canal.data.h5ad_matrices import Matrix, open_matrix
 from canal.data.h5ad_tables import Table, listed, reading, text
 from canal.errors import DataError
+from canal.files import checked_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +40,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     DataError
         If the file is missing, is no HDF5 file, or was cut short.
     """
-    try:
-        there = path.is_file()
-    except OSError as error:  # a name longer than any file's
-        raise DataError(f"{str(path)[:80]}...: {error.strerror}") from error
-    if not there:
+    if not checked_path(path).is_file():
         raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
