@@ -223,12 +223,13 @@ def _repro(root: Path, target: str) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     environment = kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": str(root / "src"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "true",
         "DVC_SITE_CACHE_DIR": str(root / ".dvc" / "site"),
     }
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", target]
+    # The libraries are this canal's to import, the code that runs is the worktree's.
+    dvc = ["env", f"PYTHONPATH={root / 'src'}", sys.executable, "-m", "dvc", "repro", "--quiet", target]
+    command = [sys.executable, "-m", "canal.warm", *dvc]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-15:])

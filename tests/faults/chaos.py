@@ -156,18 +156,18 @@ def kill_promotions(line: Line, kills: int, seed: int) -> Report:
     lasts, found = _seconds(promote_other, line.root), Counter[str]()
     moments = random.Random(seed)
     before = check(line.root)["kinds"]
-    for number in range(kills):
-        worker = Worker(promote_other, line.root)
-        killed = worker.kill_after(moments.uniform(0, 1.1 * lasts))
+    while found["killed"] < kills:
+        killed = Worker(promote_other, line.root).kill_after(moments.uniform(0, 1.1 * lasts))
         after = check(line.root)["kinds"]
         assert after[: len(before)] == before
         assert after[len(before) :] in ([], ["promote"]), after
         made = len(after) > len(before)
         found["killed" if killed else "ended first"] += 1
-        found["moved" if made else "not moved"] += 1
-        done(promote_other, line.root)
+        if killed:
+            found["moved" if made else "not moved"] += 1
+        lasts = _seconds(promote_other, line.root)
         before = check(line.root)["kinds"]
-        tell("promote", number + 1, kills, found)
+        tell("promote", kills, found)
     return {"seconds of one": round(lasts, 2), **found}
 
 
@@ -177,20 +177,21 @@ def kill_learning(line: Line, scratch: Path, kills: int, seed: int) -> Report:
     unlearn_second(line)
     lasts, found = 0.0, Counter[str]()
     moments = random.Random(seed)
-    for number in range(-1, kills):
+    while found["killed"] < kills:
         work = copy_of(line, scratch / "work")
-        if number < 0:
-            lasts = _seconds(learn_second, work.root)
-        else:
+        if lasts:
             killed = Worker(learn_second, work.root).kill_after(moments.uniform(0, 1.1 * lasts))
             found["killed" if killed else "ended first"] += 1
             seen = check(work.root)["ready"]
             assert seen.items() <= wanted.items(), "a half-made version can be seen"
-            found["version was whole" if "second" in seen else "no version yet"] += 1
+            if killed:
+                found["version was whole" if "second" in seen else "no version yet"] += 1
             done(learn_second, work.root)
+        else:
+            lasts = _seconds(learn_second, work.root)
         assert check(work.root)["ready"] == wanted
         shutil.rmtree(work.root)
-        tell("learn", number + 1, kills, found)
+        tell("learn", kills, found)
     return {"seconds of one": round(lasts, 2), **found}
 
 
@@ -297,10 +298,10 @@ def check(root: Path) -> dict[str, Any]:
     return state
 
 
-def tell(what: str, number: int, of: int, found: Counter[str]) -> None:
+def tell(what: str, of: int, found: Counter[str]) -> None:
     """Say how far it is, on stderr: the long form takes an hour, and what it found so far counts."""
-    counts = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
-    sys.stderr.write(f"{what}: {number} of {of}; {counts}\n")
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(found.items()) if name != "killed")
+    sys.stderr.write(f"{what}: {found['killed']} of {of} killed; {counts}\n")
     sys.stderr.flush()
 
 
