@@ -117,6 +117,12 @@ def sync() -> dict[str, Any]:
     return {"made": len(registry_sync(Project.open()).made)}
 
 
+def settled() -> dict[str, Any]:
+    """Register what there is, and return what is there then."""
+    sync()
+    return whole()
+
+
 def whole() -> dict[str, Any]:
     """Audit everything; return the findings, the aliases, the ledger's last word on them, its kinds."""
     from canal.project import Project
@@ -290,8 +296,7 @@ def locked(database: Path, seconds: float) -> Iterator[None]:
 
 def check(root: Path) -> dict[str, Any]:
     """Finish what a kill left, and return the state; anything that does not hold is an `AssertionError`."""
-    done(sync, root)
-    state: dict[str, Any] = done(whole, root)
+    state: dict[str, Any] = done(settled, root)
     assert state["findings"] == [], state["findings"][:5]
     assert state["aliases"] == state["said"]
     assert not state["pending"]
