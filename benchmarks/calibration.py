@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from canal.continual.calibration import calibration
-from canal.continual.cells import LabelledCells
 from canal.continual.temperature import fit_temperature
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
@@ -39,9 +38,11 @@ def measured(project: Project, stage: str) -> dict[str, Any]:
     known = shadow_cells(project, stage, exam).known
     logits = annotator.predict(known.expression).logits
     temperature = fit_temperature(logits, known.targets(annotator.labels))
-    tests = dict(exam.measured) | {POOLED: LabelledCells.concatenate(list(exam.measured.values()))}
+    tests = exam.measured
     answers = {name: annotator.predict(cells.expression).logits for name, cells in tests.items()}
     truth = {name: np.array(cells.cell_types, dtype=object) for name, cells in tests.items()}
+    for parts in (answers, truth):
+        parts[POOLED] = np.concatenate(list(parts.values()))
     return {
         "stage": stage,
         "n_known": len(known),

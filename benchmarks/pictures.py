@@ -54,7 +54,7 @@ def placed(project: Project, annotator: Annotator) -> np.ndarray:
     """Return two coordinates of each test cell: UMAP (McInnes et al. 2018) of the representation."""
     import umap
 
-    cells = [project.cells(stage, "test").expression for stage in project.config.stages]
+    cells = [project.cells(stage, "test", annotator.genes).expression for stage in project.config.stages]
     representation = annotator.represent(np.concatenate(cells))
     found: np.ndarray = umap.UMAP(
         n_neighbors=NEIGHBOURS, metric="cosine", random_state=project.config.seed, n_jobs=1

@@ -18,8 +18,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from canal.continual import measures
 from canal.model.annotator import Annotator
-from canal.project import Project
+from canal.project import CellSet, Project
 
 PACKAGES = {"celltypist": ("celltypist==1.7.1", "scikit-learn<1.8")}  # 1.8 took away what it asks for
 _LAST_WORDS = 200
@@ -57,8 +58,9 @@ class Arena:
         stages = list(project.config.stages)
         shared = set.intersection(*(set(project.prepared(stage).genes) for stage in stages))
         genes = sorted(shared)
-        for name, chosen in (("train", "train"), ("tests", "test")):
-            parts = [project.cells(stage, chosen, genes) for stage in stages]  # type: ignore[arg-type]
+        sets: dict[str, CellSet] = {"train": "train", "tests": "test"}
+        for name, chosen in sets.items():
+            parts = [project.cells(stage, chosen, genes) for stage in stages]
             # Expression is log2(1 + counts per 10,000).
             values = np.concatenate([part.expression for part in parts]) * np.float32(np.log(2))
             obs = pd.DataFrame({"cell_type": [name for part in parts for name in part.cell_types]})
@@ -70,15 +72,16 @@ class Arena:
 def canals(project: Project, annotator: Annotator) -> np.ndarray:
     """Return the likeliest types that canal gives the test cells."""
     stages = list(project.config.stages)
-    return np.concatenate([annotator.predict(project.cells(one, "test").expression).labels for one in stages])
+    tests = [project.cells(one, "test", annotator.genes) for one in stages]
+    return np.concatenate([annotator.predict(cells.expression).labels for cells in tests])
 
 
 def right(said: Sequence[str], truth: np.ndarray) -> dict[str, float]:
     """Return accuracy, and recall averaged over types."""
-    hit = np.array(said, dtype=object) == truth
+    types, named = truth.tolist(), list(said)
     return {
-        "accuracy": float(hit.mean()),
-        "balanced": float(np.mean([hit[truth == name].mean() for name in np.unique(truth)])),
+        "accuracy": measures.accuracy(types, named),
+        "balanced": measures.balanced_accuracy(types, named),
     }
 
 

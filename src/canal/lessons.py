@@ -101,11 +101,8 @@ def examination(project: Project, stage: str) -> "Examination":
     from canal.continual.evaluation import EVALUATION, Examination
     from canal.continual.probe import Probe
     from canal.continual.stage import PROBE
-    from canal.model.annotator import GENES
-    from canal.model.storage import read_names
 
-    config, layout = project.config, project.layout
-    genes = read_names(layout.model(stage) / "model", GENES)
+    config, layout, genes = project.config, project.layout, _panel_of(project, stage)
     parent = config.stages[stage].parent
     earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
     stages = (*config.ancestors(stage), stage)
@@ -122,19 +119,24 @@ def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCe
     """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
     from canal.continual.cells import LabelledCells
     from canal.continual.shadow import ShadowCells
-    from canal.model.annotator import GENES
-    from canal.model.storage import read_names
     from canal.tuning.document import TUNED_FILE, settings_of
 
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
-    genes = read_names(project.layout.model(stage) / "model", GENES)
-    task, _ = lesson(project, stage, settings.bank_size, genes)
+    task, _ = lesson(project, stage, settings.bank_size, _panel_of(project, stage))
     nothing = LabelledCells.empty(len(task.genes))
     return ShadowCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
         known=LabelledCells.concatenate([task.validation, task.probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
+
+
+def _panel_of(project: Project, stage: str) -> tuple[str, ...]:
+    """Return the genes that a learned stage's model reads."""
+    from canal.model.annotator import GENES
+    from canal.model.storage import read_names
+
+    return read_names(project.layout.model(stage) / "model", GENES)
 
 
 def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[str, ...]:
