@@ -12,9 +12,13 @@ _STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFL
 
 
 def pytest_collection_modifyitems(items):
-    """Let one process learn the small project while the other runs the short tests; long ones end."""
-    long = [item for item in items if "pipeline" in item.keywords]
-    short = [item for item in items if "pipeline" not in item.keywords]
+    """Let one process learn the small project while the other runs the short tests; long ones end.
+
+    A test that needs that project is a long one: it would wait for it.
+    """
+    long, short = [], []
+    for item in items:
+        (long if "pipeline" in item.keywords or "learned" in item.fixturenames else short).append(item)
     items[:] = [*long[:1], *short, *long[1:]]
 
 

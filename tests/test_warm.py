@@ -31,7 +31,7 @@ def start(place: Path, shell: str, **variables: str) -> subprocess.Popen:
     """Start shell words under warm, one small library instead of all the large ones."""
     code = (
         "import sys, canal.warm as warm\n"
-        f"warm.LIBRARIES = ('no_such_library', {LIBRARY!r})\n"
+        f"warm.LIBRARIES = ('no_such_library', 'setting', {LIBRARY!r})\n"
         "sys.exit(warm.main(sys.argv[1:]))"
     )
     there = {"PYTHONPATH": str(place / "src"), "TMPDIR": str(place / "tmp")}
@@ -88,6 +88,9 @@ def test_libraries_are_imported_once_and_never_canal(place):
         ("1 / 0", 1, "ZeroDivisionError"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, ""),
         ("import atexit; atexit.register(print, 'bye')", 0, ""),
+        ("import threading; threading.Timer(0.2, print, ['bye']).start()", 0, ""),
+        ("print('bye', end='')", 0, ""),
+        ("import sys; print('bye'); sys.stdout.close()", 0, ""),
     ],
 )
 def test_a_script_ends_as_python_would_end_it(place, body, code, words):
@@ -96,6 +99,18 @@ def test_a_script_ends_as_python_would_end_it(place, body, code, words):
     assert found == code
     assert words in complained
     assert lines == (["bye"] if "bye" in body else [])
+
+
+def test_a_script_of_a_script_is_a_fork_as_well(place):
+    """Libraries leave variables behind, which a script hands on: they are no wish of its own."""
+    (place / "src" / "setting.py").write_text("import os\nos.environ['OMP_SET'] = 'by a library'\n")
+    (place / "tell.py").write_text("import os\nprint(os.getppid(), os.environ['OMP_SET'])\n")
+    (place / "outer.py").write_text("import subprocess\nsubprocess.run(['python', 'tell.py'])\n")
+    (place / "begin.py").touch()
+    code, lines, _ = run(place, "python begin.py; sleep 1; python tell.py; python outer.py")
+    assert code == 0
+    assert lines[0] == lines[1]
+    assert lines[0].endswith("by a library")
 
 
 @pytest.mark.parametrize(

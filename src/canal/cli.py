@@ -2,14 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
-from canal.startup import begin
+from canal.startup import begin, exit_code, leave
 
 app = typer.Typer(
     name="canal",
@@ -27,17 +27,21 @@ for commands in (cells, stages, promotion, lineage, audit, keys, tuning):
     commands.add_to(app)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; an error made for people is one message and exit code 1."""
     begin()
+    code: str | int | None = 0
     try:
         app()
     except CanalError as error:
         sys.stderr.write(f"canal: {error}\n")
-        raise SystemExit(1) from None
+        code = 1
     except KeyboardInterrupt:
         sys.stderr.write("canal: interrupted\n")
-        raise SystemExit(130) from None
+        code = 130
+    except SystemExit as end:
+        code = end.code
+    leave(exit_code(code))
 
 
 @app.command(epilog="Example: canal versions --json | jq '.[].stage'")

@@ -28,7 +28,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from canal import warm_python
-from canal.startup import QUIET, begin, quiet_libraries, run_script
+from canal.startup import QUIET, begin, leave, quiet_libraries, run_script
 
 LIBRARIES = (
     "pandas",
@@ -94,7 +94,7 @@ def main(command: Sequence[str]) -> int:
     process = _start(command, folder)
     order = server.serve(process)
     if order is not None:
-        return run_script(order.command, order.folder)
+        leave(run_script(order.command, order.folder))
     shutil.rmtree(folder)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
@@ -200,7 +200,8 @@ class Server:
             _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
             with client.makefile("r", encoding="utf-8") as sent:
                 order = Order(**json.loads(sent.readline(_LONGEST)))
-            same = _read_on_import(QUIET | order.environment) == _read_on_import(self._environment)
+            wanted = _read_on_import(QUIET | order.environment, self._environment)
+            same = wanted == _read_on_import(self._environment, self._environment)
             if same and len(streams) == len(_STREAMS):
                 client.settimeout(None)
                 return order, streams
@@ -245,13 +246,22 @@ class Server:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that libraries read; where Python looks for modules is set anew in a fork."""
+def _read_on_import(environment: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that libraries read, but for what they set themselves since ``before``.
+
+    A script of a script has those from its parent. Where Python looks for modules is set anew in a fork.
+    """
+    by_libraries = _set_since(before)
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_ON_IMPORT) and name != "PYTHONPATH"
+        if name.startswith(_READ_ON_IMPORT) and name != "PYTHONPATH" and by_libraries.get(name) != value
     }
+
+
+def _set_since(before: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of this process that are new or others than in ``before``."""
+    return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
 def _take_place(order: Order, before: Mapping[str, str]) -> None:
@@ -259,7 +269,7 @@ def _take_place(order: Order, before: Mapping[str, str]) -> None:
 
     ``before`` are the server's variables from before its imports; what libraries set stays set.
     """
-    by_libraries = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    by_libraries = _set_since(before)
     os.environ.clear()
     os.environ.update(by_libraries | order.environment)
     beside = str(Path(order.folder, order.command[0]).parent)

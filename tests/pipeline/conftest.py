@@ -24,8 +24,26 @@ from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WARM = "CANAL_TESTS_PYTHON"
-"""Variable that names the folder of a warm ``python``, for `environment`."""
+WARM = "CANAL_TESTS_WARM"
+"""Variable that names the folders of a warm ``python`` and of console scripts that it runs, for `warmly`."""
+SERVER = """
+import sys
+from canal import warm
+
+warm.LIBRARIES = (
+    *warm.LIBRARIES,
+    "dvc.cli.parser",
+    "dvc.repo.index",
+    "dvc.repo.reproduce",
+    "dvc.utils.strictyaml",
+    "dvc.lock",
+    "scmrepo.git",
+    "networkx",
+    "mlflow.cli",
+    "typer",
+)
+sys.exit(warm.main(sys.argv[1:]))
+"""
 CELLS = {
     "first": {"B": 40, "T": 40, "NK": 30},
     "second": {"B": 30, "T": 30, "Mono": 40},
@@ -42,7 +60,7 @@ class Line:
     def run(self, *command: str, expect: int = 0) -> str:
         """Run a command in the project and return what it printed; any other exit code fails the test."""
         done = subprocess.run(
-            command, cwd=self.root, env=environment(self.root), capture_output=True, text=True, check=False
+            command, cwd=self.root, env=warmly(self.root), capture_output=True, text=True, check=False
         )
         output = done.stdout + done.stderr
         assert done.returncode == expect, f"{command} ended with {done.returncode}:\n{output[-6000:]}"
@@ -91,9 +109,8 @@ class Line:
 def environment(root: Path) -> dict[str, str]:
     """Return the environment of a person in ``root``: this Python first, the project's own source."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    first = [os.environ[WARM]] if WARM in os.environ else []
     return kept | {
-        "PATH": os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(root / "src"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "true",
@@ -103,6 +120,12 @@ def environment(root: Path) -> dict[str, str]:
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@localhost",
     }
+
+
+def warmly(root: Path) -> dict[str, str]:
+    """Return `environment` with Python and console scripts that have imported their libraries already."""
+    cold = environment(root)
+    return cold | {"PATH": os.pathsep.join([os.environ[WARM], cold["PATH"]])} if WARM in os.environ else cold
 
 
 def make_project(root: Path) -> Line:
@@ -135,16 +158,21 @@ def make_project(root: Path) -> Line:
 
 
 @pytest.fixture(scope="session")
-def warm_python() -> Iterator[None]:
-    """Have the steps of all tests forked from a process that has imported the libraries, as in `make run`."""
+def warm_python(tmp_path_factory) -> Iterator[None]:
+    """Have scripts of all tests forked from a process that has imported the libraries, as `make run` has."""
     if WARM in os.environ:  # a fixture is one for each conftest that names it
         yield
         return
-    command = [sys.executable, "-m", "canal.warm", "sh", "-c", 'dirname "$(command -v python)"; cat']
+    scripts = tmp_path_factory.mktemp("scripts")
+    for name in ("canal", "dvc", "mlflow"):
+        script = scripts / name
+        script.write_text(f'#!/bin/sh\nexec python "{Path(__file__).with_name("script.py")}" {name} "$@"\n')
+        script.chmod(0o755)
+    command = [sys.executable, "-c", SERVER, "sh", "-c", 'dirname "$(command -v python)"; cat']
     process = subprocess.Popen(
         command, env=environment(REPOSITORY), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    os.environ[WARM] = process.stdout.readline().strip()
+    os.environ[WARM] = os.pathsep.join([process.stdout.readline().strip(), str(scripts)])
     yield
     del os.environ[WARM]
     process.communicate()

@@ -1,0 +1,13 @@
+"""``python script.py canal ...`` runs a console script, so that a warm ``python`` (`canal.warm`) can."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+name = sys.argv[1]
+place = shutil.which(name, path=str(Path(sys.executable).parent))
+if place is None:
+    sys.exit(f"{name} is not installed beside {sys.executable}")
+sys.argv = [place, *sys.argv[2:]]
+runpy.run_path(place, run_name="__main__")
