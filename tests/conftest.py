@@ -5,6 +5,9 @@ import os
 import pytest
 from hypothesis import settings
 
+from canal.startup import begin
+
+begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
 settings.register_profile("canal", deadline=None)  # a slow disk is no error
 settings.load_profile("canal")
 

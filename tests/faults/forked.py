@@ -6,6 +6,7 @@ survive a fork.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
+
+from canal.startup import begin
 
 REFUSED, CRASHED = 3, 70
 """Exit codes of a worker that met a `CanalError`, and of one that met anything else."""
@@ -53,8 +56,10 @@ _MODULES = (
 
 def import_everything() -> None:
     """Import what the workers need, before the first fork."""
+    begin()
     for name in _MODULES:
         import_module(name)
+    gc.freeze()  # a worker that looks for garbage there copies all that it shares, which takes it a second
 
 
 class Worker:
