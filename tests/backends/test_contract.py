@@ -7,6 +7,8 @@ from canal.registry.history import verified
 from canal.registry.signing import new_key, open_key, signature_findings
 from tests.backends.conftest import KINDS
 
+pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
+
 
 @pytest.fixture(params=KINDS)
 def backend(request, use):

@@ -11,6 +11,8 @@ from canal.registry import downloads
 from canal.registry.history import restore_model, verified
 from canal.registry.store import Version
 
+pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
+
 
 @pytest.fixture
 def server(use):

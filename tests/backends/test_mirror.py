@@ -13,6 +13,8 @@ from canal.registry.policy import Ruling
 from canal.registry.store import Store
 from tests.backends.make import Folder, make_folder
 
+pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
+
 
 class KilledError(BaseException):
     """What stops a process in the middle."""

@@ -15,6 +15,8 @@ from canal.registry import address
 from canal.registry.store import Store
 from tests.backends.servers import PASSWORD, why_not
 
+pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
+
 SECRET = "hunter2-secret"
 
 

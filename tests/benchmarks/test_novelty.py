@@ -9,6 +9,8 @@ from rich.console import Console
 from canal.config import Novelty
 from canal.continual.shadow import GeneScores
 
+pytestmark = pytest.mark.xdist_group("novelty")  # what its tests share is made once
+
 SETTINGS = Novelty(mixtures=50, shadow_epochs=25)
 TYPES = ("B", "NK", "T", "plasma")
 

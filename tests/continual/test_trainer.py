@@ -220,11 +220,11 @@ def test_a_stronger_teacher_keeps_representations_nearer():
     old = lesson.parent.represent(lesson.replay.expression)
 
     def distance(strength):
-        settings = LONGER.model_copy(update={"distillation": strength})
+        settings = SETTINGS.model_copy(update={"distillation": strength, "max_epochs": 6, "cycle_epochs": 6})
         new = learn_stage(lesson, settings).annotator.represent(lesson.replay.expression)
         return float(((new - old) ** 2).mean())
 
-    assert distance(100.0) < 0.5 * distance(0.0)
+    assert distance(100.0) < 0.1 * distance(0.0)
 
 
 def test_a_stage_without_replay_and_new_types():

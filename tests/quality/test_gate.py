@@ -16,6 +16,8 @@ from canal.quality.gate import judge, judge_file
 from canal.quality.subject import EarlierStage
 from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson
 
+pytestmark = pytest.mark.xdist_group("gate")  # what its tests share is made once
+
 
 @pytest.fixture
 def subject(earlier, tmp_path):

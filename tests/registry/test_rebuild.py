@@ -25,6 +25,8 @@ from tests.registry.registered import (
     state,
 )
 
+pytestmark = pytest.mark.xdist_group("rebuild")  # what its tests share is made once
+
 
 @pytest.fixture
 def project(registered):

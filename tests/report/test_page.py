@@ -15,6 +15,8 @@ from tests.report.make import (
     make_reports,
 )
 
+pytestmark = pytest.mark.xdist_group("page")  # what its tests share is made once
+
 EVIL = "<script>alert('x')</script>&\"$a_b{{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input"}
 
