@@ -14,18 +14,19 @@ from canal.step import project_step, run, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
-    """Write the model folder with its key: an import, or pretrained on the first stage's training cells."""
+    """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
     from canal.continual.pretraining import pretrain
     from canal.lessons import corpus
     from canal.model.config import PRESETS
     from canal.quality.verdict import require_passing
 
     config, layout, first = project.config, project.layout, project.config.root_stage
-    require_available(config, first)
-    require_passing(layout.verdict(first), project.prepared_digest(first), first)
-    logged.params(config.backbone.model_dump())
-    logged.dataset(first, layout.prepared(config.stages[first].source) / "cells.h5ad", "pretrain")
     imported, shape = config.backbone.imported, PRESETS[config.backbone.preset].backbone
+    for name in (first, *config.backbone.extra_stages):
+        require_available(config, name)
+        require_passing(layout.verdict(name), project.prepared_digest(name), name)
+        logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
+    logged.params(config.backbone.model_dump())
     if imported is None:
         with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
             backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)

@@ -36,6 +36,26 @@ def test_a_sound_lineage_has_no_findings(tmp_path):
     assert findings(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("seen", "noted"),
+    [(None, []), ("its own", []), ("8" * 64, ["second"]), ("unknown", ["second"])],
+    ids=["not asked", "the same split", "another split", "an older key"],
+)
+def test_cells_that_a_backbone_saw_of_a_later_stage_are_those_of_its_split(tmp_path, seen, noted):
+    chain = members(make_lineage(tmp_path, make_specs()))
+    key = chain[0].key
+    if seen is not None:
+        key["request"] = key["request"] | {"backbone": {"extra_stages": ["second"]}}
+    if seen not in (None, "unknown"):
+        split = chain[-1].key["split"] if seen == "its own" else seen
+        key["extra_stages"] = {"second": {"prepared_sha256": "2" * 64, "split": split, "verdict": "3" * 64}}
+    assert schema_complaints("key", key) == []
+    found = Found()
+    check_chain(chain, found)
+    assert found.findings == []
+    assert [str(note).split(":")[0] for note in found.notes] == noted
+
+
 def test_a_panel_that_grew_as_it_was_asked_to_has_no_findings(tmp_path):
     def grown(specs):
         specs["second"].grow = 2

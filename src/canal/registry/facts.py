@@ -16,8 +16,11 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     source = config.stages[origin].source
     prepared = read_json(layout.prepared(source) / "prepared.json")
     request = stage_request(config, stage)
-    tuned = {} if stage == BACKBONE or config.study(stage) is None else _choice(layout, stage)
-    return tuned | {
+    if stage == BACKBONE:
+        own = _extra_stages(layout, config)
+    else:
+        own = {} if config.study(stage) is None else _choice(layout, stage)
+    return own | {
         "stage": stage,
         "branch": request["branch"],
         "request": request,
@@ -41,3 +44,21 @@ def _choice(layout: Layout, stage: str) -> dict[str, Any]:
     """Return what a study chose for a stage, and the digest of all it says."""
     path = layout.tuned(stage)
     return {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
+
+
+def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
+    """Return what a backbone was pretrained on beside the first stage; nothing where there is none."""
+    if not config.backbone.extra_stages:
+        return {}
+    return {
+        "extra_stages": {
+            name: {
+                "prepared_sha256": read_json(layout.prepared(config.stages[name].source) / "prepared.json")[
+                    "sha256"
+                ],
+                "split": file_digest(layout.split(name)),
+                "verdict": file_digest(layout.verdict(name)),
+            }
+            for name in config.backbone.extra_stages
+        }
+    }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from canal.config import BACKBONE
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import GENES, LABELS, PANEL, SPLIT, TEACHER, WEIGHTS, Member
 from canal.registry.imported import IMPORT_KEY, IMPORTED
@@ -21,6 +22,7 @@ def check_chain(chain: Sequence[Member], found: Found) -> None:
             continue
         _check_labels(parent, child, found)
         _check_teacher(parent, child, found)
+        _check_pretrained(chain, child, found)
     _check_end(chain[0], found)
 
 
@@ -68,12 +70,26 @@ def _check_beginning(backbone: Member, first: Member, found: Found) -> None:
     if first.key["teacher"] is not None:
         found.wrong(first.name, "teacher", "a first stage has no teacher, but key.json names one")
     if backbone.key["split"] != first.key["split"] and backbone.parent is None:
-        found.note(
-            first.name,
-            "cells",
-            f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot "
-            "be told from what it stores",
-        )
+        _note_other_split(backbone, first, found)
+
+
+def _check_pretrained(chain: Sequence[Member], child: Member, found: Found) -> None:
+    """Check a later stage against the backbone, which may have been pretrained on cells of it, too."""
+    backbone = next((member for member in chain if member.stage == BACKBONE), None)
+    if backbone is None or child.stage not in backbone.extra_stages:
+        return
+    seen = backbone.key.get("extra_stages", {}).get(child.stage, {})
+    if seen.get("split") != child.key["split"]:
+        _note_other_split(backbone, child, found)
+
+
+def _note_other_split(backbone: Member, stage: Member, found: Found) -> None:
+    found.note(
+        stage.name,
+        "cells",
+        f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot "
+        "be told from what it stores",
+    )
 
 
 def _check_labels(parent: Member, child: Member, found: Found) -> None:

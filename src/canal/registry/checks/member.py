@@ -111,6 +111,13 @@ class Member:
         return _names(document.get("genes")) if isinstance(document, dict) else None
 
     @property
+    def extra_stages(self) -> tuple[str, ...]:
+        """The stages beside the first that a backbone was asked to be pretrained on."""
+        asked = self.key["request"].get("backbone")
+        extra = asked.get("extra_stages", ()) if isinstance(asked, Mapping) else ()
+        return tuple(extra) if isinstance(extra, (list, tuple)) else ()
+
+    @property
     def grow(self) -> int:
         """How many genes the stage was asked to add at most."""
         panel = self.key["request"].get("panel")
