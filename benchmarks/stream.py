@@ -40,7 +40,7 @@ def main() -> None:
         make_project(root)
     YAML().dump(document, root / "params.yaml")
     began = time.monotonic()
-    run(root, "dvc", "repro")
+    run(root, "python", "-m", "canal.warm", "dvc", "repro")
     run(root, "canal", "registry", "sync")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     sys.stdout.write(f"wall time {time.monotonic() - began:.0f} s, largest process {peak:.2f} GiB\n")

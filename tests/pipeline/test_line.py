@@ -17,7 +17,7 @@ from canal.auditing import audit_project
 from canal.digests import file_digest
 from canal.files import read_json
 from tests.make import make_adata, source_of, write_adata
-from tests.pipeline.conftest import CELLS, Line, environment
+from tests.pipeline.conftest import CELLS, Line, environment, warmly
 
 pytestmark = pytest.mark.pipeline
 
@@ -86,7 +86,7 @@ def test_the_runs_of_a_stage_are_its_children(line):
     assert tuned.data.metrics["loss"] > 0
 
 
-def test_the_pyfunc_answers_without_canals_training_code(line):
+def test_the_pyfunc_answers_without_canals_training_code(line, tmp_path):
     version = line.project().store.version("candidate")
     folder = line.project().store.artifacts(version)
     code = f"""
@@ -110,9 +110,11 @@ try:
 except ImportError:
     print("no training code")
 """
-    env = environment(line.root) | {"PYTHONPATH": "", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    script = tmp_path / "load.py"
+    script.write_text(code)
+    env = warmly(line.root) | {"PYTHONPATH": "", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, check=False
+        ["python", str(script)], cwd="/", env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
