@@ -91,6 +91,7 @@ def test_libraries_are_imported_once_and_never_canal(place):
         ("import threading; threading.Timer(0.2, print, ['bye']).start()", 0, ""),
         ("print('bye', end='')", 0, ""),
         ("import sys; print('bye'); sys.stdout.close()", 0, ""),
+        ("import sys; sys.stdout = open('/dev/full', 'w'); print('lost')", 120, ""),
     ],
 )
 def test_a_script_ends_as_python_would_end_it(place, body, code, words):

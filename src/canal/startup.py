@@ -13,6 +13,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 _OBJECTS = 200_000
+_LOST = 120
+"""Python's exit code where all went well but what was said could not be written."""
 
 
 def begin() -> None:
@@ -77,6 +79,9 @@ def leave(code: int) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its forks by it, too
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError, OSError):  # closed, or nobody reads it any more
-            stream.flush()
+        try:
+            with suppress(ValueError, BrokenPipeError):  # closed, or nobody reads it any more
+                stream.flush()
+        except OSError:  # a full disk
+            code = code or _LOST
     os._exit(code)
