@@ -30,7 +30,7 @@ for commands in (cells, stages, promotion, lineage, audit, keys, tuning):
 def main() -> NoReturn:
     """Run the command line; an error made for people is one message and exit code 1."""
     begin()
-    code: str | int | None = 0
+    code = 0
     try:
         app()
     except CanalError as error:
@@ -40,8 +40,8 @@ def main() -> NoReturn:
         sys.stderr.write("canal: interrupted\n")
         code = 130
     except SystemExit as end:
-        code = end.code
-    leave(exit_code(code))
+        code = exit_code(end.code)
+    leave(code)
 
 
 @app.command(epilog="Example: canal versions --json | jq '.[].stage'")

@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
 _OBJECTS = 200_000
@@ -80,8 +79,9 @@ def leave(code: int) -> NoReturn:
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            with suppress(ValueError, BrokenPipeError):  # closed, or nobody reads it any more
-                stream.flush()
+            stream.flush()
+        except (ValueError, BrokenPipeError):  # closed, or nobody reads it any more
+            pass
         except OSError:  # a full disk
             code = code or _LOST
     os._exit(code)

@@ -200,8 +200,9 @@ class Server:
             _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
             with client.makefile("r", encoding="utf-8") as sent:
                 order = Order(**json.loads(sent.readline(_LONGEST)))
-            wanted = _read_on_import(QUIET | order.environment, self._environment)
-            same = wanted == _read_on_import(self._environment, self._environment)
+            # A script of a script hands on what libraries have set here: no wish of its own.
+            own = dict(order.environment.items() - _set_since(self._environment).items())
+            same = _read_on_import(QUIET | own) == _read_on_import(self._environment)
             if same and len(streams) == len(_STREAMS):
                 client.settimeout(None)
                 return order, streams
@@ -246,16 +247,12 @@ class Server:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _read_on_import(environment: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that libraries read, but for what they set themselves since ``before``.
-
-    A script of a script has those from its parent. Where Python looks for modules is set anew in a fork.
-    """
-    by_libraries = _set_since(before)
+def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that libraries read; where Python looks for modules is set anew in a fork."""
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_ON_IMPORT) and name != "PYTHONPATH" and by_libraries.get(name) != value
+        if name.startswith(_READ_ON_IMPORT) and name != "PYTHONPATH"
     }
 
 

@@ -215,14 +215,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(line):
         target = line.root / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     command = ["dvc", "repro", "--quiet", "finetune@second"]
+    # Not warm: the fork of a warm process is in another group, and would not be killed.
     process = subprocess.Popen(
-        command,
-        cwd=line.root,
-        env=environment(line.root),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip - the cold way: a fork of a warm process is in another group, and would not be killed
+        command, cwd=line.root, env=environment(line.root), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 90
     while not list(line.root.glob(".canal/training/second-*/checkpoint.safetensors")):
         assert time.monotonic() < deadline, "no checkpoint was written"

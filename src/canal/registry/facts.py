@@ -13,8 +13,7 @@ from canal.registry.request import request_digest, stage_request
 def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     """Return a stage's (or the backbone's) inputs by digest, its request and its parameters."""
     origin = config.root_stage if stage == BACKBONE else stage
-    source = config.stages[origin].source
-    prepared = read_json(layout.prepared(source) / "prepared.json")
+    source, prepared = config.stages[origin].source, _prepared(layout, config, origin)
     request = stage_request(config, stage)
     if stage == BACKBONE:
         own = _extra_stages(layout, config)
@@ -40,6 +39,12 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     }
 
 
+def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
+    """Return what is known of a stage's canonical cells."""
+    known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
+    return known
+
+
 def _choice(layout: Layout, stage: str) -> dict[str, Any]:
     """Return what a study chose for a stage, and the digest of all it says."""
     path = layout.tuned(stage)
@@ -53,9 +58,7 @@ def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
     return {
         "extra_stages": {
             name: {
-                "prepared_sha256": read_json(layout.prepared(config.stages[name].source) / "prepared.json")[
-                    "sha256"
-                ],
+                "prepared_sha256": _prepared(layout, config, name)["sha256"],
                 "split": file_digest(layout.split(name)),
                 "verdict": file_digest(layout.verdict(name)),
             }
