@@ -1,11 +1,13 @@
 """What every test shares: a home of its own, and no telemetry."""
 
+import gc
 import os
 
 import pytest
 from hypothesis import settings
 
 from canal.startup import begin
+from tests.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
 settings.register_profile("canal", deadline=None)  # a slow disk is no error
@@ -23,6 +25,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         (long if "pipeline" in item.keywords or "learned" in item.fixturenames else short).append(item)
     items[:] = [*long[:1], *short, *long[1:]]
+
+
+def pytest_configure(config):
+    """Start what all processes share in the first of them."""
+    if not hasattr(config, "workerinput"):
+        shared = serving()
+        shared.__enter__()
+        config.add_cleanup(lambda: shared.__exit__(None, None, None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure():
+    """Spare the five rounds of garbage collection that end pytest a million imported objects: seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

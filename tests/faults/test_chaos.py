@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import environment
+from tests.warm import environment
 
 pytestmark = pytest.mark.pipeline
 

@@ -11,7 +11,8 @@ from canal.auditing import audit_project
 from canal.data.panel import read_panel
 from canal.files import read_json
 from canal.model.annotator import Annotator
-from tests.pipeline.conftest import CELLS, environment
+from tests.pipeline.conftest import CELLS
+from tests.warm import environment
 
 pytestmark = pytest.mark.pipeline
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from canal.auditing import audit_project
 from canal.digests import file_digest
 from canal.files import read_json
 from tests.make import make_adata, source_of, write_adata
-from tests.pipeline.conftest import CELLS, Line, environment, warmly
+from tests.pipeline.conftest import CELLS, Line
+from tests.warm import environment, warmly
 
 pytestmark = pytest.mark.pipeline
 
@@ -31,6 +31,16 @@ def add_third(line: Line, monkeypatch) -> None:
             monkeypatch.setenv(name, value)
     line.canal("stage", "add", "third", *file, *form, "--commit")
     assert "Add stage third" in line.run("git", "log", "-1", "--format=%s")
+
+
+def kill_all(folder: Path) -> int:
+    """Kill every process that works in a folder, as a machine that loses power does; return how many."""
+    killed = 0
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(folder):
+            process.kill()
+            killed += 1
+    return killed
 
 
 def test_learning_ends_with_registered_versions_and_says_so(learned):
@@ -215,18 +225,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(line):
         target = line.root / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     command = ["dvc", "repro", "--quiet", "finetune@second"]
-    # Not warm: the fork of a warm process is in another group, and would not be killed.
     process = subprocess.Popen(
-        command, cwd=line.root, env=environment(line.root), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command, cwd=line.root, env=warmly(line.root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 90
     while not list(line.root.glob(".canal/training/second-*/checkpoint.safetensors")):
         assert time.monotonic() < deadline, "no checkpoint was written"
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    killed = kill_all(line.root)
     process.wait()
+    assert killed > 2  # DVC, the step, the training
     assert not (line.root / "models" / "second" / "key.json").exists()
     line.run(*command)
     assert file_digest(line.root / "models" / "second" / "model" / "weights.safetensors") == wanted

@@ -14,7 +14,7 @@ from canal.cli import app
 from canal.digests import canonical_json, file_digest
 from canal.files import read_json
 from tests.make import make_adata, write_adata
-from tests.pipeline.conftest import environment
+from tests.warm import environment
 
 pytestmark = pytest.mark.pipeline
 

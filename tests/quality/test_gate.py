@@ -16,7 +16,7 @@ from canal.quality.gate import judge, judge_file
 from canal.quality.subject import EarlierStage
 from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson
 
-pytestmark = pytest.mark.xdist_group("gate")  # what its tests share is made once
+pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 
 
 @pytest.fixture

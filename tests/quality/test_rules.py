@@ -23,6 +23,8 @@ from tests.quality.lessons import (
     renamed,
 )
 
+pytestmark = pytest.mark.xdist_group("gate")  # one process imports Great Expectations for all
+
 LABEL_MAP = {name: name for name in TYPES}
 TESTED_BEFORE = "not_tested_on_before"
 BREAKS: dict[str, tuple[str, Callable[[Lesson], str]]] = {}

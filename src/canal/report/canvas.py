@@ -124,6 +124,7 @@ def short(name: str) -> str:
 def save(figure: "Figure", path: Path) -> Path:
     """Write ``figure`` to ``path``, as its suffix says (.png or .svg): same figure, same bytes."""
     kind = path.suffix.removeprefix(".")
+    _lay_out(figure)
     with new_file(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=_no_metadata(kind))
     return path
@@ -133,9 +134,18 @@ def save(figure: "Figure", path: Path) -> Path:
 def svg_uri(figure: "Figure") -> str:
     """Return ``figure`` as a data URI that follows the reader's light or dark setting."""
     buffer = BytesIO()
+    _lay_out(figure)
     figure.savefig(buffer, format="svg", facecolor="none", metadata=_no_metadata("svg"))
     text = _follow_scheme(buffer.getvalue().decode())
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _lay_out(figure: "Figure") -> None:
+    """Make room for the labels once; left to `savefig`, every save draws the figure twice for it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # not "none": its placeholder would have the figure drawn twice, too
 
 
 def _no_metadata(kind: str) -> dict[str, None]:
