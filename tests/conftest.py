@@ -17,14 +17,21 @@ _STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFL
 
 
 def pytest_collection_modifyitems(items):
-    """Let one process learn the small project while the other runs the short tests; long ones end.
+    """Let one process learn the small project while the other runs short tests; short ones end, too.
 
-    A test that needs that project is a long one: it would wait for it.
+    A test that needs that project is a long one: it would wait for it. Short tests at the end let both
+    processes end together, which a long one or a group that one process runs would not.
     """
-    long, short = [], []
+    long, grouped, short = [], [], []
     for item in items:
-        (long if "pipeline" in item.keywords or "learned" in item.fixturenames else short).append(item)
-    items[:] = [*long[:1], *short, *long[1:]]
+        if "pipeline" in item.keywords or "learned" in item.fixturenames:
+            long.append(item)
+        elif item.get_closest_marker("xdist_group"):
+            grouped.append(item)
+        else:
+            short.append(item)
+    half = len(short) // 2
+    items[:] = [*long[:1], *grouped, *short[:half], *long[1:], *short[half:]]
 
 
 def pytest_configure(config):
@@ -38,7 +45,6 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure():
     """Spare the five rounds of garbage collection that end pytest a million imported objects: seconds."""
-    gc.collect()
     gc.freeze()
 
 

@@ -8,6 +8,7 @@ import runpy
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -75,6 +76,7 @@ def leave(code: int) -> NoReturn:
     To take MLflow and torch apart takes Python a second, in a fork more. The order is Python's own: threads,
     then what is registered for the exit, then the streams.
     """
+    _spare_torch_its_end()
     threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its forks by it, too
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -85,3 +87,14 @@ def leave(code: int) -> NoReturn:
         except OSError:  # a full disk
             code = code or _LOST
     os._exit(code)
+
+
+def _spare_torch_its_end() -> None:
+    """Take off what torch does at the exit: times for a log that nobody keeps, operators taken apart."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None:
+        atexit.unregister(dynamo.dump_compile_times)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        alive = finalizer.peek()
+        if alive is not None and alive[1].__module__ == "torch.library":
+            finalizer.atexit = False

@@ -42,6 +42,7 @@ def drawn():
     return draw_all()
 
 
+@pytest.mark.xdist_group("figures")  # drawn once
 def test_pngs_are_the_same_bytes_again(drawn, tmp_path):
     again = draw_all()
     for name in ("confusion", "loss_curves", "novelty", "recall"):
@@ -53,6 +54,7 @@ def test_pngs_are_the_same_bytes_again(drawn, tmp_path):
         assert b"matplotlib" not in first.lower()
 
 
+@pytest.mark.xdist_group("figures")
 def test_nothing_is_clipped_and_no_tick_labels_overlap(drawn):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
