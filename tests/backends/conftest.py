@@ -56,13 +56,14 @@ def use(servers, empty_database, monkeypatch, tmp_path) -> Callable[[str], Serve
     """Set the environment for a store of some kind; sqlite is a file that several project folders share."""
 
     def choose(kind: str) -> Server | None:
+        ready = servers()  # they start while the tests on sqlite, which are first, run
         if kind == "sqlite":
             shutil.copyfile(empty_database, tmp_path / "shared.db")
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
             return None
         if reason := why_not(kind):
             pytest.skip(reason)
-        server = servers()(kind)
+        server = ready(kind)
         for name, value in {"MLFLOW_TRACKING_URI": server.uri, **server.env}.items():
             monkeypatch.setenv(name, value)
         return server

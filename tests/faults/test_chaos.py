@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.warm import environment
+from tests.warm import warmly
 
 pytestmark = pytest.mark.pipeline
 
@@ -23,9 +22,11 @@ print(json.dumps(run(Line(Path(sys.argv[1])), Path(sys.argv[2]), kills=(3, 2), s
 def test_the_registry_stays_whole(learned, tmp_path):
     line, _ = learned
     repository = Path(__file__).resolve().parents[2]
-    env = environment(line.root) | {"PYTHONPATH": f"{line.root / 'src'}:{repository}"}
+    env = warmly(line.root) | {"PYTHONPATH": f"{line.root / 'src'}:{repository}"}
+    script = tmp_path / "short.py"
+    script.write_text(CODE)
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(line.root), str(tmp_path)],
+        ["python", str(script), str(line.root), str(tmp_path)],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
