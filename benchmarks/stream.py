@@ -1,7 +1,9 @@
-"""The whole line on a stream of your own files: a scratch project, `dvc repro`, sync, the R matrix.
+r"""The whole line on a stream of your own files: a scratch project, `dvc repro`, sync, the R matrix.
 
     python benchmarks/stream.py immune --data ~/cells --into /tmp/immune
     python benchmarks/stream.py immune --data ~/cells --into /tmp/wide --set panel.size=1000
+    python benchmarks/stream.py pancreas --data ~/cells --into /tmp/full --stages baron --cells 500 \
+        --set backbone.preset=scbert --set backbone.max_epochs=0 --set continual.max_epochs=5
 
 ``streams/NAME.yaml`` names files below ``--data`` with their SHA-256; nothing of them is copied into this
 repository. Prints the wall time and peak memory of the run beside what sync prints.
@@ -16,14 +18,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"
 WHOLE = ("sources", "stages")
 """Sections that a stream replaces; of the others it sets keys. Its stages are not tuned."""
+
+
+_FEWEST = 10
+"""Cells of a type that a split into three can cut."""
 
 
 def main() -> None:
@@ -33,9 +43,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the stream's files")
     parser.add_argument("--into", type=Path, required=True, help="folder of the scratch project")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="the first stages alone; default: all")
+    parser.add_argument("--cells", type=int, help="take so many cells of each file, each type its share")
     arguments = parser.parse_args()
     root = arguments.into.resolve()
-    document = params(arguments.stream, arguments.data.resolve(), arguments.set)
+    document = params(arguments.stream, arguments.data.resolve(), arguments.set, arguments.stages)
+    if arguments.cells:
+        cut(document, arguments.cells, root.with_name(f"{root.name}-cells"))
     if not (root / ".git").is_dir():
         make_project(root)
     YAML().dump(document, root / "params.yaml")
@@ -46,18 +60,49 @@ def main() -> None:
     sys.stdout.write(f"wall time {time.monotonic() - began:.0f} s, largest process {peak:.2f} GiB\n")
 
 
-def params(stream: str, data: Path, changes: list[str]) -> dict[str, Any]:
+def params(
+    stream: str, data: Path, changes: list[str], stages: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return params.yaml's document with the stream laid over it, and single keys on top."""
     yaml = YAML(typ="safe")
     document: dict[str, Any] = yaml.load(REPOSITORY / "params.yaml")
     laid = yaml.load(STREAMS / f"{stream}.yaml")
     for name, section in laid.items():
         document[name] = section if name in WHOLE else document[name] | section
+    if stages:
+        document["stages"] = {name: one for name, one in document["stages"].items() if name in stages}
+        kept = {one["source"] for one in document["stages"].values()}
+        document["sources"] = {name: one for name, one in document["sources"].items() if name in kept}
     for source in document["sources"].values():
         source["path"] = str(data / source["path"])
     document["finetune"] = groups(document["stages"], tuned=())
     change(document, changes)
     return document
+
+
+def cut(document: dict[str, Any], n_cells: int, into: Path) -> None:
+    """Write ``n_cells`` cells of each source, drawn with seed 0, and have the sources name these files."""
+    import anndata
+
+    from canal.digests import file_digest
+
+    into.mkdir(parents=True, exist_ok=True)
+    for name, source in document["sources"].items():
+        adata = anndata.read_h5ad(source["path"])
+        path = into / f"{name}.h5ad"
+        adata[drawn(adata.obs[source["label"]], n_cells)].write_h5ad(path)
+        source.update(path=str(path), sha256=file_digest(path))
+
+
+def drawn(types: "pd.Series[str]", n_cells: int) -> "np.ndarray":
+    """Return the rows of about ``n_cells`` cells, in order: each type its share, none with less than ten."""
+    import numpy as np
+
+    types = types.reset_index(drop=True).astype(str)
+    share = min(1.0, n_cells / len(types))
+    common = types[types.map(types.value_counts() * share).round() >= _FEWEST]
+    share = min(1.0, n_cells / len(common))
+    return np.sort(common.groupby(common).sample(frac=share, random_state=0).index.to_numpy())
 
 
 def groups(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:

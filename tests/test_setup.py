@@ -5,7 +5,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.xdist_group("seen")
+def test_one_process_runs_a_group_of_tests(request):
+    """pytest 9.2 hid groups from pytest-xdist 3.8: servers and projects were made once in each process."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@seen")
 
 
 def test_a_wrong_python_is_one_clear_line(tmp_path):

@@ -1,7 +1,6 @@
 """What the comparison of tuned and published settings learns, and what it says."""
 
 import pytest
-import stream
 import tuned
 
 from canal.params import parse_config
@@ -30,13 +29,6 @@ def test_both_ways_are_valid_params_and_differ_in_what_is_tuned(name, capacity, 
     assert list(published.finetune.tuned) == []
     assert (published.continual.distillation, published.continual.bank_size) == (0.1, 1000)
     assert (found.tuning.n_trials, found.bank.capacity) == (5, capacity)
-
-
-def test_a_stream_is_learned_without_tuning(tmp_path):
-    document = stream.params("immune", tmp_path, ["continual.max_epochs=3"])
-    config = parse_config(document)
-    assert config.continual.max_epochs == 3
-    assert list(config.finetune.fixed) == list(config.stages)
 
 
 def test_the_gain_is_told_seed_by_seed_and_drawn(capsys, tmp_path):
