@@ -1,5 +1,7 @@
 """What a stage is learned with, and which study belongs to it."""
 
+import json
+
 import pytest
 
 from canal.choosing import chosen_settings, study_digest, tuned_document, tuning_of
@@ -10,6 +12,13 @@ from canal.params import parse_config
 from canal.project import Project
 from canal.tuning.document import FORMAT
 from tests.make import make_config, make_tuned_document
+
+SEEN = ("model/weights.safetensors", "bank/bank.h5ad", "probe/probe.h5ad")
+"""Files of a parent that decide what its child's trials find."""
+
+
+def parent_key(code="one", **changes):
+    return {"format": 1, "code": code, "files": dict.fromkeys((*SEEN, "history.json"), "1") | changes}
 
 
 def make_project(root, **tuning):
@@ -35,7 +44,7 @@ def write_inputs(project):
     write_json(layout.panel, ["B"])
     layout.split("second").parent.mkdir(parents=True, exist_ok=True)
     layout.split("second").write_text("cell_id,set\n")
-    write_json(layout.model("first") / "key.json", {"format": 1})
+    write_json(layout.model("first") / "key.json", parent_key())
 
 
 def test_a_fixed_stage_is_learned_as_params_say_and_a_tuned_one_as_was_chosen(tmp_path):
@@ -82,6 +91,14 @@ def test_where_the_pipelines_out_is_gone_the_models_copy_is_shown(tmp_path):
     assert tuned_document(project, "second")["chosen"] == 6
 
 
+def test_a_parent_of_other_code_that_holds_the_same_is_the_same_study(tmp_path):
+    project = make_project(tmp_path)
+    write_inputs(project)
+    plain = study_digest(project, "second")
+    write_json(project.layout.model("first") / "key.json", parent_key(code="other"))
+    assert study_digest(project, "second") == plain
+
+
 def test_other_params_data_or_parent_are_another_study_and_another_way_to_run_it_is_not(tmp_path):
     project = make_project(tmp_path)
     write_inputs(project)
@@ -93,8 +110,8 @@ def test_other_params_data_or_parent_are_another_study_and_another_way_to_run_it
         (layout.prepared("second") / "prepared.json", '{"sha256": "2"}'),
         (layout.panel, '["T"]'),
         (layout.split("second"), "cell_id,set\nc1,train\n"),
-        (layout.model("first") / "key.json", '{"format": 1, "stage": "first"}'),
+        *((layout.model("first") / "key.json", json.dumps(parent_key(**{path: "2"}))) for path in SEEN),
     ):
         path.write_text(changed)
         seen.add(study_digest(project, "second"))
-    assert len(seen) == 6
+    assert len(seen) == 5 + len(SEEN)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Watching = Callable[[Study], AbstractContextManager[Watch]]
 
+_BEGINNING = ("model/", "bank/", "probe/")
+"""Folders of a parent that its child's trials see."""
+
 
 def chosen_settings(project: Project, stage: str) -> "Continual":
     """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
@@ -167,20 +170,25 @@ def plan(project: Project, stage: str, attempts: "Attempts") -> "Plan":
 
 
 def study_digest(project: Project, stage: str) -> str:
-    """Return a SHA-256 over all that decides what a study chooses, and the libraries that compute it."""
+    """Return a SHA-256 over all that decides what a study chooses, and the libraries that compute it.
+
+    Of the parent that is what a trial begins with, not its key, which changes with each line of code: a
+    study draws the same trials until something that they see has changed.
+    """
     from importlib.metadata import version
 
-    from canal.registry.key import key_digest
+    from canal.registry.key import read_key
     from canal.registry.request import request_digest
 
     layout = project.layout
+    files = read_key(layout.model(project.config.stages[stage].parent))["files"]
     return json_digest(
         {
             "request": request_digest(project.config, stage),
             "prepared": project.prepared_digest(stage),
             "split": file_digest(layout.split(stage)),
             "panel": file_digest(layout.panel),
-            "parent": key_digest(layout.model(project.config.stages[stage].parent)),
+            "parent": {path: digest for path, digest in files.items() if path.startswith(_BEGINNING)},
             "made with": {name: version(name) for name in ("optuna", "torch")},
         }
     )
