@@ -102,12 +102,8 @@ def make_project(root: Path) -> Line:
     document = make_document(sources=sources, novelty={"holdouts": ["NK"]})
     YAML().dump(document, root / "params.yaml")
     line = Line(root)
-    (root / "data.dvc").unlink()
     line.run("git", "init", "--quiet", "--initial-branch", "main")
     line.run("dvc", "init", "--quiet")
-    line.run("dvc", "repro", "--quiet", "ingest")
-    line.run("dvc", "import-url", "--quiet", "incoming", "data")
-    line.run("dvc", "unfreeze", "data.dvc")
     line.run("git", "add", "--all")
     line.run("git", "commit", "--quiet", "--message", "start")
     return line
