@@ -19,20 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import stream
 from ruamel.yaml import YAML
 
 from canal.continual import measures
-from canal.data.shares import largest_remainder
-from canal.digests import file_digest
 from canal.files import read_json
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
 from canal.project import Project
-
-_LEAST = 10
-_SEED = 0
 
 
 def main() -> None:
@@ -48,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     document = stream.params(arguments.stream, arguments.data.resolve(), arguments.set)
     if arguments.cells is not None:
-        cut(document, arguments.into.resolve() / "cells", arguments.cells)
+        stream.cut(document, arguments.into.resolve() / "cells", arguments.cells)
     later = list(document["stages"])[1:]
     growing = [f"stages.{stage}.panel.grow={arguments.grow}" for stage in later]
     # One project for both: without a registry nothing is restored, and DVC keeps the first stage.
@@ -97,33 +91,6 @@ def later_genes_zero(root: Path, stages: Sequence[str]) -> list[float]:
         expression[:, own:] = 0.0
         found.append(measures.accuracy(cells.cell_types, annotator.predict(expression).labels))
     return found
-
-
-def cut(document: dict[str, Any], into: Path, n: int) -> None:
-    """Write at most ``n`` cells of each source's file to ``into`` and let the document name those."""
-    import anndata
-
-    into.mkdir(parents=True, exist_ok=True)
-    for name, source in document["sources"].items():
-        adata = anndata.read_h5ad(source["path"])
-        rows = sample(adata.obs[source["label"]].astype(str).to_numpy(), n)
-        target = into / f"{name}.h5ad"
-        if not target.is_file():
-            adata[rows].copy().write_h5ad(target)
-        source |= {"path": str(target), "sha256": file_digest(target)}
-
-
-def sample(types: np.ndarray, n: int) -> np.ndarray:
-    """Return the rows of about ``n`` cells, types in proportion, ten or all of each that has fewer."""
-    random = np.random.default_rng(_SEED)
-    names, counts = np.unique(types, return_counts=True)
-    shares = largest_remainder(min(n, len(types)), counts.tolist())
-    wanted = np.minimum(np.maximum(shares, _LEAST), counts)
-    chosen = [
-        random.permutation(np.flatnonzero(types == name))[:k]
-        for name, k in zip(names, wanted.tolist(), strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
 
 
 def table(run: dict[str, Any]) -> str:

@@ -18,22 +18,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from ruamel.yaml import YAML
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+from canal.data.shares import largest_remainder
+from canal.digests import file_digest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"
 WHOLE = ("sources", "stages")
 """Sections that a stream replaces; of the others it sets keys. Its stages are not tuned."""
 
-
-_FEWEST = 10
-"""Cells of a type that a split into three can cut."""
+_LEAST = 10
+_SEED = 0
 
 
 def main() -> None:
@@ -43,13 +42,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the stream's files")
     parser.add_argument("--into", type=Path, required=True, help="folder of the scratch project")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter")
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help="the first stages alone; default: all")
-    parser.add_argument("--cells", type=int, help="take so many cells of each file, each type its share")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="these stages alone")
+    parser.add_argument("--cells", type=int, help="cut each file to so many cells")
     arguments = parser.parse_args()
     root = arguments.into.resolve()
     document = params(arguments.stream, arguments.data.resolve(), arguments.set, arguments.stages)
     if arguments.cells:
-        cut(document, arguments.cells, root.with_name(f"{root.name}-cells"))
+        cut(document, root.with_name(f"{root.name}-cells"), arguments.cells)
     if not (root / ".git").is_dir():
         make_project(root)
     YAML().dump(document, root / "params.yaml")
@@ -80,29 +79,31 @@ def params(
     return document
 
 
-def cut(document: dict[str, Any], n_cells: int, into: Path) -> None:
-    """Write ``n_cells`` cells of each source, drawn with seed 0, and have the sources name these files."""
+def cut(document: dict[str, Any], into: Path, n: int) -> None:
+    """Write at most ``n`` cells of each source's file to ``into`` and let the document name those."""
     import anndata
-
-    from canal.digests import file_digest
 
     into.mkdir(parents=True, exist_ok=True)
     for name, source in document["sources"].items():
         adata = anndata.read_h5ad(source["path"])
-        path = into / f"{name}.h5ad"
-        adata[drawn(adata.obs[source["label"]], n_cells)].write_h5ad(path)
-        source.update(path=str(path), sha256=file_digest(path))
+        rows = sample(adata.obs[source["label"]].astype(str).to_numpy(), n)
+        target = into / f"{name}.h5ad"
+        if not target.is_file():
+            adata[rows].copy().write_h5ad(target)
+        source |= {"path": str(target), "sha256": file_digest(target)}
 
 
-def drawn(types: "pd.Series[str]", n_cells: int) -> "np.ndarray":
-    """Return the rows of about ``n_cells`` cells, in order: each type its share, none with less than ten."""
-    import numpy as np
-
-    types = types.reset_index(drop=True).astype(str)
-    share = min(1.0, n_cells / len(types))
-    common = types[types.map(types.value_counts() * share).round() >= _FEWEST]
-    share = min(1.0, n_cells / len(common))
-    return np.sort(common.groupby(common).sample(frac=share, random_state=0).index.to_numpy())
+def sample(types: np.ndarray, n: int) -> np.ndarray:
+    """Return the rows of about ``n`` cells, types in proportion, ten or all of each that has fewer."""
+    random = np.random.default_rng(_SEED)
+    names, counts = np.unique(types, return_counts=True)
+    shares = largest_remainder(min(n, len(types)), counts.tolist())
+    wanted = np.minimum(np.maximum(shares, _LEAST), counts)
+    chosen = [
+        random.permutation(np.flatnonzero(types == name))[:k]
+        for name, k in zip(names, wanted.tolist(), strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def groups(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:

@@ -51,10 +51,13 @@ def tests_at(revision: str) -> dict[str, list[str]]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the revision, in each of pytest's processes."""
     kept = json.loads(os.environ[_KEPT])
-    others = [item for item in items if item.originalname not in kept.get(item.nodeid.split("::")[0], ())]
-    if others:
-        items[:] = [item for item in items if item not in set(others)]
-        config.hook.pytest_deselected(items=others)
+    own: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        had = item.originalname in kept.get(item.nodeid.split("::")[0], ())
+        (own if had else others).append(item)
+    items[:] = own
+    config.hook.pytest_deselected(items=others)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import settings
@@ -37,9 +38,9 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     """Start what all processes share in the first of them."""
     if not hasattr(config, "workerinput"):
-        shared = serving()
-        shared.__enter__()
-        config.add_cleanup(lambda: shared.__exit__(None, None, None))
+        shared = ExitStack()
+        shared.enter_context(serving())
+        config.add_cleanup(shared.close)
 
 
 @pytest.hookimpl(tryfirst=True)

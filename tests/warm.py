@@ -21,7 +21,6 @@ from canal import warm
 warm.LIBRARIES = (  # a project is made by DVC
     "dvc.cli.parser",
     "dvc.repo.index",
-    "dvc.repo.imp_url",
     "dvc.repo.reproduce",
     "dvc.utils.strictyaml",
     "dvc.lock",
@@ -39,9 +38,9 @@ sys.exit(warm.main(sys.argv[1:]))
 def serving() -> Iterator[None]:
     """Have scripts forked from a process of libraries; it imports them when the first script asks."""
     with TemporaryDirectory(prefix="canal-scripts-") as scripts:
+        place = Path(__file__).with_name("script.py")
         for name in ("canal", "dvc", "mlflow"):
             script = Path(scripts, name)
-            place = Path(__file__).with_name("script.py")
             script.write_text(f'#!/bin/sh\nexec python "{place}" {name} "$@"\n')
             script.chmod(0o755)
         command = [sys.executable, "-c", _SERVER, "sh", "-c", 'dirname "$(command -v python)"; cat']

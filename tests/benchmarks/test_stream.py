@@ -1,6 +1,8 @@
 """A stream of one's own files, whole or in part."""
 
-import pandas as pd
+from collections import Counter
+
+import numpy as np
 import stream
 
 from canal.params import parse_config
@@ -20,10 +22,10 @@ def test_a_part_of_a_stream_is_learned(tmp_path):
     assert list(config.finetune.fixed) == ["baron"]
 
 
-def test_drawn_cells_keep_shares_and_rare_types_stay_out():
-    types = pd.Series(["a"] * 600 + ["b"] * 300 + ["rare"] * 20 + ["c"] * 80)
-    rows = stream.drawn(types, 250)
-    assert types[rows].value_counts().to_dict() == {"a": 153, "b": 77, "c": 20}
+def test_cells_are_taken_in_proportion_but_ten_of_each_type():
+    types = np.array(["a"] * 600 + ["b"] * 300 + ["rare"] * 20 + ["few"] * 6 + ["c"] * 80)
+    rows = stream.sample(types, 250)
+    assert Counter(types[rows].tolist()) == {"a": 149, "b": 75, "rare": 10, "few": 6, "c": 20}
     assert list(rows) == sorted(set(rows))
-    assert list(stream.drawn(types, 250)) == list(rows)
-    assert len(stream.drawn(types, 5000)) == 1000
+    assert list(stream.sample(types, 250)) == list(rows)
+    assert len(stream.sample(types, 5000)) == len(types)

@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.warm import warmly
+from tests.warm import REPOSITORY, warmly
 
 pytestmark = pytest.mark.pipeline
 
@@ -21,8 +20,7 @@ print(json.dumps(run(Line(Path(sys.argv[1])), Path(sys.argv[2]), kills=(3, 2), s
 
 def test_the_registry_stays_whole(learned, tmp_path):
     line, _ = learned
-    repository = Path(__file__).resolve().parents[2]
-    env = warmly(line.root) | {"PYTHONPATH": f"{line.root / 'src'}:{repository}"}
+    env = warmly(line.root) | {"PYTHONPATH": f"{line.root / 'src'}:{REPOSITORY}"}
     script = tmp_path / "short.py"
     script.write_text(CODE)
     done = subprocess.run(
