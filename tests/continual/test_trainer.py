@@ -1,5 +1,6 @@
 import copy
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,12 @@ class InterruptionError(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Hooks of trainings that share their features, as those of a project do: the weights are the same bits."""
+    return partial(Hooks, cache_dir=tmp_path_factory.mktemp("features"))
+
+
 def weights(learned):
     return weights_digest(learned.annotator.network.state_dict())
 
@@ -45,25 +52,25 @@ def interrupt_after(epoch):
     return hook
 
 
-def test_two_types_are_learned():
-    learned = learn_stage(first_lesson(), LONGER)
+def test_two_types_are_learned(kept):
+    learned = learn_stage(first_lesson(), LONGER, kept())
     unseen = make_cells({"B": 30, "T": 30}, "unseen", seed=77)
     assert accuracy(learned.annotator, unseen) > 0.9
     assert learned.annotator.labels == ("B", "T")
     assert learned.teacher is None
 
 
-def test_a_second_stage_learns_the_new_and_keeps_the_old():
-    learned = learn_stage(second_lesson(), LONGER)
+def test_a_second_stage_learns_the_new_and_keeps_the_old(kept):
+    learned = learn_stage(second_lesson(), LONGER, kept())
     assert learned.annotator.labels == ("B", "T", "NK")
     assert learned.teacher is first_learned().annotator
     assert accuracy(learned.annotator, make_cells({"NK": 40}, "unseen", seed=78)) > 0.7
     assert accuracy(learned.annotator, make_cells({"B": 40}, "unseen", seed=79)) > 0.6
 
 
-def test_history_says_what_happened():
+def test_history_says_what_happened(kept):
     told = []
-    history = learn_stage(second_lesson(), SHORT, Hooks(on_epoch=told.append)).history
+    history = learn_stage(second_lesson(), SHORT, kept(on_epoch=told.append)).history
     assert history["epochs"] == told
     assert [record["epoch"] for record in told] == [1, 2, 3]
     assert [record["learning_rate"] for record in told] == [learning_rate(e, SHORT) for e in (1, 2, 3)]
@@ -86,25 +93,25 @@ def test_history_says_what_happened():
         assert record["loss"] == pytest.approx(record["cross_entropy"] + weighted, rel=1e-5)
 
 
-def test_the_returned_annotator_is_the_best_epochs():
+def test_the_returned_annotator_is_the_best_epochs(kept):
     lesson = second_lesson()
-    learned = learn_stage(lesson, LONGER)
+    learned = learn_stage(lesson, LONGER, kept())
     best = learned.history["epochs"][learned.history["best_epoch"] - 1]
     assert accuracy(learned.annotator, lesson.validation) == pytest.approx(best["validation_accuracy"])
     assert accuracy(learned.annotator, lesson.probe) == pytest.approx(best["probe_accuracy"]["first"])
 
 
-def test_training_ends_when_patience_runs_out():
+def test_training_ends_when_patience_runs_out(kept):
     impatient = SETTINGS.model_copy(update={"max_epochs": 100, "patience": 2, "learning_rate": 1e-6})
-    history = learn_stage(first_lesson(), impatient).history
+    history = learn_stage(first_lesson(), impatient, kept()).history
     assert history["stopped"] == "patience"
     assert len(history["epochs"]) < 20
 
 
-def test_only_trained_parameters_change_and_the_parent_does_not():
+def test_only_trained_parameters_change_and_the_parent_does_not(kept):
     parent = first_learned().annotator
     before = copy.deepcopy(parent.network.state_dict())
-    learned = learn_stage(second_lesson(), SHORT)
+    learned = learn_stage(second_lesson(), SHORT, kept())
     assert weights_digest(parent.network.state_dict()) == weights_digest(before)
     after, trained = learned.annotator.network.state_dict(), learned.annotator.network.trained()
     frozen = [name for name in before if name not in trained]
@@ -113,11 +120,11 @@ def test_only_trained_parameters_change_and_the_parent_does_not():
     assert not any(torch.equal(after[name], before[name]) for name in changed)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others():
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(kept):
     first, again = (weights(learn_stage(first_lesson(), SHORT)) for _ in range(2))
     torch.manual_seed(99)
-    assert first == again == weights(learn_stage(first_lesson(), SHORT))
-    assert first != weights(learn_stage(first_lesson(seed=1), SHORT))
+    assert first == again == weights(learn_stage(first_lesson(), SHORT, kept()))
+    assert first != weights(learn_stage(first_lesson(seed=1), SHORT, kept()))
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -153,13 +160,13 @@ def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_told(tmp
     assert weights(some) == weights(none)
 
 
-def test_rounded_features_give_other_weights_and_resume_no_exact_training(tmp_path):
+def test_rounded_features_give_other_weights_and_resume_no_exact_training(kept, tmp_path):
     rounded = Cache(dtype="bfloat16")
     with pytest.raises(InterruptionError):
-        learn_stage(second_lesson(), SHORT, Hooks(interrupt_after(1), tmp_path))
-    resumed = learn_stage(second_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path, cache=rounded))
-    assert weights(resumed) == weights(learn_stage(second_lesson(), SHORT, Hooks(cache=rounded)))
-    assert weights(resumed) != weights(learn_stage(second_lesson(), SHORT))
+        learn_stage(second_lesson(), SHORT, kept(interrupt_after(1), tmp_path))
+    resumed = learn_stage(second_lesson(), SHORT, kept(checkpoint_dir=tmp_path, cache=rounded))
+    assert weights(resumed) == weights(learn_stage(second_lesson(), SHORT, kept(cache=rounded)))
+    assert weights(resumed) != weights(learn_stage(second_lesson(), SHORT, kept()))
 
 
 def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch):
@@ -180,30 +187,30 @@ def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, epoch):
+def test_an_interrupted_training_ends_with_the_same_weights(kept, tmp_path, epoch):
     settings = SETTINGS.model_copy(update={"max_epochs": 5})
     with pytest.raises(InterruptionError):
-        learn_stage(second_lesson(), settings, Hooks(interrupt_after(epoch), tmp_path))
+        learn_stage(second_lesson(), settings, kept(interrupt_after(epoch), tmp_path))
     told = []
-    resumed = learn_stage(second_lesson(), settings, Hooks(told.append, tmp_path))
-    straight = learn_stage(second_lesson(), settings)
+    resumed = learn_stage(second_lesson(), settings, kept(told.append, tmp_path))
+    straight = learn_stage(second_lesson(), settings, kept())
     assert weights(resumed) == weights(straight)
     assert resumed.history == straight.history
     assert told == straight.history["epochs"]
 
 
-def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
-    first = learn_stage(first_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path))
+def test_a_finished_training_is_not_repeated(kept, tmp_path, monkeypatch):
+    first = learn_stage(first_lesson(), SHORT, kept(checkpoint_dir=tmp_path))
     monkeypatch.setattr("canal.continual.trainer._train_epoch", lambda *_: pytest.fail("trained again"))
-    again = learn_stage(first_lesson(), SHORT, Hooks(checkpoint_dir=tmp_path))
+    again = learn_stage(first_lesson(), SHORT, kept(checkpoint_dir=tmp_path))
     assert weights(first) == weights(again)
 
 
 @pytest.mark.parametrize("change", ["damaged", "another lesson", "other settings"])
-def test_a_checkpoint_that_does_not_count_starts_over(tmp_path, change):
+def test_a_checkpoint_that_does_not_count_starts_over(kept, tmp_path, change):
     lesson, settings = first_lesson(), SHORT
     with pytest.raises(InterruptionError):
-        learn_stage(lesson, settings, Hooks(interrupt_after(2), tmp_path))
+        learn_stage(lesson, settings, kept(interrupt_after(2), tmp_path))
     if change == "damaged":
         path = tmp_path / CHECKPOINT
         path.write_bytes(path.read_bytes()[:-40])
@@ -211,30 +218,30 @@ def test_a_checkpoint_that_does_not_count_starts_over(tmp_path, change):
         lesson = first_lesson(train=make_cells({"B": 20, "T": 20}, "first", seed=5))
     else:
         settings = SHORT.model_copy(update={"label_smoothing": 0.2})
-    resumed = learn_stage(lesson, settings, Hooks(checkpoint_dir=tmp_path))
-    assert weights(resumed) == weights(learn_stage(lesson, settings))
+    resumed = learn_stage(lesson, settings, kept(checkpoint_dir=tmp_path))
+    assert weights(resumed) == weights(learn_stage(lesson, settings, kept()))
 
 
-def test_a_stronger_teacher_keeps_representations_nearer():
+def test_a_stronger_teacher_keeps_representations_nearer(kept):
     lesson = second_lesson()
     old = lesson.parent.represent(lesson.replay.expression)
 
     def distance(strength):
         settings = SETTINGS.model_copy(update={"distillation": strength, "max_epochs": 6, "cycle_epochs": 6})
-        new = learn_stage(lesson, settings).annotator.represent(lesson.replay.expression)
+        new = learn_stage(lesson, settings, kept()).annotator.represent(lesson.replay.expression)
         return float(((new - old) ** 2).mean())
 
     assert distance(100.0) < 0.1 * distance(0.0)
 
 
-def test_a_stage_without_replay_and_new_types():
+def test_a_stage_without_replay_and_new_types(kept):
     lesson = second_lesson(
         new_labels=(),
         train=make_cells({"T": 16}, "second", seed=3),
         validation=make_cells({"T": 8}, "second", seed=4),
         replay=LabelledCells.empty(24),
     )
-    assert learn_stage(lesson, SHORT).annotator.labels == ("B", "T")
+    assert learn_stage(lesson, SHORT, kept()).annotator.labels == ("B", "T")
 
 
 def test_a_panel_that_grows_keeps_what_is_frozen_and_trains_the_new_columns(tmp_path):
