@@ -181,6 +181,7 @@ class Server:
         if not self._asked:
             self._asked, self._ahead = True, [*LIBRARIES]
         gc.freeze()  # what is shared with forks is looked at for garbage in none of them
+        importlib.invalidate_caches()  # here: a fork would copy what hundreds of finders lie in
         pid = os.fork()
         if pid == 0:
             self._leave()
@@ -276,7 +277,6 @@ def _take_place(order: Order, before: Mapping[str, str]) -> None:
     os.environ.update(by_libraries | order.environment)
     beside = str(Path(order.folder, order.command[0]).parent)
     sys.path[: 1 + len(_listed(before))] = [beside, *_listed(order.environment)]
-    importlib.invalidate_caches()
     for name in [name for name in sys.modules if name == "canal" or name.startswith("canal.")]:
         del sys.modules[name]
 
