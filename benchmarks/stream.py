@@ -130,8 +130,10 @@ def change(document: dict[str, Any], changes: Sequence[str]) -> None:
 def make_project(root: Path) -> None:
     """Make a project folder: this repository's source and pipeline, git, DVC, and an empty data.dvc."""
     root.mkdir(parents=True, exist_ok=True)
+    # Not what pip wrote beside the source either: where it is out of date, MLflow finds no plugin of ours.
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "pipelines"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
     for name in ("MLproject", "dvc.yaml", "data.dvc", "constraints.txt", ".gitignore", ".dvcignore"):
         shutil.copyfile(REPOSITORY / name, root / name)
     run(root, "git", "init", "--quiet")

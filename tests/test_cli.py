@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -92,6 +93,19 @@ def test_outside_a_project_there_is_one_clear_message(tmp_path):
     assert done.stderr.startswith("canal: ")
     assert "params.yaml not found" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_written_for_want_of_room_is_one_clear_message():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "canal.cli", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "canal: [Errno 28] No space left on device: make room, then run this again\n"
 
 
 def test_a_project_without_versions_says_what_to_do(tmp_path):

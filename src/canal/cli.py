@@ -1,5 +1,6 @@
 """The command line: read arguments, call one function of the API, print what it says."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -35,6 +36,11 @@ def main() -> NoReturn:
         app()
     except CanalError as error:
         sys.stderr.write(f"canal: {error}\n")
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"canal: {error}: make room, then run this again\n")
         code = 1
     except KeyboardInterrupt:
         sys.stderr.write("canal: interrupted\n")

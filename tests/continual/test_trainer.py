@@ -32,7 +32,7 @@ class InterruptionError(Exception):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """Hooks of trainings that share their features, as those of a project do: the weights are the same bits."""
+    """Hooks of trainings that share their features, as a project's do: weights are the same bits."""
     return partial(Hooks, cache_dir=tmp_path_factory.mktemp("features"))
 
 

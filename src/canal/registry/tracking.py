@@ -84,7 +84,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
                 run_name=f"{entry_point} {stage}",
             )
         except ExecutionException as error:
-            raise TrainingError(f"{entry_point} of {stage!r} failed; the lines above say why") from error
+            raise TrainingError(f"{entry_point} of {stage!r} failed, see above: {error}") from error
 
 
 def _backend(store: Store, entry_point: str) -> dict[str, Any]:
