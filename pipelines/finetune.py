@@ -1,8 +1,5 @@
 """Learn one stage on top of its parent, with replay and distillation: models/<stage>/."""
 
-import shutil
-from pathlib import Path
-
 from canal.files import new_folder
 from canal.project import Project
 from canal.registry.facts import stage_facts
@@ -10,7 +7,6 @@ from canal.registry.history import require_available, restore_model
 from canal.registry.key import key_digest, write_key
 from canal.registry.tracking import StepRun
 from canal.step import argument, project_step, run, watch
-from canal.tuning.document import TUNED_FILE
 
 
 def learn(project: Project, logged: StepRun) -> None:
@@ -18,7 +14,7 @@ def learn(project: Project, logged: StepRun) -> None:
     from canal.choosing import chosen_settings
     from canal.continual.stage import finish
     from canal.continual.trainer import learn_stage
-    from canal.lessons import lesson
+    from canal.lessons import keep_inputs, lesson
     from canal.quality.verdict import require_passing
 
     stage = argument("stage")
@@ -33,22 +29,10 @@ def learn(project: Project, logged: StepRun) -> None:
     with watch(project, logged, stage, settings.max_epochs) as hooks:
         learned = learn_stage(task, settings, hooks)
         with new_folder(layout.model(stage)) as folder:
-            finish(task, learned, past, config).save(folder)
+            finish(task, learned, past, config, hooks).save(folder)
             keep_inputs(project, stage, folder)
             write_key(folder, stage_facts(layout, config, stage), key_digest(parent))
     logged.artifacts(layout.model(stage), "stage")
-
-
-def keep_inputs(project: Project, stage: str, folder: Path) -> None:
-    """Copy the stage's split, verdict and choice, so that it can be restored where its data are gone."""
-    split, verdict = project.layout.split(stage), project.layout.verdict(stage)
-    (folder / "split").mkdir()
-    (folder / "validation").mkdir()
-    shutil.copyfile(split, folder / "split" / "cells.csv")
-    shutil.copyfile(split.with_suffix(".json"), folder / "split" / "cells.json")
-    shutil.copyfile(verdict, folder / "validation" / "verdict.json")
-    if project.config.study(stage) is not None:
-        shutil.copyfile(project.layout.tuned(stage), folder / TUNED_FILE)
 
 
 def main() -> None:

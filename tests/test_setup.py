@@ -47,3 +47,12 @@ def test_every_dependency_is_pinned():
 
 def lines_of(name):
     return (REPOSITORY / name).read_text().splitlines()
+
+
+def test_a_step_of_the_pipeline_is_at_most_60_lines():
+    long = {
+        path.name: n
+        for path in (REPOSITORY / "pipelines").glob("*.py")
+        if (n := len(path.read_text().splitlines())) > 60
+    }
+    assert long == {}

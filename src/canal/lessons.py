@@ -1,5 +1,7 @@
 """From a project's files to what the continual room learns from: a corpus, a lesson, cells to measure on."""
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -170,3 +172,17 @@ def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int
     order = np.argsort(-cells, kind="stable")
     others = [genes[i] for i in order if genes[i] not in known and cells[i] > 0]
     return (*panel, *others[: max(0, size - len(panel))])
+
+
+def keep_inputs(project: Project, stage: str, folder: Path) -> None:
+    """Copy a stage's split, verdict and choice beside its model: it is restored where its data are gone."""
+    from canal.tuning.document import TUNED_FILE
+
+    split, verdict = project.layout.split(stage), project.layout.verdict(stage)
+    (folder / "split").mkdir()
+    (folder / "validation").mkdir()
+    shutil.copyfile(split, folder / "split" / "cells.csv")
+    shutil.copyfile(split.with_suffix(".json"), folder / "split" / "cells.json")
+    shutil.copyfile(verdict, folder / "validation" / "verdict.json")
+    if project.config.study(stage) is not None:
+        shutil.copyfile(project.layout.tuned(stage), folder / TUNED_FILE)

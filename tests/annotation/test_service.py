@@ -43,7 +43,9 @@ def test_a_large_request_lets_others_in_between_its_blocks(annotator):
 
 def test_the_distance_leaves_out_genes_that_were_not_sent_as_annotate_does():
     known = make_cells(["B", "NK", "T"] * 20, expression=make_expression(60, seed=1), n_genes=20)
-    judge = with_rule(make_annotator(), known, known, Novelty(mixtures=50), seed=0)
+    annotator = make_annotator()
+    scored = (annotator.gene_scores(known.expression), known.cell_types)
+    judge = with_rule(annotator, scored, scored, Novelty(mixtures=50), seed=0)
     table = logarithms(30).drop(columns=list(judge.genes[:8]))
     answers = answer(judge, table, nullcontext())
     cells = AnnData(csr_matrix(table.to_numpy(np.float32)), var=pd.DataFrame(index=list(table.columns)))

@@ -15,16 +15,9 @@ LABELS = ("A", "B", "C")
 GENES = ("CD4", "CD14", "LYZ")
 
 
-class TwoAxes:
-    """An annotator whose representation is the expression and whose prototypes are the axes."""
-
-    labels = ("x", "y")
-
-    def represent(self, expression):
-        return expression
-
-    def prototypes(self):
-        return np.eye(2, dtype=np.float32)
+def ranked(cells):
+    """Return ranks where the representation is the expression, and the prototypes of x and y are the axes."""
+    return rank_candidates(cells, cells.expression, np.eye(2, dtype=np.float32), ("x", "y"))
 
 
 def bank_of(types, ranks, stage="first", ids=None):
@@ -47,17 +40,17 @@ def stages(draw):
 def test_candidates_are_ranked_by_their_prototype_alone():
     expression = np.array([[1, 9], [3, 0], [2, 0], [0, 1], [7, 2]])
     cells = make_cells(["x", "x", "x", "y", "y"], expression=expression, n_genes=2)
-    assert rank_candidates(TwoAxes(), cells).tolist() == [3, 1, 2, 2, 1]
+    assert ranked(cells).tolist() == [3, 1, 2, 2, 1]
 
 
 def test_equal_candidates_are_ranked_by_id():
     cells = make_cells(["x", "x", "x"], expression=np.ones((3, 2)), ids=["c", "a", "b"])
-    assert rank_candidates(TwoAxes(), cells).tolist() == [3, 1, 2]
+    assert ranked(cells).tolist() == [3, 1, 2]
 
 
 def test_a_candidate_without_label_is_refused():
     with pytest.raises(TrainingError, match="'z'"):
-        rank_candidates(TwoAxes(), make_cells(["z"], n_genes=2))
+        ranked(make_cells(["z"], n_genes=2))
 
 
 def test_old_and_new_share_the_quota_and_old_ranks_stay():

@@ -23,6 +23,12 @@ def random(seed=0):
     return np.random.default_rng(seed)
 
 
+def rule_from(annotator, known, trained, settings, seed):
+    """Return the annotator with a rule from cells."""
+    parts = ((annotator.gene_scores(cells.expression), cells.cell_types) for cells in (known, trained))
+    return with_rule(annotator, *parts, settings, seed)
+
+
 @pytest.fixture(scope="module")
 def annotator():
     return make_annotator()
@@ -38,7 +44,7 @@ def trained(n=90, seed=2):
 
 @pytest.fixture(scope="module")
 def judge(annotator):
-    return with_rule(annotator, known(), trained(), SETTINGS, seed=0)
+    return rule_from(annotator, known(), trained(), SETTINGS, seed=0)
 
 
 def test_energy_by_hand():
@@ -50,7 +56,7 @@ def test_at_most_the_promised_share_of_known_cells_is_unassigned(annotator):
     cells = known()
     for share in (0.01, 0.05, 0.3):
         promised = SETTINGS.model_copy(update={"false_unassigned": share})
-        judge = with_rule(annotator, cells, trained(), promised, seed=0)
+        judge = rule_from(annotator, cells, trained(), promised, seed=0)
         novel = judge.predict(cells.expression).is_novel
         assert novel.mean() <= share
     assert novel.mean() > 0.2  # and not much fewer
@@ -65,7 +71,7 @@ def test_the_quantile_is_exact_with_ties():
 
 def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
     cells = known()
-    judge = with_rule(annotator, cells, trained(), SETTINGS, seed=0)
+    judge = rule_from(annotator, cells, trained(), SETTINGS, seed=0)
     rule = judge.novelty
     energies = raw_energy(annotator.predict(cells.expression).logits, SETTINGS.temperature)
     assert rule.energy_low <= energies.min()
@@ -75,7 +81,7 @@ def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
 
 
 def test_a_rule_repeats_with_its_seed(annotator):
-    one, two = (with_rule(annotator, known(), trained(), SETTINGS, seed=3) for _ in range(2))
+    one, two = (rule_from(annotator, known(), trained(), SETTINGS, seed=3) for _ in range(2))
     assert one.novelty == two.novelty
     assert weights_digest(one.distance.tensors()) == weights_digest(two.distance.tensors())
 
@@ -115,7 +121,7 @@ def test_cells_that_lack_genes_are_not_novel_for_that(annotator):
         cells.expression[:, :10] += 5
         return cells
 
-    judge = with_rule(annotator, expressed(known()), expressed(trained()), SETTINGS, seed=0)
+    judge = rule_from(annotator, expressed(known()), expressed(trained()), SETTINGS, seed=0)
     query = expressed(known(seed=4)).expression
     query[:, :10] = 0
     counted, left_out = (one.predict(query) for one in (judge, judge.without(judge.genes[:10])))
@@ -137,12 +143,12 @@ def test_a_rule_and_its_distances_come_back_from_a_file(judge, tmp_path):
 
 def test_without_known_cells_there_is_no_rule(annotator):
     with pytest.raises(TrainingError, match="not trained on"):
-        with_rule(annotator, LabelledCells.empty(20), trained(), SETTINGS, seed=0)
+        rule_from(annotator, LabelledCells.empty(20), trained(), SETTINGS, seed=0)
 
 
 def test_a_single_type_still_gives_a_rule(annotator):
     cells = known().take(range(1))
-    judge = with_rule(annotator, cells, cells, SETTINGS, seed=0)
+    judge = rule_from(annotator, cells, cells, SETTINGS, seed=0)
     assert judge.novelty.energy_high > judge.novelty.energy_low
     assert not judge.predict(cells.expression).is_novel[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,23 +13,6 @@ from canal.continual.cells import LabelledCells
 from canal.continual.exclusion import kept_cells
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells
 from canal.errors import ModelError, TrainingError
-
-
-class Ranker(Protocol):
-    """What ranking needs of an annotator."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Cell types in the order of the prototypes."""
-        ...
-
-    def represent(self, expression: np.ndarray) -> np.ndarray:
-        """Return h, ``(n_cells, 64)``."""
-        ...
-
-    def prototypes(self) -> np.ndarray:
-        """Return one prototype a label, ``(n_types, 64)``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,19 +79,32 @@ class Bank:
         return cls(stored.cells, stored.ranks, stored.stages)
 
 
-def rank_candidates(annotator: Ranker, cells: LabelledCells) -> np.ndarray:
+def rank_candidates(
+    cells: LabelledCells, representations: np.ndarray, prototypes: np.ndarray, labels: Sequence[str]
+) -> np.ndarray:
     """Return each cell's rank within its type, int64 ``(n_cells,)``: 1 has the largest <h, prototype>.
 
     Ties go to the smaller cell id.
 
+    Parameters
+    ----------
+    cells
+        Candidates.
+    representations
+        h of each, ``(n_cells, 64)``.
+    prototypes
+        One a label, ``(n_types, 64)``.
+    labels
+        Cell types in the order of the prototypes.
+
     Raises
     ------
     TrainingError
-        If a cell's type is not among the annotator's labels.
+        If a cell's type is not among the labels.
     """
-    targets = cells.targets(annotator.labels)
-    represented = annotator.represent(cells.expression).astype(np.float64)
-    merit = (represented * annotator.prototypes().astype(np.float64)[targets]).sum(axis=1)
+    targets = cells.targets(labels)
+    represented = representations.astype(np.float64)
+    merit = (represented * prototypes.astype(np.float64)[targets]).sum(axis=1)
     order = np.lexsort((np.array(cells.cell_ids), -merit, targets))
     ranks = np.empty(len(cells), dtype=np.int64)
     ranks[order] = _places_within(targets[order]) + 1

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from canal.config import Novelty
-from canal.continual.cells import LabelledCells
 from canal.continual.distance import chosen_cells, fit_distance
+from canal.continual.scores import Scored
 from canal.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.distance import TypeDistance
@@ -22,7 +22,7 @@ _NARROWEST = 1e-6
 
 
 def with_rule(
-    annotator: Annotator, known: LabelledCells, trained: LabelledCells, settings: Novelty, seed: int
+    annotator: Annotator, known: Scored, trained: Scored, settings: Novelty, seed: int
 ) -> Annotator:
     """Return ``annotator`` with the rule by which it calls a cell Unassigned.
 
@@ -38,9 +38,10 @@ def with_rule(
     annotator
         A learned stage.
     known
-        Cells of known types that were not trained on: the stage's validation cells and the probe.
+        Gene scores and types of cells of known types that were not trained on: the stage's validation cells
+        and the probe.
     trained
-        Cells that were: its training cells and the replayed ones. They say where the types lie.
+        Those of cells that were: its training cells and the replayed ones. They say where the types lie.
     settings
         Temperature, number of mixtures and share of known cells that may be called Unassigned.
     seed
@@ -51,22 +52,22 @@ def with_rule(
     TrainingError
         If there are no known cells.
     """
-    some = trained.take(chosen_cells(trained.cell_types))
-    distance = fit_distance(annotator.gene_scores(some.expression), some.cell_types)
-    scores = annotator.gene_scores(known.expression)
+    scores, types = trained
+    some = chosen_cells(types)
+    distance = fit_distance(scores[torch.from_numpy(some)], [types[row] for row in some])
     generator = np.random.default_rng([seed, *b"novelty"])
-    rule = rule_of(annotator.network.head, (scores, known.cell_types), distance, settings, generator)
+    rule = rule_of(annotator.network.head, known, distance, settings, generator)
     return annotator.with_novelty(rule, distance)
 
 
 def rule_of(
     head: Head,
-    known: tuple[Tensor, Sequence[str]],
+    known: Scored,
     distance: TypeDistance,
     settings: Novelty,
     generator: np.random.Generator,
 ) -> NoveltyRule:
-    """Return the rule of a head from gene scores ``(n_cells, n_genes + 1)`` and types of known cells."""
+    """Return the rule of a head from known cells."""
     scores, cell_types = known
     if not len(scores):
         raise TrainingError(

@@ -15,8 +15,10 @@ from torch.nn import functional
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.distance import chosen_cells, fit_distance
+from canal.continual.fit import Hooks
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import rule_of
+from canal.continual.scores import gene_scores
 from canal.continual.seeds import generator
 from canal.model.annotator import Annotator
 from canal.model.head import Head, centre, new_head
@@ -50,12 +52,15 @@ class ShadowCells:
     test: LabelledCells
 
 
-def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, seed: int) -> dict[str, Any]:
+def shadow_heads(
+    annotator: Annotator, cells: ShadowCells, settings: Novelty, seed: int, hooks: Hooks | None = None
+) -> dict[str, Any]:
     """Return how well each type of ``settings.holdouts`` is noticed by a head that did not learn it.
 
     The frozen network's scores of every gene are computed once. For each held-out type the head's linear
     layers are learned anew without its cells, a novelty rule is set without them, and the test cells are
     asked. The backbone has seen the type, so this is kinder than leaving it out of the whole training.
+    ``hooks`` say where the training has kept features of its cells.
 
     Returns
     -------
@@ -67,7 +72,7 @@ def shadow_heads(annotator: Annotator, cells: ShadowCells, settings: Novelty, se
     """
     reasons = {name: obstacle(name, annotator.labels, cells) for name in settings.holdouts}
     testable = [name for name, reason in reasons.items() if not reason]
-    scores = GeneScores.of(annotator, cells) if testable else None
+    scores = GeneScores.of(annotator, cells, hooks) if testable else None
     measured = []
     if scores is not None:
         measured = in_lanes(partial(_measure, scores=scores, settings=settings, seed=seed), testable)
@@ -89,11 +94,12 @@ class GeneScores:
     test: Part
 
     @classmethod
-    def of(cls, annotator: Annotator, cells: ShadowCells) -> GeneScores:
+    def of(cls, annotator: Annotator, cells: ShadowCells, hooks: Hooks | None = None) -> GeneScores:
         """Return what a frozen network makes of the cells."""
 
         def part(some: LabelledCells) -> Part:
-            return annotator.gene_scores(some.expression), np.array(some.cell_types, dtype=object)
+            types = np.array(some.cell_types, dtype=object)
+            return gene_scores(annotator, some, hooks or Hooks()), types
 
         return cls(annotator.labels, part(cells.train), part(cells.known), part(cells.test))
 

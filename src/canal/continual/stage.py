@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
+from canal.continual.fit import Hooks
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.novelty import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
+from canal.continual.scores import gene_scores
 from canal.continual.temperature import fit_temperature
 from canal.files import write_json
 from canal.model.annotator import Annotator
@@ -67,15 +72,20 @@ class Finished:
         write_json(folder / "history.json", self.history)
 
 
-def finish(lesson: Lesson, learned: Learned, past: Past, config: Config) -> Finished:
+def finish(
+    lesson: Lesson, learned: Learned, past: Past, config: Config, hooks: Hooks | None = None
+) -> Finished:
     """Fit novelty rule and temperature, admit training cells to the bank, validation cells to the probes.
 
-    Threshold and temperature see validation cells and probes, the bank training cells alone.
+    Threshold and temperature see validation cells and probes, the bank training cells alone. ``hooks`` are
+    the training's: what it has kept of its cells is not computed again.
     """
-    annotator = _settled(lesson, learned.annotator, config)
-    ranks = rank_candidates(annotator, lesson.train)
+    annotator, scores = learned.annotator, _Scores.of(lesson, learned.annotator, hooks or Hooks())
+    with torch.no_grad():
+        represented = annotator.network.head.from_scores(scores.train).representation.numpy()
+    ranks = rank_candidates(lesson.train, represented, annotator.prototypes(), annotator.labels)
     return Finished(
-        annotator=annotator,
+        annotator=_settled(lesson, annotator, scores, config),
         teacher=learned.teacher,
         bank=admit(past.bank, lesson.train, ranks, annotator.labels, config.bank.capacity),
         probe=extend(past.probe, choose_probe(lesson.validation, config.probe.max_cells, config.seed)),
@@ -83,12 +93,32 @@ def finish(lesson: Lesson, learned: Learned, past: Past, config: Config) -> Fini
     )
 
 
-def _settled(lesson: Lesson, annotator: Annotator, config: Config) -> Annotator:
+class _Scores(NamedTuple):
+    """Gene scores of a lesson's cells, ``(n_cells, n_genes + 1)`` each."""
+
+    train: Tensor
+    replay: Tensor
+    validation: Tensor
+    probe: Tensor
+
+    @classmethod
+    def of(cls, lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Scores:
+        parts = (lesson.train, lesson.replay, lesson.validation, lesson.probe)
+        scores = gene_scores(annotator, LabelledCells.concatenate(parts), hooks)
+        return cls(*torch.split(scores, [len(part) for part in parts]))
+
+
+def _settled(lesson: Lesson, annotator: Annotator, scores: _Scores, config: Config) -> Annotator:
     """Return an annotator with what is set once it is learned: novelty rule, temperature, ontology."""
     known = LabelledCells.concatenate([lesson.validation, lesson.probe])
-    trained = LabelledCells.concatenate([lesson.train, lesson.replay])
-    settled = with_rule(annotator, known, trained, config.novelty, config.seed)
-    logits = annotator.predict(known.expression).logits
+    known_scores = torch.cat([scores.validation, scores.probe])
+    trained = (
+        torch.cat([scores.train, scores.replay]),
+        (*lesson.train.cell_types, *lesson.replay.cell_types),
+    )
+    settled = with_rule(annotator, (known_scores, known.cell_types), trained, config.novelty, config.seed)
+    with torch.no_grad():
+        logits = annotator.network.head.from_scores(known_scores).logits.numpy()
     temperature = fit_temperature(logits, known.targets(annotator.labels))
     ids = config.sources[config.stages[lesson.stage].source].ontology
     return settled.with_temperature(temperature).with_ontology(ids)
