@@ -3,7 +3,8 @@ r"""The whole line on a stream of your own files: a scratch project, `dvc repro`
     python benchmarks/stream.py immune --data ~/cells --into /tmp/immune
     python benchmarks/stream.py immune --data ~/cells --into /tmp/wide --set panel.size=1000
     python benchmarks/stream.py pancreas --data ~/cells --into /tmp/full --stages baron --cells 500 \
-        --set backbone.preset=scbert --set backbone.max_epochs=0 --set continual.max_epochs=5
+        --set backbone.preset=scbert --set backbone.max_epochs=0 --set continual.max_epochs=5 \
+        --set novelty.holdouts=[]
 
 ``streams/NAME.yaml`` names files below ``--data`` with their SHA-256; nothing of them is copied into this
 repository. Prints the wall time and peak memory of the run beside what sync prints.

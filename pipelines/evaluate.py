@@ -11,9 +11,8 @@ from canal.step import argument, project_step, run, say
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its figures."""
     from canal.continual.evaluation import evaluate, write_evaluation
-    from canal.continual.fit import Hooks
     from canal.continual.shadow import shadow_heads
-    from canal.lessons import examination, shadow_cells
+    from canal.lessons import examination, features_kept, shadow_cells
     from canal.model.annotator import Annotator
     from canal.report.collect import draw_figures
 
@@ -21,7 +20,7 @@ def measure(project: Project, logged: StepRun) -> None:
     layout, config = project.layout, project.config
     annotator = Annotator.load(layout.model(stage) / "model")
     exam = examination(project, stage)
-    kept = Hooks(cache_dir=layout.features, dtype=config.compute.dtype, cache=config.cache)
+    kept = features_kept(project)
     novelty = shadow_heads(annotator, shadow_cells(project, stage, exam), config.novelty, config.seed, kept)
     evaluation = evaluate(annotator, exam, novelty, config.seed)
     with new_folder(layout.metrics(stage)) as folder:

@@ -3,6 +3,7 @@
 import gc
 import os
 from contextlib import ExitStack
+from itertools import count
 
 import pytest
 from hypothesis import settings
@@ -49,14 +50,22 @@ def pytest_unconfigure():
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory):
+    """Give homes in a folder of their own: to make one beside others, pytest looks at all of them."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def isolated_home(tmp_path_factory):
+def isolated_home(homes):
     """Point HOME and friends at an empty folder, so that no test reads or writes the user's settings.
 
     An opened store names itself in the environment, for the programs that canal starts: the next test's
     fixtures must not find it there.
     """
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

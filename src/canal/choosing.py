@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,9 +123,7 @@ def ready(project: Project, stage: str) -> "Attempts":
     HistoryError, GateError
         If the stage's cells are not there, or have not passed the gate.
     """
-    from canal.continual.fit import Hooks
-    from canal.lessons import lesson
-    from canal.model.compute import find_device
+    from canal.lessons import features_kept, lesson
     from canal.quality.verdict import require_passing
     from canal.registry.history import require_available
     from canal.tuning.attempts import Attempts
@@ -133,13 +132,7 @@ def ready(project: Project, stage: str) -> "Attempts":
     require_available(config, stage)
     require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
     task, past = lesson(project, stage, bank_size=0)
-    hooks = Hooks(
-        cache_dir=layout.features,
-        device=find_device(config.compute.device),
-        dtype=config.compute.dtype,
-        cache=config.cache,
-        on_notice=_once(stage),
-    )
+    hooks = replace(features_kept(project), on_notice=_once(stage))
     tuning = tuning_of(project, stage)
     return Attempts(task, past.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
 

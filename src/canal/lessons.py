@@ -12,6 +12,7 @@ from canal.project import Project
 
 if TYPE_CHECKING:
     from canal.continual.evaluation import Examination
+    from canal.continual.fit import Hooks
     from canal.continual.lesson import Lesson
     from canal.continual.pretraining import Corpus
     from canal.continual.shadow import ShadowCells
@@ -172,6 +173,20 @@ def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int
     order = np.argsort(-cells, kind="stable")
     others = [genes[i] for i in order if genes[i] not in known and cells[i] > 0]
     return (*panel, *others[: max(0, size - len(panel))])
+
+
+def features_kept(project: Project) -> "Hooks":
+    """Return hooks that name where the project's trainings keep frozen features, and how they compute."""
+    from canal.continual.fit import Hooks
+    from canal.model.compute import find_device
+
+    compute = project.config.compute
+    return Hooks(
+        cache_dir=project.layout.features,
+        device=find_device(compute.device),
+        dtype=compute.dtype,
+        cache=project.config.cache,
+    )
 
 
 def keep_inputs(project: Project, stage: str, folder: Path) -> None:

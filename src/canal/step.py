@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import CanalError
@@ -71,8 +72,7 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from canal.continual.fit import Hooks
-    from canal.model.compute import find_device
+    from canal.lessons import features_kept
     from canal.registry.request import request_digest
 
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
@@ -91,13 +91,10 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
             if not console.is_terminal:
                 say(line)
 
-        yield Hooks(
+        yield replace(
+            features_kept(project),
             on_epoch=show,
             checkpoint_dir=scratch,
-            cache_dir=project.layout.features,
-            device=find_device(project.config.compute.device),
-            dtype=project.config.compute.dtype,
-            cache=project.config.cache,
             on_notice=lambda notice: console.print(f"{stage}: {notice}", soft_wrap=True, markup=False),
         )
     shutil.rmtree(scratch, ignore_errors=True)

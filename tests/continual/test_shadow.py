@@ -4,7 +4,8 @@ import torch
 
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.shadow import ShadowCells, shadow_heads
+from canal.continual.fit import Hooks
+from canal.continual.shadow import GeneScores, ShadowCells, shadow_heads
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
 
@@ -118,3 +119,14 @@ def test_a_real_annotator_can_be_measured():
     settings = SETTINGS.model_copy(update={"shadow_epochs": 2})
     [one] = shadow_heads(annotator, ShadowCells(*parts), settings, seed=0)["holdouts"]
     assert 0 <= one["auroc"] <= 1
+
+
+def test_features_are_kept_of_cells_that_a_training_has_seen_and_of_no_test_cell(tmp_path):
+    annotator = make_annotator(labels=TYPES, n_genes=N_GENES)
+    parts = [separable(dict.fromkeys(TYPES, n), stage, n) for n, stage in ((6, "a"), (5, "b"), (4, "c"))]
+    kept, plain = (
+        GeneScores.of(annotator, ShadowCells(*parts), hooks) for hooks in (Hooks(cache_dir=tmp_path), None)
+    )
+    assert sum(len(np.load(path)) for path in tmp_path.rglob("*.npy")) == len(parts[0]) + len(parts[1])
+    for name in ("train", "known", "test"):
+        torch.testing.assert_close(getattr(kept, name)[0], getattr(plain, name)[0], atol=1e-5, rtol=1e-5)

@@ -95,13 +95,17 @@ class GeneScores:
 
     @classmethod
     def of(cls, annotator: Annotator, cells: ShadowCells, hooks: Hooks | None = None) -> GeneScores:
-        """Return what a frozen network makes of the cells."""
+        """Return what a frozen network makes of the cells; none of a test cell is kept."""
 
-        def part(some: LabelledCells) -> Part:
-            types = np.array(some.cell_types, dtype=object)
-            return gene_scores(annotator, some, hooks or Hooks()), types
+        def part(some: LabelledCells, hooks: Hooks) -> Part:
+            return gene_scores(annotator, some, hooks), np.array(some.cell_types, dtype=object)
 
-        return cls(annotator.labels, part(cells.train), part(cells.known), part(cells.test))
+        nothing = Hooks()
+        kept = hooks or nothing
+
+        return cls(
+            annotator.labels, part(cells.train, kept), part(cells.known, kept), part(cells.test, nothing)
+        )
 
 
 @dataclass(frozen=True, eq=False)
