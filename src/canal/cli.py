@@ -1,6 +1,5 @@
 """The command line: read arguments, call one function of the API, print what it says."""
 
-import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -9,7 +8,7 @@ import typer
 
 from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
-from canal.errors import CanalError
+from canal.errors import DISK_FULL, CanalError
 from canal.startup import begin, exit_code, leave
 
 app = typer.Typer(
@@ -38,7 +37,7 @@ def main() -> NoReturn:
         sys.stderr.write(f"canal: {error}\n")
         code = 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         sys.stderr.write(f"canal: {error}: make room, then run this again\n")
         code = 1

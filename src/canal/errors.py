@@ -1,5 +1,10 @@
 """The errors canal raises on purpose: each says what was expected, what was found and what to do."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the system's errors that want of room causes."""
+
 
 class CanalError(Exception):
     """Root of every error a user may meet; the command line prints it without a traceback."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from canal.continual.row_finder import RowFinder
 from canal.continual.segments import Segment, write_segment
+from canal.errors import DISK_FULL
 
 ComputeCells = Callable[[Sequence[str]], Iterator[np.ndarray]]
 """Gives the float32 row of each cell asked for by its digest, in that order."""
@@ -55,7 +55,7 @@ def _write(finder: RowFinder, compute: ComputeCells, folder: Path, chosen: list[
     try:
         return write_segment(folder, finder.kind, chosen, _rows(finder, compute, chosen))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         n_bytes = finder.kind.segment_bytes(len(chosen))
         raise finder.space.refusal(n_bytes, f"the features of {len(chosen):,} cells") from error

@@ -21,13 +21,13 @@ _EXACT = ("cpu", "float32", "float32")
 """Device, products and features of a training that has kept what the network computes when it is asked."""
 
 
-def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks) -> Tensor:
+def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None = None) -> Tensor:
     """Return what the head's filter makes of each position of cells, ``(n_cells, n_genes + 1)``.
 
     Where ``hooks`` keep frozen features as they are, those are read (and kept, of cells that are new), and
     only the two blocks behind them are computed; else the network is asked.
     """
-    if hooks.cache_dir is None or (hooks.device, hooks.dtype, hooks.cache.dtype) != _EXACT:
+    if hooks is None or hooks.cache_dir is None or (hooks.device, hooks.dtype, hooks.cache.dtype) != _EXACT:
         return annotator.gene_scores(cells.expression)
     network, space = annotator.network, CacheSpace(hooks.cache_dir, hooks.cache.max_bytes)
     features = PrefixFeatures(network.backbone, cells.tokens(), space)

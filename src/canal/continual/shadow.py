@@ -97,15 +97,10 @@ class GeneScores:
     def of(cls, annotator: Annotator, cells: ShadowCells, hooks: Hooks | None = None) -> GeneScores:
         """Return what a frozen network makes of the cells; none of a test cell is kept."""
 
-        def part(some: LabelledCells, hooks: Hooks) -> Part:
+        def part(some: LabelledCells, hooks: Hooks | None = None) -> Part:
             return gene_scores(annotator, some, hooks), np.array(some.cell_types, dtype=object)
 
-        nothing = Hooks()
-        kept = hooks or nothing
-
-        return cls(
-            annotator.labels, part(cells.train, kept), part(cells.known, kept), part(cells.test, nothing)
-        )
+        return cls(annotator.labels, part(cells.train, hooks), part(cells.known, hooks), part(cells.test))
 
 
 @dataclass(frozen=True, eq=False)

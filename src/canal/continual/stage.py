@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
@@ -80,45 +79,24 @@ def finish(
     Threshold and temperature see validation cells and probes, the bank training cells alone. ``hooks`` are
     the training's: what it has kept of its cells is not computed again.
     """
-    annotator, scores = learned.annotator, _Scores.of(lesson, learned.annotator, hooks or Hooks())
+    annotator = learned.annotator
+    trained = LabelledCells.concatenate([lesson.train, lesson.replay])
+    known = LabelledCells.concatenate([lesson.validation, lesson.probe])
+    scores = gene_scores(annotator, LabelledCells.concatenate([trained, known]), hooks)
+    of_trained, of_known = torch.split(scores, [len(trained), len(known)])
     with torch.no_grad():
-        represented = annotator.network.head.from_scores(scores.train).representation.numpy()
-    ranks = rank_candidates(lesson.train, represented, annotator.prototypes(), annotator.labels)
+        own = annotator.network.head.from_scores(of_trained[: len(lesson.train)]).representation.numpy()
+        logits = annotator.network.head.from_scores(of_known).logits.numpy()
+    ranks = rank_candidates(lesson.train, own, annotator.prototypes(), annotator.labels)
+    judge = with_rule(
+        annotator, (of_known, known.cell_types), (of_trained, trained.cell_types), config.novelty, config.seed
+    )
+    temperature = fit_temperature(logits, known.targets(annotator.labels))
+    ids = config.sources[config.stages[lesson.stage].source].ontology
     return Finished(
-        annotator=_settled(lesson, annotator, scores, config),
+        annotator=judge.with_temperature(temperature).with_ontology(ids),
         teacher=learned.teacher,
         bank=admit(past.bank, lesson.train, ranks, annotator.labels, config.bank.capacity),
         probe=extend(past.probe, choose_probe(lesson.validation, config.probe.max_cells, config.seed)),
         history=learned.history,
     )
-
-
-class _Scores(NamedTuple):
-    """Gene scores of a lesson's cells, ``(n_cells, n_genes + 1)`` each."""
-
-    train: Tensor
-    replay: Tensor
-    validation: Tensor
-    probe: Tensor
-
-    @classmethod
-    def of(cls, lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Scores:
-        parts = (lesson.train, lesson.replay, lesson.validation, lesson.probe)
-        scores = gene_scores(annotator, LabelledCells.concatenate(parts), hooks)
-        return cls(*torch.split(scores, [len(part) for part in parts]))
-
-
-def _settled(lesson: Lesson, annotator: Annotator, scores: _Scores, config: Config) -> Annotator:
-    """Return an annotator with what is set once it is learned: novelty rule, temperature, ontology."""
-    known = LabelledCells.concatenate([lesson.validation, lesson.probe])
-    known_scores = torch.cat([scores.validation, scores.probe])
-    trained = (
-        torch.cat([scores.train, scores.replay]),
-        (*lesson.train.cell_types, *lesson.replay.cell_types),
-    )
-    settled = with_rule(annotator, (known_scores, known.cell_types), trained, config.novelty, config.seed)
-    with torch.no_grad():
-        logits = annotator.network.head.from_scores(known_scores).logits.numpy()
-    temperature = fit_temperature(logits, known.targets(annotator.labels))
-    ids = config.sources[config.stages[lesson.stage].source].ontology
-    return settled.with_temperature(temperature).with_ontology(ids)
