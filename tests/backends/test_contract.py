@@ -3,9 +3,11 @@
 import pytest
 
 from canal.errors import LedgerError, RegistryError
+from canal.registry import rebuild
 from canal.registry.history import verified
 from canal.registry.signing import new_key, open_key, signature_findings
 from tests.backends.conftest import KINDS
+from tests.registry.registered import no_figures, state
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
@@ -61,3 +63,21 @@ class TestBackend:
             ada.canal("rollback", "--by", "Ada", "--why", "a mistake")
         ada.canal("ledger", "--catch-up")
         assert ada.aliases() == ben.aliases()
+
+    @pytest.mark.parametrize("backend", ["server", "postgres"], indirect=True)
+    def test_a_store_that_lost_its_models_is_made_again(self, backend, new_folder):
+        folder = new_folder("a")
+        folder.sync()
+        folder.promote(1)
+        store = folder.project().store
+        before = state(store)
+        for model in (store.names.backbone, store.names.model):
+            store.client.delete_registered_model(model)
+        assert state(folder.project().store) == []
+
+        wishes = rebuild.Wishes("Ada", "the disk died", (store.layout,))
+        made = rebuild.rebuild(folder.project().store, wishes, no_figures)
+        assert made.gone == ()
+        assert state(folder.project().store) == before
+        assert folder.aliases() == {"candidate": 2, "champion": 1}
+        assert folder.findings() == []

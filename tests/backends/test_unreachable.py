@@ -126,7 +126,55 @@ def test_no_account_at_all(use, new_folder, monkeypatch):
         store(new_folder("a")).versions()
 
 
-@pytest.mark.skipif(why_not("postgres") is not None, reason=str(why_not("postgres")))
+needs_postgres = pytest.mark.skipif(why_not("postgres") is not None, reason=str(why_not("postgres")))
+
+
+@pytest.fixture
+def database(use):
+    """Give a connection to PostgreSQL, of a person who looks after it."""
+    import psycopg2
+
+    connection = psycopg2.connect(use("postgres").uri.replace("+psycopg2", ""))
+    connection.autocommit = True
+    yield connection.cursor()
+    connection.close()
+
+
+@needs_postgres
+def test_a_store_is_opened_by_one_at_a_time(database, new_folder, monkeypatch):
+    """Also by folders on other machines, which no lock of a file keeps out."""
+    database.execute("SELECT pg_advisory_lock(%s)", [address._OPENING])
+    with monkeypatch.context() as patch:
+        patch.setattr(address, "OPENING_S", 1)
+        with pytest.raises(
+            RegistryError, match=r"another process has been opening .* for 1 s .*lock timeout"
+        ):
+            store(new_folder("a")).versions()
+    opened = []
+    other = threading.Thread(target=lambda: opened.append(store(new_folder("b")).versions()))
+    other.start()
+    other.join(1)
+    assert opened == []
+    database.execute("SELECT pg_advisory_unlock(%s)", [address._OPENING])
+    other.join(60)
+    assert opened == [[]]
+    database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    assert database.fetchone() == (0,)
+
+
+@needs_postgres
+def test_an_account_that_may_not_make_tables(database, new_folder, monkeypatch, use):
+    uri = use("postgres").uri
+    database.execute(f"CREATE ROLE reader LOGIN PASSWORD '{SECRET}'")
+    database.execute("CREATE DATABASE bare")
+    there = uri.rpartition("@")[2].replace("/postgres", "/bare")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://reader:{SECRET}@{there}")
+    with pytest.raises(RegistryError, match="cannot open the MLflow store .* permission denied") as said:
+        store(new_folder("a")).versions()
+    assert SECRET not in str(said.value)
+
+
+@needs_postgres
 def test_the_account_of_a_database_stays_out_of_what_people_see(use, new_folder):
     server = use("postgres")
     opened = store(new_folder("a"))

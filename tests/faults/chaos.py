@@ -117,6 +117,22 @@ def sync() -> dict[str, Any]:
     return {"made": len(registry_sync(Project.open()).made)}
 
 
+def promoted() -> dict[str, Any]:
+    """Promote the other version, and return what is there then."""
+    return _timed(promote_other)
+
+
+def learned() -> dict[str, Any]:
+    """Learn and register the second stage, and return what is there then."""
+    return _timed(learn_second)
+
+
+def _timed(work: Callable[[], Any]) -> dict[str, Any]:
+    began = time.monotonic()
+    work()
+    return {"seconds": time.monotonic() - began, **whole()}
+
+
 def settled() -> dict[str, Any]:
     """Register what there is, and return what is there then."""
     sync()
@@ -159,11 +175,11 @@ def _script(name: str) -> Any:
 
 def kill_promotions(line: Line, kills: int, seed: int) -> Report:
     """Kill promotions at random moments: the next command finishes or forgets them, never half."""
-    lasts, found = _seconds(promote_other, line.root), Counter[str]()
+    state, found = check(line.root, promoted), Counter[str]()
     moments = random.Random(seed)
-    before = check(line.root)["kinds"]
     while found["killed"] < kills:
-        killed = Worker(promote_other, line.root).kill_after(moments.uniform(0, 1.1 * lasts))
+        before = state["kinds"]
+        killed = Worker(promote_other, line.root).kill_after(moments.uniform(0, 1.1 * state["seconds"]))
         after = check(line.root)["kinds"]
         assert after[: len(before)] == before
         assert after[len(before) :] in ([], ["promote"]), after
@@ -171,10 +187,9 @@ def kill_promotions(line: Line, kills: int, seed: int) -> Report:
         found["killed" if killed else "ended first"] += 1
         if killed:
             found["moved" if made else "not moved"] += 1
-        lasts = _seconds(promote_other, line.root)
-        before = check(line.root)["kinds"]
+        state = check(line.root, promoted)
         tell("promote", kills, found)
-    return {"seconds of one": round(lasts, 2), **found}
+    return {"seconds of one": round(state["seconds"], 2), **found}
 
 
 def kill_learning(line: Line, scratch: Path, kills: int, seed: int) -> Report:
@@ -192,10 +207,9 @@ def kill_learning(line: Line, scratch: Path, kills: int, seed: int) -> Report:
             assert seen.items() <= wanted.items(), "a half-made version can be seen"
             if killed:
                 found["version was whole" if "second" in seen else "no version yet"] += 1
-            done(learn_second, work.root)
-        else:
-            lasts = _seconds(learn_second, work.root)
-        assert check(work.root)["ready"] == wanted
+        state = check(work.root, learned)
+        assert state["ready"] == wanted
+        lasts = lasts or state["seconds"]
         shutil.rmtree(work.root)
         tell("learn", kills, found)
     return {"seconds of one": round(lasts, 2), **found}
@@ -216,7 +230,7 @@ def race(line: Line, n: int) -> Report:
 
 def full_disk(line: Line) -> Report:
     """Forbid files to grow while a version is promoted: refused, nothing lost, works afterwards."""
-    before = check(line.root)
+    before = kinds(line.root)
 
     def starved() -> Any:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -228,10 +242,8 @@ def full_disk(line: Line) -> Report:
     code = worker.wait()
     assert code == REFUSED, worker.said
     said = worker.said
-    after = check(line.root)
-    assert after["kinds"][: len(before["kinds"])] == before["kinds"]
-    done(promote_other, line.root)
-    check(line.root)
+    assert check(line.root)["kinds"][: len(before)] == before
+    check(line.root, promoted)
     return {"said": said.splitlines()[0][:200]}
 
 
@@ -255,24 +267,21 @@ def read_only(base: Line) -> Report:
         assert code == REFUSED, worker.said
         for path in (line.root, *line.root.rglob("*")):
             path.chmod(path.stat().st_mode | 0o200)
-        done(promote_other, line.root)
-        check(line.root)
+        check(line.root, promoted)
         return {"said": worker.said.splitlines()[0][:200]}
 
 
 def locked_database(line: Line, seconds: float) -> Report:
     """Lock the database while a version is promoted: it waits or is refused, and works afterwards."""
-    before = check(line.root)["kinds"]
+    before = kinds(line.root)
     with locked(line.root / "mlflow.db", seconds):
         began = time.monotonic()
         worker = Worker(promote_other, line.root)
         code = worker.wait()
         took = time.monotonic() - began
     assert code in (0, REFUSED), worker.said
-    after = check(line.root)["kinds"]
-    assert after[: len(before)] == before
-    done(promote_other, line.root)
-    check(line.root)
+    assert check(line.root)["kinds"][: len(before)] == before
+    check(line.root, promoted)
     said = "it waited" if code == 0 else worker.said.splitlines()[0][:200]
     return {"locked for": seconds, "answered after": round(took, 1), "said": said}
 
@@ -294,13 +303,18 @@ def locked(database: Path, seconds: float) -> Iterator[None]:
     os.waitpid(child, 0)
 
 
-def check(root: Path) -> dict[str, Any]:
-    """Finish what a kill left, and return the state; anything that does not hold is an `AssertionError`."""
-    state: dict[str, Any] = done(settled, root)
+def check(root: Path, work: Callable[[], dict[str, Any]] = settled) -> dict[str, Any]:
+    """Finish what a kill left, or do something whole, and return the state, in which everything must hold."""
+    state: dict[str, Any] = done(work, root)
     assert state["findings"] == [], state["findings"][:5]
     assert state["aliases"] == state["said"]
     assert not state["pending"]
     return state
+
+
+def kinds(root: Path) -> list[str]:
+    """Return the kinds of the ledger's entries."""
+    return [json.loads(line)["kind"] for line in (root / "ledger.jsonl").read_text().splitlines()]
 
 
 def tell(what: str, of: int, found: Counter[str]) -> None:
@@ -339,12 +353,6 @@ def copy_of(line: Line, target: Path) -> Line:
     shutil.copytree(line.root, target, symlinks=True)
     move_database(target, line.root)
     return Line(target)
-
-
-def _seconds(work: Callable[[], Any], root: Path) -> float:
-    began = time.monotonic()
-    done(work, root)
-    return time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -59,7 +59,15 @@ def import_everything() -> None:
     begin()
     for name in _MODULES:
         import_module(name)
+    list_packages()
     gc.freeze()  # a worker that looks for garbage there copies all that it shares, which takes it a second
+
+
+def list_packages() -> None:
+    """Let MLflow look through what is installed, as it does once in a process that saves a model."""
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches(["mlflow"])
 
 
 class Worker:

@@ -1,16 +1,29 @@
-"""The address of an MLflow store: shown without its secrets, and asked whether anybody answers there."""
+"""The address of an MLflow store: shown without its secrets, asked for an answer, held by one at a time."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus, unquote
 
 from canal.errors import RegistryError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 _HIDDEN = "***"
 _IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
 _ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _DATABASES = ("postgresql", "mysql", "mssql")
+_POSTGRESQL = "postgresql"
+_OPENING = 0x63616E616C
+"""The advisory lock of PostgreSQL under which canal opens a store: "canal" in ASCII."""
+
 _CONNECT_S, _ANSWER_S = 10, 30
+OPENING_S = 300
+"""Seconds that a process waits while another one opens the store."""
+
 _SHORTEST = 4
 """Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
 
@@ -48,6 +61,36 @@ def require_answer(uri: str) -> None:
         _ask_database(uri)
 
 
+@contextmanager
+def alone_at(uri: str) -> Iterator[None]:
+    """Keep other processes of canal, on any machine, from opening the same PostgreSQL store meanwhile.
+
+    Two that find it empty would both make MLflow's tables, and one would crash. A server makes its own.
+
+    Raises
+    ------
+    RegistryError
+        If another process holds the lock for minutes.
+    """
+    if not uri.startswith(_POSTGRESQL):
+        yield
+        return
+    import sqlalchemy
+    from sqlalchemy.exc import OperationalError
+
+    with _engine(uri) as engine, engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{OPENING_S}s'"))
+        try:
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_OPENING})"))
+        except OperationalError as error:
+            raise RegistryError(
+                f"another process has been opening {shown(uri)} for {OPENING_S} s ({_reason(error, uri)}): "
+                "wait for it, or end it"
+            ) from error
+        yield
+
+
 def _ask_server(uri: str) -> None:
     import requests
 
@@ -63,21 +106,28 @@ def _ask_server(uri: str) -> None:
 
 
 def _ask_database(uri: str) -> None:
-    import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(_CONNECT_S))
     try:
-        engine = sqlalchemy.create_engine(uri)
-        try:
+        with _engine(uri) as engine:
             engine.connect().close()
-        finally:
-            engine.dispose()
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise RegistryError(
             f"cannot open the MLflow store {shown(uri)}: {_reason(error, uri)}; is MLFLOW_TRACKING_URI "
             "right, does the database exist, and is its driver installed?"
         ) from error
+
+
+@contextmanager
+def _engine(uri: str) -> "Iterator[Engine]":
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _reason(error: BaseException, uri: str) -> str:

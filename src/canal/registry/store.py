@@ -121,14 +121,16 @@ class Store:
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
-            with self.lock("mlflow"):  # two processes that make a new database at once crash each other
+            # Two processes that make a new database at once crash each other.
+            with self.lock("mlflow"), address.alone_at(self.uri):
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise RegistryError(_unopened(self, error)) from error
         return client
 
