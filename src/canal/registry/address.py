@@ -15,15 +15,12 @@ if TYPE_CHECKING:
 _HIDDEN = "***"
 _IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
 _ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
-_DATABASES = ("postgresql", "mysql", "mssql")
 _POSTGRESQL = "postgresql"
+_DATABASES = (_POSTGRESQL, "mysql", "mssql")
 _OPENING = 0x63616E616C
 """The advisory lock of PostgreSQL under which canal opens a store: "canal" in ASCII."""
 
 _CONNECT_S, _ANSWER_S = 10, 30
-OPENING_S = 300
-"""Seconds that a process waits while another one opens the store."""
-
 _SHORTEST = 4
 """Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
 
@@ -62,7 +59,7 @@ def require_answer(uri: str) -> None:
 
 
 @contextmanager
-def alone_at(uri: str) -> Iterator[None]:
+def alone_at(uri: str, patience_s: int) -> Iterator[None]:
     """Keep other processes of canal, on any machine, from opening the same PostgreSQL store meanwhile.
 
     Two that find it empty would both make MLflow's tables, and one would crash. A server makes its own.
@@ -70,7 +67,7 @@ def alone_at(uri: str) -> Iterator[None]:
     Raises
     ------
     RegistryError
-        If another process holds the lock for minutes.
+        If another process holds the lock for longer than ``patience_s`` seconds.
     """
     if not uri.startswith(_POSTGRESQL):
         yield
@@ -80,12 +77,12 @@ def alone_at(uri: str) -> Iterator[None]:
 
     with _engine(uri) as engine, engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{OPENING_S}s'"))
+        connection.execute(sqlalchemy.text(f"SET lock_timeout = '{patience_s}s'"))
         try:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_OPENING})"))
         except OperationalError as error:
             raise RegistryError(
-                f"another process has been opening {shown(uri)} for {OPENING_S} s ({_reason(error, uri)}): "
+                f"another process has been opening {shown(uri)} for {patience_s} s ({_reason(error, uri)}): "
                 "wait for it, or end it"
             ) from error
         yield

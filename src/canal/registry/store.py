@@ -121,16 +121,15 @@ class Store:
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # what `mlflow run` starts must use the same store
         import mlflow
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
             # Two processes that make a new database at once crash each other.
-            with self.lock("mlflow"), address.alone_at(self.uri):
+            with self.lock("mlflow"), address.alone_at(self.uri, _PATIENCE_S):
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, OSError, _database_error()) as error:
             raise RegistryError(_unopened(self, error)) from error
         return client
 
@@ -375,6 +374,13 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
 
 def _name(version: Version) -> str:
     return f"{version.number} ({', '.join((version.stage, *version.aliases))})"
+
+
+def _database_error() -> type[Exception]:
+    """Return what a database raises; asked for once something was raised, for its import takes a while."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError
 
 
 def _unopened(store: Store, error: BaseException) -> str:
