@@ -1,7 +1,7 @@
 """Does tuning pay? Tuned lambda and L against the published ones, on test cells, over seeds.
 
     python benchmarks/tuned.py --into /tmp/tuned                          # the embedded stream, seeds 0 1 2
-    python benchmarks/tuned.py --stream immune --data ~/cells --into /tmp/tuned
+    python benchmarks/tuned.py --stream immune --data ~/cells --cells 2000 --into /tmp/tuned
     python benchmarks/tuned.py --into /tmp/tuned --figure docs/images/tuned.png
 
 A seed decides splits, panel, weights and order of cells. Each seed has a scratch project whose first stage
@@ -41,16 +41,22 @@ def main() -> None:
     parser.add_argument("--stream", choices=[EMBEDDED, *streams], default=EMBEDDED)
     parser.add_argument("--data", type=Path, help="folder with the files of a stream that is not embedded")
     parser.add_argument("--into", type=Path, required=True, help="folder of the scratch projects")
+    parser.add_argument("--cells", type=int, help="cut each file of such a stream to so many cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter")
     parser.add_argument("--figure", type=Path, help="draw the comparison into this file (.png or .svg)")
     arguments = parser.parse_args()
     if arguments.stream != EMBEDDED and arguments.data is None:
         parser.error(f"--data is needed: the files of stream {arguments.stream}")
+    into = arguments.into.resolve()
     document = params(arguments.stream, arguments.data, arguments.set)
+    if arguments.cells:
+        if arguments.data is None:
+            parser.error("--cells cuts files below --data; the embedded stream is learned whole")
+        stream.cut(document, into / f"{arguments.stream}-cells", arguments.cells)
     found = {}
     for seed in arguments.seeds:
-        root = arguments.into.resolve() / f"{arguments.stream}-{seed}"
+        root = into / f"{arguments.stream}-{seed}"
         found[seed] = {way: measured(root, document | {"seed": seed}, way) for way in WAYS}
     report(found)
     if arguments.figure:
@@ -80,7 +86,7 @@ def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
     last = list(document["stages"])[-1]
     YAML().dump(arranged(document, way), root / "params.yaml")
     # What is not registered is learned as params.yaml asks, so both ways can be learned in one folder.
-    stream.run(root, "dvc", "repro")
+    stream.run(root, "python", "-m", "canal.warm", "dvc", "repro")
     evaluation = read_json(root / "metrics" / last / "evaluation.json")
     choices = {
         name: read_json(root / "models" / name / "history.json") for name in list(document["stages"])[1:]
