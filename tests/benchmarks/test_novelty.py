@@ -1,5 +1,8 @@
 """What the comparison of novelty scores measures, and what it says."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import novelty
 import numpy as np
 import pytest
@@ -63,10 +66,24 @@ def test_intervals_are_of_paired_differences_and_repeat(cases):
         assert intervals["auroc"][0] <= intervals["auroc"][1]
 
 
+def test_types_apart_have_means_of_their_own(cases, monkeypatch):
+    project = SimpleNamespace(config=SimpleNamespace(threads=1, novelty=SETTINGS, seed=0))
+    monkeypatch.setattr(novelty.Project, "open", lambda root: project)
+    monkeypatch.setattr(novelty, "cases", lambda project, settings: cases)
+    wishes = SimpleNamespace(false_unassigned=0.05, epochs=None, resamples=3, apart=["T"])
+    found = novelty.measured(Path("some"), wishes)
+    for part, name in ((found, "plasma"), (found["apart"], "T")):
+        assert [one["type"] for one in part["cases"]] == [name]
+        for method, values in part["methods"].items():
+            assert values["auroc"] == part["cases"][0]["auroc"][method]
+    for wrong in (["nobody"], ["T", "plasma"]):
+        wishes.apart = wrong
+        with pytest.raises(SystemExit, match="--apart"):
+            novelty.measured(Path("some"), wishes)
+
+
 def test_the_table_names_every_score(cases, tmp_path):
-    found = {"methods": novelty.means(cases, 0.05), "cases": [{"type": "T"}, {"type": "plasma"}]}
-    for method, intervals in novelty.differences(cases, 0.05, 5, seed=0).items():
-        found["methods"][method]["less_published"] = intervals
+    found = {"methods": novelty.compare(cases, 0.05, 5, 0), "cases": [{"type": "T"}, {"type": "plasma"}]}
     console = Console(width=200, record=True)
     console.print(novelty.table("embedded", found, 0.05))
     said = console.export_text()
