@@ -318,7 +318,7 @@ def kinds(root: Path) -> list[str]:
 
 
 def tell(what: str, of: int, found: Counter[str]) -> None:
-    """Say how far it is, on stderr: the long form takes an hour, and what it found so far counts."""
+    """Say how far it is, on stderr: the long form takes long, and what it found so far counts."""
     counts = ", ".join(f"{name} {count}" for name, count in sorted(found.items()) if name != "killed")
     sys.stderr.write(f"{what}: {found['killed']} of {of} killed; {counts}\n")
     sys.stderr.flush()
