@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-calibration bench-growth chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-growth chaos help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it
 	@tools/setup.sh run
@@ -60,6 +60,10 @@ bench-calibration:  ## how far a confidence may be believed, over the test cells
 bench-novelty:  ## which score notices cells of unknown types, each type in turn (ARGS="--root . /tmp/immune": more)
 	@tools/setup.sh run
 	@python benchmarks/novelty.py $(ARGS)
+
+bench-strange:  ## known cells called Unassigned in data sets never learned, and with genes gone (ARGS="--root /tmp/immune")
+	@tools/setup.sh run
+	@python benchmarks/strange.py $(ARGS)
 
 bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data FOLDER --into FOLDER")
 	@tools/setup.sh run

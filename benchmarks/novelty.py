@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from canal.config import Novelty
-from canal.continual.distance import chosen_cells, fit_distance
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
+from canal.continual.places import chosen_cells, fit_angle, fit_distance, fit_places
 from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
@@ -39,7 +39,7 @@ from canal.model.novelty import NoveltyRule
 from canal.project import Project
 
 PUBLISHED = "published, query-scaled"
-CANAL = "published + distance (canal)"
+CANAL = "published + distance + angle (canal)"
 NEIGHBOURS = 5
 
 Scores = tuple[np.ndarray, np.ndarray]
@@ -150,14 +150,22 @@ def neighbours(asked: Asked, manifold: bool) -> Scores:
     return known, test
 
 
-def canal(asked: Asked) -> Scores:
-    """Return what a version learned today has: published score and distance in gene scores, blended."""
-    distance = fit_distance(*asked.trained)
+def angle(asked: Asked) -> Scores:
+    """Return 1 - the cosine to the nearest type's centre, gene scores in units of their spread."""
+    found = fit_angle(*asked.trained)
+    known, test = (found.of(part).numpy() for part in asked.parts)
+    return known, test
+
+
+def canal(asked: Asked, with_angle: bool = True) -> Scores:
+    """Return what a version learned today has: published score, distance and angle, blended."""
+    places = fit_places(*asked.trained)
     random = np.random.default_rng(asked.seed)
     known = (asked.parts[0], asked.shadow.known[1].tolist())
-    rule = rule_of(asked.shadow.head, known, distance, asked.settings, random)
+    places = places if with_angle else replace(places, angle=None)
+    rule = rule_of(asked.shadow.head, known, places, asked.settings, random)
     pairs = zip(asked.logits, asked.parts, strict=True)
-    first, second = (rule.score(logits, distance.of(part).numpy()) for logits, part in pairs)
+    first, second = (rule.score(logits, places.of(part)) for logits, part in pairs)
     return first, second
 
 
@@ -170,6 +178,8 @@ METHODS: dict[str, Callable[[Asked], Scores]] = {
     "Mahalanobis, gene scores": partial(mahalanobis, manifold=False),
     "5th neighbour, manifold": partial(neighbours, manifold=True),
     "5th neighbour, gene scores": partial(neighbours, manifold=False),
+    "angle, gene scores": angle,
+    "published + distance": partial(canal, with_angle=False),
     CANAL: canal,
 }
 

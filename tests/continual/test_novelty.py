@@ -12,6 +12,7 @@ from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, 
 from canal.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.novelty import NoveltyRule
+from canal.model.places import Apart
 from canal.model.storage import weights_digest
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
@@ -83,7 +84,7 @@ def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
 def test_a_rule_repeats_with_its_seed(annotator):
     one, two = (rule_from(annotator, known(), trained(), SETTINGS, seed=3) for _ in range(2))
     assert one.novelty == two.novelty
-    assert weights_digest(one.distance.tensors()) == weights_digest(two.distance.tensors())
+    assert weights_digest(one.places.tensors()) == weights_digest(two.places.tensors())
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,7 +112,10 @@ def test_an_answer_does_not_depend_on_the_other_cells_of_a_query(
 def test_a_cell_far_from_every_type_is_novel_though_the_head_is_sure(judge):
     answer = judge.predict(known().expression)
     sure = answer.logits[:1] + np.array([[9.0, 0.0, 0.0]])
-    usual, far = (judge.novelty.score(sure, np.array([factor])) for factor in (0.0, 1e4))
+    usual, far = (
+        judge.novelty.score(sure, Apart(torch.tensor([distance]), torch.tensor([0.0])))
+        for distance in (0.0, 1e4)
+    )
     assert not judge.novelty.is_novel(usual)[0]
     assert judge.novelty.is_novel(far)[0]
 

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from canal.digests import tree_digests
 from canal.errors import ModelError
+from canal.model.angle import TypeAngle
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
 from canal.model.distance import TypeDistance
 from canal.model.novelty import Blend, NoveltyRule
 from canal.model.performer import empty_performer
+from canal.model.places import TypePlaces
 from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
 
 ANNOTATOR = make_annotator(config=DEEP)
@@ -218,22 +220,49 @@ def test_ids_of_no_label_are_refused(saved, ids, said):
         Annotator.load(saved)
 
 
-def test_a_rule_and_its_distances_belong_together(saved):
-    blended = replace(RULE, blend=Blend(0.3, 0.1, 20.0, 9.0))
-    distance = TypeDistance(torch.zeros(3, 21), torch.eye(21))
-    ANNOTATOR.with_novelty(blended, distance).save(saved)
-    assert Annotator.load(saved).predict(CELLS).novelty.shape == (12,)
-    (saved / "novelty.safetensors").unlink()
-    with pytest.raises(ModelError, match="are missing"):
-        Annotator.load(saved)
-    with pytest.raises(ModelError, match="not what its rule asks for"):
-        ANNOTATOR.with_novelty(RULE, distance)
+OLD_PLACES = TypePlaces(TypeDistance(torch.zeros(3, 21), torch.eye(21)))
+PLACES = TypePlaces(OLD_PLACES.distance, TypeAngle(torch.ones(3, 21), torch.ones(21)))
+OLD_BLEND = Blend(0.3, 0.1, 20.0, 9.0)
+BLEND = Blend(0.3, 0.1, 20.0, 9.0, 0.2, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("centres", "whitening"), [((3, 20), (21, 21)), ((3, 21), (9, 21)), ((0, 21), (21, 21))]
+    ("blend", "places", "others"), [(BLEND, PLACES, OLD_PLACES), (OLD_BLEND, OLD_PLACES, PLACES)]
 )
-def test_distances_of_another_model_are_refused(saved, centres, whitening):
-    TypeDistance(torch.zeros(centres), torch.zeros(whitening)).save(saved)
+def test_a_rule_and_its_places_belong_together(saved, blend, places, others):
+    blended = replace(RULE, blend=blend)
+    before = ANNOTATOR.with_novelty(blended, places)
+    before.save(saved)
+    found = Annotator.load(saved)
+    assert sorted(found.places.tensors()) == sorted(places.tensors())
+    np.testing.assert_array_equal(found.predict(CELLS).novelty, before.predict(CELLS).novelty)
+    for other in (others, None):
+        with pytest.raises(ModelError, match="restore the model"):
+            ANNOTATOR.with_novelty(blended, other)
+    with pytest.raises(ModelError, match="not what its rule asks for"):
+        ANNOTATOR.with_novelty(RULE, places)
+    (saved / "novelty.safetensors").unlink()
+    with pytest.raises(ModelError, match="are missing"):
+        Annotator.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"centres": torch.zeros(3, 20)},
+        {"centres": torch.zeros(0, 21)},
+        {"whitening": torch.zeros(9, 21)},
+        {"profiles": torch.zeros(2, 21)},
+        {"spread": torch.zeros(21)},
+        {"spread": torch.full((21,), torch.nan)},
+        {"spread": torch.ones(20)},
+        {"spread": None},
+        {"more": torch.ones(1)},
+    ],
+)
+def test_places_of_another_model_are_refused(saved, change):
+    ANNOTATOR.with_novelty(replace(RULE, blend=BLEND), PLACES).save(saved)
+    tensors = {name: value for name, value in (PLACES.tensors() | change).items() if value is not None}
+    save_file(tensors, saved / "novelty.safetensors")
     with pytest.raises(ModelError, match="restore the model"):
         Annotator.load(saved)

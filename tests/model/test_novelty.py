@@ -4,16 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.errors import ModelError
 from canal.model.novelty import Blend, NoveltyRule
+from canal.model.places import Apart
 
 RULE = NoveltyRule(temperature=0.8, energy_low=-4.0, energy_high=0.0, threshold=0.5)
 LOGITS = np.zeros((1, 2))
-BLEND = Blend(float(RULE.score(LOGITS)[0]), 0.1, 50.0, 10.0)
-BLENDED = replace(RULE, blend=BLEND)
+OLD_BLEND = Blend(float(RULE.score(LOGITS)[0]), 0.1, 50.0, 10.0)
+BLEND = replace(OLD_BLEND, angle_mean=0.2, angle_spread=0.05)
+OLD, BLENDED = (replace(RULE, blend=blend) for blend in (OLD_BLEND, BLEND))
+
+
+def apart(distance, angle):
+    return Apart(torch.tensor([distance]), torch.tensor([angle]))
 
 
 def test_energy_by_hand():
@@ -44,29 +51,46 @@ def test_scores_lie_between_0_and_1_and_are_each_cells_own(rows):
     assert scores.tolist() == pytest.approx(alone)
 
 
-def test_json_and_back():
-    assert NoveltyRule.from_json(RULE.to_json()) == RULE
-    assert NoveltyRule.from_json(json.loads(json.dumps(BLENDED.to_json()))) == BLENDED
+@pytest.mark.parametrize("rule", [RULE, OLD, BLENDED])
+def test_json_and_back(rule):
+    assert NoveltyRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
 
 
-def test_a_rule_from_before_distances_is_written_as_it_was():
+def test_rules_from_before_are_written_as_they_were():
     assert set(RULE.to_json()) == {"temperature", "energy_low", "energy_high", "threshold"}
+    parts = {"score_mean", "score_spread", "distance_mean", "distance_spread"}
+    assert set(OLD.to_json()["blend"]) == parts
+    assert set(BLENDED.to_json()["blend"]) == parts | {"angle_mean", "angle_spread"}
 
 
-def test_a_blend_counts_both_in_standard_deviations():
-    usual = BLENDED.score(LOGITS, np.array([50.0]))
-    assert usual == pytest.approx(0.5)
-    up = 0.5 + 0.5 * math.tanh((0.1 / 0.1) / 4)
-    assert BLENDED.score(LOGITS, np.array([60.0])) == pytest.approx(up)
-    assert BLENDED.score(LOGITS, np.array([1e9])) == 1.0
+def test_a_blend_counts_all_parts_in_standard_deviations():
+    assert BLENDED.score(LOGITS, apart(50.0, 0.2)) == pytest.approx(0.5)
+    up = 0.5 + 0.5 * math.tanh(1 / 4)
+    assert BLENDED.score(LOGITS, apart(60.0, 0.2)) == pytest.approx(up)
+    assert BLENDED.score(LOGITS, apart(50.0, 0.25)) == pytest.approx(up)
+    assert BLENDED.score(LOGITS, apart(1e9, 0.2)) == 1.0
 
 
-def test_a_blend_needs_distances():
-    with pytest.raises(ModelError, match="needs the cells' distances"):
+def test_a_blend_from_before_angles_does_not_look_at_them():
+    assert OLD.score(LOGITS, apart(50.0, 0.9)) == pytest.approx(0.5)
+
+
+def test_a_blend_needs_to_know_how_far_cells_are():
+    with pytest.raises(ModelError, match="how far cells are"):
         BLENDED.score(LOGITS)
 
 
-@pytest.mark.parametrize("blend", [{"score_mean": 0.3}, [], {**BLEND.__dict__, "score_spread": 0.0}])
+@pytest.mark.parametrize(
+    "blend",
+    [
+        {"score_mean": 0.3},
+        [],
+        {**BLEND.__dict__, "score_spread": 0.0},
+        {**BLEND.__dict__, "angle_spread": 0.0},
+        {**BLEND.__dict__, "angle_spread": None},
+        {**OLD_BLEND.to_json(), "angle_mean": 0.2},
+    ],
+)
 def test_a_blend_that_makes_no_sense_is_refused(blend):
     with pytest.raises(ModelError, match="blend"):
         NoveltyRule.from_json(BLENDED.to_json() | {"blend": blend})

@@ -345,6 +345,6 @@ def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str,
         "novelty": None if rule is None else rule.to_json(),
         "temperature": annotator.temperature,
         "weights": weights_digest(annotator.network.state_dict()),
-        "distance": None if annotator.distance is None else weights_digest(annotator.distance.tensors()),
+        "places": None if annotator.places is None else weights_digest(annotator.places.tensors()),
         "options": _asked(options),
     }

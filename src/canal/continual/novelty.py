@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from canal.config import Novelty
-from canal.continual.distance import chosen_cells, fit_distance
+from canal.continual.places import fit_places
 from canal.continual.scores import Scored
 from canal.errors import TrainingError
 from canal.model.annotator import Annotator
-from canal.model.distance import TypeDistance
 from canal.model.head import Head
 from canal.model.novelty import Blend, NoveltyRule
+from canal.model.places import Apart, TypePlaces
 
 _NARROWEST = 1e-6
 
@@ -28,7 +28,7 @@ def with_rule(
 
     The bounds between which energy is scaled are those of known cells and of mixtures of them, so that a
     query's answer never depends on its neighbours; bbae047 scales over the query set. To the published score
-    is added the distance to the nearest learned type, for it notices far more (docs/novelty.md). The
+    are added distance and angle to the nearest learned type, which notice far more (docs/novelty.md). The
     threshold is that of `quantile_threshold`: it keeps a promise about known cells (at most
     ``settings.false_unassigned`` of them are called Unassigned) which the published `mixture_threshold` does
     not, for the mean over mixtures may fall anywhere among the scores of known cells.
@@ -52,18 +52,16 @@ def with_rule(
     TrainingError
         If there are no known cells.
     """
-    scores, types = trained
-    some = chosen_cells(types)
-    distance = fit_distance(scores[torch.from_numpy(some)], [types[row] for row in some])
+    places = fit_places(*trained)
     generator = np.random.default_rng([seed, *b"novelty"])
-    rule = rule_of(annotator.network.head, known, distance, settings, generator)
-    return annotator.with_novelty(rule, distance)
+    rule = rule_of(annotator.network.head, known, places, settings, generator)
+    return annotator.with_novelty(rule, places)
 
 
 def rule_of(
     head: Head,
     known: Scored,
-    distance: TypeDistance,
+    places: TypePlaces,
     settings: Novelty,
     generator: np.random.Generator,
 ) -> NoveltyRule:
@@ -80,15 +78,15 @@ def rule_of(
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
     published = NoveltyRule(settings.temperature, low, high, threshold=1.0)
-    apart = distance.of(scores).double().numpy()
+    apart = places.of(scores)
     rule = replace(published, blend=blend_of(published.score(logits), apart))
     return replace(rule, threshold=quantile_threshold(rule.score(logits, apart), settings.false_unassigned))
 
 
-def blend_of(scores: np.ndarray, distances: np.ndarray) -> Blend:
-    """Return what published scores and distances of known cells usually are; what never varies weighs 1."""
-    spreads = [float(values.std()) or 1.0 for values in (scores, distances)]
-    return Blend(float(scores.mean()), spreads[0], float(distances.mean()), spreads[1])
+def blend_of(scores: np.ndarray, apart: Apart) -> Blend:
+    """Return what the parts of known cells' novelty usually are; what never varies weighs 1."""
+    parts = (scores, *(part.double().numpy() for part in apart))
+    return Blend(*(value for part in parts for value in (float(part.mean()), float(part.std()) or 1.0)))
 
 
 def quantile_threshold(scores: np.ndarray, false_unassigned: float) -> float:

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.distance import chosen_cells, fit_distance
 from canal.continual.fit import Hooks
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import rule_of
+from canal.continual.places import fit_places
 from canal.continual.scores import gene_scores
 from canal.continual.seeds import generator
 from canal.model.annotator import Annotator
@@ -145,14 +145,14 @@ def _measure(name: str, scores: GeneScores, settings: Novelty, seed: int) -> dic
     from sklearn.metrics import roc_auc_score
 
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
-    labels, trained, (known, types) = shadow.labels, chosen_cells(shadow.train[1].tolist()), shadow.known
-    distance = fit_distance(shadow.train[0][torch.from_numpy(trained)], shadow.train[1][trained].tolist())
+    labels, (trained, own), (known, types) = shadow.labels, shadow.train, shadow.known
+    places = fit_places(trained, own.tolist())
     random = np.random.default_rng([seed, *_purpose(name).encode()])
-    rule = rule_of(shadow.head, (known, types.tolist()), distance, settings, random)
+    rule = rule_of(shadow.head, (known, types.tolist()), places, settings, random)
 
     asked, truth = shadow.test
     logits = shadow.head.from_scores(asked).logits.detach().numpy()
-    score, unknown = rule.score(logits, distance.of(asked).numpy()), truth == name
+    score, unknown = rule.score(logits, places.of(asked)), truth == name
     novel, said = rule.is_novel(score), np.array(labels, dtype=object)[logits.argmax(axis=1)]
     known_accuracy = float(np.mean((said == truth)[~unknown] & ~novel[~unknown]))
     unknown_accuracy = float(np.mean(novel[unknown]))

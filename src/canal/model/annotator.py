@@ -17,12 +17,12 @@ from canal.errors import ModelError
 from canal.files import new_folder, write_json
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
-from canal.model.distance import TypeDistance
 from canal.model.head import Answer, Head, empty_head, grow, new_head
 from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule, is_number
 from canal.model.ontology import ONTOLOGY, read_ontology
 from canal.model.performer import MOST_CELLS, Performer, empty_performer
+from canal.model.places import Apart, TypePlaces
 from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights
 
 LABELS = "labels.json"
@@ -92,8 +92,8 @@ class Annotator:
     temperature : float
         Logits are divided by it before they become probabilities. It changes no label; at 1, and in models
         from before canal fitted it, probabilities are as the network learned to state them.
-    distance : TypeDistance or None
-        What a rule with a blend adds to the published score.
+    places : TypePlaces or None
+        Where the learned types lie: what a rule with a blend adds to the published score.
     ontology : dict
         Cell Ontology ids of labels, such as ``{"B": "CL:0000236"}``; those of no label may be missing.
     """
@@ -102,7 +102,7 @@ class Annotator:
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     novelty: NoveltyRule | None = None
-    distance: TypeDistance | None = None
+    places: TypePlaces | None = None
     temperature: float = 1.0
     ontology: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,31 +137,32 @@ class Annotator:
         network.freeze_backbone()
         return Annotator(network, (*self.labels, *labels), self.genes, ontology=self.ontology)
 
-    def with_novelty(self, rule: NoveltyRule, distance: TypeDistance | None = None) -> Annotator:
+    def with_novelty(self, rule: NoveltyRule, places: TypePlaces | None = None) -> Annotator:
         """Return this annotator with another novelty rule and what it needs; the network is shared.
 
         Raises
         ------
         ModelError
-            If the rule needs distances and there are none, or the other way round.
+            If the rule needs places and there are none, or the other way round.
         """
-        if (rule.blend is None) != (distance is None):
-            there = "are missing" if distance is None else "are not what its rule asks for"
-            raise ModelError(f"the model's distances to the learned types {there}; restore the model")
-        return replace(self, novelty=rule, distance=distance)
+        wanted = rule.blend is not None, rule.blend is not None and rule.blend.needs_angle
+        if wanted != (places is not None, places is not None and places.angle is not None):
+            there = "are missing" if places is None else "are not what its rule asks for"
+            raise ModelError(f"the places of the learned types {there}; restore the model")
+        return replace(self, novelty=rule, places=places)
 
     def without(self, missing: Collection[str]) -> Annotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared.
 
-        The network reads them as not expressed, but the distance to the learned types leaves them out: cells
+        The network reads them as not expressed, but the places of the learned types leave them out: cells
         that lack genes would seem novel for that alone. What is missing belongs to the data set, not to a
         cell, so a cell's answer still does not depend on the cells beside it.
         """
-        if self.distance is None or not missing:
+        if self.places is None or not missing:
             return self
         gone = set(missing)
         present = np.array([gene not in gone for gene in self.genes] + [True])  # the last closes the sequence
-        return replace(self, distance=self.distance.among(present))
+        return replace(self, places=self.places.among(present))
 
     def with_temperature(self, temperature: float) -> Annotator:
         """Return this annotator with another temperature; the network is shared."""
@@ -199,10 +200,11 @@ class Annotator:
     def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
         parts = in_lanes(self._judge, self._parts(expression, batch_size))
-        logits, distance = (torch.cat(column).float().numpy() for column in zip(*parts, strict=True))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        logits, apart = columns[0].float().numpy(), Apart(*columns[1:])
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(logits, distance)
+        score = none if self.novelty is None else self.novelty.score(logits, apart)
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
@@ -231,8 +233,8 @@ class Annotator:
             write_json(temporary / GENES, list(self.genes))
             if self.ontology:
                 write_json(temporary / ONTOLOGY, dict(self.ontology))
-            if self.distance is not None:
-                self.distance.save(temporary)
+            if self.places is not None:
+                self.places.save(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
@@ -254,7 +256,7 @@ class Annotator:
         )
         if rule is None:
             return loaded
-        return loaded.with_novelty(NoveltyRule.from_json(rule), TypeDistance.load(folder, len(genes) + 1))
+        return loaded.with_novelty(NoveltyRule.from_json(rule), TypePlaces.load(folder, len(genes) + 1))
 
     def _parts(self, expression: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Return ``expression`` in pieces that go through the network at a time, at least one."""
@@ -274,11 +276,11 @@ class Annotator:
         return network.head.gene_scores(network.backbone(tokens))
 
     @torch.inference_mode()
-    def _judge(self, expression: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return logits of one piece, and how far its cells are from the learned types."""
+    def _judge(self, expression: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits of one piece, and the two parts of how far its cells are from the learned types."""
         scores = self._scores(expression)
-        logits = self.network.head.from_scores(scores).logits.cpu()
-        return logits, torch.zeros(len(logits)) if self.distance is None else self.distance.of(scores)
+        logits, none = self.network.head.from_scores(scores).logits.cpu(), torch.zeros(len(scores))
+        return logits, *(Apart(none, none) if self.places is None else self.places.of(scores))
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:

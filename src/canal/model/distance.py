@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from canal.errors import ModelError
-
-DISTANCE = "novelty.safetensors"
-_NAMES = ("centres", "whitening")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,44 +53,6 @@ class TypeDistance:
         """
         return self if present.all() else _among(self, present.tobytes())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what is stored, by name."""
-        return {name: getattr(self, name).contiguous() for name in _NAMES}
-
-    def save(self, folder: Path) -> None:
-        """Write ``novelty.safetensors`` into ``folder``."""
-        from safetensors.torch import save_file
-
-        save_file(self.tensors(), folder / DISTANCE)
-
-    @classmethod
-    def load(cls, folder: Path, n_scores: int) -> TypeDistance | None:
-        """Return what a model folder holds, for ``n_scores`` gene scores a cell; None without the file.
-
-        Raises
-        ------
-        ModelError
-            If the file is damaged or does not fit the model.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = folder / DISTANCE
-        if not path.is_file():
-            return None
-        try:
-            found = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
-        right = sorted(found) == sorted(_NAMES) and all(_fits(value, n_scores) for value in found.values())
-        if not right or len(found["whitening"]) != n_scores:
-            shapes = {name: tuple(value.shape) for name, value in sorted(found.items())}
-            raise ModelError(
-                f"{path} must hold finite float32 centres (types x {n_scores}) and whitening "
-                f"({n_scores} x {n_scores}), found {shapes}; restore the model"
-            )
-        return cls(**found)
-
 
 @lru_cache(maxsize=1)  # a service's client sends the same genes again and again
 def _among(distance: TypeDistance, which: bytes) -> TypeDistance:
@@ -111,8 +67,3 @@ def _among(distance: TypeDistance, which: bytes) -> TypeDistance:
     wide = torch.zeros(len(present), len(kept), dtype=torch.float64)
     wide[kept] = narrow
     return TypeDistance((centres[:, kept] @ narrow).float(), wide.float())
-
-
-def _fits(value: Tensor, n_scores: int) -> bool:
-    right = value.ndim == 2 and value.shape[1] == n_scores and len(value) > 0
-    return right and value.dtype == torch.float32 and bool(torch.isfinite(value).all())

@@ -49,7 +49,7 @@ def with_genes(annotator: Annotator, genes: Sequence[str], vectors: np.ndarray) 
     network = AnnotatorNetwork(backbone, _wider_head(annotator.network.head, len(genes)))
     network.freeze_backbone()
     panel = (*annotator.genes, *genes)
-    return replace(annotator, network=network, genes=panel, novelty=None, distance=None, temperature=1.0)
+    return replace(annotator, network=network, genes=panel, novelty=None, places=None, temperature=1.0)
 
 
 def _wider_backbone(old: Performer, vectors: Tensor) -> Performer:

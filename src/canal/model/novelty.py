@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from canal.errors import ModelError
+from canal.model.places import Apart
 
 _NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")
 _BLEND = "blend"
+_OLD = 4
+"""How many of a blend's numbers it had before there were angles."""
 
 
 @dataclass(frozen=True)
 class Blend:
-    """What the published score and the distance to the learned types usually are: over known cells.
+    """What the parts of a novelty score usually are: over known cells.
 
     Attributes
     ----------
@@ -24,26 +27,40 @@ class Blend:
         Mean and standard deviation of the published score.
     distance_mean, distance_spread : float
         Likewise of `canal.model.distance.TypeDistance`.
+    angle_mean, angle_spread : float or None
+        Likewise of `canal.model.angle.TypeAngle`; None in models from before canal looked at it.
     """
 
     score_mean: float
     score_spread: float
     distance_mean: float
     distance_spread: float
+    angle_mean: float | None = None
+    angle_spread: float | None = None
 
     def __post_init__(self) -> None:
-        spreads = (self.score_spread, self.distance_spread)
-        if not all(is_number(value) for value in asdict(self).values()) or min(spreads) <= 0:
-            raise ModelError(
-                f"a novelty rule's blend needs finite numbers and spreads > 0, found {asdict(self)}"
-            )
+        found = self.to_json()
+        spreads = [value for name, value in found.items() if name.endswith("_spread")]
+        if len(found) % 2 or not all(is_number(value) for value in found.values()) or min(spreads) <= 0:
+            raise ModelError(f"a novelty rule's blend needs finite numbers and spreads > 0, found {found}")
 
-    def of(self, score: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        """Return both, each in standard deviations above its mean and summed, squeezed into 0...1."""
-        raised = (score - self.score_mean) / self.score_spread
-        total = raised + (distance - self.distance_mean) / self.distance_spread
+    @property
+    def needs_angle(self) -> bool:
+        """Whether the angle to the learned types has a part."""
+        return self.angle_mean is not None
+
+    def of(self, score: np.ndarray, distance: np.ndarray, angle: np.ndarray) -> np.ndarray:
+        """Return all parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
+        total = (score - self.score_mean) / self.score_spread
+        total = total + (distance - self.distance_mean) / self.distance_spread
+        if self.angle_mean is not None and self.angle_spread is not None:
+            total = total + (angle - self.angle_mean) / self.angle_spread
         squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(total / 4.0)
         return squeezed
+
+    def to_json(self) -> dict[str, float]:
+        """Return the numbers that there are, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class NoveltyRule:
     threshold : float
         A score above it is novel.
     blend : Blend or None
-        How the distance to the learned types is added; models from before canal had it do without.
+        How the cell's place among the learned types is added; models from before canal had it do without.
     """
 
     temperature: float
@@ -96,15 +113,15 @@ class NoveltyRule:
         result: np.ndarray = (self.energy(values) + 1.0 - confidence) / 2.0
         return result
 
-    def score(self, logits: np.ndarray, distance: np.ndarray | None = None) -> np.ndarray:
+    def score(self, logits: np.ndarray, apart: Apart | None = None) -> np.ndarray:
         """Return the novelty of each cell in 0...1.
 
         Parameters
         ----------
         logits
             ``(n_cells, n_types)``.
-        distance
-            From `canal.model.distance.TypeDistance`, ``(n_cells,)``; a rule without a blend needs none.
+        apart
+            From `canal.model.places.TypePlaces`, ``(n_cells,)`` each; a rule without a blend needs none.
 
         Raises
         ------
@@ -114,9 +131,9 @@ class NoveltyRule:
         published = self.published_score(logits)
         if self.blend is None:
             return published
-        if distance is None:
-            raise ModelError("this novelty rule needs the cells' distances to the learned types")
-        return self.blend.of(published, np.asarray(distance, dtype=np.float64))
+        if apart is None:
+            raise ModelError("this novelty rule needs to know how far cells are from the learned types")
+        return self.blend.of(published, *(part.double().numpy() for part in apart))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:
         """Return for each score whether it lies above the threshold."""
@@ -125,7 +142,8 @@ class NoveltyRule:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON document; without a blend, none is named."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        blend = {} if self.blend is None else {_BLEND: self.blend.to_json()}
+        return {name: getattr(self, name) for name in _NUMBERS} | blend
 
     @classmethod
     def from_json(cls, document: Any) -> NoveltyRule:
@@ -136,8 +154,8 @@ class NoveltyRule:
             raise ModelError(f"a novelty rule has the keys {wanted}, found {document!r:.200}")
         if blend is None:
             return cls(**document)
-        names = sorted(field.name for field in fields(Blend))
-        if not isinstance(blend, dict) or sorted(blend) != names:
+        names = [field.name for field in fields(Blend)]
+        if not isinstance(blend, dict) or sorted(blend) not in (sorted(names), sorted(names[:_OLD])):
             raise ModelError(f"a novelty rule's blend has the keys {names}, found {blend!r:.200}")
         return cls(**(document | {_BLEND: Blend(**blend)}))
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.continual.distance import MOST_CELLS_A_TYPE, chosen_cells, fit_distance
+from canal.continual.places import MOST_CELLS_A_TYPE, chosen_cells, fit_angle, fit_distance, fit_places
 
 TYPES = ["A"] * 300 + ["B"] * 300
 
@@ -64,18 +64,75 @@ def test_known_cells_are_as_far_with_half_of_the_scores():
     assert distance.among(np.ones(40, dtype=bool)) is distance
 
 
-def test_fewer_cells_than_genes_still_give_a_distance():
+def test_fewer_cells_than_genes_still_give_places():
     random = torch.Generator().manual_seed(0)
-    scores = torch.randn(5, 40, generator=random)
+    scores = torch.rand(5, 40, generator=random)
     for types in (["A"] * 5, ["A", "B", "C", "D", "E"], ["A", "A", "B", "B", "B"]):
-        found = fit_distance(scores, types).of(torch.randn(8, 40, generator=random))
-        assert torch.isfinite(found).all()
-        assert (found > 0).all()
+        for found in fit_places(scores, types).of(torch.rand(8, 40, generator=random)):
+            assert torch.isfinite(found).all()
+            assert (found > 0).all()
 
 
 def test_two_mirrored_cells_are_no_reason_to_fail():
     scores = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     assert torch.isfinite(fit_distance(scores, ["A", "A"]).of(torch.ones(2, 3))).all()
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    """Two types: the first axis is high in one, the second in the other; the third is noise of both."""
+    random = np.random.default_rng(0)
+    values = random.uniform(0, 1, (600, 3)) * [0.1, 0.1, 8]
+    values[:300, 0] += 1
+    values[300:, 1] += 1
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def test_the_angle_asks_for_the_pattern_and_not_how_strong_it_is(patterns):
+    angle = fit_angle(patterns, TYPES)
+    typical = torch.tensor([[1.05, 0.05, 4.0], [0.05, 1.05, 4.0]])
+    assert angle.of(typical).max() < 0.01
+    torch.testing.assert_close(angle.of(7 * typical), angle.of(typical))
+    assert angle.of(torch.tensor([[1.0, 1.0, 4.0]])).item() > 0.1  # of both types at once
+    assert angle.of(torch.zeros(1, 3)).item() == 1
+
+
+def test_scores_count_in_units_of_their_spread(patterns):
+    angle = fit_angle(patterns, TYPES)
+    loud, unlike = angle.of(torch.tensor([[1.05, 0.05, 8.0], [0.65, 0.45, 4.0]]))
+    assert loud < unlike  # though it is ten times as far
+
+
+@settings(max_examples=30, deadline=None)
+@given(present=st.lists(st.booleans(), min_size=6, max_size=6).filter(any), seed=st.integers(0, 99))
+def test_among_some_scores_the_angle_is_that_of_those_alone(present, seed):
+    random, there = np.random.default_rng(seed), np.array(present)
+    values = random.uniform(0.1, 1, size=(80, 6)).astype(np.float32)
+    angle = fit_angle(torch.from_numpy(values), ["A", "B"] * 40)
+    profiles, usual = angle.profiles.numpy()[:, there], angle.spread.numpy()[there]
+    asked = random.uniform(0.1, 1, size=(5, 6)).astype(np.float32)
+    unit = asked[:, there] / usual
+    cosines = unit @ profiles.T / np.linalg.norm(unit, axis=1)[:, None] / np.linalg.norm(profiles, axis=1)
+    asked[:, ~there] = 99  # whatever is read there
+    some = angle.among(there)
+    factors = 1.0 if some.factors is None else some.factors.numpy()
+    np.testing.assert_allclose(
+        some.of(torch.from_numpy(asked)), ((1 - cosines) * factors).min(axis=1), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kept", [slice(0, 40), slice(20, 60), slice(0, 60, 4)])
+def test_known_cells_are_as_near_with_some_of_the_scores(kept):
+    random = np.random.default_rng(0)
+    usual = np.concatenate(
+        [np.full(30, 9.0), np.full(30, 2.0)]
+    )  # the first half much steadier than the second
+    values = torch.from_numpy((usual + random.normal(size=(400, 60))).clip(0).astype(np.float32))
+    angle, there = fit_angle(values[:300], ["A", "B", "C"] * 100), np.zeros(60, dtype=bool)
+    there[kept] = True
+    some = angle.among(there).of(values[300:])
+    assert some.mean().item() == pytest.approx(angle.of(values[300:]).mean().item(), rel=0.25)
+    assert angle.among(np.ones(60, dtype=bool)) is angle
 
 
 def test_a_type_gives_at_most_so_many_cells_and_a_rare_one_all():

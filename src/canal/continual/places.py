@@ -1,4 +1,4 @@
-"""Where the learned types lie among gene scores, and how far their cells usually stray."""
+"""Where the learned types lie among gene scores, and how their cells usually stray."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from canal.model.angle import TypeAngle
 from canal.model.annotator import spread
 from canal.model.distance import TypeDistance
+from canal.model.places import TypePlaces
 
 MOST_CELLS_A_TYPE = 200
 """Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""
 
 _LEAST_SHRINKAGE = 1e-3
+_LEAST_SPREAD = 0.1
+"""Of the spread of all gene scores, what each counts with at least: a silent gene must not decide."""
 
 
 def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
@@ -23,6 +27,21 @@ def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
     groups = [np.flatnonzero(types == name) for name in sorted(set(cell_types))]
     chosen = [rows[spread(len(rows), MOST_CELLS_A_TYPE)] for rows in groups]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def fit_places(scores: Tensor, cell_types: Sequence[str]) -> TypePlaces:
+    """Return where the types lie of cells that were trained on: `fit_distance` and `fit_angle` of some.
+
+    Parameters
+    ----------
+    scores
+        Gene scores ``(n_cells, n_genes + 1)`` of at least one cell; see `chosen_cells` for those that count.
+    cell_types
+        The type of each.
+    """
+    rows = chosen_cells(cell_types)
+    some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
+    return TypePlaces(fit_distance(some, types), fit_angle(some, types))
 
 
 def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
@@ -38,11 +57,27 @@ def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
     cell_types
         The type of each.
     """
+    centres, strays = _centred(scores, cell_types)
+    whitening = np.linalg.cholesky(np.linalg.inv(_covariance(strays)))
+    return TypeDistance(_float32(centres @ whitening), _float32(whitening))
+
+
+def fit_angle(scores: Tensor, cell_types: Sequence[str]) -> TypeAngle:
+    """Return the angle to the nearest type of cells that were trained on; see `fit_distance`.
+
+    A score counts in units of its spread within types, and a tenth of the spread of all scores more.
+    """
+    centres, strays = _centred(scores, cell_types)
+    usual = strays.std(axis=0) + (_LEAST_SPREAD * strays.std() or 1.0)  # 0 where each type has one cell
+    return TypeAngle(_float32(centres / usual), _float32(usual))
+
+
+def _centred(scores: Tensor, cell_types: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each type's mean gene scores, and how each cell strays from its type's."""
     values = scores.double().numpy()
     names, own = np.unique(np.array(cell_types, dtype=object), return_inverse=True)
     centres = np.stack([values[own == place].mean(axis=0) for place in range(len(names))])
-    whitening = np.linalg.cholesky(np.linalg.inv(_covariance(values - centres[own])))
-    return TypeDistance(_float32(centres @ whitening), _float32(whitening))
+    return centres, values - centres[own]
 
 
 def _covariance(strays: np.ndarray) -> np.ndarray:

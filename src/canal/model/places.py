@@ -1,0 +1,103 @@
+"""Where the learned types lie among gene scores, and how far from all of them a cell is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from canal.errors import ModelError
+from canal.model.angle import TypeAngle
+from canal.model.distance import TypeDistance
+
+PLACES = "novelty.safetensors"
+_DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
+
+
+class Apart(NamedTuple):
+    """How far cells are from the nearest learned type: of `TypeDistance` and `TypeAngle`, ``(n_cells,)``."""
+
+    distance: Tensor
+    angle: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TypePlaces:
+    """Where the learned types lie; models from before canal looked at angles have none."""
+
+    distance: TypeDistance
+    angle: TypeAngle | None = None
+
+    def of(self, scores: Tensor) -> Apart:
+        """Return how far cells of gene scores ``(n_cells, n_genes + 1)`` are; angles are 0 without one."""
+        distance = self.distance.of(scores)
+        return Apart(distance, torch.zeros_like(distance) if self.angle is None else self.angle.of(scores))
+
+    def among(self, present: np.ndarray) -> TypePlaces:
+        """Return the places among these positions alone, bool ``(n_genes + 1,)``, at least one."""
+        angle = None if self.angle is None else self.angle.among(present)
+        return TypePlaces(self.distance.among(present), angle)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is stored, by name."""
+        found = {name: getattr(self.distance, name) for name in _DISTANCE}
+        if self.angle is not None:
+            found |= {name: getattr(self.angle, name) for name in _ANGLE}
+        return {name: value.contiguous() for name, value in found.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write ``novelty.safetensors`` into ``folder``."""
+        from safetensors.torch import save_file
+
+        save_file(self.tensors(), folder / PLACES)
+
+    @classmethod
+    def load(cls, folder: Path, n_scores: int) -> TypePlaces | None:
+        """Return what a model folder holds, for ``n_scores`` gene scores a cell; None without the file.
+
+        Raises
+        ------
+        ModelError
+            If the file is damaged or does not fit the model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / PLACES
+        if not path.is_file():
+            return None
+        try:
+            found = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
+        if not _fits(found, n_scores):
+            shapes = {name: tuple(value.shape) for name, value in sorted(found.items())}
+            raise ModelError(
+                f"{path} must hold finite float32 centres (types x {n_scores}) and whitening "
+                f"({n_scores} x {n_scores}), and with or without both profiles (like centres) and spread "
+                f"({n_scores}, above 0), found {shapes}; restore the model"
+            )
+        distance = TypeDistance(*(found[name] for name in _DISTANCE))
+        return cls(distance, TypeAngle(*(found[name] for name in _ANGLE)) if "spread" in found else None)
+
+
+def _fits(found: dict[str, Tensor], n_scores: int) -> bool:
+    if sorted(found) not in (sorted(_DISTANCE), sorted(_DISTANCE + _ANGLE)):
+        return False
+    n_types = len(found["centres"])
+    shapes = {
+        "centres": (n_types, n_scores),
+        "whitening": (n_scores, n_scores),
+        "profiles": (n_types, n_scores),
+        "spread": (n_scores,),
+    }
+    right = all(value.shape == shapes[name] and _is_number(value) for name, value in found.items())
+    return right and n_types > 0 and bool((found.get("spread", torch.ones(1)) > 0).all())
+
+
+def _is_number(value: Tensor) -> bool:
+    return value.dtype == torch.float32 and bool(torch.isfinite(value).all())
