@@ -4,9 +4,9 @@
     python benchmarks/strange.py --root /tmp/immune --json
 
 Needs a finished `make run`, or a stream project of `stream.py`, and changes nothing in it. Each stage's model
-gets the novelty rule that a version learned today has, and the published score with a threshold for the same
-promise. Then it is asked about test cells of later stages, which it never learned from, and about test cells
-that it may know, with genes taken away.
+gets the novelty rule that a version learned today has, and its parts get thresholds for the same promise.
+Then it is asked about test cells of later stages, which it never learned from, and about test cells that it
+may know, with genes taken away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,76 +28,94 @@ from rich.table import Table
 from canal.continual.novelty import quantile_threshold, with_rule
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
+from canal.model.novelty import Blend
 from canal.project import Project
 
-PUBLISHED, CANAL = "published", "canal"
+CANAL = "canal"
+SCORES = ("published", "published + distance", "angle", CANAL)
 SHARES = (0.0, 0.1, 0.25, 0.5)
 DRAWS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Judges:
-    """A stage's model with both rules, and test cells ``(n_cells, n_genes)`` of types that it knows."""
+class Judge:
+    """A stage's model with today's rule, thresholds of each score, and test cells of types that it knows."""
 
-    by_name: dict[str, Annotator]
+    annotator: Annotator
+    thresholds: dict[str, float]
     expression: np.ndarray
 
     @classmethod
-    def of(cls, project: Project, stage: str) -> Judges:
-        """Set both rules on the stage's validation cells and probes."""
+    def of(cls, project: Project, stage: str) -> Judge:
+        """Set rule and thresholds on the stage's validation cells and probes."""
         annotator = Annotator.load(project.layout.model(stage) / "model")
         cells, settings = shadow_cells(project, stage, examination(project, stage)), project.config.novelty
         known, trained = (
             (annotator.gene_scores(some.expression), some.cell_types) for some in (cells.known, cells.train)
         )
-        judge = with_rule(annotator, known, trained, settings, project.config.seed)
-        assert judge.novelty is not None
-        rule = replace(judge.novelty, blend=None)
-        with torch.no_grad():
-            scores = rule.score(judge.network.head.from_scores(known[0]).logits.numpy())
-        rule = replace(rule, threshold=quantile_threshold(scores, settings.false_unassigned))
-        by_name = {PUBLISHED: judge.with_novelty(rule), CANAL: judge}
-        return cls(by_name, cells.test.expression[np.isin(cells.test.cell_types, annotator.labels)])
+        annotator = with_rule(annotator, known, trained, settings, project.config.seed)
+        thresholds = {
+            name: quantile_threshold(values, settings.false_unassigned)
+            for name, values in scored(annotator, known[0]).items()
+        }
+        tested = cells.test.expression[np.isin(cells.test.cell_types, annotator.labels)]
+        return cls(annotator, thresholds, tested)
 
 
-def lacking(judges: Judges, seed: int) -> list[dict[str, float]]:
+@torch.no_grad()
+def scored(annotator: Annotator, gene_scores: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return canal's novelty of cells, and that of its parts; the larger, the stranger."""
+    rule, places = annotator.novelty, annotator.places
+    assert rule is not None
+    assert rule.blend is not None
+    assert places is not None
+    logits, apart = annotator.network.head.from_scores(gene_scores).logits.numpy(), places.of(gene_scores)
+    old = Blend(*(getattr(rule.blend, field.name) for field in fields(Blend)[:4]))
+    both = replace(rule, blend=old).score(logits, apart)
+    values = (rule.published_score(logits), both, apart.angle.double().numpy(), rule.score(logits, apart))
+    return dict(zip(SCORES, values, strict=True))
+
+
+def lacking(judge: Judge, seed: int) -> list[dict[str, float]]:
     """Return the share of known cells that is Unassigned, by the share of genes that is gone.
 
     ``counted`` reads what is gone as not expressed; ``left_out`` is what `canal annotate` does.
     """
-    judge, random = judges.by_name[CANAL], np.random.default_rng(seed)
+    annotator, random = judge.annotator, np.random.default_rng(seed)
     found = []
     for share in SHARES:
         draws = []
         for _ in range(DRAWS if share else 1):
-            gone = random.permutation(len(judge.genes))[: round(share * len(judge.genes))]
-            expression = judges.expression.copy()
+            gone = random.permutation(len(annotator.genes))[: round(share * len(annotator.genes))]
+            expression = judge.expression.copy()
             expression[:, gone] = 0
-            missing = [judge.genes[i] for i in gone]
-            draws.append([one.predict(expression).is_novel.mean() for one in (judge, judge.without(missing))])
+            gene_scores = annotator.gene_scores(expression)
+            missing = [annotator.genes[i] for i in gone]
+            novelty = [scored(one, gene_scores)[CANAL] for one in (annotator, annotator.without(missing))]
+            draws.append([(values > judge.thresholds[CANAL]).mean() for values in novelty])
         counted, left_out = np.mean(draws, axis=0)
         found.append({"share": share, "counted": float(counted), "left_out": float(left_out)})
     return found
 
 
-def shifted(project: Project, judges: Judges, later: str) -> dict[str, Any]:
-    """Return what both rules say of a later stage's test cells: of known types, and of unknown ones."""
-    genes, labels = judges.by_name[CANAL].genes, judges.by_name[CANAL].labels
-    cells, there = project.cells(later, "test", genes), set(project.prepared(later).genes)
-    missing = [gene for gene in genes if gene not in there]
-    unknown = ~np.isin(cells.cell_types, labels)
+def shifted(project: Project, judge: Judge, later: str) -> dict[str, Any]:
+    """Return what each score says of a later stage's test cells: of known types, and of unknown ones."""
+    annotator = judge.annotator
+    cells, there = project.cells(later, "test", annotator.genes), set(project.prepared(later).genes)
+    missing = [gene for gene in annotator.genes if gene not in there]
+    unknown = ~np.isin(cells.cell_types, annotator.labels)
     found: dict[str, Any] = {
         "n_known": int((~unknown).sum()),
         "n_unknown": int(unknown.sum()),
         "genes_missing": len(missing),
     }
-    for name, judge in judges.by_name.items():
-        prediction = judge.without(missing).predict(cells.expression)
-        novel, both = prediction.is_novel, unknown.any() and not unknown.all()
+    gene_scores = annotator.gene_scores(cells.expression)
+    for name, values in scored(annotator.without(missing), gene_scores).items():
+        novel, both = values > judge.thresholds[name], unknown.any() and not unknown.all()
         found[name] = {
             "false_unassigned": float(novel[~unknown].mean()) if not unknown.all() else None,
             "noticed": float(novel[unknown].mean()) if unknown.any() else None,
-            "auroc": auroc(prediction.novelty, unknown) if both else None,
+            "auroc": auroc(values, unknown) if both else None,
         }
     return found
 
@@ -109,13 +127,13 @@ def measured(root: Path) -> dict[str, Any]:
     found = {}
     for stage, entry in project.config.stages.items():
         sys.stderr.write(f"{project.layout.root.name}, {stage}\n")
-        judges = Judges.of(project, stage)
+        judge = Judge.of(project, stage)
         behind = [name for name in project.config.stages if stage in project.config.ancestors(name)]
         found[stage] = {
             "parent": entry.parent,
-            "n_cells": len(judges.expression),
-            "lacking": lacking(judges, project.config.seed),
-            "later": {later: shifted(project, judges, later) for later in behind},
+            "n_cells": len(judge.expression),
+            "lacking": lacking(judge, project.config.seed),
+            "later": {later: shifted(project, judge, later) for later in behind},
         }
     return found
 
@@ -125,7 +143,7 @@ def tables(name: str, found: dict[str, Any]) -> list[Table]:
     gone = Table(title=f"{name}: known test cells called Unassigned, %: what is gone counts as 0 / left out")
     for heading in ("version", "cells", *(f"{100 * share:g} % gone" for share in SHARES)):
         gone.add_column(heading, justify="left" if heading == "version" else "right")
-    later = Table(title=f"{name}: test cells of a data set never learned, %: {PUBLISHED} score / {CANAL}")
+    later = Table(title=f"{name}: test cells of a data set never learned, %: {' / '.join(SCORES)}")
     for heading in ("version", "asked about", "known", "Unassigned", "unknown", "noticed", "AUROC"):
         later.add_column(heading, justify="left" if heading in ("version", "asked about") else "right")
     for stage, one in found.items():
@@ -133,7 +151,7 @@ def tables(name: str, found: dict[str, Any]) -> list[Table]:
         gone.add_row(stage, str(one["n_cells"]), *pairs)
         for other, each in one["later"].items():
             values = [
-                _pair(*(each[rule][key] for rule in (PUBLISHED, CANAL)))
+                _pair(*(each[rule][key] for rule in SCORES))
                 for key in ("false_unassigned", "noticed", "auroc")
             ]
             missing = f"{other}, {each['genes_missing']} genes missing"

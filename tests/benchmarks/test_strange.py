@@ -25,7 +25,8 @@ def test_each_version_is_asked_about_later_stages_and_with_genes_gone(learned, c
 
 def test_the_tables_say_what_was_found(capsys):
     rule = {"false_unassigned": 0.25, "noticed": None, "auroc": None}
-    later = {"n_known": 4, "n_unknown": 0, "genes_missing": 7, "published": rule, "canal": rule}
+    later = {"n_known": 4, "n_unknown": 0, "genes_missing": 7}
+    later |= dict.fromkeys(strange.SCORES, rule)
     lacking = [{"share": share, "counted": 0.5, "left_out": share} for share in strange.SHARES]
     found = {"one": {"n_cells": 9, "lacking": lacking, "later": {"two": later}}}
     for table in strange.tables("small", found):
@@ -33,5 +34,5 @@ def test_the_tables_say_what_was_found(capsys):
     said = capsys.readouterr().out
     assert "50 / 25" in said
     assert "two, 7 genes missing" in said
-    assert "25 / 25" in said
+    assert "25 / 25 / 25 / 25" in said
     assert "- / -" in said
