@@ -39,7 +39,9 @@ def tune(project: Project, logged: StepRun) -> None:
         logged.artifacts(Path(scratch), "tuning")
     chosen = ", ".join(f"{name} {value}" for name, value in found["choice"].items())
     below = ", though no trial kept as much of the past as was wanted" if found["rule"]["below"] else ""
-    say(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}")
+    best = found["rule"]["passed_over"]
+    unsure = "" if best is None else f"; trial {best} looks better by too little to be sure"
+    say(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}{unsure}")
 
 
 def main() -> None:

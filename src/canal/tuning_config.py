@@ -55,7 +55,8 @@ class Tuning(Section):
     """A study over lambda and L: what is tried, how an attempt is judged, which one is taken.
 
     ``bank_shares`` are shares of all training cells of the earlier stages. ``size_price`` is what replaying a
-    whole bank (L = ``bank.capacity``) costs, in units of the harmonic mean.
+    whole bank (L = ``bank.capacity``) costs, in units of the harmonic mean. ``least_gain`` is by how many
+    standard errors a trial must beat the published point to be taken.
     """
 
     n_trials: int = Field(default=8, ge=1)
@@ -68,6 +69,7 @@ class Tuning(Section):
     rule: Literal["harmonic_mean", "accuracy", "retention"] = "harmonic_mean"
     min_retention: float = Field(default=0.9, ge=0, le=1)
     size_price: float = Field(default=0.01, ge=0, le=1)
+    least_gain: float = Field(default=0.0, ge=0)
     startup_trials: int = Field(default=4, ge=1)
     warmup_epochs: int = Field(default=1, ge=0)
     jobs: int = Field(default=1, ge=1)
@@ -84,8 +86,11 @@ class Tuning(Section):
         return self
 
     def asked(self) -> dict[str, Any]:
-        """Return what decides the choice: not how many processes look for it, where, and for how long."""
-        return self.model_dump(mode="json", exclude=_HOW)
+        """Return what decides the choice: not how many processes look for it, where, and for how long.
+
+        At 0 ``least_gain`` is not named, so that stages from before it are asked for as they were.
+        """
+        return self.model_dump(mode="json", exclude=_HOW if self.least_gain else _HOW | {"least_gain"})
 
     @property
     def varied(self) -> frozenset[str]:

@@ -120,8 +120,15 @@ def test_a_tuned_stage_is_asked_for_by_its_study_instead_of_lambda_and_l():
 def test_how_a_study_is_run_does_not_count_and_what_it_may_choose_does():
     plain = request_digest(tuned(), "second")
     assert request_digest(tuned(jobs=4, storage="sqlite:///x.db", max_minutes=3.0), "second") == plain
-    for change in ({"n_trials": 4}, {"epochs": 3}, {"bank_sizes": [12]}, {"min_retention": 0.5}):
+    for change in (
+        {"n_trials": 4},
+        {"epochs": 3},
+        {"bank_sizes": [12]},
+        {"min_retention": 0.5},
+        {"least_gain": 1.0},
+    ):
         assert request_digest(tuned(**change), "second") != plain
+    assert "least_gain" not in stage_request(tuned(least_gain=0.0), "second")["tuning"]
     document = make_tuned_document(continual={"distillation": 5.0, "bank_size": 7})
     assert request_digest(parse_config(document), "second") != plain, "the first stage has them"
     assert (

@@ -28,7 +28,9 @@ def make_tuned(stage: str = "tumour-lymphoid", **changes: Any) -> dict[str, Any]
         "choice": dict(chosen["settings"]),
         "chosen": 6,
         "objectives": {name: chosen[name] for name in ("accuracy", "retention", "harmonic_mean", "value")},
-        "rule": {"name": "harmonic_mean", "min_retention": 0.9, "below": False},
+        "rule": {
+            "name": "harmonic_mean", "min_retention": 0.9, "below": False, "least_gain": 0.0, "passed_over": None,
+        },
         "trials": trials,
         "states": {"complete": 5, "pruned": 2, "failed": 1},
         "tuning": {

@@ -1,16 +1,23 @@
 """Which trials nothing beats, and which one is taken."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from canal.tuning import selection
 from canal.tuning.objective import Score
-from canal.tuning.selection import Candidate, choose, front
+from canal.tuning.selection import Candidate, Choice, front
 from tests.tuning.make import make_tuning
 
 
 def candidate(number, accuracy, retention, bank_size=100):
     score = Score(accuracy, retention)
     return Candidate(number, score, score.value(0.01 * bank_size / 200), bank_size)
+
+
+def choose(candidates, tuning, n_validation=100):
+    return selection.choose(candidates, tuning, n_validation)
 
 
 grid = st.integers(0, 10).map(lambda n: n / 10)
@@ -48,6 +55,25 @@ def test_ties_go_to_the_smaller_bank_then_to_the_earlier_trial():
         candidate(2, 0.8, 0.95, 25),
     )
     assert choose([large, small, again], make_tuning(rule="accuracy")).number == 1
+
+
+def test_the_published_point_is_kept_unless_another_is_clearly_better():
+    usual = replace(candidate(0, 0.5, 1.0), published=True)
+    better = candidate(1, 0.58, 1.0)
+    # Of 100 cells the error of 0.5 is 0.05, and 0.044 of the harmonic mean (slope 8 / 9); they lie 0.068 apart.
+    for errors, number, passed_over in ((0.0, 1, None), (1.5, 1, None), (1.6, 0, 1)):
+        found = choose([usual, better], make_tuning(least_gain=errors))
+        assert found == Choice(number, below=False, passed_over=passed_over)
+    assert choose([usual, better], make_tuning(least_gain=1.6), n_validation=1000).number == 1
+    assert choose([usual, better], make_tuning(least_gain=1.5, rule="accuracy")).number == 1
+    assert choose([usual, better], make_tuning(least_gain=1.7, rule="accuracy")).number == 0
+    assert choose([usual, candidate(1, 0.4, 1.0)], make_tuning(least_gain=1.0)) == Choice(0, below=False)
+
+
+def test_the_published_point_is_not_kept_where_it_forgets_too_much():
+    usual = replace(candidate(0, 0.5, 0.7), published=True)
+    assert choose([usual, candidate(1, 0.51, 0.95)], make_tuning(least_gain=9.0)) == Choice(1, below=False)
+    assert choose([usual, candidate(1, 0.5, 0.8)], make_tuning(least_gain=9.0)) == Choice(1, below=True)
 
 
 @given(candidates)

@@ -54,7 +54,7 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
     candidates = [_candidate(one) for one in trials if one["state"] == "complete"]
     if not candidates:
         raise TrainingError(_all_failed(study.plan.stage, trials))
-    choice = choose(candidates, tuning)
+    choice = choose(candidates, tuning, facts["n_validation"])
     chosen = trials[choice.number]
     states = Counter(one["state"] for one in trials)
     because = [*doubts, *_not_reproducible(study, len(trials))]
@@ -65,7 +65,13 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
         "choice": {name: chosen["settings"][name] for name in sorted(tuning.varied)},
         "chosen": choice.number,
         "objectives": {name: chosen[name] for name in ("accuracy", "retention", "harmonic_mean", "value")},
-        "rule": {"name": tuning.rule, "min_retention": tuning.min_retention, "below": choice.below},
+        "rule": {
+            "name": tuning.rule,
+            "min_retention": tuning.min_retention,
+            "below": choice.below,
+            "least_gain": tuning.least_gain,
+            "passed_over": choice.passed_over,
+        },
         "trials": trials,
         "states": {name: states[name] for name in _STATES.values()},
         "tuning": tuning.asked(),
@@ -132,7 +138,8 @@ def _candidate(trial: Document) -> Candidate:
     from canal.tuning.selection import Candidate
 
     score = Score(trial["accuracy"], trial["retention"])
-    return Candidate(trial["number"], score, trial["value"], trial["settings"]["bank_size"])
+    bank_size, published = trial["settings"]["bank_size"], trial["published"]
+    return Candidate(trial["number"], score, trial["value"], bank_size, published)
 
 
 def _not_reproducible(study: Study, n_trials: int) -> list[str]:

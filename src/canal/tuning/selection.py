@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,20 +23,33 @@ class Candidate:
         What Optuna maximised.
     bank_size : int
         L: of two trials as good as each other the smaller one is taken.
+    published : bool
+        Whether it tried the published lambda and L.
     """
 
     number: int
     score: Score
     value: float
     bank_size: int
+    published: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial that is taken; ``below`` says that none kept as much of the past as was wanted."""
+    """The trial that is taken.
+
+    Attributes
+    ----------
+    number : int
+    below : bool
+        None kept as much of the past as was wanted.
+    passed_over : int or None
+        The trial that looked better than the published point, which was taken, but not clearly so.
+    """
 
     number: int
     below: bool
+    passed_over: int | None = None
 
 
 _RULES: dict[str, Callable[[Candidate], float]] = {
@@ -45,16 +59,35 @@ _RULES: dict[str, Callable[[Candidate], float]] = {
 }
 
 
-def choose(candidates: Sequence[Candidate], tuning: Tuning) -> Choice:
+def choose(candidates: Sequence[Candidate], tuning: Tuning, n_validation: int) -> Choice:
     """Return the best trial by ``tuning.rule`` among those that keep ``tuning.min_retention`` of the past.
 
-    Where none does it is the trial that keeps most. Ties go to the smaller L, then to the earlier trial.
-    ``candidates`` must not be empty.
+    Where none does it is the trial that keeps most. Ties go to the smaller L, then to the earlier trial. The
+    best gives way to the published point where that keeps enough, too, and is worse by less than
+    ``tuning.least_gain`` standard errors of its accuracy (after the one-standard-error rule of Breiman et al.
+    1984): on few cells the best of several trials looks better than it is. ``candidates`` must not be empty.
+
+    Parameters
+    ----------
+    n_validation
+        How many cells the accuracies are of.
     """
     enough = [one for one in candidates if one.score.retention >= tuning.min_retention]
     rule = _RULES[tuning.rule if enough else "retention"]
     best = max(enough or candidates, key=lambda one: (rule(one), -one.bank_size, -one.number))
+    usual = next((one for one in enough if one.published), best)
+    margin = tuning.least_gain * _error(usual.score, tuning.rule, n_validation)
+    if usual is not best and rule(best) - rule(usual) < margin:
+        return Choice(usual.number, below=False, passed_over=best.number)
     return Choice(best.number, below=not enough)
+
+
+def _error(score: Score, rule: str, n: int) -> float:
+    """Return the standard error of what a rule looks at, by that of an accuracy of ``n`` cells alone."""
+    error = math.sqrt(score.accuracy * (1 - score.accuracy) / n) if n and rule != "retention" else 0.0
+    total = score.accuracy + score.retention
+    # By how much the harmonic mean changes with accuracy.
+    return error * 2 * (score.retention / total) ** 2 if rule == "harmonic_mean" and total else error
 
 
 def front(candidates: Sequence[Candidate]) -> list[int]:
