@@ -11,7 +11,7 @@ from tests.report.test_figures import test_nothing_is_clipped_and_no_tick_labels
 from tests.report.test_figures import texts
 from tests.report.test_page import Page
 from tests.report.test_terminal import rendered
-from tests.report.tuned import make_tuned
+from tests.report.tuned import RULE, make_tuned
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,13 @@ def test_what_is_out_of_the_ordinary_is_said():
     said = rendered(tuning_table(odd))
     assert "no trial keeps 99 % of the past" in said
     assert "max_minutes ended it" in said
+
+
+def test_it_is_said_that_the_published_point_was_kept_for_want_of_certainty():
+    unsure = make_tuned(chosen=0, rule=RULE | {"least_gain": 1.0, "passed_over": 6})
+    said = " ".join(rendered(tuning_table(unsure), width=200).split())
+    assert "trial 6 looks better than the published point by less than 1 standard errors" in said
+    assert "looks better" not in rendered(tuning_table(make_tuned()))
 
 
 def test_settings_that_are_tuned_as_well_have_their_column():

@@ -17,6 +17,9 @@ TRIALS = [
 ]
 
 
+RULE = {"name": "harmonic_mean", "min_retention": 0.9, "below": False, "least_gain": 0.0, "passed_over": None}
+
+
 def make_tuned(stage: str = "tumour-lymphoid", **changes: Any) -> dict[str, Any]:
     """Return tuned.json of a study of eight trials: the first is published, the seventh was chosen."""
     trials = [_trial(number, *row) for number, row in enumerate(TRIALS)]
@@ -28,9 +31,7 @@ def make_tuned(stage: str = "tumour-lymphoid", **changes: Any) -> dict[str, Any]
         "choice": dict(chosen["settings"]),
         "chosen": 6,
         "objectives": {name: chosen[name] for name in ("accuracy", "retention", "harmonic_mean", "value")},
-        "rule": {
-            "name": "harmonic_mean", "min_retention": 0.9, "below": False, "least_gain": 0.0, "passed_over": None,
-        },
+        "rule": RULE,
         "trials": trials,
         "states": {"complete": 5, "pruned": 2, "failed": 1},
         "tuning": {
