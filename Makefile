@@ -49,9 +49,9 @@ bench-tune:  ## what a study of 20 trials costs beside one full training of the 
 	@tools/setup.sh run
 	@python benchmarks/tuning.py
 
-bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: two hours
+bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: an hour (ARGS="--set tuning.least_gain=0")
 	@tools/setup.sh run
-	@python benchmarks/tuned.py --into .canal/tuned
+	@python benchmarks/tuned.py --into .canal/tuned $(ARGS)
 
 bench-calibration:  ## how far a confidence may be believed, over the test cells of all stages (ARGS="--root /tmp/immune")
 	@tools/setup.sh run
