@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
+from canal.digests import json_digest
 from canal.files import read_json, write_json
 from canal.tuning_config import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION
 
@@ -74,9 +75,11 @@ def params(name: str, data: Path | None, changes: Sequence[str]) -> dict[str, An
 
 def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
     """Learn the stream one way, unless that was done, and return what its last model does on test cells."""
-    kept = root.with_name(f"{root.name}-{way}.json")
+    kept, asked = root.with_name(f"{root.name}-{way}.json"), json_digest(arranged(document, way))
     if kept.is_file():
         known: Found = read_json(kept)
+        if known["asked"] != asked:
+            raise SystemExit(f"{kept} was measured with other parameters: give another --into")
         return known
     if not (root / ".git").is_dir():
         stream.make_project(root)
@@ -92,6 +95,7 @@ def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
         name: read_json(root / "models" / name / "history.json") for name in list(document["stages"])[1:]
     }
     found = {
+        "asked": asked,
         "row": evaluation["row"],
         "balanced": {name: one["balanced_accuracy"] for name, one in evaluation["per_stage"].items()},
         "average_accuracy": evaluation["average_accuracy"],

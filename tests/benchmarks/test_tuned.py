@@ -3,6 +3,7 @@
 import pytest
 import tuned
 
+from canal.files import write_json
 from canal.params import parse_config
 
 FOUND = {
@@ -38,3 +39,13 @@ def test_the_gain_is_told_seed_by_seed_and_drawn(capsys, tmp_path):
     assert "0.1 / 200" in said
     tuned.draw(FOUND, tmp_path / "tuned.png", "Stream embedded")
     assert (tmp_path / "tuned.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_was_measured_with_other_parameters_is_not_taken_for_these(tmp_path):
+    document = tuned.params("embedded", None, [])
+    asked = tuned.json_digest(tuned.arranged(document, "tuned"))
+    write_json(tmp_path / "embedded-0-tuned.json", {"asked": asked, "forgetting": 0.5})
+    assert tuned.measured(tmp_path / "embedded-0", document, "tuned")["forgetting"] == 0.5
+    other = tuned.params("embedded", None, ["tuning.least_gain=0"])
+    with pytest.raises(SystemExit, match="other parameters"):
+        tuned.measured(tmp_path / "embedded-0", other, "tuned")
