@@ -78,7 +78,7 @@ def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
     kept, asked = root.with_name(f"{root.name}-{way}.json"), json_digest(arranged(document, way))
     if kept.is_file():
         known: Found = read_json(kept)
-        if known["asked"] != asked:
+        if known.get("asked") != asked:
             raise SystemExit(f"{kept} was measured with other parameters: give another --into")
         return known
     if not (root / ".git").is_dir():
