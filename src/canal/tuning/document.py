@@ -38,7 +38,7 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
     study
         A study that has run.
     facts
-        What to say beside it, such as how many cells judged the trials.
+        What to say beside it; among them ``n_validation``, how many cells the accuracies are of.
     doubts
         Why the same study might choose otherwise another time, beside what it knows itself.
 
