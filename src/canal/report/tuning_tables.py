@@ -63,8 +63,8 @@ def _lines(document: Document) -> list[str]:
         lines.append(f"chosen by {rule['name']} among those that keep at least {wanted} of the past")
     if rule.get("passed_over") is not None:
         lines.append(
-            f"trial {rule['passed_over']} looks better than the published point by less than "
-            f"{rule['least_gain']:g} standard errors: the published point is kept"
+            f"trial {rule['passed_over']} looks better than the published point by too little to be sure "
+            f"(least_gain {rule['least_gain']:g}): the published point is kept"
         )
     if not document["reproducible"]:
         lines.append("another run might choose otherwise: " + "; ".join(document["because"]))
