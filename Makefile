@@ -49,7 +49,7 @@ bench-tune:  ## what a study of 20 trials costs beside one full training of the 
 	@tools/setup.sh run
 	@python benchmarks/tuning.py
 
-bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: an hour (ARGS="--set tuning.least_gain=0")
+bench-tuned:  ## tuned lambda and L against the published ones, on test cells, over three seeds: an hour (ARGS="--into /tmp/best --set tuning.least_gain=0")
 	@tools/setup.sh run
 	@python benchmarks/tuned.py --into .canal/tuned $(ARGS)
 

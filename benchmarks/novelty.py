@@ -30,12 +30,13 @@ from scipy.stats import rankdata
 from canal.config import Novelty
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
-from canal.continual.places import chosen_cells, fit_angle, fit_distance, fit_places
+from canal.continual.places import chosen_cells, fit_distance, fit_places
 from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
 from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule
+from canal.model.places import TypePlaces
 from canal.project import Project
 
 PUBLISHED = "published, query-scaled"
@@ -75,6 +76,11 @@ class Asked:
         scores, types = self.shadow.train
         rows = chosen_cells(types.tolist())
         return scores[torch.from_numpy(rows)], types[rows].tolist()
+
+    @cached_property
+    def places(self) -> TypePlaces:
+        """Where the types lie of trained cells, among gene scores."""
+        return fit_places(*self.trained)
 
     @cached_property
     def mixed(self) -> np.ndarray:
@@ -130,7 +136,7 @@ def mahalanobis(asked: Asked, manifold: bool) -> Scores:
     if manifold:
         distance = fit_distance(asked.shadow.head.from_scores(trained).manifold, types)
     else:
-        distance = fit_distance(trained, types)
+        distance = asked.places.distance
     known, test = (distance.of(part).numpy() for part in (asked.manifolds if manifold else asked.parts))
     return known, test
 
@@ -152,17 +158,15 @@ def neighbours(asked: Asked, manifold: bool) -> Scores:
 
 def angle(asked: Asked) -> Scores:
     """Return 1 - the cosine to the nearest type's centre, gene scores in units of their spread."""
-    found = fit_angle(*asked.trained)
-    known, test = (found.of(part).numpy() for part in asked.parts)
+    known, test = (asked.places.of(part).angle.numpy() for part in asked.parts)
     return known, test
 
 
 def canal(asked: Asked, with_angle: bool = True) -> Scores:
     """Return what a version learned today has: published score, distance and angle, blended."""
-    places = fit_places(*asked.trained)
+    places = asked.places if with_angle else replace(asked.places, angle=None)
     random = np.random.default_rng(asked.seed)
     known = (asked.parts[0], asked.shadow.known[1].tolist())
-    places = places if with_angle else replace(places, angle=None)
     rule = rule_of(asked.shadow.head, known, places, asked.settings, random)
     pairs = zip(asked.logits, asked.parts, strict=True)
     first, second = (rule.score(logits, places.of(part)) for logits, part in pairs)

@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from rich.table import Table
 from canal.continual.novelty import quantile_threshold, with_rule
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
-from canal.model.novelty import Blend
 from canal.project import Project
 
 CANAL = "canal"
@@ -70,8 +69,8 @@ def scored(annotator: Annotator, gene_scores: torch.Tensor) -> dict[str, np.ndar
     assert rule.blend is not None
     assert places is not None
     logits, apart = annotator.network.head.from_scores(gene_scores).logits.numpy(), places.of(gene_scores)
-    old = Blend(*(getattr(rule.blend, field.name) for field in fields(Blend)[:4]))
-    both = replace(rule, blend=old).score(logits, apart)
+    without_angle = replace(rule, blend=replace(rule.blend, angle_mean=None, angle_spread=None))
+    both = without_angle.score(logits, apart)
     values = (rule.published_score(logits), both, apart.angle.double().numpy(), rule.score(logits, apart))
     return dict(zip(SCORES, values, strict=True))
 
@@ -125,12 +124,11 @@ def measured(root: Path) -> dict[str, Any]:
     project = Project.open(root)
     torch.set_num_threads(project.config.threads)
     found = {}
-    for stage, entry in project.config.stages.items():
+    for stage in project.config.stages:
         sys.stderr.write(f"{project.layout.root.name}, {stage}\n")
         judge = Judge.of(project, stage)
         behind = [name for name in project.config.stages if stage in project.config.ancestors(name)]
         found[stage] = {
-            "parent": entry.parent,
             "n_cells": len(judge.expression),
             "lacking": lacking(judge, project.config.seed),
             "later": {later: shifted(project, judge, later) for later in behind},
@@ -154,10 +152,8 @@ def tables(name: str, found: dict[str, Any]) -> list[Table]:
                 _pair(*(each[rule][key] for rule in SCORES))
                 for key in ("false_unassigned", "noticed", "auroc")
             ]
-            missing = f"{other}, {each['genes_missing']} genes missing"
-            later.add_row(
-                stage, missing, str(each["n_known"]), values[0], str(each["n_unknown"]), *values[1:]
-            )
+            asked = f"{other}, {each['genes_missing']} genes missing"
+            later.add_row(stage, asked, str(each["n_known"]), values[0], str(each["n_unknown"]), *values[1:])
     return [gone, later]
 
 

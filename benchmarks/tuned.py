@@ -75,7 +75,8 @@ def params(name: str, data: Path | None, changes: Sequence[str]) -> dict[str, An
 
 def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
     """Learn the stream one way, unless that was done, and return what its last model does on test cells."""
-    kept, asked = root.with_name(f"{root.name}-{way}.json"), json_digest(arranged(document, way))
+    kept, wanted = root.with_name(f"{root.name}-{way}.json"), arranged(document, way)
+    asked = json_digest(wanted)
     if kept.is_file():
         known: Found = read_json(kept)
         if known.get("asked") != asked:
@@ -87,7 +88,7 @@ def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
         if downloads.is_dir():
             shutil.copytree(downloads, root / ".canal" / "downloads")
     last = list(document["stages"])[-1]
-    YAML().dump(arranged(document, way), root / "params.yaml")
+    YAML().dump(wanted, root / "params.yaml")
     # What is not registered is learned as params.yaml asks, so both ways can be learned in one folder.
     stream.run(root, "python", "-m", "canal.warm", "dvc", "repro")
     evaluation = read_json(root / "metrics" / last / "evaluation.json")

@@ -124,9 +124,7 @@ def test_among_some_scores_the_angle_is_that_of_those_alone(present, seed):
 @pytest.mark.parametrize("kept", [slice(0, 40), slice(20, 60), slice(0, 60, 4)])
 def test_known_cells_are_as_near_with_some_of_the_scores(kept):
     random = np.random.default_rng(0)
-    usual = np.concatenate(
-        [np.full(30, 9.0), np.full(30, 2.0)]
-    )  # the first half much steadier than the second
+    usual = np.concatenate([np.full(30, 9.0), np.full(30, 2.0)])  # the first half is much the steadier
     values = torch.from_numpy((usual + random.normal(size=(400, 60))).clip(0).astype(np.float32))
     angle, there = fit_angle(values[:300], ["A", "B", "C"] * 100), np.zeros(60, dtype=bool)
     there[kept] = True
