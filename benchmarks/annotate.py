@@ -3,7 +3,7 @@
     python benchmarks/annotate.py                                # 1,000, 10,000 and 100,000 cells, CSR
     python benchmarks/annotate.py --cells 1000000 --form csc     # one size, compressed by gene
     python benchmarks/annotate.py --only-obs                     # the labels alone instead of a copy
-    python benchmarks/annotate.py --root . --beside celltypist   # this project's version beside a rival
+    python benchmarks/annotate.py --root . --beside celltypist scanvi   # this project's version beside rivals
 
 The files are generated block by block, so that the generator stays small. Each is labelled by `annotate_h5ad`
 in a process of its own, whose largest resident memory (ru_maxrss: files mapped into memory count, too) the
@@ -37,6 +37,7 @@ from canal.model.annotator import Annotator
 from canal.project import Project
 
 GENES, PANEL = 30_000, 300
+RIVALS = ("celltypist", "scanvi")
 _BLOCK = 2000
 
 Row = dict[str, Any]
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--only-obs", action="store_true", help="write the labels alone")
     parser.add_argument("--folder", type=Path, help="for the files: 12 GB a million cells, twice for copies")
     parser.add_argument("--root", type=Path, help="project whose version answers; by default random weights")
-    parser.add_argument("--beside", nargs="*", default=[], choices=("celltypist",), help="needs --root")
+    parser.add_argument("--beside", nargs="*", default=[], choices=RIVALS, help="needs --root")
     parser.add_argument(
         "--cache", type=Path, default=Path(".canal/rivals"), help="where rivals are installed"
     )

@@ -22,7 +22,10 @@ from canal.continual import measures
 from canal.model.annotator import Annotator
 from canal.project import CellSet, Project
 
-PACKAGES = {"celltypist": ("celltypist==1.7.1", "scikit-learn<1.8")}  # 1.8 took away what it asks for
+PACKAGES = {
+    "celltypist": ("celltypist==1.7.1", "scikit-learn<1.8"),  # 1.8 took away what it asks for
+    "scanvi": ("scvi-tools==1.4.2", "torch==2.13.0"),
+}
 _LAST_WORDS = 200
 
 
@@ -61,9 +64,11 @@ class Arena:
         sets: dict[str, CellSet] = {"train": "train", "tests": "test"}
         for name, chosen in sets.items():
             parts = [project.cells(stage, chosen, genes) for stage in stages]
+            sizes = [len(part.cell_types) for part in parts]
             # Expression is log2(1 + counts per 10,000).
             values = np.concatenate([part.expression for part in parts]) * np.float32(np.log(2))
             obs = pd.DataFrame({"cell_type": [name for part in parts for name in part.cell_types]})
+            obs["stage"] = np.repeat(stages, sizes)
             obs.index = obs.index.astype(str)
             AnnData(csr_matrix(values), obs, pd.DataFrame(index=genes)).write_h5ad(folder / f"{name}.h5ad")
         return cls(folder, obs["cell_type"].to_numpy(dtype=object), genes)
@@ -93,7 +98,11 @@ def environment(name: str, cache: Path) -> Path:
     if not done.is_file():
         sys.stderr.write(f"installing {wanted[0]} into {folder}\n")
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        torch = [package for package in wanted if package.startswith("torch==")]
+        if torch and os.environ.get("TORCH_INDEX"):
+            subprocess.run([*install, "--index-url", os.environ["TORCH_INDEX"], *torch], check=True)
+        subprocess.run([*install, *wanted], check=True)
         done.touch()
     return python
 
@@ -132,6 +141,7 @@ def finished(command: Sequence[str], limits: Limits, threads: int | None = None)
             timeout=limits.seconds,
             preexec_fn=confine,
             env={**alone, **cores},
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
