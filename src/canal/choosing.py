@@ -189,9 +189,12 @@ def study_digest(project: Project, stage: str) -> str:
 
 def _facts(attempts: "Attempts") -> Document:
     """Return what stands beside the trials: which cells judged them, and what L is a part of."""
-    probe = attempts.lesson.probe
+    from canal.tuning.objective import effective_cells
+
+    validation, probe = attempts.lesson.validation, attempts.lesson.probe
     return {
-        "n_validation": len(attempts.lesson.validation),
+        "n_validation": len(validation),
+        "n_effective": round(effective_cells(validation.cell_types), 1),
         "n_probe": {name: probe.stages.count(name) for name in probe.stage_names},
         "n_bank": len(attempts.bank),
         "bank_capacity": attempts.capacity,

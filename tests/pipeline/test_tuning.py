@@ -104,6 +104,7 @@ def test_a_trial_cannot_reach_a_test_cell(tuned, monkeypatch):
     found = choose(project, "second", watch_trials)
     assert set(taken) == {("second", "train"), ("second", "validation")}
     assert found["n_validation"] == len(given.validation)
+    assert 1 <= found["n_effective"] <= len(given.validation)
     assert found == choose(project, "second", watch_trials)
 
 

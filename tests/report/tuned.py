@@ -42,6 +42,7 @@ def make_tuned(stage: str = "tumour-lymphoid", **changes: Any) -> dict[str, Any]
         "reproducible": True,
         "because": [],
         "n_validation": 166,
+        "n_effective": 63.7,
         "n_probe": {"pbmc": 142},
         "n_bank": 184,
         "bank_capacity": 200,

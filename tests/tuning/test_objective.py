@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.tuning.objective import Score, accuracy_by_stage, retention, score
+from canal.tuning.objective import Score, accuracy_by_stage, effective_cells, retention, score
 from tests.continual.lessons import first_learned, make_cells, second_lesson
 
 shares = st.floats(0, 1)
@@ -61,3 +61,16 @@ def test_the_teachers_accuracy_is_taken_stage_by_stage():
     assert found == {"first": pytest.approx(right.mean())}
     both = accuracy_by_stage(teacher, probe.concatenate([probe, make_cells({"B": 5}, "other", seed=9)]))
     assert list(both) == ["first", "other"]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.floats(0.1, 0.9))
+def test_effective_cells_are_those_of_an_accuracy_as_uncertain_as_the_balanced_one(counts, recall):
+    types = [name for name, n in enumerate(counts) for _ in range(n)]
+    variance = sum(recall * (1 - recall) / n for n in counts) / len(counts) ** 2
+    assert effective_cells(types) == pytest.approx(recall * (1 - recall) / variance)
+    assert effective_cells(types) <= len(types) + 1e-9
+
+
+def test_types_of_one_size_lose_no_cells_and_no_cells_are_none():
+    assert effective_cells(["B", "T"] * 10) == pytest.approx(20)
+    assert effective_cells([]) == 0

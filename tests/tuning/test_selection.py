@@ -16,8 +16,8 @@ def candidate(number, accuracy, retention, bank_size=100):
     return Candidate(number, score, score.value(0.01 * bank_size / 200), bank_size)
 
 
-def choose(candidates, tuning, n_validation=100):
-    return selection.choose(candidates, tuning, n_validation)
+def choose(candidates, tuning, n_effective=100):
+    return selection.choose(candidates, tuning, n_effective)
 
 
 grid = st.integers(0, 10).map(lambda n: n / 10)
@@ -64,7 +64,7 @@ def test_the_published_point_is_kept_unless_another_is_clearly_better():
     for errors, number, passed_over in ((0.0, 1, None), (1.5, 1, None), (1.6, 0, 1)):
         found = choose([usual, better], make_tuning(least_gain=errors))
         assert found == Choice(number, below=False, passed_over=passed_over)
-    assert choose([usual, better], make_tuning(least_gain=1.6), n_validation=1000).number == 1
+    assert choose([usual, better], make_tuning(least_gain=1.6), n_effective=1000).number == 1
     assert choose([usual, better], make_tuning(least_gain=1.5, rule="accuracy")).number == 1
     assert choose([usual, better], make_tuning(least_gain=1.7, rule="accuracy")).number == 0
     assert choose([usual, candidate(1, 0.4, 1.0)], make_tuning(least_gain=1.0)) == Choice(0, below=False)

@@ -15,7 +15,7 @@ from tests.tuning.make import QUIET, FakeLearner, fails_on, make_plan, run
 
 
 def document(study):
-    return study_document(study, {"n_validation": 40})
+    return study_document(study, {"n_effective": 40.0})
 
 
 def settings(study):

@@ -50,11 +50,13 @@ def tuning_table(document: Document) -> "Group":
 
 def _lines(document: Document) -> list[str]:
     states, rule = document["states"], document["rule"]
+    sure = document.get("n_effective")
+    no_surer = f" (types count alike: no surer than {sure:g} cells)" if sure is not None else ""
     probes = ", ".join(f"{n} probe cells of {stage}" for stage, n in document["n_probe"].items())
     lines = [
         f"{states['complete']} trials of {document['tuning']['epochs']} epochs to their end, "
         f"{states['pruned']} ended early, {states['failed']} failed",
-        f"judged on {document['n_validation']} validation cells of its own, {probes}",
+        f"judged on {document['n_validation']} validation cells of its own{no_surer}, {probes}",
     ]
     wanted = f"{100 * rule['min_retention']:g} %"
     if rule["below"]:

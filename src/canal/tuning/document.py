@@ -38,7 +38,7 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
     study
         A study that has run.
     facts
-        What to say beside it; among them ``n_validation``, how many cells the accuracies are of.
+        What to say beside it; among them ``n_effective`` (see `canal.tuning.selection.choose`).
     doubts
         Why the same study might choose otherwise another time, beside what it knows itself.
 
@@ -54,7 +54,7 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
     candidates = [_candidate(one) for one in trials if one["state"] == "complete"]
     if not candidates:
         raise TrainingError(_all_failed(study.plan.stage, trials))
-    choice = choose(candidates, tuning, facts["n_validation"])
+    choice = choose(candidates, tuning, facts["n_effective"])
     chosen = trials[choice.number]
     states = Counter(one["state"] for one in trials)
     because = [*doubts, *_not_reproducible(study, len(trials))]

@@ -5,7 +5,8 @@ Only validation cells of the new stage and probe sets of the earlier ones are lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,17 @@ def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> flo
     """
     shares = [min(1.0, student[stage] / accuracy) if accuracy else 1.0 for stage, accuracy in teacher.items()]
     return float(np.mean(shares)) if shares else 1.0
+
+
+def effective_cells(types: Sequence[str]) -> float:
+    """Return the number of cells of which an accuracy is as uncertain as the balanced one of these.
+
+    Where K types with n_k cells have equal recalls p, their mean has the variance p(1 - p) / K² · Σ 1/n_k,
+    an accuracy of n cells p(1 - p) / n: n = K² / Σ 1/n_k. A type of two cells is as heavy as one of a
+    hundred, so this is far below the number of cells. ``types``: one entry a cell; 0.0 for none.
+    """
+    counts = Counter(types).values()
+    return len(counts) ** 2 / sum(1 / n for n in counts) if counts else 0.0
 
 
 def accuracy_by_stage(annotator: Annotator, cells: LabelledCells) -> dict[str, float]:

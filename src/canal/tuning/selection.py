@@ -59,7 +59,7 @@ _RULES: dict[str, Callable[[Candidate], float]] = {
 }
 
 
-def choose(candidates: Sequence[Candidate], tuning: Tuning, n_validation: int) -> Choice:
+def choose(candidates: Sequence[Candidate], tuning: Tuning, n_effective: float) -> Choice:
     """Return the best trial by ``tuning.rule`` among those that keep ``tuning.min_retention`` of the past.
 
     Where none does it is the trial that keeps most. Ties go to the smaller L, then to the earlier trial. The
@@ -69,21 +69,21 @@ def choose(candidates: Sequence[Candidate], tuning: Tuning, n_validation: int) -
 
     Parameters
     ----------
-    n_validation
-        How many cells the accuracies are of.
+    n_effective
+        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.objective.effective_cells`).
     """
     enough = [one for one in candidates if one.score.retention >= tuning.min_retention]
     rule = _RULES[tuning.rule if enough else "retention"]
     best = max(enough or candidates, key=lambda one: (rule(one), -one.bank_size, -one.number))
     usual = next((one for one in enough if one.published), best)
-    margin = tuning.least_gain * _error(usual.score, tuning.rule, n_validation)
+    margin = tuning.least_gain * _error(usual.score, tuning.rule, n_effective)
     if usual is not best and rule(best) - rule(usual) < margin:
         return Choice(usual.number, below=False, passed_over=best.number)
     return Choice(best.number, below=not enough)
 
 
-def _error(score: Score, rule: str, n: int) -> float:
-    """Return the standard error of what a rule looks at, by that of an accuracy of ``n`` cells alone."""
+def _error(score: Score, rule: str, n: float) -> float:
+    """Return the standard error of what a rule looks at, by that of its accuracy alone."""
     error = math.sqrt(score.accuracy * (1 - score.accuracy) / n) if n and rule != "retention" else 0.0
     total = score.accuracy + score.retention
     # By how much the harmonic mean changes with accuracy.
