@@ -37,7 +37,7 @@ bench-memory:  ## memory of a stage of 100,000 cells at scBERT size
 	@tools/setup.sh run
 	@python benchmarks/memory.py
 
-bench-annotate:  ## cells a second and memory of labelling up to 100,000 cells x 30,000 genes (ARGS="--cells 1000000": more; ARGS="--root . --beside celltypist")
+bench-annotate:  ## cells a second and memory of labelling up to 100,000 cells x 30,000 genes (ARGS="--cells 1000000": more; ARGS="--root . --beside celltypist scanvi")
 	@tools/setup.sh run
 	@python benchmarks/annotate.py $(ARGS)
 
