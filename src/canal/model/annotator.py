@@ -145,10 +145,12 @@ class Annotator:
         ModelError
             If the rule needs places and there are none, or the other way round.
         """
-        wanted = rule.blend is not None, rule.blend is not None and rule.blend.needs_angle
-        if wanted != (places is not None, places is not None and places.angle is not None):
-            there = "are missing" if places is None else "are not what its rule asks for"
-            raise ModelError(f"the places of the learned types {there}; restore the model")
+        found = places.parts if places else ()
+        if rule.parts != found:
+            raise ModelError(
+                f"the novelty rule asks for {', '.join(rule.parts) or 'nothing'} from the places of the "
+                f"learned types, found {', '.join(found) or 'nothing'}; restore the model"
+            )
         return replace(self, novelty=rule, places=places)
 
     def without(self, missing: Collection[str]) -> Annotator:

@@ -45,9 +45,9 @@ class Blend:
             raise ModelError(f"a novelty rule's blend needs finite numbers and spreads > 0, found {found}")
 
     @property
-    def needs_angle(self) -> bool:
-        """Whether the angle to the learned types has a part."""
-        return self.angle_mean is not None
+    def parts(self) -> tuple[str, ...]:
+        """What it takes from `canal.model.places.TypePlaces`, which names its parts alike."""
+        return ("distance",) if self.angle_mean is None else ("distance", "angle")
 
     def of(self, score: np.ndarray, distance: np.ndarray, angle: np.ndarray) -> np.ndarray:
         """Return all parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
@@ -93,6 +93,11 @@ class NoveltyRule:
                 "a novelty rule needs finite numbers, temperature > 0 and energy_high > energy_low, "
                 f"found {asdict(self)}"
             )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it takes from `canal.model.places.TypePlaces`: nothing without a blend."""
+        return () if self.blend is None else self.blend.parts
 
     def energy(self, logits: np.ndarray) -> np.ndarray:
         """Return the energy of each cell, scaled to 0...1 and clipped, ``(n_cells,)``."""

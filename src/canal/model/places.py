@@ -32,6 +32,11 @@ class TypePlaces:
     distance: TypeDistance
     angle: TypeAngle | None = None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it tells of a cell."""
+        return ("distance",) if self.angle is None else ("distance", "angle")
+
     def of(self, scores: Tensor) -> Apart:
         """Return how far cells of gene scores ``(n_cells, n_genes + 1)`` are; angles are 0 without one."""
         distance = self.distance.of(scores)
