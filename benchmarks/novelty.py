@@ -28,19 +28,20 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from canal.config import Novelty
+from canal.continual.leaving_out import Noticed, best_parts, left_out
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
-from canal.continual.places import chosen_cells, fit_distance, fit_places
+from canal.continual.places import chosen_cells, fit_angle, fit_distance
 from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
 from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule
-from canal.model.places import TypePlaces
+from canal.model.places import PARTS, TypePlaces
 from canal.project import Project
 
 PUBLISHED = "published, query-scaled"
-CANAL = "published + distance + angle (canal)"
+CANAL = "chosen of these three (canal)"
 NEIGHBOURS = 5
 
 Scores = tuple[np.ndarray, np.ndarray]
@@ -49,11 +50,15 @@ Scores = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A shadow head's answers, and what the scores are made of: ``known`` and ``test`` alike."""
+    """A shadow head's answers, and what the scores are made of: ``known`` and ``test`` alike.
+
+    ``chosen`` is what canal adds to the published score.
+    """
 
     shadow: Shadow
     settings: Novelty
     seed: int
+    chosen: Sequence[str]
 
     @cached_property
     def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +85,7 @@ class Asked:
     @cached_property
     def places(self) -> TypePlaces:
         """Where the types lie of trained cells, among gene scores."""
-        return fit_places(*self.trained)
+        return TypePlaces(fit_distance(*self.trained), fit_angle(*self.trained))
 
     @cached_property
     def mixed(self) -> np.ndarray:
@@ -162,14 +167,15 @@ def angle(asked: Asked) -> Scores:
     return known, test
 
 
-def canal(asked: Asked, with_angle: bool = True) -> Scores:
-    """Return what a version learned today has: published score, distance and angle, blended."""
-    places = asked.places if with_angle else replace(asked.places, angle=None)
+def canal(asked: Asked, parts: Sequence[str] | None = None) -> Scores:
+    """Return the score of a version that adds these parts to the published score, by default the chosen."""
+    parts = asked.chosen if parts is None else parts
+    places = replace(asked.places, angle=asked.places.angle if "angle" in parts else None) if parts else None
     random = np.random.default_rng(asked.seed)
     known = (asked.parts[0], asked.shadow.known[1].tolist())
     rule = rule_of(asked.shadow.head, known, places, asked.settings, random)
     pairs = zip(asked.logits, asked.parts, strict=True)
-    first, second = (rule.score(logits, places.of(part)) for logits, part in pairs)
+    first, second = (rule.score(logits, places.of(part) if places else None) for logits, part in pairs)
     return first, second
 
 
@@ -183,7 +189,8 @@ METHODS: dict[str, Callable[[Asked], Scores]] = {
     "5th neighbour, manifold": partial(neighbours, manifold=True),
     "5th neighbour, gene scores": partial(neighbours, manifold=False),
     "angle, gene scores": angle,
-    "published + distance": partial(canal, with_angle=False),
+    "published + distance": partial(canal, parts=PARTS[:1]),
+    "published + distance + angle": partial(canal, parts=PARTS),
     CANAL: canal,
 }
 
@@ -204,10 +211,17 @@ class Case:
     novel: Mapping[str, np.ndarray]
 
 
-def case(name: str, stage: str, scores: GeneScores, settings: Novelty, seed: int) -> Case:
-    """Learn a head without type ``name`` and ask every method."""
+def case(
+    name: str, stage: str, scores: GeneScores, settings: Novelty, seed: int, noticed: Mapping[str, Noticed]
+) -> Case:
+    """Learn a head without type ``name`` and ask every method.
+
+    What canal adds to the published score is chosen as it is for a version, but for type ``name``, which has
+    no say: ``noticed`` is what `left_out` found.
+    """
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
-    asked, truth = Asked(shadow, settings, seed), shadow.test[1]
+    chosen = best_parts([one for other, one in noticed.items() if other != name])
+    asked, truth = Asked(shadow, settings, seed, chosen), shadow.test[1]
     said = np.array(shadow.labels, dtype=object)[asked.logits[1].argmax(axis=1)]
     found = {method: function(asked) for method, function in METHODS.items()}
     thresholds = {
@@ -231,8 +245,18 @@ def cases(project: Project, settings: Novelty) -> Iterator[Case]:
         cells = shadow_cells(project, stage, examination(project, stage))
         names = [name for name in annotator.labels if not obstacle(name, annotator.labels, cells)]
         scores = GeneScores.of(annotator, cells)
-        one = partial(case, stage=stage, scores=scores, settings=settings, seed=project.config.seed)
-        sys.stderr.write(f"{project.layout.root.name}, {stage}: {len(names)} types\n")
+        known, trained = ((part, types.tolist()) for part, types in (scores.known, scores.train))
+        noticed = left_out(annotator.labels, known, trained, settings, project.config.seed)
+        one = partial(
+            case,
+            stage=stage,
+            scores=scores,
+            settings=settings,
+            seed=project.config.seed,
+            noticed=noticed,
+        )
+        chosen = " + ".join(("published", *best_parts(list(noticed.values()))))
+        sys.stderr.write(f"{project.layout.root.name}, {stage}: {len(names)} types; {chosen}\n")
         yield from in_lanes(one, names)
 
 

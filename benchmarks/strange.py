@@ -30,7 +30,7 @@ from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
 from canal.project import Project
 
-CANAL = "canal"
+CANAL = "published + distance + angle"
 SCORES = ("published", "published + distance", "angle", CANAL)
 SHARES = (0.0, 0.1, 0.25, 0.5)
 DRAWS = 2

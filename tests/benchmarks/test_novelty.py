@@ -10,7 +10,9 @@ import torch
 from rich.console import Console
 
 from canal.config import Novelty
+from canal.continual.leaving_out import CHOICES
 from canal.continual.shadow import GeneScores
+from canal.model.places import PARTS
 
 pytestmark = pytest.mark.xdist_group("novelty")  # what its tests share is made once
 
@@ -33,7 +35,8 @@ def part(counts, seed):
 def cases():
     many = dict.fromkeys(TYPES, 25)
     scores = GeneScores(TYPES, part(many, 0), part(many, 1), part(many, 2))
-    return [novelty.case(name, "one", scores, SETTINGS, seed=0) for name in ("plasma", "T")]
+    noticed = {"B": dict.fromkeys(CHOICES, 0.0) | {PARTS: 1.0}, "T": dict.fromkeys(CHOICES, 0.0) | {(): 1.5}}
+    return [novelty.case(name, "one", scores, SETTINGS, 0, noticed) for name in ("plasma", "T")]
 
 
 def test_every_score_notices_a_type_unlike_the_others(cases):
@@ -41,8 +44,15 @@ def test_every_score_notices_a_type_unlike_the_others(cases):
     assert set(found) == set(novelty.METHODS)
     for method, one in found.items():
         assert one["auroc"] > 0.8, method
-    assert found[novelty.CANAL]["auroc"] > 0.99
+    assert found["published + distance + angle"]["auroc"] > 0.99
     assert found[novelty.CANAL]["own_false_unassigned"] < 0.3
+
+
+def test_a_type_has_no_say_in_what_it_is_noticed_by(cases):
+    plasma, t = cases  # of B and T the published score alone is the best, of B all three parts
+    for one, method in ((plasma, "published, fixed bounds"), (t, "published + distance + angle")):
+        by_rank = [np.argsort(one.scores[name]).tolist() for name in (novelty.CANAL, method)]
+        assert by_rank[0] == by_rank[1]
 
 
 def test_auroc_counts_pairs_and_half_of_ties():

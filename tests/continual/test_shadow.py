@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from canal.config import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.shadow import GeneScores, ShadowCells, shadow_heads
+from canal.model.places import PARTS
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
 
@@ -29,6 +32,7 @@ class Transparent:
     """A network whose gene scores are the expression itself."""
 
     labels = TYPES
+    novelty = SimpleNamespace(parts=PARTS)
 
     def gene_scores(self, expression):
         return torch.from_numpy(expression)

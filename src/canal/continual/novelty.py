@@ -16,19 +16,24 @@ from canal.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.head import Head
 from canal.model.novelty import Blend, NoveltyRule
-from canal.model.places import Apart, TypePlaces
+from canal.model.places import PARTS, Apart, TypePlaces
 
 _NARROWEST = 1e-6
 
 
 def with_rule(
-    annotator: Annotator, known: Scored, trained: Scored, settings: Novelty, seed: int
+    annotator: Annotator,
+    known: Scored,
+    trained: Scored,
+    settings: Novelty,
+    seed: int,
+    parts: Sequence[str] = PARTS,
 ) -> Annotator:
     """Return ``annotator`` with the rule by which it calls a cell Unassigned.
 
     The bounds between which energy is scaled are those of known cells and of mixtures of them, so that a
     query's answer never depends on its neighbours; bbae047 scales over the query set. To the published score
-    are added distance and angle to the nearest learned type, which notice far more (docs/novelty.md). The
+    are added ``parts``: distance and angle to the nearest learned type (docs/novelty.md). The
     threshold is that of `quantile_threshold`: it keeps a promise about known cells (at most
     ``settings.false_unassigned`` of them are called Unassigned) which the published `mixture_threshold` does
     not, for the mean over mixtures may fall anywhere among the scores of known cells.
@@ -46,13 +51,15 @@ def with_rule(
         Temperature, number of mixtures and share of known cells that may be called Unassigned.
     seed
         Draws the mixtures.
+    parts
+        What is added to the published score; see `canal.continual.leaving_out.chosen_parts`.
 
     Raises
     ------
     TrainingError
         If there are no known cells.
     """
-    places = fit_places(*trained)
+    places = fit_places(*trained, parts)
     generator = np.random.default_rng([seed, *b"novelty"])
     rule = rule_of(annotator.network.head, known, places, settings, generator)
     return annotator.with_novelty(rule, places)
@@ -61,7 +68,7 @@ def with_rule(
 def rule_of(
     head: Head,
     known: Scored,
-    places: TypePlaces,
+    places: TypePlaces | None,
     settings: Novelty,
     generator: np.random.Generator,
 ) -> NoveltyRule:
@@ -78,14 +85,15 @@ def rule_of(
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
     published = NoveltyRule(settings.temperature, low, high, threshold=1.0)
-    apart = places.of(scores)
-    rule = replace(published, blend=blend_of(published.score(logits), apart))
+    apart = None if places is None else places.of(scores)
+    blend = blend_of(published.score(logits), apart, places.parts) if places and apart else None
+    rule = replace(published, blend=blend)
     return replace(rule, threshold=quantile_threshold(rule.score(logits, apart), settings.false_unassigned))
 
 
-def blend_of(scores: np.ndarray, apart: Apart) -> Blend:
+def blend_of(scores: np.ndarray, apart: Apart, names: Sequence[str]) -> Blend:
     """Return what the parts of known cells' novelty usually are; what never varies weighs 1."""
-    parts = (scores, *(part.double().numpy() for part in apart))
+    parts = (scores, *(getattr(apart, name).double().numpy() for name in names))
     return Blend(*(value for part in parts for value in (float(part.mean()), float(part.std()) or 1.0)))
 
 

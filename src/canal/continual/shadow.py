@@ -59,8 +59,9 @@ def shadow_heads(
 
     The frozen network's scores of every gene are computed once. For each held-out type the head's linear
     layers are learned anew without its cells, a novelty rule is set without them, and the test cells are
-    asked. The backbone has seen the type, so this is kinder than leaving it out of the whole training.
-    ``hooks`` say where the training has kept features of its cells.
+    asked; the rule is made of the parts that the annotator's own is made of. The backbone has seen the type,
+    so this is kinder than leaving it out of the whole training. ``hooks`` say where the training has kept
+    features of its cells.
 
     Returns
     -------
@@ -75,7 +76,9 @@ def shadow_heads(
     scores = GeneScores.of(annotator, cells, hooks) if testable else None
     measured = []
     if scores is not None:
-        measured = in_lanes(partial(_measure, scores=scores, settings=settings, seed=seed), testable)
+        parts = annotator.novelty.parts if annotator.novelty else ()
+        one = partial(_measure, scores=scores, settings=settings, seed=seed, parts=parts)
+        measured = in_lanes(one, testable)
     return {
         "holdouts": measured,
         "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
@@ -141,21 +144,16 @@ def obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
     return ""
 
 
-def _measure(name: str, scores: GeneScores, settings: Novelty, seed: int) -> dict[str, Any]:
+def _measure(
+    name: str, scores: GeneScores, settings: Novelty, seed: int, parts: Sequence[str]
+) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
-    labels, (trained, own), (known, types) = shadow.labels, shadow.train, shadow.known
-    places = fit_places(trained, own.tolist())
     random = np.random.default_rng([seed, *_purpose(name).encode()])
-    rule = rule_of(shadow.head, (known, types.tolist()), places, settings, random)
-
-    asked, truth = shadow.test
-    logits = shadow.head.from_scores(asked).logits.detach().numpy()
-    score, unknown = rule.score(logits, places.of(asked)), truth == name
-    novel, said = rule.is_novel(score), np.array(labels, dtype=object)[logits.argmax(axis=1)]
-    known_accuracy = float(np.mean((said == truth)[~unknown] & ~novel[~unknown]))
-    unknown_accuracy = float(np.mean(novel[unknown]))
+    asked = ask(shadow, settings, random, parts)
+    unknown = shadow.test[1] == name
+    known_accuracy, unknown_accuracy = asked.accuracies(unknown)
     return {
         "type": name,
         "n_known": int((~unknown).sum()),
@@ -163,8 +161,34 @@ def _measure(name: str, scores: GeneScores, settings: Novelty, seed: int) -> dic
         "known_accuracy": known_accuracy,
         "unknown_accuracy": unknown_accuracy,
         "h_score": harmonic_mean(known_accuracy, unknown_accuracy),
-        "auroc": float(roc_auc_score(unknown, score)),
+        "auroc": float(roc_auc_score(unknown, asked.score)),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a shadow head says of its test cells: novelty, whether that is Unassigned, whether it is right."""
+
+    score: np.ndarray
+    novel: np.ndarray
+    right: np.ndarray
+
+    def accuracies(self, unknown: np.ndarray) -> tuple[float, float]:
+        """Return the share of known cells that are right and not Unassigned, and of unknown ones noticed."""
+        known = float(np.mean((self.right & ~self.novel)[~unknown]))
+        return known, float(np.mean(self.novel[unknown]))
+
+
+@torch.no_grad()
+def ask(shadow: Shadow, settings: Novelty, random: np.random.Generator, parts: Sequence[str]) -> Asked:
+    """Set a rule of these parts on the cells that a head knows, and ask about its test cells."""
+    (trained, own), (known, types), (cells, truth) = shadow.train, shadow.known, shadow.test
+    places = fit_places(trained, own.tolist(), parts)
+    rule = rule_of(shadow.head, (known, types.tolist()), places, settings, random)
+    logits = shadow.head.from_scores(cells).logits.numpy()
+    score = rule.score(logits, None if places is None else places.of(cells))
+    said = np.array(shadow.labels, dtype=object)[logits.argmax(axis=1)]
+    return Asked(score, rule.is_novel(score), said == truth)
 
 
 def _learn(

@@ -12,6 +12,7 @@ from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
+from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.novelty import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
@@ -88,9 +89,9 @@ def finish(
         own = annotator.network.head.from_scores(of_trained[: len(lesson.train)]).representation.numpy()
         logits = annotator.network.head.from_scores(of_known).logits.numpy()
     ranks = rank_candidates(lesson.train, own, annotator.prototypes(), annotator.labels)
-    judge = with_rule(
-        annotator, (of_known, known.cell_types), (of_trained, trained.cell_types), config.novelty, config.seed
-    )
+    seen, untrained = (of_trained, trained.cell_types), (of_known, known.cell_types)
+    parts = chosen_parts(annotator.labels, untrained, seen, config.novelty, config.seed)
+    judge = with_rule(annotator, untrained, seen, config.novelty, config.seed, parts)
     temperature = fit_temperature(logits, known.targets(annotator.labels))
     ids = config.sources[config.stages[lesson.stage].source].ontology
     return Finished(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from canal.errors import ModelError
-from canal.model.places import Apart
+from canal.model.places import PARTS, Apart
 
 _NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")
 _BLEND = "blend"
@@ -47,7 +47,7 @@ class Blend:
     @property
     def parts(self) -> tuple[str, ...]:
         """What it takes from `canal.model.places.TypePlaces`, which names its parts alike."""
-        return ("distance",) if self.angle_mean is None else ("distance", "angle")
+        return PARTS[:1] if self.angle_mean is None else PARTS
 
     def of(self, score: np.ndarray, distance: np.ndarray, angle: np.ndarray) -> np.ndarray:
         """Return all parts, each in standard deviations above its mean and summed, squeezed into 0...1."""

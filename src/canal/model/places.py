@@ -18,6 +18,10 @@ PLACES = "novelty.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
 
 
+PARTS = ("distance", "angle")
+"""What places may tell of a cell, the first alone or both."""
+
+
 class Apart(NamedTuple):
     """How far cells are from the nearest learned type: of `TypeDistance` and `TypeAngle`, ``(n_cells,)``."""
 
@@ -35,7 +39,7 @@ class TypePlaces:
     @property
     def parts(self) -> tuple[str, ...]:
         """What it tells of a cell."""
-        return ("distance",) if self.angle is None else ("distance", "angle")
+        return PARTS[:1] if self.angle is None else PARTS
 
     def of(self, scores: Tensor) -> Apart:
         """Return how far cells of gene scores ``(n_cells, n_genes + 1)`` are; angles are 0 without one."""
