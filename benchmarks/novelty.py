@@ -374,6 +374,9 @@ def _told(one: Case) -> dict[str, Any]:
         "n_known": int((~one.unknown).sum()),
         "n_unknown": int(one.unknown.sum()),
         "auroc": {method: auroc(score, one.unknown) for method, score in one.scores.items()},
+        "own_h_score": {
+            method: judged(novel, one.unknown, one.right)["h_score"] for method, novel in one.novel.items()
+        },
     }
 
 
