@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from canal.config import Novelty
 from canal.continual.leaving_out import Noticed, best_parts, left_out
 from canal.continual.measures import harmonic_mean
 from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
-from canal.continual.places import chosen_cells, fit_angle, fit_distance
+from canal.continual.places import chosen_cells, fit_distance
 from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
 from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
@@ -85,7 +85,7 @@ class Asked:
     @cached_property
     def places(self) -> TypePlaces:
         """Where the types lie of trained cells, among gene scores."""
-        return TypePlaces(fit_distance(*self.trained), fit_angle(*self.trained))
+        return self.shadow.places()
 
     @cached_property
     def mixed(self) -> np.ndarray:
@@ -170,7 +170,7 @@ def angle(asked: Asked) -> Scores:
 def canal(asked: Asked, parts: Sequence[str] | None = None) -> Scores:
     """Return the score of a version that adds these parts to the published score, by default the chosen."""
     parts = asked.chosen if parts is None else parts
-    places = replace(asked.places, angle=asked.places.angle if "angle" in parts else None) if parts else None
+    places = asked.places.only(parts)
     random = np.random.default_rng(asked.seed)
     known = (asked.parts[0], asked.shadow.known[1].tolist())
     rule = rule_of(asked.shadow.head, known, places, asked.settings, random)
@@ -245,8 +245,7 @@ def cases(project: Project, settings: Novelty) -> Iterator[Case]:
         cells = shadow_cells(project, stage, examination(project, stage))
         names = [name for name in annotator.labels if not obstacle(name, annotator.labels, cells)]
         scores = GeneScores.of(annotator, cells)
-        known, trained = ((part, types.tolist()) for part, types in (scores.known, scores.train))
-        noticed = left_out(annotator.labels, known, trained, settings, project.config.seed)
+        noticed = left_out(scores, settings, project.config.seed)
         one = partial(
             case,
             stage=stage,

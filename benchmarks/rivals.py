@@ -64,11 +64,10 @@ class Arena:
         sets: dict[str, CellSet] = {"train": "train", "tests": "test"}
         for name, chosen in sets.items():
             parts = [project.cells(stage, chosen, genes) for stage in stages]
-            sizes = [len(part.cell_types) for part in parts]
             # Expression is log2(1 + counts per 10,000).
             values = np.concatenate([part.expression for part in parts]) * np.float32(np.log(2))
             obs = pd.DataFrame({"cell_type": [name for part in parts for name in part.cell_types]})
-            obs["stage"] = np.repeat(stages, sizes)
+            obs["stage"] = [stage for part in parts for stage in part.stages]
             obs.index = obs.index.astype(str)
             AnnData(csr_matrix(values), obs, pd.DataFrame(index=genes)).write_h5ad(folder / f"{name}.h5ad")
         return cls(folder, obs["cell_type"].to_numpy(dtype=object), genes)

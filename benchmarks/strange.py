@@ -4,7 +4,7 @@
     python benchmarks/strange.py --root /tmp/immune --json
 
 Needs a finished `make run`, or a stream project of `stream.py`, and changes nothing in it. Each stage's model
-gets the novelty rule that a version learned today has, and its parts get thresholds for the same promise.
+gets the novelty rule of all three parts, and its parts get thresholds for the same promise.
 Then it is asked about test cells of later stages, which it never learned from, and about test cells that it
 may know, with genes taken away.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -40,18 +41,14 @@ def chosen_parts(
     known, trained
         As in `canal.continual.novelty.with_rule`. No test cell is looked at.
     """
-    found = left_out(labels, known, trained, settings, seed)
-    return best_parts(list(found.values()))
+    parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known, known)]
+    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed).values()))
 
 
-def left_out(
-    labels: Sequence[str], known: Scored, trained: Scored, settings: Novelty, seed: int
-) -> dict[str, Noticed]:
-    """Return for each type that can be left out how well each choice notices it."""
-    parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known)]
-    scores = GeneScores(tuple(labels), parts[0], parts[1], parts[1])
-    names = [name for name in labels if _can_be_left_out(name, scores)]
-    one = partial(_noticed, scores=scores, settings=settings, seed=seed)
+def left_out(scores: GeneScores, settings: Novelty, seed: int) -> dict[str, Noticed]:
+    """Return for each type that can be left out how well each choice notices it among the known cells."""
+    names = [name for name in scores.labels if _can_be_left_out(name, scores)]
+    one = partial(_noticed, scores=replace(scores, test=scores.known), settings=settings, seed=seed)
     return dict(zip(names, in_lanes(one, names), strict=True))
 
 
@@ -71,8 +68,9 @@ def _can_be_left_out(name: str, scores: GeneScores) -> bool:
 
 def _noticed(name: str, scores: GeneScores, settings: Novelty, seed: int) -> Noticed:
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
-    unknown = shadow.test[1] == name
-    return {
-        parts: harmonic_mean(*ask(shadow, settings, np.random.default_rng(seed), parts).accuracies(unknown))
-        for parts in CHOICES
-    }
+    places, unknown = shadow.places(), shadow.test[1] == name
+    found = {}
+    for parts in CHOICES:
+        asked = ask(shadow, settings, np.random.default_rng(seed), places.only(parts))
+        found[parts] = harmonic_mean(*asked.accuracies(unknown))
+    return found

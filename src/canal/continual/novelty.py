@@ -59,7 +59,7 @@ def with_rule(
     TrainingError
         If there are no known cells.
     """
-    places = fit_places(*trained, parts)
+    places = fit_places(*trained).only(parts)
     generator = np.random.default_rng([seed, *b"novelty"])
     rule = rule_of(annotator.network.head, known, places, settings, generator)
     return annotator.with_novelty(rule, places)
@@ -85,9 +85,10 @@ def rule_of(
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
     published = NoveltyRule(settings.temperature, low, high, threshold=1.0)
-    apart = None if places is None else places.of(scores)
-    blend = blend_of(published.score(logits), apart, places.parts) if places and apart else None
-    rule = replace(published, blend=blend)
+    rule, apart = published, None
+    if places is not None:
+        apart = places.of(scores)
+        rule = replace(published, blend=blend_of(published.score(logits), apart, places.parts))
     return replace(rule, threshold=quantile_threshold(rule.score(logits, apart), settings.false_unassigned))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from canal.model.angle import TypeAngle
 from canal.model.annotator import spread
 from canal.model.distance import TypeDistance
-from canal.model.places import PARTS, TypePlaces
+from canal.model.places import TypePlaces
 
 MOST_CELLS_A_TYPE = 200
 """Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""
@@ -29,7 +29,7 @@ def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def fit_places(scores: Tensor, cell_types: Sequence[str], parts: Sequence[str] = PARTS) -> TypePlaces | None:
+def fit_places(scores: Tensor, cell_types: Sequence[str]) -> TypePlaces:
     """Return where the types lie of cells that were trained on: `fit_distance` and `fit_angle` of some.
 
     Parameters
@@ -38,14 +38,10 @@ def fit_places(scores: Tensor, cell_types: Sequence[str], parts: Sequence[str] =
         Gene scores ``(n_cells, n_genes + 1)`` of at least one cell; see `chosen_cells` for those that count.
     cell_types
         The type of each.
-    parts
-        What the places are to tell of a cell; for nothing there are none.
     """
-    if not parts:
-        return None
     rows = chosen_cells(cell_types)
     some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
-    return TypePlaces(fit_distance(some, types), fit_angle(some, types) if "angle" in parts else None)
+    return TypePlaces(fit_distance(some, types), fit_angle(some, types))
 
 
 def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:

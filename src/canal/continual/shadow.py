@@ -23,6 +23,7 @@ from canal.continual.seeds import generator
 from canal.model.annotator import Annotator
 from canal.model.head import Head, centre, new_head
 from canal.model.lanes import in_lanes
+from canal.model.places import TypePlaces
 
 Part = tuple[Tensor, np.ndarray]
 
@@ -119,6 +120,11 @@ class Shadow:
     known: Part
     test: Part
 
+    def places(self) -> TypePlaces:
+        """Return where the types lie that it learned."""
+        scores, types = self.train
+        return fit_places(scores, types.tolist())
+
 
 def learn_without(name: str, scores: GeneScores, epochs: int, seed: int) -> Shadow:
     """Return a head whose linear layers are learned anew without the cells of type ``name``."""
@@ -151,7 +157,7 @@ def _measure(
 
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
     random = np.random.default_rng([seed, *_purpose(name).encode()])
-    asked = ask(shadow, settings, random, parts)
+    asked = ask(shadow, settings, random, shadow.places().only(parts))
     unknown = shadow.test[1] == name
     known_accuracy, unknown_accuracy = asked.accuracies(unknown)
     return {
@@ -180,10 +186,9 @@ class Asked:
 
 
 @torch.no_grad()
-def ask(shadow: Shadow, settings: Novelty, random: np.random.Generator, parts: Sequence[str]) -> Asked:
-    """Set a rule of these parts on the cells that a head knows, and ask about its test cells."""
-    (trained, own), (known, types), (cells, truth) = shadow.train, shadow.known, shadow.test
-    places = fit_places(trained, own.tolist(), parts)
+def ask(shadow: Shadow, settings: Novelty, random: np.random.Generator, places: TypePlaces | None) -> Asked:
+    """Set a rule with these places on the cells that a head knows, and ask about its test cells."""
+    (known, types), (cells, truth) = shadow.known, shadow.test
     rule = rule_of(shadow.head, (known, types.tolist()), places, settings, random)
     logits = shadow.head.from_scores(cells).logits.numpy()
     score = rule.score(logits, None if places is None else places.of(cells))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,6 @@ from canal.model.distance import TypeDistance
 
 PLACES = "novelty.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
-
-
 PARTS = ("distance", "angle")
 """What places may tell of a cell, the first alone or both."""
 
@@ -40,6 +39,10 @@ class TypePlaces:
     def parts(self) -> tuple[str, ...]:
         """What it tells of a cell."""
         return PARTS[:1] if self.angle is None else PARTS
+
+    def only(self, parts: Collection[str]) -> TypePlaces | None:
+        """Return the places that tell these of its parts alone; for nothing there are none."""
+        return replace(self, angle=self.angle if "angle" in parts else None) if parts else None
 
     def of(self, scores: Tensor) -> Apart:
         """Return how far cells of gene scores ``(n_cells, n_genes + 1)`` are; angles are 0 without one."""
