@@ -112,6 +112,7 @@ def examination(project: Project, stage: str) -> "Examination":
     from canal.continual.evaluation import EVALUATION, Examination
     from canal.continual.probe import Probe
     from canal.continual.stage import PROBE
+    from canal.model.annotator import Annotator
 
     config, layout, genes = project.config, project.layout, _panel_of(project, stage)
     parent = config.stages[stage].parent
@@ -123,6 +124,7 @@ def examination(project: Project, stage: str) -> "Examination":
         },
         earlier=earlier,
         probe=Probe.load(layout.model(stage) / PROBE, genes).cells,
+        parent=None if parent == BACKBONE else Annotator.load(layout.model(parent) / "model"),
     )
 
 

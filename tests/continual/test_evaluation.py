@@ -153,3 +153,19 @@ def test_a_given_reason_is_told(annotator, exam):
 def test_rows_must_fit_the_stages(exam):
     with pytest.raises(TrainingError, match=r"rows of \[1, 2\] entries.*found \[1\]"):
         Examination(exam.tests, [[0.9]], exam.probe)
+
+
+def test_what_the_parent_made_of_a_stage_before_it_was_learned(annotator, exam):
+    parent = make_annotator(("B", "NK"))  # T cells, which it does not know, do not count
+    own = exam.tests["ant"]
+    known = [i for i, name in enumerate(own.cell_types) if name != "T"]
+    said = parent.predict(own.expression[known]).labels
+    right = sum(own.cell_types[i] == label for i, label in zip(known, said, strict=True))
+    asked = Examination(exam.tests, exam.earlier, exam.probe, parent=parent)
+    before = evaluate(annotator, asked, NOVELTY, seed=0).document["before"]
+    assert before == {"n": len(known), "accuracy": right / len(known)}
+
+
+def test_a_parent_that_knows_none_of_the_types_is_not_asked(annotator, exam):
+    asked = Examination(exam.tests, exam.earlier, exam.probe, parent=make_annotator(("mast", "pDC")))
+    assert "before" not in evaluate(annotator, asked, NOVELTY, seed=0).document

@@ -181,3 +181,8 @@ def test_save_refuses_nothing_half_written(tmp_path):
     with pytest.raises(ValueError, match="not supported"):
         figures.save(figure, tmp_path / "figure.nonsense")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_r_matrix_writes_what_the_parent_made_of_a_stage_in_brackets():
+    figure = figures.r_matrix(["a", "b"], [[0.9], [0.8, 0.7]], {("a", "b"): 0.4567})
+    assert "(45.7)" in texts(figure)

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from canal.report.terminal import next_commands, summary, version_panel, versions_table
+from canal.report.terminal import matrix_table, next_commands, summary, version_panel, versions_table
 from tests.report.make import MATRIX, STAGES, make_digest, make_evaluation
 
 
@@ -95,6 +95,15 @@ def test_what_was_not_measured_is_a_dash_and_left_out_of_the_mean(evaluations):
     (row,) = [line.split() for line in text.splitlines() if line.startswith("tumour-lymphoid")]
     assert row == ["tumour-lymphoid", "-", "80.0", "80.0"]
     assert "forgetting -" in text
+
+
+def test_what_the_parent_made_of_a_stage_stands_in_brackets(evaluations):
+    asked = [*evaluations[:-1], {**evaluations[-1], "before": {"n": 30, "accuracy": 0.6137}}]
+    lines = rendered(matrix_table(asked)).splitlines()
+    row = next(line for line in lines if line.split()[:1] == [evaluations[-2]["stage"]])
+    assert "(61.4)" in row
+    assert any(line.startswith("(…): ") for line in lines)
+    assert "(" not in rendered(matrix_table(evaluations))
 
 
 def test_an_empty_registry_says_so(evaluations):

@@ -42,6 +42,8 @@ class Examination:
         The probe of all stages, also of those whose test cells are gone.
     reasons : dict
         Why a stage's test cells are not available.
+    parent : Annotator or None
+        The model that the stage was learned on; None for a lineage's first stage.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Examination:
     earlier: Sequence[measures.Row]
     probe: LabelledCells
     reasons: Mapping[str, str] = field(default_factory=dict)
+    parent: Annotator | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.earlier]
@@ -117,6 +120,7 @@ def evaluate(annotator: Annotator, exam: Examination, novelty: Mapping[str, Any]
         "labels": list(annotator.labels),
         "row": row,
         "matrix": matrix,
+        **_before(exam),
         "average_accuracy": measures.average_accuracy(matrix),
         "backward_transfer": measures.backward_transfer(matrix),
         "forgetting": measures.forgetting(matrix),
@@ -153,6 +157,23 @@ def _stage_measures(cells: LabelledCells, answer: Prediction, labels: Sequence[s
         "recall": measures.recall_by_type(truth, said),
         "confusion": {"labels": names, "counts": measures.confusion(truth, said, names)},
     }
+
+
+def _before(exam: Examination) -> dict[str, Any]:
+    """Return how the parent's model did on the new stage's test cells, before it was learned.
+
+    Only cells of types that it knows are judged; nothing is returned where there is none of them.
+    """
+    stage = list(exam.tests)[-1]
+    cells = exam.measured.get(stage)
+    if exam.parent is None or cells is None:
+        return {}
+    known = [place for place, name in enumerate(cells.cell_types) if name in exam.parent.labels]
+    if not known:
+        return {}
+    said = exam.parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
+    accuracy = measures.accuracy([cells.cell_types[place] for place in known], said)
+    return {"before": {"n": len(known), "accuracy": accuracy}}
 
 
 def _probe_measures(annotator: Annotator, probe: LabelledCells) -> dict[str, Any]:

@@ -60,6 +60,18 @@ def accuracy_matrix(evaluations: Sequence[Document]) -> tuple[list[str], list[li
     return stages, [[rows[model].get(stage) for stage in stages] for model in stages]
 
 
+def before_learning(evaluations: Sequence[Document]) -> dict[tuple[str, str], float]:
+    """Return how the parent of each stage did on its test cells: {(parent, stage): accuracy}.
+
+    Versions measured before canal did this have none.
+    """
+    return {
+        (one["stages"][-2], one["stage"]): one["before"]["accuracy"]
+        for one in evaluations
+        if one.get("before") and len(one["stages"]) > 1
+    }
+
+
 def lineage(evaluations: Sequence[Document], stage: str) -> list[Document]:
     """Return the evaluations of ``stage`` and of its ancestors, oldest first."""
     by_stage = {evaluation["stage"]: evaluation for evaluation in evaluations}

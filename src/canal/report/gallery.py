@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from canal.report import figures
-from canal.report.documents import Document, StageReport, accuracy_matrix
+from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,4 +41,4 @@ def confusion_figures(stage: StageReport) -> dict[str, "Figure"]:
 
 def matrix_figure(evaluations: Sequence[Document]) -> "Figure":
     """Return the heat map of R over these evaluations."""
-    return figures.r_matrix(*accuracy_matrix(evaluations))
+    return figures.r_matrix(*accuracy_matrix(evaluations), before_learning(evaluations))

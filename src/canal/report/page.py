@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from canal.data.split import RESERVE, SETS
 from canal.files import new_file
 from canal.report import figures
-from canal.report.documents import Document, StageReport, accuracy_matrix, lineage
+from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
 from canal.report.numbers import count, decimal, percent, points
 from canal.report.tuning import tuning_figures
@@ -71,11 +71,17 @@ def _run(stages: Sequence[StageReport]) -> dict[str, Any] | None:
         return None
     names, matrix = accuracy_matrix([stage.evaluation for stage in stages])
     by_name = {stage.name: stage for stage in stages}
+    before = before_learning([stage.evaluation for stage in stages])
     rows = [
         {
             "name": name,
             "report": by_name.get(name),
-            "squares": [_square(value, row, j) for j, value in enumerate(line)],
+            "squares": [
+                f"({100 * before[name, names[j]]:.1f})"
+                if (name, names[j]) in before
+                else _square(value, row, j)
+                for j, value in enumerate(line)
+            ],
         }
         for row, (name, line) in enumerate(zip(names, matrix, strict=True))
     ]

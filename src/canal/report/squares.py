@@ -39,7 +39,11 @@ def confusion(entry: Mapping[str, Any], title: str) -> "Figure":
 
 
 @styled
-def r_matrix(stages: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> "Figure":
+def r_matrix(
+    stages: Sequence[str],
+    matrix: Sequence[Sequence[float | None]],
+    before: Mapping[tuple[str, str], float] | None = None,
+) -> "Figure":
     """Draw R[i, j], the accuracy on stage j's test cells after stage i, in percent.
 
     Parameters
@@ -48,6 +52,8 @@ def r_matrix(stages: Sequence[str], matrix: Sequence[Sequence[float | None]]) ->
         Names of the stages, oldest first.
     matrix
         One row a model, up to its own stage; None where the test cells are not available.
+    before
+        Accuracy of a stage's parent on its cells, {(parent, stage): ...}: written in brackets.
     """
     size = len(stages)
     squares = [[_at(row, column) for column in range(size)] for row in matrix]
@@ -59,6 +65,9 @@ def r_matrix(stages: Sequence[str], matrix: Sequence[Sequence[float | None]]) ->
         for column, value in enumerate(values[: row + 1]):
             text, ink = ("–", MUTED) if math.isnan(value) else (f"{100 * value:.1f}", ink_on(value))
             _number(axis, (row, column), text, ink, 10 if size <= 8 else 8)
+    for (model, stage), value in (before or {}).items():
+        place = (stages.index(model), stages.index(stage))
+        _number(axis, place, f"({100 * value:.1f})", MUTED, 9 if size <= 8 else 7)
     _name_squares(axis, stages, stages)
     axis.set_ylabel("Model after …")
     axis.set_xlabel("Accuracy on the test cells of …, %")

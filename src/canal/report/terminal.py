@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from canal.report.documents import Document, accuracy_matrix
+from canal.report.documents import Document, accuracy_matrix, before_learning
 from canal.report.tables import table as _table
 from canal.report.tables import text as _text
 
@@ -42,6 +42,7 @@ def matrix_table(evaluations: Sequence[Document]) -> "Table":
     accuracy when it was learned, and now.
     """
     stages, matrix = accuracy_matrix(evaluations)
+    before = before_learning(evaluations)
     table = _table("Accuracy on each stage's test cells, %")
     if sum(len(stage) + 2 for stage in stages) > _ROOM_FOR_NAMES:
         return _fill_then_and_now(table, stages, matrix)
@@ -51,7 +52,13 @@ def matrix_table(evaluations: Sequence[Document]) -> "Table":
     table.add_column("mean", justify="right", style="bold")
     for number, (stage, row) in enumerate(zip(stages, matrix, strict=True), start=1):
         squares = [_square(value, index < number) for index, value in enumerate(row)]
+        for index, later in enumerate(stages):
+            if (stage, later) in before:
+                squares[index] = _text(f"({_percent(before[stage, later])})", "dim")
         table.add_row(_text(stage), *squares, _percent(_mean(row)))
+    if before:
+        table.caption = "(…): the next stage's cells of known types, before they were learned"
+        table.caption_justify = "left"
     return table
 
 
