@@ -1,7 +1,7 @@
 """What a study costs: 20 trials beside one full training of the same stage, in one run.
 
-    python benchmarks/tuning.py                                  # tumour-lymphoid of this project
-    python benchmarks/tuning.py --stage tumour-myeloid --json
+    python benchmarks/tuning.py                                  # kang-ctrl of this project
+    python benchmarks/tuning.py --stage kang-ctrl --json
 
 Needs a finished `make run`, of which it reads cells, splits and the parent's model, and changes nothing.
 Frozen features are computed first, since both share them; they are told apart. The training is as long as
@@ -80,7 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, default=None, help="project folder; by default this one")
-    parser.add_argument("--stage", default="tumour-lymphoid", help="a stage that is tuned")
+    parser.add_argument("--stage", default="kang-ctrl", help="a stage that is tuned")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Run by `benchmarks/kinds.py` with one canal's code: takes jobs as JSON lines, answers each from a process of its own.
+"""Run by `benchmarks/kinds.py` with one canal: takes jobs as JSON lines, does each in a process of its own.
 
 It uses only what canal has had since b42cc87, so that an earlier revision can be measured in the same way.
 """

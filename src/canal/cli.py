@@ -159,7 +159,7 @@ def annotate(
     show_result(annotation_table(summary.to_json()), as_json=False)
 
 
-@app.command(epilog="Example: canal validate new.h5ad --stage tumour-myeloid")
+@app.command(epilog="Example: canal validate new.h5ad --stage tumour")
 def validate(
     file: Annotated[Path, typer.Argument(help="An h5ad file.")],
     stage: Annotated[

@@ -17,10 +17,10 @@ Cell = Annotated[str | None, typer.Option(help="One cell: SOURCE:NAME, as versio
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands to the command line."""
     example = "Example: canal"
-    app.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc")(
+    app.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc3k")(
         lineage
     )
-    app.command(epilog=f"{example} impact pbmc --batch donor-4")(impact)
+    app.command(epilog=f"{example} impact kang-ctrl")(impact)
     app.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
     app.command(epilog=f"{example} who labelled.h5ad")(who)
 

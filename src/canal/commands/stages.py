@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
         epilog="Example: canal stage add lung --file lung.h5ad --values counts --batch donor --commit    "
         "canal stage add myeloid --from-novel novel.csv"
     )(add)
-    group.command(epilog="Example: canal stage relearn tumour-myeloid --commit")(relearn)
+    group.command(epilog="Example: canal stage relearn tumour --commit")(relearn)
     app.add_typer(group, name="stage")
 
 

@@ -13,8 +13,8 @@ def add_to(app: typer.Typer) -> None:
     """Add this module's commands to the command line."""
     group = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
     example = "Example: canal tune"
-    group.command(epilog=f"{example} show tumour-lymphoid")(show)
-    group.command(epilog=f"{example} run tumour-lymphoid --jobs 2")(run)
+    group.command(epilog=f"{example} show kang-ctrl")(show)
+    group.command(epilog=f"{example} run kang-ctrl --jobs 2")(run)
     app.add_typer(group, name="tune")
 
 
