@@ -4,8 +4,8 @@ r"""Kinds of hostile and odd inputs: how many of each are answered rightly, now 
 
 Every case of `inputs/` is made of 240 cells of the tumour sample, as whole counts, and handed to the gate, or
 to annotation with the model of --root. Right is what the case says: the labels that the same cells have as
-counts, or a refusal or a warning that names the cause; nothing left behind, nothing else changed. A traceback,
-a crash, a process of over 30 s or 8 GiB is never right.
+counts, or a refusal or a warning that names the cause; nothing left behind, nothing else changed. A
+traceback, a crash, a process of over 30 s or 8 GiB is never right.
 """
 
 import argparse
