@@ -98,7 +98,8 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
     table, _ = describe_cells(file, subject.source_name, subject.source)
     rows = table["row"].to_numpy()
     names = np.array(file.obs_names(), dtype=object)[rows]
-    matrix = file.matrix(subject.source.layer)
+    matrix, none = file.matrix(subject.source.layer), file.not_genes(subject.source.layer)
+    is_gene = np.flatnonzero(none.is_gene)
     blocks = [measure_cells(csr_matrix((0, matrix.shape[1]), dtype=np.float32), subject.source.values)]
     sample: list[csr_matrix] = []
     for start, block in matrix.chunks(subject.chunk_cells):
@@ -106,6 +107,7 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
         if first == last:
             continue
         chosen = block[rows[first:last] - start]
+        chosen = csr_matrix(chosen[:, is_gene]) if none.kinds else chosen
         blocks.append(measure_cells(chosen, subject.source.values))
         if (missing := _SAMPLE_CELLS - sum(part.shape[0] for part in sample)) > 0:
             sample.append(chosen[:missing])
