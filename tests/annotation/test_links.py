@@ -154,7 +154,7 @@ def _judge(path, folder):
     judge_file(subject, PrepareSettings(1, 10), Gate())
 
 
-def _label_all(path, folder):
+def _label(path):
     with open_labelled(path):
         pass
 
@@ -162,7 +162,7 @@ def _label_all(path, folder):
 READERS = {
     "prepare": _prepare,
     "validate": _judge,
-    "novel": _label_all,
+    "novel": lambda path, folder: _label(path),
     "who": lambda path, folder: read_noted(path),
     "backbone import": lambda path, folder: read_gene_list(path),
     "training": lambda path, folder: PreparedCells(path).obs,
@@ -245,7 +245,7 @@ def test_what_leaves_a_zarr_store_is_refused(annotator, adata, tmp_path, write, 
         finally:
             os.chdir(where)
         message = "obs/batch/s is a socket"
-    for command in (lambda: label_h5ad(annotator, store), lambda: _label_all(store, tmp_path)):
+    for command in (lambda: label_h5ad(annotator, store), lambda: _label(store)):
         with pytest.raises(DataError, match=message):
             command()
     with pytest.raises(DataError, match=message):
@@ -295,11 +295,7 @@ def test_a_link_out_of_a_10x_folder_is_refused(annotator, adata, tmp_path):
 def test_a_pipe_or_device_is_no_file(annotator, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5ad")
     for path, what in ((tmp_path / "pipe.h5ad", "named pipe"), (Path("/dev/zero"), "device")):
-        for read in (
-            lambda path: label_h5ad(annotator, path),
-            read_noted,
-            lambda path: _label_all(path, None),
-        ):
+        for read in (lambda path: label_h5ad(annotator, path), read_noted, _label):
             with pytest.raises(DataError, match=what):
                 read(path)
 
@@ -327,8 +323,5 @@ def test_files_are_opened_in_one_place():
         and '"w"' not in line
         and ".read_h5ad, " not in line
     }
-    assert {name for name, _ in found} <= {
-        "data/hdf5.py",
-        "data/zarr_store.py",
-        "annotation/new_output.py",
-    }, found
+    allowed = {"data/hdf5.py", "data/zarr_store.py", "annotation/new_output.py"}
+    assert {name for name, _ in found} <= allowed, found

@@ -39,11 +39,11 @@ class TenxFile(Barcoded):
         needed = {"barcodes", "data", "indices", "indptr", "shape"}
         groups = [node for node in file.values() if isinstance(node, h5py.Group) and needed <= set(node)]
         if len(groups) > 1:
+            genomes = [node.name.lstrip("/") for node in groups]
             raise DataError(
-                f"{file.filename}: there are matrices of {len(groups)} genomes, "
-                f"{listed([node.name.lstrip('/') for node in groups])}: write the genome of the "
-                f"model's cells to its own file, as with scanpy.read_10x_h5(PATH, genome={groups[0].name.lstrip('/')!r})"
-                ".write_h5ad(OUT)"
+                f"{file.filename}: there are matrices of {len(genomes)} genomes, {listed(genomes)}: write "
+                "the one that the model knows to its own file, as with "
+                f"scanpy.read_10x_h5(PATH, genome={genomes[0]!r}).write_h5ad(OUT)"
             )
         return groups[0] if groups else None
 
