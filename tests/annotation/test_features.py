@@ -61,9 +61,7 @@ def test_they_count_in_no_format(annotator, genes, tmp_path, column, write):
 def test_they_are_told_and_may_be_in_units_of_their_own(annotator, genes, form):
     both = with_others(genes, "feature_types", lambda counts: np.log1p(counts) - 1)
     both.X = form(both.X)
-    with pytest.warns(
-        UserWarning, match="5 of 65 features are no genes and count nowhere: 5 Anti"
-    ):
+    with pytest.warns(UserWarning, match="5 of 65 features are no genes and count nowhere: 5 Anti"):
         found = annotate_adata(annotator, both)
     same(found, annotate_adata(annotator, genes))
     assert found.attrs["canal"]["values"] == "counts"

@@ -262,12 +262,13 @@ def _check_missing(data: Any, indices: Any, pointers: np.ndarray) -> None:
     A chunk of ``data`` that is not there was lost, or is one of stored zeros, which no one can tell. One of
     ``indices`` would give the first gene to each of its values: right only where each is of another cell.
     """
-    if lost := getattr(data, "nchunks", 0) - getattr(data, "nchunks_initialized", 0):
+    lost = getattr(data, "nchunks", 0) - getattr(data, "nchunks_initialized", 0)
+    if lost > 0:  # a shard that reaches over the end counts as whole
         raise ValueError(
             f"{lost} of {data.nchunks} chunks are not there: they were lost, or hold stored zeros alone "
             "(scipy: eliminate_zeros)"
         )
-    if getattr(indices, "nchunks", 0) == getattr(indices, "nchunks_initialized", 0):
+    if getattr(indices, "nchunks", 0) <= getattr(indices, "nchunks_initialized", 0):
         return
     step, before = int((getattr(indices, "shards", None) or indices.chunks)[0]), -1
     for start in range(0, indices.shape[0], step):
