@@ -210,17 +210,17 @@ def check_adata(adata: Any) -> None:
             f"expected an AnnData, found the path {str(adata)!r}: read it with anndata.read_h5ad, or label "
             "the file with `canal annotate`"
         )
+    if isinstance(adata, pd.DataFrame):
+        raise DataError(
+            f"expected an AnnData, found a table of {adata.shape[0]:,} x {adata.shape[1]:,}: where rows are "
+            "cells and columns genes, give anndata.AnnData(table)"
+        )
     if hasattr(adata, "mod") and not isinstance(adata, AnnData):
         kinds = list(adata.mod)
         chosen = "rna" if "rna" in kinds or not kinds else kinds[0]
         raise DataError(
             f"expected an AnnData, found {kind} with the modalities {listed(kinds)}: give the one with "
             f"expression, as mdata.mod[{chosen!r}]"
-        )
-    if isinstance(adata, pd.DataFrame):
-        raise DataError(
-            f"expected an AnnData, found a table of {adata.shape[0]:,} x {adata.shape[1]:,}: where rows are "
-            "cells and columns genes, give anndata.AnnData(table)"
         )
     if not isinstance(adata, AnnData):
         raise DataError(f"expected an AnnData, found {kind}: give cells by genes as anndata.AnnData")
