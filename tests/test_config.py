@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from canal.errors import ConfigError
-from canal.params import load_config, parse_config
+from canal.params import load_config, parse_config, parse_yaml
 from tests.make import groups, make_config, make_document, make_tuned_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,3 +228,44 @@ def test_a_missing_or_broken_file_is_one_clear_error(tmp_path):
     (tmp_path / "params.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="mapping of sections, found list"):
         load_config(tmp_path / "params.yaml")
+
+
+def _doubled(first, line, n):
+    return first + "".join(line.format(i, i - 1) for i in range(1, n))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100_000 + "]" * 100_000, "more than 50 deep"),
+        ("".join(" " * i + "a:\n" for i in range(3000)), "more than 50 deep"),
+        ("a: &x [1, *x]", r"the alias \*x lies in what it stands for"),
+        ("a: &x {<<: *x}", r"the alias \*x lies in what it stands for"),
+        (_doubled("a0: &a0 [x, x]\n", "a{0}: &a{0} [*a{1}, *a{1}]\n", 40), "more than 200,000 values"),
+        (
+            _doubled("a0: &a0 {x: 1}\n", "a{0}: &a{0} {{<<: [*a{1}, *a{1}]}}\n", 40),
+            "more than 200,000 values",
+        ),
+        ("seed: 2001-99-99", "a value that cannot be read: month must be in 1..12"),
+        ("seed: " + "9" * 5000, "a value that cannot be read"),
+        ("seed: !!bool x", "a value that cannot be read"),
+        ("seed: *unknown", "no valid YAML"),
+        ("seed: 1\nseed: 2", "no valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []", "no valid YAML"),
+        ("seed: \x00", "no valid YAML"),
+        (b"seed: \xff\xfe\xfa", "no valid YAML"),
+    ],
+)
+def test_a_text_made_to_fill_the_memory_or_the_stack_is_one_message(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_aliases_that_a_person_writes_are_read():
+    assert parse_yaml("a: &x {b: [1, 2]}\nc: *x\nd: {<<: *x, e: 3}", "p") == {
+        "a": {"b": [1, 2]},
+        "c": {"b": [1, 2]},
+        "d": {"b": [1, 2], "e": 3},
+    }

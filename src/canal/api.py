@@ -65,8 +65,10 @@ def annotate(
     from canal.annotating import now, provenance
     from canal.annotation.annotate import Options, annotate_adata
     from canal.annotation.columns import parted
+    from canal.annotation.query import check_adata
     from canal.digests import canonical_json
 
+    check_adata(adata)
     project = Project.open(root)
     version = serving_version(project, model)
     noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})

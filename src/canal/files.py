@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from canal.errors import DataError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def checked_path(path: Path) -> Path:
@@ -24,6 +33,32 @@ def checked_path(path: Path) -> Path:
         path.exists()
     except OSError as error:
         raise DataError(f"{str(path)[:80]}...: {error.strerror}") from error
+    return path
+
+
+def kind_of(mode: int) -> str | None:
+    """Return what a file that is no regular one is, by its mode; None for a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((kind for test, kind in _KINDS if test(mode)), "no regular file")
+
+
+def regular_file(path: Path) -> Path:
+    """Return ``path`` if it is, links of the file system followed, a regular file.
+
+    Raises
+    ------
+    DataError
+        If nothing is there, or a folder, named pipe, socket or device: opening one of those may never end.
+    """
+    try:
+        kind = kind_of(checked_path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be looked at ({error})") from error
+    if kind:
+        raise DataError(f"{path} is {kind}: expected a file")
     return path
 
 

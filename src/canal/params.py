@@ -1,6 +1,6 @@
 """params.yaml read and checked: one line for each problem, each beginning with the path of its key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,63 @@ from pydantic import ValidationError
 from canal.config import Config
 from canal.errors import ConfigError
 from canal.section import DanglingNameError
+
+_LARGEST, _DEEPEST = 200_000, 50
+"""Values in a YAML text, aliases written out, and how deep they may lie: params.yaml has hundreds."""
+
+
+def parse_yaml(text: str | bytes, name: str) -> Any:
+    """Return what a YAML text says, after counting what its aliases unfold to.
+
+    Parameters
+    ----------
+    text
+        UTF-8, as bytes or decoded.
+    name
+        What a message calls it.
+
+    Raises
+    ------
+    ConfigError
+        If it is no YAML, nests or unfolds far beyond what a person writes, or an alias is in what it names.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        _count(YAML(typ="safe").parse(text), name)
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{name} is no valid YAML: {error}") from error
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        # Values that are none of what they look like, as the date 2001-99-99, raise what Python raises.
+        raise ConfigError(f"{name} holds a value that cannot be read: {str(error)[:200]}") from error
+
+
+def _count(events: Iterable[Any], name: str) -> None:
+    """Raise `ConfigError` where values are too many, aliases written out, or lie too deep."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in events:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            if event.anchor in (anchor for anchor, _ in open_nodes):
+                raise ConfigError(f"{name}: the alias *{event.anchor} lies in what it stands for")
+            total += sizes.get(event.anchor, 1)
+        elif kind == "ScalarEvent":
+            total += 1
+            sizes |= {event.anchor: 1} if event.anchor else {}
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            open_nodes.append((event.anchor, total))
+            total += 1
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            anchor, before = open_nodes.pop()
+            sizes |= {anchor: total - before} if anchor else {}
+        if len(open_nodes) > _DEEPEST:
+            raise ConfigError(f"{name}: values lie more than {_DEEPEST} deep, which no key of it needs")
+        if total > _LARGEST:
+            raise ConfigError(f"{name} holds more than {_LARGEST:,} values, aliases written out")
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
@@ -57,15 +114,12 @@ def load_config(path: Path) -> Config:
     ConfigError
         If the file is missing, is no YAML mapping, or breaks a rule.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     if not path.is_file():
         raise ConfigError(f"{path} not found: run canal in a project folder, or name one with --root")
     try:
-        document = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+        document = parse_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path} must hold a mapping of sections, found {type(document).__name__}")
     return parse_config(document)

@@ -9,7 +9,7 @@ from typing import Any
 from canal.config import BACKBONE, Config
 from canal.errors import ConfigError
 from canal.files import new_file
-from canal.params import parse_config
+from canal.params import parse_config, parse_yaml
 
 
 def with_stage(
@@ -89,9 +89,7 @@ def with_import(text: str, path: str, key: str) -> str:
 
 def parse(text: str) -> Config:
     """Return the configuration that a params.yaml text describes."""
-    from ruamel.yaml import YAML
-
-    return parse_config(YAML(typ="safe").load(text))
+    return parse_config(parse_yaml(text, "params.yaml"))
 
 
 def save(path: Path, text: str) -> None:

@@ -157,7 +157,7 @@ def unknown_form(file):
         (set_value("X/indices", 3, 30), "indices reach from"),
         (set_value("X/indices", 3, -1), "indices reach from -1"),
         (set_value("X/indptr", 3, 10**6), "indptr does not fit"),
-        (set_shape, "indptr does not fit"),
+        (set_shape, "36 x 30, but there are 35 cells and 30 genes"),
         (as_text, "expected numbers"),
         (unknown_form, "neither dense nor CSR nor CSC"),
         (set_value("obs/cell_type/codes", 0, 7), "points behind the last of 2 categories"),

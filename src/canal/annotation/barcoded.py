@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_tables import listed
 from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-EXPRESSION = "Gene Expression"
-"""What version 3 calls a feature that is a gene; antibodies and guides are none."""
 
 
 class Features:
@@ -26,12 +25,15 @@ class Features:
             )
         self._path, self.symbols, self.columns = path, list(symbols), columns
 
+    @cached_property
+    def not_genes(self) -> NotGenes:
+        """Which features are no genes, so that they count nowhere."""
+        columns = {name: partial(self.columns.__getitem__, name) for name in self.columns}
+        return not_genes(len(self.symbols), columns)
+
     def genes(self) -> list[str]:
-        """Return the symbols; ``""`` for a feature that is no gene, so that it counts nowhere."""
-        kinds = self.columns.get("feature_types", [])
-        if not any(kind == EXPRESSION for kind in kinds):
-            return list(self.symbols)
-        return [name if kind == EXPRESSION else "" for name, kind in zip(self.symbols, kinds, strict=True)]
+        """Return the symbols; ``""`` for a feature that is no gene."""
+        return self.not_genes.blanked(self.symbols)
 
     def column(self, name: str) -> pd.Series:
         """Return a column as str; raises `DataError` if there is none of that name."""
@@ -39,9 +41,7 @@ class Features:
 
         if name not in self.columns:
             raise DataError(f"{self._path}: no column {name!r}; features have {listed(list(self.columns))}")
-        genes = self.genes()
-        values = [value if gene else "" for value, gene in zip(self.columns[name], genes, strict=True)]
-        return pd.Series(values, name=name, dtype=object)
+        return pd.Series(self.not_genes.blanked(self.columns[name]), name=name, dtype=object)
 
     def table(self) -> pd.DataFrame:
         """Return var as scanpy reads it: indexed by symbol."""
@@ -82,6 +82,10 @@ class Barcoded:
     def var_column(self, layer: str, name: str) -> pd.Series:
         """Return what describes features, as str."""
         return self.features.column(name)
+
+    def not_genes(self, layer: str) -> NotGenes:
+        """Return which features are no genes."""
+        return self.features.not_genes
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return obs and var."""

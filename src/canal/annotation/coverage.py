@@ -73,6 +73,11 @@ def _names(genes: Sequence[str]) -> set[str]:
 
 
 def _way_out(query: Query, panel: Sequence[str], found: int) -> str:
+    if (turned := len(set(panel) & _names(query.cells()))) > found:
+        return (
+            f"{turned} of them are names of its cells: it lies transposed, genes by cells; turn it "
+            "(anndata: adata.T)"
+        )
     better = _better_column(query, panel, found)
     if better:
         return f"Column {better[0]!r} of var has {better[1]} of them: use --gene-column {better[0]}"

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 
 from canal.annotation.loom import LoomFile
 from canal.annotation.mtx import MtxFolder
-from canal.annotation.output import is_zarr
 from canal.annotation.query import CellFile
 from canal.annotation.tenx import TenxFile
-from canal.data.h5ad import H5adFile, open_hdf5
+from canal.data.h5ad import H5adFile
 from canal.data.h5ad_tables import reading
+from canal.data.hdf5 import open_hdf5
+from canal.data.zarr_store import is_zarr, open_zarr
 from canal.errors import DataError
 from canal.files import checked_path
 
@@ -36,7 +36,10 @@ def format_of(path: Path) -> str:
             return ZARR
         if MtxFolder.found(path):
             return MTX
-        raise DataError(f"{path}: neither a zarr store nor a 10x folder with matrix.mtx; canal reads {KNOWN}")
+        raise DataError(
+            f"{path}: neither a zarr store nor a 10x folder with matrix.mtx{MtxFolder.likely(path)}; "
+            f"canal reads {KNOWN}"
+        )
     with open_hdf5(path) as file, reading(path, "/"):
         members = set(file)
         if {"row_attrs", "col_attrs", "matrix"} <= members:
@@ -59,8 +62,9 @@ def open_cells(path: Path) -> Iterator[CellFile]:
     if form == MTX:
         yield MtxFolder(path)
     elif form == ZARR:
+        store = open_zarr(path)
         with reading(path, "/"):
-            zarr_cells = H5adFile(_zarr_group(path), path)
+            zarr_cells = H5adFile(store, path)
         yield zarr_cells
     else:
         opened: dict[str, Callable[[h5py.File, Path], CellFile]]
@@ -69,9 +73,3 @@ def open_cells(path: Path) -> Iterator[CellFile]:
             with reading(path, "/"):
                 cells = opened[form](file, path)
             yield cells
-
-
-def _zarr_group(path: Path) -> Any:
-    import zarr
-
-    return zarr.open_group(str(path), mode="r", use_consolidated=False)

@@ -18,7 +18,7 @@ _BUCKET = 1 << 22
 """Entries of a bucket, about: 48 MiB on disk, a few times that in memory while it is read."""
 _MOST_BUCKETS = 400
 
-Check = Callable[[np.ndarray, np.ndarray], None]
+Check = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Undone = Callable[[np.ndarray], np.ndarray]
 
 
@@ -38,7 +38,7 @@ class Gathered:
     counted
         For each gene whether it belongs to a cell's total.
     check
-        Is given (cells, values) of each block and raises where a value is wrong.
+        Is given (cells, genes, values) of each block and raises where a value is wrong.
     undone
         What values are before they add up to a total: say, the logarithm undone.
     """
@@ -89,7 +89,7 @@ class Gathered:
             for _ in range(n_buckets)
         ]
         for cells, genes, values in matrix.entries():
-            check(cells, values)
+            check(cells, genes, values)
             weights = np.where(counted[genes], self._undone(values), 0.0)
             self.totals += np.bincount(cells, weights=weights, minlength=self.shape[0])
             kept = np.flatnonzero(columns[genes] >= 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.annotation.barcoded import EXPRESSION
 from canal.annotation.columns import BEST_TYPE, IS_NOVEL, LOW_QUALITY, TYPE
 from canal.annotation.formats import open_cells
 from canal.annotation.naming import Naming, rename
 from canal.annotation.new_output import TABLES
 from canal.annotation.noted import of_h5ad
-from canal.annotation.query import Query, query_file
+from canal.annotation.query import query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import Record, genuine
 from canal.data.h5ad import H5adFile
@@ -79,7 +78,7 @@ class Labelled:
         """
         asked = self.asked
         column = asked.get("gene_column")
-        query = self._as_given(query_file(self.file, asked.get("layer", "X"), column))
+        query = query_file(self.file, asked.get("layer", "X"), column)
         query, _ = rename(query, annotator.genes, self._naming(naming), column is not None)
         least = float(asked.get("min_coverage", 0.0))
         return begin(query, annotator.genes, asked.get("values", "auto"), least, bool(asked.get("force")))
@@ -99,24 +98,6 @@ class Labelled:
                 f"{BEST_TYPE} says, so genes or values were changed since they were labelled: label the file "
                 "again with `canal annotate`"
             )
-
-    def _as_given(self, query: Query) -> Query:
-        """Return the query without what is no gene, if that counted nowhere in the input, a file of 10x."""
-        name = str((self.record.get("input") or {}).get("name", ".h5ad"))
-        if "feature_types" not in query.columns or name.endswith((".h5ad", ".zarr")):
-            return query
-        is_gene = [kind == EXPRESSION for kind in query.columns["feature_types"]()]
-        if not any(is_gene):
-            return query
-
-        def blanked(values: Sequence[str]) -> list[str]:
-            return [value if gene else "" for value, gene in zip(values, is_gene, strict=True)]
-
-        def column(read: Callable[[], list[str]]) -> Callable[[], list[str]]:
-            return lambda: blanked(read())
-
-        columns = {name: column(read) for name, read in query.columns.items()}
-        return replace(query, genes=blanked(query.genes), columns=columns)
 
     def _naming(self, given: Naming) -> Naming:
         asked, told = self.asked, given.to_json()

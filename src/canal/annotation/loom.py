@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from canal.data.arrays import ROW, check_announced, check_chunks, whole
+from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_tables import listed, reading, strings
 from canal.errors import DataError
 
@@ -27,7 +30,9 @@ class LoomFile:
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.path, self._file = path, file
         with reading(path, "matrix"):
-            self._n_genes, self._n_cells = (int(size) for size in file["matrix"].shape)
+            node = file["matrix"]
+            self._n_genes, self._n_cells = (int(size) for size in node.shape)
+            check_announced(node, path, "matrix", (self._n_genes + self._n_cells) * ROW)
         self._obs = self._attributes("col_attrs", self._n_cells)
         self._var = self._attributes("row_attrs", self._n_genes)
 
@@ -39,8 +44,9 @@ class LoomFile:
     @property
     def layers(self) -> list[str]:
         """What `matrix` can be asked for."""
-        layers = self._file.get("layers", ())
-        return ["X", *sorted(name for name in layers if name)]
+        with reading(self.path, "layers"):
+            layers = self._file.get("layers", ())
+            return ["X", *sorted(name for name in layers if name)]
 
     def matrix(self, layer: str) -> LoomMatrix:
         """Return a layer, cells by genes; raises `DataError` if there is none of that name."""
@@ -55,8 +61,8 @@ class LoomFile:
         return self._names(self._obs, _CELLS, self._n_cells)
 
     def var_names(self, layer: str) -> list[str]:
-        """Return the genes' names."""
-        return self._names(self._var, _GENES, self._n_genes)
+        """Return the genes' names; ``""`` for a feature that is no gene."""
+        return self.not_genes(layer).blanked(self._names(self._var, _GENES, self._n_genes))
 
     def var_columns(self, layer: str) -> list[str]:
         """Return the names of what describes genes."""
@@ -68,16 +74,22 @@ class LoomFile:
 
         if name not in self._var:
             raise DataError(f"{self.path}: no column {name!r}; genes have {listed(list(self._var))}")
-        return pd.Series(strings(self._var[name]), name=name, dtype=object)
+        return pd.Series(self.not_genes(layer).blanked(strings(self._var[name])), name=name, dtype=object)
+
+    def not_genes(self, layer: str) -> NotGenes:
+        """Return which features are no genes."""
+        return not_genes(
+            self._n_genes, {name: partial(strings, column) for name, column in self._var.items()}
+        )
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return obs and var."""
         import pandas as pd
 
         tables = []
-        for columns, names in ((self._obs, self.obs_names()), (self._var, self.var_names("X"))):
+        for columns, known, n in ((self._obs, _CELLS, self._n_cells), (self._var, _GENES, self._n_genes)):
             shown = {name: strings(v) if v.dtype.kind in "SO" else v for name, v in columns.items()}
-            tables.append(pd.DataFrame(shown, index=pd.Index(names, dtype=object)))
+            tables.append(pd.DataFrame(shown, index=pd.Index(self._names(columns, known, n), dtype=object)))
         return tables[0], tables[1]
 
     def _names(self, columns: dict[str, np.ndarray], known: Sequence[str], n: int) -> list[str]:
@@ -87,7 +99,8 @@ class LoomFile:
     def _attributes(self, key: str, n: int) -> dict[str, np.ndarray]:
         with reading(self.path, key):
             nodes = {name: node for name, node in self._file[key].items() if isinstance(node, h5py.Dataset)}
-            return {name: node[:] for name, node in nodes.items() if node.shape == (n,)}
+            fitting = {name: node for name, node in nodes.items() if node.shape == (n,)}
+            return {name: whole(node, self.path, f"{key}/{name}") for name, node in fitting.items()}
 
 
 class LoomMatrix:
@@ -98,6 +111,7 @@ class LoomMatrix:
             raise ValueError(f"expected {shape[1]} genes by {shape[0]} cells, found {node!r}")
         if node.dtype.kind not in "fiub":
             raise ValueError(f"expected numbers, found values of type {node.dtype}")
+        check_chunks(node, path, node.name)
         self._node, self._path, self.shape = node, path, shape
 
     def rows(self, start: int, stop: int) -> csr_matrix:

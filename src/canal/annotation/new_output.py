@@ -123,7 +123,9 @@ def _blocks(matrix: ByCell | ByEntries) -> Iterator[csr_matrix]:
     if isinstance(matrix, ByEntries):
         everything = np.arange(matrix.shape[1])
         nothing = np.zeros(matrix.shape[1], dtype=bool)
-        gathered = Gathered(matrix, everything, nothing, lambda cells, values: None, lambda values: values)
+        gathered = Gathered(
+            matrix, everything, nothing, lambda cells, genes, values: None, lambda values: values
+        )
         with gathered:
             for _, block in gathered.chunks(_CELLS):
                 yield block

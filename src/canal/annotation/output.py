@@ -15,6 +15,8 @@ import numpy as np
 from canal.annotation.columns import parted
 from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
+from canal.data.hdf5 import edit_hdf5, open_hdf5
+from canal.data.zarr_store import copy_folder, edit_zarr, is_zarr
 from canal.errors import CanalError, DataError
 from canal.files import checked_path, new_file, new_folder
 
@@ -68,8 +70,8 @@ def write_copy(
     """
     with writing(target), new_file(target) as temporary:
         shutil.copyfile(source, temporary)
-        Room(temporary).take(size_of(columns, note) + _tables_size(source))
-        with h5py.File(temporary, "r+") as file:
+        Room(temporary).take(size_of(columns, note) + _tables_size(temporary))
+        with edit_hdf5(temporary) as file:
             _modernise(file)
             _add_labels(file, columns)
             _add_note(file, note)
@@ -88,19 +90,14 @@ def write_zarr_copy(
     import zarr
 
     with writing(target), new_folder(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
-        group = zarr.open_group(str(temporary), mode="r+", use_consolidated=False)
+        copy_folder(source, temporary)
+        group = edit_zarr(temporary)
         _add_labels(group, columns)
         _add_note(group, note)
         if "consolidated_metadata" in _root_of(temporary) or (temporary / ".zmetadata").is_file():
             zarr.consolidate_metadata(str(temporary))
         if on_whole is not None:
             on_whole(note)
-
-
-def is_zarr(path: Path) -> bool:
-    """Return whether a folder is a zarr store."""
-    return any((path / mark).is_file() for mark in (".zgroup", ".zattrs", "zarr.json"))
 
 
 def _root_of(folder: Path) -> str:
@@ -130,9 +127,9 @@ def size_of(table: pd.DataFrame, note: str = "") -> int:
     return 2 * size + 64 * len(table) + 4 * len(note)
 
 
-def _tables_size(source: Path) -> int:
+def _tables_size(copy: Path) -> int:
     """Return a bound of what compound tables take when they are written anew."""
-    with h5py.File(source, "r") as file:
+    with open_hdf5(copy) as file:
         tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
         return sum(4 * table.nbytes + 64 * table.size * len(table.dtype.names or ()) for table in tables)
 

@@ -12,8 +12,10 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.annotation.gathering import picked
+from canal.data.features import COLUMNS, NotGenes, not_genes
 from canal.data.h5ad_matrices import ByEntries, Csc
 from canal.data.h5ad_tables import listed, reading, strings
+from canal.data.hdf5 import check_open
 from canal.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,7 +70,11 @@ class CellFile(Protocol):
         ...
 
     def var_column(self, layer: str, name: str) -> pd.Series:
-        """Return a column that describes genes, as str."""
+        """Return a column that describes genes, as str; ``""`` for one that is no gene."""
+        ...
+
+    def not_genes(self, layer: str) -> NotGenes:
+        """Return which columns of the matrix are no genes: antibodies, guides, spike-ins."""
         ...
 
 
@@ -98,6 +104,10 @@ class Query:
         All matrices there are.
     columns : dict
         For each column of var a function that reads it.
+    cells : callable
+        Reads the cells' names.
+    not_genes : NotGenes or None
+        Columns of the matrix that are no genes; their names are ``""``.
     """
 
     name: str
@@ -106,6 +116,8 @@ class Query:
     genes: Sequence[str]
     layers: Sequence[str]
     columns: Mapping[str, Callable[[], list[str]]]
+    cells: Callable[[], Sequence[str]] = tuple
+    not_genes: NotGenes | None = None
 
     @property
     def n_cells(self) -> int:
@@ -114,7 +126,7 @@ class Query:
 
     @cached_property
     def sample(self) -> csr_matrix:
-        """Up to 200 cells, evenly spread, float32 ``(n, n_genes)`` without stored zeros."""
+        """Up to 200 cells, evenly spread, float32 ``(n, n_genes)`` without stored zeros; genes alone."""
         size = min(_BLOCK_CELLS, self.n_cells)
         starts = np.unique(np.linspace(0, self.n_cells - size, _BLOCKS).astype(np.int64)).tolist()
         if isinstance(self.matrix, ByEntries):
@@ -122,6 +134,8 @@ class Query:
             sample = picked(self.matrix, cells)
         else:
             sample = csr_matrix(vstack([self.matrix.rows(start, start + size) for start in starts]))
+        if self.not_genes is not None and self.not_genes.kinds:
+            sample = csr_matrix(sample[:, np.flatnonzero(self.not_genes.is_gene)])
         sample.eliminate_zeros()
         return sample
 
@@ -142,7 +156,8 @@ def query_file(file: CellFile, layer: str, gene_column: str | None) -> Query:
         matrix = file.matrix(layer)
         genes = file.var_names(layer) if gene_column is None else column(gene_column)
         columns = {name: partial(column, name) for name in file.var_columns(layer)}
-        return Query(str(file.path), layer, matrix, genes, file.layers, columns)
+        none = file.not_genes(layer)
+        return Query(str(file.path), layer, matrix, genes, file.layers, columns, file.obs_names, none)
 
 
 def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
@@ -153,6 +168,7 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     DataError
         If the AnnData lacks the layer or the column.
     """
+    check_adata(adata)
     always = {"X": adata.X, "raw": adata.raw}
     layers = [*(name for name, there in always.items() if there is not None), *adata.layers]
     if layer not in layers:
@@ -162,22 +178,96 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     if gene_column is not None and gene_column not in var:
         raise DataError(f"{IN_MEMORY}: var has no column {gene_column!r}; it has {listed(list(var))}")
 
-    def column(name: str) -> list[str]:
+    def read(name: str) -> list[str]:
         return list(strings(var[name].to_numpy(dtype=object)))
 
-    genes = list(strings(var.index.to_numpy(dtype=object))) if gene_column is None else column(gene_column)
+    none = not_genes(len(var), {name: partial(read, name) for name in COLUMNS if name in var})
+
+    def column(name: str) -> list[str]:
+        return none.blanked(read(name))
+
+    own = none.blanked(strings(var.index.to_numpy(dtype=object)).tolist())
+    genes = own if gene_column is None else column(gene_column)
     columns = {str(name): partial(column, name) for name in var}
-    return Query(IN_MEMORY, layer, _matrix(values), genes, layers, columns)
+    cells: Callable[[], list[str]] = partial(list, adata.obs_names)
+    return Query(IN_MEMORY, layer, _matrix(values), genes, layers, columns, cells, none)
+
+
+def check_adata(adata: Any) -> None:
+    """Raise unless cells are an AnnData, in memory or open in its own file.
+
+    Raises
+    ------
+    DataError
+        That names what it is, and how to make an AnnData of it.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    kind = f"{type(adata).__module__.split('.')[0]}.{type(adata).__qualname__}"
+    if isinstance(adata, str | Path):
+        raise DataError(
+            f"expected an AnnData, found the path {str(adata)!r}: read it with anndata.read_h5ad, or label "
+            "the file with `canal annotate`"
+        )
+    if isinstance(adata, pd.DataFrame):
+        raise DataError(
+            f"expected an AnnData, found a table of {adata.shape[0]:,} x {adata.shape[1]:,}: where rows are "
+            "cells and columns genes, give anndata.AnnData(table)"
+        )
+    if hasattr(adata, "mod") and not isinstance(adata, AnnData):
+        kinds = list(adata.mod)
+        chosen = "rna" if "rna" in kinds or not kinds else kinds[0]
+        raise DataError(
+            f"expected an AnnData, found {kind} with the modalities {listed(kinds)}: give the one with "
+            f"expression, as mdata.mod[{chosen!r}]"
+        )
+    if not isinstance(adata, AnnData):
+        raise DataError(f"expected an AnnData, found {kind}: give cells by genes as anndata.AnnData")
+    if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
+        raise DataError(
+            "expected an AnnData in memory, found one that is read lazily: give adata.to_memory()"
+        )
+    if adata.isbacked:
+        check_open(adata.file._file, Path(str(adata.filename)))
 
 
 def _matrix(values: Any) -> ByCell | ByEntries:
     """Return a matrix of an AnnData; one by gene is not sliced by cell, which would read all of it."""
+    if type(values).__module__.split(".")[0] == "dask":
+        raise DataError(f"{IN_MEMORY}: its matrix is read lazily (dask): give adata.to_memory()")
+    if getattr(values, "ndim", 2) != 2 or not hasattr(values, "dtype"):
+        raise DataError(
+            f"{IN_MEMORY}: expected a matrix of cells by genes, found {type(values).__qualname__}"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        raise DataError(f"{IN_MEMORY}: its matrix is masked: fill it (values.filled(0)) where that is meant")
+    if hasattr(values, "indptr") and not hasattr(values, "group"):
+        _check_sparse(values)
     if getattr(values, "format", "") != "csc":
         return _InMemory(values)
     if not hasattr(values, "group"):
         return _InMemoryByGene(values)
     with reading(Path(IN_MEMORY), "X"):
         return Csc(values.group, Path(IN_MEMORY), (int(values.shape[0]), int(values.shape[1])))
+
+
+def _check_sparse(values: Any) -> None:
+    """Raise where a sparse matrix contradicts itself: scipy does not look, and reads beyond its arrays."""
+    major, minor = values.shape if values.format == "csr" else values.shape[::-1]
+    pointers, indices = np.asarray(values.indptr), np.asarray(values.indices)
+    sound = (
+        len(pointers) == major + 1
+        and pointers[0] == 0
+        and bool((np.diff(pointers) >= 0).all())
+        and pointers[-1] <= min(len(indices), len(values.data))
+        and (not indices.size or (indices.min() >= 0 and indices.max() < minor))
+    )
+    if not sound:
+        raise DataError(
+            f"{IN_MEMORY}: its sparse matrix of {values.shape[0]:,} x {values.shape[1]:,} contradicts "
+            "itself: indices or indptr do not fit its shape (scipy: check_format)"
+        )
 
 
 class _InMemory:

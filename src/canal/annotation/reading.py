@@ -97,7 +97,7 @@ class Reading:
         chosen, counted = self._chosen, self._counted.astype(np.float64)
         for first in range(start, self.query.n_cells, size):
             block = matrix.rows(first, min(first + size, self.query.n_cells))
-            check_block(self.query, block, first, whole=self.units.strict)
+            check_block(self.query, self._genes_alone(block), first, whole=self.units.strict)
             weighed = csr_matrix(
                 (self.units.undone(block.data), block.indices, block.indptr), shape=block.shape
             )
@@ -112,13 +112,22 @@ class Reading:
         columns = np.full(matrix.shape[1], -1, dtype=np.int64)
         columns[wanted] = np.arange(len(wanted))
 
-        def check(cells: np.ndarray, values: np.ndarray) -> None:
+        none = self.query.not_genes
+
+        def check(cells: np.ndarray, genes: np.ndarray, values: np.ndarray) -> None:
+            if none is not None and none.kinds:
+                cells, values = cells[none.is_gene[genes]], values[none.is_gene[genes]]
             check_entries(self.query, cells, values, whole=self.units.strict)
 
         with Gathered(matrix, columns, self._counted, check, self.units.undone) as gathered:
             narrow = chosen[wanted]
             for first, block in gathered.chunks(size, start):
                 yield first, csr_matrix(block @ narrow), gathered.totals[first : first + block.shape[0]]
+
+    def _genes_alone(self, block: csr_matrix) -> csr_matrix:
+        """Return what is judged of a block: antibodies may be in units of their own."""
+        none = self.query.not_genes
+        return block if none is None or not none.kinds else csr_matrix(block[:, np.flatnonzero(none.is_gene)])
 
     @cached_property
     def _chosen(self) -> csr_matrix:
@@ -164,7 +173,8 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
     units = find_units(query, wish)
     # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
-    warnings = [text for text in (coverage.warning, *units.doubts, _repeated(genes)) if text]
+    none = "" if query.not_genes is None else query.not_genes.warning
+    warnings = [text for text in (none, coverage.warning, *units.doubts, _repeated(genes)) if text]
     return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 
 from canal.annotation.barcoded import Barcoded, Features, only_x
+from canal.data.arrays import whole
 from canal.data.h5ad_matrices import Csr, Matrix
 from canal.data.h5ad_tables import listed, reading, strings
 from canal.errors import DataError
@@ -22,7 +23,7 @@ class TenxFile(Barcoded):
     def __init__(self, file: h5py.File, path: Path) -> None:
         self._node = self.group_of(file)
         with reading(path, self._node.name):
-            barcodes = strings(self._node["barcodes"][:]).tolist()
+            barcodes = strings(whole(self._node["barcodes"], path, "barcodes")).tolist()
             features = self._features(path)
         super().__init__(path, barcodes, features)
 
@@ -38,9 +39,11 @@ class TenxFile(Barcoded):
         needed = {"barcodes", "data", "indices", "indptr", "shape"}
         groups = [node for node in file.values() if isinstance(node, h5py.Group) and needed <= set(node)]
         if len(groups) > 1:
+            genomes = [node.name.lstrip("/") for node in groups]
             raise DataError(
-                f"{file.filename}: there are matrices of {len(groups)} genomes, "
-                f"{listed([node.name.lstrip('/') for node in groups])}: write one of them to its own file"
+                f"{file.filename}: there are matrices of {len(genomes)} genomes, {listed(genomes)}: write "
+                "the one that the model knows to its own file, as with "
+                f"scanpy.read_10x_h5(PATH, genome={genomes[0]!r}).write_h5ad(OUT)"
             )
         return groups[0] if groups else None
 
@@ -48,7 +51,7 @@ class TenxFile(Barcoded):
         """Return the matrix, cells by features; raises `DataError` if it is damaged."""
         only_x(self.path, layer)
         with reading(self.path, self._node.name):
-            genes, cells = (int(size) for size in self._node["shape"][:])
+            genes, cells = (int(size) for size in whole(self._node["shape"], self.path, "shape", 2))
             if (cells, genes) != (self.n_cells, len(self.features.symbols)):
                 raise ValueError(
                     f"the matrix is {genes} x {cells}, but there are {len(self.features.symbols)} features "
@@ -59,8 +62,9 @@ class TenxFile(Barcoded):
     def _features(self, path: Path) -> Features:
         new = "features" in self._node
         keys = _V3 if new else _V2
-        symbols = self._node["features/name" if new else "gene_names"][:]
-        columns = {
-            name: strings(self._node[key][:]).tolist() for name, key in keys.items() if key in self._node
-        }
-        return Features(path, strings(symbols).tolist(), columns)
+
+        def texts(key: str) -> list[str]:
+            return list(strings(whole(self._node[key], path, key)))
+
+        columns = {name: texts(key) for name, key in keys.items() if key in self._node}
+        return Features(path, texts("features/name" if new else "gene_names"), columns)

@@ -61,7 +61,7 @@ class Units:
             raise DataError(
                 f"{query.name}: the cells looked at first sum to {self.depth:,.0f} once the logarithm of "
                 f"{query.layer} is undone, but {off.size} others do not, the first being cell "
-                f"{start + off[0]} (counted from 0) with {totals[off[0]]:,.0f}: {_way_out(query)}"
+                f"{start + off[0]} (counted from 0) with {_figure(totals[off[0]])}: {_way_out(query)}"
             )
         base = np.log(BASES[self.values])
         data = block.data.astype(np.float64)
@@ -145,9 +145,9 @@ def _told(query: Query, sample: csr_matrix, seen: str | None) -> Values:
     if not fits:
         raise DataError(
             f"{query.name}: the values of {query.layer} are no counts, and no logarithms of counts per "
-            f"10,000: with base e a cell has {_totals(sample, 'log1p_10k').max():,.0f} counts per 10,000. "
-            f"Scale counts to 10,000 before the logarithm, say --values counts if these are counts that were "
-            f"corrected, or {_way_out(query)}"
+            f"10,000: with base e a cell has {_figure(_totals(sample, 'log1p_10k').max())} counts per "
+            f"10,000. Scale counts to 10,000 before the logarithm, say --values counts if these are "
+            f"counts that were corrected, or {_way_out(query)}"
         )
     return fits[0]
 
@@ -249,6 +249,13 @@ def check_entries(query: Query, cells: np.ndarray, values: np.ndarray, whole: bo
 def _sound(values: np.ndarray, whole: bool) -> bool:
     sound = bool(np.isfinite(values).all()) and not bool((values < 0).any())
     return sound and not (whole and bool((values != np.rint(values)).any()))
+
+
+def _figure(value: float) -> str:
+    """Return a number as a person reads it: values that are no logarithms undo to 150 digits."""
+    return (
+        f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.0e}" if np.isfinite(value) else "infinitely many"
+    )
 
 
 def _way_out(query: Query) -> str:

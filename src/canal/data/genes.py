@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from canal.data.features import NotGenes
+
 EXAMPLES = 5
 
 
@@ -30,11 +32,14 @@ class GeneMap:
         return result
 
 
-def map_genes(names: Sequence[str], duplicates: Literal["refuse", "sum"]) -> GeneMap:
+def map_genes(
+    names: Sequence[str], duplicates: Literal["refuse", "sum"], none: NotGenes | None = None
+) -> GeneMap:
     """Return the map from columns named ``names`` to unique symbols.
 
     Blanks around a name go, its case stays; a column without a name is dropped. Of columns with one name the
     first is kept (``refuse``: the gate refuses the source and says why) or all are added up (``sum``).
+    ``none`` tells the columns that are no genes, whose names are ``""``.
     """
     cleaned = [name.strip() for name in names]
     counts = Counter(name for name in cleaned if name)
@@ -49,13 +54,16 @@ def map_genes(names: Sequence[str], duplicates: Literal["refuse", "sum"]) -> Gen
     selector = csr_matrix(
         (np.ones(len(pairs), dtype=np.float32), (columns, targets)), shape=(len(names), len(counts))
     )
-    return GeneMap(tuple(counts), selector, _repairs(cleaned, counts, duplicates))
+    repairs = _repairs(cleaned, counts, duplicates, none.n if none else 0)
+    if none and none.kinds:
+        repairs["features_that_are_no_genes"] = {"n": none.n, "kinds": dict(none.kinds), "done": "left out"}
+    return GeneMap(tuple(counts), selector, repairs)
 
 
-def _repairs(cleaned: Sequence[str], counts: Counter[str], duplicates: str) -> dict[str, Any]:
+def _repairs(cleaned: Sequence[str], counts: Counter[str], duplicates: str, none: int) -> dict[str, Any]:
     repeated = sorted(name for name, count in counts.items() if count > 1)
     repairs: dict[str, Any] = {}
-    if unnamed := sum(not name for name in cleaned):
+    if unnamed := sum(not name for name in cleaned) - none:
         repairs["unnamed_genes_dropped"] = {"n": unnamed}
     if repeated:
         done = "summed" if duplicates == "sum" else "first kept"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
+from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_matrices import Matrix, open_matrix
 from canal.data.h5ad_tables import Table, listed, reading, text
+from canal.data.hdf5 import open_hdf5
 from canal.errors import DataError
-from canal.files import checked_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,31 +25,12 @@ def open_h5ad(path: Path) -> Iterator[H5adFile]:
     Raises
     ------
     DataError
-        If the file is missing, is no HDF5 file, was cut short, or holds no obs and var.
+        As `canal.data.hdf5.open_hdf5`; or if the file holds no obs and var.
     """
     with open_hdf5(path) as file:
-        yield H5adFile(file, path)
-
-
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open any HDF5 file for reading.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, is no HDF5 file, or was cut short.
-    """
-    if not checked_path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        file = h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: no readable h5ad file ({error}); it is damaged, was cut short, or is of another format"
-        ) from error
-    with file:
-        yield file
+        with reading(path, "/"):
+            cells = H5adFile(file, path)
+        yield cells
 
 
 class H5adFile:
@@ -59,6 +40,7 @@ class H5adFile:
         self._file, self.path = file, path
         self._obs = Table(file, path, "obs")
         self._tables = {"var": Table(file, path, "var")}
+        self._not_genes: dict[str, NotGenes] = {}
 
     @property
     def n_cells(self) -> int:
@@ -73,9 +55,10 @@ class H5adFile:
     @property
     def layers(self) -> list[str]:
         """What `matrix` can be asked for."""
-        found = ["X"] if "X" in self._file else []
-        found += ["raw"] if self._raw_prefix() else []
-        return found + (sorted(self._file["layers"]) if "layers" in self._file else [])
+        with reading(self.path, "layers"):
+            found = ["X"] if "X" in self._file else []
+            found += ["raw"] if self._raw_prefix() else []
+            return found + (sorted(self._file["layers"]) if "layers" in self._file else [])
 
     def matrix(self, layer: str) -> Matrix:
         """Return the matrix ``layer``, of shape (n_cells, n_genes).
@@ -87,14 +70,7 @@ class H5adFile:
             obs and var.
         """
         key = self._matrix_key(layer)
-        matrix = open_matrix(self._file, self.path, key)
-        expected = (self.n_cells, self._var(layer).size)
-        if matrix.shape != expected:
-            raise DataError(
-                f"{self.path}: {key!r} is {matrix.shape[0]} x {matrix.shape[1]}, "
-                f"but there are {expected[0]} cells and {expected[1]} genes"
-            )
-        return matrix
+        return open_matrix(self._file, self.path, key, (self.n_cells, self._var(layer).size))
 
     def obs_names(self) -> list[str]:
         """Return the cells' names as the file has them."""
@@ -105,29 +81,62 @@ class H5adFile:
         return self._obs.column(name)
 
     def var_names(self, layer: str) -> list[str]:
-        """Return the names of the genes of ``layer``."""
-        return self._var(layer).names()
+        """Return the names of the genes of ``layer``; ``""`` for a feature that is no gene."""
+        return self.not_genes(layer).blanked(self._var(layer).names())
 
     def var_columns(self, layer: str) -> list[str]:
         """Return the names of the columns that describe the genes of ``layer``."""
         return list(self._var(layer).columns)
 
     def var_column(self, layer: str, name: str) -> pd.Series:
-        """Return a column of the genes of ``layer`` as str; raises `DataError` if it is not there."""
-        return self._var(layer).column(name)
+        """Return a column of the genes of ``layer`` as str, ``""`` for a feature that is no gene.
+
+        Raises
+        ------
+        DataError
+            If there is no such column.
+        """
+        column = self._var(layer).column(name)
+        none = self.not_genes(layer)
+        return column.where(none.is_gene, "") if none.kinds else column
+
+    def not_genes(self, layer: str) -> NotGenes:
+        """Return which features of ``layer`` are no genes."""
+        if layer not in self._not_genes:
+            table = self._var(layer)
+            columns = {name: partial(table.column, name) for name in table.columns}
+            self._not_genes[layer] = not_genes(table.size, columns)
+        return self._not_genes[layer]
 
     def note(self, name: str) -> str:
         """Return the text stored as ``uns[name]``; raises `DataError` if there is none."""
         with reading(self.path, f"uns/{name}"):
-            return text(self._file[f"uns/{name}"][()])
+            node = self._file[f"uns/{name}"]
+            if node.shape != ():
+                raise ValueError(f"expected one text, found an array of shape {node.shape}")
+            return text(node[()])
 
     def _raw_prefix(self) -> str:
         """Return how raw's members begin: ``raw/`` today, ``raw.`` before 0.7, ``""`` without raw."""
         return next((prefix for prefix in ("raw/", "raw.") if f"{prefix}X" in self._file), "")
 
+    def _muon(self) -> str:
+        """Return how to take a modality out of a file of MuData; ``""`` for any other."""
+        if "mod" not in self._file:
+            return ""
+        with reading(self.path, "mod"):
+            kinds = sorted(self._file["mod"])
+        chosen = "rna" if "rna" in kinds or not kinds else kinds[0]
+        return (
+            f". This is MuData, with the modalities {listed(kinds)}: write the one with expression to its "
+            f"own file, with mudata.read({str(self.path)!r})[{chosen!r}].write_h5ad('{chosen}.h5ad')"
+        )
+
     def _matrix_key(self, layer: str) -> str:
         if layer not in self.layers:
-            raise DataError(f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}")
+            raise DataError(
+                f"{self.path}: no matrix {layer!r}; there are {listed(self.layers)}{self._muon()}"
+            )
         if layer == "raw":
             return f"{self._raw_prefix()}X"
         return "X" if layer == "X" else f"layers/{layer}"

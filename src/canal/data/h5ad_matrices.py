@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from canal.data.arrays import check_announced, check_chunks, whole
 from canal.data.h5ad_tables import reading, text
 from canal.errors import DataError
 
@@ -49,7 +50,7 @@ class ByEntries(Protocol):
         ...
 
 
-def open_matrix(file: Any, path: Path, key: str) -> Matrix:
+def open_matrix(file: Any, path: Path, key: str, expected: tuple[int, int]) -> Matrix:
     """Return the matrix stored under ``key``, whatever its layout.
 
     ``file`` is an HDF5 file, or a zarr group that anndata wrote: both answer alike.
@@ -57,18 +58,35 @@ def open_matrix(file: Any, path: Path, key: str) -> Matrix:
     Raises
     ------
     DataError
-        If it is of no known layout, holds no numbers, or contradicts itself.
+        If it is of no known layout, holds no numbers, contradicts itself, or is not of the shape
+        ``expected``, the numbers of cells and genes.
     """
     with reading(path, key):
         node = file[key]
         if hasattr(node, "dtype"):
+            _check_shape(node.shape, path, key, expected)
             return Dense(node, path)
         form = text(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format", "")))
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
         kind = {"csr": Csr, "csc": Csc}.get(form.removesuffix("_matrix"))
         if kind is None or shape is None:
             raise DataError(f"{path}: {key!r} is neither dense nor CSR nor CSC (it says {form!r})")
-        return kind(node, path, (int(shape[0]), int(shape[1])))
+        _check_shape(shape, path, key, expected)
+        return kind(node, path, expected)
+
+
+def _check_shape(shape: Any, path: Path, key: str, expected: tuple[int, int]) -> None:
+    """Raise `DataError` where a matrix is not as large as obs and var, before any of it is read."""
+    found = tuple(int(size) for size in shape)
+    if found == expected:
+        return
+    if found == expected[::-1]:
+        turned = f"{found[0]} genes by {found[1]} cells: it lies transposed (anndata: write adata.T)"
+        raise DataError(f"{path}: {key!r} is {turned}; obs has {expected[0]} rows, var has {expected[1]}")
+    raise DataError(
+        f"{path}: {key!r} is {' x '.join(map(str, found)) or 'a single value'}, "
+        f"but there are {expected[0]} cells and {expected[1]} genes"
+    )
 
 
 class _Rows:
@@ -99,6 +117,7 @@ class Dense(_Rows):
         _check_numbers(node)
         if node.ndim != 2:
             raise ValueError(f"expected two dimensions, found shape {node.shape}")
+        check_chunks(node, path, node.name)
         self._node, self._path, self._key = node, path, node.name
         self.shape = (int(node.shape[0]), int(node.shape[1]))
 
@@ -116,17 +135,23 @@ class _Sparse(_Rows):
 
     def __init__(self, node: Any, path: Path, shape: tuple[int, int]) -> None:
         _check_numbers(node["data"])
+        for name in ("indices", "indptr"):
+            if node[name].dtype.kind not in "iu":
+                raise ValueError(f"expected whole numbers in {name}, found values of type {node[name].dtype}")
         self._node, self._path, self._key, self.shape = node, path, node.name, shape
         self._data, self._indices = node["data"], node["indices"]
-        self._pointers = node["indptr"][:].astype(np.int64)
         if min(shape) < 0:
             raise ValueError(f"the shape {shape} is none of a matrix")
-        major = shape[0] if isinstance(self, Csr) else shape[1]
-        stored = int(min(self._data.shape[0], self._indices.shape[0]))
-        rising = bool(np.all(np.diff(self._pointers) >= 0))
-        if len(self._pointers) != major + 1 or not rising or self._pointers[[0, -1]].tolist() != [0, stored]:
+        major, minor = shape if isinstance(self, Csr) else shape[::-1]
+        stored = _check_sizes(self._data, self._indices, path, node.name, shape)
+        self._pointers = whole(node["indptr"], path, f"{node.name}/indptr", major + 1).astype(np.int64)
+        lengths = np.diff(self._pointers)
+        if (lengths < 0).any() or self._pointers[[0, -1]].tolist() != [0, stored]:
             raise ValueError(f"indptr does not fit {stored} stored values of a matrix of shape {shape}")
-        _check_chunks(self._data, self._indices)
+        if (most := int(lengths.max(initial=0))) > minor:
+            one, others = ("cell", "genes") if isinstance(self, Csr) else ("gene", "cells")
+            raise ValueError(f"indptr gives {most:,} values to a {one}, and there are {minor:,} {others}")
+        _check_missing(self._data, self._indices, self._pointers)
 
     def _stored(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (indices, values) of the stored entries ``start`` to ``stop``; indices are in range."""
@@ -218,13 +243,44 @@ def _scratch(size: int, dtype: type) -> np.ndarray:
         return np.memmap(file, dtype=dtype, mode="w+", shape=(size,))
 
 
-def _check_chunks(*nodes: Any) -> None:
-    """Raise where a zarr array lacks chunks: they would be read as zeros, which no one stored."""
-    for node in nodes:
-        if getattr(node, "nchunks_initialized", 0) < getattr(node, "nchunks", 0):
+def _check_sizes(data: Any, indices: Any, path: Path, name: str, shape: tuple[int, int]) -> int:
+    """Return the number of stored values; raise where there cannot be so many."""
+    stored = int(data.shape[0]) if len(data.shape) == 1 else -1
+    if stored < 0 or tuple(data.shape) != tuple(indices.shape):
+        raise ValueError(f"data has the shape {tuple(data.shape)}, indices {tuple(indices.shape)}")
+    if stored > shape[0] * shape[1]:
+        raise ValueError(f"{stored:,} values are stored, and {shape[0]:,} x {shape[1]:,} have a place")
+    for node, part in ((data, "data"), (indices, "indices")):
+        check_chunks(node, path, f"{name}/{part}")
+    check_announced(data, path, f"{name}/data", stored * (data.dtype.itemsize + indices.dtype.itemsize))
+    return stored
+
+
+def _check_missing(data: Any, indices: Any, pointers: np.ndarray) -> None:
+    """Raise where a zarr array lacks chunks that cannot be zeros: zarr stores no chunk of zeros.
+
+    A chunk of ``data`` that is not there was lost, or is one of stored zeros, which no one can tell. One of
+    ``indices`` would give the first gene to each of its values: right only where each is of another cell.
+    """
+    lost = getattr(data, "nchunks", 0) - getattr(data, "nchunks_initialized", 0)
+    if lost > 0:  # a shard that reaches over the end counts as whole
+        raise ValueError(
+            f"{lost} of {data.nchunks} chunks are not there: they were lost, or hold stored zeros alone "
+            "(scipy: eliminate_zeros)"
+        )
+    if getattr(indices, "nchunks", 0) <= getattr(indices, "nchunks_initialized", 0):
+        return
+    step, before = int((getattr(indices, "shards", None) or indices.chunks)[0]), -1
+    for start in range(0, indices.shape[0], step):
+        found = indices[start : start + step]
+        if found.any():
+            continue
+        owners = np.searchsorted(pointers, np.arange(start, start + len(found)), side="right") - 1
+        if len(np.unique(owners)) < len(owners) or owners[0] == before:
             raise ValueError(
-                f"{node.nchunks - node.nchunks_initialized} of {node.nchunks} chunks are not there"
+                f"{indices.nchunks - indices.nchunks_initialized} of {indices.nchunks} chunks are not there"
             )
+        before = int(owners[-1])
 
 
 def _check_numbers(node: Any) -> None:

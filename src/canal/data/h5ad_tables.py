@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from canal.data.arrays import ROW, check_announced, check_dataset, whole
 from canal.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ def strings(values: np.ndarray) -> np.ndarray:
 
 def decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
     """Return the categories that ``codes`` point at; a negative code is a null and gives ``""``."""
+    if codes.dtype.kind not in "iu":
+        raise ValueError(f"expected whole numbers for codes, found values of type {codes.dtype}")
     lookup = np.append(strings(categories), "")
     if codes.size and codes.max() >= len(categories):
         raise ValueError(f"code {codes.max()} points behind the last of {len(categories)} categories")
@@ -79,7 +83,7 @@ class Table:
             self._index = self._index_name()
             self.columns: list[str] = [name for name in self._names() if name != self._index]
             """Names of the columns, the index left out, in the file's order."""
-            self.size: int = int(self._stored(self._index).shape[0])
+            self.size: int = self._n_rows()
             """Number of rows."""
 
     def names(self) -> list[str]:
@@ -133,31 +137,50 @@ class Table:
             return node
         return node["codes"] if "codes" in node else node["values"]
 
+    def _n_rows(self) -> int:
+        """Return the number of rows; raises where the file is far too small to hold so many."""
+        node = self._stored(self._index)
+        if len(node.shape or ()) != 1:
+            raise ValueError(f"expected one name a row, found the shape {node.shape}")
+        check_announced(node, self._path, f"the index of {self._key}", node.shape[0] * ROW)
+        return int(node.shape[0])
+
+    def _whole(self, node: Any, name: str, length: int | None) -> np.ndarray:
+        return whole(node, self._path, f"{self._key}/{name}", length)
+
     def _read(self, name: str) -> np.ndarray:
         if is_array(self._node):
             return self._read_field(name)
         node = self._node[name]
         if is_array(node):
-            return self._read_dataset(node)
+            return self._read_dataset(node, name)
         if "categories" in node:
-            return decoded(node["codes"][:], node["categories"][:])
-        values = strings(node["values"][:])
-        return np.where(node["mask"][:], "", values) if "mask" in node else values
+            codes = self._whole(node["codes"], name, self.size)
+            return decoded(codes, self._whole(node["categories"], f"{name}/categories", None))
+        values = strings(self._whole(node["values"], name, self.size))
+        if "mask" not in node:
+            return values
+        return np.where(self._whole(node["mask"], f"{name}/mask", self.size).astype(bool), "", values)
 
     def _read_field(self, name: str) -> np.ndarray:
         """Read a field of a compound dataset; its categories, if any, are in uns."""
-        values = self._node.fields(name)[:]
-        categories = f"uns/{name}_categories"
+        node, categories = self._node, f"uns/{name}_categories"
+        check_announced(node, self._path, self._key, self.size * node.dtype.itemsize)
+        values: np.ndarray = node.fields(name)[:]
         if name != self._index and categories in self._file and np.issubdtype(values.dtype, np.integer):
-            return decoded(values, np.atleast_1d(self._file[categories][()]))
+            stored = self._file[categories]
+            check_announced(stored, self._path, categories, math.prod(stored.shape) * stored.dtype.itemsize)
+            return decoded(values, np.atleast_1d(stored[()]))
         return strings(values)
 
-    def _read_dataset(self, node: h5py.Dataset) -> np.ndarray:
+    def _read_dataset(self, node: h5py.Dataset, name: str) -> np.ndarray:
         """Read a plain column; anndata 0.7 kept the categories behind a reference."""
         reference = node.attrs.get("categories")
+        values = self._whole(node, name, self.size)
         if reference is None:
-            return strings(node[:])
+            return strings(values)
         categories = self._file[reference] if isinstance(reference, h5py.Reference) else None
         if categories is None:
             raise ValueError("expected a reference to the categories")
-        return decoded(node[:], categories[:])
+        check_dataset(categories.id, f"the categories of {name}", self._path)
+        return decoded(values, self._whole(categories, f"{name}/categories", None))

@@ -135,7 +135,8 @@ def _write_cells(
     import pandas as pd
 
     matrix = file.matrix(source.layer)
-    genes = map_genes(_gene_names(file, source), source.duplicates)
+    none = file.not_genes(source.layer)
+    genes = map_genes(_gene_names(file, source), source.duplicates, none)
     table, repairs = describe_cells(file, name, source)
     with H5adWriter(path, len(genes.symbols)) as writer:
         digests = _write_rows(writer, matrix, genes, table["row"].to_numpy(), settings)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.data.cells import describe_cells
+from canal.data.features import NotGenes
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.prepared import PreparedCells
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
@@ -32,7 +33,8 @@ class Evidence:
     ----------
     tables
         ``file`` (one row), ``cell`` (of the source file, as declared), ``prepared cell``, ``cell type``,
-        ``gene`` and ``panel gene``; each has a column ``name``.
+        ``gene`` and ``panel gene``; each has a column ``name``. Where features of the file are no genes,
+        ``feature``, too.
     layers
         Matrices the source file holds, for hints.
     units
@@ -78,6 +80,7 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     with open_h5ad(subject.raw) as file:
         measured, units = _cells(file, subject)
         genes = _genes(file, subject)
+        none = file.not_genes(subject.source.layer)
         layers = tuple(file.layers)
     profile = profile_of(prepared, list(prepared.obs.index), subject.panel)
     tables = {
@@ -87,6 +90,7 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
         "cell type": _cell_types(prepared, subject),
         "gene": genes,
         "panel gene": _panel_genes(prepared, subject, profile, max_drift),
+        **({"feature": _features(none)} if none.kinds else {}),
     }
     return Evidence(tables, layers, units, profile)
 
@@ -98,7 +102,8 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
     table, _ = describe_cells(file, subject.source_name, subject.source)
     rows = table["row"].to_numpy()
     names = np.array(file.obs_names(), dtype=object)[rows]
-    matrix = file.matrix(subject.source.layer)
+    matrix, none = file.matrix(subject.source.layer), file.not_genes(subject.source.layer)
+    is_gene = np.flatnonzero(none.is_gene)
     blocks = [measure_cells(csr_matrix((0, matrix.shape[1]), dtype=np.float32), subject.source.values)]
     sample: list[csr_matrix] = []
     for start, block in matrix.chunks(subject.chunk_cells):
@@ -106,6 +111,7 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
         if first == last:
             continue
         chosen = block[rows[first:last] - start]
+        chosen = csr_matrix(chosen[:, is_gene]) if none.kinds else chosen
         blocks.append(measure_cells(chosen, subject.source.values))
         if (missing := _SAMPLE_CELLS - sum(part.shape[0] for part in sample)) > 0:
             sample.append(chosen[:missing])
@@ -135,6 +141,15 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
     return pd.DataFrame(
         {"name": symbols, "symbol": symbols, "kind": kinds_of(symbols)}, columns=["name", "symbol", "kind"]
     )
+
+
+def _features(none: NotGenes) -> pd.DataFrame:
+    """Return one row a feature of the file: what it is called where it is no gene."""
+    import pandas as pd
+
+    kinds = np.full(len(none.is_gene), None, dtype=object)
+    kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
+    return pd.DataFrame({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
 
 
 def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:

@@ -40,6 +40,7 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *_labels(subject),
         *_types(subject, gate),
         *_symbols(subject),
+        *(_features() if "feature" in evidence.tables else ()),
         *_panel(subject, evidence, gate),
         *_comparison(subject, gate),
     ]
@@ -236,6 +237,20 @@ def _symbols(subject: Subject) -> list[Rule]:
             "this looks like another species: canal does not translate orthologues",
             telling.names("genes"),
         ),
+    ]
+
+
+def _features() -> list[Rule]:
+    """Return the rule of files that hold more than genes; no other is judged by it."""
+    return [
+        Rule(
+            "features_are_genes",
+            "warning",
+            absent("feature", "no_gene"),
+            "gene expression alone",
+            "what is no gene is left out of genes and totals; write the genes alone to be told no more",
+            telling.groups("features", "no_gene", "features"),
+        )
     ]
 
 

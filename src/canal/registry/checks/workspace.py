@@ -10,7 +10,9 @@ from typing import Any
 
 from canal.config import Config
 from canal.digests import file_digest
+from canal.errors import ConfigError
 from canal.layout import Layout
+from canal.params import parse_yaml
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
 
@@ -81,12 +83,9 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 
 @lru_cache(maxsize=2)
 def _parsed(text: str) -> Mapping[str, Any] | None:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        document = YAML(typ="safe").load(text)
-    except YAMLError:
+        document = parse_yaml(text, "a file of DVC")
+    except ConfigError:
         return None
     return document if isinstance(document, dict) else None
 

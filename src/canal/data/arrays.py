@@ -1,0 +1,152 @@
+"""Arrays of HDF5 and zarr: theirs are the values in their own file, and not far more than it can hold."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from canal.data.zarr_store import stored_bytes
+from canal.errors import DataError
+
+_ALWAYS = 1 << 28
+"""Bytes that any file may ask for."""
+_TIMES = 64
+"""Bytes more, for each byte that is stored: no sound table is compressed as much."""
+ROW = 100
+"""Bytes that a short text takes in memory, and so each cell or gene at least: its name."""
+_SMALL = 1 << 26
+"""Files below this size are not believed in the lengths of their texts either."""
+_PIECES = 100_000
+"""Chunks that any array may have, and those of a small file that has none of them."""
+
+
+def whole(node: Any, path: Path, name: str, length: int | None = None) -> np.ndarray:
+    """Return all values of a one-dimensional array.
+
+    Parameters
+    ----------
+    node
+        An array of an HDF5 file or a zarr store.
+    path, name
+        What a message calls the file and the array.
+    length
+        How many values there must be.
+
+    Raises
+    ------
+    DataError
+        If the array is of another shape, or far larger than what is stored.
+    """
+    shape = tuple(node.shape or ())
+    if len(shape) != 1 or (length is not None and shape[0] != length):
+        wanted = "a list of values" if length is None else f"{length:,} values"
+        raise DataError(
+            f"{path}: {name} has the shape {shape}, expected {wanted}; the file is damaged: fetch it again"
+        )
+    text = node.dtype.kind in "OT"
+    check_announced(node, path, name, shape[0] * (ROW if text else max(1, node.dtype.itemsize)))
+    check_chunks(node, path, name)
+    if text and isinstance(node, h5py.Dataset) and (weight := _weight(node, path)) < _SMALL:
+        return _texts(node, path, name, weight)
+    values: np.ndarray = node[:]
+    return values
+
+
+def check_announced(node: Any, path: Path, name: str, size: int) -> None:
+    """Raise `DataError` if ``size`` bytes are more than a sound file of this weight can mean."""
+    if size > _ALWAYS and size > (most := _ALWAYS + _TIMES * _weight(node, path)):
+        raise DataError(
+            f"{path}: {name} has the shape {tuple(node.shape)}, which takes {size:,} bytes; a file that "
+            f"stores {_weight(node, path):,} bytes is believed up to {most:,}: it is damaged, or made to "
+            "fill the memory"
+        )
+
+
+def check_chunks(node: Any, path: Path, name: str) -> None:
+    """Raise `DataError` if an array's chunks are far larger, or many more, than what is stored."""
+    chunks = getattr(node, "shards", None) or node.chunks
+    if not chunks:
+        return
+    itemsize = 16 if node.dtype.kind in "OT" else max(1, node.dtype.itemsize)
+    check_announced(node, path, f"{name} (chunks of {tuple(chunks)})", math.prod(chunks) * itemsize)
+    pieces = math.prod(-(-size // chunk) for size, chunk in zip(node.shape, chunks, strict=True))
+    if pieces > _PIECES and pieces > _PIECES + _TIMES * (stored := _n_stored_chunks(node)):
+        raise DataError(
+            f"{path}: {name} has the shape {tuple(node.shape)} in {pieces:,} chunks, of which {stored:,} are "
+            "stored: it is damaged, or made to take for ever"
+        )
+
+
+def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
+    """Raise unless a dataset's values lie in its own file, compressed by filters that are at hand.
+
+    Raises
+    ------
+    DataError
+        If it is virtual or stored in another file, or a filter cannot be had.
+    """
+    made = item.get_create_plist()
+    if made.get_layout() == h5py.h5d.VIRTUAL:
+        count = made.get_virtual_count()
+        source = (made.get_virtual_filename(0), made.get_virtual_dsetname(0)) if count else ("", "")
+        raise outside(path, name, f"a virtual dataset made of {source[1]!r} in the file {source[0]!r}")
+    if made.get_external_count():
+        other = os.fsdecode(made.get_external(0)[0])
+        raise outside(path, name, f"a dataset whose values are stored in the file {other!r}")
+    for place in range(made.get_nfilters()):
+        number, _, _, told = made.get_filter(place)
+        if not (h5py.h5z.filter_avail(number) or _more_filters(number)):
+            called = told.decode("utf-8", "replace") or "without a name"
+            raise DataError(
+                f"{path}: {name!r} is compressed by HDF5 filter {number} ({called}), which neither HDF5 nor "
+                "hdf5plugin has here: install hdf5plugin (pip install hdf5plugin) or the filter's own "
+                "package, or write the file anew compressed by gzip"
+            )
+
+
+def _more_filters(number: int) -> bool:
+    """Return whether a filter is there once hdf5plugin has added its own (zstd, Blosc, LZ4, bitshuffle …)."""
+    try:
+        import hdf5plugin  # noqa: F401
+    except ImportError:
+        return False
+    return bool(h5py.h5z.filter_avail(number))
+
+
+def outside(path: Path, name: str, what: str) -> DataError:
+    """Return the refusal of something that leads out of a file."""
+    return DataError(
+        f"{path}: {name!r} is {what}. canal reads and writes nothing outside of the file it was given: "
+        "write the cells into one file (anndata: read_h5ad and write_h5ad), then give that"
+    )
+
+
+def _texts(node: h5py.Dataset, path: Path, name: str, weight: int) -> np.ndarray:
+    """Read texts a piece at a time: many may stand for one long text, which is stored once."""
+    step, left = max(1024, _ALWAYS // max(1, weight)), _ALWAYS + _TIMES * weight
+    parts = []
+    for start in range(0, len(node), step):
+        part = node[start : start + step]
+        left -= sum(len(text) for text in part.tolist() if isinstance(text, str | bytes))
+        if left < 0:
+            raise DataError(
+                f"{path}: the texts of {name} take more than {_ALWAYS + _TIMES * weight:,} bytes, {weight:,} "
+                "are stored: it is damaged, or made to fill the memory"
+            )
+        parts.append(part)
+    return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+
+
+def _weight(node: Any, path: Path) -> int:
+    return int(node.file.id.get_filesize()) if isinstance(node, h5py.Dataset) else stored_bytes(path)
+
+
+def _n_stored_chunks(node: Any) -> int:
+    if isinstance(node, h5py.Dataset):
+        return int(node.id.get_num_chunks())
+    return int(node.nchunks_initialized)

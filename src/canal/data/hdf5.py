@@ -1,0 +1,212 @@
+"""The one place where HDF5 files are opened: regular files, in which nothing leads out of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from canal.data.arrays import check_dataset, outside
+from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.errors import DataError
+from canal.files import regular_file
+
+_DEEPEST = 256
+"""Groups within groups; more are no data, and no program walks through them."""
+_GZIP = b"\x1f\x8b"
+_MATRIX_MARKET = b"%%MatrixMarket"
+_CACHE = 1 << 24
+"""Bytes of decompressed chunks that HDF5 keeps of an array that is read in pieces."""
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    DataError
+        If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
+        had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
+    """
+    with _opened(path, "r") as file:
+        check_open(file, path)
+        yield file
+
+
+@contextmanager
+def edit_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open the copy of a file for writing; what its soft links name gets that name itself.
+
+    Raises
+    ------
+    DataError
+        As `open_hdf5`.
+    """
+    with _opened(path, "r+") as file:
+        for group, name, target in check_open(file, path):
+            node = file[group]
+            found = node[target]
+            del node[name]
+            node[name] = found
+        yield file
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
+    _refuse_other_formats(regular_file(path))
+    try:
+        file = h5py.File(path, mode, rdcc_nbytes=_CACHE)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: no readable h5ad file ({error}); it is damaged, was cut short, or is of another format"
+        ) from error
+    with file:
+        yield file
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raise `DataError` that names the format, where the first bytes tell one that is often given."""
+    import gzip
+
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(len(_MATRIX_MARKET))
+        compressed = head.startswith(_GZIP)
+        if compressed:
+            with gzip.open(path, "rb") as unzipped:
+                head = unzipped.read(len(_MATRIX_MARKET))
+    except PermissionError as error:
+        raise DataError(f"{path}: may not be read ({error.strerror})") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); it is damaged or was cut short") from error
+    if head.startswith(_MATRIX_MARKET):
+        raise DataError(
+            f"{path} is the matrix of a 10x folder alone: give the folder in which it lies, with "
+            "features.tsv (or genes.tsv) and barcodes.tsv beside it, as matrix.mtx or matrix.mtx.gz"
+        )
+    if compressed:
+        raise DataError(f"{path} is compressed by gzip as a whole: unpack it first, with gunzip")
+
+
+_Soft = tuple[str, str, str]
+"""A soft link: its group, its name in there, and the object it stands for."""
+
+
+def check_open(file: h5py.File, path: Path) -> list[_Soft]:
+    """Look at every link and dataset of an open file, following none.
+
+    Returns
+    -------
+    list of tuple
+        The soft links, all of which lead to objects of the file.
+
+    Raises
+    ------
+    DataError
+        As `open_hdf5`.
+    """
+    with reading(path, "/"):
+        walk = _Walk(file, path)
+        walk.run()
+        return walk.soft
+
+
+class _Walk:
+    """One look at all groups of a file, none of them twice."""
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self._file, self._path = file, path
+        self.soft: list[_Soft] = []
+        self._names: dict[int, str] = {}
+        """Address of each group -> the first name it was met by."""
+        self._within: dict[int, set[int]] = {}
+        """Address of each group -> addresses of the groups that are in it."""
+        self._aims: list[tuple[str, int, str, str]] = []
+
+    def run(self) -> None:
+        root = self._address(h5py.h5o.open(self._file.id, b"/"))
+        self._names[root] = "/"
+        waiting = [(root, "/", 0)]
+        while waiting:
+            address, name, depth = waiting.pop()
+            if depth > _DEEPEST:
+                raise DataError(f"{self._path}: groups lie more than {_DEEPEST} deep, such as {name[:80]}...")
+            waiting += [(found, member, depth + 1) for found, member in self._group(address, name)]
+        for name, address, member, aim in self._aims:
+            self._follow(name, address, member, aim)
+        self._refuse_cycles()
+
+    def _group(self, address: int, name: str) -> Iterator[tuple[int, str]]:
+        """Yield (address, name) of the groups in a group that were not met before; check all else."""
+        node = self._file[name].id
+        found: list[tuple[bytes, int]] = []
+        node.links.iterate(lambda member, info: found.append((member, info.type)), info=True)
+        inner = self._within.setdefault(address, set())
+        for raw, kind in found:
+            member = name.rstrip("/") + "/" + raw.decode("utf-8", "surrogateescape")
+            if kind == h5py.h5l.TYPE_SOFT:
+                aim = node.links.get_val(raw).decode("utf-8", "surrogateescape")
+                self._aims.append((name, address, member, aim))
+                continue
+            if kind != h5py.h5l.TYPE_HARD:
+                raise self._leaves(node, raw, member, kind)
+            item = h5py.h5o.open(node, raw)
+            if isinstance(item, h5py.h5d.DatasetID):
+                check_dataset(item, member, self._path)
+            elif isinstance(item, h5py.h5g.GroupID):
+                below = self._address(item)
+                inner.add(below)
+                if below not in self._names:
+                    self._names[below] = member
+                    yield below, member
+
+    def _leaves(self, node: h5py.h5g.GroupID, raw: bytes, member: str, kind: int) -> DataError:
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            other, inner = (part.decode("utf-8", "replace") for part in node.links.get_val(raw))
+            what = f"an external link to {inner!r} in the file {other!r}"
+        else:
+            what = f"a link of a kind of its own ({kind})"
+        return outside(self._path, member, what)
+
+    def _follow(self, group: str, address: int, member: str, aim: str) -> None:
+        """Note a soft link, all other links of the file being known by now."""
+        where = self._file[group]
+        try:
+            item = h5py.h5o.open(where.id, aim.encode("utf-8", "surrogateescape"))
+        except (KeyError, RuntimeError, OSError, ValueError) as error:
+            raise DataError(
+                f"{self._path}: the soft link {member!r} leads to {aim!r}, which is not there or leads back "
+                "to the link: write the file anew without it"
+            ) from error
+        self.soft.append((group, member.rsplit("/", 1)[1], aim))
+        if isinstance(item, h5py.h5g.GroupID):
+            self._within[address].add(self._address(item))
+
+    def _refuse_cycles(self) -> None:
+        """Raise where a group lies in itself, by whatever links: who walks through it never ends."""
+        inner = {address: set(below) for address, below in self._within.items()}
+        outer: dict[int, list[int]] = {}
+        for address, below in inner.items():
+            for one in below:
+                outer.setdefault(one, []).append(address)
+        done = [address for address, below in inner.items() if not below]
+        while done:
+            below_all = done.pop()
+            inner.pop(below_all)
+            for address in outer.get(below_all, ()):
+                inner[address].discard(below_all)
+                if not inner[address]:
+                    done.append(address)
+        if inner:
+            names = sorted(self._names[address] for address in inner)
+            raise DataError(
+                f"{self._path}: {len(names)} groups lie within themselves by links, such as "
+                f"{listed(names, EXAMPLES)}: write the file anew without these links"
+            )
+
+    @staticmethod
+    def _address(item: h5py.h5g.GroupID) -> int:
+        return int(h5py.h5o.get_info(item).addr)
