@@ -6,13 +6,18 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.query import query_adata
-from canal.annotation.units import check_block, find_values
+from canal.annotation.units import check_block, find_units
 from canal.errors import DataError
 from tests.make import make_adata
 
 
 def query(adata, layer="X"):
     return query_adata(adata, layer, None)
+
+
+def find_values(query, wish):
+    units = find_units(query, wish)
+    return units.values, list(units.doubts)
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])

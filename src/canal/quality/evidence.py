@@ -13,10 +13,11 @@ from scipy.sparse import csr_matrix, vstack
 from canal.data.cells import describe_cells
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.prepared import PreparedCells
+from canal.data.units import MAX_TOTAL
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from canal.quality.subject import Subject
 from canal.quality.symbols import kinds_of
-from canal.quality.values import MAX_TOTAL, looks_like, measure_cells
+from canal.quality.values import looks_like, measure_cells
 
 if TYPE_CHECKING:
     import pandas as pd

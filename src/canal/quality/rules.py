@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from canal.data.units import MAX_TOTAL
 from canal.quality import telling
 from canal.quality.advice import layer_advice, units_advice
 from canal.quality.rule import (
@@ -18,7 +19,6 @@ from canal.quality.rule import (
     unique,
 )
 from canal.quality.symbols import ENSEMBL, MOUSE
-from canal.quality.values import MAX_TOTAL
 
 if TYPE_CHECKING:
     from canal.config import Gate
