@@ -128,6 +128,48 @@ def natural_as_base_two(lesson):
     return "declare values: log1p_10k"
 
 
+def units_of(lesson, change, values):
+    lesson.adata = changed(make_adata(TYPES, n_genes=300, seed=1), change)
+    lesson.declaration, lesson.earlier = {"values": values}, {}
+    return lesson
+
+
+def per_cell(x):
+    return x / x.sum(axis=1, keepdims=True)
+
+
+@breaks("values_as_declared")
+def logarithms_of_raw_counts(lesson):
+    units_of(lesson, np.log1p, "log1p_10k")
+    return "all are whole numbers once the natural logarithm is undone"
+
+
+@breaks("values_as_declared")
+def logarithms_of_a_smaller_depth(lesson):
+    units_of(lesson, lambda x: np.log2(1 + 2500 * per_cell(x)), "log2p_10k")
+    return "every cell sums to 2,500"
+
+
+@breaks("values_as_declared")
+def logarithms_of_samples_of_two_depths(lesson):
+    depths = np.where(np.arange(90) < 45, 800.0, 2000.0)[:, None]
+    units_of(lesson, lambda x: np.log1p(depths * per_cell(x)), "log1p_10k")
+    return "800 or 2,000"
+
+
+@breaks("values_as_declared")
+def ones_for_counts(lesson):
+    units_of(lesson, lambda x: (x > 0).astype(float), "counts")
+    return "every value other than 0 is 1"
+
+
+@breaks("values_beyond_doubt")
+def corrected_logarithms(lesson):
+    noise = np.random.default_rng(0).uniform(0.6, 0.95, (90, 300))
+    units_of(lesson, lambda x: np.log1p(1e4 * per_cell(x)) * noise, "log1p_10k")
+    return "no whole multiples"
+
+
 @breaks("labels_present")
 def null_labels(lesson):
     lesson.adata = relabelled(lesson.adata, slice(0, 4), None)

@@ -13,16 +13,16 @@ from scipy.sparse import csr_matrix, vstack
 from canal.data.cells import describe_cells
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.prepared import PreparedCells
-from canal.data.units import MAX_TOTAL
+from canal.data.units import MAX_TOTAL, judge_values
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from canal.quality.subject import Subject
 from canal.quality.symbols import kinds_of
-from canal.quality.values import looks_like, measure_cells
+from canal.quality.values import contradiction, doubt, looks_like, measure_cells
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SAMPLE_CELLS = 100
+_SAMPLE_CELLS = 200
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,13 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     """
     prepared = PreparedCells(cells)
     with open_h5ad(subject.raw) as file:
-        measured, units = _cells(file, subject)
+        measured, sample = _cells(file, subject)
         genes = _genes(file, subject)
         layers = tuple(file.layers)
+    units = None if sample is None else looks_like(sample)
     profile = profile_of(prepared, list(prepared.obs.index), subject.panel)
     tables = {
-        "file": _file(subject, profile, _units_if_sound(measured, units)),
+        "file": _file(subject, profile, _told_by_values(subject, measured, sample, units)),
         "cell": measured,
         "prepared cell": _prepared_cells(prepared, subject),
         "cell type": _cell_types(prepared, subject),
@@ -92,8 +93,8 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     return Evidence(tables, layers, units, profile)
 
 
-def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
-    """Return one row a cell that the declaration keeps, and the units some of them look like."""
+def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix | None]:
+    """Return one row a cell that the declaration keeps, and the values of some, evenly spread."""
     import pandas as pd
 
     table, _ = describe_cells(file, subject.source_name, subject.source)
@@ -102,26 +103,42 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
     matrix = file.matrix(subject.source.layer)
     blocks = [measure_cells(csr_matrix((0, matrix.shape[1]), dtype=np.float32), subject.source.values)]
     sample: list[csr_matrix] = []
+    picked = np.unique(np.linspace(0, max(0, len(rows) - 1), _SAMPLE_CELLS).astype(np.int64))
     for start, block in matrix.chunks(subject.chunk_cells):
         first, last = np.searchsorted(rows, (start, start + block.shape[0]))
         if first == last:
             continue
         chosen = block[rows[first:last] - start]
         blocks.append(measure_cells(chosen, subject.source.values))
-        if (missing := _SAMPLE_CELLS - sum(part.shape[0] for part in sample)) > 0:
-            sample.append(chosen[:missing])
+        sample.append(chosen[picked[(picked >= first) & (picked < last)] - first])
     cells = pd.DataFrame({"name": names, "cell_id": names})
     measures = pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
-    return cells.join(measures), looks_like(csr_matrix(vstack(sample))) if sample else None
+    return cells.join(measures), csr_matrix(vstack(sample)) if sample else None
 
 
-def _units_if_sound(cells: pd.DataFrame, units: str | None) -> str | None:
-    """Return the base that the values look like, None where a rule about single cells already objects."""
-    if "total" not in cells or units is None:
-        return None
-    wrong = (cells["nonfinite"] > 0) | (cells["negative"] > 0) | (cells["total"] > MAX_TOTAL)
-    wrong |= cells["fractional"] == 0
-    return None if wrong.any() else units
+def _told_by_values(
+    subject: Subject, cells: pd.DataFrame, sample: csr_matrix | None, units: str | None
+) -> dict[str, str | None]:
+    """Return what the values say of the file; nothing where a rule about single cells already objects.
+
+    ``units`` is the base that they look like, ``contradiction`` what speaks against the declaration,
+    ``doubt`` what makes it less certain.
+    """
+    nothing: dict[str, str | None] = {"units": None, "contradiction": None, "doubt": None}
+    declared = subject.source.values
+    wrong = (cells["nonfinite"] > 0) | (cells["negative"] > 0)
+    if "total" in cells:
+        wrong |= (cells["total"] > MAX_TOTAL) | (cells["fractional"] == 0)
+    else:
+        wrong |= cells["fractional"] > 0
+    if sample is None or wrong.any():
+        return nothing
+    if declared != "counts" and units not in (None, declared, declared.removesuffix("_10k")):
+        return nothing | {"units": units}
+    sample.eliminate_zeros()
+    finding = judge_values(sample)
+    told = {"contradiction": contradiction(finding, declared), "doubt": doubt(finding, declared)}
+    return {"units": None if declared == "counts" else units, **told}
 
 
 def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
@@ -192,11 +209,11 @@ def _panel_genes(
     )
 
 
-def _file(subject: Subject, profile: Profile, units: str | None) -> pd.DataFrame:
+def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) -> pd.DataFrame:
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
     import pandas as pd
 
-    row = {"name": subject.source_name, "units": units, "depth": profile.depth}
+    row = {"name": subject.source_name, **told, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()

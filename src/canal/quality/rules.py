@@ -37,6 +37,7 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *_identities(subject),
         *_any_values(subject, evidence),
         *(_logarithms(subject, evidence) if logarithms else _counts(subject, evidence)),
+        *_units(subject, evidence),
         *_labels(subject),
         *_types(subject, gate),
         *_symbols(subject),
@@ -167,6 +168,29 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             f"{declared}: with the logarithm undone, whole multiples of a cell's smallest value",
             advice,
             telling.units,
+        ),
+    ]
+
+
+def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
+    declared = subject.source.values
+    way_out = f"give counts and declare values: counts, or {layer_advice(subject, evidence)}"
+    return [
+        Rule(
+            "values_as_declared",
+            "error",
+            absent("file", "contradiction"),
+            f"nothing that whole cells tell against {declared}",
+            way_out,
+            telling.said("contradiction"),
+        ),
+        Rule(
+            "values_beyond_doubt",
+            "warning",
+            absent("file", "doubt"),
+            f"values that whole cells prove to be {declared}",
+            f"if genes were left out or values corrected after scaling, this is right; else {way_out}",
+            telling.said("doubt"),
         ),
     ]
 

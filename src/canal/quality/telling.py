@@ -73,6 +73,15 @@ def units(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
     return Told(_word(rows["units"].iloc[0], "nothing that contradicts it"))
 
 
+def said(column: str) -> Tell:
+    """Tell what a column of the row about the file says."""
+
+    def tell(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
+        return Told(_word(rows[column].iloc[0], "nothing"))
+
+    return tell
+
+
 def drift(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
     """Tell how many genes drifted, and name the ten that drifted most."""
     compared = int(rows["drift"].notna().sum())

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.data.units import MAX_TOTAL, TELLING_GENES, middle, undo, wholeness
+from canal.data.units import (
+    MAX_TOTAL,
+    PER_TEN_THOUSAND,
+    TELLING_GENES,
+    Finding,
+    middle,
+    undo,
+    wholeness,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +62,29 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
         fractional=np.where(telling, fractional, np.nan),
         total=np.where(sound & (fractional > 0), totals, np.nan),
     )
+
+
+def contradiction(finding: Finding, declared: Values) -> str | None:
+    """Return what speaks against the units that are declared; None where nothing does."""
+    if declared == "counts":
+        return finding.told if finding.kind == "binary" else None
+    if finding.kind in ("zeros", "beyond"):  # told cell by cell
+        return None
+    if finding.kind == "unproven":
+        if finding.dense:
+            return f"hardly a value is 0, and {finding.told}"
+        return f"{finding.told}, and {finding.told_totals}" if finding.too_low else None
+    plain = finding.kind == "multiples" or finding.depth == PER_TEN_THOUSAND
+    return None if plain and finding.logs == (BASES[declared],) else finding.told
+
+
+def doubt(finding: Finding, declared: Values) -> str | None:
+    """Return what makes units uncertain that nothing contradicts; None where nothing does."""
+    if declared == "counts" or contradiction(finding, declared) is not None:
+        return None
+    if finding.kind == "unproven":
+        return finding.told
+    return finding.told_totals if finding.kind == "multiples" and finding.low else None
 
 
 def looks_like(values: csr_matrix) -> str | None:
