@@ -189,6 +189,44 @@ def rare_type(lesson):
     return "plasma (4 cells)"
 
 
+@breaks("types_are_types")
+def labels_through_astype_str(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "nan")
+    return "'nan' (6 cells)"
+
+
+@breaks("types_are_types")
+def canals_own_word(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "UNASSIGNED")
+    return "--map CSV"
+
+
+@breaks("types_are_types")
+def low_quality_mapped_to_itself(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "Low_quality")
+    lesson.declaration = {"label_map": LABEL_MAP | {"Low_quality": "Low_quality"}}
+    return "'Low_quality' (6 cells)"
+
+
+@breaks("types_told_apart")
+def types_that_differ_in_case_and_blanks(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "t reg")
+    return "'t reg' beside 'Treg'"
+
+
+@breaks("types_told_apart")
+def a_blank_at_the_end(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "plasma ")
+    return "'plasma ' beside 'plasma'"
+
+
+@breaks("types_told_apart")
+def a_type_of_an_earlier_stage_spelt_otherwise(lesson):
+    split = NO_SPLIT.reindex(range(1)).assign(set=["train"], cell_digest=["0"], cell_type=["treg"])
+    lesson.earlier = {name: EarlierStage(split, one.profile) for name, one in lesson.earlier.items()}
+    return "'Treg' beside 'treg'"
+
+
 @breaks("types_balanced")
 def lopsided(lesson):
     lesson.adata, lesson.gate = relabelled(lesson.adata, slice(0, 6), "plasma"), {"max_imbalance": 4.5}
@@ -274,6 +312,13 @@ def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
     assert verdict.counts["types"] == TYPES
     # Every rule has a file above that breaks it.
     assert {rule.rule for rule in verdict.rules} <= {rule for rule, _ in BREAKS.values()} | {TESTED_BEFORE}
+
+
+def test_words_for_no_type_may_be_mapped_to_null_or_to_a_type(earlier, tmp_path):
+    lesson = Lesson(earlier=dict(earlier))
+    lesson.adata = relabelled(relabelled(lesson.adata, slice(0, 5), "doublet"), slice(5, 8), "b")
+    lesson.declaration = {"label_map": LABEL_MAP | {"doublet": None, "b": "B"}}
+    assert failed(lesson.judged(tmp_path)) == []
 
 
 def test_what_the_declaration_leaves_out_breaks_nothing(earlier, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from canal.data.cells import describe_cells
 from canal.data.h5ad import H5adFile, open_h5ad
+from canal.data.labels import is_no_type, spelling
 from canal.data.prepared import PreparedCells
 from canal.data.units import MAX_TOTAL, judge_values
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
@@ -175,17 +176,40 @@ def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
 
 
 def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
-    """Return how many cells each mapped type has, and how many times fewer that is than the most."""
+    """Return how many cells each mapped type has, and how many times fewer that is than the most.
+
+    ``no_type`` is there where its name is a word for no type, ``twin`` where another type, of this source or
+    of an earlier stage, is called the same but for case and blanks.
+    """
     import pandas as pd
 
     known, original = subject.source.label_map, prepared.obs["cell_type_original"]
     mapped = original != "" if known is None else original.isin(list(known))
     sizes = prepared.obs.loc[mapped, "cell_type"].value_counts().sort_index()
     counts = sizes.to_numpy(dtype=float)
+    names = [str(name) for name in sizes.index]
+    before = {
+        str(name)
+        for earlier in subject.earlier.values()
+        if "cell_type" in earlier.split
+        for name in earlier.split["cell_type"].unique()
+    }
     return pd.DataFrame(
-        {"name": list(sizes.index), "cells": counts, "times_fewer": counts.max(initial=0.0) / counts},
-        columns=["name", "cells", "times_fewer"],
+        {
+            "name": names,
+            "cells": counts,
+            "times_fewer": counts.max(initial=0.0) / counts,
+            "no_type": np.array([name if is_no_type(name) else None for name in names], dtype=object),
+            "twin": np.array([_twin(name, {*names, *before}) for name in names], dtype=object),
+        },
+        columns=["name", "cells", "times_fewer", "no_type", "twin"],
     )
+
+
+def _twin(name: str, others: Collection[str]) -> str | None:
+    """Return another of several names that differs in case or blanks alone, or the name without blanks."""
+    same = sorted(other for other in others if other != name and spelling(other) == spelling(name))
+    return same[0] if same else (None if name == name.strip() else name.strip())
 
 
 def _panel_genes(

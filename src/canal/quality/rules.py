@@ -222,7 +222,24 @@ def _labels(subject: Subject) -> list[Rule]:
 
 
 def _types(subject: Subject, gate: Gate) -> list[Rule]:
+    label_map = f"sources.{subject.source_name}.label_map"
     return [
+        Rule(
+            "types_are_types",
+            "error",
+            absent("cell type", "no_type"),
+            "names of cell types, not words for cells of none (unknown, nan, doublet …)",
+            f"map such labels to a cell type, or to null, in {label_map} (canal stage add: --map CSV)",
+            telling.quoted("cells"),
+        ),
+        Rule(
+            "types_told_apart",
+            "error",
+            absent("cell type", "twin"),
+            "no blanks at the ends of a name, and no two types that differ in case or blanks alone",
+            f"map them to one name in {label_map} (canal stage add: --map CSV)",
+            telling.quoted("twin"),
+        ),
         Rule(
             "enough_cells_per_type",
             "error",
