@@ -27,6 +27,7 @@ from canal.annotation.units import AUTO
 from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
 from canal.config import Values
 from canal.digests import canonical_json
+from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -266,7 +267,12 @@ def _label(
     from canal.model.compute import find_device, precision
 
     renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
-    reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    try:
+        reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    except DataError as error:
+        if unclear := doubt(how):
+            raise DataError(f"{error}; {unclear}") from error
+        raise
     device = find_device(options.device)
     annotator.network.to(device)
     asked = annotator.without(reading.coverage.missing)
