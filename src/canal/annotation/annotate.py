@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal import __version__
-from canal.annotation.columns import LOW_QUALITY, TYPE, UNASSIGNED, columns_of, joined
+from canal.annotation.columns import (
+    LOW_QUALITY,
+    TYPE,
+    UNASSIGNED,
+    columns_of,
+    joined,
+    told_left_over,
+)
 from canal.annotation.coverage import Coverage
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
@@ -213,7 +220,9 @@ def annotate_h5ad(
             if on_record is not None:
                 on_record(note)
 
-        output.write(table, canonical_json(_record(annotator, options, summary)), whole)
+        gone = output.write(table, canonical_json(_record(annotator, options, summary)), whole)
+    if gone:
+        progress(told_left_over(gone))
     return summary
 
 

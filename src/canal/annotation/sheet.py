@@ -126,9 +126,12 @@ def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, wish
         ],
     }
     try:
-        with new_file(cells_file(sheet)) as temporary:
+        with new_file(cells_file(sheet), labelled.path) as temporary:
             temporary.write_text(canonical_json(about) + "\n", encoding="utf-8")
-        with new_file(sheet) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            new_file(sheet, labelled.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(_line(one, json_digest(about)[:_ID_DIGITS]) for one in novel.groups)
