@@ -14,6 +14,7 @@ from canal.annotation.columns import left_over, parted
 from canal.annotation.gathering import Gathered
 from canal.annotation.output import Room, size_of, writing
 from canal.annotation.records import NOTE, of_output
+from canal.annotation.spreadsheet import table_as_text
 from canal.data.h5ad_matrices import ByEntries
 from canal.digests import file_digest
 from canal.files import new_file
@@ -38,8 +39,9 @@ def write_table(
     """Write the labels as CSV or, by the suffix, Parquet, whole or not at all; the first column is the cell.
 
     Parquet keeps the note in its metadata under ``canal``. CSV has no place for it: what ``on_whole`` is told
-    then names the table by its digest; see `canal.annotation.records.of_output`. Nobody may read the table
-    who may not read ``like``, the file that its cells are from.
+    then names the table by its digest; see `canal.annotation.records.of_output`. Names
+    that begin as a formula does have an apostrophe before them: see `canal.annotation.spreadsheet`. Nobody
+    may read the table who may not read ``like``, the file that its cells are from.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def write_table(
             metadata = {**(arrow.schema.metadata or {}), NOTE.encode(): note.encode()}
             pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
         else:
-            table.to_csv(temporary, lineterminator="\n", float_format="%.6f")
+            table_as_text(table).to_csv(temporary, lineterminator="\n", float_format="%.6f")
             note = of_output(note, file_digest(temporary))
         if on_whole is not None:
             on_whole(note)
