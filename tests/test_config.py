@@ -79,6 +79,10 @@ def with_ontology(**ids):
             r"sources\.first: ontology names B, to which label_map maps nothing",
         ),
         (
+            {"first": {"label_map": {"b": "B", "odd": " unassigned"}}},
+            r"sources\.first\.label_map: 'odd' must not be mapped to Unassigned",
+        ),
+        (
             {"first": {"ontology": {"B": "CL:0000236"}}, "second": {"ontology": {"B": "CL:0000084"}}},
             r"sources\.second\.ontology\.B: CL:0000084, but sources\.first names it CL:0000236",
         ),

@@ -2,9 +2,10 @@
 
 import pytest
 
-from canal.declare import declare, read_label_map
+from canal.declare import declare, read_label_map, trimmed_labels
 from canal.digests import file_digest
 from canal.errors import ConfigError, SourceError
+from tests.make import make_adata, write_adata
 
 
 def test_a_file_inside_the_project_is_named_relative_to_it(tmp_path):
@@ -20,6 +21,22 @@ def test_a_file_inside_the_project_is_named_relative_to_it(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(SourceError, match="not found; give the path of an h5ad file"):
         declare(tmp_path / "x.h5ad", {}, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, {"B": "B", " B ": "B", "NK": "NK"}),
+        ({"B": "B cell"}, {" B ": "B cell"}),
+        ({"B": None, " B ": "Bs"}, {}),
+    ],
+)
+def test_blanks_at_the_ends_of_labels_are_mapped_away(tmp_path, given, wanted):
+    adata = make_adata({"B": 4, "NK": 2})
+    adata.obs["cell_type"] = ["B", " B ", "B", "B", "NK", "NK"]
+    file = write_adata(adata, tmp_path / "x.h5ad")
+    assert trimmed_labels(file, "cell_type", given) == wanted
+    assert trimmed_labels(file, "batch", None) == {}
 
 
 def test_a_label_map_drops_what_has_no_type(tmp_path):

@@ -2,6 +2,11 @@
 
 import errno
 import os
+import re
+import signal
+import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +42,82 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
     with new_folder(folder) as temporary:
         (temporary / "here").write_text("y")
     assert tree_digests(folder).keys() == {"here"}
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+def test_rights_follow_the_umask_and_what_is_replaced(tmp_path, umask):
+    path, secret = tmp_path / "a.txt", tmp_path / "secret"
+    write_json(path, 1)
+    assert mode_of(path) == 0o640
+    path.chmod(0o600)
+    write_json(path, 2)
+    assert mode_of(path) == 0o600
+    secret.write_text("x")
+    secret.chmod(0o400)
+    with new_file(tmp_path / "b.txt", like=secret):
+        pass
+    assert mode_of(tmp_path / "b.txt") == 0o600
+    with new_folder(tmp_path / "c"):
+        pass
+    with new_folder(tmp_path / "d", like=tmp_path / "c"):
+        pass
+    assert mode_of(tmp_path / "c") == mode_of(tmp_path / "d") == 0o750
+    (tmp_path / "c" / "values").write_text("x")
+    (tmp_path / "c" / "values").chmod(0o600)
+    with new_file(tmp_path / "e.txt", like=tmp_path / "c"):
+        pass
+    assert mode_of(tmp_path / "e.txt") == 0o600
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from canal.files import new_file, new_folder, scratch_folder
+with scratch_folder("gate"), new_file(Path("a.csv")) as file, new_folder(Path("b")) as folder:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "x").write_text("half")
+    (folder / "deep").chmod(0o500)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False)
+    assert run.returncode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 3
+    others = {".a.csv-abc.csv", ".canal", f".x.canal-00000000-{2**22 + 1}-00000000.csv"}
+    alive = re.sub(r"-[0-9]+-", f"-{os.getpid()}-", next(name for name in left if name.endswith(".csv")))
+    for name in (*others, alive):
+        (tmp_path / name).write_text("of another program, another machine, or a run that goes on")
+    write_json(tmp_path / "other.json", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, alive, "other.json"}
+
+
+def test_a_folder_that_may_not_be_written_is_removed_all_the_same(tmp_path):
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "a") as temporary:
+        (temporary / "b").mkdir()
+        (temporary / "b" / "c").write_text("x")
+        (temporary / "b").chmod(0o500)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_many_bytes_are_written(tmp_path):
+    path = tmp_path / ("細" * 80 + ".json")
+    write_json(path, 1)
+    assert read_json(path) == 1
 
 
 def test_json_is_sorted_and_refuses_nan(tmp_path):

@@ -60,11 +60,12 @@ def annotate(
     CanalError
         If there is no such version, or the cells cannot be labelled.
     """
+    import warnings
     from dataclasses import replace
 
     from canal.annotating import now, provenance
     from canal.annotation.annotate import Options, annotate_adata
-    from canal.annotation.columns import parted
+    from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
     from canal.annotation.query import check_adata
     from canal.digests import canonical_json
 
@@ -75,6 +76,13 @@ def annotate(
     table = annotate_adata(load_annotator(project, version), adata, noted)
     if write:
         columns, matrices = parted(table)
+        gone = left_over(adata.obs, columns)
+        adata.obs = adata.obs.drop(columns=gone) if gone else adata.obs
+        if PROBABILITIES in adata.obsm and PROBABILITIES not in matrices:
+            del adata.obsm[PROBABILITIES]
+            gone.append(f"obsm {PROBABILITIES}")
+        if gone:
+            warnings.warn(told_left_over(gone), stacklevel=2)
         for name in columns:
             adata.obs[name] = columns[name].array
         for name, matrix in matrices.items():

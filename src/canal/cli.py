@@ -1,6 +1,5 @@
 """The command line: read arguments, call one function of the API, print what it says."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -9,6 +8,7 @@ import typer
 from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import DISK_FULL, CanalError
+from canal.messages import tell
 from canal.startup import begin, exit_code, leave
 
 app = typer.Typer(
@@ -34,15 +34,15 @@ def main() -> NoReturn:
     try:
         app()
     except CanalError as error:
-        sys.stderr.write(f"canal: {error}\n")
+        tell(f"canal: {error}")
         code = 1
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        sys.stderr.write(f"canal: {error}: make room, then run this again\n")
+        tell(f"canal: {error}: make room, then run this again")
         code = 1
     except KeyboardInterrupt:
-        sys.stderr.write("canal: interrupted\n")
+        tell("canal: interrupted")
         code = 130
     except SystemExit as end:
         code = exit_code(end.code)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canal.errors import CanalError, RegistryError
+from canal.files import scratch_folder
 from canal.project import Project
 from canal.registry.comparison import Comparison, StageComparison, compare_stage
 from canal.registry.history import recorded, verified
@@ -89,8 +90,6 @@ def _on_file(
     project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
 ) -> "list[pd.DataFrame]":
     """Return what versions say of the cells of a labelled file."""
-    import tempfile
-
     from canal.data.prepare import PrepareSettings, prepare
     from canal.data.prepared import PreparedCells
 
@@ -99,8 +98,8 @@ def _on_file(
         raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
     source = project.config.stages[name].source
     settings = PrepareSettings(project.config.min_genes(source), project.config.prepare.chunk_cells)
-    with tempfile.TemporaryDirectory(prefix="canal-compare-") as scratch:
-        into = Path(scratch) / "cells"
+    with scratch_folder("compare") as scratch:
+        into = scratch / "cells"
         prepare(file, source, project.config.sources[source], settings, into)
         cells = PreparedCells(into / "cells.h5ad")
         ids, types = tuple(cells.obs.index.astype(str)), tuple(cells.obs["cell_type"].astype(str))

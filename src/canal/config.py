@@ -79,6 +79,17 @@ class Source(Section):
             )
         return self
 
+    @field_validator("label_map")
+    @classmethod
+    def _no_type_is_reserved(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        reserved = [label for label, name in (types or {}).items() if name and _is_reserved(name)]
+        if reserved:
+            raise ValueError(
+                f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is what canal "
+                "says of cells of no known type: map to null, which leaves their cells out"
+            )
+        return types
+
     @model_validator(mode="after")
     def _types_are_mapped(self) -> Self:
         types = None if self.label_map is None else {*self.label_map.values()}
@@ -92,6 +103,10 @@ class Source(Section):
     def declaration(self) -> dict[str, Any]:
         """Return what decides which cells and values are learned from: not place, licence, citation, ids."""
         return self.model_dump(mode="json", exclude=_NOT_DECLARED)
+
+
+def _is_reserved(name: str) -> bool:
+    return name.strip().casefold() == "unassigned"
 
 
 class Prepare(Section):

@@ -37,6 +37,33 @@ def declare(
     return entry
 
 
+def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """Return the entries that a label map needs for labels with blanks at their ends.
+
+    Parameters
+    ----------
+    file
+        An h5ad file.
+    column
+        The column of obs that holds the labels.
+    given
+        The map that a person gave, without blanks; without one the entries of all labels are returned, if
+        any label has such blanks.
+    """
+    from canal.data.h5ad import open_h5ad
+
+    with open_h5ad(file) as opened:
+        if column not in opened.obs_columns:
+            return {}  # the gate says so
+        labels = [label for label in opened.obs_column(column).unique() if label.strip()]
+    if given is not None:
+        known = (label for label in labels if label not in given and label.strip() in given)
+        return {label: given[label.strip()] for label in known}
+    if all(label == label.strip() for label in labels):
+        return {}
+    return {label: label.strip() for label in sorted(labels)}
+
+
 def read_label_map(path: Path) -> dict[str, str | None]:
     """Read a CSV of published label and cell type; an empty cell type drops the label."""
     if not path.is_file():

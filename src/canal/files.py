@@ -1,12 +1,16 @@
 """Writing that is whole or not there: temporary neighbours, then one rename."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +67,20 @@ def regular_file(path: Path) -> Path:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
-    The neighbour lies in the same folder, so the rename is atomic; it is flushed to disk first.
+    The neighbour lies in the same folder, so the rename is atomic; it is flushed to disk first. What killed
+    runs left in that folder is removed. The file may be read by whom the umask lets read it, but by nobody
+    who may not read the file that it replaces, or ``like``, the file that its content is from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    _sweep(path.parent)
+    temporary = path.parent / _temporary_name(path, path.suffix)
+    mode = _FILE & _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
     try:
         yield temporary
-        temporary.chmod(0o644)
         _flush(temporary)
         temporary.replace(path)
     finally:
@@ -82,21 +88,119 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` when the block ends without an error."""
+def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that replaces ``path`` when the block ends without an error.
+
+    Rights and leftovers are as with `new_file`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}-"))
+    _sweep(path.parent)
+    temporary = path.parent / _temporary_name(path)
+    temporary.mkdir(_FOLDER & (_FOLDER if like is None else _allowed(like)) | _OWN_FOLDER)
     try:
         yield temporary
-        temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
         if path.exists():
-            shutil.rmtree(path)
+            _remove(path)
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():
+            _remove(temporary)
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left."""
+    place = Path(tempfile.gettempdir())
+    _sweep(place)
+    folder = place / _temporary_name(Path(f"canal-{purpose}"))
+    folder.mkdir(_OWN_FOLDER)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file to where none is; nobody may read the copy who may not read the original."""
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL, _FILE & source.stat().st_mode | _OWN_FILE))
+    shutil.copyfile(source, target)
+
+
+_FILE, _FOLDER, _OWN_FILE, _OWN_FOLDER = 0o666, 0o777, 0o600, 0o700
+_TEMPORARY = re.compile(r"\..+\.canal-(?P<place>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}(\..*)?", re.DOTALL)
+_LONGEST = 100
+_swept: set[Path] = set()
+
+
+def _temporary_name(path: Path, suffix: str = "") -> str:
+    """Return a hidden name that tells whose it is: this machine's, this process's."""
+    name = path.name.encode("utf-8", "surrogateescape")[:_LONGEST].decode("utf-8", "ignore")
+    suffix = suffix if len(suffix.encode("utf-8", "surrogateescape")) <= _LONGEST else ""
+    return f".{name}.canal-{_place()}-{os.getpid()}-{os.urandom(4).hex()}{suffix}"
+
+
+@cache
+def _place() -> str:
+    """Return a digest of where process numbers count: the machine, and its container."""
+    try:
+        numbers = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        numbers = 0
+    return hashlib.sha256(f"{socket.gethostname()} {numbers}".encode()).hexdigest()[:8]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs of canal that were killed left in a folder; looked for once by each process."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    try:
+        left = [Path(entry.path) for entry in os.scandir(folder) if _left_over(entry.name)]
+    except OSError:
+        return
+    for path in left:
+        _remove(path)
+
+
+def _left_over(name: str) -> bool:
+    """Return whether a name is that of a temporary file of a process of this place that is no more."""
+    match = _TEMPORARY.fullmatch(name)
+    if match is None or match["place"] != _place():
+        return False
+    try:
+        os.kill(int(match["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, also where folders in it may not be written; what cannot be removed stays."""
+    if not path.is_dir() or path.is_symlink():
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return
+    for folder, _, _ in os.walk(path):
+        with suppress(OSError):
+            Path(folder).chmod(_OWN_FOLDER)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _allowed(path: Path) -> int:
+    """Return the rights that a file gives, or a folder and the files in it; all where nothing is there."""
+    try:
+        rights = path.stat().st_mode & _FOLDER
+        files = [entry for entry in os.scandir(path) if entry.is_file()] if path.is_dir() else []
+        for file in files:
+            rights &= file.stat().st_mode | 0o111
+    except OSError:
+        return _FOLDER
+    return rights
 
 
 def append_line(path: Path, line: str) -> None:

@@ -12,17 +12,22 @@ import weakref
 from collections.abc import Sequence
 from typing import NoReturn
 
+from canal.messages import suit_streams, visible
+
 _OBJECTS = 200_000
 _LOST = 120
 """Python's exit code where all went well but what was said could not be written."""
 
 
 def begin() -> None:
-    """Have Python look for garbage less often: imports make a million objects and hardly any garbage.
+    """Have Python look for garbage less often, and streams take any character.
+
+    Imports make a million objects and hardly any garbage.
 
     Looking for it every 700 objects takes a seventh of the time that torch and MLflow need to be imported.
     """
     gc.set_threshold(_OBJECTS)
+    suit_streams()
 
 
 QUIET = {
@@ -66,7 +71,7 @@ def exit_code(said: str | int | None) -> int:
     """Return the exit code that Python gives a `SystemExit`; what is no number is printed, as it does."""
     if said is None or isinstance(said, int):
         return said or 0
-    sys.stderr.write(f"{said}\n")
+    sys.stderr.write(f"{visible(said)}\n")
     return 1
 
 

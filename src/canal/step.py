@@ -2,13 +2,13 @@
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import CanalError
+from canal.messages import tell, visible
 from canal.startup import begin
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def argument(name: str) -> str:
 
 def say(line: str) -> None:
     """Tell the person who watches what a step is doing."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    tell(line)
 
 
 def run(step: Callable[[], None]) -> None:
@@ -95,7 +94,9 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
             features_kept(project),
             on_epoch=show,
             checkpoint_dir=scratch,
-            on_notice=lambda notice: console.print(f"{stage}: {notice}", soft_wrap=True, markup=False),
+            on_notice=lambda notice: console.print(
+                visible(f"{stage}: {notice}"), soft_wrap=True, markup=False
+            ),
         )
     shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,12 +1,12 @@
 """From novel to known: a filled-in labelling sheet becomes a file of cells, a source and a stage."""
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotating import digest_of, readable
+from canal.data.labels import is_no_type, spelling
 from canal.errors import ConfigError, DataError
 from canal.project import Project
 from canal.registry import words
@@ -138,7 +138,7 @@ def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Do
 
 
 def _check_types(sheet: "Sheet") -> None:
-    """Refuse names that no type may have, or that differ in case alone."""
+    """Refuse names that no type may have, or that differ in case or blanks alone."""
     from canal.annotation.columns import UNASSIGNED
 
     spelled: dict[str, str] = {}
@@ -149,11 +149,15 @@ def _check_types(sheet: "Sheet") -> None:
                 f"{sheet.path}: group {group} is called {checked!r}, which is what canal says of cells of no "
                 "known type: leave cell_type empty to leave the group out"
             )
-        key = unicodedata.normalize("NFKC", checked).casefold()
-        if spelled.setdefault(key, checked) != checked:
+        if is_no_type(checked):
             raise DataError(
-                f"{sheet.path}: {spelled[key]!r} and {checked!r} differ in spelling alone and would be two "
-                "types: write them alike"
+                f"{sheet.path}: group {group} is called {checked!r}, which is no cell type: leave cell_type "
+                "empty to leave the group out"
+            )
+        if spelled.setdefault(spelling(checked), checked) != checked:
+            raise DataError(
+                f"{sheet.path}: {spelled[spelling(checked)]!r} and {checked!r} differ in spelling alone and "
+                "would be two types: write them alike"
             )
 
 

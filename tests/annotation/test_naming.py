@@ -90,6 +90,86 @@ def test_outdated_symbols_are_replaced_where_todays_are_missing(annotator, adata
     assert "OLD3" in renamed(both, Naming(aliases=aliases))[0].genes
 
 
+HYPHENS = [name.replace("GENE0", "HLA-D").replace("GENE", "7-") for name in PANEL]
+DRESSED = {
+    "SYMBOL (ENSG)": lambda name, own_id: f"{name} ({own_id})",
+    "SYMBOL_ENSG": lambda name, own_id: f"{name}_{own_id}",
+    "SYMBOL|ENSG.version": lambda name, own_id: f"{name}|{own_id}.3",
+    "ENSG_SYMBOL": lambda name, own_id: f"{own_id}_{name}",
+    "hg19_": lambda name, _: f"hg19_{name}",
+    "GRCh38_": lambda name, _: f"GRCh38_{name}",
+    "GRCh38______": lambda name, _: f"GRCh38______{name}",
+    "GRCh38-2020-A_": lambda name, _: f"GRCh38-2020-A_{name}",
+    "R's quotes": lambda name, _: f'"{name}"',
+    "quotes and genome": lambda name, own_id: f"'hg38_{name}_{own_id}'",
+}
+
+
+@pytest.mark.parametrize("panel", [PANEL, HYPHENS])
+@pytest.mark.parametrize("kind", DRESSED)
+def test_names_that_a_program_added_to_are_found(adata, panel, kind):
+    dressed = [DRESSED[kind](name, own_id) for name, own_id in zip(panel, IDS, strict=True)]
+    query, told = rename(query_adata(named(adata, dressed), "X", None), panel, Naming(), chosen=False)
+    assert (list(query.genes), told) == (panel, {"parts_of_names": 20})
+
+
+def test_a_panel_of_ids_is_found_beside_symbols(adata):
+    dressed = [f"{name} ({own_id}.4)" for name, own_id in zip(PANEL, IDS, strict=True)]
+    query, told = rename(query_adata(named(adata, dressed), "X", None), IDS, Naming(), chosen=False)
+    assert (list(query.genes), told) == (IDS, {"parts_of_names": 20})
+
+
+def test_ids_behind_a_genome_are_looked_up_in_a_table(adata, tmp_path):
+    genes = table(tmp_path / "genes.tsv", zip(IDS, PANEL, strict=True))
+    query, told = renamed(named(adata, [f"GRCh38_{name}" for name in IDS]), Naming(gene_map=genes))
+    assert (list(query.genes), told) == (PANEL, {"parts_of_names": 20})
+
+
+@pytest.mark.parametrize("letter", [".", "_"])
+def test_names_that_went_through_make_names_are_found(adata, letter):
+    passed = [f"X{name}" if name[0].isdigit() else name for name in HYPHENS]
+    passed = [name.replace("-", letter) for name in passed]
+    query, told = rename(query_adata(named(adata, passed), "X", None), HYPHENS, Naming(), chosen=False)
+    hyphens = sum("-" in name for name in HYPHENS)
+    assert (list(query.genes), told) == (HYPHENS, {"punctuation": hyphens})
+
+
+def test_cellxgenes_shared_symbols_are_found_in_its_column(annotator, adata):
+    """Where genes share a symbol, feature_name holds SYMBOL_ENSG…; of one in the panel there is one here."""
+    names = [
+        f"{name}_{own_id}" if i < 3 else name for i, (name, own_id) in enumerate(zip(PANEL, IDS, strict=True))
+    ]
+    found = annotate_adata(annotator, named(adata, IDS, feature_name=names))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))
+    assert found.attrs["canal"]["genes"]["renamed"] == {"column": "feature_name", "parts_of_names": 3}
+
+
+def test_two_names_for_one_gene_are_left_alone_and_told(annotator, adata):
+    both = [f"{PANEL[0]}_{IDS[0]}", f"{PANEL[0]}_{IDS[1]}"]
+    query, told = renamed(named(adata, [*both, *PANEL[2:]]))
+    assert (list(query.genes)[:2], told) == (both, {"ambiguous": both})
+    panel = ["A-1", "A_1", *PANEL[2:]]  # one name for two genes
+    query, told = rename(
+        query_adata(named(adata, ["A.1", "other", *PANEL[2:]]), "X", None), panel, Naming(), chosen=False
+    )
+    assert (query.genes[0], told) == ("A.1", {"ambiguous": ["A.1"]})
+    mixed = named(adata, [*(f"{name}_{own}" for name in PANEL[:10] for own in IDS[:2])])
+    with pytest.raises(DataError, match=r"0 of the model's 20 genes.*20 symbols may be a gene of the model"):
+        annotate_adata(annotator, mixed)
+
+
+def test_an_exact_name_comes_before_its_parts(adata):
+    names = [PANEL[0], f"{PANEL[0]}_{IDS[1]}", *PANEL[2:]]
+    query, told = renamed(named(adata, names))
+    assert (list(query.genes), told) == (names, {})
+
+
+def test_genes_of_a_mouse_behind_a_genome_are_no_human_ones(adata):
+    names = [*(f"hg19_{name}" for name in PANEL[:10]), *(f"mm10_{name}" for name in PANEL[:10])]
+    query, told = renamed(named(adata, names))
+    assert (list(query.genes), told) == ([*PANEL[:10], *names[10:]], {"parts_of_names": 10})
+
+
 HGNC = "hgnc_id\tsymbol\talias_symbol\tprev_symbol\n"
 
 

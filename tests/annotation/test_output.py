@@ -1,10 +1,14 @@
+import os
+import stat
+
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation.output import check_target, write_copy
+from canal.annotation.new_output import write_table
+from canal.annotation.output import Room, check_target, write_copy, write_zarr_copy
 from canal.digests import file_digest
 from canal.errors import DataError
 from tests.data.layouts import RAW, SCALED, write_07, write_pre_07
@@ -73,6 +77,93 @@ def test_a_second_labelling_replaces_the_first(tmp_path):
     assert adata.obs["canal_cell_type"].tolist() == ["NK"] * 3
     assert list(adata.obs).count("canal_cell_type") == 1
     assert adata.uns["canal"] == '{"n": 2}'
+
+
+EVERYTHING = COLUMNS.assign(
+    canal_low_quality=False,
+    cell_type_ontology_term_id=pd.Categorical(["CL:0000236", "unknown", "CL:0000236"]),
+    canal_vote=pd.Categorical(["B", "B", "B"]),
+    canal_vote_share=np.float32(0.75),
+    canal_p_B=np.float32(0.5),
+    canal_p_NK=np.float32(0.5),
+)
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+def test_what_an_earlier_labelling_alone_wrote_is_left_out(tmp_path, form):
+    write = write_copy if form == "h5ad" else write_zarr_copy
+    adata = anndata.read_h5ad(write_today(tmp_path / "in.h5ad"))
+    adata.obs["canal_group"] = [1, 2, 3]  # of a lesson, not of a labelling
+    source, one, two = (tmp_path / f"{name}.{form}" for name in ("in", "one", "two"))
+    adata.write_h5ad(source) if form == "h5ad" else adata.write_zarr(source)
+    read = anndata.read_h5ad if form == "h5ad" else anndata.read_zarr
+    assert write(source, one, EVERYTHING, "{}") == []
+    assert "canal_probabilities" in read(one).obsm
+    gone = write(one, two, COLUMNS.assign(canal_low_quality=False), "{}")
+    assert sorted(gone) == sorted(
+        ["canal_vote", "canal_vote_share", "cell_type_ontology_term_id", "obsm canal_probabilities"]
+    )
+    after = read(two)
+    assert list(after.obs) == [*adata.obs, *COLUMNS, "canal_low_quality"]
+    assert list(after.obsm) == ["X_pca"]
+    assert write(one, tmp_path / f"three.{form}", EVERYTHING, "{}") == []
+
+
+def test_ids_of_the_authors_stay(tmp_path):
+    adata = anndata.read_h5ad(write_today(tmp_path / "in.h5ad"))
+    adata.obs["cell_type_ontology_term_id"] = "CL:0000236"
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    write_copy(tmp_path / "in.h5ad", tmp_path / "one.h5ad", COLUMNS.assign(canal_low_quality=False), "{}")
+    assert write_copy(tmp_path / "one.h5ad", tmp_path / "two.h5ad", COLUMNS, "{}") == ["canal_low_quality"]
+    assert set(anndata.read_h5ad(tmp_path / "two.h5ad").obs["cell_type_ontology_term_id"]) == {"CL:0000236"}
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("umask", "given", "wanted"),
+    [(0o022, 0o644, 0o644), (0o022, 0o600, 0o600), (0o077, 0o644, 0o600), (0o002, 0o664, 0o664)],
+)
+def test_a_copy_may_be_read_by_nobody_who_may_not_read_the_input(tmp_path, umask, given, wanted):
+    source = write_today(tmp_path / "in.h5ad")
+    source.chmod(given)
+    before = os.umask(umask)
+    try:
+        write_copy(source, tmp_path / "out.h5ad", COLUMNS, "{}")
+        write_table(tmp_path / "out.csv", COLUMNS, "{}", like=source)
+    finally:
+        os.umask(before)
+    assert [mode_of(tmp_path / name) for name in ("out.h5ad", "out.csv")] == [wanted] * 2
+
+
+def test_inputs_that_may_only_be_read_are_copied(tmp_path):
+    """As a user who is not root, for whom rights count; the store is that of a read-only folder."""
+    source = write_today(tmp_path / "in.h5ad")
+    anndata.read_h5ad(source).write_zarr(tmp_path / "in.zarr")
+    paths = [source, tmp_path / "in.zarr", *(tmp_path / "in.zarr").rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    write_copy(source, tmp_path / "out.h5ad", COLUMNS, "{}")
+    write_zarr_copy(tmp_path / "in.zarr", tmp_path / "out.zarr", COLUMNS, "{}")
+    copies = [tmp_path / "out.h5ad", tmp_path / "out.zarr", *(tmp_path / "out.zarr").rglob("*")]
+    assert all(mode_of(path) & 0o200 for path in copies)
+    assert anndata.read_zarr(tmp_path / "out.zarr").obs["canal_cell_type"].tolist() == [
+        "B",
+        "Unassigned",
+        "B",
+    ]
+
+
+def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
+    """macOS has none."""
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    path = tmp_path / "file"
+    path.write_bytes(b"head")
+    Room(path).take(3_000_000)
+    assert path.stat().st_size == 4 + 3_000_000 + (1 << 20)
+    assert path.read_bytes()[:6] == b"head\0\0"
 
 
 def test_a_file_without_uns_gets_its_note(tmp_path):

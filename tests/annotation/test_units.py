@@ -6,13 +6,18 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.query import query_adata
-from canal.annotation.units import check_block, find_values
+from canal.annotation.units import check_block, find_units
 from canal.errors import DataError
-from tests.make import make_adata
+from tests.make import gene_names, make_adata
 
 
 def query(adata, layer="X"):
     return query_adata(adata, layer, None)
+
+
+def find_values(query, wish):
+    units = find_units(query, wish)
+    return units.values, list(units.doubts)
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
@@ -156,6 +161,96 @@ def test_logarithms_of_some_genes_are_not_scaled_anew(annotator):
     found = annotate_adata(annotator, adata)
     direct = annotator.predict((adata.X.toarray() / np.log(2)).astype(np.float32))
     np.testing.assert_allclose(found["canal_confidence"], direct.confidence, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Counts of enough genes to tell by, the first twenty being those that the model knows."""
+    adata = make_adata({"B": 30, "NK": 30}, n_genes=600)
+    adata.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(580))]
+    return adata
+
+
+def in_units(adata, change, form=csr_matrix):
+    """Return the cells with ``change`` applied to (counts, totals), both dense."""
+    counts = adata.X.toarray().astype(np.float64)
+    other = adata.copy()
+    other.X = form(change(counts, counts.sum(axis=1, keepdims=True)).astype(np.float32))
+    return other
+
+
+EXACT = {
+    "ln of counts": (lambda x, t: np.log1p(x), "whole numbers once the natural"),
+    "log2 of counts": (lambda x, t: np.log2(1 + x), "whole numbers once the logarithm to base 2"),
+    "log twice": (lambda x, t: np.log1p(np.log1p(1e4 * x / t)), "natural logarithm, taken of the natural"),
+    "log10": (lambda x, t: np.log10(1 + 1e4 * x / t), "base 10 was undone"),
+    "two depths": (
+        lambda x, t: np.log1p(np.where(np.arange(60) < 30, 700, 1900)[:, None] * x / t),
+        "700 or 1,900",
+    ),
+    "sum of one": (lambda x, t: x / t, "every cell sums to 1: "),
+}
+
+
+@pytest.mark.parametrize("form", [csr_matrix, csc_matrix])
+@pytest.mark.parametrize("kind", EXACT)
+def test_what_can_be_converted_exactly_is(annotator, wide, kind, form):
+    change, told = EXACT[kind]
+    with pytest.warns(UserWarning, match=told):
+        found = annotate_adata(annotator, in_units(wide, change, form))
+    pd.testing.assert_frame_equal(found, annotate_adata(annotator, wide), atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [log2p, lambda x: np.log10(1 + x), lambda x: np.log1p(np.log1p(x))])
+def test_logarithms_of_some_genes_are_converted_without_scaling(annotator, wide, change):
+    some = in_units(wide, lambda x, t: np.log1p(1e4 * x / t))[:, :300].copy()
+    wanted = annotate_adata(annotator, some)
+    other = some.copy()
+    other.X.data = change(np.expm1(some.X.data.astype(np.float64))).astype(np.float32)
+    pd.testing.assert_frame_equal(annotate_adata(annotator, other), wanted, atol=1e-4)
+
+
+def test_a_later_cell_that_is_no_logarithm_of_counts_is_refused(annotator, wide):
+    big = anndata.concat([in_units(wide, lambda x, t: np.log1p(x))] * 10, index_unique="-")
+    big.X[100] = big.X[100] * 0.9  # in none of the cells that are looked at first
+    with pytest.raises(DataError, match=r"no whole number.*cell 100 "):
+        annotate_adata(annotator, big)
+
+
+REFUSED = {
+    "ones": (lambda x, t: (x > 0) * 1.0, "every value other than 0 is 1"),
+    "two units": (
+        lambda x, t: np.where(np.arange(60)[:, None] < 30, x, np.log1p(1e4 * x / t)),
+        "mixes units: .* hold whole numbers, the others do not",
+    ),
+    "noise": (lambda x, t: np.random.default_rng(0).uniform(0.01, 1, x.shape), "hardly a value of 0"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_expression_is_refused_with_the_way_out(wide, kind):
+    change, told = REFUSED[kind]
+    with pytest.raises(DataError, match=f"{told}.*--values"):
+        find_units(query(in_units(wide, change)), "auto")
+
+
+def test_low_totals_are_told_unless_the_user_names_the_units():
+    """scran's logcounts: size factors around 1."""
+    adata = make_adata({"B": 30, "NK": 30}, n_genes=3000)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.15, (60, 1)))
+    scran = in_units(adata, lambda x, t: np.log2(1 + x / (t / t.mean() * noise)))
+    values, doubts = find_values(query(scran), "auto")
+    assert values == "log2p_10k"
+    assert "over 3,000 genes" in doubts[0]
+    assert "scran" in doubts[0]
+    assert find_values(query(scran), "log2p_10k") == ("log2p_10k", [])
+
+
+def test_what_nothing_proves_is_taken_with_a_warning(wide):
+    noise = np.random.default_rng(0).uniform(0.6, 0.95, wide.shape)
+    values, doubts = find_values(query(in_units(wide, lambda x, t: noise * np.log1p(1e4 * x / t))), "auto")
+    assert values == "log1p_10k"
+    assert "cannot be proven" in doubts[0]
 
 
 def test_raw_is_offered_by_its_option():

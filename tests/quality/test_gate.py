@@ -1,6 +1,7 @@
 """The gate as a whole: its verdict's bytes, its pages, and what it refuses to judge."""
 
 import dataclasses
+import html
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ from canal.digests import file_digest, json_digest
 from canal.errors import DataError, GateError
 from canal.quality.gate import judge, judge_file
 from canal.quality.subject import EarlierStage
-from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson
+from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson, relabelled
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 
@@ -63,6 +64,34 @@ def test_great_expectations_writes_pages_that_need_no_network(tmp_path):
     assert "Failed" in pages[result]
     index = (tmp_path / "docs" / "index.html").read_text()
     assert result.as_posix() in index
+
+
+def words_of(page):
+    """Return the text of a page, without its markup."""
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_pages_of_a_gate_that_warns_tell_names_and_shares_of_what_is_meant(tmp_path):
+    lesson = Lesson(gate={"max_imbalance": 4.5})
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "plasma")[:, 20:].copy()
+    verdict = lesson.judged(tmp_path, tmp_path / "docs")
+    assert verdict.passed
+    (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
+    told = words_of(page)
+    assert "Status: Succeeded" in told
+    assert "(warning): no type with 4.5 times fewer cells than the largest; found 1 of 4 types" in told
+    assert "1 unexpected values found. 25% of 4 total rows." in told
+    assert "Unexpected Value Count cell type" in told
+    assert "plasma" in told
+    lacking = verdict.counts["panel_genes"] - verdict.counts["shared_panel_genes"]
+    assert f"{lacking} unexpected values found. ≈33.33% of 60 total rows." in told
+    assert f"panel gene 0.0 {lacking} CD3D, GENE002," in told
+    assert "df.filter" not in told
+    lesson.gate["min_cells"] = 1000
+    lesson.judged(tmp_path, tmp_path / "docs")
+    (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
+    assert "Status: Failed" in words_of(page)
 
 
 def test_changed_bytes_are_not_judged(subject):

@@ -128,6 +128,48 @@ def natural_as_base_two(lesson):
     return "declare values: log1p_10k"
 
 
+def units_of(lesson, change, values):
+    lesson.adata = changed(make_adata(TYPES, n_genes=300, seed=1), change)
+    lesson.declaration, lesson.earlier = {"values": values}, {}
+    return lesson
+
+
+def per_cell(x):
+    return x / x.sum(axis=1, keepdims=True)
+
+
+@breaks("values_as_declared")
+def logarithms_of_raw_counts(lesson):
+    units_of(lesson, np.log1p, "log1p_10k")
+    return "all are whole numbers once the natural logarithm is undone"
+
+
+@breaks("values_as_declared")
+def logarithms_of_a_smaller_depth(lesson):
+    units_of(lesson, lambda x: np.log2(1 + 2500 * per_cell(x)), "log2p_10k")
+    return "every cell sums to 2,500"
+
+
+@breaks("values_as_declared")
+def logarithms_of_samples_of_two_depths(lesson):
+    depths = np.where(np.arange(90) < 45, 800.0, 2000.0)[:, None]
+    units_of(lesson, lambda x: np.log1p(depths * per_cell(x)), "log1p_10k")
+    return "800 or 2,000"
+
+
+@breaks("values_as_declared")
+def ones_for_counts(lesson):
+    units_of(lesson, lambda x: (x > 0).astype(float), "counts")
+    return "every value other than 0 is 1"
+
+
+@breaks("values_beyond_doubt")
+def corrected_logarithms(lesson):
+    noise = np.random.default_rng(0).uniform(0.6, 0.95, (90, 300))
+    units_of(lesson, lambda x: np.log1p(1e4 * per_cell(x)) * noise, "log1p_10k")
+    return "no whole multiples"
+
+
 @breaks("labels_present")
 def null_labels(lesson):
     lesson.adata = relabelled(lesson.adata, slice(0, 4), None)
@@ -145,6 +187,44 @@ def unmapped_labels(lesson):
 def rare_type(lesson):
     lesson.adata = relabelled(lesson.adata, slice(0, 4), "plasma")
     return "plasma (4 cells)"
+
+
+@breaks("types_are_types")
+def labels_through_astype_str(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "nan")
+    return "'nan' (6 cells)"
+
+
+@breaks("types_are_types")
+def canals_own_word(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "UNASSIGNED")
+    return "--map CSV"
+
+
+@breaks("types_are_types")
+def low_quality_mapped_to_itself(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "Low_quality")
+    lesson.declaration = {"label_map": LABEL_MAP | {"Low_quality": "Low_quality"}}
+    return "'Low_quality' (6 cells)"
+
+
+@breaks("types_told_apart")
+def types_that_differ_in_case_and_blanks(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "t reg")
+    return "'t reg' beside 'Treg'"
+
+
+@breaks("types_told_apart")
+def a_blank_at_the_end(lesson):
+    lesson.adata = relabelled(lesson.adata, slice(0, 6), "plasma ")
+    return "'plasma ' beside 'plasma'"
+
+
+@breaks("types_told_apart")
+def a_type_of_an_earlier_stage_spelt_otherwise(lesson):
+    split = NO_SPLIT.reindex(range(1)).assign(set=["train"], cell_digest=["0"], cell_type=["treg"])
+    lesson.earlier = {name: EarlierStage(split, one.profile) for name, one in lesson.earlier.items()}
+    return "'Treg' beside 'treg'"
 
 
 @breaks("types_balanced")
@@ -232,6 +312,13 @@ def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
     assert verdict.counts["types"] == TYPES
     # Every rule has a file above that breaks it.
     assert {rule.rule for rule in verdict.rules} <= {rule for rule, _ in BREAKS.values()} | {TESTED_BEFORE}
+
+
+def test_words_for_no_type_may_be_mapped_to_null_or_to_a_type(earlier, tmp_path):
+    lesson = Lesson(earlier=dict(earlier))
+    lesson.adata = relabelled(relabelled(lesson.adata, slice(0, 5), "doublet"), slice(5, 8), "b")
+    lesson.declaration = {"label_map": LABEL_MAP | {"doublet": None, "b": "B"}}
+    assert failed(lesson.judged(tmp_path)) == []
 
 
 def test_what_the_declaration_leaves_out_breaks_nothing(earlier, tmp_path):

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal import __version__
-from canal.annotation.columns import LOW_QUALITY, TYPE, UNASSIGNED, columns_of, joined
+from canal.annotation.columns import (
+    LOW_QUALITY,
+    TYPE,
+    UNASSIGNED,
+    columns_of,
+    joined,
+    told_left_over,
+)
 from canal.annotation.coverage import Coverage
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
@@ -27,6 +34,7 @@ from canal.annotation.units import AUTO
 from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
 from canal.config import Values
 from canal.digests import canonical_json
+from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,7 +220,9 @@ def annotate_h5ad(
             if on_record is not None:
                 on_record(note)
 
-        output.write(table, canonical_json(_record(annotator, options, summary)), whole)
+        gone = output.write(table, canonical_json(_record(annotator, options, summary)), whole)
+    if gone:
+        progress(told_left_over(gone))
     return summary
 
 
@@ -267,7 +277,12 @@ def _label(
     from canal.model.compute import find_device, precision
 
     renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
-    reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    try:
+        reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    except DataError as error:
+        if unclear := doubt(how):
+            raise DataError(f"{error}; {unclear}") from error
+        raise
     device = find_device(options.device)
     annotator.network.to(device)
     asked = annotator.without(reading.coverage.missing)

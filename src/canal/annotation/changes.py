@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotation.columns import CONFIDENCE, TYPE
+from canal.annotation.spreadsheet import table_as_text
 from canal.files import new_file
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Changes:
     def write(self, path: Path) -> None:
         """Write the cells whose label changed as CSV, whole or not at all."""
         with new_file(path) as temporary:
-            self.table.to_csv(temporary, lineterminator="\n", float_format="%.6f")
+            table_as_text(self.table).to_csv(temporary, lineterminator="\n", float_format="%.6f")
 
     def _examples(self, old: str, new: str) -> list[str]:
         rows = (self.table["before"] == old) & (self.table["after"] == new)

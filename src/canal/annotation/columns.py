@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,9 @@ PROBABILITIES = "canal_probabilities"
 PROBABILITY_OF = "canal_p_"
 """What a column of one type's probability begins with, in a table."""
 
+VOTE, SHARE = "canal_vote", "canal_vote_share"
+
+_OWN = (TYPE, BEST_TYPE, RUNNER_UP, CONFIDENCE, MARGIN, NOVELTY, IS_NOVEL, LOW_QUALITY, VOTE, SHARE)
 _NAMES = (TYPE, BEST_TYPE, RUNNER_UP)
 
 
@@ -93,6 +96,26 @@ def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     if not own:
         return table, {}
     return table.drop(columns=own), {PROBABILITIES: table[own].to_numpy(dtype=np.float32)}
+
+
+def left_over(obs: Iterable[object], new: Iterable[object]) -> list[str]:
+    """Return the columns of obs, in their order, that an earlier labelling wrote and this one does not.
+
+    An id of the ontology is one where it stands behind canal's own columns, as canal adds it.
+    """
+    written, names = {str(name) for name in new}, [str(name) for name in obs]
+    own = {*_OWN, *(name for name in names if name.startswith(PROBABILITY_OF))}
+    if (LOW_QUALITY, ONTOLOGY_ID) in zip(names, names[1:], strict=False):
+        own.add(ONTOLOGY_ID)
+    return [name for name in names if name in own - written]
+
+
+def told_left_over(names: Sequence[str]) -> str:
+    """Return what to say of columns that were removed."""
+    return (
+        f"left out of the output, as they are of an earlier labelling and were not asked for now: "
+        f"{', '.join(names)}"
+    )
 
 
 def _runner_up(

@@ -13,6 +13,7 @@ import numpy as np
 from canal.annotation.labelled import Labelled
 from canal.annotation.naming import Naming
 from canal.annotation.output import writing
+from canal.annotation.spreadsheet import as_text
 from canal.errors import DataError
 from canal.files import new_file
 
@@ -116,10 +117,10 @@ def write_explanations(path: Path, explanations: Sequence[Explanation]) -> None:
         for one in explanations:
             writer.writerows(
                 (
-                    one.cell_type,
+                    as_text(one.cell_type),
                     one.n_cells,
                     rank,
-                    gene.gene,
+                    as_text(gene.gene),
                     f"{gene.attribution:.6f}",
                     f"{gene.expressed:.4f}",
                 )

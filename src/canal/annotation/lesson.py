@@ -63,7 +63,7 @@ def write_lesson(
     whole = reading.of_all_genes()
     with (
         writing(target),
-        new_file(target) as temporary,
+        new_file(target, labelled.path) as temporary,
         H5adWriter(temporary, len(whole.panel)) as writer,
     ):
         for first, block, _ in whole.values(chunk_cells):

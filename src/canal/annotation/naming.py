@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,8 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
 
     A gene that has the model's name keeps it. For the model's genes that are then still missing, in this
     order: another column of var (unless one was ``chosen``), orthologs, the gene map, ids without their
-    version, names that differ in case alone, aliases where they are unambiguous. So nothing shadows an exact
-    name.
+    version, names that differ in case alone, names that a program has added to or spelt anew (see
+    `_undressed` and `_plain`) and aliases, both where they are unambiguous. So nothing shadows an exact name.
 
     Raises
     ------
@@ -92,16 +93,23 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
         found = _filled(names, panel, step)
         told |= {how: len(found)} if found else {}
         names = [found.get(name, name) for name in names]
+    ambiguous: list[str] = []
+    for how, step in _doubtful_steps(tables, panel):
+        found, unclear = _clear(names, panel, step)
+        told |= {how: len(found)} if found else {}
+        ambiguous += unclear
+        names = [found.get(name, name) for name in names]
     if aliases is not None:
         renames = aliases.renames(names, panel)
         told |= {"aliases": len(renames.found)} if renames.found else {}
-        told |= {AMBIGUOUS: list(renames.ambiguous)} if renames.ambiguous else {}
+        ambiguous += renames.ambiguous
         names = [renames.found.get(name, name) for name in names]
+    told |= {AMBIGUOUS: list(dict.fromkeys(ambiguous))} if ambiguous else {}
     return replace(query, genes=names), told
 
 
 def doubt(told: Mapping[str, Any]) -> str:
-    """Return what to say of names that a table of aliases does not make clear, or ``""``."""
+    """Return what to say of names that may be more than one gene, or ``""``."""
     names = told.get(AMBIGUOUS, ())
     return (
         f"{len(names)} symbols may be a gene of the model that is missing, and may be another, too, so they "
@@ -140,6 +148,74 @@ def _steps(
             yield how, look_up(tables[how])
     yield "versions", by(_bare)
     yield "case", by(str.upper)
+
+
+def _doubtful_steps(tables: dict[str, Pairs], panel: Sequence[str]) -> Iterable[tuple[str, Step]]:
+    """Yield ways to another name that may lead two names of a query to one gene."""
+    known = set(panel)
+    pairs = {_bare(name): values for name, values in tables.get("gene_map", {}).items()}
+
+    def undressed(name: str) -> Sequence[str]:
+        forms = [form for part in _undressed(name) for form in (part, _bare(part))]
+        return [target for form in forms for target in (form, *pairs.get(form, ())) if target in known]
+
+    plain: dict[str, list[str]] = {}
+    for gene in panel:
+        plain.setdefault(_plain(gene), []).append(gene)
+    yield "parts_of_names", undressed
+    yield "punctuation", lambda name: plain.get(_plain(name), ())
+
+
+_QUOTES = "\"'`"
+_GENOME = re.compile(
+    r"(?:hg19|hg38|GRCh37|GRCh38|T2T|CHM13)[A-Za-z0-9.-]*_+(?=[A-Za-z0-9])|(?:hg19|hg38|GRCh3[78])[-:]+"
+)
+_ID = r"ENSG\d{6,}(?:\.\d+)?"
+_WITH_ID = re.compile(
+    rf"(?P<symbol>.+?)\s*[ _|:;.(\[-]\s*(?P<id>{_ID})\s*[)\]]?|(?P<id2>{_ID})\s*[ _|:;-]\s*(?P<symbol2>.+)"
+)
+
+
+def _undressed(name: str) -> list[str]:
+    """Return what may be a gene's name within a name: without quotes, a genome before it, an id beside it.
+
+    ``"LYZ"``, ``hg19_LYZ``, ``GRCh38_LYZ``, ``LYZ (ENSG00000090382)``, ``LYZ_ENSG00000090382`` (CELLxGENE
+    where genes share a symbol) and ``ENSG00000090382_LYZ`` hold LYZ. A name that has nothing of this gives
+    nothing.
+    """
+    bare = name.strip(_QUOTES).strip()
+    bare = _GENOME.sub("", bare, count=1) if _GENOME.match(bare) else bare
+    match = _WITH_ID.fullmatch(bare) if "ENSG" in bare else None
+    if match is None:
+        return [] if bare == name else [bare]
+    symbol, own_id = match["symbol"] or match["symbol2"], match["id"] or match["id2"]
+    return [symbol.strip(_QUOTES).strip(), own_id]
+
+
+def _plain(name: str) -> str:
+    """Return a name as R's make.names spells it, dots for all else but letters and digits.
+
+    ``HLA.DRA`` and ``HLA-DRA`` (and Seurat's dash for ``_``) are then alike, ``X7SK`` and ``7SK``, too.
+    """
+    plain = re.sub(r"[^0-9A-Za-z]", ".", name)
+    return f"X{plain}" if plain[:1].isdigit() else plain
+
+
+def _clear(names: Sequence[str], panel: Sequence[str], step: Step) -> tuple[dict[str, str], list[str]]:
+    """Return names that alone lead to one missing gene of the panel, and those that may be several genes."""
+    missing, known = set(panel) - set(names), set(panel)
+    reached: dict[str, list[str]] = {}
+    several: list[str] = []
+    for name in dict.fromkeys(names) if missing else ():
+        if not name or name in known or not (targets := dict.fromkeys(step(name))):
+            continue
+        if len(targets) > 1 and missing & targets.keys():
+            several.append(name)
+        for target in targets.keys() & missing if len(targets) == 1 else ():
+            reached.setdefault(target, []).append(name)
+    found = {own[0]: target for target, own in reached.items() if len(own) == 1}
+    shared = [name for own in reached.values() if len(own) > 1 for name in own]
+    return found, [*several, *shared]
 
 
 def _filled(names: Sequence[str], panel: Sequence[str], step: Step) -> dict[str, str]:

@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.columns import parted
+from canal.annotation.columns import left_over, parted
 from canal.annotation.gathering import Gathered
 from canal.annotation.output import Room, size_of, writing
 from canal.annotation.records import NOTE, of_output
+from canal.annotation.spreadsheet import table_as_text
 from canal.data.h5ad_matrices import ByEntries
 from canal.digests import file_digest
 from canal.files import new_file
@@ -32,11 +33,15 @@ _STORED = 8
 Told = Callable[[str], None] | None
 
 
-def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None) -> None:
+def write_table(
+    target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None, like: Path | None = None
+) -> None:
     """Write the labels as CSV or, by the suffix, Parquet, whole or not at all; the first column is the cell.
 
     Parquet keeps the note in its metadata under ``canal``. CSV has no place for it: what ``on_whole`` is told
-    then names the table by its digest; see `canal.annotation.records.of_output`.
+    then names the table by its digest; see `canal.annotation.records.of_output`. Names
+    that begin as a formula does have an apostrophe before them: see `canal.annotation.spreadsheet`. Nobody
+    may read the table who may not read ``like``, the file that its cells are from.
 
     Raises
     ------
@@ -44,7 +49,7 @@ def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told =
         If it cannot be written.
     """
     table = columns.rename_axis(index="cell")
-    with writing(target), new_file(target) as temporary:
+    with writing(target), new_file(target, like) as temporary:
         if target.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
@@ -53,7 +58,7 @@ def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told =
             metadata = {**(arrow.schema.metadata or {}), NOTE.encode(): note.encode()}
             pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), temporary)
         else:
-            table.to_csv(temporary, lineterminator="\n", float_format="%.6f")
+            table_as_text(table).to_csv(temporary, lineterminator="\n", float_format="%.6f")
             note = of_output(note, file_digest(temporary))
         if on_whole is not None:
             on_whole(note)
@@ -61,10 +66,11 @@ def write_table(target: Path, columns: pd.DataFrame, note: str, on_whole: Told =
 
 def write_new(
     source: TabledFile, target: Path, columns: pd.DataFrame, note: str, on_whole: Told = None
-) -> None:
+) -> list[str]:
     """Write cells of another format as h5ad, whole or not at all: obs, var, X and layers, labels and note.
 
-    Matrices are written as float32 CSR, block by block: memory does not grow with cells.
+    Matrices are written as float32 CSR, block by block: memory does not grow with cells. Columns of an
+    earlier labelling are left out, and returned.
 
     Raises
     ------
@@ -75,10 +81,12 @@ def write_new(
 
     obs, var = source.tables()
     own, matrices = parted(columns)
+    gone = left_over(obs, own)
+    obs = obs.drop(columns=gone)
     for name in own:
         obs[str(name)] = own[name].array
     size = size_of(columns) + size_of(obs) + size_of(var, note)
-    with writing(target), new_file(target) as temporary:
+    with writing(target), new_file(target, like=source.path) as temporary:
         Room(temporary).take(size)
         with h5py.File(temporary, "w") as file:
             room = Room(temporary)
@@ -96,6 +104,7 @@ def write_new(
             pass  # closing gives back the room that was not used
         if on_whole is not None:
             on_whole(note)
+    return gone
 
 
 def _write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries, room: Room) -> None:

@@ -12,6 +12,7 @@ from canal.annotation.columns import TYPE
 from canal.annotation.formats import open_cells
 from canal.annotation.new_output import TABLES
 from canal.annotation.records import NOTE, Log, Record, parse_record, read_record
+from canal.annotation.spreadsheet import original
 from canal.data.h5ad import H5adFile
 from canal.digests import file_digest
 from canal.errors import DataError
@@ -106,7 +107,8 @@ def _of_csv(path: Path, log: Log | None) -> Noted:
         )
     import pandas as pd
 
-    return _of_table(record, pd.read_csv(path, usecols=[TYPE], dtype=str, keep_default_na=False))
+    types = pd.read_csv(path, usecols=[TYPE], dtype=str, keep_default_na=False)
+    return _of_table(record, types.map(original))
 
 
 def _of_parquet(path: Path) -> Noted:

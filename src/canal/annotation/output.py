@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import h5py
 import numpy as np
 
-from canal.annotation.columns import parted
+from canal.annotation.columns import PROBABILITIES, left_over, parted
 from canal.annotation.records import NOTE
 from canal.data.h5ad_tables import strings
 from canal.data.hdf5 import edit_hdf5, open_hdf5
@@ -55,28 +55,30 @@ def write_copy(
     columns: pd.DataFrame,
     note: str,
     on_whole: Callable[[str], None] | None = None,
-) -> None:
+) -> list[str]:
     """Copy ``source`` to ``target``, whole or not at all, with ``columns`` in obs and ``note`` in uns.
 
     Probabilities of all types, where ``columns`` holds them, become one matrix in obsm. ``on_whole`` is told
     the note when all is written, just before the copy appears under its name. Columns of the same name are
-    replaced. obs and var tables from before anndata 0.7 are written anew as today's anndata does it; a
-    compound table takes no further column.
+    replaced; what an earlier labelling wrote and this one does not is left out, and returned. obs and var
+    tables from before anndata 0.7 are written anew as today's anndata does it; a compound table takes no
+    further column. Nobody may read the copy who may not read the source.
 
     Raises
     ------
     DataError
         If the copy cannot be written, say for want of space.
     """
-    with writing(target), new_file(target) as temporary:
+    with writing(target), new_file(target, like=source) as temporary:
         shutil.copyfile(source, temporary)
         Room(temporary).take(size_of(columns, note) + _tables_size(temporary))
         with edit_hdf5(temporary) as file:
             _modernise(file)
-            _add_labels(file, columns)
+            gone = _add_labels(file, columns)
             _add_note(file, note)
         if on_whole is not None:
             on_whole(note)
+    return gone
 
 
 def write_zarr_copy(
@@ -85,19 +87,20 @@ def write_zarr_copy(
     columns: pd.DataFrame,
     note: str,
     on_whole: Callable[[str], None] | None = None,
-) -> None:
+) -> list[str]:
     """Copy a zarr store as `write_copy` copies an h5ad file; raises the same."""
     import zarr
 
-    with writing(target), new_folder(target) as temporary:
+    with writing(target), new_folder(target, like=source) as temporary:
         copy_folder(source, temporary)
         group = edit_zarr(temporary)
-        _add_labels(group, columns)
+        gone = _add_labels(group, columns)
         _add_note(group, note)
         if "consolidated_metadata" in _root_of(temporary) or (temporary / ".zmetadata").is_file():
             zarr.consolidate_metadata(str(temporary))
         if on_whole is not None:
             on_whole(note)
+    return gone
 
 
 def _root_of(folder: Path) -> str:
@@ -117,8 +120,18 @@ class Room:
     def take(self, size: int) -> None:
         """Take ``size`` more bytes and some for HDF5's own; raises `OSError` where there are not so many."""
         with self._path.open("rb+") as stream:
-            os.posix_fallocate(stream.fileno(), self._taken, size + _SLACK)
+            _allocate(stream, self._taken, size + _SLACK)
         self._taken += size + _SLACK
+
+
+def _allocate(stream: BinaryIO, start: int, size: int) -> None:
+    """Take bytes on disk behind ``start``; zeros are written where the system has no call for it (macOS)."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), start, size)
+        return
+    stream.seek(start)
+    for done in range(0, size, _SLACK):
+        stream.write(bytes(min(_SLACK, size - done)))
 
 
 def size_of(table: pd.DataFrame, note: str = "") -> int:
@@ -145,16 +158,36 @@ def writing(target: Path) -> Iterator[None]:
         raise DataError(f"{target} cannot be written ({error}); nothing was left behind") from error
 
 
-def _add_labels(file: Any, table: pd.DataFrame) -> None:
-    """Write what annotation says of each cell where it belongs, in obs or in obsm."""
+def _add_labels(file: Any, table: pd.DataFrame) -> list[str]:
+    """Write what annotation says of each cell where it belongs, obs or obsm; return what was removed."""
     from anndata.io import write_elem
 
     columns, matrices = parted(table)
+    gone = _remove_left_over(file, [str(name) for name in columns], list(matrices))
     _add_columns(file["obs"], columns)
     if matrices and "obsm" not in file:
         write_elem(file, "obsm", {})
     for name, matrix in matrices.items():
         write_elem(file["obsm"], name, matrix)
+    return gone
+
+
+def _remove_left_over(file: Any, columns: list[str], matrices: list[str]) -> list[str]:
+    """Remove what an earlier labelling wrote and this one does not; return it, by name."""
+    obs = file["obs"]
+    order = _order_of(obs)
+    gone = left_over([*order, *(name for name in obs.keys() if name not in order)], columns)  # noqa: SIM118
+    for name in gone:
+        del obs[name]
+        if (categories := f"__categories/{name}") in obs:  # of anndata 0.7
+            del obs[categories]
+    if gone:
+        order = [name for name in order if name not in gone]
+        obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype()) if _is_h5(obs) else order
+    if PROBABILITIES not in matrices and "obsm" in file and PROBABILITIES in file["obsm"]:
+        del file["obsm"][PROBABILITIES]
+        gone.append(f"obsm {PROBABILITIES}")
+    return gone
 
 
 def _add_columns(obs: Any, columns: pd.DataFrame) -> None:
@@ -162,9 +195,17 @@ def _add_columns(obs: Any, columns: pd.DataFrame) -> None:
 
     for name in columns:
         write_elem(obs, str(name), _plain(columns[name]))
-    order = [name.decode() if isinstance(name, bytes) else str(name) for name in obs.attrs.get(_ORDER, [])]
+    order = _order_of(obs)
     order += [str(name) for name in columns if name not in order]
-    obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype()) if isinstance(obs, h5py.Group) else order
+    obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype()) if _is_h5(obs) else order
+
+
+def _order_of(obs: Any) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in obs.attrs.get(_ORDER, [])]
+
+
+def _is_h5(obs: Any) -> bool:
+    return isinstance(obs, h5py.Group)
 
 
 def _plain(column: pd.Series) -> Any:

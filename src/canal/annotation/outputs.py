@@ -58,14 +58,19 @@ class Output:
             )
         return cls(source, target, form, is_table=False)
 
-    def write(self, columns: pd.DataFrame, note: str, on_whole: Callable[[str], None]) -> None:
-        """Write it, whole or not at all; raises `DataError` if that cannot be done."""
+    def write(self, columns: pd.DataFrame, note: str, on_whole: Callable[[str], None]) -> list[str]:
+        """Write it, whole or not at all; return what an earlier labelling wrote and was left out.
+
+        Raises
+        ------
+        DataError
+            If that cannot be done.
+        """
         if self.is_table:
-            write_table(self.target, columns, note, on_whole)
-        elif self.form == ZARR:
-            write_zarr_copy(self.source, self.target, columns, note, on_whole)
-        elif self.form == H5AD:
-            write_copy(self.source, self.target, columns, note, on_whole)
-        else:
-            with open_cells(self.source) as file:
-                write_new(cast("TabledFile", file), self.target, columns, note, on_whole)
+            write_table(self.target, columns, note, on_whole, like=self.source)
+            return []
+        if self.form in (ZARR, H5AD):
+            write = write_zarr_copy if self.form == ZARR else write_copy
+            return write(self.source, self.target, columns, note, on_whole)
+        with open_cells(self.source) as file:
+            return write_new(cast("TabledFile", file), self.target, columns, note, on_whole)

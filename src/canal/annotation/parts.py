@@ -106,6 +106,7 @@ class Parts:
             return
         frame = pd.concat(self._unsaved, ignore_index=True)
         try:
+            self._folder.mkdir(0o700, exist_ok=True)  # answers are about cells that others may not see
             if not (self._folder / _JOB).is_file():
                 write_json(self._folder / _JOB, json_digest(self._job()))
             with new_file(self._folder / f"{self.done - len(frame):012d}.parquet") as temporary:

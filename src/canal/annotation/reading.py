@@ -156,7 +156,7 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
     panel
         The model's genes.
     wish
-        Units, or auto; see `canal.annotation.units.find_values`.
+        Units, or auto; see `canal.annotation.units.find_units`.
     min_coverage
         Share of the panel that the query must have.
     force
@@ -171,6 +171,7 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
         raise DataError(f"{query.name}: there are no cells to label")
     coverage = cover(query, panel, min_coverage, force)
     units = find_units(query, wish)
+    query = units.converted(query)
     # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
     none = "" if query.not_genes is None else query.not_genes.warning

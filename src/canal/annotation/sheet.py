@@ -17,6 +17,7 @@ from typing import Any
 
 from canal.annotation.labelled import Labelled
 from canal.annotation.novel import Group, Novel, Wishes
+from canal.annotation.spreadsheet import as_text
 from canal.digests import canonical_json, file_digest, json_digest
 from canal.errors import DataError
 from canal.files import new_file
@@ -126,9 +127,12 @@ def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, wish
         ],
     }
     try:
-        with new_file(cells_file(sheet)) as temporary:
+        with new_file(cells_file(sheet), labelled.path) as temporary:
             temporary.write_text(canonical_json(about) + "\n", encoding="utf-8")
-        with new_file(sheet) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            new_file(sheet, labelled.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(_line(one, json_digest(about)[:_ID_DIGITS]) for one in novel.groups)
@@ -181,18 +185,13 @@ def _line(group: Group, identity: str) -> list[str]:
     return [
         str(group.number),
         str(len(group.rows)),
-        _as_text(" ".join(gene.gene for gene in group.genes)),
-        _as_text(", ".join(f"{name} {share:.0%}" for name, share in group.nearest.items())),
-        _as_text(", ".join(batches) + (f" and {more} more" if more > 0 else "")),
+        as_text(" ".join(gene.gene for gene in group.genes)),
+        as_text(", ".join(f"{name} {share:.0%}" for name, share in group.nearest.items())),
+        as_text(", ".join(batches) + (f" and {more} more" if more > 0 else "")),
         "" if group.purity is None else f"{group.purity:.2f}",
         "",
         identity,
     ]
-
-
-def _as_text(value: str) -> str:
-    """Return what a spreadsheet takes for text: names that come from a file may begin as a formula does."""
-    return f"'{value}" if value[:1] in ("=", "+", "-", "@") else value
 
 
 def _lines(sheet: Path) -> list[dict[str, str]]:

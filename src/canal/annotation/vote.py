@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from canal.annotation.columns import TYPE
+from canal.annotation.columns import SHARE, TYPE, VOTE
 from canal.annotation.groups import find_groups
 from canal.annotation.naming import rename
 from canal.annotation.query import IN_MEMORY, CellFile
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from canal.annotation.annotate import Options
     from canal.annotation.query import Query, TabledFile
     from canal.model.annotator import Annotator
-
-VOTE, SHARE = "canal_vote", "canal_vote_share"
 
 LEIDEN = "leiden"
 """The vote is over clusters that canal makes of the model's representation."""

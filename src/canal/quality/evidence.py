@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,18 @@ from scipy.sparse import csr_matrix, vstack
 from canal.data.cells import describe_cells
 from canal.data.features import NotGenes
 from canal.data.h5ad import H5adFile, open_h5ad
+from canal.data.labels import is_no_type, spelling
 from canal.data.prepared import PreparedCells
+from canal.data.units import MAX_TOTAL, judge_values
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from canal.quality.subject import Subject
 from canal.quality.symbols import kinds_of
-from canal.quality.values import MAX_TOTAL, looks_like, measure_cells
+from canal.quality.values import contradiction, doubt, looks_like, measure_cells
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SAMPLE_CELLS = 100
+_SAMPLE_CELLS = 200
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,14 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     """
     prepared = PreparedCells(cells)
     with open_h5ad(subject.raw) as file:
-        measured, units = _cells(file, subject)
+        measured, sample = _cells(file, subject)
         genes = _genes(file, subject)
         none = file.not_genes(subject.source.layer)
         layers = tuple(file.layers)
+    units = None if sample is None else looks_like(sample)
     profile = profile_of(prepared, list(prepared.obs.index), subject.panel)
     tables = {
-        "file": _file(subject, profile, _units_if_sound(measured, units)),
+        "file": _file(subject, profile, _told_by_values(subject, measured, sample, units)),
         "cell": measured,
         "prepared cell": _prepared_cells(prepared, subject),
         "cell type": _cell_types(prepared, subject),
@@ -95,8 +98,8 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     return Evidence(tables, layers, units, profile)
 
 
-def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
-    """Return one row a cell that the declaration keeps, and the units some of them look like."""
+def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix | None]:
+    """Return one row a cell that the declaration keeps, and the values of some, evenly spread."""
     import pandas as pd
 
     table, _ = describe_cells(file, subject.source_name, subject.source)
@@ -106,6 +109,7 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
     is_gene = np.flatnonzero(none.is_gene)
     blocks = [measure_cells(csr_matrix((0, matrix.shape[1]), dtype=np.float32), subject.source.values)]
     sample: list[csr_matrix] = []
+    picked = np.unique(np.linspace(0, max(0, len(rows) - 1), _SAMPLE_CELLS).astype(np.int64))
     for start, block in matrix.chunks(subject.chunk_cells):
         first, last = np.searchsorted(rows, (start, start + block.shape[0]))
         if first == last:
@@ -113,20 +117,35 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, str | None]:
         chosen = block[rows[first:last] - start]
         chosen = csr_matrix(chosen[:, is_gene]) if none.kinds else chosen
         blocks.append(measure_cells(chosen, subject.source.values))
-        if (missing := _SAMPLE_CELLS - sum(part.shape[0] for part in sample)) > 0:
-            sample.append(chosen[:missing])
+        sample.append(chosen[picked[(picked >= first) & (picked < last)] - first])
     cells = pd.DataFrame({"name": names, "cell_id": names})
     measures = pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
-    return cells.join(measures), looks_like(csr_matrix(vstack(sample))) if sample else None
+    return cells.join(measures), csr_matrix(vstack(sample)) if sample else None
 
 
-def _units_if_sound(cells: pd.DataFrame, units: str | None) -> str | None:
-    """Return the base that the values look like, None where a rule about single cells already objects."""
-    if "total" not in cells or units is None:
-        return None
-    wrong = (cells["nonfinite"] > 0) | (cells["negative"] > 0) | (cells["total"] > MAX_TOTAL)
-    wrong |= cells["fractional"] == 0
-    return None if wrong.any() else units
+def _told_by_values(
+    subject: Subject, cells: pd.DataFrame, sample: csr_matrix | None, units: str | None
+) -> dict[str, str | None]:
+    """Return what the values say of the file; nothing where a rule about single cells already objects.
+
+    ``units`` is the base that they look like, ``contradiction`` what speaks against the declaration,
+    ``doubt`` what makes it less certain.
+    """
+    nothing: dict[str, str | None] = {"units": None, "contradiction": None, "doubt": None}
+    declared = subject.source.values
+    wrong = (cells["nonfinite"] > 0) | (cells["negative"] > 0)
+    if "total" in cells:
+        wrong |= (cells["total"] > MAX_TOTAL) | (cells["fractional"] == 0)
+    else:
+        wrong |= cells["fractional"] > 0
+    if sample is None or wrong.any():
+        return nothing
+    if declared != "counts" and units not in (None, declared, declared.removesuffix("_10k")):
+        return nothing | {"units": units}
+    sample.eliminate_zeros()
+    finding = judge_values(sample)
+    told = {"contradiction": contradiction(finding, declared), "doubt": doubt(finding, declared)}
+    return {"units": None if declared == "counts" else units, **told}
 
 
 def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
@@ -172,17 +191,40 @@ def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
 
 
 def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
-    """Return how many cells each mapped type has, and how many times fewer that is than the most."""
+    """Return how many cells each mapped type has, and how many times fewer that is than the most.
+
+    ``no_type`` is there where its name is a word for no type, ``twin`` where another type, of this source or
+    of an earlier stage, is called the same but for case and blanks.
+    """
     import pandas as pd
 
     known, original = subject.source.label_map, prepared.obs["cell_type_original"]
     mapped = original != "" if known is None else original.isin(list(known))
     sizes = prepared.obs.loc[mapped, "cell_type"].value_counts().sort_index()
     counts = sizes.to_numpy(dtype=float)
+    names = [str(name) for name in sizes.index]
+    before = {
+        str(name)
+        for earlier in subject.earlier.values()
+        if "cell_type" in earlier.split
+        for name in earlier.split["cell_type"].unique()
+    }
     return pd.DataFrame(
-        {"name": list(sizes.index), "cells": counts, "times_fewer": counts.max(initial=0.0) / counts},
-        columns=["name", "cells", "times_fewer"],
+        {
+            "name": names,
+            "cells": counts,
+            "times_fewer": counts.max(initial=0.0) / counts,
+            "no_type": np.array([name if is_no_type(name) else None for name in names], dtype=object),
+            "twin": np.array([_twin(name, {*names, *before}) for name in names], dtype=object),
+        },
+        columns=["name", "cells", "times_fewer", "no_type", "twin"],
     )
+
+
+def _twin(name: str, others: Collection[str]) -> str | None:
+    """Return another of several names that differs in case or blanks alone, or the name without blanks."""
+    same = sorted(other for other in others if other != name and spelling(other) == spelling(name))
+    return same[0] if same else (None if name == name.strip() else name.strip())
 
 
 def _panel_genes(
@@ -206,11 +248,11 @@ def _panel_genes(
     )
 
 
-def _file(subject: Subject, profile: Profile, units: str | None) -> pd.DataFrame:
+def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) -> pd.DataFrame:
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
     import pandas as pd
 
-    row = {"name": subject.source_name, "units": units, "depth": profile.depth}
+    row = {"name": subject.source_name, **told, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.digests import file_digest, json_digest
 from canal.errors import DataError, GateError
-from canal.files import read_json
+from canal.files import read_json, scratch_folder
 from canal.quality.evidence import gather
 from canal.quality.labels import TABLE, Ask, cells_to_ask, label_rule
 from canal.quality.rules import rules_for
@@ -87,8 +86,8 @@ def judge_file(
     if not subject.raw.is_file():
         raise DataError(f"{subject.raw}: no such file")
     source = subject.source.model_copy(update={"sha256": file_digest(subject.raw)})
-    with tempfile.TemporaryDirectory(prefix="canal-") as folder:
-        prepared = Path(folder) / "prepared"
+    with scratch_folder("gate") as folder:
+        prepared = folder / "prepared"
         prepare(subject.raw, subject.source_name, source, settings, prepared)
         return judge(replace(subject, source=source, prepared=prepared), gate, docs, ask)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from canal.data.units import MAX_TOTAL
 from canal.quality import telling
 from canal.quality.advice import layer_advice, units_advice
 from canal.quality.rule import (
@@ -18,7 +19,6 @@ from canal.quality.rule import (
     unique,
 )
 from canal.quality.symbols import ENSEMBL, MOUSE
-from canal.quality.values import MAX_TOTAL
 
 if TYPE_CHECKING:
     from canal.config import Gate
@@ -37,6 +37,7 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *_identities(subject),
         *_any_values(subject, evidence),
         *(_logarithms(subject, evidence) if logarithms else _counts(subject, evidence)),
+        *_units(subject, evidence),
         *_labels(subject),
         *_types(subject, gate),
         *_symbols(subject),
@@ -172,6 +173,29 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
     ]
 
 
+def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
+    declared = subject.source.values
+    way_out = f"give counts and declare values: counts, or {layer_advice(subject, evidence)}"
+    return [
+        Rule(
+            "values_as_declared",
+            "error",
+            absent("file", "contradiction"),
+            f"nothing that whole cells tell against {declared}",
+            way_out,
+            telling.said("contradiction"),
+        ),
+        Rule(
+            "values_beyond_doubt",
+            "warning",
+            absent("file", "doubt"),
+            f"values that whole cells prove to be {declared}",
+            f"if genes were left out or values corrected after scaling, this is right; else {way_out}",
+            telling.said("doubt"),
+        ),
+    ]
+
+
 def _labels(subject: Subject) -> list[Rule]:
     source, known = f"sources.{subject.source_name}", subject.source.label_map
     rules = [
@@ -199,7 +223,24 @@ def _labels(subject: Subject) -> list[Rule]:
 
 
 def _types(subject: Subject, gate: Gate) -> list[Rule]:
+    label_map = f"sources.{subject.source_name}.label_map"
     return [
+        Rule(
+            "types_are_types",
+            "error",
+            absent("cell type", "no_type"),
+            "names of cell types, not words for cells of none (unknown, nan, doublet …)",
+            f"map such labels to a cell type, or to null, in {label_map} (canal stage add: --map CSV)",
+            telling.quoted("cells"),
+        ),
+        Rule(
+            "types_told_apart",
+            "error",
+            absent("cell type", "twin"),
+            "no blanks at the ends of a name, and no two types that differ in case or blanks alone",
+            f"map them to one name in {label_map} (canal stage add: --map CSV)",
+            telling.quoted("twin"),
+        ),
         Rule(
             "enough_cells_per_type",
             "error",

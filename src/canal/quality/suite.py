@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import GateError
-from canal.quality.docs import publishing
+from canal.quality.docs import publishing, store_again
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
 from canal.startup import quiet_libraries
@@ -53,8 +53,15 @@ def run_suite(
         outcome = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
         )
-    by_name = {_rule_name(result): result for result in outcome.results}
-    return [_result(rule, by_name[rule.name], frame) for rule in rules]
+        by_name = {_rule_name(result): result for result in outcome.results}
+        results = [_result(rule, by_name[rule.name], frame) for rule in rules]
+        if docs is not None:
+            for rule, result in zip(rules, results, strict=True):
+                _retell(rule, result, by_name[rule.name], frame)
+            # A warning stops nothing, so it is no failure of the page.
+            outcome.success = all(result.passed for result in results if result.severity == "error")
+            store_again(context, outcome)
+    return results
 
 
 def _be_quiet(context: Any) -> None:
@@ -97,6 +104,33 @@ def _expectation(rule: Rule) -> Any:
 def _rule_name(outcome: Any) -> str:
     name: str = outcome.expectation_config.meta["rule"]
     return name
+
+
+def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -> None:
+    """Put an outcome in terms of the rule's own table, for the pages: its rows, and their names.
+
+    Great Expectations counts all rows of the frame, and numbers them.
+    """
+    config, facts = outcome.expectation_config, outcome.result
+    config.description = f"{config.description}; found {result.found}"
+    if "unexpected_count" not in facts:
+        return
+    column = rule.check.arguments.get("column")
+    rows = frame[frame["table"] == rule.check.table]
+    failing, n_rows = facts["unexpected_count"], max(1, len(rows))
+    facts["element_count"] = len(rows)
+    facts["missing_count"] = 0 if column is None else int(rows[column].isna().sum())
+    for share in ("unexpected_percent", "unexpected_percent_total", "unexpected_percent_nonmissing"):
+        facts[share] = 100.0 * failing / n_rows
+    facts["missing_percent"] = 100.0 * facts["missing_count"] / n_rows
+    facts.pop("unexpected_index_query", None)
+    if column is not None and (indices := facts.get("unexpected_index_list")):
+        named = frame.loc[indices, ["name", column]].astype({"name": str})
+        facts["unexpected_index_column_names"] = [rule.check.table]
+        facts["unexpected_index_list"] = [
+            {column: value, rule.check.table: name}
+            for name, value in named.astype(object).itertuples(index=False)
+        ]
 
 
 def _result(rule: Rule, outcome: Any, frame: pd.DataFrame) -> RuleResult:

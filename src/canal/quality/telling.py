@@ -59,6 +59,18 @@ def groups(things: str, column: str, noun: str) -> Tell:
     return tell
 
 
+def quoted(column: str) -> Tell:
+    """Tell how many types fail, and name the first in quotation marks, with what ``column`` says of them."""
+
+    def tell(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+        worst = failing[:EXAMPLES]
+        beside = "{!r} beside {!r}" if column == "twin" else "{!r} ({:,.0f} cells)"
+        pairs = zip(worst["name"], worst[column], strict=True)
+        return Told(_share("types", rows, failing), tuple(beside.format(*pair) for pair in pairs))
+
+    return tell
+
+
 def coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
     """Tell what share of the panel the source has, and name some genes it lacks."""
     if not len(rows):
@@ -71,6 +83,15 @@ def coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
 def units(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
     """Tell what units the values look like."""
     return Told(_word(rows["units"].iloc[0], "nothing that contradicts it"))
+
+
+def said(column: str) -> Tell:
+    """Tell what a column of the row about the file says."""
+
+    def tell(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
+        return Told(_word(rows[column].iloc[0], "nothing"))
+
+    return tell
 
 
 def drift(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:

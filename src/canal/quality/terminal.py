@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from canal.messages import visible
 from canal.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ def render(verdict: Verdict, only_failed: bool = False) -> Table:
     """
     from rich import box
     from rich.table import Table
-    from rich.text import Text
+    from rich.text import Text as Plain
+
+    def text(value: str, style: str = "") -> Plain:
+        return Plain(visible(value), style)
 
     table = Table(
-        title=Text(f"Gate of stage {verdict.stage}, source {verdict.source}"),
-        caption=Text(summary(verdict)),
+        title=text(f"Gate of stage {verdict.stage}, source {verdict.source}"),
+        caption=text(summary(verdict)),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE,
@@ -37,8 +41,8 @@ def render(verdict: Verdict, only_failed: bool = False) -> Table:
         found = _found(rule)
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
         style = "" if rule.passed else _STYLE[word]
-        cells = [Text(rule.rule, style), Text(word, _STYLE[word]), Text(rule.expected), Text(found, style)]
-        table.add_row(*cells, Text(rule.hint))
+        cells = [text(rule.rule, style), text(word, _STYLE[word]), text(rule.expected), text(found, style)]
+        table.add_row(*cells, text(rule.hint))
     return table
 
 

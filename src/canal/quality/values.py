@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from canal.data.units import (
+    MAX_TOTAL,
+    PER_TEN_THOUSAND,
+    TELLING_GENES,
+    Finding,
+    middle,
+    undo,
+    wholeness,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from canal.config import Values
 
-PER_TEN_THOUSAND = 1e4
-MAX_TOTAL = 1.01 * PER_TEN_THOUSAND
-"""The most a cell's values may sum to once the logarithm is undone; 1 % is left for rounding."""
-
-TELLING_GENES = 10
-"""A cell with fewer expressed genes may hold whole numbers by chance, whatever its units."""
-
 BASES: dict[Values, float] = {"log1p_10k": float(np.e), "log2p_10k": 2.0}
 
-_LARGEST_MULTIPLE = 200
-_WHOLE = 0.02
 _FITS = 0.9
 
 
@@ -63,6 +64,29 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
     )
 
 
+def contradiction(finding: Finding, declared: Values) -> str | None:
+    """Return what speaks against the units that are declared; None where nothing does."""
+    if declared == "counts":
+        return finding.told if finding.kind == "binary" else None
+    if finding.kind in ("zeros", "beyond"):  # told cell by cell
+        return None
+    if finding.kind == "unproven":
+        if finding.dense:
+            return f"hardly a value is 0, and {finding.told}"
+        return f"{finding.told}, and {finding.told_totals}" if finding.too_low else None
+    plain = finding.kind == "multiples" or finding.depth == PER_TEN_THOUSAND
+    return None if plain and finding.logs == (BASES[declared],) else finding.told
+
+
+def doubt(finding: Finding, declared: Values) -> str | None:
+    """Return what makes units uncertain that nothing contradicts; None where nothing does."""
+    if declared == "counts" or contradiction(finding, declared) is not None:
+        return None
+    if finding.kind == "unproven":
+        return finding.told
+    return finding.told_totals if finding.kind == "multiples" and finding.low else None
+
+
 def looks_like(values: csr_matrix) -> str | None:
     """Return the units that fit some cells: counts, scaled, log1p_10k, log2p_10k, log1p, log2p or None.
 
@@ -75,7 +99,7 @@ def looks_like(values: csr_matrix) -> str | None:
         return "scaled"
     if data.size == 0 or (data == np.rint(data)).all():
         return None if data.size == 0 else "counts"
-    fits = {name: _wholeness(values, base) for name, base in BASES.items()}
+    fits = {name: middle(wholeness(values, (base,))) for name, base in BASES.items()}
     name = max(fits, key=lambda key: fits[key])
     if fits[name] < _FITS or min(fits.values()) >= _FITS:
         return None
@@ -84,29 +108,9 @@ def looks_like(values: csr_matrix) -> str | None:
     return name if np.nanmax(totals) <= MAX_TOTAL else name.removesuffix("_10k")
 
 
-def _wholeness(values: csr_matrix, base: float) -> float:
-    """Return the median over cells of the share of values that are whole multiples of the smallest."""
-    shares = []
-    for begin, end in zip(values.indptr[:-1], values.indptr[1:], strict=True):
-        data = values.data[begin:end].astype(np.float64)
-        undone = _undone(data[np.isfinite(data) & (data > 0)], base)
-        multiples = undone / undone.min() if undone.size else undone
-        multiples = multiples[(multiples > 1.5) & (multiples < _LARGEST_MULTIPLE)]
-        if multiples.size >= TELLING_GENES // 2:
-            shares.append(float(np.mean(np.abs(multiples - np.rint(multiples)) < _WHOLE)))
-    return float(np.median(shares)) if shares else 0.0
-
-
-def _undone(data: np.ndarray, base: float) -> np.ndarray:
-    """Return ``base ** data - 1``; what is too large becomes infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        undone: np.ndarray = np.expm1(data * np.log(base))
-    return undone
-
-
 def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.bincount(rows, weights=_undone(data, base), minlength=n_cells)
+        return np.bincount(rows, weights=undo(data, (base,)), minlength=n_cells)
 
 
 def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:

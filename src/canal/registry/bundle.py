@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 _SHIPPED = (
     *("__init__.py", "errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
-    *("data/expression.py", "quality/__init__.py", "quality/values.py"),
+    *("data/expression.py", "data/units.py", "quality/__init__.py", "quality/values.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
     "annotation/service.py",
 )

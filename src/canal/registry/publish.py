@@ -5,7 +5,6 @@ Artifacts first, then manifests, then the version, then its ``status=ready`` tag
 
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.digests import file_digest
+from canal.files import scratch_folder
 from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_record
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
@@ -73,8 +73,8 @@ def published(store: Store, model: str, key: str) -> Version | None:
 
 def publish(store: Store, what: Publication) -> Version:
     """Store the bundle, make the version and return it; the caller holds the registry's lock."""
-    with tempfile.TemporaryDirectory(prefix="canal-version-") as scratch:
-        bundle = Path(scratch) / "version"
+    with scratch_folder("version") as scratch:
+        bundle = scratch / "version"
         assemble(what.folder, what.extras, bundle, what.pyfunc)
         write_record(bundle, {**_facts(store, what), **what.facts})
         return enlist(store, bundle, what)

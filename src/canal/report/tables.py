@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from canal.messages import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,5 +23,4 @@ def text(value: object, style: str = "") -> Any:
     """Return a value as text, whatever characters it holds; one that would steer the terminal shows as �."""
     from rich.text import Text
 
-    shown = "".join(one if one.isprintable() or one == "\n" else "�" for one in str(value))
-    return Text(shown, style=style)
+    return Text(visible(value), style=style)

@@ -6,13 +6,13 @@ Members are stored, never compressed, so a small file cannot grow: it unpacks to
 import hashlib
 import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from canal.errors import AuditError
+from canal.files import scratch_folder
 from canal.registry.parcel.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -50,8 +50,8 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
 @contextmanager
 def unpacked(path: Path) -> Iterator[tuple[Path, Manifest]]:
     """Give a scratch folder with the files of a parcel, and its manifest; see `unpack_parcel`."""
-    with tempfile.TemporaryDirectory(prefix="canal-parcel-") as scratch:
-        folder = Path(scratch) / "parcel"
+    with scratch_folder("parcel") as scratch:
+        folder = scratch / "parcel"
         folder.mkdir()
         yield folder, unpack_parcel(path, folder)
 

@@ -1,0 +1,23 @@
+"""What a terminal may be shown: names of files, cells and types hold whatever somebody wrote into them."""
+
+import sys
+
+_LAYOUT = "\n\t"
+
+
+def visible(text: object) -> str:
+    """Return a text with � for each character that would steer a terminal, or that nobody sees."""
+    return "".join(one if one.isprintable() or one in _LAYOUT else "�" for one in str(text))
+
+
+def tell(text: object) -> None:
+    """Write a line for a person to the error stream; all of canal's messages go through here."""
+    sys.stderr.write(f"{visible(text)}\n")
+    sys.stderr.flush()
+
+
+def suit_streams() -> None:
+    """Have output streams spell out what their encoding lacks (λ on a Latin-1 terminal), not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="backslashreplace")

@@ -1,0 +1,63 @@
+"""What a terminal is shown, whatever stands in names and whatever it can show."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from canal.messages import visible
+
+ROOT = Path(__file__).parents[1]
+SPEAK = """
+from canal.messages import tell
+from canal.startup import begin
+begin()
+print("λ = 0.5")
+tell("日 é")
+"""
+
+
+@pytest.mark.parametrize("hidden", ["\x1b", "\x07", "\r", "\x9b", "\u202e", "\x00", "\udc80"])
+def test_what_would_steer_a_terminal_is_not_shown(hidden):
+    assert visible(f"in{hidden}[31m.h5ad\n\tγδ T") == "in�[31m.h5ad\n\tγδ T"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "out", "err"),
+    [
+        ("utf-8", "λ = 0.5", "日 é"),
+        ("latin-1", "\\u03bb = 0.5", "\\u65e5 é"),
+        ("ascii", "\\u03bb = 0.5", "\\u65e5 \\xe9"),
+    ],
+)
+def test_what_an_encoding_lacks_is_spelt_out(encoding, out, err, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    run = subprocess.run([sys.executable, "-c", SPEAK], capture_output=True, check=True)
+    assert (run.stdout.decode(encoding).strip(), run.stderr.decode(encoding).strip()) == (out, err)
+
+
+def test_a_command_tells_of_a_path_without_its_escapes(tmp_path):
+    call = [
+        sys.executable,
+        "-m",
+        "canal.cli",
+        "validate",
+        "\x1b[31mred\x07.h5ad",
+        "--root",
+        str(tmp_path / "\x1b[2J"),
+    ]
+    run = subprocess.run(call, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert run.returncode == 1
+    assert "\x1b" not in run.stdout + run.stderr
+    assert "�[2J" in run.stderr
+
+
+def test_lines_end_alike_on_every_system():
+    """Digests are taken of sources, params and ledger as they lie in the working tree."""
+    names = ["src/canal/cli.py", "pipelines/split.py", "params.yaml", "dvc.yaml", "dvc.lock", "ledger.jsonl"]
+    asked = subprocess.run(
+        ["git", "check-attr", "eol", "--", *names], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
+    assert not [path for path in (ROOT / "src").rglob("*.py") if b"\r\n" in path.read_bytes()]
