@@ -216,6 +216,8 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
     signed = signer(sign)
     project = Project.open(root)
     synced = sync(project, signed)
+    if synced.moved:
+        note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = version_rows(project), evaluations(project)

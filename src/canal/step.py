@@ -50,15 +50,16 @@ def project_step(
     DVC starts the script outside MLflow: the script then has MLflow start it again as an entry point, below
     the stage's parent run. ``mlflow run . -e finetune -P stage=...`` gets there at once.
     """
-    from canal.registry.tracking import inside_project_run, start_entry_point, step_run
+    from canal.registry.tracking import handed_run, start_entry_point, step_run
 
-    if not inside_project_run():
+    run_id = handed_run(project.store, entry_point, stage)
+    if run_id is None:
         start_entry_point(project.store, project.config, entry_point, stage)
         return
     import torch
 
     torch.set_num_threads(project.config.threads)
-    with step_run(project.store, project.config, stage, entry_point) as logged:
+    with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
         learn(project, logged)
 
 

@@ -46,7 +46,7 @@ def test_a_cell_of_the_bank_that_is_not_replayed_is_inherited_all_the_same(memor
     assert told(memory, cell="first:B-3")["annotator 2"] == ("learned", {}, 1)
 
 
-def test_what_a_tuned_stage_replayed_follows_from_the_L_that_its_study_chose(tmp_path):
+def test_what_a_tuned_stage_replayed_follows_from_the_bank_size_that_its_study_chose(tmp_path):
     """Its request has no L, so only the choice in its key says where the bank was cut."""
     made = two_stages(tmp_path / "project")
     first = made.project.store.version("1")
