@@ -53,7 +53,7 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
     A project whose own store is lost altogether is learned and rebuilt, as ever.
     """
     model, entries = _model_name(store, stage), ledger_of(store).entries()
-    for entry in records_said(entries).values():
+    for entry in reversed(records_said(entries).values()):
         details = entry.document["details"]
         if (entry.model, details.get("stage"), details.get("branch")) != (model, stage, branch):
             continue
@@ -64,20 +64,25 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
         raise HistoryError(
             f"{store.layout.ledger.name} says that stage {stage!r} was learned as {model} {entry.version} "
             f"(entry {entry.seq}), but the MLflow store {store.shown} has no such version, and the past is "
-            f"not learned again. {_way_back(store)}"
+            f"not learned again. {_way_back(store, stage)}"
         )
 
 
-def _way_back(store: Store) -> str:
+def _way_back(store: Store, stage: str) -> str:
     """Return what to do where a store lacks a version of the ledger."""
     if store.remote and store.layout.database.is_file():
         return (
             "The project has a store of its own: leave out MLFLOW_TRACKING_URI, or, where `mlflow run` hands "
             f"down a store of the folder it was started in, set it to {local_uri(store.layout)}"
         )
+    if store.remote:
+        return (
+            "Point MLFLOW_TRACKING_URI to the store that has it; one that is lost is made again by "
+            "`canal registry rebuild`"
+        )
     return (
-        "Point MLFLOW_TRACKING_URI to the store that has it, or make it again there with "
-        "`canal registry rebuild`"
+        "Bring back a copy of mlflow.db and mlartifacts/ that has it, or start a new branch of the lineage "
+        f"with `canal stage relearn {stage}`"
     )
 
 
