@@ -56,3 +56,22 @@ def test_a_step_of_the_pipeline_is_at_most_60_lines():
         if (n := len(path.read_text().splitlines())) > 60
     }
     assert long == {}
+
+
+def test_what_mlflow_installs_for_a_project_run_is_what_setup_installs():
+    """`mlflow run` without `--env-manager local` makes an environment from python_env.yaml."""
+    import tomllib
+
+    from mlflow.projects.utils import load_project
+    from mlflow.utils.environment import _PythonEnv
+
+    project = load_project(str(REPOSITORY))
+    assert (project.env_type, Path(project.env_config_path)) == ("python_env", REPOSITORY / "python_env.yaml")
+    found = _PythonEnv.from_yaml(project.env_config_path)
+    pinned, *names = found.dependencies
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert pinned == found.build_dependencies[0] == "-c constraints.txt"
+    assert names == wanted["dependencies"]
+    assert f">={found.python},<" in wanted["requires-python"]
+    for entry_point in project._entry_points.values():
+        assert entry_point.command.startswith("PYTHONPATH=src python pipelines/")

@@ -90,7 +90,15 @@ def make_project(root: Path) -> Line:
     for name in ("src", "pipelines"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("MLproject", "dvc.yaml", "constraints.txt", "data.dvc", ".gitignore", ".dvcignore"):
+    for name in (
+        "MLproject",
+        "python_env.yaml",
+        "dvc.yaml",
+        "constraints.txt",
+        "data.dvc",
+        ".gitignore",
+        ".dvcignore",
+    ):
         shutil.copyfile(REPOSITORY / name, root / name)
     for seed, (stage, types) in enumerate(CELLS.items()):
         write_adata(make_adata(types, seed=seed), root / "raw" / f"{stage}.h5ad")
