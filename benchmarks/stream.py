@@ -1,13 +1,14 @@
 r"""The whole line on a stream of your own files: a scratch project, `dvc repro`, sync, the R matrix.
 
+    python benchmarks/stream.py first --into /tmp/first
     python benchmarks/stream.py immune --data ~/cells --into /tmp/immune
     python benchmarks/stream.py immune --data ~/cells --into /tmp/wide --set panel.size=1000
     python benchmarks/stream.py pancreas --data ~/cells --into /tmp/full --stages baron --cells 500 \
         --set backbone.preset=scbert --set backbone.max_epochs=0 --set continual.max_epochs=5 \
         --set novelty.holdouts=[]
 
-``streams/NAME.yaml`` names files below ``--data`` with their SHA-256; nothing of them is copied into this
-repository. Prints the wall time and peak memory of the run beside what sync prints.
+``streams/NAME.yaml`` names files below ``--data``, or in pip packages, with their SHA-256; nothing of them is
+copied into this repository. Prints the wall time and peak memory of the run beside what sync prints.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from canal.digests import file_digest
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"
 WHOLE = ("sources", "stages")
-"""Sections that a stream replaces; of the others it sets keys. Its stages are not tuned."""
+"""Sections that a stream replaces; of the others it sets keys. `tuned` names the stages with a study."""
 
 _LEAST = 10
 _SEED = 0
@@ -40,7 +41,7 @@ def main() -> None:
     """Read the arguments, make the project, run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stream", choices=sorted(path.stem for path in STREAMS.iterdir()))
-    parser.add_argument("--data", type=Path, required=True, help="folder with the stream's files")
+    parser.add_argument("--data", type=Path, default=Path.cwd(), help="folder with the stream's files")
     parser.add_argument("--into", type=Path, required=True, help="folder of the scratch project")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another parameter")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="these stages alone")
@@ -67,6 +68,7 @@ def params(
     yaml = YAML(typ="safe")
     document: dict[str, Any] = yaml.load(REPOSITORY / "params.yaml")
     laid = yaml.load(STREAMS / f"{stream}.yaml")
+    tuned = laid.pop("tuned", ())
     for name, section in laid.items():
         document[name] = section if name in WHOLE else document[name] | section
     if stages:
@@ -74,8 +76,9 @@ def params(
         kept = {one["source"] for one in document["stages"].values()}
         document["sources"] = {name: one for name, one in document["sources"].items() if name in kept}
     for source in document["sources"].values():
-        source["path"] = str(data / source["path"])
-    document["finetune"] = groups(document["stages"], tuned=())
+        if "path" in source:
+            source["path"] = str(data / source["path"])
+    document["finetune"] = groups(document["stages"], tuned)
     change(document, changes)
     return document
 
@@ -86,6 +89,8 @@ def cut(document: dict[str, Any], into: Path, n: int) -> None:
 
     into.mkdir(parents=True, exist_ok=True)
     for name, source in document["sources"].items():
+        if "path" not in source:
+            raise SystemExit(f"--cells cuts files below --data; {name} comes from a package")
         adata = anndata.read_h5ad(source["path"])
         rows = sample(adata.obs[source["label"]].astype(str).to_numpy(), n)
         target = into / f"{name}.h5ad"

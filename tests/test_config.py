@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_projects_own_params_are_valid_and_ordered():
     config = load_config(ROOT / "params.yaml")
-    assert config.ancestors("tumour-myeloid") == ["pbmc", "tumour-lymphoid"]
-    assert config.root_stage == "pbmc"
+    assert config.ancestors("tumour") == ["pbmc3k", "kang-ctrl", "kang-ifnb"]
+    assert config.root_stage == "pbmc3k"
+    assert list(config.finetune.tuned) == ["kang-ctrl"]
     assert (config.continual.distillation, config.continual.learning_rate) == (0.1, 2e-4)
 
 

@@ -17,40 +17,41 @@ def changed(before, after):
 
 
 def test_a_new_stage_only_adds_lines():
-    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid")
+    text = with_stage(TEXT, "lung", SOURCE, "tumour")
     assert all(line.startswith("+") for line in changed(TEXT, text))
     config = parse(text)
-    assert config.stages["lung"].parent == "tumour-myeloid"
+    assert config.stages["lung"].parent == "tumour"
     assert config.sources["lung"].label == "cell type: x"
     assert list(config.stages)[-1] == "lung"
 
 
 def test_a_new_stage_is_tuned_where_there_is_tuning_unless_it_is_to_be_fixed():
-    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid")
+    text = with_stage(TEXT, "lung", SOURCE, "tumour")
     config = parse(text)
-    assert list(config.finetune.tuned) == ["tumour-lymphoid", "tumour-myeloid", "lung"]
+    assert list(config.finetune.tuned) == ["kang-ctrl", "lung"]
     text = with_stage(text, "blood", SOURCE, "lung", fixed=True)
     assert all(line.startswith("+") for line in changed(TEXT, text))
     config = parse(text)
-    assert list(config.finetune.fixed) == ["pbmc", "blood"]
+    assert list(config.finetune.fixed) == ["pbmc3k", "kang-ifnb", "tumour", "blood"]
     assert config.study("blood") is None
     assert config.study("lung") is not None
 
 
 def test_a_new_stage_may_add_genes():
-    text = with_stage(TEXT, "lung", SOURCE, "tumour-myeloid", grow=8)
+    text = with_stage(TEXT, "lung", SOURCE, "tumour", grow=8)
     assert all(line.startswith("+") for line in changed(TEXT, text))
     grow = {name: stage.panel.grow for name, stage in parse(text).stages.items()}
-    assert grow == {"pbmc": 0, "tumour-lymphoid": 0, "tumour-myeloid": 0, "lung": 8}
+    assert grow == {"pbmc3k": 0, "kang-ctrl": 0, "kang-ifnb": 0, "tumour": 0, "lung": 8}
 
 
 GROUPS = """
 finetune:
   fixed:
-    pbmc: {source: pbmc, parent: backbone}
-    tumour-lymphoid: {source: tumour-lymphoid, parent: pbmc}
+    pbmc3k: {source: pbmc3k, parent: backbone}
+    kang-ctrl: {source: kang-ctrl, parent: pbmc3k}
     # a comment that stays
-    tumour-myeloid: {source: tumour-myeloid, parent: tumour-lymphoid}
+    kang-ifnb: {source: kang-ifnb, parent: kang-ctrl}
+    tumour: {source: tumour, parent: kang-ifnb}
   tuned: {}   # none yet
 """
 
@@ -63,33 +64,33 @@ def without(text, section):
 
 def test_without_a_section_tuning_a_new_stage_is_fixed():
     text = without(without(TEXT, "tuning"), "finetune") + GROUPS
-    added = with_stage(text, "lung", SOURCE, "pbmc")
+    added = with_stage(text, "lung", SOURCE, "pbmc3k")
     assert all(line.startswith("+") for line in changed(text, added))
     assert list(parse(added).finetune.fixed)[-1] == "lung"
 
 
 def test_the_first_tuned_stage_opens_the_group():
     text = without(TEXT, "finetune") + GROUPS
-    added = with_stage(text, "lung", SOURCE, "pbmc")
+    added = with_stage(text, "lung", SOURCE, "pbmc3k")
     assert list(parse(added).finetune.tuned) == ["lung"]
     assert [line for line in changed(text, added) if line[0] == "-"] == ["-   tuned: {}   # none yet"]
     assert "  tuned:   # none yet\n    lung:\n" in added
 
 
 def test_groups_that_are_not_written_as_blocks_are_not_edited():
-    names = ("pbmc", "tumour-lymphoid", "tumour-myeloid")
+    names = ("pbmc3k", "kang-ctrl", "kang-ifnb", "tumour")
     stages = parse(TEXT).stages
     entries = [f"{n}: {{source: {stages[n].source}, parent: {stages[n].parent}}}" for n in names]
     flow = f"\nfinetune: {{fixed: {{{', '.join(entries)}}}, tuned: {{}}}}\n"
     text = without(TEXT, "finetune") + flow
     with pytest.raises(ConfigError, match="`finetune:` must stand on a line of its own"):
-        with_stage(text, "lung", SOURCE, "pbmc")
+        with_stage(text, "lung", SOURCE, "pbmc3k")
 
 
-@pytest.mark.parametrize("name", ["pbmc", "backbone", "../x", "A", "x" * 65])
+@pytest.mark.parametrize("name", ["pbmc3k", "backbone", "../x", "A", "x" * 65])
 def test_a_name_that_is_taken_or_unsafe_is_refused(name):
     with pytest.raises(ConfigError):
-        with_stage(TEXT, name, SOURCE, "pbmc")
+        with_stage(TEXT, name, SOURCE, "pbmc3k")
 
 
 def test_an_unknown_parent_is_refused():
@@ -98,23 +99,23 @@ def test_an_unknown_parent_is_refused():
 
 
 def test_relearning_touches_the_stage_and_what_was_learned_on_it():
-    text, touched = with_branch(TEXT, "tumour-lymphoid")
-    assert touched == ["tumour-lymphoid", "tumour-myeloid"]
+    text, touched = with_branch(TEXT, "kang-ifnb")
+    assert touched == ["kang-ifnb", "tumour"]
     config = parse(text)
-    assert [config.stages[name].branch for name in config.stages] == [1, 2, 2]
+    assert [config.stages[name].branch for name in config.stages] == [1, 1, 2, 2]
     assert len(changed(TEXT, text)) <= 4
-    again, _ = with_branch(text, "tumour-myeloid")
-    assert [parse(again).stages[name].branch for name in config.stages] == [1, 2, 3]
+    again, _ = with_branch(text, "tumour")
+    assert [parse(again).stages[name].branch for name in config.stages] == [1, 1, 2, 3]
 
 
 def test_relearning_the_backbone_touches_everything():
     text, touched = with_branch(TEXT, "backbone")
-    assert touched == ["backbone", "pbmc", "tumour-lymphoid", "tumour-myeloid"]
+    assert touched == ["backbone", "pbmc3k", "kang-ctrl", "kang-ifnb", "tumour"]
     assert parse(text).backbone.branch == 2
 
 
 def test_relearning_keeps_comments():
-    text, _ = with_branch(TEXT, "pbmc")
+    text, _ = with_branch(TEXT, "pbmc3k")
     assert parse(text).finetune == parse(TEXT).finetune
     comments = [line.split("#", 1)[1] for line in TEXT.splitlines() if "#" in line]
     assert all(comment in text for comment in comments)

@@ -158,6 +158,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> "Verdic
 
     from canal.data.prepare import PrepareSettings
     from canal.errors import ConfigError
+    from canal.lessons import ask_parent
     from canal.quality.gate import judge_file
     from canal.stages import last_stage
 
@@ -168,7 +169,8 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> "Verdic
         raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
-    return judge_file(replace(project.candidate(stage), raw=file), settings, config.gate)
+    subject = replace(project.candidate(stage), raw=file)
+    return judge_file(subject, settings, config.gate, ask=ask_parent(project, stage))
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def propose_stage(
         If the declaration breaks a rule or the file cannot be read as declared.
     """
     from canal.data.prepare import PrepareSettings
+    from canal.lessons import ask_parent
     from canal.quality.gate import judge_file
     from canal.stages import last_stage, parse, with_stage
 
@@ -208,7 +211,8 @@ def propose_stage(
     wished = Project(project.layout, parse(text))
     settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
     subject = wished.candidate(name)
-    return Addition(name, text, judge_file(subject, settings, wished.config.gate))
+    ask = ask_parent(wished, name)
+    return Addition(name, text, judge_file(subject, settings, wished.config.gate, ask=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:

@@ -111,15 +111,21 @@ class Gate(Section):
     max_imbalance: float = Field(default=100.0, gt=1)
     max_drift: float = Field(default=0.25, gt=0)
     max_depth_ratio: float = Field(default=3.0, gt=1)
+    max_confused: float = Field(default=0.5, gt=0, le=1)
 
 
 class Split(Section):
-    """Shares of training, validation and test cells; a type under ``min_cells`` only trains."""
+    """Shares of training, validation and test cells; a type under ``min_cells`` only trains.
+
+    ``max_cells_per_type`` is how many training cells of a type the network learns from in one stage; the
+    others are held in reserve. None, the default, lets all of them train.
+    """
 
     train: float = Field(default=0.6, gt=0, lt=1)
     validation: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)
     min_cells: int = Field(default=10, ge=5)
+    max_cells_per_type: int | None = Field(default=None, ge=10)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -94,6 +94,10 @@ class Layout:
         """What the gate said of a stage."""
         return self.root / "verdicts" / stage / "verdict.json"
 
+    def labels(self, stage: str) -> Path:
+        """Whether a stage's labels agree with what its parent's model calls its cells."""
+        return self.root / "labels" / f"{stage}.json"
+
     def data_docs(self, stage: str) -> Path:
         """Great Expectations' pages of a stage; they hold times, so they are no out of DVC."""
         return self.private / "data_docs" / stage

@@ -1,6 +1,7 @@
 """From a project's files to what the continual room learns from: a corpus, a lesson, cells to measure on."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,20 @@ from canal.config import BACKBONE
 from canal.files import read_json
 from canal.project import Project
 
+LABELS_FILE = "validation/labels.json"
+"""Where a model folder keeps the check of its stage's labels."""
+
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.continual.evaluation import Examination
     from canal.continual.fit import Hooks
     from canal.continual.lesson import Lesson
     from canal.continual.pretraining import Corpus
     from canal.continual.shadow import ShadowCells
     from canal.continual.stage import Past
+    from canal.data.prepared import PreparedCells
+    from canal.quality.labels import Ask
 
 
 def corpus(project: Project) -> "Corpus":
@@ -134,6 +142,30 @@ def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCe
     )
 
 
+def ask_parent(project: Project, stage: str) -> "Ask | None":
+    """Return what asks the model of a stage's parent what it calls cells; None where there is no such model.
+
+    A backbone knows no cell types; a parent that is not learned yet, or lies nowhere, is not asked.
+    """
+    parent = project.config.stages[stage].parent
+    folder = project.layout.model(parent) / "model"
+    if parent == BACKBONE or not folder.is_dir():
+        return None
+
+    def ask(prepared: "PreparedCells", cell_ids: "Sequence[str]") -> "pd.DataFrame":
+        from canal.model.annotator import Annotator
+        from canal.quality.labels import compare
+
+        annotator = Annotator.load(folder)
+        found = annotator.predict(prepared.expression(cell_ids, annotator.genes))
+        obs = prepared.obs.loc[list(cell_ids)]
+        answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]
+        labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
+        return compare(list(labels), list(types), answers, annotator.labels)
+
+    return ask
+
+
 def _panel_of(project: Project, stage: str) -> tuple[str, ...]:
     """Return the genes that a learned stage's model reads."""
     from canal.model.annotator import GENES
@@ -190,7 +222,7 @@ def features_kept(project: Project) -> "Hooks":
 
 
 def keep_inputs(project: Project, stage: str, folder: Path) -> None:
-    """Copy a stage's split, verdict and choice beside its model: it is restored where its data are gone."""
+    """Copy a stage's split, verdicts and choice beside its model: it is restored where its data are gone."""
     from canal.tuning.document import TUNED_FILE
 
     split, verdict = project.layout.split(stage), project.layout.verdict(stage)
@@ -199,5 +231,7 @@ def keep_inputs(project: Project, stage: str, folder: Path) -> None:
     shutil.copyfile(split, folder / "split" / "cells.csv")
     shutil.copyfile(split.with_suffix(".json"), folder / "split" / "cells.json")
     shutil.copyfile(verdict, folder / "validation" / "verdict.json")
+    if project.layout.labels(stage).is_file():
+        shutil.copyfile(project.layout.labels(stage), folder / LABELS_FILE)
     if project.config.study(stage) is not None:
         shutil.copyfile(project.layout.tuned(stage), folder / TUNED_FILE)

@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 import stream
 
+from canal.digests import json_digest
 from canal.params import parse_config
+from canal.registry.request import stage_request
 
 
 def test_a_stream_is_learned_without_tuning(tmp_path):
@@ -13,6 +15,15 @@ def test_a_stream_is_learned_without_tuning(tmp_path):
     config = parse_config(document)
     assert config.continual.max_epochs == 3
     assert list(config.finetune.fixed) == list(config.stages)
+
+
+def test_the_stream_of_old_is_as_it_was(tmp_path):
+    config = parse_config(stream.params("first", tmp_path, []))
+    assert list(config.finetune.tuned) == ["tumour-lymphoid", "tumour-myeloid"]
+    assert config.tuning.n_trials == 8
+    request = stage_request(config, "tumour-myeloid")
+    # The request of b42cc87's own params.yaml: what was learned from it is found again.
+    assert json_digest(request) == "7e02a2162a4c9de1ece907b70770ee32dc8fcf644f5ad41deb175f99149d66c1"
 
 
 def test_a_part_of_a_stream_is_learned(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from canal.config import Split
 from canal.data.shares import largest_remainder
-from canal.data.split import SETS, only_train, read_split, split_stage, write_split
+from canal.data.split import RESERVE, SETS, only_train, read_split, split_stage, write_split
 from canal.digests import file_digest
 from canal.errors import DataError
 
@@ -166,3 +166,58 @@ def test_sets_are_drawn_at_random():
     split = split_stage(obs, SPLIT, 0, False, {})
     position = np.flatnonzero(split["set"] == "test")
     assert abs(position.mean() - 500) < 80  # five standard errors of a mean of 200 of 1,000
+
+
+CAPPED = Split(max_cells_per_type=20)
+
+
+@given(labels, st.integers(0, 100), st.integers(1, 4))
+@settings(deadline=None, max_examples=25)
+def test_a_cap_takes_from_training_cells_alone(labels, seed, n_batches):
+    obs = make_obs(labels, [f"b{i % n_batches}" for i in range(len(labels))])
+    whole, capped = split_stage(obs, SPLIT, seed, False, {}), split_stage(obs, CAPPED, seed, False, {})
+    train, reserve = capped["set"] == "train", capped["set"] == RESERVE
+    assert capped[~train & ~reserve].equals(whole[whole["set"] != "train"])
+    assert set(capped[train | reserve]["cell_id"]) == set(whole[whole["set"] == "train"]["cell_id"])
+    before = whole[whole["set"] == "train"]["cell_type"].value_counts()
+    assert capped[train]["cell_type"].value_counts().to_dict() == before.clip(upper=20).to_dict()
+
+
+def test_a_cap_leaves_every_batch_its_share():
+    batches = ["large"] * 160 + ["small"] * 40
+    split = split_stage(make_obs(["B"] * 200, batches), CAPPED, 0, False, {})
+    own = split[split["set"].isin(["train", RESERVE])]
+    drawn = own[own["set"] == "train"]["batch"].value_counts()
+    whole = own["batch"].value_counts()
+    assert drawn.sum() == 20
+    assert drawn["large"] == pytest.approx(20 * whole["large"] / len(own), abs=1)
+
+
+def test_a_cap_that_nothing_reaches_changes_nothing():
+    obs = make_obs(["B"] * 30 + ["NK"] * 12)
+    assert split_stage(obs, CAPPED, 0, False, {}).equals(split_stage(obs, SPLIT, 0, False, {}))
+
+
+def test_cells_of_one_content_train_together_or_not_at_all():
+    obs = make_obs(["B"] * 200, digests=[f"d{i // 5}" for i in range(200)])
+    split = split_stage(obs, CAPPED, 0, False, {})
+    assert (split.groupby("cell_digest")["set"].nunique() == 1).all()
+    assert counted(split, "B")[0] == 20
+
+
+def test_reserve_of_an_earlier_stage_is_never_validated_or_tested_on():
+    earlier = split_stage(make_obs(["B"] * 200, prefix="a"), CAPPED, 0, False, {})
+    reserve = earlier[earlier["set"] == RESERVE]["cell_digest"].tolist()
+    later = make_obs(["B"] * 100, digests=reserve[:50] + [f"new{i}" for i in range(50)])
+    split = split_stage(later, CAPPED, 0, False, {"first": earlier})
+    assert set(split[split["cell_digest"].isin(reserve)]["set"]) <= {"train", RESERVE}
+
+
+def test_a_cap_is_recorded_and_read_back(tmp_path):
+    split = split_stage(make_obs(["B"] * 100 + ["NK"] * 20), CAPPED, 0, False, {})
+    write_split(tmp_path / "s.csv", "s", split, CAPPED, {})
+    assert read_split(tmp_path / "s.csv").equals(split)
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["max_cells_per_type"] == 20
+    assert summary["counts"]["B"] == {"train": 20, "validation": 20, "test": 20, "reserve": 40}
+    assert summary["counts"]["NK"]["reserve"] == 0

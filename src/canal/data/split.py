@@ -11,7 +11,7 @@ import numpy as np
 
 from canal.config import Split
 from canal.data.h5ad_tables import listed
-from canal.data.shares import divide_groups, fill, remaining_quotas
+from canal.data.shares import divide_groups, fill, largest_remainder, remaining_quotas
 from canal.digests import file_digest
 from canal.errors import DataError
 from canal.files import new_file, write_json
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SETS = ("train", "validation", "test")
+RESERVE = "reserve"
+"""Training cells beyond `Split.max_cells_per_type`: neither trained on, nor validated or tested on."""
+
 COLUMNS = ("cell_id", "cell_type", "batch", "cell_digest", "set")
-_TRAIN = 0
+_TRAIN, _RESERVE = 0, 3
+_WORDS = (*SETS, RESERVE)
 
 
 def split_stage(
@@ -40,6 +44,10 @@ def split_stage(
     1. cells of one content stay together, and with the set that an earlier stage gave that content;
     2. a type with under ``settings.min_cells`` cells only trains;
     3. with ``group_by_batch``, a batch's other cells go to one set, as near to the shares as may be.
+
+    Of each type ``settings.max_cells_per_type`` cells train at most, drawn from every batch in proportion
+    (cells of one content count whole, so a few more may); the others are held in `RESERVE`. Validation and
+    test cells are never fewer for it.
 
     Parameters
     ----------
@@ -61,8 +69,10 @@ def split_stage(
     chosen[pieces["rare"].to_numpy()] = _TRAIN
     fixed = pieces["earlier"].to_numpy()
     chosen[fixed >= 0] = fixed[fixed >= 0]
+    if settings.max_cells_per_type is not None:
+        chosen[_beyond(pieces, chosen, settings.max_cells_per_type, seed)] = _RESERVE
     places = pieces.index.get_indexer(table["cell_digest"])  # type: ignore[arg-type]
-    table["set"] = np.array(SETS, dtype=object)[chosen[places]]
+    table["set"] = np.array(_WORDS, dtype=object)[chosen[places]]
     return table.sort_values("cell_id", ignore_index=True)
 
 
@@ -84,12 +94,15 @@ def write_split(
         split[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
     known = set().union(*(read_split(file)["cell_digest"] for file in earlier.values()))
     counts = split.groupby(["cell_type", "set"], sort=True).size().unstack(fill_value=0)
-    summary = {
+    capped = {} if (most := settings.max_cells_per_type) is None else {"max_cells_per_type": most}
+    words = _WORDS if capped else SETS
+    summary = capped | {
         "stage": stage,
         "sha256": file_digest(path),
         "earlier": {name: file_digest(file) for name, file in earlier.items()},
         "counts": {
-            str(name): {chosen: int(row.get(chosen, 0)) for chosen in SETS} for name, row in counts.iterrows()
+            str(name): {chosen: int(row.get(chosen, 0)) for chosen in words}
+            for name, row in counts.iterrows()
         },
         "only_train": only_train(split, settings),
         "moved": int(split["cell_digest"].isin(known).sum()),
@@ -112,25 +125,25 @@ def read_split(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}; missing {listed(missing)}")
-    if unknown := sorted(set(table["set"]) - set(SETS)):
-        raise DataError(f"{path}: expected the sets {', '.join(SETS)}; found {listed(unknown)}")
+    if unknown := sorted(set(table["set"]) - set(_WORDS)):
+        raise DataError(f"{path}: expected the sets {', '.join(_WORDS)}; found {listed(unknown)}")
     return table
 
 
 def _pieces(table: pd.DataFrame, settings: Split, earlier: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return one row a content (index: digest, sorted): cell_type, size, rare, earlier set (-1 for none).
+    """Return one row a content (index: digest, sorted): type, batch, size, rare, earlier set (-1: none).
 
     A content with several labels counts as the rarest of them.
     """
     counts = table["cell_type"].value_counts()
     ranked = table.assign(count=table["cell_type"].map(counts)).sort_values(["count", "cell_type"])
     groups = ranked.groupby("cell_digest", sort=True)
-    pieces = groups.agg(cell_type=("cell_type", "first"), size=("cell_type", "size"))
+    pieces = groups.agg(cell_type=("cell_type", "first"), batch=("batch", "min"), size=("cell_type", "size"))
     pieces["rare"] = pieces["cell_type"].map(counts) < settings.min_cells
     known: dict[str, int] = {}
     for split in earlier.values():
         for digest, chosen in zip(split["cell_digest"], split["set"], strict=True):
-            known.setdefault(digest, SETS.index(chosen))
+            known.setdefault(digest, _TRAIN if chosen == RESERVE else SETS.index(chosen))
     pieces["earlier"] = np.array([known.get(digest, -1) for digest in pieces.index], dtype=np.int64)
     return pieces
 
@@ -150,6 +163,22 @@ def _by_type(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:
         quotas = remaining_quotas(shares, int(sizes[own].sum()), held)
         chosen[free] = fill(sizes[free].tolist(), quotas)
     return chosen
+
+
+def _beyond(pieces: pd.DataFrame, chosen: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return which training pieces, by position, are too many for their type: every batch keeps its share."""
+    sizes = pieces["size"].to_numpy()
+    draw = np.array([_draw(seed, f"{digest}:reserve") for digest in pieces.index], dtype=str)
+    beyond: list[int] = []
+    trains = pieces.assign(place=np.arange(len(pieces)))[chosen == _TRAIN]
+    for _, own in trains.groupby("cell_type", sort=True):
+        batches = [rows["place"].to_numpy() for _, rows in own.groupby("batch", sort=True)]
+        cells = [int(sizes[rows].sum()) for rows in batches]
+        quotas = largest_remainder(min(most, sum(cells)), cells)
+        for rows, quota in zip(batches, quotas, strict=True):
+            drawn = rows[np.argsort(draw[rows], kind="stable")]
+            beyond += drawn[np.cumsum(sizes[drawn]) - sizes[drawn] >= quota].tolist()
+    return np.array(sorted(beyond), dtype=np.int64)
 
 
 def _draw(seed: int, digest: str) -> str:

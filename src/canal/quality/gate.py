@@ -9,23 +9,28 @@ from typing import Any
 
 from canal.config import Gate
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
+from canal.data.prepared import PreparedCells
 from canal.digests import file_digest, json_digest
 from canal.errors import DataError, GateError
 from canal.files import read_json
 from canal.quality.evidence import gather
+from canal.quality.labels import TABLE, Ask, cells_to_ask, label_rule
 from canal.quality.rules import rules_for
 from canal.quality.subject import Subject
 from canal.quality.suite import run_suite
 from canal.quality.verdict import Verdict
 
 
-def judge(subject: Subject, gate: Gate, docs: Path | None = None) -> Verdict:
+def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | None = None) -> Verdict:
     """Check every rule on ``subject`` and return what was found; a failed rule is no exception.
 
     Parameters
     ----------
     docs
         Folder for Great Expectations' Data Docs; None writes none. They hold times.
+    ask
+        Asks the model of the parent stage about some cells, where it is there: labels are then compared with
+        what it says. In the line, where the parent is learned after the gate, `canal.quality.labels` does it.
 
     Raises
     ------
@@ -42,7 +47,13 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None) -> Verdict:
         if earlier.profile.panel_digest != panel_digest:
             raise GateError(f"the profile of stage {name} is about another panel: run its gate again")
     evidence = gather(subject, prepared / CELLS, gate.max_drift)
-    results = run_suite(rules_for(subject, evidence, gate), evidence.tables, subject.stage, docs)
+    rules, tables = rules_for(subject, evidence, gate), dict(evidence.tables)
+    if ask is not None:
+        cells = PreparedCells(prepared / CELLS)
+        tables[TABLE] = ask(cells, cells_to_ask(cells))
+        parent = list(subject.earlier)[-1]
+        rules.append(label_rule(subject.source_name, parent, gate.max_confused))
+    results = run_suite(rules, tables, subject.stage, docs)
     return Verdict(
         stage=subject.stage,
         source=subject.source_name,
@@ -56,7 +67,13 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None) -> Verdict:
     )
 
 
-def judge_file(subject: Subject, settings: PrepareSettings, gate: Gate, docs: Path | None = None) -> Verdict:
+def judge_file(
+    subject: Subject,
+    settings: PrepareSettings,
+    gate: Gate,
+    docs: Path | None = None,
+    ask: Ask | None = None,
+) -> Verdict:
     """Judge ``subject.raw``, whatever its digest, as `judge` would after preparing it.
 
     It is prepared in a temporary folder with the declaration ``subject.source``; ``subject.prepared`` and the
@@ -73,7 +90,7 @@ def judge_file(subject: Subject, settings: PrepareSettings, gate: Gate, docs: Pa
     with tempfile.TemporaryDirectory(prefix="canal-") as folder:
         prepared = Path(folder) / "prepared"
         prepare(subject.raw, subject.source_name, source, settings, prepared)
-        return judge(replace(subject, source=source, prepared=prepared), gate, docs)
+        return judge(replace(subject, source=source, prepared=prepared), gate, docs, ask)
 
 
 def _prepared_folder(subject: Subject) -> Path:

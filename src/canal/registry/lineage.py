@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from canal.data.split import RESERVE, SETS
 from canal.digests import json_digest
 from canal.files import read_json
 from canal.registry.ancestry import Proven, ancestry
@@ -16,7 +17,6 @@ Kind = Literal["version", "backbone", "run", "verdict", "split", "panel", "data"
 Fact = str | int | float | bool | None
 
 _SPLIT, _VERDICT = "split/cells.json", "validation/verdict.json"
-_SETS = ("train", "validation", "test")
 _IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors": "gene vectors"}
 
 
@@ -216,7 +216,8 @@ def _split(one: Proven) -> Node:
     digest, facts = one.key["split"], {}
     if _SPLIT in one.files:
         counts = read_json(one.folder / _SPLIT)["counts"].values()
-        facts = {name: sum(sets[name] for sets in counts) for name in _SETS}
+        words = [*SETS, *([RESERVE] if any(RESERVE in sets for sets in counts) else [])]
+        facts = {name: sum(sets[name] for sets in counts) for name in words}
     label = f"split of {one.key['data']['source']}"
     return Node(f"split:{digest}", "split", label, {**facts, "sha256": digest})
 

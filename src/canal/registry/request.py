@@ -125,7 +125,7 @@ def _cells_request(config: Config, stage: str) -> Request:
     return {
         "source": name,
         "declaration": declaration,
-        "split": config.split.model_dump(mode="json"),
+        "split": config.split.model_dump(mode="json", exclude_none=True),
         "group_by_batch": config.stages[stage].group_by_batch,
         "seed": config.seed,
     }

@@ -81,7 +81,7 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
         name=stage,
         evaluation=read_json(metrics / "evaluation.json"),
         history=read_json(model / "history.json"),
-        verdict=_optional_json(layout.verdict(stage)),
+        verdict=_verdict(layout, stage),
         key=_optional_json(model / "key.json"),
         key_digest=digest,
         cells=(_optional_json(layout.split(stage).with_suffix(".json")) or {}).get("counts", {}),
@@ -91,6 +91,15 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
         version=version.get("version"),
         aliases=tuple(version.get("aliases", ())),
     )
+
+
+def _verdict(layout: Layout, stage: str) -> Document | None:
+    """Return what the gate said, the comparison of labels with the parent's answers among its rules."""
+    verdict: Document | None = _optional_json(layout.verdict(stage))
+    labels = _optional_json(layout.labels(stage))
+    if verdict is None or not labels or labels["rule"] is None:
+        return verdict
+    return {**verdict, "rules": [*verdict["rules"], labels["rule"]]}
 
 
 def _optional_json(path: Path) -> Any:

@@ -21,7 +21,7 @@ class StageReport:
     verdict, key, key_digest
         ``verdict.json``, ``key.json`` and the SHA-256 of the latter.
     cells, bank
-        Numbers of cells: ``{cell type: {"train" | "validation" | "test": n}}`` and
+        Numbers of cells: ``{cell type: {"train" | "validation" | "test" | "reserve": n}}`` and
         ``{cell type: {stage it came from: n}}``.
     scores
         Novelty of the test cells, in [0, 1].

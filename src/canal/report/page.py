@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.data.split import RESERVE, SETS
 from canal.files import new_file
 from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, lineage
@@ -15,7 +16,6 @@ from canal.report.tuning_tables import front_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SETS = ("train", "validation", "test")
 MEASURES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -57,7 +57,7 @@ def write_report(
     )
     environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
     text = environment.get_template("page.html").render(
-        title=title, measures=MEASURES, sets=SETS, run=_run(stages), stages=_stages(stages),
+        title=title, measures=MEASURES, sets=_sets(stages), run=_run(stages), stages=_stages(stages),
         pretraining=_pretraining(pretraining),
     )  # fmt: skip
     with new_file(out) as temporary:
@@ -97,14 +97,14 @@ def _square(value: float | None, row: int, column: int) -> str:
 
 def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
     """Return what the template shows of each stage."""
-    labels = {stage.name: stage.evaluation["labels"] for stage in stages}
+    labels, words = {stage.name: stage.evaluation["labels"] for stage in stages}, _sets(stages)
     named_by_key = {stage.key_digest: stage.name for stage in stages if stage.key_digest}
     evaluations = [stage.evaluation for stage in stages]
     return [
         {
             "report": stage,
             "parent": _parent(stage, named_by_key),
-            "cells": _cells_table(stage, labels),
+            "cells": _cells_table(stage, labels, words),
             "rules": _rules(stage.verdict),
             "bank": _bank_table(stage),
             "figures": _uris(stage_figures(stage, lineage(evaluations, stage.name))),
@@ -124,14 +124,22 @@ def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] 
     return {"digest": digest, "name": named_by_key.get(digest, ancestors[-1] if ancestors else "backbone")}
 
 
-def _cells_table(stage: StageReport, labels: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
+def _sets(stages: Sequence[StageReport]) -> list[str]:
+    """Return the sets that cells were divided into; cells in reserve are told where there are any."""
+    held = any(RESERVE in sets for stage in stages for sets in stage.cells.values())
+    return [*SETS, *([RESERVE] if held else [])]
+
+
+def _cells_table(
+    stage: StageReport, labels: Mapping[str, Sequence[str]], words: Sequence[str]
+) -> dict[str, Any] | None:
     """Return the stage's cells by type and set, the largest type first, with their sums.
 
     A type is new if the parent's model, by its ``labels``, did not know it.
     """
     if not stage.cells:
         return None
-    rows = [(name, [sets.get(one, 0) for one in SETS]) for name, sets in stage.cells.items()]
+    rows = [(name, [sets.get(one, 0) for one in words]) for name, sets in stage.cells.items()]
     rows.sort(key=lambda row: (-sum(row[1]), row[0]))
     parents = [labels[one] for one in stage.evaluation["stages"][:-1] if one in labels]
     known = parents[-1] if parents else [name for name, _ in rows]

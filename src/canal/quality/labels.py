@@ -1,0 +1,136 @@
+"""Whether the labels of a new data set agree with what the parent's model calls the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from canal.data.prepared import PreparedCells
+from canal.errors import GateError
+from canal.files import read_json, write_json
+from canal.quality import telling
+from canal.quality.rule import Rule, between
+from canal.quality.suite import run_suite
+from canal.quality.verdict import RuleResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+TABLE = "label"
+CELLS_ASKED = 50
+"""Cells of a label that the parent's model is asked about, at most."""
+
+FEWEST_ASKED = 5
+"""A label with fewer cells is not judged."""
+
+Ask = Callable[[PreparedCells, Sequence[str]], "pd.DataFrame"]
+"""Takes cells and ids of some of them; returns what `compare` does."""
+
+
+def cells_to_ask(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
+    """Return the ids of at most `CELLS_ASKED` cells of each published label, drawn by their content.
+
+    Parameters
+    ----------
+    allowed
+        Ids that may be drawn: all but test cells, where there is a split. None allows every cell.
+    """
+    obs = prepared.obs[prepared.obs["cell_type"].astype(str) != ""]
+    if allowed is not None:
+        obs = obs[obs.index.isin(list(allowed))]
+    drawn = obs.sort_values("cell_digest", kind="stable").groupby("cell_type_original", observed=True)
+    chosen = set(drawn.head(CELLS_ASKED).index)
+    return [str(cell) for cell in obs.index if cell in chosen]
+
+
+def compare(
+    labels: Sequence[str], types: Sequence[str], answers: Sequence[str], known: Collection[str]
+) -> pd.DataFrame:
+    """Return one row a published label: which other known type its cells look like most.
+
+    Parameters
+    ----------
+    labels, types, answers
+        Of each cell: the label as published, the cell type it is mapped to, and what the parent's model
+        says, which may be no known type.
+    known
+        The cell types that the parent's model knows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``name`` (the label, with its cell type where that has another name), ``cells`` asked about, ``like``
+        (the other known type that most of them are called, or ``""``), ``alike`` (how many) and ``share``.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({"label": list(labels), "type": list(types), "answer": list(answers)}, dtype=object)
+    rows = []
+    for (label, cell_type), own in frame.groupby(["label", "type"], sort=True):
+        others = own["answer"][own["answer"].isin(list(known)) & (own["answer"] != cell_type)]
+        if len(own) < FEWEST_ASKED:
+            continue
+        counts = sorted(others.value_counts().items(), key=lambda item: (-item[1], str(item[0])))
+        like, alike = counts[0] if counts else ("", 0)
+        name = label if label == cell_type else f"{label} ({cell_type})"
+        rows.append((name, len(own), like, alike, alike / len(own)))
+    table = pd.DataFrame(rows, columns=["name", "cells", "like", "alike", "share"])
+    return table.astype({"share": np.float64})
+
+
+def label_rule(source: str, parent: str, most: float) -> Rule:
+    """Return the rule, a warning, that the parent's model does not call a label's cells another type."""
+    return Rule(
+        "labels_like_parent",
+        "warning",
+        between(TABLE, "share", most=most),
+        f"at most {most:.0%} of a label's cells that the model of stage {parent} calls one other known type",
+        f"look at these cells: a wrong label is mapped to its type or to null in sources.{source}.label_map; "
+        "a new or finer type may stay as it is",
+        _told,
+    )
+
+
+def check_labels(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
+    """Return whether ``rule`` holds for the table of `compare`, by Great Expectations."""
+    if not len(table):
+        found = f"no label with {FEWEST_ASKED} cells"
+        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=found)
+    return run_suite([rule], {TABLE: table}, title, docs)[0]
+
+
+def write_labels(path: Path, stage: str, parent: str, asked: int, result: RuleResult | None) -> None:
+    """Write the check of a stage's labels; ``result`` is None where the parent knows no cell types."""
+    rule = None if result is None else asdict(result) | {"examples": list(result.examples)}
+    write_json(path, {"format": FORMAT, "stage": stage, "parent": parent, "cells_asked": asked, "rule": rule})
+
+
+def read_labels(path: Path) -> dict[str, Any]:
+    """Return what `write_labels` wrote.
+
+    Raises
+    ------
+    GateError
+        If the file is missing or of another format.
+    """
+    if not path.is_file():
+        raise GateError(f"{path}: the labels of this stage were not checked; run dvc repro")
+    document: dict[str, Any] = read_json(path)
+    if document.get("format") != FORMAT:
+        raise GateError(f"{path}: format {document.get('format')!r}, this canal reads {FORMAT}")
+    return document
+
+
+def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
+    """Tell how many labels look like another type, and name the pairs, the surest first."""
+    worst = failing.sort_values("share", ascending=False, kind="stable")
+    examples = [
+        f"{row.name_}: {row.alike:.0f} of {row.cells:.0f} cells look like {row.like}"
+        for row in worst.rename(columns={"name": "name_"}).itertuples()
+    ]
+    return telling.Told(f"{len(failing)} of {len(rows)} labels", tuple(examples))
