@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,6 @@ from urllib.parse import unquote, urlparse
 from canal.config import Registry
 from canal.errors import RegistryError
 from canal.layout import Layout
-
-_PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-)
-"""Where MLflow's tables hold the paths of artifacts."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _WAIT_S = 60.0
@@ -32,14 +24,14 @@ class Foreign:
     ----------
     table : str
         Where it stands.
-    path : str
-    before : bool
-        Whether the project lay there when it was written: `settle` puts that right.
+    path : Path
+    here : Path or None
+        Where it lies in the project, which `settle` notes; None for one that never was the project's own.
     """
 
     table: str
-    path: str
-    before: bool
+    path: Path
+    here: Path | None
 
 
 def local_path(location: str) -> Path | None:
@@ -77,12 +69,11 @@ def settle(layout: Layout, names: Registry) -> int:
     with closing(_open(layout)) as database:
         try:
             home = _home(database, names)
-            if home is None or inside(layout, home) == home:
-                return 0
-            if (before := _before(layout, home)) is None:
+            if home is not None and inside(layout, home) is None:
                 raise RegistryError(_elsewhere(layout, names, home))
+            before = {one.parent for one in (home,) if one is not None and inside(layout, one) != one}
             with database:
-                return sum(_rewrite(database, layout, before, *place) for place in _PLACES)
+                return sum(_rewrite(database, layout, before, *place) for place in _places(names))
         except sqlite3.Error as error:
             raise RegistryError(f"cannot write {layout.database}: {error}; nothing was changed") from error
 
@@ -93,13 +84,11 @@ def foreign(layout: Layout, names: Registry) -> list[Foreign]:
         return []
     with closing(_open(layout)) as database:
         try:
-            home = _home(database, names)
-            before = None if home is None else _before(layout, home)
             return [
-                Foreign(table, str(path), before is not None and path.is_relative_to(before))
-                for table, query, values in _own_rows(names)
-                for (text,) in database.execute(query, values).fetchall()
-                if text and (path := local_path(text)) is not None and inside(layout, path) != path
+                Foreign(table, path, here)
+                for table, column, mine, values in _places(names)
+                for (text,) in database.execute(f"SELECT {column} FROM {table} WHERE {mine}", values)  # noqa: S608
+                if text and (path := local_path(text)) is not None and (here := inside(layout, path)) != path
             ]
         except sqlite3.Error:
             return []  # tables of another MLflow: nothing is known of them here
@@ -121,37 +110,45 @@ def _home(database: sqlite3.Connection, names: Registry) -> Path | None:
     return local_path(str(found[0][0])) if found else None
 
 
-def _before(layout: Layout, home: Path) -> Path | None:
-    """Return the folder that the project lay in when its experiment was made; None where that is no other."""
-    moved = home != layout.artifacts and inside(layout, home) == layout.artifacts
-    return home.parent if moved else None
-
-
-def _own_rows(names: Registry) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield the questions for the paths of the project's experiment and of its registered models."""
+def _places(names: Registry) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """Yield tables and columns with paths of artifacts, and which of their rows are the project's own."""
     mine = "experiment_id IN (SELECT experiment_id FROM experiments WHERE name = ?)"
-    for table, column in _PLACES[:3]:
-        yield table, f"SELECT {column} FROM {table} WHERE {mine}", (names.experiment,)  # noqa: S608
-    table, column = _PLACES[3]
-    yield table, f"SELECT {column} FROM {table} WHERE name IN (?, ?)", (names.backbone, names.model)  # noqa: S608
+    yield "experiments", "artifact_location", mine, (names.experiment,)
+    yield "runs", "artifact_uri", mine, (names.experiment,)
+    yield "logged_models", "artifact_location", mine, (names.experiment,)
+    yield "model_versions", "storage_location", "name IN (?, ?)", (names.backbone, names.model)
 
 
-def _rewrite(database: sqlite3.Connection, layout: Layout, before: Path, table: str, column: str) -> int:
-    """Let the paths of a column that began with a folder begin with the project's."""
-    changed = [
+def _rewrite(
+    database: sqlite3.Connection,
+    layout: Layout,
+    before: Collection[Path],
+    table: str,
+    column: str,
+    mine: str,
+    values: tuple[str, ...],
+) -> int:
+    """Let the project's own paths name the project, and all that began with the folder it lay in."""
+    query = f"SELECT DISTINCT {column}, {mine} FROM {table}"  # noqa: S608
+    moved = [
         (new, old)
-        for (old,) in database.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall()  # noqa: S608
-        if old and (new := _moved(old, layout, before)) != old
+        for old, own in database.execute(query, values).fetchall()
+        if old and (new := _moved(old, layout, before, own=bool(own))) != old
     ]
-    done = database.executemany(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", changed)  # noqa: S608
+    done = database.executemany(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", moved)  # noqa: S608
     return max(0, done.rowcount)
 
 
-def _moved(location: str, layout: Layout, before: Path) -> str:
+def _moved(location: str, layout: Layout, before: Collection[Path], own: bool) -> str:
     path = local_path(location)
-    if path is None or not path.is_relative_to(before):
+    if path is None:
         return location
-    new = layout.root / path.relative_to(before)
+    new = inside(layout, path) if own else None
+    new = new or next(
+        (layout.root / path.relative_to(one) for one in before if path.is_relative_to(one)), path
+    )
+    if new == path:
+        return location
     return new.as_uri() if location.startswith("file:") else str(new)
 
 

@@ -124,14 +124,14 @@ def check_places(store: Store, found: Found) -> None:
         return
     paths = foreign(store.layout, store.names)
     name = store.layout.database.name
-    if moved := [one for one in paths if one.before]:
+    if moved := [one for one in paths if one.here is not None]:
         found.note(
             STORE,
             "places",
             f"{name} still names the folder that the project was moved or copied from, {len(moved)} times, "
             f"such as {moved[0].path}: canal reads what lies here; `canal registry sync` tells MLflow, too",
         )
-    if others := [one for one in paths if not one.before]:
+    if others := [one for one in paths if one.here is None]:
         shown = examples([f"{one.path} ({one.table})" for one in others])
         found.wrong(STORE, "places", f"{name} names {len(others)} paths outside of this project: {shown}")
 
