@@ -9,7 +9,7 @@ import typer
 from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import DISK_FULL, CanalError
-from canal.startup import begin, exit_code, leave
+from canal.startup import INTERRUPTED, begin, exit_code, leave
 
 app = typer.Typer(
     name="canal",
@@ -43,7 +43,7 @@ def main() -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         sys.stderr.write("canal: interrupted\n")
-        code = 130
+        code = INTERRUPTED
     except SystemExit as end:
         code = exit_code(end.code)
     leave(code)

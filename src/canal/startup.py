@@ -12,6 +12,9 @@ import weakref
 from collections.abc import Sequence
 from typing import NoReturn
 
+INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended."""
+
 _OBJECTS = 200_000
 _LOST = 120
 """Python's exit code where all went well but what was said could not be written."""
@@ -59,6 +62,8 @@ def run_script(command: Sequence[str], folder: str) -> int:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         return exit_code(end.code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
