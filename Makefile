@@ -7,9 +7,9 @@ export DVC_NO_ANALYTICS := true
 
 .PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-growth chaos help
 
-run:  ## install what is missing, run the pipeline, register what it learned, show it
+run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
-	@status=0; python -m canal.warm dvc repro --quiet || status=$$?; canal registry sync || exit $$?; exit $$status
+	@python -m canal.pipeline
 
 test:  ## install what is missing and run every test
 	@tools/setup.sh test

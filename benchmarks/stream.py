@@ -140,7 +140,15 @@ def make_project(root: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "pipelines"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("MLproject", "dvc.yaml", "data.dvc", "constraints.txt", ".gitignore", ".dvcignore"):
+    for name in (
+        "MLproject",
+        "python_env.yaml",
+        "dvc.yaml",
+        "data.dvc",
+        "constraints.txt",
+        ".gitignore",
+        ".dvcignore",
+    ):
         shutil.copyfile(REPOSITORY / name, root / name)
     run(root, "git", "init", "--quiet")
     run(root, "dvc", "init", "--quiet")

@@ -37,21 +37,24 @@ def make_adata(
     values: str = "counts",
     batches: Sequence[str] = ("b1",),
     shift: float = 0.0,
+    kinds: Mapping[str, str] | None = None,
 ) -> AnnData:
     """Return zero-inflated cells whose types a linear model separates.
 
     A type's eight marker genes depend on its name alone, not on ``seed``, on the other types or on the batch,
     so stages made apart fit together. ``shift`` adds a source effect: the standard deviation of a fixed
     log factor a gene. ``values`` is counts, log1p_10k or log2p_10k; X is CSR float32. Batches take turns.
+    ``kinds`` names the type whose genes a label has, where several labels are one type.
     """
     import anndata
     import pandas as pd
 
     generator = np.random.default_rng(seed)
     labels = [name for name, count in n_per_type.items() for _ in range(count)]
-    rates = _rates(list(n_per_type), n_genes, shift)
+    kinds = {name: name for name in n_per_type} | dict(kinds or {})
+    rates = _rates(list(dict.fromkeys(kinds.values())), n_genes, shift)
     depth = generator.lognormal(0.0, 0.25, size=(len(labels), 1))
-    means = np.array([rates[label] for label in labels]).reshape(len(labels), n_genes) * depth
+    means = np.array([rates[kinds[label]] for label in labels]).reshape(len(labels), n_genes) * depth
     counts = generator.poisson(means * generator.gamma(2.0, 0.5, size=means.shape))
     order = generator.permutation(len(labels))
     obs = pd.DataFrame(

@@ -1,8 +1,10 @@
 """tools/setup.sh: what it needs is said in one line."""
 
+import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,89 @@ def test_a_step_of_the_pipeline_is_at_most_60_lines():
         if (n := len(path.read_text().splitlines())) > 60
     }
     assert long == {}
+
+
+def test_what_mlflow_installs_for_a_project_run_is_what_setup_installs():
+    """`mlflow run` without `--env-manager local` makes an environment from python_env.yaml."""
+    import tomllib
+
+    from mlflow.projects.utils import load_project
+    from mlflow.utils.environment import _PythonEnv
+
+    project = load_project(str(REPOSITORY))
+    assert (project.env_type, Path(project.env_config_path)) == ("python_env", REPOSITORY / "python_env.yaml")
+    found = _PythonEnv.from_yaml(project.env_config_path)
+    pinned, *names = found.dependencies
+    wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert pinned == found.build_dependencies[0] == "-c constraints.txt"
+    assert names == wanted["dependencies"]
+    assert f">={found.python},<" in wanted["requires-python"]
+    for entry_point in project._entry_points.values():
+        assert entry_point.command.startswith("PYTHONPATH=src python pipelines/")
+
+
+def test_a_moved_environment_starts_the_python_beside_it(tmp_path):
+    """`make run` after `mv` ended in a traceback: the scripts named an interpreter that was gone."""
+    old, new = tmp_path / "old", tmp_path / "new place"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(old / ".venv")], check=True)
+    scripts = {
+        "dvc": f"#!{old}/.venv/bin/python3.11\nprint('dvc runs')\n",
+        "mlflow": f"#!/bin/sh\n'''exec' \"{old}/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"
+        "print('mlflow runs')\n",
+        "system": "#!/usr/bin/python3\n",
+        "other": "#!/usr/bin/env bash\necho other\n",
+    }
+    for name, text in scripts.items():
+        (old / ".venv" / "bin" / name).write_text(text)
+        (old / ".venv" / "bin" / name).chmod(0o755)
+    packages = next((old / ".venv").glob("lib/python*/site-packages"))
+    (packages / "__editable__.canal-0.1.0.pth").write_text(f"{old}/src\n{old}-other/src\n")
+    old.rename(new)
+    bin_ = new / ".venv" / "bin"
+    command = [str(bin_ / "python"), str(REPOSITORY / "tools" / "relocate.py"), str(new / ".venv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 4
+    assert (bin_ / "system").read_text() == scripts.pop("system")
+    for name in scripts:
+        said = subprocess.run([str(bin_ / name)], capture_output=True, text=True, check=True).stdout
+        assert said == f"{name} runs\n" if name != "other" else "other\n"
+    packages = next((new / ".venv").glob("lib/python*/site-packages"))
+    assert (packages / "__editable__.canal-0.1.0.pth").read_text() == f"{new}/src\n{old}-other/src\n"
+    assert f"{old}/" not in (bin_ / "activate").read_text()
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+@pytest.mark.parametrize("name", ["a:b", 'a"b', "a$b", "a`b", "a\\b", "a?b", "a%20b"])
+def test_a_folder_that_tools_misread_is_one_clear_line(tmp_path, name):
+    (tmp_path / name / "tools").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "tools" / "setup.sh", tmp_path / name / "tools")
+    done = subprocess.run(
+        ["tools/setup.sh"], cwd=tmp_path / name, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"setup: the project lies in {tmp_path / name}: its tools misread")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_set_up_environment_that_was_moved_is_set_up_without_a_network(tmp_path):
+    (tmp_path / "tools").mkdir()
+    for name in ("tools/setup.sh", "tools/relocate.py", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    venv = tmp_path / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (venv / "bin" / "canal").write_text("#!/gone/.venv/bin/python\n")
+    (venv / "bin" / "canal").chmod(0o755)
+    content = (tmp_path / "pyproject.toml").read_bytes() + (tmp_path / "constraints.txt").read_bytes()
+    digest = hashlib.sha256(content + b"run \n").hexdigest()
+    (venv / ".canal-run").write_text(f"{digest}\n/gone\n")
+    (venv / ".canal-test").write_text("another\n/gone\n")
+    env = {name: value for name, value in os.environ.items() if name != "TORCH_INDEX"}
+    done = subprocess.run(
+        ["tools/setup.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "came from another folder" in done.stdout
+    assert (venv / "bin" / "canal").read_text() == f"#!{venv}/bin/python\n"
+    assert (venv / ".canal-test").read_text() == f"another\n{tmp_path}\n"
+    again = subprocess.run(["tools/setup.sh"], cwd=tmp_path, env=env, capture_output=True, check=True)
+    assert again.stdout == b""

@@ -7,12 +7,29 @@ venv=.venv
 
 fail() { echo "setup: $*" >&2; exit 1; }
 
-# The digest of all that decides what is installed; a stamp of it says that the work was done.
-fingerprint() { { cat pyproject.toml constraints.txt; echo "$want ${TORCH_INDEX:-}"; pwd; } | sha256sum | cut -c1-64; }
+case "$PWD" in
+  *[:\"\$\`\\?]* | *%[0-9a-fA-F][0-9a-fA-F]* | *$'\n'*)
+    fail "the project lies in $PWD: its tools misread a path with : \" \$ \` \\ ? or % and two digits in it; rename that folder" ;;
+esac
+
+# The digest of all that decides what is installed; a stamp of it says that the work was done, and where.
+fingerprint() { { cat pyproject.toml constraints.txt; echo "$want ${TORCH_INDEX:-}"; } | sha256sum | cut -c1-64; }
 
 stamp=$venv/.canal-$want
-if [ -x "$venv/bin/canal" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ]; then
+if [ -x "$venv/bin/canal" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint; pwd)" ]; then
   exit 0
+fi
+
+# pip writes absolute paths: a moved environment names a Python that is gone, a copied one that of the first folder.
+if [ -x "$venv/bin/python" ] && [ -f tools/relocate.py ]; then
+  changed=$("$venv/bin/python" tools/relocate.py "$venv")
+  if [ "$changed" != 0 ]; then
+    echo "setup: $venv came from another folder; $changed of its files name this one now"
+    for one in "$venv"/.canal-*; do
+      [ -f "$one" ] && { head -n 1 "$one"; pwd; } >"$one.new" && mv "$one.new" "$one"
+    done
+    [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint; pwd)" ] && exit 0
+  fi
 fi
 
 python=""
@@ -26,9 +43,11 @@ done
 [ -n "$python" ] || fail "Python 3.11 is needed, found $(python3 --version 2>&1 || true); name one with PYTHON=/path/to/python3.11"
 
 began=$SECONDS
-if [ ! -x "$venv/bin/python" ]; then
+if ! "$venv/bin/python" -c "" 2>/dev/null; then
+  clear=""
+  [ -e "$venv" ] && clear=--clear && echo "setup: the Python of $venv is gone"
   echo "setup: making $venv with $("$python" --version)"
-  "$python" -m venv "$venv" || fail "could not make a virtual environment; is the venv module installed (python3.11-venv)?"
+  "$python" -m venv $clear "$venv" || fail "could not make a virtual environment; is the venv module installed (python3.11-venv)?"
 fi
 
 log=$venv/setup.log
@@ -47,5 +66,5 @@ if [ -n "${TORCH_INDEX:-}" ]; then
   install --index-url "$TORCH_INDEX" torch==2.13.0
 fi
 install -e ".$extra"
-fingerprint >"$stamp"
+{ fingerprint; pwd; } >"$stamp"
 echo "setup: done in $((SECONDS - began)) s"

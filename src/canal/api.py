@@ -1,7 +1,7 @@
 """One function a command: open the project, call a room, return what it says. Nothing here prints."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,15 +272,18 @@ def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
     """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
 
     A store without versions beside a ledger that names some was lost, or never came along to this clone: it
-    is made again first, with the numbers and aliases that the ledger has.
+    is made again first, with the numbers and aliases that the ledger has. A store that came from another
+    folder is told where its files lie now.
     """
     from canal.registry.rebuild import is_lost
     from canal.registry.sync import Synced, sync
 
+    moved = project.store.settle()
     if is_lost(project.store):
         made = registry_rebuild(project, None, "the store had no versions", sign=sign).made
-        return Synced(made, ())
-    return sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
+        return Synced(made, (), moved)
+    synced = sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
+    return replace(synced, moved=moved)
 
 
 def _figures(project: Project, stage: str, made_in: "Layout | None" = None) -> Path:

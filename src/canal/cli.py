@@ -9,7 +9,7 @@ from canal.commands import audit, cells, keys, lineage, promotion, stages, tunin
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import DISK_FULL, CanalError
 from canal.messages import tell
-from canal.startup import begin, exit_code, leave
+from canal.startup import INTERRUPTED, begin, exit_code, leave
 
 app = typer.Typer(
     name="canal",
@@ -43,7 +43,7 @@ def main() -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         tell("canal: interrupted")
-        code = 130
+        code = INTERRUPTED
     except SystemExit as end:
         code = exit_code(end.code)
     leave(code)
@@ -216,6 +216,8 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
     signed = signer(sign)
     project = Project.open(root)
     synced = sync(project, signed)
+    if synced.moved:
+        note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = version_rows(project), evaluations(project)

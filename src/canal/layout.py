@@ -21,6 +21,16 @@ class Layout:
         return self.root / ".canal"
 
     @property
+    def database(self) -> Path:
+        """MLflow's database, where the registry is local."""
+        return self.root / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """Files of runs and versions, where the registry is local."""
+        return self.root / "mlartifacts"
+
+    @property
     def ledger(self) -> Path:
         """Who registered and moved what, and why; committed to git, never an out of DVC."""
         return self.root / "ledger.jsonl"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from canal.config import Config
-from canal.errors import DataError
+from canal.errors import ConfigError, DataError
 from canal.files import read_json
 from canal.layout import Layout
 from canal.params import load_config
@@ -32,8 +32,15 @@ class Project:
 
     @classmethod
     def open(cls, root: Path | None = None) -> "Project":
-        """Read the project in ``root`` (default: the working directory)."""
+        """Read the project in ``root`` (default: the working directory).
+
+        Raises
+        ------
+        ConfigError
+            If params.yaml describes no run, or the folder's path would be misread by MLflow.
+        """
         layout = Layout((root or Path.cwd()).resolve())
+        _check_path(layout.root)
         return cls(layout, load_config(layout.params))
 
     @cached_property
@@ -158,3 +165,15 @@ class Project:
 
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source
+
+
+def _check_path(root: Path) -> None:
+    """Refuse a folder whose name is another one in the address of a database: MLflow would write there."""
+    from urllib.parse import unquote
+
+    read = unquote(str(root)).partition("?")[0]
+    if read != str(root):
+        raise ConfigError(
+            f"the project lies in {root}, which MLflow would read as {read}, another folder: rename it so "
+            'that its path holds no "?" and no "%" with two digits or letters a to f behind it'
+        )

@@ -14,6 +14,9 @@ from typing import NoReturn
 
 from canal.messages import suit_streams, visible
 
+INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended."""
+
 _OBJECTS = 200_000
 _LOST = 120
 """Python's exit code where all went well but what was said could not be written."""
@@ -64,6 +67,8 @@ def run_script(command: Sequence[str], folder: str) -> int:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         return exit_code(end.code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

@@ -2,14 +2,17 @@
 
 import argparse
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import CanalError
 from canal.messages import tell, visible
-from canal.startup import begin
+from canal.startup import INTERRUPTED, begin
 
 if TYPE_CHECKING:
     from canal.continual.fit import Hooks
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from canal.registry.tracking import StepRun
     from canal.tuning.document import Document
     from canal.tuning.study import Study, Watch
+
+
+_PATIENCE_S = 120
 
 
 def argument(name: str) -> str:
@@ -32,13 +38,50 @@ def say(line: str) -> None:
 
 
 def run(step: Callable[[], None]) -> None:
-    """Run a step; an error made for people ends it with one message and exit code 1."""
+    """Run a step; an error made for people ends it with one message and exit code 1.
+
+    DVC has deleted the step's outs before it began: those of a step that did not come to its end are brought
+    back as they were.
+    """
     begin()
     try:
         step()
     except CanalError as error:
         say(f"canal: {error}")
+        _bring_back()
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _bring_back(quietly=True)
+        raise SystemExit(INTERRUPTED) from None
+    except BaseException:
+        _bring_back()
+        raise
+
+
+def _bring_back(quietly: bool = False) -> None:
+    """Restore the outs that this step had before, as dvc.lock and DVC's cache have them, where they do.
+
+    Whatever happens here must not hide why the step ended.
+    """
+    with suppress(Exception):
+        outs = [name for name in _outs_before(Path.cwd() / "dvc.lock") if not Path(name).exists()]
+        if outs:
+            command = [sys.executable, "-m", "dvc", "checkout", "--quiet", *outs]
+            subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
+        back = [name for name in outs if Path(name).exists()]
+        if back and not quietly:
+            say(f"canal: {', '.join(back)} as before")
+
+
+def _outs_before(lock: Path) -> list[str]:
+    """Return the outs of the step that this script is, as DVC's last run of it left them."""
+    from ruamel.yaml import YAML
+
+    if not lock.is_file():
+        return []
+    command = " ".join(["python", *sys.argv])
+    steps = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"].values()
+    return [str(out["path"]) for one in steps if one["cmd"] == command for out in one.get("outs", ())]
 
 
 def project_step(
@@ -49,15 +92,16 @@ def project_step(
     DVC starts the script outside MLflow: the script then has MLflow start it again as an entry point, below
     the stage's parent run. ``mlflow run . -e finetune -P stage=...`` gets there at once.
     """
-    from canal.registry.tracking import inside_project_run, start_entry_point, step_run
+    from canal.registry.tracking import handed_run, start_entry_point, step_run
 
-    if not inside_project_run():
+    run_id = handed_run(project.store, entry_point, stage)
+    if run_id is None:
         start_entry_point(project.store, project.config, entry_point, stage)
         return
     import torch
 
     torch.set_num_threads(project.config.threads)
-    with step_run(project.store, project.config, stage, entry_point) as logged:
+    with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
         learn(project, logged)
 
 

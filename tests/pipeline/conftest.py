@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,15 @@ from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
 from tests.warm import REPOSITORY, warmly
 
+COPIED = (
+    "MLproject",
+    "python_env.yaml",
+    "dvc.yaml",
+    "data.dvc",
+    "constraints.txt",
+    ".gitignore",
+    ".dvcignore",
+)
 CELLS = {
     "first": {"B": 40, "T": 40, "NK": 30},
     "second": {"B": 30, "T": 30, "Mono": 40},
@@ -84,14 +94,29 @@ class Line:
         return {str(version.number): version.key for version in versions if version.ready}
 
 
-def make_project(root: Path) -> Line:
-    """Make a project of two stages in a new folder, committed to git, nothing learned yet."""
+def lay_out(root: Path) -> Line:
+    """Make a project folder with the repository's own pipeline, no parameters and no cells yet."""
     root.mkdir(parents=True)
     for name in ("src", "pipelines"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("MLproject", "dvc.yaml", "constraints.txt", "data.dvc", ".gitignore", ".dvcignore"):
+    for name in COPIED:
         shutil.copyfile(REPOSITORY / name, root / name)
+    return Line(root)
+
+
+def begin(line: Line) -> Line:
+    """Let a project whose parameters are written be a repository of git and DVC, all committed."""
+    line.run("git", "init", "--quiet", "--initial-branch", "main")
+    line.run("dvc", "init", "--quiet")
+    line.run("git", "add", "--all")
+    line.run("git", "commit", "--quiet", "--message", "start")
+    return line
+
+
+def make_project(root: Path) -> Line:
+    """Make a project of two stages in a new folder, committed to git, nothing learned yet."""
+    line = lay_out(root)
     for seed, (stage, types) in enumerate(CELLS.items()):
         write_adata(make_adata(types, seed=seed), root / "raw" / f"{stage}.h5ad")
     sources = {
@@ -101,23 +126,25 @@ def make_project(root: Path) -> Line:
     }
     document = make_document(sources=sources, novelty={"holdouts": ["NK"]})
     YAML().dump(document, root / "params.yaml")
-    line = Line(root)
-    line.run("git", "init", "--quiet", "--initial-branch", "main")
-    line.run("dvc", "init", "--quiet")
-    line.run("git", "add", "--all")
-    line.run("git", "commit", "--quiet", "--message", "start")
-    return line
+    return begin(line)
 
 
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory) -> tuple[Line, str]:
     """Learn the small project once for all processes of the suite; return it and what learning it printed."""
+    return learned_once(tmp_path_factory, "pipeline", make_project)
+
+
+def learned_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Line]
+) -> tuple[Line, str]:
+    """Make and learn a project once for all processes of the suite; return it and what learning printed."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     line, printed = Line(shared / "project"), shared / "printed.txt"
     with FileLock(f"{shared}.lock"):
         if not printed.is_file():
-            make_project(line.root)
+            make(line.root)
             said = line.learn()
             line.run("git", "add", "--all")
             line.run("git", "commit", "--quiet", "--message", "learned")
@@ -129,10 +156,14 @@ def learned(tmp_path_factory) -> tuple[Line, str]:
 def line(learned, tmp_path_factory) -> Line:
     """Give a copy of the learned project, as it was when it had just been learned."""
     original, _ = learned
-    copy = Line(tmp_path_factory.mktemp("copy") / "project")
-    subprocess.run(["cp", "-R", original.root, copy.root], check=True)  # a third of shutil's time
-    move_database(copy.root, original.root)
-    return copy
+    return copied(original, tmp_path_factory.mktemp("copy") / "project")
+
+
+def copied(original: Line, root: Path) -> Line:
+    """Copy a project, and tell its database where it lies now."""
+    subprocess.run(["cp", "-R", original.root, root], check=True)  # a third of shutil's time
+    move_database(root, original.root)
+    return Line(root)
 
 
 def move_database(root: Path, before: Path) -> None:

@@ -44,6 +44,8 @@ CREATE TABLE registered_model_aliases (workspace, name, alias, version);
 CREATE TABLE logged_models (model_id, artifact_location);
 """
 GENES = ("CD3D", "LYZ")
+CHOSEN_SIZE = 2
+"""L that the study of a tuned stage chose: a cell of each of two types."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ class Made:
         config = self.project.config
         source = config.stages[origin].source
         request = stage_request(config, stage)
-        return {
+        tuned = stage != BACKBONE and config.study(stage) is not None
+        own = {"tuned": "e" * 64, "choice": {"distillation": 0.5, "bank_size": CHOSEN_SIZE}} if tuned else {}
+        return own | {
             "stage": stage,
             "branch": request["branch"],
             "request": request,

@@ -1,8 +1,11 @@
 """The pyfunc of a version, asked as MLflow's scoring server asks it: right answers, or 400 and why."""
 
+import ast
 import json
+import re
 import sys
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from canal.registry.bundle import assemble
 from canal.startup import quiet_libraries
 from tests.make import gene_names
 from tests.model.make import make_annotator
+from tests.warm import REPOSITORY
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 
@@ -24,18 +28,24 @@ def annotator():
 
 
 @pytest.fixture(scope="module")
-def model(annotator, tmp_path_factory):
-    """Give the pyfunc as MLflow loads it, which puts the code that travels with it first on the path."""
+def version(annotator, tmp_path_factory):
+    """Give the folder of a version with its pyfunc."""
     quiet_libraries()
-    import mlflow
-
     folder = tmp_path_factory.mktemp("version")
     annotator.save(folder / "learned" / "model")
     (folder / "version").mkdir()
     assemble(folder / "learned", {}, folder / "version", pyfunc=True)
+    return folder / "version"
+
+
+@pytest.fixture(scope="module")
+def model(version):
+    """Give the pyfunc as MLflow loads it, which puts the code that travels with it first on the path."""
+    import mlflow
+
     path = [*sys.path]
     try:
-        return mlflow.pyfunc.load_model(str(folder / "version"))
+        return mlflow.pyfunc.load_model(str(version))
     finally:
         sys.path[:] = path
 
@@ -55,6 +65,33 @@ def ask(model):
             return error.get_http_status_code(), json.loads(error.serialize_as_json())
 
     return asked
+
+
+def test_the_code_of_a_version_hides_no_other_canal(version, model):
+    """MLflow put the shipped package first on the path; `canal` is still the installed one, whole."""
+    import canal
+
+    assert canal.__file__ == str(REPOSITORY / "src" / "canal" / "__init__.py")
+    assert callable(canal.annotate)
+    (room,) = [name for name in sys.modules if re.fullmatch(r"canal_[0-9a-f]{12}\.model\.annotator", name)]
+    assert Path(sys.modules[room].__file__).is_relative_to(version)
+    package = Path(sys.modules[room].__file__).parents[1]
+    sources = [*package.rglob("*.py"), package.parents[1] / "flavour.py"]
+    assert len(sources) > 20
+    for source in sources:
+        names = {
+            name.partition(".")[0]
+            for node in ast.walk(ast.parse(source.read_text()))
+            for name in imported(node)
+        }
+        assert "canal" not in names, source
+
+
+def imported(node):
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0
+        return [node.module]
+    return [one.name for one in node.names] if isinstance(node, ast.Import) else []
 
 
 def split(genes, rows, **more):

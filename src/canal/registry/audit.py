@@ -26,6 +26,7 @@ from canal.registry.checks.register import (
     Snapshot,
     check_aliases,
     check_ledger,
+    check_places,
     check_registered,
     take_snapshot,
 )
@@ -85,6 +86,7 @@ def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Versi
     check_ledger(ledger_of(store), snapshot, store, found)
     check_registered(snapshot, store, found)
     check_aliases(snapshot, store, found)
+    check_places(store, found)
     family = Family(store, snapshot.ready, snapshot.records, found)
     wanted = snapshot.ready if versions is None else list(versions)
     chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]

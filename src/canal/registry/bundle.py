@@ -1,22 +1,27 @@
 """One folder that holds all of a version: what was learned, what was measured, the pyfunc, the record."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from canal.digests import tree_digests
+from canal.digests import json_digest, tree_digests
 from canal.errors import RegistryError
 from canal.files import read_json, write_json
 from canal.registry.key import KEY_FILE, key_digest, read_key
 
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
+LOADED_FILE = "registered_model_meta"
+"""What MLflow adds to a version's folder, or to a copy of it, when it loads it; no manifest knows it."""
 
 Record = dict[str, Any]
 
+_IMPORT = re.compile(r"^(\s*(?:from|import) )canal(?=[.\s])", re.MULTILINE)
+
 _SHIPPED = (
-    *("__init__.py", "errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
+    *("errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
     *("data/expression.py", "data/units.py", "quality/__init__.py", "quality/values.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
     "annotation/service.py",
@@ -83,10 +88,9 @@ def _save_pyfunc(model: Path, target: Path) -> None:
     import mlflow.pyfunc
     from ruamel.yaml import YAML
 
-    flavour = Path(__file__).with_name("flavour.py")
-    code = target.with_name(f"{target.name}-code") / "canal"
-    _ship(code)
+    scratch = target.with_name(f"{target.name}-code")
     try:
+        code, flavour = _ship(scratch)
         mlflow.pyfunc.save_model(
             path=target,
             python_model=str(flavour),
@@ -96,7 +100,7 @@ def _save_pyfunc(model: Path, target: Path) -> None:
             signature=_signature(read_json(model / "model" / "genes.json")),
         )
     finally:
-        shutil.rmtree(code.parent)
+        shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(target / "artifacts")
     manifest = target / "MLmodel"
     yaml = YAML()
@@ -107,15 +111,31 @@ def _save_pyfunc(model: Path, target: Path) -> None:
     yaml.dump(document, manifest)
 
 
-def _ship(code: Path) -> None:
+def _ship(scratch: Path) -> tuple[Path, Path]:
+    """Put the code of a version into ``scratch``; return its package and the file that MLflow runs.
+
+    The package is called after its content: MLflow puts it first on Python's path, where one called canal
+    would hide the installed canal, and that of another version.
+    """
     package = Path(__file__).resolve().parents[1]
-    for name in _SHIPPED:
-        source, place = package / name, code / name
+    shipped = [package / name for name in _SHIPPED]
+    sources = [one for path in shipped for one in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    texts = {one.relative_to(package).as_posix(): one.read_text(encoding="utf-8") for one in sources}
+    texts["__init__.py"] = '"""What of canal this version needs to answer."""\n'
+    flavour = Path(__file__).with_name("flavour.py")
+    name = f"canal_{json_digest([texts, flavour.read_text(encoding='utf-8')])[:12]}"
+    for path, text in texts.items():
+        place = scratch / name / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, place)
+        place.write_text(_renamed(text, name), encoding="utf-8")
+    entry = scratch / flavour.name
+    entry.write_text(_renamed(flavour.read_text(encoding="utf-8"), name), encoding="utf-8")
+    return scratch / name, entry
+
+
+def _renamed(text: str, name: str) -> str:
+    """Return Python code whose imports take canal by another name."""
+    return _IMPORT.sub(rf"\1{name}", text)
 
 
 def _requirements() -> list[str]:

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 from canal.digests import file_digest
 from canal.errors import RegistryError
 from canal.files import new_folder, read_json
-from canal.registry.bundle import RECORD_FILE
+from canal.registry.bundle import LOADED_FILE, RECORD_FILE
 from canal.registry.key import KEY_FILE, check_files, read_key
 
 if TYPE_CHECKING:
     from canal.registry.store import Store, Version
-
-_NOT_OURS = "registered_model_meta"
-"""What MLflow adds to each download of a registered model; the store holds no such file."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,7 +68,7 @@ def download(store: "Store", version: "Version", target: Path) -> None:
             f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
             f"{store.said(error)}. Can this machine reach the place where they lie ({version.source})?"
         ) from error
-    (target / _NOT_OURS).unlink(missing_ok=True)
+    (target / LOADED_FILE).unlink(missing_ok=True)
 
 
 def _place(store: "Store", version: "Version") -> Path:

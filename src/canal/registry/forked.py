@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -33,6 +34,7 @@ from mlflow.projects.utils import (
 from canal.startup import run_script
 
 NAME = "canal-forked"
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 SPARE = "spare"
 """Key of ``backend_config`` below which the spare process is handed over."""
 
@@ -130,15 +132,23 @@ class ForkedBackend(AbstractBackend):
         )
         project = load_project(folder)  # type: ignore[no-untyped-call]
         (line,) = get_entry_point_command(project, entry_point, params, None)  # type: ignore[no-untyped-call]
-        command = shlex.split(line)
-        if command[0] != "python" or not command[1].endswith(".py"):
+        own, command = _split(line)
+        if command[:1] != ["python"] or not "".join(command[1:2]).endswith(".py"):
             raise ExecutionException(f"{NAME} runs `python SCRIPT.py ...`, but MLproject says `{line}`")
         run_id = get_or_create_run(  # type: ignore[no-untyped-call]
             None, project_uri, experiment_id, folder, version, entry_point, params
         ).info.run_id
         spare: Spare = backend_config[SPARE]
-        spare.run(folder, command[1:], get_run_env_vars(run_id, experiment_id))  # type: ignore[no-untyped-call]
+        variables = own | get_run_env_vars(run_id, experiment_id)  # type: ignore[no-untyped-call]
+        spare.run(folder, command[1:], variables)
         return ForkedRun(run_id, spare)
+
+
+def _split(line: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that a shell would set for a command, and its words."""
+    words = shlex.split(line)
+    first = next((i for i, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
+    return dict(word.split("=", 1) for word in words[:first]), words[first:]
 
 
 def import_stores() -> None:

@@ -8,10 +8,13 @@ from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
 from canal.files import new_folder
 from canal.registry.bundle import RECORD_FILE, read_record
+from canal.registry.checks.register import LOST
 from canal.registry.downloads import forget
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
+from canal.registry.ledger import records_said
+from canal.registry.moves import ledger_of
 from canal.registry.request import differences, stage_request
-from canal.registry.store import Store, Version
+from canal.registry.store import Store, Version, local_uri
 
 
 def learned(store: Store, config: Config, stage: str) -> Version | None:
@@ -23,7 +26,8 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
     Raises
     ------
     HistoryError
-        If this branch was learned with other data or parameters; says what differs.
+        If this branch was learned with other data or parameters, which says what differs; or if the ledger
+        knows a version of it that the store lacks.
     """
     request = stage_request(config, stage)
     digest = json_digest(request)
@@ -39,7 +43,47 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
             return version
     if versions:
         raise HistoryError(_refusal(store, versions[-1], request))
+    _refuse_unknown(store, stage, request["branch"])
     return None
+
+
+def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
+    """Refuse to learn what the ledger says was learned: this store is another one, or lost a version.
+
+    A project whose own store is lost altogether is learned and rebuilt, as ever.
+    """
+    model, entries = _model_name(store, stage), ledger_of(store).entries()
+    for entry in reversed(records_said(entries).values()):
+        details = entry.document["details"]
+        if (entry.model, details.get("stage"), details.get("branch")) != (model, stage, branch):
+            continue
+        if details.get(LOST) or details.get("imported"):
+            continue
+        if not store.remote and not (store.versions(store.names.backbone) or store.versions()):
+            return
+        raise HistoryError(
+            f"{store.layout.ledger.name} says that stage {stage!r} was learned as {model} {entry.version} "
+            f"(entry {entry.seq}), but the MLflow store {store.shown} has no such version, and the past is "
+            f"not learned again. {_way_back(store, stage)}"
+        )
+
+
+def _way_back(store: Store, stage: str) -> str:
+    """Return what to do where a store lacks a version of the ledger."""
+    if store.remote and store.layout.database.is_file():
+        return (
+            "The project has a store of its own: leave out MLFLOW_TRACKING_URI, or, where `mlflow run` hands "
+            f"down a store of the folder it was started in, set it to {local_uri(store.layout)}"
+        )
+    if store.remote:
+        return (
+            "Point MLFLOW_TRACKING_URI to the store that has it; one that is lost is made again by "
+            "`canal registry rebuild`"
+        )
+    return (
+        "Bring back a copy of mlflow.db and mlartifacts/ that has it, or start a new branch of the lineage "
+        f"with `canal stage relearn {stage}`"
+    )
 
 
 def require_available(config: Config, stage: str) -> None:

@@ -79,7 +79,8 @@ class Memory:
         if not parent.holds(BANK):  # an ancestor elsewhere: what was replayed of it, it learned itself
             return set()
         bank = _stored(parent, BANK)
-        size = one.key["request"]["continual"]["bank_size"]
+        # A tuned stage is asked for without L: its study chose it.
+        size = (one.key["request"]["continual"] | one.key.get("choice", {}))["bank_size"]
         quota = size // max(1, len(read_json(parent.file(_LABELS))))
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from canal.config import Registry
 from canal.errors import RegistryError
 from canal.layout import Layout
 from canal.registry import address
 from canal.registry.database import Database, Row
+from canal.registry.moved import inside, local_path, settle
 from canal.startup import quiet_libraries
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Store:
     def __init__(self, layout: Layout, names: Registry) -> None:
         self.layout = layout
         self.names = names
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.root / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(layout)
 
     @property
     def exists(self) -> bool:
@@ -99,22 +100,24 @@ class Store:
     @property
     def remote(self) -> bool:
         """Whether other folders may use the store: a server, a database, a file outside the project."""
-        return self._file is None or self._file.resolve() != (self.layout.root / "mlflow.db").resolve()
+        return self._file is None or self._file.resolve() != self.layout.database.resolve()
 
     @property
     def _file(self) -> Path | None:
         """The file of a local database; None for a server."""
         path = self.uri.removeprefix("sqlite:///")
-        return None if path == self.uri else Path(path)
+        return None if path == self.uri else Path(unquote(path))  # as SQLAlchemy reads it
 
     @cached_property
     def client(self) -> "MlflowClient":
         """MLflow's client; the first use makes the database and the experiment.
 
+        A database that came along from another folder is told first where its files lie now.
+
         Raises
         ------
         RegistryError
-            If the store cannot be reached, or does not know the user.
+            If the store cannot be reached, does not know the user, or would write into another folder.
         """
         quiet_libraries()
         address.require_answer(self.uri)
@@ -127,6 +130,7 @@ class Store:
         try:
             # Two processes that make a new database at once crash each other.
             with self.lock("mlflow"), address.alone_at(self.uri, _PATIENCE_S):
+                self._settle()
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
         except (MlflowException, OSError, _database_error()) as error:
@@ -174,6 +178,16 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def settle(self) -> int:
+        """Tell a local database that was moved or copied here where its files lie; return how many paths."""
+        if self.remote or not self.exists:
+            return 0
+        with self.lock("mlflow"):
+            return self._settle()
+
+    def _settle(self) -> int:
+        return 0 if self.remote else settle(self.layout, self.names)
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Return every version of ``model`` (default: the annotator), oldest first; whole ones and others."""
@@ -306,12 +320,18 @@ class Store:
         return self._local_artifacts(version) or downloaded(self, version)
 
     def _local_artifacts(self, version: Version) -> Path | None:
-        """Return the folder of a version's artifacts where it lies on this disk."""
+        """Return the folder of a version's artifacts where it lies on this disk.
+
+        Those of the project's own store lie in the project, whatever the database says: it may have been
+        moved or copied here.
+        """
         database, model_id = self.database, version.source.removeprefix(LOGGED)
-        location = urlparse(database.artifact_location(model_id) or "") if database else None
-        if location is None or location.scheme != "file":
+        location = database.artifact_location(model_id) if database else None
+        folder = None if location is None else local_path(location)
+        if folder is None:
             return None
-        folder = Path(unquote(location.path))
+        if not self.remote:
+            folder = _own(self.layout, folder, version)
         return folder if folder.is_dir() else None
 
     def _make_experiment(self, client: "MlflowClient") -> None:
@@ -320,12 +340,36 @@ class Store:
 
     def _artifact_root(self) -> str | None:
         """Return where artifacts go; a server knows that itself, a database does not."""
-        here = (self.layout.root / "mlartifacts").as_uri()
+        here = self.layout.artifacts.as_uri()
         if self._file is not None:
             return here
         if self.uri.startswith(("http://", "https://")):
             return None
         return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or here
+
+
+def local_uri(layout: Layout) -> str:
+    """Return the address of a project's own database; `canal.project` refuses paths that it would misread."""
+    return f"sqlite:///{layout.database}"
+
+
+def _own(layout: Layout, folder: Path, version: Version) -> Path:
+    """Return where artifacts lie in the project, whose database says that they lie in ``folder``.
+
+    Raises
+    ------
+    RegistryError
+        If that is another folder's, and this project has no such files.
+    """
+    here = inside(layout, folder)
+    if here is None or not (here.is_dir() or folder.is_relative_to(layout.root)):
+        raise RegistryError(
+            f"version {version.number} ({version.stage}): {layout.database.name} says that its files lie in "
+            f"{folder}, which is not in this project, and {here or layout.artifacts} is not there. Was the "
+            "project copied without its mlartifacts/? Bring that folder along, too (docs/registry.md, Move, "
+            "copy, back up)"
+        )
+    return here
 
 
 def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:

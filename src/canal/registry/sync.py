@@ -26,10 +26,11 @@ DrawFigures = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Synced:
-    """What sync found: versions made now, and versions that were there."""
+    """What sync found: versions made now, versions that were there, and paths of a moved project mended."""
 
     made: tuple[Version, ...]
     known: tuple[Version, ...]
+    moved: int = 0
 
 
 def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:

@@ -28,9 +28,46 @@ _AHEAD = {
 """What a step imports sooner or later: a spare process does while this one opens its store."""
 
 
-def inside_project_run() -> bool:
-    """Whether this process was started by MLflow as a project's entry point."""
-    return bool(os.environ.get("MLFLOW_RUN_ID"))
+_HANDED = "MLFLOW_RUN_ID"
+_KIN = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID")
+"""Variables beside it by which MLflow tells a process where to log."""
+
+
+def handed_run(store: Store, entry_point: str, stage: str) -> str | None:
+    """Return the id of the run that MLflow started this process for, as a project's entry point.
+
+    ``MLFLOW_RUN_ID`` may as well be left in a shell by a notebook, or by a step of something else: it counts
+    only if that run is running, of this project's experiment, and of this entry point and stage. Another one
+    is taken out of the environment with what belongs to it, so that no library logs into it either.
+    """
+    wanted = os.environ.pop(_HANDED, None)
+    if wanted and _started_for(store, wanted, entry_point, stage):
+        return wanted
+    for name in _KIN:
+        os.environ.pop(name, None)
+    return None
+
+
+def _started_for(store: Store, run_id: str, entry_point: str, stage: str) -> bool:
+    """Whether a run is one that waits for this entry point of this stage."""
+    client = store.client
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
+
+    with store.speaking():
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
+    return (
+        run.info.status == "RUNNING"
+        and run.info.lifecycle_stage == "active"
+        and run.info.experiment_id == store.experiment_id
+        and run.data.tags.get(MLFLOW_PROJECT_ENTRY_POINT) == entry_point
+        and run.data.params.get("stage", stage) == stage
+    )
 
 
 def stage_run(store: Store, config: Config, stage: str) -> str:
@@ -75,7 +112,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     with mlflow.start_run(run_id=run_id):
         try:
             mlflow.projects.run(  # type: ignore[no-untyped-call]
-                uri=str(store.layout.root),
+                uri=_address(store.layout.root),
                 entry_point=entry_point,
                 parameters=parameters,
                 experiment_id=store.experiment_id,
@@ -85,6 +122,11 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
             )
         except ExecutionException as error:
             raise TrainingError(f"{entry_point} of {stage!r} failed, see above: {error}") from error
+
+
+def _address(root: Path) -> str:
+    """Return what MLflow calls the project by: it would read what stands behind a # as a folder of it."""
+    return "." if root == Path.cwd() else str(root)
 
 
 def _backend(store: Store, entry_point: str) -> dict[str, Any]:
@@ -152,13 +194,13 @@ class StepRun:
 
 
 @contextmanager
-def step_run(store: Store, config: Config, stage: str, step: str) -> Iterator[StepRun]:
-    """Log into the run MLflow started this process with, tagged with stage, commit and stage key."""
+def step_run(store: Store, config: Config, stage: str, step: str, run_id: str) -> Iterator[StepRun]:
+    """Log into the run MLflow started this process for, tagged with stage, commit and stage key."""
     import mlflow
 
     _ = store.client
     commit = current_commit(store.layout.root)
-    with mlflow.start_run() as run:
+    with mlflow.start_run(run_id=run_id) as run:
         logged = StepRun(store, run.info.run_id)
         logged.tags(
             {

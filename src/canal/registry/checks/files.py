@@ -1,10 +1,14 @@
 """Every file of a version against its two manifests, and the manifests against tags and ledger."""
 
+import marshal
+from collections.abc import Mapping
+from importlib.util import MAGIC_NUMBER, source_from_cache
 from pathlib import Path
+from types import CodeType
 
 from canal.digests import file_digest, json_digest
 from canal.errors import CanalError
-from canal.registry.bundle import RECORD_FILE, Record, read_record
+from canal.registry.bundle import LOADED_FILE, RECORD_FILE, Record, read_record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import PANEL, SPLIT, TEACHER, VERDICT, Member
 from canal.registry.key import KEY_FILE, Key, read_key
@@ -13,6 +17,10 @@ from canal.registry.schema import schema_complaints
 from canal.registry.store import Version
 
 MANIFESTS = (KEY_FILE, RECORD_FILE)
+
+_LONGEST_NOTE = 2000
+_HEADER = 16
+"""Bytes before the code in a file that Python compiled."""
 
 
 def read_manifest_key(
@@ -85,7 +93,10 @@ def check_record(member: Member, version: Version, entry: Entry | None, found: F
         found.counts["files"] += 1
         if (there := member.sum(name)) != digest:
             found.wrong(member.name, "files", _differs(name, there, digest))
-    for name in unlisted(member.folder, {*member.files, *record["files"], *MANIFESTS}):
+    listed = {**member.files, **record["files"]}
+    for name in unlisted(member.folder, {*listed, *MANIFESTS}):
+        if _left_by_loading(member, version, name, listed):
+            continue
         found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
     return record
 
@@ -106,6 +117,57 @@ def check_tags(member: Member, version: Version, record: Record, found: Found) -
         if pair is not None and pair[0] != pair[1]:
             what = f"the tag canal.{name} says {pair[0]!r}, key.json and record.json say {pair[1]!r}"
             found.wrong(member.name, "tags", what)
+
+
+def _left_by_loading(member: Member, version: Version, name: str, listed: Mapping[str, str]) -> bool:
+    """Whether MLflow or Python left a file when the version was loaded from its folder, and it adds nothing.
+
+    MLflow notes which version it loaded, Python keeps the shipped code as it compiled it: such a file must be
+    what that code compiles to, since Python would run it instead.
+    """
+    path = member.folder / name
+    if path.is_symlink() or not path.is_file():
+        return False
+    if name == LOADED_FILE:
+        return _names_version(path, version)
+    if path.parent.name != "__pycache__":
+        return False
+    try:
+        source = Path(source_from_cache(path))
+    except ValueError:
+        return False
+    code = source.relative_to(member.folder).as_posix()
+    return code in listed and member.sum(code) == listed[code] and _compiles_to(source, path)
+
+
+def _names_version(path: Path, version: Version) -> bool:
+    """Whether MLflow's note names just this version; of a logged model it names none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if path.stat().st_size > _LONGEST_NOTE:
+        return False
+    try:
+        said = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError):
+        return False
+    if not isinstance(said, dict) or said.keys() != {"model_name", "model_version"}:
+        return False
+    names = (said["model_name"], said["model_version"])
+    return names in ((version.model, version.number), (version.model, str(version.number)), (None, None))
+
+
+def _compiles_to(source: Path, compiled: Path) -> bool:
+    """Whether a file holds what this Python compiles a source to; one of another Python cannot be told."""
+    content = compiled.read_bytes()
+    if content[: len(MAGIC_NUMBER)] != MAGIC_NUMBER:
+        return False
+    try:
+        code = marshal.loads(content[_HEADER:])  # noqa: S302 - read and compared, never run
+        wanted = compile(source.read_bytes(), str(source), "exec", dont_inherit=True, optimize=0)
+    except (EOFError, ValueError, TypeError, SyntaxError):
+        return False
+    return isinstance(code, CodeType) and code == wanted
 
 
 def unlisted(folder: Path, known: set[str]) -> list[str]:

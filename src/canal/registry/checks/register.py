@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from canal.errors import CanalError
-from canal.registry.checks.finding import Found, version_name
+from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
+from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.store import Store, Version
 
-LEDGER = "ledger"
+LEDGER, STORE = "ledger", "store"
 LOST = "lost"
 """In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
 
@@ -115,6 +116,24 @@ def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
             continue
         what = f"the ledger has it (entry {entry.seq}, {entry.kind}), the registry has not"
         found.wrong(name, "ledger", what)
+
+
+def check_places(store: Store, found: Found) -> None:
+    """Check that the project's own database names no folder of another project."""
+    if store.remote:
+        return
+    paths = foreign(store.layout, store.names)
+    name = store.layout.database.name
+    if moved := [one for one in paths if one.here is not None]:
+        found.note(
+            STORE,
+            "places",
+            f"{name} still names the folder that the project was moved or copied from, {len(moved)} times, "
+            f"such as {moved[0].path}: canal reads what lies here; `canal registry sync` tells MLflow, too",
+        )
+    if others := [one for one in paths if one.here is None]:
+        shown = examples([f"{one.path} ({one.table})" for one in others])
+        found.wrong(STORE, "places", f"{name} names {len(others)} paths outside of this project: {shown}")
 
 
 def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:

@@ -1,0 +1,113 @@
+"""`make run`: refuse before anything is touched, let DVC run what is due, register it, say what git lacks.
+
+``python -m canal.pipeline`` is all of it; with the word ``dvc`` it is `dvc repro` with its errors alone.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from canal.errors import CanalError
+from canal.startup import INTERRUPTED, begin
+
+_NEW = {
+    "params.yaml": "what was asked for: sources, stages, parameters",
+    "data.dvc": "the raw files, by digest",
+    "dvc.lock": "which bytes were made from which: `dvc pull` restores by it",
+    "ledger.jsonl": "who registered what: `canal audit` compares it with git's copy",
+}
+"""What of a run belongs into git, and why."""
+
+
+def main() -> int:
+    """Run the pipeline of the project in this folder; return the exit code."""
+    begin()
+    try:
+        refuse_early()
+        code = _run("canal.warm", "python", "-m", "canal.pipeline", "dvc")
+        code = _run("canal.cli", "registry", "sync") or code
+    except CanalError as error:
+        sys.stderr.write(f"canal: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("canal: interrupted; `make run` goes on from what was done\n")
+        return INTERRUPTED
+    for line in to_commit(Path.cwd()) if code == 0 else ():
+        sys.stdout.write(f"{line}\n")
+    return code
+
+
+def refuse_early() -> None:
+    """Refuse a change of what was learned while everything still lies where it lay: DVC deletes outs first.
+
+    Raises
+    ------
+    ConfigError, HistoryError
+        What the first step concerned would say.
+    """
+    from canal.config import BACKBONE
+    from canal.project import Project
+
+    project = Project.open()
+    for stage in (BACKBONE, *project.config.stages):
+        project.learned(stage)
+
+
+def reproduce() -> int:
+    """Run `dvc repro` and return its exit code: steps speak for themselves, DVC where it fails."""
+    from dvc.cli import main as dvc
+    from dvc.logger import set_loggers_level
+    from dvc.ui import ui
+
+    ui.enable = lambda: None
+    logging.getLogger("dvc.cli").addFilter(_not_interrupted)
+    with set_loggers_level(logging.ERROR):
+        return int(dvc(["repro"]))
+
+
+def _not_interrupted(record: logging.LogRecord) -> bool:
+    """Whether DVC reports something else than Ctrl-C, of which the person knows."""
+    said, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+    while error is not None:
+        said, error = f"{said} {error}", error.__cause__
+    return "interrupted by the user" not in said and f"exited with {INTERRUPTED}" not in said
+
+
+def to_commit(root: Path) -> list[str]:
+    """Return what a person is told of files that git does not have as they are; nothing outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return []
+    command = [git, "status", "--porcelain", "--", *_NEW]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    changed = {line[3:].strip('"').rpartition("/")[2] for line in done.stdout.splitlines()}
+    names = [name for name in _NEW if name in changed and (root / name).is_file()]
+    if done.returncode or not names:
+        return []
+    width = max(len(name) for name in names)
+    return [
+        "",
+        "New in this run, and not in git yet: with it, another clone restores and proves what was learned",
+        *(f"  {name:<{width}}  {_NEW[name]}" for name in names),
+        f'  git add {" ".join(names)} && git commit -m "Learn what params.yaml asks for"',
+    ]
+
+
+def _run(module: str, *arguments: str) -> int:
+    """Run a module of canal and return its exit code; an interruption is waited for, then raised."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal sends it to the process, too, which ends in its own time
+        while process.poll() is None:
+            with suppress(KeyboardInterrupt):
+                process.wait()
+        raise
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(reproduce() if sys.argv[1:] == ["dvc"] else main())

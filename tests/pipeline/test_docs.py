@@ -1,0 +1,185 @@
+"""Every command of README and docs, run on the shipped params.yaml with synthetic cells in its sources."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from canal.cli import app
+from canal.errors import PolicyError
+from canal.registry.moves import moving
+from canal.registry.promotion import promote
+from tests.annotation.formats import write_10x_v3
+from tests.make import make_adata, write_adata
+from tests.pipeline.conftest import Line, copied, learned_once
+from tests.pipeline.shipped import GENES, labelled_as, make_shipped, shipped
+from tests.warm import REPOSITORY, warmly
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("docs")]
+
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))
+NOT_RUN = {
+    ("docs/backends.md", 'canal promote candidate --by "Ben" --why "reviewed"'): (
+        "needs a server on which another folder moved something: tests/backends/test_mirror.py"
+    ),
+    ("docs/backends.md", "canal ledger --catch-up"): "the same",
+    (
+        "docs/guide.md",
+        "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "
+        "--gene2vec gene2vec_16906.npy --commit",
+    ): "weights of another group, at another size of the network: tests/test_importing.py",
+}
+"""Commands that cannot run here, and why; a page that loses one of them fails."""
+
+MAY_REFUSE = ("canal promote", "canal audit --require-signed")
+"""Commands that may end with exit code 1: a policy judges the model, and most entries are not signed."""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Line:
+    """Give the shipped project, learned, with the files that the pages speak of and a champion."""
+    line, _ = learned_once(tmp_path_factory, "shipped", make_shipped)
+    marker = line.root / "your.h5ad"
+    if not marker.exists():
+        write_files(line.root)
+    return line
+
+
+def write_files(root: Path) -> None:
+    """Write the files of a reader: cells of known types and of one that nobody has seen."""
+    document = shipped()
+    shown = re.search(
+        r"canal validate lung.h5ad --stage (\S+)", (REPOSITORY / "docs" / "guide.md").read_text()
+    )
+    source = document["sources"][document["stages"][shown[1]]["source"]]
+    lung = labelled_as(source, seed=78)
+    lung.obs["donor"] = lung.obs["batch"]
+    write_adata(lung, root / "lung.h5ad")
+    names = {name: (source["label_map"].get(name) or "") for name in lung.obs["cell_type"].unique()}
+    (root / "map.csv").write_text("".join(f"{name},{kind}\n" for name, kind in names.items()))
+    types = [name for source in document["sources"].values() for name in source["label_map"].values() if name]
+    known = dict.fromkeys(list(dict.fromkeys(types))[:3], 25)
+    cells = make_adata(known | {"never seen": 240}, GENES, seed=77, batches=("d1", "d2", "d3"))
+    cells.obs["donor"] = cells.obs["batch"]
+    write_10x_v3(cells, root).rename(root / "filtered_feature_bc_matrix.h5")
+    for name in ("tumour", "new", "your"):
+        write_adata(cells, root / f"{name}.h5ad")
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the lines of a page's code blocks that a reader would type, without prompts and comments."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = (line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines())
+    return [re.sub(r"\s+#.*$", "", line) for line in lines if re.match(r"canal |make run|\w+=\$\(", line)]
+
+
+def words_of(line: str, before: list[str], root: Path) -> list[str]:
+    """Return the words of a command as a shell gives them to it, after earlier assignments."""
+    script = "\n".join([*before, re.sub(r"^canal ", "printf '%s\\\\0' ", line)])
+    done = subprocess.run(["bash", "-euc", script], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.removesuffix("\0").split("\0")
+
+
+def run(line: str, before: list[str], root: Path) -> str:
+    """Run a command in this process, as a reader would in ``root``, and return what it printed."""
+    command, _, more = re.match(r"(.*?)(\s+(?:>>|\|\|)\s+(.*))?$", line).groups(default="")
+    done = CliRunner().invoke(app, words_of(command, before, root))
+    refusal = done.exit_code == 1 and isinstance(done.exception, (PolicyError, SystemExit))
+    well = done.exit_code == 0 or (refusal and (line.startswith(MAY_REFUSE) or "||" in line))
+    assert well, f"{line}: {done.exit_code} {done.exception!r}\n{done.output[-3000:]}"
+    if ">>" in line:
+        (root / more).write_text(done.stdout)
+    return done.output
+
+
+def fill_in(sheet: Path) -> None:
+    """Name the groups of a sheet of `canal novel`, as a person does between two commands."""
+    with sheet.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["cell_type"] = "never seen"
+    with sheet.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
+    line = copied(project, tmp_path / "project")
+    monkeypatch.chdir(line.root)
+    monkeypatch.delenv("XDG_CONFIG_HOME")  # the pages speak of ~/.config
+    for name, value in warmly(line.root).items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+    before: list[str] = []
+    skipped = {command for name, command in NOT_RUN if name == page}
+    if page != "docs/registry.md":  # which promotes by itself
+        store = line.project().store
+        with moving(store) as ledger:
+            for number in ("1", "2"):
+                promote(store, ledger, store.version(number), [], "A. Person", "for the pages")
+    for number, command in enumerate(commands_of(page)):
+        done = commands_of(page)[:number]
+        if command == "make run":
+            if any(one.startswith("canal stage add") for one in done):
+                line.run("dvc", "repro", "--quiet", "split")  # as much of it as the commands behind it need
+        elif not command.startswith("canal "):
+            before.append(command)
+        elif command not in skipped:
+            if named := re.search(r" -o (\S+)", command):  # another example of the page may have written it
+                for left in line.root.glob(f"{Path(named[1]).stem}.*"):
+                    left.unlink()
+            output = run(command, before, line.root)
+            assert "Traceback" not in output
+            if command.startswith("canal novel"):
+                fill_in(line.root / re.search(r"-o (\S+)", command)[1])
+
+
+def test_commands_that_are_not_run_are_still_on_their_pages():
+    gone = [entry for entry in NOT_RUN if entry[1] not in commands_of(entry[0])]
+    assert gone == []
+
+
+def test_what_the_text_calls_a_command_is_one_with_such_options():
+    """Of commands within sentences, such as `canal stage add NAME`, name and options are real."""
+    root, wrong = typer.main.get_command(app), []
+    for page in (*PAGES, "CONTRIBUTING.md"):
+        for said in re.findall(r"`canal ([^`]+)`", (REPOSITORY / page).read_text(encoding="utf-8")):
+            at, words = root, re.split(r"[\s|\\\[\]]+", said)
+            while words and words[0] in getattr(at, "commands", ()):
+                at = at.commands[words.pop(0)]
+            known = {name for one in at.params for name in one.opts} | {"--help"}
+            options = [word for word in words if re.match(r"--?[a-z]", word)]
+            named = not hasattr(at, "commands") or not words or words[0].startswith("-")
+            if not named or not set(options) <= known:
+                wrong.append(f"{page}: canal {said}")
+    assert wrong == []
+
+
+def test_every_source_and_a_cell_of_it_is_followed_forward(project, monkeypatch):
+    """A tuned stage keeps L in its choice: this ended in KeyError 'bank_size' on the shipped stream."""
+    monkeypatch.chdir(project.root)
+    document = shipped()
+    assert document["finetune"]["tuned"]  # else nothing is shown here
+    for stage, declared in document["stages"].items():
+        source = declared["source"]
+        split = (project.root / "splits" / f"{stage}.csv").read_text().splitlines()
+        cell = next(row.split(",")[0] for row in split if ",train," in row or row.endswith(",train"))
+        for words in (
+            ["impact", source, "--json"],
+            ["impact", source, "--cell", cell, "--json"],
+            ["lineage", "--data", source, "--json"],
+            ["lineage", "--cell", cell, "--json"],
+        ):
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0, f"{words}: {done.exception!r}"
+            assert json.loads(done.stdout)

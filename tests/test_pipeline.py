@@ -1,0 +1,76 @@
+"""`make run` around DVC: what is refused before it, what is said after it."""
+
+import subprocess
+
+import pytest
+
+from canal import pipeline
+from canal.startup import run_script
+
+FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in FILES[:2]:
+        (tmp_path / name).write_text("a: 1\n")
+    (tmp_path / "other.txt").write_text("x")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "params.yaml", "data.dvc")
+    git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@x", "commit", "--quiet", "--message", "start")
+    return tmp_path
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def test_what_a_run_made_is_said_with_the_command_that_commits_it(folder):
+    (folder / "dvc.lock").write_text("x")
+    (folder / "ledger.jsonl").write_text("x")
+    (folder / "data.dvc").write_text("changed")
+    lines = pipeline.to_commit(folder)
+    assert [line.split()[0] for line in lines[2:-1]] == ["data.dvc", "dvc.lock", "ledger.jsonl"]
+    command = lines[-1].strip()
+    assert command.startswith("git add data.dvc dvc.lock ledger.jsonl && git commit -m ")
+    git(folder, "config", "user.name", "t")
+    git(folder, "config", "user.email", "t@x")
+    subprocess.run(["bash", "-euc", command], cwd=folder, check=True, capture_output=True)
+    assert pipeline.to_commit(folder) == []
+
+
+def test_a_clean_tree_and_a_folder_outside_of_git_are_told_nothing(folder, tmp_path_factory):
+    assert pipeline.to_commit(folder) == []
+    assert pipeline.to_commit(tmp_path_factory.mktemp("plain")) == []
+
+
+def test_the_demo_commits_no_lock_of_models_that_are_made_anew():
+    """A fresh clone's first run changed the committed lock, which was of models restored from older code."""
+    from tests.warm import REPOSITORY
+
+    tracked = subprocess.run(["git", "ls-files", "dvc.lock"], cwd=REPOSITORY, capture_output=True, check=True)
+    assert tracked.stdout == b""
+    ignored = ["git", "check-ignore", "--quiet", "dvc.lock"]
+    assert subprocess.run(ignored, cwd=REPOSITORY, check=False).returncode == 1  # users commit theirs
+
+
+def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
+    ran = []
+
+    def interrupted(module, *_):
+        ran.append(module)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "refuse_early", lambda: None)
+    monkeypatch.setattr(pipeline, "_run", interrupted)
+    assert pipeline.main() == 130
+    said = capfd.readouterr().err
+    assert said.splitlines() == ["canal: interrupted; `make run` goes on from what was done"]
+    assert ran == ["canal.warm"]
+
+
+def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
+    assert run_script(["script.py"], str(tmp_path)) == 130
+    assert capfd.readouterr().err == ""
