@@ -10,6 +10,7 @@ import h5py
 
 from canal.data.arrays import check_dataset, outside
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.data.heaps import check_heaps
 from canal.errors import DataError
 from canal.files import regular_file
 
@@ -57,6 +58,7 @@ def edit_hdf5(path: Path) -> Iterator[h5py.File]:
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
     _refuse_other_formats(regular_file(path))
+    check_heaps(path)
     try:
         file = h5py.File(path, mode, rdcc_nbytes=_CACHE)
     except (OSError, RuntimeError) as error:
