@@ -32,6 +32,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
+    check_heaps(regular_file(path))
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
@@ -39,7 +40,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def edit_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open the copy of a file for writing; what its soft links name gets that name itself.
+    """Open the copy of a file that was read for writing; what its soft links name gets that name itself.
 
     Raises
     ------
@@ -58,7 +59,6 @@ def edit_hdf5(path: Path) -> Iterator[h5py.File]:
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
     _refuse_other_formats(regular_file(path))
-    check_heaps(path)
     try:
         file = h5py.File(path, mode, rdcc_nbytes=_CACHE)
     except (OSError, RuntimeError) as error:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from struct import Struct
 
 from canal.errors import DataError
 
 _HEAD = b"GCOL\x01\x00\x00\x00"
 _OBJECT = 16
 """Bytes before an object of a heap: its number, how many point at it, its size."""
+_OBJECT_HEAD = Struct("<HxxxxxxQ")
 _SEARCHED = 1 << 28
 """Larger files are not searched: it would take longer than what is asked of them."""
 _SECONDS = 120
@@ -76,11 +78,10 @@ def _doubtful(path: Path) -> bool:
 
 
 def _walks(data: mmap.mmap, at: int, end: int) -> bool:
-    while at + _OBJECT <= end:
-        size = int.from_bytes(data[at + 8 : at + 16], "little")
-        if data[at] or data[at + 1]:
-            size = _OBJECT + -(-size // 8) * 8
-        if not size or at + size > end:
+    last, read = end - _OBJECT, _OBJECT_HEAD.unpack_from
+    while at <= last:
+        number, size = read(data, at)
+        at += _OBJECT + ((size + 7) & ~7) if number else size
+        if not (number or size) or at > end:
             return False
-        at += size
     return True
