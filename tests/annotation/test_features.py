@@ -48,8 +48,13 @@ def same(found, wanted):
     np.testing.assert_allclose(found["canal_confidence"], wanted["canal_confidence"], atol=1e-4)
 
 
-@pytest.mark.parametrize("column", COLUMNS)
-@pytest.mark.parametrize("write", [write_csr, write_csc, write_dense, write_zarr2, write_zarr3])
+@pytest.mark.parametrize(
+    ("column", "write"),
+    [
+        *((column, write_csr) for column in COLUMNS),
+        *(("feature_types", write) for write in (write_csc, write_dense, write_zarr2, write_zarr3)),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_they_count_in_no_format(annotator, genes, tmp_path, column, write):
     both = with_others(genes, column)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
-from canal.data import h5ad_matrices
+from canal.data import h5ad_matrices, heaps
 from canal.data.h5ad import open_h5ad
 from canal.errors import DataError
 from tests.data import layouts
@@ -167,6 +167,30 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, adata, change, mess
     path = edited(tmp_path / "a.h5ad", adata, change)
     with pytest.raises(DataError, match=message):
         read_all(path)
+
+
+def test_a_heap_that_the_library_would_never_leave_is_refused(tmp_path, adata, monkeypatch):
+    """An object of no number and no size: HDF5 looks for the next one in the same place, for ever."""
+    path = write_adata(adata, tmp_path / "a.h5ad")
+    data = bytearray(path.read_bytes())
+    monkeypatch.setattr(heaps, "_CPU_SECONDS", 1)
+    heap = data.index(b"GCOL\x01")
+    data[heap + 16 : heap + 32] = bytes(16)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="texts cannot be read"), open_h5ad(path) as file:
+        file.obs_names()
+
+
+def test_heaps_that_were_written_and_deleted_many_times_are_read(tmp_path, adata):
+    path = write_adata(adata, tmp_path / "a.h5ad")
+    for n in (5, 100, 20):
+        with h5py.File(path, "r+") as file:
+            for key in ("one", "other"):
+                if key in file["uns"]:
+                    del file[f"uns/{key}"]
+                file[f"uns/{key}"] = np.array([f"{key} of {n} " * n] * n, dtype=object)
+    with open_h5ad(path) as file:
+        assert file.obs_names() == list(adata.obs_names)
 
 
 def test_a_matrix_of_another_size_than_its_tables_is_refused(tmp_path, adata):

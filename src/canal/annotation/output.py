@@ -71,7 +71,7 @@ def write_copy(
     """
     with writing(target), new_file(target, like=source) as temporary:
         shutil.copyfile(source, temporary)
-        Room(temporary).take(size_of(columns, note) + _tables_size(temporary))
+        Room(temporary).take(size_of(columns, note) + _tables_size(source))
         with edit_hdf5(temporary) as file:
             _modernise(file)
             gone = _add_labels(file, columns)
@@ -140,9 +140,9 @@ def size_of(table: pd.DataFrame, note: str = "") -> int:
     return 2 * size + 64 * len(table) + 4 * len(note)
 
 
-def _tables_size(copy: Path) -> int:
+def _tables_size(source: Path) -> int:
     """Return a bound of what compound tables take when they are written anew."""
-    with open_hdf5(copy) as file:
+    with open_hdf5(source) as file:
         tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
         return sum(4 * table.nbytes + 64 * table.size * len(table.dtype.names or ()) for table in tables)
 

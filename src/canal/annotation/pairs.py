@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from canal.errors import DataError
+from canal.files import regular_file
 
 Pairs = dict[str, tuple[str, ...]]
 
@@ -40,7 +41,6 @@ def read_pairs(path: Path) -> Pairs:
 def read_text(path: Path) -> str:
     """Return a table's text; raises `DataError` if it cannot be read as one."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return regular_file(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"{path}: {what}; expected a table of two columns parted by a tab") from error
+        raise DataError(f"{path}: {error}; expected a table of two columns parted by a tab") from error

@@ -10,6 +10,7 @@ import h5py
 
 from canal.data.arrays import check_dataset, outside
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.data.heaps import check_heaps
 from canal.errors import DataError
 from canal.files import regular_file
 
@@ -31,6 +32,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
+    check_heaps(regular_file(path))
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
@@ -38,7 +40,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def edit_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open the copy of a file for writing; what its soft links name gets that name itself.
+    """Open the copy of a file that was read for writing; what its soft links name gets that name itself.
 
     Raises
     ------

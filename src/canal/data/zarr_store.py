@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ def open_zarr(path: Path) -> Any:
 
     check_folder(path)
     _check_metadata(path)
+    # Of several members that cannot be read zarr raises one; the others' tracebacks would be printed.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return zarr.open_group(str(path.resolve()), mode="r", use_consolidated=False)
     except Exception as error:  # damaged bytes raise nearly anything
