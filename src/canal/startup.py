@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 _OBJECTS = 200_000
@@ -25,8 +26,9 @@ def begin() -> None:
     """
     gc.set_threshold(_OBJECTS)
     for stream in (sys.stdout, sys.stderr):
-        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
-            reconfigure(errors="backslashreplace")
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            with suppress(OSError):  # a fork's pipe, where its parent had a file
+                stream.reconfigure(errors="backslashreplace")
 
 
 QUIET = {
