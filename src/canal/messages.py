@@ -14,10 +14,3 @@ def tell(text: object) -> None:
     """Write a line for a person to the error stream; all of canal's messages go through here."""
     sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
-
-
-def suit_streams() -> None:
-    """Have output streams spell out what their encoding lacks (λ on a Latin-1 terminal), not fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
-            reconfigure(errors="backslashreplace")

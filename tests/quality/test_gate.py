@@ -94,6 +94,18 @@ def test_pages_of_a_gate_that_warns_tell_names_and_shares_of_what_is_meant(tmp_p
     assert "Status: Failed" in words_of(page)
 
 
+def test_pages_name_the_genes_that_drifted(earlier, tmp_path):
+    lesson = Lesson(earlier=dict(earlier))
+    lesson.adata.X = lesson.adata.X[:, ::-1].copy()
+    verdict = lesson.judged(tmp_path, tmp_path / "docs")
+    (drifted,) = (rule.examples for rule in verdict.rules if rule.rule == "tokens_like_before")
+    (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
+    told = words_of(page)
+    assert "total rows. Sampled Unexpected Values Count panel gene (" in told
+    assert "of 60 total rows" in told
+    assert any(f"') 1 {example.split()[0]} " in told for example in drifted)
+
+
 def test_changed_bytes_are_not_judged(subject):
     with (subject.prepared / "cells.h5ad").open("ab") as stream:
         stream.write(b"x")

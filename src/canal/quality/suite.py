@@ -115,22 +115,19 @@ def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -
     config.description = f"{config.description}; found {result.found}"
     if "unexpected_count" not in facts:
         return
-    column = rule.check.arguments.get("column")
+    columns = [value for key, value in rule.check.arguments.items() if key.startswith("column")]
     rows = frame[frame["table"] == rule.check.table]
     failing, n_rows = facts["unexpected_count"], max(1, len(rows))
     facts["element_count"] = len(rows)
-    facts["missing_count"] = 0 if column is None else int(rows[column].isna().sum())
+    facts["missing_count"] = int(rows[columns].isna().any(axis=1).sum())
     for share in ("unexpected_percent", "unexpected_percent_total", "unexpected_percent_nonmissing"):
         facts[share] = 100.0 * failing / n_rows
     facts["missing_percent"] = 100.0 * facts["missing_count"] / n_rows
     facts.pop("unexpected_index_query", None)
-    if column is not None and (indices := facts.get("unexpected_index_list")):
-        named = frame.loc[indices, ["name", column]].astype({"name": str})
+    if columns and (indices := facts.get("unexpected_index_list")):
+        named = frame.loc[indices, [*columns, "name"]].rename(columns={"name": rule.check.table})
         facts["unexpected_index_column_names"] = [rule.check.table]
-        facts["unexpected_index_list"] = [
-            {column: value, rule.check.table: name}
-            for name, value in named.astype(object).itertuples(index=False)
-        ]
+        facts["unexpected_index_list"] = named.astype(object).to_dict("records")
 
 
 def _result(rule: Rule, outcome: Any, frame: pd.DataFrame) -> RuleResult:
