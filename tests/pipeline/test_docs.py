@@ -66,7 +66,7 @@ def write_files(root: Path) -> None:
     (root / "map.csv").write_text("".join(f"{name},{kind}\n" for name, kind in names.items()))
     types = [name for source in document["sources"].values() for name in source["label_map"].values() if name]
     known = dict.fromkeys(list(dict.fromkeys(types))[:3], 25)
-    cells = make_adata(known | {"never seen": 240}, GENES, seed=77, batches=("d1", "d2", "d3"))
+    cells = make_adata(known | {"never seen": 800}, GENES, seed=77, batches=("d1", "d2", "d3"))
     cells.obs["donor"] = cells.obs["batch"]
     write_10x_v3(cells, root).rename(root / "filtered_feature_bc_matrix.h5")
     for name in ("tumour", "new", "your"):
