@@ -10,8 +10,8 @@ from typing import Any
 from canal.config import Gate
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.digests import file_digest, json_digest
-from canal.errors import DataError, GateError
-from canal.files import read_json
+from canal.errors import GateError
+from canal.files import read_json, regular_file
 from canal.quality.evidence import gather
 from canal.quality.rules import rules_for
 from canal.quality.subject import Subject
@@ -67,8 +67,7 @@ def judge_file(subject: Subject, settings: PrepareSettings, gate: Gate, docs: Pa
     DataError
         If the file is damaged, or lacks a layer or column that the declaration names.
     """
-    if not subject.raw.is_file():
-        raise DataError(f"{subject.raw}: no such file")
+    regular_file(subject.raw)
     source = subject.source.model_copy(update={"sha256": file_digest(subject.raw)})
     with tempfile.TemporaryDirectory(prefix="canal-") as folder:
         prepared = Path(folder) / "prepared"
