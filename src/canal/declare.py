@@ -24,7 +24,8 @@ def declare(
         If the label map is no CSV of two columns.
     """
     if not file.is_file():
-        raise SourceError(f"{file} not found; give the path of an h5ad file")
+        found = "is no file" if file.exists() else "not found"
+        raise SourceError(f"{file} {found}; give the path of an h5ad file")
     place, project = file.resolve(), (root or Path.cwd()).resolve()
     inside = place.is_relative_to(project)
     entry: dict[str, Any] = {

@@ -151,12 +151,15 @@ def test_values_that_have_a_place_but_are_not_stored(tmp_path):
         file.matrix("X")
 
 
-def test_one_long_text_that_stands_a_million_times(tmp_path):
+@pytest.mark.parametrize("chunks", [None, (100_000,)])
+def test_one_long_text_that_stands_a_hundred_thousand_times(tmp_path, chunks):
     """HDF5 stores a text once, however many values point at it."""
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
-        file["names"] = np.array(["x" * 200_000, *["y"] * 99_999], dtype=object)
-        place = file["names"].id.get_offset()
+        names = np.array(["x" * 200_000, *["y"] * 99_999], dtype=object)
+        file.create_dataset("names", data=names, dtype=h5py.string_dtype(), chunks=chunks)
+        node = file["names"].id
+        place = node.get_chunk_info(0).byte_offset if chunks else node.get_offset()
     data = bytearray(path.read_bytes())
     data[place : place + 16 * 100_000] = data[place : place + 16] * 100_000
     path.write_bytes(data)
@@ -164,10 +167,24 @@ def test_one_long_text_that_stands_a_million_times(tmp_path):
         whole(file["names"], path, "names")
 
 
-def test_texts_are_read_in_pieces_as_they_are(tmp_path):
+def test_a_text_that_says_it_is_longer_than_the_file(adata, tmp_path):
+    """HDF5 takes 4 GB for it, before it looks into the heap."""
+    path = write_adata(adata, tmp_path / "a.h5ad")
+    with h5py.File(path) as file:
+        place = file["var/_index"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[place + 16 : place + 20] = b"\xff\xff\xff\xfe"
+    path.write_bytes(data)
+    with open_h5ad(path) as file, pytest.raises(DataError, match="the texts of var/_index take more than"):
+        file.var_names("X")
+
+
+@pytest.mark.parametrize("chunks", [None, (5000,)])
+@pytest.mark.parametrize("userblock", [0, 512])
+def test_texts_are_read_as_they_are(tmp_path, chunks, userblock):
     names = np.array([f"cell{i}" for i in range(5000)], dtype=object)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["names"] = names
+    with h5py.File(tmp_path / "a.h5", "w", userblock_size=userblock) as file:
+        file.create_dataset("names", data=names, dtype=h5py.string_dtype(), chunks=chunks)
         assert [one.decode() for one in whole(file["names"], tmp_path / "a.h5", "names")] == names.tolist()
 
 

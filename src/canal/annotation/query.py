@@ -15,7 +15,7 @@ from canal.annotation.gathering import picked
 from canal.data.features import COLUMNS, NotGenes, not_genes
 from canal.data.h5ad_matrices import ByEntries, Csc
 from canal.data.h5ad_tables import listed, reading, strings
-from canal.data.hdf5 import check_open
+from canal.data.hdf5 import check_open, open_hdf5
 from canal.errors import DataError
 
 if TYPE_CHECKING:
@@ -229,7 +229,12 @@ def check_adata(adata: Any) -> None:
             "expected an AnnData in memory, found one that is read lazily: give adata.to_memory()"
         )
     if adata.isbacked:
-        check_open(adata.file._file, Path(str(adata.filename)))
+        path = Path(str(adata.filename))
+        if adata.file.is_open:
+            check_open(adata.file._file, path)
+        else:
+            with open_hdf5(path):
+                pass  # anndata opens it again by itself
 
 
 def _matrix(values: Any) -> ByCell | ByEntries:

@@ -21,6 +21,8 @@ ROW = 100
 """Bytes that a short text takes in memory, and so each cell or gene at least: its name."""
 _SMALL = 1 << 26
 """Files below this size are not believed in the lengths of their texts either."""
+_POINTER = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
+"""How HDF5 stores a text of any length: where it lies in a heap."""
 _PIECES = 100_000
 """Chunks that any array may have, and those of a small file that has none of them."""
 
@@ -51,8 +53,8 @@ def whole(node: Any, path: Path, name: str, length: int | None = None) -> np.nda
     text = node.dtype.kind in "OT"
     check_announced(node, path, name, shape[0] * (ROW if text else max(1, node.dtype.itemsize)))
     check_chunks(node, path, name)
-    if text and isinstance(node, h5py.Dataset) and (weight := _weight(node, path)) < _SMALL:
-        return _texts(node, path, name, weight)
+    if text and isinstance(node, h5py.Dataset):
+        return _texts(node, path, name)
     values: np.ndarray = node[:]
     return values
 
@@ -126,20 +128,46 @@ def outside(path: Path, name: str, what: str) -> DataError:
     )
 
 
-def _texts(node: h5py.Dataset, path: Path, name: str, weight: int) -> np.ndarray:
-    """Read texts a piece at a time: many may stand for one long text, which is stored once."""
-    step, left = max(1024, _ALWAYS // max(1, weight)), _ALWAYS + _TIMES * weight
-    parts = []
-    for start in range(0, len(node), step):
+def _texts(node: h5py.Dataset, path: Path, name: str) -> np.ndarray:
+    """Read texts of any length: what HDF5 is told of lengths it believes, and takes the memory at once.
+
+    They lie in heaps, to which the array points. Several may point at one long text, which is stored once.
+    """
+    weight = _weight(node, path)
+    most = _ALWAYS + _TIMES * weight
+    lengths = _lengths(node)
+    if lengths is not None:
+        if lengths.max(initial=0) > weight or lengths.sum() > most:
+            raise _too_long(path, name, weight)
+        step = len(node)
+    else:
+        step = max(1024, _ALWAYS // max(1, weight)) if weight < _SMALL else len(node)
+    parts, left = [], most
+    for start in range(0, len(node), max(1, step)):
         part = node[start : start + step]
-        left -= sum(len(text) for text in part.tolist() if isinstance(text, str | bytes))
+        if step < len(node):
+            left -= sum(len(text) for text in part.tolist() if isinstance(text, str | bytes))
         if left < 0:
-            raise DataError(
-                f"{path}: the texts of {name} take more than {_ALWAYS + _TIMES * weight:,} bytes, {weight:,} "
-                "are stored: it is damaged, or made to fill the memory"
-            )
+            raise _too_long(path, name, weight)
         parts.append(part)
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
+
+
+def _lengths(node: h5py.Dataset) -> np.ndarray | None:
+    """Return the lengths that the pointers to texts tell, None where they do not lie one behind the other."""
+    offset, size = node.id.get_offset(), len(node) * _POINTER.itemsize
+    if offset is None or node.file.userblock_size or node.id.get_storage_size() != size:
+        return None
+    with Path(node.file.filename).open("rb") as stream:
+        stream.seek(offset)
+        return np.fromfile(stream, _POINTER, len(node))["length"].astype(np.int64)
+
+
+def _too_long(path: Path, name: str, weight: int) -> DataError:
+    return DataError(
+        f"{path}: the texts of {name} take more than {_ALWAYS + _TIMES * weight:,} bytes, or one of them "
+        f"more than the {weight:,} that are stored: it is damaged, or made to fill the memory"
+    )
 
 
 def _weight(node: Any, path: Path) -> int:

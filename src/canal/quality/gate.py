@@ -10,8 +10,8 @@ from canal.config import Gate
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.digests import file_digest, json_digest
-from canal.errors import DataError, GateError
-from canal.files import read_json, scratch_folder
+from canal.errors import GateError
+from canal.files import read_json, regular_file, scratch_folder
 from canal.quality.evidence import gather
 from canal.quality.labels import TABLE, Ask, cells_to_ask, label_rule
 from canal.quality.rules import rules_for
@@ -83,8 +83,7 @@ def judge_file(
     DataError
         If the file is damaged, or lacks a layer or column that the declaration names.
     """
-    if not subject.raw.is_file():
-        raise DataError(f"{subject.raw}: no such file")
+    regular_file(subject.raw)
     source = subject.source.model_copy(update={"sha256": file_digest(subject.raw)})
     with scratch_folder("gate") as folder:
         prepared = folder / "prepared"
