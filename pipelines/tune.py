@@ -1,12 +1,10 @@
 """Choose lambda and L of one stage by a study: tuned/<stage>.json."""
 
 from contextlib import AbstractContextManager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from canal.choosing import choose, tuning_of
-from canal.files import write_json
+from canal.files import scratch_folder, write_json
 from canal.project import Project
 from canal.registry.history import restore_file
 from canal.registry.tracking import StepRun
@@ -33,10 +31,10 @@ def tune(project: Project, logged: StepRun) -> None:
     write_json(project.layout.tuned(stage), found)
     logged.params({"chosen": found["choice"]})
     logged.metrics(found["objectives"])
-    with TemporaryDirectory() as scratch:
-        draw_tuning(found, Path(scratch))
-        write_json(Path(scratch) / TUNED_FILE, found)
-        logged.artifacts(Path(scratch), "tuning")
+    with scratch_folder("tuning") as scratch:
+        draw_tuning(found, scratch)
+        write_json(scratch / TUNED_FILE, found)
+        logged.artifacts(scratch, "tuning")
     chosen = ", ".join(f"{name} {value}" for name, value in found["choice"].items())
     below = ", though no trial kept as much of the past as was wanted" if found["rule"]["below"] else ""
     best = found["rule"]["passed_over"]

@@ -2,10 +2,8 @@
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from typing import Any
 from canal.config import Config, Source
 from canal.digests import file_digest
 from canal.errors import AuditError
-from canal.files import read_json
+from canal.files import read_json, scratch_folder
 from canal.layout import Layout
 from canal.params import load_config
 from canal.project import Project
@@ -140,24 +138,22 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
 @contextmanager
 def _worktree(root: Path, commit: str) -> Iterator[Layout]:
     """Give the project as it was at a commit, in a scratch folder that is removed afterwards."""
-    scratch = Path(tempfile.mkdtemp(prefix="canal-reproduce-"))
-    tree = scratch / "tree"
     try:
-        if _git(root, "worktree", "add", "--quiet", "--detach", str(tree), commit) is None:
-            raise AuditError(f"git could not make a worktree of commit {commit} in {scratch}")
-        inside = _git(root, "rev-parse", "--show-prefix") or ""
-        layout = Layout(tree / inside)
-        # A cache of its own: from the project's, DVC would fetch the very model that is to be learned again.
-        private = layout.root / ".dvc" / "config.local"
-        private.parent.mkdir(exist_ok=True)
-        private.write_text(
-            f"[core]\n    no_scm = true\n[cache]\n    dir = {scratch / 'cache'}\n", encoding="utf-8"
-        )
-        yield layout
+        with scratch_folder("reproduce") as scratch:
+            tree = scratch / "tree"
+            if _git(root, "worktree", "add", "--quiet", "--detach", str(tree), commit) is None:
+                raise AuditError(f"git could not make a worktree of commit {commit} in {scratch}")
+            inside = _git(root, "rev-parse", "--show-prefix") or ""
+            layout = Layout(tree / inside)
+            # A cache of its own: from the project's, DVC would fetch the model that is to be learned again.
+            private = layout.root / ".dvc" / "config.local"
+            private.parent.mkdir(exist_ok=True)
+            private.write_text(
+                f"[core]\n    no_scm = true\n[cache]\n    dir = {scratch / 'cache'}\n", encoding="utf-8"
+            )
+            yield layout
     finally:
-        _git(root, "worktree", "remove", "--force", str(tree))
-        shutil.rmtree(scratch, ignore_errors=True)
-        _git(root, "worktree", "prune")
+        _git(root, "worktree", "prune")  # forgets the tree, which is gone
 
 
 def _check_tree(tree: Layout, config: Config, key: Key, commit: str) -> None:

@@ -106,7 +106,6 @@ def test_what_an_earlier_labelling_alone_wrote_is_left_out(tmp_path, form):
     after = read(two)
     assert list(after.obs) == [*adata.obs, *COLUMNS, "canal_low_quality"]
     assert list(after.obsm) == ["X_pca"]
-    assert write(one, tmp_path / f"three.{form}", EVERYTHING, "{}") == []
 
 
 def test_ids_of_the_authors_stay(tmp_path):

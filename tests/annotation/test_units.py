@@ -182,7 +182,7 @@ def in_units(adata, change, form=csr_matrix):
 EXACT = {
     "ln of counts": (lambda x, t: np.log1p(x), "whole numbers once the natural"),
     "log2 of counts": (lambda x, t: np.log2(1 + x), "whole numbers once the logarithm to base 2"),
-    "log twice": (lambda x, t: np.log1p(np.log1p(1e4 * x / t)), "natural logarithm, taken of the natural"),
+    "log twice": (lambda x, t: np.log1p(np.log1p(1e4 * x / t)), "natural logarithm of the natural"),
     "log10": (lambda x, t: np.log10(1 + 1e4 * x / t), "base 10 was undone"),
     "two depths": (
         lambda x, t: np.log1p(np.where(np.arange(60) < 30, 700, 1900)[:, None] * x / t),

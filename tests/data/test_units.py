@@ -119,4 +119,4 @@ def test_noise_and_corrected_values_prove_nothing(counts):
 
 def test_an_empty_matrix_and_the_words_for_logarithms():
     assert judge_values(csr_matrix((5, 9), dtype=np.float32)).kind == "zeros"
-    assert named((E, 2.0)) == "the natural logarithm, taken of the logarithm to base 2"
+    assert named((E, 2.0)) == "the natural logarithm of the logarithm to base 2"

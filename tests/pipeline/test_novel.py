@@ -91,6 +91,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     assert "groups was given a type" in refused(line, *add)
     fill(sheet, "unassigned")
     assert "leave cell_type empty" in refused(line, *add)
+    fill(sheet, "N/A")
+    assert "which is no cell type: leave cell_type empty" in refused(line, *add)
     fill(sheet, "DC\u202e")
     assert "characters that cannot be seen" in refused(line, *add)
     fill(sheet, "DC")

@@ -145,22 +145,10 @@ def logarithms_of_raw_counts(lesson):
 
 
 @breaks("values_as_declared")
-def logarithms_of_a_smaller_depth(lesson):
-    units_of(lesson, lambda x: np.log2(1 + 2500 * per_cell(x)), "log2p_10k")
-    return "every cell sums to 2,500"
-
-
-@breaks("values_as_declared")
 def logarithms_of_samples_of_two_depths(lesson):
     depths = np.where(np.arange(90) < 45, 800.0, 2000.0)[:, None]
     units_of(lesson, lambda x: np.log1p(depths * per_cell(x)), "log1p_10k")
     return "800 or 2,000"
-
-
-@breaks("values_as_declared")
-def ones_for_counts(lesson):
-    units_of(lesson, lambda x: (x > 0).astype(float), "counts")
-    return "every value other than 0 is 1"
 
 
 @breaks("values_beyond_doubt")
@@ -193,12 +181,6 @@ def rare_type(lesson):
 def labels_through_astype_str(lesson):
     lesson.adata = relabelled(lesson.adata, slice(0, 6), "nan")
     return "'nan' (6 cells)"
-
-
-@breaks("types_are_types")
-def canals_own_word(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "UNASSIGNED")
-    return "--map CSV"
 
 
 @breaks("types_are_types")

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from canal.quality.values import looks_like, measure_cells
+from canal.data.units import judge_values
+from canal.quality.values import contradiction, doubt, looks_like, measure_cells
 from tests.make import make_adata
 
 
@@ -62,3 +63,24 @@ def test_what_fits_no_base_is_left_open():
 
 def test_negative_values_look_scaled():
     assert looks_like(cells([-0.5, 1.25])) == "scaled"
+
+
+SAID = {
+    "counts": (lambda x: x, None, "whole numbers"),
+    "ones": (lambda x: np.sign(x), "every value other than 0 is 1", "every value other than 0 is 1"),
+    "another depth": (lambda x: np.log1p(2500 * x / x.sum(axis=1, keepdims=True)), None, "sums to 2,500"),
+    "another base": (lambda x: np.log2(1 + 1e4 * x / x.sum(axis=1, keepdims=True)), None, "base 2 is undone"),
+    "log1p_10k": (lambda x: np.log1p(1e4 * x / x.sum(axis=1, keepdims=True)), None, None),
+    "noise": (lambda x: np.random.default_rng(0).uniform(0.01, 1, x.shape), None, "hardly a value is 0"),
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_whole_cells_say_against_a_declaration(kind):
+    change, against_counts, against_logarithms = SAID[kind]
+    counts = make_adata({"B": 20}, n_genes=600).X.toarray().astype(float)
+    finding = judge_values(csr_matrix(change(counts).astype(np.float32)))
+    for declared, said in (("counts", against_counts), ("log1p_10k", against_logarithms)):
+        found = contradiction(finding, declared)
+        assert found is None if said is None else said in found
+        assert doubt(finding, declared) is None

@@ -195,7 +195,7 @@ def named(logs: Logs) -> str:
     names = [kinds.get(base, f"the logarithm to base {base:g}") for base in logs]
     if not logs:
         return "no logarithm"
-    return ", taken of ".join(names)
+    return " of ".join(names)
 
 
 def wholeness(values: csr_matrix, logs: Logs) -> np.ndarray:
