@@ -90,7 +90,7 @@ def to_commit(root: Path) -> list[str]:
     width = max(len(name) for name in names)
     return [
         "",
-        "New in this run, and not in git yet: with it, another clone restores and proves what was learned",
+        "New or changed, and not in git yet: with it, another clone restores and proves what was learned",
         *(f"  {name:<{width}}  {_NEW[name]}" for name in names),
         f'  git add {" ".join(names)} && git commit -m "Learn what params.yaml asks for"',
     ]
