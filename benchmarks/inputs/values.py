@@ -88,7 +88,7 @@ def _scores(adata: "AnnData", _: np.random.Generator) -> csr_matrix:
     return csr_matrix((dense - dense.mean(axis=0)) / (dense.std(axis=0) + 1e-6))
 
 
-_UNLIKE = r"logarithm|log1p|log2|units|scaled|whole number|depth|0 and 1|binar"
+_UNLIKE = r"logarithm|log1p|log2|units|scaled|whole number|depth|0 and 1|binar|every value other than 0 is 1"
 _KINDS: tuple[tuple[str, "Matrix", tuple[Outcome, ...]], ...] = (
     ("counts", _counts, ("labels",)),
     ("log1p of counts per 10,000", _per_10k, ("labels",)),

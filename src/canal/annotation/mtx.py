@@ -195,7 +195,7 @@ class _Lines:
 
 def _file(path: Path, names: tuple[str, ...]) -> Path:
     wanted = [f"{name}{end}" for name in names for end in ("", ".gz")]
-    found = next((path / name for name in wanted if (path / name).is_file()), None)
+    found = next((path / name for name in wanted if (path / name).exists()), None)
     if found is None:
         raise DataError(f"{path}: expected one of {', '.join(wanted)} beside the matrix, found none")
     if found.is_symlink():
