@@ -357,6 +357,5 @@ def test_files_are_opened_in_one_place():
         and '"w"' not in line
         and ".read_h5ad, " not in line
     }
-    # heaps.py reads texts in a process of its own, whose answer is whether they can be read
-    allowed = {"data/hdf5.py", "data/zarr_store.py", "data/heaps.py", "annotation/new_output.py"}
+    allowed = {"data/hdf5.py", "data/zarr_store.py", "annotation/new_output.py"}
     assert {name for name, _ in found} <= allowed, found

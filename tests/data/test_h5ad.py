@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
-from canal.data import h5ad_matrices, heaps
+from canal.data import h5ad_matrices, hdf5
 from canal.data.h5ad import open_h5ad
 from canal.errors import DataError
 from tests.data import layouts
@@ -173,7 +173,7 @@ def test_a_heap_that_the_library_would_never_leave_is_refused(tmp_path, adata, m
     """An object of no number and no size: HDF5 looks for the next one in the same place, for ever."""
     path = write_adata(adata, tmp_path / "a.h5ad")
     data = bytearray(path.read_bytes())
-    monkeypatch.setattr(heaps, "_CPU_SECONDS", 1)
+    monkeypatch.setattr(hdf5, "_CPU_SECONDS", 1)
     heap = data.index(b"GCOL\x01")
     data[heap + 16 : heap + 32] = bytes(16)
     path.write_bytes(data)

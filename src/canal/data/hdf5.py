@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from struct import Struct
 
 import h5py
 
 from canal.data.arrays import check_dataset, outside
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
-from canal.data.heaps import check_heaps
 from canal.errors import DataError
 from canal.files import regular_file
 
@@ -20,6 +24,29 @@ _GZIP = b"\x1f\x8b"
 _MATRIX_MARKET = b"%%MatrixMarket"
 _CACHE = 1 << 24
 """Bytes of decompressed chunks that HDF5 keeps of an array that is read in pieces."""
+
+_HEAD = b"GCOL\x01\x00\x00\x00"
+_OBJECT = 16
+"""Bytes before an object of a heap: its number, how many point at it, its size."""
+_OBJECT_HEAD = Struct("<HxxxxxxQ")
+_SEARCHED = 1 << 28
+"""Larger files are not searched: it would take longer than what is asked of them."""
+_SECONDS = 120
+_CPU_SECONDS = 3
+"""A file that is searched is read in less, or never."""
+_READ_ALL = """
+import resource, sys, h5py
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2])))
+def read(name, node):
+    for key in node.attrs:
+        node.attrs[key]
+    if isinstance(node, h5py.Dataset) and node.dtype.kind == "O" and not node.is_virtual:
+        for start in range(0, len(node) if node.ndim else 0, 1024):
+            node[start:start + 1024]
+with h5py.File(sys.argv[1]) as file:
+    read("/", file)
+    file.visititems(read)
+"""
 
 
 @contextmanager
@@ -32,7 +59,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
-    check_heaps(regular_file(path))
+    _check_heaps(regular_file(path))
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
@@ -212,3 +239,49 @@ class _Walk:
     @staticmethod
     def _address(item: h5py.h5g.GroupID) -> int:
         return int(h5py.h5o.get_info(item).addr)
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise where a damaged heap of texts makes the HDF5 library turn in a circle, which nothing ends."""
+    state = path.stat()
+    if state.st_size > _SEARCHED or _sound(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns):
+        return
+    raise DataError(
+        f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is damaged "
+        "or was cut short: fetch it again"
+    )
+
+
+@lru_cache(maxsize=64)
+def _sound(path: Path, *_state: int) -> bool:
+    if not _doubtful(path):
+        return True
+    command = [sys.executable, "-c", _READ_ALL, str(path), str(_CPU_SECONDS)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _doubtful(path: Path) -> bool:
+    """Return whether walking through a heap of the file would not arrive at its end."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(_HEAD)
+        while at >= 0:
+            end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+            if not _walks(data, at + _OBJECT, min(end, len(data))):
+                return True
+            at = data.find(_HEAD, at + _OBJECT)
+    return False
+
+
+def _walks(data: mmap.mmap, at: int, end: int) -> bool:
+    last, read = end - _OBJECT, _OBJECT_HEAD.unpack_from
+    while at <= last:
+        number, size = read(data, at)
+        at += _OBJECT + ((size + 7) & ~7) if number else size
+        if not (number or size) or at > end:
+            return False
+    return True
