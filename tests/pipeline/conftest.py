@@ -172,6 +172,7 @@ def move_database(root: Path, before: Path) -> None:
         "experiments": "artifact_location",
         "runs": "artifact_uri",
         "logged_models": "artifact_location",
+        "model_versions": "storage_location",
     }
     with sqlite3.connect(root / "mlflow.db") as database:
         for table, column in columns.items():
