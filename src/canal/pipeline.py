@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from canal.errors import CanalError
+from canal.messages import tell
 from canal.startup import INTERRUPTED, begin
 
 _NEW = {
@@ -30,10 +31,10 @@ def main() -> int:
         code = _run("canal.warm", "python", "-m", "canal.pipeline", "dvc")
         code = _run("canal.cli", "registry", "sync") or code
     except CanalError as error:
-        sys.stderr.write(f"canal: {error}\n")
+        tell(f"canal: {error}")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("canal: interrupted; `make run` goes on from what was done\n")
+        tell("canal: interrupted; `make run` goes on from what was done")
         return INTERRUPTED
     for line in to_commit(Path.cwd()) if code == 0 else ():
         sys.stdout.write(f"{line}\n")
