@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from canal.quality.subject import EarlierStage, Subject
     from canal.registry.store import Store, Version
 
-CellSet = Literal["train", "validation", "test"]
+CellSet = Literal["train", "validation", "test", "reserve"]
 
 
 @dataclass(frozen=True)
