@@ -47,7 +47,8 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         hooks = Hooks(cache_dir=Path(scratch))
         annotator = learn_stage(lesson, project.config.continual, hooks).annotator
-    reserve = LabelledCells.concatenate([project.cells(stage, "reserve") for stage in stages])
+    reserve = [project.cells(stage, "reserve") for stage in stages]
+    everything = LabelledCells.concatenate([lesson.train, *reserve])
     joint = {
         stage: _share(annotator.predict(cells.expression).labels, list(cells.cell_types))
         for stage, cells in tests.items()
