@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-growth chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth chaos help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -68,6 +68,10 @@ bench-strange:  ## known cells called Unassigned in data sets never learned, and
 bench-kinds:  ## hostile and odd inputs by kind: tried, and answered rightly (ARGS="--before b42cc87 --wrong")
 	@tools/setup.sh test
 	@python benchmarks/kinds.py $(ARGS)
+
+bench-before:  ## canal annotate beside an earlier revision, by turns (ARGS="b42cc87 --preset small")
+	@tools/setup.sh run
+	@python benchmarks/before.py $(or $(ARGS),b42cc87)
 
 bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data FOLDER --into FOLDER")
 	@tools/setup.sh run
