@@ -60,7 +60,8 @@ def main() -> None:
             "same network, jointly": joint,
             "logistic regression, jointly": logistic(lesson.train, tests),
             "… with the cells in reserve": logistic(everything, tests),
-        }
+        },
+        stages,
     )
 
 
@@ -78,14 +79,14 @@ def _share(found: list[str], truth: list[str]) -> float:
     return sum(a == b for a, b in zip(found, truth, strict=True)) / len(truth)
 
 
-def _print(rows: dict[str, dict[str, float]]) -> None:
+def _print(rows: dict[str, dict[str, float]], stages: list[str]) -> None:
     table = Table(title="accuracy on each stage's test cells")
     table.add_column("trained")
-    for stage in next(iter(rows.values())):
+    for stage in stages:
         table.add_column(stage, justify="right")
     table.add_column("mean", justify="right")
     for name, row in rows.items():
-        values = [*row.values(), sum(row.values()) / len(row)]
+        values = [*(row[stage] for stage in stages), sum(row.values()) / len(row)]
         table.add_row(name, *(f"{value:.3f}" for value in values))
     Console(width=110).print(table)
 
