@@ -244,7 +244,7 @@ _TABLE = {
 _PROJECT = (("versions",), ("show", "2"), ("lineage", "2"), ("stage", "relearn", "second"), ("impact", "first"))
 _LEDGER = (
     *(("ledger",), ("audit",), ("lineage", "2"), ("versions",), ("show", "1")),
-    *(("promote", "2", "--by", "A", "--why", "b"), ("rollback", "--by", "A", "--why", "b")),
+    ("rollback", "--by", "A", "--why", "b"),
 )
 
 
