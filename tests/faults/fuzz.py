@@ -331,7 +331,7 @@ def _otherwise(what: str) -> None:
 
 
 def _labels(path: Path) -> pd.DataFrame:
-    """Read the output again; of a copy that part which describes cells, for what else is damaged stays so."""
+    """Read the output again; of a copy the labels alone, for what else was damaged in the input stays so."""
     import anndata
     import h5py
     import pandas as pd
@@ -341,10 +341,12 @@ def _labels(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, index_col=0, dtype={"canal_cell_type": str}, keep_default_na=False)
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
+    columns = ("canal_cell_type", "canal_best_type", "canal_confidence", "canal_novelty")
     if path.suffix == ".zarr":
-        return anndata.io.read_elem(zarr.open_group(str(path), mode="r", use_consolidated=False)["obs"])
+        obs = zarr.open_group(str(path), mode="r", use_consolidated=False)["obs"]
+        return pd.DataFrame({name: np.asarray(anndata.io.read_elem(obs[name])) for name in columns})
     with h5py.File(path) as file:
-        return anndata.io.read_elem(file["obs"])
+        return pd.DataFrame({name: np.asarray(anndata.io.read_elem(file["obs"][name])) for name in columns})
 
 
 def _as_anndata_reads(annotator: Annotator, command: Command) -> pd.DataFrame | None:

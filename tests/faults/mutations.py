@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -303,10 +304,15 @@ def mtx_file(path: Path, rng: Rng) -> None:
     """Change a text of a 10x folder, packed or not."""
     if path.suffix != ".gz":
         text_file(path, rng)
-    elif rng.random() < 0.3:
+        return
+    try:
+        whole = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error):  # changed before
+        whole = b""
+    if not whole or rng.random() < 0.3:
         flip(path, rng)
     else:
-        packed = gzip.compress(text(gzip.decompress(path.read_bytes()), rng), 1)
+        packed = gzip.compress(text(whole, rng), 1)
         path.write_bytes(packed + (drawn(rng, [b"junk", packed, b"\0" * 999]) if rng.random() < 0.1 else b""))
 
 
