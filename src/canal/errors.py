@@ -6,8 +6,24 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the system's errors that want of room causes."""
 
 
+LONGEST = 2000
+"""Characters of a message: what an input holds may be quoted in it, however long that is."""
+
+
 class CanalError(Exception):
-    """Root of every error a user may meet; the command line prints it without a traceback."""
+    """Root of every error a user may meet; the command line prints it without a traceback.
+
+    Of a message of more than `LONGEST` characters the middle is left out: what was expected stands at its
+    beginning, what to do at its end.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= LONGEST:
+            return text
+        told = f" [... {len(text) - LONGEST:,} characters more ...] "
+        end = LONGEST // 3
+        return text[: LONGEST - end - len(told)] + told + text[-end:]
 
 
 class ConfigError(CanalError):

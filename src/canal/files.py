@@ -240,8 +240,16 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON document in ``path``."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the JSON document in ``path``; raises `ValueError` where it is none, or nested too deep."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the JSON document in ``text``; raises `ValueError` where it is none, or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deep") from error
 
 
 def _flush(path: Path) -> None:

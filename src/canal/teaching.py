@@ -1,6 +1,7 @@
 """From novel to known: a filled-in labelling sheet becomes a file of cells, a source and a stage."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,11 +81,18 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
         source = declare(target, wishes, None, project.layout.root)
         addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
     except BaseException:
-        target.unlink()
+        _take_back(target)
         raise
     if not addition.verdict.passed:
-        target.unlink()
+        _take_back(target)
     return addition
+
+
+def _take_back(target: Path) -> None:
+    """Remove a lesson, and its folder where it was the only one."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):  # others lie in it
+        target.parent.rmdir()
 
 
 def _target(project: Project, name: str) -> Path:
@@ -132,7 +140,7 @@ def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Do
     try:
         seen.check()
     except DataError:
-        target.unlink()
+        _take_back(target)
         raise
     return lesson, about
 

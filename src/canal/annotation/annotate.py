@@ -209,9 +209,10 @@ def annotate_h5ad(
         with open_cells(source) as file:
             clusters = clusters_of_file(file, options.vote)
             query = query_file(file, options.layer, options.gene_column)
+            names = file.obs_names()  # of a copy, too: labels of cells whose names are damaged are no answer
             table, summary = _label(annotator, query, options, on_cells or in_tenths(progress), parts)
             table = voted(table, clusters, annotator, query, options, progress)
-            table.index = file.obs_names() if output.is_table else table.index
+            table.index = names if output.is_table else table.index
         seen.check()
         parts.labelled = True
 

@@ -14,6 +14,7 @@ from canal.data.arrays import ROW
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
 from canal.data.zarr_store import check_link
 from canal.errors import DataError
+from canal.files import regular_file
 
 _LINES = 1 << 20
 _MATRIX, _GENES, _CELLS = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
@@ -200,7 +201,7 @@ def _file(path: Path, names: tuple[str, ...]) -> Path:
         raise DataError(f"{path}: expected one of {', '.join(wanted)} beside the matrix, found none")
     if found.is_symlink():
         check_link(path, path.resolve(), path.resolve() / found.name)
-    return found
+    return regular_file(found)
 
 
 def _rows(path: Path, names: tuple[str, ...]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from canal.digests import canonical_json, json_digest
 from canal.errors import DataError
+from canal.files import parse_json
 
 if TYPE_CHECKING:
     from canal.data.h5ad import H5adFile
@@ -83,9 +84,9 @@ def read_record(file: H5adFile) -> Record:
 def parse_record(text: str) -> Record | str:
     """Return the record that a text is, or what is wrong with it."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         canonical_json(record).encode()  # no NaN, and no half of a character, which nothing could show
-    except (ValueError, RecursionError):
+    except ValueError:
         return "it is not JSON"
     if not isinstance(record, dict) or any(name not in record for name in _NEEDED):
         return f"it lacks some of {', '.join(_NEEDED)}"

@@ -7,7 +7,6 @@ digest stands in every line of the sheet, so a sheet cannot be taken for cells t
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from canal.annotation.novel import Group, Novel, Wishes
 from canal.annotation.spreadsheet import as_text
 from canal.digests import canonical_json, file_digest, json_digest
 from canal.errors import DataError
-from canal.files import new_file
+from canal.files import new_file, read_json
 
 FORMAT = 1
 COLUMNS = (
@@ -29,6 +28,7 @@ COLUMNS = (
 )
 _NEEDED = ("group", "cell_type", "sheet")
 _ID_DIGITS = 16
+_DIGITS = 20
 _BATCHES_TOLD = 5
 
 
@@ -227,7 +227,8 @@ def _lines(sheet: Path) -> list[dict[str, str]]:
 def _about(sheet: Path) -> dict[str, Any]:
     path = cells_file(sheet)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
+        canonical_json(about).encode()  # no NaN, and no half of a character, which have no digest
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; it holds the cells of {sheet.name}, and `canal novel` wrote both: keep "
@@ -267,7 +268,7 @@ def _whole(about: Any) -> bool:
 
 
 def _number(sheet: Path, text: str, known: set[int], seen: set[int]) -> int:
-    number = int(text) if text.strip().isdecimal() else -1
+    number = int(text) if text.strip().isdecimal() and len(text) < _DIGITS else -1
     if number not in known:
         raise DataError(
             f"{sheet}: there is no group {text.strip()[:20]!r}; the groups are 1 to {max(known, default=0)}"

@@ -58,7 +58,7 @@ class H5adFile:
         with reading(self.path, "layers"):
             found = ["X"] if "X" in self._file else []
             found += ["raw"] if self._raw_prefix() else []
-            return found + (sorted(self._file["layers"]) if "layers" in self._file else [])
+            return found + self._layer_names()
 
     def matrix(self, layer: str) -> Matrix:
         """Return the matrix ``layer``, of shape (n_cells, n_genes).
@@ -120,12 +120,19 @@ class H5adFile:
         """Return how raw's members begin: ``raw/`` today, ``raw.`` before 0.7, ``""`` without raw."""
         return next((prefix for prefix in ("raw/", "raw.") if f"{prefix}X" in self._file), "")
 
+    def _layer_names(self) -> list[str]:
+        if "layers" not in self._file:
+            return []
+        if hasattr(self._file["layers"], "dtype"):
+            raise ValueError("expected a group of matrices, found an array")
+        return sorted(self._file["layers"])
+
     def _muon(self) -> str:
         """Return how to take a modality out of a file of MuData; ``""`` for any other."""
         if "mod" not in self._file:
             return ""
         with reading(self.path, "mod"):
-            kinds = sorted(self._file["mod"])
+            kinds = [] if hasattr(self._file["mod"], "dtype") else sorted(self._file["mod"])
         chosen = "rna" if "rna" in kinds or not kinds else kinds[0]
         return (
             f". This is MuData, with the modalities {listed(kinds)}: write the one with expression to its "

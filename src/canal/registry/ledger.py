@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from canal.digests import canonical_json, json_digest
 from canal.errors import LedgerError
-from canal.files import append_line
+from canal.files import append_line, parse_json
 
 FORMAT = 1
 BEGINNING = "0" * 64
@@ -26,21 +26,22 @@ Document = dict[str, Any]
 
 _UNHASHED = ("hash", "signature")
 _FIELDS = {
-    "format",
-    "seq",
-    "time",
-    "kind",
-    "model",
-    "version",
-    "key",
-    "record",
-    "who",
-    "why",
-    "aliases",
-    "details",
-    "previous",
-    "hash",
+    "format": int,
+    "seq": int,
+    "time": str,
+    "kind": str,
+    "model": str,
+    "version": int,
+    "key": str,
+    "record": str,
+    "who": str,
+    "why": str,
+    "aliases": dict,
+    "details": dict,
+    "previous": str,
+    "hash": str,
 }
+"""The fields of an entry; whoever may write the file may give them any value, with a hash that fits."""
 
 Sign = Callable[[str], Mapping[str, str]]
 """Turns a hash into ``{"key": ..., "value": ...}``; see `canal.registry.signing`."""
@@ -288,26 +289,44 @@ def read_entry(line: bytes) -> Entry | str:
 def _parse(line: bytes) -> Document | str:
     """Return the document of a line, or what is wrong with it."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return "not JSON"
     if not isinstance(found, dict):
         return f"expected an object, found {type(found).__name__}"
     if found.get("format") != FORMAT:
-        return f"this canal reads ledger format {FORMAT}, found {found.get('format')!r}"
-    missing = sorted(_FIELDS - found.keys())
-    unknown = sorted(found.keys() - _FIELDS - {"signature"})
+        return f"this canal reads ledger format {FORMAT}, found {_shown(found.get('format'))}"
+    missing = sorted(_FIELDS.keys() - found.keys())
+    unknown = sorted(found.keys() - _FIELDS.keys() - {"signature"})
     if missing or unknown:
         return (
             f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
         )
-    return found
+    wrong = [name for name, shape in _FIELDS.items() if not isinstance(found[name], shape)]
+    if not wrong and not all(one is None or isinstance(one, int) for one in found["aliases"].values()):
+        wrong = ["aliases"]
+    if "signature" in found and not _is_signature(found["signature"]):
+        wrong.append("signature")
+    return f"{', '.join(wrong)}: not what is expected there" if wrong else found
+
+
+def _is_signature(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("key", "value"))
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may quote it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+_LONGEST = 60
 
 
 def _complaints(document: Document, number: int, previous: str) -> list[str]:
     wrong = []
     if document["seq"] != number:
-        wrong.append(f"entry number {document['seq']!r}, expected {number}")
+        wrong.append(f"entry number {_shown(document['seq'])}, expected {number}")
     if document["previous"] != previous:
         wrong.append(
             f"follows {str(document['previous'])[:12]}..., but the entry before is {previous[:12]}..."
