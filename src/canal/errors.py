@@ -5,6 +5,9 @@ import errno
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the system's errors that want of room causes."""
 
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Numbers of the system's errors that want of rights causes."""
+
 
 class CanalError(Exception):
     """Root of every error a user may meet; the command line prints it without a traceback."""
@@ -40,6 +43,10 @@ class HistoryError(CanalError):
 
 class RegistryError(CanalError):
     """The registry does not hold what was asked for, or holds it damaged."""
+
+
+class ReadOnlyError(RegistryError):
+    """Something is to be written where this user, or anybody, may only read."""
 
 
 class LedgerError(RegistryError):
