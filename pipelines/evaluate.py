@@ -16,7 +16,7 @@ def measure(project: Project, logged: StepRun) -> None:
     from canal.model.annotator import Annotator
     from canal.report.collect import draw_figures
 
-    stage = argument("stage")
+    stage = argument("stage", project.config.stages)
     layout, config = project.layout, project.config
     annotator = Annotator.load(layout.model(stage) / "model")
     exam = examination(project, stage)
@@ -43,7 +43,8 @@ def measure(project: Project, logged: StepRun) -> None:
 
 def main() -> None:
     """Restore the measures of a registered version; otherwise measure as an MLflow Project step."""
-    project, stage = Project.open(), argument("stage")
+    project = Project.open()
+    stage = argument("stage", project.config.stages)
     if version := project.learned(stage):
         restore_metrics(project.store, version, project.layout.metrics(stage))
     else:

@@ -17,7 +17,7 @@ def learn(project: Project, logged: StepRun) -> None:
     from canal.lessons import keep_inputs, lesson
     from canal.quality.verdict import require_passing
 
-    stage = argument("stage")
+    stage = argument("stage", project.config.stages)
     config, layout = project.config, project.layout
     require_available(config, stage)
     require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
@@ -37,7 +37,8 @@ def learn(project: Project, logged: StepRun) -> None:
 
 def main() -> None:
     """Restore the stage if it was learned; otherwise learn it as an MLflow Project step."""
-    project, stage = Project.open(), argument("stage")
+    project = Project.open()
+    stage = argument("stage", project.config.stages)
     if version := project.learned(stage):
         restore_model(project.store, version, project.layout.model(stage))
     else:

@@ -45,7 +45,8 @@ def check(project: Project, stage: str) -> None:
 
 def main() -> None:
     """Restore what was found where the stage was learned; otherwise compare."""
-    project, stage = Project.open(), argument("stage")
+    project = Project.open()
+    stage = argument("stage", project.config.stages)
     version = project.learned(stage)
     if version is None or not restored(project, stage, version):
         check(project, stage)

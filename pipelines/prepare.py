@@ -7,8 +7,8 @@ from canal.step import argument, run, say
 
 def main() -> None:
     """Prepare the source named by --source; one that is not available leaves only its summary."""
-    name = argument("source")
     project = Project.open()
+    name = argument("source", project.config.sources)
     source, into = project.config.sources[name], project.layout.prepared(name)
     if not source.available:
         prepare_absent(name, source, into)

@@ -20,7 +20,7 @@ def tune(project: Project, logged: StepRun) -> None:
     """Run the study of the stage named by --stage; its trials become runs below this one."""
     from canal.report.collect import draw_tuning
 
-    stage = argument("stage")
+    stage = argument("stage", project.config.stages)
     logged.params(tuning_of(project, stage).asked() | {"seed": project.config.seed})
 
     def watching(study: "Study") -> "AbstractContextManager[Watch]":
@@ -44,7 +44,9 @@ def tune(project: Project, logged: StepRun) -> None:
 
 def main() -> None:
     """Restore what was chosen where the stage was learned; otherwise tune as an MLflow Project step."""
-    project, stage = Project.open(), argument("stage")
+    project = Project.open()
+    stage = argument("stage", project.config.stages)
+    tuning_of(project, stage)
     if version := project.learned(stage):
         restore_file(project.store, version, TUNED_FILE, project.layout.tuned(stage))
     else:

@@ -12,8 +12,8 @@ from canal.step import argument, run, say
 
 def main() -> None:
     """Judge the stage named by --stage against the panel and the stages before it."""
-    stage = argument("stage")
     project = Project.open()
+    stage = argument("stage", project.config.stages)
     layout, target = project.layout, project.layout.verdict(stage)
     if version := project.learned(stage):
         restore_file(project.store, version, "validation/verdict.json", target)

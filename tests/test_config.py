@@ -259,6 +259,7 @@ def _doubled(first, line, n):
         ("seed: \x00", "no valid YAML"),
         (b"seed: \xff\xfe\xfa", "no valid YAML"),
     ],
+    ids=lambda value: ascii(value)[:40],
 )
 def test_a_text_made_to_fill_the_memory_or_the_stack_is_one_message(tmp_path, text, message):
     path = tmp_path / "params.yaml"

@@ -1,6 +1,7 @@
 """A donor withdraws, a data set is retracted: what is touched, and a way out that leads out."""
 
 import json
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 
@@ -14,7 +15,7 @@ from canal.registry.request import request_digest
 from canal.registry.touches import Chosen
 from canal.stages import parse, with_branch
 from tests.make import make_tuned_document
-from tests.registry.made import two_stages
+from tests.registry.made import FIRST, Made, two_stages
 
 
 @pytest.fixture
@@ -209,3 +210,26 @@ def test_a_stage_that_becomes_the_first_one_adds_no_genes_any_more(made):
     made.set_params(**{name: document[name] for name in ("sources", "stages")})
     config = parse(followed(made, asked(made, "first")))
     assert (list(config.stages), config.stages["second"].panel.grow) == (["second"], 0)
+
+
+def with_reserve(folder):
+    made = Made(folder, {})
+    taught = replace(FIRST, reserve=["B-6"])
+    made.stage("first", made.backbone(taught), taught, ["B", "T"])
+    return made
+
+
+def test_a_cell_in_reserve_asks_for_no_relearning(tmp_path):
+    """Told to exclude it, a person would change what the stage is, and could not go on without relearning."""
+    document = asked(with_reserve(tmp_path / "project"), "first", cell="B-6")
+    assert (document["versions"], document["reserve"]) == ([], 1)
+    assert [step["kind"] for step in document["steps"]] == ["know"]
+    assert "no version has learned from them" in document["steps"][0]["text"]
+
+
+def test_a_cell_in_reserve_of_a_stage_that_is_to_be_learned_again_is_excluded(tmp_path):
+    """The next branch may draw it."""
+    made = with_reserve(tmp_path / "project")
+    made.set_params(stages={"first": {"source": "first", "parent": "backbone", "branch": 2}})
+    steps = asked(made, "first", cell="B-6")["steps"]
+    assert any(step["kind"] == "edit" and '"B-6"' in step["text"] for step in steps)

@@ -1,10 +1,12 @@
 """`make run` around DVC: what is refused before it, what is said after it."""
 
+import json
 import subprocess
 
 import pytest
 
 from canal import pipeline
+from canal.errors import ConfigError
 from canal.startup import run_script
 
 FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
@@ -74,3 +76,35 @@ def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypa
     (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
     assert run_script(["script.py"], str(tmp_path)) == 130
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
+    """The table of what was registered before would be the last thing on the screen."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(pipeline, "refuse_early", lambda: None)
+    monkeypatch.setattr(pipeline, "_run", lambda module, *_: 255 if module == "canal.warm" else 0)
+    assert pipeline.main() == 255
+    assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run did not get through")
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "data.dvc"])
+def test_amid_a_merge_nothing_is_run(monkeypatch, tmp_path, name):
+    from tests.make import make_document
+
+    (tmp_path / "params.yaml").write_text(json.dumps(make_document()))
+    path = tmp_path / name
+    ours = path.read_text() if path.is_file() else "a: 1\n"
+    path.write_text(f"<<<<<<< HEAD\n{ours}\n=======\nb: 2\n>>>>>>> other\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{name} holds two sides of an unsettled merge .* lines 1, "):
+        pipeline.refuse_early()
+
+
+def test_a_project_that_may_only_be_read_is_not_run(monkeypatch, tmp_path):
+    from tests.make import make_document
+
+    (tmp_path / "params.yaml").write_text(json.dumps(make_document()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match="may only be read by this user"):
+        pipeline.refuse_early()

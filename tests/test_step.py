@@ -1,11 +1,13 @@
 """What a step keeps while it trains, and what it leaves."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
 
+from canal.errors import ConfigError
 from canal.layout import Layout
-from canal.step import watch, watch_trials
+from canal.step import argument, run, watch, watch_trials
 from canal.tuning.study import Study
 from tests.make import make_config
 from tests.tuning.make import FakeLearner, fails_on, make_plan
@@ -52,3 +54,43 @@ def test_each_trial_is_told_once_with_the_best_so_far_and_logged(tmp_path, capsy
     with watch_trials(study) as watch:
         study.work(learner, watch)
     assert "trial 6 of 6" in capsys.readouterr().err
+
+
+def test_a_stage_that_params_do_not_have_is_named_with_those_they_have(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["finetune.py", "--stage", "nope"])
+    with pytest.raises(ConfigError, match="no stage 'nope' in params.yaml; there are first, second"):
+        argument("stage", ["first", "second"])
+    assert argument("stage", ["nope"]) == "nope"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "models/x"), "models/x: Permission denied"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a/.b.canal-0123abcd-1-0123abcd"),
+            "a: Read-only",
+        ),
+    ],
+)
+def test_what_the_system_refuses_a_step_is_one_message(error, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def step():
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        run(step)
+    told = capsys.readouterr().err
+    assert told.startswith("canal: cannot ")
+    assert said in told
+
+
+def test_an_error_of_the_system_that_is_nobodys_mistake_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def step():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "models/x")
+
+    with pytest.raises(FileNotFoundError, match="models/x"):
+        run(step)

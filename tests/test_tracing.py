@@ -93,11 +93,14 @@ def test_names_in_titles_are_neither_markup_nor_steer_the_terminal():
         "source": None,
         "cells": 1,
         "same_content": ["\x1b"],
+        "reserve": 1,
         "versions": [],
     }
     Console(file=stream, width=80, force_terminal=True, color_system=None).print(forward_group(document))
     assert "[red]x" in stream.getvalue()
     assert "\x1b[2J" not in stream.getvalue()
+    text = squeezed(stream.getvalue())
+    assert "touched (1 cell): none in reserve: 1 cell beyond split.max_cells_per_type" in text
 
 
 def test_impact_prints_what_is_touched_and_the_way_out(run):
@@ -151,3 +154,28 @@ def test_versions_and_show_say_for_ever_what_was_overridden(tmp_path):
     path = made.project.layout.ledger
     path.write_text(path.read_text().replace("h_score", "ece____"))
     assert isinstance(run("versions").exception, LedgerError)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("file/x.html", "file: File exists"),
+        (".", ": Is a directory"),
+        ("/proc/x.html", "into /proc: No such"),
+    ],
+)
+def test_where_nothing_can_be_written_is_one_message(made, tmp_path, monkeypatch, capsys, target, said):
+    from canal import cli
+
+    def leave(code):
+        raise SystemExit(code)
+
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(cli, "leave", leave)
+    path = str(tmp_path / target)
+    monkeypatch.setattr("sys.argv", ["canal", "lineage", "2", "--html", path, "--root", str(made.root)])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    told = capsys.readouterr().err
+    assert told.startswith("canal: cannot ")
+    assert said in told

@@ -1,5 +1,6 @@
 """`python -m canal.warm`: scripts run in forks as Python would have run them, of the code as it is then."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -166,3 +167,31 @@ def test_no_command_and_an_unknown_one_are_said(place):
     assert (none.returncode, "Example: python -m canal.warm dvc repro" in none.stderr) == (2, True)
     unknown = subprocess.run([*warm, "no-such-command"], capture_output=True, text=True, check=False)
     assert (unknown.returncode, unknown.stderr) == (127, "canal: there is no command 'no-such-command'\n")
+
+
+def test_ctrl_c_while_a_script_waits_for_its_turn_is_no_traceback(place):
+    """The server is amid an import of seconds; the client is gone when it answers."""
+    (place / "src" / f"{LIBRARY}.py").write_text("import time\ntime.sleep(1.5)\n")
+    (place / "first.py").write_text("print('first', flush=True)\n")
+    (place / "second.py").write_text("print('second')\n")
+    process = start(place, "python first.py & sleep 0.3; python second.py; echo $?; wait")
+    assert process.stdout.readline() == "first\n"
+    while not (pids := waiting(place)):
+        time.sleep(0.05)
+    time.sleep(0.2)  # until it asks
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert said.splitlines() == ["130"]
+    assert complained == ""
+
+
+def waiting(place) -> list[int]:
+    """Return the processes that wait for the server in ``place`` to run second.py."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if b"second.py" in words and any(str(place).encode() in word for word in words):
+                found.append(int(entry.parent.name))
+    return found

@@ -7,7 +7,7 @@ import typer
 
 from canal.commands import audit, cells, keys, lineage, promotion, stages, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
-from canal.errors import DISK_FULL, CanalError
+from canal.errors import CanalError
 from canal.messages import tell
 from canal.startup import INTERRUPTED, begin, exit_code, leave
 
@@ -37,9 +37,12 @@ def main() -> NoReturn:
         tell(f"canal: {error}")
         code = 1
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        from canal.files import system_refusal
+
+        said = system_refusal(error)
+        if said is None:
             raise
-        tell(f"canal: {error}: make room, then run this again")
+        tell(f"canal: {said}")
         code = 1
     except KeyboardInterrupt:
         tell("canal: interrupted")

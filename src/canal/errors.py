@@ -5,6 +5,9 @@ import errno
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the system's errors that want of room causes."""
 
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Numbers of the system's errors that want of rights causes."""
+
 
 LONGEST = 2000
 """Characters of a message: what an input holds may be quoted in it, however long that is."""
@@ -56,6 +59,10 @@ class HistoryError(CanalError):
 
 class RegistryError(CanalError):
     """The registry does not hold what was asked for, or holds it damaged."""
+
+
+class ReadOnlyError(RegistryError):
+    """Something is to be written where this user, or anybody, may only read."""
 
 
 class LedgerError(RegistryError):

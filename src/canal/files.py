@@ -1,5 +1,6 @@
 """Writing that is whole or not there: temporary neighbours, then one rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from canal.errors import DataError
+from canal.errors import DISK_FULL, READ_ONLY, DataError
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -64,6 +65,34 @@ def regular_file(path: Path) -> Path:
     if kind:
         raise DataError(f"{path} is {kind}: expected a file")
     return path
+
+
+_UNUSABLE = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ESTALE,
+)
+
+
+def system_refusal(error: OSError) -> str | None:
+    """Return what to tell a person whose system did not let canal read or write; None for any other error.
+
+    Temporary files have names of canal's own making: their folder is named.
+    """
+    if error.errno in DISK_FULL:
+        return f"{error}: make room, then run this again"
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    if path is not None and _TEMPORARY.fullmatch(path.name):
+        if error.filename2 is not None:
+            return f"cannot write {os.fsdecode(error.filename2)}: {error.strerror}"
+        return f"cannot write into {path.parent.absolute()}: {error.strerror}"
+    if error.errno not in (*READ_ONLY, *_UNUSABLE):
+        return None
+    return f"cannot read or write {path or 'a file'}: {error.strerror}"
 
 
 @contextmanager

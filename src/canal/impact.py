@@ -50,6 +50,7 @@ class Impact:
             "cell": self.chosen.cell,
             "cells": len(self.found.cells),
             "same_content": sorted(self.found.same),
+            "reserve": len(self.found.reserve),
             "same_bytes": self.same_bytes,
             "versions": [touch.to_json() for touch in self.touched],
             "aliases": {

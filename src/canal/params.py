@@ -10,6 +10,7 @@ from canal.config import Config
 from canal.errors import ConfigError
 from canal.section import DanglingNameError
 
+_MARKS = ("<<<<<<< ", ">>>>>>> ")
 _LARGEST, _DEEPEST = 200_000, 50
 """Values in a YAML text, aliases written out, and how deep they may lie: params.yaml has hundreds."""
 
@@ -36,10 +37,29 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
         _count(YAML(typ="safe").parse(text), name)
         return YAML(typ="safe").load(text)
     except YAMLError as error:
+        check_merged(text, name)
         raise ConfigError(f"{name} is no valid YAML: {error}") from error
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         # Values that are none of what they look like, as the date 2001-99-99, raise what Python raises.
         raise ConfigError(f"{name} holds a value that cannot be read: {str(error)[:200]}") from error
+
+
+def check_merged(text: str | bytes, name: str) -> None:
+    """Refuse a text in which git left two sides of a merge that a person has to choose from.
+
+    Raises
+    ------
+    ConfigError
+        Naming the lines.
+    """
+    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).splitlines()
+    marked = [str(number) for number, line in enumerate(lines, start=1) if line.startswith(_MARKS)]
+    if marked:
+        raise ConfigError(
+            f"{name} holds two sides of an unsettled merge (git's marks <<<<<<< and >>>>>>> in lines "
+            f"{', '.join(marked[:6])}): keep what is right, take the marks out, then run this again. "
+            f"`git checkout --ours {Path(name).name}` keeps your side alone, `--theirs` the other one"
+        )
 
 
 def _count(events: Iterable[Any], name: str) -> None:

@@ -4,13 +4,14 @@
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from canal.errors import CanalError
+from canal.errors import CanalError, ConfigError
 from canal.messages import tell
 from canal.startup import INTERRUPTED, begin
 
@@ -22,20 +23,24 @@ _NEW = {
 }
 """What of a run belongs into git, and why."""
 
+_STOPPED = "canal: the run did not get through: what stopped it is said above, before the table\n"
+
 
 def main() -> int:
     """Run the pipeline of the project in this folder; return the exit code."""
     begin()
     try:
         refuse_early()
-        code = _run("canal.warm", "python", "-m", "canal.pipeline", "dvc")
-        code = _run("canal.cli", "registry", "sync") or code
+        stopped = _run("canal.warm", "python", "-m", "canal.pipeline", "dvc")
+        code = _run("canal.cli", "registry", "sync") or stopped
     except CanalError as error:
         tell(f"canal: {error}")
         return 1
     except KeyboardInterrupt:
         tell("canal: interrupted; `make run` goes on from what was done")
         return INTERRUPTED
+    if stopped and code == stopped:
+        sys.stderr.write(_STOPPED)
     for line in to_commit(Path.cwd()) if code == 0 else ():
         sys.stdout.write(f"{line}\n")
     return code
@@ -47,12 +52,19 @@ def refuse_early() -> None:
     Raises
     ------
     ConfigError, HistoryError
-        What the first step concerned would say.
+        What the first step concerned would say; or the project may only be read, or is amid a merge.
     """
     from canal.config import BACKBONE
+    from canal.params import check_merged
     from canal.project import Project
 
     project = Project.open()
+    root = project.layout.root
+    if not os.access(root, os.W_OK):
+        raise ConfigError(f"{root} may only be read by this user: `make run` writes there; copy the project")
+    for path in (root / name for name in ("dvc.lock", "data.dvc", "dvc.yaml")):
+        if path.is_file():
+            check_merged(path.read_bytes(), path.name)
     for stage in (BACKBONE, *project.config.stages):
         project.learned(stage)
 

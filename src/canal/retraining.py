@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from canal.config import BACKBONE, Config
+from canal.errors import CanalError
 from canal.project import Project
 from canal.registry.moves import CHAMPION
 from canal.registry.touches import Chosen, Found, Touch
@@ -34,6 +35,8 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     """
     config = project.config
     whole = chosen.batch is None and chosen.cell is None
+    if not whole and not touched and (stages := _settled(project, found)):
+        return [_nothing_learned(stages)]
     out = [stage for stage, one in config.stages.items() if one.source in found.sources] if whole else []
     narrowed = found.same if whole else found.ids
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
@@ -55,6 +58,26 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     steps += _retirements(project, touched)
     steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
     return steps
+
+
+def _settled(project: Project, found: Found) -> list[str]:
+    """Return the stages that draw from the sources, if each is learned as it is asked for; else none.
+
+    One that is still to be learned may yet draw cells that no version has met.
+    """
+    stages = [name for name, one in project.config.stages.items() if one.source in found.sources]
+    try:
+        return stages if all(project.learned(stage) for stage in stages) else []
+    except CanalError:
+        return []
+
+
+def _nothing_learned(stages: Sequence[str]) -> Step:
+    why = (
+        "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for another "
+        f"{stages[0]}; name them there when {' or '.join(stages)} is learned again for another reason"
+    )
+    return Step("know", "no version has learned from them, was judged by them or measured on them", why)
 
 
 def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:

@@ -4,13 +4,14 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.errors import CanalError
+from canal.errors import CanalError, ConfigError
+from canal.files import system_refusal
 from canal.messages import tell, visible
 from canal.startup import INTERRUPTED, begin
 
@@ -25,11 +26,20 @@ if TYPE_CHECKING:
 _PATIENCE_S = 120
 
 
-def argument(name: str) -> str:
-    """Return the value of the one option ``--name`` of this script."""
+def argument(name: str, known: Collection[str]) -> str:
+    """Return the value of the one option ``--name`` of this script.
+
+    Raises
+    ------
+    ConfigError
+        If it is not among ``known``, the names that params.yaml has.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument(f"--{name}", required=True)
-    return str(getattr(parser.parse_args(), name))
+    value = str(getattr(parser.parse_args(), name))
+    if value not in known:
+        raise ConfigError(f"no {name} {value[:80]!r} in params.yaml; there are {', '.join(known) or 'none'}")
+    return value
 
 
 def say(line: str) -> None:
@@ -53,6 +63,14 @@ def run(step: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _bring_back(quietly=True)
         raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        said = system_refusal(error)
+        if said is None:
+            _bring_back()
+            raise
+        say(f"canal: {said}")
+        _bring_back()
+        raise SystemExit(1) from None
     except BaseException:
         _bring_back()
         raise

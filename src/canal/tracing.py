@@ -37,5 +37,6 @@ def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
         "cell": chosen.cell,
         "cells": len(found.cells),
         "same_content": sorted(found.same),
+        "reserve": len(found.reserve),
         "versions": [touch.to_json() for touch in touches(memory, found)],
     }

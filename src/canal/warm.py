@@ -177,7 +177,13 @@ class Server:
             client.close()
             return None
         order, streams = found
-        client.sendall(warm_python.YES)
+        try:
+            client.sendall(warm_python.YES)
+        except OSError:  # interrupted while it waited for its turn
+            for stream in streams:
+                os.close(stream)
+            client.close()
+            return None
         if not self._asked:
             self._asked, self._ahead = True, [*LIBRARIES]
         gc.freeze()  # what is shared with forks is looked at for garbage in none of them

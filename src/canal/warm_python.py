@@ -10,6 +10,9 @@ import signal
 import socket
 import sys
 
+INTERRUPTED = 130
+"""As in `canal.startup`, which is not to be had here."""
+
 YES, NO = b"y", b"n"
 """First byte of an answer. Yes: the script runs, its exit code will follow. No: it needs its own Python."""
 
@@ -50,7 +53,10 @@ def _ended(server: socket.socket) -> int:
 
 def main(place: str, command: list[str]) -> int:
     """Hand a script over and return its exit code, or become the Python that was asked for."""
-    code = hand_over(place, command)
+    try:
+        code = hand_over(place, command)
+    except KeyboardInterrupt:  # before the script began: nothing of it is to be undone
+        return INTERRUPTED
     if code is None:
         os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - that is what it stands for
     return code

@@ -12,6 +12,7 @@ from scipy.sparse import csc_matrix
 from canal.annotation import gathering
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.formats import format_of
+from canal.annotation.outputs import Output
 from canal.data import h5ad_matrices
 from canal.errors import DataError
 from tests.annotation.formats import (
@@ -221,3 +222,13 @@ def test_a_zarr_store_that_lost_a_chunk_is_refused(annotator, adata, tmp_path):
     next(path for path in files if path.name != "zarr.json").unlink()
     with pytest.raises(DataError, match="chunks are not there"):
         label_h5ad(annotator, store)
+
+
+@pytest.mark.parametrize("name", ["labels.tsv", "labels.CSV", "labels.loom", "labels.xlsx"])
+def test_a_copy_in_hdf5_is_not_given_the_name_of_another_format(tmp_path, name):
+    source = tmp_path / "in.h5ad"
+    with h5py.File(source, "w") as file:
+        file.create_group("obs")
+    with pytest.raises(DataError, match=r"is OUT.h5ad; give that, or OUT.csv"):
+        Output.find(source, tmp_path / name, only_obs=False)
+    assert not Output.find(source, tmp_path / "labelled.h5ad", only_obs=False).is_table

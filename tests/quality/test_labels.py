@@ -90,3 +90,9 @@ def test_the_bound_is_a_parameter():
     assert Gate().max_confused == 0.5
     strict = label_rule("pbmc", "first", 0.1)
     assert not check_labels(table(["CD16 Mono"] * 6 + ["CD14 Mono"] * 44), strict, "second").passed
+
+
+def test_labels_of_too_few_cells_are_said_not_to_be_compared(tmp_path):
+    """In the gate, too, whose suite looks at an empty table."""
+    for found in (check_labels(table([]), RULE, "second"), RULE.tell(table([]), table([]))):
+        assert found.found == "no label with 5 cells, so none was compared"

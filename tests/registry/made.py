@@ -60,6 +60,7 @@ class Taught:
     test: Sequence[str] = ()
     bank: Sequence[str] = ()
     probe: Sequence[str] = ()
+    reserve: Sequence[str] = ()
     batches: Mapping[str, str] = field(default_factory=dict)
     like: Mapping[str, str] = field(default_factory=dict)
     recall: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -169,7 +170,7 @@ class Made:
         rows = [
             (f"{source}:{name}", _type(name), taught.batches.get(name, source),
              _content(taught.like.get(name, f"{source}:{name}")), chosen)
-            for chosen in ("train", "validation", "test") for name in getattr(taught, chosen)
+            for chosen in ("train", "validation", "test", "reserve") for name in getattr(taught, chosen)
         ]  # fmt: skip
         table = pd.DataFrame(sorted(rows), columns=list(COLUMNS))
         (folder / "split").mkdir(parents=True)

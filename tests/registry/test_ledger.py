@@ -153,3 +153,13 @@ def test_a_clock_that_was_set_back_does_not_break_the_order(ledger, monkeypatch)
     ledger.append(ledger.next(draft(6)))
     assert [entry.seq for entry in ledger.entries()] == [1, 2, 3, 4, 5, 6]
     assert ledger.head().document["time"].startswith("2001-01-01")
+
+
+def test_an_unsettled_merge_is_told_apart_from_a_change(ledger):
+    text = ledger.path.read_text()
+    ledger.path.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
+    with pytest.raises(LedgerError, match="two sides of an unsettled merge.*checkout --ours ledger.jsonl"):
+        ledger.entries()
+    ledger.path.write_text("nonsense\n" + text)
+    with pytest.raises(LedgerError, match="Bring it back: git checkout -- ledger.jsonl"):
+        ledger.entries()

@@ -8,10 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from canal.digests import canonical_json
+from canal.errors import ReadOnlyError
 from canal.layout import Layout
 from canal.registry.checks.finding import Found
 from canal.registry.checks.register import check_aliases, check_ledger, check_registered, take_snapshot
+from canal.registry.checks.workspace import check_workspace
 from canal.registry.ledger import Ledger, entry_hash
+from tests.make import make_config
 from tests.registry.registered import audited, open_store
 
 
@@ -92,3 +95,41 @@ def test_a_project_that_registered_nothing_holds(tmp_path):
     report = audited(store)
     assert (report.findings, report.versions) == ((), ())
     assert not Layout(tmp_path).ledger.exists()
+
+
+def test_a_project_that_may_only_be_read_is_audited(store, monkeypatch):
+    """As root, who may write anywhere, the lock has to be told so."""
+    import errno
+
+    from filelock import FileLock
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    assert "version 2" in str(audited(store).findings[0])
+    with pytest.raises(ReadOnlyError, match="Permission denied; nothing was changed"), store.lock("registry"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "data.dvc"])
+def test_a_file_of_dvc_that_cannot_be_read_is_found_and_one_that_is_not_there_is_told(tmp_path, name):
+    """Everything held where git had left its marks: nothing had been compared."""
+    layout, config = Layout(tmp_path), make_config()
+
+    def looked():
+        found = Found()
+        check_workspace(layout, config, ["first"], found)
+        return [str(one) for one in found.findings], [str(one) for one in found.notes]
+
+    findings, notes = looked()
+    assert (findings, len(notes)) == ([], 1)
+    for one in ("dvc.lock", "data.dvc"):
+        (tmp_path / one).write_text("stages: {}\n")
+    assert looked() == ([], [])
+    (tmp_path / name).write_text("<<<<<<< HEAD\nstages: {}\n=======\n>>>>>>> other\n")
+    findings, notes = looked()
+    assert notes == []
+    assert findings == [
+        f"workspace: {name} is no YAML that can be read: nothing was compared with it; git checkout -- {name}"
+    ]

@@ -203,3 +203,16 @@ def test_an_empty_registry_knows_nothing(tmp_path):
     assert memory.versions == []
     with pytest.raises(RegistryError, match="there are none yet"):
         find(memory, Chosen(source="first"))
+
+
+def test_a_cell_in_reserve_is_met_by_no_version_unless_another_stage_has_its_content(tmp_path):
+    made = Made(tmp_path / "project", {})
+    taught = replace(FIRST, reserve=["B-6", "B-7"])
+    first = made.stage("first", made.backbone(taught), taught, ["B", "T"])
+    made.stage("second", first, replace(SECOND, like={"Mono-2": "first:B-7"}), ["B", "T", "Mono"])
+    memory = Memory(made.project.store)
+    assert told(memory, cell="first:B-6") == {}
+    assert find(memory, Chosen(cell="first:B-6")).reserve == {"first:B-6"}
+    assert told(memory, cell="first:B-7")["annotator 2"][0] == "learned"
+    assert find(memory, Chosen(cell="first:B-7")).reserve == frozenset()
+    assert find(memory, Chosen(source="first")).reserve == {"first:B-6"}

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from canal.annotation.query import TabledFile
 
 
+_COPIES = (".h5ad", ".h5", ".hdf5", "")
+"""How a labelled copy that is an HDF5 file may end: under .tsv or .loom nobody would look for one."""
+
+
 @dataclass(frozen=True)
 class Output:
     """An output that may be written.
@@ -50,7 +54,7 @@ class Output:
             if suffix not in TABLES:
                 raise DataError(f"{target}: a table of labels alone is {' or '.join(TABLES)}: name it so")
             return cls(source, target, form, is_table=True)
-        if (form == ZARR) != (suffix == ".zarr"):
+        if (form == ZARR) != (suffix == ".zarr") or (form != ZARR and suffix.lower() not in _COPIES):
             wanted = "OUT.zarr" if form == ZARR else "OUT.h5ad"
             raise DataError(
                 f"{target}: the labelled copy of a {form} input is {wanted}; give that, or OUT.csv or "

@@ -28,6 +28,8 @@ CELLS_ASKED = 50
 FEWEST_ASKED = 5
 """A label with fewer cells is not judged."""
 
+_NONE = f"no label with {FEWEST_ASKED} cells, so none was compared"
+
 Ask = Callable[[PreparedCells, Sequence[str]], "pd.DataFrame"]
 """Takes cells and ids of some of them; returns what `compare` does."""
 
@@ -99,8 +101,7 @@ def label_rule(source: str, parent: str, most: float) -> Rule:
 def check_labels(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
     """Return whether ``rule`` holds for the table of `compare`, by Great Expectations."""
     if not len(table):
-        found = f"no label with {FEWEST_ASKED} cells"
-        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=found)
+        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=_NONE)
     return run_suite([rule], {TABLE: table}, title, docs)[0]
 
 
@@ -128,6 +129,8 @@ def read_labels(path: Path) -> dict[str, Any]:
 
 def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
     """Tell how many labels look like another type, and name the pairs, the surest first."""
+    if not len(rows):
+        return telling.Told(_NONE)
     worst = failing.sort_values("share", ascending=False, kind="stable")
     examples = [
         f"{row.name_}: {row.alike:.0f} of {row.cells:.0f} cells look like {row.like}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from canal.config import Config
-from canal.errors import CanalError
+from canal.errors import CanalError, ReadOnlyError
 from canal.layout import Layout
 from canal.registry.checks.cells import check_cells
 from canal.registry.checks.chain import check_chain
@@ -160,6 +160,6 @@ def _snapshot(store: Store, found: Found) -> Snapshot:
 def _still(store: Store) -> Iterator[None]:
     """Hold the registry's lock; a folder that may only be read has nobody who writes."""
     with ExitStack() as stack:
-        with suppress(OSError):
+        with suppress(ReadOnlyError):
             stack.enter_context(store.lock("registry"))
         yield

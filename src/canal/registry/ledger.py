@@ -145,9 +145,16 @@ class Ledger:
         entries, wrong = self.read()
         if wrong:
             shown = "\n  ".join(wrong[:20])
+            name = self.path.name
+            back = f"Bring it back: git checkout -- {name}"
+            if any(line.startswith(b"<<<<<<< ") for line in self._lines()):
+                back = (
+                    "It holds two sides of an unsettled merge, and a ledger is one chain: keep the side that "
+                    f"the registry here was written with, as a rule your own (git checkout --ours {name})"
+                )
             raise LedgerError(
                 f"{self.path} does not hold: it was changed after it was written "
-                f"({len(wrong)} findings)\n  {shown}\nBring it back: git checkout -- {self.path.name}"
+                f"({len(wrong)} findings)\n  {shown}\n{back}"
             )
         return entries
 

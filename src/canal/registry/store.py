@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from canal.config import Registry
-from canal.errors import RegistryError
+from canal.errors import READ_ONLY, ReadOnlyError, RegistryError
 from canal.layout import Layout
 from canal.registry import address
 from canal.registry.database import Database, Row
@@ -157,7 +157,8 @@ class Store:
         Raises
         ------
         RegistryError
-            If it cannot be had: another process holds it for minutes, or the folder is read-only.
+            If it cannot be had: another process holds it for minutes, or the folder is read-only
+            (`ReadOnlyError`).
         """
         from filelock import FileLock
 
@@ -171,9 +172,8 @@ class Store:
                 f"another process has held {lock.lock_file} for {_PATIENCE_S} s: wait for it, or end it"
             ) from error
         except OSError as error:
-            raise RegistryError(
-                f"cannot write {folder}: {error.strerror or error}; nothing was changed"
-            ) from error
+            kind = ReadOnlyError if error.errno in READ_ONLY else RegistryError
+            raise kind(f"cannot write {folder}: {error.strerror or error}; nothing was changed") from error
         try:
             yield
         finally:

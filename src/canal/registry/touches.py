@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from canal.data.h5ad_tables import EXAMPLES, listed
+from canal.data.split import RESERVE
 from canal.errors import RegistryError
 from canal.registry.ancestry import Proven
 from canal.registry.memory import Memory
@@ -52,11 +53,14 @@ class Found:
         Ids of other cells of the same content; they count as well.
     sources : tuple of str
         Sources of the cells that were named.
+    reserve : frozenset of str
+        Those of all these ids whose content every split holds in reserve: no version has met it.
     """
 
     cells: frozenset[str]
     same: frozenset[str]
     sources: tuple[str, ...]
+    reserve: frozenset[str] = frozenset()
 
     @property
     def ids(self) -> frozenset[str]:
@@ -124,7 +128,10 @@ def find(memory: Memory, chosen: Chosen) -> Found:
     named = frozenset(rows["cell_id"])
     alike = frozenset(cells["cell_id"][cells["cell_digest"].isin(set(rows["cell_digest"]))])
     sources = tuple(sorted(set(rows["source"]))) or ((chosen.source,) if chosen.source else ())
-    return Found(named, alike - named, sources)
+    mine = cells[cells["cell_id"].isin(alike | named)]
+    met = set(mine["cell_digest"][mine["set"] != RESERVE])
+    unmet = mine["cell_id"][~mine["cell_digest"].isin(met)]
+    return Found(named, alike - named, sources, frozenset(unmet))
 
 
 def touches(memory: Memory, found: Found) -> list[Touch]:

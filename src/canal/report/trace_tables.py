@@ -37,13 +37,28 @@ def touches_table(title: str, versions: Sequence[Document]) -> "Table":
     return found
 
 
+def _touched(title: str, document: Document) -> list[Any]:
+    """Return the table of versions, or that there are none, and how many cells no version has met."""
+    versions, n = document["versions"], document["reserve"]
+    them = "it" if n == 1 else "them"
+    parts: list[Any] = [touches_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
+    if n:
+        parts.append(
+            text(
+                f"in reserve: {count(n)} beyond split.max_cells_per_type; no version has learned from "
+                f"{them}, and none was judged or measured on {them}"
+            )
+        )
+    return parts
+
+
 def forward_group(document: Document) -> "Group":
     """Return what came of a data set or a cell; see `canal.tracing.forward`."""
     from rich.console import Group
 
     about = document["cell"] or document["source"]
     title = f"Versions that {about} touched ({count(document['cells'])})"
-    return Group(touches_table(title, document["versions"]), *_alike(document))
+    return Group(*_touched(title, document), *_alike(document))
 
 
 def impact_group(document: Document) -> "Group":
@@ -53,7 +68,7 @@ def impact_group(document: Document) -> "Group":
 
     narrowed = [f"{name} {document[name]}" for name in ("batch", "cell") if document[name]]
     about = " of ".join([*narrowed, f"source {document['source']}"])
-    parts: list[Any] = [touches_table(f"{about} touched ({count(document['cells'])})", document["versions"])]
+    parts: list[Any] = _touched(f"{about} touched ({count(document['cells'])})", document)
     parts += _alike(document)
     for name, digest in document["same_bytes"].items():
         parts.append(text(f"{name} is cut from the same file ({digest[:12]}): canal impact {name}", "yellow"))

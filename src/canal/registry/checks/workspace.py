@@ -32,12 +32,17 @@ class Out:
 
 def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
     """Check what the pipeline made for ``stages``: data, cells, splits, verdicts, models, measures."""
-    lock = _read(layout.root / LOCK)
-    if lock is None:
-        found.note("workspace", "dvc", f"{LOCK} is not there or not readable: nothing to compare files with")
+    if not (layout.root / LOCK).is_file():
+        found.note("workspace", "dvc", f"{LOCK} is not there: nothing to compare files with")
+        return
+    lock, data = (_read(layout.root / name) for name in (LOCK, _DATA))
+    if lock is None or data is None:
+        name = LOCK if lock is None else _DATA
+        what = f"{name} is no YAML that can be read: nothing was compared with it; git checkout -- {name}"
+        found.wrong("workspace", "dvc", what)
         return
     try:
-        outs = list(_outs(lock, _read(layout.root / _DATA) or {}, _wanted(config, stages)))
+        outs = list(_outs(lock, data, _wanted(config, stages)))
     except (KeyError, TypeError, AttributeError):
         found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
         return
@@ -74,9 +79,9 @@ def _present(member: Member, layout: Layout) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
-    """Return a YAML mapping; None where there is none that can be read."""
+    """Return a YAML mapping, an empty one where there is no file; None where it cannot be read."""
     try:
-        return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except UnicodeDecodeError:
         return None
 
