@@ -99,18 +99,3 @@ def test_a_version_that_the_own_store_lost_is_not_learned_again(registered, tmp_
 
 def test_a_store_that_is_lost_altogether_is_learned_and_rebuilt(registered, tmp_path):
     assert learned(lost(registered, tmp_path / "project"), make_config(), "second") is None
-
-
-@pytest.mark.parametrize(
-    ("stage", "changed", "said", "unsaid"),
-    [
-        ("first", {"continual": {"distillation": 0.7}}, "stages.NAME.continual", "parent"),
-        ("first", {"split": {"min_cells": 20}}, "cells.split.min_cells: learned with 10", "stages.NAME"),
-        ("second", {"backbone": {"max_epochs": 2}}, "its parent, or an ancestor, is asked for", "request:"),
-    ],
-)
-def test_a_refused_change_names_what_a_person_wrote_and_what_helps(registered, stage, changed, said, unsaid):
-    with pytest.raises(HistoryError, match="the past is not retrained") as refused:
-        learned(open_store(registered), make_config(**changed), stage)
-    assert said in str(refused.value)
-    assert unsaid not in str(refused.value)
