@@ -108,3 +108,29 @@ def test_a_project_that_may_only_be_read_is_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ConfigError, match="may only be read by this user"):
         pipeline.refuse_early()
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [(b"", False), (b'{"a": {"wri', False), (b"\xff", False), (b"{}", True), (None, False)],
+)
+def test_a_list_of_locks_that_ctrl_c_cut_short_is_removed(monkeypatch, tmp_path, content, left):
+    """DVC refused it for ever: "JSON structure is corrupted", and `make run` went on from nothing."""
+    monkeypatch.setattr(pipeline, "_WRITING_S", 0)
+    path = tmp_path / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_bytes(content)
+    pipeline.mend_locks(tmp_path)
+    assert path.exists() == left
+    if left:
+        assert path.read_bytes() == content
+
+
+def test_a_list_of_locks_that_is_being_written_is_left_alone(monkeypatch, tmp_path):
+    path = tmp_path / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{")
+    monkeypatch.setattr("time.sleep", lambda _: path.write_bytes(b"{}"))
+    pipeline.mend_locks(tmp_path)
+    assert path.read_bytes() == b"{}"

@@ -4,7 +4,9 @@ import difflib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from canal.cli import app
 from canal.errors import ConfigError
 from canal.stages import parse, with_branch, with_import, with_stage
 
@@ -147,3 +149,9 @@ def test_an_import_beside_what_it_excludes_is_refused():
 def test_relearning_what_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="no stage 'lung'; there are backbone, pbmc"):
         with_branch(TEXT, "lung")
+
+
+def test_a_file_without_its_units_is_told_what_is_missing(tmp_path):
+    said = CliRunner().invoke(app, ["stage", "add", "x", "--file", "a.h5ad", "--root", str(tmp_path)])
+    assert isinstance(said.exception, ConfigError)
+    assert str(said.exception).endswith("give one of both; --values, the units of a.h5ad, is missing")

@@ -3,11 +3,13 @@
 ``python -m canal.pipeline`` is all of it; with the word ``dvc`` it is `dvc repro` with its errors alone.
 """
 
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,7 @@ _NEW = {
 }
 """What of a run belongs into git, and why."""
 
+_WRITING_S = 0.5
 _STOPPED = "canal: the run did not get through: what stopped it is said above, before the table\n"
 
 
@@ -75,10 +78,30 @@ def reproduce() -> int:
     from dvc.logger import set_loggers_level
     from dvc.ui import ui
 
+    mend_locks(Path.cwd())
     ui.enable = lambda: None
     logging.getLogger("dvc.cli").addFilter(_not_interrupted)
     with set_loggers_level(logging.ERROR):
         return int(dvc(["repro"]))
+
+
+def mend_locks(root: Path) -> None:
+    """Remove DVC's list of who reads and writes what where a kill or Ctrl-C cut it short.
+
+    DVC would refuse it for ever. It says nothing any more, no less than the empty one that DVC then makes.
+    One that DVC is writing at this moment is whole soon.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
+    for pause in (_WRITING_S, 0):
+        try:
+            json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(pause)
+        else:
+            return
+    path.unlink(missing_ok=True)
 
 
 def _not_interrupted(record: logging.LogRecord) -> bool:

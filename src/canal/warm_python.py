@@ -4,14 +4,18 @@ Started by its path, without site-packages, so that it is there in a few hundred
 library alone.
 """
 
-import json
 import os
-import signal
-import socket
 import sys
 
 INTERRUPTED = 130
 """As in `canal.startup`, which is not to be had here."""
+
+try:
+    import json
+    import signal
+    import socket
+except KeyboardInterrupt:  # most of the time before a script begins is spent here
+    sys.exit(INTERRUPTED)
 
 YES, NO = b"y", b"n"
 """First byte of an answer. Yes: the script runs, its exit code will follow. No: it needs its own Python."""
@@ -55,7 +59,7 @@ def main(place: str, command: list[str]) -> int:
     """Hand a script over and return its exit code, or become the Python that was asked for."""
     try:
         code = hand_over(place, command)
-    except KeyboardInterrupt:  # before the script began: nothing of it is to be undone
+    except KeyboardInterrupt:  # before the script began: the next run makes again what DVC had removed
         return INTERRUPTED
     if code is None:
         os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - that is what it stands for

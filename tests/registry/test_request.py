@@ -1,8 +1,15 @@
 """A request changes with what decides the learning, and with nothing else."""
 
+import json
+
+import pytest
+
+from canal.errors import HistoryError
 from canal.params import parse_config
+from canal.registry.history import learned
 from canal.registry.request import changes, differences, request_digest, stage_request
 from tests.make import make_config, make_document, make_tuned_document
+from tests.registry.made import two_stages
 
 
 def with_source(**changes):
@@ -148,3 +155,23 @@ def test_changes_hold_both_values_and_what_was_not_there():
     found = [(one.path, one.before, one.after) for one in changes(before, after)]
     assert found == [("a.c", 2, 3), ("d", [1], "absent"), ("e", "absent", None)]
     assert changes(before, before) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "changed", "said", "unsaid"),
+    [
+        ("first", "continual", {"distillation": 0.7}, "stages.NAME.continual", "parent"),
+        ("second", "split", {"min_cells": 20}, "cells.split.min_cells: learned with 10", "stages.NAME"),
+        ("second", "backbone", {"max_epochs": 2}, "its parent, or an ancestor, is asked for", "request:"),
+    ],
+)
+def test_a_refused_change_names_what_a_person_wrote_and_what_helps(
+    tmp_path, stage, section, changed, said, unsaid
+):
+    made = two_stages(tmp_path / "project")
+    document = json.loads(made.project.layout.params.read_text())
+    document[section] |= changed
+    with pytest.raises(HistoryError, match="the past is not retrained") as refused:
+        learned(made.project.store, parse_config(document), stage)
+    assert said in str(refused.value)
+    assert unsaid not in str(refused.value)

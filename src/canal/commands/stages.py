@@ -99,9 +99,10 @@ def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[s
     from canal.declare import declare, trimmed_labels
 
     if file is None or wishes["values"] is None:
+        missing = "" if file is None else f"; --values, the units of {file}, is missing"
         raise ConfigError(
-            "a stage is made from --file FILE.h5ad --values UNITS, or from --from-novel SHEET.csv: give "
-            "one of both"
+            "a stage is made from --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or from "
+            f"--from-novel SHEET.csv: give one of both{missing}"
         )
     label_map = wishes.pop("label_map")
     declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}

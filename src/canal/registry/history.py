@@ -210,10 +210,16 @@ def _model_name(store: Store, stage: str) -> str:
 
 def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:
     lines = differences(request, read_key(store.artifacts(version))["request"])
+    own = [line for line in lines if not line.startswith("parent.request:")]
+    above = [
+        "its parent, or an ancestor, is asked for with other data or parameters than it was learned with"
+    ]
+    alone = any(line.startswith("continual.") for line in own)
     return (
         f"stage {version.stage!r} was already learned (version {version.number}) from something else, "
         f"and the past is not retrained. What differs:\n  "
-        + "\n  ".join(lines)
-        + f"\nSet it back; or set it for a new stage alone (stages.NAME.continual); or start a new branch "
-        f"of the lineage with `canal stage relearn {version.stage}`."
+        + "\n  ".join(own or above)
+        + "\nSet it back; "
+        + ("or set it for a new stage alone (stages.NAME.continual); " if alone else "")
+        + f"or start a new branch of the lineage with `canal stage relearn {version.stage}`."
     )
