@@ -153,3 +153,33 @@ def test_a_clock_that_was_set_back_does_not_break_the_order(ledger, monkeypatch)
     ledger.append(ledger.next(draft(6)))
     assert [entry.seq for entry in ledger.entries()] == [1, 2, 3, 4, 5, 6]
     assert ledger.head().document["time"].startswith("2001-01-01")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("aliases", 5),
+        ("aliases", {"champion": "1"}),
+        ("version", "one"),
+        ("model", None),
+        ("details", []),
+        ("signature", {"key": 1}),
+    ],
+)
+def test_a_value_of_another_type_is_named_though_the_hash_fits(ledger, field, value):
+    *whole, last = lines(ledger)
+    entry = json.loads(last) | {field: value}
+    entry["hash"] = entry_hash(entry)
+    ledger.path.write_text("".join(whole) + json.dumps(entry) + "\n")
+    with pytest.raises(LedgerError, match=f"line 5: {field}: not what is expected there"):
+        ledger.entries()
+
+
+def test_a_line_that_is_nested_too_deep_or_far_too_long_is_told_in_short(ledger):
+    with ledger.path.open("a") as stream:
+        stream.write("[" * 100_000 + "\n")
+        stream.write(json.dumps(json.loads(lines(ledger)[0]) | {"format": "x" * 50_000}) + "\n")
+    with pytest.raises(LedgerError, match="2 findings") as told:
+        ledger.entries()
+    assert "line 6: not JSON" in str(told.value)
+    assert len(str(told.value)) < 1000
