@@ -276,7 +276,7 @@ def _spoken(annotator: Annotator, command: Command) -> int:
     from canal.messages import tell
 
     try:
-        _run(annotator, command)
+        return _run(annotator, command)
     except CanalError as error:
         tell(f"canal: {error}")
         return REFUSED if len(str(error)) <= LONGEST else LONG
@@ -288,10 +288,9 @@ def _spoken(annotator: Annotator, command: Command) -> int:
     except BaseException:  # noqa: BLE001 - whatever it was, it is told
         traceback.print_exc()
         return CRASHED
-    return ANSWERED
 
 
-def _run(annotator: Annotator, command: Command) -> None:
+def _run(annotator: Annotator, command: Command) -> int:
     """Run a command with a model that needs no training, and a gate that needs no earlier cells."""
     import canal.api
     from canal.cli import app
@@ -301,10 +300,11 @@ def _run(annotator: Annotator, command: Command) -> None:
     Project.candidate = _candidate  # type: ignore[method-assign]
     if command[0] == "import":
         _import(Path(command[1]))
-        return
-    app([*command, "--root", PROJECT], standalone_mode=False)
+        return ANSWERED
+    code = app([*command, "--root", PROJECT], standalone_mode=False)
     if command[0] == "annotate":
         _check_labels(annotator, command)
+    return code or ANSWERED
 
 
 def _candidate(project: Any, stage: str) -> Subject:

@@ -470,8 +470,8 @@ def json_value(document: Any, rng: Rng) -> Any:
     if action == 0:
         del node[key]
     elif action == 1:
-        node[key] = drawn(rng, [one[one_key] for one, one_key in _places(document)])
-        node[key] = json.loads(json.dumps(node[key]))
+        other = drawn(rng, [one[one_key] for one, one_key in _places(document)])
+        node[key] = json.loads(json.dumps(other))
     elif action == 2 and isinstance(node[key], int):
         node[key] = node[key] + drawn(rng, [-1, 1, 10**9, 2**31, 2**63, -(10**12)])
     elif action == 3 and isinstance(node, dict):

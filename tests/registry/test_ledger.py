@@ -183,3 +183,11 @@ def test_a_line_that_is_nested_too_deep_or_far_too_long_is_told_in_short(ledger)
         ledger.entries()
     assert "line 6: not JSON" in str(told.value)
     assert len(str(told.value)) < 1000
+
+
+def test_a_ledger_that_is_another_file_is_not_read_to_its_end(ledger):
+    with ledger.path.open("a") as stream:
+        stream.write("\n" * 300_000)
+    _, wrong = ledger.read()
+    assert wrong[-1] == "line 1007 and those behind it are not looked at: too much does not hold"
+    assert len(wrong) == 1002
