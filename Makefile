@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth chaos help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth chaos fuzz help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -80,6 +80,10 @@ bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data
 chaos:  ## a hundred kills of learning and of promoting, races, full and locked disks: what is left is whole
 	@tools/setup.sh test
 	@python -m tests.faults.chaos --kills 100
+
+fuzz:  ## 1,000 mutated inputs of all kinds: answered rightly or refused by one message (ARGS="--only 417")
+	@tools/setup.sh test
+	@python -m tests.faults.fuzz $(ARGS)
 
 help:  ## show this
 	@grep -E '^[a-z-]+: ' Makefile | sed 's/:.*## /: /'

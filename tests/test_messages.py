@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from canal.errors import LONGEST, CanalError, DataError
 from canal.messages import visible
 
 ROOT = Path(__file__).parents[1]
@@ -61,3 +62,12 @@ def test_lines_end_alike_on_every_system():
     )
     assert asked.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
     assert not [path for path in (ROOT / "src").rglob("*.py") if b"\r\n" in path.read_bytes()]
+
+
+def test_of_a_long_message_the_middle_is_left_out():
+    said = str(DataError(f"cells.h5ad: expected counts, found {'x' * 50_000}: convert them"))
+    assert len(said) <= LONGEST
+    assert said.startswith("cells.h5ad: expected counts, found xxx")
+    assert "characters more" in said
+    assert said.endswith("xxx: convert them")
+    assert str(CanalError("x" * LONGEST)) == "x" * LONGEST

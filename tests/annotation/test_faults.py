@@ -14,6 +14,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
 from canal.errors import CanalError, DataError
 from tests.annotation.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
+from tests.faults.mutations import edit, flip
 from tests.make import gene_names, make_adata, write_adata
 
 
@@ -128,6 +129,16 @@ def test_an_input_that_is_replaced_while_it_is_copied_is_refused(annotator, adat
     assert names(tmp_path) == ["csr.h5ad"]
 
 
+@pytest.mark.parametrize("suffix", [".zarr", ".csv"])
+def test_cells_whose_names_are_damaged_are_not_labelled(annotator, adata, tmp_path, suffix):
+    source = write_zarr3(adata, tmp_path)
+    chunk = next(path for path in (source / "obs" / "_index").rglob("*") if path.name == "0")
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(DataError, match="obs/_index"):
+        annotate_h5ad(annotator, source, tmp_path / f"out{suffix}")
+    assert names(tmp_path) == [source.name]
+
+
 def test_codes_behind_the_last_category_are_refused(annotator, adata, tmp_path):
     adata.var["feature_name"] = pd.Categorical(list(adata.var_names))
     adata.var_names = [f"ENSG{i:011d}" for i in range(30)]
@@ -144,69 +155,6 @@ VARIANTS = 60
 FLIPS = 15
 
 
-def _paths(file):
-    found = []
-    file.visit(found.append)
-    return sorted(found)
-
-
-def _mutate(path, rng):
-    """Change one thing of an HDF5 file: remove, replace, retype, resize, or edit values."""
-    with h5py.File(path, "r+") as file:
-        key = str(rng.choice(_paths(file)))
-        node = file[key]
-        action = int(rng.integers(7))
-        if action == 0:
-            del file[key]
-        elif action == 1 and node.attrs:
-            name = str(rng.choice(sorted(node.attrs)))
-            del node.attrs[name]
-            if rng.random() < 0.7:
-                odd = [b"\xff\xfe", -5, np.nan, "csr_matrix", "nonsense", np.array([3, -1]), np.array([1e30])]
-                node.attrs[name] = odd[int(rng.integers(len(odd)))]
-        elif isinstance(node, h5py.Group):
-            del file[key]
-            file[key] = rng.random(3)
-        else:
-            _edit(file, key, action, rng)
-
-
-def _edit(file, key, action, rng):
-    values = file[key][()]
-    kind = np.asarray(values).dtype.kind
-    if action <= 3 and kind in "iufb" and np.size(values):
-        values = np.array(values)
-        odd = [-1, 0, 2**31 - 1, 99] if kind in "iub" else [np.nan, np.inf, -3.0, 1e38, 0.5]
-        places = rng.integers(values.size, size=3)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values.reshape(-1)[places] = np.array(odd[int(rng.integers(len(odd)))]).astype(values.dtype)
-    elif action == 4 and np.ndim(values):
-        values = values[: len(values) // 2]
-    elif action == 5:
-        text = np.array([b"\xff\x00x"] * max(1, np.size(values)), dtype=object)
-        values = text if np.ndim(values) else b"\xff"
-    else:
-        values = np.zeros((2, 2, 2))
-    attrs = dict(file[key].attrs)
-    del file[key]
-    try:
-        file[key] = values
-    except (TypeError, ValueError):
-        file[key] = np.zeros(1)
-    for name, value in attrs.items():
-        file[key].attrs[name] = value
-
-
-def _flip(path, rng):
-    """Flip a few bytes anywhere, or cut the file short."""
-    data = bytearray(path.read_bytes())
-    if rng.random() < 0.2:
-        data = data[: int(rng.integers(1, len(data)))]
-    for place in rng.integers(len(data), size=int(rng.integers(1, 9))):
-        data[place] ^= int(rng.integers(1, 256))
-    path.write_bytes(bytes(data))
-
-
 def judged(annotator, source, target):
     """Return whether a mutated file was labelled, None where it was refused; all else is an error."""
     try:
@@ -216,7 +164,7 @@ def judged(annotator, source, target):
     return pd.read_csv(target, index_col=0)
 
 
-@pytest.mark.parametrize("mutate", [_mutate, _flip])
+@pytest.mark.parametrize("mutate", [edit, flip])
 @pytest.mark.parametrize("write", [write_csr, write_csc, write_10x_v3, WRITERS[-1]])
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_are_refused_or_labelled(annotator, adata, tmp_path, write, mutate):
@@ -225,7 +173,7 @@ def test_mutated_files_are_refused_or_labelled(annotator, adata, tmp_path, write
     source, target = tmp_path / f"fuzzed{valid.suffix}", tmp_path / "out.csv"
     rng = np.random.default_rng(WRITERS.index(write))
     refused = 0
-    for _ in range(VARIANTS if mutate is _mutate else FLIPS):
+    for _ in range(VARIANTS if mutate is edit else FLIPS):
         shutil.copyfile(valid, source)
         mutate(source, rng)
         found = judged(annotator, source, target)

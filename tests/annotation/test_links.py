@@ -308,6 +308,15 @@ def test_a_link_out_of_a_10x_folder_is_refused(annotator, adata, tmp_path):
         label_h5ad(annotator, folder)
 
 
+@pytest.mark.parametrize("name", ["barcodes.tsv", "genes.tsv", "matrix.mtx"])
+def test_a_pipe_in_a_10x_folder_is_refused(annotator, adata, tmp_path, name):
+    folder = write_mtx(adata, tmp_path)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=f"{name} is a named pipe|neither a zarr store nor a 10x folder"):
+        label_h5ad(annotator, folder)
+
+
 def test_a_pipe_or_device_is_no_file(annotator, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5ad")
     for path, what in ((tmp_path / "pipe.h5ad", "named pipe"), (Path("/dev/zero"), "device")):

@@ -270,6 +270,21 @@ def test_a_sheet_that_does_not_hold_is_refused(sheet, tmp_path):
         read_sheet(tmp_path / "other.csv")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": "\\ud800"}', '{"a": NaN}'])
+def test_cells_beside_a_sheet_that_are_no_document_are_refused(sheet, text):
+    fill(sheet, g1="Mast")
+    cells_file(sheet).write_text(text)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_sheet(sheet)
+
+
+def test_a_group_of_thousands_of_digits_is_none(sheet):
+    fill(sheet, g1="Mast")
+    sheet.write_text(sheet.read_text().replace("\n1,", "\n" + "9" * 5000 + ",", 1))
+    with pytest.raises(DataError, match="there is no group '99999"):
+        read_sheet(sheet)
+
+
 def test_the_lesson_holds_the_named_cells_with_the_counts_that_were_labelled(
     annotator, given, file, novel, sheet, tmp_path
 ):

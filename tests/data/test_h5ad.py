@@ -215,3 +215,13 @@ def test_unsorted_and_repeated_entries_come_out_canonical(tmp_path, adata):
         block = file.matrix("X").rows(0, 5)
     assert block.has_canonical_format
     assert block[0, 9] >= 5
+
+
+@pytest.mark.parametrize("key", ["layers", "mod"])
+def test_an_array_where_a_group_of_matrices_is_expected(tmp_path, adata, key):
+    path = write_adata(adata, tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        file.pop(key, None)
+        file[key] = np.zeros(3)
+    with open_h5ad(path) as file, pytest.raises(DataError, match="expected a group|no matrix 'counts'"):
+        file.matrix("counts")

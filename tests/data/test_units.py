@@ -120,3 +120,25 @@ def test_noise_and_corrected_values_prove_nothing(counts):
 def test_an_empty_matrix_and_the_words_for_logarithms():
     assert judge_values(csr_matrix((5, 9), dtype=np.float32)).kind == "zeros"
     assert named((E, 2.0)) == "the natural logarithm of the logarithm to base 2"
+
+
+def test_whole_numbers_of_which_none_is_zero_had_something_added():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.5, size=(20, 600)).astype(np.float32)
+    assert judge_values(csr_matrix(counts)).kind == "counts"
+    finding = judge_values(csr_matrix(counts + 1))
+    assert finding.kind == "binary"
+    assert finding.told == "all are whole numbers and none is 0 (was 1 added to each of them?)"
+    assert judge_values(csr_matrix(counts[:, :400] + 1)).kind == "counts"  # a panel of genes that all express
+
+
+def test_counts_of_which_a_few_are_no_whole_numbers_are_no_logarithms():
+    """2^x - 1 of whole numbers are whole numbers, too."""
+    counts = csr_matrix(np.random.default_rng(0).poisson(1.0, size=(20, 600)).astype(np.float64))
+    counts.data[5] += 0.3
+    finding = judge_values(counts)
+    assert (finding.kind, finding.logs) == ("mixed", ())
+    assert finding.told.startswith("1 of ")
+    logs = counts.copy()
+    logs.data = np.log2(1 + np.rint(counts.data))
+    assert judge_values(logs).kind == "log_of_counts"

@@ -196,7 +196,8 @@ def parcel(path: Path, rng: Rng) -> None:
     changed = path.with_name("changed.zip")
 
     def change(members: Any) -> Any:
-        chosen = [number for number, (info, _) in enumerate(members) if info.filename.endswith((".json", ".jsonl", ".csv"))]  # fmt: skip
+        texts = (".json", ".jsonl", ".csv")
+        chosen = [number for number, (info, _) in enumerate(members) if info.filename.endswith(texts)]
         number = drawn(rng, chosen)
         info, content = members[number]
         try:
@@ -208,7 +209,9 @@ def parcel(path: Path, rng: Rng) -> None:
         if number == 0:
             return members
         digest = sha256(content).hexdigest()
-        return with_listing(members, lambda files: files.update({info.filename: Content(len(content), digest)}))
+        return with_listing(
+            members, lambda files: files.update({info.filename: Content(len(content), digest)})
+        )
 
     remade(path, changed, change)
     changed.replace(path)
@@ -233,7 +236,11 @@ _LABELLED = (
     ("explain", IN, "-o", f"{OUT}/genes.csv"),
 )
 _RICH = (
-    *(_annotate("--layer", "counts", target="out.h5ad"), _annotate("--use-raw"), _annotate(target="out.h5ad")),
+    *(
+        _annotate("--layer", "counts", target="out.h5ad"),
+        _annotate("--use-raw"),
+        _annotate(target="out.h5ad"),
+    ),
     *(_STAGE, (*_STAGE, "--layer", "counts"), ("validate", IN, "--stage", "second")),
 )
 _TABLE = {
@@ -241,7 +248,13 @@ _TABLE = {
     "old": _annotate("--aliases", "cells/old.tsv"),
     "mouse": _annotate("--species", "mouse", "--orthologs", "cells/mouse.csv"),
 }
-_PROJECT = (("versions",), ("show", "2"), ("lineage", "2"), ("stage", "relearn", "second"), ("impact", "first"))
+_PROJECT = (
+    ("versions",),
+    ("show", "2"),
+    ("lineage", "2"),
+    ("stage", "relearn", "second"),
+    ("impact", "first"),
+)
 _LEDGER = (
     *(("ledger",), ("audit",), ("lineage", "2"), ("versions",), ("show", "1")),
     ("rollback", "--by", "A", "--why", "b"),
@@ -263,8 +276,12 @@ KINDS = (
     Kind("h5ad, labelled", 4, _cells_of("labelled.h5ad"), mutations.hdf5, _LABELLED),
     Kind("h5ad, raw and layers", 4, _cells_of("rich.h5ad"), mutations.hdf5, _RICH),
     Kind("zarr 2", 4, _cells_of("two.zarr"), _zarr, (*_READ, _annotate(target="out.zarr"))),
-    Kind("zarr 3", 4, _cells_of("three.zarr", "labelled.zarr"), _zarr, (*_READ, _annotate(target="out.zarr"))),
-    Kind("10x .h5", 4, _cells_of("v3.h5", "v2.h5"), mutations.hdf5, (*_READ[1:], _annotate(target="out.h5ad"))),
+    Kind(
+        "zarr 3", 4, _cells_of("three.zarr", "labelled.zarr"), _zarr, (*_READ, _annotate(target="out.zarr"))
+    ),
+    Kind(
+        "10x .h5", 4, _cells_of("v3.h5", "v2.h5"), mutations.hdf5, (*_READ[1:], _annotate(target="out.h5ad"))
+    ),
     Kind("10x folder", 6, _cells_of("mtx", "mtx_gz"), _mtx, (*_READ[1:], _annotate(target="out.h5ad"))),
     Kind("loom", 3, _cells_of("cells.loom"), mutations.hdf5, (*_READ[1:], _annotate(target="out.h5ad"))),
     Kind("label sheet", 3, _cells_of("sheet.csv"), sheet, (("stage", "add", "fresh", "--from-novel", IN),)),

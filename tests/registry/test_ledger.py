@@ -163,3 +163,41 @@ def test_an_unsettled_merge_is_told_apart_from_a_change(ledger):
     ledger.path.write_text("nonsense\n" + text)
     with pytest.raises(LedgerError, match="Bring it back: git checkout -- ledger.jsonl"):
         ledger.entries()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("aliases", 5),
+        ("aliases", {"champion": "1"}),
+        ("version", "one"),
+        ("model", None),
+        ("details", []),
+        ("signature", {"key": 1}),
+    ],
+)
+def test_a_value_of_another_type_is_named_though_the_hash_fits(ledger, field, value):
+    *whole, last = lines(ledger)
+    entry = json.loads(last) | {field: value}
+    entry["hash"] = entry_hash(entry)
+    ledger.path.write_text("".join(whole) + json.dumps(entry) + "\n")
+    with pytest.raises(LedgerError, match=f"line 5: {field}: not what is expected there"):
+        ledger.entries()
+
+
+def test_a_line_that_is_nested_too_deep_or_far_too_long_is_told_in_short(ledger):
+    with ledger.path.open("a") as stream:
+        stream.write("[" * 100_000 + "\n")
+        stream.write(json.dumps(json.loads(lines(ledger)[0]) | {"format": "x" * 50_000}) + "\n")
+    with pytest.raises(LedgerError, match="2 findings") as told:
+        ledger.entries()
+    assert "line 6: not JSON" in str(told.value)
+    assert len(str(told.value)) < 1000
+
+
+def test_a_ledger_that_is_another_file_is_not_read_to_its_end(ledger):
+    with ledger.path.open("a") as stream:
+        stream.write("\n" * 300_000)
+    _, wrong = ledger.read()
+    assert wrong[-1] == "line 1007 and those behind it are not looked at: too much does not hold"
+    assert len(wrong) == 1002

@@ -61,10 +61,11 @@ class Finding:
     Attributes
     ----------
     kind
-        ``counts``; ``binary`` (one value only); ``log_of_counts`` (whole numbers once ``logs`` are undone);
-        ``one_depth`` (every cell sums to ``depth`` then); ``depths`` (each sample's cells do, to a depth of
-        their own); ``multiples`` (of a cell's smallest value, and at most 10,000 in all); ``beyond``
-        (likewise, but more than 10,000); ``mixed`` (cells differ in what they are); ``zeros``; ``unproven``.
+        ``counts``; ``binary`` (one value only, or whole numbers of which none is 0); ``log_of_counts``
+        (whole numbers once ``logs`` are undone); ``one_depth`` (every cell sums to ``depth`` then);
+        ``depths`` (each sample's cells do, to a depth of their own); ``multiples`` (of a cell's smallest
+        value, and at most 10,000 in all); ``beyond`` (likewise, but more than 10,000); ``mixed`` (cells
+        differ in what they are); ``zeros``; ``unproven``.
     logs
         The logarithms that were taken.
     depth
@@ -226,15 +227,21 @@ def _whole(cells: _Cells) -> Finding | None:
     data, n_telling = cells.sample.data, int(cells.telling.sum())
     if np.ptp(data) == 0 and n_telling >= _ENOUGH:
         return cells.finding("binary", (), f"every value other than 0 is {data[0]:g}")
-    if (data == np.rint(data)).all():
-        return cells.finding("counts", (), "all are whole numbers")
+    off = int((data != np.rint(data)).sum())
+    if not off:
+        return _counts(cells)
     if n_telling < _ENOUGH:
         return None
+    plain = float(cells.whole(()).mean())
     for logs in (*_KNOWN, *_OTHER):
         share = float(cells.whole(logs).mean())
-        if share >= 1 - _PART / 2:
+        # 2^x - 1 of whole numbers are whole numbers, too.
+        if share >= 1 - _PART / 2 and share > plain:
             told = f"all are whole numbers once {named(logs)} is undone"
             return cells.finding("log_of_counts", logs, told)
+    if plain >= 1 - _PART / 2:
+        told = f"{off:,} of {data.size:,} values are no whole numbers, the others are"
+        return cells.finding("mixed", (), told)
     for logs in ((), *_KNOWN):
         whole = cells.whole(logs)
         if whole.mean() >= _PART and whole.sum() >= _ENOUGH:
@@ -242,6 +249,15 @@ def _whole(cells: _Cells) -> Finding | None:
             told = f"{int(whole.sum())} of {n_telling} cells hold whole numbers{undone}, the others do not"
             return cells.finding("mixed", logs, told)
     return None
+
+
+def _counts(cells: _Cells) -> Finding:
+    """Tell counts by whole numbers, unless something was added to all: no cell has all of many genes."""
+    if cells.sample.nnz == np.prod(cells.sample.shape) and cells.sample.shape[1] >= _DENSE_GENES:
+        least = float(cells.sample.data.min())
+        told = f"all are whole numbers and none is 0 (was {least:g} added to each of them?)"
+        return cells.finding("binary", (), told)
+    return cells.finding("counts", (), "all are whole numbers")
 
 
 def _shared_depth(cells: _Cells) -> Finding | None:
