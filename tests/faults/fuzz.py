@@ -93,7 +93,6 @@ def main() -> None:
                 sys.stdout.write(
                     f"{trial.outcome} {trial.wrong}\n{trial.said if arguments.only else trial.said[-900:]}\n"
                 )
-                sys.stdout.flush()
     sys.stdout.write(table(found))
     sys.exit(any(trial.wrong for trial in found))
 
