@@ -93,7 +93,6 @@ def main() -> None:
                 sys.stdout.write(
                     f"{trial.outcome} {trial.wrong}\n{trial.said if arguments.only else trial.said[-900:]}\n"
                 )
-                sys.stdout.flush()
     sys.stdout.write(table(found))
     sys.exit(any(trial.wrong for trial in found))
 
@@ -254,8 +253,7 @@ def _performed(annotator: Annotator, command: Command, folder: Path) -> int:
     os.setsid()
     os.chdir(folder)
     for number, name in ((1, "printed"), (2, "said")):
-        with Path(name).open("w") as stream:
-            os.dup2(stream.fileno(), number)
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), number)
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
     os.environ["HOME"] = str(folder / "tmp")
     faulthandler.dump_traceback_later(WAIT - 5)
@@ -264,10 +262,10 @@ def _performed(annotator: Annotator, command: Command, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    code = _spoken(annotator, command)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    try:
+        return _spoken(annotator, command)
+    finally:
+        sys.stdout.flush()
 
 
 def _spoken(annotator: Annotator, command: Command) -> int:
@@ -311,9 +309,8 @@ def _candidate(project: Any, stage: str) -> Subject:
     from canal.quality.subject import Subject
 
     name = project.config.stages[stage].source
-    source = project.config.sources[name]
-    raw = project.layout.root / (source.path or "")
-    return Subject(stage, name, source, raw, list(GENES), earlier={}, chunk_cells=50)
+    raw = project.layout.root / (project.config.sources[name].path or "")
+    return Subject(stage, name, project.config.sources[name], raw, list(GENES), earlier={}, chunk_cells=50)
 
 
 def _import(path: Path) -> None:
@@ -328,12 +325,10 @@ def _import(path: Path) -> None:
 def _check_labels(annotator: Annotator, command: Command) -> None:
     """Raise unless the labels that were written are whole, and those of the cells as anndata reads them."""
     found = _labels(Path(command[command.index("-o") + 1]))
-    strange = set(found["canal_best_type"].astype(str)) - set(annotator.labels)
     numbers = found[["canal_confidence", "canal_novelty"]].to_numpy(dtype=np.float64)
-    if strange or not np.isfinite(numbers).all():
-        _otherwise(f"{len(strange)} strange types, or numbers that are none")
-    wanted = _as_anndata_reads(annotator, command)
-    if wanted is None:
+    if set(found["canal_best_type"].astype(str)) - set(annotator.labels) or not np.isfinite(numbers).all():
+        _otherwise("strange types, or numbers that are none")
+    if (wanted := _as_anndata_reads(annotator, command)) is None:
         return
     if len(wanted) != len(found):
         _otherwise(f"{len(found)} cells are labelled, and anndata reads {len(wanted)}")
@@ -384,10 +379,9 @@ def _as_anndata_reads(annotator: Annotator, command: Command) -> pd.DataFrame | 
         part: Any = cells.raw if "--use-raw" in command else cells
         matrix = csr_matrix(part.layers["counts"] if "counts" in command and "--layer" in command else part.X)
         matrix.check_format(full_check=True)
-        plain = anndata.AnnData(matrix, obs=cells.obs[[]], var=part.var)
+        plain = anndata.AnnData(matrix, obs=cells.obs, var=part.var)
         values = "counts" if "--values" in command else "auto"
         vote = command[command.index("--vote") + 1] if "--vote" in command else None
-        plain.obs = cells.obs
         return annotate_adata(annotator, plain, Options(values=values, force="--force" in command, vote=vote))
     except Exception:  # noqa: BLE001 - anndata raises anything
         return None
