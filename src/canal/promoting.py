@@ -54,14 +54,18 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     Raises
     ------
     RegistryError
-        If there is no such ready version, it was retired, or it is the champion already.
+        If there is no such ready version, it was retired, or it is the champion already; or if this user may
+        only read here.
     PolicyError
         If an override names no rule.
     """
     from canal.registry.audit import audit
 
     store = project.store
-    refuse_behind(store, ledger_of(store))  # before minutes are spent on judging
+    # Before minutes are spent on judging: who is behind, or may only read here, cannot promote.
+    refuse_behind(store, ledger_of(store))
+    with store.lock("registry"):
+        pass
     version = store.serving(wanted)
     champion = promotion.holder(store, CHAMPION)
     promotion.require_other(version, champion)
