@@ -17,6 +17,9 @@ def main() -> None:
     settings = PrepareSettings(project.config.min_genes(name), project.config.prepare.chunk_cells)
     prepared = prepare(project.layout.source(name) / "cells.h5ad", name, source, settings, into)
     say(f"{name}: {prepared.n_cells} cells x {prepared.n_genes} genes")
+    if blank := prepared.repairs.get("labels_with_blanks"):
+        names = ", ".join(map(repr, blank["examples"]))
+        say(f"{name}: blanks at the ends of {blank['n']} labels were left out, such as {names}")
 
 
 if __name__ == "__main__":

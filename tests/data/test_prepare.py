@@ -87,6 +87,26 @@ def test_the_size_of_chunks_changes_no_cell(tmp_path, adata):
     assert (small.X != large.X).nnz == 0
 
 
+def test_blanks_at_the_ends_of_labels_go_where_the_map_has_the_label_without(tmp_path, adata):
+    labels = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    labels[:3] = [f"{label} " for label in labels[:3]]
+    adata.obs["cell_type"] = labels
+    result, cells = prepared(tmp_path, adata, label_map={"B": "B cell", "NK": "NK"})
+    assert set(cells.obs["cell_type_original"]) == {"B", "NK"}
+    assert set(cells.obs["cell_type"]) == {"B cell", "NK"}
+    told = sorted({label for label in labels if label.endswith(" ")})
+    assert result.repairs["labels_with_blanks"] == {"n": len(told), "examples": told}
+
+
+@pytest.mark.parametrize("label_map", [None, {"B": "B", "NK": "NK", "B ": "B", "NK ": "NK"}])
+def test_labels_with_blanks_that_may_have_been_learned_stay(tmp_path, adata, label_map):
+    labels = [f"{label} " for label in adata.obs["cell_type"].astype(str)]
+    adata.obs["cell_type"] = labels
+    result, cells = prepared(tmp_path, adata, label_map=label_map)
+    assert list(cells.obs["cell_type_original"]) == labels
+    assert "labels_with_blanks" not in result.repairs
+
+
 def test_labels_are_mapped_dropped_or_left_to_the_gate(tmp_path, adata):
     adata.obs["cell_type"] = pd.Categorical((["B", "NK", "odd", "gone"] * 6)[:20] + [None])
     result, cells = prepared(tmp_path, adata, label_map={"B": "B cell", "NK": "NK", "gone": None})

@@ -21,7 +21,8 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
     """Return a table of the cells that the declaration keeps, and what was repaired or left out.
 
     The table's columns are row (position in the file), cell_id, cell_type, cell_type_original, batch and
-    source. Labels outside the map stay as they are and null labels are ``""``: the gate judges both.
+    source. Blanks at the ends of a label are left out where the map has the label without them; other labels
+    outside the map stay as they are and null labels are ``""``: the gate judges both.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
 
     names = file.obs_names()
     unique, repeated = unique_names(names)
-    original = file.obs_column(source.label)
+    original, stripped = _stripped(file.obs_column(source.label), source.label_map)
     batch, unnamed = _batches(file, name, source)
     table = pd.DataFrame(
         {
@@ -47,6 +48,8 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
     kept, repairs = _kept(file, names, table, source)
     if repeated:
         repairs["duplicated_cell_ids"] = {"n": len(repeated), "examples": repeated[:EXAMPLES]}
+    if stripped:
+        repairs["labels_with_blanks"] = {"n": len(stripped), "examples": stripped[:EXAMPLES]}
     if unnamed:
         repairs["cells_without_batch"] = {"n": unnamed, "done": f"batch set to {name}"}
     return table[kept].reset_index(drop=True), repairs
@@ -71,6 +74,17 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
         unique.append(candidate)
     counts = {name for name, extra in seen.items() if extra}
     return unique, sorted(counts)
+
+
+def _stripped(labels: pd.Series, label_map: dict[str, str | None] | None) -> tuple[pd.Series, list[str]]:
+    """Return labels as the map spells them, and those that had blanks at their ends.
+
+    A label that the map has as it is, and every label without a map, stays: it may have been learned so.
+    """
+    known = label_map or {}
+    blank = {label: label.strip() for label in labels.unique() if label not in known}
+    blank = {label: plain for label, plain in blank.items() if label != plain and plain in known}
+    return (labels.replace(blank) if blank else labels), sorted(blank)
 
 
 def _mapped(labels: pd.Series, label_map: dict[str, str | None] | None) -> pd.Series:
