@@ -42,7 +42,7 @@ def test_a_note_of_something_else_is_found(loaded, text):
     assert "registered_model_meta lies there" in found
 
 
-@pytest.mark.parametrize("damage", ["other code", "no source", "no code", "link"])
+@pytest.mark.parametrize("damage", ["other code", "no source", "no code", "made up", "link"])
 def test_compiled_code_that_is_not_that_of_the_version_is_found(loaded, tmp_path, damage):
     store, folder = loaded
     compiled = next(folder.glob("code/canal_*/__pycache__/errors.*.pyc"))
@@ -54,6 +54,8 @@ def test_compiled_code_that_is_not_that_of_the_version_is_found(loaded, tmp_path
         compiled.rename(compiled.with_name(compiled.name.replace("errors", "secret")))
     elif damage == "no code":
         compiled.write_bytes(compiled.read_bytes()[:30])
+    elif damage == "made up":
+        compiled.write_bytes(compiled.read_bytes()[:16] + b"[\xff\xff\xff\x7f" * 3)
     else:
         compiled.rename(tmp_path / "moved.pyc")
         compiled.symlink_to(tmp_path / "moved.pyc")
