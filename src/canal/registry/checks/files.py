@@ -30,7 +30,7 @@ if content[:len(MAGIC_NUMBER)] != MAGIC_NUMBER:
 wanted = compile(source.read_bytes(), str(source), "exec", dont_inherit=True, optimize=0)
 sys.exit(marshal.loads(content[16:]) != wanted)
 """
-"""Compares a file that Python compiled (16 bytes of header, then the code) with its source; nothing is run."""
+"""Compares a file that Python compiled (16 bytes of header, then code) with its source; nothing is run."""
 
 
 def read_manifest_key(
