@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from canal.lessons import LABELS_FILE, ask_parent
 from canal.project import Project
+from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
 from canal.registry.history import require_available, restore_file
 from canal.registry.key import read_key
 from canal.step import argument, run, say
@@ -12,21 +13,20 @@ if TYPE_CHECKING:
     from canal.registry.store import Version
 
 
-def restored(project: Project, stage: str, version: "Version") -> bool:
-    """Put back what was found when ``stage`` was learned; versions of before this check hold nothing."""
-    if LABELS_FILE not in read_key(project.store.artifacts(version))["files"]:
-        return False
-    restore_file(project.store, version, LABELS_FILE, project.layout.labels(stage))
-    return True
+def restore(project: Project, stage: str, version: "Version") -> None:
+    """Put back what was found when ``stage`` was learned: nothing for versions from before this check."""
+    target = project.layout.labels(stage)
+    if LABELS_FILE in read_key(project.store.artifacts(version))["files"]:
+        restore_file(project.store, version, LABELS_FILE, target)
+    else:
+        write_labels(target, stage, project.config.stages[stage].parent, 0, None)
 
 
 def check(project: Project, stage: str) -> None:
     """Ask the parent's model about training and validation cells; nothing is asked of a backbone."""
-    from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
-
     config, target = project.config, project.layout.labels(stage)
     parent, ask = config.stages[stage].parent, ask_parent(project, stage)
-    if ask is None or project.learned(stage):
+    if ask is None:
         write_labels(target, stage, parent, 0, None)
         return
     require_available(config, stage)
@@ -47,8 +47,9 @@ def main() -> None:
     """Restore what was found where the stage was learned; otherwise compare."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
-    version = project.learned(stage)
-    if version is None or not restored(project, stage, version):
+    if version := project.learned(stage):
+        restore(project, stage, version)
+    else:
         check(project, stage)
 
 

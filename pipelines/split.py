@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from canal.data.split import RESERVE, SETS, read_split, split_stage, write_split
+from canal.data.split import read_split, sets_told, split_stage, write_split
 from canal.files import new_folder
 from canal.project import Project
 from canal.registry.history import require_available, restore_file
@@ -23,8 +23,7 @@ def divide(project: Project, stage: str, into: Path) -> None:
     split = split_stage(project.prepared(stage).obs, config.split, config.seed, grouped, tables)
     write_split(target, stage, split, config.split, earlier)
     counts = split["set"].value_counts()
-    words = [*SETS, *([RESERVE] if RESERVE in counts else [])]
-    say(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in words))
+    say(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in sets_told(counts)))
 
 
 def main() -> None:

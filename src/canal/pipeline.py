@@ -26,7 +26,7 @@ _NEW = {
 """What of a run belongs into git, and why."""
 
 _WRITING_S = 0.5
-_STOPPED = "canal: the run did not get through: what stopped it is said above, before the table\n"
+_STOPPED = "canal: the run did not get through: what stopped it is said above, before the table"
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
         tell("canal: interrupted; `make run` goes on from what was done")
         return INTERRUPTED
     if stopped and code == stopped:
-        sys.stderr.write(_STOPPED)
+        tell(_STOPPED)
     for line in to_commit(Path.cwd()) if code == 0 else ():
         sys.stdout.write(f"{line}\n")
     return code

@@ -3,6 +3,7 @@
 import pytest
 
 from canal.model.novelty import NoveltyRule
+from tests.make import gene_names, make_adata
 from tests.model.make import make_annotator, make_expression
 
 
@@ -11,6 +12,14 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def adata():
+    """Cells with the model's twenty genes and ten others, fresh for each file of tests."""
+    cells = make_adata({"B": 12, "NK": 9}, n_genes=30)
+    cells.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(10))]
+    return cells
 
 
 @pytest.fixture(scope="session")

@@ -29,13 +29,6 @@ from tests.make import gene_names, make_adata, source_of, write_adata
 
 
 @pytest.fixture(scope="module")
-def adata():
-    cells = make_adata({"B": 12, "NK": 9}, n_genes=30)
-    cells.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(10))]
-    return cells
-
-
-@pytest.fixture(scope="module")
 def labelled(annotator, adata, tmp_path_factory):
     """What annotation writes, so that every command reads it."""
     folder = tmp_path_factory.mktemp("labelled")

@@ -16,16 +16,9 @@ import canal
 from canal.annotation.annotate import annotate_adata, label_h5ad
 from canal.errors import CanalError, DataError
 from tests.annotation.formats import write_csr, write_dense, write_mtx, write_mtx_gz, write_zarr2, write_zarr3
-from tests.make import gene_names, make_adata, write_adata
+from tests.make import write_adata
 
 LABEL = "canal_cell_type"
-
-
-@pytest.fixture(scope="module")
-def adata():
-    cells = make_adata({"B": 12, "NK": 9}, n_genes=30)
-    cells.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(10))]
-    return cells
 
 
 @pytest.fixture(scope="module")

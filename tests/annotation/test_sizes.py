@@ -22,17 +22,10 @@ from tests.annotation.formats import (
     write_zarr2,
     write_zarr3,
 )
-from tests.make import gene_names, make_adata, write_adata
+from tests.make import write_adata
 
 BILLION = 10**9
 FULL = "the memory"
-
-
-@pytest.fixture(scope="module")
-def adata():
-    cells = make_adata({"B": 12, "NK": 9}, n_genes=30)
-    cells.var_names = [*gene_names(20), *(f"OTHER{i}" for i in range(10))]
-    return cells
 
 
 def empty(file, key, size, dtype, **layout):

@@ -25,7 +25,7 @@ from canal.annotation.naming import Naming, doubt, rename
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
 from canal.annotation.parts import Parts, parts_folder, weights_digest
-from canal.annotation.query import Query, check_adata, query_adata, query_file
+from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import make_record
 from canal.annotation.telling import OnCells, in_tenths
@@ -259,9 +259,8 @@ def annotate_adata(
         As `annotate_h5ad`.
     """
     options = options or Options()
-    check_adata(adata)
-    clusters = clusters_of_adata(adata, options.vote)
     query = query_adata(adata, options.layer, options.gene_column)
+    clusters = clusters_of_adata(adata, options.vote)
     table, summary = _label(annotator, query, options, in_tenths(progress))
     table = voted(table, clusters, annotator, query, options, progress)
     for text in summary.warnings:

@@ -11,9 +11,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.data.expression import to_expression
-from canal.data.units import MAX_TOTAL, TELLING_GENES
+from canal.data.units import BASES, MAX_TOTAL, TELLING_GENES
 from canal.errors import DataError
-from canal.quality.values import BASES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from canal.config import Values
 from canal.data.h5ad_matrices import ByEntries
 from canal.data.h5ad_tables import listed
 from canal.data.units import (
-    BINARY,
+    BASES,
     MAX_TOTAL,
     NATURAL,
     PER_TEN_THOUSAND,
@@ -25,7 +25,6 @@ from canal.data.units import (
     undo,
 )
 from canal.errors import DataError
-from canal.quality.values import BASES
 
 Wish = Literal["auto", "counts", "log1p_10k", "log2p_10k"]
 AUTO = "auto"
@@ -36,7 +35,7 @@ _OFF = 0.05
 _NEAR = 0.02
 """How far a value may lie from a whole number where all are whole once a logarithm is undone."""
 _LARGEST_TOLD = 1e12
-_LOGS: dict[Values, Logs] = {"log1p_10k": NATURAL, "log2p_10k": BINARY}
+_LOGS: dict[Values, Logs] = {values: (base,) for values, base in BASES.items()}
 _PLAIN = {logs: values for values, logs in _LOGS.items()}
 
 

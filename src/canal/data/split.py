@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,11 @@ def write_split(
         "moved": int(split["cell_digest"].isin(known).sum()),
     }
     write_json(path.with_suffix(".json"), summary)
+
+
+def sets_told(present: Container[str]) -> tuple[str, ...]:
+    """Return the sets that a person is told of: `SETS`, and `RESERVE` where ``present`` holds it."""
+    return _WORDS if RESERVE in present else SETS
 
 
 def read_split(path: Path) -> pd.DataFrame:

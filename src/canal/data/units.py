@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
+
+if TYPE_CHECKING:
+    from canal.config import Values
 
 PER_TEN_THOUSAND = 1e4
 MAX_TOTAL = 1.01 * PER_TEN_THOUSAND
@@ -22,6 +25,9 @@ Logs = tuple[float, ...]
 
 NATURAL: Logs = (float(np.e),)
 BINARY: Logs = (2.0,)
+BASES: dict[Values, float] = {"log1p_10k": NATURAL[0], "log2p_10k": BINARY[0]}
+"""The base of the logarithm in each declared unit that has one."""
+
 _KNOWN = (NATURAL, BINARY)
 _OTHER = ((10.0,), NATURAL * 2, NATURAL + BINARY, BINARY + NATURAL, BINARY * 2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.quality.values import BASES
+from canal.data.units import BASES
 
 if TYPE_CHECKING:
     from canal.quality.evidence import Evidence

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.data.units import (
+    BASES,
     MAX_TOTAL,
     PER_TEN_THOUSAND,
     TELLING_GENES,
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from canal.config import Values
-
-BASES: dict[Values, float] = {"log1p_10k": float(np.e), "log2p_10k": 2.0}
 
 _FITS = 0.9
 

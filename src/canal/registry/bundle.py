@@ -22,7 +22,7 @@ _IMPORT = re.compile(r"^(\s*(?:from|import) )canal(?=[.\s])", re.MULTILINE)
 
 _SHIPPED = (
     *("errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
-    *("data/expression.py", "data/units.py", "quality/__init__.py", "quality/values.py"),
+    *("data/expression.py", "data/units.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
     "annotation/service.py",
 )

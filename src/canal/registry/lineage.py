@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from canal.data.split import RESERVE, SETS
+from canal.data.split import sets_told
 from canal.digests import json_digest
 from canal.files import read_json
 from canal.registry.ancestry import Proven, ancestry
@@ -216,7 +216,7 @@ def _split(one: Proven) -> Node:
     digest, facts = one.key["split"], {}
     if _SPLIT in one.files:
         counts = read_json(one.folder / _SPLIT)["counts"].values()
-        words = [*SETS, *([RESERVE] if any(RESERVE in sets for sets in counts) else [])]
+        words = sets_told(set().union(*counts))
         facts = {name: sum(sets[name] for sets in counts) for name in words}
     label = f"split of {one.key['data']['source']}"
     return Node(f"split:{digest}", "split", label, {**facts, "sha256": digest})

@@ -11,6 +11,7 @@ from canal.data.h5ad import open_h5ad
 from canal.digests import file_digest
 from canal.files import read_json
 from canal.layout import Layout
+from canal.quality.labels import read_labels
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
@@ -96,10 +97,10 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
 def _verdict(layout: Layout, stage: str) -> Document | None:
     """Return what the gate said, the comparison of labels with the parent's answers among its rules."""
     verdict: Document | None = _optional_json(layout.verdict(stage))
-    labels = _optional_json(layout.labels(stage))
-    if verdict is None or not labels or labels["rule"] is None:
+    if verdict is None or not layout.labels(stage).is_file():
         return verdict
-    return {**verdict, "rules": [*verdict["rules"], labels["rule"]]}
+    rule = read_labels(layout.labels(stage))["rule"]
+    return verdict if rule is None else {**verdict, "rules": [*verdict["rules"], rule]}
 
 
 def _optional_json(path: Path) -> Any:

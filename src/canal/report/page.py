@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.data.split import RESERVE, SETS
+from canal.data.split import sets_told
 from canal.files import new_file
 from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
@@ -130,10 +130,9 @@ def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] 
     return {"digest": digest, "name": named_by_key.get(digest, ancestors[-1] if ancestors else "backbone")}
 
 
-def _sets(stages: Sequence[StageReport]) -> list[str]:
-    """Return the sets that cells were divided into; cells in reserve are told where there are any."""
-    held = any(RESERVE in sets for stage in stages for sets in stage.cells.values())
-    return [*SETS, *([RESERVE] if held else [])]
+def _sets(stages: Sequence[StageReport]) -> tuple[str, ...]:
+    """Return the sets that cells were divided into."""
+    return sets_told({name for stage in stages for sets in stage.cells.values() for name in sets})
 
 
 def _cells_table(
