@@ -10,7 +10,7 @@ from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import write_key
 from canal.registry.tracking import StepRun
-from canal.step import project_step, run, watch
+from canal.step import project_step, run, say, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
@@ -27,17 +27,22 @@ def learn(project: Project, logged: StepRun) -> None:
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
     logged.params(config.backbone.model_dump())
-    if imported is None:
+    if not config.trains_network:
+        say("backbone: sums need none; the panel alone is kept")
+    elif imported is None:
         with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
             backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
+    parent = imported.key if imported is not None and config.trains_network else None
     with new_folder(layout.model(BACKBONE)) as folder:
-        if imported is None:
+        if not config.trains_network:
+            write_json(folder / "history.json", {"method": "exact", "epochs": []})
+        elif imported is None:
             backbone.save(folder / "model")
             write_json(folder / "history.json", history)
         else:
             adopt(project, imported, folder)
         shutil.copyfile(layout.panel, folder / "panel.json")
-        write_key(folder, stage_facts(layout, config, BACKBONE), None if imported is None else imported.key)
+        write_key(folder, stage_facts(layout, config, BACKBONE), parent)
     logged.artifacts(layout.model(BACKBONE), "backbone")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from canal.annotation.telling import OnCells
     from canal.importing import Imported, PublishedFiles
     from canal.layout import Layout
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator, Effort
     from canal.quality.verdict import Verdict
     from canal.registry.ledger import Sign
     from canal.registry.rebuild import Rebuilt
@@ -153,13 +153,19 @@ def serving_version(project: Project, model: str | None) -> "Version":
     return (champions or ready)[-1]
 
 
-def load_annotator(project: Project, version: "Version") -> "Annotator":
-    """Return a version's annotator after its files are checked against its key."""
-    from canal.model.annotator import Annotator
+def load_annotator(project: Project, version: "Version", effort: "Effort" = "full") -> "CellAnnotator":
+    """Return a version's annotator after its files are checked against its key.
+
+    Raises
+    ------
+    ModelError
+        If the fast answer is asked of a version without sums.
+    """
+    from canal.model.load import load_model
     from canal.registry.history import verified
 
     folder, _ = verified(project.store, version)
-    return Annotator.load(folder / "model")
+    return load_model(folder / "model", effort)
 
 
 def validate(file: Path, stage: str | None, root: Path | None = None) -> "Verdict":

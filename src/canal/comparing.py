@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 _PREDICTIONS = "metrics/predictions.csv"
 
@@ -110,15 +110,15 @@ def _on_file(
     return found
 
 
-def _annotator(project: Project, version: Version) -> "Annotator":
-    from canal.model.annotator import Annotator
+def _annotator(project: Project, version: Version) -> "CellAnnotator":
+    from canal.model.load import load_model
 
     folder, _ = verified(project.store, version)
-    return Annotator.load(folder / "model")
+    return load_model(folder / "model")
 
 
 def _said(
-    annotator: "Annotator", ids: tuple[str, ...], truth: tuple[str, ...], expression: "np.ndarray"
+    annotator: "CellAnnotator", ids: tuple[str, ...], truth: tuple[str, ...], expression: "np.ndarray"
 ) -> "pd.DataFrame":
     import pandas as pd
 

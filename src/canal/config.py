@@ -181,9 +181,16 @@ class Backbone(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
 
 
-class Continual(Section):
-    """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults)."""
+Method = Literal["published", "exact", "combined"]
 
+
+class Continual(Section):
+    """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults).
+
+    ``method`` is who learns: ``published`` the network of bbae047, ``exact`` sums alone, ``combined`` both.
+    """
+
+    method: Method = "published"
     distillation: float = Field(default=PUBLISHED_DISTILLATION, ge=0)
     bank_size: int = Field(default=PUBLISHED_BANK_SIZE, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -201,11 +208,27 @@ class Continual(Section):
 class ContinualOverride(Section):
     """What one stage sets differently from ``continual``."""
 
+    method: Method | None = None
     distillation: float | None = Field(default=None, ge=0)
     bank_size: int | None = Field(default=None, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     max_epochs: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
+
+
+class Memory(Section):
+    """What the exact memory adds up, and how its sums are solved; `canal.memory` says what each one does.
+
+    ``size`` is the number of features where they are ``relu``. Sums by batch, too, are kept where they take
+    at most ``batch_mb`` megabytes.
+    """
+
+    features: Literal["genes", "relu"] = "genes"
+    size: int = Field(default=1000, ge=1, le=4000)
+    shrinkage: float = Field(default=0.1, ge=0, le=1)
+    centroid_shrinkage: float = Field(default=0.0, ge=0, le=1)
+    stage_power: float = Field(default=1.0, ge=0, le=1)
+    batch_mb: float = Field(default=64.0, ge=0)
 
 
 class Bank(Section):
@@ -217,7 +240,7 @@ class Bank(Section):
 class Probe(Section):
     """How many validation cells of each stage are kept to watch forgetting; never trained on."""
 
-    max_cells: int = Field(default=200, ge=1)
+    max_cells: int = Field(default=200, ge=0)
 
 
 class Novelty(Section):
@@ -306,6 +329,7 @@ class Config(Section):
     panel: Panel
     backbone: Backbone = Backbone()
     continual: Continual = Continual()
+    memory: Memory = Memory()
     bank: Bank = Bank()
     probe: Probe = Probe()
     novelty: Novelty = Novelty()
@@ -324,6 +348,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_references(self)
+        _check_methods(self)
         check_groups(self)
         return self
 
@@ -331,6 +356,11 @@ class Config(Section):
         """Return ``continual`` with what ``stage`` sets differently."""
         override = self.stages[stage].continual.model_dump(exclude_none=True)
         return self.continual.model_copy(update=override)
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether a backbone is pretrained: not where the first stage, and so all, learn by sums alone."""
+        return self.learning(self.root_stage).method != "exact"
 
     def study(self, stage: str) -> Tuning | None:
         """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
@@ -391,6 +421,21 @@ def _check_references(config: Config) -> None:
     if config.backbone.imported is not None and contrary:
         message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
         raise DanglingNameError("backbone.imported", message)
+
+
+def _check_methods(config: Config) -> None:
+    """Raise where a network is to go on from a stage that has none, or an exact stage is to be tuned."""
+    methods = {name: config.learning(name).method for name in config.stages}
+    for name, stage in config.stages.items():
+        path = f"stages.{name}.continual.method"
+        if methods[name] == "exact" and name in config.finetune.tuned:
+            message = (
+                "lambda and L are of the network, and an exact stage has none: move it to finetune.fixed"
+            )
+            raise DanglingNameError(f"finetune.tuned.{name}", message)
+        if methods[name] != "exact" and methods.get(stage.parent) == "exact":
+            message = f"{methods[name]} needs the network of its parent {stage.parent}, which is exact"
+            raise DanglingNameError(path, f"{message}: make this stage exact, too, or its parent combined")
 
 
 def _check_ontology(config: Config) -> None:

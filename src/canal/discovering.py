@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from canal.annotation.labelled import Labelled
     from canal.annotation.novel import Novel, Wishes
     from canal.annotation.records import Record
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator, Effort
     from canal.registry.store import Version
 
 Notice = Callable[[str], None]
@@ -90,7 +90,7 @@ def explain(
 
 
 @contextmanager
-def opened(file: Path, project: Project) -> "Iterator[tuple[Labelled, Annotator]]":
+def opened(file: Path, project: Project) -> "Iterator[tuple[Labelled, CellAnnotator]]":
     """Open a labelled file together with the version that labelled it, checked against its key.
 
     Raises
@@ -104,7 +104,8 @@ def opened(file: Path, project: Project) -> "Iterator[tuple[Labelled, Annotator]
     from canal.api import load_annotator
 
     with open_labelled(file) as labelled:
-        yield labelled, load_annotator(project, version_of(file, labelled.record, project))
+        effort: Effort = "fast" if labelled.record.get("options", {}).get("effort") == "fast" else "full"
+        yield labelled, load_annotator(project, version_of(file, labelled.record, project), effort)
 
 
 def version_of(file: Path, record: "Record", project: Project) -> "Version":

@@ -49,6 +49,10 @@ class ModelError(CanalError):
     """A stored model is incomplete, damaged, or of a format this canal does not know."""
 
 
+class SumsError(CanalError):
+    """Sums of the exact memory cannot be made, put together, or read."""
+
+
 class TrainingError(CanalError):
     """A stage cannot be learned from what it was given."""
 

@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from canal.config import BACKBONE
-from canal.files import read_json
+from canal.digests import canonical_json, file_digest
+from canal.files import parse_json, read_json
 from canal.project import Project
 
 LABELS_FILE = "validation/labels.json"
@@ -17,13 +19,16 @@ LABELS_FILE = "validation/labels.json"
 if TYPE_CHECKING:
     import pandas as pd
 
+    from canal.continual.cells import LabelledCells
     from canal.continual.evaluation import Examination
     from canal.continual.fit import Hooks
     from canal.continual.lesson import Lesson
     from canal.continual.pretraining import Corpus
+    from canal.continual.remembering import StageSums
     from canal.continual.shadow import ShadowCells
     from canal.continual.stage import Past
     from canal.data.prepared import PreparedCells
+    from canal.memory.sums import Sums
     from canal.quality.labels import Ask
 
 
@@ -107,12 +112,107 @@ def lesson(
     return task, past
 
 
+@dataclass(frozen=True, eq=False)
+class ExactLesson:
+    """What a stage is learned from by sums alone.
+
+    ``labels`` and ``genes`` are those that the stage ends with, ``past`` the parent's probe, ``sums`` those
+    of all stages, its own among them, and ``batches`` its own by batch.
+    """
+
+    labels: tuple[str, ...]
+    genes: tuple[str, ...]
+    validation: "LabelledCells"
+    past: "Past"
+    sums: "StageSums"
+    batches: "Sums | None"
+
+
+def exact_lesson(project: Project, stage: str) -> ExactLesson:
+    """Return what ``stage`` is learned from by sums; of the past it needs the parent's model folder alone."""
+    from canal.continual.stage import Past
+    from canal.model.annotator import GENES, LABELS
+    from canal.model.storage import read_names
+
+    config, name = project.config, project.config.stages[stage].parent
+    folder, no_labels = project.layout.model(name), tuple[str, ...]()
+    if name == BACKBONE:
+        genes, old = tuple(project.panel), no_labels
+        past = Past.none(len(genes))
+    else:
+        own = read_names(folder / "model", GENES)
+        genes, old = _grown_panel(project, stage, own), read_names(folder / "model", LABELS)
+        past = Past.load(folder, own, config).widened(len(genes))
+    sums, batches = stage_sums(project, stage, genes, parent_sums(project, stage))
+    new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
+    validation = project.cells(stage, "validation", genes)
+    return ExactLesson((*old, *new), genes, validation, past, sums, batches)
+
+
+def stage_sums(
+    project: Project, stage: str, genes: "tuple[str, ...]", parent: "StageSums | None"
+) -> "tuple[StageSums, Sums | None]":
+    """Return the sums of a lineage with those of ``stage`` added, and the stage's own by batch.
+
+    Added are all training cells of its split, those in reserve, too. The cells are read in chunks.
+
+    Parameters
+    ----------
+    genes
+        The panel that the stage is learned with.
+    parent
+        The sums of the stages before; None where they begin here, with a basis that this stage's training
+        cells are the first to see.
+    """
+    from canal.continual.remembering import StageSums
+    from canal.memory.basis import choose_basis
+    from canal.memory.sums import Adder
+
+    memory, split = project.config.memory, project.split(stage)
+    cells = project.prepared(stage)
+    if parent is None:
+        train = list(split["cell_id"][split["set"] == "train"])
+        shown = cells.expression(train, genes)
+        seen = {stage: file_digest(project.layout.split(stage))}
+        parent = StageSums(
+            choose_basis(genes, memory.features, memory.size, shown, seen, project.config.seed)
+        )
+    learned = split[split["set"].isin(("train", "reserve"))].set_index("cell_id")
+    names = [
+        canonical_json([batch, name])
+        for batch, name in zip(learned["batch"], learned["cell_type"], strict=True)
+    ]
+    by_batch = _fits(parent.basis.size, len(set(names)), memory.batch_mb)
+    adder = Adder(parent.basis)
+    types = dict(zip(learned.index, names if by_batch else learned["cell_type"], strict=True))
+    for ids, expression in cells.chunks(list(learned.index), parent.basis.genes):
+        adder.add(expression, [types[one] for one in ids])
+    batches = adder.sums()
+    own = batches.renamed({name: parse_json(name)[1] for name in batches.types}) if by_batch else batches
+    return parent.plus(stage, own), batches if by_batch else None
+
+
+def parent_sums(project: Project, stage: str) -> "StageSums | None":
+    """Return the sums that a stage's parent keeps; None where it keeps none."""
+    from canal.continual.remembering import StageSums
+
+    name = project.config.stages[stage].parent
+    if name == BACKBONE:
+        return None
+    return StageSums.load(project.layout.model(name), (*project.config.ancestors(stage),))
+
+
+def _fits(size: int, rows: int, most_mb: float) -> bool:
+    """Whether sums of so many features and rows take at most so many megabytes."""
+    return rows * size * (size + 3) * 4 <= most_mb * 1e6
+
+
 def examination(project: Project, stage: str) -> "Examination":
     """Return what a stage's model is measured on: test cells of every stage so far, and all probes."""
     from canal.continual.evaluation import EVALUATION, Examination
     from canal.continual.probe import Probe
     from canal.continual.stage import PROBE
-    from canal.model.annotator import Annotator
+    from canal.model.load import load_model
 
     config, layout, genes = project.config, project.layout, _panel_of(project, stage)
     parent = config.stages[stage].parent
@@ -124,7 +224,7 @@ def examination(project: Project, stage: str) -> "Examination":
         },
         earlier=earlier,
         probe=Probe.load(layout.model(stage) / PROBE, genes).cells,
-        parent=None if parent == BACKBONE else Annotator.load(layout.model(parent) / "model"),
+        parent=None if parent == BACKBONE else load_model(layout.model(parent) / "model"),
     )
 
 
@@ -134,12 +234,36 @@ def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCe
     from canal.continual.shadow import ShadowCells
     from canal.tuning.document import TUNED_FILE, settings_of
 
+    if project.config.learning(stage).method == "exact":
+        return _exact_shadow_cells(project, stage, exam)
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
     task, _ = lesson(project, stage, settings.bank_size, _panel_of(project, stage))
     nothing = LabelledCells.empty(len(task.genes))
     return ShadowCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
         known=LabelledCells.concatenate([task.validation, task.probe]),
+        test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
+    )
+
+
+def _exact_shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCells":
+    """Return as `shadow_cells` does for a stage of sums, which keep what they learned from themselves."""
+    from canal.continual.cells import LabelledCells
+    from canal.continual.shadow import ShadowCells
+    from canal.continual.stage import Past
+    from canal.model.annotator import GENES
+    from canal.model.storage import read_names
+
+    genes, parent = _panel_of(project, stage), project.config.stages[stage].parent
+    nothing = LabelledCells.empty(len(genes))
+    probe = nothing
+    if parent != BACKBONE:
+        folder = project.layout.model(parent)
+        own = read_names(folder / "model", GENES)
+        probe = Past.load(folder, own, project.config).widened(len(genes)).probe.cells
+    return ShadowCells(
+        train=LabelledCells.concatenate([project.cells(stage, "train", genes), probe]),
+        known=LabelledCells.concatenate([project.cells(stage, "validation", genes), probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
 
@@ -155,10 +279,10 @@ def ask_parent(project: Project, stage: str) -> "Ask | None":
         return None
 
     def ask(prepared: "PreparedCells", cell_ids: "Sequence[str]") -> "pd.DataFrame":
-        from canal.model.annotator import Annotator
+        from canal.model.load import load_model
         from canal.quality.labels import compare
 
-        annotator = Annotator.load(folder)
+        annotator = load_model(folder)
         found = annotator.predict(prepared.expression(cell_ids, annotator.genes))
         obs = prepared.obs.loc[list(cell_ids)]
         answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]

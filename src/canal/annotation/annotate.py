@@ -24,7 +24,7 @@ from canal.annotation.lost import lost_weight, told
 from canal.annotation.naming import Naming, doubt, rename
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
-from canal.annotation.parts import Parts, parts_folder, weights_digest
+from canal.annotation.parts import Parts, parts_folder
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import make_record
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.model.annotator import Annotator
     from canal.model.compute import Precision
+    from canal.model.load import CellAnnotator, Effort
 
 Progress = Callable[[str], None]
 
@@ -85,6 +85,8 @@ class Options:
         auto, cpu or cuda.
     dtype : str
         float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
+    effort : str
+        full, or fast: how the annotator was loaded; see `canal.model.load.load_model`.
     model_name : dict
         What the model is, JSON values; written into the output.
     origin : dict
@@ -105,6 +107,7 @@ class Options:
     resume: bool = False
     device: str = "auto"
     dtype: Precision = "float32"
+    effort: Effort = "full"
     model_name: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -162,7 +165,7 @@ class Summary:
 
 
 def annotate_h5ad(
-    annotator: Annotator,
+    annotator: CellAnnotator,
     source: Path,
     target: Path,
     options: Options | None = None,
@@ -228,7 +231,7 @@ def annotate_h5ad(
 
 
 def label_h5ad(
-    annotator: Annotator, source: Path, options: Options | None = None, progress: Progress = _silent
+    annotator: CellAnnotator, source: Path, options: Options | None = None, progress: Progress = _silent
 ) -> pd.DataFrame:
     """Return the columns that `annotate_h5ad` adds, indexed by the file's cell names; nothing is written.
 
@@ -246,7 +249,7 @@ def label_h5ad(
 
 
 def annotate_adata(
-    annotator: Annotator, adata: AnnData, options: Options | None = None, progress: Progress = _silent
+    annotator: CellAnnotator, adata: AnnData, options: Options | None = None, progress: Progress = _silent
 ) -> pd.DataFrame:
     """Return the columns that `annotate_h5ad` adds, one row a cell of an AnnData, which is not changed.
 
@@ -271,7 +274,7 @@ def annotate_adata(
 
 
 def _label(
-    annotator: Annotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
+    annotator: CellAnnotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
     from canal.model.compute import find_device, precision
@@ -284,7 +287,7 @@ def _label(
             raise DataError(f"{error}; {unclear}") from error
         raise
     device = find_device(options.device)
-    annotator.network.to(device)
+    annotator.on(device)
     asked = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
@@ -304,7 +307,11 @@ def _label(
 
 
 def _summary(
-    annotator: Annotator, table: pd.DataFrame, reading: Reading, renamed: Mapping[str, Any], detected: bool
+    annotator: CellAnnotator,
+    table: pd.DataFrame,
+    reading: Reading,
+    renamed: Mapping[str, Any],
+    detected: bool,
 ) -> Summary:
     counts = Counter(table[TYPE].astype(str))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -318,15 +325,13 @@ def _summary(
     return Summary(len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost)
 
 
-def _record(annotator: Annotator, options: Options, summary: Summary) -> dict[str, Any]:
-    rule = annotator.novelty
+def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
     return make_record(
         {
             **options.origin,
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
-            "novelty": None if rule is None else rule.to_json(),
-            "temperature": annotator.temperature,
+            **annotator.about(),
             "options": _asked(options),
             **summary.to_json(),
             **({"vote": options.vote} if options.vote else {}),
@@ -342,15 +347,15 @@ def _asked(options: Options) -> dict[str, Any]:
         "gene_column": options.gene_column,
         "min_coverage": options.min_coverage,
         "dtype": options.dtype,
+        **({"effort": options.effort} if options.effort != "full" else {}),
         **({"force": True} if options.force else {}),
         **({"probabilities": True} if options.probabilities else {}),
         **options.naming.to_json(),
     }
 
 
-def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str, Any]:
+def _job(annotator: CellAnnotator, seen: Fingerprint, options: Options) -> dict[str, Any]:
     """Return all that decides the answers: input, model and options."""
-    rule = annotator.novelty
     return {
         "canal": __version__,
         "input": [list(file) for file in seen.files],
@@ -358,9 +363,6 @@ def _job(annotator: Annotator, seen: Fingerprint, options: Options) -> dict[str,
         "model": dict(options.model_name),
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
-        "novelty": None if rule is None else rule.to_json(),
-        "temperature": annotator.temperature,
-        "weights": weights_digest(annotator.network.state_dict()),
-        "places": None if annotator.places is None else weights_digest(annotator.places.tensors()),
+        "answers": annotator.digest(),
         "options": _asked(options),
     }

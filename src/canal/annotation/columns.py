@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.model.annotator import Prediction
+    from canal.memory.answer import Prediction
 
 TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
 CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"

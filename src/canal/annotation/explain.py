@@ -18,7 +18,7 @@ from canal.errors import DataError
 from canal.files import new_file
 
 if TYPE_CHECKING:
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 _COLUMNS = ("cell_type", "n_cells", "rank", "gene", "attribution", "expressed")
 
@@ -78,7 +78,7 @@ class Asked:
 
 
 def explain(
-    annotator: Annotator, labelled: Labelled, asked: Asked, notice: Callable[[str], None]
+    annotator: CellAnnotator, labelled: Labelled, asked: Asked, notice: Callable[[str], None]
 ) -> list[Explanation]:
     """Return for each type in a labelled file the genes that carry it; see `canal.model.attribution`.
 
@@ -146,7 +146,7 @@ def _drawn(labelled: Labelled, labels: Sequence[str], asked: Asked) -> dict[str,
     return found
 
 
-def _explained(annotator: Annotator, name: str, expression: np.ndarray, top: int) -> Explanation:
+def _explained(annotator: CellAnnotator, name: str, expression: np.ndarray, top: int) -> Explanation:
     from canal.model.attribution import attributions
 
     types = np.full(len(expression), annotator.labels.index(name), dtype=np.int64)

@@ -22,7 +22,7 @@ from canal.data.h5ad import H5adFile
 from canal.errors import DataError
 
 if TYPE_CHECKING:
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 _TABLES = {"orthologs": "--orthologs", "aliases": "--aliases", "gene_map": "--gene-map"}
 _AGREE = 0.95
@@ -61,7 +61,7 @@ class Labelled:
         """The options it was labelled with."""
         return dict(self.record["options"])
 
-    def reading(self, annotator: Annotator, naming: Naming) -> Reading:
+    def reading(self, annotator: CellAnnotator, naming: Naming) -> Reading:
         """Return how its values are read: as when it was labelled.
 
         Parameters

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 _TOLD = 5
 
 
-def lost_weight(annotator: Annotator, missing: Sequence[str]) -> dict[str, float]:
+def lost_weight(annotator: CellAnnotator, missing: Sequence[str]) -> dict[str, float]:
     """Return for each type the share of its weight that lies on ``missing`` genes, 0...1, largest first.
 
-    A gene's weight for a type is the sum over all ways through the head of the product of absolute weights:
-    an upper bound of its influence, the same for every query.
+    Weights are those of `canal.model.load.CellAnnotator.gene_weights`, the same for every query.
     """
-    head = annotator.network.head
-    layers = (head.prototypes, head.to_representation, head.to_manifold)
-    outer, inner, first = (layer.weight.detach().abs().double().cpu().numpy() for layer in layers)
-    weights = (outer @ inner @ first)[:, : len(annotator.genes)]  # the last position closes the sequence
+    weights = annotator.gene_weights()
     gone = np.isin(np.array(annotator.genes, dtype=object), list(missing))
     shares = weights[:, gone].sum(axis=1) / np.maximum(weights.sum(axis=1), np.finfo(float).tiny)
     found = {label: round(float(share), 4) for label, share in zip(annotator.labels, shares, strict=True)}

@@ -20,7 +20,7 @@ from canal.errors import DataError
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 BATCHES = ("batch", "donor", "donor_id", "sample", "sample_id", "patient", "patient_id", "orig.ident")
 """Columns of obs that are taken for batches where none is named."""
@@ -138,7 +138,7 @@ class Novel:
 
 
 def group_novel(
-    annotator: Annotator, labelled: Labelled, wishes: Wishes, notice: Callable[[str], None]
+    annotator: CellAnnotator, labelled: Labelled, wishes: Wishes, notice: Callable[[str], None]
 ) -> Novel:
     """Group the novel cells of a labelled file by the model's representation of them.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from canal.files import new_file, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 _JOB = "job.json"
 _EVERY = 20.0
@@ -26,15 +24,6 @@ _EVERY = 20.0
 def parts_folder(target: Path) -> Path:
     """Return where the answers for an output are kept: a hidden folder beside it."""
     return target.parent / f".{target.name[:100]}.canal-parts"
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a model's values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Parts:

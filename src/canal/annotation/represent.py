@@ -10,16 +10,16 @@ import numpy as np
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading
     from canal.annotation.telling import OnCells
-    from canal.model.annotator import Annotator
     from canal.model.compute import Precision
+    from canal.model.load import CellAnnotator
 
 
 @dataclass(frozen=True)
 class Represented:
     """Cells as a model sees them, one row each.
 
-    ``rows`` are their positions in the query, rising; ``manifold`` float32 ``(n, 128)``; ``logits`` float32
-    ``(n, n_types)``.
+    ``rows`` are their positions in the query, rising; ``manifold`` ``(n, 128)`` of a network, or one
+    column a centroid of sums alone; ``logits`` ``(n, n_types)``.
     """
 
     rows: np.ndarray
@@ -37,7 +37,7 @@ class Machine:
 
 
 def represent(
-    annotator: Annotator, reading: Reading, wanted: np.ndarray, machine: Machine, tell: OnCells
+    annotator: CellAnnotator, reading: Reading, wanted: np.ndarray, machine: Machine, tell: OnCells
 ) -> Represented:
     """Return what the model makes of the cells that are ``wanted``, bool ``(n_cells,)``, block by block.
 
@@ -62,18 +62,19 @@ def represent(
     from canal.model.compute import find_device, precision
 
     device = find_device(machine.device)
-    annotator.network.to(device)
+    annotator = annotator.on(device)
     total, done = int(wanted.sum()), 0
-    manifolds = [np.zeros((0, annotator.network.head.to_manifold.out_features), dtype=np.float32)]
-    logits = [np.zeros((0, len(annotator.labels)), dtype=np.float32)]
+    manifolds, logits = (
+        [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
+    )
     with precision(machine.dtype, device):
         for block in reading.blocks(machine.chunk_cells):
             chosen = wanted[block.start : block.start + len(block.expression)]
             if not chosen.any():
                 continue
-            answers = annotator.answers(block.expression[chosen])
-            manifolds.append(answers.manifold.float().numpy())
-            logits.append(answers.logits.float().numpy())
+            manifold, answered = annotator.represented(block.expression[chosen])
+            manifolds.append(manifold)
+            logits.append(answered)
             done += int(chosen.sum())
             tell(done, total)
     return Represented(np.flatnonzero(wanted), np.concatenate(manifolds), np.concatenate(logits))

@@ -11,11 +11,11 @@ from canal.annotation.request import read_request
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 
 def answer(
-    annotator: Annotator,
+    annotator: CellAnnotator,
     table: pd.DataFrame,
     turn: AbstractContextManager[object],
     probabilities: bool = False,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from canal.annotation.annotate import Options
     from canal.annotation.query import Query, TabledFile
-    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator
 
 LEIDEN = "leiden"
 """The vote is over clusters that canal makes of the model's representation."""
@@ -97,7 +97,7 @@ def clusters_of_adata(adata: AnnData, wish: str | None) -> np.ndarray | None:
 def voted(
     table: pd.DataFrame,
     clusters: np.ndarray | None,
-    annotator: Annotator,
+    annotator: CellAnnotator,
     query: Query,
     options: Options,
     notice: Callable[[str], None],
@@ -111,7 +111,7 @@ def voted(
 
 
 def _make_clusters(
-    annotator: Annotator, query: Query, options: Options, notice: Callable[[str], None]
+    annotator: CellAnnotator, query: Query, options: Options, notice: Callable[[str], None]
 ) -> np.ndarray:
     """Return clusters of the model's representation, str ``(n_cells,)``: the cells go through it once more.
 

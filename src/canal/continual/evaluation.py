@@ -14,11 +14,13 @@ from canal.continual.calibration import calibration
 from canal.continual.cells import LabelledCells
 from canal.errors import TrainingError
 from canal.files import new_file, write_json
+from canal.memory.answer import softmax
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.model.annotator import Annotator, Prediction
+    from canal.memory.answer import Prediction
+    from canal.model.load import CellAnnotator
 
 FORMAT = 1
 EVALUATION = "evaluation.json"
@@ -42,7 +44,7 @@ class Examination:
         The probe of all stages, also of those whose test cells are gone.
     reasons : dict
         Why a stage's test cells are not available.
-    parent : Annotator or None
+    parent : CellAnnotator or None
         The model that the stage was learned on; None for a lineage's first stage.
 
     Raises
@@ -55,7 +57,7 @@ class Examination:
     earlier: Sequence[measures.Row]
     probe: LabelledCells
     reasons: Mapping[str, str] = field(default_factory=dict)
-    parent: Annotator | None = None
+    parent: CellAnnotator | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.earlier]
@@ -89,7 +91,9 @@ class Evaluation:
     predictions: pd.DataFrame
 
 
-def evaluate(annotator: Annotator, exam: Examination, novelty: Mapping[str, Any], seed: int) -> Evaluation:
+def evaluate(
+    annotator: CellAnnotator, exam: Examination, novelty: Mapping[str, Any], seed: int
+) -> Evaluation:
     """Measure a stage's model.
 
     Accuracy and its kin judge the likeliest type, Unassigned or not, as published; how many cells are
@@ -128,7 +132,7 @@ def evaluate(annotator: Annotator, exam: Examination, novelty: Mapping[str, Any]
         "probe": _probe_measures(annotator, exam.probe),
         "calibration": _calibration(exam.measured, answers, annotator, seed),
         "novelty": {
-            "threshold": annotator.novelty.threshold if annotator.novelty else None,
+            "threshold": rule["threshold"] if (rule := annotator.about()["novelty"]) else None,
             "false_unassigned": _false_unassigned(exam.measured, answers),
             **novelty,
         },
@@ -176,7 +180,7 @@ def _before(exam: Examination) -> dict[str, Any]:
     return {"before": {"n": len(known), "accuracy": accuracy}}
 
 
-def _probe_measures(annotator: Annotator, probe: LabelledCells) -> dict[str, Any]:
+def _probe_measures(annotator: CellAnnotator, probe: LabelledCells) -> dict[str, Any]:
     found = {}
     for stage in probe.stage_names:
         cells = probe.of_stage(stage)
@@ -195,7 +199,7 @@ def _false_unassigned(
 
 
 def _calibration(
-    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction], annotator: Annotator, seed: int
+    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction], annotator: CellAnnotator, seed: int
 ) -> dict[str, Any] | None:
     """Return the calibration over the test cells of all stages together; None without any.
 
@@ -205,13 +209,12 @@ def _calibration(
         return None
     truth = np.array([name for cells in tests.values() for name in cells.cell_types], dtype=object)
     said = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
-    plain = annotator.with_temperature(1.0)
 
     def of(confidences: Iterable[np.ndarray]) -> dict[str, Any]:
         generator = np.random.default_rng([seed, *b"calibration"])
         return calibration(np.concatenate(list(confidences)).astype(np.float64), truth == said, generator)
 
-    before = of(plain.probabilities(answers[stage].logits).max(axis=1) for stage in tests)
+    before = of(softmax(answers[stage].logits).max(axis=1) for stage in tests)
     return {
         **of(answers[stage].confidence for stage in tests),
         "temperature": annotator.temperature,

@@ -11,7 +11,7 @@ import numpy as np
 from canal.config import Novelty
 from canal.continual.measures import harmonic_mean
 from canal.continual.scores import Scored
-from canal.continual.shadow import GeneScores, ask, learn_without
+from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.model.lanes import in_lanes
 from canal.model.places import PARTS
 
@@ -26,7 +26,12 @@ Noticed = Mapping[tuple[str, ...], float]
 
 
 def chosen_parts(
-    labels: Sequence[str], known: Scored, trained: Scored, settings: Novelty, seed: int
+    labels: Sequence[str],
+    known: Scored,
+    trained: Scored,
+    settings: Novelty,
+    seed: int,
+    shadows: dict[str, Shadow] | None = None,
 ) -> tuple[str, ...]:
     """Return what is added to the published score of a version, chosen on cells of known types alone.
 
@@ -40,15 +45,20 @@ def chosen_parts(
         The types, in the order of the logits.
     known, trained
         As in `canal.continual.novelty.with_rule`. No test cell is looked at.
+    shadows
+        Gains the head that was learned without each type, where somebody needs them further.
     """
     parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known, known)]
-    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed).values()))
+    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed, shadows).values()))
 
 
-def left_out(scores: GeneScores, settings: Novelty, seed: int) -> dict[str, Noticed]:
+def left_out(
+    scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None = None
+) -> dict[str, Noticed]:
     """Return for each type that can be left out how well each choice notices it among the known cells."""
     names = [name for name in scores.labels if _can_be_left_out(name, scores)]
-    one = partial(_noticed, scores=replace(scores, test=scores.known), settings=settings, seed=seed)
+    known = replace(scores, test=scores.known)
+    one = partial(_noticed, scores=known, settings=settings, seed=seed, shadows=shadows)
     return dict(zip(names, in_lanes(one, names), strict=True))
 
 
@@ -66,8 +76,12 @@ def _can_be_left_out(name: str, scores: GeneScores) -> bool:
     return len(others) >= 2 and (known == name).sum() >= LEAST_CELLS and n_others >= LEAST_CELLS
 
 
-def _noticed(name: str, scores: GeneScores, settings: Novelty, seed: int) -> Noticed:
+def _noticed(
+    name: str, scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None
+) -> Noticed:
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
+    if shadows is not None:
+        shadows[name] = shadow
     places, unknown = shadow.places(), shadow.test[1] == name
     found = {}
     for parts in CHOICES:

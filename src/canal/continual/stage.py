@@ -6,20 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
+from canal.continual.combining import LeavingOut, combine
 from canal.continual.fit import Hooks
 from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.novelty import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
-from canal.continual.scores import gene_scores
+from canal.continual.remembering import BATCHES, Known, StageSums, solved
+from canal.continual.scores import Scored, gene_scores
+from canal.continual.shadow import GeneScores, Shadow
 from canal.continual.temperature import fit_temperature
 from canal.files import write_json
-from canal.model.annotator import Annotator
+from canal.memory.answer import ExactAnnotator
+from canal.memory.sums import Sums
+from canal.model.annotator import GENES, LABELS, Annotator
+from canal.model.combined import EXACT, NETWORK_PART, CombinedAnnotator
+from canal.model.ontology import ONTOLOGY
+from canal.model.places import Apart
 
 BANK = "bank/bank.h5ad"
 PROBE = "probe/probe.h5ad"
@@ -39,9 +48,10 @@ class Past:
 
     @classmethod
     def load(cls, folder: Path, genes: tuple[str, ...], config: Config) -> Past:
-        """Read the past from a parent's model folder."""
+        """Read the past from a parent's model folder; one of the exact method keeps no bank."""
         excluded = {name: source.exclude for name, source in config.sources.items()}
-        bank = Bank.load(folder / BANK, genes).without_excluded(excluded)
+        kept = (folder / BANK).is_file()
+        bank = Bank.load(folder / BANK, genes).without_excluded(excluded) if kept else Bank.empty(len(genes))
         return cls(bank, Probe.load(folder / PROBE, genes).without_excluded(excluded))
 
     def widened(self, n_genes: int) -> Past:
@@ -51,34 +61,74 @@ class Past:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A stage that can be stored, and learned on."""
+    """A stage that can be stored, and learned on.
 
-    annotator: Annotator
+    Attributes
+    ----------
+    annotator : Annotator, CombinedAnnotator or ExactAnnotator
+        By its method: published, combined or exact.
+    teacher : Annotator or None
+    bank : Bank or None
+        The exact method keeps none.
+    probe : Probe
+    history : dict
+    sums, batches : StageSums and Sums, or None
+        Of all stages, and of the stage's own batches; the published method keeps none.
+    """
+
+    annotator: Annotator | CombinedAnnotator | ExactAnnotator
     teacher: Annotator | None
-    bank: Bank
+    bank: Bank | None
     probe: Probe
     history: dict[str, Any]
+    sums: StageSums | None = None
+    batches: Sums | None = None
 
     def save(self, folder: Path) -> None:
-        """Write model, teacher (absent in stage 1), bank, probe and history below ``folder``."""
+        """Write model, teacher (absent in stage 1), bank, probe, sums and history below ``folder``."""
         genes = self.annotator.genes
-        self.annotator.save(folder / "model")
+        if isinstance(self.annotator, ExactAnnotator):
+            save_exact(self.annotator, folder / "model")
+        else:
+            self.annotator.save(folder / "model")
         if self.teacher is not None:
             self.teacher.save(folder / "teacher")
         for name in (BANK, PROBE):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        self.bank.save(folder / BANK, genes)
+        if self.bank is not None:
+            self.bank.save(folder / BANK, genes)
+        else:
+            (folder / BANK).parent.rmdir()
         self.probe.save(folder / PROBE, genes)
+        if self.sums is not None:
+            self.sums.save(folder)
+        if self.batches is not None:
+            self.batches.save(folder / BATCHES / "own.safetensors")
         write_json(folder / "history.json", self.history)
 
 
+def save_exact(annotator: ExactAnnotator, folder: Path) -> None:
+    """Write a model folder of sums alone: labels and genes stand where those of a network do."""
+    annotator.save(folder / EXACT)
+    for name, value in ((LABELS, annotator.labels), (GENES, annotator.genes)):
+        write_json(folder / name, list(value))
+    if annotator.ontology:
+        write_json(folder / ONTOLOGY, dict(annotator.ontology))
+
+
 def finish(
-    lesson: Lesson, learned: Learned, past: Past, config: Config, hooks: Hooks | None = None
+    lesson: Lesson,
+    learned: Learned,
+    past: Past,
+    config: Config,
+    hooks: Hooks | None = None,
+    sums: StageSums | None = None,
 ) -> Finished:
     """Fit novelty rule and temperature, admit training cells to the bank, validation cells to the probes.
 
     Threshold and temperature see validation cells and probes, the bank training cells alone. ``hooks`` are
-    the training's: what it has kept of its cells is not computed again.
+    the training's: what it has kept of its cells is not computed again. With ``sums``, the stage's own
+    among them, network and sums answer together.
     """
     annotator = learned.annotator
     trained = LabelledCells.concatenate([lesson.train, lesson.replay])
@@ -90,14 +140,95 @@ def finish(
         logits = annotator.network.head.from_scores(of_known).logits.numpy()
     ranks = rank_candidates(lesson.train, own, annotator.prototypes(), annotator.labels)
     seen, untrained = (of_trained, trained.cell_types), (of_known, known.cell_types)
-    parts = chosen_parts(annotator.labels, untrained, seen, config.novelty, config.seed)
+    shadows: dict[str, Shadow] = {}
+    parts = chosen_parts(annotator.labels, untrained, seen, config.novelty, config.seed, shadows)
     judge = with_rule(annotator, untrained, seen, config.novelty, config.seed, parts)
     temperature = fit_temperature(logits, known.targets(annotator.labels))
     ids = config.sources[config.stages[lesson.stage].source].ontology
+    network = judge.with_temperature(temperature).with_ontology(ids)
     return Finished(
-        annotator=judge.with_temperature(temperature).with_ontology(ids),
+        annotator=network
+        if sums is None
+        else _combined(network, sums, lesson, config, logits, seen, untrained, shadows),
         teacher=learned.teacher,
         bank=admit(past.bank, lesson.train, ranks, annotator.labels, config.bank.capacity),
         probe=extend(past.probe, choose_probe(lesson.validation, config.probe.max_cells, config.seed)),
         history=learned.history,
+        sums=sums,
+    )
+
+
+def _combined(
+    network: Annotator,
+    sums: StageSums,
+    lesson: Lesson,
+    config: Config,
+    logits: np.ndarray,
+    seen: Scored,
+    untrained: Scored,
+    shadows: dict[str, Shadow],
+) -> CombinedAnnotator:
+    """Return the network and the solved sums as one annotator; ``logits`` are of the untrained cells."""
+    cells = LabelledCells.concatenate([lesson.validation, lesson.probe])
+    known = Known(sums.basis.features(cells.expression), cells.cell_types)
+    exact = solved(sums, network.labels, network.genes, known, config.memory, config.novelty)
+    exact = exact.with_ontology(network.ontology)
+    rule = network.novelty
+    score = np.zeros(len(cells)) if rule is None else rule.score(logits, _apart(network, untrained))
+    plain = combine(network, exact, known, logits, score, config.novelty, (NETWORK_PART,))
+    if not plain.combination.weight:
+        return plain
+    parts = [(scores, np.array(types, dtype=object)) for scores, types in (seen, untrained, untrained)]
+    leaving = LeavingOut(
+        GeneScores(network.labels, *parts),
+        sums,
+        known,
+        known,
+        config.memory,
+        config.novelty,
+        config.seed,
+        rule.parts if rule else (),
+        plain.combination,
+    )
+    return combine(network, exact, known, logits, score, config.novelty, leaving.chosen_parts(shadows))
+
+
+def _apart(network: Annotator, cells: Scored) -> Apart | None:
+    return None if network.places is None else network.places.of(cells[0])
+
+
+def finish_exact(
+    stage: str,
+    labels: tuple[str, ...],
+    genes: tuple[str, ...],
+    validation: LabelledCells,
+    past: Past,
+    sums: StageSums,
+    config: Config,
+) -> Finished:
+    """Return a stage that sums alone have learned: solved, calibrated, with a novelty rule.
+
+    Temperature and threshold are set on validation cells and the probe; where no probe is kept
+    (``probe.max_cells: 0``), on the newest stage's validation cells alone.
+    """
+    cells = LabelledCells.concatenate([validation, past.probe.cells])
+    known = Known(sums.basis.features(cells.expression), cells.cell_types)
+    annotator = solved(sums, labels, genes, known, config.memory, config.novelty)
+    ids = config.sources[config.stages[stage].source].ontology
+    said = annotator.logits_of(known.features).argmax(axis=1)
+    right = np.array(labels, dtype=object)[said] == np.array(known.cell_types, dtype=object)
+    history = {
+        "method": "exact",
+        "epochs": [],
+        "n_cells": sums.stages[stage].n_cells,
+        "validation_accuracy": float(right[: len(validation)].mean()) if len(validation) else None,
+        "set_on": sorted(set(cells.stages)),
+    }
+    return Finished(
+        annotator=annotator.with_ontology(ids),
+        teacher=None,
+        bank=None,
+        probe=extend(past.probe, choose_probe(validation, config.probe.max_cells, config.seed)),
+        history=history,
+        sums=sums,
     )

@@ -80,7 +80,7 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator, hooks: Ho
             "labels": lesson.labels,
             "genes": lesson.genes,
             "seed": lesson.seed,
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude={"method"}),
             "start": weights_digest(start.network.state_dict()),
             "tokens": weights_digest(arrays),
             "cells": [[part.cell_ids, part.cell_types, part.stages] for part in cells],

@@ -77,6 +77,15 @@ class PreparedCells:
             result[places] = align(block, self.genes, genes)
         return result
 
+    def chunks(self, cell_ids: Sequence[str], genes: Sequence[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield (ids, expression) of ``cell_ids`` in the order of the file, some cells at a time.
+
+        Expression is as `expression` returns it; memory does not grow with the number of cells.
+        """
+        names = np.array(cell_ids, dtype=object)
+        for places, block in self._blocks(cell_ids):
+            yield names[places].tolist(), align(block, self.genes, genes)
+
     def expression_csr(self, cell_ids: Sequence[str]) -> csr_matrix:
         """Return expression of ``cell_ids``, in their order, for all ``genes``: (n_cells, n_genes) CSR."""
         parts = list(self._blocks(cell_ids))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from canal.data.tokens import tokenize
+from canal.digests import json_digest
 from canal.errors import ModelError
 from canal.files import new_folder, write_json
+from canal.memory.answer import Prediction
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
 from canal.model.head import Answer, Head, empty_head, grow, new_head
@@ -23,7 +25,15 @@ from canal.model.novelty import NoveltyRule, is_number
 from canal.model.ontology import ONTOLOGY, read_ontology
 from canal.model.performer import MOST_CELLS, Performer, empty_performer
 from canal.model.places import Apart, TypePlaces
-from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights
+from canal.model.storage import (
+    CONFIG,
+    FORMAT,
+    read_config,
+    read_names,
+    read_weights,
+    weights_digest,
+    write_weights,
+)
 
 LABELS = "labels.json"
 GENES = "genes.json"
@@ -56,24 +66,6 @@ class AnnotatorNetwork(nn.Module):
         """Leave the head, the last block but one and the final LayerNorm trainable, and nothing else."""
         self.backbone.freeze()
         self.head.requires_grad_(True)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What an annotator says of cells, one row a cell.
-
-    ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
-    that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
-    threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
-    ``(n_cells, n_types)``, types in the order of the labels.
-    """
-
-    labels: list[str]
-    confidence: np.ndarray
-    novelty: np.ndarray
-    is_novel: np.ndarray
-    probabilities: np.ndarray
-    logits: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +208,41 @@ class Annotator:
         shifted = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
         result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
         return result
+
+    def on(self, device: str) -> Annotator:
+        """Move the network to a device and return this annotator."""
+        self.network.to(device)
+        return self
+
+    def about(self) -> dict[str, Any]:
+        """Return what an annotation's record says of how cells are judged."""
+        rule = None if self.novelty is None else self.novelty.to_json()
+        return {"novelty": rule, "temperature": self.temperature}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that decide an answer."""
+        tensors = dict(self.network.state_dict())
+        tensors |= (
+            {} if self.places is None else {f"novelty.{k}": v for k, v in self.places.tensors().items()}
+        )
+        return json_digest([weights_digest(tensors), list(self.labels), list(self.genes), self.about()])
+
+    def gene_weights(self) -> np.ndarray:
+        """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``.
+
+        The sum over all ways through the head of the product of absolute weights: an upper bound of a gene's
+        influence.
+        """
+        head = self.network.head
+        layers = (head.prototypes, head.to_representation, head.to_manifold)
+        outer, inner, first = (layer.weight.detach().abs().double().cpu().numpy() for layer in layers)
+        weights: np.ndarray = (outer @ inner @ first)[:, : len(self.genes)]  # the last closes the sequence
+        return weights
+
+    def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return manifold ``(n_cells, 128)`` and logits ``(n_cells, n_types)`` of cells, float32."""
+        answers = self.answers(expression)
+        return answers.manifold.float().numpy(), answers.logits.float().numpy()
 
     def prototypes(self) -> np.ndarray:
         """Return the prototype of each label, float32 ``(n_types, 64)``."""

@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from canal.data.tokens import tokenize
+from canal.memory.answer import ExactAnnotator
+from canal.model.annotator import Annotator
+from canal.model.combined import CombinedAnnotator, FastAnnotator
 from canal.model.lanes import in_lanes
-
-if TYPE_CHECKING:
-    from canal.model.annotator import Annotator
+from canal.model.load import CellAnnotator
 
 _CELLS_AT_A_TIME = 8
 
 
-def attributions(annotator: Annotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
+def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
     """Return how much each gene of each cell speaks for a type of that cell, float32 ``(n_cells, n_genes)``.
+
+    Of a network as `network_attributions`; of sums as `exact_attributions`; of both, each over its
+    temperature and by its weight, as they are combined.
+
+    Parameters
+    ----------
+    annotator
+        The model.
+    expression
+        float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``.
+    types
+        For each cell the position of a type in the model's labels, ``(n_cells,)``.
+    """
+    if isinstance(annotator, Annotator):
+        return network_attributions(annotator, expression, types)
+    if isinstance(annotator, ExactAnnotator):
+        return exact_attributions(annotator, expression, types)
+    if isinstance(annotator, FastAnnotator):
+        return attributions(annotator.whole, expression, types)
+    assert isinstance(annotator, CombinedAnnotator)  # noqa: S101 - there is no other kind
+    how = annotator.combination
+    network = network_attributions(annotator.network, expression, types) / how.network_temperature
+    exact = exact_attributions(annotator.exact, expression, types) / how.exact_temperature
+    result: np.ndarray = (how.weight * network + (1 - how.weight) * exact).astype(np.float32)
+    return result
+
+
+def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """Return how much each gene's level changes a type's score beside the mean of all other types' scores.
+
+    Scores are linear, so this is level times weight, of the type's centroid that is nearest to the cell. Of
+    projected features no gene has a share of its own: there everything is 0.
+    """
+    known, basis = annotator.classifier, annotator.classifier.basis
+    result = np.zeros(expression.shape, dtype=np.float32)
+    if basis.projection is not None:
+        return result
+    features = annotator.features(expression)
+    scores, linear = known.whole.of(features), known.linear
+    mean = np.stack([linear[known.owners == owner].mean(axis=0) for owner in range(len(known.labels))])
+    for owner, place in enumerate(annotator.places):
+        rows = np.flatnonzero(types == place)
+        own = np.flatnonzero(known.owners == owner)
+        nearest = own[scores[rows][:, own].argmax(axis=1)]
+        others = np.delete(mean, owner, axis=0).mean(axis=0)
+        result[rows, : features.shape[1]] = features[rows] * (linear[nearest] - others)
+    return result
+
+
+def network_attributions(annotator: Annotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """Return how much each gene speaks for a type in a network's eyes, float32 ``(n_cells, n_genes)``.
 
     Gradient times input: the input of a gene is the embedding of its level, and "not expressed" is its zero,
     so a gene counts with (embedding of its level - embedding of level 0) times the gradient there. A gene at

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 _IMPORT = re.compile(r"^(\s*(?:from|import) )canal(?=[.\s])", re.MULTILINE)
 
 _SHIPPED = (
-    *("errors.py", "files.py", "model", "data/__init__.py", "data/tokens.py"),
+    *("errors.py", "files.py", "digests.py", "model", "memory", "data/__init__.py", "data/tokens.py"),
     *("data/expression.py", "data/units.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
     "annotation/service.py",

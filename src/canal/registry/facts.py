@@ -1,6 +1,6 @@
 """What key.json says beside the digests of a model's own files."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from canal.config import BACKBONE, Config
 from canal.digests import file_digest
@@ -8,6 +8,9 @@ from canal.files import read_json
 from canal.layout import Layout
 from canal.registry.code import code_digest, lock_digest
 from canal.registry.request import request_digest, stage_request
+
+if TYPE_CHECKING:
+    from canal.continual.remembering import StageSums
 
 
 def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
@@ -36,6 +39,16 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
         "lock": lock_digest(layout.root),
         "seed": config.seed,
         "threads": config.threads,
+    }
+
+
+def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
+    """Return what key.json says of sums: the basis, whose cells chose it, and the digest of each stage's."""
+    if sums is None:
+        return {}
+    return {
+        "basis": {"digest": sums.basis.digest, "seen": sums.basis.seen},
+        "sums": {stage: one.digest for stage, one in sums.stages.items()},
     }
 
 

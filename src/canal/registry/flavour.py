@@ -23,11 +23,10 @@ class AnnotatorModel(PythonModel):
         import threading
         from pathlib import Path
 
-        from canal.model.annotator import Annotator
         from canal.model.compute import find_device
+        from canal.model.load import load_model
 
-        self.annotator = Annotator.load(Path(context.artifacts["model"]))
-        self.annotator.network.to(find_device("auto"))
+        self.annotator = load_model(Path(context.artifacts["model"])).on(find_device("auto"))
         self._turn = threading.Lock()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:

@@ -11,7 +11,9 @@ from canal.digests import file_digest, tree_digests
 from canal.errors import RegistryError
 from canal.files import read_json, write_json
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""Of keys that are read: 1 of versions without sums, 2 of those with sums."""
+
 KEY_FILE = "key.json"
 
 Key = dict[str, Any]
@@ -30,7 +32,7 @@ def write_key(folder: Path, facts: Mapping[str, Any], parent: str | None) -> Key
         Digest of the parent's key.json; None for the backbone, where the chain ends.
     """
     files = {path: digest for path, digest in tree_digests(folder).items() if path != KEY_FILE}
-    key = {"format": FORMAT, **facts, "files": files, "parent": parent}
+    key = {"format": 2 if "sums" in facts else 1, **facts, "files": files, "parent": parent}
     if parent is not None:
         key["teacher"] = files.get("teacher/weights.safetensors")
     write_json(folder / KEY_FILE, key)
@@ -52,9 +54,10 @@ def read_key(folder: Path) -> Key:
         key = read_json(path)
     except ValueError as error:
         raise RegistryError(f"{path} is no JSON ({error}): restore it from DVC or the registry") from error
-    if not isinstance(key, dict) or key.get("format") != FORMAT:
+    if not isinstance(key, dict) or key.get("format") not in FORMATS:
+        listed = " and ".join(map(str, FORMATS))
         found = key.get("format") if isinstance(key, dict) else type(key).__name__
-        raise RegistryError(f"{path}: this canal reads key format {FORMAT}, found {found!r}")
+        raise RegistryError(f"{path}: this canal reads key formats {listed}, found {found!r}")
     return key
 
 

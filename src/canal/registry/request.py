@@ -75,6 +75,8 @@ def _products(config: Config) -> Request:
 
 def _origin_request(config: Config) -> Request:
     """Return how the backbone comes to be; an import is its key, and nothing that only pre-training reads."""
+    if not config.trains_network:
+        return {"network": False}
     imported = config.backbone.imported
     if imported is not None:
         return {"preset": config.backbone.preset, "imported": imported.key}
@@ -85,10 +87,17 @@ def _learning_request(config: Config, stage: str) -> Request:
     """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
     settings = config.learning(stage).model_dump(mode="json")
     study = config.study(stage)
+    if config.learning(stage).method == "published":
+        del settings["method"]  # requests from before there were methods name none
+        memory = {}
+    else:
+        memory = {"memory": config.memory.model_dump(mode="json", exclude={"batch_mb"})}
+    if config.learning(stage).method == "exact":
+        return {"continual": {"method": "exact"}, **memory}
     if study is None:
-        return {"continual": settings}
+        return {"continual": settings, **memory}
     kept = {name: value for name, value in settings.items() if name not in study.varied}
-    return {"continual": kept, "tuning": study.asked()}
+    return {"continual": kept, "tuning": study.asked(), **memory}
 
 
 def _lesson_request(config: Config, stage: str) -> Request:
@@ -106,7 +115,11 @@ def _lesson_request(config: Config, stage: str) -> Request:
             "stage": stage,
             "branch": config.stages[stage].branch,
             "cells": _cells_request(config, stage),
-            "bank": config.bank.model_dump(mode="json"),
+            **(
+                {}
+                if config.learning(stage).method == "exact"
+                else {"bank": config.bank.model_dump(mode="json")}
+            ),
             "probe": config.probe.model_dump(mode="json"),
             "novelty": config.novelty.model_dump(mode="json"),
             "seed": config.seed,

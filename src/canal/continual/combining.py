@@ -1,0 +1,220 @@
+"""How network and sums become one answer: weights, temperatures and novelty, set on known cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from canal.config import Memory, Novelty
+from canal.continual.measures import harmonic_mean
+from canal.continual.remembering import Known, StageSums, can_be_left_out, without_type
+from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
+from canal.continual.temperature import fit_temperature
+from canal.memory.answer import PARTS, ExactAnnotator
+from canal.model.annotator import Annotator
+from canal.model.combined import (
+    NETWORK_PART,
+    Combination,
+    CombinedAnnotator,
+    CombinedRule,
+    unsqueezed,
+)
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75)
+"""Weights of the network that are tried; at 0 the sums answer alone."""
+
+FAST_SHARE = 0.02
+"""Share of known cells about which the network is asked where a fast answer is wanted."""
+
+CHOICES: tuple[tuple[str, ...], ...] = (
+    (NETWORK_PART,),
+    PARTS[:1],
+    (NETWORK_PART, *PARTS[:1]),
+    PARTS,
+    (NETWORK_PART, *PARTS),
+)
+"""What the novelty of both may be made of."""
+
+
+def combine(
+    network: Annotator,
+    exact: ExactAnnotator,
+    known: Known,
+    logits: np.ndarray,
+    novelty: np.ndarray,
+    settings: Novelty,
+    parts: Sequence[str],
+) -> CombinedAnnotator:
+    """Return network and sums as one annotator.
+
+    The weight is the one with the least cross-entropy on known cells, unless the sums alone come within one
+    standard error of it: then they answer alone, and the network is never run (the one-standard-error rule;
+    Breiman et al. 1984).
+
+    Parameters
+    ----------
+    network, exact
+        Each with its own temperature and novelty rule.
+    known
+        Cells that neither has learned from.
+    logits, novelty
+        What the network says of them, ``(n_cells, n_types)`` and ``(n_cells,)``.
+    settings
+        What share of known cells may be called Unassigned.
+    parts
+        What the novelty of both is made of, where both answer.
+    """
+    said = exact.logits_of(known.features)
+    targets = np.array([network.labels.index(name) for name in known.cell_types], dtype=np.int64)
+    plain = Combination(0.0, network.temperature, exact.temperature)
+    weight = chosen_weight(plain, logits, said, targets)
+    chosen = replace(plain, weight=weight, fast_margin=_margin(exact.probabilities(said)))
+    temperature = fit_temperature(np.maximum(chosen.of(logits, said), -1e9), targets)
+    found = {NETWORK_PART: unsqueezed(novelty), **exact.apart(known.features)}
+    rule = rule_of(found, parts, settings)
+    return CombinedAnnotator(network, exact, replace(chosen, temperature=temperature), rule)
+
+
+def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, targets: np.ndarray) -> float:
+    """Return the network's weight by the one-standard-error rule; a half where nothing can be measured."""
+    if not len(targets):
+        return 0.5
+    rows = np.arange(len(targets))
+    costs = {}
+    for weight in WEIGHTS:
+        logs = np.maximum(replace(plain, weight=weight).of(network, exact), np.log(1e-12))
+        costs[weight] = -logs[rows, targets]
+    best = min(WEIGHTS, key=lambda weight: (costs[weight].mean(), weight))
+    apart = costs[WEIGHTS[0]] - costs[best]
+    error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.inf
+    return WEIGHTS[0] if apart.mean() <= error else best
+
+
+def rule_of(found: Mapping[str, np.ndarray], parts: Sequence[str], settings: Novelty) -> CombinedRule | None:
+    """Return a rule of these parts that keeps its promise on known cells; None without any."""
+    if not len(found[parts[0]]):
+        return None
+    usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
+    score = CombinedRule(usual, 0.0).score(found)
+    return CombinedRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
+
+
+@dataclass(frozen=True, eq=False)
+class LeavingOut:
+    """Types left out of network and sums, each in turn.
+
+    Attributes
+    ----------
+    scores : GeneScores
+        What the network makes of trained, known and tested cells.
+    sums : StageSums
+    known, test : Known
+        The known and the tested cells in the basis, in the order of ``scores``.
+    memory, novelty, seed
+        As in `canal.config.Config`.
+    parts : sequence of str
+        What the network's own novelty is made of.
+    combination : Combination
+        Of the annotator itself.
+    """
+
+    scores: GeneScores
+    sums: StageSums
+    known: Known
+    test: Known
+    memory: Memory
+    novelty: Novelty
+    seed: int
+    parts: Sequence[str]
+    combination: Combination
+
+    def chosen_parts(self, shadows: dict[str, Shadow]) -> tuple[str, ...]:
+        """Return what of `CHOICES` best notices types that neither network nor sums have learned.
+
+        Of two choices alike the one of fewer parts; where no type can be left out, all parts. ``shadows``
+        are heads that were learned without a type already; more are added.
+        """
+        labels, types = self.scores.labels, self.known.cell_types
+        found = [
+            self._noticed(name, shadows) for name in labels if can_be_left_out(name, self.sums.types, types)
+        ]
+        if not found:
+            return CHOICES[-1]
+        return max(CHOICES, key=lambda parts: (np.mean([one[parts] for one in found]), -len(parts)))
+
+    def measured(self, name: str, parts: Sequence[str], shadows: dict[str, Shadow]) -> Noticed:
+        """Return how the tested cells look to network and sums that never learned type ``name``."""
+        shadow = self._shadow(name, shadows)
+        labels = tuple(shadow.labels)
+        exact = without_type(self.sums, name, labels, self.known, self.memory, self.novelty, PARTS)
+        known, test = self.known.of(labels), self.test.of({*labels, name})
+        random = np.random.default_rng([self.seed, *name.encode()])
+        places = shadow.places().only(self.parts)
+        of_known = ask(replace(shadow, test=shadow.known), self.novelty, random, places)
+        of_test = ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), places)
+        rule = rule_of(
+            {NETWORK_PART: unsqueezed(of_known.score), **exact.apart(known.features)}, parts, self.novelty
+        )
+        assert rule is not None  # noqa: S101 - a type is left out only where others are known
+        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **exact.apart(test.features)})
+        logits = _network_logits(shadow)
+        said = self.combination.of(logits, exact.logits_of(test.features)).argmax(axis=1)
+        right = np.array(labels, dtype=object)[said] == np.array(test.cell_types, dtype=object)
+        return Noticed(np.array(test.cell_types, dtype=object) == name, score, rule.is_novel(score), right)
+
+    def _noticed(self, name: str, shadows: dict[str, Shadow]) -> dict[tuple[str, ...], float]:
+        asked = replace(self, scores=replace(self.scores, test=self.scores.known), test=self.known)
+        return {parts: asked.measured(name, parts, shadows).h_score for parts in CHOICES}
+
+    def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
+        if name not in shadows:
+            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
+        return shadows[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Noticed:
+    """Cells asked of an annotator that never learned one type; one entry a cell.
+
+    Attributes
+    ----------
+    unknown : numpy.ndarray
+        Whether a cell is of that type.
+    score, novel : numpy.ndarray
+        Its novelty, and whether that is Unassigned.
+    right : numpy.ndarray
+        Whether the likeliest type is the cell's.
+    """
+
+    unknown: np.ndarray
+    score: np.ndarray
+    novel: np.ndarray
+    right: np.ndarray
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """The share of known cells that are right and not Unassigned, and of unknown ones noticed."""
+        known = float(np.mean((self.right & ~self.novel)[~self.unknown]))
+        return known, float(np.mean(self.novel[self.unknown]))
+
+    @property
+    def h_score(self) -> float:
+        """The harmonic mean of both."""
+        return harmonic_mean(*self.accuracies)
+
+
+@torch.no_grad()
+def _network_logits(shadow: Shadow) -> np.ndarray:
+    logits: np.ndarray = shadow.head.from_scores(shadow.test[0]).logits.numpy()
+    return logits
+
+
+def _margin(probabilities: np.ndarray) -> float:
+    """Return the margin below which about `FAST_SHARE` of known cells lie."""
+    if not len(probabilities) or probabilities.shape[1] < 2:
+        return 0.0
+    top = np.sort(probabilities, axis=1)
+    return float(np.quantile(top[:, -1] - top[:, -2], FAST_SHARE, method="lower"))

@@ -1,0 +1,109 @@
+"""How well versions with sums notice a type that neither their sums nor their network ever learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from canal.config import Memory, Novelty
+from canal.continual.combining import LeavingOut, Noticed
+from canal.continual.fit import Hooks
+from canal.continual.remembering import Known, StageSums, without_type
+from canal.continual.shadow import GeneScores, ShadowCells, obstacle
+from canal.memory.answer import ExactAnnotator
+from canal.memory.basis import Basis
+from canal.model.combined import CombinedAnnotator
+
+
+def held_out_types(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Return how well each type of ``novelty.holdouts`` is noticed; as `canal.continual.shadow.shadow_heads`.
+
+    From the sums a type is left out with its scatter, exactly; of a network its head is learned anew. The
+    rule is set without the type, of the parts that the annotator's own is made of.
+    """
+    reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
+    names = [name for name, reason in reasons.items() if not reason]
+    one = _asking(annotator, sums, cells, memory, novelty, seed, hooks) if names else None
+    measured = [] if one is None else [_document(name, one(name)) for name in names]
+    return {
+        "holdouts": measured,
+        "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
+        "auroc": float(np.mean([one["auroc"] for one in measured])) if measured else None,
+        "not_measured": {name: reason for name, reason in reasons.items() if reason},
+    }
+
+
+def known_of(basis: Basis, cells: ShadowCells) -> tuple[Known, Known]:
+    """Return known and tested cells in a basis."""
+    known, test = (
+        Known(basis.features(some.expression), some.cell_types) for some in (cells.known, cells.test)
+    )
+    return known, test
+
+
+def _asking(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None,
+) -> Callable[[str], Noticed]:
+    """Return what asks about the tested cells, given the name of the type that is left out."""
+    known, test = known_of(sums.basis, cells)
+    if isinstance(annotator, ExactAnnotator):
+        parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
+
+        def by_sums(name: str) -> Noticed:
+            plain = without_type(sums, name, annotator.labels, known, memory, novelty, parts)
+            return _noticed(plain, name, test.of({*plain.labels, name}))
+
+        return by_sums
+    network = annotator.network
+    leaving = LeavingOut(
+        GeneScores.of(network, cells, hooks),
+        sums,
+        known,
+        test,
+        memory,
+        novelty,
+        seed,
+        network.novelty.parts if network.novelty else (),
+        annotator.combination,
+    )
+    parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
+    return lambda name: leaving.measured(name, parts, {})
+
+
+def _noticed(plain: ExactAnnotator, name: str, test: Known) -> Noticed:
+    rule, truth = plain.novelty, np.array(test.cell_types, dtype=object)
+    score = np.zeros(len(truth)) if rule is None else rule.score(plain.apart(test.features))
+    novel = np.zeros(len(truth), dtype=bool) if rule is None else rule.is_novel(score)
+    said = np.array(plain.labels, dtype=object)[plain.logits_of(test.features).argmax(axis=1)]
+    return Noticed(truth == name, score, novel, said == truth)
+
+
+def _document(name: str, asked: Noticed) -> dict[str, Any]:
+    from sklearn.metrics import roc_auc_score
+
+    known_accuracy, unknown_accuracy = asked.accuracies
+    return {
+        "type": name,
+        "n_known": int((~asked.unknown).sum()),
+        "n_unknown": int(asked.unknown.sum()),
+        "known_accuracy": known_accuracy,
+        "unknown_accuracy": unknown_accuracy,
+        "h_score": asked.h_score,
+        "auroc": float(roc_auc_score(asked.unknown, asked.score)),
+    }

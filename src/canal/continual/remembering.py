@@ -1,0 +1,224 @@
+"""A stage in the exact memory: its sums beside those of its ancestors, solved, calibrated, with a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from canal.config import Memory, Novelty
+from canal.continual.measures import harmonic_mean
+from canal.continual.temperature import fit_temperature
+from canal.errors import SumsError
+from canal.memory.answer import PARTS, ExactAnnotator, SumsRule
+from canal.memory.basis import Basis
+from canal.memory.solve import SolveSettings, solve
+from canal.memory.sums import Sums
+
+SUMS = "sums"
+BATCHES = "batches"
+"""Folders of a model: sums by stage, and those of its own stage by batch."""
+
+BASIS = "model/exact/basis"
+CHOICES: tuple[tuple[str, ...], ...] = (PARTS[:1], PARTS[1:], PARTS)
+"""What the novelty of the sums may be made of."""
+
+LEAST_CELLS = 5
+"""Known cells of a type that is left out, and of all others: fewer tell nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Cells of known types that no sum and no network has learned from: validation cells and the probe.
+
+    Attributes
+    ----------
+    features : numpy.ndarray
+        In the basis, float64 ``(n_cells, n_features)``.
+    cell_types : tuple of str
+    """
+
+    features: np.ndarray
+    cell_types: tuple[str, ...]
+
+    def of(self, types: Iterable[str]) -> Known:
+        """Return the cells of these types."""
+        wanted = set(types)
+        rows = [row for row, name in enumerate(self.cell_types) if name in wanted]
+        return Known(self.features[rows], tuple(self.cell_types[row] for row in rows))
+
+
+@dataclass(frozen=True, eq=False)
+class StageSums:
+    """The sums of a lineage so far.
+
+    Attributes
+    ----------
+    basis : Basis
+    stages : dict
+        Stage -> its sums, oldest first; a stage that was learned before sums were kept has none.
+    """
+
+    basis: Basis
+    stages: Mapping[str, Sums] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, stages: Sequence[str]) -> StageSums | None:
+        """Read the sums of a model folder, of some of the lineage's ``stages``; None where it keeps none.
+
+        Raises
+        ------
+        SumsError
+            If a file is damaged, or of a stage that is none of the lineage's.
+        """
+        files = {path.stem: path for path in sorted((folder / SUMS).glob("*.safetensors"))}
+        if not files:
+            return None
+        if strange := sorted(set(files) - set(stages)):
+            raise SumsError(
+                f"{folder / SUMS} holds sums of {', '.join(strange[:5])}, which is no stage of this lineage "
+                f"({', '.join(stages)}); restore the model"
+            )
+        basis = Basis.load(folder / BASIS)
+        return cls(basis, {name: Sums.load(files[name]) for name in stages if name in files})
+
+    def save(self, folder: Path) -> None:
+        """Write a file for each stage into ``sums/`` of a model folder."""
+        for name, sums in self.stages.items():
+            sums.save(folder / SUMS / f"{name}.safetensors")
+
+    def plus(self, stage: str, sums: Sums) -> StageSums:
+        """Return the sums with those of one more stage, or with other ones of a stage."""
+        return StageSums(self.basis, {**self.stages, stage: sums})
+
+    def without_types(self, names: Collection[str]) -> StageSums:
+        """Return the sums as if no cell of these types had ever been added."""
+        return StageSums(self.basis, {stage: sums.without(names) for stage, sums in self.stages.items()})
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """Cell types with at least one cell."""
+        return tuple(sorted({name for sums in self.stages.values() for name in sums.types}, key=str.encode))
+
+    def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the labels of which no cell was ever added."""
+        return tuple(name for name in labels if name not in self.types)
+
+
+def solved(
+    sums: StageSums,
+    labels: Sequence[str],
+    genes: Sequence[str],
+    known: Known,
+    memory: Memory,
+    novelty: Novelty,
+) -> ExactAnnotator:
+    """Return the annotator that sums make, its temperature and novelty rule set on known cells.
+
+    Parameters
+    ----------
+    sums
+    labels, genes
+        Of the lineage, in its order.
+    known
+        Validation cells of the newest stage, and the probe of the earlier ones where it is kept.
+    memory
+        How sums are solved.
+    novelty
+        What share of known cells may be called Unassigned.
+    """
+    plain = _plain(sums, labels, genes, memory)
+    seen = known.of(plain.classifier.labels)
+    temperature = temperature_of(plain, seen)
+    parts = chosen_parts(sums, plain.classifier.labels, seen, memory, novelty)
+    return plain.with_rule(temperature, rule_of(plain, seen, parts, novelty))
+
+
+def temperature_of(plain: ExactAnnotator, known: Known) -> float:
+    """Return the temperature at which the sums' probabilities of known cells fit what the cells are."""
+    targets = np.array([plain.labels.index(name) for name in known.cell_types], dtype=np.int64)
+    return fit_temperature(_finite(plain.logits_of(known.features)), targets)
+
+
+def rule_of(plain: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
+    """Return a rule of these parts that keeps its promise on known cells; None without any."""
+    if not len(known.features):
+        return None
+    found = plain.apart(known.features)
+    usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
+    score = SumsRule(usual, 0.0).score(found)
+    return SumsRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
+
+
+def chosen_parts(
+    sums: StageSums, labels: Sequence[str], known: Known, memory: Memory, novelty: Novelty
+) -> tuple[str, ...]:
+    """Return the parts that best notice types which the sums never held, each type left out in turn.
+
+    Its scatter goes with it, so that nothing of it is left. Of two choices alike, the one of fewer parts;
+    where no type can be left out, all parts.
+    """
+    found = [
+        noticed
+        for name in labels
+        if can_be_left_out(name, labels, known.cell_types)
+        and (noticed := _noticed(name, sums, labels, known, memory, novelty))
+    ]
+    if not found:
+        return PARTS
+    return max(CHOICES, key=lambda parts: (np.mean([one[parts] for one in found]), -len(parts)))
+
+
+def can_be_left_out(name: str, labels: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether enough types and known cells are left without a type, and enough cells of it."""
+    n_others = sum(one != name and one in labels for one in known)
+    return len(labels) > 2 and list(known).count(name) >= LEAST_CELLS and n_others >= LEAST_CELLS
+
+
+def without_type(
+    sums: StageSums,
+    name: str,
+    labels: Sequence[str],
+    known: Known,
+    memory: Memory,
+    novelty: Novelty,
+    parts: Sequence[str],
+) -> ExactAnnotator:
+    """Return an annotator that never held a type, with a rule of these parts set without it."""
+    others = tuple(one for one in labels if one != name)
+    rest = sums.without_types({name, *sums.types} - set(others))
+    plain = _plain(rest, others, rest.basis.genes, memory)
+    seen = known.of(others)
+    return plain.with_rule(temperature_of(plain, seen), rule_of(plain, seen, parts, novelty))
+
+
+def _noticed(
+    name: str, sums: StageSums, labels: Sequence[str], known: Known, memory: Memory, novelty: Novelty
+) -> dict[tuple[str, ...], float]:
+    """Return the H-score with which each choice notices a type that was left out, among known cells."""
+    plain = without_type(sums, name, labels, known, memory, novelty, PARTS)
+    truth = np.array(known.cell_types, dtype=object)
+    unknown, seen = truth == name, known.of(plain.labels)
+    logits, apart = plain.logits_of(known.features), plain.apart(known.features)
+    right = np.array(plain.labels, dtype=object)[logits.argmax(axis=1)] == truth
+    found = {}
+    for parts in CHOICES:
+        rule = rule_of(plain, seen, parts, novelty)
+        assert rule is not None  # noqa: S101 - there are known cells
+        novel = rule.is_novel(rule.score(apart))
+        found[parts] = harmonic_mean(float((right & ~novel)[~unknown].mean()), float(novel[unknown].mean()))
+    return found
+
+
+def _plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: Memory) -> ExactAnnotator:
+    settings = SolveSettings(memory.shrinkage, memory.centroid_shrinkage, memory.stage_power)
+    return ExactAnnotator(solve(sums.stages, sums.basis, settings), tuple(labels), tuple(genes))
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """Return logits whose -inf are so low that they never count, for arithmetic that knows no infinity."""
+    result: np.ndarray = np.maximum(logits, -1e9)
+    return result

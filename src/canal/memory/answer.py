@@ -1,0 +1,338 @@
+"""What the exact memory says of cells: types, confidence and novelty, from sums alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from canal.digests import json_digest
+from canal.errors import SumsError
+from canal.files import new_folder, read_json, write_json
+from canal.memory.classifier import ExactClassifier, one_thread
+
+CONFIG = "answer.json"
+FORMAT = 1
+PARTS = ("relative", "angle")
+"""What novelty may be made of: how much worse the nearest type explains a cell than all cells do, and how
+unlike the pattern of every type the cell is."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an annotator says of cells, one row a cell.
+
+    ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
+    that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
+    threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
+    ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
+    was asked about; None where that is the same for all.
+    """
+
+    labels: list[str]
+    confidence: np.ndarray
+    novelty: np.ndarray
+    is_novel: np.ndarray
+    probabilities: np.ndarray
+    logits: np.ndarray
+    by_network: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SumsRule:
+    """When a cell is none of the known types, as the sums have it.
+
+    Attributes
+    ----------
+    parts : dict
+        Of each part of `PARTS` that counts, its mean and standard deviation over known cells.
+    threshold : float
+        A score above it is novel.
+    """
+
+    parts: Mapping[str, tuple[float, float]]
+    threshold: float
+
+    def __post_init__(self) -> None:
+        numbers = [value for pair in self.parts.values() for value in pair]
+        right = self.parts and set(self.parts) <= set(PARTS) and np.isfinite([*numbers, self.threshold]).all()
+        if not right or any(spread <= 0 for _, spread in self.parts.values()):
+            raise SumsError(f"a novelty rule of sums needs parts of {PARTS} with spreads > 0, found {self}")
+
+    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
+        total = sum((found[name] - mean) / spread for name, (mean, spread) in self.parts.items())
+        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(np.asarray(total, dtype=np.float64) / 4.0)
+        return squeezed
+
+    def is_novel(self, score: np.ndarray) -> np.ndarray:
+        """Return for each score whether it lies above the threshold."""
+        result: np.ndarray = np.asarray(score) > self.threshold
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "parts": {name: list(pair) for name, pair in self.parts.items()},
+            "threshold": self.threshold,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> SumsRule:
+        """Return the rule that `to_json` wrote; raises `SumsError` on anything else."""
+        try:
+            parts = {str(name): (float(a), float(b)) for name, (a, b) in document["parts"].items()}
+            return cls(parts, float(document["threshold"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SumsError(f"a novelty rule of sums is damaged ({error}): {document!r:.200}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Novelness:
+    """The parts of novelty of a classifier's types.
+
+    Attributes
+    ----------
+    classifier : ExactClassifier
+    """
+
+    classifier: ExactClassifier
+
+    def of(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each part for features ``(n_cells, n_features)``, float64 ``(n_cells,)``.
+
+        The larger, the stranger. ``relative`` is the squared Mahalanobis distance to the nearest centroid
+        less that to the one Gaussian of all cells (Ren et al. 2021); ``angle`` is 1 - the cosine to the
+        nearest centroid, features in units of their spread within types. Where genes are missing, both are
+        of the genes that are there.
+        """
+        present, known = self._present, self.classifier
+        cells = features[:, present]
+        nearest = (cells @ self._near).max(axis=1)
+        quadratic, linear, constant = self._relative
+        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant
+        relative = (relative - 2 * (known.whole.of(features)).max(axis=1)) * (len(present) / present.sum())
+        lengths = np.maximum(np.linalg.norm(cells / self._within, axis=1), 1e-12)
+        return {"relative": relative, "angle": 1 - nearest / lengths}
+
+    @cached_property
+    def _present(self) -> np.ndarray:
+        known = self.classifier
+        whole = np.ones(known.basis.size, dtype=bool)
+        return whole if known.present is None else known.present
+
+    @cached_property
+    def _within(self) -> np.ndarray:
+        variance = np.diag(self.classifier.covariance)[self._present]
+        result: np.ndarray = np.sqrt(variance)
+        return result
+
+    @cached_property
+    def _near(self) -> np.ndarray:
+        """Centroids of length 1 in units of the spread, over it once more: ``(n_present, n_centroids)``."""
+        profiles = self.classifier.centroids[:, self._present] / self._within
+        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
+        result: np.ndarray = (profiles / self._within).T
+        return result
+
+    @cached_property
+    def _relative(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return Q, l and c: x Q x + l x + c, less twice the best linear score, is the relative distance."""
+        known, there = self.classifier, np.ix_(self._present, self._present)
+        mean = known.mean[self._present]
+        with one_thread():
+            within = np.linalg.inv(known.covariance[there])
+            around = np.linalg.inv(known.spread[there])
+        quadratic = within - around
+        linear = 2 * around @ mean
+        return quadratic, linear, -float(mean @ around @ mean)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactAnnotator:
+    """A solved memory with the lineage's labels and genes: it annotates without any network.
+
+    Attributes
+    ----------
+    classifier : ExactClassifier
+    labels : tuple of str
+        Cell types in the lineage's order; one without cells in the sums is never answered.
+    genes : tuple of str
+        The panel, in the order of the columns of ``expression``; the basis's genes are its beginning.
+    temperature : float
+        Scores are divided by it before they become probabilities.
+    novelty : SumsRule or None
+        Without one, no cell is novel.
+    ontology : dict
+        Cell Ontology ids of labels.
+    """
+
+    classifier: ExactClassifier
+    labels: tuple[str, ...]
+    genes: tuple[str, ...]
+    temperature: float = 1.0
+    novelty: SumsRule | None = None
+    ontology: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if strange := [name for name in self.classifier.labels if name not in self.labels]:
+            raise SumsError(f"the sums know types that are no labels: {', '.join(strange[:5])}")
+        if self.genes[: len(self.classifier.basis.genes)] != self.classifier.basis.genes:
+            raise SumsError("the basis's genes are not what the panel begins with; restore the model")
+
+    def predict(self, expression: np.ndarray) -> Prediction:
+        """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``.
+
+        Raises
+        ------
+        SumsError
+            If the number of columns is not the number of genes.
+        """
+        features = self.features(expression)
+        logits = self.logits_of(features)
+        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
+        none = np.zeros(len(logits))
+        score = none if self.novelty is None else self.novelty.score(self.apart(features))
+        novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
+        confidence = probabilities[np.arange(len(best)), best]
+        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+
+    def features(self, expression: np.ndarray) -> np.ndarray:
+        """Return the features of expression ``(n_cells, n_genes)``."""
+        if expression.ndim != 2 or expression.shape[1] != len(self.genes):
+            raise SumsError(
+                f"expression must have one column for each of the {len(self.genes)} panel genes, "
+                f"found shape {expression.shape}"
+            )
+        return self.classifier.basis.features(expression)
+
+    def logits_of(self, features: np.ndarray) -> np.ndarray:
+        """Return scores in the order of the labels, float64 ``(n_cells, n_types)``; -inf without sums."""
+        logits = np.full((len(features), len(self.labels)), -np.inf)
+        logits[:, self.places] = self.classifier.of_features(features)
+        return logits
+
+    def logits(self, expression: np.ndarray) -> np.ndarray:
+        """Return as `logits_of` does for expression ``(n_cells, n_genes)``."""
+        return self.logits_of(self.features(expression))
+
+    def apart(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the parts of novelty of cells; see `Novelness`."""
+        return self._novelness.of(features)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
+        return softmax(logits / self.temperature)
+
+    def without(self, missing: Collection[str]) -> ExactAnnotator:
+        """Return this annotator for cells of which some genes were never measured."""
+        return replace(self, classifier=self.classifier.without(missing)) if missing else self
+
+    def with_rule(self, temperature: float, novelty: SumsRule | None) -> ExactAnnotator:
+        """Return this annotator with another temperature and novelty rule."""
+        return replace(self, temperature=temperature, novelty=novelty)
+
+    def with_ontology(self, ids: Mapping[str, str]) -> ExactAnnotator:
+        """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
+        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
+        return replace(self, ontology=known)
+
+    def gene_weights(self) -> np.ndarray:
+        """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``.
+
+        The largest over a type's centroids of what a step of the gene changes its score by, beside the mean
+        of all centroids, times how far the gene strays within types. Projected features have no genes of
+        their own, so there a gene's share is that of the projection.
+        """
+        known = self.classifier
+        apart = known.linear - known.linear.mean(axis=0)
+        made = np.abs(apart) * np.sqrt(np.diag(known.covariance))
+        if known.basis.projection is not None:
+            made = made @ np.abs(known.basis.projection.weights.astype(np.float64))
+        weights = np.zeros((len(self.labels), len(self.genes)))
+        for owner, place in enumerate(self.places):
+            weights[place, : made.shape[1]] = made[known.owners == owner].max(axis=0)
+        return weights
+
+    def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a score for each centroid, and logits ``(n_cells, n_types)`` of cells.
+
+        Centroids' scores span the space in which the types differ; each cell's are taken from their mean.
+        """
+        features = self.features(expression)
+        scores = self.classifier.whole.of(features)
+        return scores - scores.mean(axis=1, keepdims=True), self.logits_of(features)
+
+    def on(self, device: str) -> ExactAnnotator:
+        """Return this annotator: sums are solved and asked on the CPU, where whole numbers are exact."""
+        return self
+
+    def about(self) -> dict[str, Any]:
+        """Return what an annotation's record says of how cells are judged."""
+        rule = None if self.novelty is None else self.novelty.to_json()
+        return {"novelty": rule, "temperature": self.temperature, "method": "exact"}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that decide an answer."""
+        return json_digest([self.classifier.digest(), list(self.labels), list(self.genes), self.about()])
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where the sums' types stand among the labels, int64 ``(n_types of the sums,)``."""
+        return np.array([self.labels.index(name) for name in self.classifier.labels], dtype=np.int64)
+
+    @cached_property
+    def _novelness(self) -> Novelness:
+        return Novelness(self.classifier)
+
+    def save(self, folder: Path) -> None:
+        """Write classifier, basis, labels, genes and rule to ``folder``, whole or not at all."""
+        document = {
+            "format": FORMAT,
+            "labels": list(self.labels),
+            "genes": list(self.genes),
+            "temperature": self.temperature,
+            "novelty": None if self.novelty is None else self.novelty.to_json(),
+            "ontology": dict(self.ontology),
+        }
+        with new_folder(folder) as temporary:
+            self.classifier.save(temporary)
+            write_json(temporary / CONFIG, document)
+
+    @classmethod
+    def load(cls, folder: Path) -> ExactAnnotator:
+        """Read what `save` wrote; raises `SumsError` if anything is missing, damaged or does not fit."""
+        classifier, path = ExactClassifier.load(folder), folder / CONFIG
+        try:
+            document = read_json(path)
+            if document["format"] != FORMAT:
+                raise SumsError(f"{path} is of a format that this canal does not know")
+            rule = document["novelty"]
+            return cls(
+                classifier,
+                _names(document["labels"]),
+                _names(document["genes"]),
+                float(document["temperature"]),
+                None if rule is None else SumsRule.from_json(rule),
+                dict(document["ontology"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of each row."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
+
+
+def _names(found: Sequence[Any]) -> tuple[str, ...]:
+    names = tuple(str(name) for name in found)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"names must be unique and at least one, found {list(names)[:10]}")
+    return names

@@ -1,0 +1,362 @@
+"""Network and sums in one answer: each knows what the other does not, and validation cells say how much."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from canal.digests import json_digest
+from canal.errors import ModelError
+from canal.files import write_json
+from canal.memory.answer import ExactAnnotator, Prediction, softmax
+from canal.model.annotator import Annotator
+from canal.model.novelty import is_number
+from canal.model.storage import read_document
+
+COMBINATION = "combination.json"
+EXACT = "exact"
+FORMAT = 1
+NETWORK_PART = "network"
+"""The part of a combined novelty that is the network's own score."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How two answers become one: log-linear, each at its own temperature.
+
+    Attributes
+    ----------
+    weight : float
+        Of the network's log probabilities, 0...1; those of the sums have the rest. At 0 the sums answer
+        alone, and the network is never run.
+    network_temperature, exact_temperature : float
+        What logits are divided by before they are combined.
+    temperature : float
+        What the combined log probabilities are divided by in the end.
+    fast_margin : float
+        Difference of the two largest probabilities of the sums' answer below which a cell is unsure: with
+        ``--effort fast`` the network is asked about these cells alone.
+    """
+
+    weight: float
+    network_temperature: float
+    exact_temperature: float
+    temperature: float = 1.0
+    fast_margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        temperatures = (self.network_temperature, self.exact_temperature, self.temperature)
+        numbers = (self.weight, *temperatures, self.fast_margin)
+        if not all(map(is_number, numbers)) or not 0 <= self.weight <= 1 or min(temperatures) <= 0:
+            raise ModelError(
+                f"a combination needs a weight of 0...1 and temperatures above 0, found {self}: "
+                "restore the model"
+            )
+
+    def of(self, network: np.ndarray, exact: np.ndarray) -> np.ndarray:
+        """Return combined log probabilities, before the last temperature, float64 ``(n_cells, n_types)``.
+
+        A type that one side alone knows (its logits are -inf on the other) keeps the probability that this
+        side gives it; the rest of the mass is divided among the types that both know.
+
+        Parameters
+        ----------
+        network, exact
+            Logits ``(n_cells, n_types)`` in one order of types.
+        """
+        logs = [
+            _log_softmax(np.asarray(logits, dtype=np.float64) / temperature)
+            for logits, temperature in (
+                (network, self.network_temperature),
+                (exact, self.exact_temperature),
+            )
+        ]
+        known = [np.isfinite(log).any(axis=0) for log in logs]
+        both = known[0] & known[1]
+        result = np.full(logs[0].shape, -np.inf)
+        for log, own in zip(logs, (known[0] & ~both, known[1] & ~both), strict=True):
+            result[:, own] = log[:, own]
+        if both.any():
+            with np.errstate(divide="ignore"):
+                rest = np.log(np.maximum(1.0 - np.exp(result).sum(axis=1, keepdims=True), 0.0))
+            shared = self.weight * logs[0][:, both] + (1 - self.weight) * logs[1][:, both]
+            result[:, both] = _log_softmax(shared) + rest
+        return _log_softmax(result)
+
+    def to_json(self) -> dict[str, float]:
+        """Return the fields as a JSON document."""
+        names = ("weight", "network_temperature", "exact_temperature", "temperature", "fast_margin")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class CombinedRule:
+    """When a cell is none of the known types, for network and sums together.
+
+    Attributes
+    ----------
+    parts : dict
+        Of each part that counts - ``network`` (the network's own score) and those of
+        `canal.memory.answer.PARTS` - its mean and standard deviation over known cells.
+    threshold : float
+        A score above it is novel.
+    """
+
+    parts: Mapping[str, tuple[float, float]]
+    threshold: float
+
+    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
+        total = sum((found[name] - mean) / spread for name, (mean, spread) in self.parts.items())
+        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(np.asarray(total, dtype=np.float64) / 4.0)
+        return squeezed
+
+    def is_novel(self, score: np.ndarray) -> np.ndarray:
+        """Return for each score whether it lies above the threshold."""
+        result: np.ndarray = np.asarray(score) > self.threshold
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "parts": {name: list(pair) for name, pair in self.parts.items()},
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedAnnotator:
+    """A network and a solved memory that answer together.
+
+    Attributes
+    ----------
+    network : Annotator
+        As the published method has it, with its own temperature and novelty rule.
+    exact : ExactAnnotator
+    combination : Combination
+    novelty : CombinedRule or None
+        Without one, no cell is novel.
+    """
+
+    network: Annotator
+    exact: ExactAnnotator
+    combination: Combination
+    novelty: CombinedRule | None = None
+
+    def __post_init__(self) -> None:
+        if (self.network.labels, self.network.genes) != (self.exact.labels, self.exact.genes):
+            raise ModelError("network and sums are of other types or genes; restore the model")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Cell types, in the order of the logits."""
+        return self.network.labels
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The panel."""
+        return self.network.genes
+
+    @property
+    def ontology(self) -> Mapping[str, str]:
+        """Cell Ontology ids of labels."""
+        return self.network.ontology
+
+    @property
+    def temperature(self) -> float:
+        """What combined log probabilities are divided by."""
+        return self.combination.temperature
+
+    def predict(self, expression: np.ndarray) -> Prediction:
+        """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
+        said, features = self.network.predict(expression), self.exact.features(expression)
+        logits = self.combination.of(said.logits, self.exact.logits_of(features))
+        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
+        score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
+        if self.novelty is not None:
+            score = self.novelty.score(parts_of(said, self.exact, features))
+            novel = self.novelty.is_novel(score)
+        confidence = probabilities[np.arange(len(best)), best]
+        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
+        return softmax(logits / self.temperature)
+
+    def without(self, missing: Collection[str]) -> CombinedAnnotator:
+        """Return this annotator for cells of which some genes were never measured; the network is shared."""
+        return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+
+    def with_temperature(self, temperature: float) -> CombinedAnnotator:
+        """Return this annotator with another last temperature."""
+        return replace(self, combination=replace(self.combination, temperature=temperature))
+
+    def gene_weights(self) -> np.ndarray:
+        """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
+        share = self.combination.weight
+        sides = (self.network.gene_weights(), self.exact.gene_weights())
+        network, exact = (side / np.maximum(side.sum(axis=1, keepdims=True), 1e-300) for side in sides)
+        result: np.ndarray = share * network + (1 - share) * exact
+        return result
+
+    def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the network's manifold ``(n_cells, 128)`` and combined logits ``(n_cells, n_types)``."""
+        manifold, logits = self.network.represented(expression)
+        return manifold, self.combination.of(logits, self.exact.logits(expression))
+
+    def on(self, device: str) -> CombinedAnnotator:
+        """Move the network to a device and return this annotator."""
+        self.network.on(device)
+        return self
+
+    def about(self) -> dict[str, Any]:
+        """Return what an annotation's record says of how cells are judged."""
+        return {
+            "novelty": None if self.novelty is None else self.novelty.to_json(),
+            "temperature": self.temperature,
+            "method": "combined",
+            "network_weight": self.combination.weight,
+        }
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that decide an answer."""
+        own = [self.combination.to_json(), self.about()]
+        return json_digest([self.network.digest(), self.exact.digest(), *own])
+
+    def save(self, folder: Path) -> None:
+        """Write the network's files as the published method does, ``exact/`` and ``combination.json``."""
+        self.network.save(folder)
+        self.exact.save(folder / EXACT)
+        rule = None if self.novelty is None else self.novelty.to_json()
+        write_json(folder / COMBINATION, {"format": FORMAT, **self.combination.to_json(), "novelty": rule})
+
+    @classmethod
+    def load(cls, folder: Path) -> CombinedAnnotator:
+        """Read what `save` wrote; raises `CanalError` if anything is missing, damaged or does not fit."""
+        combination, rule = read_combination(folder)
+        network, exact = Annotator.load(folder), ExactAnnotator.load(folder / EXACT)
+        return cls(network, exact, combination, rule)
+
+
+@dataclass(frozen=True, eq=False)
+class FastAnnotator:
+    """The sums answer; the network is asked about cells of which they are unsure.
+
+    A cell is unsure where the two likeliest types of the sums' answer lie nearer than a margin that was set
+    on validation cells, so that 2 % of them are: a cell's answer does not depend on its neighbours.
+
+    Attributes
+    ----------
+    whole : CombinedAnnotator
+    """
+
+    whole: CombinedAnnotator
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Cell types, in the order of the logits."""
+        return self.whole.labels
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The panel."""
+        return self.whole.genes
+
+    @property
+    def ontology(self) -> Mapping[str, str]:
+        """Cell Ontology ids of labels."""
+        return self.whole.ontology
+
+    @property
+    def temperature(self) -> float:
+        """That of the sums' answer."""
+        return self.whole.exact.temperature
+
+    def predict(self, expression: np.ndarray) -> Prediction:
+        """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``.
+
+        ``logits`` are log probabilities, since cells are answered in two ways.
+        """
+        said = self.whole.exact.predict(expression)
+        logits = _log_softmax(said.logits / self.temperature)
+        top = np.sort(said.probabilities, axis=1)[:, -2:]
+        unsure = (
+            top[:, -1] - top[:, 0] if top.shape[1] > 1 else top[:, 0]
+        ) < self.whole.combination.fast_margin
+        labels = np.array(said.labels, dtype=object)
+        if unsure.any():
+            more = self.whole.predict(expression[unsure])
+            labels[unsure] = more.labels
+            said.confidence[unsure], said.novelty[unsure] = more.confidence, more.novelty
+            said.is_novel[unsure], said.probabilities[unsure] = more.is_novel, more.probabilities
+            logits[unsure] = _log_softmax(more.logits / self.whole.temperature)
+        return replace(said, labels=labels.tolist(), logits=logits, by_network=unsure)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax(logits), ``(n_cells, n_types)``."""
+        return softmax(logits)
+
+    def without(self, missing: Collection[str]) -> FastAnnotator:
+        """Return this annotator for cells of which some genes were never measured; the network is shared."""
+        return FastAnnotator(self.whole.without(missing))
+
+    def gene_weights(self) -> np.ndarray:
+        """Return the weight of each gene for each type in the sums, which answer most cells."""
+        return self.whole.exact.gene_weights()
+
+    def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the network's manifold ``(n_cells, 128)`` and the logits that labels were taken from."""
+        return self.whole.represented(expression)[0], self.predict(expression).logits
+
+    def on(self, device: str) -> FastAnnotator:
+        """Move the network to a device and return this annotator."""
+        self.whole.on(device)
+        return self
+
+    def about(self) -> dict[str, Any]:
+        """Return what an annotation's record says of how cells are judged."""
+        return {**self.whole.about(), "effort": "fast", "fast_margin": self.whole.combination.fast_margin}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that decide an answer."""
+        return json_digest([self.whole.digest(), "fast"])
+
+
+def parts_of(said: Prediction, exact: ExactAnnotator, features: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the parts of novelty of cells: the network's own score, unsqueezed, and those of the sums."""
+    return {NETWORK_PART: unsqueezed(said.novelty), **exact.apart(features)}
+
+
+def unsqueezed(score: np.ndarray) -> np.ndarray:
+    """Return a score of 0...1 as it was before it was squeezed into that range."""
+    inside = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
+    result: np.ndarray = 4.0 * np.arctanh(2.0 * inside - 1.0)
+    return result
+
+
+def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
+    """Return what ``combination.json`` of a model folder says; raises `ModelError` if it is damaged."""
+    document = dict(read_document(folder, COMBINATION))
+    try:
+        if document.pop("format") != FORMAT:
+            raise ModelError(f"{folder / COMBINATION} is of a format that this canal does not know")
+        rule = document.pop("novelty")
+        parts = (
+            {}
+            if rule is None
+            else {str(name): (float(a), float(b)) for name, (a, b) in rule["parts"].items()}
+        )
+        found = None if rule is None else CombinedRule(parts, float(rule["threshold"]))
+        return Combination(**document), found
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / COMBINATION} is damaged ({error}); restore the model") from error
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    highest = logits.max(axis=1, keepdims=True)
+    result: np.ndarray = logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+    return result

@@ -1,0 +1,117 @@
+"""From a model folder to what annotates, whatever method made it; torch is loaded only where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+
+from canal.errors import ModelError
+from canal.files import read_json
+from canal.memory.answer import ExactAnnotator, Prediction
+
+Effort = Literal["full", "fast"]
+Method = Literal["published", "exact", "combined"]
+
+_COMBINATION, _EXACT = "combination.json", "exact"
+
+
+class CellAnnotator(Protocol):
+    """What labels cells: a network, sums, or both.
+
+    ``labels`` are cell types in the order of the logits, ``genes`` the panel in the order of the columns of
+    expression, ``ontology`` Cell Ontology ids of labels.
+    """
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Cell types, in the order of the logits."""
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The panel."""
+
+    @property
+    def ontology(self) -> Mapping[str, str]:
+        """Cell Ontology ids of labels."""
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+
+    def predict(self, expression: np.ndarray) -> Prediction:
+        """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probabilities of logits, ``(n_cells, n_types)``."""
+
+    def without(self, missing: Collection[str]) -> Self:
+        """Return the annotator for cells of which some genes were never measured."""
+
+    def gene_weights(self) -> np.ndarray:
+        """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``."""
+
+    def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where cells lie among the types, ``(n_cells, any)``, and logits ``(n_cells, n_types)``."""
+
+    def on(self, device: str) -> Self:
+        """Move what computes on a device there, and return the annotator."""
+
+    def about(self) -> dict[str, Any]:
+        """Return what an annotation's record says of how cells are judged."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that decide an answer."""
+
+
+def method_of(folder: Path) -> Method:
+    """Return the method that made a model folder."""
+    if (folder / _COMBINATION).is_file():
+        return "combined"
+    return "exact" if (folder / _EXACT).is_dir() else "published"
+
+
+def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
+    """Return the annotator of a model folder.
+
+    Parameters
+    ----------
+    folder
+        ``model/`` of a version.
+    effort
+        ``full``: network and sums as the version combines them. ``fast``: the sums, and the network for cells
+        of which they are unsure. Where a version is of one of them alone, that one answers.
+
+    Raises
+    ------
+    CanalError
+        If anything is missing, damaged or does not fit.
+    ModelError
+        If the fast answer is asked of a version without sums.
+    """
+    method = method_of(folder)
+    if method == "published":
+        if effort == "fast":
+            raise ModelError(
+                "this version was learned by the published method and has no sums to answer fast from: leave "
+                "--effort out, or add them with `canal sums backfill`"
+            )
+        from canal.model.annotator import Annotator
+
+        return Annotator.load(folder)
+    if method == "exact" or _weight(folder) == 0:
+        return ExactAnnotator.load(folder / _EXACT)
+    from canal.model.combined import CombinedAnnotator, FastAnnotator
+
+    whole = CombinedAnnotator.load(folder)
+    return FastAnnotator(whole) if effort == "fast" else whole
+
+
+def _weight(folder: Path) -> float:
+    """Return the network's weight in a combination; damage is told by who reads the whole of it."""
+    try:
+        return float(read_json(folder / _COMBINATION)["weight"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / _COMBINATION} is damaged ({error}); restore the model") from error
