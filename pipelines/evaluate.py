@@ -47,10 +47,10 @@ def measure(project: Project, logged: StepRun) -> None:
 def noticed(project: Project, stage: str, annotator: "CellAnnotator", exam: "Examination") -> dict[str, Any]:
     """Return how well types that were held out are noticed by the stage's model."""
     from canal.continual.holdouts import held_out_types
-    from canal.continual.remembering import StageSums
     from canal.continual.shadow import shadow_heads
     from canal.lessons import features_kept, shadow_cells
     from canal.memory.answer import ExactAnnotator
+    from canal.memory.stages import StageSums
     from canal.model.annotator import Annotator
     from canal.model.combined import CombinedAnnotator
 

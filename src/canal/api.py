@@ -1,5 +1,7 @@
 """One function a command: open the project, call a room, return what it says. Nothing here prints."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +75,7 @@ def annotate(
     project = Project.open(root)
     version = serving_version(project, model)
     noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
-    table = annotate_adata(load_annotator(project, version), adata, noted)
+    table = annotate_adata(load_annotator(project, version, noted.effort), adata, noted)
     if write:
         columns, matrices = parted(table)
         gone = left_over(adata.obs, columns)
@@ -115,16 +117,20 @@ def annotate_file(
     check_target(source, target, options.overwrite)
     Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
     noted = replace(options, model_name=provenance(version), origin=origin(source))
-    annotator = load_annotator(project, version)
+    annotator = load_annotator(project, version, options.effort)
     return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
 
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:
     """Set how many cores annotation uses, and say where the precision asked for is slow on this machine."""
     if threads is not None:
-        import torch
+        import numpy  # noqa: F401 - only libraries that are loaded can be limited
+        from threadpoolctl import threadpool_limits
 
-        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is imported
+        threadpool_limits(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
     if options.dtype == "float32":
         return
     from canal.model.compute import bfloat16_speed, find_device

@@ -122,6 +122,10 @@ def annotate(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster where the machine has it.")
     ] = "float32",
+    effort: Annotated[
+        Literal["full", "fast"],
+        typer.Option(help="fast: the sums answer, the network only where they are unsure."),
+    ] = "full",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor cores to use; by default all.")
     ] = None,
@@ -150,6 +154,7 @@ def annotate(
         resume=resume,
         device=device,
         dtype=dtype,
+        effort=effort,
     )
     use_machine(threads, options, note)
     with cells_told() as on_cells:

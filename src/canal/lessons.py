@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from canal.continual.fit import Hooks
     from canal.continual.lesson import Lesson
     from canal.continual.pretraining import Corpus
-    from canal.continual.remembering import StageSums
     from canal.continual.shadow import ShadowCells
     from canal.continual.stage import Past
     from canal.data.prepared import PreparedCells
+    from canal.memory.stages import StageSums
     from canal.memory.sums import Sums
     from canal.quality.labels import Ask
 
@@ -164,8 +164,8 @@ def stage_sums(
         The sums of the stages before; None where they begin here, with a basis that this stage's training
         cells are the first to see.
     """
-    from canal.continual.remembering import StageSums
     from canal.memory.basis import choose_basis
+    from canal.memory.stages import StageSums
     from canal.memory.sums import Adder
 
     memory, split = project.config.memory, project.split(stage)
@@ -194,7 +194,7 @@ def stage_sums(
 
 def parent_sums(project: Project, stage: str) -> "StageSums | None":
     """Return the sums that a stage's parent keeps; None where it keeps none."""
-    from canal.continual.remembering import StageSums
+    from canal.memory.stages import StageSums
 
     name = project.config.stages[stage].parent
     if name == BACKBONE:

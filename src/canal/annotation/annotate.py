@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
 from canal.config import Values
 from canal.digests import canonical_json
 from canal.errors import DataError
+from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -277,8 +279,6 @@ def _label(
     annotator: CellAnnotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
-    from canal.model.compute import find_device, precision
-
     renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
     try:
         reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
@@ -286,13 +286,11 @@ def _label(
         if unclear := doubt(how):
             raise DataError(f"{error}; {unclear}") from error
         raise
-    device = find_device(options.device)
-    annotator.on(device)
     asked = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     tell(done, query.n_cells)
-    with precision(options.dtype, device):
+    with _computing(annotator, options):
         for block in reading.blocks(options.chunk_cells, done):
             answer = asked.predict(block.expression)
             frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
@@ -304,6 +302,17 @@ def _label(
             tell(done, query.n_cells)
     table = joined(frames, annotator.ontology)
     return table, _summary(annotator, table, reading, how, detected=options.values == AUTO)
+
+
+def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
+    """Move an annotator to its device and return the block it computes in; sums need neither, nor torch."""
+    if isinstance(annotator, ExactAnnotator):
+        return nullcontext()
+    from canal.model.compute import find_device, precision
+
+    device = find_device(options.device)
+    annotator.on(device)
+    return precision(options.dtype, device)
 
 
 def _summary(

@@ -16,6 +16,9 @@ TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner
 CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"
 NOVELTY, IS_NOVEL = "canal_novelty", "canal_is_novel"
 LOW_QUALITY = "canal_low_quality"
+BY_NETWORK = "canal_by_network"
+"""Of a fast answer: whether the network was asked about the cell, since the sums were unsure."""
+
 UNASSIGNED = "Unassigned"
 
 ONTOLOGY_ID, NO_ID = "cell_type_ontology_term_id", "unknown"
@@ -29,7 +32,19 @@ PROBABILITY_OF = "canal_p_"
 
 VOTE, SHARE = "canal_vote", "canal_vote_share"
 
-_OWN = (TYPE, BEST_TYPE, RUNNER_UP, CONFIDENCE, MARGIN, NOVELTY, IS_NOVEL, LOW_QUALITY, VOTE, SHARE)
+_OWN = (
+    TYPE,
+    BEST_TYPE,
+    RUNNER_UP,
+    CONFIDENCE,
+    MARGIN,
+    NOVELTY,
+    IS_NOVEL,
+    LOW_QUALITY,
+    BY_NETWORK,
+    VOTE,
+    SHARE,
+)
 _NAMES = (TYPE, BEST_TYPE, RUNNER_UP)
 
 
@@ -65,6 +80,8 @@ def columns_of(
             LOW_QUALITY: empty,
         }
     )
+    if answer.by_network is not None:
+        table[BY_NETWORK] = answer.by_network
     if not probabilities:
         return table
     every = pd.DataFrame(

@@ -10,10 +10,11 @@ import torch
 
 from canal.config import Memory, Novelty
 from canal.continual.measures import harmonic_mean
-from canal.continual.remembering import Known, StageSums, can_be_left_out, without_type
+from canal.continual.remembering import Known, can_be_left_out, without_type
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.continual.temperature import fit_temperature
 from canal.memory.answer import PARTS, ExactAnnotator
+from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (
     NETWORK_PART,

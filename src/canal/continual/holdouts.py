@@ -10,10 +10,11 @@ import numpy as np
 from canal.config import Memory, Novelty
 from canal.continual.combining import LeavingOut, Noticed
 from canal.continual.fit import Hooks
-from canal.continual.remembering import Known, StageSums, without_type
+from canal.continual.remembering import Known, without_type
 from canal.continual.shadow import GeneScores, ShadowCells, obstacle
 from canal.memory.answer import ExactAnnotator
 from canal.memory.basis import Basis
+from canal.memory.stages import StageSums
 from canal.model.combined import CombinedAnnotator
 
 

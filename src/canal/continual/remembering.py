@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from canal.config import Memory, Novelty
 from canal.continual.measures import harmonic_mean
 from canal.continual.temperature import fit_temperature
-from canal.errors import SumsError
 from canal.memory.answer import PARTS, ExactAnnotator, SumsRule
-from canal.memory.basis import Basis
 from canal.memory.solve import SolveSettings, solve
-from canal.memory.sums import Sums
+from canal.memory.stages import StageSums
 
-SUMS = "sums"
-BATCHES = "batches"
-"""Folders of a model: sums by stage, and those of its own stage by batch."""
-
-BASIS = "model/exact/basis"
 CHOICES: tuple[tuple[str, ...], ...] = (PARTS[:1], PARTS[1:], PARTS)
 """What the novelty of the sums may be made of."""
 
@@ -49,63 +40,6 @@ class Known:
         wanted = set(types)
         rows = [row for row, name in enumerate(self.cell_types) if name in wanted]
         return Known(self.features[rows], tuple(self.cell_types[row] for row in rows))
-
-
-@dataclass(frozen=True, eq=False)
-class StageSums:
-    """The sums of a lineage so far.
-
-    Attributes
-    ----------
-    basis : Basis
-    stages : dict
-        Stage -> its sums, oldest first; a stage that was learned before sums were kept has none.
-    """
-
-    basis: Basis
-    stages: Mapping[str, Sums] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, folder: Path, stages: Sequence[str]) -> StageSums | None:
-        """Read the sums of a model folder, of some of the lineage's ``stages``; None where it keeps none.
-
-        Raises
-        ------
-        SumsError
-            If a file is damaged, or of a stage that is none of the lineage's.
-        """
-        files = {path.stem: path for path in sorted((folder / SUMS).glob("*.safetensors"))}
-        if not files:
-            return None
-        if strange := sorted(set(files) - set(stages)):
-            raise SumsError(
-                f"{folder / SUMS} holds sums of {', '.join(strange[:5])}, which is no stage of this lineage "
-                f"({', '.join(stages)}); restore the model"
-            )
-        basis = Basis.load(folder / BASIS)
-        return cls(basis, {name: Sums.load(files[name]) for name in stages if name in files})
-
-    def save(self, folder: Path) -> None:
-        """Write a file for each stage into ``sums/`` of a model folder."""
-        for name, sums in self.stages.items():
-            sums.save(folder / SUMS / f"{name}.safetensors")
-
-    def plus(self, stage: str, sums: Sums) -> StageSums:
-        """Return the sums with those of one more stage, or with other ones of a stage."""
-        return StageSums(self.basis, {**self.stages, stage: sums})
-
-    def without_types(self, names: Collection[str]) -> StageSums:
-        """Return the sums as if no cell of these types had ever been added."""
-        return StageSums(self.basis, {stage: sums.without(names) for stage, sums in self.stages.items()})
-
-    @cached_property
-    def types(self) -> tuple[str, ...]:
-        """Cell types with at least one cell."""
-        return tuple(sorted({name for sums in self.stages.values() for name in sums.types}, key=str.encode))
-
-    def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Return the labels of which no cell was ever added."""
-        return tuple(name for name in labels if name not in self.types)
 
 
 def solved(

@@ -18,12 +18,13 @@ from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.novelty import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
-from canal.continual.remembering import BATCHES, Known, StageSums, solved
+from canal.continual.remembering import Known, solved
 from canal.continual.scores import Scored, gene_scores
 from canal.continual.shadow import GeneScores, Shadow
 from canal.continual.temperature import fit_temperature
 from canal.files import write_json
 from canal.memory.answer import ExactAnnotator
+from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS, Annotator
 from canal.model.combined import EXACT, NETWORK_PART, CombinedAnnotator
@@ -103,7 +104,7 @@ class Finished:
         if self.sums is not None:
             self.sums.save(folder)
         if self.batches is not None:
-            self.batches.save(folder / BATCHES / "own.safetensors")
+            self.batches.save(folder / OWN_BATCHES)
         write_json(folder / "history.json", self.history)
 
 

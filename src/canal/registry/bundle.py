@@ -164,5 +164,10 @@ def _signature(genes: list[str]) -> Any:
         outputs=Schema(
             [ColSpec(kind, name, name not in optional) for kind, names in answers.items() for name in names]
         ),
-        params=ParamSchema([ParamSpec("probabilities", "boolean", default=False)]),
+        params=ParamSchema(
+            [
+                ParamSpec("probabilities", "boolean", default=False),
+                ParamSpec("effort", "string", default="full"),
+            ]
+        ),
     )

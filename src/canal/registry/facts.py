@@ -10,7 +10,7 @@ from canal.registry.code import code_digest, lock_digest
 from canal.registry.request import request_digest, stage_request
 
 if TYPE_CHECKING:
-    from canal.continual.remembering import StageSums
+    from canal.memory.stages import StageSums
 
 
 def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class AnnotatorModel(PythonModel):
         from canal.model.compute import find_device
         from canal.model.load import load_model
 
-        self.annotator = load_model(Path(context.artifacts["model"])).on(find_device("auto"))
+        self.folder, self._device = Path(context.artifacts["model"]), find_device("auto")
+        self.annotators = {"full": load_model(self.folder).on(self._device)}
         self._turn = threading.Lock()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
@@ -39,7 +40,8 @@ class AnnotatorModel(PythonModel):
         model_input
             See `canal.annotation.request.read_request`.
         params
-            ``probabilities``: whether the probability of every type is given, too.
+            ``probabilities``: whether the probability of every type is given, too. ``effort``: full, or fast,
+            where the sums answer and the network is asked only about cells of which they are unsure.
 
         Raises
         ------
@@ -49,13 +51,26 @@ class AnnotatorModel(PythonModel):
         from mlflow.exceptions import MlflowException
 
         from canal.annotation.service import answer
-        from canal.errors import DataError
+        from canal.errors import DataError, ModelError
 
         probabilities = bool((params or {}).get("probabilities", False))
         try:
-            return answer(self.annotator, model_input, self._turn, probabilities)
-        except DataError as error:
+            annotator = self._annotator(str((params or {}).get("effort", "full")))
+            return answer(annotator, model_input, self._turn, probabilities)
+        except (DataError, ModelError) as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _annotator(self, effort: str) -> Any:
+        """Return the annotator of an effort, which is read when it is first asked for."""
+        from canal.errors import ModelError
+        from canal.model.load import load_model
+
+        if effort not in ("full", "fast"):
+            raise ModelError(f"effort is full or fast, found {effort[:40]!r}")
+        with self._turn:
+            if effort not in self.annotators:
+                self.annotators[effort] = load_model(self.folder, "fast").on(self._device)
+            return self.annotators[effort]
 
 
 mlflow.models.set_model(AnnotatorModel())

@@ -1,0 +1,75 @@
+"""The sums of a lineage: a file a stage in every model folder, so that each version can be solved alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from canal.errors import SumsError
+from canal.memory.basis import Basis
+from canal.memory.sums import Sums
+
+SUMS = "sums"
+OWN_BATCHES = "batches/own.safetensors"
+"""In a model folder: sums by stage, and those of its own stage by batch and type."""
+
+BASIS = "model/exact/basis"
+
+
+@dataclass(frozen=True, eq=False)
+class StageSums:
+    """The sums of a lineage so far.
+
+    Attributes
+    ----------
+    basis : Basis
+    stages : dict
+        Stage -> its sums, oldest first; a stage that was learned before sums were kept has none.
+    """
+
+    basis: Basis
+    stages: Mapping[str, Sums] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, stages: Sequence[str]) -> StageSums | None:
+        """Read the sums of a model folder, of some of the lineage's ``stages``; None where it keeps none.
+
+        Raises
+        ------
+        SumsError
+            If a file is damaged, or of a stage that is none of the lineage's.
+        """
+        files = {path.stem: path for path in sorted((folder / SUMS).glob("*.safetensors"))}
+        if not files:
+            return None
+        if strange := sorted(set(files) - set(stages)):
+            raise SumsError(
+                f"{folder / SUMS} holds sums of {', '.join(strange[:5])}, which is no stage of this lineage "
+                f"({', '.join(stages)}); restore the model"
+            )
+        basis = Basis.load(folder / BASIS)
+        return cls(basis, {name: Sums.load(files[name]) for name in stages if name in files})
+
+    def save(self, folder: Path) -> None:
+        """Write a file for each stage into ``sums/`` of a model folder."""
+        for name, sums in self.stages.items():
+            sums.save(folder / SUMS / f"{name}.safetensors")
+
+    def plus(self, stage: str, sums: Sums) -> StageSums:
+        """Return the sums with those of one more stage, or with other ones of a stage."""
+        return StageSums(self.basis, {**self.stages, stage: sums})
+
+    def without_types(self, names: Collection[str]) -> StageSums:
+        """Return the sums as if no cell of these types had ever been added."""
+        return StageSums(self.basis, {stage: sums.without(names) for stage, sums in self.stages.items()})
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """Cell types with at least one cell."""
+        return tuple(sorted({name for sums in self.stages.values() for name in sums.types}, key=str.encode))
+
+    def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the labels of which no cell was ever added."""
+        return tuple(name for name in labels if name not in self.types)
