@@ -9,7 +9,9 @@ from canal.registry.checks.register import LEDGER
 from canal.registry.moves import ledger_of
 
 
-def audit_project(project: Project, wanted: str | None = None, keyring: Path | None = None) -> Report:
+def audit_project(
+    project: Project, wanted: str | None = None, keyring: Path | None = None, recompute: bool = False
+) -> Report:
     """Audit every version, or the one that a number or alias names.
 
     Parameters
@@ -19,6 +21,8 @@ def audit_project(project: Project, wanted: str | None = None, keyring: Path | N
         Number or alias.
     keyring : Path, optional
         The keys that are trusted: a ledger entry that none of them signed is a finding.
+    recompute : bool
+        Whether sums are added up again from the prepared cells, where those are still there.
 
     Raises
     ------
@@ -31,7 +35,7 @@ def audit_project(project: Project, wanted: str | None = None, keyring: Path | N
 
         trusted = read_keyring(keyring)
     versions = None if wanted is None else [project.store.version(wanted)]
-    report = audit(project.store, project.layout, project.config, versions)
+    report = audit(project.store, project.layout, project.config, versions, recompute)
     if trusted is None:
         return report
     from canal.registry.signing import signature_findings

@@ -29,6 +29,9 @@ def audit(
             "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
         ),
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Add up each stage's sums again, where its cells are there.")
+    ] = False,
     require_signed: Annotated[
         Path | None,
         typer.Option(metavar="KEYRING", help="Every ledger entry must be signed by a key of this file."),
@@ -45,7 +48,7 @@ def audit(
     project = Project.open(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
-    report = audit_project(project, None if everything else version, require_signed)
+    report = audit_project(project, None if everything else version, require_signed, recompute)
     document = report.to_json()
     if not as_json:
         show_result(audit_report(document), as_json=False)

@@ -64,24 +64,24 @@ def solved(
     novelty
         What share of known cells may be called Unassigned.
     """
-    plain = _plain(sums, labels, genes, memory)
-    seen = known.of(plain.classifier.labels)
-    temperature = temperature_of(plain, seen)
-    parts = chosen_parts(sums, plain.classifier.labels, seen, memory, novelty)
-    return plain.with_rule(temperature, rule_of(plain, seen, parts, novelty))
+    bare = plain(sums, labels, genes, memory)
+    seen = known.of(bare.classifier.labels)
+    temperature = temperature_of(bare, seen)
+    parts = chosen_parts(sums, bare.classifier.labels, seen, memory, novelty)
+    return bare.with_rule(temperature, rule_of(bare, seen, parts, novelty))
 
 
-def temperature_of(plain: ExactAnnotator, known: Known) -> float:
+def temperature_of(bare: ExactAnnotator, known: Known) -> float:
     """Return the temperature at which the sums' probabilities of known cells fit what the cells are."""
-    targets = np.array([plain.labels.index(name) for name in known.cell_types], dtype=np.int64)
-    return fit_temperature(_finite(plain.logits_of(known.features)), targets)
+    targets = np.array([bare.labels.index(name) for name in known.cell_types], dtype=np.int64)
+    return fit_temperature(_finite(bare.logits_of(known.features)), targets)
 
 
-def rule_of(plain: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
+def rule_of(bare: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
     """Return a rule of these parts that keeps its promise on known cells; None without any."""
     if not len(known.features):
         return None
-    found = plain.apart(known.features)
+    found = bare.apart(known.features)
     usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
     score = SumsRule(usual, 0.0).score(found)
     return SumsRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
@@ -124,30 +124,31 @@ def without_type(
     """Return an annotator that never held a type, with a rule of these parts set without it."""
     others = tuple(one for one in labels if one != name)
     rest = sums.without_types({name, *sums.types} - set(others))
-    plain = _plain(rest, others, rest.basis.genes, memory)
+    bare = plain(rest, others, rest.basis.genes, memory)
     seen = known.of(others)
-    return plain.with_rule(temperature_of(plain, seen), rule_of(plain, seen, parts, novelty))
+    return bare.with_rule(temperature_of(bare, seen), rule_of(bare, seen, parts, novelty))
 
 
 def _noticed(
     name: str, sums: StageSums, labels: Sequence[str], known: Known, memory: Memory, novelty: Novelty
 ) -> dict[tuple[str, ...], float]:
     """Return the H-score with which each choice notices a type that was left out, among known cells."""
-    plain = without_type(sums, name, labels, known, memory, novelty, PARTS)
+    bare = without_type(sums, name, labels, known, memory, novelty, PARTS)
     truth = np.array(known.cell_types, dtype=object)
-    unknown, seen = truth == name, known.of(plain.labels)
-    logits, apart = plain.logits_of(known.features), plain.apart(known.features)
-    right = np.array(plain.labels, dtype=object)[logits.argmax(axis=1)] == truth
+    unknown, seen = truth == name, known.of(bare.labels)
+    logits, apart = bare.logits_of(known.features), bare.apart(known.features)
+    right = np.array(bare.labels, dtype=object)[logits.argmax(axis=1)] == truth
     found = {}
     for parts in CHOICES:
-        rule = rule_of(plain, seen, parts, novelty)
+        rule = rule_of(bare, seen, parts, novelty)
         assert rule is not None  # noqa: S101 - there are known cells
         novel = rule.is_novel(rule.score(apart))
         found[parts] = harmonic_mean(float((right & ~novel)[~unknown].mean()), float(novel[unknown].mean()))
     return found
 
 
-def _plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: Memory) -> ExactAnnotator:
+def plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: Memory) -> ExactAnnotator:
+    """Return the annotator that sums make, without temperature and novelty rule."""
     settings = SolveSettings(memory.shrinkage, memory.centroid_shrinkage, memory.stage_power)
     return ExactAnnotator(solve(sums.stages, sums.basis, settings), tuple(labels), tuple(genes))
 

@@ -30,6 +30,7 @@ from canal.registry.checks.register import (
     check_registered,
     take_snapshot,
 )
+from canal.registry.checks.sums import check_sums, recompute
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
@@ -75,11 +76,17 @@ class Report:
         }
 
 
-def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Version] | None = None) -> Report:
+def audit(
+    store: Store,
+    layout: Layout,
+    config: Config,
+    versions: Sequence[Version] | None = None,
+    again: bool = False,
+) -> Report:
     """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
 
     Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
-    hold the registry's lock.
+    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there.
     """
     began, found = time.monotonic(), Found()
     snapshot = _snapshot(store, found)
@@ -94,6 +101,9 @@ def audit(store: Store, layout: Layout, config: Config, versions: Sequence[Versi
     files = CellFiles(layout)
     for chain in chains:
         check_cells(chain, found)
+        check_sums(chain, found)
+        if again:
+            recompute(chain, files, found)
         check_values(chain, files, found)
 
     def everybody() -> Iterator[Member]:

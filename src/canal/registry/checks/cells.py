@@ -98,7 +98,7 @@ def _trained(newest: Member, splits: Mapping[str, Rows]) -> Iterator[tuple[str, 
     """Yield file, stage and id of every cell that the chain trained on."""
     for stage, rows in splits.items():
         for cell, (_, _, _, chosen) in rows.items():
-            if chosen == "train":
+            if chosen == "train" or (chosen == RESERVE and newest.key.get("sums")):
                 yield SPLIT, stage, cell
     if newest.bank is not None:
         for cell, stage in zip(newest.bank.cells.cell_ids, newest.bank.cells.stages, strict=True):

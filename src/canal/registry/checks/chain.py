@@ -21,7 +21,8 @@ def check_chain(chain: Sequence[Member], found: Found) -> None:
             _check_beginning(parent, child, found)
             continue
         _check_labels(parent, child, found)
-        _check_teacher(parent, child, found)
+        if child.trained:
+            _check_teacher(parent, child, found)
         _check_pretrained(chain, child, found)
     _check_end(chain[0], found)
 

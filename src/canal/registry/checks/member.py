@@ -72,6 +72,12 @@ class Member:
         return self.stage not in (BACKBONE, IMPORTED)
 
     @property
+    def trained(self) -> bool:
+        """Whether a network was trained: not where a stage was learned by sums alone."""
+        asked = self.key["request"].get("continual")
+        return not (isinstance(asked, Mapping) and asked.get("method") == "exact")
+
+    @property
     def files(self) -> dict[str, str]:
         """The files that key.json names, with their digests."""
         files: dict[str, str] = self.key["files"]

@@ -1,0 +1,176 @@
+"""The sums of a version: of whose cells they are, that they add up, that they solve to what answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.errors import CanalError
+from canal.files import parse_json
+from canal.registry.checks.finding import Found, examples
+from canal.registry.checks.member import LABELS, SPLIT, Member
+
+if TYPE_CHECKING:
+    from canal.memory.answer import ExactAnnotator
+    from canal.memory.stages import StageSums
+    from canal.memory.sums import Sums
+    from canal.registry.checks.values import CellFiles
+
+EXACT = "model/exact/answer.json"
+_CHECK = "sums"
+
+
+def check_sums(chain: Sequence[Member], found: Found) -> None:
+    """Check the sums of the newest member of a chain, oldest first: files, digests, cells and solution."""
+    newest = chain[-1]
+    if not newest.taught or not newest.key.get("sums"):
+        _check_none(newest, found)
+        return
+    if broken := [name for name in newest.files if name.startswith("sums/") and not newest.intact(name)]:
+        found.note(newest.name, _CHECK, f"not checked further: {examples(sorted(broken))} is not intact")
+        return
+    try:
+        sums = _read(newest)
+        _check_digests(newest, sums, found)
+        _check_cells(newest, sums, found)
+        _check_handed_on(chain, sums, found)
+        _check_batches(newest, sums, found)
+        _check_solution(newest, sums, found)
+    except CanalError as error:
+        found.wrong(newest.name, _CHECK, str(error))
+
+
+def recompute(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
+    """Add up the newest member's own cells again, from the prepared cells where they are still there."""
+    newest = chain[-1]
+    said = newest.key.get("sums", {}) if newest.taught else {}
+    if newest.stage not in said:
+        return
+    prepared = files.of(newest)
+    if prepared is None or newest.split is None:
+        found.note(newest.name, _CHECK, f"{newest.stage}: cells gone: digest only")
+        return
+    try:
+        basis = _read(newest).basis
+        split = newest.split[newest.split["set"].isin(("train", "reserve"))]
+        types = dict(zip(split["cell_id"], split["cell_type"], strict=True))
+        digest = _added(basis, prepared, types).digest
+    except CanalError as error:
+        found.wrong(newest.name, _CHECK, f"{newest.stage} cannot be added up again: {error}")
+        return
+    if digest == said[newest.stage]:
+        found.note(newest.name, _CHECK, f"{newest.stage}: recomputed from {len(types):,} cells, the same")
+    else:
+        what = (
+            f"{newest.stage}: the prepared cells add up to {digest[:12]}..., not {said[newest.stage][:12]}..."
+        )
+        found.wrong(newest.name, _CHECK, what)
+
+
+def _added(basis: Any, prepared: Any, types: dict[str, str]) -> Sums:
+    from canal.memory.sums import Adder
+
+    adder = Adder(basis)
+    for ids, expression in prepared.chunks(list(types), basis.genes):
+        adder.add(expression, [types[one] for one in ids])
+    return adder.sums()
+
+
+def _check_none(member: Member, found: Found) -> None:
+    """Check that a version whose key names no sums answers without any."""
+    if kept := sorted(name for name in member.files if name.startswith(("sums/", "model/exact/"))):
+        found.wrong(member.name, _CHECK, f"key.json names no sums, but the version holds {examples(kept)}")
+
+
+def _read(member: Member) -> StageSums:
+    from canal.errors import SumsError
+    from canal.memory.stages import StageSums
+
+    sums = StageSums.load(member.folder, list(member.key["sums"]))
+    if sums is None:
+        raise SumsError("key.json names sums, but the version holds none")
+    return sums
+
+
+def _check_digests(member: Member, sums: StageSums, found: Found) -> None:
+    said, there = member.key["sums"], {stage: one.digest for stage, one in sums.stages.items()}
+    for stage in sorted(said.keys() | there.keys()):
+        if said.get(stage) != there.get(stage):
+            what = f"the sums of {stage} have digest {there.get(stage)}, key.json says {said.get(stage)}"
+            found.wrong(member.name, _CHECK, what)
+    if member.key["basis"]["digest"] != sums.basis.digest:
+        found.wrong(member.name, _CHECK, "the basis is not the one that key.json names")
+    if strange := [stage for stage, one in sums.stages.items() if one.basis != sums.basis.digest]:
+        found.wrong(member.name, _CHECK, f"the sums of {examples(strange)} are of another basis")
+    found.counts["sums"] += len(there)
+
+
+def _check_cells(member: Member, sums: StageSums, found: Found) -> None:
+    """Check that as many cells of each type were added up as the split lets train, those in reserve, too."""
+    own = sums.stages.get(member.stage)
+    if own is None or member.rows is None:
+        return
+    wanted = Counter(kind for kind, _, _, chosen in member.rows.values() if chosen in ("train", "reserve"))
+    there = dict(zip(own.types, own.counts.tolist(), strict=True))
+    if wrong := [name for name in sorted({*wanted, *there}) if wanted.get(name, 0) != there.get(name, 0)]:
+        told = examples([f"{name}: {there.get(name, 0)} of {wanted.get(name, 0)}" for name in wrong])
+        found.wrong(member.name, _CHECK, f"sums of other cells than {SPLIT} lets train: {told}")
+
+
+def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> None:
+    """Check that what is held of older stages is what their own versions hold."""
+    newest = chain[-1]
+    for member in chain[:-1]:
+        said = member.key.get("sums", {}).get(member.stage) if member.taught else None
+        there = sums.stages.get(member.stage)
+        if said is not None and (there is None or there.digest != said):
+            found.wrong(newest.name, _CHECK, f"the sums of {member.stage} are not those of {member.name}")
+
+
+def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
+    from canal.memory.stages import OWN_BATCHES
+    from canal.memory.sums import Sums
+
+    if not member.intact(OWN_BATCHES) or member.stage not in sums.stages:
+        return
+    batches = Sums.load(member.folder / OWN_BATCHES)
+    whole = batches.renamed({name: str(parse_json(name)[1]) for name in batches.types})
+    if whole.digest != sums.stages[member.stage].digest:
+        found.wrong(member.name, _CHECK, f"{OWN_BATCHES} does not add up to the sums of {member.stage}")
+
+
+def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
+    """Check that the sums, solved again, give the stored weights: at most one unit off on another machine."""
+    import numpy as np
+
+    from canal.config import Memory
+    from canal.continual.remembering import plain
+    from canal.memory.answer import ExactAnnotator
+
+    stored = ExactAnnotator.load(member.folder / Path(EXACT).parent)
+    memory = Memory.model_validate(member.key["request"].get("memory") or member.key.get("memory") or {})
+    again = plain(sums, stored.labels, stored.genes, memory)
+    if member.labels is not None and list(stored.labels) != member.labels:
+        found.wrong(member.name, _CHECK, f"the sums answer with other types than {LABELS}")
+    units = _units_apart(stored, again)
+    if units is None or units > 1:
+        told = "of another shape" if units is None else f"up to {units:,} units apart"
+        found.wrong(
+            member.name, _CHECK, f"the sums, solved again, give other weights than are stored: {told}"
+        )
+    elif units:
+        found.note(member.name, _CHECK, "solved again, weights differ by one unit: another machine made them")
+    found.counts["solutions"] += int(np.asarray(units is not None))
+
+
+def _units_apart(stored: ExactAnnotator, again: ExactAnnotator) -> int | None:
+    """Return by how many units stored whole-number weights differ at most; None where shapes do."""
+    import numpy as np
+
+    one, other = stored.classifier.whole, again.classifier.whole
+    if one.weights.shape != other.weights.shape or one.places != other.places:
+        return None
+    pairs = ((one.weights, other.weights), (one.bias, other.bias))
+    return int(max(np.abs(left - right).max() for left, right in pairs))
