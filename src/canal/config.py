@@ -217,17 +217,20 @@ class ContinualOverride(Section):
 
 
 class Memory(Section):
-    """What the exact memory adds up, and how its sums are solved; `canal.memory` says what each one does.
+    """How the sums of the exact memory are solved: `canal.memory.solve` says what each number is for.
 
-    ``size`` is the number of features where they are ``relu``. Sums by batch, too, are kept where they take
-    at most ``batch_mb`` megabytes.
+    Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes.
     """
 
-    features: Literal["genes", "relu"] = "genes"
-    size: int = Field(default=1000, ge=1, le=4000)
-    shrinkage: float = Field(default=0.1, ge=0, le=1)
-    centroid_shrinkage: float = Field(default=0.0, ge=0, le=1)
-    stage_power: float = Field(default=1.0, ge=0, le=1)
+    shrinkage: float = Field(default=0.4, ge=0, le=1)
+    type_power: float = Field(default=0.5, ge=0, le=1)
+    few: float = Field(default=3.0, ge=0)
+    stage_share: float = Field(default=0.5, ge=0, le=1)
+    between: float = Field(default=0.15, ge=0)
+    diagonal: float = Field(default=0.15, ge=0, le=1)
+    reliable: float = Field(default=10.0, gt=0)
+    soft: float = Field(default=0.03, gt=0, le=1)
+    own: float = 1.5
     batch_mb: float = Field(default=64.0, ge=0)
 
 

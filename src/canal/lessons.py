@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from canal.continual.shadow import ShadowCells
     from canal.continual.stage import Past
     from canal.data.prepared import PreparedCells
+    from canal.memory.basis import Basis
     from canal.memory.stages import StageSums
     from canal.memory.sums import Sums
     from canal.quality.labels import Ask
@@ -154,42 +155,52 @@ def stage_sums(
 ) -> "tuple[StageSums, Sums | None]":
     """Return the sums of a lineage with those of ``stage`` added, and the stage's own by batch.
 
-    Added are all training cells of its split, those in reserve, too. The cells are read in chunks.
-
     Parameters
     ----------
     genes
         The panel that the stage is learned with.
     parent
-        The sums of the stages before; None where they begin here, with a basis that this stage's training
-        cells are the first to see.
+        The sums of the stages before; None where they begin here, on a basis of the panel.
     """
-    from canal.memory.basis import choose_basis
     from canal.memory.stages import StageSums
+
+    known = parent or StageSums(first_basis(project, stage, genes))
+    own, batches, missing = added_up(project, stage, known.basis)
+    return known.plus(stage, own, missing), batches
+
+
+def first_basis(project: Project, stage: str, genes: "tuple[str, ...]") -> "Basis":
+    """Return the basis of sums that begin at ``stage``: its panel, and whose cells chose that."""
+    from canal.memory.basis import Basis
+
+    seen = dict.fromkeys((project.config.root_stage, stage))
+    chosen = {name: file_digest(project.layout.split(name)) for name in seen}
+    grown = genes != tuple(project.panel)
+    return Basis(genes, chosen if grown else {project.config.root_stage: chosen[project.config.root_stage]})
+
+
+def added_up(project: Project, stage: str, basis: "Basis") -> "tuple[Sums, Sums | None, tuple[str, ...]]":
+    """Return the sums of a stage's cells, those by batch where they are kept, and the genes its file lacks.
+
+    Added are all training cells of its split, those in reserve, too. They are read in chunks; types of the
+    sums by batch are JSON lists of batch and type.
+    """
     from canal.memory.sums import Adder
 
-    memory, split = project.config.memory, project.split(stage)
-    cells = project.prepared(stage)
-    if parent is None:
-        train = list(split["cell_id"][split["set"] == "train"])
-        shown = cells.expression(train, genes)
-        seen = {stage: file_digest(project.layout.split(stage))}
-        parent = StageSums(
-            choose_basis(genes, memory.features, memory.size, shown, seen, project.config.seed)
-        )
-    learned = split[split["set"].isin(("train", "reserve"))].set_index("cell_id")
-    names = [
-        canonical_json([batch, name])
-        for batch, name in zip(learned["batch"], learned["cell_type"], strict=True)
-    ]
-    by_batch = _fits(parent.basis.size, len(set(names)), memory.batch_mb)
-    adder = Adder(parent.basis)
-    types = dict(zip(learned.index, names if by_batch else learned["cell_type"], strict=True))
-    for ids, expression in cells.chunks(list(learned.index), parent.basis.genes):
+    split, cells = project.split(stage), project.prepared(stage)
+    learned = split[split["set"].isin(("train", "reserve"))]
+    pairs = list(zip(learned["batch"], learned["cell_type"], strict=True))
+    by_batch = _fits(basis.size, len(set(pairs)), project.config.memory.batch_mb)
+    names = [canonical_json(list(pair)) for pair in pairs] if by_batch else list(learned["cell_type"])
+    types = dict(zip(learned["cell_id"], names, strict=True))
+    adder = Adder(basis)
+    for ids, expression in cells.chunks(list(types), basis.genes):
         adder.add(expression, [types[one] for one in ids])
-    batches = adder.sums()
-    own = batches.renamed({name: parse_json(name)[1] for name in batches.types}) if by_batch else batches
-    return parent.plus(stage, own), batches if by_batch else None
+    found, there = adder.sums(), set(cells.genes)
+    missing = tuple(gene for gene in basis.genes if gene not in there)
+    if not by_batch:
+        return found, None, missing
+    return found.renamed({name: str(parse_json(name)[1]) for name in found.types}), found, missing
 
 
 def parent_sums(project: Project, stage: str) -> "StageSums | None":

@@ -68,13 +68,13 @@ def combine(
     parts
         What the novelty of both is made of, where both answer.
     """
-    said = exact.logits_of(known.features)
+    said = exact.logits_of(known.levels)
     targets = np.array([network.labels.index(name) for name in known.cell_types], dtype=np.int64)
     plain = Combination(0.0, network.temperature, exact.temperature)
     weight = chosen_weight(plain, logits, said, targets)
     chosen = replace(plain, weight=weight, fast_margin=_margin(exact.probabilities(said)))
     temperature = fit_temperature(np.maximum(chosen.of(logits, said), -1e9), targets)
-    found = {NETWORK_PART: unsqueezed(novelty), **exact.apart(known.features)}
+    found = {NETWORK_PART: unsqueezed(novelty), **exact.apart(known.levels)}
     rule = rule_of(found, parts, settings)
     return CombinedAnnotator(network, exact, replace(chosen, temperature=temperature), rule)
 
@@ -157,12 +157,12 @@ class LeavingOut:
         of_known = ask(replace(shadow, test=shadow.known), self.novelty, random, places)
         of_test = ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), places)
         rule = rule_of(
-            {NETWORK_PART: unsqueezed(of_known.score), **exact.apart(known.features)}, parts, self.novelty
+            {NETWORK_PART: unsqueezed(of_known.score), **exact.apart(known.levels)}, parts, self.novelty
         )
         assert rule is not None  # noqa: S101 - a type is left out only where others are known
-        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **exact.apart(test.features)})
+        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **exact.apart(test.levels)})
         logits = _network_logits(shadow)
-        said = self.combination.of(logits, exact.logits_of(test.features)).argmax(axis=1)
+        said = self.combination.of(logits, exact.logits_of(test.levels)).argmax(axis=1)
         right = np.array(labels, dtype=object)[said] == np.array(test.cell_types, dtype=object)
         return Noticed(np.array(test.cell_types, dtype=object) == name, score, rule.is_novel(score), right)
 

@@ -47,7 +47,7 @@ def held_out_types(
 def known_of(basis: Basis, cells: ShadowCells) -> tuple[Known, Known]:
     """Return known and tested cells in a basis."""
     known, test = (
-        Known(basis.features(some.expression), some.cell_types) for some in (cells.known, cells.test)
+        Known(basis.levels(some.expression), some.cell_types) for some in (cells.known, cells.test)
     )
     return known, test
 
@@ -89,9 +89,9 @@ def _asking(
 
 def _noticed(plain: ExactAnnotator, name: str, test: Known) -> Noticed:
     rule, truth = plain.novelty, np.array(test.cell_types, dtype=object)
-    score = np.zeros(len(truth)) if rule is None else rule.score(plain.apart(test.features))
+    score = np.zeros(len(truth)) if rule is None else rule.score(plain.apart(test.levels))
     novel = np.zeros(len(truth), dtype=bool) if rule is None else rule.is_novel(score)
-    said = np.array(plain.labels, dtype=object)[plain.logits_of(test.features).argmax(axis=1)]
+    said = np.array(plain.labels, dtype=object)[plain.logits_of(test.levels).argmax(axis=1)]
     return Noticed(truth == name, score, novel, said == truth)
 
 

@@ -27,19 +27,19 @@ class Known:
 
     Attributes
     ----------
-    features : numpy.ndarray
-        In the basis, float64 ``(n_cells, n_features)``.
+    levels : numpy.ndarray
+        In the basis, float64 ``(n_cells, n_genes)``.
     cell_types : tuple of str
     """
 
-    features: np.ndarray
+    levels: np.ndarray
     cell_types: tuple[str, ...]
 
     def of(self, types: Iterable[str]) -> Known:
         """Return the cells of these types."""
         wanted = set(types)
         rows = [row for row, name in enumerate(self.cell_types) if name in wanted]
-        return Known(self.features[rows], tuple(self.cell_types[row] for row in rows))
+        return Known(self.levels[rows], tuple(self.cell_types[row] for row in rows))
 
 
 def solved(
@@ -74,14 +74,14 @@ def solved(
 def temperature_of(bare: ExactAnnotator, known: Known) -> float:
     """Return the temperature at which the sums' probabilities of known cells fit what the cells are."""
     targets = np.array([bare.labels.index(name) for name in known.cell_types], dtype=np.int64)
-    return fit_temperature(_finite(bare.logits_of(known.features)), targets)
+    return fit_temperature(_finite(bare.logits_of(known.levels)), targets)
 
 
 def rule_of(bare: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
     """Return a rule of these parts that keeps its promise on known cells; None without any."""
-    if not len(known.features):
+    if not len(known.levels):
         return None
-    found = bare.apart(known.features)
+    found = bare.apart(known.levels)
     usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
     score = SumsRule(usual, 0.0).score(found)
     return SumsRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
@@ -136,7 +136,7 @@ def _noticed(
     bare = without_type(sums, name, labels, known, memory, novelty, PARTS)
     truth = np.array(known.cell_types, dtype=object)
     unknown, seen = truth == name, known.of(bare.labels)
-    logits, apart = bare.logits_of(known.features), bare.apart(known.features)
+    logits, apart = bare.logits_of(known.levels), bare.apart(known.levels)
     right = np.array(bare.labels, dtype=object)[logits.argmax(axis=1)] == truth
     found = {}
     for parts in CHOICES:
@@ -149,8 +149,8 @@ def _noticed(
 
 def plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: Memory) -> ExactAnnotator:
     """Return the annotator that sums make, without temperature and novelty rule."""
-    settings = SolveSettings(memory.shrinkage, memory.centroid_shrinkage, memory.stage_power)
-    return ExactAnnotator(solve(sums.stages, sums.basis, settings), tuple(labels), tuple(genes))
+    settings = SolveSettings(**memory.model_dump(include=set(SolveSettings.__dataclass_fields__)))
+    return ExactAnnotator(solve(sums, settings), tuple(labels), tuple(genes))
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:

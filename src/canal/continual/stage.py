@@ -171,7 +171,7 @@ def _combined(
 ) -> CombinedAnnotator:
     """Return the network and the solved sums as one annotator; ``logits`` are of the untrained cells."""
     cells = LabelledCells.concatenate([lesson.validation, lesson.probe])
-    known = Known(sums.basis.features(cells.expression), cells.cell_types)
+    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
     exact = solved(sums, network.labels, network.genes, known, config.memory, config.novelty)
     exact = exact.with_ontology(network.ontology)
     rule = network.novelty
@@ -194,6 +194,32 @@ def _combined(
     return combine(network, exact, known, logits, score, config.novelty, leaving.chosen_parts(shadows))
 
 
+def backfilled(
+    folder: Path, stage: str, validation: LabelledCells, sums: StageSums, config: Config
+) -> CombinedAnnotator:
+    """Return the network of a model folder with solved sums, combined on validation cells and its probe.
+
+    Where both answer, novelty is the network's own: what its head was trained on is not at hand, so no type
+    can be left out of it.
+    """
+    network = Annotator.load(folder / "model")
+    past = Past.load(folder, network.genes, config).probe.cells
+    earlier = past.take([row for row, name in enumerate(past.stages) if name != stage])
+    cells = LabelledCells.concatenate([validation, earlier])
+    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
+    exact = solved(sums, network.labels, network.genes, known, config.memory, config.novelty)
+    said = network.predict(cells.expression)
+    return combine(
+        network,
+        exact.with_ontology(network.ontology),
+        known,
+        said.logits,
+        said.novelty,
+        config.novelty,
+        (NETWORK_PART,),
+    )
+
+
 def _apart(network: Annotator, cells: Scored) -> Apart | None:
     return None if network.places is None else network.places.of(cells[0])
 
@@ -213,10 +239,10 @@ def finish_exact(
     (``probe.max_cells: 0``), on the newest stage's validation cells alone.
     """
     cells = LabelledCells.concatenate([validation, past.probe.cells])
-    known = Known(sums.basis.features(cells.expression), cells.cell_types)
+    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
     annotator = solved(sums, labels, genes, known, config.memory, config.novelty)
     ids = config.sources[config.stages[stage].source].ontology
-    said = annotator.logits_of(known.features).argmax(axis=1)
+    said = annotator.logits_of(known.levels).argmax(axis=1)
     right = np.array(labels, dtype=object)[said] == np.array(known.cell_types, dtype=object)
     history = {
         "method": "exact",

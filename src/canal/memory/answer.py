@@ -13,7 +13,7 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import new_folder, read_json, write_json
-from canal.memory.classifier import ExactClassifier, one_thread
+from canal.memory.classifier import ExactClassifier, linear_scores, one_thread
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -102,54 +102,64 @@ class Novelness:
 
     classifier: ExactClassifier
 
-    def of(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each part for features ``(n_cells, n_features)``, float64 ``(n_cells,)``.
+    def of(self, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each part for levels ``(n_cells, n_genes)``, float64 ``(n_cells,)``.
 
         The larger, the stranger. ``relative`` is the squared Mahalanobis distance to the nearest centroid
         less that to the one Gaussian of all cells (Ren et al. 2021); ``angle`` is 1 - the cosine to the
-        nearest centroid, features in units of their spread within types. Where genes are missing, both are
-        of the genes that are there.
+        nearest centroid, levels in units of their spread within types. Where genes are missing, both are of
+        the genes that are there, the distance scaled to the number of all.
         """
-        present, known = self._present, self.classifier
-        cells = features[:, present]
-        nearest = (cells @ self._near).max(axis=1)
+        there = self.classifier.there
+        cells = self.classifier.centred(levels)[:, there] / there.sum()
         quadratic, linear, constant = self._relative
-        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant
-        relative = (relative - 2 * (known.whole.of(features)).max(axis=1)) * (len(present) / present.sum())
+        weights, bias = self._near
+        nearest = (cells @ weights.T + bias).max(axis=1)
+        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant - 2 * nearest
         lengths = np.maximum(np.linalg.norm(cells / self._within, axis=1), 1e-12)
-        return {"relative": relative, "angle": 1 - nearest / lengths}
+        cosine = (cells @ self._profiles).max(axis=1) / lengths
+        return {"relative": relative * (len(there) / there.sum()), "angle": 1 - cosine}
 
     @cached_property
-    def _present(self) -> np.ndarray:
-        known = self.classifier
-        whole = np.ones(known.basis.size, dtype=bool)
-        return whole if known.present is None else known.present
-
-    @cached_property
-    def _within(self) -> np.ndarray:
-        variance = np.diag(self.classifier.covariance)[self._present]
-        result: np.ndarray = np.sqrt(variance)
+    def _centroids(self) -> np.ndarray:
+        there = self.classifier.there
+        own = self.classifier.centroids[:, there]
+        result: np.ndarray = own - own.mean(axis=1, keepdims=True)
         return result
 
     @cached_property
-    def _near(self) -> np.ndarray:
+    def _block(self) -> tuple[np.ndarray, ...]:
+        there = self.classifier.there
+        return np.ix_(there, there)
+
+    @cached_property
+    def _within(self) -> np.ndarray:
+        result: np.ndarray = np.sqrt(np.diag(self.classifier.covariance[self._block]))
+        return result
+
+    @cached_property
+    def _profiles(self) -> np.ndarray:
         """Centroids of length 1 in units of the spread, over it once more: ``(n_present, n_centroids)``."""
-        profiles = self.classifier.centroids[:, self._present] / self._within
+        profiles = self._centroids / self._within
         profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
         result: np.ndarray = (profiles / self._within).T
         return result
 
     @cached_property
+    def _near(self) -> tuple[np.ndarray, np.ndarray]:
+        with one_thread():
+            linear = linear_scores(self._centroids, self.classifier.covariance[self._block])
+        return linear.weights, linear.bias
+
+    @cached_property
     def _relative(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Return Q, l and c: x Q x + l x + c, less twice the best linear score, is the relative distance."""
-        known, there = self.classifier, np.ix_(self._present, self._present)
-        mean = known.mean[self._present]
+        known, there = self.classifier, self.classifier.there
+        mean = known.mean[there] - known.mean[there].mean()
         with one_thread():
-            within = np.linalg.inv(known.covariance[there])
-            around = np.linalg.inv(known.spread[there])
-        quadratic = within - around
-        linear = 2 * around @ mean
-        return quadratic, linear, -float(mean @ around @ mean)
+            within = np.linalg.inv(known.covariance[self._block])
+            around = np.linalg.inv(known.spread[self._block])
+        return within - around, 2 * around @ mean, -float(mean @ around @ mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,37 +202,37 @@ class ExactAnnotator:
         SumsError
             If the number of columns is not the number of genes.
         """
-        features = self.features(expression)
-        logits = self.logits_of(features)
+        levels = self.levels(expression)
+        logits = self.logits_of(levels)
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(self.apart(features))
+        score = none if self.novelty is None else self.novelty.score(self.apart(levels))
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
 
-    def features(self, expression: np.ndarray) -> np.ndarray:
-        """Return the features of expression ``(n_cells, n_genes)``."""
+    def levels(self, expression: np.ndarray) -> np.ndarray:
+        """Return the levels of expression ``(n_cells, n_genes)``."""
         if expression.ndim != 2 or expression.shape[1] != len(self.genes):
             raise SumsError(
                 f"expression must have one column for each of the {len(self.genes)} panel genes, "
                 f"found shape {expression.shape}"
             )
-        return self.classifier.basis.features(expression)
+        return self.classifier.basis.levels(expression)
 
-    def logits_of(self, features: np.ndarray) -> np.ndarray:
+    def logits_of(self, levels: np.ndarray) -> np.ndarray:
         """Return scores in the order of the labels, float64 ``(n_cells, n_types)``; -inf without sums."""
-        logits = np.full((len(features), len(self.labels)), -np.inf)
-        logits[:, self.places] = self.classifier.of_features(features)
+        logits = np.full((len(levels), len(self.labels)), -np.inf)
+        logits[:, self.places] = self.classifier.scores(levels)
         return logits
 
     def logits(self, expression: np.ndarray) -> np.ndarray:
         """Return as `logits_of` does for expression ``(n_cells, n_genes)``."""
-        return self.logits_of(self.features(expression))
+        return self.logits_of(self.levels(expression))
 
-    def apart(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    def apart(self, levels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the parts of novelty of cells; see `Novelness`."""
-        return self._novelness.of(features)
+        return self._novelness.of(levels)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
@@ -245,14 +255,11 @@ class ExactAnnotator:
         """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``.
 
         The largest over a type's centroids of what a step of the gene changes its score by, beside the mean
-        of all centroids, times how far the gene strays within types. Projected features have no genes of
-        their own, so there a gene's share is that of the projection.
+        of all centroids, times how far the gene strays within types.
         """
         known = self.classifier
-        apart = known.linear - known.linear.mean(axis=0)
-        made = np.abs(apart) * np.sqrt(np.diag(known.covariance))
-        if known.basis.projection is not None:
-            made = made @ np.abs(known.basis.projection.weights.astype(np.float64))
+        linear = known.own.linear.weights
+        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(known.covariance))
         weights = np.zeros((len(self.labels), len(self.genes)))
         for owner, place in enumerate(self.places):
             weights[place, : made.shape[1]] = made[known.owners == owner].max(axis=0)
@@ -263,9 +270,9 @@ class ExactAnnotator:
 
         Centroids' scores span the space in which the types differ; each cell's are taken from their mean.
         """
-        features = self.features(expression)
-        scores = self.classifier.whole.of(features)
-        return scores - scores.mean(axis=1, keepdims=True), self.logits_of(features)
+        levels, known = self.levels(expression), self.classifier
+        scores = known.own.scores(known.centred(levels), int(known.there.sum()))
+        return scores - scores.mean(axis=1, keepdims=True), self.logits_of(levels)
 
     def on(self, device: str) -> ExactAnnotator:
         """Return this annotator: sums are solved and asked on the CPU, where whole numbers are exact."""

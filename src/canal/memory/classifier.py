@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,51 +16,105 @@ from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import read_json, write_json
 from canal.memory.arrays import read_arrays, write_arrays
-from canal.memory.basis import Basis
+from canal.memory.basis import HIGHEST, Basis
 
 WEIGHTS = "weights.safetensors"
 SOLUTION = "solution.json"
 FORMAT = 1
-_ARRAYS = ("weights", "bias", "owners", "origins", "centroids", "covariance", "mean", "spread")
+_LINEARS = ("own", "within", "new")
+_ARRAYS = ("owners", "origins", "centroids", "covariance", "between", "mean", "spread")
 _WHOLE_FLOAT = 2**53
-_FINEST = 40
+_FINEST = 32
 """Binary places of the stored weights at most: far finer than what they are solved to."""
 
 
 @dataclass(frozen=True, eq=False)
+class Linear:
+    """Linear scores as they were solved: weights @ levels + bias.
+
+    ``weights`` are float64 ``(n_centroids, n_genes)``, ``bias`` float64 ``(n_centroids,)``.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Whole:
-    """Linear scores in whole numbers: (weights @ features + bias) / 2**places.
+    """Linear scores in whole numbers: weights @ centred levels + bias, over 2**places.
 
     Attributes
     ----------
     weights : numpy.ndarray
-        int64 ``(n_centroids, n_features)``.
+        int64 ``(n_centroids, n_genes)``.
     bias : numpy.ndarray
         int64 ``(n_centroids,)``.
     places : int
-        Binary places; the sum of |weights| x the largest feature + |bias| is below 2**53 in every row, so a
-        product in float64 is exact whatever library, chunk or thread count computes it.
+        Binary places. The sum of |weights| x the highest level + |bias|, times the number of genes, is below
+        2**53 in every row, so that every product in float64 is exact, whatever library, chunk or thread count
+        computes it.
     """
 
     weights: np.ndarray
     bias: np.ndarray
     places: int
 
-    def of(self, features: np.ndarray) -> np.ndarray:
-        """Return exact scores, float64 ``(n_cells, n_centroids)``, of whole features."""
-        made = features @ self.weights.T.astype(np.float64) + self.bias.astype(np.float64)
-        result: np.ndarray = np.ldexp(made, -self.places)
+    @classmethod
+    def of(cls, linear: Linear) -> Whole:
+        """Return linear scores as whole numbers, as fine as exact products let them be.
+
+        Raises
+        ------
+        SumsError
+            If a weight is not finite.
+        """
+        n_genes = linear.weights.shape[1]
+        reach = n_genes * (np.abs(linear.weights).sum(axis=1) * HIGHEST + np.abs(linear.bias))
+        if not np.isfinite(reach).all():
+            raise SumsError("the sums have no solution with finite weights; raise memory.shrinkage")
+        rounded = n_genes * (n_genes * HIGHEST + 1)  # what a unit in each entry adds
+        places = int(np.floor(np.log2((_WHOLE_FLOAT - rounded) / max(float(reach.max()), 1.0)))) - 1
+        places = min(_FINEST, places)
+        weights, bias = np.ldexp(linear.weights, places), np.ldexp(linear.bias, places)
+        return cls(np.rint(weights).astype(np.int64), np.rint(bias).astype(np.int64), places)
+
+    @property
+    def linear(self) -> Linear:
+        """The scores as fractions: exact, but for what was rounded when they became whole."""
+        weights, bias = self.weights.astype(np.float64), self.bias.astype(np.float64)
+        return Linear(np.ldexp(weights, -self.places), np.ldexp(bias, -self.places))
+
+    def scores(self, centred: np.ndarray, n_present: int) -> np.ndarray:
+        """Return scores, float64 ``(n_cells, n_centroids)``, the same on every machine.
+
+        ``centred`` are whole numbers, `ExactClassifier.centred`: ``n_present`` times what a score is of.
+        """
+        made = centred @ self.weights.T.astype(np.float64) + n_present * self.bias.astype(np.float64)
+        result: np.ndarray = np.ldexp(made / n_present, -self.places)
         return result
+
+    def fits(self, n_centroids: int, n_genes: int) -> bool:
+        """Whether shapes are right and products exact."""
+        whole = self.weights.dtype == self.bias.dtype == np.int64
+        if not whole or self.weights.shape != (n_centroids, n_genes) or self.bias.shape != (n_centroids,):
+            return False
+        reach = np.abs(self.weights).astype(np.float64).sum(axis=1) * HIGHEST
+        return bool((n_genes * (reach + np.abs(self.bias)) < _WHOLE_FLOAT).all())
 
 
 @dataclass(frozen=True, eq=False)
 class ExactClassifier:
-    """Linear discriminants of one covariance, with a centroid for each type and stage.
+    """Linear discriminants with a centroid for each type and stage, and two answers.
+
+    A cell that lies among the cells of the learned studies is answered by their own centroids, each study's
+    under a covariance that is partly its own; a cell that lies as cells of another study may lie is answered
+    under a covariance that holds how far studies lie apart, too. Which answer a cell gets is decided by its
+    own density under both, so that it does not depend on its neighbours.
 
     Attributes
     ----------
     basis : Basis
-        What features are made by.
+        Whose levels are looked at.
     labels : tuple of str
         Cell types with at least one cell, in the order of the columns of `scores`.
     stages : tuple of str
@@ -66,16 +122,19 @@ class ExactClassifier:
     owners, origins : numpy.ndarray
         Of each centroid, its type's place in ``labels`` and its stage's in ``stages``, int64
         ``(n_centroids,)``.
-    whole : Whole
-        The weights that answer.
+    own, within, new : Linear or Whole
+        Scores of the centroids under the common covariance, under each stage's, and under that for new
+        studies (None while no type was seen in two stages).
     centroids : numpy.ndarray
-        Float64 ``(n_centroids, n_features)``.
-    covariance : numpy.ndarray
-        Within types, shrunk, float64 ``(n_features, n_features)``; features without variance stand apart.
-    mean : numpy.ndarray
-        Of all cells, types alike, float64 ``(n_features,)``.
-    spread : numpy.ndarray
-        Covariance of all cells around ``mean``, types alike, float64 ``(n_features, n_features)``.
+        Of centred levels, float64 ``(n_centroids, n_genes)``.
+    covariance, between : numpy.ndarray
+        Within types, shrunk, and what is added to it for new studies, float64 ``(n_genes, n_genes)``.
+    mean, spread : numpy.ndarray
+        Mean and covariance of all cells, centroids alike.
+    soft, bonus : float
+        As ``soft`` and ``own`` of `canal.memory.solve.SolveSettings`.
+    present : numpy.ndarray
+        Genes that a data set has, bool ``(n_genes,)``; by default all.
     """
 
     basis: Basis
@@ -83,80 +142,106 @@ class ExactClassifier:
     stages: tuple[str, ...]
     owners: np.ndarray
     origins: np.ndarray
-    whole: Whole
+    own: Whole
+    within: Whole
+    new: Whole | None
     centroids: np.ndarray
     covariance: np.ndarray
+    between: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
-    present: np.ndarray | None = None
-    """Features that a data set has, bool ``(n_features,)``; None: all."""
-
-    def scores(self, expression: np.ndarray) -> np.ndarray:
-        """Return how well each type explains each cell, in nats, float64 ``(n_cells, n_types)``.
-
-        The log-sum-exp over a type's centroids, each weighed alike. The same for a cell whatever cells stand
-        beside it.
-        """
-        return self.of_features(self.basis.features(expression))
-
-    def of_features(self, features: np.ndarray) -> np.ndarray:
-        """Return as `scores` does for features ``(n_cells, n_features)``."""
-        found = self.whole.of(features)
-        scores = np.full((len(found), len(self.labels)), -np.inf)
-        for place in range(len(self.labels)):
-            scores[:, place] = np.logaddexp.reduce(found[:, self.owners == place], axis=1)
-        return scores
+    soft: float
+    bonus: float
+    present: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @property
-    def linear(self) -> np.ndarray:
-        """The weights as they were solved, in nats a unit, float64 ``(n_centroids, n_features)``."""
-        result: np.ndarray = np.ldexp(self.whole.weights.astype(np.float64), -self.whole.places)
-        return result
+    def there(self) -> np.ndarray:
+        """Genes that count, bool ``(n_genes,)``."""
+        return self.present if len(self.present) else np.ones(self.basis.size, dtype=bool)
 
     def without(self, missing: Collection[str]) -> ExactClassifier:
-        """Return the classifier for cells of which some genes were never measured: solved without them.
+        """Return the classifier for cells of which some genes were never measured.
 
-        Of projected features none is a gene's own, so there the genes count as not expressed.
+        Levels are then taken from their mean over the other genes, and a gene that is missing lies at that
+        mean. With all genes missing, they count as not expressed.
         """
-        gone = set(missing)
-        present = np.array([gene not in gone for gene in self.basis.genes])
-        if self.basis.kind != "genes" or present.all() or not present.any():
-            return self
-        return self._among(present)
+        present = self.basis.present(missing)
+        return self if present.all() or not present.any() else replace(self, present=present)
 
-    def _among(self, present: np.ndarray) -> ExactClassifier:
-        weights = np.zeros_like(self.centroids)
-        weights[:, present] = linear_weights(
-            self.centroids[:, present], self.covariance[np.ix_(present, present)]
+    def centred(self, levels: np.ndarray) -> np.ndarray:
+        """Return levels ``(n_cells, n_genes)`` less their mean over the genes present, times their number.
+
+        Whole numbers, float64; genes that are missing are 0.
+        """
+        there = self.there
+        n = int(there.sum())
+        result: np.ndarray = (n * levels - levels[:, there].sum(axis=1, keepdims=True)) * there
+        return result
+
+    def scores(self, levels: np.ndarray) -> np.ndarray:
+        """Return log probabilities of each type, all alike beforehand, float64 ``(n_cells, n_types)``."""
+        return self.answered(levels)[0]
+
+    def answered(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `scores`, and whether a cell was taken for one of the learned studies, ``(n_cells,)``."""
+        whole, n = self.centred(levels), int(self.there.sum())
+        own = self.own.scores(whole, n)
+        learned = self._of_learned(own, self.within.scores(whole, n))
+        if self.new is None:
+            return learned, np.ones(len(levels), dtype=bool)
+        new = self.new.scores(whole, n)
+        mine = self._gain(whole / n, own, new) + self.bonus > 0
+        others = log_normalised(self._by_type(new, self.soft))
+        return np.where(mine[:, None], learned, others), mine
+
+    def _of_learned(self, own: np.ndarray, within: np.ndarray) -> np.ndarray:
+        """Return log probabilities: which stage a cell is like, and which of the stage's types."""
+        refined = np.empty_like(own)
+        shares = np.stack(
+            [log_sum_exp(own[:, self.origins == origin]) for origin in range(len(self.stages))], axis=1
         )
-        bias = -0.5 * np.einsum("cd,cd->c", self.centroids, weights)
-        return replace(self, whole=whole_weights(weights, bias, self.basis.highest), present=present)
+        shares = log_normalised(shares)
+        for origin in range(len(self.stages)):
+            rows = self.origins == origin
+            refined[:, rows] = log_normalised(within[:, rows]) + shares[:, [origin]]
+        return log_normalised(self._by_type(refined))
+
+    def _by_type(self, scores: np.ndarray, soft: float = 1.0) -> np.ndarray:
+        """Return the log-sum-exp of the scores of each type's centroids."""
+        columns = [
+            log_sum_exp(scores[:, self.owners == place] * soft) / soft for place in range(len(self.labels))
+        ]
+        return np.stack(columns, axis=1)
+
+    def _gain(self, cells: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
+        """Return by how many nats a cell is likelier among learned studies than among others."""
+        quadratic, constant = self._densities
+        curved = np.einsum("nd,nd->n", cells @ quadratic, cells)
+        result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + curved + constant
+        return result
+
+    @cached_property
+    def _densities(self) -> tuple[np.ndarray, float]:
+        """Half the difference of the inverse covariances, and of their log determinants."""
+        with one_thread():
+            wide = self.covariance + self.between
+            quadratic = 0.5 * (np.linalg.inv(wide) - np.linalg.inv(self.covariance))
+            constant = 0.5 * (np.linalg.slogdet(wide)[1] - np.linalg.slogdet(self.covariance)[1])
+        return quadratic, float(constant)
 
     def digest(self) -> str:
         """Return the SHA-256 of basis, labels and all stored numbers."""
         digest = hashlib.sha256(bytes.fromhex(self.basis.digest))
-        arrays = (self.whole.weights, self.whole.bias, *(getattr(self, name) for name in _ARRAYS[2:]))
-        for value in arrays:
+        for name, value in sorted(self._stored().items()):
+            digest.update(name.encode())
             digest.update(np.ascontiguousarray(value).tobytes())
-        named = [digest.hexdigest(), list(self.labels), list(self.stages), self.whole.places]
-        return json_digest(named)
+        return json_digest([digest.hexdigest(), self._document()])
 
     def save(self, folder: Path) -> None:
         """Write ``weights.safetensors`` and ``solution.json`` into a folder, the basis below it."""
-        arrays = {
-            "weights": self.whole.weights,
-            "bias": self.whole.bias,
-            **{name: getattr(self, name) for name in _ARRAYS[2:]},
-        }
         self.basis.save(folder / "basis")
-        write_arrays(folder / WEIGHTS, arrays)
-        document = {
-            "format": FORMAT,
-            "labels": list(self.labels),
-            "stages": list(self.stages),
-            "places": self.whole.places,
-        }
-        write_json(folder / SOLUTION, document)
+        write_arrays(folder / WEIGHTS, self._stored())
+        write_json(folder / SOLUTION, self._document())
 
     @classmethod
     def load(cls, folder: Path) -> ExactClassifier:
@@ -168,45 +253,60 @@ class ExactClassifier:
             If a file is missing or damaged, or files do not fit together.
         """
         basis = Basis.load(folder / "basis")
-        arrays = read_arrays(folder / WEIGHTS, _ARRAYS)
         try:
             document = read_json(folder / SOLUTION)
             if document["format"] != FORMAT:
                 raise SumsError(f"{folder / SOLUTION} is of a format that this canal does not know")
-            labels, stages = tuple(document["labels"]), tuple(document["stages"])
-            whole = Whole(arrays["weights"], arrays["bias"], int(document["places"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            places = {str(name): int(n) for name, n in document["places"].items()}
+            names = [f"{name}.{what}" for name in places for what in ("weights", "bias")]
+            arrays = read_arrays(folder / WEIGHTS, (*_ARRAYS, *names))
+            wholes = {
+                name: Whole(arrays[f"{name}.weights"], arrays[f"{name}.bias"], places[name])
+                for name in places
+            }
+            found = cls(
+                basis,
+                tuple(document["labels"]),
+                tuple(document["stages"]),
+                own=wholes["own"],
+                within=wholes["within"],
+                new=wholes.get("new"),
+                soft=float(document["soft"]),
+                bonus=float(document["bonus"]),
+                **{name: arrays[name] for name in _ARRAYS},
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SumsError(f"{folder / SOLUTION} is missing or damaged ({error})") from error
-        found = cls(basis, labels, stages, whole=whole, **{name: arrays[name] for name in _ARRAYS[2:]})
         _check(found, folder)
         return found
 
+    def _wholes(self) -> dict[str, Whole]:
+        found = {name: getattr(self, name) for name in _LINEARS}
+        return {name: value for name, value in found.items() if value is not None}
 
-def linear_weights(centroids: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Return centroids x inverse covariance, float64 ``(n_centroids, n_features)``, on one thread."""
+    def _stored(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        for name, whole in self._wholes().items():
+            arrays |= {f"{name}.weights": whole.weights, f"{name}.bias": whole.bias}
+        return arrays
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "labels": list(self.labels),
+            "stages": list(self.stages),
+            "places": {name: whole.places for name, whole in self._wholes().items()},
+            "soft": self.soft,
+            "bonus": self.bonus,
+        }
+
+
+def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
+    """Return Gaussian scores of centroids under one covariance, less what all centroids share."""
     from scipy.linalg import cho_factor, cho_solve
 
-    with one_thread():
-        result: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
-    return result
-
-
-def whole_weights(weights: np.ndarray, bias: np.ndarray, highest: int) -> Whole:
-    """Return weights and bias as whole numbers, as fine as exact products of features up to ``highest`` let.
-
-    Raises
-    ------
-    SumsError
-        If a weight is not finite.
-    """
-    reach = np.abs(weights).sum(axis=1) * highest + np.abs(bias)
-    if not np.isfinite(reach).all():
-        raise SumsError("the sums have no solution with finite weights; raise memory.shrinkage")
-    # A unit for each rounded entry is kept free, and a bit for good measure.
-    room = _WHOLE_FLOAT / 2 - (weights.shape[1] + 1) * highest
-    places = min(_FINEST, int(np.floor(np.log2(room / max(float(reach.max()), 1.0)))))
-    scaled = np.rint(np.ldexp(weights, places)).astype(np.int64), np.rint(np.ldexp(bias, places))
-    return Whole(scaled[0], scaled[1].astype(np.int64), places)
+    weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
+    return Linear(weights, -0.5 * np.einsum("cd,cd->c", centroids, weights))
 
 
 def one_thread() -> AbstractContextManager[object]:
@@ -217,6 +317,19 @@ def one_thread() -> AbstractContextManager[object]:
     return limits
 
 
+def log_sum_exp(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the sum of exponentials of each row, ``(n_cells,)``."""
+    highest = scores.max(axis=1)
+    result: np.ndarray = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
+    return result
+
+
+def log_normalised(scores: np.ndarray) -> np.ndarray:
+    """Return scores less the log-sum-exp of their row: logarithms of probabilities."""
+    result: np.ndarray = scores - log_sum_exp(scores)[:, None]
+    return result
+
+
 def _check(found: ExactClassifier, folder: Path) -> None:
     n, size = len(found.owners), found.basis.size
     shapes = {
@@ -224,20 +337,17 @@ def _check(found: ExactClassifier, folder: Path) -> None:
         "origins": (n,),
         "centroids": (n, size),
         "covariance": (size, size),
+        "between": (size, size),
         "mean": (size,),
         "spread": (size, size),
     }
     fits = (
         all(getattr(found, name).shape == shape for name, shape in shapes.items())
-        and found.whole.weights.shape == (n, size)
-        and found.whole.bias.shape == (n,)
+        and all(whole.fits(n, size) for whole in found._wholes().values())
         and sorted(set(found.owners.tolist())) == list(range(len(found.labels)))
-        and set(found.origins.tolist()) <= set(range(len(found.stages)))
-        and found.whole.weights.dtype == found.whole.bias.dtype == np.int64
-        and all(np.isfinite(getattr(found, name)).all() for name in ("centroids", "covariance", "spread"))
+        and sorted(set(found.origins.tolist())) == list(range(len(found.stages)))
+        and all(np.isfinite(getattr(found, name)).all() for name in _ARRAYS[2:])
+        and found.soft > 0
     )
     if not fits:
         raise SumsError(f"{folder}: labels, centroids and weights do not fit together; restore the model")
-    reach = np.abs(found.whole.weights).astype(np.float64).sum(axis=1) * found.basis.highest
-    if (reach + np.abs(found.whole.bias) >= _WHOLE_FLOAT).any():
-        raise SumsError(f"{folder}: weights are too large for exact scores; restore the model")

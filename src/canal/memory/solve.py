@@ -1,21 +1,21 @@
 """From sums to a classifier: discriminant analysis with a centroid for each type and stage, in closed form.
 
-Streaming linear discriminant analysis (Hayes & Kanan 2020) with more than one centroid a type: stages differ
-by laboratory and chemistry, and a type has its place in each. Solved in float64 on one thread; the weights
-are then stored as whole numbers, so that every score is the same on every machine.
+Streaming linear discriminant analysis (SLDA; Hayes & Kanan 2020) with more than one centroid a type, since
+laboratories and chemistries differ and a type has its place in each. docs/memory.md tells what each number
+is for and what it was measured to be worth; `docs/adr` why it is this and not random features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from canal.errors import SumsError
-from canal.memory.basis import Basis
-from canal.memory.classifier import ExactClassifier, linear_weights, one_thread, whole_weights
+from canal.memory.classifier import ExactClassifier, Linear, Whole, linear_scores, one_thread
+from canal.memory.stages import StageSums
 from canal.memory.sums import Sums
 
 _LEAST_VARIANCE = 1e-9
@@ -28,140 +28,198 @@ class SolveSettings:
     Attributes
     ----------
     shrinkage : float
-        Share by which the covariance is drawn to its diagonal, 0...1 (Friedman 1989).
-    centroid_shrinkage : float
-        Share by which a stage's centroid of a type is drawn to the type's own, 0...1: at 0 each stage has
-        its own, which suits the learned studies best; at 1 a type has one, which suits unseen ones.
-    stage_power : float
-        A stage of n cells weighs n to this power in the covariance: at 1 every cell counts alike, at 0
-        every stage.
+        Share by which covariances are drawn to their diagonal, 0...1 (Friedman 1989).
+    type_power : float
+        A type of n cells counts n to this power in the covariance, so that no type owns it.
+    few : float
+        A stage's centroid of n cells keeps n / (n + few) of itself; the rest is the type's mean.
+    stage_share : float
+        Of a stage's own covariance among its types, times n / (n + genes).
+    between : float
+        How much of the scatter of a type's centroids between stages is added to the covariance in the answer
+        for studies that were never learned.
+    diagonal : float
+        Share by which that scatter is drawn to its diagonal.
+    reliable : float
+        A centroid of n cells counts n / (n + reliable) in it.
+    soft : float
+        Inverse temperature of the log-sum-exp over stages in that answer.
+    own : float
+        Nats by which a cell is taken for one of a learned study rather than of a new one.
     """
 
-    shrinkage: float = 0.1
-    centroid_shrinkage: float = 0.0
-    stage_power: float = 1.0
+    shrinkage: float = 0.4
+    type_power: float = 0.5
+    few: float = 3.0
+    stage_share: float = 0.5
+    between: float = 0.15
+    diagonal: float = 0.15
+    reliable: float = 10.0
+    soft: float = 0.03
+    own: float = 1.5
 
 
-class _Part(NamedTuple):
-    """One type in one stage: its places, n, mean and scatter around the mean."""
+class _Parts(NamedTuple):
+    """All types of all stages, a row each: type, stage, n, mean and scatter of centred levels."""
 
-    owner: int
-    origin: int
-    n: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    owners: np.ndarray
+    origins: np.ndarray
+    n: np.ndarray
+    means: np.ndarray
+    scatters: np.ndarray
 
 
-def solve(stages: Mapping[str, Sums], basis: Basis, settings: SolveSettings) -> ExactClassifier:
+def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
     """Return the classifier of the sums of some stages.
 
-    The same sums give the same classifier on one platform, whatever the order of the stages.
-
-    Parameters
-    ----------
-    stages
-        Stage -> its sums.
+    Each cell's levels are taken from their mean over the genes that its file has: that is linear, so it is
+    done to the sums. The same sums give the same classifier on one platform, whatever the order of stages.
 
     Raises
     ------
     SumsError
-        If the sums are not of this basis, or hold fewer than two types.
+        If there are fewer than two types.
     """
-    if wrong := [name for name, sums in stages.items() if sums.basis != basis.digest]:
-        raise SumsError(f"the sums of {', '.join(wrong[:5])} are not of this basis ({basis.digest[:12]}...)")
-    names = tuple(sorted((name for name, sums in stages.items() if sums.types), key=str.encode))
-    labels = tuple(sorted({one for sums in stages.values() for one in sums.types}, key=str.encode))
-    if len(labels) < 2:
-        raise SumsError(f"a classifier needs cells of at least two types, found {len(labels)}")
+    stages = {name: sums.stages[name] for name in sorted(sums.stages, key=str.encode)}
+    stages = {name: one for name, one in stages.items() if one.types}
+    if len(sums.types) < 2:
+        raise SumsError(f"a classifier needs cells of at least two types, found {len(sums.types)}")
     with one_thread():
-        parts = list(_parts([stages[name] for name in names], labels))
-        means = _type_means(parts, len(labels))
-        covariance = _covariance(parts, means, settings)
-        mean, spread = _around(means, parts, covariance, settings)
-        centroids = np.stack([_drawn(part, means, settings) for part in parts])
-        weights = linear_weights(centroids, covariance)
-        bias = -0.5 * np.einsum("cd,cd->c", centroids, weights)
-    return ExactClassifier(
-        basis=basis,
-        labels=labels,
-        stages=names,
-        owners=np.array([part.owner for part in parts], dtype=np.int64),
-        origins=np.array([part.origin for part in parts], dtype=np.int64),
-        whole=whole_weights(weights, bias, basis.highest),
-        centroids=centroids,
-        covariance=covariance,
-        mean=mean,
-        spread=spread,
+        parts = _parts(stages, sums)
+        weights = np.bincount(parts.owners, parts.n)[parts.owners] ** (settings.type_power - 1)
+        pooled = _pooled(parts, weights, np.ones(len(parts.n), dtype=bool))
+        covariance = _shrunk(pooled, pooled, settings.shrinkage)
+        parts = parts._replace(means=parts.means * (np.diag(pooled) > _LEAST_VARIANCE))
+        centroids = _centroids(parts, settings)
+        between = _between(parts, settings)
+        mean, spread = _around(parts, covariance)
+        return ExactClassifier(
+            basis=sums.basis,
+            labels=sums.types,
+            stages=tuple(stages),
+            owners=parts.owners,
+            origins=parts.origins,
+            own=Whole.of(linear_scores(centroids, covariance)),
+            within=Whole.of(_within(parts, centroids, covariance, pooled, weights, settings)),
+            new=None if between is None else Whole.of(linear_scores(parts.means, covariance + between)),
+            centroids=centroids,
+            covariance=covariance,
+            between=np.zeros_like(covariance) if between is None else between,
+            mean=mean,
+            spread=spread,
+            soft=settings.soft,
+            bonus=settings.own,
+        )
+
+
+def _parts(stages: Mapping[str, Sums], sums: StageSums) -> _Parts:
+    rows = []
+    for origin, (name, one) in enumerate(stages.items()):
+        present = sums.basis.present(sums.missing.get(name, ())).astype(np.float64)
+        for row, label in enumerate(one.types):
+            n = int(one.counts[row])
+            mean = one.totals[row].astype(np.float64) / n
+            scatter = one.scatter(row) - n * np.outer(mean, mean)
+            rows.append(
+                (sums.types.index(label), origin, n, _centred(mean, present), _centred_both(scatter, present))
+            )
+    owners, origins, n, means, scatters = zip(*rows, strict=True)
+    return _Parts(
+        np.array(owners),
+        np.array(origins),
+        np.array(n, dtype=np.float64),
+        np.array(means),
+        np.array(scatters),
     )
 
 
-def _parts(stages: Sequence[Sums], labels: Sequence[str]) -> list[_Part]:
-    """Return each type of each stage, stages in order, types within them."""
-    found = []
-    for origin, sums in enumerate(stages):
-        for row, name in enumerate(sums.types):
-            n = int(sums.counts[row])
-            mean = sums.totals[row].astype(np.float64) / n
-            scatter = sums.scatter(row) - n * np.outer(mean, mean)
-            found.append(_Part(labels.index(name), origin, n, mean, scatter))
-    return found
-
-
-def _type_means(parts: Sequence[_Part], n_types: int) -> np.ndarray:
-    """Return the mean of each type over all its cells, ``(n_types, n_features)``."""
-    means = np.zeros((n_types, len(parts[0].mean)))
-    cells = np.zeros(n_types)
-    for part in parts:
-        means[part.owner] += part.n * part.mean
-        cells[part.owner] += part.n
-    result: np.ndarray = means / cells[:, None]
+def _centred(mean: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return a mean of levels less its mean over the genes that are present; others stay 0."""
+    result: np.ndarray = mean * present - present * ((mean @ present) / present.sum())
     return result
 
 
-def _weights(parts: Sequence[_Part], settings: SolveSettings) -> np.ndarray:
-    """Return how much a cell of each part counts: its stage's n to the power less one."""
-    cells: dict[int, int] = {}
-    for part in parts:
-        cells[part.origin] = cells.get(part.origin, 0) + part.n
-    return np.array([float(cells[part.origin]) ** (settings.stage_power - 1) for part in parts])
+def _centred_both(scatter: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return the scatter of levels that are each taken from their mean over the genes present."""
+    one = scatter - np.outer(present, present @ scatter) / present.sum()
+    result: np.ndarray = one - np.outer(one @ present, present) / present.sum()
+    return result
 
 
-def _covariance(parts: Sequence[_Part], means: np.ndarray, settings: SolveSettings) -> np.ndarray:
-    """Return the covariance within types, drawn to its diagonal; a feature that never varies stands apart."""
-    drawn = settings.centroid_shrinkage
-    made, degrees = np.zeros_like(parts[0].scatter), 0.0
-    for part, weight in zip(parts, _weights(parts, settings), strict=True):
-        off = drawn * (part.mean - means[part.owner])
-        made += weight * (part.scatter + part.n * np.outer(off, off))
-        degrees += weight * (part.n - 1)
-    made /= max(degrees, 1.0)
-    return _shrunk(made, settings.shrinkage)
+def _pooled(parts: _Parts, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the weighed covariance within types of some rows."""
+    degrees = (weights[rows] * (parts.n[rows] - 1)).sum()
+    result: np.ndarray = np.tensordot(weights[rows], parts.scatters[rows], 1) / max(degrees, 1e-9)
+    return result
 
 
-def _shrunk(covariance: np.ndarray, share: float) -> np.ndarray:
-    """Return a covariance drawn to its diagonal; what never varies has variance 1 and goes with nothing."""
-    diagonal = np.diag(covariance).copy()
+def _shrunk(covariance: np.ndarray, pooled: np.ndarray, share: float) -> np.ndarray:
+    """Return a covariance drawn to its diagonal; what never varies in ``pooled`` stands apart, with 1."""
     result = (1 - share) * covariance
-    np.fill_diagonal(result, diagonal)
-    still = diagonal < _LEAST_VARIANCE
+    np.fill_diagonal(result, np.diag(covariance))
+    still = np.diag(pooled) <= _LEAST_VARIANCE
     result[still, :] = 0.0
     result[:, still] = 0.0
     result[still, still] = 1.0
     return result
 
 
-def _around(
-    means: np.ndarray, parts: Sequence[_Part], covariance: np.ndarray, settings: SolveSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and covariance of all cells, every type counting alike."""
-    mean = means.mean(axis=0)
-    off = means - mean
-    spread = covariance + off.T @ off / len(means)
-    return mean, spread
-
-
-def _drawn(part: _Part, means: np.ndarray, settings: SolveSettings) -> np.ndarray:
-    """Return a stage's centroid of a type, drawn to the type's own."""
-    share = settings.centroid_shrinkage
-    result: np.ndarray = (1 - share) * part.mean + share * means[part.owner]
+def _centroids(parts: _Parts, settings: SolveSettings) -> np.ndarray:
+    """Return a centroid a row: of few cells, it is drawn to the mean of all cells of its type."""
+    types = np.array(
+        [
+            np.average(parts.means[parts.owners == one], axis=0, weights=parts.n[parts.owners == one])
+            for one in range(parts.owners.max() + 1)
+        ]
+    )
+    kept = (parts.n / (parts.n + settings.few))[:, None]
+    result: np.ndarray = kept * parts.means + (1 - kept) * types[parts.owners]
     return result
+
+
+def _within(
+    parts: _Parts,
+    centroids: np.ndarray,
+    covariance: np.ndarray,
+    pooled: np.ndarray,
+    weights: np.ndarray,
+    settings: SolveSettings,
+) -> Linear:
+    """Return scores of each stage's centroids under a covariance that is partly the stage's own."""
+    made, bias = np.zeros_like(centroids), np.zeros(len(centroids))
+    for origin in range(parts.origins.max() + 1):
+        rows = parts.origins == origin
+        cells = parts.n[rows].sum()
+        share = settings.stage_share * cells / (cells + len(covariance))
+        own = _shrunk(_pooled(parts, weights, rows), pooled, settings.shrinkage)
+        linear = linear_scores(centroids[rows], (1 - share) * covariance + share * own)
+        made[rows], bias[rows] = linear.weights, linear.bias
+    return Linear(made, bias)
+
+
+def _between(parts: _Parts, settings: SolveSettings) -> np.ndarray | None:
+    """Return the scatter of types' centroids between stages, as it is added; None while no type has two."""
+    reliable = parts.n / (parts.n + settings.reliable)
+    rows, total, n_types = [], 0.0, 0
+    for one in range(parts.owners.max() + 1):
+        own = parts.owners == one
+        if own.sum() < 2:
+            continue
+        middle = np.average(parts.means[own], axis=0, weights=reliable[own])
+        rows.append((parts.means[own] - middle) * np.sqrt(reliable[own])[:, None])
+        total, n_types = total + reliable[own].sum(), n_types + 1
+    if not rows or not settings.between:
+        return None
+    apart = np.concatenate(rows)
+    scatter = apart.T @ apart / max(total * (1 - n_types / len(apart)), 0.5)
+    drawn = (1 - settings.diagonal) * scatter
+    np.fill_diagonal(drawn, np.diag(scatter))
+    result: np.ndarray = settings.between * drawn
+    return result
+
+
+def _around(parts: _Parts, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and covariance of all cells, every centroid counting alike."""
+    mean = parts.means.mean(axis=0)
+    off = parts.means - mean
+    return mean, covariance + off.T @ off / len(off)

@@ -8,12 +8,16 @@ from functools import cached_property
 from pathlib import Path
 
 from canal.errors import SumsError
+from canal.files import read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.sums import Sums
 
 SUMS = "sums"
 OWN_BATCHES = "batches/own.safetensors"
 """In a model folder: sums by stage, and those of its own stage by batch and type."""
+
+MISSING = "missing.json"
+"""Beside the sums: of each stage, the genes of the basis that its file lacks."""
 
 BASIS = "model/exact/basis"
 
@@ -27,10 +31,13 @@ class StageSums:
     basis : Basis
     stages : dict
         Stage -> its sums, oldest first; a stage that was learned before sums were kept has none.
+    missing : dict
+        Stage -> genes of the basis that its file lacks.
     """
 
     basis: Basis
     stages: Mapping[str, Sums] = field(default_factory=dict)
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, stages: Sequence[str]) -> StageSums | None:
@@ -50,20 +57,24 @@ class StageSums:
                 f"({', '.join(stages)}); restore the model"
             )
         basis = Basis.load(folder / BASIS)
-        return cls(basis, {name: Sums.load(files[name]) for name in stages if name in files})
+        sums = {name: Sums.load(files[name]) for name in stages if name in files}
+        return cls(basis, sums, _read_missing(folder / SUMS / MISSING, basis, sums))
 
     def save(self, folder: Path) -> None:
         """Write a file for each stage into ``sums/`` of a model folder."""
         for name, sums in self.stages.items():
             sums.save(folder / SUMS / f"{name}.safetensors")
+        lacking = {name: list(genes) for name, genes in self.missing.items()}
+        write_json(folder / SUMS / MISSING, lacking)
 
-    def plus(self, stage: str, sums: Sums) -> StageSums:
-        """Return the sums with those of one more stage, or with other ones of a stage."""
-        return StageSums(self.basis, {**self.stages, stage: sums})
+    def plus(self, stage: str, sums: Sums, missing: Collection[str] = ()) -> StageSums:
+        """Return the sums with those of one more stage, whose file lacks the genes ``missing``."""
+        return StageSums(self.basis, {**self.stages, stage: sums}, {**self.missing, stage: tuple(missing)})
 
     def without_types(self, names: Collection[str]) -> StageSums:
         """Return the sums as if no cell of these types had ever been added."""
-        return StageSums(self.basis, {stage: sums.without(names) for stage, sums in self.stages.items()})
+        rest = {stage: sums.without(names) for stage, sums in self.stages.items()}
+        return StageSums(self.basis, rest, self.missing)
 
     @cached_property
     def types(self) -> tuple[str, ...]:
@@ -73,3 +84,15 @@ class StageSums:
     def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Return the labels of which no cell was ever added."""
         return tuple(name for name in labels if name not in self.types)
+
+
+def _read_missing(path: Path, basis: Basis, stages: Collection[str]) -> dict[str, tuple[str, ...]]:
+    try:
+        found = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
+    if set(found) != set(stages) or any(set(genes) - set(basis.genes) for genes in found.values()):
+        raise SumsError(
+            f"{path} must name genes of the basis for each of {', '.join(stages)}; restore the model"
+        )
+    return found

@@ -1,6 +1,6 @@
 """Sums over the training cells of a stage, by cell type: all that the exact memory keeps of them.
 
-For each type n, s = sum of features and G = sum of products of features, as whole numbers: adding is exact,
+For each type n, s = sum of levels and G = sum of products of levels, as whole numbers: adding is exact,
 so the order of cells, chunks and stages, threads and machines cannot be told from them.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from canal.errors import SumsError
 from canal.files import new_file
 from canal.memory.arrays import read_about, read_arrays, write_arrays
-from canal.memory.basis import Basis
+from canal.memory.basis import HIGHEST, Basis
 
 FORMAT = "1"
 _ARRAYS = ("counts", "totals", "products")
@@ -33,17 +33,15 @@ class Sums:
     Attributes
     ----------
     basis : str
-        Digest of the basis that the features are of.
-    highest : int
-        The largest value that a feature may have.
+        Digest of the basis that the levels are of.
     types : tuple of str
         Cell types, sorted by their UTF-8 bytes; each has at least one cell.
     counts : numpy.ndarray
         n, int64 ``(n_types,)``.
     totals : numpy.ndarray
-        s, int64 ``(n_types, n_features)``.
+        s, int64 ``(n_types, n_genes)``.
     products : numpy.ndarray
-        The upper triangle of G by rows, int64 ``(n_types, n_features * (n_features + 1) / 2)``.
+        The upper triangle of G by rows, int64 ``(n_types, n_genes * (n_genes + 1) / 2)``.
 
     Raises
     ------
@@ -52,7 +50,6 @@ class Sums:
     """
 
     basis: str
-    highest: int
     types: tuple[str, ...]
     counts: np.ndarray
     totals: np.ndarray
@@ -65,7 +62,7 @@ class Sums:
             value: np.ndarray = getattr(self, name)
             if value.dtype != np.int64 or value.shape != shape:
                 raise SumsError(
-                    f"sums of {n} types and {size} features need {name} as int64 {shape}, found "
+                    f"sums of {n} types and {size} levels need {name} as int64 {shape}, found "
                     f"{value.dtype} {value.shape}"
                 )
         if list(self.types) != sorted(set(self.types), key=str.encode):
@@ -78,7 +75,6 @@ class Sums:
         size = basis.size
         return cls(
             basis.digest,
-            basis.highest,
             (),
             np.zeros(0, dtype=np.int64),
             np.zeros((0, size), dtype=np.int64),
@@ -87,7 +83,7 @@ class Sums:
 
     @property
     def size(self) -> int:
-        """Number of features."""
+        """Number of levels."""
         return int(self.totals.shape[1])
 
     @property
@@ -110,7 +106,7 @@ class Sums:
         return digest.hexdigest()
 
     def scatter(self, row: int) -> np.ndarray:
-        """Return G of one type, the whole of it, float64 ``(n_features, n_features)``."""
+        """Return G of one type, the whole of it, float64 ``(n_genes, n_genes)``."""
         full = np.zeros((self.size, self.size))
         full[np.triu_indices(self.size)] = self.products[row]
         result: np.ndarray = full + np.triu(full, 1).T
@@ -126,9 +122,9 @@ class Sums:
         """
         self._check_same(other)
         cells = self.n_cells + other.n_cells
-        if cells * self.highest**2 > _WHOLE_INT:
+        if cells * HIGHEST**2 > _WHOLE_INT:
             raise SumsError(
-                f"sums of {cells:,} cells with features up to {self.highest} may not fit in 64 bits: "
+                f"sums of {cells:,} cells with levels up to {HIGHEST} may not fit in 64 bits: "
                 "begin a new lineage"
             )
         return _joined(self, other, 1)
@@ -165,7 +161,6 @@ class Sums:
             "format": FORMAT,
             "basis": self.basis,
             "digest": self.digest,
-            "highest": str(self.highest),
             "types": json.dumps(list(self.types), ensure_ascii=False),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +181,7 @@ class Sums:
             if about["format"] != FORMAT:
                 raise SumsError(f"{path}: this canal reads sums of format {FORMAT}, found {about['format']}")
             types = tuple(str(name) for name in json.loads(about["types"]))
-            found = cls(about["basis"], int(about["highest"]), types, *(arrays[name] for name in _ARRAYS))
+            found = cls(about["basis"], types, *(arrays[name] for name in _ARRAYS))
         except (KeyError, ValueError, TypeError) as error:
             raise SumsError(f"{path} is damaged ({error}); restore the model") from error
         if found.digest != about.get("digest"):
@@ -198,7 +193,7 @@ class Sums:
 
     def _rows(self, rows: Sequence[int]) -> Sums:
         types = tuple(self.types[row] for row in rows)
-        return Sums(self.basis, self.highest, types, *(getattr(self, name)[list(rows)] for name in _ARRAYS))
+        return Sums(self.basis, types, *(getattr(self, name)[list(rows)] for name in _ARRAYS))
 
     def _check_same(self, other: Sums) -> None:
         if self.basis != other.basis:
@@ -213,24 +208,24 @@ class Sums:
         diagonal = self.products[:, _diagonal(self.size)]
         right = (
             (self.counts > 0).all()
-            and ((self.totals >= 0) & (self.totals <= n * self.highest)).all()
-            and ((diagonal >= self.totals) & (diagonal <= self.totals * self.highest)).all()
+            and ((self.totals >= 0) & (self.totals <= n * HIGHEST)).all()
+            and ((diagonal >= self.totals) & (diagonal <= self.totals * HIGHEST)).all()
             and (self.products >= 0).all()
         )
         if not right:
             raise SumsError(
-                "these are sums of no cells: a count, a sum or a product of features lies outside of what "
-                f"{self.n_cells:,} cells with features of 0...{self.highest} can have"
+                "these are sums of no cells: a count, a sum or a product of levels lies outside of what "
+                f"{self.n_cells:,} cells with levels of 0...{HIGHEST} can have"
             )
 
 
 class Adder:
-    """Adds up cells, a chunk at a time; memory grows with the features' square, not with cells.
+    """Adds up cells, a chunk at a time; memory grows with the levels' square, not with cells.
 
     Parameters
     ----------
     basis
-        What features are made by.
+        What levels are made by.
     """
 
     def __init__(self, basis: Basis) -> None:
@@ -248,12 +243,12 @@ class Adder:
         SumsError
             If a product of this machine's floating-point library is wrong, or there are too many cells.
         """
-        features = self.basis.features(expression)
-        if len(features) != len(cell_types):
-            raise SumsError(f"{len(features)} cells need one type each, found {len(cell_types)}")
+        levels = self.basis.levels(expression)
+        if len(levels) != len(cell_types):
+            raise SumsError(f"{len(levels)} cells need one type each, found {len(cell_types)}")
         names = np.array(cell_types, dtype=object)
         for name in sorted(set(cell_types)):
-            self._add_type(name, features[names == name])
+            self._add_type(name, levels[names == name])
 
     def sums(self) -> Sums:
         """Return the sums of all cells so far."""
@@ -262,21 +257,20 @@ class Adder:
             return Sums.empty(self.basis)
         return Sums(
             self.basis.digest,
-            self.basis.highest,
             types,
             np.array([self._counts[name] for name in types], dtype=np.int64),
             np.stack([self._totals[name] for name in types]),
             np.stack([self._products[name] for name in types]),
         )
 
-    def _add_type(self, name: str, features: np.ndarray) -> None:
-        products = exact_products(features, self.basis.highest)[self._triangle]
-        total = features.sum(axis=0).astype(np.int64)  # whole numbers below 2**53
+    def _add_type(self, name: str, levels: np.ndarray) -> None:
+        products = exact_products(levels)[self._triangle]
+        total = levels.sum(axis=0).astype(np.int64)  # whole numbers below 2**53
         if name not in self._counts:
-            self._counts[name], self._totals[name], self._products[name] = len(features), total, products
+            self._counts[name], self._totals[name], self._products[name] = len(levels), total, products
             return
-        self._counts[name] += len(features)
-        if self._counts[name] * self.basis.highest**2 > _WHOLE_INT:
+        self._counts[name] += len(levels)
+        if self._counts[name] * HIGHEST**2 > _WHOLE_INT:
             raise SumsError(f"{self._counts[name]:,} cells of {name} are too many for sums of 64 bits")
         self._totals[name] += total
         self._products[name] += products
@@ -298,8 +292,8 @@ def total(parts: Iterable[Sums], basis: Basis) -> Sums:
     return result
 
 
-def exact_products(features: np.ndarray, highest: int) -> np.ndarray:
-    """Return the whole numbers of features.T @ features, int64 ``(n_features, n_features)``.
+def exact_products(levels: np.ndarray) -> np.ndarray:
+    """Return the whole numbers of levels.T @ levels, int64 ``(n_genes, n_genes)``.
 
     The product is one of float64: whole numbers below 2**53 are exact in it in any order of adding, fused or
     not. That the library computed it right is checked: G r = F.T (F r) in 64-bit whole numbers, for signs r
@@ -307,28 +301,28 @@ def exact_products(features: np.ndarray, highest: int) -> np.ndarray:
 
     Parameters
     ----------
-    features
-        Whole numbers of 0...highest as float64, ``(n_cells, n_features)``.
+    levels
+        Whole numbers of 0...HIGHEST as float64, ``(n_cells, n_genes)``.
 
     Raises
     ------
     SumsError
-        If features are not whole or out of range, there are too many cells, or the check fails.
+        If levels are not whole or out of range, there are too many cells, or the check fails.
     """
-    if len(features) * highest**2 >= _WHOLE_FLOAT:
+    if len(levels) * HIGHEST**2 >= _WHOLE_FLOAT:
         raise SumsError(
-            f"{len(features):,} cells at a time are too many for exact products of features up to {highest}: "
-            f"take chunks of {_WHOLE_FLOAT // highest**2 - 1:,}"
+            f"{len(levels):,} cells at a time are too many for exact products of levels up to {HIGHEST}: "
+            f"take chunks of {_WHOLE_FLOAT // HIGHEST**2 - 1:,}"
         )
-    if features.size and not (
-        (features >= 0).all() and (features <= highest).all() and (features == np.rint(features)).all()
+    if levels.size and not (
+        (levels >= 0).all() and (levels <= HIGHEST).all() and (levels == np.rint(levels)).all()
     ):
-        raise SumsError(f"features must be whole numbers of 0...{highest}")
-    product = features.T @ features
+        raise SumsError(f"levels must be whole numbers of 0...{HIGHEST}")
+    product = levels.T @ levels
     whole = product.astype(np.int64)
-    cells = features.astype(np.int64)
+    cells = levels.astype(np.int64)
     digest = hashlib.blake2b(whole.tobytes(), digest_size=8).digest()
-    signs = 2 * np.random.default_rng(list(digest)).integers(0, 2, size=features.shape[1]) - 1
+    signs = 2 * np.random.default_rng(list(digest)).integers(0, 2, size=levels.shape[1]) - 1
     if not ((whole == product).all() and (whole @ signs == cells.T @ (cells @ signs)).all()):
         raise SumsError(
             "this machine's floating-point library computed a product of whole numbers wrongly, so sums "
@@ -354,7 +348,7 @@ def _joined(left: Sums, right: Sums, sign: int) -> Sums:
         raise SumsError("what is left out is not what was added: no cell of a type is left, but its sums are")
     kept = np.flatnonzero(~gone)
     names = tuple(types[row] for row in kept)
-    return Sums(left.basis, left.highest, names, *(made[name][kept] for name in _ARRAYS))
+    return Sums(left.basis, names, *(made[name][kept] for name in _ARRAYS))
 
 
 def _diagonal(size: int) -> np.ndarray:

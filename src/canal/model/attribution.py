@@ -49,22 +49,20 @@ def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.nda
 def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
     """Return how much each gene's level changes a type's score beside the mean of all other types' scores.
 
-    Scores are linear, so this is level times weight, of the type's centroid that is nearest to the cell. Of
-    projected features no gene has a share of its own: there everything is 0.
+    Scores are linear, so this is level times weight, of the type's centroid that is nearest to the cell.
     """
-    known, basis = annotator.classifier, annotator.classifier.basis
+    known = annotator.classifier
     result = np.zeros(expression.shape, dtype=np.float32)
-    if basis.projection is not None:
-        return result
-    features = annotator.features(expression)
-    scores, linear = known.whole.of(features), known.linear
+    levels, n = annotator.levels(expression), int(known.there.sum())
+    scores, linear = known.own.scores(known.centred(levels), n), known.own.linear.weights
+    linear = linear - linear[:, known.there].mean(axis=1, keepdims=True)  # levels are centred
     mean = np.stack([linear[known.owners == owner].mean(axis=0) for owner in range(len(known.labels))])
     for owner, place in enumerate(annotator.places):
         rows = np.flatnonzero(types == place)
         own = np.flatnonzero(known.owners == owner)
         nearest = own[scores[rows][:, own].argmax(axis=1)]
         others = np.delete(mean, owner, axis=0).mean(axis=0)
-        result[rows, : features.shape[1]] = features[rows] * (linear[nearest] - others)
+        result[rows, : levels.shape[1]] = levels[rows] * (linear[nearest] - others)
     return result
 
 

@@ -173,12 +173,12 @@ class CombinedAnnotator:
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        said, features = self.network.predict(expression), self.exact.features(expression)
-        logits = self.combination.of(said.logits, self.exact.logits_of(features))
+        said, levels = self.network.predict(expression), self.exact.levels(expression)
+        logits = self.combination.of(said.logits, self.exact.logits_of(levels))
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
         if self.novelty is not None:
-            score = self.novelty.score(parts_of(said, self.exact, features))
+            score = self.novelty.score(parts_of(said, self.exact, levels))
             novel = self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
@@ -326,9 +326,9 @@ class FastAnnotator:
         return json_digest([self.whole.digest(), "fast"])
 
 
-def parts_of(said: Prediction, exact: ExactAnnotator, features: np.ndarray) -> dict[str, np.ndarray]:
+def parts_of(said: Prediction, exact: ExactAnnotator, levels: np.ndarray) -> dict[str, np.ndarray]:
     """Return the parts of novelty of cells: the network's own score, unsqueezed, and those of the sums."""
-    return {NETWORK_PART: unsqueezed(said.novelty), **exact.apart(features)}
+    return {NETWORK_PART: unsqueezed(said.novelty), **exact.apart(levels)}
 
 
 def unsqueezed(score: np.ndarray) -> np.ndarray:

@@ -169,8 +169,15 @@ def _units_apart(stored: ExactAnnotator, again: ExactAnnotator) -> int | None:
     """Return by how many units stored whole-number weights differ at most; None where shapes do."""
     import numpy as np
 
-    one, other = stored.classifier.whole, again.classifier.whole
-    if one.weights.shape != other.weights.shape or one.places != other.places:
-        return None
-    pairs = ((one.weights, other.weights), (one.bias, other.bias))
-    return int(max(np.abs(left - right).max() for left, right in pairs))
+    apart = 0
+    for name in ("own", "within", "new"):
+        one, other = getattr(stored.classifier, name), getattr(again.classifier, name)
+        if one is None or other is None:
+            if one is not other:
+                return None
+            continue
+        if one.weights.shape != other.weights.shape or one.places != other.places:
+            return None
+        for left, right in ((one.weights, other.weights), (one.bias, other.bias)):
+            apart = max(apart, int(np.abs(left - right).max()))
+    return apart

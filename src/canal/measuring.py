@@ -1,0 +1,39 @@
+"""A stage's model measured: from a project's files to `canal.continual.evaluation`."""
+
+from typing import TYPE_CHECKING, Any
+
+from canal.project import Project
+
+if TYPE_CHECKING:
+    from canal.continual.evaluation import Evaluation, Examination
+    from canal.model.load import CellAnnotator
+
+
+def measured(project: Project, stage: str) -> "Evaluation":
+    """Return how a stage's model does on the test cells of every stage so far, and on held-out types."""
+    from canal.continual.evaluation import evaluate
+    from canal.lessons import examination
+    from canal.model.load import load_model
+
+    annotator = load_model(project.layout.model(stage) / "model")
+    exam = examination(project, stage)
+    return evaluate(annotator, exam, noticed(project, stage, annotator, exam), project.config.seed)
+
+
+def noticed(project: Project, stage: str, annotator: "CellAnnotator", exam: "Examination") -> dict[str, Any]:
+    """Return how well types that were held out are noticed by the stage's model."""
+    from canal.continual.holdouts import held_out_types
+    from canal.continual.shadow import shadow_heads
+    from canal.lessons import features_kept, shadow_cells
+    from canal.memory.answer import ExactAnnotator
+    from canal.memory.stages import StageSums
+    from canal.model.annotator import Annotator
+    from canal.model.combined import CombinedAnnotator
+
+    config, cells, kept = project.config, shadow_cells(project, stage, exam), features_kept(project)
+    if isinstance(annotator, Annotator):
+        return shadow_heads(annotator, cells, config.novelty, config.seed, kept)
+    assert isinstance(annotator, ExactAnnotator | CombinedAnnotator)  # noqa: S101 - loaded in full
+    sums = StageSums.load(project.layout.model(stage), (*config.ancestors(stage), stage))
+    assert sums is not None  # noqa: S101 - its method keeps them
+    return held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed, kept)
