@@ -1,7 +1,7 @@
 """From a project's files to what the continual room learns from: a corpus, a lesson, cells to measure on."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,8 +235,17 @@ def examination(project: Project, stage: str) -> "Examination":
         },
         earlier=earlier,
         probe=Probe.load(layout.model(stage) / PROBE, genes).cells,
+        missing=_missing(layout.model(stage), stages),
         parent=None if parent == BACKBONE else load_model(layout.model(parent) / "model"),
     )
+
+
+def _missing(folder: Path, stages: "Sequence[str]") -> "Mapping[str, tuple[str, ...]]":
+    """Return which genes the file of each stage lacks, where a model keeps sums, which tell it."""
+    from canal.memory.stages import StageSums
+
+    sums = StageSums.load(folder, stages)
+    return {} if sums is None else sums.missing
 
 
 def shadow_cells(project: Project, stage: str, exam: "Examination") -> "ShadowCells":
@@ -294,7 +303,9 @@ def ask_parent(project: Project, stage: str) -> "Ask | None":
         from canal.quality.labels import compare
 
         annotator = load_model(folder)
-        found = annotator.predict(prepared.expression(cell_ids, annotator.genes))
+        there = set(prepared.genes)
+        asked = annotator.without([gene for gene in annotator.genes if gene not in there])
+        found = asked.predict(prepared.expression(cell_ids, annotator.genes))
         obs = prepared.obs.loc[list(cell_ids)]
         answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]
         labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)

@@ -12,7 +12,7 @@ from canal.config import Memory, Novelty
 from canal.continual.measures import harmonic_mean
 from canal.continual.remembering import Known, can_be_left_out, without_type
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
-from canal.continual.temperature import fit_temperature
+from canal.continual.temperature import fit_calibration
 from canal.memory.answer import PARTS, ExactAnnotator
 from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
@@ -68,15 +68,15 @@ def combine(
     parts
         What the novelty of both is made of, where both answer.
     """
-    said = exact.logits_of(known.levels)
+    said = exact.probabilities(known.logits(exact))
     targets = np.array([network.labels.index(name) for name in known.cell_types], dtype=np.int64)
-    plain = Combination(0.0, network.temperature, exact.temperature)
+    plain = Combination(0.0, network.temperature)
     weight = chosen_weight(plain, logits, said, targets)
-    chosen = replace(plain, weight=weight, fast_margin=_margin(exact.probabilities(said)))
-    temperature = fit_temperature(np.maximum(chosen.of(logits, said), -1e9), targets)
-    found = {NETWORK_PART: unsqueezed(novelty), **exact.apart(known.levels)}
+    chosen = replace(plain, weight=weight, fast_margin=_margin(said))
+    calibration = fit_calibration(chosen.of(logits, said), targets)
+    found = {NETWORK_PART: unsqueezed(novelty), **known.apart(exact)}
     rule = rule_of(found, parts, settings)
-    return CombinedAnnotator(network, exact, replace(chosen, temperature=temperature), rule)
+    return CombinedAnnotator(network, exact, replace(chosen, calibration=calibration), rule)
 
 
 def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, targets: np.ndarray) -> float:
@@ -156,13 +156,11 @@ class LeavingOut:
         places = shadow.places().only(self.parts)
         of_known = ask(replace(shadow, test=shadow.known), self.novelty, random, places)
         of_test = ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), places)
-        rule = rule_of(
-            {NETWORK_PART: unsqueezed(of_known.score), **exact.apart(known.levels)}, parts, self.novelty
-        )
+        rule = rule_of({NETWORK_PART: unsqueezed(of_known.score), **known.apart(exact)}, parts, self.novelty)
         assert rule is not None  # noqa: S101 - a type is left out only where others are known
-        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **exact.apart(test.levels)})
+        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **test.apart(exact)})
         logits = _network_logits(shadow)
-        said = self.combination.of(logits, exact.logits_of(test.levels)).argmax(axis=1)
+        said = self.combination.of(logits, exact.probabilities(test.logits(exact))).argmax(axis=1)
         right = np.array(labels, dtype=object)[said] == np.array(test.cell_types, dtype=object)
         return Noticed(np.array(test.cell_types, dtype=object) == name, score, rule.is_novel(score), right)
 

@@ -44,6 +44,8 @@ class Examination:
         The probe of all stages, also of those whose test cells are gone.
     reasons : dict
         Why a stage's test cells are not available.
+    missing : dict
+        Stage -> genes of the panel that its file lacks, where the model is to know.
     parent : CellAnnotator or None
         The model that the stage was learned on; None for a lineage's first stage.
 
@@ -57,6 +59,7 @@ class Examination:
     earlier: Sequence[measures.Row]
     probe: LabelledCells
     reasons: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parent: CellAnnotator | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +113,10 @@ def evaluate(
     seed
         Draws the resamples of the calibration error's interval.
     """
-    answers = {stage: annotator.predict(cells.expression) for stage, cells in exam.measured.items()}
+    answers = {
+        stage: annotator.without(exam.missing.get(stage, ())).predict(cells.expression)
+        for stage, cells in exam.measured.items()
+    }
     per_stage = {
         stage: _stage_measures(cells, answers[stage], annotator.labels)
         for stage, cells in exam.measured.items()
@@ -129,7 +135,7 @@ def evaluate(
         "backward_transfer": measures.backward_transfer(matrix),
         "forgetting": measures.forgetting(matrix),
         "per_stage": per_stage,
-        "probe": _probe_measures(annotator, exam.probe),
+        "probe": _probe_measures(annotator, exam),
         "calibration": _calibration(exam.measured, answers, annotator, seed),
         "novelty": {
             "threshold": rule["threshold"] if (rule := annotator.about()["novelty"]) else None,
@@ -175,16 +181,17 @@ def _before(exam: Examination) -> dict[str, Any]:
     known = [place for place, name in enumerate(cells.cell_types) if name in exam.parent.labels]
     if not known:
         return {}
-    said = exam.parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
+    parent = exam.parent.without(exam.missing.get(stage, ()))
+    said = parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
     accuracy = measures.accuracy([cells.cell_types[place] for place in known], said)
     return {"before": {"n": len(known), "accuracy": accuracy}}
 
 
-def _probe_measures(annotator: CellAnnotator, probe: LabelledCells) -> dict[str, Any]:
+def _probe_measures(annotator: CellAnnotator, exam: Examination) -> dict[str, Any]:
     found = {}
-    for stage in probe.stage_names:
-        cells = probe.of_stage(stage)
-        said = annotator.predict(cells.expression).labels
+    for stage in exam.probe.stage_names:
+        cells = exam.probe.of_stage(stage)
+        said = annotator.without(exam.missing.get(stage, ())).predict(cells.expression).labels
         found[stage] = {"n": len(cells), "accuracy": measures.accuracy(cells.cell_types, said)}
     return found
 

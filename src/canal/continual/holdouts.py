@@ -13,7 +13,6 @@ from canal.continual.fit import Hooks
 from canal.continual.remembering import Known, without_type
 from canal.continual.shadow import GeneScores, ShadowCells, obstacle
 from canal.memory.answer import ExactAnnotator
-from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.model.combined import CombinedAnnotator
 
@@ -44,14 +43,6 @@ def held_out_types(
     }
 
 
-def known_of(basis: Basis, cells: ShadowCells) -> tuple[Known, Known]:
-    """Return known and tested cells in a basis."""
-    known, test = (
-        Known(basis.levels(some.expression), some.cell_types) for some in (cells.known, cells.test)
-    )
-    return known, test
-
-
 def _asking(
     annotator: ExactAnnotator | CombinedAnnotator,
     sums: StageSums,
@@ -62,7 +53,7 @@ def _asking(
     hooks: Hooks | None,
 ) -> Callable[[str], Noticed]:
     """Return what asks about the tested cells, given the name of the type that is left out."""
-    known, test = known_of(sums.basis, cells)
+    known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
     if isinstance(annotator, ExactAnnotator):
         parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
 
@@ -89,9 +80,9 @@ def _asking(
 
 def _noticed(plain: ExactAnnotator, name: str, test: Known) -> Noticed:
     rule, truth = plain.novelty, np.array(test.cell_types, dtype=object)
-    score = np.zeros(len(truth)) if rule is None else rule.score(plain.apart(test.levels))
+    score = np.zeros(len(truth)) if rule is None else rule.score(test.apart(plain))
     novel = np.zeros(len(truth), dtype=bool) if rule is None else rule.is_novel(score)
-    said = np.array(plain.labels, dtype=object)[plain.logits_of(test.levels).argmax(axis=1)]
+    said = np.array(plain.labels, dtype=object)[test.logits(plain).argmax(axis=1)]
     return Noticed(truth == name, score, novel, said == truth)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from canal.config import Memory, Novelty
+from canal.continual.cells import LabelledCells
 from canal.continual.measures import harmonic_mean
-from canal.continual.temperature import fit_temperature
-from canal.memory.answer import PARTS, ExactAnnotator, SumsRule
+from canal.continual.temperature import fit_calibration
+from canal.memory.answer import PARTS, Calibration, ExactAnnotator, SumsRule
 from canal.memory.solve import SolveSettings, solve
 from canal.memory.stages import StageSums
 
@@ -23,23 +24,55 @@ LEAST_CELLS = 5
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Cells of known types that no sum and no network has learned from: validation cells and the probe.
+    """Cells of known types, as the sums see them.
 
     Attributes
     ----------
     levels : numpy.ndarray
         In the basis, float64 ``(n_cells, n_genes)``.
     cell_types : tuple of str
+    missing : tuple of tuple of str
+        Of each cell, the genes of the basis that its file lacks.
     """
 
     levels: np.ndarray
     cell_types: tuple[str, ...]
+    missing: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of_cells(cls, cells: LabelledCells, sums: StageSums) -> Known:
+        """Return labelled cells of stages that the sums know."""
+        missing = tuple(sums.missing.get(stage, ()) for stage in cells.stages)
+        return cls(sums.basis.levels(cells.expression), cells.cell_types, missing)
 
     def of(self, types: Iterable[str]) -> Known:
         """Return the cells of these types."""
         wanted = set(types)
         rows = [row for row, name in enumerate(self.cell_types) if name in wanted]
-        return Known(self.levels[rows], tuple(self.cell_types[row] for row in rows))
+        return Known(
+            self.levels[rows],
+            tuple(self.cell_types[row] for row in rows),
+            tuple(self.missing[row] for row in rows),
+        )
+
+    def logits(self, annotator: ExactAnnotator) -> np.ndarray:
+        """Return what the sums say of the cells, each without the genes that its file lacks."""
+        result = np.zeros((len(self.levels), len(annotator.labels)))
+        for missing, rows in self._groups():
+            result[rows] = annotator.without(missing).logits_of(self.levels[rows])
+        return result
+
+    def apart(self, annotator: ExactAnnotator) -> dict[str, np.ndarray]:
+        """Return the parts of the cells' novelty, likewise."""
+        result = {name: np.zeros(len(self.levels)) for name in PARTS}
+        for missing, rows in self._groups():
+            for name, values in annotator.without(missing).apart(self.levels[rows]).items():
+                result[name][rows] = values
+        return result
+
+    def _groups(self) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        kinds = dict.fromkeys(self.missing)
+        return [(kind, np.flatnonzero([one == kind for one in self.missing])) for kind in kinds]
 
 
 def solved(
@@ -66,22 +99,22 @@ def solved(
     """
     bare = plain(sums, labels, genes, memory)
     seen = known.of(bare.classifier.labels)
-    temperature = temperature_of(bare, seen)
+    calibration = calibration_of(bare, seen)
     parts = chosen_parts(sums, bare.classifier.labels, seen, memory, novelty)
-    return bare.with_rule(temperature, rule_of(bare, seen, parts, novelty))
+    return bare.with_rule(calibration, rule_of(bare, seen, parts, novelty))
 
 
-def temperature_of(bare: ExactAnnotator, known: Known) -> float:
-    """Return the temperature at which the sums' probabilities of known cells fit what the cells are."""
+def calibration_of(bare: ExactAnnotator, known: Known) -> Calibration:
+    """Return the calibration at which the sums' probabilities of known cells fit what the cells are."""
     targets = np.array([bare.labels.index(name) for name in known.cell_types], dtype=np.int64)
-    return fit_temperature(_finite(bare.logits_of(known.levels)), targets)
+    return fit_calibration(known.logits(bare), targets)
 
 
 def rule_of(bare: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
     """Return a rule of these parts that keeps its promise on known cells; None without any."""
     if not len(known.levels):
         return None
-    found = bare.apart(known.levels)
+    found = known.apart(bare)
     usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
     score = SumsRule(usual, 0.0).score(found)
     return SumsRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
@@ -126,7 +159,7 @@ def without_type(
     rest = sums.without_types({name, *sums.types} - set(others))
     bare = plain(rest, others, rest.basis.genes, memory)
     seen = known.of(others)
-    return bare.with_rule(temperature_of(bare, seen), rule_of(bare, seen, parts, novelty))
+    return bare.with_rule(calibration_of(bare, seen), rule_of(bare, seen, parts, novelty))
 
 
 def _noticed(
@@ -136,7 +169,7 @@ def _noticed(
     bare = without_type(sums, name, labels, known, memory, novelty, PARTS)
     truth = np.array(known.cell_types, dtype=object)
     unknown, seen = truth == name, known.of(bare.labels)
-    logits, apart = bare.logits_of(known.levels), bare.apart(known.levels)
+    logits, apart = known.logits(bare), known.apart(bare)
     right = np.array(bare.labels, dtype=object)[logits.argmax(axis=1)] == truth
     found = {}
     for parts in CHOICES:
@@ -151,9 +184,3 @@ def plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: 
     """Return the annotator that sums make, without temperature and novelty rule."""
     settings = SolveSettings(**memory.model_dump(include=set(SolveSettings.__dataclass_fields__)))
     return ExactAnnotator(solve(sums, settings), tuple(labels), tuple(genes))
-
-
-def _finite(logits: np.ndarray) -> np.ndarray:
-    """Return logits whose -inf are so low that they never count, for arithmetic that knows no infinity."""
-    result: np.ndarray = np.maximum(logits, -1e9)
-    return result

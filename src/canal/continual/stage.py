@@ -171,7 +171,7 @@ def _combined(
 ) -> CombinedAnnotator:
     """Return the network and the solved sums as one annotator; ``logits`` are of the untrained cells."""
     cells = LabelledCells.concatenate([lesson.validation, lesson.probe])
-    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
+    known = Known.of_cells(cells, sums)
     exact = solved(sums, network.labels, network.genes, known, config.memory, config.novelty)
     exact = exact.with_ontology(network.ontology)
     rule = network.novelty
@@ -206,7 +206,7 @@ def backfilled(
     past = Past.load(folder, network.genes, config).probe.cells
     earlier = past.take([row for row, name in enumerate(past.stages) if name != stage])
     cells = LabelledCells.concatenate([validation, earlier])
-    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
+    known = Known.of_cells(cells, sums)
     exact = solved(sums, network.labels, network.genes, known, config.memory, config.novelty)
     said = network.predict(cells.expression)
     return combine(
@@ -239,10 +239,10 @@ def finish_exact(
     (``probe.max_cells: 0``), on the newest stage's validation cells alone.
     """
     cells = LabelledCells.concatenate([validation, past.probe.cells])
-    known = Known(sums.basis.levels(cells.expression), cells.cell_types)
+    known = Known.of_cells(cells, sums)
     annotator = solved(sums, labels, genes, known, config.memory, config.novelty)
     ids = config.sources[config.stages[stage].source].ontology
-    said = annotator.logits_of(known.levels).argmax(axis=1)
+    said = known.logits(annotator).argmax(axis=1)
     right = np.array(labels, dtype=object)[said] == np.array(known.cell_types, dtype=object)
     history = {
         "method": "exact",

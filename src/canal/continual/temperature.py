@@ -6,9 +6,15 @@ import math
 
 import numpy as np
 
+from canal.memory.answer import Calibration
+
+FLOORS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)
+"""Shares of probability that may be spread over all types: 0 is tried first, and wins among equals."""
+
 LOWEST, HIGHEST = 0.05, 20.0
 _SPREAD = math.log(2)
 _DIGITS = 4
+_LEAST = 1e-300
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -39,3 +45,34 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         return 1.0
     found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
     return round(math.exp(float(found.x)), _DIGITS)
+
+
+def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
+    """Return temperature and floor at which the probabilities of known cells fit what the cells are.
+
+    As `fit_temperature`, with a share of the probability spread over all types: a few cells that are
+    confidently wrong would else drag the temperature of all others.
+
+    Parameters
+    ----------
+    logits, targets
+        As in `fit_temperature`; types without any chance have -inf.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(targets):
+        return Calibration()
+    values, rows = np.asarray(logits, dtype=np.float64), np.arange(len(targets))
+    best: tuple[float, Calibration] | None = None
+    for floor in FLOORS:
+
+        def cost(log_temperature: float, floor: float = floor) -> float:
+            found = Calibration(math.exp(log_temperature), floor).probabilities(values)
+            fit = -float(np.log(np.maximum(found[rows, targets], _LEAST)).sum())
+            return fit + (log_temperature / _SPREAD) ** 2 / 2
+
+        found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
+        if best is None or float(found.fun) < best[0]:
+            best = float(found.fun), Calibration(round(math.exp(float(found.x)), _DIGITS), floor)
+    assert best is not None  # noqa: S101 - there are floors
+    return best[1]

@@ -43,6 +43,39 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """From logits to probabilities: (1 - floor) x softmax(logits / temperature) + floor / number of types.
+
+    Attributes
+    ----------
+    temperature : float
+        Above 0.
+    floor : float
+        Share of the probability that is spread over all types that may be answered, 0...1.
+    """
+
+    temperature: float = 1.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.floor < 1):
+            raise SumsError(f"a calibration needs a temperature above 0 and a floor of 0...1, found {self}")
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities of logits ``(n_cells, n_types)``; a type at -inf has none."""
+        shares = softmax(logits / self.temperature)
+        if not self.floor:
+            return shares
+        able = np.isfinite(logits)
+        result: np.ndarray = (1 - self.floor) * shares + self.floor * able / able.sum(axis=1, keepdims=True)
+        return result
+
+    def to_json(self) -> dict[str, float]:
+        """Return the fields as a JSON document."""
+        return {"temperature": self.temperature, "floor": self.floor}
+
+
+@dataclass(frozen=True)
 class SumsRule:
     """When a cell is none of the known types, as the sums have it.
 
@@ -173,8 +206,8 @@ class ExactAnnotator:
         Cell types in the lineage's order; one without cells in the sums is never answered.
     genes : tuple of str
         The panel, in the order of the columns of ``expression``; the basis's genes are its beginning.
-    temperature : float
-        Scores are divided by it before they become probabilities.
+    calibration : Calibration
+        From scores to probabilities.
     novelty : SumsRule or None
         Without one, no cell is novel.
     ontology : dict
@@ -184,7 +217,7 @@ class ExactAnnotator:
     classifier: ExactClassifier
     labels: tuple[str, ...]
     genes: tuple[str, ...]
-    temperature: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
     novelty: SumsRule | None = None
     ontology: Mapping[str, str] = field(default_factory=dict)
 
@@ -235,16 +268,16 @@ class ExactAnnotator:
         return self._novelness.of(levels)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
-        return softmax(logits / self.temperature)
+        """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
+        return self.calibration.probabilities(logits)
 
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
         return replace(self, classifier=self.classifier.without(missing)) if missing else self
 
-    def with_rule(self, temperature: float, novelty: SumsRule | None) -> ExactAnnotator:
-        """Return this annotator with another temperature and novelty rule."""
-        return replace(self, temperature=temperature, novelty=novelty)
+    def with_rule(self, calibration: Calibration, novelty: SumsRule | None) -> ExactAnnotator:
+        """Return this annotator with another calibration and novelty rule."""
+        return replace(self, calibration=calibration, novelty=novelty)
 
     def with_ontology(self, ids: Mapping[str, str]) -> ExactAnnotator:
         """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
@@ -274,6 +307,11 @@ class ExactAnnotator:
         scores = known.own.scores(known.centred(levels), int(known.there.sum()))
         return scores - scores.mean(axis=1, keepdims=True), self.logits_of(levels)
 
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by before they become probabilities."""
+        return self.calibration.temperature
+
     def on(self, device: str) -> ExactAnnotator:
         """Return this annotator: sums are solved and asked on the CPU, where whole numbers are exact."""
         return self
@@ -281,7 +319,7 @@ class ExactAnnotator:
     def about(self) -> dict[str, Any]:
         """Return what an annotation's record says of how cells are judged."""
         rule = None if self.novelty is None else self.novelty.to_json()
-        return {"novelty": rule, "temperature": self.temperature, "method": "exact"}
+        return {"novelty": rule, **self.calibration.to_json(), "method": "exact"}
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -302,7 +340,7 @@ class ExactAnnotator:
             "format": FORMAT,
             "labels": list(self.labels),
             "genes": list(self.genes),
-            "temperature": self.temperature,
+            **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
         }
@@ -323,7 +361,7 @@ class ExactAnnotator:
                 classifier,
                 _names(document["labels"]),
                 _names(document["genes"]),
-                float(document["temperature"]),
+                Calibration(float(document["temperature"]), float(document["floor"])),
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
             )

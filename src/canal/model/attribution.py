@@ -41,7 +41,7 @@ def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.nda
     assert isinstance(annotator, CombinedAnnotator)  # noqa: S101 - there is no other kind
     how = annotator.combination
     network = network_attributions(annotator.network, expression, types) / how.network_temperature
-    exact = exact_attributions(annotator.exact, expression, types) / how.exact_temperature
+    exact = exact_attributions(annotator.exact, expression, types) / annotator.exact.temperature
     result: np.ndarray = (how.weight * network + (1 - how.weight) * exact).astype(np.float32)
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import ModelError
 from canal.files import write_json
-from canal.memory.answer import ExactAnnotator, Prediction, softmax
+from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
 from canal.model.annotator import Annotator
 from canal.model.novelty import is_number
 from canal.model.storage import read_document
@@ -33,10 +33,10 @@ class Combination:
     weight : float
         Of the network's log probabilities, 0...1; those of the sums have the rest. At 0 the sums answer
         alone, and the network is never run.
-    network_temperature, exact_temperature : float
-        What logits are divided by before they are combined.
-    temperature : float
-        What the combined log probabilities are divided by in the end.
+    network_temperature : float
+        What the network's logits are divided by before they are combined.
+    calibration : Calibration
+        From combined log probabilities to probabilities.
     fast_margin : float
         Difference of the two largest probabilities of the sums' answer below which a cell is unsure: with
         ``--effort fast`` the network is asked about these cells alone.
@@ -44,37 +44,35 @@ class Combination:
 
     weight: float
     network_temperature: float
-    exact_temperature: float
-    temperature: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
     fast_margin: float = 0.0
 
     def __post_init__(self) -> None:
-        temperatures = (self.network_temperature, self.exact_temperature, self.temperature)
-        numbers = (self.weight, *temperatures, self.fast_margin)
-        if not all(map(is_number, numbers)) or not 0 <= self.weight <= 1 or min(temperatures) <= 0:
+        numbers = (self.weight, self.network_temperature, self.fast_margin)
+        if not all(map(is_number, numbers)) or not 0 <= self.weight <= 1 or self.network_temperature <= 0:
             raise ModelError(
                 f"a combination needs a weight of 0...1 and temperatures above 0, found {self}: "
                 "restore the model"
             )
 
     def of(self, network: np.ndarray, exact: np.ndarray) -> np.ndarray:
-        """Return combined log probabilities, before the last temperature, float64 ``(n_cells, n_types)``.
+        """Return combined log probabilities, before their calibration, float64 ``(n_cells, n_types)``.
 
-        A type that one side alone knows (its logits are -inf on the other) keeps the probability that this
-        side gives it; the rest of the mass is divided among the types that both know.
+        A type that one side alone knows (it has -inf on the other) keeps the probability that this side
+        gives it; the rest of the mass is divided among the types that both know.
 
         Parameters
         ----------
-        network, exact
-            Logits ``(n_cells, n_types)`` in one order of types.
+        network
+            The network's logits ``(n_cells, n_types)``.
+        exact
+            The sums' probabilities, types in the same order; 0 for a type that has no sums.
         """
-        logs = [
-            _log_softmax(np.asarray(logits, dtype=np.float64) / temperature)
-            for logits, temperature in (
-                (network, self.network_temperature),
-                (exact, self.exact_temperature),
-            )
-        ]
+        with np.errstate(divide="ignore"):
+            logs = [
+                _log_softmax(np.asarray(network, dtype=np.float64) / self.network_temperature),
+                np.log(exact),
+            ]
         known = [np.isfinite(log).any(axis=0) for log in logs]
         both = known[0] & known[1]
         result = np.full(logs[0].shape, -np.inf)
@@ -89,8 +87,8 @@ class Combination:
 
     def to_json(self) -> dict[str, float]:
         """Return the fields as a JSON document."""
-        names = ("weight", "network_temperature", "exact_temperature", "temperature", "fast_margin")
-        return {name: getattr(self, name) for name in names}
+        names = ("weight", "network_temperature", "fast_margin")
+        return {name: getattr(self, name) for name in names} | self.calibration.to_json()
 
 
 @dataclass(frozen=True)
@@ -169,12 +167,12 @@ class CombinedAnnotator:
     @property
     def temperature(self) -> float:
         """What combined log probabilities are divided by."""
-        return self.combination.temperature
+        return self.combination.calibration.temperature
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
         said, levels = self.network.predict(expression), self.exact.levels(expression)
-        logits = self.combination.of(said.logits, self.exact.logits_of(levels))
+        logits = self.combination.of(said.logits, self.exact.probabilities(self.exact.logits_of(levels)))
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
         if self.novelty is not None:
@@ -184,16 +182,12 @@ class CombinedAnnotator:
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
-        return softmax(logits / self.temperature)
+        """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
+        return self.combination.calibration.probabilities(logits)
 
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
         return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
-
-    def with_temperature(self, temperature: float) -> CombinedAnnotator:
-        """Return this annotator with another last temperature."""
-        return replace(self, combination=replace(self.combination, temperature=temperature))
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -206,7 +200,7 @@ class CombinedAnnotator:
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the network's manifold ``(n_cells, 128)`` and combined logits ``(n_cells, n_types)``."""
         manifold, logits = self.network.represented(expression)
-        return manifold, self.combination.of(logits, self.exact.logits(expression))
+        return manifold, self.combination.of(logits, self.exact.probabilities(self.exact.logits(expression)))
 
     def on(self, device: str) -> CombinedAnnotator:
         """Move the network to a device and return this annotator."""
@@ -217,7 +211,7 @@ class CombinedAnnotator:
         """Return what an annotation's record says of how cells are judged."""
         return {
             "novelty": None if self.novelty is None else self.novelty.to_json(),
-            "temperature": self.temperature,
+            **self.combination.calibration.to_json(),
             "method": "combined",
             "network_weight": self.combination.weight,
         }
@@ -282,7 +276,8 @@ class FastAnnotator:
         ``logits`` are log probabilities, since cells are answered in two ways.
         """
         said = self.whole.exact.predict(expression)
-        logits = _log_softmax(said.logits / self.temperature)
+        with np.errstate(divide="ignore"):
+            logits = np.log(said.probabilities)
         top = np.sort(said.probabilities, axis=1)[:, -2:]
         unsure = (
             top[:, -1] - top[:, 0] if top.shape[1] > 1 else top[:, 0]
@@ -293,7 +288,8 @@ class FastAnnotator:
             labels[unsure] = more.labels
             said.confidence[unsure], said.novelty[unsure] = more.confidence, more.novelty
             said.is_novel[unsure], said.probabilities[unsure] = more.is_novel, more.probabilities
-            logits[unsure] = _log_softmax(more.logits / self.whole.temperature)
+            with np.errstate(divide="ignore"):
+                logits[unsure] = np.log(more.probabilities)
         return replace(said, labels=labels.tolist(), logits=logits, by_network=unsure)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -351,7 +347,8 @@ def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
             else {str(name): (float(a), float(b)) for name, (a, b) in rule["parts"].items()}
         )
         found = None if rule is None else CombinedRule(parts, float(rule["threshold"]))
-        return Combination(**document), found
+        calibration = Calibration(document.pop("temperature"), document.pop("floor"))
+        return Combination(calibration=calibration, **document), found
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / COMBINATION} is damaged ({error}); restore the model") from error
 
