@@ -36,7 +36,7 @@ STAGES = ("first", "second", "third")
 MADE = ("splits", "panel.json", "verdicts", "tuned", "models", "metrics")
 """What the pipeline makes of prepared cells."""
 
-pytestmark = pytest.mark.xdist_group("released")  # what its tests share is unpacked once
+with_empty = pytest.mark.xdist_group("released")  # what its tests share is made once
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -198,6 +198,7 @@ def test_a_version_is_promoted_and_rolled_back(line):
     assert "rollback" in line.canal("ledger")
 
 
+@with_empty
 def test_its_bundle_is_known_at_home_and_taken_in_elsewhere(line, golden, empty, tmp_path):
     bundle = str(line.root / "version.zip")
     at_home = answer(line, "import", bundle)
@@ -216,6 +217,7 @@ def test_its_bundle_is_known_at_home_and_taken_in_elsewhere(line, golden, empty,
     assert onward.is_file()
 
 
+@with_empty
 def test_a_lost_registry_is_made_again(line, golden, empty):
     shutil.copyfile(empty, line.root / "mlflow.db")
     shutil.rmtree(line.root / "mlartifacts")
