@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import jsonschema
 import pytest
 
 import canal.step
@@ -24,6 +25,7 @@ from canal.files import read_json
 from canal.params import load_config
 from canal.project import Project
 from canal.registry.request import request_digest
+from canal.registry.schema import schema
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line
 from tests.registry.registered import EMPTY, keep_empty, open_store
@@ -115,6 +117,14 @@ def test_every_stage_counts_as_learned(released, golden):
     weights = {stage: project.store.artifacts(one) / "model" for stage, one in found.items()}
     digests = {stage: file_digest(path / "weights.safetensors") for stage, path in weights.items()}
     assert digests == golden["weights"]
+
+
+def test_keys_and_records_fit_the_published_schemas(released, golden):
+    project = Project.open(released)
+    for stage in golden["keys"]:
+        folder = project.store.artifacts(project.learned(stage))
+        for name in ("key", "record"):
+            jsonschema.validate(read_json(folder / f"{name}.json"), schema(name))
 
 
 def test_what_was_learned_is_restored_byte_for_byte(line, monkeypatch):
