@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth chaos fuzz help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-released chaos fuzz help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -76,6 +76,10 @@ bench-before:  ## canal annotate beside an earlier revision, by turns (ARGS="b42
 bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data FOLDER --into FOLDER")
 	@tools/setup.sh run
 	@python benchmarks/growth.py $(ARGS)
+
+bench-released:  ## today's pipeline on a project of an earlier revision: one more stage, and no other, is learned
+	@tools/setup.sh test
+	@python benchmarks/released.py $(ARGS)
 
 chaos:  ## a hundred kills of learning and of promoting, races, full and locked disks: what is left is whole
 	@tools/setup.sh test

@@ -1,0 +1,291 @@
+"""What a released revision left is read, proven and gone on with today; nothing is learned again."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import jsonschema
+import pytest
+
+import canal.step
+from canal.auditing import audit_project
+from canal.digests import file_digest, tree_digests
+from canal.files import read_json
+from canal.params import load_config
+from canal.project import Project
+from canal.registry.request import request_digest
+from canal.registry.schema import schema
+from tests.make import make_adata, write_adata
+from tests.pipeline.conftest import Line
+from tests.registry.registered import EMPTY, keep_empty, open_store
+from tests.released.learn import Nothing
+from tests.warm import REPOSITORY, warmly
+
+HERE = Path(__file__).parent
+REVISIONS = sorted(path.parent.name for path in HERE.glob("*/golden.json"))
+STAGES = ("first", "second", "third")
+MADE = ("splits", "panel.json", "verdicts", "tuned", "models", "metrics")
+"""What the pipeline makes of prepared cells."""
+
+with_empty = pytest.mark.xdist_group("released")  # what its tests share is made once
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack what `tests.released.make` packed, and return the folder."""
+    with lzma.open(archive) as stream, tarfile.open(fileobj=stream) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module", params=REVISIONS)
+def released(request, tmp_path_factory) -> Path:
+    """Return the unpacked project of a released revision; a test that changes it works on a copy."""
+    return unpack(HERE / request.param / "project.tar.xz", tmp_path_factory.mktemp("released") / "project")
+
+
+@pytest.fixture
+def golden(released, request) -> dict[str, Any]:
+    """Return what the revision's own code said of its project."""
+    return read_json(HERE / request.node.callspec.params["released"] / "golden.json")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    """Return MLflow's database of a project without versions, which takes MLflow seconds to make."""
+    root = tmp_path_factory.mktemp("empty")
+    keep_empty(open_store(root))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return root / EMPTY
+
+
+@pytest.fixture
+def line(released, tmp_path) -> Line:
+    """Return a copy of the project."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    shutil.copytree(released, tmp_path / "project")
+    return Line(tmp_path / "project")
+
+
+def step(line: Line, monkeypatch, script: str, *arguments: str) -> None:
+    """Run a script of today's pipeline in the project and in this process."""
+    monkeypatch.chdir(line.root)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    runpy.run_path(str(REPOSITORY / "pipelines" / f"{script}.py"), run_name="__main__")
+
+
+def bytes_of(line: Line) -> dict[str, str]:
+    """Return the digests of all that the pipeline makes of prepared cells."""
+    return {
+        name: digest for name, digest in tree_digests(line.root).items() if name.partition("/")[0] in MADE
+    }
+
+
+def answer(line: Line, *arguments: str) -> Any:
+    """Return what a command says as JSON, below the lines that tell what it does."""
+    lines = line.canal(*arguments, "--json").splitlines()
+    start = next(place for place, text in enumerate(lines) if text.startswith(("{", "[")))
+    return json.loads("\n".join(lines[start:]))
+
+
+def numbered(golden: dict[str, Any]) -> dict[str, str]:
+    """Return the keys of the revision's versions by number."""
+    return {str(number): golden["keys"][stage] for number, stage in enumerate(STAGES, start=1)}
+
+
+def test_requests_are_what_they_were(released, golden):
+    config = load_config(released / "params.yaml")
+    assert {stage: request_digest(config, stage) for stage in golden["requests"]} == golden["requests"]
+    shipped = load_config(HERE / golden["revision"] / "params.yaml")
+    assert {stage: request_digest(shipped, stage) for stage in golden["shipped"]} == golden["shipped"]
+
+
+def test_every_stage_counts_as_learned(released, golden):
+    project = Project.open(released)
+    found = {stage: project.learned(stage) for stage in golden["keys"]}
+    assert {stage: version and version.key for stage, version in found.items()} == golden["keys"]
+    weights = {stage: project.store.artifacts(one) / "model" for stage, one in found.items()}
+    digests = {stage: file_digest(path / "weights.safetensors") for stage, path in weights.items()}
+    assert digests == golden["weights"]
+
+
+def test_keys_and_records_fit_the_published_schemas(released, golden):
+    project = Project.open(released)
+    for stage in golden["keys"]:
+        folder = project.store.artifacts(project.learned(stage))
+        for name in ("key", "record"):
+            jsonschema.validate(read_json(folder / f"{name}.json"), schema(name))
+
+
+def test_what_was_learned_is_restored_byte_for_byte(line, monkeypatch):
+    before, project = bytes_of(line), line.project()
+    for name in MADE:
+        path = line.root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def learn(_: Project, entry_point: str, stage: str, *rest: object) -> None:
+        raise AssertionError(f"{entry_point} of {stage} began anew")
+
+    monkeypatch.setattr(canal.step, "project_step", learn)
+    for script in ("split", "panel", "pretrain"):
+        step(line, monkeypatch, script)
+    for stage in project.config.stages:
+        if project.config.study(stage) is not None:
+            step(line, monkeypatch, "tune", "--stage", stage)
+        for script in ("validate", "labels", "finetune", "evaluate"):
+            step(line, monkeypatch, script, "--stage", stage)
+    assert bytes_of(line) == before
+
+
+def test_an_audit_finds_nothing_and_every_entry_is_signed(line):
+    report = answer(line, "audit", "--require-signed", str(line.root / "keyring.txt"))
+    assert (report["passed"], report["findings"]) == (True, [])
+    assert report["versions"] == ["canal-backbone 1", "version 1", "version 2", "version 3"]
+
+
+def test_the_versions_are_shown_as_they_are(line, golden):
+    versions = answer(line, "versions")
+    assert [(one["version"], one["stage"]) for one in versions] == list(enumerate(STAGES, start=1))
+    shown = answer(line, "show", "candidate")
+    assert (shown["version"], shown["stage"], shown["parent"], shown["key"]) == (
+        3, "third", 2, golden["keys"]["third"],
+    )  # fmt: skip
+    assert "third" in line.canal("show", "3")
+    assert answer(line, "show", "champion")["version"] == 2
+    graph = answer(line, "lineage", "3")
+    assert [node["label"] for node in graph["nodes"] if node["kind"] in ("version", "backbone")] == [
+        *(f"canal-annotator {number} ({STAGES[number - 1]})" for number in (3, 2, 1)),
+        "canal-backbone 1",
+    ]
+    forward = answer(line, "lineage", "--data", "first")
+    assert {one["version"] for one in forward["versions"]} == {1, 2, 3}
+    difference = answer(line, "diff", "2", "3", str(line.root / "raw" / "query.h5ad"))
+    assert (difference["before"]["key"], difference["after"]["key"]) == (
+        golden["keys"]["second"], golden["keys"]["third"],
+    )  # fmt: skip
+    compared = answer(line, "compare", "3")
+    assert (compared["candidate"], compared["champion"], compared["not_compared"]) == (3, 2, {})
+    assert {stage: one["n"] for stage, one in compared["stages"].items()} == dict(
+        zip(STAGES, (15, 11, 8), strict=True)
+    )
+
+
+def test_a_file_that_was_labelled_then_says_by_what(line, golden):
+    said = answer(line, "who", str(line.root / "labelled.h5ad"))
+    assert (said["genuine"], said["record"]["model"]["key"]) == (True, golden["keys"]["third"])
+
+
+def test_the_last_version_labels_cells_as_it_did(line, golden, tmp_path):
+    given, out = line.root / "raw" / "query.h5ad", tmp_path / "out.h5ad"
+    line.canal("annotate", str(given), "-o", str(out), "--model", "3")
+    obs = anndata.read_h5ad(out).obs
+    assert dict(obs["canal_cell_type"].astype(str)) == {
+        name: label for name, (label, _) in golden["labels"].items()
+    }
+    wanted = {name: confidence for name, (_, confidence) in golden["labels"].items()}
+    assert dict(obs["canal_confidence"].astype(float)) == pytest.approx(wanted, abs=1e-3)
+    said = answer(line, "who", str(out))
+    assert (said["genuine"], said["record"]["model"]["key"]) == (True, golden["keys"]["third"])
+
+
+def test_a_version_is_promoted_and_rolled_back(line):
+    who = ("--by", "A. Person", "--why", "reviewed")
+    line.canal("promote", "3", *who)
+    assert line.project().store.version("champion").number == 3
+    line.canal("rollback", *who)
+    assert line.project().store.version("champion").number == 2
+    assert answer(line, "audit")["findings"] == []
+    assert "rollback" in line.canal("ledger")
+
+
+@with_empty
+def test_its_bundle_is_known_at_home_and_taken_in_elsewhere(line, golden, empty, tmp_path):
+    bundle = str(line.root / "version.zip")
+    at_home = answer(line, "import", bundle)
+    assert (at_home["version"], at_home["made"]) == (3, False)
+    other = Line(tmp_path / "other")
+    other.root.mkdir()
+    shutil.copyfile(line.root / "params.yaml", other.root / "params.yaml")
+    shutil.copyfile(empty, other.root / "mlflow.db")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    taken = answer(other, "import", bundle)
+    assert (taken["version"], taken["stage"], taken["made"]) == (1, "third", True)
+    assert other.keys() == {"1": golden["keys"]["third"]}
+    assert answer(other, "audit")["findings"] == []
+    onward = tmp_path / "onward.zip"
+    other.canal("export", "1", "-o", str(onward))
+    assert onward.is_file()
+
+
+@with_empty
+def test_a_lost_registry_is_made_again(line, golden, empty):
+    shutil.copyfile(empty, line.root / "mlflow.db")
+    shutil.rmtree(line.root / "mlartifacts")
+    line.canal("registry", "rebuild", "--by", "A. Person", "--why", "the disk died")
+    store = line.project().store
+    assert line.keys() == numbered(golden)
+    assert (store.version("champion").number, store.version("candidate").number) == (2, 3)
+    assert answer(line, "audit")["findings"] == []
+
+
+def test_a_stage_is_learned_on_top_of_what_was_learned_then(line, golden, monkeypatch):
+    raw = write_adata(make_adata({"B": 16, "Plasma": 24}, 48, seed=4), line.root / "raw" / "fourth.h5ad")
+    form = ("--values", "counts", "--batch", "batch", "--min-genes", "1", "--fixed")
+    line.canal("stage", "add", "fourth", "--file", str(raw), *form)
+    line.edit(lambda document: document["stages"]["fourth"].update(continual={"max_epochs": 1}))
+    before, learned = bytes_of(line), []
+
+    def learn(project: Project, entry_point: str, stage: str, how: Callable[[Project, Any], None]) -> None:
+        learned.append(f"{entry_point} {stage}")
+        how(project, Nothing())
+
+    monkeypatch.setattr(canal.step, "project_step", learn)
+    step(line, monkeypatch, "ingest")
+    (line.root / "incoming" / "fourth").rename(line.root / "data" / "fourth")
+    step(line, monkeypatch, "prepare", "--source", "fourth")
+    for script in ("split", "panel", "pretrain"):
+        step(line, monkeypatch, script)
+    for stage in line.project().config.stages:
+        for script in ("validate", "labels", "finetune", "evaluate"):
+            step(line, monkeypatch, script, "--stage", stage)
+    assert learned == ["finetune fourth", "evaluate fourth"]
+    after = bytes_of(line)
+    assert {name: after.get(name) for name in before} == before
+    assert "registered canal-annotator 4 (fourth)" in line.canal("registry", "sync")
+    fourth = line.root / "models" / "fourth" / "key.json"
+    assert line.keys() == numbered(golden) | {"4": file_digest(fourth)}
+    assert read_json(fourth)["parent"] == golden["keys"]["third"]
+    report = audit_project(line.project())
+    assert report.versions[-1] == "version 4"
+    assert {one.check for one in report.findings} == {"dvc"}  # its steps ran without DVC
+
+
+def learned_by(code: Path, project: Path, into: Path) -> dict[str, Any]:
+    """Return what `tests.released.learn` says of a lineage that ``code`` learned in a process of its own."""
+    command = ["python", str(HERE / "learn.py"), str(code), str(project), str(into)]
+    done = subprocess.run(
+        command, env=warmly(code), capture_output=True, text=True, check=False, cwd=into.parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_todays_code_learns_the_same_bits_as_the_released_code(released, golden, tmp_path):
+    """Both on this machine and in this run: other processors add up in another order."""
+    source = unpack(HERE / golden["revision"] / "source.tar.xz", tmp_path / "source")
+    before = learned_by(source, released, tmp_path / "before")
+    now = learned_by(REPOSITORY, released, tmp_path / "now")
+    assert list(before["files"]) == list(golden["keys"])
+    assert now["files"] == before["files"]
+    assert now["keys"] == before["keys"]
