@@ -280,9 +280,7 @@ def import_backbone(
     return imported
 
 
-def registry_sync(
-    project: Project, sign: "Sign | None" = None, made_in: "Layout | None" = None
-) -> "Synced":
+def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout | None" = None) -> "Synced":
     """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
 
     Stages lie in the project's folder, or in that of ``made_in``.
