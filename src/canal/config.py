@@ -127,6 +127,7 @@ class Gate(Section):
     max_drift: float = Field(default=0.25, gt=0)
     max_depth_ratio: float = Field(default=3.0, gt=1)
     max_confused: float = Field(default=0.5, gt=0, le=1)
+    max_contradiction: float = Field(default=0.95, gt=0, le=1)
 
 
 class Split(Section):
