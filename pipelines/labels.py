@@ -2,14 +2,24 @@
 
 from typing import TYPE_CHECKING
 
-from canal.lessons import LABELS_FILE, ask_parent
+from canal.lessons import LABELS_FILE, ask_parent, ask_sums
 from canal.project import Project
-from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
+from canal.quality.labels import (
+    cells_to_ask,
+    check_contradictions,
+    check_labels,
+    contradiction_rule,
+    label_rule,
+    write_labels,
+)
 from canal.registry.history import require_available, restore_file
 from canal.registry.key import read_key
 from canal.step import argument, run, say
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.quality.verdict import RuleResult
     from canal.registry.store import Version
 
 
@@ -36,11 +46,27 @@ def check(project: Project, stage: str) -> None:
     rule = label_rule(config.stages[stage].source, parent, config.gate.max_confused)
     docs = project.layout.data_docs(f"{stage}-labels")
     result = check_labels(ask(prepared, cells), rule, f"{stage}-labels", docs)
-    write_labels(target, stage, parent, len(cells), result)
-    for example in result.examples if not result.passed else ():
-        say(f"{stage}: warning: {example}")
-    if not result.passed:
-        say(f"{stage}: {result.hint}")
+    sure = contradicted(project, stage, [str(one) for one in split["cell_id"][split["set"] != "test"]])
+    write_labels(target, stage, parent, len(cells), result, sure)
+    for found in (result, *(() if sure is None else (sure[1],))):
+        for example in found.examples if not found.passed else ():
+            say(f"{stage}: warning: {example}")
+        if not found.passed:
+            say(f"{stage}: {found.hint}")
+
+
+def contradicted(
+    project: Project, stage: str, cell_ids: list[str]
+) -> "tuple[pd.DataFrame, RuleResult] | None":
+    """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
+    config = project.config
+    table = ask_sums(project, stage, cell_ids)
+    if table is None:
+        return None
+    most = config.gate.max_contradiction
+    rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
+    found = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
+    return table[table["margin"] > most].sort_values("name"), found
 
 
 def main() -> None:

@@ -127,6 +127,7 @@ class Gate(Section):
     max_drift: float = Field(default=0.25, gt=0)
     max_depth_ratio: float = Field(default=3.0, gt=1)
     max_confused: float = Field(default=0.5, gt=0, le=1)
+    max_contradiction: float = Field(default=0.95, gt=0, le=1)
 
 
 class Split(Section):
@@ -226,7 +227,7 @@ class Memory(Section):
     type_power: float = Field(default=0.5, ge=0, le=1)
     few: float = Field(default=3.0, ge=0)
     stage_share: float = Field(default=0.5, ge=0, le=1)
-    between: float = Field(default=0.15, ge=0)
+    between: float = Field(default=0.25, ge=0)
     diagonal: float = Field(default=0.15, ge=0, le=1)
     reliable: float = Field(default=10.0, gt=0)
     soft: float = Field(default=0.03, gt=0, le=1)

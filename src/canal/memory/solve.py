@@ -52,7 +52,7 @@ class SolveSettings:
     type_power: float = 0.5
     few: float = 3.0
     stage_share: float = 0.5
-    between: float = 0.15
+    between: float = 0.25
     diagonal: float = 0.15
     reliable: float = 10.0
     soft: float = 0.03

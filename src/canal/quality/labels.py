@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
-TABLE = "label"
+TABLE, CELLS = "label", "cell"
 CELLS_ASKED = 50
 """Cells of a label that the parent's model is asked about, at most."""
+
+_PAIRS = 8
+"""Confused pairs that are told."""
 
 FEWEST_ASKED = 5
 """A label with fewer cells is not judged."""
@@ -85,6 +88,61 @@ def compare(
     return table.astype({"share": np.float64})
 
 
+def contradictions(
+    cell_ids: Sequence[str],
+    types: Sequence[str],
+    answers: Sequence[str],
+    margins: np.ndarray,
+    known: Collection[str],
+) -> pd.DataFrame:
+    """Return one row a cell of a known type: what the parent's sums call it, and by what margin.
+
+    Parameters
+    ----------
+    cell_ids, types, answers
+        Of each cell: its id, its type, and the likeliest type by the parent's sums.
+    margins
+        Probability of the answer less that of the cell's own type, ``(n_cells,)``.
+    known
+        The types that the sums know: a cell of another type is not judged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``name`` (the cell), ``label``, ``like`` (the other type, or ``""`` where they agree) and ``margin``.
+    """
+    import pandas as pd
+
+    rows = [
+        (cell, own, "" if own == said else said, 0.0 if own == said else float(margin))
+        for cell, own, said, margin in zip(cell_ids, types, answers, margins, strict=True)
+        if own in known
+    ]
+    table = pd.DataFrame(rows, columns=["name", "label", "like", "margin"])
+    return table.astype({"margin": np.float64})
+
+
+def contradiction_rule(source: str, parent: str, most: float) -> Rule:
+    """Return the rule, a warning, that the parent's sums contradict no cell's label by a high margin."""
+    return Rule(
+        "labels_unlike_sums",
+        "warning",
+        between(CELLS, "margin", most=most),
+        f"no cell whose label the sums of stage {parent} contradict by a margin of more than {most:g}",
+        f"look at these cells, which labels/ lists one by one; none is dropped: a wrong one is left out with "
+        f"sources.{source}.exclude.cells",
+        _pairs_told,
+    )
+
+
+def check_contradictions(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
+    """Return whether ``rule`` holds for the table of `contradictions`, by Great Expectations."""
+    if not len(table):
+        none = "no cell of a type that the parent's sums know, so none was compared"
+        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=none)
+    return run_suite([rule], {CELLS: table}, title, docs)[0]
+
+
 def label_rule(source: str, parent: str, most: float) -> Rule:
     """Return the rule, a warning, that the parent's model does not call a label's cells another type."""
     return Rule(
@@ -105,10 +163,40 @@ def check_labels(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None 
     return run_suite([rule], {TABLE: table}, title, docs)[0]
 
 
-def write_labels(path: Path, stage: str, parent: str, asked: int, result: RuleResult | None) -> None:
-    """Write the check of a stage's labels; ``result`` is None where the parent knows no cell types."""
-    rule = None if result is None else asdict(result) | {"examples": list(result.examples)}
-    write_json(path, {"format": FORMAT, "stage": stage, "parent": parent, "cells_asked": asked, "rule": rule})
+def write_labels(
+    path: Path,
+    stage: str,
+    parent: str,
+    asked: int,
+    result: RuleResult | None,
+    contradicted: tuple[pd.DataFrame, RuleResult] | None = None,
+) -> None:
+    """Write the check of a stage's labels; ``result`` is None where the parent knows no cell types.
+
+    ``contradicted`` are the cells whose label the parent's sums contradict by more than the rule allows, and
+    what the rule found; None where it keeps no sums.
+    """
+    document = {
+        "format": FORMAT,
+        "stage": stage,
+        "parent": parent,
+        "cells_asked": asked,
+        "rule": None if result is None else _document(result),
+    }
+    if contradicted is not None:
+        cells, found = contradicted
+        document["contradicted"] = {
+            "rule": _document(found),
+            "cells": [
+                {"cell_id": cell, "label": label, "like": like, "margin": round(margin, 4)}
+                for cell, label, like, margin in cells.to_numpy().tolist()
+            ],
+        }
+    write_json(path, document)
+
+
+def _document(result: RuleResult) -> dict[str, Any]:
+    return asdict(result) | {"examples": list(result.examples)}
 
 
 def read_labels(path: Path) -> dict[str, Any]:
@@ -125,6 +213,17 @@ def read_labels(path: Path) -> dict[str, Any]:
     if document.get("format") != FORMAT:
         raise GateError(f"{path}: format {document.get('format')!r}, this canal reads {FORMAT}")
     return document
+
+
+def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
+    """Tell how many cells are contradicted, and by which pairs of types, the most frequent first."""
+    pairs = failing.groupby(["label", "like"]).size().sort_values(ascending=False, kind="stable")
+    examples = []
+    for label, like in pairs.index.tolist()[:_PAIRS]:
+        own = failing[(failing["label"] == label) & (failing["like"] == like)]
+        worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
+        examples.append(f"{len(own)} {label} look like {like}, such as {worst}")
+    return telling.Told(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
 
 
 def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
