@@ -228,9 +228,9 @@ def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums"
         known = known.plus(name, own, missing)
     if known is None or stage not in known.stages:
         raise HistoryError(
-            f"the cells of {stage} are gone (prepared/ lacks them, or they are not those that it was learned "
-            "from), so no sums of it can be made: bring them back (dvc pull, dvc checkout), or let sums begin "
-            "with the next stage, by continual.method: combined"
+            f"the cells of {stage} are gone (prepared/ lacks them, or they are not those that it was "
+            "learned from), so no sums of it can be made: bring them back (dvc pull, dvc checkout), or let "
+            "sums begin with the next stage, by continual.method: combined"
         )
     ordered = {name: known.stages[name] for name in names if name in known.stages}
     return StageSums(known.basis, ordered, known.missing), batches

@@ -18,6 +18,7 @@ from canal.files import read_json, scratch_folder
 from canal.layout import Layout
 from canal.params import load_config
 from canal.project import Project
+from canal.registry.ancestry import ancestry
 from canal.registry.bundle import Record, read_record
 from canal.registry.checks.chain import differing_tensors
 from canal.registry.code import code_digest, lock_digest
@@ -85,6 +86,12 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     folder, key = verified(project.store, version)
     record = read_record(folder)
     commit = _commit(project, version.number, key, record)
+    for one in ancestry(project.store, version)[1:]:
+        if "backfilled" in one.key:
+            raise AuditError(
+                f"version {version.number} was learned on {one.name}, to which sums were added later; from "
+                "the beginning it would be learned without those: `canal audit --recompute` proves its sums"
+            )
     with _worktree(project.layout.root, commit) as tree:
         config = load_config(tree.params)
         _check_tree(tree, config, key, commit)
@@ -132,8 +139,8 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
         raise AuditError(f"version {number} was learned elsewhere: reproduce it in the project it came from")
     if "backfilled" in key:
         raise AuditError(
-            f"version {number} is the one with key {key['backfilled'][:12]}... and sums that were added to it: "
-            "reproduce that one; its sums are added up again by `canal audit --recompute`"
+            f"version {number} is the one with key {key['backfilled'][:12]}... and sums that were added to "
+            "it: reproduce that one; its sums are added up again by `canal audit --recompute`"
         )
     commit, root = record["git_commit"], project.layout.root
     if commit is None or record["dirty"]:

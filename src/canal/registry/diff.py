@@ -23,9 +23,10 @@ def difference(store: Store, before: Version, after: Version) -> Document:
 
     Its parts: ``before``, ``after`` and ``relation`` say which versions these are; ``params``, ``data`` and
     ``code`` list ``{"path", "before", "after"}``; ``sums`` tells of basis and of each stage's sums the
-    digests, and whether they are the ``same``, None where one of the versions has none; ``labels`` and ``genes`` have ``added``, ``removed`` and
-    the number ``kept``; ``accuracy`` and ``recall`` have for each stage, and each type of it, both numbers
-    and the change, None where one of the versions was not measured on it.
+    digests, and whether they are the ``same``, None where one of the versions has none; ``labels`` and
+    ``genes`` have ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` have for each
+    stage, and each type of it, both numbers and the change, None where one of the versions was not measured
+    on it.
 
     Raises
     ------

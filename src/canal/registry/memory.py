@@ -87,7 +87,7 @@ class Memory:
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
     def summed(self, one: Proven) -> set[str]:
-        """Return the ids of the cells that are in a version's sums, those of its ancestors' stages among them."""
+        """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
         found: set[str] = set()
         stages, at = set(one.key.get("sums", {})), one if one.taught else None
         while at is not None and at.taught:

@@ -80,8 +80,9 @@ class Touch:
     through : Proven or None
         Its parent, where that learned from the cells or was steered by them.
     grade : str
-        ``learned``: they are in its weights or sums, by training, by replay or by its parent. ``steered``: they
-        judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they only measured it.
+        ``learned``: they are in its weights or sums, by training, by replay or by its parent.
+        ``steered``: they judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they
+        only measured it.
     """
 
     version: Proven

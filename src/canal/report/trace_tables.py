@@ -30,8 +30,8 @@ def touches_table(title: str, versions: Sequence[Document]) -> "Table":
             text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
         )  # fmt: skip
     found.caption = (
-        "learned: the cells are in its weights or sums; steered: they judged it, or an ancestor, while it learned; "
-        "tested: they only measured it"
+        "learned: the cells are in its weights or sums; steered: they judged it, or an ancestor, while it "
+        "learned; tested: they only measured it"
     )
     found.caption_justify = "left"
     return found
