@@ -13,6 +13,8 @@ _PORTION = 1 << 18
 """Stored entries looked at together: they stay in the processor's cache for all that is asked of them."""
 _WORTH = 4
 """A pass pays where at most one of so many columns is wanted."""
+_INFINITE = np.float32(np.inf).view(np.uint32)
+"""Bits of numbers from 0 on rise with them; those of negative ones and of NaN lie above, as whole numbers."""
 _EXACT = 2.0**24
 """Whole numbers below have a float32 of their own, and so has every sum of them that is below."""
 
@@ -90,10 +92,10 @@ class Picker:
         return bool(rises.all())
 
     def _sound(self, values: np.ndarray) -> bool:
-        """Return whether values are finite, not negative and, where they must be, whole; NaN fails each."""
+        """Return whether values are finite, not negative (nor -0) and, where they must be, whole."""
         if not values.size:
             return True
-        if not (values.min() >= 0 and values.max() < np.inf):
+        if values.view(np.uint32).max() >= _INFINITE:
             return False
         return not self._whole or bool((np.rint(values) == values).all())
 

@@ -98,10 +98,11 @@ class Reading:
             return
         picker = Picker(self._chosen, self._counted, self.units.strict, totals)
         if isinstance(matrix, Csr) and picker.pays:
-            for rows in matrix.stored(size, start):
-                picked = picker.pick(rows)
-                yield rows.start, *(picked or self._row(matrix, rows.start, rows.start + rows.n_cells))
-            return
+            for first, stop, picked in matrix.ahead(size, start, picker.pick):
+                if picked is None:
+                    break
+                yield first, *picked
+                start = stop
         for first in range(start, self.query.n_cells, size):
             yield first, *self._row(matrix, first, min(first + size, self.query.n_cells))
 

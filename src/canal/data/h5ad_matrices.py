@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from canal.data.arrays import check_announced, check_chunks, whole
 from canal.data.h5ad_tables import reading, text
-from canal.data.stored_rows import StoredRows, read_ahead, without_cache
+from canal.data.stored_rows import StoredRows, T, read_ahead, without_cache
 from canal.errors import DataError
 
 _BLOCK = 1 << 20
@@ -174,10 +174,10 @@ class Csr(_Sparse):
         pointers = self._pointers[start : stop + 1] - first
         return csr_matrix((values, indices, pointers), shape=(stop - start, self.shape[1]))
 
-    def stored(self, size: int, start: int = 0) -> Iterator[StoredRows]:
-        """Yield the next ``size`` rows as they are stored, unchecked; see `canal.data.stored_rows`."""
+    def ahead(self, size: int, start: int, work: Callable[[StoredRows], T]) -> Iterator[tuple[int, int, T]]:
+        """Yield (first, stop, work on the rows as they are stored, unchecked); see `read_ahead`."""
         with reading(self._path, self._key):
-            yield from read_ahead(self._indices, self._data, self._pointers, size, start)
+            yield from read_ahead((self._indices, self._data, self._pointers), size, start, work)
 
 
 class Csc(_Sparse):

@@ -1,14 +1,20 @@
-"""The stored arrays of a CSR matrix, read by a thread while the cells before are looked at."""
+"""The stored arrays of a CSR matrix, read and worked on by threads while the cells before are answered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+
+_THREADS = 2
+"""HDF5 reads for one of them at a time, so that more would wait for it."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +26,8 @@ class StoredRows:
     start : int
         Position of the first cell.
     indices, values : numpy.ndarray
-        Columns and values of the stored entries, of the file's own types. They are gone once the next
-        cells are asked for.
+        Columns and values of the stored entries, of the file's own types. They are gone once the work on
+        these cells is done.
     pointers : numpy.ndarray
         int64 ``(n_cells + 1,)``: where each cell's entries begin, from 0 on.
     """
@@ -38,43 +44,45 @@ class StoredRows:
 
 
 def read_ahead(
-    indices: Any, values: Any, pointers: np.ndarray, size: int, start: int = 0
-) -> Iterator[StoredRows]:
-    """Yield the next ``size`` cells of a matrix, from cell ``start`` on; those behind are read meanwhile.
+    arrays: tuple[Any, Any, np.ndarray], size: int, start: int, work: Callable[[StoredRows], T]
+) -> Iterator[tuple[int, int, T]]:
+    """Yield (first cell, cell behind the last, what ``work`` makes of them) of the next ``size`` cells.
+
+    Threads read and work on the cells behind meanwhile.
 
     Parameters
     ----------
-    indices, values
-        One-dimensional arrays of an HDF5 file or zarr store.
-    pointers
-        int64 ``(n_cells_in_all + 1,)``, checked: they rise from 0 to the number of stored entries.
+    arrays
+        Indices and values, one-dimensional arrays of an HDF5 file or zarr store; and pointers, int64
+        ``(n_cells_in_all + 1,)``, checked: they rise from 0 to the number of stored entries.
     size, start
         Cells at a time, and the first one.
+    work
+        Is called by other threads, for two pieces at a time.
     """
+    indices, values, pointers = arrays
     n_cells = len(pointers) - 1
-    firsts = np.arange(start, n_cells, size)
-    most = int((pointers[np.minimum(firsts + size, n_cells)] - pointers[firsts]).max(initial=0))
-    # One pair of arrays is looked at while the other is filled.
-    held = [(np.empty(most, indices.dtype), np.empty(most, values.dtype)) for _ in range(2)]
+    firsts = range(start, n_cells, size)
+    ends = np.minimum(np.array(firsts, dtype=np.int64) + size, n_cells)
+    most = int((pointers[ends] - pointers[start:n_cells:size]).max(initial=0))
+    room = [(np.empty(most, indices.dtype), np.empty(most, values.dtype)) for _ in range(_THREADS)]
 
-    def read(number: int) -> StoredRows:
-        first, (into_indices, into_values) = int(firsts[number]), held[number % 2]
-        own = pointers[first : first + size + 1]
+    def done(number: int) -> tuple[int, int, T]:
+        first, stop = firsts[number], int(ends[number])
+        own = pointers[first : stop + 1]
         begin, end = int(own[0]), int(own[-1])
-        return StoredRows(
-            first,
-            _filled(indices, begin, end, into_indices),
-            _filled(values, begin, end, into_values),
-            own - begin,
-        )
+        into_indices, into_values = room[number % _THREADS]
+        found = _filled(indices, begin, end, into_indices), _filled(values, begin, end, into_values)
+        return first, stop, work(StoredRows(first, *found, own - begin))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="canal-read") as reader:
-        coming = reader.submit(read, 0) if len(firsts) else None
-        for number in range(len(firsts)):
-            assert coming is not None  # noqa: S101 - there is one for each number
-            rows = coming.result()
-            coming = reader.submit(read, number + 1) if number + 1 < len(firsts) else None
-            yield rows
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="canal-read") as pool:
+        coming: deque[Future[tuple[int, int, T]]] = deque()
+        for number in range(len(firsts) + _THREADS):
+            finished = coming.popleft().result() if number >= _THREADS else None
+            if number < len(firsts):
+                coming.append(pool.submit(done, number))  # the room of what finished is free
+            if finished is not None:
+                yield finished
 
 
 def without_cache(group: Any, name: str) -> Any:
