@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from canal import __version__
 from canal.annotation.columns import (
@@ -306,7 +307,8 @@ def _label(
 def _summary(
     annotator: Annotator, table: pd.DataFrame, reading: Reading, renamed: Mapping[str, Any], detected: bool
 ) -> Summary:
-    counts = Counter(table[TYPE].astype(str))
+    types = table[TYPE].cat
+    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
