@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,8 +54,7 @@ def columns_of(
     """
     import pandas as pd
 
-    kind = pd.CategoricalDtype(sorted({*labels, UNASSIGNED}))
-    code = {name: i for i, name in enumerate(kind.categories)}
+    kind, code = _kind(tuple(labels))
     best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
     names = np.array([*(code[name] for name in labels), _MISSING])
@@ -139,6 +139,15 @@ def _runner_up(
     others = np.where(np.arange(len(labels)) == best[:, None], -np.inf, logits)
     second = others.argmax(axis=1)
     return second, probabilities[rows, best] - probabilities[rows, second]
+
+
+@lru_cache(maxsize=8)
+def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
+    """Return the categories of a model's answers, the same object for each block, and their codes by name."""
+    import pandas as pd
+
+    names = sorted({*labels, UNASSIGNED})
+    return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}
 
 
 def _named(codes: np.ndarray, kind: pd.CategoricalDtype) -> pd.Categorical:
