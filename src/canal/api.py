@@ -281,8 +281,10 @@ def import_backbone(
     return imported
 
 
-def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
+def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout | None" = None) -> "Synced":
     """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
+
+    Stages lie in the project's folder, or in that of ``made_in``.
 
     A store without versions beside a ledger that names some was lost, or never came along to this clone: it
     is made again first, with the numbers and aliases that the ledger has. A store that came from another
@@ -295,7 +297,8 @@ def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
     if is_lost(project.store):
         made = registry_rebuild(project, None, "the store had no versions", sign=sign).made
         return Synced(made, (), moved)
-    synced = sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
+    layout = made_in or project.layout
+    synced = sync(project.store, layout, project.config, lambda stage: _figures(project, stage, layout), sign)
     return replace(synced, moved=moved)
 
 
