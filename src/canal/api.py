@@ -105,7 +105,7 @@ def annotate_file(
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     from dataclasses import replace
 
-    from canal.annotating import logger, origin, provenance
+    from canal.annotating import Origin, logger, provenance
     from canal.annotation.annotate import annotate_h5ad
     from canal.annotation.output import check_target
     from canal.annotation.outputs import Output
@@ -116,9 +116,10 @@ def annotate_file(
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
     check_target(source, target, options.overwrite)
     Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
-    noted = replace(options, model_name=provenance(version), origin=origin(source))
-    annotator = load_annotator(project, version, options.effort)
-    return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
+    with Origin(source) as found:
+        noted = replace(options, model_name=provenance(version), origin=found)
+        annotator = load_annotator(project, version, options.effort)
+        return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
 
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:

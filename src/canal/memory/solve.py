@@ -99,6 +99,7 @@ def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
             stages=tuple(stages),
             owners=parts.owners,
             origins=parts.origins,
+            patterns=np.stack([sums.basis.present(sums.missing.get(name, ())) for name in stages]),
             own=Whole.of(linear_scores(centroids, covariance)),
             within=Whole.of(_within(parts, centroids, covariance, pooled, weights, settings)),
             new=None if between is None else Whole.of(linear_scores(parts.means, covariance + between)),
