@@ -29,7 +29,7 @@ LENIENT = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_
 
 
 def make_line(root: Path, stages: Mapping[str, Mapping[str, Any]], **changes: Any) -> Line:
-    """Make a project of these stages, each learned on the one before, in a repository of git; nothing learned.
+    """Make a project of these stages, each to be learned on the one before, in a repository of git.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def make_line(root: Path, stages: Mapping[str, Mapping[str, Any]], **changes: An
 
 
 def learn_here(line: Line, sync: bool = True) -> list[str]:
-    """Run every step of the pipeline in this process; return the steps that began anew, as DVC orders them."""
+    """Run every step of the pipeline in this process; return the steps that began anew, in their order."""
     learned: list[str] = []
 
     def learn(project: Any, entry_point: str, stage: str, how: Any) -> None:
