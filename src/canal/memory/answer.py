@@ -30,7 +30,8 @@ class Prediction:
     that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
     threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
     ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
-    was asked about; None where that is the same for all.
+    was asked about, ``of_learned`` those that lie among the cells of the learned studies; None where nobody
+    can tell.
     """
 
     labels: list[str]
@@ -40,6 +41,7 @@ class Prediction:
     probabilities: np.ndarray
     logits: np.ndarray
     by_network: np.ndarray | None = None
+    of_learned: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,9 @@ class ExactAnnotator:
         Without one, no cell is novel.
     ontology : dict
         Cell Ontology ids of labels.
+    strays : dict
+        Stage -> share of its known cells that is Unassigned where it is left out of the sums: what to expect
+        of a new study.
     """
 
     classifier: ExactClassifier
@@ -239,6 +244,7 @@ class ExactAnnotator:
     calibration: Calibration = field(default_factory=Calibration)
     novelty: SumsRule | None = None
     ontology: Mapping[str, str] = field(default_factory=dict)
+    strays: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if strange := [name for name in self.classifier.labels if name not in self.labels]:
@@ -256,13 +262,14 @@ class ExactAnnotator:
         """
         centred = self.classifier.centred(self.levels(expression))
         logits = np.full((len(centred), len(self.labels)), -np.inf)
-        logits[:, self.places] = self.classifier.answered_centred(centred)[0]
+        logits[:, self.places], learned = self.classifier.answered_centred(centred)
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
         score = none if self.novelty is None else self.novelty.score(self._novelness.of_centred(centred))
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        labels = [self.labels[i] for i in best]
+        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
 
     def levels(self, expression: np.ndarray) -> np.ndarray:
         """Return the levels of expression ``(n_cells, n_genes)``."""
@@ -339,7 +346,8 @@ class ExactAnnotator:
     def about(self) -> dict[str, Any]:
         """Return what an annotation's record says of how cells are judged."""
         rule = None if self.novelty is None else self.novelty.to_json()
-        return {"novelty": rule, **self.calibration.to_json(), "method": "exact"}
+        strays = {"strays": dict(self.strays)} if self.strays else {}
+        return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **strays}
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -363,6 +371,7 @@ class ExactAnnotator:
             **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
+            "strays": dict(self.strays),
         }
         with new_folder(folder) as temporary:
             self.classifier.save(temporary)
@@ -384,6 +393,7 @@ class ExactAnnotator:
                 Calibration(float(document["temperature"]), float(document["floor"])),
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
+                {str(name): float(share) for name, share in document["strays"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
