@@ -58,7 +58,7 @@ def told(found: Mapping[str, Any]) -> str:
     expected = found["known_unassigned"]
     return (
         f"{1 - found['like_learned']:.0%} of the cells lie outside of the studies that were learned: the "
-        f"whole file is shifted, and of its known types' cells some {expected['usual']:.0%} may be Unassigned "
+        f"whole file is shifted, and of cells of known types some {expected['usual']:.0%} may be Unassigned "
         f"({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were when they were "
         "left out); learn a part of it with `canal stage add`"
     )
