@@ -13,7 +13,14 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import new_folder, read_json, write_json
-from canal.memory.classifier import ExactClassifier, linear_scores, one_thread
+from canal.memory.classifier import (
+    ExactClassifier,
+    Linear,
+    Whole,
+    linear_scores,
+    log_normalised,
+    one_thread,
+)
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -69,6 +76,15 @@ class Calibration:
         able = np.isfinite(logits)
         result: np.ndarray = (1 - self.floor) * shares + self.floor * able / able.sum(axis=1, keepdims=True)
         return result
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; only a type at -inf has -inf, however unlikely another is."""
+        logs = log_normalised(logits / self.temperature)
+        if not self.floor:
+            return logs
+        able = np.isfinite(logits)
+        least = np.log(self.floor) - np.log(able.sum(axis=1, keepdims=True))
+        return np.where(able, np.logaddexp(logs + np.log1p(-self.floor), least), -np.inf)
 
     def to_json(self) -> dict[str, float]:
         """Return the fields as a JSON document."""
@@ -146,14 +162,21 @@ class Novelness:
         number of all.
         """
         there = self.classifier.there
-        cells = self.classifier.centred(levels)[:, there] / there.sum()
-        quadratic, linear, constant = self._relative
-        weights, bias = self._near
-        nearest = (cells @ weights.T + bias).max(axis=1)
-        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant - 2 * nearest
-        lengths = np.maximum(np.linalg.norm(cells / self._within, axis=1), 1e-12)
-        cosine = (cells @ self._profiles).max(axis=1) / lengths
-        return {"relative": relative * (len(there) / there.sum()), "angle": 1 - cosine}
+        n, whole = int(there.sum()), self.classifier.centred(levels)
+        curve, constant = self._relative
+        cells = whole / n
+        nearest = self._near.scores(whole, n).max(axis=1)
+        relative = (curve.scores(whole, n) * cells).sum(axis=1) + constant - 2 * nearest
+        lengths = np.sqrt(((cells * self._all(1 / self._within)) ** 2).sum(axis=1))
+        cosine = self._profiles.scores(whole, n).max(axis=1) / np.maximum(lengths, 1e-12)
+        return {"relative": relative * (len(there) / n), "angle": 1 - cosine}
+
+    def _all(self, values: np.ndarray) -> np.ndarray:
+        """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""
+        there = self.classifier.there
+        result = np.zeros((*values.shape[:-1], len(there)))
+        result[..., there] = values
+        return result
 
     @cached_property
     def _centroids(self) -> np.ndarray:
@@ -178,29 +201,33 @@ class Novelness:
         result: np.ndarray = np.sqrt(np.diag(self._wide))
         return result
 
+    # What cells are multiplied with is whole numbers: a score does not depend on how many are asked at once.
+
     @cached_property
-    def _profiles(self) -> np.ndarray:
-        """Centroids of length 1 in units of the spread, over it once more: ``(n_present, n_centroids)``."""
+    def _profiles(self) -> Whole:
+        """Centroids of length 1 in units of the spread, over it once more."""
         profiles = self._centroids / self._within
         profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
-        result: np.ndarray = (profiles / self._within).T
-        return result
+        return Whole.of(Linear(self._all(profiles / self._within), np.zeros(len(profiles))))
 
     @cached_property
-    def _near(self) -> tuple[np.ndarray, np.ndarray]:
+    def _near(self) -> Whole:
         with one_thread():
             linear = linear_scores(self._centroids, self._wide)
-        return linear.weights, linear.bias
+        return Whole.of(Linear(self._all(linear.weights), linear.bias))
 
     @cached_property
-    def _relative(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return Q, l and c: x Q x + l x + c, less twice the best linear score, is the relative distance."""
+    def _relative(self) -> tuple[Whole, float]:
+        """Return x Q + l and c: (x Q + l) x + c, less twice the best linear score, is the distance."""
         known, there = self.classifier, self.classifier.there
         mean = known.mean[there] - known.mean[there].mean()
         with one_thread():
             within = np.linalg.inv(self._wide)
             around = np.linalg.inv(known.spread[self._block] + known.between[self._block])
-        return within - around, 2 * around @ mean, -float(mean @ around @ mean)
+            linear, constant = 2 * around @ mean, -float(mean @ around @ mean)
+        quadratic = np.zeros_like(known.covariance)
+        quadratic[self._block] = within - around
+        return Whole.of(Linear(quadratic, self._all(linear))), constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +306,10 @@ class ExactAnnotator:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
         return self.calibration.probabilities(logits)
 
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; -inf for a type without sums alone."""
+        return self.calibration.log_probabilities(logits)
+
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
         return _without(self, frozenset(missing)) if missing else self
@@ -351,10 +382,14 @@ class ExactAnnotator:
             **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
+            "digest": self._stored_digest(),
         }
         with new_folder(folder) as temporary:
             self.classifier.save(temporary)
             write_json(temporary / CONFIG, document)
+
+    def _stored_digest(self) -> str:
+        return json_digest([self.digest(), dict(self.ontology)])
 
     @classmethod
     def load(cls, folder: Path) -> ExactAnnotator:
@@ -365,7 +400,7 @@ class ExactAnnotator:
             if document["format"] != FORMAT:
                 raise SumsError(f"{path} is of a format that this canal does not know")
             rule = document["novelty"]
-            return cls(
+            found = cls(
                 classifier,
                 _names(document["labels"]),
                 _names(document["genes"]),
@@ -373,6 +408,9 @@ class ExactAnnotator:
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
             )
+            if found._stored_digest() != document["digest"]:
+                raise SumsError(f"{folder} holds other numbers than {CONFIG} says; restore the model")
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
 

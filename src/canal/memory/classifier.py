@@ -101,8 +101,8 @@ class Whole:
         whole = self.weights.dtype == self.bias.dtype == np.int64
         if not whole or self.weights.shape != (n_centroids, n_genes) or self.bias.shape != (n_centroids,):
             return False
-        reach = np.abs(self.weights).astype(np.float64).sum(axis=1) * HIGHEST
-        return bool((n_genes * (reach + np.abs(self.bias)) < _WHOLE_FLOAT).all())
+        weights, bias = (np.abs(value.astype(np.float64)) for value in (self.weights, self.bias))
+        return bool((n_genes * (weights.sum(axis=1) * HIGHEST + bias) < _WHOLE_FLOAT).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,17 +176,19 @@ class ExactClassifier:
         learned study lacks just these, it is a new study, and its answer is solved without them. With all
         genes missing, they count as not expressed.
         """
-        present = self.basis.present(missing)
-        if present.all() or not present.any():
+        present = self.there & self.basis.present(missing)
+        if (present == self.there).all() or not present.any():
             return self
-        few = (~present).mean() <= FEW_MISSING
+        few = (~present).mean() <= FEW_MISSING and not self.strange
         if few or (self.patterns == present).all(axis=1).any():
-            return replace(self, present=present)
+            return replace(self, present=present, strange=False)
         return replace(self, present=present, strange=True, new=self._solved_among(present))
 
     def _solved_among(self, present: np.ndarray) -> Whole:
         """Return scores for new studies from some genes alone, each cell taken from its mean over them."""
         n = int(present.sum())
+        if n == 1:  # a single gene lies at its own mean, whatever its level
+            return Whole.of(Linear(np.zeros_like(self.centroids), np.zeros(len(self.centroids))))
         centring = np.eye(n) - 1.0 / n
         block = np.ix_(present, present)
         wide = centring @ (self.covariance[block] + self.between[block]) @ centring
@@ -224,7 +226,7 @@ class ExactClassifier:
         if self.new is None:
             return learned, np.ones(len(levels), dtype=bool)
         new = self.new.scores(whole, n)
-        mine = self._gain(whole / n, own, new) + self.bonus > 0
+        mine = self._gain(whole, own, new) + self.bonus > 0
         others = log_normalised(self._by_type(new, self.soft))
         return np.where(mine[:, None], learned, others), mine
 
@@ -247,21 +249,26 @@ class ExactClassifier:
         ]
         return np.stack(columns, axis=1)
 
-    def _gain(self, cells: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
+    def _gain(self, whole: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Return by how many nats a cell is likelier among learned studies than among others."""
         quadratic, constant = self._densities
-        curved = np.einsum("nd,nd->n", cells @ quadratic, cells)
+        n = int(self.there.sum())
+        curved = (quadratic.scores(whole, n) * (whole / n)).sum(axis=1)
         result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + curved + constant
         return result
 
     @cached_property
-    def _densities(self) -> tuple[np.ndarray, float]:
-        """Half the difference of the inverse covariances, and of their log determinants."""
+    def _densities(self) -> tuple[Whole, float]:
+        """Half the difference of the inverse covariances, and of their log determinants.
+
+        In whole numbers as all that cells are multiplied with: else the last bits of a cell's answer would
+        depend on how many cells are asked at a time.
+        """
         with one_thread():
             wide = self.covariance + self.between
             quadratic = 0.5 * (np.linalg.inv(wide) - np.linalg.inv(self.covariance))
             constant = 0.5 * (np.linalg.slogdet(wide)[1] - np.linalg.slogdet(self.covariance)[1])
-        return quadratic, float(constant)
+        return Whole.of(Linear(quadratic, np.zeros(len(quadratic)))), float(constant)
 
     def digest(self) -> str:
         """Return the SHA-256 of basis, labels and all stored numbers."""
@@ -343,10 +350,22 @@ class ExactClassifier:
 
 
 def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Return Gaussian scores of centroids under one covariance, less what all centroids share."""
-    from scipy.linalg import cho_factor, cho_solve
+    """Return Gaussian scores of centroids under one covariance, less what all centroids share.
 
-    weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
+    Raises
+    ------
+    SumsError
+        If the covariance has no inverse.
+    """
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    try:
+        weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
+    except (LinAlgError, ValueError) as error:
+        raise SumsError(
+            f"the covariance of the sums has no inverse ({error}): there are fewer cells than genes, or some "
+            "genes always go together; raise memory.shrinkage"
+        ) from error
     return Linear(weights, -0.5 * np.einsum("cd,cd->c", centroids, weights))
 
 
@@ -360,6 +379,7 @@ def one_thread() -> AbstractContextManager[object]:
 
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     """Return the logarithm of the sum of exponentials of each row, ``(n_cells,)``."""
+    scores = np.ascontiguousarray(scores)  # rows are added up alike, however many there are
     highest = scores.max(axis=1)
     result: np.ndarray = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
     return result
