@@ -68,11 +68,11 @@ def combine(
     parts
         What the novelty of both is made of, where both answer.
     """
-    said = exact.probabilities(known.logits(exact))
+    said = exact.log_probabilities(known.logits(exact))
     targets = np.array([network.labels.index(name) for name in known.cell_types], dtype=np.int64)
     plain = Combination(0.0, network.temperature)
     weight = chosen_weight(plain, logits, said, targets)
-    chosen = replace(plain, weight=weight, fast_margin=_margin(said))
+    chosen = replace(plain, weight=weight, fast_margin=_margin(np.exp(said)))
     calibration = fit_calibration(chosen.of(logits, said), targets)
     found = {NETWORK_PART: unsqueezed(novelty), **known.apart(exact)}
     rule = rule_of(found, parts, settings)
@@ -160,7 +160,7 @@ class LeavingOut:
         assert rule is not None  # noqa: S101 - a type is left out only where others are known
         score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **test.apart(exact)})
         logits = _network_logits(shadow)
-        said = self.combination.of(logits, exact.probabilities(test.logits(exact))).argmax(axis=1)
+        said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
         right = np.array(labels, dtype=object)[said] == np.array(test.cell_types, dtype=object)
         return Noticed(np.array(test.cell_types, dtype=object) == name, score, rule.is_novel(score), right)
 

@@ -13,7 +13,14 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import new_folder, read_json, write_json
-from canal.memory.classifier import ExactClassifier, Linear, linear_scores, one_thread
+from canal.memory.classifier import (
+    ExactClassifier,
+    Linear,
+    Whole,
+    linear_scores,
+    log_normalised,
+    one_thread,
+)
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -71,6 +78,15 @@ class Calibration:
         able = np.isfinite(logits)
         result: np.ndarray = (1 - self.floor) * shares + self.floor * able / able.sum(axis=1, keepdims=True)
         return result
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; only a type at -inf has -inf, however unlikely another is."""
+        logs = log_normalised(logits / self.temperature)
+        if not self.floor:
+            return logs
+        able = np.isfinite(logits)
+        least = np.log(self.floor) - np.log(able.sum(axis=1, keepdims=True))
+        return np.where(able, np.logaddexp(logs + np.log1p(-self.floor), least), -np.inf)
 
     def to_json(self) -> dict[str, float]:
         """Return the fields as a JSON document."""
@@ -152,27 +168,34 @@ class Novelness:
     def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
         """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
         there = self.classifier.there
-        cells = (centred if there.all() else centred[:, there]) / there.sum()
-        n = len(self._centroids)
-        made = cells @ self._columns
-        cosine = made[:, n : 2 * n].max(axis=1)
-        nearest = (made[:, :n] + self._near.bias).max(axis=1)
-        linear, bent = made[:, 2 * n], made[:, 2 * n + 1 :]
-        relative = np.square(bent).sum(axis=1) + linear + self._around[2] - 2 * nearest
-        lengths = np.sqrt(np.square(cells) @ (1 / self._spread**2))
+        n, size = int(there.sum()), len(self._centroids)
+        cells, made = centred / n, self._columns.scores(centred, n)
+        nearest, cosine = made[:, :size].max(axis=1), made[:, size : 2 * size].max(axis=1)
+        bent = np.square(made[:, 2 * size + 1 :]).sum(axis=1)
+        relative = bent + made[:, 2 * size] + self._around[2] - 2 * nearest
+        lengths = np.sqrt(np.square(cells * self._all(1 / self._spread)).sum(axis=1))
         return {
-            "relative": relative * (len(there) / there.sum()),
+            "relative": relative * (len(there) / n),
             "angle": 1 - cosine / np.maximum(lengths, 1e-12),
         }
 
     @cached_property
-    def _columns(self) -> np.ndarray:
-        """All that a cell is multiplied by, side by side: one product of matrices."""
+    def _columns(self) -> Whole:
+        """All that a cell is multiplied by, in whole numbers: no answer depends on how many are asked."""
         profiles = self._centroids / self._spread
         profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
         bent, linear, _ = self._around
-        parts = (self._near.weights.T, (profiles / self._spread).T, linear[:, None], bent)
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        rows = np.concatenate([self._near.weights, profiles / self._spread, linear[None], bent.T])
+        bias = np.zeros(len(rows))
+        bias[: len(self._centroids)] = self._near.bias
+        return Whole.of(Linear(self._all(rows), bias))
+
+    def _all(self, values: np.ndarray) -> np.ndarray:
+        """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""
+        there = self.classifier.there
+        result = np.zeros((*values.shape[:-1], len(there)))
+        result[..., there] = values
+        return result
 
     @cached_property
     def _centroids(self) -> np.ndarray:
@@ -298,6 +321,10 @@ class ExactAnnotator:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
         return self.calibration.probabilities(logits)
 
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; -inf for a type without sums alone."""
+        return self.calibration.log_probabilities(logits)
+
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
         return _without(self, frozenset(missing)) if missing else self
@@ -372,10 +399,14 @@ class ExactAnnotator:
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
             "strays": dict(self.strays),
+            "digest": self._stored_digest(),
         }
         with new_folder(folder) as temporary:
             self.classifier.save(temporary)
             write_json(temporary / CONFIG, document)
+
+    def _stored_digest(self) -> str:
+        return json_digest([self.digest(), dict(self.ontology)])
 
     @classmethod
     def load(cls, folder: Path) -> ExactAnnotator:
@@ -386,7 +417,7 @@ class ExactAnnotator:
             if document["format"] != FORMAT:
                 raise SumsError(f"{path} is of a format that this canal does not know")
             rule = document["novelty"]
-            return cls(
+            found = cls(
                 classifier,
                 _names(document["labels"]),
                 _names(document["genes"]),
@@ -395,6 +426,9 @@ class ExactAnnotator:
                 dict(document["ontology"]),
                 {str(name): float(share) for name, share in document["strays"].items()},
             )
+            if found._stored_digest() != document["digest"]:
+                raise SumsError(f"{folder} holds other numbers than {CONFIG} says; restore the model")
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
 

@@ -101,8 +101,8 @@ class Whole:
         whole = self.weights.dtype == self.bias.dtype == np.int64
         if not whole or self.weights.shape != (n_centroids, n_genes) or self.bias.shape != (n_centroids,):
             return False
-        reach = np.abs(self.weights).astype(np.float64).sum(axis=1) * HIGHEST
-        return bool((n_genes * (reach + np.abs(self.bias)) < _WHOLE_FLOAT).all())
+        weights, bias = (np.abs(value.astype(np.float64)) for value in (self.weights, self.bias))
+        return bool((n_genes * (weights.sum(axis=1) * HIGHEST + bias) < _WHOLE_FLOAT).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,17 +175,19 @@ class ExactClassifier:
         learned study lacks just these, it is a new study, and its answer is solved without them. With all
         genes missing, they count as not expressed.
         """
-        present = self.basis.present(missing)
-        if present.all() or not present.any():
+        present = self.there & self.basis.present(missing)
+        if (present == self.there).all() or not present.any():
             return self
-        few = (~present).mean() <= FEW_MISSING
+        few = (~present).mean() <= FEW_MISSING and not self.strange
         if few or (self.patterns == present).all(axis=1).any():
-            return replace(self, present=present)
+            return replace(self, present=present, strange=False)
         return replace(self, present=present, strange=True, new=self._solved_among(present))
 
     def _solved_among(self, present: np.ndarray) -> Whole:
         """Return scores for new studies from some genes alone, each cell taken from its mean over them."""
         n = int(present.sum())
+        if n == 1:  # a single gene lies at its own mean, whatever its level
+            return Whole.of(Linear(np.zeros_like(self.centroids), np.zeros(len(self.centroids))))
         centring = np.eye(n) - 1.0 / n
         block = np.ix_(present, present)
         rows = self.apart[:, present]
@@ -226,7 +228,7 @@ class ExactClassifier:
         if self.new is None:
             return self._of_learned(own, self.within.scores(centred, n)), np.ones(len(centred), dtype=bool)
         new = self.new.scores(centred, n)
-        mine = self._gain(centred / n, own, new) + self.bonus > 0
+        mine = self._gain(centred, own, new) + self.bonus > 0
         result = np.empty((len(centred), len(self.labels)))
         result[mine] = self._of_learned(own[mine], self.within.scores(centred[mine], n))
         result[~mine] = self._of_new(new[~mine])
@@ -254,25 +256,28 @@ class ExactClassifier:
         ]
         return np.stack(columns, axis=1)
 
-    def _gain(self, cells: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
+    def _gain(self, whole: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Return by how many nats a cell is likelier among learned studies than among others."""
         bent, constant = self._densities
-        curved = np.square(cells @ bent).sum(axis=1)
+        curved = np.square(bent.scores(whole, int(self.there.sum()))).sum(axis=1)
         result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + constant - 0.5 * curved
         return result
 
     @cached_property
-    def _densities(self) -> tuple[np.ndarray, float]:
+    def _densities(self) -> tuple[Whole, float]:
         """Return what turns x into y so that y . y is by how much x counts less under the wider covariance.
 
-        And half the difference of the logarithms of both determinants (Woodbury's identity).
+        And half the difference of the logarithms of both determinants (Woodbury's identity). In whole numbers
+        as all that cells are multiplied with: else the last bits of a cell's answer would depend on how many
+        cells are asked at a time.
         """
         with one_thread():
             solved = np.linalg.solve(self.covariance, self.apart.T)
             inner = np.eye(len(self.apart)) + self.apart @ solved
             factor = np.linalg.cholesky(np.linalg.inv(inner))
             constant = 0.5 * np.linalg.slogdet(inner)[1]
-        return solved @ factor, float(constant)
+        bent = (solved @ factor).T
+        return Whole.of(Linear(bent, np.zeros(len(bent)))), float(constant)
 
     def digest(self) -> str:
         """Return the SHA-256 of basis, labels and all stored numbers."""
@@ -352,10 +357,22 @@ class ExactClassifier:
 
 
 def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Return Gaussian scores of centroids under one covariance, less what all centroids share."""
-    from scipy.linalg import cho_factor, cho_solve
+    """Return Gaussian scores of centroids under one covariance, less what all centroids share.
 
-    weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
+    Raises
+    ------
+    SumsError
+        If the covariance has no inverse.
+    """
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    try:
+        weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
+    except (LinAlgError, ValueError) as error:
+        raise SumsError(
+            f"the covariance of the sums has no inverse ({error}): there are fewer cells than genes, or some "
+            "genes always go together; raise memory.shrinkage"
+        ) from error
     return Linear(weights, -0.5 * np.einsum("cd,cd->c", centroids, weights))
 
 
@@ -369,6 +386,7 @@ def one_thread() -> AbstractContextManager[object]:
 
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     """Return the logarithm of the sum of exponentials of each row, ``(n_cells,)``."""
+    scores = np.ascontiguousarray(scores)  # rows are added up alike, however many there are
     highest = scores.max(axis=1)
     result: np.ndarray = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
     return result

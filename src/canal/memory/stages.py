@@ -91,13 +91,20 @@ class StageSums:
         return tuple(name for name in labels if name not in self.types)
 
 
-def _read_missing(path: Path, basis: Basis, stages: Collection[str]) -> dict[str, tuple[str, ...]]:
+def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
     try:
         found = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-    if set(found) != set(stages) or any(set(genes) - set(basis.genes) for genes in found.values()):
+    fits = set(found) == set(stages) and all(
+        set(genes) <= set(basis.genes)
+        and len(set(genes)) == len(genes)
+        and not stages[name].totals[:, ~basis.present(genes)].any()
+        for name, genes in found.items()
+    )
+    if not fits:
         raise SumsError(
-            f"{path} must name genes of the basis for each of {', '.join(stages)}; restore the model"
+            f"{path} must name genes of the basis that have no sums, for each of {', '.join(stages)}; "
+            "restore the model"
         )
     return found
