@@ -57,9 +57,9 @@ class Exact:
     name = "exact memory"
     step_by_step = True
 
-    def __init__(self, drawn: Drawn) -> None:
+    def __init__(self, drawn: Drawn, basis: Basis | None = None) -> None:
         self.drawn = drawn
-        self.sums = StageSums(Basis(drawn.genes, {}))
+        self.sums = StageSums(basis or Basis(drawn.genes, {}))
         for name, cells in drawn.stages.items():
             self.sums = self.sums.plus(name, sums_of(self.sums.basis, cells.train), cells.missing)
 
