@@ -3,12 +3,14 @@
     python benchmarks/annotate.py                                # 1,000, 10,000 and 100,000 cells, CSR
     python benchmarks/annotate.py --cells 1000000 --form csc     # one size, compressed by gene
     python benchmarks/annotate.py --only-obs                     # the labels alone instead of a copy
+    python benchmarks/annotate.py --only-obs --preset linear    # and what h5py takes to read the matrix alone
     python benchmarks/annotate.py --root . --beside celltypist scanvi   # this project's version beside rivals
 
 The files are generated block by block, so that the generator stays small. Each is labelled by `annotate_h5ad`
 in a process of its own, whose largest resident memory (ru_maxrss: files mapped into memory count, too) the
 kernel tells. Weights are random, 300 panel genes: speed and memory do not depend on them. With ``--root`` the
-project's champion, or else newest version, answers, and the genes are its own and others.
+project's champion, or else newest version, answers, and the genes are its own and others. Before and after,
+h5py reads the matrix from its beginning to its end and does nothing with it, as a measure of the machine.
 
 A rival is installed into an environment of its own, trained on the training cells of the project's stages
 (genes that all have), asked about their test cells, and then labels the same generated file, until 20 minutes
@@ -33,17 +35,26 @@ from typing import Any
 import h5py
 import numpy as np
 
-from canal.model.annotator import Annotator
+from canal.model.annotator import Annotator, Prediction
 from canal.project import Project
 
 GENES, PANEL = 30_000, 300
 RIVALS = ("celltypist", "scanvi")
 _BLOCK = 2000
+_READ = 1 << 22
+"""Values of an array that the plain read takes at a time."""
 
 Row = dict[str, Any]
 
 
-def generate(path: Path, cells: int, per_cell: int, form: str, genes: Sequence[str] = ()) -> None:
+def generate(
+    path: Path,
+    cells: int,
+    per_cell: int,
+    form: str,
+    genes: Sequence[str] = (),
+    compression: str | None = None,
+) -> None:
     """Write an h5ad file of counts, ``per_cell`` genes of each cell expressed, as CSR or CSC.
 
     The first genes are called as ``genes`` says.
@@ -58,7 +69,7 @@ def generate(path: Path, cells: int, per_cell: int, form: str, genes: Sequence[s
         group = file.create_group("X")
         group.attrs.update({"encoding-type": f"{form}_matrix", "encoding-version": "0.1.0"})
         group.attrs["shape"] = np.array([cells, GENES])
-        _write_values(group, cells, per_cell, form)
+        _write_values(group, cells, per_cell, form, compression)
 
 
 def _write_names(file: h5py.File, key: str, names: Sequence[str]) -> None:
@@ -68,7 +79,7 @@ def _write_names(file: h5py.File, key: str, names: Sequence[str]) -> None:
     write_elem(file, key, pd.DataFrame(index=pd.Index(names, dtype=object)))
 
 
-def _write_values(group: h5py.Group, cells: int, per_cell: int, form: str) -> None:
+def _write_values(group: h5py.Group, cells: int, per_cell: int, form: str, compression: str | None) -> None:
     """Write the three arrays, a block of the major axis at a time.
 
     The minor indices of a row are one of every few, so that they are sorted and differ without sorting.
@@ -77,8 +88,9 @@ def _write_values(group: h5py.Group, cells: int, per_cell: int, form: str) -> No
     each = per_cell if form == "csr" else max(1, per_cell * cells // GENES)
     stride, random = minor // each, np.random.default_rng(0)
     step, chunk = max(1, _BLOCK * per_cell // each), min(1 << 16, major * each)
-    data = group.create_dataset("data", (major * each,), np.float32, chunks=(chunk,))
-    indices = group.create_dataset("indices", (major * each,), np.int32, chunks=(chunk,))
+    how: dict[str, Any] = {"chunks": (chunk,), "compression": compression}
+    data = group.create_dataset("data", (major * each,), np.float32, **how)
+    indices = group.create_dataset("indices", (major * each,), np.int32, **how)
     for start in range(0, major, step):
         rows = min(step, major - start)
         shift = random.integers(stride, size=(rows, each))
@@ -110,11 +122,45 @@ def answering(arguments: argparse.Namespace) -> Annotator:
     if arguments.root is None:
         from engine import annotator_of
 
-        return annotator_of(arguments.preset, PANEL)
+        return linear(PANEL) if arguments.preset == "linear" else annotator_of(arguments.preset, PANEL)
     from canal.api import load_annotator, serving_version
 
     project = Project.open(arguments.root)
     return load_annotator(project, serving_version(project, None))
+
+
+class Linear(Annotator):
+    """An annotator whose answer is one product: what all but the network takes."""
+
+    def predict(self, expression: np.ndarray, batch_size: int = 0) -> Prediction:
+        """Return types and confidence of cells; none is novel."""
+        weights = np.random.default_rng(0).normal(size=(len(self.genes), len(self.labels)))
+        logits = expression @ weights.astype(np.float32)
+        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
+        none = np.zeros(len(best))
+        confidence = probabilities[np.arange(len(best)), best]
+        names = [self.labels[i] for i in best]
+        return Prediction(names, confidence, none, none.astype(bool), probabilities, logits)
+
+
+def linear(panel: int) -> Annotator:
+    """Return an annotator of random weights and 16 types without a network in use."""
+    from engine import annotator_of
+
+    network = annotator_of("tiny", panel)
+    return Linear(network.network, tuple(f"TYPE{i}" for i in range(16)), network.genes)
+
+
+def plain_read(source: Path) -> float:
+    """Return the seconds that h5py takes to read a sparse matrix in order, as it is opened by default."""
+    began = time.perf_counter()
+    with h5py.File(source) as file:
+        group = file["X"]
+        group["indptr"][:]
+        for start in range(0, group["data"].shape[0], _READ):
+            for name in ("data", "indices"):
+                group[name][start : start + _READ]
+    return time.perf_counter() - began
 
 
 def measure(cells: int, folder: Path, arguments: argparse.Namespace, contest: Contest) -> list[Row]:
@@ -122,7 +168,9 @@ def measure(cells: int, folder: Path, arguments: argparse.Namespace, contest: Co
     source = folder / "cells.h5ad"
     target = folder / ("out.parquet" if arguments.only_obs else "out.h5ad")
     _say(f"generating {cells:,} cells x {GENES:,} genes, {arguments.form}")
-    generate(source, cells, arguments.expressed, arguments.form, contest.genes)
+    compression = "gzip" if arguments.compressed else None
+    generate(source, cells, arguments.expressed, arguments.form, contest.genes, compression)
+    plain = [plain_read(source)]
     context = multiprocessing.get_context("spawn")
     answer: Queue[Any] = context.Queue()
     work = context.Process(target=label, args=(source, target, arguments, answer))
@@ -131,9 +179,12 @@ def measure(cells: int, folder: Path, arguments: argparse.Namespace, contest: Co
     if work.exitcode:
         raise SystemExit(f"labelling {cells:,} cells ended with exit code {work.exitcode}")
     about = {"cells": cells, "form": arguments.form, "file_gib": source.stat().st_size / 2**30}
-    rows = [{**about, "who": "canal", **answer.get(), **contest.canal}]
+    plain.append(plain_read(source))
+    found = answer.get()
+    read = {"plain_read_seconds": plain, "times_the_read": found["seconds"] / (sum(plain) / len(plain))}
+    rows = [{**about, "who": "canal", **found, **read, **contest.canal}]
     target.unlink()
-    rows += [{**about, **found} for found in contest.rivals(source)]
+    rows += [{**about, **rival} for rival in contest.rivals(source)]
     source.unlink()
     return rows
 
@@ -177,6 +228,12 @@ def line(row: Row) -> str:
         f"{row['cells'] / row['seconds']:,.0f} cells/s, {row['seconds']:,.1f} s; "
         f"memory {row['at_rest_gib']:.2f} GiB before, {row['peak_gib']:.2f} GiB at most"
     )
+    if "plain_read_seconds" in row:
+        before, after = row["plain_read_seconds"]
+        what += (
+            f"; {row['times_the_read']:.2f} times as long as h5py reads the matrix, which took "
+            f"{before:,.1f} s before and {after:,.1f} s after"
+        )
     if "accuracy" in row:
         what += f"; test cells {row['accuracy']:.1%} right, mean over types {row['balanced']:.1%}"
     return what
@@ -193,7 +250,8 @@ def main() -> None:
     parser.add_argument("--form", choices=("csr", "csc"), default="csr")
     parser.add_argument("--expressed", type=int, default=1500, help="genes expressed in a cell")
     parser.add_argument("--chunk", type=int, default=2000, help="cells in memory at a time")
-    parser.add_argument("--preset", default="small", help="tiny: what reading and writing alone take")
+    parser.add_argument("--preset", default="small", help="linear: no network at all, one product")
+    parser.add_argument("--compressed", action="store_true", help="by gzip, as anndata does it when asked")
     parser.add_argument("--threads", type=int, help="processor cores, by default all")
     parser.add_argument("--only-obs", action="store_true", help="write the labels alone")
     parser.add_argument("--folder", type=Path, help="for the files: 12 GB a million cells, twice for copies")

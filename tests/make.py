@@ -131,6 +131,7 @@ def make_document(**changes: Any) -> dict[str, Any]:
         "bank": {"capacity": 40},
         "probe": {"max_cells": 20},
         "novelty": {"mixtures": 50, "shadow_epochs": 5},
+        "memory": {},
         "cache": {"dtype": "float32"},
         "compute": {"device": "cpu", "dtype": "float32"},
     }

@@ -105,7 +105,7 @@ def annotate_file(
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     from dataclasses import replace
 
-    from canal.annotating import logger, origin, provenance
+    from canal.annotating import Origin, logger, provenance
     from canal.annotation.annotate import annotate_h5ad
     from canal.annotation.output import check_target
     from canal.annotation.outputs import Output
@@ -116,9 +116,10 @@ def annotate_file(
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
     check_target(source, target, options.overwrite)
     Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
-    noted = replace(options, model_name=provenance(version), origin=origin(source))
-    annotator = load_annotator(project, version, options.effort)
-    return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
+    with Origin(source) as found:
+        noted = replace(options, model_name=provenance(version), origin=found)
+        annotator = load_annotator(project, version, options.effort)
+        return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
 
 
 def use_machine(threads: int | None, options: "Options", notice: Notice) -> None:
@@ -280,8 +281,10 @@ def import_backbone(
     return imported
 
 
-def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
+def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout | None" = None) -> "Synced":
     """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
+
+    Stages lie in the project's folder, or in that of ``made_in``.
 
     A store without versions beside a ledger that names some was lost, or never came along to this clone: it
     is made again first, with the numbers and aliases that the ledger has. A store that came from another
@@ -294,7 +297,8 @@ def registry_sync(project: Project, sign: "Sign | None" = None) -> "Synced":
     if is_lost(project.store):
         made = registry_rebuild(project, None, "the store had no versions", sign=sign).made
         return Synced(made, (), moved)
-    synced = sync(project.store, project.layout, project.config, lambda stage: _figures(project, stage), sign)
+    layout = made_in or project.layout
+    synced = sync(project.store, layout, project.config, lambda stage: _figures(project, stage, layout), sign)
     return replace(synced, moved=moved)
 
 

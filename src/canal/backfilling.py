@@ -1,19 +1,31 @@
-"""`canal sums backfill`: a version that was learned without sums gains them; its network stays as it is."""
+"""`canal sums backfill`: a version that was learned without sums gains them; its network stays as it is.
+
+The version is made in a scratch folder that looks like the project, and registered from there: a version is
+visible only when whole, so a kill leaves the project as it was, or with a version that is yet to be put into
+``models/`` and ``metrics/``, which a second call does.
+"""
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.errors import CanalError, HistoryError, RegistryError
-from canal.files import new_folder
+from canal.digests import file_digest
+from canal.errors import CanalError, HistoryError
+from canal.files import new_folder, scratch_folder
+from canal.layout import Layout
+from canal.params import parse_yaml
+from canal.pipeline import complete_params
 from canal.project import Project
+from canal.registry.checks.finding import Found
+from canal.registry.checks.workspace import LOCK, check_workspace
 from canal.registry.facts import sums_facts
-from canal.registry.history import restore_model, verified
-from canal.registry.key import KEY_FILE, Key, read_key, write_key
+from canal.registry.history import restore_metrics, restore_model, verified
+from canal.registry.key import KEY_FILE, Key, key_digest, write_key
 
 if TYPE_CHECKING:
     from canal.continual.cells import LabelledCells
@@ -25,9 +37,24 @@ if TYPE_CHECKING:
 
 Notice = Callable[[str], None]
 
+_FACTS_MADE_ANEW = ("format", "files", "parent", "teacher")
 _STEPS = ("finetune", "finetune-tuned", "evaluate")
-_NOT_COPIED = ("sums", "batches", KEY_FILE)
-_FACTS_MADE_ANEW = ("format", "files", "parent", "teacher", "basis", "sums", "backfilled", "memory")
+_COMMIT = """
+import sys
+from dvc.repo import Repo
+
+with Repo() as repo:
+    for step in sys.argv[1:]:
+        try:
+            repo.commit(step, force=True)
+        except Exception:  # something that the step reads is gone: its outs alone, then
+            with repo.lock:
+                for stage in repo.stage.collect(step):
+                    for out in stage.outs:
+                        out.save()
+                        out.commit()
+                    stage.dump(update_pipeline=False)
+"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +83,7 @@ class Backfilled:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
-        return {
-            "stage": self.stage,
-            "before": self.before,
-            "after": self.after,
-            "sums": self.sums,
-            "gone": list(self.gone),
-            "lacking": list(self.lacking),
-        }
+        return asdict(self)
 
 
 def backfill(project: Project, stage: str, notice: Notice, sign: "Sign | None" = None) -> Backfilled:
@@ -76,25 +96,21 @@ def backfill(project: Project, stage: str, notice: Notice, sign: "Sign | None" =
     Raises
     ------
     HistoryError
-        If the stage was never learned, has sums already, or the cells of all its stages are gone.
+        If the stage was never learned, has sums already, or its cells are gone.
     """
+    project.store.settle()
     version = _version_of(project, stage)
-    folder, key = verified(project.store, version)
+    _, key = verified(project.store, version)
     if stage in key.get("sums", {}):
-        raise HistoryError(
-            f"version {version.number} ({stage}) has sums of {', '.join(key['sums'])} already: nothing to do"
-        )
-    sums, batches, gone = _gathered(project, stage, notice)
-    restore_model(project.store, version, project.layout.model(stage))
-    with new_folder(project.layout.model(stage)) as target:
-        lacking = _fill(project, stage, folder, target, sums, batches)
-        facts = {name: value for name, value in key.items() if name not in _FACTS_MADE_ANEW}
-        made = {"backfilled": version.key, "memory": project.config.memory.model_dump(mode="json")}
-        write_key(target, facts | made | sums_facts(sums), key["parent"])
-    notice(f"{stage}: measuring network and sums together")
-    after = _registered(project, stage, sign)
-    cells = {name: one.n_cells for name, one in sums.stages.items()}
-    return Backfilled(stage, version.number, after, cells, gone, lacking)
+        before = _unfinished(project, version, key)
+        notice(f"{stage}: version {version.number} has its sums already; putting it into models/{stage}")
+        _place(project, version)
+        return _told(project, version, before)
+    with _beside(project, stage) as made:
+        _make(project, made, version, notice)
+        after = _registered(project, made, stage, sign)
+    _place(project, after)
+    return _told(project, after, version.number)
 
 
 def _version_of(project: Project, stage: str) -> "Version":
@@ -102,47 +118,136 @@ def _version_of(project: Project, stage: str) -> "Version":
         raise HistoryError(f"no stage {stage!r} in params.yaml; there are {', '.join(project.config.stages)}")
     version = project.learned(stage)
     if version is None:
-        raise HistoryError(f"stage {stage!r} was never learned: set continual.method, and learn it with sums")
+        raise HistoryError(
+            f"stage {stage!r} was never learned as params.yaml asks for it, so there is no version to add "
+            "sums to: `make run` learns it, with sums where continual.method is combined or exact"
+        )
     return version
 
 
-def _gathered(
-    project: Project, stage: str, notice: Notice
-) -> tuple["StageSums", "Sums | None", tuple[str, ...]]:
-    """Return the sums of a stage and its ancestors, the stage's own by batch, and whose cells are gone."""
+def _unfinished(project: Project, version: "Version", key: Key) -> int:
+    """Return the number of the version without sums, where an interrupted call left the last steps undone.
+
+    Raises
+    ------
+    HistoryError
+        If nothing is left to do.
+    """
+    stage, layout = version.stage, project.layout
+    if "backfilled" in key:
+        old = [one for one in project.store.versions() if one.key == key["backfilled"]]
+        found = Found()
+        check_workspace(layout, project.config, [stage], found)
+        places = (f"models/{stage}", f"metrics/{stage}")
+        model = layout.model(stage)
+        there = (model / "key.json").is_file() and key_digest(model) == version.key
+        if old and (not there or any(place in one.what for one in found.findings for place in places)):
+            return old[0].number
+    raise HistoryError(
+        f"version {version.number} ({stage}) has sums already, of {', '.join(key['sums'])}: nothing to do"
+    )
+
+
+@contextmanager
+def _beside(project: Project, stage: str) -> Iterator[Project]:
+    """Give a project that reads this one's files, but keeps model and measures of ``stage`` to itself."""
+    project.layout.private.mkdir(exist_ok=True)
+    with scratch_folder("backfill") as scratch:
+        own = Layout(scratch)
+        for path in project.layout.root.iterdir():
+            if path.name not in ("models", "metrics"):
+                (scratch / path.name).symlink_to(path)
+        for folder in (own.model(stage).parent, own.metrics(stage).parent):
+            folder.mkdir()
+        for name in project.config.ancestors(stage):
+            _bring(project, name)
+            own.model(name).symlink_to(project.layout.model(name))
+            own.metrics(name).symlink_to(project.layout.metrics(name))
+        yield Project(own, project.config)
+
+
+def _bring(project: Project, stage: str) -> None:
+    """Restore model and measures of a learned stage where they are not in the project's folder."""
+    version, layout = _version_of(project, stage), project.layout
+    if not (layout.model(stage) / KEY_FILE).is_file():
+        restore_model(project.store, version, layout.model(stage))
+    if not (layout.metrics(stage) / "evaluation.json").is_file():
+        restore_metrics(project.store, version, layout.metrics(stage))
+
+
+def _make(project: Project, made: Project, version: "Version", notice: Notice) -> None:
+    """Write model and measures of the version with sums to the folder of ``made``."""
+    from canal.continual.evaluation import write_evaluation
+    from canal.continual.stage import backfilled
+    from canal.measuring import measured
+    from canal.memory.stages import OWN_BATCHES
+
+    stage = version.stage
+    sums, batches = _gathered(project, stage, notice)
+    folder, key = verified(project.store, version)
+    annotator = backfilled(folder, stage, _validation(project, stage, folder), sums, project.config)
+    with new_folder(made.layout.model(stage)) as target:
+        annotator.save(target / "model")
+        for name in key["files"]:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
+        sums.save(target)
+        if batches is not None:
+            batches.save(target / OWN_BATCHES)
+        facts = {name: value for name, value in key.items() if name not in _FACTS_MADE_ANEW}
+        memory = project.config.memory.model_dump(mode="json", exclude={"batch_mb"})
+        facts |= {"backfilled": version.key, "memory": memory}
+        write_key(target, facts | sums_facts(sums), key["parent"])
+    notice(f"{stage}: measuring network and sums together")
+    with new_folder(made.layout.metrics(stage)) as target:
+        write_evaluation(target, measured(made, stage))
+
+
+def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums", "Sums | None"]:
+    """Return the sums of a stage and its ancestors, and the stage's own by batch.
+
+    Sums begin with those that the newest ancestor with sums keeps; else at the first stage whose cells are
+    still there.
+    """
     from canal.lessons import added_up
     from canal.memory.stages import StageSums
 
-    known: StageSums | None = None
-    batches, gone = None, []
-    for name in (*project.config.ancestors(stage), stage):
-        version = _version_of(project, name)
-        folder, key = verified(project.store, version)
-        kept = StageSums.load(folder, list(key["sums"])) if "sums" in key else None
-        if kept is not None and name in kept.stages:
-            known = kept if known is None else known.plus(name, kept.stages[name], kept.missing[name])
+    names = (*project.config.ancestors(stage), stage)
+    learned = {name: verified(project.store, _version_of(project, name)) for name in names}
+    kept = [StageSums.load(folder, list(key["sums"])) for folder, key in learned.values() if "sums" in key]
+    known, batches = (kept[-1] if kept else None), None
+    for name, (folder, key) in learned.items():
+        if known is not None and name in known.stages:
             continue
-        if not _same_cells(project, name, key):
-            notice(f"{name}: its cells are gone, so its sums cannot be made")
-            gone.append(name)
+        if why := _not_there(project, name, key):
+            notice(f"{name}: {why}: no sums of it")
             continue
         notice(f"{name}: adding up its training cells")
-        basis = _first_basis(project, name, folder) if known is None else known.basis
-        own, batches, missing = added_up(project, name, basis)
-        known = (known or StageSums(basis)).plus(name, own, missing)
-    if known is None or stage in gone:
+        known = known or StageSums(_first_basis(project, name, folder))
+        own, batches, missing = added_up(project, name, known.basis)
+        known = known.plus(name, own, missing)
+    if known is None or stage not in known.stages:
         raise HistoryError(
-            f"the cells of {', '.join(gone)} are gone (prepared/ lacks them, or holds others): no sums of "
-            f"{stage} can be made. Sums begin with the next stage that is learned by the combined method"
+            f"the cells of {stage} are gone (prepared/ lacks them, or they are not those that it was "
+            "learned from), so no sums of it can be made: bring them back (dvc pull, dvc checkout), or let "
+            "sums begin with the next stage, by continual.method: combined"
         )
-    return known, batches, tuple(gone)
+    ordered = {name: known.stages[name] for name in names if name in known.stages}
+    return StageSums(known.basis, ordered, known.missing), batches
 
 
-def _same_cells(project: Project, stage: str, key: Key) -> bool:
-    """Whether the prepared cells that a version was learned from are still there."""
-    if not project.available(stage):
-        return False
-    return bool(project.prepared_digest(stage) == key["data"]["prepared_sha256"])
+def _not_there(project: Project, stage: str, key: Key) -> str | None:
+    """Return why the cells that a version was learned from cannot be added up; None where they can."""
+    layout, prepared = project.layout, key["data"]["prepared_sha256"]
+    cells = layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
+    if not cells.is_file():
+        return "its cells are gone"
+    if file_digest(cells) != prepared:
+        return f"{cells.relative_to(layout.root)} holds other cells than it was learned from"
+    split = layout.split(stage)
+    if not split.is_file() or file_digest(split) != key["split"]:
+        return f"{split.relative_to(layout.root)} is not the split it was learned by"
+    return None
 
 
 def _first_basis(project: Project, stage: str, folder: Path) -> "Basis":
@@ -153,31 +258,6 @@ def _first_basis(project: Project, stage: str, folder: Path) -> "Basis":
     return first_basis(project, stage, read_names(folder / "model", GENES))
 
 
-def _fill(
-    project: Project,
-    stage: str,
-    old: Path,
-    target: Path,
-    sums: "StageSums",
-    batches: "Sums | None",
-) -> tuple[str, ...]:
-    """Write the model folder with sums into ``target``; return the types that the sums lack."""
-    from canal.continual.stage import backfilled
-    from canal.memory.stages import OWN_BATCHES
-
-    for path in sorted((project.layout.model(stage)).iterdir()):
-        if path.name in _NOT_COPIED or path.name == "model":
-            continue
-        copy = shutil.copytree if path.is_dir() else shutil.copyfile
-        copy(path, target / path.name)
-    annotator = backfilled(old, stage, _validation(project, stage, old), sums, project.config)
-    annotator.save(target / "model")
-    sums.save(target)
-    if batches is not None:
-        batches.save(target / OWN_BATCHES)
-    return sums.lacking(annotator.labels)
-
-
 def _validation(project: Project, stage: str, folder: Path) -> "LabelledCells":
     from canal.model.annotator import GENES
     from canal.model.storage import read_names
@@ -185,33 +265,45 @@ def _validation(project: Project, stage: str, folder: Path) -> "LabelledCells":
     return project.cells(stage, "validation", read_names(folder / "model", GENES))
 
 
-def _registered(project: Project, stage: str, sign: "Sign | None") -> int:
-    """Measure the new model, tell DVC of it, register it, and return its number."""
+def _registered(project: Project, made: Project, stage: str, sign: "Sign | None") -> "Version":
+    """Register the version in the folder of ``made``, and return it."""
     from canal.api import registry_sync
-    from canal.continual.evaluation import write_evaluation
-    from canal.measuring import measured
 
-    layout = project.layout
-    evaluation = measured(project, stage)
-    with new_folder(layout.metrics(stage)) as folder:
-        write_evaluation(folder, evaluation)
-    if (layout.root / "dvc.lock").is_file():
-        _tell_dvc(layout.root, stage)
-    registry_sync(project, sign)
-    wanted = read_key(layout.model(stage))
-    version = project.learned(stage)
-    if version is None or version.parent is None or wanted["parent"] is None:
-        raise RegistryError(f"the version of {stage} with sums was not registered: run `canal registry sync`")
-    return version.number
+    key = key_digest(made.layout.model(stage))
+    registry_sync(project, sign, made.layout)
+    return next(one for one in project.store.versions() if one.ready and one.key == key)
 
 
-def _tell_dvc(root: Path, stage: str) -> None:
-    """Let dvc.lock name the new model and measures, so that nothing is learned again for them."""
-    from ruamel.yaml import YAML
-
-    lock = YAML(typ="safe").load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+def _place(project: Project, version: "Version") -> None:
+    """Put a version into models/ and metrics/, and let dvc.lock name it, so that DVC finds it unchanged."""
+    layout, stage = project.layout, version.stage
+    restore_model(project.store, version, layout.model(stage))
+    restore_metrics(project.store, version, layout.metrics(stage))
+    if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
+        return
+    complete_params(layout.params)
+    lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
     steps = [name for step in _STEPS if (name := f"{step}@{stage}") in lock]
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *steps]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _COMMIT, *steps]
+    done = subprocess.run(command, cwd=layout.root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CanalError(f"dvc commit {' '.join(steps)} failed: {done.stderr.strip()[-500:]}")
+        raise CanalError(
+            f"version {version.number} is registered and in place, but DVC would not take it into {LOCK}: "
+            f"{done.stderr.strip()[-500:]}: `make run` does it"
+        )
+
+
+def _told(project: Project, version: "Version", before: int) -> Backfilled:
+    """Return what a version with sums came to hold."""
+    from canal.memory.stages import StageSums
+    from canal.model.annotator import LABELS
+    from canal.model.storage import read_names
+
+    folder, key = verified(project.store, version)
+    names = (*project.config.ancestors(version.stage), version.stage)
+    sums = StageSums.load(folder, names)
+    assert sums is not None  # noqa: S101 - its key names them
+    cells = {name: one.n_cells for name, one in sums.stages.items()}
+    gone = tuple(name for name in names if name not in cells)
+    lacking = sums.lacking(read_names(folder / "model", LABELS))
+    return Backfilled(version.stage, before, version.number, cells, gone, lacking)

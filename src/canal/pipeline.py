@@ -34,6 +34,7 @@ def main() -> int:
     begin()
     try:
         refuse_early()
+        complete_params(Path.cwd() / "params.yaml")
         stopped = _run("canal.warm", "python", "-m", "canal.pipeline", "dvc")
         code = _run("canal.cli", "registry", "sync") or stopped
     except CanalError as error:
@@ -70,6 +71,16 @@ def refuse_early() -> None:
             check_merged(path.read_bytes(), path.name)
     for stage in (BACKBONE, *project.config.stages):
         project.learned(stage)
+
+
+def complete_params(path: Path) -> None:
+    """Give params.yaml the section ``memory`` where it comes from before there was one: DVC compares it."""
+    from canal.stages import save, with_memory
+
+    before = path.read_text(encoding="utf-8")
+    if (text := with_memory(before)) != before:
+        save(path, text)
+        tell(f"{path.name} got an empty section memory, which DVC looks for; nothing changes by it")
 
 
 def reproduce() -> int:

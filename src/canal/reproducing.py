@@ -18,6 +18,7 @@ from canal.files import read_json, scratch_folder
 from canal.layout import Layout
 from canal.params import load_config
 from canal.project import Project
+from canal.registry.ancestry import ancestry
 from canal.registry.bundle import Record, read_record
 from canal.registry.checks.chain import differing_tensors
 from canal.registry.code import code_digest, lock_digest
@@ -29,7 +30,7 @@ from canal.registry.request import request_digest
 TOLERANCE = 0.05
 """How far accuracies may lie apart on another machine: a few cells of a small stage answer differently."""
 
-_WEIGHTS = "model/weights.safetensors"
+_WEIGHTS = ("model/weights.safetensors", "model/exact/weights.safetensors")
 _EVALUATION = "metrics/evaluation.json"
 
 Notice = Callable[[str], None]
@@ -85,6 +86,12 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     folder, key = verified(project.store, version)
     record = read_record(folder)
     commit = _commit(project, version.number, key, record)
+    for one in ancestry(project.store, version)[1:]:
+        if "backfilled" in one.key:
+            raise AuditError(
+                f"version {version.number} was learned on {one.name}, to which sums were added later; from "
+                "the beginning it would be learned without those: `canal audit --recompute` proves its sums"
+            )
     with _worktree(project.layout.root, commit) as tree:
         config = load_config(tree.params)
         _check_tree(tree, config, key, commit)
@@ -94,7 +101,7 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
         _repro(tree.root, f"finetune@{version.stage}")
         again = tree.model(version.stage)
         same_key = file_digest(again / KEY_FILE) == version.key
-        differing = () if same_key else tuple(differing_tensors(folder / _WEIGHTS, again / _WEIGHTS))
+        differing = () if same_key else _differing(folder, again)
         same_machine = _same_machine(record, config)
         accuracy: dict[str, tuple[float | None, float | None]] = {}
         if differing:
@@ -114,10 +121,27 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     )
 
 
+def _differing(one: Path, other: Path) -> tuple[str, ...]:
+    """Return the tensors of network and sums that are not the same bits; whole files where one lacks them."""
+    found = []
+    for name in _WEIGHTS:
+        left, right = one / name, other / name
+        if left.is_file() and right.is_file():
+            found += differing_tensors(left, right)
+        elif left.is_file() or right.is_file():
+            found.append(name)
+    return tuple(found)
+
+
 def _commit(project: Project, number: int, key: Key, record: Record) -> str:
     """Return the commit that a version can be learned again from."""
     if "imported_from" in record:
         raise AuditError(f"version {number} was learned elsewhere: reproduce it in the project it came from")
+    if "backfilled" in key:
+        raise AuditError(
+            f"version {number} is the one with key {key['backfilled'][:12]}... and sums that were added to "
+            "it: reproduce that one; its sums are added up again by `canal audit --recompute`"
+        )
     commit, root = record["git_commit"], project.layout.root
     if commit is None or record["dirty"]:
         what = "outside git" if commit is None else "from code or parameters that no commit holds"

@@ -46,6 +46,6 @@ def test_a_missing_or_unknown_key_is_refused(folder):
     with pytest.raises(RegistryError, match="no finished model"):
         read_key(folder)
     write_key(folder, {}, parent=None)
-    write_json(folder / "key.json", read_json(folder / "key.json") | {"format": 2})
-    with pytest.raises(RegistryError, match="key format 1, found 2"):
+    write_json(folder / "key.json", read_json(folder / "key.json") | {"format": 3})
+    with pytest.raises(RegistryError, match="key formats 1 and 2, found 3"):
         read_key(folder)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from canal import __version__
 from canal.annotation.columns import (
@@ -322,7 +323,8 @@ def _summary(
     renamed: Mapping[str, Any],
     detected: bool,
 ) -> Summary:
-    counts = Counter(table[TYPE].astype(str))
+    types = table[TYPE].cat
+    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}

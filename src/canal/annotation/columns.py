@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,8 @@ _OWN = (
     SHARE,
 )
 _NAMES = (TYPE, BEST_TYPE, RUNNER_UP)
+_MISSING = -1
+"""The code of no category, for pandas, and for numpy the last place."""
 
 
 def columns_of(
@@ -66,14 +69,16 @@ def columns_of(
     """
     import pandas as pd
 
-    best = np.array(answer.labels, dtype=object)
+    kind, code = _kind(tuple(labels))
+    best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
+    names = np.array([*(code[name] for name in labels), _MISSING])
     table = pd.DataFrame(
         {
-            TYPE: np.where(answer.is_novel | empty, UNASSIGNED, best),
-            BEST_TYPE: best,
+            TYPE: _named(np.where(answer.is_novel | empty, code[UNASSIGNED], best), kind),
+            BEST_TYPE: _named(best, kind),
             CONFIDENCE: answer.confidence.astype(np.float32),
-            RUNNER_UP: second,
+            RUNNER_UP: _named(names[second], kind),
             MARGIN: margin.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
@@ -98,12 +103,15 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
     import pandas as pd
 
     table = pd.concat(frames, ignore_index=True)
+    for name in _NAMES:
+        table[name] = table[name].astype("category").cat.remove_unused_categories()
     if ontology:
-        ids = table[TYPE].map(ontology).fillna(NO_ID)
-        table.insert(table.columns.tolist().index(LOW_QUALITY) + 1, ONTOLOGY_ID, ids)
-    for name in (*_NAMES, ONTOLOGY_ID):
-        if name in table:
-            table[name] = table[name].astype("category")
+        types = table[TYPE].cat
+        own = [ontology.get(name, NO_ID) for name in types.categories]
+        kind = pd.CategoricalDtype(sorted(set(own)))
+        codes = kind.categories.get_indexer(pd.Index(own))[types.codes]
+        after = table.columns.tolist().index(LOW_QUALITY) + 1
+        table.insert(after, ONTOLOGY_ID, pd.Series(_named(codes, kind)))
     return table
 
 
@@ -138,14 +146,29 @@ def told_left_over(names: Sequence[str]) -> str:
 def _runner_up(
     probabilities: np.ndarray, logits: np.ndarray, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the second likeliest type of each cell, and how much less likely it is than the likeliest.
+    """Return the place of each cell's second likeliest type, and how much likelier the likeliest is.
 
-    A model of one type knows no second one: the name is missing, the margin 1.
+    A model of one type knows no second one: the place is -1, the margin 1.
     """
     if len(labels) < 2:
-        return np.full(len(logits), None, dtype=object), np.ones(len(logits))
+        return np.full(len(logits), _MISSING), np.ones(len(logits))
     rows, best = np.arange(len(logits)), logits.argmax(axis=1)
     others = np.where(np.arange(len(labels)) == best[:, None], -np.inf, logits)
     second = others.argmax(axis=1)
-    names = np.array(labels, dtype=object)[second]
-    return names, probabilities[rows, best] - probabilities[rows, second]
+    return second, probabilities[rows, best] - probabilities[rows, second]
+
+
+@lru_cache(maxsize=8)
+def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
+    """Return the categories of a model's answers, the same object for each block, and their codes by name."""
+    import pandas as pd
+
+    names = sorted({*labels, UNASSIGNED})
+    return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}
+
+
+def _named(codes: np.ndarray, kind: pd.CategoricalDtype) -> pd.Categorical:
+    """Return the categories that codes stand for, which are known to be in range."""
+    import pandas as pd
+
+    return pd.Categorical.from_codes(codes, dtype=kind)

@@ -11,12 +11,14 @@ from scipy.sparse import csr_matrix
 
 from canal.annotation.coverage import Coverage, cover
 from canal.annotation.gathering import Gathered
-from canal.annotation.query import Query
+from canal.annotation.picking import Picker
+from canal.annotation.query import ByCell, Query
 from canal.annotation.units import Units, check_block, check_entries, find_units
 from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
-from canal.data.h5ad_matrices import ByEntries
+from canal.data.h5ad_matrices import ByEntries, Csr
 from canal.data.h5ad_tables import listed
+from canal.data.units import PER_TEN_THOUSAND
 from canal.errors import DataError
 
 
@@ -69,7 +71,9 @@ class Reading:
         DataError
             If a value is not finite, negative or, where units are strict, no whole number.
         """
-        for first, block, totals in self.values(size, start):
+        asked = self.units.values == "counts" or self.units.depth != PER_TEN_THOUSAND
+        for first, found, totals in self._pieces(size, start, asked):
+            block = self.units.scaled(self.query, found, totals, first)
             expression = to_expression(block, self.units.values, totals).toarray()
             yield Block(first, expression, ~(expression > 0).any(axis=1))
 
@@ -79,34 +83,40 @@ class Reading:
         Values are float32 ``(n_cells, n_panel_genes)`` in the units of `units`, logarithms those of counts
         per 10,000; totals ``(n_cells,)`` are what the cells' counts are scaled by.
         """
-        matrix = self.query.matrix
-        pieces = (
-            self._gathered(matrix, size, start) if isinstance(matrix, ByEntries) else self._rows(size, start)
-        )
-        for first, block, totals in pieces:
+        for first, block, totals in self._pieces(size, start, totals=True):
             yield first, self.units.scaled(self.query, block, totals, first), totals
 
     def of_all_genes(self) -> Reading:
         """Return the same reading with every gene of the query for its panel."""
         return replace(self, panel=self.genes.symbols)
 
-    def _rows(self, size: int, start: int) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
-        """Yield (first cell, panel genes of the next cells, totals) of a matrix that lies by cell."""
+    def _pieces(self, size: int, start: int, totals: bool) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
+        """Yield (first cell, panel genes of the next cells, totals); totals not asked for may be 0."""
         matrix = self.query.matrix
-        assert not isinstance(matrix, ByEntries)  # noqa: S101 - told by `blocks`
-        chosen, counted = self._chosen, self._counted.astype(np.float64)
+        if isinstance(matrix, ByEntries):
+            yield from self._gathered(matrix, size, start)
+            return
+        picker = Picker(self._chosen, self._counted, self.units.strict, totals)
+        if isinstance(matrix, Csr) and picker.pays:
+            for first, stop, picked in matrix.ahead(size, start, picker.pick):
+                if picked is None:
+                    break
+                yield first, *picked
+                start = stop
         for first in range(start, self.query.n_cells, size):
-            block = matrix.rows(first, min(first + size, self.query.n_cells))
-            check_block(self.query, self._genes_alone(block), first, whole=self.units.strict)
-            weighed = csr_matrix(
-                (self.units.undone(block.data), block.indices, block.indptr), shape=block.shape
-            )
-            yield first, csr_matrix(block @ chosen), weighed @ counted
+            yield first, *self._row(matrix, first, min(first + size, self.query.n_cells))
+
+    def _row(self, matrix: ByCell, first: int, stop: int) -> tuple[csr_matrix, np.ndarray]:
+        """Return (panel genes, totals) of neighbouring cells of a matrix that lies by cell."""
+        block = matrix.rows(first, stop)
+        check_block(self.query, self._genes_alone(block), first, whole=self.units.strict)
+        weighed = csr_matrix((self.units.undone(block.data), block.indices, block.indptr), shape=block.shape)
+        return csr_matrix(block @ self._chosen), weighed @ self._counted.astype(np.float64)
 
     def _gathered(
         self, matrix: ByEntries, size: int, start: int
     ) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
-        """Yield as `_rows` does; only columns of panel genes are kept on the way."""
+        """Yield as `_pieces` does; only columns of panel genes are kept on the way."""
         chosen = self._chosen
         wanted = np.flatnonzero(np.diff(chosen.indptr))
         columns = np.full(matrix.shape[1], -1, dtype=np.int64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from canal.config import Values
 
 SCALE = 1e4
+LOG_OF_2 = float.fromhex("0x1.62e42fefa39efp-1")
+"""The natural logarithm of 2, the same on every machine."""
+
+_BELOW = (1 << 29) - 1
+"""The bits that a float64 has and a float32 has not, but for very small numbers."""
+_MIDDLE = 1 << 28
+"""What they are where a number lies in the middle between two of float32."""
+_DOUBT = 16
+"""Units in the last place of float64 by which a machine's logarithm is wrong at most; usual are 1 to 4."""
+_EXACT = Context(prec=60, Emax=10**6, Emin=-(10**6))
 
 
 def to_expression(matrix: csr_matrix, values: Values, totals: np.ndarray | None = None) -> csr_matrix:
@@ -33,10 +43,36 @@ def to_expression(matrix: csr_matrix, values: Values, totals: np.ndarray | None 
             totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
         per_value = np.repeat(totals, np.diff(matrix.indptr))
         with np.errstate(divide="ignore", invalid="ignore"):
-            data = np.log2(1.0 + data * SCALE / per_value)
+            data = log2_single(1.0 + data * SCALE / per_value)
     elif values == "log1p_10k":
-        data = data / math.log(2)
+        data = data / LOG_OF_2
     return csr_matrix((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def log2_single(values: np.ndarray) -> np.ndarray:
+    """Return log2 of float64 values as float32, rounded correctly: the same on every machine.
+
+    Libraries differ in the last bits of a float64 logarithm. They matter only where it lies in the middle
+    between two numbers of float32, which one in some ten million does: there, it is computed anew in decimal
+    numbers of 60 digits.
+    """
+    logs = np.log2(values)
+    single: np.ndarray = logs.astype(np.float32)
+    below = (logs.view(np.int64) + (_DOUBT - _MIDDLE)) & _BELOW
+    for i in np.flatnonzero(below <= 2 * _DOUBT):
+        single[i] = _rounded(float(values[i]), float(logs[i]))
+    return single
+
+
+def _rounded(value: float, near: float) -> np.float32:
+    """Return the float32 next to log2 of ``value``, which lies ``near`` the middle between two of them."""
+    if not np.isfinite(near) or value <= 0:
+        return np.float32(near)
+    bits = np.array(near).view(np.int64)
+    middle = ((bits & ~_BELOW) | _MIDDLE).view(np.float64)
+    exact = _EXACT.divide(_EXACT.ln(Decimal(value)), _EXACT.ln(Decimal(2)))
+    beyond = np.inf if exact > Decimal(float(middle)) else -np.inf
+    return np.float32(np.nextafter(middle, beyond))
 
 
 def align(matrix: csr_matrix, own: Sequence[str], wanted: Sequence[str]) -> np.ndarray:

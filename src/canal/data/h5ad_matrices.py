@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from canal.data.arrays import check_announced, check_chunks, whole
 from canal.data.h5ad_tables import reading, text
+from canal.data.stored_rows import StoredRows, T, read_ahead, without_cache
 from canal.errors import DataError
 
 _BLOCK = 1 << 20
@@ -139,7 +140,7 @@ class _Sparse(_Rows):
             if node[name].dtype.kind not in "iu":
                 raise ValueError(f"expected whole numbers in {name}, found values of type {node[name].dtype}")
         self._node, self._path, self._key, self.shape = node, path, node.name, shape
-        self._data, self._indices = node["data"], node["indices"]
+        self._data, self._indices = without_cache(node, "data"), without_cache(node, "indices")
         if min(shape) < 0:
             raise ValueError(f"the shape {shape} is none of a matrix")
         major, minor = shape if isinstance(self, Csr) else shape[::-1]
@@ -172,6 +173,11 @@ class Csr(_Sparse):
         indices, values = self._stored(first, last)
         pointers = self._pointers[start : stop + 1] - first
         return csr_matrix((values, indices, pointers), shape=(stop - start, self.shape[1]))
+
+    def ahead(self, size: int, start: int, work: Callable[[StoredRows], T]) -> Iterator[tuple[int, int, T]]:
+        """Yield (first, stop, work on the rows as they are stored, unchecked); see `read_ahead`."""
+        with reading(self._path, self._key):
+            yield from read_ahead((self._indices, self._data, self._pointers), size, start, work)
 
 
 class Csc(_Sparse):

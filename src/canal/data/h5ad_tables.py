@@ -53,8 +53,20 @@ def text(value: Any) -> str:
 def strings(values: np.ndarray) -> np.ndarray:
     """Return a 1-d array of any HDF5 type as an object array of str; nulls give ``""``."""
     result = np.empty(len(values), dtype=object)
-    result[:] = [text(value) for value in values.tolist()]
+    given = values.tolist()
+    result[:] = _decoded(given) or [text(value) for value in given]
     return result
+
+
+def _decoded(values: list[Any]) -> list[str]:
+    """Return byte strings as str, all at once, which takes a fifth of the time; nothing where that fails."""
+    if set(map(type, values)) != {bytes}:
+        return []
+    try:
+        found = b"\0".join(values).decode("utf-8").split("\0")
+    except UnicodeDecodeError:
+        return []
+    return found if len(found) == len(values) else []
 
 
 def decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:

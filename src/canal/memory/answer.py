@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,10 @@ class Novelness:
 
         The larger, the stranger. ``relative`` is the squared Mahalanobis distance to the nearest centroid
         less that to the one Gaussian of all cells (Ren et al. 2021); ``angle`` is 1 - the cosine to the
-        nearest centroid, levels in units of their spread within types. Where genes are missing, both are of
-        the genes that are there, the distance scaled to the number of all.
+        nearest centroid, levels in units of their spread. The spread is that within types and between
+        studies: a cell is no stranger for being of a study as far off as the learned ones are from each
+        other. Where genes are missing, both are of the genes that are there, the distance scaled to the
+        number of all.
         """
         there = self.classifier.there
         cells = self.classifier.centred(levels)[:, there] / there.sum()
@@ -166,8 +168,14 @@ class Novelness:
         return np.ix_(there, there)
 
     @cached_property
+    def _wide(self) -> np.ndarray:
+        """Covariance within types and between studies, of the genes that are there."""
+        result: np.ndarray = (self.classifier.covariance + self.classifier.between)[self._block]
+        return result
+
+    @cached_property
     def _within(self) -> np.ndarray:
-        result: np.ndarray = np.sqrt(np.diag(self.classifier.covariance[self._block]))
+        result: np.ndarray = np.sqrt(np.diag(self._wide))
         return result
 
     @cached_property
@@ -181,7 +189,7 @@ class Novelness:
     @cached_property
     def _near(self) -> tuple[np.ndarray, np.ndarray]:
         with one_thread():
-            linear = linear_scores(self._centroids, self.classifier.covariance[self._block])
+            linear = linear_scores(self._centroids, self._wide)
         return linear.weights, linear.bias
 
     @cached_property
@@ -190,8 +198,8 @@ class Novelness:
         known, there = self.classifier, self.classifier.there
         mean = known.mean[there] - known.mean[there].mean()
         with one_thread():
-            within = np.linalg.inv(known.covariance[self._block])
-            around = np.linalg.inv(known.spread[self._block])
+            within = np.linalg.inv(self._wide)
+            around = np.linalg.inv(known.spread[self._block] + known.between[self._block])
         return within - around, 2 * around @ mean, -float(mean @ around @ mean)
 
 
@@ -273,7 +281,7 @@ class ExactAnnotator:
 
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
-        return replace(self, classifier=self.classifier.without(missing)) if missing else self
+        return _without(self, frozenset(missing)) if missing else self
 
     def with_rule(self, calibration: Calibration, novelty: SumsRule | None) -> ExactAnnotator:
         """Return this annotator with another calibration and novelty rule."""
@@ -367,6 +375,11 @@ class ExactAnnotator:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
+
+
+@lru_cache(maxsize=8)  # a service's client sends the same genes again and again
+def _without(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactAnnotator:
+    return replace(annotator, classifier=annotator.classifier.without(missing))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -22,8 +22,11 @@ WEIGHTS = "weights.safetensors"
 SOLUTION = "solution.json"
 FORMAT = 1
 _LINEARS = ("own", "within", "new")
-_ARRAYS = ("owners", "origins", "centroids", "covariance", "between", "mean", "spread")
+_ARRAYS = ("owners", "origins", "patterns", "centroids", "covariance", "between", "mean", "spread")
 _WHOLE_FLOAT = 2**53
+FEW_MISSING = 0.05
+"""Share of the genes that a file may lack without being a new study for that alone."""
+
 _FINEST = 32
 """Binary places of the stored weights at most: far finer than what they are solved to."""
 
@@ -122,7 +125,9 @@ class ExactClassifier:
     owners, origins : numpy.ndarray
         Of each centroid, its type's place in ``labels`` and its stage's in ``stages``, int64
         ``(n_centroids,)``.
-    own, within, new : Linear or Whole
+    patterns : numpy.ndarray
+        Of each stage, which genes its file has, bool ``(n_stages, n_genes)``.
+    own, within, new : Whole
         Scores of the centroids under the common covariance, under each stage's, and under that for new
         studies (None while no type was seen in two stages).
     centroids : numpy.ndarray
@@ -135,6 +140,8 @@ class ExactClassifier:
         As ``soft`` and ``own`` of `canal.memory.solve.SolveSettings`.
     present : numpy.ndarray
         Genes that a data set has, bool ``(n_genes,)``; by default all.
+    strange : bool
+        Whether no learned study has just these genes: then its cells are of a new study, all of them.
     """
 
     basis: Basis
@@ -142,6 +149,7 @@ class ExactClassifier:
     stages: tuple[str, ...]
     owners: np.ndarray
     origins: np.ndarray
+    patterns: np.ndarray
     own: Whole
     within: Whole
     new: Whole | None
@@ -153,6 +161,7 @@ class ExactClassifier:
     soft: float
     bonus: float
     present: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    strange: bool = False
 
     @property
     def there(self) -> np.ndarray:
@@ -163,10 +172,32 @@ class ExactClassifier:
         """Return the classifier for cells of which some genes were never measured.
 
         Levels are then taken from their mean over the other genes, and a gene that is missing lies at that
-        mean. With all genes missing, they count as not expressed.
+        mean, as it does for a learned study that lacks it. Where a file lacks more than a few genes and no
+        learned study lacks just these, it is a new study, and its answer is solved without them. With all
+        genes missing, they count as not expressed.
         """
         present = self.basis.present(missing)
-        return self if present.all() or not present.any() else replace(self, present=present)
+        if present.all() or not present.any():
+            return self
+        few = (~present).mean() <= FEW_MISSING
+        if few or (self.patterns == present).all(axis=1).any():
+            return replace(self, present=present)
+        return replace(self, present=present, strange=True, new=self._solved_among(present))
+
+    def _solved_among(self, present: np.ndarray) -> Whole:
+        """Return scores for new studies from some genes alone, each cell taken from its mean over them."""
+        n = int(present.sum())
+        centring = np.eye(n) - 1.0 / n
+        block = np.ix_(present, present)
+        wide = centring @ (self.covariance[block] + self.between[block]) @ centring
+        # Nothing that is centred lies along (1, ..., 1), so any spread along it gives the same scores.
+        wide += np.trace(wide) / n**2
+        own = self.centroids[:, present]
+        weights = np.zeros_like(self.centroids)
+        with one_thread():
+            linear = linear_scores(own - own.mean(axis=1, keepdims=True), wide)
+        weights[:, present] = linear.weights
+        return Whole.of(Linear(weights, linear.bias))
 
     def centred(self, levels: np.ndarray) -> np.ndarray:
         """Return levels ``(n_cells, n_genes)`` less their mean over the genes present, times their number.
@@ -185,6 +216,9 @@ class ExactClassifier:
     def answered(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `scores`, and whether a cell was taken for one of the learned studies, ``(n_cells,)``."""
         whole, n = self.centred(levels), int(self.there.sum())
+        if self.strange and self.new is not None:
+            new = self.new.scores(whole, n)
+            return log_normalised(self._by_type(new, self.soft)), np.zeros(len(levels), dtype=bool)
         own = self.own.scores(whole, n)
         learned = self._of_learned(own, self.within.scores(whole, n))
         if self.new is None:
@@ -271,9 +305,16 @@ class ExactClassifier:
                 own=wholes["own"],
                 within=wholes["within"],
                 new=wholes.get("new"),
+                owners=arrays["owners"],
+                origins=arrays["origins"],
+                patterns=arrays["patterns"],
+                centroids=arrays["centroids"],
+                covariance=arrays["covariance"],
+                between=arrays["between"],
+                mean=arrays["mean"],
+                spread=arrays["spread"],
                 soft=float(document["soft"]),
                 bonus=float(document["bonus"]),
-                **{name: arrays[name] for name in _ARRAYS},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SumsError(f"{folder / SOLUTION} is missing or damaged ({error})") from error
@@ -335,6 +376,7 @@ def _check(found: ExactClassifier, folder: Path) -> None:
     shapes = {
         "owners": (n,),
         "origins": (n,),
+        "patterns": (len(found.stages), size),
         "centroids": (n, size),
         "covariance": (size, size),
         "between": (size, size),
@@ -346,7 +388,7 @@ def _check(found: ExactClassifier, folder: Path) -> None:
         and all(whole.fits(n, size) for whole in found._wholes().values())
         and sorted(set(found.owners.tolist())) == list(range(len(found.labels)))
         and sorted(set(found.origins.tolist())) == list(range(len(found.stages)))
-        and all(np.isfinite(getattr(found, name)).all() for name in _ARRAYS[2:])
+        and all(np.isfinite(getattr(found, name)).all() for name in _ARRAYS[3:])
         and found.soft > 0
     )
     if not fits:

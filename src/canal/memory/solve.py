@@ -52,7 +52,7 @@ class SolveSettings:
     type_power: float = 0.5
     few: float = 3.0
     stage_share: float = 0.5
-    between: float = 0.15
+    between: float = 0.25
     diagonal: float = 0.15
     reliable: float = 10.0
     soft: float = 0.03
@@ -99,6 +99,7 @@ def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
             stages=tuple(stages),
             owners=parts.owners,
             origins=parts.origins,
+            patterns=np.stack([sums.basis.present(sums.missing.get(name, ())) for name in stages]),
             own=Whole.of(linear_scores(centroids, covariance)),
             within=Whole.of(_within(parts, centroids, covariance, pooled, weights, settings)),
             new=None if between is None else Whole.of(linear_scores(parts.means, covariance + between)),

@@ -58,6 +58,11 @@ class Proven:
         return "continual" in self.key["request"]
 
     @property
+    def by_sums_alone(self) -> bool:
+        """Whether a stage was learned by sums alone, by no network."""
+        return self.taught and self.key["request"]["continual"].get("method") == "exact"
+
+    @property
     def files(self) -> dict[str, str]:
         """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
         files = {**self.record["files"], **self.key["files"]}

@@ -5,6 +5,7 @@ from typing import Any
 
 from canal.files import read_json
 from canal.registry.ancestry import Proven, ancestry, common_ancestor
+from canal.registry.key import Key
 from canal.registry.request import Change, changes
 from canal.registry.store import Store, Version
 
@@ -21,9 +22,11 @@ def difference(store: Store, before: Version, after: Version) -> Document:
     """Return what differs between two versions, as a JSON document.
 
     Its parts: ``before``, ``after`` and ``relation`` say which versions these are; ``params``, ``data`` and
-    ``code`` list ``{"path", "before", "after"}``; ``labels`` and ``genes`` have ``added``, ``removed`` and
-    the number ``kept``; ``accuracy`` and ``recall`` have for each stage, and each type of it, both numbers
-    and the change, None where one of the versions was not measured on it.
+    ``code`` list ``{"path", "before", "after"}``; ``sums`` tells of basis and of each stage's sums the
+    digests, and whether they are the ``same``, None where one of the versions has none; ``labels`` and
+    ``genes`` have ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` have for each
+    stage, and each type of it, both numbers and the change, None where one of the versions was not measured
+    on it.
 
     Raises
     ------
@@ -41,6 +44,7 @@ def difference(store: Store, before: Version, after: Version) -> Document:
         "params": _listed(changes(_params(first), _params(second))),
         "data": _listed(changes(_data(first), _data(second))),
         "code": _listed(changes(_code(first), _code(second))),
+        "sums": _sums(first.key, second.key),
         "labels": _names(first, second, _LABELS),
         "genes": _names(first, second, _GENES),
         "accuracy": _accuracy(*measures),
@@ -77,7 +81,23 @@ def _relation(old: Sequence[Proven], new: Sequence[Proven]) -> str:
 
 
 def _params(one: Proven) -> Document:
-    return {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
+    asked = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
+    return asked | ({"memory": one.key["memory"]} if "memory" in one.key else {})
+
+
+def _sums(before: Key, after: Key) -> Document:
+    """Return which stages' sums two versions share, and whether they are sums of the same."""
+    old, new = before.get("sums", {}), after.get("sums", {})
+    bases = [key.get("basis", {}).get("digest") for key in (before, after)]
+    return {
+        "basis": _digests(*bases),
+        "stages": {stage: _digests(old.get(stage), new.get(stage)) for stage in dict.fromkeys([*old, *new])},
+    }
+
+
+def _digests(before: str | None, after: str | None) -> Document:
+    same = None if before is None or after is None else before == after
+    return {"before": before, "after": after, "same": same}
 
 
 def _data(one: Proven) -> Document:

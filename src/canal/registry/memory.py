@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from canal.config import Config, Exclusion
 from canal.data.h5ad import open_h5ad
-from canal.data.split import read_split
+from canal.data.split import RESERVE, read_split
 from canal.digests import file_digest
 from canal.errors import RegistryError
 from canal.files import read_json
@@ -76,13 +76,26 @@ class Memory:
         parent = self.parent(one)
         if not one.taught or parent is None or not parent.taught:
             return set()
-        if not parent.holds(BANK):  # an ancestor elsewhere: what was replayed of it, it learned itself
+        if one.by_sums_alone or not parent.holds(
+            BANK
+        ):  # an ancestor elsewhere: what was replayed of it, it learned itself
             return set()
         bank = _stored(parent, BANK)
         # A tuned stage is asked for without L: its study chose it.
         size = (one.key["request"]["continual"] | one.key.get("choice", {}))["bank_size"]
         quota = size // max(1, len(read_json(parent.file(_LABELS))))
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
+
+    def summed(self, one: Proven) -> set[str]:
+        """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
+        found: set[str] = set()
+        stages, at = set(one.key.get("sums", {})), one if one.taught else None
+        while at is not None and at.taught:
+            if at.key["stage"] in stages:
+                split = self._splits[at.key["split"]]
+                found |= set(split["cell_id"][split["set"].isin(("train", RESERVE))])
+            at = self.parent(at)
+        return found
 
     def watched(self, one: Proven) -> set[str]:
         """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""

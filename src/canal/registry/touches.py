@@ -15,10 +15,10 @@ from canal.registry.memory import Memory
 if TYPE_CHECKING:
     import pandas as pd
 
-Role = Literal["trained", "replayed", "validated", "panel", "tested", "kept"]
+Role = Literal["trained", "replayed", "summed", "validated", "panel", "tested", "kept"]
 Grade = Literal["learned", "steered", "tested"]
 
-_LEARNED, _STEERED = ("trained", "replayed"), ("validated", "panel")
+_LEARNED, _STEERED = ("trained", "replayed", "summed"), ("validated", "panel")
 _SHORTEST_DIGEST = 8
 
 
@@ -80,8 +80,9 @@ class Touch:
     through : Proven or None
         Its parent, where that learned from the cells or was steered by them.
     grade : str
-        ``learned``: they are in its weights, by training, by replay or by its parent. ``steered``: they
-        judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they only measured it.
+        ``learned``: they are in its weights or sums, by training, by replay or by its parent.
+        ``steered``: they judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they
+        only measured it.
     """
 
     version: Proven
@@ -129,7 +130,8 @@ def find(memory: Memory, chosen: Chosen) -> Found:
     alike = frozenset(cells["cell_id"][cells["cell_digest"].isin(set(rows["cell_digest"]))])
     sources = tuple(sorted(set(rows["source"]))) or ((chosen.source,) if chosen.source else ())
     mine = cells[cells["cell_id"].isin(alike | named)]
-    met = set(mine["cell_digest"][mine["set"] != RESERVE])
+    summed = {cell for one in memory.versions for cell in memory.summed(one)}
+    met = set(mine["cell_digest"][(mine["set"] != RESERVE) | mine["cell_id"].isin(summed)])
     unmet = mine["cell_id"][~mine["cell_digest"].isin(met)]
     return Found(named, alike - named, sources, frozenset(unmet))
 
@@ -165,8 +167,9 @@ def _roles(memory: Memory, one: Proven, found: Found, ids: frozenset[str]) -> di
         counts = {"panel": sets["train"]}
     else:
         counts = {
-            "trained": sets["train"],
+            "trained": 0 if one.by_sums_alone else sets["train"],
             "replayed": len(memory.replayed(one) & ids),
+            "summed": len(memory.summed(one) & ids),
             "validated": sets["validation"] + len(memory.watched(one) & ids),
             "tested": len(memory.tested(one) & ids),
             "kept": len(memory.kept(one) & ids),

@@ -32,12 +32,28 @@ def difference_group(document: Document) -> "Group":
     more, fewer = document["genes"]["added"], document["genes"]["removed"]
     if more or fewer:
         parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
+    if said := sums_told(document["sums"]):
+        parts.append(text(said))
     for name in ("params", "data", "code"):
         parts += [Text(), _changes_table(name, document[name])]
     parts += [Text(), _recall_table(document)]
     if document["file"] is not None:
         parts += [Text(), _flows_table(document["file"])]
     return Group(*parts)
+
+
+def sums_told(sums: Document) -> str:
+    """Return in words which sums two versions share; empty where none of them has any."""
+    stages = sums["stages"]
+    if not stages:
+        return ""
+    words = {True: "the same", False: "differ", None: "in one alone"}
+    kinds = {
+        word: [stage for stage, one in stages.items() if one["same"] is same] for same, word in words.items()
+    }
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
+    basis = {True: "one basis", False: "of two bases", None: "kept by one of them alone"}
+    return f"sums ({basis[sums['basis']['same']]}): {told}"
 
 
 def _changes_table(name: str, changes: Sequence[Document]) -> Any:

@@ -30,8 +30,8 @@ def touches_table(title: str, versions: Sequence[Document]) -> "Table":
             text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
         )  # fmt: skip
     found.caption = (
-        "learned: the cells are in its weights; steered: they judged it, or an ancestor, while it learned; "
-        "tested: they only measured it"
+        "learned: the cells are in its weights or sums; steered: they judged it, or an ancestor, while it "
+        "learned; tested: they only measured it"
     )
     found.caption_justify = "left"
     return found
@@ -84,6 +84,7 @@ def how(one: Document) -> str:
     words = {
         "trained": "trained on {}",
         "replayed": "replayed {} from its parent's bank",
+        "summed": "holds {} in its sums",
         "validated": "judged by {} while it learned",
         "panel": "its genes were chosen on {}",
         "tested": "measured on {}",

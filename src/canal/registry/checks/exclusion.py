@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from canal.config import Config
+from canal.data.split import RESERVE
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, PROBE, SPLIT, Member
 
@@ -116,9 +117,12 @@ def _cell_requests(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
-    """Yield all cells that the newest member of a chain holds: its split, bank and probe."""
+    """Yield all cells that the newest member of a chain holds: its split, sums, bank and probe."""
     newest = chain[-1]
     yield from _split_cells(newest)
+    for member in chain:
+        if member.taught and member.stage in newest.key.get("sums", {}):
+            yield from _summed_cells(member)
     digests = {(member.stage, one.cell): one.digest for member in chain for one in _split_cells(member)}
     for place, stored in ((BANK, newest.bank), (PROBE, newest.probe)):
         if stored is None:
@@ -128,6 +132,14 @@ def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
             cells.cell_ids, cells.stages, cells.sources, cells.batches, strict=True
         ):
             yield Seen(place, cell, source, batch, digests.get((stage, cell), ""))
+
+
+def _summed_cells(member: Member) -> Iterator[Seen]:
+    """Yield the cells of a member's split that were added up."""
+    rows = member.rows or {}
+    for one in _split_cells(member):
+        if rows[one.cell][3] in ("train", RESERVE):
+            yield replace(one, place=f"sums of {member.stage}")
 
 
 def _split_cells(member: Member) -> Iterator[Seen]:

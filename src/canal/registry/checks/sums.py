@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from canal.registry.checks.values import CellFiles
 
 EXACT = "model/exact/answer.json"
+SUMS, MISSING = "sums", "missing.json"
 _CHECK = "sums"
 
 
@@ -34,7 +35,9 @@ def check_sums(chain: Sequence[Member], found: Found) -> None:
     try:
         sums = _read(newest)
         _check_digests(newest, sums, found)
-        _check_cells(newest, sums, found)
+        _check_basis(chain, sums, found)
+        for member in chain:
+            _check_cells(newest, member, sums, found)
         _check_handed_on(chain, sums, found)
         _check_batches(newest, sums, found)
         _check_solution(newest, sums, found)
@@ -43,30 +46,41 @@ def check_sums(chain: Sequence[Member], found: Found) -> None:
 
 
 def recompute(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
-    """Add up the newest member's own cells again, from the prepared cells where they are still there."""
+    """Add up the cells of the newest member again, from the prepared cells where they are still there.
+
+    So are those of ancestors whose own versions keep no sums, for they were added up with the newest member.
+    """
     newest = chain[-1]
     said = newest.key.get("sums", {}) if newest.taught else {}
-    if newest.stage not in said:
-        return
-    prepared = files.of(newest)
-    if prepared is None or newest.split is None:
-        found.note(newest.name, _CHECK, f"{newest.stage}: cells gone: digest only")
+    for member in chain:
+        own = member.taught and member.stage in said
+        if own and (member is newest or member.stage not in member.key.get("sums", {})):
+            _recompute(newest, member, said[member.stage], files.of(member), found)
+
+
+def _recompute(newest: Member, member: Member, said: str, prepared: Any, found: Found) -> None:
+    stage = member.stage
+    if prepared is None or member.split is None:
+        found.note(newest.name, _CHECK, f"{stage}: cells gone: digest only")
         return
     try:
-        basis = _read(newest).basis
-        split = newest.split[newest.split["set"].isin(("train", "reserve"))]
+        sums = _read(newest)
+        split = member.split[member.split["set"].isin(("train", "reserve"))]
         types = dict(zip(split["cell_id"], split["cell_type"], strict=True))
-        digest = _added(basis, prepared, types).digest
+        digest = _added(sums.basis, prepared, types).digest
     except CanalError as error:
-        found.wrong(newest.name, _CHECK, f"{newest.stage} cannot be added up again: {error}")
+        found.wrong(newest.name, _CHECK, f"{stage} cannot be added up again: {error}")
         return
-    if digest == said[newest.stage]:
-        found.note(newest.name, _CHECK, f"{newest.stage}: recomputed from {len(types):,} cells, the same")
-    else:
-        what = (
-            f"{newest.stage}: the prepared cells add up to {digest[:12]}..., not {said[newest.stage][:12]}..."
-        )
+    if digest != said:
+        what = f"{stage}: the prepared cells add up to {digest[:12]}..., not {said[:12]}..."
         found.wrong(newest.name, _CHECK, what)
+        return
+    lacking = set(sums.basis.genes) - set(prepared.genes)
+    if lacking != set(sums.missing[stage]):
+        what = f"{MISSING} names other genes than the prepared cells of {stage} lack"
+        found.wrong(newest.name, _CHECK, f"{what}: {examples(sorted(lacking ^ set(sums.missing[stage])))}")
+        return
+    found.note(newest.name, _CHECK, f"{stage}: recomputed from {len(types):,} cells, the same")
 
 
 def _added(basis: Any, prepared: Any, types: dict[str, str]) -> Sums:
@@ -76,6 +90,12 @@ def _added(basis: Any, prepared: Any, types: dict[str, str]) -> Sums:
     for ids, expression in prepared.chunks(list(types), basis.genes):
         adder.add(expression, [types[one] for one in ids])
     return adder.sums()
+
+
+def _adopted(member: Member) -> bool:
+    """Whether the lineage is on another's basis."""
+    asked = member.key["request"].get("memory")
+    return isinstance(asked, dict) and asked.get("basis") is not None
 
 
 def _check_none(member: Member, found: Found) -> None:
@@ -107,26 +127,57 @@ def _check_digests(member: Member, sums: StageSums, found: Found) -> None:
     found.counts["sums"] += len(there)
 
 
-def _check_cells(member: Member, sums: StageSums, found: Found) -> None:
+def _check_basis(chain: Sequence[Member], sums: StageSums, found: Found) -> None:
+    """Check whose cells chose the basis, and that a lineage keeps it."""
+    newest, said = chain[-1], chain[-1].key["basis"]
+    if said["seen"] != sums.basis.seen:
+        found.wrong(newest.name, _CHECK, "basis.json names other cells that chose it than key.json")
+    splits = {member.stage: member.key["split"] for member in chain if member.taught}
+    if not _adopted(newest) and (
+        strange := [stage for stage, split in said["seen"].items() if splits.get(stage) != split]
+    ):
+        what = f"the basis is said to be chosen on cells of {examples(strange)}, which this lineage has not"
+        found.wrong(newest.name, _CHECK, what)
+    parent = chain[-2] if len(chain) > 1 else newest
+    before = parent.key.get("basis") if parent.taught else None
+    if before is not None and before != said:
+        found.wrong(newest.name, _CHECK, f"the basis is not that of {parent.name}: a lineage keeps one")
+
+
+def _check_cells(newest: Member, member: Member, sums: StageSums, found: Found) -> None:
     """Check that as many cells of each type were added up as the split lets train, those in reserve, too."""
     own = sums.stages.get(member.stage)
-    if own is None or member.rows is None:
+    if not member.taught or own is None or member.rows is None:
         return
     wanted = Counter(kind for kind, _, _, chosen in member.rows.values() if chosen in ("train", "reserve"))
     there = dict(zip(own.types, own.counts.tolist(), strict=True))
     if wrong := [name for name in sorted({*wanted, *there}) if wanted.get(name, 0) != there.get(name, 0)]:
         told = examples([f"{name}: {there.get(name, 0)} of {wanted.get(name, 0)}" for name in wrong])
-        found.wrong(member.name, _CHECK, f"sums of other cells than {SPLIT} lets train: {told}")
+        whose = SPLIT if member is newest else f"{SPLIT} of {member.name}"
+        found.wrong(newest.name, _CHECK, f"sums of other cells than {whose} lets train: {told}")
+    lacked = sums.basis.present(sums.missing.get(member.stage, ()))
+    if own.totals[:, ~lacked].any():
+        what = f"{MISSING} says that the file of {member.stage} lacks genes that its sums have"
+        found.wrong(newest.name, _CHECK, what)
 
 
 def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> None:
     """Check that what is held of older stages is what their own versions hold."""
     newest = chain[-1]
     for member in chain[:-1]:
-        said = member.key.get("sums", {}).get(member.stage) if member.taught else None
-        there = sums.stages.get(member.stage)
-        if said is not None and (there is None or there.digest != said):
-            found.wrong(newest.name, _CHECK, f"the sums of {member.stage} are not those of {member.name}")
+        kept = member.key.get("sums", {}) if member.taught else {}
+        whole = member is chain[-2]
+        for stage, said in kept.items() if whole else [(member.stage, kept.get(member.stage))]:
+            there = sums.stages.get(stage)
+            if said is not None and (there is None or there.digest != said):
+                found.wrong(newest.name, _CHECK, f"the sums of {stage} are not those of {member.name}")
+    handed = chain[-2].document(f"{SUMS}/{MISSING}") if len(chain) > 1 and chain[-2].taught else None
+    for stage, genes in handed.items() if isinstance(handed, dict) else ():
+        if list(sums.missing.get(stage, ())) != genes:
+            what = f"{MISSING} says of {stage} something else than that of {chain[-2].name}"
+            found.wrong(newest.name, _CHECK, what)
+    if strange := sorted(set(sums.stages) - {member.stage for member in chain if member.taught}):
+        found.wrong(newest.name, _CHECK, f"sums of {examples(strange)}, on which it was not learned")
 
 
 def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
@@ -154,6 +205,8 @@ def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
     again = plain(sums, stored.labels, stored.genes, memory)
     if member.labels is not None and list(stored.labels) != member.labels:
         found.wrong(member.name, _CHECK, f"the sums answer with other types than {LABELS}")
+    if not _alike(stored, again):
+        found.wrong(member.name, _CHECK, "the sums, solved again, give other centroids")
     units = _units_apart(stored, again)
     if units is None or units > 1:
         told = "of another shape" if units is None else f"up to {units:,} units apart"
@@ -163,6 +216,20 @@ def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
     elif units:
         found.note(member.name, _CHECK, "solved again, weights differ by one unit: another machine made them")
     found.counts["solutions"] += int(np.asarray(units is not None))
+
+
+def _alike(stored: ExactAnnotator, again: ExactAnnotator) -> bool:
+    """Whether what is stored beside the whole-number weights is what the sums are solved to."""
+    import numpy as np
+
+    one, other = stored.classifier, again.classifier
+    plain = ("labels", "stages", "soft", "bonus")
+    arrays = ("owners", "origins", "centroids", "covariance", "between", "mean", "spread")
+    return all(getattr(one, name) == getattr(other, name) for name in plain) and all(
+        getattr(one, name).shape == getattr(other, name).shape
+        and np.allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-6)
+        for name in arrays
+    )
 
 
 def _units_apart(stored: ExactAnnotator, again: ExactAnnotator) -> int | None:
