@@ -4,6 +4,7 @@
     python benchmarks/exact.py --data ~/cells                 # immune and pancreas, too
     python benchmarks/exact.py --streams embedded --learners exact slda --seeds 3
     python benchmarks/exact.py --data ~/cells --streams immune --orders
+    python benchmarks/exact.py --data ~/cells --parts
     python benchmarks/exact.py --streams embedded --root .    # and a finished project's own figures
 
 Sources are fetched, prepared, split and their genes chosen by canal's own code, for each seed anew. A learner
@@ -24,22 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import exact_orders
+import exact_parts
 import numpy as np
 import stream
-from exact_learners import LEARNERS, Answer, Learner, said
-from exact_streams import NEED_DATA, STREAMS, Drawn, Stream, of_types
+from exact_figures import Figures, differences, interval, mean, measured
+from exact_learners import LEARNERS
+from exact_streams import NEED_DATA, STREAMS, Stream
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from canal.continual import measures
-from canal.continual.calibration import expected_calibration_error
-from canal.continual.temperature import fit_calibration
 from canal.digests import json_digest
 from canal.files import read_json, write_json
-
-LEAST_KNOWN = 5
-"""Test cells of known types that a study must have to be left out."""
 
 COLUMNS = {
     "average": "A_T",
@@ -53,82 +51,6 @@ COLUMNS = {
     "nll": "NLL",
 }
 JOINT = "logistic"
-Figures = dict[str, float | None]
-
-
-def measured(learner: Learner, drawn: Drawn) -> Figures:
-    """Return a learner's figures on one draw of a stream."""
-    names = list(drawn.stages)
-    answers = {len(names): learner.learned(names)}
-    rows = []
-    for n in range(1 if learner.step_by_step else len(names), len(names) + 1):
-        answers[n] = answers.get(n) or learner.learned(names[:n])
-        rows.append([_accuracy(answers[n], drawn, name) for name in names[:n]])
-    last = answers[len(names)]
-    return {
-        "average": measures.average_accuracy([rows[-1]]),
-        "forgetting": measures.forgetting(rows) if learner.step_by_step else None,
-        **{f"on {name}": value for name, value in zip(names, rows[-1], strict=True)},
-        **_last(last, drawn),
-        **_left_out(learner, drawn),
-    }
-
-
-def _accuracy(answer: Answer, drawn: Drawn, stage: str) -> float:
-    cells = drawn.stages[stage]
-    return measures.accuracy(cells.test.cell_types, said(answer, cells.test, cells.missing))
-
-
-def _last(answer: Answer, drawn: Drawn) -> Figures:
-    """Return what is measured over the test cells of all stages, of what all stages taught."""
-    known = drawn.known(list(drawn.stages))
-    logits = np.concatenate(
-        [answer.logits(known.of_stage(name), drawn.stages[name].missing) for name in known.stage_names]
-    )
-    calibration = fit_calibration(logits, known.targets(answer.labels))
-    truth, named, sure, right, scores = [], [], [], [], []
-    for cells in drawn.stages.values():
-        found = answer.logits(cells.test, cells.missing)
-        probabilities, targets = calibration.probabilities(found), cells.test.targets(answer.labels)
-        truth.append(cells.test.cell_types)
-        named.append([answer.labels[place] for place in found.argmax(axis=1)])
-        sure.append(probabilities.max(axis=1))
-        right.append(found.argmax(axis=1) == targets)
-        scores.append(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)))
-    pairs = list(zip(truth, named, strict=True))
-    all_true, all_named = ([name for part in parts for name in part] for parts in (truth, named))
-    return {
-        "types": measures.balanced_accuracy(all_true, all_named),
-        "macro_f1": float(np.mean([measures.macro_f1(true, one) for true, one in pairs])),
-        "macro_f1_pooled": measures.macro_f1(all_true, all_named),
-        "ece": expected_calibration_error(np.concatenate(sure), np.concatenate(right)),
-        "ece_newest": expected_calibration_error(sure[-1], right[-1]),
-        "nll": float(np.concatenate(scores).mean()),
-        "temperature": calibration.temperature,
-        "floor": calibration.floor,
-    }
-
-
-def _left_out(learner: Learner, drawn: Drawn) -> Figures:
-    """Return how the others answer for each study that is left out, of types that they know."""
-    found = {}
-    for name, cells in drawn.stages.items():
-        others = [one for one in drawn.stages if one != name]
-        types = {one for other in others for one in drawn.stages[other].train.types}
-        test = of_types(cells.test, types)
-        if len(types) < 2 or len(test) < LEAST_KNOWN:
-            continue
-        named = said(learner.learned(others), test, cells.missing)
-        found[name] = (
-            measures.accuracy(test.cell_types, named),
-            measures.balanced_accuracy(test.cell_types, named),
-        )
-    accuracies, balanced = zip(*found.values(), strict=True) if found else ((), ())
-    return {
-        "left_out": float(np.mean(accuracies)) if found else None,
-        "left_out_types": float(np.mean(balanced)) if found else None,
-        **{f"without {name}": value for name, (value, _) in found.items()},
-    }
 
 
 def over_seeds(
@@ -138,9 +60,12 @@ def over_seeds(
     found: dict[str, list[Figures]] = {one: [] for one in learners}
     for seed in seeds:
         drawn = line.drawn(seed)
-        about = [drawn.digest(), drawn.config.memory.model_dump(), drawn.config.probe.max_cells]
+        about = [drawn.digest(), drawn.config.probe.max_cells]
         for one in learners:
-            path, asked = into / name / f"{one}-{seed}.json", json_digest([about, LEARNERS[one].asked()])
+            path, asked = (
+                into / name / f"{one}-{seed}.json",
+                json_digest([about, LEARNERS[one].asked(drawn.config)]),
+            )
             kept = read_json(path) if path.is_file() else {}
             if kept.get("asked") != asked:
                 began = time.perf_counter()
@@ -178,20 +103,6 @@ def of_project(root: Path) -> Figures:
     }
 
 
-def differences(
-    found: Sequence[Figures], against: Sequence[Figures], key: str
-) -> tuple[float, float, float] | None:
-    """Return the mean paired difference and its 95 % interval (Student's t over seeds)."""
-    from scipy import stats
-
-    pairs = [(one[key], other[key]) for one, other in zip(found, against, strict=True)]
-    apart = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    if len(apart) < 2:
-        return None
-    reach = float(stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart)))
-    return float(apart.mean()), float(apart.mean() - reach), float(apart.mean() + reach)
-
-
 def table(name: str, found: Mapping[str, Sequence[Figures]], projects: Mapping[str, Figures]) -> Table:
     """Return the means over seeds of a stream, a row a learner, and figures of projects below them."""
     n_seeds = len(next(iter(found.values())))
@@ -221,7 +132,7 @@ def paired(name: str, found: Mapping[str, Sequence[Figures]]) -> Table:
     for one, figures in found.items():
         if one != JOINT:
             apart = [differences(figures, found[JOINT], key) for key in keys]
-            shown.add_row(LEARNERS[one].name, *map(_interval, apart))
+            shown.add_row(LEARNERS[one].name, *map(interval, apart))
     return shown
 
 
@@ -238,16 +149,6 @@ def stages_table(name: str, found: Mapping[str, Sequence[Figures]]) -> Table:
     return shown
 
 
-def mean(figures: Sequence[Figures], key: str) -> float | None:
-    """Return the mean over seeds of a figure; None where it was not measured."""
-    values = [value for one in figures if (value := one.get(key)) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _interval(apart: tuple[float, float, float] | None) -> str:
-    return "-" if apart is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * one for one in apart))
-
-
 def wishes(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -255,9 +156,8 @@ def wishes(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=list(LEARNERS))
     parser.add_argument("--data", type=Path, help=f"folder with the files of {', '.join(NEED_DATA)}")
     parser.add_argument("--seeds", type=int, default=20, help="split seeds, 0 and up")
-    parser.add_argument(
-        "--orders", action="store_true", help="all orders of the stages on one basis, instead"
-    )
+    parser.add_argument("--orders", action="store_true", help="all orders of stages, instead")
+    parser.add_argument("--parts", action="store_true", help="what each number is worth, instead")
     parser.add_argument("--root", type=Path, nargs="*", default=[], help="finished projects, to stand beside")
     parser.add_argument("--into", type=Path, default=stream.REPOSITORY / ".canal" / "exact")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -279,6 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 orders = exact_orders.measured(line, range(wanted.seeds))
                 console.print(exact_orders.table(name, orders))
                 found[name] = orders
+                continue
+            if wanted.parts:
+                parts = exact_parts.over_seeds(line, range(wanted.seeds), wanted.into / "seeds")
+                console.print(exact_parts.table(name, parts))
+                found[name] = parts
                 continue
             one = over_seeds(name, line, wanted.learners, range(wanted.seeds), wanted.into / "seeds")
         found[name] = one

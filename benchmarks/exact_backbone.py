@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from exact import COLUMNS, Figures, measured
+from exact import COLUMNS
+from exact_figures import Figures, measured
 from exact_learners import Exact, said
 from exact_streams import Drawn, StageCells
 from rich.console import Console

@@ -11,6 +11,7 @@ from exact_streams import Drawn
 from scipy.linalg import cho_factor, cho_solve
 
 import canal.memory
+from canal.config import Config
 from canal.continual.cells import LabelledCells
 from canal.continual.measures import accuracy
 from canal.continual.remembering import plain
@@ -47,8 +48,8 @@ class Learner(Protocol):
         """Return what it answers after these stages and no others."""
 
     @staticmethod
-    def asked() -> Any:
-        """Return what decides its answers beside cells and parameters."""
+    def asked(config: Config) -> Any:
+        """Return what decides its figures beside the cells."""
 
 
 class Exact:
@@ -73,9 +74,9 @@ class Exact:
         return StageSums(self.sums.basis, kept, {name: self.sums.missing[name] for name in kept})
 
     @staticmethod
-    def asked() -> Any:
-        """Return the digests of the code that adds up and solves."""
-        return _code(Path(canal.memory.__file__).parent)
+    def asked(config: Config) -> Any:
+        """Return the code that adds up and solves, and by what numbers."""
+        return [_code(Path(canal.memory.__file__).parent), config.memory.model_dump()]
 
 
 class Slda:
@@ -110,8 +111,8 @@ class Slda:
         return Scored(sums.types, lambda expression: levels(expression) @ weights.T + bias)
 
     @staticmethod
-    def asked() -> Any:
-        """Return the code, too: levels and sums are canal's."""
+    def asked(config: Config) -> Any:
+        """Return canal's code, of which levels and sums are, and the shares."""
         return [_code(Path(canal.memory.__file__).parent), Slda.shares]
 
 
@@ -166,7 +167,7 @@ class RanPac:
         return Scored(labels, lambda expression: self.features(expression) @ weights)
 
     @staticmethod
-    def asked() -> Any:
+    def asked(config: Config) -> Any:
         """Return the form of the features and the ridges."""
         return [1, RanPac.size, RanPac.highest, RanPac.shift, RanPac.ridges]
 
@@ -206,7 +207,7 @@ class Logistic:
         return Scored(tuple(map(str, model.classes_)), model.predict_log_proba)
 
     @staticmethod
-    def asked() -> Any:
+    def asked(config: Config) -> Any:
         """Return the strengths that are tried."""
         return [1, Logistic.strengths]
 
