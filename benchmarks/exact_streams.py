@@ -27,6 +27,7 @@ from canal.data.sources import fetch
 from canal.data.split import split_stage
 from canal.digests import json_digest
 from canal.model.config import PRESETS
+from canal.params import parse_config
 
 EMBEDDED = "embedded"
 STREAMS = ("first", EMBEDDED, "immune", "pancreas")
@@ -193,7 +194,7 @@ def _config(name: str, data: Path | None) -> Config:
         document: dict[str, Any] = YAML(typ="safe").load(stream.REPOSITORY / "params.yaml")
     else:
         document = stream.params(name, (data or Path()).resolve(), [])
-    return Config.model_validate_json(json.dumps(document))
+    return parse_config(document)
 
 
 def _say(line: str) -> None:
