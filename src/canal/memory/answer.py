@@ -13,7 +13,7 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import new_folder, read_json, write_json
-from canal.memory.classifier import ExactClassifier, linear_scores, one_thread
+from canal.memory.classifier import ExactClassifier, Linear, linear_scores, one_thread
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -145,62 +145,73 @@ class Novelness:
         other. Where genes are missing, both are of the genes that are there, the distance scaled to the
         number of all.
         """
+        return self.of_centred(self.classifier.centred(levels))
+
+    def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
         there = self.classifier.there
-        cells = self.classifier.centred(levels)[:, there] / there.sum()
-        quadratic, linear, constant = self._relative
-        weights, bias = self._near
-        nearest = (cells @ weights.T + bias).max(axis=1)
-        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant - 2 * nearest
-        lengths = np.maximum(np.linalg.norm(cells / self._within, axis=1), 1e-12)
-        cosine = (cells @ self._profiles).max(axis=1) / lengths
-        return {"relative": relative * (len(there) / there.sum()), "angle": 1 - cosine}
+        cells = (centred if there.all() else centred[:, there]) / there.sum()
+        n = len(self._centroids)
+        made = cells @ self._columns
+        cosine = made[:, n : 2 * n].max(axis=1)
+        nearest = (made[:, :n] + self._near.bias).max(axis=1)
+        linear, bent = made[:, 2 * n], made[:, 2 * n + 1 :]
+        relative = np.square(bent).sum(axis=1) + linear + self._around[2] - 2 * nearest
+        lengths = np.sqrt(np.square(cells) @ (1 / self._spread**2))
+        return {
+            "relative": relative * (len(there) / there.sum()),
+            "angle": 1 - cosine / np.maximum(lengths, 1e-12),
+        }
+
+    @cached_property
+    def _columns(self) -> np.ndarray:
+        """All that a cell is multiplied by, side by side: one product of matrices."""
+        profiles = self._centroids / self._spread
+        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
+        bent, linear, _ = self._around
+        parts = (self._near.weights.T, (profiles / self._spread).T, linear[:, None], bent)
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
     @cached_property
     def _centroids(self) -> np.ndarray:
-        there = self.classifier.there
-        own = self.classifier.centroids[:, there]
+        own = self.classifier.centroids[:, self.classifier.there]
         result: np.ndarray = own - own.mean(axis=1, keepdims=True)
         return result
 
     @cached_property
-    def _block(self) -> tuple[np.ndarray, ...]:
-        there = self.classifier.there
-        return np.ix_(there, there)
-
-    @cached_property
     def _wide(self) -> np.ndarray:
         """Covariance within types and between studies, of the genes that are there."""
-        result: np.ndarray = (self.classifier.covariance + self.classifier.between)[self._block]
+        there = self.classifier.there
+        rows = self.classifier.apart[:, there]
+        result: np.ndarray = self.classifier.covariance[np.ix_(there, there)] + rows.T @ rows
         return result
 
     @cached_property
-    def _within(self) -> np.ndarray:
+    def _spread(self) -> np.ndarray:
         result: np.ndarray = np.sqrt(np.diag(self._wide))
         return result
 
     @cached_property
-    def _profiles(self) -> np.ndarray:
-        """Centroids of length 1 in units of the spread, over it once more: ``(n_present, n_centroids)``."""
-        profiles = self._centroids / self._within
-        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
-        result: np.ndarray = (profiles / self._within).T
-        return result
+    def _near(self) -> Linear:
+        with one_thread():
+            return linear_scores(self._centroids, self._wide)
 
     @cached_property
-    def _near(self) -> tuple[np.ndarray, np.ndarray]:
-        with one_thread():
-            linear = linear_scores(self._centroids, self._wide)
-        return linear.weights, linear.bias
+    def _around(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return F, l and c: |x F|^2 + l x + c, less twice the best linear score, is the relative distance.
 
-    @cached_property
-    def _relative(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return Q, l and c: x Q x + l x + c, less twice the best linear score, is the relative distance."""
-        known, there = self.classifier, self.classifier.there
-        mean = known.mean[there] - known.mean[there].mean()
+        The Gaussian of all cells has the centroids' own scatter beside the spread, so the difference of the
+        two inverse covariances has no more rows than there are centroids (Woodbury's identity).
+        """
+        mean = self._centroids.mean(axis=0)
+        off = (self._centroids - mean) / np.sqrt(len(self._centroids))
         with one_thread():
-            within = np.linalg.inv(self._wide)
-            around = np.linalg.inv(known.spread[self._block] + known.between[self._block])
-        return within - around, 2 * around @ mean, -float(mean @ around @ mean)
+            solved = np.linalg.solve(self._wide, off.T)
+            inner = np.linalg.inv(np.eye(len(off)) + off @ solved)
+            bent = solved @ np.linalg.cholesky(inner)
+            plain = np.linalg.solve(self._wide, mean)
+        linear = plain - bent @ (bent.T @ mean)
+        return bent, 2 * linear, -float(mean @ linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,11 +254,12 @@ class ExactAnnotator:
         SumsError
             If the number of columns is not the number of genes.
         """
-        levels = self.levels(expression)
-        logits = self.logits_of(levels)
+        centred = self.classifier.centred(self.levels(expression))
+        logits = np.full((len(centred), len(self.labels)), -np.inf)
+        logits[:, self.places] = self.classifier.answered_centred(centred)[0]
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(self.apart(levels))
+        score = none if self.novelty is None else self.novelty.score(self._novelness.of_centred(centred))
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
