@@ -76,7 +76,7 @@ class Exact:
     @staticmethod
     def asked(config: Config) -> Any:
         """Return the code that adds up and solves, and by what numbers."""
-        return [_code(Path(canal.memory.__file__).parent), config.memory.model_dump()]
+        return [_code(Path(canal.memory.__file__).parent), config.memory.numbers()]
 
 
 class Slda:
