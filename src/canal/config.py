@@ -236,8 +236,7 @@ class Memory(Section):
     type_power: float = Field(default=0.5, ge=0, le=1)
     few: float = Field(default=3.0, ge=0)
     stage_share: float = Field(default=0.5, ge=0, le=1)
-    between: float = Field(default=0.25, ge=0)
-    diagonal: float = Field(default=0.15, ge=0, le=1)
+    between: float = Field(default=0.3, ge=0)
     reliable: float = Field(default=10.0, gt=0)
     soft: float = Field(default=0.03, gt=0, le=1)
     own: float = 1.5

@@ -13,7 +13,14 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import SumsError
 from canal.files import new_folder, read_json, write_json
-from canal.memory.classifier import ExactClassifier, linear_scores, one_thread
+from canal.memory.classifier import (
+    ExactClassifier,
+    Linear,
+    Whole,
+    linear_scores,
+    log_normalised,
+    one_thread,
+)
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -30,7 +37,8 @@ class Prediction:
     that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
     threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
     ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
-    was asked about; None where that is the same for all.
+    was asked about, ``of_learned`` those that lie among the cells of the learned studies; None where nobody
+    can tell.
     """
 
     labels: list[str]
@@ -40,6 +48,7 @@ class Prediction:
     probabilities: np.ndarray
     logits: np.ndarray
     by_network: np.ndarray | None = None
+    of_learned: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,15 @@ class Calibration:
         able = np.isfinite(logits)
         result: np.ndarray = (1 - self.floor) * shares + self.floor * able / able.sum(axis=1, keepdims=True)
         return result
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; only a type at -inf has -inf, however unlikely another is."""
+        logs = log_normalised(logits / self.temperature)
+        if not self.floor:
+            return logs
+        able = np.isfinite(logits)
+        least = np.log(self.floor) - np.log(able.sum(axis=1, keepdims=True))
+        return np.where(able, np.logaddexp(logs + np.log1p(-self.floor), least), -np.inf)
 
     def to_json(self) -> dict[str, float]:
         """Return the fields as a JSON document."""
@@ -145,62 +163,80 @@ class Novelness:
         other. Where genes are missing, both are of the genes that are there, the distance scaled to the
         number of all.
         """
+        return self.of_centred(self.classifier.centred(levels))
+
+    def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
         there = self.classifier.there
-        cells = self.classifier.centred(levels)[:, there] / there.sum()
-        quadratic, linear, constant = self._relative
-        weights, bias = self._near
-        nearest = (cells @ weights.T + bias).max(axis=1)
-        relative = np.einsum("nd,nd->n", cells @ quadratic + linear, cells) + constant - 2 * nearest
-        lengths = np.maximum(np.linalg.norm(cells / self._within, axis=1), 1e-12)
-        cosine = (cells @ self._profiles).max(axis=1) / lengths
-        return {"relative": relative * (len(there) / there.sum()), "angle": 1 - cosine}
+        n, size = int(there.sum()), len(self._centroids)
+        cells, made = centred / n, self._columns.scores(centred, n)
+        nearest, cosine = made[:, :size].max(axis=1), made[:, size : 2 * size].max(axis=1)
+        bent = np.square(made[:, 2 * size + 1 :]).sum(axis=1)
+        relative = bent + made[:, 2 * size] + self._around[2] - 2 * nearest
+        lengths = np.sqrt(np.square(cells * self._all(1 / self._spread)).sum(axis=1))
+        return {
+            "relative": relative * (len(there) / n),
+            "angle": 1 - cosine / np.maximum(lengths, 1e-12),
+        }
+
+    @cached_property
+    def _columns(self) -> Whole:
+        """All that a cell is multiplied by, in whole numbers: no answer depends on how many are asked."""
+        profiles = self._centroids / self._spread
+        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
+        bent, linear, _ = self._around
+        rows = np.concatenate([self._near.weights, profiles / self._spread, linear[None], bent.T])
+        bias = np.zeros(len(rows))
+        bias[: len(self._centroids)] = self._near.bias
+        return Whole.of(Linear(self._all(rows), bias))
+
+    def _all(self, values: np.ndarray) -> np.ndarray:
+        """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""
+        there = self.classifier.there
+        result = np.zeros((*values.shape[:-1], len(there)))
+        result[..., there] = values
+        return result
 
     @cached_property
     def _centroids(self) -> np.ndarray:
-        there = self.classifier.there
-        own = self.classifier.centroids[:, there]
+        own = self.classifier.centroids[:, self.classifier.there]
         result: np.ndarray = own - own.mean(axis=1, keepdims=True)
         return result
 
     @cached_property
-    def _block(self) -> tuple[np.ndarray, ...]:
-        there = self.classifier.there
-        return np.ix_(there, there)
-
-    @cached_property
     def _wide(self) -> np.ndarray:
         """Covariance within types and between studies, of the genes that are there."""
-        result: np.ndarray = (self.classifier.covariance + self.classifier.between)[self._block]
+        there = self.classifier.there
+        rows = self.classifier.apart[:, there]
+        result: np.ndarray = self.classifier.covariance[np.ix_(there, there)] + rows.T @ rows
         return result
 
     @cached_property
-    def _within(self) -> np.ndarray:
+    def _spread(self) -> np.ndarray:
         result: np.ndarray = np.sqrt(np.diag(self._wide))
         return result
 
     @cached_property
-    def _profiles(self) -> np.ndarray:
-        """Centroids of length 1 in units of the spread, over it once more: ``(n_present, n_centroids)``."""
-        profiles = self._centroids / self._within
-        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
-        result: np.ndarray = (profiles / self._within).T
-        return result
+    def _near(self) -> Linear:
+        with one_thread():
+            return linear_scores(self._centroids, self._wide)
 
     @cached_property
-    def _near(self) -> tuple[np.ndarray, np.ndarray]:
-        with one_thread():
-            linear = linear_scores(self._centroids, self._wide)
-        return linear.weights, linear.bias
+    def _around(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return F, l and c: |x F|^2 + l x + c, less twice the best linear score, is the relative distance.
 
-    @cached_property
-    def _relative(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return Q, l and c: x Q x + l x + c, less twice the best linear score, is the relative distance."""
-        known, there = self.classifier, self.classifier.there
-        mean = known.mean[there] - known.mean[there].mean()
+        The Gaussian of all cells has the centroids' own scatter beside the spread, so the difference of the
+        two inverse covariances has no more rows than there are centroids (Woodbury's identity).
+        """
+        mean = self._centroids.mean(axis=0)
+        off = (self._centroids - mean) / np.sqrt(len(self._centroids))
         with one_thread():
-            within = np.linalg.inv(self._wide)
-            around = np.linalg.inv(known.spread[self._block] + known.between[self._block])
-        return within - around, 2 * around @ mean, -float(mean @ around @ mean)
+            solved = np.linalg.solve(self._wide, off.T)
+            inner = np.linalg.inv(np.eye(len(off)) + off @ solved)
+            bent = solved @ np.linalg.cholesky(inner)
+            plain = np.linalg.solve(self._wide, mean)
+        linear = plain - bent @ (bent.T @ mean)
+        return bent, 2 * linear, -float(mean @ linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +256,9 @@ class ExactAnnotator:
         Without one, no cell is novel.
     ontology : dict
         Cell Ontology ids of labels.
+    strays : dict
+        Stage -> share of its known cells that is Unassigned where it is left out of the sums: what to expect
+        of a new study.
     """
 
     classifier: ExactClassifier
@@ -228,6 +267,7 @@ class ExactAnnotator:
     calibration: Calibration = field(default_factory=Calibration)
     novelty: SumsRule | None = None
     ontology: Mapping[str, str] = field(default_factory=dict)
+    strays: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if strange := [name for name in self.classifier.labels if name not in self.labels]:
@@ -243,14 +283,16 @@ class ExactAnnotator:
         SumsError
             If the number of columns is not the number of genes.
         """
-        levels = self.levels(expression)
-        logits = self.logits_of(levels)
+        centred = self.classifier.centred(self.levels(expression))
+        logits = np.full((len(centred), len(self.labels)), -np.inf)
+        logits[:, self.places], learned = self.classifier.answered_centred(centred)
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(self.apart(levels))
+        score = none if self.novelty is None else self.novelty.score(self._novelness.of_centred(centred))
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        labels = [self.labels[i] for i in best]
+        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
 
     def levels(self, expression: np.ndarray) -> np.ndarray:
         """Return the levels of expression ``(n_cells, n_genes)``."""
@@ -278,6 +320,10 @@ class ExactAnnotator:
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
         return self.calibration.probabilities(logits)
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return logarithms of `probabilities`; -inf for a type without sums alone."""
+        return self.calibration.log_probabilities(logits)
 
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
@@ -327,7 +373,8 @@ class ExactAnnotator:
     def about(self) -> dict[str, Any]:
         """Return what an annotation's record says of how cells are judged."""
         rule = None if self.novelty is None else self.novelty.to_json()
-        return {"novelty": rule, **self.calibration.to_json(), "method": "exact"}
+        strays = {"strays": dict(self.strays)} if self.strays else {}
+        return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **strays}
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -351,10 +398,15 @@ class ExactAnnotator:
             **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
+            "strays": dict(self.strays),
+            "digest": self._stored_digest(),
         }
         with new_folder(folder) as temporary:
             self.classifier.save(temporary)
             write_json(temporary / CONFIG, document)
+
+    def _stored_digest(self) -> str:
+        return json_digest([self.digest(), dict(self.ontology)])
 
     @classmethod
     def load(cls, folder: Path) -> ExactAnnotator:
@@ -365,14 +417,18 @@ class ExactAnnotator:
             if document["format"] != FORMAT:
                 raise SumsError(f"{path} is of a format that this canal does not know")
             rule = document["novelty"]
-            return cls(
+            found = cls(
                 classifier,
                 _names(document["labels"]),
                 _names(document["genes"]),
                 Calibration(float(document["temperature"]), float(document["floor"])),
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
+                {str(name): float(share) for name, share in document["strays"].items()},
             )
+            if found._stored_digest() != document["digest"]:
+                raise SumsError(f"{folder} holds other numbers than {CONFIG} says; restore the model")
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
 

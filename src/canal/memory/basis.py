@@ -104,12 +104,13 @@ class Basis:
             right = isinstance(genes, list) and genes and all(isinstance(one, str) for one in genes)
             if not right or len(set(genes)) < len(genes) or not isinstance(seen, dict):
                 raise SumsError(f"{path} must hold genes, each once, and whose cells chose them")
+            found = cls(tuple(genes), {str(name): str(digest) for name, digest in seen.items()})
+            digest = found.digest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-        found = cls(tuple(genes), {str(name): str(digest) for name, digest in seen.items()})
-        if found.digest != said:
+        if digest != said:
             raise SumsError(
-                f"{path}: the basis has digest {found.digest[:12]}..., recorded is {said[:12]}...; "
+                f"{path}: the basis has digest {digest[:12]}..., recorded is {said[:12]}...; "
                 "restore the model"
             )
         return found

@@ -71,6 +71,11 @@ class StageSums:
         """Return the sums with those of one more stage, whose file lacks the genes ``missing``."""
         return StageSums(self.basis, {**self.stages, stage: sums}, {**self.missing, stage: tuple(missing)})
 
+    def without_stage(self, stage: str) -> StageSums:
+        """Return the sums as if a stage had never been added."""
+        rest = {name: sums for name, sums in self.stages.items() if name != stage}
+        return StageSums(self.basis, rest, {name: self.missing.get(name, ()) for name in rest})
+
     def without_types(self, names: Collection[str]) -> StageSums:
         """Return the sums as if no cell of these types had ever been added."""
         rest = {stage: sums.without(names) for stage, sums in self.stages.items()}
@@ -86,13 +91,20 @@ class StageSums:
         return tuple(name for name in labels if name not in self.types)
 
 
-def _read_missing(path: Path, basis: Basis, stages: Collection[str]) -> dict[str, tuple[str, ...]]:
+def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
     try:
         found = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-    if set(found) != set(stages) or any(set(genes) - set(basis.genes) for genes in found.values()):
+    fits = set(found) == set(stages) and all(
+        set(genes) <= set(basis.genes)
+        and len(set(genes)) == len(genes)
+        and not stages[name].totals[:, ~basis.present(genes)].any()
+        for name, genes in found.items()
+    )
+    if not fits:
         raise SumsError(
-            f"{path} must name genes of the basis for each of {', '.join(stages)}; restore the model"
+            f"{path} must name genes of the basis that have no sums, for each of {', '.join(stages)}; "
+            "restore the model"
         )
     return found

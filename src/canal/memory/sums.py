@@ -182,11 +182,12 @@ class Sums:
                 raise SumsError(f"{path}: this canal reads sums of format {FORMAT}, found {about['format']}")
             types = tuple(str(name) for name in json.loads(about["types"]))
             found = cls(about["basis"], types, *(arrays[name] for name in _ARRAYS))
+            digest = found.digest
         except (KeyError, ValueError, TypeError) as error:
             raise SumsError(f"{path} is damaged ({error}); restore the model") from error
-        if found.digest != about.get("digest"):
+        if digest != about.get("digest"):
             raise SumsError(
-                f"{path} holds sums with digest {found.digest[:12]}..., recorded is "
+                f"{path} holds sums with digest {digest[:12]}..., recorded is "
                 f"{about.get('digest', '')[:12]}...; restore the model"
             )
         return found
@@ -208,6 +209,7 @@ class Sums:
         diagonal = self.products[:, _diagonal(self.size)]
         right = (
             (self.counts > 0).all()
+            and sum(map(int, self.counts)) * HIGHEST**2 <= _WHOLE_INT
             and ((self.totals >= 0) & (self.totals <= n * HIGHEST)).all()
             and ((diagonal >= self.totals) & (diagonal <= self.totals * HIGHEST)).all()
             and (self.products >= 0).all()
@@ -296,8 +298,8 @@ def exact_products(levels: np.ndarray) -> np.ndarray:
     """Return the whole numbers of levels.T @ levels, int64 ``(n_genes, n_genes)``.
 
     The product is one of float64: whole numbers below 2**53 are exact in it in any order of adding, fused or
-    not. That the library computed it right is checked: G r = F.T (F r) in 64-bit whole numbers, for signs r
-    drawn from the product itself.
+    not. That the library computed it right is checked (Freivalds 1977): G r = F.T (F r) in whole numbers of
+    64 bits, modulo 2**64, for numbers r of 32 bits drawn from the product itself.
 
     Parameters
     ----------
@@ -322,8 +324,8 @@ def exact_products(levels: np.ndarray) -> np.ndarray:
     whole = product.astype(np.int64)
     cells = levels.astype(np.int64)
     digest = hashlib.blake2b(whole.tobytes(), digest_size=8).digest()
-    signs = 2 * np.random.default_rng(list(digest)).integers(0, 2, size=levels.shape[1]) - 1
-    if not ((whole == product).all() and (whole @ signs == cells.T @ (cells @ signs)).all()):
+    drawn = np.random.default_rng(list(digest)).integers(-(2**31), 2**31, size=levels.shape[1])
+    if not ((whole == product).all() and (whole @ drawn == cells.T @ (cells @ drawn)).all()):
         raise SumsError(
             "this machine's floating-point library computed a product of whole numbers wrongly, so sums "
             "made here could not be trusted: set OPENBLAS_CORETYPE or MKL_DEBUG_CPU_TYPE to another kernel, "

@@ -12,7 +12,8 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import ModelError
 from canal.files import write_json
-from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
+from canal.memory.answer import PARTS, Calibration, ExactAnnotator, Prediction, softmax
+from canal.memory.classifier import log_normalised
 from canal.model.annotator import Annotator
 from canal.model.novelty import is_number
 from canal.model.storage import read_document
@@ -20,8 +21,8 @@ from canal.model.storage import read_document
 COMBINATION = "combination.json"
 EXACT = "exact"
 FORMAT = 1
-NETWORK_PART = "network"
-"""The part of a combined novelty that is the network's own score."""
+NETWORK_PART, PUBLISHED_PART = "network", "published"
+"""Parts of a combined novelty: the network's own score, and what bbae047 published of it alone."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,9 @@ class Combination:
         network
             The network's logits ``(n_cells, n_types)``.
         exact
-            The sums' probabilities, types in the same order; 0 for a type that has no sums.
+            The sums' log probabilities, types in the same order; -inf for a type that has no sums.
         """
-        with np.errstate(divide="ignore"):
-            logs = [
-                _log_softmax(np.asarray(network, dtype=np.float64) / self.network_temperature),
-                np.log(exact),
-            ]
+        logs = [log_normalised(np.asarray(network, dtype=np.float64) / self.network_temperature), exact]
         known = [np.isfinite(log).any(axis=0) for log in logs]
         both = known[0] & known[1]
         result = np.full(logs[0].shape, -np.inf)
@@ -82,8 +79,8 @@ class Combination:
             with np.errstate(divide="ignore"):
                 rest = np.log(np.maximum(1.0 - np.exp(result).sum(axis=1, keepdims=True), 0.0))
             shared = self.weight * logs[0][:, both] + (1 - self.weight) * logs[1][:, both]
-            result[:, both] = _log_softmax(shared) + rest
-        return _log_softmax(result)
+            result[:, both] = log_normalised(shared) + rest
+        return log_normalised(result)
 
     def to_json(self) -> dict[str, float]:
         """Return the fields as a JSON document."""
@@ -106,6 +103,19 @@ class CombinedRule:
 
     parts: Mapping[str, tuple[float, float]]
     threshold: float
+
+    def __post_init__(self) -> None:
+        numbers = [self.threshold, *(value for pair in self.parts.values() for value in pair)]
+        known = (
+            self.parts
+            and set(self.parts) <= {NETWORK_PART, PUBLISHED_PART, *PARTS}
+            and all(map(is_number, numbers))
+        )
+        if not known or any(spread <= 0 for _, spread in self.parts.values()):
+            raise ModelError(
+                f"a combined novelty rule needs parts of {(NETWORK_PART, PUBLISHED_PART, *PARTS)} with "
+                f"spreads > 0, found {self}: restore the model"
+            )
 
     def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
@@ -172,14 +182,16 @@ class CombinedAnnotator:
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
         said, levels = self.network.predict(expression), self.exact.levels(expression)
-        logits = self.combination.of(said.logits, self.exact.probabilities(self.exact.logits_of(levels)))
+        logits = self.combination.of(said.logits, self.exact.log_probabilities(self.exact.logits_of(levels)))
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
         if self.novelty is not None:
-            score = self.novelty.score(parts_of(said, self.exact, levels))
+            score = self.novelty.score(self._parts(said, levels))
             novel = self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        learned = self.exact.classifier.answered(levels)[1]
+        labels = [self.labels[i] for i in best]
+        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
@@ -188,6 +200,13 @@ class CombinedAnnotator:
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
         return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+
+    def _parts(self, said: Prediction, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the parts of novelty of cells, given what the network says of them."""
+        rule = self.network.novelty
+        published = said.novelty if rule is None else rule.published_score(said.logits)
+        own = {NETWORK_PART: unsqueezed(said.novelty), PUBLISHED_PART: published}
+        return {**own, **self.exact.apart(levels)}
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -200,7 +219,8 @@ class CombinedAnnotator:
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the network's manifold ``(n_cells, 128)`` and combined logits ``(n_cells, n_types)``."""
         manifold, logits = self.network.represented(expression)
-        return manifold, self.combination.of(logits, self.exact.probabilities(self.exact.logits(expression)))
+        exact = self.exact.log_probabilities(self.exact.logits(expression))
+        return manifold, self.combination.of(logits, exact)
 
     def on(self, device: str) -> CombinedAnnotator:
         """Move the network to a device and return this annotator."""
@@ -212,6 +232,7 @@ class CombinedAnnotator:
         return {
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             **self.combination.calibration.to_json(),
+            **({"strays": dict(self.exact.strays)} if self.exact.strays else {}),
             "method": "combined",
             "network_weight": self.combination.weight,
         }
@@ -276,8 +297,7 @@ class FastAnnotator:
         ``logits`` are log probabilities, since cells are answered in two ways.
         """
         said = self.whole.exact.predict(expression)
-        with np.errstate(divide="ignore"):
-            logits = np.log(said.probabilities)
+        logits = self.whole.exact.log_probabilities(said.logits)
         top = np.sort(said.probabilities, axis=1)[:, -2:]
         unsure = (
             top[:, -1] - top[:, 0] if top.shape[1] > 1 else top[:, 0]
@@ -288,8 +308,7 @@ class FastAnnotator:
             labels[unsure] = more.labels
             said.confidence[unsure], said.novelty[unsure] = more.confidence, more.novelty
             said.is_novel[unsure], said.probabilities[unsure] = more.is_novel, more.probabilities
-            with np.errstate(divide="ignore"):
-                logits[unsure] = np.log(more.probabilities)
+            logits[unsure] = self.whole.combination.calibration.log_probabilities(more.logits)
         return replace(said, labels=labels.tolist(), logits=logits, by_network=unsure)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -322,11 +341,6 @@ class FastAnnotator:
         return json_digest([self.whole.digest(), "fast"])
 
 
-def parts_of(said: Prediction, exact: ExactAnnotator, levels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the parts of novelty of cells: the network's own score, unsqueezed, and those of the sums."""
-    return {NETWORK_PART: unsqueezed(said.novelty), **exact.apart(levels)}
-
-
 def unsqueezed(score: np.ndarray) -> np.ndarray:
     """Return a score of 0...1 as it was before it was squeezed into that range."""
     inside = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
@@ -351,9 +365,3 @@ def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
         return Combination(calibration=calibration, **document), found
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / COMBINATION} is damaged ({error}); restore the model") from error
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    highest = logits.max(axis=1, keepdims=True)
-    result: np.ndarray = logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
-    return result

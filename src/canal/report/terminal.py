@@ -118,7 +118,19 @@ def annotation_table(summary: Mapping[str, Any]) -> "Group":
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
     warnings = [_text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    return Group(table, _text(facts, "dim"), *warnings)
+    study = [_text(line, "dim") for line in _study(summary.get("study", {}))]
+    return Group(table, _text(facts, "dim"), *study, *warnings)
+
+
+def _study(study: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how like the learned studies a file is, and how many known cells may be Unassigned."""
+    if study:
+        expected = study["known_unassigned"]
+        yield (
+            f"{study['like_learned']:.0%} of the cells lie among those of the learned studies; of cells of "
+            f"known types some {expected['usual']:.0%} may be Unassigned ({expected['lowest']:.0%} to "
+            f"{expected['highest']:.0%})"
+        )
 
 
 def next_commands(
@@ -229,6 +241,11 @@ def _sums(evaluation: Document) -> Any:
     for name, value in facts.items():
         line.append(f"{name} ", style="dim").append(value, style="bold").append("   ")
     line.rstrip()
+    for name, by_stage in (evaluation.get("alone") or {}).items():
+        shares = [*by_stage.values(), sum(by_stage.values()) / len(by_stage)]
+        told = "the network alone (published method)" if name == "network" else f"the {name} alone"
+        line.append(f"\n{told}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
+        line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
     return line
 
 
