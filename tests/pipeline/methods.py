@@ -86,20 +86,8 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canal.step, "project_step", learn)
         without_pictures(patch)
-        patch.chdir(line.root)
-        project = line.project()
-        step(patch, "ingest")
-        for source in project.config.sources:
-            data = line.root / "data" / source
-            if not data.is_dir():
-                data.parent.mkdir(exist_ok=True)
-                (line.root / "incoming" / source).rename(data)
-            step(patch, "prepare", "--source", source)
-        for script in ("split", "panel"):
-            step(patch, script)
-        stages = list(project.config.stages)
-        for name in stages:
-            step(patch, "validate", "--stage", name)
+        prepare_here(line, patch)
+        stages = list(line.project().config.stages)
         step(patch, "pretrain")
         for name in stages:
             for script in ("labels", "finetune", "evaluate"):
@@ -108,6 +96,23 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         line.canal("registry", "sync")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return learned
+
+
+def prepare_here(line: Line, patch: pytest.MonkeyPatch) -> None:
+    """Run the steps up to the gate in this process and in the project's folder."""
+    patch.chdir(line.root)
+    project = line.project()
+    step(patch, "ingest")
+    for source in project.config.sources:
+        data = line.root / "data" / source
+        if not data.is_dir():
+            data.parent.mkdir(exist_ok=True)
+            (line.root / "incoming" / source).rename(data)
+        step(patch, "prepare", "--source", source)
+    for script in ("split", "panel"):
+        step(patch, script)
+    for name in project.config.stages:
+        step(patch, "validate", "--stage", name)
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
