@@ -1,7 +1,8 @@
 """Choose the genes of the lineage on the first stage's training cells: panel.json."""
 
+from canal.adopting import adopted_basis
 from canal.config import BACKBONE
-from canal.data.panel import choose_panel, write_panel
+from canal.data.panel import adopted_panel, choose_panel, write_panel
 from canal.digests import file_digest
 from canal.imported import imported_vocabulary
 from canal.model.config import PRESETS
@@ -19,10 +20,15 @@ def main() -> None:
         return
     stage = config.panel.stage
     require_available(config, stage)
+    split = file_digest(layout.split(stage))
+    if (adopted := adopted_basis(project)) is not None:
+        write_panel(layout.panel, adopted_panel(adopted.genes), config.panel, split, adopted.digest)
+        say(f"panel: the {adopted.size} genes of the adopted basis {adopted.digest[:12]}...")
+        return
     size = config.panel.size or PRESETS[config.backbone.preset].panel
     known = imported_vocabulary(project)
     chosen = choose_panel(project.prepared(stage), project.split(stage), config.panel, size, known)
-    write_panel(layout.panel, chosen, config.panel, file_digest(layout.split(stage)))
+    write_panel(layout.panel, chosen, config.panel, split)
     say(f"panel: {len(chosen.genes)} genes by {config.panel.rule}, such as {', '.join(chosen.genes[:8])}")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from canal.adopting import Adopted
     from canal.annotation.annotate import Options, Summary
     from canal.annotation.telling import OnCells
     from canal.importing import Imported, PublishedFiles
@@ -281,6 +282,17 @@ def import_backbone(
     return imported
 
 
+def adopt_basis(path: Path, commit: bool, root: Path | None = None) -> "Adopted":
+    """Let the project's lineage begin on another's basis; see `canal.adopting`."""
+    from canal.adopting import adopt_basis as adopt
+
+    project = Project.open(root)
+    made = adopt(project, path)
+    if commit:
+        _commit(project, f"Adopt basis {made.digest[:12]}", made.path)
+    return made
+
+
 def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout | None" = None) -> "Synced":
     """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
 
@@ -348,11 +360,13 @@ def registry_rebuild(
     return rebuild(project.store, wishes, lambda layout, stage: _figures(project, stage, layout))
 
 
-def _commit(project: Project, message: str) -> None:
+def _commit(project: Project, message: str, *also: str) -> None:
     import subprocess
 
+    if also:
+        subprocess.run(["git", "add", "--", *also], cwd=project.layout.root, check=False)
     done = subprocess.run(
-        ["git", "commit", "--quiet", "-m", message, "--", project.layout.params.name],
+        ["git", "commit", "--quiet", "-m", message, "--", project.layout.params.name, *also],
         cwd=project.layout.root,
         capture_output=True,
         text=True,

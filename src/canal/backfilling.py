@@ -195,8 +195,7 @@ def _make(project: Project, made: Project, version: "Version", notice: Notice) -
         if batches is not None:
             batches.save(target / OWN_BATCHES)
         facts = {name: value for name, value in key.items() if name not in _FACTS_MADE_ANEW}
-        memory = project.config.memory.model_dump(mode="json", exclude={"batch_mb"})
-        facts |= {"backfilled": version.key, "memory": memory}
+        facts |= {"backfilled": version.key, "memory": project.config.memory.numbers()}
         write_key(target, facts | sums_facts(sums), key["parent"])
     notice(f"{stage}: measuring network and sums together")
     with new_folder(made.layout.metrics(stage)) as target:

@@ -217,22 +217,34 @@ class ContinualOverride(Section):
     patience: int | None = Field(default=None, ge=1)
 
 
+class AdoptedBasis(Section):
+    """Another lineage's basis, as ``canal basis adopt`` left it: its folder, and the basis's digest."""
+
+    path: str = Field(min_length=1)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Memory(Section):
     """How the sums of the exact memory are solved: `canal.memory.solve` says what each number is for.
 
-    Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes.
+    Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes. ``basis`` is what the sums
+    are of, where another lineage chose it; it is the lineage's panel, too.
     """
 
+    basis: AdoptedBasis | None = None
     shrinkage: float = Field(default=0.4, ge=0, le=1)
     type_power: float = Field(default=0.5, ge=0, le=1)
     few: float = Field(default=3.0, ge=0)
     stage_share: float = Field(default=0.5, ge=0, le=1)
-    between: float = Field(default=0.25, ge=0)
-    diagonal: float = Field(default=0.15, ge=0, le=1)
+    between: float = Field(default=0.3, ge=0)
     reliable: float = Field(default=10.0, gt=0)
     soft: float = Field(default=0.03, gt=0, le=1)
     own: float = 1.5
     batch_mb: float = Field(default=64.0, ge=0)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers that decide how sums are solved."""
+        return self.model_dump(mode="json", exclude={"basis", "batch_mb"})
 
 
 class Bank(Section):

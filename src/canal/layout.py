@@ -78,6 +78,10 @@ class Layout:
         """Folder of a backbone that `canal backbone import` brought; params.yaml names its key."""
         return self.root / "backbones" / name
 
+    def basis(self, name: str) -> Path:
+        """Folder of a basis that `canal basis adopt` brought; params.yaml names its digest."""
+        return self.root / "bases" / name
+
     def source(self, name: str) -> Path:
         """Folder of a source's raw file, ``cells.h5ad``, and its ``source.json``."""
         return self.data / name

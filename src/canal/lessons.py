@@ -52,8 +52,10 @@ def corpus(project: Project) -> "Corpus":
     vocabulary = _vocabulary(project.panel, first.genes, np.diff(expression.tocsc().indptr), size.vocabulary)
     if config.backbone.gene_embedding is None:
         place = {gene: i for i, gene in enumerate(first.genes)}
-        columns = expression[:, [place[gene] for gene in vocabulary]]
-        embedding = embed_genes(columns.toarray(), size.backbone.dim, config.seed)
+        there = [column for column, gene in enumerate(vocabulary) if gene in place]
+        columns = np.zeros((expression.shape[0], len(vocabulary)), dtype=np.float32)
+        columns[:, there] = expression[:, [place[vocabulary[column]] for column in there]].toarray()
+        embedding = embed_genes(columns, size.backbone.dim, config.seed)
     else:
         path = project.layout.root / config.backbone.gene_embedding
         embedding, _ = read_gene_embedding(path, vocabulary, size.backbone.dim)
@@ -130,13 +132,27 @@ class ExactLesson:
 
 
 def exact_lesson(project: Project, stage: str) -> ExactLesson:
-    """Return what ``stage`` is learned from by sums; of the past it needs the parent's model folder alone."""
+    """Return what ``stage`` is learned from by sums; of the past it needs the parent's model folder alone.
+
+    Raises
+    ------
+    TrainingError
+        If the parent keeps no sums: its types would be forgotten.
+    """
     from canal.continual.stage import Past
+    from canal.errors import TrainingError
     from canal.model.annotator import GENES, LABELS
     from canal.model.storage import read_names
 
     config, name = project.config, project.config.stages[stage].parent
     folder, no_labels = project.layout.model(name), tuple[str, ...]()
+    before = parent_sums(project, stage)
+    if name != BACKBONE and before is None:
+        raise TrainingError(
+            f"stage {stage!r} is to be learned by sums alone, but its parent {name!r} keeps none, so all "
+            f"that it knows would be forgotten: add them first (`canal sums backfill {name}`), or set "
+            f"stages.{stage}.continual.method: combined"
+        )
     if name == BACKBONE:
         genes, old = tuple(project.panel), no_labels
         past = Past.none(len(genes))
@@ -144,7 +160,7 @@ def exact_lesson(project: Project, stage: str) -> ExactLesson:
         own = read_names(folder / "model", GENES)
         genes, old = _grown_panel(project, stage, own), read_names(folder / "model", LABELS)
         past = Past.load(folder, own, config).widened(len(genes))
-    sums, batches = stage_sums(project, stage, genes, parent_sums(project, stage))
+    sums, batches = stage_sums(project, stage, genes, before)
     new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
     validation = project.cells(stage, "validation", genes)
     return ExactLesson((*old, *new), genes, validation, past, sums, batches)
@@ -170,9 +186,15 @@ def stage_sums(
 
 
 def first_basis(project: Project, stage: str, genes: "tuple[str, ...]") -> "Basis":
-    """Return the basis of sums that begin at ``stage``: its panel, and whose cells chose that."""
+    """Return the basis of sums that begin at ``stage``: its panel, and whose cells chose that.
+
+    Where another lineage's was adopted, it is that one.
+    """
+    from canal.adopting import adopted_basis
     from canal.memory.basis import Basis
 
+    if (adopted := adopted_basis(project)) is not None:
+        return adopted
     seen = dict.fromkeys((project.config.root_stage, stage))
     chosen = {name: file_digest(project.layout.split(name)) for name in seen}
     grown = genes != tuple(project.panel)

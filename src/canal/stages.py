@@ -87,6 +87,25 @@ def with_import(text: str, path: str, key: str) -> str:
     return text
 
 
+def with_basis(text: str, path: str, digest: str) -> str:
+    """Return params.yaml's text with the adopted basis in folder ``path``.
+
+    Raises
+    ------
+    ConfigError
+        If the result would break a rule.
+    """
+    document = _round_trip().load(with_memory(text))
+    section, entry = document["memory"], {"path": path, "digest": digest}
+    if "basis" in section:
+        section["basis"] = entry
+    else:
+        section.insert(0, "basis", entry)
+    text = _dumped(document)
+    parse(text)
+    return text
+
+
 def with_memory(text: str) -> str:
     """Return params.yaml's text with a section ``memory``, which DVC compares; one from before sums has none.
 

@@ -1,14 +1,14 @@
 """What the command line shows of versions and of the lineage, as plain documents."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.project import Project
 from canal.registry.bundle import read_record
-from canal.registry.key import Key, read_key
+from canal.registry.key import read_key
+from canal.registry.method import method_view
 from canal.registry.moves import ledger_of
 from canal.registry.standing import standing
 
@@ -64,28 +64,6 @@ def version_view(project: Project, wanted: str) -> Document:
         "evaluation": read_json(folder / "metrics" / "evaluation.json"),
         "artifacts": str(folder),
     }
-
-
-def method_view(folder: Path, key: Key) -> Document:
-    """Return by what method a version answers: its parts, their weight, and the sums that it keeps."""
-    from canal.memory.answer import CONFIG
-    from canal.model.load import method_of
-
-    model = folder / "model"
-    found: Document = {"name": method_of(model)}
-    if found["name"] == "published":
-        return found
-    exact = read_json(model / "exact" / CONFIG)
-    sums = key.get("sums", {})
-    parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
-    found |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
-    found["novelty"] = parts
-    if found["name"] == "combined":
-        combination = read_json(model / "combination.json")
-        found["network_weight"] = combination["weight"]
-        if combination["weight"]:
-            found["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
-    return found
 
 
 def evaluations(project: Project) -> list[Document]:

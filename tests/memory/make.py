@@ -27,11 +27,9 @@ def make_basis(n_genes: int = 20) -> Basis:
 def make_cells(
     types: Sequence[str], n: int, n_genes: int = 20, stage: str = "first", seed: int = 0
 ) -> tuple[np.ndarray, list[str]]:
-    """Return expression of ``n`` cells of each type, whose means depend on type and stage, and their types."""
-    random, labels = (
-        np.random.default_rng([seed, *stage.encode()]),
-        [name for name in types for _ in range(n)],
-    )
+    """Return expression of ``n`` cells of each type, whose means depend on type and stage, and types."""
+    random = np.random.default_rng([seed, *stage.encode()])
+    labels = [name for name in types for _ in range(n)]
     shift = np.random.default_rng([1, *stage.encode()]).normal(0, 0.4, n_genes)
     means = {name: np.random.default_rng([2, *name.encode()]).gamma(1.5, 1.5, n_genes) for name in types}
     values = (

@@ -1,4 +1,4 @@
-"""Every file of the exact memory, damaged in some 400 of its bytes: refused, or of the same meaning."""
+"""Every file of the exact memory, damaged in some 250 of its bytes: refused, or of the same meaning."""
 
 import json
 
@@ -57,14 +57,14 @@ def load_exact(folder):
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("change", [1, 0x80, 0xFF], ids=["lowest bit", "highest bit", "all bits"])
+@pytest.mark.parametrize("change", [1, 0xFF], ids=["lowest bit", "all bits"])
 def test_a_damaged_byte_is_refused_or_means_the_same(folder, name, change):
     """But for whose cells chose a basis, which its digest leaves out: the key of a version holds it."""
     read, alike = READERS[name]
     path, right = folder / name, read(folder)
     whole = path.read_bytes()
     seen = whole.index(b'"seen"') if b'"seen"' in whole else len(whole)
-    places = [*range(0, seen, max(1, len(whole) // 300)), *range(8, min(seen, 200))]
+    places = [*range(0, seen, max(1, len(whole) // 150)), *range(8, min(seen, 100))]
     try:
         for place in places:
             path.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])

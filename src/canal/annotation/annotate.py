@@ -21,6 +21,8 @@ from canal.annotation.columns import (
     told_left_over,
 )
 from canal.annotation.coverage import Coverage
+from canal.annotation.expected import Likeness
+from canal.annotation.expected import told as told_shift
 from canal.annotation.formats import open_cells
 from canal.annotation.lost import lost_weight, told
 from canal.annotation.naming import Naming, doubt, rename
@@ -136,6 +138,8 @@ class Summary:
         Where genes were found by another name: the column of var, and how many genes by what.
     lost : dict
         Where genes are few: for each type the share of its weight that is lost.
+    study : dict
+        How like the learned studies the cells are, and what follows; see `canal.annotation.expected`.
     """
 
     n_cells: int
@@ -146,6 +150,7 @@ class Summary:
     warnings: tuple[str, ...]
     renamed: Mapping[str, Any] = field(default_factory=dict)
     lost: Mapping[str, float] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unassigned(self) -> int:
@@ -164,6 +169,7 @@ class Summary:
             "genes": {**genes, **{name: found for name, found in more.items() if found}},
             "cell_types": self.counts,
             "warnings": list(self.warnings),
+            **({"study": dict(self.study)} if self.study else {}),
         }
 
 
@@ -291,9 +297,11 @@ def _label(
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     tell(done, query.n_cells)
+    likeness = Likeness()
     with _computing(annotator, options):
         for block in reading.blocks(options.chunk_cells, done):
             answer = asked.predict(block.expression)
+            likeness.add(answer)
             frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
             if parts is None:
                 frames.append(frame)
@@ -302,7 +310,8 @@ def _label(
             done += len(frame)
             tell(done, query.n_cells)
     table = joined(frames, annotator.ontology)
-    return table, _summary(annotator, table, reading, how, detected=options.values == AUTO)
+    study = likeness.to_json(annotator.about())
+    return table, _summary(annotator, table, reading, how, options.values == AUTO, study)
 
 
 def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
@@ -322,18 +331,21 @@ def _summary(
     reading: Reading,
     renamed: Mapping[str, Any],
     detected: bool,
+    study: Mapping[str, Any],
 ) -> Summary:
     types = table[TYPE].cat
     counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [text for text in (told(lost) if lost else "", doubt(renamed)) if text]
+    said += [text for text in (told(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
     if empty := int(table[LOW_QUALITY].sum()):
         said.append(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
         )
-    return Summary(len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost)
+    return Summary(
+        len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost, study
+    )
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:

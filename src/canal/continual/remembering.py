@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,26 +33,37 @@ class Known:
     cell_types : tuple of str
     missing : tuple of tuple of str
         Of each cell, the genes of the basis that its file lacks.
+    stages : tuple of str
+        Of each cell, the stage that brought it.
     """
 
     levels: np.ndarray
     cell_types: tuple[str, ...]
     missing: tuple[tuple[str, ...], ...]
+    stages: tuple[str, ...]
 
     @classmethod
     def of_cells(cls, cells: LabelledCells, sums: StageSums) -> Known:
         """Return labelled cells of stages that the sums know."""
         missing = tuple(sums.missing.get(stage, ()) for stage in cells.stages)
-        return cls(sums.basis.levels(cells.expression), cells.cell_types, missing)
+        return cls(sums.basis.levels(cells.expression), cells.cell_types, missing, cells.stages)
 
     def of(self, types: Iterable[str]) -> Known:
         """Return the cells of these types."""
         wanted = set(types)
-        rows = [row for row, name in enumerate(self.cell_types) if name in wanted]
+        return self._take([row for row, name in enumerate(self.cell_types) if name in wanted])
+
+    def of_stages(self, stages: Iterable[str]) -> Known:
+        """Return the cells that these stages brought."""
+        wanted = set(stages)
+        return self._take([row for row, name in enumerate(self.stages) if name in wanted])
+
+    def _take(self, rows: Sequence[int]) -> Known:
         return Known(
-            self.levels[rows],
+            self.levels[list(rows)],
             tuple(self.cell_types[row] for row in rows),
             tuple(self.missing[row] for row in rows),
+            tuple(self.stages[row] for row in rows),
         )
 
     def logits(self, annotator: ExactAnnotator) -> np.ndarray:
@@ -101,7 +112,31 @@ def solved(
     seen = known.of(bare.classifier.labels)
     calibration = calibration_of(bare, seen)
     parts = chosen_parts(sums, bare.classifier.labels, seen, memory, novelty)
-    return bare.with_rule(calibration, rule_of(bare, seen, parts, novelty))
+    rule = rule_of(bare, seen, parts, novelty)
+    strays = strays_of_studies(sums, seen, memory, novelty, parts)
+    return replace(bare.with_rule(calibration, rule), strays=strays)
+
+
+def strays_of_studies(
+    sums: StageSums, known: Known, memory: Memory, novelty: Novelty, parts: Sequence[str]
+) -> dict[str, float]:
+    """Return what share of a study's known cells is Unassigned by sums that never learned the study.
+
+    Each stage is left out in turn, and its cells of types that the others know are asked about: what a user
+    has to expect of a new study. Stages with few such cells, or whose absence leaves fewer than two types,
+    are not measured.
+    """
+    found = {}
+    for stage in sums.stages:
+        rest = sums.without_stage(stage)
+        if len(rest.types) < 2:
+            continue
+        bare = plain(rest, rest.types, rest.basis.genes, memory)
+        rule = rule_of(bare, known.of_stages(rest.stages).of(rest.types), parts, novelty)
+        asked = known.of_stages([stage]).of(rest.types)
+        if rule is not None and len(asked.levels) >= LEAST_CELLS:
+            found[stage] = round(float(rule.is_novel(rule.score(asked.apart(bare))).mean()), 4)
+    return found
 
 
 def calibration_of(bare: ExactAnnotator, known: Known) -> Calibration:

@@ -97,18 +97,32 @@ def choose_more(
     return _best(csr_matrix(expression[:, candidates]), labels, symbols, names, size)
 
 
-def write_panel(path: Path, chosen: ChosenPanel, panel: Panel, split_sha256: str) -> None:
-    """Write the panel as JSON with the rule, the stage and the split that it was chosen on."""
+ADOPTED = "adopted"
+"""The rule of a panel that another lineage chose."""
+
+
+def adopted_panel(genes: Sequence[str]) -> ChosenPanel:
+    """Return the panel of another lineage's basis."""
+    return ChosenPanel(tuple(genes), dict.fromkeys(genes, ADOPTED))
+
+
+def write_panel(
+    path: Path, chosen: ChosenPanel, panel: Panel, split_sha256: str, basis: str | None = None
+) -> None:
+    """Write the panel as JSON with the rule, the stage and the split that it was chosen on.
+
+    ``basis`` is the digest of the basis whose genes they are, where that was adopted.
+    """
     document = {
         "format": FORMAT,
         "genes": list(chosen.genes),
         "origin": chosen.origin,
-        "rule": panel.rule,
+        "rule": panel.rule if basis is None else ADOPTED,
         "size": len(chosen.genes),
         "split_sha256": split_sha256,
         "stage": panel.stage,
     }
-    write_json(path, document)
+    write_json(path, document if basis is None else {**document, "basis": basis})
 
 
 def read_panel(path: Path) -> list[str]:

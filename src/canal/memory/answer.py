@@ -37,7 +37,8 @@ class Prediction:
     that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
     threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
     ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
-    was asked about; None where that is the same for all.
+    was asked about, ``of_learned`` those that lie among the cells of the learned studies; None where nobody
+    can tell.
     """
 
     labels: list[str]
@@ -47,6 +48,7 @@ class Prediction:
     probabilities: np.ndarray
     logits: np.ndarray
     by_network: np.ndarray | None = None
+    of_learned: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,35 @@ class Novelness:
         other. Where genes are missing, both are of the genes that are there, the distance scaled to the
         number of all.
         """
-        there = self.classifier.there
-        n, whole = int(there.sum()), self.classifier.centred(levels)
-        curve, constant = self._relative
-        cells = whole / n
-        nearest = self._near.scores(whole, n).max(axis=1)
-        relative = (curve.scores(whole, n) * cells).sum(axis=1) + constant - 2 * nearest
-        lengths = np.sqrt(((cells * self._all(1 / self._within)) ** 2).sum(axis=1))
-        cosine = self._profiles.scores(whole, n).max(axis=1) / np.maximum(lengths, 1e-12)
-        return {"relative": relative * (len(there) / n), "angle": 1 - cosine}
+        return self.of_centred(self.classifier.centred(levels))
+
+    def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
+        there, n = self.classifier.there, len(self._centroids)
+        present = int(there.sum())
+        made = self._columns.scores(centred, present)
+        nearest, cosine = made[:, :n].max(axis=1), made[:, n : 2 * n].max(axis=1)
+        linear, bent = made[:, 2 * n], np.ascontiguousarray(made[:, 2 * n + 1 :])
+        relative = np.square(bent).sum(axis=1) + linear + self._around[2] - 2 * nearest
+        lengths = np.sqrt(np.square(centred / present * self._all(1 / self._spread)).sum(axis=1))
+        return {
+            "relative": relative * (len(there) / present),
+            "angle": 1 - cosine / np.maximum(lengths, 1e-12),
+        }
+
+    @cached_property
+    def _columns(self) -> Whole:
+        """All that a cell is multiplied by: one product of matrices.
+
+        In whole numbers: else the last bits of a cell's score would depend on how many are asked at a time.
+        """
+        profiles = self._centroids / self._spread
+        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
+        bent, linear, _ = self._around
+        parts = (self._near.weights, profiles / self._spread, linear[None, :], bent.T)
+        weights = self._all(np.concatenate(parts))
+        bias = np.concatenate([self._near.bias, np.zeros(len(weights) - len(self._near.bias))])
+        return Whole.of(Linear(weights, bias))
 
     def _all(self, values: np.ndarray) -> np.ndarray:
         """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""
@@ -180,54 +202,44 @@ class Novelness:
 
     @cached_property
     def _centroids(self) -> np.ndarray:
-        there = self.classifier.there
-        own = self.classifier.centroids[:, there]
+        own = self.classifier.centroids[:, self.classifier.there]
         result: np.ndarray = own - own.mean(axis=1, keepdims=True)
         return result
 
     @cached_property
-    def _block(self) -> tuple[np.ndarray, ...]:
-        there = self.classifier.there
-        return np.ix_(there, there)
-
-    @cached_property
     def _wide(self) -> np.ndarray:
         """Covariance within types and between studies, of the genes that are there."""
-        result: np.ndarray = (self.classifier.covariance + self.classifier.between)[self._block]
+        there = self.classifier.there
+        rows = self.classifier.apart[:, there]
+        result: np.ndarray = self.classifier.covariance[np.ix_(there, there)] + rows.T @ rows
         return result
 
     @cached_property
-    def _within(self) -> np.ndarray:
+    def _spread(self) -> np.ndarray:
         result: np.ndarray = np.sqrt(np.diag(self._wide))
         return result
 
-    # What cells are multiplied with is whole numbers: a score does not depend on how many are asked at once.
-
     @cached_property
-    def _profiles(self) -> Whole:
-        """Centroids of length 1 in units of the spread, over it once more."""
-        profiles = self._centroids / self._within
-        profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
-        return Whole.of(Linear(self._all(profiles / self._within), np.zeros(len(profiles))))
-
-    @cached_property
-    def _near(self) -> Whole:
+    def _near(self) -> Linear:
         with one_thread():
-            linear = linear_scores(self._centroids, self._wide)
-        return Whole.of(Linear(self._all(linear.weights), linear.bias))
+            return linear_scores(self._centroids, self._wide)
 
     @cached_property
-    def _relative(self) -> tuple[Whole, float]:
-        """Return x Q + l and c: (x Q + l) x + c, less twice the best linear score, is the distance."""
-        known, there = self.classifier, self.classifier.there
-        mean = known.mean[there] - known.mean[there].mean()
+    def _around(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return F, l and c: |x F|^2 + l x + c, less twice the best linear score, is the relative distance.
+
+        The Gaussian of all cells has the centroids' own scatter beside the spread, so the difference of the
+        two inverse covariances has no more rows than there are centroids (Woodbury's identity).
+        """
+        mean = self._centroids.mean(axis=0)
+        off = (self._centroids - mean) / np.sqrt(len(self._centroids))
         with one_thread():
-            within = np.linalg.inv(self._wide)
-            around = np.linalg.inv(known.spread[self._block] + known.between[self._block])
-            linear, constant = 2 * around @ mean, -float(mean @ around @ mean)
-        quadratic = np.zeros_like(known.covariance)
-        quadratic[self._block] = within - around
-        return Whole.of(Linear(quadratic, self._all(linear))), constant
+            solved = np.linalg.solve(self._wide, off.T)
+            inner = np.linalg.inv(np.eye(len(off)) + off @ solved)
+            bent = solved @ np.linalg.cholesky(inner)
+            plain = np.linalg.solve(self._wide, mean)
+        linear = plain - bent @ (bent.T @ mean)
+        return bent, 2 * linear, -float(mean @ linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +259,9 @@ class ExactAnnotator:
         Without one, no cell is novel.
     ontology : dict
         Cell Ontology ids of labels.
+    strays : dict
+        Stage -> share of its known cells that is Unassigned where it is left out of the sums: what to expect
+        of a new study.
     """
 
     classifier: ExactClassifier
@@ -255,6 +270,7 @@ class ExactAnnotator:
     calibration: Calibration = field(default_factory=Calibration)
     novelty: SumsRule | None = None
     ontology: Mapping[str, str] = field(default_factory=dict)
+    strays: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if strange := [name for name in self.classifier.labels if name not in self.labels]:
@@ -270,14 +286,16 @@ class ExactAnnotator:
         SumsError
             If the number of columns is not the number of genes.
         """
-        levels = self.levels(expression)
-        logits = self.logits_of(levels)
+        centred = self.classifier.centred(self.levels(expression))
+        logits = np.full((len(centred), len(self.labels)), -np.inf)
+        logits[:, self.places], learned = self.classifier.answered_centred(centred)
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(self.apart(levels))
+        score = none if self.novelty is None else self.novelty.score(self._novelness.of_centred(centred))
         novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        labels = [self.labels[i] for i in best]
+        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
 
     def levels(self, expression: np.ndarray) -> np.ndarray:
         """Return the levels of expression ``(n_cells, n_genes)``."""
@@ -358,7 +376,8 @@ class ExactAnnotator:
     def about(self) -> dict[str, Any]:
         """Return what an annotation's record says of how cells are judged."""
         rule = None if self.novelty is None else self.novelty.to_json()
-        return {"novelty": rule, **self.calibration.to_json(), "method": "exact"}
+        strays = {"strays": dict(self.strays)} if self.strays else {}
+        return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **strays}
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -382,6 +401,7 @@ class ExactAnnotator:
             **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
+            "strays": dict(self.strays),
             "digest": self._stored_digest(),
         }
         with new_folder(folder) as temporary:
@@ -407,6 +427,7 @@ class ExactAnnotator:
                 Calibration(float(document["temperature"]), float(document["floor"])),
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
+                {str(name): float(share) for name, share in document["strays"].items()},
             )
             if found._stored_digest() != document["digest"]:
                 raise SumsError(f"{folder} holds other numbers than {CONFIG} says; restore the model")

@@ -84,14 +84,18 @@ class Basis:
 
     @classmethod
     def load(cls, folder: Path) -> Basis:
-        """Read what `save` wrote.
+        """Read what `save` wrote; see `read`."""
+        return cls.read(folder / BASIS)
+
+    @classmethod
+    def read(cls, path: Path) -> Basis:
+        """Read a file ``basis.json``.
 
         Raises
         ------
         SumsError
             If the file is missing or damaged, or holds another basis than its digest says.
         """
-        path = folder / BASIS
         try:
             document = read_json(path)
             if document["format"] != FORMAT or document["levels"] != _LEVELS:

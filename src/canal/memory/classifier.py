@@ -22,7 +22,7 @@ WEIGHTS = "weights.safetensors"
 SOLUTION = "solution.json"
 FORMAT = 1
 _LINEARS = ("own", "within", "new")
-_ARRAYS = ("owners", "origins", "patterns", "centroids", "covariance", "between", "mean", "spread")
+_ARRAYS = ("owners", "origins", "patterns", "centroids", "covariance", "apart")
 _WHOLE_FLOAT = 2**53
 FEW_MISSING = 0.05
 """Share of the genes that a file may lack without being a new study for that alone."""
@@ -132,10 +132,11 @@ class ExactClassifier:
         studies (None while no type was seen in two stages).
     centroids : numpy.ndarray
         Of centred levels, float64 ``(n_centroids, n_genes)``.
-    covariance, between : numpy.ndarray
-        Within types, shrunk, and what is added to it for new studies, float64 ``(n_genes, n_genes)``.
-    mean, spread : numpy.ndarray
-        Mean and covariance of all cells, centroids alike.
+    covariance : numpy.ndarray
+        Within types, shrunk, float64 ``(n_genes, n_genes)``.
+    apart : numpy.ndarray
+        How far studies lie apart: rows whose products are added to the covariance for new studies, float64
+        ``(n_rows, n_genes)``; no row while no type was seen in two stages.
     soft, bonus : float
         As ``soft`` and ``own`` of `canal.memory.solve.SolveSettings`.
     present : numpy.ndarray
@@ -155,9 +156,7 @@ class ExactClassifier:
     new: Whole | None
     centroids: np.ndarray
     covariance: np.ndarray
-    between: np.ndarray
-    mean: np.ndarray
-    spread: np.ndarray
+    apart: np.ndarray
     soft: float
     bonus: float
     present: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
@@ -191,7 +190,8 @@ class ExactClassifier:
             return Whole.of(Linear(np.zeros_like(self.centroids), np.zeros(len(self.centroids))))
         centring = np.eye(n) - 1.0 / n
         block = np.ix_(present, present)
-        wide = centring @ (self.covariance[block] + self.between[block]) @ centring
+        rows = self.apart[:, present]
+        wide = centring @ (self.covariance[block] + rows.T @ rows) @ centring
         # Nothing that is centred lies along (1, ..., 1), so any spread along it gives the same scores.
         wide += np.trace(wide) / n**2
         own = self.centroids[:, present]
@@ -217,30 +217,37 @@ class ExactClassifier:
 
     def answered(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `scores`, and whether a cell was taken for one of the learned studies, ``(n_cells,)``."""
-        whole, n = self.centred(levels), int(self.there.sum())
+        return self.answered_centred(self.centred(levels))
+
+    def answered_centred(self, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return as `answered` does for levels that are centred already."""
+        n = int(self.there.sum())
         if self.strange and self.new is not None:
-            new = self.new.scores(whole, n)
-            return log_normalised(self._by_type(new, self.soft)), np.zeros(len(levels), dtype=bool)
-        own = self.own.scores(whole, n)
-        learned = self._of_learned(own, self.within.scores(whole, n))
+            return self._of_new(self.new.scores(centred, n)), np.zeros(len(centred), dtype=bool)
+        own = self.own.scores(centred, n)
         if self.new is None:
-            return learned, np.ones(len(levels), dtype=bool)
-        new = self.new.scores(whole, n)
-        mine = self._gain(whole, own, new) + self.bonus > 0
-        others = log_normalised(self._by_type(new, self.soft))
-        return np.where(mine[:, None], learned, others), mine
+            return self._of_learned(own, self.within.scores(centred, n)), np.ones(len(centred), dtype=bool)
+        new = self.new.scores(centred, n)
+        mine = self._gain(centred, own, new) + self.bonus > 0
+        result = np.empty((len(centred), len(self.labels)))
+        result[mine] = self._of_learned(own[mine], self.within.scores(centred[mine], n))
+        result[~mine] = self._of_new(new[~mine])
+        return result, mine
 
     def _of_learned(self, own: np.ndarray, within: np.ndarray) -> np.ndarray:
         """Return log probabilities: which stage a cell is like, and which of the stage's types."""
-        refined = np.empty_like(own)
-        shares = np.stack(
-            [log_sum_exp(own[:, self.origins == origin]) for origin in range(len(self.stages))], axis=1
-        )
+        stages = range(len(self.stages))
+        shares = np.stack([log_sum_exp(own[:, self.origins == one]) for one in stages], axis=1)
         shares = log_normalised(shares)
-        for origin in range(len(self.stages)):
-            rows = self.origins == origin
-            refined[:, rows] = log_normalised(within[:, rows]) + shares[:, [origin]]
+        refined = np.empty_like(own)
+        for one in stages:
+            columns = self.origins == one
+            refined[:, columns] = log_normalised(within[:, columns]) + shares[:, [one]]
         return log_normalised(self._by_type(refined))
+
+    def _of_new(self, new: np.ndarray) -> np.ndarray:
+        """Return log probabilities where a type's centroids in all stages count alike."""
+        return log_normalised(self._by_type(new, self.soft))
 
     def _by_type(self, scores: np.ndarray, soft: float = 1.0) -> np.ndarray:
         """Return the log-sum-exp of the scores of each type's centroids."""
@@ -251,24 +258,25 @@ class ExactClassifier:
 
     def _gain(self, whole: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
         """Return by how many nats a cell is likelier among learned studies than among others."""
-        quadratic, constant = self._densities
-        n = int(self.there.sum())
-        curved = (quadratic.scores(whole, n) * (whole / n)).sum(axis=1)
-        result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + curved + constant
+        bent, constant = self._densities
+        curved = np.square(bent.scores(whole, int(self.there.sum()))).sum(axis=1)
+        result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + constant - 0.5 * curved
         return result
 
     @cached_property
     def _densities(self) -> tuple[Whole, float]:
-        """Half the difference of the inverse covariances, and of their log determinants.
+        """Return what turns x into y so that y . y is by how much x counts less under the wider covariance.
 
-        In whole numbers as all that cells are multiplied with: else the last bits of a cell's answer would
-        depend on how many cells are asked at a time.
+        And half the difference of the logarithms of both determinants (Woodbury's identity). What cells are
+        multiplied with is whole numbers: else the last bits of an answer would depend on how many are asked.
         """
         with one_thread():
-            wide = self.covariance + self.between
-            quadratic = 0.5 * (np.linalg.inv(wide) - np.linalg.inv(self.covariance))
-            constant = 0.5 * (np.linalg.slogdet(wide)[1] - np.linalg.slogdet(self.covariance)[1])
-        return Whole.of(Linear(quadratic, np.zeros(len(quadratic)))), float(constant)
+            solved = np.linalg.solve(self.covariance, self.apart.T)
+            inner = np.eye(len(self.apart)) + self.apart @ solved
+            factor = np.linalg.cholesky(np.linalg.inv(inner))
+            constant = 0.5 * np.linalg.slogdet(inner)[1]
+            bent = (solved @ factor).T
+        return Whole.of(Linear(bent, np.zeros(len(bent)))), float(constant)
 
     def digest(self) -> str:
         """Return the SHA-256 of basis, labels and all stored numbers."""
@@ -317,9 +325,7 @@ class ExactClassifier:
                 patterns=arrays["patterns"],
                 centroids=arrays["centroids"],
                 covariance=arrays["covariance"],
-                between=arrays["between"],
-                mean=arrays["mean"],
-                spread=arrays["spread"],
+                apart=arrays["apart"],
                 soft=float(document["soft"]),
                 bonus=float(document["bonus"]),
             )
@@ -399,9 +405,7 @@ def _check(found: ExactClassifier, folder: Path) -> None:
         "patterns": (len(found.stages), size),
         "centroids": (n, size),
         "covariance": (size, size),
-        "between": (size, size),
-        "mean": (size,),
-        "spread": (size, size),
+        "apart": (len(found.apart), size),
     }
     fits = (
         all(getattr(found, name).shape == shape for name, shape in shapes.items())

@@ -38,8 +38,6 @@ class SolveSettings:
     between : float
         How much of the scatter of a type's centroids between stages is added to the covariance in the answer
         for studies that were never learned.
-    diagonal : float
-        Share by which that scatter is drawn to its diagonal.
     reliable : float
         A centroid of n cells counts n / (n + reliable) in it.
     soft : float
@@ -52,8 +50,7 @@ class SolveSettings:
     type_power: float = 0.5
     few: float = 3.0
     stage_share: float = 0.5
-    between: float = 0.25
-    diagonal: float = 0.15
+    between: float = 0.3
     reliable: float = 10.0
     soft: float = 0.03
     own: float = 1.5
@@ -91,8 +88,7 @@ def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
         covariance = _shrunk(pooled, pooled, settings.shrinkage)
         parts = parts._replace(means=parts.means * (np.diag(pooled) > _LEAST_VARIANCE))
         centroids = _centroids(parts, settings)
-        between = _between(parts, settings)
-        mean, spread = _around(parts, covariance)
+        apart = _apart(parts, settings)
         return ExactClassifier(
             basis=sums.basis,
             labels=sums.types,
@@ -102,12 +98,10 @@ def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
             patterns=np.stack([sums.basis.present(sums.missing.get(name, ())) for name in stages]),
             own=Whole.of(linear_scores(centroids, covariance)),
             within=Whole.of(_within(parts, centroids, covariance, pooled, weights, settings)),
-            new=None if between is None else Whole.of(linear_scores(parts.means, covariance + between)),
+            new=Whole.of(linear_scores(parts.means, covariance + apart.T @ apart)) if len(apart) else None,
             centroids=centroids,
             covariance=covariance,
-            between=np.zeros_like(covariance) if between is None else between,
-            mean=mean,
-            spread=spread,
+            apart=apart,
             soft=settings.soft,
             bonus=settings.own,
         )
@@ -198,10 +192,13 @@ def _within(
     return Linear(made, bias)
 
 
-def _between(parts: _Parts, settings: SolveSettings) -> np.ndarray | None:
-    """Return the scatter of types' centroids between stages, as it is added; None while no type has two."""
+def _apart(parts: _Parts, settings: SolveSettings) -> np.ndarray:
+    """Return how far stages lie apart: rows whose products are what is added to the covariance.
+
+    ``(n_rows, n_genes)``: the centroids of each type that has several, less their mean; without any, no row.
+    """
     reliable = parts.n / (parts.n + settings.reliable)
-    rows, total, n_types = [], 0.0, 0
+    rows, total, n_types = [np.zeros((0, parts.means.shape[1]))], 0.0, 0
     for one in range(parts.owners.max() + 1):
         own = parts.owners == one
         if own.sum() < 2:
@@ -209,18 +206,9 @@ def _between(parts: _Parts, settings: SolveSettings) -> np.ndarray | None:
         middle = np.average(parts.means[own], axis=0, weights=reliable[own])
         rows.append((parts.means[own] - middle) * np.sqrt(reliable[own])[:, None])
         total, n_types = total + reliable[own].sum(), n_types + 1
-    if not rows or not settings.between:
-        return None
-    apart = np.concatenate(rows)
-    scatter = apart.T @ apart / max(total * (1 - n_types / len(apart)), 0.5)
-    drawn = (1 - settings.diagonal) * scatter
-    np.fill_diagonal(drawn, np.diag(scatter))
-    result: np.ndarray = settings.between * drawn
+    made = np.concatenate(rows)
+    if not len(made) or not settings.between:
+        return rows[0]
+    degrees = max(total * (1 - n_types / len(made)), 0.5)
+    result: np.ndarray = made * np.sqrt(settings.between / degrees)
     return result
-
-
-def _around(parts: _Parts, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and covariance of all cells, every centroid counting alike."""
-    mean = parts.means.mean(axis=0)
-    off = parts.means - mean
-    return mean, covariance + off.T @ off / len(off)

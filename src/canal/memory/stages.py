@@ -71,6 +71,11 @@ class StageSums:
         """Return the sums with those of one more stage, whose file lacks the genes ``missing``."""
         return StageSums(self.basis, {**self.stages, stage: sums}, {**self.missing, stage: tuple(missing)})
 
+    def without_stage(self, stage: str) -> StageSums:
+        """Return the sums as if a stage had never been added."""
+        rest = {name: sums for name, sums in self.stages.items() if name != stage}
+        return StageSums(self.basis, rest, {name: self.missing.get(name, ()) for name in rest})
+
     def without_types(self, names: Collection[str]) -> StageSums:
         """Return the sums as if no cell of these types had ever been added."""
         rest = {stage: sums.without(names) for stage, sums in self.stages.items()}

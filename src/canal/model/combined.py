@@ -185,7 +185,9 @@ class CombinedAnnotator:
             score = self.novelty.score(parts_of(said, self.exact, levels))
             novel = self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        learned = self.exact.classifier.answered(levels)[1]
+        labels = [self.labels[i] for i in best]
+        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
@@ -219,6 +221,7 @@ class CombinedAnnotator:
         return {
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             **self.combination.calibration.to_json(),
+            **({"strays": dict(self.exact.strays)} if self.exact.strays else {}),
             "method": "combined",
             "network_weight": self.combination.weight,
         }

@@ -58,19 +58,30 @@ def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[st
 
 def _backbone_request(config: Config) -> Request:
     names = (config.root_stage, *config.backbone.extra_stages)
-    return _products(config) | {
-        "stage": BACKBONE,
-        "branch": config.backbone.branch,
-        "cells": {name: _cells_request(config, name) for name in names},
-        "panel": config.panel.model_dump(mode="json"),
-        "backbone": _origin_request(config),
-        "seed": config.seed,
-    }
+    basis = _basis_request(config)
+    return (
+        _products(config)
+        | ({"memory": basis} if basis else {})
+        | {
+            "stage": BACKBONE,
+            "branch": config.backbone.branch,
+            "cells": {name: _cells_request(config, name) for name in names},
+            "panel": config.panel.model_dump(mode="json"),
+            "backbone": _origin_request(config),
+            "seed": config.seed,
+        }
+    )
 
 
 def _products(config: Config) -> Request:
     """Return the type of matrix products where they round: a request of float32 names none."""
     return {} if config.compute.dtype == "float32" else {"compute": {"dtype": config.compute.dtype}}
+
+
+def _basis_request(config: Config) -> Request:
+    """Return the basis that was adopted, by what it is and not by where it lies; nothing without one."""
+    adopted = config.memory.basis
+    return {} if adopted is None else {"basis": adopted.digest}
 
 
 def _origin_request(config: Config) -> Request:
@@ -91,7 +102,7 @@ def _learning_request(config: Config, stage: str) -> Request:
         del settings["method"]  # requests from before there were methods name none
         memory = {}
     else:
-        memory = {"memory": config.memory.model_dump(mode="json", exclude={"batch_mb"})}
+        memory = {"memory": config.memory.numbers() | _basis_request(config)}
     if config.learning(stage).method == "exact":
         return {"continual": {"method": "exact"}, **memory}
     if study is None:

@@ -12,6 +12,7 @@ from canal.digests import file_digest
 from canal.files import read_json
 from canal.layout import Layout
 from canal.quality.labels import read_labels
+from canal.registry.method import method_view
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
@@ -89,6 +90,7 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
         bank=_bank(model / "bank" / "bank.h5ad"),
         scores=_scores(metrics / "predictions.csv"),
         tuned=_optional_json(model / TUNED_FILE),
+        method=method_view(model, _optional_json(model / "key.json") or {}),
         version=version.get("version"),
         aliases=tuple(version.get("aliases", ())),
     )

@@ -27,6 +27,8 @@ class StageReport:
         Novelty of the test cells, in [0, 1].
     tuned
         ``tuned.json`` of the model folder, where lambda and L were chosen by a study.
+    method
+        What answers; see `canal.registry.method.method_view`.
     version, aliases
         Number and aliases in the registry, once it is registered.
     """
@@ -41,6 +43,7 @@ class StageReport:
     bank: Counts = field(default_factory=dict)
     scores: Sequence[float] = ()
     tuned: Document | None = None
+    method: Document = field(default_factory=lambda: {"name": "published"})
     version: int | None = None
     aliases: Sequence[str] = ()
 

@@ -9,6 +9,7 @@ from canal.files import new_file
 from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
+from canal.report.method import method_lines
 from canal.report.numbers import count, decimal, percent, points
 from canal.report.tuning import tuning_figures
 from canal.report.tuning_tables import front_rows
@@ -110,6 +111,7 @@ def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
         {
             "report": stage,
             "parent": _parent(stage, named_by_key),
+            "method": list(method_lines(stage.method)),
             "cells": _cells_table(stage, labels, words),
             "rules": _rules(stage.verdict),
             "bank": _bank_table(stage),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from canal.report.documents import Document, accuracy_matrix, before_learning
+from canal.report.method import method_lines
 from canal.report.tables import table as _table
 from canal.report.tables import text as _text
 
@@ -117,7 +118,19 @@ def annotation_table(summary: Mapping[str, Any]) -> "Group":
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
     warnings = [_text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    return Group(table, _text(facts, "dim"), *warnings)
+    study = [_text(line, "dim") for line in _study(summary.get("study", {}))]
+    return Group(table, _text(facts, "dim"), *study, *warnings)
+
+
+def _study(study: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how like the learned studies a file is, and how many known cells may be Unassigned."""
+    if study:
+        expected = study["known_unassigned"]
+        yield (
+            f"{study['like_learned']:.0%} of the cells lie among those of the learned studies; of cells of "
+            f"known types some {expected['usual']:.0%} may be Unassigned ({expected['lowest']:.0%} to "
+            f"{expected['highest']:.0%})"
+        )
 
 
 def next_commands(
@@ -177,32 +190,13 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_decisions(view),
         ("learned on", parent),
         ("cell types", f"{view['types']}: {', '.join(view['evaluation']['labels'])}"),
-        *_method(view),
+        *method_lines(view.get("method", {"name": "published"})),
         ("key", view["key"]),
         ("parent's key", view["parent_key"] or "none"),
         ("made", f"{view['created']} by run {view['run']}"),
         ("git commit", f"{view['git_commit'] or 'none'}{dirty}"),
         ("artifacts", view["artifacts"]),
     ]
-
-
-def _method(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what answers, and of which stages there are sums."""
-    method = view.get("method", {"name": "published"})
-    if method["name"] == "published":
-        yield "answers", "the network (published method)"
-        return
-    weight = method.get("network_weight")
-    if weight is None:
-        yield "answers", "the sums alone (exact): no network was trained"
-    elif not weight:
-        yield "answers", "the sums (combined, network's weight 0: validation cells ask for no more)"
-    else:
-        yield "answers", f"network and sums together (combined, network's weight {weight:g})"
-    yield "novelty of", ", ".join(method["novelty"]) or "nothing"
-    yield "sums of", ", ".join(f"{stage} {digest[:8]}" for stage, digest in method["sums"].items())
-    if method.get("backfilled"):
-        yield "backfilled", f"sums were added to the version with key {method['backfilled'][:12]}..."
 
 
 def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

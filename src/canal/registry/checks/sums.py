@@ -92,10 +92,13 @@ def _added(basis: Any, prepared: Any, types: dict[str, str]) -> Sums:
     return adder.sums()
 
 
-def _adopted(member: Member) -> bool:
-    """Whether the lineage is on another's basis."""
-    asked = member.key["request"].get("memory")
-    return isinstance(asked, dict) and asked.get("basis") is not None
+def _adopted(chain: Sequence[Member]) -> str | None:
+    """Return the digest of the basis that a lineage was asked to adopt; None where it chose its own."""
+    for member in chain:
+        asked = member.key["request"].get("memory")
+        if isinstance(asked, dict) and "basis" in asked:
+            return str(asked["basis"])
+    return None
 
 
 def _check_none(member: Member, found: Found) -> None:
@@ -133,7 +136,10 @@ def _check_basis(chain: Sequence[Member], sums: StageSums, found: Found) -> None
     if said["seen"] != sums.basis.seen:
         found.wrong(newest.name, _CHECK, "basis.json names other cells that chose it than key.json")
     splits = {member.stage: member.key["split"] for member in chain if member.taught}
-    if not _adopted(newest) and (
+    adopted = _adopted(chain)
+    if adopted is not None and adopted != said["digest"]:
+        found.wrong(newest.name, _CHECK, "the basis is not the one that was to be adopted")
+    if adopted is None and (
         strange := [stage for stage, split in said["seen"].items() if splits.get(stage) != split]
     ):
         what = f"the basis is said to be chosen on cells of {examples(strange)}, which this lineage has not"
@@ -201,7 +207,8 @@ def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
     from canal.memory.answer import ExactAnnotator
 
     stored = ExactAnnotator.load(member.folder / Path(EXACT).parent)
-    memory = Memory.model_validate(member.key["request"].get("memory") or member.key.get("memory") or {})
+    asked = member.key["request"].get("memory") or member.key.get("memory") or {}
+    memory = Memory.model_validate({name: value for name, value in asked.items() if name != "basis"})
     again = plain(sums, stored.labels, stored.genes, memory)
     if member.labels is not None and list(stored.labels) != member.labels:
         found.wrong(member.name, _CHECK, f"the sums answer with other types than {LABELS}")

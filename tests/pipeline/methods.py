@@ -1,0 +1,108 @@
+"""A tiny project of each method, learned in this process, step by step and without DVC."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+import canal.step
+from tests.make import make_adata, make_document, source_of, write_adata
+from tests.pipeline.conftest import Line, lay_out
+from tests.released.learn import Nothing
+from tests.warm import REPOSITORY
+
+N_GENES = 48
+CELLS = {
+    "first": {"B": 26, "T": 26, "NK": 26},
+    "second": {"B": 16, "T": 16, "Mono": 24},
+    "third": {"T": 16, "DC": 24},
+}
+QUERY = {"B": 6, "T": 6, "NK": 6, "Mono": 6, "Mast": 6}
+LENIENT = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+
+
+def make_line(root: Path, stages: Mapping[str, Mapping[str, Any]], **changes: Any) -> Line:
+    """Make a project of these stages, each to be learned on the one before, in a repository of git.
+
+    Parameters
+    ----------
+    stages
+        Name -> what the stage says beside its source and parent. Sources lack what ``CELLS`` lacks.
+    changes
+        As `tests.make.make_document` takes them.
+    """
+    line, parent, entries = lay_out(root), "backbone", {}
+    for seed, name in enumerate(CELLS):
+        cells = make_adata(CELLS[name], N_GENES, seed=seed, batches=("b1", "b2"))
+        write_adata(cells, root / "raw" / f"{name}.h5ad")
+    for name, said in stages.items():
+        entries[name] = {"source": name, "parent": parent, **said}
+        parent = name
+    write_adata(make_adata(QUERY, N_GENES, seed=9), root / "raw" / "query.h5ad")
+    sources = {
+        name: source_of(root / "raw" / f"{name}.h5ad").model_dump(mode="json", exclude_unset=True)
+        | {"path": f"raw/{name}.h5ad"}
+        for name in entries
+    }
+    document = make_document(
+        sources=sources,
+        stages=entries,
+        **{
+            "panel": {"stage": next(iter(entries)), "size": 24},
+            "novelty": {"mixtures": 20, "shadow_epochs": 2, "holdouts": ["NK"]},
+            "policy": LENIENT,
+            **changes,
+        },
+    )
+    YAML().dump(document, root / "params.yaml")
+    line.run("git", "init", "--quiet", "--initial-branch", "main")
+    line.run("git", "add", "--all")
+    line.run("git", "commit", "--quiet", "--message", "start")
+    return line
+
+
+def learn_here(line: Line, sync: bool = True) -> list[str]:
+    """Run every step of the pipeline in this process; return the steps that began anew, in their order."""
+    learned: list[str] = []
+
+    def learn(project: Any, entry_point: str, stage: str, how: Any) -> None:
+        learned.append(f"{entry_point} {stage}")
+        how(project, Nothing())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canal.step, "project_step", learn)
+        patch.chdir(line.root)
+        project = line.project()
+        step(patch, "ingest")
+        for source in project.config.sources:
+            data = line.root / "data" / source
+            if not data.is_dir():
+                data.parent.mkdir(exist_ok=True)
+                (line.root / "incoming" / source).rename(data)
+            step(patch, "prepare", "--source", source)
+        for script in ("split", "panel"):
+            step(patch, script)
+        stages = list(project.config.stages)
+        for name in stages:
+            step(patch, "validate", "--stage", name)
+        step(patch, "pretrain")
+        for name in stages:
+            for script in ("labels", "finetune", "evaluate"):
+                step(patch, script, "--stage", name)
+    if sync:
+        line.canal("registry", "sync")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return learned
+
+
+def step(patch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
+    """Run a script of today's pipeline in the working directory and in this process."""
+    patch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    runpy.run_path(str(REPOSITORY / "pipelines" / f"{script}.py"), run_name="__main__")
