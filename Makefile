@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-released chaos fuzz help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-exact-scale chaos fuzz help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -73,6 +73,10 @@ bench-before:  ## canal annotate beside an earlier revision, by turns (ARGS="b42
 	@tools/setup.sh run
 	@python benchmarks/before.py $(or $(ARGS),b42cc87)
 
+bench-combined:  ## network, sums and both on the test cells of finished projects (ARGS="--root . /tmp/immune")
+	@tools/setup.sh run
+	@python benchmarks/combined.py $(ARGS)
+
 bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data FOLDER --into FOLDER")
 	@tools/setup.sh run
 	@python benchmarks/growth.py $(ARGS)
@@ -80,6 +84,14 @@ bench-growth:  ## whether it pays to add genes to the panel (ARGS="immune --data
 bench-released:  ## today's pipeline on a project of an earlier revision: one more stage, and no other, is learned
 	@tools/setup.sh test
 	@python benchmarks/released.py $(ARGS)
+
+bench-exact:  ## the exact memory on streams, over 20 split seeds, beside SLDA, RanPAC and logistic regression (ARGS="--data FOLDER")
+	@tools/setup.sh run
+	@python benchmarks/exact.py $(ARGS)
+
+bench-exact-scale:  ## seconds and memory of one more stage of 100,000 cells by sums, and megabytes a stage
+	@tools/setup.sh run
+	@python benchmarks/exact_scale.py $(ARGS)
 
 chaos:  ## a hundred kills of learning and of promoting, races, full and locked disks: what is left is whole
 	@tools/setup.sh test

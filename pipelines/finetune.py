@@ -35,6 +35,8 @@ def learn(project: Project, logged: StepRun) -> None:
         keep_inputs(project, stage, folder)
         facts = stage_facts(layout, config, stage)
         write_key(folder, facts | sums_facts(finished.sums), key_digest(parent))
+    if finished.network_weight is not None:
+        logged.metrics({"network_weight": finished.network_weight})
     logged.artifacts(layout.model(stage), "stage")
 
 

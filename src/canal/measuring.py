@@ -1,5 +1,7 @@
 """A stage's model measured: from a project's files to `canal.continual.evaluation`."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.project import Project
@@ -17,7 +19,35 @@ def measured(project: Project, stage: str) -> "Evaluation":
 
     annotator = load_model(project.layout.model(stage) / "model")
     exam = examination(project, stage)
-    return evaluate(annotator, exam, noticed(project, stage, annotator, exam), project.config.seed)
+    found = evaluate(annotator, exam, noticed(project, stage, annotator, exam), project.config.seed)
+    alone = _alone(project.layout.model(stage) / "model", exam)
+    return replace(found, document=found.document | alone)
+
+
+def _alone(folder: Path, exam: "Examination") -> dict[str, Any]:
+    """Return the accuracy of network and of sums alone on each stage, where a version is of both."""
+    from canal.continual import measures
+    from canal.memory.answer import ExactAnnotator
+    from canal.model.annotator import Annotator
+    from canal.model.load import CellAnnotator, method_of
+
+    if method_of(folder) != "combined":
+        return {}
+    sides: dict[str, CellAnnotator] = {
+        "network": Annotator.load(folder),
+        "sums": ExactAnnotator.load(folder / "exact"),
+    }
+    found = {
+        name: {
+            stage: measures.accuracy(
+                cells.cell_types,
+                side.without(exam.missing.get(stage, ())).predict(cells.expression).labels,
+            )
+            for stage, cells in exam.measured.items()
+        }
+        for name, side in sides.items()
+    }
+    return {"alone": found}
 
 
 def noticed(project: Project, stage: str, annotator: "CellAnnotator", exam: "Examination") -> dict[str, Any]:

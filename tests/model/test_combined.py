@@ -143,6 +143,7 @@ def test_a_score_is_told_as_it_was_before_it_was_squeezed():
 @pytest.mark.parametrize("gone", [(), ("GENE003",), tuple(f"GENE{i:03d}" for i in range(9))], ids=len)
 @pytest.mark.parametrize("fast", [False, True], ids=["full", "fast"])
 def test_an_answer_does_not_depend_on_neighbours(fast, gone):
+    """But for the last bits of float32, where the network is asked; which cells it is asked about is sure."""
     annotator = make_combined().without(gone)
     if fast:
         annotator = FastAnnotator(annotator)
@@ -152,8 +153,11 @@ def test_an_answer_does_not_depend_on_neighbours(fast, gone):
             rows = slice(start, start + size)
             part = annotator.predict(CELLS[rows])
             assert part.labels == whole.labels[rows]
-            for name in ARRAYS:
-                np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
+            np.testing.assert_array_equal(part.is_novel, whole.is_novel[rows])
+            if fast:
+                np.testing.assert_array_equal(part.by_network, whole.by_network[rows])
+            for name in ("confidence", "novelty", "probabilities", "logits"):
+                np.testing.assert_allclose(getattr(part, name), getattr(whole, name)[rows], atol=1e-5)
     np.testing.assert_allclose(whole.probabilities.sum(axis=1), 1.0)
 
 
@@ -167,24 +171,25 @@ def test_network_and_sums_must_be_of_one_lineage():
 
 
 def test_the_network_is_asked_about_unsure_cells_alone(monkeypatch):
-    annotator, asked = FastAnnotator(make_combined(fast_margin=0.5)), []
+    margins = np.sort(make_combined().exact.predict(CELLS).probabilities, axis=1)[:, -2:]
+    margin = float(np.quantile(margins[:, 1] - margins[:, 0], 0.3))
+    annotator, asked = FastAnnotator(make_combined(fast_margin=margin)), []
     predict = Annotator.predict
     monkeypatch.setattr(
         Annotator, "predict", lambda self, cells: (asked.append(cells), predict(self, cells))[1]
     )
     said, sums = annotator.predict(CELLS), annotator.whole.exact.predict(CELLS)
     top = np.sort(sums.probabilities, axis=1)
-    unsure = top[:, -1] - top[:, -2] < 0.5
+    unsure = top[:, -1] - top[:, -2] < margin
     assert 0 < unsure.sum() < len(CELLS)
     np.testing.assert_array_equal(said.by_network, unsure)
     np.testing.assert_array_equal(np.concatenate(asked), CELLS[unsure])
-    whole = annotator.whole.predict(CELLS)
+    whole = annotator.whole.predict(CELLS[unsure])
     for row, by_network in enumerate(unsure):
-        right = whole if by_network else sums
-        assert said.labels[row] == right.labels[row]
-        for name in ("confidence", "novelty", "is_novel"):
-            assert getattr(said, name)[row] == getattr(right, name)[row]
-        np.testing.assert_array_equal(said.probabilities[row], right.probabilities[row])
+        right, place = (whole, unsure[:row].sum()) if by_network else (sums, row)
+        assert said.labels[row] == right.labels[place]
+        for name in ("confidence", "novelty", "is_novel", "probabilities"):
+            np.testing.assert_array_equal(getattr(said, name)[row], getattr(right, name)[place])
     np.testing.assert_allclose(annotator.probabilities(said.logits), said.probabilities, atol=1e-12)
 
 
@@ -237,6 +242,7 @@ def test_where_the_network_has_no_weight_it_is_never_loaded(tmp_path, kind):
     """Its files need not even be there."""
     combined = make_combined(weight=0.0)
     combined.exact.save(tmp_path / "exact")
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
     if kind == "without weight":
         document = {"format": 1, **combined.combination.to_json(), "novelty": None}
         (tmp_path / COMBINATION).write_text(json.dumps(document))

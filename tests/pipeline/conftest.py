@@ -136,7 +136,10 @@ def learned(tmp_path_factory) -> tuple[Line, str]:
 
 
 def learned_once(
-    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Line]
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], Line],
+    learn: Callable[[Line], str] = Line.learn,
 ) -> tuple[Line, str]:
     """Make and learn a project once for all processes of the suite; return it and what learning printed."""
     base = tmp_path_factory.getbasetemp()
@@ -145,7 +148,7 @@ def learned_once(
     with FileLock(f"{shared}.lock"):
         if not printed.is_file():
             make(line.root)
-            said = line.learn()
+            said = learn(line)
             line.run("git", "add", "--all")
             line.run("git", "commit", "--quiet", "--message", "learned")
             printed.write_text(said)

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 import canal.step
 from tests.make import make_adata, make_document, source_of, write_adata
-from tests.pipeline.conftest import Line, lay_out
+from tests.pipeline.conftest import Line, lay_out, learned_once
 from tests.released.learn import Nothing
 from tests.warm import REPOSITORY
 
@@ -106,3 +106,31 @@ def step(patch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
     """Run a script of today's pipeline in the working directory and in this process."""
     patch.setattr(sys, "argv", [f"{script}.py", *arguments])
     runpy.run_path(str(REPOSITORY / "pipelines" / f"{script}.py"), run_name="__main__")
+
+
+STAGES: dict[str, dict[str, dict[str, Any]]] = {
+    "exact": {"first": {}, "second": {}, "third": {"panel": {"grow": 4}}},
+    "combined": {"first": {"continual": {"method": "published"}}, "second": {}, "third": {}},
+}
+"""Of each method a project's stages; sums of the combined one begin at its second stage."""
+
+
+def learned_by(method: str, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """Make and learn a project of a method once for all processes of the suite.
+
+    On cells as easy as these, sums alone would do: the combined one is made to weigh both alike.
+    """
+
+    def make(root: Path) -> Line:
+        settings = {"method": method, "learning_rate": 0.01, "max_epochs": 2}
+        return make_line(root, STAGES[method], continual=settings)
+
+    def learn(line: Line) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("canal.continual.combining.WEIGHTS", (0.5,))
+            learn_here(line)
+        query, labelled = (str(line.root / name) for name in ("raw/query.h5ad", "labelled.h5ad"))
+        line.canal("annotate", query, "-o", labelled, "--model", "3")
+        return ""
+
+    return learned_once(tmp_path_factory, f"method-{method}", make, learn)[0]

@@ -21,7 +21,7 @@ from tests.pipeline.methods import N_GENES, learn_here, make_line, step
 from tests.released.learn import Nothing
 
 EXACT = {"method": "exact"}
-STAGES = ("first", "second", "third")
+STAGES: tuple[str, ...] = ("first", "second", "third")
 ELSEWHERE = "9" * 64
 
 

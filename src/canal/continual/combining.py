@@ -18,6 +18,7 @@ from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (
     NETWORK_PART,
+    PUBLISHED_PART,
     Combination,
     CombinedAnnotator,
     CombinedRule,
@@ -33,9 +34,13 @@ FAST_SHARE = 0.02
 CHOICES: tuple[tuple[str, ...], ...] = (
     (NETWORK_PART,),
     PARTS[:1],
+    PARTS[1:],
     (NETWORK_PART, *PARTS[:1]),
+    (PUBLISHED_PART, *PARTS[:1]),
+    (PUBLISHED_PART, *PARTS[1:]),
     PARTS,
     (NETWORK_PART, *PARTS),
+    (PUBLISHED_PART, *PARTS),
 )
 """What the novelty of both may be made of."""
 
@@ -74,7 +79,13 @@ def combine(
     weight = chosen_weight(plain, logits, said, targets)
     chosen = replace(plain, weight=weight, fast_margin=_margin(np.exp(said)))
     calibration = fit_calibration(chosen.of(logits, said), targets)
-    found = {NETWORK_PART: unsqueezed(novelty), **known.apart(exact)}
+    own = network.novelty
+    published = novelty if own is None else own.published_score(logits)
+    found = {
+        NETWORK_PART: unsqueezed(novelty),
+        PUBLISHED_PART: published,
+        **known.apart(exact),
+    }
     rule = rule_of(found, parts, settings)
     return CombinedAnnotator(network, exact, replace(chosen, calibration=calibration), rule)
 
@@ -101,6 +112,23 @@ def rule_of(found: Mapping[str, np.ndarray], parts: Sequence[str], settings: Nov
     usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
     score = CombinedRule(usual, 0.0).score(found)
     return CombinedRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Parts of the novelty of known and of tested cells; which of these are unknown, and which right."""
+
+    known: Mapping[str, np.ndarray]
+    test: Mapping[str, np.ndarray]
+    unknown: np.ndarray
+    right: np.ndarray
+
+    def noticed(self, parts: Sequence[str], settings: Novelty) -> Noticed:
+        """Return how the tested cells look where novelty is made of some parts."""
+        rule = rule_of(self.known, parts, settings)
+        assert rule is not None  # noqa: S101 - a type is left out only where others are known
+        score = rule.score(self.test)
+        return Noticed(self.unknown, score, rule.is_novel(score), self.right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,25 +176,37 @@ class LeavingOut:
 
     def measured(self, name: str, parts: Sequence[str], shadows: dict[str, Shadow]) -> Noticed:
         """Return how the tested cells look to network and sums that never learned type ``name``."""
+        return self._asked(name, shadows).noticed(parts, self.novelty)
+
+    def _noticed(self, name: str, shadows: dict[str, Shadow]) -> dict[tuple[str, ...], float]:
+        known = replace(self, scores=replace(self.scores, test=self.scores.known), test=self.known)
+        asked = known._asked(name, shadows)
+        return {parts: asked.noticed(parts, self.novelty).h_score for parts in CHOICES}
+
+    def _asked(self, name: str, shadows: dict[str, Shadow]) -> _Asked:
+        """Return all that network and sums without type ``name`` say of known and tested cells."""
         shadow = self._shadow(name, shadows)
         labels = tuple(shadow.labels)
         exact = without_type(self.sums, name, labels, self.known, self.memory, self.novelty, PARTS)
         known, test = self.known.of(labels), self.test.of({*labels, name})
-        random = np.random.default_rng([self.seed, *name.encode()])
-        places = shadow.places().only(self.parts)
-        of_known = ask(replace(shadow, test=shadow.known), self.novelty, random, places)
-        of_test = ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), places)
-        rule = rule_of({NETWORK_PART: unsqueezed(of_known.score), **known.apart(exact)}, parts, self.novelty)
-        assert rule is not None  # noqa: S101 - a type is left out only where others are known
-        score = rule.score({NETWORK_PART: unsqueezed(of_test.score), **test.apart(exact)})
-        logits = _network_logits(shadow)
+        logits, truth = _network_logits(shadow), np.array(test.cell_types, dtype=object)
         said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
-        right = np.array(labels, dtype=object)[said] == np.array(test.cell_types, dtype=object)
-        return Noticed(np.array(test.cell_types, dtype=object) == name, score, rule.is_novel(score), right)
+        of_known = self._network_parts(replace(shadow, test=shadow.known), name)
+        return _Asked(
+            {**of_known, **known.apart(exact)},
+            {**self._network_parts(shadow, name), **test.apart(exact)},
+            truth == name,
+            np.array(labels, dtype=object)[said] == truth,
+        )
 
-    def _noticed(self, name: str, shadows: dict[str, Shadow]) -> dict[tuple[str, ...], float]:
-        asked = replace(self, scores=replace(self.scores, test=self.scores.known), test=self.known)
-        return {parts: asked.measured(name, parts, shadows).h_score for parts in CHOICES}
+    def _network_parts(self, shadow: Shadow, name: str) -> dict[str, np.ndarray]:
+        """Return the network's own novelty of a shadow head's test cells, and the published score alone."""
+        places = {NETWORK_PART: shadow.places().only(self.parts), PUBLISHED_PART: None}
+        scores = {
+            part: ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), place).score
+            for part, place in places.items()
+        }
+        return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART])}
 
     def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
         if name not in shadows:

@@ -85,6 +85,12 @@ class Finished:
     sums: StageSums | None = None
     batches: Sums | None = None
 
+    @property
+    def network_weight(self) -> float | None:
+        """The network's weight in what network and sums answer together; None where one of them answers."""
+        whole = self.annotator
+        return whole.combination.weight if isinstance(whole, CombinedAnnotator) else None
+
     def save(self, folder: Path) -> None:
         """Write model, teacher (absent in stage 1), bank, probe, sums and history below ``folder``."""
         genes = self.annotator.genes

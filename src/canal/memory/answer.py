@@ -167,31 +167,28 @@ class Novelness:
 
     def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
         """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
-        there, n = self.classifier.there, len(self._centroids)
-        present = int(there.sum())
-        made = self._columns.scores(centred, present)
-        nearest, cosine = made[:, :n].max(axis=1), made[:, n : 2 * n].max(axis=1)
-        linear, bent = made[:, 2 * n], np.ascontiguousarray(made[:, 2 * n + 1 :])
-        relative = np.square(bent).sum(axis=1) + linear + self._around[2] - 2 * nearest
-        lengths = np.sqrt(np.square(centred / present * self._all(1 / self._spread)).sum(axis=1))
+        there = self.classifier.there
+        n, size = int(there.sum()), len(self._centroids)
+        cells, made = centred / n, self._columns.scores(centred, n)
+        nearest, cosine = made[:, :size].max(axis=1), made[:, size : 2 * size].max(axis=1)
+        bent = np.square(made[:, 2 * size + 1 :]).sum(axis=1)
+        relative = bent + made[:, 2 * size] + self._around[2] - 2 * nearest
+        lengths = np.sqrt(np.square(cells * self._all(1 / self._spread)).sum(axis=1))
         return {
-            "relative": relative * (len(there) / present),
+            "relative": relative * (len(there) / n),
             "angle": 1 - cosine / np.maximum(lengths, 1e-12),
         }
 
     @cached_property
     def _columns(self) -> Whole:
-        """All that a cell is multiplied by: one product of matrices.
-
-        In whole numbers: else the last bits of a cell's score would depend on how many are asked at a time.
-        """
+        """All that a cell is multiplied by, in whole numbers: no answer depends on how many are asked."""
         profiles = self._centroids / self._spread
         profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
         bent, linear, _ = self._around
-        parts = (self._near.weights, profiles / self._spread, linear[None, :], bent.T)
-        weights = self._all(np.concatenate(parts))
-        bias = np.concatenate([self._near.bias, np.zeros(len(weights) - len(self._near.bias))])
-        return Whole.of(Linear(weights, bias))
+        rows = np.concatenate([self._near.weights, profiles / self._spread, linear[None], bent.T])
+        bias = np.zeros(len(rows))
+        bias[: len(self._centroids)] = self._near.bias
+        return Whole.of(Linear(self._all(rows), bias))
 
     def _all(self, values: np.ndarray) -> np.ndarray:
         """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""

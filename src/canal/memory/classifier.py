@@ -267,15 +267,16 @@ class ExactClassifier:
     def _densities(self) -> tuple[Whole, float]:
         """Return what turns x into y so that y . y is by how much x counts less under the wider covariance.
 
-        And half the difference of the logarithms of both determinants (Woodbury's identity). What cells are
-        multiplied with is whole numbers: else the last bits of an answer would depend on how many are asked.
+        And half the difference of the logarithms of both determinants (Woodbury's identity). In whole numbers
+        as all that cells are multiplied with: else the last bits of a cell's answer would depend on how many
+        cells are asked at a time.
         """
         with one_thread():
             solved = np.linalg.solve(self.covariance, self.apart.T)
             inner = np.eye(len(self.apart)) + self.apart @ solved
             factor = np.linalg.cholesky(np.linalg.inv(inner))
             constant = 0.5 * np.linalg.slogdet(inner)[1]
-            bent = (solved @ factor).T
+        bent = (solved @ factor).T
         return Whole.of(Linear(bent, np.zeros(len(bent)))), float(constant)
 
     def digest(self) -> str:

@@ -21,8 +21,8 @@ from canal.model.storage import read_document
 COMBINATION = "combination.json"
 EXACT = "exact"
 FORMAT = 1
-NETWORK_PART = "network"
-"""The part of a combined novelty that is the network's own score."""
+NETWORK_PART, PUBLISHED_PART = "network", "published"
+"""Parts of a combined novelty: the network's own score, and what bbae047 published of it alone."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,15 @@ class CombinedRule:
 
     def __post_init__(self) -> None:
         numbers = [self.threshold, *(value for pair in self.parts.values() for value in pair)]
-        known = self.parts and set(self.parts) <= {NETWORK_PART, *PARTS} and all(map(is_number, numbers))
+        known = (
+            self.parts
+            and set(self.parts) <= {NETWORK_PART, PUBLISHED_PART, *PARTS}
+            and all(map(is_number, numbers))
+        )
         if not known or any(spread <= 0 for _, spread in self.parts.values()):
             raise ModelError(
-                f"a combined novelty rule needs parts of {(NETWORK_PART, *PARTS)} with spreads > 0, found "
-                f"{self}: restore the model"
+                f"a combined novelty rule needs parts of {(NETWORK_PART, PUBLISHED_PART, *PARTS)} with "
+                f"spreads > 0, found {self}: restore the model"
             )
 
     def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -182,7 +186,7 @@ class CombinedAnnotator:
         probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
         score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
         if self.novelty is not None:
-            score = self.novelty.score(parts_of(said, self.exact, levels))
+            score = self.novelty.score(self._parts(said, levels))
             novel = self.novelty.is_novel(score)
         confidence = probabilities[np.arange(len(best)), best]
         learned = self.exact.classifier.answered(levels)[1]
@@ -196,6 +200,13 @@ class CombinedAnnotator:
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
         return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+
+    def _parts(self, said: Prediction, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the parts of novelty of cells, given what the network says of them."""
+        rule = self.network.novelty
+        published = said.novelty if rule is None else rule.published_score(said.logits)
+        own = {NETWORK_PART: unsqueezed(said.novelty), PUBLISHED_PART: published}
+        return {**own, **self.exact.apart(levels)}
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -328,11 +339,6 @@ class FastAnnotator:
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
         return json_digest([self.whole.digest(), "fast"])
-
-
-def parts_of(said: Prediction, exact: ExactAnnotator, levels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the parts of novelty of cells: the network's own score, unsqueezed, and those of the sums."""
-    return {NETWORK_PART: unsqueezed(said.novelty), **exact.apart(levels)}
 
 
 def unsqueezed(score: np.ndarray) -> np.ndarray:

@@ -82,7 +82,8 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
         ``model/`` of a version.
     effort
         ``full``: network and sums as the version combines them. ``fast``: the sums, and the network for cells
-        of which they are unsure. Where a version is of one of them alone, that one answers.
+        of which they are unsure. Where a version is of one of them alone, that one answers; where the network
+        alone knows some of the types, it is always asked, for sums cannot be unsure of what they never held.
 
     Raises
     ------
@@ -101,12 +102,23 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
         from canal.model.annotator import Annotator
 
         return Annotator.load(folder)
-    if method == "exact" or _weight(folder) == 0:
+    lacking = bool(types_without_sums(folder))
+    if method == "exact" or (_weight(folder) == 0 and not lacking):
         return ExactAnnotator.load(folder / _EXACT)
     from canal.model.combined import CombinedAnnotator, FastAnnotator
 
     whole = CombinedAnnotator.load(folder)
-    return FastAnnotator(whole) if effort == "fast" else whole
+    return FastAnnotator(whole) if effort == "fast" and not lacking else whole
+
+
+def types_without_sums(folder: Path) -> tuple[str, ...]:
+    """Return the types of a model folder of which no cell was added up."""
+    path = folder / _EXACT / "solution.json"
+    try:
+        known = set(read_json(path)["labels"])
+        return tuple(str(name) for name in read_json(folder / "labels.json") if name not in known)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error}); restore the model") from error
 
 
 def _weight(folder: Path) -> float:

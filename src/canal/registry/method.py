@@ -22,8 +22,7 @@ def method_view(folder: Path, key: Key) -> Document:
         Its key.json.
     """
     from canal.memory.answer import CONFIG
-    from canal.memory.classifier import SOLUTION
-    from canal.model.load import method_of
+    from canal.model.load import method_of, types_without_sums
 
     model = folder / "model"
     found: Document = {"name": method_of(model)}
@@ -32,13 +31,12 @@ def method_view(folder: Path, key: Key) -> Document:
     exact = read_json(model / "exact" / CONFIG)
     sums = key.get("sums", {})
     parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
-    known = read_json(model / "exact" / SOLUTION)["labels"]
-    found["lacking"] = [name for name in read_json(model / "labels.json") if name not in known]
+    found["lacking"] = list(types_without_sums(model))
     found |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
     found["novelty"] = parts
     if found["name"] == "combined":
         combination = read_json(model / "combination.json")
         found["network_weight"] = combination["weight"]
-        if combination["weight"]:
+        if combination["weight"] or found["lacking"]:
             found["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
     return found

@@ -12,6 +12,8 @@ def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     weight = method.get("network_weight")
     if weight is None:
         yield "answers", "the sums alone (exact): no network was trained"
+    elif not weight and method.get("lacking"):
+        yield "answers", "the sums, but for types without them, of which the network is asked (combined)"
     elif not weight:
         yield "answers", "the sums (combined, network's weight 0: validation cells ask for no more)"
     else:
@@ -21,4 +23,5 @@ def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if method.get("backfilled"):
         yield "backfilled", f"sums were added to the version with key {method['backfilled'][:12]}..."
     if method.get("lacking"):
-        yield "without sums", f"{', '.join(method['lacking'])}: only the network knows these types"
+        what = "never answered" if weight is None else "only the network knows these types"
+        yield "without sums", f"{', '.join(method['lacking'])}: {what}"

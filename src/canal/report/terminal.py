@@ -241,6 +241,11 @@ def _sums(evaluation: Document) -> Any:
     for name, value in facts.items():
         line.append(f"{name} ", style="dim").append(value, style="bold").append("   ")
     line.rstrip()
+    for name, by_stage in (evaluation.get("alone") or {}).items():
+        shares = [*by_stage.values(), sum(by_stage.values()) / len(by_stage)]
+        told = "the network alone (published method)" if name == "network" else f"the {name} alone"
+        line.append(f"\n{told}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
+        line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
     return line
 
 

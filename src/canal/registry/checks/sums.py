@@ -231,7 +231,7 @@ def _alike(stored: ExactAnnotator, again: ExactAnnotator) -> bool:
 
     one, other = stored.classifier, again.classifier
     plain = ("labels", "stages", "soft", "bonus")
-    arrays = ("owners", "origins", "centroids", "covariance", "between", "mean", "spread")
+    arrays = ("owners", "origins", "patterns", "centroids", "covariance", "apart")
     return all(getattr(one, name) == getattr(other, name) for name in plain) and all(
         getattr(one, name).shape == getattr(other, name).shape
         and np.allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-6)

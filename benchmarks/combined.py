@@ -1,0 +1,134 @@
+"""Network, sums and both together, on the test cells of finished projects whose method is combined.
+
+    python benchmarks/combined.py                                  # this project
+    python benchmarks/combined.py --root . /tmp/immune /tmp/first  # others, too
+
+For each stage's version: accuracy (mean over stages so far), mean negative log likelihood and calibration
+error of the network alone, of the sums alone and of what the version answers, the network's weight in it, and
+how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
+Needs finished projects; changes nothing in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from canal.continual.calibration import calibration
+from canal.memory.answer import ExactAnnotator
+from canal.memory.stages import StageSums
+from canal.model.annotator import Annotator
+from canal.model.combined import CombinedAnnotator, FastAnnotator
+from canal.model.load import CellAnnotator, method_of
+from canal.project import Project
+
+_LEAST = 1e-12
+WHO = ("network", "sums", "both")
+
+
+def measured(project: Project, stage: str) -> dict[str, Any] | None:
+    """Return how a stage's version does; None where it is not of the combined method."""
+    folder = project.layout.model(stage)
+    if method_of(folder / "model") != "combined":
+        return None
+    whole = CombinedAnnotator.load(folder / "model")
+    both: CellAnnotator = whole if whole.combination.weight else whole.exact
+    stages = (*project.config.ancestors(stage), stage)
+    sums = StageSums.load(folder, stages)
+    missing = {} if sums is None else sums.missing
+    sides = {"network": Annotator.load(folder / "model"), "sums": ExactAnnotator.load(folder / "model/exact")}
+    found: dict[str, Any] = {"weight": whole.combination.weight}
+    for name, annotator in {**sides, "both": both}.items():
+        found[name] = _figures(annotator, project, stages, missing)
+    found["fast"] = _differing(FastAnnotator(whole), whole, project, stages, missing)
+    return found
+
+
+def _figures(
+    annotator: CellAnnotator, project: Project, stages: tuple[str, ...], missing: Any
+) -> dict[str, float]:
+    right, costs, sure, by_stage = list[bool](), list[float](), list[float](), list[float]()
+    for name in stages:
+        cells = project.cells(name, "test", annotator.genes)
+        said = annotator.without(missing.get(name, ())).predict(cells.expression)
+        targets = cells.targets(annotator.labels)
+        own = said.probabilities[np.arange(len(cells)), targets]
+        hit = np.array(said.labels, dtype=object) == np.array(cells.cell_types, dtype=object)
+        by_stage.append(float(hit.mean()))
+        right += hit.tolist()
+        costs += (-np.log(np.maximum(own, _LEAST))).tolist()
+        sure += said.confidence.tolist()
+    random = np.random.default_rng(0)
+    error = calibration(np.array(sure, dtype=np.float64), np.array(right), random)
+    return {
+        "accuracy": float(np.mean(by_stage)),
+        "standard_error": float(np.std(right) / np.sqrt(len(right))),
+        "nll": float(np.mean(costs)),
+        "ece": error["ece"],
+    }
+
+
+def _differing(
+    fast: FastAnnotator, full: CombinedAnnotator, project: Project, stages: tuple[str, ...], missing: Any
+) -> dict[str, float]:
+    """Return how many labels a fast answer has otherwise, and how many cells the network was asked."""
+    differ, asked = list[bool](), list[bool]()
+    for name in stages:
+        cells, gone = project.cells(name, "test", full.genes), missing.get(name, ())
+        one, other = (side.without(gone).predict(cells.expression) for side in (fast, full))
+        differ += [a != b for a, b in zip(one.labels, other.labels, strict=True)]
+        asked += [] if one.by_network is None else one.by_network.tolist()
+    share = float(np.mean(differ))
+    reach = 1.96 * float(np.sqrt(share * (1 - share) / len(differ)))
+    return {
+        "differ": share,
+        "low": max(0.0, share - reach),
+        "high": share + reach,
+        "asked": float(np.mean(asked)),
+    }
+
+
+def table(name: str, found: dict[str, dict[str, Any]]) -> Table:
+    """Return the figures of one project."""
+    made = Table(title=f"{name}: mean accuracy, % / negative log likelihood / calibration error, %")
+    for heading in ("version", *WHO, "network's weight", "fast: other labels, %", "asked, %"):
+        made.add_column(heading, justify="left" if heading == "version" else "right")
+    for stage, one in found.items():
+        cells = [
+            f"{100 * one[who]['accuracy']:.1f} / {one[who]['nll']:.3f} / {100 * one[who]['ece']:.1f}"
+            for who in WHO
+        ]
+        fast = one["fast"]
+        differ = f"{100 * fast['differ']:.1f} ({100 * fast['low']:.1f}-{100 * fast['high']:.1f})"
+        made.add_row(stage, *cells, f"{one['weight']:g}", differ, f"{100 * fast['asked']:.1f}")
+    return made
+
+
+def main() -> None:
+    """Measure the projects that are named, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--root", nargs="+", type=Path, default=[Path.cwd()], help="finished projects")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = {}
+    for root in arguments.root:
+        project = Project.open(root)
+        stages = {stage: measured(project, stage) for stage in project.config.stages}
+        found[root.resolve().name] = {stage: one for stage, one in stages.items() if one is not None}
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    console = Console()
+    for name, one in found.items():
+        console.print(table(name, one) if one else f"{name}: no version is of the combined method")
+
+
+if __name__ == "__main__":
+    main()
