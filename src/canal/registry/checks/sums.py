@@ -225,20 +225,6 @@ def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
     found.counts["solutions"] += int(np.asarray(units is not None))
 
 
-def _alike(stored: ExactAnnotator, again: ExactAnnotator) -> bool:
-    """Whether what is stored beside the whole-number weights is what the sums are solved to."""
-    import numpy as np
-
-    one, other = stored.classifier, again.classifier
-    plain = ("labels", "stages", "soft", "bonus")
-    arrays = ("owners", "origins", "patterns", "centroids", "covariance", "apart")
-    return all(getattr(one, name) == getattr(other, name) for name in plain) and all(
-        getattr(one, name).shape == getattr(other, name).shape
-        and np.allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-6)
-        for name in arrays
-    )
-
-
 def _units_apart(stored: ExactAnnotator, again: ExactAnnotator) -> int | None:
     """Return by how many units stored whole-number weights differ at most; None where shapes do."""
     import numpy as np
