@@ -1,5 +1,6 @@
 """params.yaml: what is wrong is named by the path of its key."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,87 @@ def test_aliases_that_a_person_writes_are_read():
         "c": {"b": [1, 2]},
         "d": {"b": [1, 2], "e": 3},
     }
+
+
+# Who learns
+
+
+def with_methods(first, second, tuned=False, **changes):
+    """Return a document whose stages are learned by these methods; None: as ``continual`` says."""
+    document = (make_tuned_document if tuned else make_document)(**changes)
+    for name, method in (("first", first), ("second", second)):
+        if method is not None:
+            document["stages"][name]["continual"] = {"method": method}
+    return document
+
+
+def test_without_a_word_the_published_method_learns():
+    config = make_config()
+    assert {config.learning(stage).method for stage in config.stages} == {"published"}
+    assert config.trains_network
+
+
+@pytest.mark.parametrize(
+    ("methods", "network"),
+    [
+        (("published", "exact"), True),
+        (("published", "combined"), True),
+        (("combined", "exact"), True),  # sums go on where a network stops
+        (("combined", "published"), True),
+        (("combined", "combined"), True),
+        (("exact", "exact"), False),
+    ],
+)
+def test_stages_may_be_learned_by_methods_that_follow_each_other(methods, network):
+    config = parse_config(with_methods(*methods))
+    assert tuple(config.learning(stage).method for stage in config.stages) == methods
+    assert config.trains_network is network
+
+
+@pytest.mark.parametrize("second", ["combined", "published", None])
+def test_a_network_cannot_go_on_from_a_stage_that_has_none(second):
+    message = r"stages\.second\.continual\.method: .* needs the network of its parent first, which is exact"
+    with pytest.raises(ConfigError, match=message):
+        parse_config(with_methods("exact", second))
+
+
+def test_one_word_in_continual_is_for_all_stages():
+    config = parse_config(make_document(continual={"method": "exact"}))
+    assert not config.trains_network
+    with pytest.raises(ConfigError, match=r"stages\.second\.continual\.method: published needs the network"):
+        parse_config(with_methods(None, "published", continual={"method": "exact"}))
+
+
+def test_an_exact_stage_has_nothing_to_tune():
+    message = r"finetune\.tuned\.second: lambda and L are of the network, .* move it to finetune\.fixed"
+    with pytest.raises(ConfigError, match=message):
+        parse_config(with_methods(None, "exact", tuned=True))
+    assert parse_config(with_methods(None, "combined", tuned=True)).study("second") is not None
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ({"shrinkage": 1.5}, r"memory\.shrinkage: .*less than or equal to 1"),
+        ({"soft": 0}, r"memory\.soft: .*greater than 0"),
+        ({"reliable": 0}, r"memory\.reliable: .*greater than 0"),
+        ({"own": math.nan}, r"memory\.own: .*finite"),
+        ({"few": math.inf}, r"memory\.few: .*finite"),
+        ({"shrink": 0.1}, r"memory\.shrink: unknown key"),
+        ({"own": "much"}, r"memory\.own: "),
+    ],
+)
+def test_how_sums_are_solved_is_checked(memory, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(make_document(memory=memory))
+
+
+def test_a_method_that_is_none_is_named():
+    with pytest.raises(ConfigError, match=r"continual\.method: .*'published', 'exact' or 'combined'"):
+        parse_config(make_document(continual={"method": "sums"}))
+
+
+@pytest.mark.parametrize("method", ["published", "exact", "combined"])
+def test_no_probe_need_be_kept(method):
+    config = parse_config(make_document(probe={"max_cells": 0}, continual={"method": method}))
+    assert config.probe.max_cells == 0

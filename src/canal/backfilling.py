@@ -137,7 +137,8 @@ def _unfinished(project: Project, version: "Version", key: Key) -> int:
     if "backfilled" in key:
         old = [one for one in project.store.versions() if one.key == key["backfilled"]]
         found = Found()
-        check_workspace(layout, project.config, [stage], found)
+        if _has_dvc(layout):
+            check_workspace(layout, project.config, [stage], found)
         places = (f"models/{stage}", f"metrics/{stage}")
         model = layout.model(stage)
         there = (model / "key.json").is_file() and key_digest(model) == version.key
@@ -278,7 +279,7 @@ def _place(project: Project, version: "Version") -> None:
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
-    if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
+    if not _has_dvc(layout):
         return
     complete_params(layout.params)
     lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
@@ -290,6 +291,10 @@ def _place(project: Project, version: "Version") -> None:
             f"version {version.number} is registered and in place, but DVC would not take it into {LOCK}: "
             f"{done.stderr.strip()[-500:]}: `make run` does it"
         )
+
+
+def _has_dvc(layout: Layout) -> bool:
+    return (layout.root / LOCK).is_file() and (layout.root / ".dvc").is_dir()
 
 
 def _told(project: Project, version: "Version", before: int) -> Backfilled:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from canal.section import DanglingNameError, Name, Section
 from canal.tuning_config import (
@@ -230,6 +230,8 @@ class Memory(Section):
     Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes. ``basis`` is what the sums
     are of, where another lineage chose it; it is the lineage's panel, too.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     basis: AdoptedBasis | None = None
     shrinkage: float = Field(default=0.4, ge=0, le=1)

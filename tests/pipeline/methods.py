@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 import canal.step
 from tests.make import make_adata, make_document, source_of, write_adata
-from tests.pipeline.conftest import Line, lay_out, learned_once
+from tests.pipeline.conftest import Line, lay_out, learned_once, move_database
+from tests.registry.registered import EMPTY, keep_empty, open_store
 from tests.released.learn import Nothing
 from tests.warm import REPOSITORY
 
@@ -69,7 +73,10 @@ def make_line(root: Path, stages: Mapping[str, Mapping[str, Any]], **changes: An
 
 
 def learn_here(line: Line, sync: bool = True) -> list[str]:
-    """Run every step of the pipeline in this process; return the steps that began anew, in their order."""
+    """Run every step of the pipeline in this process; return the steps that began anew, in their order.
+
+    Pages of the gate and figures, which other tests look at, take most of the time: none are made.
+    """
     learned: list[str] = []
 
     def learn(project: Any, entry_point: str, stage: str, how: Any) -> None:
@@ -78,20 +85,9 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canal.step, "project_step", learn)
-        patch.chdir(line.root)
-        project = line.project()
-        step(patch, "ingest")
-        for source in project.config.sources:
-            data = line.root / "data" / source
-            if not data.is_dir():
-                data.parent.mkdir(exist_ok=True)
-                (line.root / "incoming" / source).rename(data)
-            step(patch, "prepare", "--source", source)
-        for script in ("split", "panel"):
-            step(patch, script)
-        stages = list(project.config.stages)
-        for name in stages:
-            step(patch, "validate", "--stage", name)
+        without_pictures(patch)
+        prepare_here(line, patch)
+        stages = list(line.project().config.stages)
         step(patch, "pretrain")
         for name in stages:
             for script in ("labels", "finetune", "evaluate"):
@@ -100,6 +96,48 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         line.canal("registry", "sync")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return learned
+
+
+def prepare_here(line: Line, patch: pytest.MonkeyPatch) -> None:
+    """Run the steps up to the gate in this process and in the project's folder."""
+    patch.chdir(line.root)
+    project = line.project()
+    step(patch, "ingest")
+    for source in project.config.sources:
+        data = line.root / "data" / source
+        if not data.is_dir():
+            data.parent.mkdir(exist_ok=True)
+            (line.root / "incoming" / source).rename(data)
+        step(patch, "prepare", "--source", source)
+    for script in ("split", "panel"):
+        step(patch, script)
+    for name in project.config.stages:
+        step(patch, "validate", "--stage", name)
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let no data docs be written, and no figures be drawn for a version."""
+    patch.setattr("canal.quality.suite.publishing", lambda *_: nullcontext())
+    patch.setattr("canal.report.collect.draw_figures", lambda *_: None)
+
+
+def with_database(line: Line, empty: Path) -> Line:
+    """Give a project that has none an empty database of MLflow, which takes MLflow seconds to make."""
+    shutil.copyfile(empty, line.root / "mlflow.db")
+    move_database(line.root, empty.parent)
+    return line
+
+
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return MLflow's database of a project without versions, made once for all processes of the suite."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / EMPTY).is_file():
+            shared.mkdir()
+            keep_empty(open_store(shared))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return shared / EMPTY
 
 
 def step(patch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
@@ -121,9 +159,11 @@ def learned_by(method: str, tmp_path_factory: pytest.TempPathFactory) -> Line:
     On cells as easy as these, sums alone would do: the combined one is made to weigh both alike.
     """
 
+    empty = empty_database(tmp_path_factory)
+
     def make(root: Path) -> Line:
         settings = {"method": method, "learning_rate": 0.01, "max_epochs": 2}
-        return make_line(root, STAGES[method], continual=settings)
+        return with_database(make_line(root, STAGES[method], continual=settings), empty)
 
     def learn(line: Line) -> str:
         with pytest.MonkeyPatch.context() as patch:

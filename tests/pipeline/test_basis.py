@@ -16,8 +16,18 @@ from canal.memory.stages import StageSums
 from canal.memory.sums import total
 from canal.registry.request import changes, stage_request
 from tests.make import gene_names, groups
-from tests.pipeline.conftest import Line
-from tests.pipeline.methods import N_GENES, learn_here, make_line, step
+from tests.pipeline.conftest import Line, copied
+from tests.pipeline.methods import (
+    N_GENES,
+    empty_database,
+    learn_here,
+    learned_by,
+    make_line,
+    prepare_here,
+    step,
+    with_database,
+    without_pictures,
+)
 from tests.released.learn import Nothing
 
 EXACT = {"method": "exact"}
@@ -43,7 +53,8 @@ def adopted(root: Path, basis: Path, stages: tuple[str, ...] = STAGES, **continu
 
 def test_six_orders_of_a_stream_give_the_same_digests(tmp_path, basis, monkeypatch):
     line = adopted(tmp_path / "project", basis)
-    learn_here(line, sync=False)
+    without_pictures(monkeypatch)
+    prepare_here(line, monkeypatch)
     found = [digests_in(order, line, monkeypatch) for order in itertools.permutations(STAGES)]
     assert len(found) == 6
     assert all(one == found[0] for one in found)
@@ -60,7 +71,7 @@ def digests_in(order: tuple[str, ...], line: Line, monkeypatch) -> dict[str, str
         document["finetune"] = groups(document["stages"])
 
     line.edit(reorder)
-    shutil.rmtree(line.root / "models")
+    shutil.rmtree(line.root / "models", ignore_errors=True)
     monkeypatch.setattr(canal.step, "project_step", lambda project, _, stage, how: how(project, Nothing()))
     monkeypatch.chdir(line.root)
     for script in ("split", "panel", "pretrain"):
@@ -92,8 +103,9 @@ def test_requests_name_what_a_basis_is_and_not_where_it_lies(tmp_path, basis):
     assert YAML(typ="safe").load(text)["memory"]["basis"] == {"path": "bases/lab", "digest": digest}
 
 
-def test_a_network_and_its_panel_begin_on_an_adopted_basis(tmp_path, basis):
+def test_a_network_and_its_panel_begin_on_an_adopted_basis(tmp_path, basis, tmp_path_factory):
     line = adopted(tmp_path / "project", basis, ("first",), method="combined", max_epochs=1)
+    with_database(line, empty_database(tmp_path_factory))
     line.edit(lambda document: document["novelty"].update(holdouts=[]))
     learn_here(line)
     panel, key = read_json(line.root / "panel.json"), read_json(line.root / "models" / "first" / "key.json")
@@ -114,9 +126,8 @@ def test_a_network_and_its_panel_begin_on_an_adopted_basis(tmp_path, basis):
     assert "restore" in refused(line, "basis", "adopt", str(other))
 
 
-def test_a_lineage_that_has_begun_keeps_its_basis(tmp_path, basis):
-    line = make_line(tmp_path / "project", {"first": {}}, continual=EXACT)
-    learn_here(line)
+def test_a_lineage_that_has_begun_keeps_its_basis(tmp_path, basis, tmp_path_factory):
+    line = copied(learned_by("exact", tmp_path_factory), tmp_path / "project")
     before = (line.root / "params.yaml").read_bytes()
     said = refused(line, "basis", "adopt", str(basis))
     assert "has begun on a basis of its own" in said

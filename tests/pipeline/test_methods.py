@@ -18,8 +18,7 @@ from canal.files import read_json
 from canal.model.combined import CombinedAnnotator
 from canal.model.load import load_model
 from tests.pipeline.conftest import Line, copied
-from tests.pipeline.methods import learned_by
-from tests.registry.registered import EMPTY, keep_empty, open_store
+from tests.pipeline.methods import empty_database, learned_by
 
 METHODS = ("exact", "combined")
 WHO = ("--by", "A. Person", "--why", "reviewed")
@@ -47,10 +46,7 @@ def line(learned_so, tmp_path) -> Line:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory) -> Path:
     """Return MLflow's database of a project without versions."""
-    root = tmp_path_factory.mktemp("empty")
-    keep_empty(open_store(root))
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return root / EMPTY
+    return empty_database(tmp_path_factory)
 
 
 def answer(line: Line, *arguments: str) -> Any:

@@ -175,3 +175,59 @@ def test_a_refused_change_names_what_a_person_wrote_and_what_helps(
         learned(made.project.store, parse_config(document), stage)
     assert said in str(refused.value)
     assert unsaid not in str(refused.value)
+
+
+# Who learns
+
+
+def learning(method, **changes):
+    return make_config(continual={"method": method}, **changes)
+
+
+STAGES = ("backbone", "first", "second")
+
+
+def test_the_published_method_is_asked_for_as_before_there_were_others():
+    plain = [request_digest(make_config(), stage) for stage in STAGES]
+    assert [request_digest(learning("published"), stage) for stage in STAGES] == plain
+    changed = make_config(memory={"shrinkage": 0.7, "batch_mb": 1})
+    assert [request_digest(changed, stage) for stage in STAGES] == plain
+
+
+@pytest.mark.parametrize("method", ["exact", "combined"])
+def test_how_sums_are_solved_is_asked_for_where_there_are_sums(method):
+    plain, changed = learning(method), learning(method, memory={"shrinkage": 0.7})
+    (line,) = differences(stage_request(changed, "first"), stage_request(plain, "first"))
+    assert line.startswith("memory.shrinkage: ")
+    assert request_digest(changed, "backbone") == request_digest(plain, "backbone")
+    assert request_digest(changed, "second") != request_digest(plain, "second")
+
+
+@pytest.mark.parametrize("method", ["exact", "combined"])
+def test_how_much_room_sums_by_batch_may_take_is_not_asked_for(method):
+    roomy = learning(method, memory={"batch_mb": 1e6})
+    for stage in STAGES:
+        assert request_digest(roomy, stage) == request_digest(learning(method), stage)
+
+
+def test_what_only_a_network_reads_is_not_asked_of_sums():
+    plain = learning("exact")
+    for one in ({"bank_size": 7}, {"distillation": 0.5}, {"max_epochs": 3}, {"learning_rate": 1e-3}):
+        changed = make_config(continual={"method": "exact"} | one)
+        for stage in ("backbone", "first", "second"):
+            assert request_digest(changed, stage) == request_digest(plain, stage)
+    assert stage_request(plain, "first")["continual"] == {"method": "exact"}
+
+
+def test_each_method_is_another_request():
+    found = {request_digest(learning(method), "second") for method in ("published", "exact", "combined")}
+    assert len(found) == 3
+
+
+def test_a_stage_of_another_method_leaves_its_parent_as_it_was():
+    stages = make_document()["stages"]
+    stages["second"] = stages["second"] | {"continual": {"method": "combined"}}
+    mixed = make_config(stages=stages)
+    for stage in ("backbone", "first"):
+        assert request_digest(mixed, stage) == request_digest(make_config(), stage)
+    assert request_digest(mixed, "second") != request_digest(make_config(), "second")

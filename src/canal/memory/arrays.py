@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from canal.digests import canonical_json
 from canal.errors import SumsError
+from canal.files import parse_json
+
+_ABOUT = "about"
 
 
 def write_arrays(
@@ -17,7 +21,8 @@ def write_arrays(
     from safetensors.numpy import save_file
 
     whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    save_file(whole, path, metadata=dict(about) if about else None)
+    # One text of all: safetensors writes several in an order that it draws anew each time.
+    save_file(whole, path, metadata={_ABOUT: canonical_json(dict(about))} if about else None)
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -46,6 +51,7 @@ def read_about(path: Path) -> dict[str, str]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
+            about = parse_json((file.metadata() or {})[_ABOUT])
+            return {str(name): str(text) for name, text in about.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error

@@ -279,6 +279,14 @@ class ExactClassifier:
         bent = (solved @ factor).T
         return Whole.of(Linear(bent, np.zeros(len(bent)))), float(constant)
 
+    def like(self, other: ExactClassifier) -> bool:
+        """Whether another one is solved alike, but for its weights: as near as two machines compute."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in _ARRAYS]
+        return self._document() == other._document() and all(
+            left.shape == right.shape and np.allclose(left, right, rtol=1e-6, atol=1e-6)
+            for left, right in pairs
+        )
+
     def digest(self) -> str:
         """Return the SHA-256 of basis, labels and all stored numbers."""
         digest = hashlib.sha256(bytes.fromhex(self.basis.digest))

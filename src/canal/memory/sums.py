@@ -204,7 +204,7 @@ class Sums:
             )
 
     def _check_possible(self) -> None:
-        """Raise unless n > 0, 0 <= s <= n * highest, and likewise the diagonal of G."""
+        """Raise unless n > 0, 0 <= s <= n * highest, likewise the diagonal of G, and a single cell is one."""
         n = self.counts[:, None]
         diagonal = self.products[:, _diagonal(self.size)]
         right = (
@@ -213,12 +213,24 @@ class Sums:
             and ((self.totals >= 0) & (self.totals <= n * HIGHEST)).all()
             and ((diagonal >= self.totals) & (diagonal <= self.totals * HIGHEST)).all()
             and (self.products >= 0).all()
+            and self._is_of_few()
         )
         if not right:
             raise SumsError(
                 "these are sums of no cells: a count, a sum or a product of levels lies outside of what "
                 f"{self.n_cells:,} cells with levels of 0...{HIGHEST} can have"
             )
+
+    def _is_of_few(self) -> bool:
+        """Whether n G >= s**2 on the diagonal, and the products of a single cell are those of its levels."""
+        diagonal = self.products[:, _diagonal(self.size)].astype(np.float64)
+        least = self.totals.astype(np.float64) ** 2 * (1 - 1e-9)  # of whole numbers that a float may round
+        single = np.flatnonzero(self.counts == 1)
+        first, second = np.triu_indices(self.size if len(single) else 0)
+        return bool((self.counts[:, None] * diagonal >= least).all()) and all(
+            np.array_equal(self.products[row], self.totals[row, first] * self.totals[row, second])
+            for row in single
+        )
 
 
 class Adder:

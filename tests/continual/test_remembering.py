@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+
+from canal.config import Memory, Novelty
+from canal.continual.cells import LabelledCells
+from canal.continual.remembering import (
+    CHOICES,
+    Known,
+    can_be_left_out,
+    chosen_parts,
+    plain,
+    rule_of,
+    solved,
+    strays_of_studies,
+    without_type,
+)
+from canal.continual.temperature import FLOORS, fit_calibration, fit_temperature
+from canal.memory.answer import PARTS, Calibration
+from tests.continual.make import make_cells as labelled
+from tests.memory.make import STAGES, make_cells, make_sums
+
+MEMORY, NOVELTY = Memory(), Novelty(false_unassigned=0.05)
+MISSING = {"second": ("GENE001", "GENE004", "GENE005")}
+SUMS = make_sums(missing=MISSING)
+LABELS = ("B", "NK", "T", "Mono")
+GENES = SUMS.basis.genes
+
+
+def known_cells(n=12, stages=STAGES, sums=SUMS):
+    """Return cells that the sums have not seen, of the types of their stages."""
+    parts = []
+    for stage, types in stages.items():
+        expression, names = make_cells(types, n, stage=stage, seed=3)
+        parts.append(labelled(names, stage, expression * sums.basis.present(sums.missing.get(stage, ()))))
+    return Known.of_cells(LabelledCells.concatenate([LabelledCells.empty(20), *parts]), sums)
+
+
+def test_cells_are_asked_without_the_genes_that_their_file_lacks():
+    known, bare = known_cells(), plain(SUMS, LABELS, GENES, MEMORY)
+    first = [stage == "first" for stage in known.stages]
+    np.testing.assert_array_equal(known.logits(bare)[first], bare.logits_of(known.levels[first]))
+    others = ~np.array(first)
+    lacking = bare.without(MISSING["second"])
+    np.testing.assert_array_equal(known.logits(bare)[others], lacking.logits_of(known.levels[others]))
+    for name, values in lacking.apart(known.levels[others]).items():
+        np.testing.assert_array_equal(known.apart(bare)[name][others], values)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_the_rule_calls_no_more_known_cells_unassigned_than_promised(share):
+    known, bare = known_cells(), plain(SUMS, LABELS, GENES, MEMORY)
+    for parts in CHOICES:
+        rule = rule_of(bare, known, parts, Novelty(false_unassigned=share))
+        assert tuple(rule.parts) == parts
+        novel = rule.is_novel(rule.score(known.apart(bare))).mean()
+        assert share - 2 / len(known.levels) <= novel <= share
+
+
+def test_the_same_cells_and_sums_make_the_same_annotator():
+    one, other = (solved(SUMS, LABELS, GENES, known_cells(), MEMORY, NOVELTY) for _ in range(2))
+    assert one.digest() == other.digest()
+    assert one.novelty is not None
+
+
+def test_without_known_cells_there_is_no_rule_and_no_temperature():
+    made = solved(SUMS, LABELS, GENES, known_cells(stages={}), MEMORY, NOVELTY)
+    assert (made.novelty, made.calibration, dict(made.strays)) == (None, Calibration(), {})
+
+
+def test_one_known_cell_is_enough_not_to_break():
+    made = solved(SUMS, LABELS, GENES, known_cells(1, {"first": ("B",)}), MEMORY, NOVELTY)
+    assert made.novelty is not None
+    assert all(spread == 1.0 for _, spread in made.novelty.parts.values())
+    assert np.isfinite(made.predict(make_cells(("B", "T"), 3)[0]).novelty).all()
+
+
+def test_known_cells_of_types_without_sums_have_no_say():
+    """Sums may begin at a later stage: then the probe holds types that they lack."""
+    labels = (*LABELS, "DC")
+    without, rest = (
+        solved(SUMS, labels, GENES, known_cells(stages=stages), MEMORY, NOVELTY)
+        for stages in (STAGES, {**STAGES, "third": ("DC",)})
+    )
+    assert rest.calibration == without.calibration
+    assert rest.novelty == without.novelty
+
+
+def test_a_type_that_is_left_out_leaves_no_trace():
+    known = known_cells()
+    made = without_type(SUMS, "Mono", LABELS, known, MEMORY, NOVELTY, PARTS)
+    types = {stage: [one for one in own if one != "Mono"] for stage, own in STAGES.items()}
+    assert made.labels == ("B", "NK", "T")
+    assert made.classifier.labels == ("B", "NK", "T")
+    never = known.of({name for own in types.values() for name in own})
+    again = solved(SUMS.without_types(["Mono"]), made.labels, GENES, never, MEMORY, NOVELTY)
+    assert again.classifier.digest() == made.classifier.digest()
+    assert again.calibration == made.calibration
+
+
+def test_a_type_that_was_never_learned_is_noticed():
+    known = known_cells()
+    made = without_type(SUMS, "Mono", LABELS, known, MEMORY, NOVELTY, PARTS)
+    cells, _ = make_cells(("Mono",), 30, stage="second", seed=5)
+    assert made.predict(cells).is_novel.mean() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "can"),
+    [
+        (("B", "T", "NK"), ["B"] * 5 + ["T"] * 5, True),
+        (("B", "T", "NK"), ["B"] * 4 + ["T"] * 5, False),
+        (("B", "T", "NK"), ["B"] * 5 + ["T"] * 4, False),
+        (("B", "T", "NK"), ["B"] * 5 + ["DC"] * 9, False),  # cells of a type that the sums lack
+        (("B", "T"), ["B"] * 9 + ["T"] * 9, False),  # one type is no classifier
+        (("B", "T", "NK"), [], False),
+    ],
+)
+def test_when_a_type_can_be_left_out(labels, known, can):
+    assert can_be_left_out("B", labels, known) is can
+
+
+def test_parts_are_chosen_by_types_left_out_and_all_are_taken_where_none_can_be():
+    known = known_cells()
+    assert chosen_parts(SUMS, SUMS.types, known, MEMORY, NOVELTY) in CHOICES
+    assert chosen_parts(SUMS, SUMS.types, known_cells(1), MEMORY, NOVELTY) == PARTS
+
+
+def test_each_study_is_left_out_to_tell_what_a_new_one_has_to_expect():
+    known = known_cells()
+    found = strays_of_studies(SUMS, known, MEMORY, NOVELTY, PARTS)
+    assert set(found) == {"first", "second"}
+    assert all(0 <= share <= 1 for share in found.values())
+    one = make_sums({"first": ("B", "NK", "T")})
+    assert strays_of_studies(one, known_cells(sums=one), MEMORY, NOVELTY, PARTS) == {}
+    lone = make_sums({"first": ("B",), "second": ("B", "T")})
+    asked = strays_of_studies(lone, known_cells(sums=lone), MEMORY, NOVELTY, PARTS)
+    assert set(asked) == {"first"}  # without the second, one type is left
+
+
+# Calibration
+
+
+def test_a_few_that_are_surely_wrong_get_a_floor_and_leave_the_temperature():
+    random = np.random.default_rng(0)
+    targets = random.integers(4, size=2000)
+    logits = random.normal(0, 1, (2000, 4))
+    logits[np.arange(2000), targets] += 4
+    plain_fit = fit_calibration(logits, targets)
+    wrong = logits.copy()
+    wrong[:30] = np.eye(4)[(targets[:30] + 1) % 4] * 60
+    found = fit_calibration(wrong, targets)
+    assert plain_fit.floor == 0
+    assert found.floor > 0
+    assert abs(found.temperature - plain_fit.temperature) < 0.3
+    assert fit_temperature(wrong, targets) > 2 * found.temperature
+    assert found.floor in FLOORS
+
+
+def test_without_cells_nothing_is_calibrated():
+    assert fit_calibration(np.zeros((0, 3)), np.zeros(0, dtype=int)) == Calibration()
+
+
+def test_a_type_that_cannot_be_answered_is_no_end():
+    """Its cells are wrong whatever the temperature is: that of the others is found all the same."""
+    random = np.random.default_rng(1)
+    targets = random.integers(3, size=400)
+    logits = random.normal(0, 1, (400, 3))
+    logits[np.arange(400), targets] += 2
+    more = np.vstack([np.c_[logits, np.full(400, -np.inf)], np.r_[1.0, 0.0, 0.0, -np.inf]])
+    found, alone = fit_calibration(more, np.r_[targets, 3]), fit_calibration(logits, targets)
+    assert found.temperature == pytest.approx(alone.temperature, abs=0.02)

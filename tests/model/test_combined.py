@@ -1,0 +1,308 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from canal.errors import CanalError, ModelError, SumsError
+from canal.memory.answer import Calibration, ExactAnnotator
+from canal.model.annotator import Annotator
+from canal.model.combined import (
+    COMBINATION,
+    Combination,
+    CombinedAnnotator,
+    CombinedRule,
+    FastAnnotator,
+    read_combination,
+    unsqueezed,
+)
+from canal.model.load import load_model, method_of
+from tests.memory.make import make_cells, make_exact, make_sums
+from tests.model.combined import LABELS, make_combined
+from tests.warm import REPOSITORY
+
+CELLS, _ = make_cells(("B", "NK", "T", "Mono"), 20, stage="third")
+ARRAYS = ("confidence", "novelty", "is_novel", "probabilities", "logits")
+
+
+def same(one, other):
+    return one.labels == other.labels and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ARRAYS
+    )
+
+
+# Two answers become one
+
+
+@pytest.fixture
+def logits():
+    """What a network says of five cells and six types, and the sums, which do not know the last."""
+    random = np.random.default_rng(0)
+    exact = Calibration().log_probabilities(np.c_[random.normal(0, 3, (5, 5)), np.full(5, -np.inf)])
+    return random.normal(0, 3, (5, 6)), exact
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 9999), st.floats(0, 1), st.floats(0.05, 20), st.data())
+def test_probabilities_are_shared_out_whatever_each_side_knows(seed, weight, temperature, data):
+    random, n = np.random.default_rng(seed), 4
+    kinds = data.draw(st.lists(st.sampled_from(["both", "network", "sums"]), min_size=1, max_size=n))
+    sides = []
+    for other in ("sums", "network"):
+        values = random.normal(0, 30, (3, len(kinds)))
+        values[:, [kind == other for kind in kinds]] = -np.inf
+        sides.append(values)
+    if not all(np.isfinite(side).any() for side in sides):
+        return
+    exact = Calibration().log_probabilities(sides[1])
+    found = Combination(weight, temperature).of(sides[0], exact)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0)
+
+
+def test_without_weight_the_sums_answer_and_with_all_the_network(logits):
+    network, exact = (side[:, :5] for side in logits)
+    np.testing.assert_allclose(Combination(0.0, 2.0).of(network, exact), exact, atol=1e-12)
+    said = Calibration(2.0).log_probabilities(network)
+    np.testing.assert_allclose(Combination(1.0, 2.0).of(network, exact), said, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_a_type_that_one_side_knows_keeps_what_it_says(logits, weight):
+    network, exact = logits
+    own = Calibration(2.0).log_probabilities(network)[:, 5]
+    np.testing.assert_allclose(Combination(weight, 2.0).of(network, exact)[:, 5], own)
+    masked = network.copy()
+    masked[:, 0] = -np.inf
+    found = Combination(weight, 2.0).of(
+        masked, Calibration().log_probabilities(exact[:, :5][:, [0, 1, 2, 3, 4, 4]])
+    )
+    assert np.isfinite(found).all()
+
+
+def test_unlikely_is_not_unknown():
+    """A probability that a float cannot hold is of a type that is known: the network alone may not decide."""
+    network = np.array([[5.0, 0.0, 0.0]])
+    exact = Calibration().log_probabilities(np.array([[-2000.0, 0.0, -1.0]]))
+    assert Calibration().probabilities(np.array([[-2000.0, 0.0, -1.0]]))[0, 0] == 0
+    assert Combination(0.25, 1.0).of(network, exact).argmax() == 1
+    beside = np.vstack([exact, Calibration().log_probabilities(np.zeros((1, 3)))])
+    found = Combination(0.25, 1.0).of(np.vstack([network, network]), beside)
+    np.testing.assert_array_equal(found[0], Combination(0.25, 1.0).of(network, exact)[0])
+
+
+@given(st.floats(0.05, 20), st.sampled_from([0.0, 0.002, 0.04]), st.integers(0, 999))
+@settings(max_examples=30)
+def test_a_calibration_gives_probabilities_and_their_logarithms(temperature, floor, seed):
+    logits = np.random.default_rng(seed).normal(0, 50, (4, 5))
+    logits[:, 3] = -np.inf
+    made = Calibration(temperature, floor)
+    shares = made.probabilities(logits)
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    assert (shares[:, 3] == 0).all()
+    assert (shares[:, [0, 1, 2, 4]] >= floor / 4).all()
+    np.testing.assert_allclose(np.exp(made.log_probabilities(logits)), shares, atol=1e-12)
+    assert (shares.argmax(axis=1) == logits.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 0.0), (-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0), (1.0, 1.0), (1.0, -0.1)]
+)
+def test_what_is_no_calibration_is_refused(values):
+    with pytest.raises(SumsError, match="temperature above 0"):
+        Calibration(*values)
+
+
+@pytest.mark.parametrize("values", [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0), (np.nan, 1.0), (True, 1.0)])
+def test_what_is_no_combination_is_refused(values):
+    with pytest.raises(ModelError, match=r"weight of 0\.\.\.1"):
+        Combination(*values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [({}, 0.5), ({"other": (0.0, 1.0)}, 0.5), ({"angle": (0.0, 0.0)}, 0.5), ({"angle": (0.0, 1.0)}, np.nan)],
+)
+def test_what_is_no_novelty_rule_is_refused(values):
+    with pytest.raises(ModelError, match="combined novelty rule"):
+        CombinedRule(*values)
+
+
+def test_a_score_is_told_as_it_was_before_it_was_squeezed():
+    values = np.array([-30.0, -1.0, 0.0, 2.0, 30.0])
+    np.testing.assert_allclose(unsqueezed(0.5 + 0.5 * np.tanh(values / 4)), values, rtol=1e-3)
+    assert np.isfinite(unsqueezed(np.array([0.0, 1.0]))).all()
+
+
+# The annotator
+
+
+@pytest.mark.parametrize("gone", [(), ("GENE003",), tuple(f"GENE{i:03d}" for i in range(9))], ids=len)
+@pytest.mark.parametrize("fast", [False, True], ids=["full", "fast"])
+def test_an_answer_does_not_depend_on_neighbours(fast, gone):
+    """But for the last bits of float32, where the network is asked; which cells it is asked about is sure."""
+    annotator = make_combined().without(gone)
+    if fast:
+        annotator = FastAnnotator(annotator)
+    whole = annotator.predict(CELLS)
+    for size in (1, 7):
+        for start in range(0, 21, size):
+            rows = slice(start, start + size)
+            part = annotator.predict(CELLS[rows])
+            assert part.labels == whole.labels[rows]
+            np.testing.assert_array_equal(part.is_novel, whole.is_novel[rows])
+            if fast:
+                np.testing.assert_array_equal(part.by_network, whole.by_network[rows])
+            for name in ("confidence", "novelty", "probabilities", "logits"):
+                np.testing.assert_allclose(getattr(part, name), getattr(whole, name)[rows], atol=1e-5)
+    np.testing.assert_allclose(whole.probabilities.sum(axis=1), 1.0)
+
+
+def test_network_and_sums_must_be_of_one_lineage():
+    combined = make_combined()
+    with pytest.raises(ModelError, match="other types or genes"):
+        replace(combined, exact=make_exact(make_sums(), LABELS[::-1]))
+
+
+# Fast
+
+
+def test_the_network_is_asked_about_unsure_cells_alone(monkeypatch):
+    margins = np.sort(make_combined().exact.predict(CELLS).probabilities, axis=1)[:, -2:]
+    margin = float(np.quantile(margins[:, 1] - margins[:, 0], 0.3))
+    annotator, asked = FastAnnotator(make_combined(fast_margin=margin)), []
+    predict = Annotator.predict
+    monkeypatch.setattr(
+        Annotator, "predict", lambda self, cells: (asked.append(cells), predict(self, cells))[1]
+    )
+    said, sums = annotator.predict(CELLS), annotator.whole.exact.predict(CELLS)
+    top = np.sort(sums.probabilities, axis=1)
+    unsure = top[:, -1] - top[:, -2] < margin
+    assert 0 < unsure.sum() < len(CELLS)
+    np.testing.assert_array_equal(said.by_network, unsure)
+    np.testing.assert_array_equal(np.concatenate(asked), CELLS[unsure])
+    whole = annotator.whole.predict(CELLS[unsure])
+    for row, by_network in enumerate(unsure):
+        right, place = (whole, unsure[:row].sum()) if by_network else (sums, row)
+        assert said.labels[row] == right.labels[place]
+        for name in ("confidence", "novelty", "is_novel", "probabilities"):
+            np.testing.assert_array_equal(getattr(said, name)[row], getattr(right, name)[place])
+    np.testing.assert_allclose(annotator.probabilities(said.logits), said.probabilities, atol=1e-12)
+
+
+def test_sure_cells_never_wake_the_network(monkeypatch):
+    monkeypatch.setattr(Annotator, "predict", None)
+    said = FastAnnotator(make_combined(fast_margin=0.0)).predict(CELLS)
+    assert not said.by_network.any()
+    assert said.labels == make_combined().exact.predict(CELLS).labels
+
+
+def test_fast_and_full_are_told_apart():
+    whole = make_combined()
+    assert FastAnnotator(whole).digest() != whole.digest()
+    assert FastAnnotator(whole).about()["effort"] == "fast"
+    assert "effort" not in whole.about()
+
+
+# Stored
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("combined") / "model"
+    make_combined().save(folder)
+    return folder
+
+
+def test_a_loaded_model_answers_with_the_same_bits(folder):
+    assert method_of(folder) == "combined"
+    assert same(load_model(folder).predict(CELLS), make_combined().predict(CELLS))
+    assert load_model(folder).digest() == make_combined().digest()
+    fast = load_model(folder, "fast")
+    assert isinstance(fast, FastAnnotator)
+    assert same(fast.predict(CELLS), FastAnnotator(make_combined()).predict(CELLS))
+
+
+NO_TORCH = """
+import sys
+import numpy as np
+from pathlib import Path
+from canal.model.load import load_model
+for effort in ("full", "fast"):
+    load_model(Path(sys.argv[1]), effort).predict(np.ones((2, 20), dtype=np.float32))
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "mlflow", "sklearn", "pandas"}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["without weight", "sums alone"])
+def test_where_the_network_has_no_weight_it_is_never_loaded(tmp_path, kind):
+    """Its files need not even be there."""
+    combined = make_combined(weight=0.0)
+    combined.exact.save(tmp_path / "exact")
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+    if kind == "without weight":
+        document = {"format": 1, **combined.combination.to_json(), "novelty": None}
+        (tmp_path / COMBINATION).write_text(json.dumps(document))
+    command = [sys.executable, "-c", NO_TORCH, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert isinstance(load_model(tmp_path), ExactAnnotator)
+
+
+def test_a_published_version_has_no_fast_answer(tmp_path):
+    make_combined().network.save(tmp_path / "model")
+    assert method_of(tmp_path / "model") == "published"
+    assert isinstance(load_model(tmp_path / "model"), Annotator)
+    with pytest.raises(ModelError, match=r"leave --effort out, or add them with `canal sums backfill`"):
+        load_model(tmp_path / "model", "fast")
+
+
+@pytest.mark.parametrize("change", [1, 0x80, 0xFF])
+def test_a_damaged_combination_is_refused_or_read(folder, change):
+    path = folder / COMBINATION
+    whole = path.read_bytes()
+    try:
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
+            try:
+                read_combination(folder)
+            except CanalError:
+                continue
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"weight": "0.5"},
+        {"weight": None},
+        {"weight": 2},
+        {"temperature": 0},
+        {"temperature": "1"},
+        {"floor": []},
+        {"fast_margin": None},
+        {"other": 1},
+        {"novelty": {"parts": {}, "threshold": 0.5}},
+        {"novelty": {"parts": {"angle": [0.0]}, "threshold": 0.5}},
+        {"novelty": {"parts": {"angle": [0.0, 0.0]}, "threshold": 0.5}},
+        {"novelty": {"parts": {"angle": [0.0, 1.0]}, "threshold": "x"}},
+        {"novelty": []},
+    ],
+    ids=str,
+)
+def test_a_combination_of_other_values_is_refused(folder, change):
+    path = folder / COMBINATION
+    whole = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(whole) | change))
+        with pytest.raises(CanalError):
+            CombinedAnnotator.load(folder)
+        with pytest.raises(CanalError):
+            load_model(folder)
+    finally:
+        path.write_text(whole)
