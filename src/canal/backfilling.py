@@ -28,8 +28,6 @@ from canal.registry.history import restore_metrics, restore_model, verified
 from canal.registry.key import KEY_FILE, Key, key_digest, write_key
 
 if TYPE_CHECKING:
-    from canal.continual.cells import LabelledCells
-    from canal.memory.basis import Basis
     from canal.memory.stages import StageSums
     from canal.memory.sums import Sums
     from canal.registry.ledger import Sign
@@ -137,7 +135,7 @@ def _unfinished(project: Project, version: "Version", key: Key) -> int:
     if "backfilled" in key:
         old = [one for one in project.store.versions() if one.key == key["backfilled"]]
         found = Found()
-        if _has_dvc(layout):
+        if (layout.root / ".dvc").is_dir():
             check_workspace(layout, project.config, [stage], found)
         places = (f"models/{stage}", f"metrics/{stage}")
         model = layout.model(stage)
@@ -186,7 +184,8 @@ def _make(project: Project, made: Project, version: "Version", notice: Notice) -
     stage = version.stage
     sums, batches = _gathered(project, stage, notice)
     folder, key = verified(project.store, version)
-    annotator = backfilled(folder, stage, _validation(project, stage, folder), sums, project.config)
+    validation = project.cells(stage, "validation", _genes(folder))
+    annotator = backfilled(folder, stage, validation, sums, project.config)
     with new_folder(made.layout.model(stage)) as target:
         annotator.save(target / "model")
         for name in key["files"]:
@@ -209,7 +208,7 @@ def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums"
     Sums begin with those that the newest ancestor with sums keeps; else at the first stage whose cells are
     still there.
     """
-    from canal.lessons import added_up
+    from canal.lessons import added_up, first_basis
     from canal.memory.stages import StageSums
 
     names = (*project.config.ancestors(stage), stage)
@@ -223,7 +222,7 @@ def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums"
             notice(f"{name}: {why}: no sums of it")
             continue
         notice(f"{name}: adding up its training cells")
-        known = known or StageSums(_first_basis(project, name, folder))
+        known = known or StageSums(first_basis(project, name, _genes(folder)))
         own, batches, missing = added_up(project, name, known.basis)
         known = known.plus(name, own, missing)
     if known is None or stage not in known.stages:
@@ -250,19 +249,11 @@ def _not_there(project: Project, stage: str, key: Key) -> str | None:
     return None
 
 
-def _first_basis(project: Project, stage: str, folder: Path) -> "Basis":
-    from canal.lessons import first_basis
+def _genes(folder: Path) -> tuple[str, ...]:
     from canal.model.annotator import GENES
     from canal.model.storage import read_names
 
-    return first_basis(project, stage, read_names(folder / "model", GENES))
-
-
-def _validation(project: Project, stage: str, folder: Path) -> "LabelledCells":
-    from canal.model.annotator import GENES
-    from canal.model.storage import read_names
-
-    return project.cells(stage, "validation", read_names(folder / "model", GENES))
+    return read_names(folder / "model", GENES)
 
 
 def _registered(project: Project, made: Project, stage: str, sign: "Sign | None") -> "Version":
@@ -279,7 +270,7 @@ def _place(project: Project, version: "Version") -> None:
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
-    if not _has_dvc(layout):
+    if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
         return
     complete_params(layout.params)
     lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
@@ -291,10 +282,6 @@ def _place(project: Project, version: "Version") -> None:
             f"version {version.number} is registered and in place, but DVC would not take it into {LOCK}: "
             f"{done.stderr.strip()[-500:]}: `make run` does it"
         )
-
-
-def _has_dvc(layout: Layout) -> bool:
-    return (layout.root / LOCK).is_file() and (layout.root / ".dvc").is_dir()
 
 
 def _told(project: Project, version: "Version", before: int) -> Backfilled:
