@@ -135,8 +135,8 @@ def levels(expression: np.ndarray) -> np.ndarray:
     wrong = ~((values >= 0) & (values < np.inf))  # NaN is neither
     if wrong.any():
         raise DataError(
-            f"expression must be finite and >= 0, found {int(wrong.sum())} other value(s), such as {values[wrong][0]}: "
-            "check the source's declared values"
+            f"expression must be finite and >= 0, found {int(wrong.sum())} other value(s), such as "
+            f"{values[wrong][0]}: check the source's declared values"
         )
     result: np.ndarray = np.minimum(values * np.float32(STEPS), HIGHEST).astype(np.uint8)
     return result
