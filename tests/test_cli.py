@@ -42,6 +42,9 @@ COMMANDS = [
     ("keys", "new"),
     ("keys", "show"),
     ("keys", "add"),
+    ("sums", "backfill"),
+    ("basis", "export"),
+    ("basis", "adopt"),
 ]
 
 

@@ -7,18 +7,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from canal.digests import tree_digests
 from canal.errors import SumsError
 from canal.files import read_json, write_json
-from canal.memory.arrays import read_arrays, write_arrays
+from canal.memory.answer import ExactAnnotator
 from canal.memory.basis import Basis
+from canal.memory.classifier import ExactClassifier
 from canal.memory.stages import StageSums
 from canal.memory.sums import Sums
 from canal.registry.audit import audit
@@ -115,19 +116,18 @@ def dropped(folder: Path, key: dict[str, Any]) -> None:
 
 
 def other_weights(folder: Path, key: dict[str, Any]) -> None:
-    change_array(folder, "own.weights", lambda array: array + 2)
+    solved(folder, lambda one: replace(one, own=replace(one.own, weights=one.own.weights + 2)))
 
 
 def other_centroids(folder: Path, key: dict[str, Any]) -> None:
-    change_array(folder, "centroids", lambda array: array + 0.01)
+    solved(folder, lambda one: replace(one, centroids=one.centroids + 0.01))
 
 
-def change_array(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    from safetensors.numpy import load_file
-
-    path = folder / "model" / "exact" / "weights.safetensors"
-    arrays = read_arrays(path, load_file(path))
-    write_arrays(path, arrays | {name: change(arrays[name])})
+def solved(folder: Path, change: Callable[[ExactClassifier], ExactClassifier]) -> None:
+    """Change what was solved, and all that answer.json says of it."""
+    path = folder / "model" / "exact"
+    annotator = ExactAnnotator.load(path)
+    replace(annotator, classifier=change(annotator.classifier)).save(path)
 
 
 def other_settings(folder: Path, key: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def other_batches(folder: Path, key: dict[str, Any]) -> None:
         (other_settings, "solved again, give other weights than are stored"),
         (another_basis, "the basis is not that of v-second: a lineage keeps one"),
         (other_origin, "the basis is said to be chosen on cells of elsewhere, which this lineage has not"),
-        (genes_lacking, "missing.json says that the file of third lacks genes that its sums have"),
+        (genes_lacking, "missing.json must name genes of the basis that have no sums"),
         (other_batches, "batches/own.safetensors does not add up to the sums of third"),
     ],
 )
