@@ -58,9 +58,9 @@ def test_no_level_of_counts_is_ever_cut():
     assert HIGHEST > 53
 
 
-@pytest.mark.parametrize("wrong", [-1.0, -1e-30, np.nan, -np.inf])
+@pytest.mark.parametrize("wrong", [-1.0, -1e-30, np.nan, -np.inf, np.inf])
 def test_what_is_no_expression_is_refused(wrong):
-    with pytest.raises(DataError, match="must be >= 0, found 1 other"):
+    with pytest.raises(DataError, match="must be finite and >= 0, found 1 other"):
         levels(np.array([[1.0, wrong]], dtype=np.float32))
 
 

@@ -62,7 +62,7 @@ class Basis:
         Raises
         ------
         DataError
-            If a value is negative or not a number.
+            If a value is negative, infinite or not a number.
         SumsError
             If there are fewer columns than genes.
         """
@@ -129,14 +129,14 @@ def levels(expression: np.ndarray) -> np.ndarray:
     Raises
     ------
     DataError
-        If a value is negative or not a number.
+        If a value is negative, infinite or not a number.
     """
     values = np.asarray(expression, dtype=np.float32)
-    wrong = ~(values >= 0)  # NaN is not >= 0 either
+    wrong = ~((values >= 0) & (values < np.inf))  # NaN is neither
     if wrong.any():
         raise DataError(
-            f"expression must be >= 0, found {int(wrong.sum())} other value(s), such as {values[wrong][0]}: "
-            "check the source's declared values"
+            f"expression must be finite and >= 0, found {int(wrong.sum())} other value(s), such as "
+            f"{values[wrong][0]}: check the source's declared values"
         )
     result: np.ndarray = np.minimum(values * np.float32(STEPS), HIGHEST).astype(np.uint8)
     return result

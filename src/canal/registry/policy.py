@@ -183,7 +183,7 @@ def _h_score(policy: Policy, evaluation: Document) -> Ruling:
     bound = f">= {policy.min_h_score:.3f}"
     if value is None:
         return Ruling("h_score", "not measured", bound, False, "no type of novelty.holdouts was testable")
-    return Ruling("h_score", f"{value:.3f}", bound, value >= policy.min_h_score, "shadow heads")
+    return Ruling("h_score", f"{value:.3f}", bound, value >= policy.min_h_score, "types left out")
 
 
 def _ece(policy: Policy, evaluation: Document) -> Ruling:

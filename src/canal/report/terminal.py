@@ -126,10 +126,11 @@ def _study(study: Mapping[str, Any]) -> Iterator[str]:
     """Yield how like the learned studies a file is, and how many known cells may be Unassigned."""
     if study:
         expected = study["known_unassigned"]
+        lowest, usual, highest = (f"{expected[name]:.0%}" for name in ("lowest", "usual", "highest"))
+        span = "" if lowest == highest else f" ({lowest} to {highest})"
         yield (
             f"{study['like_learned']:.0%} of the cells lie among those of the learned studies; of cells of "
-            f"known types some {expected['usual']:.0%} may be Unassigned ({expected['lowest']:.0%} to "
-            f"{expected['highest']:.0%})"
+            f"known types some {usual} may be Unassigned{span}"
         )
 
 
