@@ -247,7 +247,19 @@ class ExactClassifier:
 
     def _of_new(self, new: np.ndarray) -> np.ndarray:
         """Return log probabilities where a type's centroids in all stages count alike."""
-        return log_normalised(self._by_type(new, self.soft))
+        return log_normalised(self._by_type(new, self.soft) - self._unearned)
+
+    @cached_property
+    def _unearned(self) -> np.ndarray:
+        """Return what each type's score loses: the premium for stages that it shares, where few types do.
+
+        That a type was learned in several stages speaks for it in a new one as far as types are shared at
+        all: in full where a third of the types or more are, in proportion below.
+        """
+        shared = np.bincount(self.owners, minlength=len(self.labels))
+        earned = min(1.0, 3 * float((shared > 1).mean()))
+        result: np.ndarray = (1 - earned) * np.log(shared) / self.soft
+        return result
 
     def _by_type(self, scores: np.ndarray, soft: float = 1.0) -> np.ndarray:
         """Return the log-sum-exp of the scores of each type's centroids."""
