@@ -1,23 +1,18 @@
 """Learn one stage on top of its parent, by network, sums or both: models/<stage>/."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 from canal.files import new_folder
 from canal.project import Project
 from canal.registry.facts import stage_facts, sums_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import key_digest, write_key
 from canal.registry.tracking import StepRun
-from canal.step import argument, project_step, run, watch
-
-if TYPE_CHECKING:
-    from canal.continual.stage import Finished
+from canal.step import argument, project_step, run
 
 
 def learn(project: Project, logged: StepRun) -> None:
     """Learn the stage named by --stage and write its model folder with its key."""
     from canal.choosing import chosen_settings
+    from canal.learning import learned_stage
     from canal.lessons import keep_inputs
     from canal.quality.verdict import require_passing
 
@@ -29,7 +24,7 @@ def learn(project: Project, logged: StepRun) -> None:
     parent = layout.model(config.stages[stage].parent)
     logged.params(settings.model_dump() | {"seed": config.seed, "parent": parent.name})
     logged.dataset(stage, layout.prepared(config.stages[stage].source) / "cells.h5ad", "finetune")
-    finished = by_sums(project, stage) if settings.method == "exact" else trained(project, logged, stage)
+    finished = learned_stage(project, logged, stage, settings)
     with new_folder(layout.model(stage)) as folder:
         finished.save(folder)
         keep_inputs(project, stage, folder)
@@ -38,36 +33,6 @@ def learn(project: Project, logged: StepRun) -> None:
     if finished.network_weight is not None:
         logged.metrics({"network_weight": finished.network_weight})
     logged.artifacts(layout.model(stage), "stage")
-
-
-def trained(project: Project, logged: StepRun, stage: str) -> "Finished":
-    """Return the stage as a network learned it; by the combined method, with its sums."""
-    from canal.choosing import chosen_settings
-    from canal.continual.stage import finish
-    from canal.continual.trainer import learn_stage
-    from canal.lessons import lesson, parent_sums, stage_sums
-
-    settings = chosen_settings(project, stage)
-    task, past = lesson(project, stage, settings.bank_size)
-    sums, batches = None, None
-    if settings.method == "combined":
-        sums, batches = stage_sums(project, stage, task.genes, parent_sums(project, stage))
-    with watch(project, logged, stage, settings.max_epochs) as hooks:
-        learned = learn_stage(task, settings, hooks)
-        finished = finish(task, learned, past, project.config, hooks, sums)
-    return replace(finished, batches=batches)
-
-
-def by_sums(project: Project, stage: str) -> "Finished":
-    """Return the stage as sums alone learned it: no network is trained, no training cell is kept."""
-    from canal.continual.stage import finish_exact
-    from canal.lessons import exact_lesson
-
-    task = exact_lesson(project, stage)
-    finished = finish_exact(
-        stage, task.labels, task.genes, task.validation, task.past, task.sums, project.config
-    )
-    return replace(finished, batches=task.batches)
 
 
 def main() -> None:

@@ -2,24 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from canal.lessons import LABELS_FILE, ask_parent, ask_sums
+from canal.label_check import contradicted
+from canal.lessons import LABELS_FILE, ask_parent
 from canal.project import Project
-from canal.quality.labels import (
-    cells_to_ask,
-    check_contradictions,
-    check_labels,
-    contradiction_rule,
-    label_rule,
-    write_labels,
-)
+from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
 from canal.registry.history import require_available, restore_file
 from canal.registry.key import read_key
 from canal.step import argument, run, say
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from canal.quality.verdict import RuleResult
     from canal.registry.store import Version
 
 
@@ -53,20 +44,6 @@ def check(project: Project, stage: str) -> None:
             say(f"{stage}: warning: {example}")
         if not found.passed:
             say(f"{stage}: {found.hint}")
-
-
-def contradicted(
-    project: Project, stage: str, cell_ids: list[str]
-) -> "tuple[pd.DataFrame, RuleResult] | None":
-    """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
-    config = project.config
-    table = ask_sums(project, stage, cell_ids)
-    if table is None:
-        return None
-    most = config.gate.max_contradiction
-    rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
-    found = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
-    return table[table["margin"] > most].sort_values("name"), found
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import write_key
 from canal.registry.tracking import StepRun
-from canal.step import project_step, run, say, watch
+from canal.step import project_step, run, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
@@ -20,29 +20,27 @@ def learn(project: Project, logged: StepRun) -> None:
     from canal.model.config import PRESETS
     from canal.quality.verdict import require_passing
 
-    config, layout, first = project.config, project.layout, project.config.root_stage
-    imported, shape = config.backbone.imported, PRESETS[config.backbone.preset].backbone
-    for name in (first, *config.backbone.extra_stages):
+    config, layout = project.config, project.layout
+    imported, shape = config.imported_backbone, PRESETS[config.backbone.preset].backbone
+    for name in (config.root_stage, *config.backbone.extra_stages):
         require_available(config, name)
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
     logged.params(config.backbone.model_dump())
     if not config.trains_network:
-        say("backbone: sums need none; the panel alone is kept")
+        history = {"method": "exact", "epochs": []}
     elif imported is None:
         with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
             backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
-    parent = imported.key if imported is not None and config.trains_network else None
     with new_folder(layout.model(BACKBONE)) as folder:
-        if not config.trains_network:
-            write_json(folder / "history.json", {"method": "exact", "epochs": []})
-        elif imported is None:
-            backbone.save(folder / "model")
-            write_json(folder / "history.json", history)
-        else:
+        if imported is not None:
             adopt(project, imported, folder)
+        elif config.trains_network:
+            backbone.save(folder / "model")
+        if imported is None:
+            write_json(folder / "history.json", history)
         shutil.copyfile(layout.panel, folder / "panel.json")
-        write_key(folder, stage_facts(layout, config, BACKBONE), parent)
+        write_key(folder, stage_facts(layout, config, BACKBONE), None if imported is None else imported.key)
     logged.artifacts(layout.model(BACKBONE), "backbone")
 
 

@@ -26,7 +26,7 @@ def served(tmp_path, monkeypatch):
 
     YAML().dump(make_document(), tmp_path / "params.yaml")
     monkeypatch.setattr(canal.api, "serving_version", lambda project, model: Known())
-    monkeypatch.setattr(canal.api, "load_annotator", lambda project, version: make_annotator())
+    monkeypatch.setattr(canal.api, "load_annotator", lambda project, version, effort="full": make_annotator())
     return tmp_path
 
 

@@ -380,6 +380,11 @@ class Config(Section):
         """Whether a backbone is pretrained: not where the first stage, and so all, learn by sums alone."""
         return self.learning(self.root_stage).method != "exact"
 
+    @property
+    def imported_backbone(self) -> ImportedBackbone | None:
+        """The published weights that the lineage begins with; none where no network is trained."""
+        return self.backbone.imported if self.trains_network else None
+
     def study(self, stage: str) -> Tuning | None:
         """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
         return self.tuning if stage in self.finetune.tuned else None

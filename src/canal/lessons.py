@@ -336,31 +336,6 @@ def ask_parent(project: Project, stage: str) -> "Ask | None":
     return ask
 
 
-def ask_sums(project: Project, stage: str, cell_ids: "Sequence[str]") -> "pd.DataFrame | None":
-    """Return what the sums of a stage's parent say of its cells (`canal.quality.labels.contradictions`).
-
-    None where the parent keeps no sums.
-    """
-    from canal.memory.answer import ExactAnnotator
-    from canal.quality.labels import contradictions
-
-    parent = project.config.stages[stage].parent
-    folder = project.layout.model(parent) / "model" / "exact"
-    if parent == BACKBONE or not folder.is_dir():
-        return None
-    prepared, annotator = project.prepared(stage), ExactAnnotator.load(folder)
-    there = set(prepared.genes)
-    asked = annotator.without([gene for gene in annotator.genes if gene not in there])
-    known, types = annotator.classifier.labels, prepared.obs["cell_type"].astype(str)
-    ids, answers, margins = list[str](), list[str](), list[float]()
-    for chunk, expression in prepared.chunks(cell_ids, annotator.genes):
-        said = asked.predict(expression)
-        own = [annotator.labels.index(name) if name in known else -1 for name in types.loc[chunk]]
-        ids, answers = ids + chunk, answers + said.labels
-        margins += (said.confidence - said.probabilities[np.arange(len(own)), own]).tolist()
-    return contradictions(ids, list(types.loc[ids]), answers, np.array(margins), known)
-
-
 def _panel_of(project: Project, stage: str) -> tuple[str, ...]:
     """Return the genes that a learned stage's model reads."""
     from canal.model.annotator import GENES

@@ -294,7 +294,7 @@ def _run(annotator: Annotator, command: Command) -> int:
     from canal.cli import app
     from canal.project import Project
 
-    canal.api.load_annotator = lambda project, version: annotator
+    canal.api.load_annotator = lambda project, version, effort="full": annotator
     Project.candidate = _candidate  # type: ignore[method-assign]
     if command[0] == "import":
         _import(Path(command[1]))

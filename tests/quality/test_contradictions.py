@@ -9,7 +9,7 @@ import pytest
 from canal.config import Gate
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.lessons import ask_sums
+from canal.label_check import ask_sums
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.memory.basis import Basis
 from canal.memory.solve import SolveSettings, solve
