@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-exact-scale chaos fuzz help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-exact-scale bench-exact-strange chaos fuzz help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -72,6 +72,10 @@ bench-kinds:  ## hostile and odd inputs by kind: tried, and answered rightly (AR
 bench-before:  ## canal annotate beside an earlier revision, by turns (ARGS="b42cc87 --preset small")
 	@tools/setup.sh run
 	@python benchmarks/before.py $(or $(ARGS),b42cc87)
+
+bench-exact-strange:  ## known cells that the sums call Unassigned: new studies, genes gone, shallow cells (ARGS="--data FOLDER")
+	@tools/setup.sh run
+	@python benchmarks/exact_strange.py $(ARGS)
 
 bench-combined:  ## network, sums and both on the test cells of finished projects (ARGS="--root . /tmp/immune")
 	@tools/setup.sh run

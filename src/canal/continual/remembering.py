@@ -18,6 +18,9 @@ from canal.memory.stages import StageSums
 CHOICES: tuple[tuple[str, ...], ...] = (PARTS[:1], PARTS[1:], PARTS)
 """What the novelty of the sums may be made of."""
 
+MOST_CELLS = 2000
+"""Known cells that are asked about where types or stages are left out: more tell nothing more."""
+
 LEAST_CELLS = 5
 """Known cells of a type that is left out, and of all others: fewer tell nothing."""
 
@@ -57,6 +60,13 @@ class Known:
         """Return the cells that these stages brought."""
         wanted = set(stages)
         return self._take([row for row, name in enumerate(self.stages) if name in wanted])
+
+    def some(self) -> Known:
+        """Return at most `MOST_CELLS` of the cells, evenly spread over them."""
+        n = len(self.levels)
+        if n <= MOST_CELLS:
+            return self
+        return self._take(np.linspace(0, n - 1, MOST_CELLS).astype(np.int64).tolist())
 
     def _take(self, rows: Sequence[int]) -> Known:
         return Known(
@@ -111,9 +121,9 @@ def solved(
     bare = plain(sums, labels, genes, memory)
     seen = known.of(bare.classifier.labels)
     calibration = calibration_of(bare, seen)
-    parts = chosen_parts(sums, bare.classifier.labels, seen, memory, novelty)
+    parts = chosen_parts(sums, bare.classifier.labels, seen.some(), memory, novelty)
     rule = rule_of(bare, seen, parts, novelty)
-    strays = strays_of_studies(sums, seen, memory, novelty, parts)
+    strays = strays_of_studies(sums, seen.some(), memory, novelty, parts)
     return replace(bare.with_rule(calibration, rule), strays=strays)
 
 
