@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from canal.config import Memory, Novelty
 from canal.continual.combining import LeavingOut, Noticed
 from canal.continual.fit import Hooks
 from canal.continual.remembering import Known, without_type
-from canal.continual.shadow import GeneScores, ShadowCells, obstacle
+from canal.continual.shadow import GeneScores, ShadowCells, learn_without, obstacle
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import StageSums
 from canal.model.combined import CombinedAnnotator
+from canal.model.lanes import in_lanes
 
 
 def held_out_types(
@@ -33,8 +35,10 @@ def held_out_types(
     """
     reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
     names = [name for name, reason in reasons.items() if not reason]
-    one = _asking(annotator, sums, cells, memory, novelty, seed, hooks) if names else None
-    measured = [] if one is None else [_document(name, one(name)) for name in names]
+    one = _asking(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
+    measured = (
+        [] if one is None else [_document(*pair) for pair in zip(names, in_lanes(one, names), strict=True)]
+    )
     return {
         "holdouts": measured,
         "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
@@ -51,6 +55,7 @@ def _asking(
     novelty: Novelty,
     seed: int,
     hooks: Hooks | None,
+    names: Sequence[str],
 ) -> Callable[[str], Noticed]:
     """Return what asks about the tested cells, given the name of the type that is left out."""
     known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
@@ -75,7 +80,11 @@ def _asking(
         annotator.combination,
     )
     parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
-    return lambda name: leaving.measured(name, parts, {})
+    heads = in_lanes(
+        partial(learn_without, scores=leaving.scores, epochs=novelty.shadow_epochs, seed=seed), names
+    )
+    shadows = dict(zip(names, heads, strict=True))
+    return lambda name: leaving.measured(name, parts, shadows)
 
 
 def _noticed(plain: ExactAnnotator, name: str, test: Known) -> Noticed:
