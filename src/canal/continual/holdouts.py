@@ -36,9 +36,7 @@ def held_out_types(
     reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
     names = [name for name, reason in reasons.items() if not reason]
     one = _asking(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
-    measured = (
-        [] if one is None else [_document(*pair) for pair in zip(names, in_lanes(one, names), strict=True)]
-    )
+    measured = [] if one is None else [_document(name, one(name)) for name in names]
     return {
         "holdouts": measured,
         "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
