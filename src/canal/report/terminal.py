@@ -243,7 +243,8 @@ def _sums(evaluation: Document) -> Any:
         line.append(f"{name} ", style="dim").append(value, style="bold").append("   ")
     line.rstrip()
     for name, by_stage in (evaluation.get("alone") or {}).items():
-        shares = [*by_stage.values(), sum(by_stage.values()) / len(by_stage)]
+        measured = [by_stage[stage] for stage in evaluation["stages"] if stage in by_stage]
+        shares = [*measured, sum(measured) / len(measured)]
         told = "the network alone (published method)" if name == "network" else f"the {name} alone"
         line.append(f"\n{told}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
         line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
