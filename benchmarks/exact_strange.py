@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import stream
+from exact_learners import Exact
 from exact_streams import Drawn, Stream
 from rich.console import Console
 from rich.table import Table
@@ -29,23 +30,11 @@ from canal.continual.holdouts import held_out_types
 from canal.continual.remembering import Known, solved
 from canal.continual.shadow import ShadowCells
 from canal.memory.answer import ExactAnnotator
-from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
-from canal.memory.sums import Adder
 
 GONE, KEPT = (0.0, 0.1, 0.25, 0.5), (1.0, 0.5, 0.25)
 _COUNTS = 2500
 Figures = dict[tuple[str, str], list[float]]
-
-
-def sums_of(drawn: Drawn) -> StageSums:
-    """Return the sums of a drawn stream."""
-    sums = StageSums(Basis(drawn.genes, {}))
-    for name, cells in drawn.stages.items():
-        adder = Adder(sums.basis)
-        adder.add(cells.train.expression, cells.train.cell_types)
-        sums = sums.plus(name, adder.sums(), cells.missing)
-    return sums
 
 
 def answering(drawn: Drawn, sums: StageSums) -> ExactAnnotator:
@@ -115,7 +104,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 sys.stderr.write(f"{name}, seed {seed}\n")
                 drawn = line.drawn(seed)
-                sums = sums_of(drawn)
+                sums = Exact(drawn).sums
                 if len(sums.stages) > 2:
                     left_out(drawn, sums, found)
                 changed(drawn, sums, found)

@@ -106,8 +106,7 @@ def _on_file(
         found = []
         for version in versions:
             annotator = _annotator(project, version)
-            there = set(cells.genes)
-            annotator = annotator.without([gene for gene in annotator.genes if gene not in there])
+            annotator = annotator.without(cells.missing(annotator.genes))
             found.append(_said(annotator, ids, types, cells.expression(ids, annotator.genes)))
     return found
 

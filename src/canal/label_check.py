@@ -43,8 +43,7 @@ def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataF
     if parent == BACKBONE or not folder.is_dir():
         return None
     prepared, annotator = project.prepared(stage), ExactAnnotator.load(folder)
-    there = set(prepared.genes)
-    asked = annotator.without([gene for gene in annotator.genes if gene not in there])
+    asked = annotator.without(prepared.missing(annotator.genes))
     known, types = annotator.classifier.labels, prepared.obs["cell_type"].astype(str)
     ids, answers, margins = list[str](), list[str](), list[float]()
     for chunk, expression in prepared.chunks(cell_ids, annotator.genes):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from canal.config import BACKBONE
-from canal.digests import canonical_json, file_digest
-from canal.files import parse_json, read_json
+from canal.data.split import SUMMED
+from canal.digests import file_digest
+from canal.files import read_json
 from canal.project import Project
 
 LABELS_FILE = "validation/labels.json"
@@ -207,22 +208,19 @@ def added_up(project: Project, stage: str, basis: "Basis") -> "tuple[Sums, Sums 
     Added are all training cells of its split, those in reserve, too. They are read in chunks; types of the
     sums by batch are JSON lists of batch and type.
     """
-    from canal.memory.sums import Adder
+    from canal.memory.stages import batch_and_type, by_type
+    from canal.memory.sums import add_up
 
     split, cells = project.split(stage), project.prepared(stage)
-    learned = split[split["set"].isin(("train", "reserve"))]
+    learned = split[split["set"].isin(SUMMED)]
     pairs = list(zip(learned["batch"], learned["cell_type"], strict=True))
     by_batch = _fits(basis.size, len(set(pairs)), project.config.memory.batch_mb)
-    names = [canonical_json(list(pair)) for pair in pairs] if by_batch else list(learned["cell_type"])
+    names = [batch_and_type(*pair) for pair in pairs] if by_batch else list(learned["cell_type"])
     types = dict(zip(learned["cell_id"], names, strict=True))
-    adder = Adder(basis)
-    for ids, expression in cells.chunks(list(types), basis.genes):
-        adder.add(expression, [types[one] for one in ids])
-    found, there = adder.sums(), set(cells.genes)
-    missing = tuple(gene for gene in basis.genes if gene not in there)
-    if not by_batch:
-        return found, None, missing
-    return found.renamed({name: str(parse_json(name)[1]) for name in found.types}), found, missing
+    chunks = cells.chunks(list(types), basis.genes)
+    found = add_up(basis, ((expression, [types[one] for one in ids]) for ids, expression in chunks))
+    missing = cells.missing(basis.genes)
+    return (by_type(found), found, missing) if by_batch else (found, None, missing)
 
 
 def parent_sums(project: Project, stage: str) -> "StageSums | None":
@@ -325,8 +323,7 @@ def ask_parent(project: Project, stage: str) -> "Ask | None":
         from canal.quality.labels import compare
 
         annotator = load_model(folder)
-        there = set(prepared.genes)
-        asked = annotator.without([gene for gene in annotator.genes if gene not in there])
+        asked = annotator.without(prepared.missing(annotator.genes))
         found = asked.predict(prepared.expression(cell_ids, annotator.genes))
         obs = prepared.obs.loc[list(cell_ids)]
         answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]

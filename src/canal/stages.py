@@ -75,13 +75,7 @@ def with_import(text: str, path: str, key: str) -> str:
     from ruamel.yaml.comments import CommentedMap
 
     document = _round_trip().load(text)
-    section = document.setdefault("backbone", CommentedMap())
-    entry = {"path": path, "key": key}
-    if "imported" in section:
-        section["imported"] = entry
-    else:
-        # At the top: what follows the section's last line (a blank, a comment) belongs to the next one.
-        section.insert(0, "imported", entry)
+    _put(document.setdefault("backbone", CommentedMap()), "imported", {"path": path, "key": key})
     text = _dumped(document)
     parse(text)
     return text
@@ -96,14 +90,21 @@ def with_basis(text: str, path: str, digest: str) -> str:
         If the result would break a rule.
     """
     document = _round_trip().load(with_memory(text))
-    section, entry = document["memory"], {"path": path, "digest": digest}
-    if "basis" in section:
-        section["basis"] = entry
-    else:
-        section.insert(0, "basis", entry)
+    _put(document["memory"], "basis", {"path": path, "digest": digest})
     text = _dumped(document)
     parse(text)
     return text
+
+
+def _put(section: Any, name: str, entry: dict[str, str]) -> None:
+    """Set an entry of a section of a round-trip document; a new one stands at the top.
+
+    What follows the section's last line (a blank, a comment) belongs to the next section.
+    """
+    if name in section:
+        section[name] = entry
+    else:
+        section.insert(0, name, entry)
 
 
 def with_memory(text: str) -> str:

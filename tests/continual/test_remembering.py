@@ -15,7 +15,8 @@ from canal.continual.remembering import (
     without_type,
 )
 from canal.continual.temperature import FLOORS, fit_calibration, fit_temperature
-from canal.memory.answer import PARTS, Calibration
+from canal.memory.answer import Calibration
+from canal.memory.rule import PARTS
 from tests.continual.make import make_cells as labelled
 from tests.memory.make import STAGES, make_cells, make_sums
 

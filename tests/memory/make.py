@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from canal.memory.answer import Calibration, ExactAnnotator, SumsRule
+from canal.memory.answer import Calibration, ExactAnnotator
 from canal.memory.basis import Basis
+from canal.memory.rule import SumsRule
 from canal.memory.solve import SolveSettings, solve
 from canal.memory.stages import StageSums
 from canal.memory.sums import add_up

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from canal.config import Memory, Novelty
-from canal.continual.measures import harmonic_mean
-from canal.continual.remembering import Known, can_be_left_out, without_type
+from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
+from canal.continual.remembering import Known, without_type
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.continual.temperature import fit_calibration
-from canal.memory.answer import PARTS, ExactAnnotator
+from canal.memory.answer import ExactAnnotator
+from canal.memory.rule import PARTS, unsqueezed
 from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (
@@ -22,7 +23,8 @@ from canal.model.combined import (
     Combination,
     CombinedAnnotator,
     CombinedRule,
-    unsqueezed,
+    margins,
+    network_parts,
 )
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
@@ -79,15 +81,21 @@ def combine(
     weight = chosen_weight(plain, logits, said, targets)
     chosen = replace(plain, weight=weight, fast_margin=_margin(np.exp(said)))
     calibration = fit_calibration(chosen.of(logits, said), targets)
-    own = network.novelty
-    published = novelty if own is None else own.published_score(logits)
-    found = {
-        NETWORK_PART: unsqueezed(novelty),
-        PUBLISHED_PART: published,
-        **known.apart(exact),
-    }
-    rule = rule_of(found, parts, settings)
-    return CombinedAnnotator(network, exact, replace(chosen, calibration=calibration), rule)
+    whole = CombinedAnnotator(network, exact, replace(chosen, calibration=calibration))
+    return with_rule(whole, known, logits, novelty, settings, parts)
+
+
+def with_rule(
+    whole: CombinedAnnotator,
+    known: Known,
+    logits: np.ndarray,
+    novelty: np.ndarray,
+    settings: Novelty,
+    parts: Sequence[str],
+) -> CombinedAnnotator:
+    """Return an annotator whose novelty is made of some parts, its rule set on known cells; as `combine`."""
+    found = {**network_parts(whole.network, logits, novelty), **known.apart(whole.exact)}
+    return replace(whole, novelty=rule_of(found, parts, settings))
 
 
 def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, targets: np.ndarray) -> float:
@@ -107,28 +115,7 @@ def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, ta
 
 def rule_of(found: Mapping[str, np.ndarray], parts: Sequence[str], settings: Novelty) -> CombinedRule | None:
     """Return a rule of these parts that keeps its promise on known cells; None without any."""
-    if not len(found[parts[0]]):
-        return None
-    usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
-    score = CombinedRule(usual, 0.0).score(found)
-    return CombinedRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """Parts of the novelty of known and of tested cells; which of these are unknown, and which right."""
-
-    known: Mapping[str, np.ndarray]
-    test: Mapping[str, np.ndarray]
-    unknown: np.ndarray
-    right: np.ndarray
-
-    def noticed(self, parts: Sequence[str], settings: Novelty) -> Noticed:
-        """Return how the tested cells look where novelty is made of some parts."""
-        rule = rule_of(self.known, parts, settings)
-        assert rule is not None  # noqa: S101 - a type is left out only where others are known
-        score = rule.score(self.test)
-        return Noticed(self.unknown, score, rule.is_novel(score), self.right)
+    return CombinedRule.fitted(found, parts, settings.false_unassigned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,20 +157,17 @@ class LeavingOut:
         found = [
             self._noticed(name, shadows) for name in labels if can_be_left_out(name, self.sums.types, types)
         ]
-        if not found:
-            return CHOICES[-1]
-        return max(CHOICES, key=lambda parts: (np.mean([one[parts] for one in found]), -len(parts)))
+        return best_choice(found, CHOICES, CHOICES[-1])
 
     def measured(self, name: str, parts: Sequence[str], shadows: dict[str, Shadow]) -> Noticed:
         """Return how the tested cells look to network and sums that never learned type ``name``."""
-        return self._asked(name, shadows).noticed(parts, self.novelty)
+        return self._asked(name, shadows).noticed(CombinedRule, parts, self.novelty.false_unassigned)
 
     def _noticed(self, name: str, shadows: dict[str, Shadow]) -> dict[tuple[str, ...], float]:
         known = replace(self, scores=replace(self.scores, test=self.scores.known), test=self.known)
-        asked = known._asked(name, shadows)
-        return {parts: asked.noticed(parts, self.novelty).h_score for parts in CHOICES}
+        return known._asked(name, shadows).h_scores(CombinedRule, CHOICES, self.novelty.false_unassigned)
 
-    def _asked(self, name: str, shadows: dict[str, Shadow]) -> _Asked:
+    def _asked(self, name: str, shadows: dict[str, Shadow]) -> AskedParts:
         """Return all that network and sums without type ``name`` say of known and tested cells."""
         shadow = self._shadow(name, shadows)
         labels = tuple(shadow.labels)
@@ -192,7 +176,7 @@ class LeavingOut:
         logits, truth = _network_logits(shadow), np.array(test.cell_types, dtype=object)
         said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
         of_known = self._network_parts(replace(shadow, test=shadow.known), name)
-        return _Asked(
+        return AskedParts(
             {**of_known, **known.apart(exact)},
             {**self._network_parts(shadow, name), **test.apart(exact)},
             truth == name,
@@ -214,37 +198,6 @@ class LeavingOut:
         return shadows[name]
 
 
-@dataclass(frozen=True, eq=False)
-class Noticed:
-    """Cells asked of an annotator that never learned one type; one entry a cell.
-
-    Attributes
-    ----------
-    unknown : numpy.ndarray
-        Whether a cell is of that type.
-    score, novel : numpy.ndarray
-        Its novelty, and whether that is Unassigned.
-    right : numpy.ndarray
-        Whether the likeliest type is the cell's.
-    """
-
-    unknown: np.ndarray
-    score: np.ndarray
-    novel: np.ndarray
-    right: np.ndarray
-
-    @property
-    def accuracies(self) -> tuple[float, float]:
-        """The share of known cells that are right and not Unassigned, and of unknown ones noticed."""
-        known = float(np.mean((self.right & ~self.novel)[~self.unknown]))
-        return known, float(np.mean(self.novel[self.unknown]))
-
-    @property
-    def h_score(self) -> float:
-        """The harmonic mean of both."""
-        return harmonic_mean(*self.accuracies)
-
-
 @torch.no_grad()
 def _network_logits(shadow: Shadow) -> np.ndarray:
     logits: np.ndarray = shadow.head.from_scores(shadow.test[0]).logits.numpy()
@@ -255,5 +208,4 @@ def _margin(probabilities: np.ndarray) -> float:
     """Return the margin below which about `FAST_SHARE` of known cells lie."""
     if not len(probabilities) or probabilities.shape[1] < 2:
         return 0.0
-    top = np.sort(probabilities, axis=1)
-    return float(np.quantile(top[:, -1] - top[:, -2], FAST_SHARE, method="lower"))
+    return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from canal.config import Memory, Novelty
-from canal.continual.combining import LeavingOut, Noticed
+from canal.continual.combining import LeavingOut
 from canal.continual.fit import Hooks
-from canal.continual.remembering import Known, without_type
+from canal.continual.noticed import Noticed, summary
+from canal.continual.remembering import Known, asked_without
 from canal.continual.shadow import GeneScores, ShadowCells, learn_without, obstacle
 from canal.memory.answer import ExactAnnotator
+from canal.memory.rule import SumsRule
 from canal.memory.stages import StageSums
 from canal.model.combined import CombinedAnnotator
 from canal.model.lanes import in_lanes
@@ -36,13 +36,8 @@ def held_out_types(
     reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
     names = [name for name, reason in reasons.items() if not reason]
     one = _asking(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
-    measured = [] if one is None else [_document(name, one(name)) for name in names]
-    return {
-        "holdouts": measured,
-        "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
-        "auroc": float(np.mean([one["auroc"] for one in measured])) if measured else None,
-        "not_measured": {name: reason for name, reason in reasons.items() if reason},
-    }
+    measured = [] if one is None else [one(name).document(name) for name in names]
+    return summary(measured, reasons)
 
 
 def _asking(
@@ -57,14 +52,12 @@ def _asking(
 ) -> Callable[[str], Noticed]:
     """Return what asks about the tested cells, given the name of the type that is left out."""
     known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
+    parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
     if isinstance(annotator, ExactAnnotator):
-        parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
-
-        def by_sums(name: str) -> Noticed:
-            plain = without_type(sums, name, annotator.labels, known, memory, novelty, parts)
-            return _noticed(plain, name, test.of({*plain.labels, name}))
-
-        return by_sums
+        labels, share = annotator.labels, novelty.false_unassigned
+        return lambda name: asked_without(name, sums, labels, known, test, memory, novelty).noticed(
+            SumsRule, parts, share
+        )
     network = annotator.network
     leaving = LeavingOut(
         GeneScores.of(network, cells, hooks),
@@ -77,32 +70,8 @@ def _asking(
         network.novelty.parts if network.novelty else (),
         annotator.combination,
     )
-    parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
     heads = in_lanes(
         partial(learn_without, scores=leaving.scores, epochs=novelty.shadow_epochs, seed=seed), names
     )
     shadows = dict(zip(names, heads, strict=True))
     return lambda name: leaving.measured(name, parts, shadows)
-
-
-def _noticed(plain: ExactAnnotator, name: str, test: Known) -> Noticed:
-    rule, truth = plain.novelty, np.array(test.cell_types, dtype=object)
-    score = np.zeros(len(truth)) if rule is None else rule.score(test.apart(plain))
-    novel = np.zeros(len(truth), dtype=bool) if rule is None else rule.is_novel(score)
-    said = np.array(plain.labels, dtype=object)[test.logits(plain).argmax(axis=1)]
-    return Noticed(truth == name, score, novel, said == truth)
-
-
-def _document(name: str, asked: Noticed) -> dict[str, Any]:
-    from sklearn.metrics import roc_auc_score
-
-    known_accuracy, unknown_accuracy = asked.accuracies
-    return {
-        "type": name,
-        "n_known": int((~asked.unknown).sum()),
-        "n_unknown": int(asked.unknown.sum()),
-        "known_accuracy": known_accuracy,
-        "unknown_accuracy": unknown_accuracy,
-        "h_score": asked.h_score,
-        "auroc": float(roc_auc_score(asked.unknown, asked.score)),
-    }

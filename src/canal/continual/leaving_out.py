@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from canal.config import Novelty
-from canal.continual.measures import harmonic_mean
+from canal.continual.noticed import best_choice, can_be_left_out
 from canal.continual.scores import Scored
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.model.lanes import in_lanes
@@ -17,9 +17,6 @@ from canal.model.places import PARTS
 
 CHOICES: tuple[tuple[str, ...], ...] = ((), PARTS[:1], PARTS)
 """What may be added to the published score."""
-
-LEAST_CELLS = 5
-"""Validation cells and probes of a type that is left out, and of all others: fewer tell nothing."""
 
 Noticed = Mapping[tuple[str, ...], float]
 """Of each choice, the H-score with which it notices a type."""
@@ -64,16 +61,12 @@ def left_out(
 
 def best_parts(found: Sequence[Noticed]) -> tuple[str, ...]:
     """Return the choice with the highest mean H-score; all parts where there is nothing to go by."""
-    if not found:
-        return PARTS
-    return max(CHOICES, key=lambda parts: (np.mean([one[parts] for one in found]), -len(parts)))
+    return best_choice(found, CHOICES, PARTS)
 
 
 def _can_be_left_out(name: str, scores: GeneScores) -> bool:
     (_, learned), (_, known) = scores.train, scores.known
-    others = set(learned.tolist()) - {name}
-    n_others = sum(one in others for one in known)
-    return len(others) >= 2 and (known == name).sum() >= LEAST_CELLS and n_others >= LEAST_CELLS
+    return can_be_left_out(name, {*learned.tolist(), name}, known.tolist())
 
 
 def _noticed(
@@ -86,5 +79,5 @@ def _noticed(
     found = {}
     for parts in CHOICES:
         asked = ask(shadow, settings, np.random.default_rng(seed), places.only(parts))
-        found[parts] = harmonic_mean(*asked.accuracies(unknown))
+        found[parts] = asked.noticed(unknown).h_score
     return found

@@ -13,6 +13,7 @@ from canal.config import Novelty
 from canal.continual.places import fit_places
 from canal.continual.scores import Scored
 from canal.errors import TrainingError
+from canal.memory.rule import quantile_threshold
 from canal.model.annotator import Annotator
 from canal.model.head import Head
 from canal.model.novelty import Blend, NoveltyRule
@@ -96,11 +97,6 @@ def blend_of(scores: np.ndarray, apart: Apart, names: Sequence[str]) -> Blend:
     """Return what the parts of known cells' novelty usually are; what never varies weighs 1."""
     parts = (scores, *(getattr(apart, name).double().numpy() for name in names))
     return Blend(*(value for part in parts for value in (float(part.mean()), float(part.std()) or 1.0)))
-
-
-def quantile_threshold(scores: np.ndarray, false_unassigned: float) -> float:
-    """Return the lowest known score that at most a share ``false_unassigned`` of known scores exceeds."""
-    return float(np.quantile(scores, 1.0 - false_unassigned, method="higher"))
 
 
 def mixture_threshold(rule: NoveltyRule, mixed: np.ndarray) -> float:

@@ -9,9 +9,10 @@ import numpy as np
 
 from canal.config import Memory, Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.measures import harmonic_mean
+from canal.continual.noticed import LEAST_CELLS, AskedParts, best_choice, can_be_left_out
 from canal.continual.temperature import fit_calibration
-from canal.memory.answer import PARTS, Calibration, ExactAnnotator, SumsRule
+from canal.memory.answer import Calibration, ExactAnnotator
+from canal.memory.rule import PARTS, SumsRule
 from canal.memory.solve import SolveSettings, solve
 from canal.memory.stages import StageSums
 
@@ -20,9 +21,6 @@ CHOICES: tuple[tuple[str, ...], ...] = (PARTS[:1], PARTS[1:], PARTS)
 
 MOST_CELLS = 2000
 """Known cells that are asked about where types or stages are left out: more tell nothing more."""
-
-LEAST_CELLS = 5
-"""Known cells of a type that is left out, and of all others: fewer tell nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +155,7 @@ def calibration_of(bare: ExactAnnotator, known: Known) -> Calibration:
 
 def rule_of(bare: ExactAnnotator, known: Known, parts: Sequence[str], settings: Novelty) -> SumsRule | None:
     """Return a rule of these parts that keeps its promise on known cells; None without any."""
-    if not len(known.levels):
-        return None
-    found = known.apart(bare)
-    usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
-    score = SumsRule(usual, 0.0).score(found)
-    return SumsRule(usual, float(np.quantile(score, 1.0 - settings.false_unassigned, method="higher")))
+    return SumsRule.fitted(known.apart(bare), parts, settings.false_unassigned)
 
 
 def chosen_parts(
@@ -174,20 +167,13 @@ def chosen_parts(
     where no type can be left out, all parts.
     """
     found = [
-        noticed
+        asked_without(name, sums, labels, known, known, memory, novelty).h_scores(
+            SumsRule, CHOICES, novelty.false_unassigned
+        )
         for name in labels
         if can_be_left_out(name, labels, known.cell_types)
-        and (noticed := _noticed(name, sums, labels, known, memory, novelty))
     ]
-    if not found:
-        return PARTS
-    return max(CHOICES, key=lambda parts: (np.mean([one[parts] for one in found]), -len(parts)))
-
-
-def can_be_left_out(name: str, labels: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether enough types and known cells are left without a type, and enough cells of it."""
-    n_others = sum(one != name and one in labels for one in known)
-    return len(labels) > 2 and list(known).count(name) >= LEAST_CELLS and n_others >= LEAST_CELLS
+    return best_choice(found, CHOICES, PARTS)
 
 
 def without_type(
@@ -207,22 +193,21 @@ def without_type(
     return bare.with_rule(calibration_of(bare, seen), rule_of(bare, seen, parts, novelty))
 
 
-def _noticed(
-    name: str, sums: StageSums, labels: Sequence[str], known: Known, memory: Memory, novelty: Novelty
-) -> dict[tuple[str, ...], float]:
-    """Return the H-score with which each choice notices a type that was left out, among known cells."""
-    bare = without_type(sums, name, labels, known, memory, novelty, PARTS)
-    truth = np.array(known.cell_types, dtype=object)
-    unknown, seen = truth == name, known.of(bare.labels)
-    logits, apart = known.logits(bare), known.apart(bare)
-    right = np.array(bare.labels, dtype=object)[logits.argmax(axis=1)] == truth
-    found = {}
-    for parts in CHOICES:
-        rule = rule_of(bare, seen, parts, novelty)
-        assert rule is not None  # noqa: S101 - there are known cells
-        novel = rule.is_novel(rule.score(apart))
-        found[parts] = harmonic_mean(float((right & ~novel)[~unknown].mean()), float(novel[unknown].mean()))
-    return found
+def asked_without(
+    name: str,
+    sums: StageSums,
+    labels: Sequence[str],
+    known: Known,
+    test: Known,
+    memory: Memory,
+    novelty: Novelty,
+) -> AskedParts:
+    """Return what sums without a type say of known cells, and of tested cells with those of the type."""
+    without = without_type(sums, name, labels, known, memory, novelty, PARTS)
+    seen, asked = known.of(without.labels), test.of({*without.labels, name})
+    truth = np.array(asked.cell_types, dtype=object)
+    said = np.array(without.labels, dtype=object)[asked.logits(without).argmax(axis=1)]
+    return AskedParts(seen.apart(without), asked.apart(without), truth == name, said == truth)
 
 
 def plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: Memory) -> ExactAnnotator:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from canal.config import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.measures import harmonic_mean
+from canal.continual.noticed import Noticed, summary
 from canal.continual.novelty import rule_of
 from canal.continual.places import fit_places
 from canal.continual.scores import gene_scores
@@ -80,12 +80,7 @@ def shadow_heads(
         parts = annotator.novelty.parts if annotator.novelty else ()
         one = partial(_measure, scores=scores, settings=settings, seed=seed, parts=parts)
         measured = in_lanes(one, testable)
-    return {
-        "holdouts": measured,
-        "h_score": float(np.mean([one["h_score"] for one in measured])) if measured else None,
-        "auroc": float(np.mean([one["auroc"] for one in measured])) if measured else None,
-        "not_measured": {name: reason for name, reason in reasons.items() if reason},
-    }
+    return summary(measured, reasons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,22 +148,10 @@ def obstacle(name: str, labels: Sequence[str], cells: ShadowCells) -> str:
 def _measure(
     name: str, scores: GeneScores, settings: Novelty, seed: int, parts: Sequence[str]
 ) -> dict[str, Any]:
-    from sklearn.metrics import roc_auc_score
-
     shadow = learn_without(name, scores, settings.shadow_epochs, seed)
     random = np.random.default_rng([seed, *_purpose(name).encode()])
     asked = ask(shadow, settings, random, shadow.places().only(parts))
-    unknown = shadow.test[1] == name
-    known_accuracy, unknown_accuracy = asked.accuracies(unknown)
-    return {
-        "type": name,
-        "n_known": int((~unknown).sum()),
-        "n_unknown": int(unknown.sum()),
-        "known_accuracy": known_accuracy,
-        "unknown_accuracy": unknown_accuracy,
-        "h_score": harmonic_mean(known_accuracy, unknown_accuracy),
-        "auroc": float(roc_auc_score(unknown, asked.score)),
-    }
+    return asked.noticed(shadow.test[1] == name).document(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +162,9 @@ class Asked:
     novel: np.ndarray
     right: np.ndarray
 
-    def accuracies(self, unknown: np.ndarray) -> tuple[float, float]:
-        """Return the share of known cells that are right and not Unassigned, and of unknown ones noticed."""
-        known = float(np.mean((self.right & ~self.novel)[~unknown]))
-        return known, float(np.mean(self.novel[unknown]))
+    def noticed(self, unknown: np.ndarray) -> Noticed:
+        """Return the same, knowing which of the cells are of the type that the head never learned."""
+        return Noticed(unknown, self.score, self.novel, self.right)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, combine
+from canal.continual.combining import with_rule as with_combined_rule
 from canal.continual.fit import Hooks
 from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
@@ -27,7 +28,8 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS, Annotator
-from canal.model.combined import EXACT, NETWORK_PART, CombinedAnnotator
+from canal.model.combined import NETWORK_PART, CombinedAnnotator
+from canal.model.load import EXACT
 from canal.model.ontology import ONTOLOGY
 from canal.model.places import Apart
 
@@ -100,13 +102,10 @@ class Finished:
             self.annotator.save(folder / "model")
         if self.teacher is not None:
             self.teacher.save(folder / "teacher")
-        for name in (BANK, PROBE):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if self.bank is not None:
-            self.bank.save(folder / BANK, genes)
-        else:
-            (folder / BANK).parent.rmdir()
-        self.probe.save(folder / PROBE, genes)
+        for cells, name in ((self.bank, BANK), (self.probe, PROBE)):
+            if cells is not None:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                cells.save(folder / name, genes)
         if self.sums is not None:
             self.sums.save(folder)
         if self.batches is not None:
@@ -197,7 +196,8 @@ def _combined(
         rule.parts if rule else (),
         plain.combination,
     )
-    return combine(network, exact, known, logits, score, config.novelty, leaving.chosen_parts(shadows))
+    parts_of_both = leaving.chosen_parts(shadows)
+    return with_combined_rule(plain, known, logits, score, config.novelty, parts_of_both)
 
 
 def backfilled(

@@ -49,6 +49,11 @@ class PreparedCells:
         with open_h5ad(self.path) as file:
             return file.var_names("X")
 
+    def missing(self, genes: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some genes that the file lacks, in their order."""
+        there = set(self.genes)
+        return tuple(gene for gene in genes if gene not in there)
+
     @cached_property
     def about(self) -> dict[str, Any]:
         """What prepare wrote down: format, source, values, repairs."""

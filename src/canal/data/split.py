@@ -23,6 +23,9 @@ SETS = ("train", "validation", "test")
 RESERVE = "reserve"
 """Training cells beyond `Split.max_cells_per_type`: neither trained on, nor validated or tested on."""
 
+SUMMED = ("train", RESERVE)
+"""Sets whose cells are in a stage's sums."""
+
 COLUMNS = ("cell_id", "cell_type", "batch", "cell_digest", "set")
 _TRAIN, _RESERVE = 0, 3
 _WORDS = (*SETS, RESERVE)

@@ -21,12 +21,10 @@ from canal.memory.classifier import (
     log_normalised,
     one_thread,
 )
+from canal.memory.rule import SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1
-PARTS = ("relative", "angle")
-"""What novelty may be made of: how much worse the nearest type explains a cell than all cells do, and how
-unlike the pattern of every type the cell is."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,23 @@ class Prediction:
     logits: np.ndarray
     by_network: np.ndarray | None = None
     of_learned: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        labels: Sequence[str],
+        logits: np.ndarray,
+        probabilities: np.ndarray,
+        novelty: tuple[np.ndarray, np.ndarray] | None,
+        of_learned: np.ndarray | None = None,
+    ) -> Prediction:
+        """Return what logits and probabilities say; ``novelty`` are score and whether that is novel."""
+        best = logits.argmax(axis=1)
+        none = np.zeros(len(best))
+        score, novel = (none, none.astype(bool)) if novelty is None else novelty
+        confidence = probabilities[np.arange(len(best)), best]
+        names = [labels[i] for i in best]
+        return cls(names, confidence, score, novel, probabilities, logits, of_learned=of_learned)
 
 
 @dataclass(frozen=True)
@@ -93,55 +108,6 @@ class Calibration:
         return {"temperature": self.temperature, "floor": self.floor}
 
 
-@dataclass(frozen=True)
-class SumsRule:
-    """When a cell is none of the known types, as the sums have it.
-
-    Attributes
-    ----------
-    parts : dict
-        Of each part of `PARTS` that counts, its mean and standard deviation over known cells.
-    threshold : float
-        A score above it is novel.
-    """
-
-    parts: Mapping[str, tuple[float, float]]
-    threshold: float
-
-    def __post_init__(self) -> None:
-        numbers = [value for pair in self.parts.values() for value in pair]
-        right = self.parts and set(self.parts) <= set(PARTS) and np.isfinite([*numbers, self.threshold]).all()
-        if not right or any(spread <= 0 for _, spread in self.parts.values()):
-            raise SumsError(f"a novelty rule of sums needs parts of {PARTS} with spreads > 0, found {self}")
-
-    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
-        total = sum((found[name] - mean) / spread for name, (mean, spread) in self.parts.items())
-        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(np.asarray(total, dtype=np.float64) / 4.0)
-        return squeezed
-
-    def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
-        result: np.ndarray = np.asarray(score) > self.threshold
-        return result
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            "parts": {name: list(pair) for name, pair in self.parts.items()},
-            "threshold": self.threshold,
-        }
-
-    @classmethod
-    def from_json(cls, document: Any) -> SumsRule:
-        """Return the rule that `to_json` wrote; raises `SumsError` on anything else."""
-        try:
-            parts = {str(name): (float(a), float(b)) for name, (a, b) in document["parts"].items()}
-            return cls(parts, float(document["threshold"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SumsError(f"a novelty rule of sums is damaged ({error}): {document!r:.200}") from error
-
-
 @dataclass(frozen=True, eq=False)
 class Novelness:
     """The parts of novelty of a classifier's types.
@@ -153,8 +119,8 @@ class Novelness:
 
     classifier: ExactClassifier
 
-    def of(self, levels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each part for levels ``(n_cells, n_genes)``, float64 ``(n_cells,)``.
+    def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each part for cells that `ExactClassifier.centred` has centred, float64 ``(n_cells,)``.
 
         The larger, the stranger. ``relative`` is the squared Mahalanobis distance to the nearest centroid
         less that to the one Gaussian of all cells (Ren et al. 2021); ``angle`` is 1 - the cosine to the
@@ -163,10 +129,6 @@ class Novelness:
         other. Where genes are missing, both are of the genes that are there, the distance scaled to the
         number of all.
         """
-        return self.of_centred(self.classifier.centred(levels))
-
-    def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
-        """Return as `of` does for levels that `ExactClassifier.centred` has centred."""
         there = self.classifier.there
         n, size = int(there.sum()), len(self._centroids)
         cells, made = centred / n, self._columns.scores(centred, n)
@@ -284,15 +246,12 @@ class ExactAnnotator:
             If the number of columns is not the number of genes.
         """
         centred = self.classifier.centred(self.levels(expression))
-        logits = np.full((len(centred), len(self.labels)), -np.inf)
-        logits[:, self.places], learned = self.classifier.answered_centred(centred)
-        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
-        none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(self._novelness.of_centred(centred))
-        novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
-        confidence = probabilities[np.arange(len(best)), best]
-        labels = [self.labels[i] for i in best]
-        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
+        logits, learned = self.answered_centred(centred)
+        novelty = None
+        if self.novelty is not None:
+            score = self.novelty.score(self.apart_centred(centred))
+            novelty = score, self.novelty.is_novel(score)
+        return Prediction.of(self.labels, logits, self.probabilities(logits), novelty, learned)
 
     def levels(self, expression: np.ndarray) -> np.ndarray:
         """Return the levels of expression ``(n_cells, n_genes)``."""
@@ -305,9 +264,13 @@ class ExactAnnotator:
 
     def logits_of(self, levels: np.ndarray) -> np.ndarray:
         """Return scores in the order of the labels, float64 ``(n_cells, n_types)``; -inf without sums."""
-        logits = np.full((len(levels), len(self.labels)), -np.inf)
-        logits[:, self.places] = self.classifier.scores(levels)
-        return logits
+        return self.answered_centred(self.classifier.centred(levels))[0]
+
+    def answered_centred(self, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `logits_of` of centred levels, and whether a cell lies among the learned studies'."""
+        logits = np.full((len(centred), len(self.labels)), -np.inf)
+        logits[:, self.places], learned = self.classifier.answered_centred(centred)
+        return logits, learned
 
     def logits(self, expression: np.ndarray) -> np.ndarray:
         """Return as `logits_of` does for expression ``(n_cells, n_genes)``."""
@@ -315,7 +278,11 @@ class ExactAnnotator:
 
     def apart(self, levels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the parts of novelty of cells; see `Novelness`."""
-        return self._novelness.of(levels)
+        return self.apart_centred(self.classifier.centred(levels))
+
+    def apart_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return as `apart` does for levels that `ExactClassifier.centred` has centred."""
+        return self._novelness.of_centred(centred)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""

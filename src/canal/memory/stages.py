@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from canal.digests import canonical_json
 from canal.errors import SumsError
-from canal.files import read_json, write_json
+from canal.files import parse_json, read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.sums import Sums
 
@@ -89,6 +90,16 @@ class StageSums:
     def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Return the labels of which no cell was ever added."""
         return tuple(name for name in labels if name not in self.types)
+
+
+def batch_and_type(batch: str, cell_type: str) -> str:
+    """Return the name of the cells of a batch and type in the sums by batch."""
+    return canonical_json([batch, cell_type])
+
+
+def by_type(batches: Sums) -> Sums:
+    """Return sums by batch and type as those by type."""
+    return batches.renamed({name: str(parse_json(name)[1]) for name in batches.types})
 
 
 def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:

@@ -196,12 +196,11 @@ class Annotator:
         parts = in_lanes(self._judge, self._parts(expression, batch_size))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         logits, apart = columns[0].float().numpy(), Apart(*columns[1:])
-        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
-        none = np.zeros(len(logits))
-        score = none if self.novelty is None else self.novelty.score(logits, apart)
-        novel = none.astype(bool) if self.novelty is None else self.novelty.is_novel(score)
-        confidence = probabilities[np.arange(len(best)), best]
-        return Prediction([self.labels[i] for i in best], confidence, score, novel, probabilities, logits)
+        novelty = None
+        if self.novelty is not None:
+            score = self.novelty.score(logits, apart)
+            novelty = score, self.novelty.is_novel(score)
+        return Prediction.of(self.labels, logits, self.probabilities(logits), novelty)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits / temperature), ``(n_cells, n_types)``."""

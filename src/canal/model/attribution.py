@@ -72,16 +72,7 @@ def network_attributions(annotator: Annotator, expression: np.ndarray, types: np
     Gradient times input: the input of a gene is the embedding of its level, and "not expressed" is its zero,
     so a gene counts with (embedding of its level - embedding of level 0) times the gradient there. A gene at
     level 0 has 0. What is differentiated is the type's logit less the mean of all others: a gene that speaks
-    for every type speaks for none.
-
-    Parameters
-    ----------
-    annotator
-        The model.
-    expression
-        float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``.
-    types
-        For each cell the position of a type in the model's labels, ``(n_cells,)``.
+    for every type speaks for none. Parameters are those of `attributions`.
     """
     pieces = [
         (expression[start : start + _CELLS_AT_A_TIME], types[start : start + _CELLS_AT_A_TIME])

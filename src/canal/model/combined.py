@@ -12,14 +12,14 @@ import numpy as np
 from canal.digests import json_digest
 from canal.errors import ModelError
 from canal.files import write_json
-from canal.memory.answer import PARTS, Calibration, ExactAnnotator, Prediction, softmax
+from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
 from canal.memory.classifier import log_normalised
+from canal.memory.rule import PARTS, PartsRule, unsqueezed
 from canal.model.annotator import Annotator
+from canal.model.load import COMBINATION, EXACT
 from canal.model.novelty import is_number
 from canal.model.storage import read_document
 
-COMBINATION = "combination.json"
-EXACT = "exact"
 FORMAT = 1
 NETWORK_PART, PUBLISHED_PART = "network", "published"
 """Parts of a combined novelty: the network's own score, and what bbae047 published of it alone."""
@@ -88,52 +88,12 @@ class Combination:
         return {name: getattr(self, name) for name in names} | self.calibration.to_json()
 
 
-@dataclass(frozen=True)
-class CombinedRule:
-    """When a cell is none of the known types, for network and sums together.
+class CombinedRule(PartsRule):
+    """A rule of the network's own score, of the published one alone, and of the sums' parts."""
 
-    Attributes
-    ----------
-    parts : dict
-        Of each part that counts - ``network`` (the network's own score) and those of
-        `canal.memory.answer.PARTS` - its mean and standard deviation over known cells.
-    threshold : float
-        A score above it is novel.
-    """
-
-    parts: Mapping[str, tuple[float, float]]
-    threshold: float
-
-    def __post_init__(self) -> None:
-        numbers = [self.threshold, *(value for pair in self.parts.values() for value in pair)]
-        known = (
-            self.parts
-            and set(self.parts) <= {NETWORK_PART, PUBLISHED_PART, *PARTS}
-            and all(map(is_number, numbers))
-        )
-        if not known or any(spread <= 0 for _, spread in self.parts.values()):
-            raise ModelError(
-                f"a combined novelty rule needs parts of {(NETWORK_PART, PUBLISHED_PART, *PARTS)} with "
-                f"spreads > 0, found {self}: restore the model"
-            )
-
-    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
-        total = sum((found[name] - mean) / spread for name, (mean, spread) in self.parts.items())
-        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(np.asarray(total, dtype=np.float64) / 4.0)
-        return squeezed
-
-    def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
-        result: np.ndarray = np.asarray(score) > self.threshold
-        return result
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            "parts": {name: list(pair) for name, pair in self.parts.items()},
-            "threshold": self.threshold,
-        }
+    allowed = (NETWORK_PART, PUBLISHED_PART, *PARTS)
+    error = ModelError
+    what = "a combined novelty rule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,17 +141,19 @@ class CombinedAnnotator:
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        said, levels = self.network.predict(expression), self.exact.levels(expression)
-        logits = self.combination.of(said.logits, self.exact.log_probabilities(self.exact.logits_of(levels)))
-        probabilities, best = self.probabilities(logits), logits.argmax(axis=1)
-        score, novel = np.zeros(len(logits)), np.zeros(len(logits), dtype=bool)
+        said = self.network.predict(expression)
+        centred = self.exact.classifier.centred(self.exact.levels(expression))
+        own, learned = self.exact.answered_centred(centred)
+        logits = self.combination.of(said.logits, self.exact.log_probabilities(own))
+        novelty = None
         if self.novelty is not None:
-            score = self.novelty.score(self._parts(said, levels))
-            novel = self.novelty.is_novel(score)
-        confidence = probabilities[np.arange(len(best)), best]
-        learned = self.exact.classifier.answered(levels)[1]
-        labels = [self.labels[i] for i in best]
-        return Prediction(labels, confidence, score, novel, probabilities, logits, of_learned=learned)
+            parts = {
+                **network_parts(self.network, said.logits, said.novelty),
+                **self.exact.apart_centred(centred),
+            }
+            score = self.novelty.score(parts)
+            novelty = score, self.novelty.is_novel(score)
+        return Prediction.of(self.labels, logits, self.probabilities(logits), novelty, learned)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
@@ -200,13 +162,6 @@ class CombinedAnnotator:
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
         return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
-
-    def _parts(self, said: Prediction, levels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the parts of novelty of cells, given what the network says of them."""
-        rule = self.network.novelty
-        published = said.novelty if rule is None else rule.published_score(said.logits)
-        own = {NETWORK_PART: unsqueezed(said.novelty), PUBLISHED_PART: published}
-        return {**own, **self.exact.apart(levels)}
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -298,10 +253,7 @@ class FastAnnotator:
         """
         said = self.whole.exact.predict(expression)
         logits = self.whole.exact.log_probabilities(said.logits)
-        top = np.sort(said.probabilities, axis=1)[:, -2:]
-        unsure = (
-            top[:, -1] - top[:, 0] if top.shape[1] > 1 else top[:, 0]
-        ) < self.whole.combination.fast_margin
+        unsure = margins(said.probabilities) < self.whole.combination.fast_margin
         labels = np.array(said.labels, dtype=object)
         if unsure.any():
             more = self.whole.predict(expression[unsure])
@@ -341,10 +293,17 @@ class FastAnnotator:
         return json_digest([self.whole.digest(), "fast"])
 
 
-def unsqueezed(score: np.ndarray) -> np.ndarray:
-    """Return a score of 0...1 as it was before it was squeezed into that range."""
-    inside = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
-    result: np.ndarray = 4.0 * np.arctanh(2.0 * inside - 1.0)
+def network_parts(network: Annotator, logits: np.ndarray, novelty: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the parts of novelty that a network gives, from its logits and its own score of cells."""
+    rule = network.novelty
+    published = novelty if rule is None else rule.published_score(logits)
+    return {NETWORK_PART: unsqueezed(novelty), PUBLISHED_PART: published}
+
+
+def margins(probabilities: np.ndarray) -> np.ndarray:
+    """Return by how much the likeliest type leads the second, ``(n_cells,)``; of one type, what it has."""
+    top = np.sort(probabilities, axis=1)
+    result: np.ndarray = top[:, -1] - top[:, -2] if top.shape[1] > 1 else top[:, 0]
     return result
 
 
@@ -355,12 +314,7 @@ def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
         if document.pop("format") != FORMAT:
             raise ModelError(f"{folder / COMBINATION} is of a format that this canal does not know")
         rule = document.pop("novelty")
-        parts = (
-            {}
-            if rule is None
-            else {str(name): (float(a), float(b)) for name, (a, b) in rule["parts"].items()}
-        )
-        found = None if rule is None else CombinedRule(parts, float(rule["threshold"]))
+        found = None if rule is None else CombinedRule.from_json(rule)
         calibration = Calibration(document.pop("temperature"), document.pop("floor"))
         return Combination(calibration=calibration, **document), found
     except (KeyError, TypeError, ValueError) as error:

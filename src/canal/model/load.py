@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -12,10 +12,13 @@ from canal.errors import ModelError
 from canal.files import read_json
 from canal.memory.answer import ExactAnnotator, Prediction
 
-Effort = Literal["full", "fast"]
-Method = Literal["published", "exact", "combined"]
+if TYPE_CHECKING:
+    from canal.config import Method
 
-_COMBINATION, _EXACT = "combination.json", "exact"
+Effort = Literal["full", "fast"]
+
+COMBINATION, EXACT = "combination.json", "exact"
+"""In a model folder: how network and sums are combined, and the folder of the sums' own answer."""
 
 
 class CellAnnotator(Protocol):
@@ -68,9 +71,9 @@ class CellAnnotator(Protocol):
 
 def method_of(folder: Path) -> Method:
     """Return the method that made a model folder."""
-    if (folder / _COMBINATION).is_file():
+    if (folder / COMBINATION).is_file():
         return "combined"
-    return "exact" if (folder / _EXACT).is_dir() else "published"
+    return "exact" if (folder / EXACT).is_dir() else "published"
 
 
 def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
@@ -102,9 +105,9 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
         from canal.model.annotator import Annotator
 
         return Annotator.load(folder)
-    lacking = bool(types_without_sums(folder))
+    lacking = method == "combined" and bool(types_without_sums(folder))
     if method == "exact" or (_weight(folder) == 0 and not lacking):
-        return ExactAnnotator.load(folder / _EXACT)
+        return ExactAnnotator.load(folder / EXACT)
     from canal.model.combined import CombinedAnnotator, FastAnnotator
 
     whole = CombinedAnnotator.load(folder)
@@ -113,7 +116,7 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
 
 def types_without_sums(folder: Path) -> tuple[str, ...]:
     """Return the types of a model folder of which no cell was added up."""
-    path = folder / _EXACT / "solution.json"
+    path = folder / EXACT / "solution.json"
     try:
         known = set(read_json(path)["labels"])
         return tuple(str(name) for name in read_json(folder / "labels.json") if name not in known)
@@ -124,6 +127,6 @@ def types_without_sums(folder: Path) -> tuple[str, ...]:
 def _weight(folder: Path) -> float:
     """Return the network's weight in a combination; damage is told by who reads the whole of it."""
     try:
-        return float(read_json(folder / _COMBINATION)["weight"])
+        return float(read_json(folder / COMBINATION)["weight"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / _COMBINATION} is damaged ({error}); restore the model") from error
+        raise ModelError(f"{folder / COMBINATION} is damaged ({error}); restore the model") from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from canal.errors import ModelError
+from canal.memory.rule import squeezed
 from canal.model.places import PARTS, Apart
 
 _NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")
@@ -55,8 +56,7 @@ class Blend:
         total = total + (distance - self.distance_mean) / self.distance_spread
         if self.angle_mean is not None and self.angle_spread is not None:
             total = total + (angle - self.angle_mean) / self.angle_spread
-        squeezed: np.ndarray = 0.5 + 0.5 * np.tanh(total / 4.0)
-        return squeezed
+        return squeezed(total)
 
     def to_json(self) -> dict[str, float]:
         """Return the numbers that there are, by name."""

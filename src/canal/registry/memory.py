@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from canal.config import Config, Exclusion
 from canal.data.h5ad import open_h5ad
-from canal.data.split import RESERVE, read_split
+from canal.data.split import SUMMED, read_split
 from canal.digests import file_digest
 from canal.errors import RegistryError
 from canal.files import read_json
@@ -76,9 +76,8 @@ class Memory:
         parent = self.parent(one)
         if not one.taught or parent is None or not parent.taught:
             return set()
-        if one.by_sums_alone or not parent.holds(
-            BANK
-        ):  # an ancestor elsewhere: what was replayed of it, it learned itself
+        # Without a bank the parent is an ancestor elsewhere: what was replayed of it, it learned itself.
+        if one.by_sums_alone or not parent.holds(BANK):
             return set()
         bank = _stored(parent, BANK)
         # A tuned stage is asked for without L: its study chose it.
@@ -93,7 +92,7 @@ class Memory:
         while at is not None and at.taught:
             if at.key["stage"] in stages:
                 split = self._splits[at.key["split"]]
-                found |= set(split["cell_id"][split["set"].isin(("train", RESERVE))])
+                found |= set(split["cell_id"][split["set"].isin(SUMMED)])
             at = self.parent(at)
         return found
 

@@ -116,6 +116,7 @@ def _lesson_request(config: Config, stage: str) -> Request:
     ids = config.sources[config.stages[stage].source].ontology
     # By what rule genes are added is asked for by the backbone, to which requests chain.
     grow = config.stages[stage].panel.grow
+    by_network = config.learning(stage).method != "exact"
     return (
         rounded
         | ({"panel": {"grow": grow}} if grow else {})
@@ -126,11 +127,7 @@ def _lesson_request(config: Config, stage: str) -> Request:
             "stage": stage,
             "branch": config.stages[stage].branch,
             "cells": _cells_request(config, stage),
-            **(
-                {}
-                if config.learning(stage).method == "exact"
-                else {"bank": config.bank.model_dump(mode="json")}
-            ),
+            **({"bank": config.bank.model_dump(mode="json")} if by_network else {}),
             "probe": config.probe.model_dump(mode="json"),
             "novelty": config.novelty.model_dump(mode="json"),
             "seed": config.seed,

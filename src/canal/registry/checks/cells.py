@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from canal.data.split import RESERVE
+from canal.data.split import RESERVE, SUMMED
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, LABELS, PROBE, SPLIT, Member, Rows
 
@@ -77,7 +77,7 @@ def _check_leaks(stages: Sequence[Member], splits: Mapping[str, Rows], found: Fo
     held: dict[str, tuple[str, str]] = {}
     for stage, rows in splits.items():
         for cell, (_, _, digest, chosen) in rows.items():
-            if chosen not in ("train", RESERVE):
+            if chosen not in SUMMED:
                 held[f"id {cell}"] = held[f"content {digest}"] = (stage, chosen)
     leaked: dict[tuple[str, str, str, str], list[str]] = {}
     for place, stage, cell in _trained(stages[-1], splits):

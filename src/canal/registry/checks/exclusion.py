@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from canal.config import Config
-from canal.data.split import RESERVE
+from canal.data.split import SUMMED
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, PROBE, SPLIT, Member
 
@@ -138,7 +138,7 @@ def _summed_cells(member: Member) -> Iterator[Seen]:
     """Yield the cells of a member's split that were added up."""
     rows = member.rows or {}
     for one in _split_cells(member):
-        if rows[one.cell][3] in ("train", RESERVE):
+        if rows[one.cell][3] in SUMMED:
             yield replace(one, place=f"sums of {member.stage}")
 
 

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.data.split import SUMMED
 from canal.errors import CanalError
-from canal.files import parse_json
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import LABELS, SPLIT, Member
 
 if TYPE_CHECKING:
     from canal.memory.answer import ExactAnnotator
     from canal.memory.stages import StageSums
-    from canal.memory.sums import Sums
     from canal.registry.checks.values import CellFiles
 
 EXACT = "model/exact/answer.json"
@@ -59,15 +58,19 @@ def recompute(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
 
 
 def _recompute(newest: Member, member: Member, said: str, prepared: Any, found: Found) -> None:
+    from canal.memory.sums import add_up
+
     stage = member.stage
     if prepared is None or member.split is None:
         found.note(newest.name, _CHECK, f"{stage}: cells gone: digest only")
         return
     try:
         sums = _read(newest)
-        split = member.split[member.split["set"].isin(("train", "reserve"))]
+        split = member.split[member.split["set"].isin(SUMMED)]
         types = dict(zip(split["cell_id"], split["cell_type"], strict=True))
-        digest = _added(sums.basis, prepared, types).digest
+        chunks = prepared.chunks(list(types), sums.basis.genes)
+        cells = ((expression, [types[one] for one in ids]) for ids, expression in chunks)
+        digest = add_up(sums.basis, cells).digest
     except CanalError as error:
         found.wrong(newest.name, _CHECK, f"{stage} cannot be added up again: {error}")
         return
@@ -75,21 +78,12 @@ def _recompute(newest: Member, member: Member, said: str, prepared: Any, found: 
         what = f"{stage}: the prepared cells add up to {digest[:12]}..., not {said[:12]}..."
         found.wrong(newest.name, _CHECK, what)
         return
-    lacking = set(sums.basis.genes) - set(prepared.genes)
+    lacking = set(prepared.missing(sums.basis.genes))
     if lacking != set(sums.missing[stage]):
         what = f"{MISSING} names other genes than the prepared cells of {stage} lack"
         found.wrong(newest.name, _CHECK, f"{what}: {examples(sorted(lacking ^ set(sums.missing[stage])))}")
         return
     found.note(newest.name, _CHECK, f"{stage}: recomputed from {len(types):,} cells, the same")
-
-
-def _added(basis: Any, prepared: Any, types: dict[str, str]) -> Sums:
-    from canal.memory.sums import Adder
-
-    adder = Adder(basis)
-    for ids, expression in prepared.chunks(list(types), basis.genes):
-        adder.add(expression, [types[one] for one in ids])
-    return adder.sums()
 
 
 def _adopted(chain: Sequence[Member]) -> str | None:
@@ -155,7 +149,7 @@ def _check_cells(newest: Member, member: Member, sums: StageSums, found: Found) 
     own = sums.stages.get(member.stage)
     if not member.taught or own is None or member.rows is None:
         return
-    wanted = Counter(kind for kind, _, _, chosen in member.rows.values() if chosen in ("train", "reserve"))
+    wanted = Counter(kind for kind, _, _, chosen in member.rows.values() if chosen in SUMMED)
     there = dict(zip(own.types, own.counts.tolist(), strict=True))
     if wrong := [name for name in sorted({*wanted, *there}) if wanted.get(name, 0) != there.get(name, 0)]:
         told = examples([f"{name}: {there.get(name, 0)} of {wanted.get(name, 0)}" for name in wrong])
@@ -183,14 +177,13 @@ def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> 
 
 
 def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
-    from canal.memory.stages import OWN_BATCHES
+    from canal.memory.stages import OWN_BATCHES, by_type
     from canal.memory.sums import Sums
 
     if not member.intact(OWN_BATCHES) or member.stage not in sums.stages:
         return
     batches = Sums.load(member.folder / OWN_BATCHES)
-    whole = batches.renamed({name: str(parse_json(name)[1]) for name in batches.types})
-    if whole.digest != sums.stages[member.stage].digest:
+    if by_type(batches).digest != sums.stages[member.stage].digest:
         found.wrong(member.name, _CHECK, f"{OWN_BATCHES} does not add up to the sums of {member.stage}")
 
 
