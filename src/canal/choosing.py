@@ -191,7 +191,8 @@ def _facts(attempts: "Attempts") -> Document:
     """Return what stands beside the trials: which cells judged them, and what L is a part of."""
     from canal.tuning.objective import effective_cells
 
-    validation, probe = attempts.lesson.validation, attempts.lesson.probe
+    lesson, probe = attempts.lesson, attempts.lesson.probe
+    validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]
     return {
         "n_validation": len(validation),
         "n_effective": round(effective_cells(validation.cell_types), 1),

@@ -189,9 +189,12 @@ class Continual(Section):
     """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults).
 
     ``method`` is who learns: ``published`` the network of bbae047, ``exact`` sums alone, ``combined`` both.
+    ``max_validation_cells`` is how many validation cells of the new stage judge an epoch; None, as published,
+    takes all. Temperature, threshold and weights are set on all of them either way.
     """
 
     method: Method = "published"
+    max_validation_cells: int | None = Field(default=None, ge=1)
     distillation: float = Field(default=PUBLISHED_DISTILLATION, ge=0)
     bank_size: int = Field(default=PUBLISHED_BANK_SIZE, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)

@@ -33,9 +33,24 @@ def test_a_panel_that_did_not_grow_at_its_end_is_refused(genes, message):
 
 
 def test_judges_are_each_earlier_stage_and_this_one():
-    judges = second_lesson().judges
+    judges = second_lesson().judges(None)
     assert list(judges) == ["first", "second"]
     assert [set(cells.stages) for cells in judges.values()] == [{"first"}, {"second"}]
+
+
+def test_at_most_so_many_of_its_own_cells_judge_whatever_their_order():
+    lesson = second_lesson()
+    all_of_them = lesson.judges(None)
+    for enough in (len(lesson.validation), 1000):
+        assert lesson.judges(enough)["second"].cell_ids == lesson.validation.cell_ids
+    drawn = lesson.judges(6)
+    assert len(drawn["second"]) == 6
+    assert set(drawn["second"].cell_types) == set(lesson.validation.cell_types)
+    assert set(drawn["second"].cell_ids) < set(lesson.validation.cell_ids)
+    assert drawn["first"].cell_ids == all_of_them["first"].cell_ids
+    backwards = lesson.validation.take(range(len(lesson.validation))[::-1])
+    again = replace(lesson, validation=backwards).judges(6)["second"]
+    assert again.cell_ids == drawn["second"].cell_ids
 
 
 @pytest.mark.parametrize(

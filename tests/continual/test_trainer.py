@@ -93,6 +93,14 @@ def test_history_says_what_happened(kept):
         assert record["loss"] == pytest.approx(record["cross_entropy"] + weighted, rel=1e-5)
 
 
+def test_where_not_all_validation_cells_judge_the_score_is_of_those_that_do(kept):
+    few = SHORT.model_copy(update={"max_validation_cells": 6})
+    history = learn_stage(second_lesson(), few, kept()).history
+    assert history["n_validation"] == 6
+    for record in history["epochs"]:
+        assert record["validation_accuracy"] * 6 == pytest.approx(round(record["validation_accuracy"] * 6))
+
+
 def test_the_returned_annotator_is_the_best_epochs(kept):
     lesson = second_lesson()
     learned = learn_stage(lesson, LONGER, kept())

@@ -194,6 +194,17 @@ def test_the_published_method_is_asked_for_as_before_there_were_others():
     assert [request_digest(changed, stage) for stage in STAGES] == plain
 
 
+def test_how_many_cells_judge_an_epoch_is_asked_for_where_they_are_not_all():
+    plain = make_config()
+    all_of_them = make_config(continual={"max_validation_cells": None})
+    assert request_digest(all_of_them, "first") == request_digest(plain, "first")
+    (line,) = differences(
+        stage_request(make_config(continual={"max_validation_cells": 50}), "first"),
+        stage_request(plain, "first"),
+    )
+    assert line.startswith("continual.max_validation_cells: ")
+
+
 @pytest.mark.parametrize("method", ["exact", "combined"])
 def test_how_sums_are_solved_is_asked_for_where_there_are_sums(method):
     plain, changed = learning(method), learning(method, memory={"shrinkage": 0.7})

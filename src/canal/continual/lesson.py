@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from canal.continual.cells import LabelledCells
+from canal.continual.probe import choose_probe
 from canal.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone
@@ -84,11 +85,15 @@ class Lesson:
         """The parent, where it is an annotator."""
         return self.parent if isinstance(self.parent, Annotator) else None
 
-    @property
-    def judges(self) -> dict[str, LabelledCells]:
-        """Cells that judge an epoch, by stage: earlier stages' probes, then this stage's validation cells."""
-        probes = {name: self.probe.of_stage(name) for name in self.probe.stage_names}
-        return {**probes, self.stage: self.validation}
+    def judges(self, most: int | None) -> dict[str, LabelledCells]:
+        """Return the cells that judge an epoch, by stage: earlier ones' probes, own validation cells last.
+
+        Of its own at most ``most`` are drawn, as probes are: types in proportion. None: all of them.
+        """
+        own = self.validation
+        if most is not None and most < len(own):
+            own = choose_probe(own, most, self.seed)
+        return {**{name: self.probe.of_stage(name) for name in self.probe.stage_names}, self.stage: own}
 
 
 @dataclass(frozen=True, eq=False)

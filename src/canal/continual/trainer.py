@@ -61,7 +61,7 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
         if more := lesson.added_genes:
             hooks.on_notice(f"the panel grows by {len(more)} genes, such as {', '.join(more[:8])}")
         with precision(hooks.dtype, hooks.device):
-            material = _gather(lesson, annotator, hooks)
+            material = _gather(lesson, settings, annotator, hooks)
             while not fit.stopped(settings.patience, settings.max_epochs):
                 record = _train_epoch(network, material, fit, settings, weight, lesson.seed)
                 fit.end_epoch(record | _judge(network, material, lesson.stage))
@@ -80,7 +80,7 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator, hooks: Ho
             "labels": lesson.labels,
             "genes": lesson.genes,
             "seed": lesson.seed,
-            "settings": settings.model_dump(mode="json", exclude={"method"}),
+            "settings": settings.model_dump(mode="json", exclude={"method"}, exclude_none=True),
             "start": weights_digest(start.network.state_dict()),
             "tokens": weights_digest(arrays),
             "cells": [[part.cell_ids, part.cell_types, part.stages] for part in cells],
@@ -125,11 +125,11 @@ def _more_genes(lesson: Lesson, annotator: Annotator) -> Annotator:
     return with_genes(annotator, lesson.added_genes, vectors)
 
 
-def _gather(lesson: Lesson, annotator: Annotator, hooks: Hooks) -> _Material:
+def _gather(lesson: Lesson, settings: Continual, annotator: Annotator, hooks: Hooks) -> _Material:
     def targets(cells: LabelledCells) -> Tensor:
         return torch.from_numpy(cells.targets(annotator.labels))
 
-    trained, judges = [lesson.train, lesson.replay], lesson.judges
+    trained, judges = [lesson.train, lesson.replay], lesson.judges(settings.max_validation_cells)
     ends = np.cumsum([len(cells) for cells in (*trained, *judges.values())])
     # All cells at once, so that a disk too small for them is noticed before anything is computed.
     tokens = np.concatenate([cells.tokens() for cells in (*trained, *judges.values())])
@@ -233,7 +233,7 @@ def _history(lesson: Lesson, settings: Continual, fit: Fit) -> dict[str, Any]:
         "stopped": fit.stopped(settings.patience, settings.max_epochs),
         "n_train": len(lesson.train),
         "n_replay": len(lesson.replay),
-        "n_validation": len(lesson.validation),
+        "n_validation": len(lesson.judges(settings.max_validation_cells)[lesson.stage]),
         "n_probe": len(lesson.probe),
         "bank_size": settings.bank_size,
         "distillation": settings.distillation,

@@ -96,7 +96,7 @@ def _origin_request(config: Config) -> Request:
 
 def _learning_request(config: Config, stage: str) -> Request:
     """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
-    settings = config.learning(stage).model_dump(mode="json")
+    settings = config.learning(stage).model_dump(mode="json", exclude_none=True)
     study = config.study(stage)
     if config.learning(stage).method == "published":
         del settings["method"]  # requests from before there were methods name none

@@ -72,7 +72,9 @@ class Attempts:
 
     def identity(self, changes: Changes) -> str:
         """Return a digest of all that tells this attempt from others: two with the same learn the same."""
-        settings = self._settings(changes).model_dump(mode="json", exclude={"bank_size", "method"})
+        settings = self._settings(changes).model_dump(
+            mode="json", exclude={"bank_size", "method"}, exclude_none=True
+        )
         return json_digest([settings, self._lesson(changes).replay.cell_ids])
 
     def _lesson(self, changes: Changes) -> Lesson:
