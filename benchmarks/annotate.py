@@ -5,6 +5,7 @@
     python benchmarks/annotate.py --only-obs                     # the labels alone instead of a copy
     python benchmarks/annotate.py --only-obs --preset linear    # and what h5py takes to read the matrix alone
     python benchmarks/annotate.py --root . --beside celltypist scanvi   # this project's version beside rivals
+    python benchmarks/annotate.py --root . --effort fast --only-obs --cells 1000000
 
 The files are generated block by block, so that the generator stays small. Each is labelled by `annotate_h5ad`
 in a process of its own, whose largest resident memory (ru_maxrss: files mapped into memory count, too) the
@@ -36,6 +37,7 @@ import h5py
 import numpy as np
 
 from canal.model.annotator import Annotator, Prediction
+from canal.model.load import CellAnnotator
 from canal.project import Project
 
 GENES, PANEL = 30_000, 300
@@ -110,14 +112,15 @@ def label(source: Path, target: Path, arguments: argparse.Namespace, answer: Que
         torch.set_num_threads(arguments.threads)
     annotator = answering(arguments)
     at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    options, began = Options(chunk_cells=arguments.chunk), time.perf_counter()
+    options = Options(chunk_cells=arguments.chunk, effort=arguments.effort)
+    began = time.perf_counter()
     annotate_h5ad(annotator, source, target, options, lambda text: _say(f"  {text}"))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     answer.put({"seconds": seconds, "at_rest_gib": at_rest, "peak_gib": peak})
 
 
-def answering(arguments: argparse.Namespace) -> Annotator:
+def answering(arguments: argparse.Namespace) -> CellAnnotator:
     """Return a project's version, or random weights."""
     if arguments.root is None:
         from engine import annotator_of
@@ -126,7 +129,7 @@ def answering(arguments: argparse.Namespace) -> Annotator:
     from canal.api import load_annotator, serving_version
 
     project = Project.open(arguments.root)
-    return load_annotator(project, serving_version(project, None))
+    return load_annotator(project, serving_version(project, arguments.number), arguments.effort)
 
 
 class Linear(Annotator):
@@ -256,6 +259,8 @@ def main() -> None:
     parser.add_argument("--only-obs", action="store_true", help="write the labels alone")
     parser.add_argument("--folder", type=Path, help="for the files: 12 GB a million cells, twice for copies")
     parser.add_argument("--root", type=Path, help="project whose version answers; by default random weights")
+    parser.add_argument("--number", help="the version's number or alias; by default the one that serves")
+    parser.add_argument("--effort", choices=("full", "fast"), default="full", help="fast needs --root")
     parser.add_argument("--beside", nargs="*", default=[], choices=RIVALS, help="needs --root")
     parser.add_argument(
         "--cache", type=Path, default=Path(".canal/rivals"), help="where rivals are installed"
@@ -263,6 +268,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200, help="that a rival may take")
     parser.add_argument("--memory", type=float, default=16, help="GiB that a rival may take")
     arguments = parser.parse_args()
+    if arguments.effort == "fast" and arguments.root is None:
+        parser.error("--effort fast needs --root: random weights have no sums")
     if arguments.beside and arguments.root is None:
         parser.error("--beside needs --root: a rival is trained on a project's cells")
     with TemporaryDirectory(dir=arguments.folder) as scratch:
