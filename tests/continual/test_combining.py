@@ -5,7 +5,7 @@ from canal.config import Novelty
 from canal.continual.combining import FAST_SHARE, WEIGHTS, _margin, chosen_weight, combine, rule_of
 from canal.continual.remembering import Known
 from canal.memory.answer import Calibration
-from canal.model.combined import NETWORK_PART, Combination, FastAnnotator
+from canal.model.combined import NETWORK_PART, Combination, FastAnnotator, network_parts
 from tests.continual.make import make_cells as labelled
 from tests.memory.make import make_cells, make_sums
 from tests.model.combined import make_combined
@@ -88,7 +88,8 @@ def test_network_and_sums_are_put_together_on_any_number_of_cells(n):
     told = given.network.predict(expression.reshape(-1, 20)) if n else None
     logits = told.logits if told else np.zeros((0, 4), dtype=np.float32)
     novelty = told.novelty if told else np.zeros(0)
-    made = combine(given.network, given.exact, cells, logits, novelty, Novelty(), (NETWORK_PART, "angle"))
+    apart = network_parts(given.network, logits, novelty)
+    made = combine(given.network, given.exact, cells, logits, apart, Novelty(), (NETWORK_PART, "angle"))
     assert (made.novelty is None) == (n == 0)
     assert made.combination.weight in WEIGHTS
     assert made.combination.weight == (0.5 if n == 0 else 0.0)  # this network has learned nothing

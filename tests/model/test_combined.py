@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from canal.continual.places import fit_network_places
 from canal.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.model.annotator import Annotator
@@ -174,10 +177,13 @@ def test_the_network_is_asked_about_unsure_cells_alone(monkeypatch):
     margins = np.sort(make_combined().exact.predict(CELLS).probabilities, axis=1)[:, -2:]
     margin = float(np.quantile(margins[:, 1] - margins[:, 0], 0.3))
     annotator, asked = FastAnnotator(make_combined(fast_margin=margin)), []
-    predict = Annotator.predict
-    monkeypatch.setattr(
-        Annotator, "predict", lambda self, cells: (asked.append(cells), predict(self, cells))[1]
-    )
+    predict = Annotator.predict_beside
+
+    def noted(self, cells, *arguments):
+        asked.append(cells)
+        return predict(self, cells, *arguments)
+
+    monkeypatch.setattr(Annotator, "predict_beside", noted)
     said, sums = annotator.predict(CELLS), annotator.whole.exact.predict(CELLS)
     top = np.sort(sums.probabilities, axis=1)
     unsure = top[:, -1] - top[:, -2] < margin
@@ -252,6 +258,74 @@ def test_where_the_network_has_no_weight_it_is_never_loaded(tmp_path, kind):
     assert isinstance(load_model(tmp_path), ExactAnnotator)
 
 
+# Where the types lie in the network
+
+
+def placed(*parts):
+    """Return a network and sums whose novelty asks where types lie in the network, too."""
+    combined = make_combined()
+    cells, types = make_cells(LABELS, 40, stage="third", seed=11)
+    scores = combined.network.gene_scores(cells)
+    places = fit_network_places(combined.network.network.head, scores, types).only(parts)
+    rule = CombinedRule({"relative": (0.0, 5.0), **dict.fromkeys(parts, (0.5, 500.0))}, 0.5)
+    return replace(combined, novelty=rule, places=places)
+
+
+@pytest.mark.parametrize("parts", [("manifold",), ("network_angle",), ("network_angle", "manifold")])
+def test_places_in_the_network_are_kept_with_the_model(tmp_path, parts):
+    combined = placed(*parts)
+    combined.save(tmp_path / "model")
+    loaded = CombinedAnnotator.load(tmp_path / "model")
+    assert same(loaded.predict(CELLS), combined.predict(CELLS))
+    assert loaded.digest() == combined.digest() != make_combined().digest()
+    assert not np.array_equal(combined.predict(CELLS).novelty, make_combined().predict(CELLS).novelty)
+    assert read_combination(tmp_path / "model")[1].in_network == parts
+    one_by_one = [combined.predict(CELLS[row : row + 1]).novelty[0] for row in range(8)]
+    np.testing.assert_allclose(one_by_one, combined.predict(CELLS).novelty[:8], atol=1e-5)
+
+
+def test_places_in_the_network_differ_with_where_the_types_lie():
+    moved = placed("manifold")
+    further = replace(moved.places.manifold, centres=moved.places.manifold.centres + 50)
+    other = replace(moved, places=replace(moved.places, manifold=further))
+    assert other.digest() != moved.digest()
+    assert (other.predict(CELLS).novelty > moved.predict(CELLS).novelty).all()
+
+
+def test_the_angle_leaves_out_genes_that_were_never_measured():
+    combined = placed("network_angle", "manifold")
+    gone = combined.genes[:5]
+    without = combined.without(gone)
+    assert without.places.angle.spread[:5].isinf().all()
+    assert without.places.manifold is combined.places.manifold
+    assert np.isfinite(without.predict(CELLS).novelty).all()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "nan", "half", "more types", "spread"])
+def test_damaged_places_in_the_network_are_refused(tmp_path, damage):
+    folder = tmp_path / "model"
+    placed("network_angle", "manifold").save(folder)
+    path = folder / "network_places.safetensors"
+    tensors = load_file(path)
+    if damage == "nan":
+        tensors["manifold.centres"][0, 0] = torch.nan
+    elif damage == "half":
+        del tensors["manifold.whitening"]
+    elif damage == "more types":
+        tensors["angle.profiles"] = torch.ones(9, 21)
+        tensors["manifold.centres"] = torch.ones(9, 128)
+    elif damage == "spread":
+        tensors["angle.spread"][3] = 0
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        save_file(tensors, path)
+    with pytest.raises(ModelError, match="restore the model"):
+        CombinedAnnotator.load(folder)
+
+
 def test_a_published_version_has_no_fast_answer(tmp_path):
     make_combined().network.save(tmp_path / "model")
     assert method_of(tmp_path / "model") == "published"
@@ -279,6 +353,8 @@ def test_a_damaged_combination_is_refused_or_read(folder, change):
     "change",
     [
         {"format": 2},
+        {"format": 3},
+        {"novelty": {"parts": {"manifold": [0.0, 1.0]}, "threshold": 0.5}},
         {"weight": "0.5"},
         {"weight": None},
         {"weight": 2},

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from canal.config import Memory, Novelty
 from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
+from canal.continual.places import fit_network_places
 from canal.continual.remembering import Known, without_type
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.continual.temperature import fit_calibration
@@ -24,8 +26,10 @@ from canal.model.combined import (
     CombinedAnnotator,
     CombinedRule,
     margins,
-    network_parts,
+    told_apart,
 )
+from canal.model.head import Head
+from canal.model.places import NETWORK_PARTS, NetworkPlaces
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 """Weights of the network that are tried; at 0 the sums answer alone."""
@@ -43,6 +47,11 @@ CHOICES: tuple[tuple[str, ...], ...] = (
     PARTS,
     (NETWORK_PART, *PARTS),
     (PUBLISHED_PART, *PARTS),
+    NETWORK_PARTS[:1],
+    NETWORK_PARTS[1:],
+    (NETWORK_PARTS[0], *PARTS[:1]),
+    (NETWORK_PARTS[1], *PARTS[:1]),
+    (PUBLISHED_PART, *NETWORK_PARTS),
 )
 """What the novelty of both may be made of."""
 
@@ -52,7 +61,7 @@ def combine(
     exact: ExactAnnotator,
     known: Known,
     logits: np.ndarray,
-    novelty: np.ndarray,
+    apart: Mapping[str, np.ndarray],
     settings: Novelty,
     parts: Sequence[str],
 ) -> CombinedAnnotator:
@@ -68,8 +77,8 @@ def combine(
         Each with its own temperature and novelty rule.
     known
         Cells that neither has learned from.
-    logits, novelty
-        What the network says of them, ``(n_cells, n_types)`` and ``(n_cells,)``.
+    logits, apart
+        What the network says of them, ``(n_cells, n_types)``, and its parts of their novelty.
     settings
         What share of known cells may be called Unassigned.
     parts
@@ -82,20 +91,24 @@ def combine(
     chosen = replace(plain, weight=weight, fast_margin=_margin(np.exp(said)))
     calibration = fit_calibration(chosen.of(logits, said), targets)
     whole = CombinedAnnotator(network, exact, replace(chosen, calibration=calibration))
-    return with_rule(whole, known, logits, novelty, settings, parts)
+    return with_rule(whole, known, apart, settings, parts)
 
 
 def with_rule(
     whole: CombinedAnnotator,
     known: Known,
-    logits: np.ndarray,
-    novelty: np.ndarray,
+    apart: Mapping[str, np.ndarray],
     settings: Novelty,
     parts: Sequence[str],
+    places: NetworkPlaces | None = None,
 ) -> CombinedAnnotator:
-    """Return an annotator whose novelty is made of some parts, its rule set on known cells; as `combine`."""
-    found = {**network_parts(whole.network, logits, novelty), **known.apart(whole.exact)}
-    return replace(whole, novelty=rule_of(found, parts, settings))
+    """Return an annotator whose novelty is made of some parts, its rule set on known cells; as `combine`.
+
+    ``places`` are those in the network, needed where one of the parts is theirs.
+    """
+    rule = rule_of({**apart, **known.apart(whole.exact)}, parts, settings)
+    kept = None if rule is None or places is None else places.only(parts)
+    return replace(whole, novelty=rule, places=kept)
 
 
 def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, targets: np.ndarray) -> float:
@@ -157,7 +170,7 @@ class LeavingOut:
         found = [
             self._noticed(name, shadows) for name in labels if can_be_left_out(name, self.sums.types, types)
         ]
-        return best_choice(found, CHOICES, CHOICES[-1])
+        return best_choice(found, CHOICES, (PUBLISHED_PART, *PARTS))
 
     def measured(self, name: str, parts: Sequence[str], shadows: dict[str, Shadow]) -> Noticed:
         """Return how the tested cells look to network and sums that never learned type ``name``."""
@@ -190,12 +203,21 @@ class LeavingOut:
             part: ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), place).score
             for part, place in places.items()
         }
-        return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART])}
+        train, types = shadow.train
+        in_network = fit_network_places(shadow.head, train, types.tolist())
+        beside = apart_in_network(shadow.head, in_network, shadow.test[0])
+        return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART]), **beside}
 
     def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
         if name not in shadows:
             shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
         return shadows[name]
+
+
+@torch.no_grad()
+def apart_in_network(head: Head, places: NetworkPlaces, scores: Tensor) -> dict[str, np.ndarray]:
+    """Return what places in a network tell of cells of gene scores ``(n_cells, n_genes + 1)``."""
+    return told_apart(places, places.of(scores, head.from_scores(scores).manifold))
 
 
 @torch.no_grad()

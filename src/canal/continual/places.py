@@ -11,7 +11,8 @@ from torch import Tensor
 from canal.model.angle import TypeAngle
 from canal.model.annotator import spread
 from canal.model.distance import TypeDistance
-from canal.model.places import TypePlaces
+from canal.model.head import Head
+from canal.model.places import NetworkPlaces, TypePlaces
 
 MOST_CELLS_A_TYPE = 200
 """Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""
@@ -42,6 +43,17 @@ def fit_places(scores: Tensor, cell_types: Sequence[str]) -> TypePlaces:
     rows = chosen_cells(cell_types)
     some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
     return TypePlaces(fit_distance(some, types), fit_angle(some, types))
+
+
+@torch.no_grad()
+def fit_network_places(head: Head, scores: Tensor, cell_types: Sequence[str]) -> NetworkPlaces:
+    """Return where the types lie for a network that answers with sums; as `fit_places`, in the manifold too.
+
+    Types come in the order of their names.
+    """
+    rows = chosen_cells(cell_types)
+    some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
+    return NetworkPlaces(fit_angle(some, types), fit_distance(head.from_scores(some).manifold, types))
 
 
 def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:

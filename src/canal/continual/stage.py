@@ -12,12 +12,13 @@ import torch
 from canal.config import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
-from canal.continual.combining import LeavingOut, combine
+from canal.continual.combining import LeavingOut, apart_in_network, combine
 from canal.continual.combining import with_rule as with_combined_rule
 from canal.continual.fit import Hooks
 from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
 from canal.continual.novelty import with_rule
+from canal.continual.places import fit_network_places
 from canal.continual.probe import Probe, choose_probe, extend
 from canal.continual.remembering import Known, solved
 from canal.continual.scores import Scored, gene_scores
@@ -28,7 +29,7 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS, Annotator
-from canal.model.combined import NETWORK_PART, CombinedAnnotator
+from canal.model.combined import NETWORK_PART, CombinedAnnotator, network_parts
 from canal.model.load import EXACT
 from canal.model.ontology import ONTOLOGY
 from canal.model.places import Apart
@@ -181,7 +182,8 @@ def _combined(
     exact = exact.with_ontology(network.ontology)
     rule = network.novelty
     score = np.zeros(len(cells)) if rule is None else rule.score(logits, _apart(network, untrained))
-    plain = combine(network, exact, known, logits, score, config.novelty, (NETWORK_PART,))
+    apart = network_parts(network, logits, score)
+    plain = combine(network, exact, known, logits, apart, config.novelty, (NETWORK_PART,))
     if not plain.combination.weight:
         return plain
     parts = [(scores, np.array(types, dtype=object)) for scores, types in (seen, untrained, untrained)]
@@ -197,7 +199,10 @@ def _combined(
         plain.combination,
     )
     parts_of_both = leaving.chosen_parts(shadows)
-    return with_combined_rule(plain, known, logits, score, config.novelty, parts_of_both)
+    head = network.network.head
+    places = fit_network_places(head, *seen)
+    apart |= apart_in_network(head, places, untrained[0])
+    return with_combined_rule(plain, known, apart, config.novelty, parts_of_both, places)
 
 
 def backfilled(
@@ -220,7 +225,7 @@ def backfilled(
         exact.with_ontology(network.ontology),
         known,
         said.logits,
-        said.novelty,
+        network_parts(network, said.logits, said.novelty),
         config.novelty,
         (NETWORK_PART,),
     )

@@ -59,7 +59,8 @@ class PartsRule:
 
     def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
-        total = sum((found[name] - mean) / spread for name, (mean, spread) in self.parts.items())
+        parts = sorted(self.parts.items())  # as JSON has them: the sum's last bits are those of a stored rule
+        total = sum((found[name] - mean) / spread for name, (mean, spread) in parts)
         return squeezed(np.asarray(total, dtype=np.float64))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ LABELS = "labels.json"
 GENES = "genes.json"
 TEMPERATURE = "temperature"
 _FIRST_CELLS = 256
+
+Measure = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""What is measured of cells from gene scores ``(n_cells, n_genes + 1)`` and manifold ``(n_cells, 128)``."""
 
 
 class AnnotatorNetwork(nn.Module):
@@ -154,9 +158,12 @@ class Annotator:
         """
         if self.places is None or not missing:
             return self
+        return replace(self, places=self.places.among(self.present(missing)))
+
+    def present(self, missing: Collection[str]) -> np.ndarray:
+        """Return which gene scores are of no missing gene, bool ``(n_genes + 1,)``."""
         gone = set(missing)
-        present = np.array([gene not in gone for gene in self.genes] + [True])  # the last closes the sequence
-        return replace(self, places=self.places.among(present))
+        return np.array([gene not in gone for gene in self.genes] + [True])  # the last closes the sequence
 
     def with_temperature(self, temperature: float) -> Annotator:
         """Return this annotator with another temperature; the network is shared."""
@@ -193,14 +200,19 @@ class Annotator:
 
     def predict(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        parts = in_lanes(self._judge, self._parts(expression, batch_size))
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        logits, apart = columns[0].float().numpy(), Apart(*columns[1:])
-        novelty = None
+        return self.predict_beside(expression, lambda scores, manifold: (), batch_size)[0]
+
+    def predict_beside(
+        self, expression: np.ndarray, measure: Measure, batch_size: int = MOST_CELLS
+    ) -> tuple[Prediction, list[Tensor]]:
+        """Return what `predict` does, and what is measured of the cells on the way, ``(n_cells,)`` each."""
+        parts = in_lanes(partial(self._judge, measure=measure), self._parts(expression, batch_size))
+        logits, distance, angle, *beside = (torch.cat(column) for column in zip(*parts, strict=True))
+        values, novelty = logits.float().numpy(), None
         if self.novelty is not None:
-            score = self.novelty.score(logits, apart)
+            score = self.novelty.score(values, Apart(distance, angle))
             novelty = score, self.novelty.is_novel(score)
-        return Prediction.of(self.labels, logits, self.probabilities(logits), novelty)
+        return Prediction.of(self.labels, values, self.probabilities(values), novelty), beside
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
@@ -304,11 +316,12 @@ class Annotator:
         return network.head.gene_scores(network.backbone(tokens))
 
     @torch.inference_mode()
-    def _judge(self, expression: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits of one piece, and the two parts of how far its cells are from the learned types."""
+    def _judge(self, expression: np.ndarray, measure: Measure) -> tuple[Tensor, ...]:
+        """Return logits of one piece, how far its cells are from the learned types, and what is measured."""
         scores = self._scores(expression)
-        logits, none = self.network.head.from_scores(scores).logits.cpu(), torch.zeros(len(scores))
-        return logits, *(Apart(none, none) if self.places is None else self.places.of(scores))
+        answer, none = self.network.head.from_scores(scores), torch.zeros(len(scores))
+        apart = Apart(none, none) if self.places is None else self.places.of(scores)
+        return answer.logits.cpu(), *apart, *measure(scores, answer.manifold)
 
     @torch.inference_mode()
     def _answer(self, expression: np.ndarray) -> Answer:

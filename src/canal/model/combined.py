@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from canal.digests import json_digest
 from canal.errors import ModelError
@@ -18,9 +19,12 @@ from canal.memory.rule import PARTS, PartsRule, unsqueezed
 from canal.model.annotator import Annotator
 from canal.model.load import COMBINATION, EXACT
 from canal.model.novelty import is_number
-from canal.model.storage import read_document
+from canal.model.places import NETWORK_PARTS, NetworkPlaces
+from canal.model.storage import read_document, weights_digest
 
-FORMAT = 1
+FORMAT, FORMAT_OF_PLACES = 1, 2
+"""Of combination.json: without, and with a file of where types lie in the network beside it."""
+
 NETWORK_PART, PUBLISHED_PART = "network", "published"
 """Parts of a combined novelty: the network's own score, and what bbae047 published of it alone."""
 
@@ -89,11 +93,16 @@ class Combination:
 
 
 class CombinedRule(PartsRule):
-    """A rule of the network's own score, of the published one alone, and of the sums' parts."""
+    """A rule of the network's own score, the published one alone, places in the network, and sums' parts."""
 
-    allowed = (NETWORK_PART, PUBLISHED_PART, *PARTS)
+    allowed = (NETWORK_PART, PUBLISHED_PART, *NETWORK_PARTS, *PARTS)
     error = ModelError
     what = "a combined novelty rule"
+
+    @property
+    def in_network(self) -> tuple[str, ...]:
+        """The parts that ask where types lie in the network, as `NetworkPlaces.parts` has them."""
+        return tuple(name for name in NETWORK_PARTS if name in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +117,26 @@ class CombinedAnnotator:
     combination : Combination
     novelty : CombinedRule or None
         Without one, no cell is novel.
+    places : NetworkPlaces or None
+        Where the types lie in the network, if the rule asks for it.
     """
 
     network: Annotator
     exact: ExactAnnotator
     combination: Combination
     novelty: CombinedRule | None = None
+    places: NetworkPlaces | None = None
 
     def __post_init__(self) -> None:
         if (self.network.labels, self.network.genes) != (self.exact.labels, self.exact.genes):
             raise ModelError("network and sums are of other types or genes; restore the model")
+        asked = self.novelty.in_network if self.novelty else ()
+        found = self.places.parts if self.places else ()
+        if asked != found:
+            raise ModelError(
+                f"the novelty rule asks for {', '.join(asked) or 'nothing'} of where types lie in the "
+                f"network, found {', '.join(found) or 'nothing'}; restore the model"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -141,7 +160,8 @@ class CombinedAnnotator:
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        said = self.network.predict(expression)
+        places = self.places or NetworkPlaces()
+        said, measured = self.network.predict_beside(expression, places.of)
         centred = self.exact.classifier.centred(self.exact.levels(expression))
         own, learned = self.exact.answered_centred(centred)
         logits = self.combination.of(said.logits, self.exact.log_probabilities(own))
@@ -149,6 +169,7 @@ class CombinedAnnotator:
         if self.novelty is not None:
             parts = {
                 **network_parts(self.network, said.logits, said.novelty),
+                **told_apart(places, measured),
                 **self.exact.apart_centred(centred),
             }
             score = self.novelty.score(parts)
@@ -161,7 +182,10 @@ class CombinedAnnotator:
 
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
-        return replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+        found = replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+        if self.places is None or not missing:
+            return found
+        return replace(found, places=self.places.among(self.network.present(missing)))
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -195,21 +219,29 @@ class CombinedAnnotator:
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
         own = [self.combination.to_json(), self.about()]
+        own += [] if self.places is None else [{"places": weights_digest(self.places.tensors())}]
         return json_digest([self.network.digest(), self.exact.digest(), *own])
 
     def save(self, folder: Path) -> None:
-        """Write the network's files as the published method does, ``exact/`` and ``combination.json``."""
+        """Write the network's files as the published method does, ``exact/`` and ``combination.json``.
+
+        Where the rule asks where types lie in the network, that is one more file.
+        """
         self.network.save(folder)
         self.exact.save(folder / EXACT)
         rule = None if self.novelty is None else self.novelty.to_json()
-        write_json(folder / COMBINATION, {"format": FORMAT, **self.combination.to_json(), "novelty": rule})
+        number = FORMAT if self.places is None else FORMAT_OF_PLACES
+        if self.places is not None:
+            self.places.save(folder)
+        write_json(folder / COMBINATION, {"format": number, **self.combination.to_json(), "novelty": rule})
 
     @classmethod
     def load(cls, folder: Path) -> CombinedAnnotator:
         """Read what `save` wrote; raises `CanalError` if anything is missing, damaged or does not fit."""
         combination, rule = read_combination(folder)
         network, exact = Annotator.load(folder), ExactAnnotator.load(folder / EXACT)
-        return cls(network, exact, combination, rule)
+        places = NetworkPlaces.load(folder, len(network.genes) + 1, len(network.labels))
+        return cls(network, exact, combination, rule, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,6 +332,11 @@ def network_parts(network: Annotator, logits: np.ndarray, novelty: np.ndarray) -
     return {NETWORK_PART: unsqueezed(novelty), PUBLISHED_PART: published}
 
 
+def told_apart(places: NetworkPlaces, measured: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Return by name what `NetworkPlaces.of` measured of cells, float64."""
+    return {name: one.double().numpy() for name, one in zip(places.parts, measured, strict=True)}
+
+
 def margins(probabilities: np.ndarray) -> np.ndarray:
     """Return by how much the likeliest type leads the second, ``(n_cells,)``; of one type, what it has."""
     top = np.sort(probabilities, axis=1)
@@ -311,10 +348,15 @@ def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
     """Return what ``combination.json`` of a model folder says; raises `ModelError` if it is damaged."""
     document = dict(read_document(folder, COMBINATION))
     try:
-        if document.pop("format") != FORMAT:
+        number, rule = document.pop("format"), document.pop("novelty")
+        if number not in (FORMAT, FORMAT_OF_PLACES):
             raise ModelError(f"{folder / COMBINATION} is of a format that this canal does not know")
-        rule = document.pop("novelty")
         found = None if rule is None else CombinedRule.from_json(rule)
+        if (number == FORMAT_OF_PLACES) != bool(found and found.in_network):
+            raise ModelError(
+                f"{folder / COMBINATION} is damaged: no rule of format {number} is {rule!r:.200}; "
+                "restore the model"
+            )
         calibration = Calibration(document.pop("temperature"), document.pop("floor"))
         return Combination(calibration=calibration, **document), found
     except (KeyError, TypeError, ValueError) as error:
