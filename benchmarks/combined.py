@@ -2,11 +2,14 @@
 
     python benchmarks/combined.py                                  # this project
     python benchmarks/combined.py --root . /tmp/immune /tmp/first  # others, too
+    python benchmarks/combined.py --novelty                        # and each type left out in turn
 
 For each stage's version: accuracy (mean over stages so far), mean negative log likelihood and calibration
 error of the network alone, of the sums alone and of what the version answers, the network's weight in it, and
 how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
-Needs finished projects; changes nothing in them.
+With ``--novelty`` every type is left out in turn, of the sums with its scatter, of the network by a head learned
+anew, and test cells are asked: H-score and AUROC of each side and of what the version answers, whose parts
+were chosen on validation cells of all types. Needs finished projects; changes nothing in them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from canal.continual.calibration import calibration
+from canal.continual.holdouts import held_out_types
+from canal.continual.shadow import shadow_heads
+from canal.lessons import examination, features_kept, shadow_cells
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
@@ -39,12 +45,13 @@ def measured(project: Project, stage: str) -> dict[str, Any] | None:
     if method_of(folder / "model") != "combined":
         return None
     whole = CombinedAnnotator.load(folder / "model")
-    both: CellAnnotator = whole if whole.combination.weight else whole.exact
+    both: CombinedAnnotator | ExactAnnotator = whole if whole.combination.weight else whole.exact
     stages = (*project.config.ancestors(stage), stage)
     sums = StageSums.load(folder, stages)
     missing = {} if sums is None else sums.missing
     sides = {"network": Annotator.load(folder / "model"), "sums": ExactAnnotator.load(folder / "model/exact")}
-    found: dict[str, Any] = {"weight": whole.combination.weight}
+    rule = both.novelty
+    found: dict[str, Any] = {"weight": whole.combination.weight, "parts": list(rule.parts) if rule else []}
     for name, annotator in {**sides, "both": both}.items():
         found[name] = _figures(annotator, project, stages, missing)
     found["fast"] = _differing(FastAnnotator(whole), whole, project, stages, missing)
@@ -72,6 +79,26 @@ def _figures(
         "standard_error": float(np.std(right) / np.sqrt(len(right))),
         "nll": float(np.mean(costs)),
         "ece": error["ece"],
+    }
+
+
+def noticed(project: Project, stage: str) -> dict[str, dict[str, Any]]:
+    """Return of network, sums and both how well they notice each type that can be left out."""
+    folder, config = project.layout.model(stage), project.config
+    whole = CombinedAnnotator.load(folder / "model")
+    cells = shadow_cells(project, stage, examination(project, stage))
+    sums = StageSums.load(folder, (*config.ancestors(stage), stage))
+    assert sums is not None
+    every, kept = config.novelty.model_copy(update={"holdouts": whole.labels}), features_kept(project)
+
+    def by(annotator: CombinedAnnotator | ExactAnnotator) -> dict[str, Any]:
+        return held_out_types(annotator, sums, cells, config.memory, every, config.seed, kept)
+
+    of_sums = by(whole.exact)
+    return {
+        "network": shadow_heads(whole.network, cells, every, config.seed, kept),
+        "sums": of_sums,
+        "both": by(whole) if whole.combination.weight else of_sums,
     }
 
 
@@ -111,23 +138,41 @@ def table(name: str, found: dict[str, dict[str, Any]]) -> Table:
     return made
 
 
+def novelty_table(name: str, found: dict[str, dict[str, Any]]) -> Table:
+    """Return how well types left out of one project are noticed."""
+    made = Table(title=f"{name}: types left out in turn, H-score, % / AUROC, %")
+    for heading in ("version", "types", *WHO, "made of"):
+        made.add_column(heading, justify="right" if heading in ("types", *WHO) else "left")
+    for stage, one in found.items():
+        if (told := one.get("novelty")) and told["network"]["holdouts"]:
+            cells = [f"{100 * told[who]['h_score']:.1f} / {100 * told[who]['auroc']:.1f}" for who in WHO]
+            made.add_row(stage, str(len(told["network"]["holdouts"])), *cells, ", ".join(one["parts"]))
+    return made
+
+
 def main() -> None:
     """Measure the projects that are named, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", nargs="+", type=Path, default=[Path.cwd()], help="finished projects")
+    parser.add_argument("--novelty", action="store_true", help="leave out each type in turn: minutes")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = {}
     for root in arguments.root:
         project = Project.open(root)
         stages = {stage: measured(project, stage) for stage in project.config.stages}
-        found[root.resolve().name] = {stage: one for stage, one in stages.items() if one is not None}
+        made = {stage: one for stage, one in stages.items() if one is not None}
+        for stage, one in made.items() if arguments.novelty else ():
+            one["novelty"] = noticed(project, stage)
+        found[root.resolve().name] = made
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     console = Console()
     for name, one in found.items():
         console.print(table(name, one) if one else f"{name}: no version is of the combined method")
+        if one and arguments.novelty:
+            console.print(novelty_table(name, one))
 
 
 if __name__ == "__main__":
