@@ -6,10 +6,11 @@
 
 For each stage's version: accuracy (mean over stages so far), mean negative log likelihood and calibration
 error of the network alone, of the sums alone and of what the version answers, the network's weight in it, and
-how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
-With ``--novelty`` every type is left out in turn, of the sums with its scatter, of the network by a head learned
-anew, and test cells are asked: H-score and AUROC of each side and of what the version answers, whose parts
-were chosen on validation cells of all types. Needs finished projects; changes nothing in them.
+how how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
+
+With ``--novelty`` every type is left out in turn, of the sums with its scatter, of the network by a head
+learned anew, and test cells are asked: H-score and AUROC of each side and of what the version answers, whose
+parts were chosen on validation cells of all types. Needs finished projects; changes nothing in them.
 """
 
 from __future__ import annotations
