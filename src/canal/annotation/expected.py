@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from canal.memory.answer import PROMISE
+
 if TYPE_CHECKING:
     from canal.memory.answer import Prediction
 
@@ -42,7 +44,7 @@ class Likeness:
         if not self.n_cells or not strays or not about.get("novelty"):
             return {}
         like = self.n_like / self.n_cells
-        promise = float(about.get("false_unassigned", 0.05))
+        promise = float(about.get("false_unassigned", PROMISE))
         shares = (min(strays), sum(strays) / len(strays), max(strays))
         lowest, usual, highest = (round(like * promise + (1 - like) * one, 3) for one in shares)
         return {

@@ -122,7 +122,8 @@ def solved(
     parts = chosen_parts(sums, bare.classifier.labels, seen.some(), memory, novelty)
     rule = rule_of(bare, seen, parts, novelty)
     strays = strays_of_studies(sums, seen.some(), memory, novelty, parts)
-    return replace(bare.with_rule(calibration, rule), strays=strays)
+    found = bare.with_rule(calibration, rule)
+    return replace(found, strays=strays, promise=novelty.false_unassigned)
 
 
 def strays_of_studies(

@@ -25,6 +25,8 @@ from canal.memory.rule import SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1
+PROMISE = 0.05
+"""Share of known cells that a rule calls Unassigned at most, where a model does not say another."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ class ExactAnnotator:
     strays : dict
         Stage -> share of its known cells that is Unassigned where it is left out of the sums: what to expect
         of a new study.
+    promise : float
+        The share of known cells of learned studies that the rule calls Unassigned at most.
     """
 
     classifier: ExactClassifier
@@ -230,6 +234,7 @@ class ExactAnnotator:
     novelty: SumsRule | None = None
     ontology: Mapping[str, str] = field(default_factory=dict)
     strays: Mapping[str, float] = field(default_factory=dict)
+    promise: float = PROMISE
 
     def __post_init__(self) -> None:
         if strange := [name for name in self.classifier.labels if name not in self.labels]:
@@ -340,8 +345,14 @@ class ExactAnnotator:
     def about(self) -> dict[str, Any]:
         """Return what an annotation's record says of how cells are judged."""
         rule = None if self.novelty is None else self.novelty.to_json()
-        strays = {"strays": dict(self.strays)} if self.strays else {}
-        return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **strays}
+        return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **self.expected()}
+
+    def expected(self) -> dict[str, Any]:
+        """Return how many known cells will be Unassigned, as far as leaving studies out has told it."""
+        if not self.strays:
+            return {}
+        promised = {} if self.promise == PROMISE else {"false_unassigned": self.promise}
+        return {"strays": dict(self.strays), **promised}
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -365,7 +376,8 @@ class ExactAnnotator:
             **self.calibration.to_json(),
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             "ontology": dict(self.ontology),
-            "strays": dict(self.strays),
+            "strays": {},
+            **self.expected(),
             "digest": self._stored_digest(),
         }
         with new_folder(folder) as temporary:
@@ -392,6 +404,7 @@ class ExactAnnotator:
                 None if rule is None else SumsRule.from_json(rule),
                 dict(document["ontology"]),
                 {str(name): float(share) for name, share in document["strays"].items()},
+                float(document.get("false_unassigned", PROMISE)),
             )
             if found._stored_digest() != document["digest"]:
                 raise SumsError(f"{folder} holds other numbers than {CONFIG} says; restore the model")

@@ -211,7 +211,7 @@ class CombinedAnnotator:
         return {
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             **self.combination.calibration.to_json(),
-            **({"strays": dict(self.exact.strays)} if self.exact.strays else {}),
+            **self.exact.expected(),
             "method": "combined",
             "network_weight": self.combination.weight,
         }
