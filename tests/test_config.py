@@ -103,6 +103,7 @@ def test_ids_of_the_ontology_belong_to_a_source():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"url": "ada:hunter2@host/x.h5ad"}, r"url: .*found 'ada:\*\*\*@host/x.h5ad'"),
         ({"url": "https://example.org/x.h5ad"}, r"exactly one of path, url and wheel; found path, url"),
         ({"path": None}, r"found none"),
         ({"sha256": "abc"}, r"sources\.first\.sha256"),

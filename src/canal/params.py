@@ -8,9 +8,12 @@ from pydantic import ValidationError
 
 from canal.config import Config
 from canal.errors import ConfigError
+from canal.messages import shown_address
 from canal.section import DanglingNameError
 
 _MARKS = ("<<<<<<< ", ">>>>>>> ")
+_ADDRESSES = ("url", "storage")
+"""Keys whose values may hold a password."""
 _LARGEST, _DEEPEST = 200_000, 50
 """Values in a YAML text, aliases written out, and how deep they may lie: params.yaml has hundreds."""
 
@@ -100,7 +103,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield str(item["ctx"]["error"])
         else:
             message = item["msg"].removeprefix("Value error, ")
-            found = "" if item["type"] == "value_error" else f" (found {str(item['input'])[:80]!r})"
+            value = shown_address(str(item["input"])) if path.endswith(_ADDRESSES) else str(item["input"])
+            found = "" if item["type"] == "value_error" else f" (found {value[:80]!r})"
             yield f"{path}: {message}{found}"
 
 

@@ -296,6 +296,28 @@ def test_other_bytes_are_deleted(project, server):
     assert project.files() == project.files(".canal") == []
 
 
+@pytest.mark.parametrize("statuses", [[], [503], [404]])
+def test_what_is_secret_in_an_address_is_not_told(project, server, statuses):
+    server.statuses = list(statuses)
+    address = server.url.replace("//", "//ada:hunter2@") + "?key=openS3same"
+    try:
+        project.ingest(declared(url=address))
+    except SourceError as error:
+        project.said.append(str(error))
+    said = "\n".join(project.said)
+    assert "ada:***@127.0.0.1" in said
+    assert "key=***" in said
+    assert "hunter2" not in said
+    assert "openS3same" not in said
+
+
+def test_what_is_secret_in_an_address_that_nobody_answers_is_not_told(tmp_path):
+    with pytest.raises(SourceError, match="Is the network there") as error:
+        download("http://127.0.0.1:1/a?token=openS3same", SUM, tmp_path / "p", print, lambda _: None)
+    assert "openS3same" not in str(error.value)
+    assert "token=***" in str(error.value)
+
+
 def test_no_server_at_all(tmp_path):
     with pytest.raises(SourceError, match="Is the network there"):
         download("http://127.0.0.1:9/a.h5ad", SUM, tmp_path / "part", lambda _: None, lambda _: None)

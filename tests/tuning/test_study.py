@@ -190,6 +190,13 @@ def test_a_storage_that_cannot_be_opened_is_one_clear_error(tmp_path):
         Study.open(make_plan(tmp_path, storage="nonsense://x"))
 
 
+@pytest.mark.parametrize("storage", ["postgresql://ada:hunter2@127.0.0.1:1/db", "ada:hunter2@host/db"])
+def test_a_storages_password_is_not_told(tmp_path, storage):
+    with pytest.raises(ConfigError, match=r"tuning\.storage") as error:
+        Study.open(make_plan(tmp_path, storage=storage))
+    assert "hunter2" not in str(error.value)
+
+
 def test_a_journal_cut_off_in_a_line_goes_on_and_a_damaged_one_is_named(tmp_path):
     wanted = document(run(make_plan(tmp_path / "whole")))
     plan = make_plan(tmp_path / "cut")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from canal.digests import file_digest
 from canal.errors import SourceError
+from canal.messages import shown_address, without_secrets
 
 if TYPE_CHECKING:
     import requests
@@ -49,17 +50,17 @@ def download(
     with requests.Session() as session:
         for attempt in range(ATTEMPTS):
             if attempt:
-                progress(f"{url}: {problem}; trying again")
+                progress(f"{shown_address(url)}: {problem}; trying again")
                 wait(2.0 ** (attempt - 1))
             try:
                 _transfer(session, url, part, progress)
                 _verify(url, sha256, part)
                 return
             except (_InterruptedError, requests.RequestException) as error:
-                problem = _cause(error)
+                problem = _cause(error, url)
     kept = part.stat().st_size if part.is_file() else 0
     raise SourceError(
-        f"{url}: {ATTEMPTS} attempts failed, the last with: {problem}. Is the network there? "
+        f"{shown_address(url)}: {ATTEMPTS} attempts failed, the last with: {problem}. Is the network there? "
         f"{kept} bytes are kept; the next run goes on from them"
     )
 
@@ -82,7 +83,7 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: Callabl
                 stream.write(block)
                 received += len(block)
                 if received - reported >= _REPORT:
-                    progress(f"{url}: {received / 1e6:.0f} MB")
+                    progress(f"{shown_address(url)}: {received / 1e6:.0f} MB")
                     reported = received
 
 
@@ -91,7 +92,7 @@ def _check_status(url: str, response: requests.Response) -> None:
     if response.status_code in _WORTH_RETRYING:
         raise _InterruptedError(status)
     if response.status_code not in (200, 206):
-        raise SourceError(f"{url}: {status}; check the address")
+        raise SourceError(f"{shown_address(url)}: {status}; check the address")
 
 
 def _verify(url: str, sha256: str, part: Path) -> None:
@@ -100,11 +101,11 @@ def _verify(url: str, sha256: str, part: Path) -> None:
         size = part.stat().st_size
         part.unlink()
         raise SourceError(
-            f"{url}: expected sha256 {sha256}, found {found} ({size} bytes, deleted); "
+            f"{shown_address(url)}: expected sha256 {sha256}, found {found} ({size} bytes, deleted); "
             "the file has changed or the declared sum is wrong"
         )
 
 
-def _cause(error: Exception) -> str:
-    """Return one line that says what went wrong."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _cause(error: Exception, url: str) -> str:
+    """Return one line that says what went wrong, without what is secret in the address."""
+    return without_secrets(" ".join(str(error).split()), url)[:200] or type(error).__name__

@@ -14,6 +14,7 @@ from canal.data.wheels import extract_from_wheel
 from canal.digests import file_digest
 from canal.errors import SourceError
 from canal.files import new_folder, write_json
+from canal.messages import shown_address
 
 CELLS = "cells.h5ad"
 SUMMARY = "source.json"
@@ -90,7 +91,7 @@ def fetch(
 
 def _download(name: str, source: Source, kept: Path, progress: Progress) -> None:
     if source.url is not None:
-        progress(f"{name}: downloading {source.url}")
+        progress(f"{name}: downloading {shown_address(source.url)}")
         part = kept.with_suffix(".part")
         download(source.url, source.sha256, part, progress)
         part.replace(kept)

@@ -1,47 +1,22 @@
-"""The address of an MLflow store: shown without its secrets, asked for an answer, held by one at a time."""
+"""The address of an MLflow store: asked for an answer, held by one process at a time."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import quote, quote_plus, unquote
 
 from canal.errors import RegistryError
+from canal.messages import shown_address, without_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-_HIDDEN = "***"
-_IN_QUERY = re.compile(r"([?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
-_ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _POSTGRESQL = "postgresql"
 _DATABASES = (_POSTGRESQL, "mysql", "mssql")
 _OPENING = 0x63616E616C
 """The advisory lock of PostgreSQL under which canal opens a store: "canal" in ASCII."""
 
 _CONNECT_S, _ANSWER_S = 10, 30
-_SHORTEST = 4
-"""Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
-
-
-def shown(uri: str) -> str:
-    """Return an address as people may read it: without a password, also one that holds ``@`` or ``/``."""
-    scheme, separator, rest = uri.partition("://")
-    account, at, place = rest.rpartition("@")
-    if not separator or not at:
-        return _IN_QUERY.sub(rf"\1{_HIDDEN}", uri)
-    user, colon, _password = account.partition(":")
-    kept = f"{user}:{_HIDDEN}" if colon else user
-    return _IN_QUERY.sub(rf"\1{_HIDDEN}", f"{scheme}://{kept}@{place}")
-
-
-def without_secrets(text: str, uri: str) -> str:
-    """Return what MLflow or a database said of ``uri``, without the passwords that it may repeat."""
-    text = text.replace(uri, shown(uri))
-    for secret in sorted(_secrets(uri), key=len, reverse=True):  # one may begin like another
-        text = text.replace(secret, _HIDDEN)
-    return text
 
 
 def require_answer(uri: str) -> None:
@@ -82,8 +57,8 @@ def alone_at(uri: str, patience_s: int) -> Iterator[None]:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_OPENING})"))
         except OperationalError as error:
             raise RegistryError(
-                f"another process has been opening {shown(uri)} for {patience_s} s ({_reason(error, uri)}): "
-                "wait for it, or end it"
+                f"another process has been opening {shown_address(uri)} for {patience_s} s "
+                f"({_reason(error, uri)}): wait for it, or end it"
             ) from error
         yield
 
@@ -97,7 +72,7 @@ def _ask_server(uri: str) -> None:
         return  # somebody answers; MLflow has settings of its own for certificates
     except (requests.RequestException, ValueError) as error:
         raise RegistryError(
-            f"the MLflow server {shown(uri)} does not answer ({_reason(error, uri)}): "
+            f"the MLflow server {shown_address(uri)} does not answer ({_reason(error, uri)}): "
             "is it running, and is MLFLOW_TRACKING_URI right?"
         ) from error
 
@@ -111,8 +86,8 @@ def _ask_database(uri: str) -> None:
             engine.connect().close()
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise RegistryError(
-            f"cannot open the MLflow store {shown(uri)}: {_reason(error, uri)}; is MLFLOW_TRACKING_URI "
-            "right, does the database exist, and is its driver installed?"
+            f"cannot open the MLflow store {shown_address(uri)}: {_reason(error, uri)}; is "
+            "MLFLOW_TRACKING_URI right, does the database exist, and is its driver installed?"
         ) from error
 
 
@@ -140,13 +115,3 @@ def _reason(error: BaseException, uri: str) -> str:
 
 def _inner(error: BaseException) -> object:
     return getattr(error, "reason", None) or error.__cause__ or error.__context__
-
-
-def _secrets(uri: str) -> set[str]:
-    account, at, _ = uri.partition("://")[2].rpartition("@")
-    password = account.partition(":")[2] if at else ""
-    queried = re.findall(r"[?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=([^&#]*)", uri, re.IGNORECASE)
-    found = {password, *queried, *(os.environ.get(name, "") for name in _ENVIRONMENT)}
-    plain = found | {unquote(one) for one in found}
-    written = plain | {quote(one, safe="") for one in plain} | {quote_plus(one) for one in plain}
-    return {one for one in written if len(one) >= _SHORTEST}

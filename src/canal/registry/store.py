@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from canal.config import Registry
 from canal.errors import READ_ONLY, ReadOnlyError, RegistryError
 from canal.layout import Layout
+from canal.messages import shown_address, without_secrets
 from canal.registry import address
 from canal.registry.database import Database, Row
 from canal.registry.moved import inside, local_path, settle
@@ -91,11 +92,11 @@ class Store:
     @property
     def shown(self) -> str:
         """The address as people may read it: without a password."""
-        return address.shown(self.uri)
+        return shown_address(self.uri)
 
     def said(self, error: BaseException) -> str:
         """Return the first line of what MLflow or a database said, without a password."""
-        return address.without_secrets(_first_line(error), self.uri)
+        return without_secrets(_first_line(error), self.uri)
 
     @property
     def remote(self) -> bool:

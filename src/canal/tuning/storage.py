@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from canal.errors import ConfigError, TrainingError
+from canal.messages import without_secrets
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, JournalStorage
@@ -40,7 +41,8 @@ def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:  # whatever a database's driver raises
-        shown = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        said = str(error).splitlines()[0] if str(error) else ""
+        shown = without_secrets(f"{type(error).__name__}: {said}", url)
         raise ConfigError(
             f"tuning.storage: Optuna cannot open it ({shown[:200]}); "
             "leave it out for a journal below .canal/tuning, or give a URL such as sqlite:///tuning.db"
