@@ -1,13 +1,16 @@
 """`make run` around DVC: what is refused before it, what is said after it."""
 
 import json
+import re
 import subprocess
 
 import pytest
+from ruamel.yaml import YAML
 
 from canal import pipeline
 from canal.errors import ConfigError
 from canal.startup import run_script
+from tests.warm import REPOSITORY
 
 FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
 
@@ -134,3 +137,24 @@ def test_a_list_of_locks_that_is_being_written_is_left_alone(monkeypatch, tmp_pa
     monkeypatch.setattr("time.sleep", lambda _: path.write_bytes(b"{}"))
     pipeline.mend_locks(tmp_path)
     assert path.read_bytes() == b"{}"
+
+
+def test_what_dvc_hands_to_a_shell_is_quoted(tmp_path):
+    """Bare `dvc repro` reads params.yaml before canal does; a name must not become a command."""
+    yaml = YAML(typ="safe")
+    stages = yaml.load(REPOSITORY / "dvc.yaml")["stages"]
+    commands = [one.get("do", one)["cmd"] for one in stages.values()]
+    named = [command for command in commands if "${" in command]
+    assert len(named) >= 7
+    for command in named:
+        assert re.findall(r".\$\{[^}]*\}.", command) == ["'${key}'"], command
+    names = ("$(touch one)", "b; touch two", "`touch three`")
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump({"names": {name: {} for name in names}}, file)
+    script = {"foreach": "${names}", "do": {"cmd": named[0].replace("python pipelines/prepare.py", "echo")}}
+    with (tmp_path / "dvc.yaml").open("w") as file:
+        yaml.dump({"stages": {"made": script}}, file)
+    for command in ("git init -q", "dvc init -q", "dvc repro --quiet"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "dvc.lock").is_file()
+    assert {path.name for path in tmp_path.iterdir()} & {"one", "two", "three"} == set()
