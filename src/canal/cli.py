@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from canal.commands import audit, basis, cells, keys, lineage, promotion, stages, sums, tuning
+from canal.commands import audit, basis, cells, keys, lineage, promotion, serve, stages, sums, tuning
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
 from canal.messages import tell
@@ -23,7 +23,7 @@ registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that 
 backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (cells, stages, promotion, lineage, audit, keys, tuning, sums, basis):
+for commands in (cells, stages, promotion, lineage, audit, keys, tuning, sums, basis, serve):
     commands.add_to(app)
 
 

@@ -122,6 +122,7 @@ REFUSED = {
         changed(COUNTS, 3, 2, TOTALS),
         "1 cell.* less than .* cell 2 .* with 3 ag",
     ),
+    "absurd totals": (changed(COUNTS, 1e12, 3, TOTALS), "1 cell.* more than any cell has, .* cell 3 .* 1e"),
     "totals missing": (changed(COUNTS, np.nan, 4, TOTALS), "1 value.* missing .* cell 4 .* every cell needs"),
     "totals negative": (
         changed(COUNTS, -1, 4, TOTALS),

@@ -30,6 +30,7 @@ NOT_RUN = {
         "needs a server on which another folder moved something: tests/backends/test_mirror.py"
     ),
     ("docs/backends.md", "canal ledger --catch-up"): "the same",
+    ("docs/serving.md", "canal serve"): "runs until it is told to end: tests/pipeline/test_serve.py",
     (
         "docs/guide.md",
         "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "

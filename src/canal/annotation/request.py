@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TOTALS = "canal_total_counts"
 """Column of each cell's counts over all genes, the model's or not: with it, the genes' values are counts."""
 
+MOST_COUNTS = 1e8
+"""Counts that no cell has: a deeply sequenced one has some ten million."""
+
 MIN_COVERAGE = 0.4
 """Share of the model's genes below which no cell is labelled, as in `canal.annotation.annotate.Options`."""
 
@@ -155,6 +158,13 @@ def _check_counts(values: np.ndarray, totals: np.ndarray, sent: Sequence[str]) -
             f"a column {TOTALS} says that genes are raw counts, but {int(fractions.sum())} value(s) are no "
             f"whole numbers, such as {values[row, column]:.6g} of {sent[column]} in cell {row} (counted from "
             f"0): leave {TOTALS} out if they are log1p(counts per 10,000)"
+        )
+    if (beyond := np.flatnonzero(totals > MOST_COUNTS)).size:
+        cell = beyond[0]
+        raise DataError(
+            f"{TOTALS} must be a cell's counts over all its genes, but in {beyond.size} cell(s) it is more "
+            f"than any cell has, the first being cell {cell} (counted from 0) with {totals[cell]:.10g}: send "
+            "the sum of the cell's own counts"
         )
     sums = values.sum(axis=1)
     below = np.flatnonzero(totals < sums)
