@@ -141,6 +141,17 @@ def test_each_study_is_left_out_to_tell_what_a_new_one_has_to_expect():
 # Calibration
 
 
+@pytest.mark.parametrize("n", [30, 300, 3000])
+def test_where_no_cell_is_wrong_none_is_certain(n):
+    """An error among as many cells again must not cost more than it would by Laplace's rule."""
+    targets = np.arange(n) % 4
+    logits = 200.0 * np.eye(4)[targets]
+    found = fit_calibration(logits, targets)
+    assert 0.3 / n < found.floor < 3 / n or found.floor == FLOORS[-1]
+    wrong = found.log_probabilities(200.0 * np.eye(4)[[1]])[0, 0]
+    assert wrong > np.log(0.3 / n / 4)
+
+
 def test_a_few_that_are_surely_wrong_get_a_floor_and_leave_the_temperature():
     random = np.random.default_rng(0)
     targets = random.integers(4, size=2000)
@@ -150,7 +161,7 @@ def test_a_few_that_are_surely_wrong_get_a_floor_and_leave_the_temperature():
     wrong = logits.copy()
     wrong[:30] = np.eye(4)[(targets[:30] + 1) % 4] * 60
     found = fit_calibration(wrong, targets)
-    assert plain_fit.floor == 0
+    assert plain_fit.floor == 0.0005  # 1/2000: no error was seen among so many cells
     assert found.floor > 0
     assert abs(found.temperature - plain_fit.temperature) < 0.3
     assert fit_temperature(wrong, targets) > 2 * found.temperature

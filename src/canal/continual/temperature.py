@@ -8,8 +8,8 @@ import numpy as np
 
 from canal.memory.answer import Calibration
 
-FLOORS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)
-"""Shares of probability that may be spread over all types: 0 is tried first, and wins among equals."""
+FLOORS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04)
+"""Shares of probability that may be spread over all types; the smallest is tried first."""
 
 LOWEST, HIGHEST = 0.05, 20.0
 _SPREAD = math.log(2)
@@ -51,7 +51,10 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
     """Return temperature and floor at which the probabilities of known cells fit what the cells are.
 
     As `fit_temperature`, with a share of the probability spread over all types: a few cells that are
-    confidently wrong would else drag the temperature of all others.
+    confidently wrong would else drag the temperature of all others. Where no cell of n is wrong, the share
+    is about 1/n (a prior of Beta(2, 1), which is Laplace's rule of succession): that no error was seen
+    among a few hundred cells does not mean that there is none, and an answer that is certain of one costs
+    more than all others together.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
         def cost(log_temperature: float, floor: float = floor) -> float:
             found = Calibration(math.exp(log_temperature), floor).probabilities(values)
             fit = -float(np.log(np.maximum(found[rows, targets], _LEAST)).sum())
-            return fit + (log_temperature / _SPREAD) ** 2 / 2
+            return fit + (log_temperature / _SPREAD) ** 2 / 2 - math.log(floor)
 
         found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
         if best is None or float(found.fun) < best[0]:
