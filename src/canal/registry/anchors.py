@@ -2,15 +2,13 @@
 
 Whoever can rewrite the ledger can rewrite the commits that hold it. An anchor that was pushed to a server, or
 mailed, is out of reach: a ledger that no longer begins with what it names was rewritten since. It is signed
-by git (``git tag -s``) where a key is configured, or with a key of canal in its message; unsigned, it is worth
+by git (``git tag -s``) where a key is configured, or with a key of canal in its message; unsigned, it proves
 as much as the place where it is kept.
 """
 
-import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from canal.digests import canonical_json, json_digest
@@ -23,6 +21,8 @@ from canal.registry.signing import SigningKey
 FORMAT = 1
 FOLDER = "canal-ledger"
 _HEADING = "canal ledger anchor, format 1"
+_SIGNED, _SIGNATURE = "-s", b"-----BEGIN "
+_PATIENCE_S = 300
 _FIELDS = {"format": int, "path": str, "entries": int, "hash": str, "who": str}
 
 
@@ -83,8 +83,9 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
         )
     last = entries[-1]
     tag = f"{FOLDER}/{last.seq}-{last.hash[:12]}"
-    if any(found.tag == tag for found in anchors(git) if isinstance(found, Anchor)):
-        return next(one for one in anchors(git) if isinstance(one, Anchor) and one.tag == tag)
+    for found in anchors(git):
+        if isinstance(found, Anchor) and found.tag == tag:
+            return found
     document = {
         "format": FORMAT,
         "path": place(git),
@@ -97,7 +98,7 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
         document["signature"] = {"key": key.public.fingerprint, "value": value}
     by_git = key is None and bool(git.line("config", "user.signingKey"))
     message = f"{_HEADING}: {last.seq} entries\n\n{canonical_json(document)}\n"
-    _tag(git.path.parent, "-s" if by_git else "-a", tag, message)
+    _tag(git, _SIGNED if by_git else "-a", tag, message)
     return Anchor(tag, document, by_git)
 
 
@@ -111,7 +112,7 @@ def anchors(git: GitFile) -> Iterator[Anchor | str]:
         if found is None:
             yield f"the tag {tag} is no anchor as canal writes it: it names no hash that can be compared"
         else:
-            yield Anchor(tag, found, b"-----BEGIN " in (content or b""))
+            yield Anchor(tag, found, _SIGNATURE in (content or b""))
 
 
 def place(git: GitFile) -> str:
@@ -140,18 +141,26 @@ def _parse(content: bytes) -> dict[str, Any] | None:
     return found if typed and signed and set(found) <= {*_FIELDS, "signature"} else None
 
 
-def _tag(folder: Path, how: str, tag: str, message: str) -> None:
+def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
     """Make a tag as the user would: with their name and key."""
     command = ["git", "tag", how, "--cleanup=verbatim", "-F", "-", tag, "HEAD"]
     try:
         done = subprocess.run(
-            command, cwd=folder, input=message, capture_output=True, text=True, timeout=300, check=False
+            command,
+            cwd=git.path.parent,
+            input=message,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LedgerError(f"git could not make the tag {tag}: {error}; nothing was anchored") from error
-    if done.returncode:
+    made = done.returncode == 0
+    if made and how == _SIGNED and _SIGNATURE not in (git.ask("cat-file", "tag", f"refs/tags/{tag}") or b""):
+        git.ask("tag", "-d", tag)  # git 2.39 makes a tag without a signature where the key is not there
+        made = False
+    if not made:
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
-        other = "; or sign with a key of canal: --sign FILE" if how == "-s" else ""
-        raise LedgerError(
-            f"git could not make the tag {tag}: {json.dumps(said)}{other}; nothing was anchored"
-        )
+        other = "; or sign with a key of canal: --sign FILE" if how == _SIGNED else ""
+        raise LedgerError(f"git could not make the tag {tag}: {said}{other}; nothing was anchored")

@@ -82,17 +82,19 @@ class GitFile:
         """Return the file as a revision has it; None where that lacks it, or is not there."""
         return self.ask("cat-file", "blob", f"{revision}:./{self.path.name}")
 
-    def commits(self) -> list[Commit]:
-        """Return the commits up to HEAD that touch the file, and all merges, each after its parents."""
-        order = ("--full-history", "--topo-order", "--reverse", "--parents")
-        said = self.ask("rev-list", *order, "HEAD", "--", self.path.name)
-        rows = (line.split() for line in (said or b"").decode("ascii", "replace").splitlines())
-        return [Commit(sha, tuple(parents)) for sha, *parents in rows]
+    def commits(self) -> tuple[list[Commit], bool]:
+        """Return the commits up to HEAD that touch the file, and all merges, each after its parents.
 
-    @property
-    def shallow(self) -> bool:
-        """Whether the history of this clone was cut off."""
-        return self.line("rev-parse", "--is-shallow-repository") == "true"
+        And whether the history is cut off: a shallow clone lacks what was before. Where nothing is lacking, a
+        list of cuts hides nothing.
+        """
+        order = ("--full-history", "--topo-order", "--reverse", "--parents", "HEAD", "--", self.path.name)
+        said = self.ask("--shallow-file", "", "rev-list", *order)
+        cut = said is None
+        if said is None:
+            said = self.ask("rev-list", *order)
+        rows = (line.split() for line in (said or b"").decode("ascii", "replace").splitlines())
+        return [Commit(sha, tuple(parents)) for sha, *parents in rows], cut
 
     @property
     def disguises(self) -> list[str]:
@@ -114,15 +116,15 @@ class GitFile:
         ) as process:
             assert process.stdin is not None  # noqa: S101 - what mypy cannot know of PIPE
             assert process.stdout is not None  # noqa: S101
-            yield Reader(self.path.name, process.stdin, process.stdout)
+            yield Reader(self, process.stdin, process.stdout)
             process.stdin.close()
 
 
 class Reader:
     """Reads a file at one commit after the other."""
 
-    def __init__(self, name: str, ask: IO[bytes], said: IO[bytes]) -> None:
-        self._name = name
+    def __init__(self, git: GitFile, ask: IO[bytes], said: IO[bytes]) -> None:
+        self._git = git
         self._ask = ask
         self._said = said
 
@@ -132,15 +134,16 @@ class Reader:
         Raises
         ------
         RegistryError
-            If git ends, as it does where an object is damaged.
+            If the commit has it, but git cannot read it.
         """
-        self._ask.write(f"{sha}:./{self._name}\n".encode())
+        name = f"{sha}:./{self._git.path.name}"
+        self._ask.write(f"{name}\n".encode())
         self._ask.flush()
         head = self._said.readline().split()
-        if not head:
-            raise RegistryError(f"git cannot read {self._name} of commit {sha[:12]}: git fsck")
-        if head[-1] == b"missing" or len(head) != 3:
-            return None
-        content = self._said.read(int(head[2]))
-        self._said.read(1)
-        return content if head[1] == b"blob" else None
+        if len(head) == 3 and head[1] == b"blob":
+            content = self._said.read(int(head[2]))
+            self._said.read(1)
+            return content
+        if len(head) == 3 or not head or self._git.line("rev-parse", "--verify", "--quiet", name):
+            raise RegistryError(f"git cannot read {self._git.path.name} of commit {sha[:12]}: git fsck")
+        return None

@@ -8,7 +8,7 @@ unsigned: whoever rewrites the commits themselves, in every clone, is found by a
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from canal.errors import RegistryError
 from canal.registry.checks.finding import Found
@@ -21,11 +21,15 @@ _MOST = 20
 
 @dataclass(frozen=True)
 class _State:
-    """What the ledger was in one commit, or in the last one before that had it."""
+    """What the ledger was in one commit, or in the last one before that had it.
+
+    ``removed`` is the commit that took it away since.
+    """
 
     commit: Commit
     size: int
     digest: bytes
+    removed: Commit | None = None
 
     def begins(self, content: bytes) -> bool:
         return len(content) >= self.size and _digest(content[: self.size]) == self.digest
@@ -34,7 +38,7 @@ class _State:
 def check_past(git: GitFile, content: bytes, found: Found) -> None:
     """Check the ledger's file, which holds ``content``, and all its committed states."""
     name = git.path.name
-    commits = git.commits()
+    commits, cut = git.commits()
     if not commits:
         refusal = git.refusal
         todo = f"git add {name}, then commit it" if refusal is None else f"git says: {refusal[:200]}"
@@ -52,7 +56,7 @@ def check_past(git: GitFile, content: bytes, found: Found) -> None:
         del found.findings[before + _MOST :]
         found.wrong(LEDGER, "git", f"{name}: more commits rewrote it; the first {_MOST} are named")
     _check_upstream(git, content, name, found)
-    if git.shallow:
+    if cut:
         what = "the clone is shallow: what was committed before it begins cannot be compared"
         found.note(LEDGER, "git", f"{what} (git fetch --unshallow)")
     if disguises := git.disguises:
@@ -69,20 +73,39 @@ def _walk(commits: Sequence[Commit], reader: Reader, name: str, found: Found) ->
         parents = [states[sha] for sha in commit.parents if sha in states]
         if content is None:
             if parents:
-                states[commit.sha] = max(parents, key=lambda one: one.size)
-                _say(found, commit, name, "removed it", 1)
+                before = max(parents, key=lambda one: (one.removed is None, one.size))
+                states[commit.sha] = replace(before, removed=before.removed or commit)
             continue
+        parents = [one for one in parents if not _ended(one, content, reader, name, found)]
         kept = [state for state in parents if state.begins(content)]
         gone = [state for state in parents if state not in kept]
         if gone and not kept:
-            line = _line(reader, gone[0], content)
-            _say(
-                found, commit, name, f"rewrote it from line {line} on, which {gone[0].commit.short} had", line
-            )
+            line, removed = _line(reader, gone[0], content), gone[0].removed
+            since = f", and {removed.short} had removed" if removed else ""
+            what = f"rewrote it from line {line} on, which {gone[0].commit.short} had{since}"
+            _say(found, commit, name, what, line)
         elif gone:
             _check_joined(commit, gone, content, reader, name, found)
         states[commit.sha] = _State(commit, len(content), _digest(content))
     return states.get(commits[-1].sha)
+
+
+def _ended(state: _State, content: bytes, reader: Reader, name: str, found: Found) -> bool:
+    """Whether a ledger was removed, and another begun that is about none of its versions: then note it."""
+    if state.removed is None or state.begins(content):
+        return False
+    if not content:
+        return True
+    before, now = (_entries((one or b"").split(b"\n")) for one in (reader.at(state.commit.sha), content))
+    if before is None or now is None or _keys(before) & _keys(now):
+        return False
+    what = f"commit {state.removed.short} removed the one that {state.commit.short} had, and this is another"
+    found.note(LEDGER, "git", f"{name}: {what}, of other versions")
+    return True
+
+
+def _keys(entries: Sequence[Entry]) -> set[str]:
+    return {entry.document["key"] for entry in entries}
 
 
 def _say(found: Found, commit: Commit, name: str, what: str, line: int) -> None:
@@ -140,9 +163,13 @@ def _entries(lines: Sequence[bytes]) -> list[Entry] | None:
 
 def _check_file(last: _State, reader: Reader, content: bytes, name: str, found: Found) -> None:
     """Check that the last committed state is the beginning of the file."""
-    if not last.begins(content):
+    if _ended(last, content, reader, name, found):
+        if content:
+            found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
+    elif not last.begins(content):
         line = _line(reader, last, content)
-        what = f"the committed ledger (git show {last.commit.short}:{name}) differs"
+        at = last.commit.short if last.removed else "HEAD"
+        what = f"the committed ledger (git show {at}:{name}) differs"
         found.wrong(LEDGER, "ledger", f"{name}, line {line}: {what}")
     elif last.size < len(content):
         number = content[last.size :].count(b"\n")
