@@ -182,6 +182,23 @@ def test_a_move_killed_before_the_store_heard_of_it_gives_way_to_another(two, mo
     assert ada.aliases() == {"candidate": 2, "champion": 1, "previous": 2}
 
 
+def test_an_intent_that_the_store_never_heard_of_moves_nothing(two, monkeypatch, capsys):
+    """Who may write the folder alone could have made it; who was killed there had moved nothing."""
+    ada, ben = two
+    killed_at(monkeypatch, moves, "mirror", lambda: ada.promote(1))
+    an_hour_passes(ada)
+    with moves.moving(ada.project().store):
+        pass
+    assert (
+        "never heard of this move, so nothing was moved: promote of two-annotator 1"
+        in capsys.readouterr().err
+    )
+    assert not (ada.root / "ledger.pending.json").exists()
+    assert ada.aliases() == ben.aliases() == {"candidate": 2}
+    ada.promote(1)
+    assert ada.aliases() == {"candidate": 2, "champion": 1}
+
+
 def test_a_long_entry_that_is_half_written_is_not_there(two, monkeypatch):
     ada, ben = two
     long = [*PASSED, Ruling("retention:first", "x" * 9000, "passed", True)]
