@@ -79,6 +79,14 @@ def test_what_an_older_canal_wrote_after_a_move_behind_its_back_is_told_and_not_
     require_rules(entries, BACKBONE, "ledger.jsonl")
 
 
+def test_a_candidate_that_a_kill_left_without_an_entry_may_follow_one_that_is_retired():
+    """Sync notes it afterwards; an older canal did not ask for that first."""
+    hand_on = [*BOOK[:3], following(BOOK[:3], draft("retire", 2, {"candidate": 3}))]
+    assert breaches(hand_on, BACKBONE)[0].grave
+    hand_on.append(following(hand_on, draft("register", 3, {"candidate": 3})))
+    assert breaches(hand_on, BACKBONE) == []
+
+
 def test_a_version_that_never_served_is_told_where_it_is_rolled_back_to():
     entries = [*BOOK, following(BOOK, draft("register", 3, {"candidate": 3}))]
     back = draft("rollback", 3, {"champion": 3, "previous": 2}, {"from": 2, "to": 3})

@@ -1,5 +1,7 @@
 """The keyring that params.yaml names, and the intent that a kill leaves or that somebody forges."""
 
+import shutil
+
 import pytest
 from pydantic import ValidationError
 
@@ -10,11 +12,14 @@ from canal.registry.checks.entries import check_entries
 from canal.registry.checks.finding import Found
 from canal.registry.keyring import add_to_keyring
 from canal.registry.moves import ledger_of, moving, record, recover
+from canal.registry.promotion import rollback
 from canal.registry.signing import new_key, open_key
 from canal.registry.store import Store
 from canal.registry.trust import to_be_signed
 from tests.faults.forgeries import ADA, following, honest, rechained
+from tests.pipeline.conftest import move_database
 from tests.registry.made import two_stages
+from tests.registry.registered import open_store
 from tests.registry.test_rules import BOOK, draft
 
 
@@ -118,6 +123,25 @@ def test_no_move_is_made_on_entries_that_the_keyring_does_not_stand_for(store, k
 def test_a_keyring_lies_in_the_project(name):
     with pytest.raises(ValidationError):
         Registry(keyring=name)
+
+
+def test_a_champion_that_was_never_registered_gives_way_to_the_ledger_s(registered, tmp_path):
+    """Somebody let a version of their own serve with plain MLflow: a rollback brings the ledger's back."""
+    root = tmp_path / "project"
+    shutil.copytree(registered, root)
+    move_database(root, registered)
+    store = open_store(root)
+    version = store.version("champion")
+    client, model = store.client, version.model
+    made = client.create_model_version(model, version.source, tags={"status": "ready", "canal.key": "f" * 64})
+    client.set_registered_model_alias(model, "champion", made.version)
+    assert store.version("champion").number == int(made.version) != version.number
+    with moving(store) as ledger:
+        entry = rollback(store, ledger, store.version(str(version.number)), "A. Person", "not ours")
+    assert entry.aliases == {"champion": version.number}
+    assert store.version("champion").number == version.number
+    with moving(store):
+        pass
 
 
 # --- intents

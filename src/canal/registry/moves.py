@@ -85,7 +85,8 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     Raises
     ------
     LedgerError
-        If the intent is not what canal could have written: one of the two files was changed by hand.
+        If the intent is not what canal could have written, or follows a ledger that is not: one of the two
+        files was changed by hand.
     """
     ledger.mend()
     path = store.layout.pending
@@ -95,6 +96,7 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     if head is not None and head.hash == entry.hash:
         path.unlink()
         return entry
+    _require_sound(store, ledger.entries())
     require_intent(store, ledger, entry)
     if store.remote and entry.seq not in mirrored(store):
         path.unlink()

@@ -162,7 +162,7 @@ def _promote(entry: Entry, past: _Past, later: Later, say: Say) -> None:
 
 def _rollback(entry: Entry, past: _Past, later: Later, say: Say) -> None:
     _serve(entry, past, later, say)
-    if entry.document["details"].get("from") is None:
+    if entry.document["details"].get("from") is None and past.aliases.get(CHAMPION) != entry.version:
         say("it names no champion to go back from")
     if entry.version not in past.served:
         say(f"version {entry.version} never served: it was let serve past every rule", False)
@@ -184,7 +184,7 @@ def _serve(entry: Entry, past: _Past, later: Later, say: Say) -> None:
     if said == before or (said is not None and not isinstance(said, int)):
         return
     named = "no version" if said is None else f"version {said}"
-    known = said is None or said in past.records
+    known = said is None or said in past.records or _noted_later(entry, said, later)
     say(
         f"it says that {named} served before, by the ledger it was {before or 'none'}"
         + (
@@ -203,7 +203,7 @@ def _retire(entry: Entry, past: _Past, later: Later, say: Say) -> None:
     if past.aliases.get(CHAMPION) == entry.version:
         say(f"version {entry.version} is the champion, which is never retired")
     for alias, number in entry.aliases.items():
-        if alias == CANDIDATE and (number is None or (number in past.records and number not in past.retired)):
+        if alias == CANDIDATE and (number is None or _may_serve(entry, number, past, later)):
             held = past.aliases.get(CANDIDATE) == entry.version and number != entry.version
         elif alias == PREVIOUS and number is None:
             held = past.aliases.get(PREVIOUS) == entry.version
@@ -215,6 +215,15 @@ def _retire(entry: Entry, past: _Past, later: Later, say: Say) -> None:
             break
         if not held:
             say(f"by the ledger, {alias} did not point to version {entry.version}", number == entry.version)
+
+
+def _may_serve(entry: Entry, number: int, past: _Past, later: Later) -> bool:
+    return number not in past.retired and (number in past.records or _noted_later(entry, number, later))
+
+
+def _noted_later(entry: Entry, number: int, later: Later) -> bool:
+    """Whether a version that a kill left without an entry was registered after all."""
+    return any((model, one) == (entry.model, number) for model, one, _ in later)
 
 
 def _rebuild(entry: Entry, past: _Past, later: Later, say: Say) -> None:
