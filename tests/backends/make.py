@@ -25,7 +25,7 @@ from canal.registry.registration import enter
 from canal.registry.sync import Synced, sync
 from canal.registry.tracking import parent_run
 from tests.make import make_document
-from tests.registry.rulings import PASSED
+from tests.registry.rulings import OVERRIDDEN
 
 STAGES = ("first", "second")
 
@@ -63,7 +63,9 @@ class Folder:
         store = self.project().store
         with moving(store) as ledger:
             version = store.version(str(number))
-            return promote(store, ledger, version, options.pop("rulings", PASSED), by, "reviewed", **options)
+            return promote(
+                store, ledger, version, options.pop("rulings", OVERRIDDEN), by, "reviewed", **options
+            )
 
     def ledger(self) -> list[Entry]:
         """Return the entries of this folder's ledger."""

@@ -12,7 +12,7 @@ from canal.registry.ledger import Entry, entry_hash
 from canal.registry.policy import Ruling
 from canal.registry.store import Store
 from tests.backends.make import Folder, make_folder
-from tests.registry.rulings import PASSED
+from tests.registry.rulings import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
@@ -104,7 +104,7 @@ def test_nothing_but_the_entries_stays_in_the_store(two):
 @pytest.mark.parametrize("length", [3500, 4400, 30_000])
 def test_an_entry_of_any_length_comes_over_whole(two, length):
     ada, ben = two
-    ada.promote(1, rulings=[*PASSED, Ruling("retention:first", "\u00e9" * length, "passed", True)])
+    ada.promote(1, rulings=[*OVERRIDDEN, Ruling("retention:first", "\u00e9" * length, "passed", True)])
     assert max(len(value) for value in tags(ada).values()) <= 5000
     catch_up(ben)
     assert [entry.line for entry in ben.ledger()] == [entry.line for entry in ada.ledger()]
@@ -201,7 +201,7 @@ def test_an_intent_that_the_store_never_heard_of_moves_nothing(two, monkeypatch,
 
 def test_a_long_entry_that_is_half_written_is_not_there(two, monkeypatch):
     ada, ben = two
-    long = [*PASSED, Ruling("retention:first", "x" * 9000, "passed", True)]
+    long = [*OVERRIDDEN, Ruling("retention:first", "x" * 9000, "passed", True)]
     kept = Store.model_tag
 
     def model_tag(store, model, name, value):

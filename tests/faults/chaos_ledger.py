@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from canal.registry.store import Store
 from tests.faults.forgeries import ADA, Forgery, following, forgeries, honest, rechained
 from tests.faults.rewrites import NAME, REWRITES, commit_each
 from tests.registry.registered import audited, make_models, open_store, register
-from tests.registry.rulings import PASSED
+from tests.registry.rulings import OVERRIDDEN, promoted
 
 Report = dict[str, int]
+_SAID = "accuracy passed with 0.910, the version's documents say"
 KEYRING = "keyring.txt"
 ROLES = {ADA: "promote,rollback,retire", "CI": "register,rebuild"}
 
@@ -74,7 +76,7 @@ def make_book(root: Path) -> Store:
         register(store, stage)
     for number in ("1", "2"):
         with moving(store) as ledger:
-            promotion.promote(store, ledger, store.version(number), PASSED, ADA, "reviewed")
+            promotion.promote(store, ledger, store.version(number), OVERRIDDEN, ADA, "reviewed")
     commit_each(root)
     report = audited(store)
     assert report.findings == (), report.findings
@@ -119,6 +121,11 @@ def forge(store: Store, share: int) -> Report:
             stream.flush()
             named = f"entry 6 .*{re.escape(one.named)}"
             tally.count(one.name, findings(store), named, [refused(store)])
+    claimed = replace(honest(entries)[0], details=promoted(1, 2))
+    with left(store), store.layout.ledger.open("a") as stream:
+        stream.write(following(entries, claimed).line)
+        stream.flush()
+        tally.count("rulings that the documents contradict", findings(store), f"entry 6 .*{_SAID}")
     return tally.report()
 
 
@@ -184,7 +191,11 @@ def _key(path: Path, name: str) -> SigningKey:
 def _impossible(entries: list[Entry]) -> list[Forgery]:
     """Intents that break no rule of the ledger, but that no move of this store left."""
     up = honest(entries)[6]
-    return [Forgery("register what is not there", up, "has no version 3")]
+    passed = replace(honest(entries)[0], details=promoted(1, 2))
+    return [
+        Forgery("register what is not there", up, "has no version 3"),
+        Forgery("claim what was not measured", passed, _SAID),
+    ]
 
 
 # Edits: each returns the file and the number of the first line that is not what it was ---------------------

@@ -22,7 +22,7 @@ from tests.faults.mutations import Mutate, Rng, drawn
 from tests.make import gene_names, make_adata
 from tests.registry.made import two_stages
 from tests.registry.parcel.parcels import make_parcel, remade, with_listing
-from tests.registry.rulings import promoted
+from tests.registry.rulings import OVERRIDDEN, promoted
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,7 +78,7 @@ def make_all(folder: Path, annotator: Annotator) -> None:
         if moved:
             draft = Draft(
                 kind, one.model, one.number, one.key, one.record, "A. Person", "reviewed", moved,
-                promoted(one.number),
+                promoted(one.number, rulings=OVERRIDDEN),
             )  # fmt: skip
             ledger.append(ledger.next(draft))
     champion = next(one for one in versions if "champion" in one.aliases)

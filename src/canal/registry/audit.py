@@ -16,7 +16,7 @@ from canal.layout import Layout
 from canal.registry.checks.anchored import check_anchors
 from canal.registry.checks.cells import check_cells
 from canal.registry.checks.chain import check_chain
-from canal.registry.checks.entries import check_entries
+from canal.registry.checks.entries import check_entries, check_promotions
 from canal.registry.checks.exclusion import check_exclusions
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import check_files
@@ -106,6 +106,7 @@ def audit(
     family = Family(store, snapshot.ready, snapshot.records, found)
     wanted = snapshot.ready if versions is None else list(versions)
     chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
+    check_promotions(snapshot.entries, wanted, family, found)
     _check_ancestors(chains, found)
     files = CellFiles(layout)
     for chain in chains:

@@ -12,6 +12,7 @@ from pathlib import Path
 from canal.errors import LedgerError
 from canal.registry.ledger import Entry, Ledger, checked_entry, follows
 from canal.registry.rules import CHAMPION, breaches
+from canal.registry.rulings import unproven
 from canal.registry.store import Store
 from canal.registry.trust import intent_complaint
 
@@ -65,7 +66,8 @@ def require_possible(store: Store, entry: Entry) -> None:
     Raises
     ------
     LedgerError
-        If the version is not there as the entry names it, or one serves that did neither before nor after.
+        If the version is not there as the entry names it, did not pass as it says, or one serves that did
+        neither before nor after.
     """
     versions = {one.number: one for one in store.versions(entry.model)}
     version, wrong = versions.get(entry.version), []
@@ -73,6 +75,8 @@ def require_possible(store: Store, entry: Entry) -> None:
         wrong.append(f"{store.shown} has no version {entry.version} of {entry.model}")
     elif (version.key, version.record) != (entry.document["key"], entry.document["record"]):
         wrong.append(f"version {entry.version} has another key or record in {store.shown}")
+    elif entry.kind == "promote":
+        wrong += unproven(entry.document["details"], store.artifacts(version))
     others = {number for number in entry.aliases.values() if number is not None} - {*versions, entry.version}
     wrong += [f"{store.shown} has no version {number}, to which an alias is to point" for number in others]
     if CHAMPION in entry.aliases and entry.kind != "rebuild":

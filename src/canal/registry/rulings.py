@@ -2,10 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from canal.files import read_json
 
 ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
 """Rules that every canal has asked at every promotion; retention goes by its stages."""
+
+_MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
+"""Rules whose value stands in the version's documents; the others need the champion of that time."""
 
 _FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
 _BOUND = re.compile(r"(<=|>=) (\d+\.\d+)")
@@ -31,6 +37,35 @@ def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
     for one in rulings:
         if one["passed"] and (what := _contradiction(one)):
             yield what
+
+
+def unproven(details: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield the rulings that passed with another value than the version's own documents say.
+
+    ``folder`` holds the version with the record that the promotion names; what it lacks cannot be compared.
+    """
+    from canal.config import Policy
+    from canal.registry.policy import Evidence, judge
+
+    rulings = details.get("rulings")
+    if not isinstance(rulings, list) or not all(_is_ruling(one) for one in rulings):
+        return
+    passed = {one["rule"]: one["value"] for one in rulings if one["passed"]}
+    try:
+        evidence = Evidence(
+            evaluation=read_json(folder / "metrics" / "evaluation.json"),
+            verdict=read_json(folder / "validation" / "verdict.json"),
+            record=read_json(folder / "record.json"),
+            key=read_json(folder / "key.json"),
+            findings=(),
+            comparison=None,
+        )
+        measured = {one.rule: one.value for one in judge(Policy(), evidence)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # a document that is not there or not as canal writes it is a finding of its own
+    for rule in _MEASURED:
+        if rule in passed and passed[rule] != measured[rule]:
+            yield f"{rule} passed with {passed[rule][:60]}, the version's documents say {measured[rule]}"
 
 
 def _is_ruling(value: Any) -> bool:

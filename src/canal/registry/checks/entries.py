@@ -3,14 +3,29 @@
 from collections.abc import Sequence
 
 from canal.errors import SigningError
+from canal.registry.checks.family import Family
 from canal.registry.checks.finding import Found
 from canal.registry.ledger import Entry
-from canal.registry.rules import breaches
+from canal.registry.rules import Breach, breaches
+from canal.registry.rulings import unproven
 from canal.registry.signing import Keyring, signature_findings
-from canal.registry.store import Store
+from canal.registry.store import Store, Version
 from canal.registry.trust import keyring_of, to_be_signed
 
 LEDGER = "ledger"
+
+
+def check_promotions(
+    entries: Sequence[Entry], versions: Sequence[Version], family: Family, found: Found
+) -> None:
+    """Check that rulings passed with what the documents of the version say, where it is the same record."""
+    there = {(version.model, version.number, version.record): version for version in versions}
+    for entry in entries:
+        version = there.get((entry.model, entry.version, entry.document["record"]))
+        if entry.kind != "promote" or version is None or (member := family.member(version)) is None:
+            continue
+        for what in unproven(entry.document["details"], member.folder):
+            found.wrong(LEDGER, "rules", str(Breach(entry, what)))
 
 
 def check_entries(
