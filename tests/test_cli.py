@@ -34,6 +34,7 @@ COMMANDS = [
     ("rollback",),
     ("retire",),
     ("ledger",),
+    ("ledger", "anchor"),
     ("registry", "rebuild"),
     ("audit",),
     ("schema",),
@@ -53,7 +54,10 @@ def test_every_command_is_listed_here():
     found = {
         (name, *((inner,) if inner else ()))
         for name, command in group.commands.items()
-        for inner in getattr(command, "commands", {"": None})
+        for inner in (
+            *getattr(command, "commands", ()),
+            *([""] if getattr(command, "invoke_without_command", True) else ()),
+        )
     }
     assert found == set(COMMANDS)
 

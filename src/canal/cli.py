@@ -5,7 +5,19 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from canal.commands import audit, basis, cells, keys, lineage, promotion, serve, stages, sums, tuning
+from canal.commands import (
+    audit,
+    basis,
+    cells,
+    keys,
+    ledger,
+    lineage,
+    promotion,
+    serve,
+    stages,
+    sums,
+    tuning,
+)
 from canal.commands.telling import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.errors import CanalError
 from canal.messages import tell
@@ -23,7 +35,7 @@ registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that 
 backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (cells, stages, promotion, lineage, audit, keys, tuning, sums, basis, serve):
+for commands in (cells, stages, promotion, ledger, lineage, audit, keys, tuning, sums, basis, serve):
     commands.add_to(app)
 
 
@@ -257,6 +269,7 @@ def registry_rebuild(
         list[int] | None,
         typer.Option(metavar="NUMBER", help="Give up a version whose model is gone (repeatable)."),
     ] = None,
+    sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -265,7 +278,8 @@ def registry_rebuild(
     from canal.project import Project
     from canal.report.audit_tables import rebuilt_table, rebuilt_view
 
-    view = rebuilt_view(rebuild(Project.open(root), by, why, also or (), without or ()))
+    signed = signer(sign, by)
+    view = rebuilt_view(rebuild(Project.open(root), by, why, also or (), without or (), signed))
     show_result(view if as_json else rebuilt_table(view), as_json)
     note("next: canal audit, then commit ledger.jsonl")
 

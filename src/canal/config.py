@@ -294,11 +294,20 @@ class Compute(Section):
 
 
 class Registry(Section):
-    """Names in the MLflow registry."""
+    """Names in the MLflow registry.
+
+    Attributes
+    ----------
+    keyring : str or None
+        File of the project with the keys that have to sign what is written into the ledger.
+    """
 
     model: str = Field(default="canal-annotator", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     backbone: str = Field(default="canal-backbone", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     experiment: str = Field(default="canal", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    keyring: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})*$"
+    )
 
 
 class Policy(Section):

@@ -19,16 +19,15 @@ from canal.project import Project
 from canal.registry.audit import audit
 from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving
-from canal.registry.policy import Ruling
 from canal.registry.promotion import promote
 from canal.registry.publish import Publication, publish
 from canal.registry.registration import enter
 from canal.registry.sync import Synced, sync
 from canal.registry.tracking import parent_run
 from tests.make import make_document
+from tests.registry.rulings import OVERRIDDEN
 
 STAGES = ("first", "second")
-PASSED = (Ruling("gate", "passed", "passed", True),)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ class Folder:
         store = self.project().store
         with moving(store) as ledger:
             version = store.version(str(number))
-            return promote(store, ledger, version, options.pop("rulings", PASSED), by, "reviewed", **options)
+            return promote(
+                store, ledger, version, options.pop("rulings", OVERRIDDEN), by, "reviewed", **options
+            )
 
     def ledger(self) -> list[Entry]:
         """Return the entries of this folder's ledger."""

@@ -12,6 +12,7 @@ from canal.registry.ledger import Entry, entry_hash
 from canal.registry.policy import Ruling
 from canal.registry.store import Store
 from tests.backends.make import Folder, make_folder
+from tests.registry.rulings import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
@@ -103,7 +104,7 @@ def test_nothing_but_the_entries_stays_in_the_store(two):
 @pytest.mark.parametrize("length", [3500, 4400, 30_000])
 def test_an_entry_of_any_length_comes_over_whole(two, length):
     ada, ben = two
-    ada.promote(1, rulings=[Ruling("gate", "\u00e9" * length, "passed", True)])
+    ada.promote(1, rulings=[*OVERRIDDEN, Ruling("retention:first", "\u00e9" * length, "passed", True)])
     assert max(len(value) for value in tags(ada).values()) <= 5000
     catch_up(ben)
     assert [entry.line for entry in ben.ledger()] == [entry.line for entry in ada.ledger()]
@@ -181,9 +182,26 @@ def test_a_move_killed_before_the_store_heard_of_it_gives_way_to_another(two, mo
     assert ada.aliases() == {"candidate": 2, "champion": 1, "previous": 2}
 
 
+def test_an_intent_that_the_store_never_heard_of_moves_nothing(two, monkeypatch, capsys):
+    """Who may write the folder alone could have made it; who was killed there had moved nothing."""
+    ada, ben = two
+    killed_at(monkeypatch, moves, "mirror", lambda: ada.promote(1))
+    an_hour_passes(ada)
+    with moves.moving(ada.project().store):
+        pass
+    assert (
+        "never heard of this move, so nothing was moved: promote of two-annotator 1"
+        in capsys.readouterr().err
+    )
+    assert not (ada.root / "ledger.pending.json").exists()
+    assert ada.aliases() == ben.aliases() == {"candidate": 2}
+    ada.promote(1)
+    assert ada.aliases() == {"candidate": 2, "champion": 1}
+
+
 def test_a_long_entry_that_is_half_written_is_not_there(two, monkeypatch):
     ada, ben = two
-    long = [Ruling("gate", "x" * 9000, "passed", True)]
+    long = [*OVERRIDDEN, Ruling("retention:first", "x" * 9000, "passed", True)]
     kept = Store.model_tag
 
     def model_tag(store, model, name, value):

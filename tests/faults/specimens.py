@@ -22,6 +22,7 @@ from tests.faults.mutations import Mutate, Rng, drawn
 from tests.make import gene_names, make_adata
 from tests.registry.made import two_stages
 from tests.registry.parcel.parcels import make_parcel, remade, with_listing
+from tests.registry.rulings import OVERRIDDEN, promoted
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,7 +76,10 @@ def make_all(folder: Path, annotator: Annotator) -> None:
         kind = "promote" if moved else "register"
         ledger.append(ledger.next(Draft("register", one.model, one.number, one.key, one.record, "sync")))
         if moved:
-            draft = Draft(kind, one.model, one.number, one.key, one.record, "A. Person", "reviewed", moved)
+            draft = Draft(
+                kind, one.model, one.number, one.key, one.record, "A. Person", "reviewed", moved,
+                promoted(one.number, rulings=OVERRIDDEN),
+            )  # fmt: skip
             ledger.append(ledger.next(draft))
     champion = next(one for one in versions if "champion" in one.aliases)
     cells = folder / "cells"

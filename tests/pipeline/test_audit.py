@@ -13,6 +13,7 @@ from canal.registry.audit import audit
 from canal.registry.ledger import Draft
 from canal.registry.moves import ledger_of
 from tests.pipeline.conftest import Line, move_database
+from tests.registry.rulings import OVERRIDDEN, promoted
 
 pytestmark = pytest.mark.pipeline
 
@@ -206,7 +207,8 @@ def test_what_is_moved_behind_the_ledgers_back_is_found(project, newest):
 def test_an_interrupted_move_is_finished_before_anything_is_judged(line):
     project = line.project()
     store, version = project.store, project.store.version("1")
-    draft = Draft("promote", version.model, 1, version.key, version.record, "A", "w", {"champion": 1})
+    moved, details = {"champion": 1}, promoted(1, rulings=OVERRIDDEN)
+    draft = Draft("promote", version.model, 1, version.key, version.record, "A", "w", moved, details)
     project.layout.pending.write_text(ledger_of(store).next(draft).line)
     assert found(project) == []
     assert store.version("champion").number == 1

@@ -20,6 +20,7 @@ from tests.annotation.formats import write_10x_v3
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, copied, learned_once
 from tests.pipeline.shipped import GENES, labelled_as, make_shipped, shipped
+from tests.registry.rulings import OVERRIDDEN
 from tests.warm import REPOSITORY, warmly
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("docs")]
@@ -31,6 +32,9 @@ NOT_RUN = {
     ),
     ("docs/backends.md", "canal ledger --catch-up"): "the same",
     ("docs/serving.md", "canal serve"): "runs until it is told to end: tests/pipeline/test_serve.py",
+    ("docs/registry.md", 'canal ledger anchor --by "A. Person"'): (
+        "the line before commits the ledger, and is no command of canal: tests/pipeline/test_walk.py"
+    ),
     (
         "docs/guide.md",
         "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "
@@ -127,7 +131,7 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
         store = line.project().store
         with moving(store) as ledger:
             for number in ("1", "2"):
-                promote(store, ledger, store.version(number), [], "A. Person", "for the pages")
+                promote(store, ledger, store.version(number), OVERRIDDEN, "A. Person", "for the pages")
     for number, command in enumerate(commands_of(page)):
         done = commands_of(page)[:number]
         if command == "make run":

@@ -18,6 +18,7 @@ from canal.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.model.combined import CombinedAnnotator
 from canal.model.load import load_model
+from canal.registry.signing import new_key
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import empty_database, learned_by
 
@@ -158,8 +159,12 @@ def test_a_lost_registry_is_made_again(line, empty):
     keys = line.keys()
     shutil.copyfile(empty, line.root / "mlflow.db")
     shutil.rmtree(line.root / "mlartifacts")
-    line.canal("registry", "rebuild", *WHO)
+    new_key(line.root / "key.pem", "A. Person")
+    line.canal("registry", "rebuild", *WHO, "--sign", str(line.root / "key.pem"))
     assert line.keys() == keys
+    entries = json.loads(line.canal("ledger", "--json"))
+    assert {one["kind"] for one in entries if "signature" in one} == {"rebuild"}
+    assert all("signature" in one for one in entries if one["kind"] == "rebuild")
     assert answer(line, "audit")["findings"] == []
 
 

@@ -12,9 +12,11 @@ import pytest
 from canal.api import registry_sync
 from canal.errors import AuditError, RegistryError
 from canal.registry.audit import audit
+from canal.registry.keyring import add_to_keyring
 from canal.registry.moves import ledger_of
 from canal.registry.parcel.incoming import import_parcel
 from canal.registry.parcel.outgoing import export_parcel
+from canal.registry.signing import new_key
 from tests.pipeline.conftest import Line
 
 pytestmark = pytest.mark.pipeline
@@ -43,7 +45,10 @@ def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
     key = project.store.version("2").key
 
     other = other_project(line, tmp_path / "other")
-    imported = json.loads(other.canal("import", str(parcel), "--json"))
+    pem, ring = tmp_path / "key.pem", tmp_path / "keyring.txt"
+    add_to_keyring(ring, new_key(pem, "A. Person").line, "register")
+    imported = json.loads(other.canal("import", str(parcel), "--sign", str(pem), "--json"))
+    other.canal("audit", "--require-signed", str(ring))
     assert (imported["version"], imported["stage"], imported["made"]) == (1, "second", True)
     assert "backbone, first, not registered here" in imported["notes"][0]
     there = other.project()

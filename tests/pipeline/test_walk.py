@@ -22,6 +22,7 @@ def test_the_walk_works_as_written(line):
         "labelled.h5ad",
         "is the champion again",
         "the ledger holds: 6 entries",
+        "names 6 entries, the last with hash",
     ):
         assert words in said, f"{words!r} not in:\n{said}"
     assert (line.root / "champion.zip").stat().st_size > 10_000

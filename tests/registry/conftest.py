@@ -7,6 +7,7 @@ import pytest
 from canal.registry import promotion
 from canal.registry.moves import moving
 from tests.registry.registered import keep_empty, make_models, open_store, register
+from tests.registry.rulings import OVERRIDDEN
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def registered(tmp_path_factory):
     store.client.delete_model_version(gone.model, str(gone.number))
     register(store, "second")
     with moving(store) as ledger:
-        promotion.promote(store, ledger, store.version("3"), [], "A. Person", "reviewed")
+        promotion.promote(store, ledger, store.version("3"), OVERRIDDEN, "A. Person", "reviewed")
     with moving(store) as ledger:
         promotion.retire(store, ledger, store.version("1"), "A. Person", "withdrawn")
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # opening a store sets it for what it starts

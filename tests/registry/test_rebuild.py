@@ -24,6 +24,7 @@ from tests.registry.registered import (
     register,
     state,
 )
+from tests.registry.rulings import OVERRIDDEN, promoted
 
 pytestmark = pytest.mark.xdist_group("rebuild")  # what its tests share is made once
 
@@ -95,7 +96,8 @@ def test_a_kill_and_a_move_under_way_are_completed(project, tmp_path, monkeypatc
     store, key = lost(root, tmp_path / "project"), before[2][2]
     ledger = ledger_of(store)
     record = next(one.document["record"] for one in ledger.entries() if one.version == 2)
-    draft = Draft("promote", "canal-annotator", 2, key, record, "A", "w", {"champion": 2, "previous": 3})
+    moved, details = {"champion": 2, "previous": 3}, promoted(2, 3, OVERRIDDEN)
+    draft = Draft("promote", "canal-annotator", 2, key, record, "A", "w", moved, details)
     store.layout.pending.write_text(ledger.next(draft).line)
     real, seen = rebuild.record, []
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from canal.digests import canonical_json
 from canal.errors import ReadOnlyError
 from canal.layout import Layout
+from canal.registry.checks.entries import check_entries
 from canal.registry.checks.finding import Found
 from canal.registry.checks.register import check_aliases, check_ledger, check_registered, take_snapshot
 from canal.registry.checks.workspace import check_workspace
@@ -29,6 +30,7 @@ def findings(store, content, path):
     ledger, found = Ledger(path), Found()
     snapshot = take_snapshot(store, ledger)
     check_ledger(ledger, snapshot, store, found)
+    check_entries(snapshot.entries, store, None, found)
     check_registered(snapshot, store, found)
     check_aliases(snapshot, store, found)
     return [str(one) for one in found.findings]

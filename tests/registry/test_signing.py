@@ -267,6 +267,31 @@ def test_keys_are_added_once_and_the_rest_of_the_file_stays(key, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_role_says_what_a_key_may_sign(ledger, key, tmp_path):
+    path = tmp_path / "keyring.txt"
+    done = canal("keys", "add", path, key.public.line, "--roles", "register,promote")
+    assert done.exit_code == 0, done.output
+    assert path.read_text().splitlines()[-1] == f"{key.public.line} roles=register,promote"
+    trusted = read_keyring(path)
+    kinds = ("register", "promote", "rollback", "retire", "rebuild")
+    entries = written(ledger, *((draft(kind), key.sign) for kind in kinds))
+    assert signature_findings(entries, trusted) == [
+        f"entry {seq} ({kind}): is signed by 'Ada Lovelace', whose roles in the keyring (register, promote) "
+        f"do not allow {kind}"
+        for seq, kind in ((3, "rollback"), (4, "retire"), (5, "rebuild"))
+    ]
+    assert signature_findings(entries, ring(key)) == []
+    assert parse_line(next(iter(trusted.values())).line) == next(iter(trusted.values()))
+
+
+@pytest.mark.parametrize("roles", ["", "promote,", "champion", "promote, register", "all", "Promote"])
+def test_a_role_that_there_is_not_is_refused(key, tmp_path, roles):
+    with pytest.raises(SigningError, match="no role .*; there are register, promote"):
+        add_to_keyring(tmp_path / "keyring.txt", key.public.line, roles)
+    with pytest.raises(SigningError, match="no role|expected"):
+        parse_line(f"{key.public.line} roles={roles}")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

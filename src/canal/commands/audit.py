@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from canal.commands.telling import AsJson, Root, note, show_result
+from canal.commands.telling import AsJson, KeyFile, Root, note, show_result, signer
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +34,10 @@ def audit(
     ] = False,
     require_signed: Annotated[
         Path | None,
-        typer.Option(metavar="KEYRING", help="Every ledger entry must be signed by a key of this file."),
+        typer.Option(
+            metavar="KEYRING",
+            help="Every ledger entry must be signed by a key of this file that may sign such entries.",
+        ),
     ] = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -93,6 +96,7 @@ def export_version(
 
 def import_version(
     file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `canal export` wrote.")],
+    sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +104,8 @@ def import_version(
     from canal.project import Project
     from canal.registry.parcel.incoming import import_parcel
 
-    imported = import_parcel(Project.open(root).store, file)
+    signed = signer(sign)
+    imported = import_parcel(Project.open(root).store, file, signed)
     if as_json:
         show_result(imported.to_json(), as_json)
         return

@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
     example = "Example: canal keys"
     keys.command(epilog=f'{example} new --name "A. Person" >> keyring.txt')(new)
     keys.command(epilog=f"{example} show ~/.config/canal/key.pem")(show)
-    keys.command(epilog=f'{example} add keyring.txt "A. Person ed25519 BASE64"')(add)
+    keys.command(epilog=f'{example} add keyring.txt "CI ed25519 BASE64" --roles register')(add)
     app.add_typer(keys, name="keys")
 
 
@@ -55,12 +55,20 @@ def show(file: PrivateFile, as_json: AsJson = False) -> None:
 def add(
     keyring: Annotated[Path, typer.Argument(metavar="KEYRING", help="Text file; made where there is none.")],
     line: Annotated[str, typer.Argument(metavar="LINE", help="Public line that canal keys show prints.")],
+    roles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROLE,ROLE",
+            help="What it may sign: register, promote, rollback, retire, rebuild, anchor; by default all.",
+        ),
+    ] = None,
 ) -> None:
-    """Add a public key to a keyring: whose signatures canal audit --require-signed accepts."""
+    """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
     from canal.registry.keyring import add_to_keyring
 
-    key = add_to_keyring(keyring, line)
-    note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}...")
+    key = add_to_keyring(keyring, line, roles)
+    allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
+    note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 
 
 def show_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""promote, compare, rollback, retire, ledger: who serves, and who decided it."""
+"""promote, compare, rollback, retire: who serves."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,6 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
     app.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
     app.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
-    app.command(epilog=f"{example} ledger --json | jq '.[].why'")(ledger)
 
 
 def promote(
@@ -116,35 +115,6 @@ def retire(
 
     entry = move(Project.open(root), version, Move(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is retired", entry.seq))
-
-
-def ledger(
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the chain only; exit code 1 unless it holds.")
-    ] = False,
-    catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="Bring what the tracking server has and this folder has not.")
-    ] = False,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show who registered, promoted, rolled back and retired what, when and why."""
-    from canal.project import Project
-    from canal.registry.moves import catch_up as bring
-    from canal.registry.moves import ledger_of
-    from canal.report.registry_tables import ledger_table
-
-    project = Project.open(root)
-    if catch_up:
-        note(f"{len(bring(project.store))} entries brought from {project.store.shown}")
-    book = ledger_of(project.store)
-    entries = book.entries()
-    if verify:
-        head = entries[-1].hash if entries else "none"
-        note(f"the ledger holds: {len(entries)} entries, the last has hash {head}")
-        return
-    documents = [entry.document for entry in entries]
-    show_result(documents if as_json else ledger_table(documents), as_json)
 
 
 def _told(what: str, seq: int) -> str:

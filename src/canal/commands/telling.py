@@ -20,7 +20,12 @@ Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to gi
 By = Annotated[str, typer.Option("--by", help="Who decides: a person's name, kept on record.")]
 KeyFile = Annotated[
     Path | None,
-    typer.Option("--sign", metavar="FILE", help="Sign the ledger's entries with this key (canal keys new)."),
+    typer.Option(
+        "--sign",
+        metavar="FILE",
+        envvar="CANAL_SIGN",
+        help="Sign what goes into the ledger with this key (canal keys new).",
+    ),
 ]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
 

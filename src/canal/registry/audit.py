@@ -13,8 +13,10 @@ from typing import Any
 from canal.config import Config
 from canal.errors import CanalError, ReadOnlyError
 from canal.layout import Layout
+from canal.registry.checks.anchored import check_anchors
 from canal.registry.checks.cells import check_cells
 from canal.registry.checks.chain import check_chain
+from canal.registry.checks.entries import check_entries, check_promotions
 from canal.registry.checks.exclusion import check_exclusions
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import check_files
@@ -34,7 +36,9 @@ from canal.registry.checks.sums import check_sums, recompute
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
+from canal.registry.gitted import GitFile
 from canal.registry.moves import ledger_of, recover
+from canal.registry.signing import Keyring
 from canal.registry.store import Store, Version
 
 __all__ = ["Finding", "Report", "audit"]
@@ -82,21 +86,27 @@ def audit(
     config: Config,
     versions: Sequence[Version] | None = None,
     again: bool = False,
+    keyring: Keyring | None = None,
 ) -> Report:
     """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
 
     Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
-    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there.
+    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
+    ``keyring`` holds the keys by which every entry of the ledger has to be signed.
     """
     began, found = time.monotonic(), Found()
     snapshot = _snapshot(store, found)
-    check_ledger(ledger_of(store), snapshot, store, found)
+    ledger = ledger_of(store)
+    check_ledger(ledger, snapshot, store, found)
+    keyring = check_entries(snapshot.entries, store, keyring, found)
+    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, found)
     check_registered(snapshot, store, found)
     check_aliases(snapshot, store, found)
     check_places(store, found)
     family = Family(store, snapshot.ready, snapshot.records, found)
     wanted = snapshot.ready if versions is None else list(versions)
     chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
+    check_promotions(snapshot.entries, wanted, family, found)
     _check_ancestors(chains, found)
     files = CellFiles(layout)
     for chain in chains:

@@ -8,12 +8,12 @@ from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
 from canal.files import new_folder
 from canal.registry.bundle import RECORD_FILE, read_record
-from canal.registry.checks.register import LOST
 from canal.registry.downloads import forget
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.ledger import records_said
 from canal.registry.moves import ledger_of
 from canal.registry.request import differences, stage_request
+from canal.registry.rules import LOST
 from canal.registry.store import Store, Version, local_uri
 
 

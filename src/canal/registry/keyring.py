@@ -1,14 +1,21 @@
-"""Keyrings: text files with one public key a line, which say whose signatures count."""
+"""Keyrings: text files with one public key a line, which say whose signatures count, and for what.
+
+``NAME ed25519 BASE64`` may sign everything; ``NAME ed25519 BASE64 roles=register,promote`` what is named.
+"""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 from canal.errors import RegistryError, SigningError
 from canal.files import new_file
-from canal.registry.signing import KIND, Keyring, PublicKey, checked_name
+from canal.registry.signing import KIND, ROLES, ROLES_ARE, Keyring, PublicKey, checked_name
 
 _BYTES = 32
-_FIRST_LINE = "# NAME ed25519 BASE64: whose signatures count for canal audit --require-signed\n"
+_FIRST_LINE = (
+    "# NAME ed25519 BASE64 [roles=...]: whose signatures count, and for what "
+    f"({', '.join(ROLES)}; all without roles)\n"
+)
 
 
 def read_keyring(path: Path) -> Keyring:
@@ -38,15 +45,19 @@ def read_keyring(path: Path) -> Keyring:
     return keys
 
 
-def add_to_keyring(path: Path, line: str) -> PublicKey:
-    """Add a public key to a keyring, which is made where there is none, and return the key.
+def add_to_keyring(path: Path, line: str, roles: str | None = None) -> PublicKey:
+    """Add a public key to a keyring, which is made where there is none; return the key.
+
+    ``roles`` (a list with commas) says what it may sign; without it, the line does, or it may sign all.
 
     Raises
     ------
     SigningError
-        If the line is no public key, the keyring cannot be read, or holds the key already.
+        If the line is no public key, a role unknown, the keyring cannot be read, or holds the key already.
     """
     key = parse_line(line)
+    if roles is not None:
+        key = replace(key, roles=checked_roles(roles))
     known = read_keyring(path) if path.exists() else {}
     if key.fingerprint in known:
         raise SigningError(f"{path} holds this key already, as that of {known[key.fingerprint].name!r}")
@@ -61,14 +72,15 @@ def add_to_keyring(path: Path, line: str) -> PublicKey:
 
 
 def parse_line(line: str) -> PublicKey:
-    """Return the key of a line ``NAME ed25519 BASE64``.
+    """Return the key of a line ``NAME ed25519 BASE64`` or ``NAME ed25519 BASE64 roles=ROLE,ROLE``.
 
     Raises
     ------
     RegistryError
         Saying what is wrong with it.
     """
-    parts = line.rsplit(maxsplit=2)
+    said, roles = _without_roles(line.strip())
+    parts = said.rsplit(maxsplit=2)
     if len(parts) != 3:
         raise SigningError(f"expected `NAME {KIND} BASE64` (see `canal keys show`), found {line[:80]!r}")
     name, kind, text = parts
@@ -80,7 +92,28 @@ def parse_line(line: str) -> PublicKey:
         raw = b""
     if len(raw) != _BYTES:
         raise SigningError(f"expected {_BYTES} bytes in base64 (44 characters), found {text[:60]!r}")
-    return PublicKey(checked_name(name), raw)
+    return PublicKey(checked_name(name), raw, roles)
+
+
+def checked_roles(text: str) -> frozenset[str]:
+    """Return the roles in a list with commas.
+
+    Raises
+    ------
+    SigningError
+        If there is none, or one that canal does not know: it would not allow what somebody meant it to.
+    """
+    roles = frozenset(text.split(","))
+    if unknown := sorted(roles - set(ROLES)):
+        raise SigningError(f"no role {unknown[0][:40]!r}; there are {', '.join(ROLES)}")
+    return roles
+
+
+def _without_roles(line: str) -> tuple[str, frozenset[str] | None]:
+    before, _, last = line.rpartition(" ")
+    if not last.startswith(ROLES_ARE):
+        return line, None
+    return before, checked_roles(last.removeprefix(ROLES_ARE))
 
 
 def _text(path: Path) -> str:

@@ -152,8 +152,9 @@ class Ledger:
             back = f"Bring it back: git checkout -- {name}"
             if any(line.startswith(b"<<<<<<< ") for line in self._lines()):
                 back = (
-                    "It holds two sides of an unsettled merge, and a ledger is one chain: keep the side that "
-                    f"the registry here was written with, as a rule your own (git checkout --ours {name})"
+                    "It holds two sides of an unsettled merge, and a ledger is one chain: git merge --abort, "
+                    "then put your branch on top of the other (git rebase), keep the other's ledger there "
+                    f"(git checkout --ours {name}), and make your own moves again"
                 )
             raise LedgerError(
                 f"{self.path} does not hold: it was changed after it was written "
@@ -252,20 +253,27 @@ class Ledger:
         return whole
 
 
-def checked_entry(line: str, seq: int) -> Entry:
+def checked_entry(line: str | bytes, seq: int | None) -> Entry:
     """Return the entry of a line from elsewhere, checked by itself; `Ledger.append` checks the chain.
 
     Raises
     ------
     LedgerError
-        If it is not the line of entry ``seq``, or was changed.
+        If it is not the line of entry ``seq`` (None: of any), or was changed.
     """
-    found = _parse(line.encode())
+    found = _parse(line.encode() if isinstance(line, str) else line)
     if isinstance(found, str):
         raise LedgerError(found)
-    if wrong := _complaints(found, seq, str(found["previous"])):
+    if wrong := _complaints(found, found["seq"] if seq is None else seq, str(found["previous"])):
         raise LedgerError("; ".join(wrong))
     return Entry(found)
+
+
+def follows(entry: Entry, head: Entry | None) -> bool:
+    """Whether an entry is the next one after ``head``, or the first where that is None."""
+    if head is None:
+        return entry.document["previous"] == BEGINNING and entry.seq == 1
+    return entry.document["previous"] == head.hash and entry.seq == head.seq + 1
 
 
 def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:

@@ -2,21 +2,28 @@
 
 The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move
 is under way. Whoever finds it does what it says again, which changes nothing that was done already, and
-appends it. So the ledger and the aliases cannot disagree for longer than the next command takes to start.
+appends it, if it is what canal could have written there (`canal.registry.intents`). So the ledger and the
+aliases cannot disagree for longer than the next command takes to start.
+
+No move is made on top of a ledger that breaks the rules (`canal.registry.rules`), nor where the keyring that
+params.yaml names does not know who signed (`canal.registry.trust`).
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from canal.errors import LedgerError
 from canal.files import new_file
-from canal.registry.ledger import BEGINNING, Draft, Entry, Ledger, Sign, entry_hash
-from canal.registry.mirror import OvertakenError, claimed, mirror, missing, refuse_behind
+from canal.messages import tell
+from canal.registry import rules
+from canal.registry.intents import read_intent, require_intent, require_possible, told
+from canal.registry.ledger import Draft, Entry, Ledger, Sign
+from canal.registry.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
+from canal.registry.rules import require_next, require_rules
 from canal.registry.store import TAG, Store
+from canal.registry.trust import require_signature, require_signatures
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+CANDIDATE, CHAMPION, PREVIOUS = rules.CANDIDATE, rules.CHAMPION, rules.PREVIOUS
 RETIRED = f"{TAG}retired"
 
 
@@ -32,19 +39,32 @@ def moving(store: Store) -> Iterator[Ledger]:
     Raises
     ------
     LedgerError
-        If the ledger does not hold, the server's goes on where this one ends, or another folder moves
-        something there at this moment.
+        If the ledger does not hold or says what canal never writes, the server's goes on where this one
+        ends, or another folder moves something there at this moment.
+    SigningError
+        If the keyring that params.yaml names does not know who signed an entry that has to be signed.
     """
     with store.lock("registry"), claimed(store):
         ledger = ledger_of(store)
+        _require_sound(store, ledger.entries())
         recover(store, ledger)
         refuse_behind(store, ledger)
         yield ledger
 
 
 def record(store: Store, ledger: Ledger, draft: Draft, sign: Sign | None = None) -> Entry:
-    """Make a move: note the intent, move the aliases, write the ledger; the caller is `moving`."""
+    """Make a move: note the intent, move the aliases, write the ledger; the caller is `moving`.
+
+    Raises
+    ------
+    LedgerError
+        If the entry would break a rule, or the intent cannot be written; nothing was moved.
+    SigningError
+        If the project's keyring asks for a signature that the entry has not.
+    """
     entry = ledger.next(draft, sign)
+    require_next(ledger.entries(), entry, store.names.backbone)
+    require_signature(store, entry)
     try:
         with new_file(store.layout.pending) as temporary:
             temporary.write_text(entry.line, encoding="utf-8")
@@ -59,26 +79,32 @@ def record(store: Store, ledger: Ledger, draft: Draft, sign: Sign | None = None)
 def recover(store: Store, ledger: Ledger) -> Entry | None:
     """Finish the move that a kill interrupted, and return its entry; None where there was none.
 
+    What it does is told. A store that other folders use hears of a move before any alias does: where it has
+    not, nothing was moved, and nothing is.
+
     Raises
     ------
     LedgerError
-        If the intent does not follow the ledger's last entry: one of the two files was changed by hand.
+        If the intent is not what canal could have written, or follows a ledger that is not: one of the two
+        files was changed by hand.
     """
     ledger.mend()
     path = store.layout.pending
     if not path.is_file():
         return None
-    entry = _intent(path)
-    head = ledger.head()
+    entry, head = read_intent(path), ledger.head()
     if head is not None and head.hash == entry.hash:
         path.unlink()
         return entry
-    if entry.document["previous"] != (head.hash if head else BEGINNING):
-        raise LedgerError(
-            f"{path} notes a move that does not follow the last entry of {ledger.path} "
-            f"({head.seq if head else 0}): bring the ledger back (git checkout -- {ledger.path.name}), or "
-            f"delete {path.name} if the move is not to be made"
-        )
+    _require_sound(store, ledger.entries())
+    require_intent(store, ledger, entry)
+    if store.remote and entry.seq not in mirrored(store):
+        path.unlink()
+        tell(f"{path.name}: {store.shown} never heard of this move, so nothing was moved: {told(entry)}")
+        return None
+    if not store.remote:  # elsewhere the store has the entry, and others may have gone on from it
+        require_possible(store, entry)
+    tell(f"{path.name}: finishing what was cut off: {told(entry)}")
     _finish(store, ledger, entry)
     return entry
 
@@ -91,8 +117,10 @@ def adopt(store: Store, ledger: Ledger) -> Entry | None:
     ledger.mend()
     if not store.layout.pending.is_file():
         return None
-    entry, head = _intent(store.layout.pending), ledger.head()
+    entry, head = read_intent(store.layout.pending), ledger.head()
     if head is None or head.hash != entry.hash:
+        require_intent(store, ledger, entry)
+        tell(f"{store.layout.pending.name}: taken as made, though the store is lost: {told(entry)}")
         ledger.append(entry)
     store.layout.pending.unlink()
     return entry
@@ -106,12 +134,15 @@ def catch_up(store: Store) -> list[Entry]:
     Raises
     ------
     LedgerError
-        If this folder's ledger is not the beginning of the store's.
+        If this folder's ledger is not the beginning of the store's, or that says what canal never writes.
+    SigningError
+        If the keyring that params.yaml names does not know who signed.
     """
     with store.lock("registry"), claimed(store):
         ledger = ledger_of(store)
         recover(store, ledger)
         found = missing(store, ledger)
+        _require_sound(store, [*ledger.entries(), *found])
         if found:
             _move(store, found[-1])
         for entry in found:
@@ -139,14 +170,6 @@ def _move(store: Store, entry: Entry) -> None:
         store.tag(entry.model, entry.version, RETIRED, "true")
 
 
-def _intent(path: Path) -> Entry:
-    """Return the entry that is under way; the file is renamed into place, so it is whole."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        entry = Entry(document)
-        whole = entry_hash(document) == entry.hash
-    except (ValueError, KeyError, TypeError, OSError):
-        whole = False
-    if not whole:
-        raise LedgerError(f"{path} is damaged: delete it, then make the move again")
-    return entry
+def _require_sound(store: Store, entries: list[Entry]) -> None:
+    require_rules(entries, store.names.backbone, store.layout.ledger.name)
+    require_signatures(store, entries)

@@ -5,7 +5,7 @@ from typing import Any
 
 from canal.errors import PolicyError, RegistryError
 from canal.registry import words
-from canal.registry.ledger import Draft, Entry, Kind, Ledger, Sign
+from canal.registry.ledger import Draft, Entry, Kind, Ledger, Sign, aliases_said, records_said
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS, record
 from canal.registry.policy import Ruling, failed
 from canal.registry.store import Store, Version
@@ -128,11 +128,20 @@ def _serve(
     details: Mapping[str, Any],
     sign: Sign | None,
 ) -> Entry:
-    aliases = {CHAMPION: version.number}
-    if champion is not None:
-        aliases[PREVIOUS] = champion.number
-    before = {"from": champion.number if champion else None, "to": version.number}
+    aliases, served = {CHAMPION: version.number}, _served(ledger, version, champion)
+    if served is not None:
+        aliases[PREVIOUS] = served
+    before = {"from": served, "to": version.number}
     return record(store, ledger, _draft(kind, version, who, why, aliases, {**before, **details}), sign)
+
+
+def _served(ledger: Ledger, version: Version, champion: Version | None) -> int | None:
+    """Return the champion of before: the ledger's, where that of MLflow was never registered."""
+    entries = ledger.entries()
+    if champion is None or (champion.model, champion.number) in records_said(entries):
+        return champion.number if champion else None
+    said = aliases_said(entries, champion.model).get(CHAMPION)
+    return None if said == version.number else said
 
 
 def _draft(

@@ -12,13 +12,13 @@ from pathlib import Path
 from canal.errors import RegistryError
 from canal.layout import Layout
 from canal.registry import words
-from canal.registry.checks.register import LOST
 from canal.registry.key import read_key
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said
 from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
 from canal.registry.placeholders import hold_number, release_numbers, require_number
 from canal.registry.publish import Publication, publish
 from canal.registry.remains import Remains, find_remains
+from canal.registry.rules import LOST
 from canal.registry.store import READY, TAG, Store, Version
 from canal.registry.sync import extras, ready_version
 from canal.registry.tracking import parent_run

@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING
 from canal.errors import SigningError
 from canal.registry import words
 from canal.registry.ledger import Entry, Sign, entry_hash
+from canal.registry.rules import DECIDED, KINDS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KIND = "ed25519"
+ROLES_ARE = "roles="
 _MESSAGE = "canal ledger entry, format 1: {digest}"
 _HEADING = "# canal signing key of "
 _LARGEST = 1 << 20
-_DECIDED = ("promote", "rollback", "retire")
-"""Kinds of entry that a person decides on; the others are made by sync, in whoever's name it runs."""
+_ANCHOR = "canal ledger anchor, format 1: {digest}"
+ROLES = (*KINDS, "anchor")
+"""What a key may sign: the kinds of entry, and anchors of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,29 @@ class PublicKey:
         The person, team or program that holds the private half.
     raw : bytes
         The 32 bytes of the key.
+    roles : frozenset of str or None
+        What it may sign (`ROLES`); None: everything.
     """
 
     name: str
     raw: bytes
+    roles: frozenset[str] | None = None
 
     @property
     def line(self) -> str:
-        """The key as it stands in a keyring: ``NAME ed25519 BASE64``."""
-        return f"{self.name} {KIND} {base64.b64encode(self.raw).decode()}"
+        """The key as it stands in a keyring: ``NAME ed25519 BASE64``, and its roles where it has not all."""
+        roles = "" if self.roles is None else f" {ROLES_ARE}{','.join(self._ordered)}"
+        return f"{self.name} {KIND} {base64.b64encode(self.raw).decode()}{roles}"
+
+    @property
+    def _ordered(self) -> list[str]:
+        return [role for role in ROLES if self.roles is None or role in self.roles]
+
+    def refused(self, role: str) -> str | None:
+        """Return why the key may not sign something of this kind; None where it may."""
+        if self.roles is None or role in self.roles:
+            return None
+        return f"whose roles in the keyring ({', '.join(self._ordered)}) do not allow {role}"
 
     @property
     def fingerprint(self) -> str:
@@ -55,12 +72,19 @@ class PublicKey:
 
     def signed(self, digest: str, signature: str) -> bool:
         """Whether ``signature`` (base64) was made by this key for an entry of this hash."""
+        return self._verified(_message(digest), signature)
+
+    def anchored(self, digest: str, signature: str) -> bool:
+        """Whether ``signature`` (base64) was made by this key for an anchor of this digest."""
+        return self._verified(_ANCHOR.format(digest=digest).encode(), signature)
+
+    def _verified(self, message: bytes, signature: str) -> bool:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         try:
             value = base64.b64decode(signature, validate=True)
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(value, _message(digest))
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(value, message)
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -82,6 +106,10 @@ class SigningKey:
         """Return ``{"key": fingerprint, "value": signature}`` for an entry of this hash."""
         value = self.private.sign(_message(digest))
         return {"key": self.public.fingerprint, "value": base64.b64encode(value).decode()}
+
+    def anchor(self, digest: str) -> str:
+        """Return the signature (base64) of an anchor of this digest, which no entry can be signed with."""
+        return base64.b64encode(self.private.sign(_ANCHOR.format(digest=digest).encode())).decode()
 
     def signer(self, who: str | None = None) -> Sign:
         """Return what `canal.registry.ledger.Ledger.next` takes.
@@ -182,8 +210,8 @@ def checked_name(name: str) -> str:
 def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
     """Return one sentence for each entry whose signature does not prove it.
 
-    It has none, the key is unknown, the signature is of something else, or somebody else than the person who
-    is named signed it.
+    It has none, the key is unknown, or may not sign entries of this kind, the signature is of something else,
+    or somebody else than the person who is named signed it.
 
     Parameters
     ----------
@@ -209,7 +237,9 @@ def _finding(entry: Entry, keyring: Keyring) -> str | None:
         return f"is signed with key {fingerprint[:16]}..., which is not in the keyring"
     if not key.signed(_content_hash(entry), value):
         return f"its signature was not made with the key of {key.name!r} for this entry"
-    if entry.kind in _DECIDED and not _same(key.name, who):
+    if refused := key.refused(entry.kind):
+        return f"is signed by {key.name!r}, {refused}"
+    if entry.kind in DECIDED and not _same(key.name, who):
         return f"names {who!r}, but is signed by {key.name!r}"
     return None
 

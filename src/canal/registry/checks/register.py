@@ -1,19 +1,18 @@
 """The ledger against itself, git, the aliases and tags of the registry, and the versions that are there."""
 
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 from canal.errors import CanalError
 from canal.registry.checks.finding import Found, examples, version_name
+from canal.registry.checks.past import check_past
+from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.rules import LOST
 from canal.registry.store import Store, Version
 
 LEDGER, STORE = "ledger", "store"
-LOST = "lost"
-"""In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,7 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found)
         found.wrong(LEDGER, "ledger", f"{name}, {what}")
     if not snapshot.content.endswith(b"\n") and snapshot.content:
         found.note(LEDGER, "ledger", f"{name}: the last line is half written; it counts as not there")
-    committed = _committed(ledger.path)
-    if committed is None:
-        found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
-    elif not snapshot.content.startswith(committed):
-        line = _first_difference(committed, snapshot.content)
-        found.wrong(
-            LEDGER, "ledger", f"{name}, line {line}: the committed ledger (git show HEAD:{name}) differs"
-        )
-    elif committed != snapshot.content:
-        number = snapshot.content[len(committed) :].count(b"\n")
-        found.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
+    check_past(GitFile(ledger.path), snapshot.content, found)
     if store.remote:
         _check_mirror(store, snapshot, name, found)
 
@@ -162,22 +151,6 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
 
 def _number(number: int | None) -> str:
     return "nothing" if number is None else f"version {number}"
-
-
-def _committed(path: Path) -> bytes | None:
-    """Return the ledger as git's last commit has it; None without git, or where it was never committed."""
-    command = ["git", "show", f"HEAD:./{path.name}"]
-    try:
-        done = subprocess.run(command, cwd=path.parent, capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _first_difference(committed: bytes, content: bytes) -> int:
-    ours, theirs = content.split(b"\n"), committed.split(b"\n")
-    pairs = enumerate(zip(ours, theirs, strict=False), start=1)
-    return next((number for number, (one, other) in pairs if one != other), len(ours))
 
 
 def _check_mirror(store: Store, snapshot: Snapshot, name: str, found: Found) -> None:

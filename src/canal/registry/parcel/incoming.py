@@ -11,6 +11,7 @@ from canal.errors import RegistryError
 from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.checks.member import ANCESTORS, ORIGINS, Member
 from canal.registry.key import KEY_FILE
+from canal.registry.ledger import Sign
 from canal.registry.moves import moving
 from canal.registry.parcel.manifest import LEDGER, MANIFEST, VERSION, Manifest
 from canal.registry.parcel.proof import prove
@@ -40,8 +41,10 @@ class ImportedVersion:
         return {**named, "made": self.made, "notes": list(self.notes)}
 
 
-def import_parcel(store: Store, path: Path) -> ImportedVersion:
+def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
     """Register the version in a parcel, unless it is registered; nothing is written before all is proven.
+
+    ``sign`` signs the entry that the ledger gets.
 
     What could run is not taken from the file: the pyfunc is this canal's own, and HTML pages stay behind. The
     version keeps its ancestors' keys, so that it can be audited where they are not registered.
@@ -56,7 +59,7 @@ def import_parcel(store: Store, path: Path) -> ImportedVersion:
     try:
         with unpacked(path) as (folder, manifest):
             chain = prove(folder, manifest)
-            version, made = _registered(store, folder, manifest, chain)
+            version, made = _registered(store, folder, manifest, chain, sign)
     except OSError as error:
         raise RegistryError(
             f"{path} could not be registered: {error}; nothing half-made can be seen, import it again"
@@ -65,7 +68,7 @@ def import_parcel(store: Store, path: Path) -> ImportedVersion:
 
 
 def _registered(
-    store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member]
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member], sign: Sign | None
 ) -> tuple[Version, bool]:
     """Return the version of a proven parcel, and whether it was made now."""
     with moving(store) as ledger:
@@ -73,7 +76,7 @@ def _registered(
         made = version is None
         if version is None:
             version = publish(store, _publication(store, folder, manifest, chain))
-        enter(store, ledger, version, by="canal import")
+        enter(store, ledger, version, sign, by="canal import")
     return store.version(str(version.number)), made
 
 

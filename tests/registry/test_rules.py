@@ -1,0 +1,101 @@
+"""Which kind of entry may move which alias, of which version, past which rulings: all else is named."""
+
+import re
+
+import pytest
+
+from canal.errors import LedgerError
+from canal.registry.ledger import Draft
+from canal.registry.rules import breaches, require_next, require_rules
+from tests.faults.forgeries import ADA, following, forgeries, honest
+from tests.registry.rulings import PASSED, promoted
+
+BACKBONE, MODEL = "canal-backbone", "canal-annotator"
+
+
+def draft(kind, version, aliases=(), details=(), model=MODEL, **words):
+    words = {"key": str(version) * 64, "record": "b" * 64, "who": ADA, "why": "reviewed"} | words
+    return Draft(kind, model, version, aliases=dict(aliases), details=dict(details), **words)
+
+
+def written(*drafts):
+    entries = []
+    for one in drafts:
+        entries.append(following(entries, one))
+    return entries
+
+
+BOOK = written(
+    draft("register", 1, model=BACKBONE, key="0" * 64),
+    draft("register", 1, {"candidate": 1}),
+    draft("register", 2, {"candidate": 2}),
+    draft("promote", 1, {"champion": 1}, promoted(1)),
+    draft("promote", 2, {"champion": 2, "previous": 1}, promoted(2, 1)),
+)
+FORGED = forgeries(BOOK)
+
+
+def test_what_canal_writes_breaks_no_rule():
+    assert breaches(BOOK, BACKBONE) == []
+    for one in honest(BOOK):
+        assert breaches([*BOOK, following(BOOK, one)], BACKBONE) == [], one
+        require_next(BOOK, following(BOOK, one), BACKBONE)
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=[one.name for one in FORGED])
+def test_what_it_does_not_write_is_named_and_nothing_is_built_on_it(forged):
+    entry = following(BOOK, forged.draft)
+    said = [str(one) for one in breaches([*BOOK, entry], BACKBONE) if one.grave]
+    assert any(re.search(re.escape(forged.named), one) for one in said), said
+    assert all(one.startswith("entry 6 (") for one in said)
+    with pytest.raises(LedgerError, match=re.escape(forged.named)):
+        require_next(BOOK, entry, BACKBONE)
+    later = following([*BOOK, entry], draft("register", 4, {"candidate": 4}, key="4" * 64))
+    with pytest.raises(LedgerError, match=r"(?s)nothing was moved.*entry 6 .*git log -p -- ledger\.jsonl"):
+        require_rules([*BOOK, entry, later], BACKBONE, "ledger.jsonl")
+
+
+def test_a_retired_or_lost_version_serves_no_more():
+    retired = [*BOOK, following(BOOK, draft("retire", 1, {"previous": None}))]
+    back = draft("rollback", 1, {"champion": 1, "previous": 2}, {"from": 2, "to": 1})
+    (found,) = breaches([*retired, following(retired, back)], BACKBONE)
+    assert "was retired and serves no more" in found.what
+    lost = [*BOOK, following(BOOK, draft("rebuild", 1, {"previous": None}, {"lost": True}))]
+    (found,) = breaches([*lost, following(lost, back)], BACKBONE)
+    assert "was lost (entry 6)" in found.what
+
+
+def test_what_an_older_canal_wrote_after_a_move_behind_its_back_is_told_and_not_refused():
+    """It took the champion from MLflow, where it had been moved; and promoted what sync had not noted."""
+    back = draft("rollback", 2, {"champion": 2, "previous": 1}, {"from": 1, "to": 2})
+    early = draft("promote", 3, {"champion": 3, "previous": 2}, promoted(3, 2))
+    entries = [*BOOK, following(BOOK, back)]
+    entries.append(following(entries, early))
+    entries.append(following(entries, draft("register", 3)))
+    found = breaches(entries, BACKBONE)
+    assert [one.grave for one in found] == [False, False]
+    assert "by the ledger it was 2: the alias had been moved behind" in found[0].what
+    assert "registered only later (entry 8)" in found[1].what
+    require_rules(entries, BACKBONE, "ledger.jsonl")
+
+
+def test_a_candidate_that_a_kill_left_without_an_entry_may_follow_one_that_is_retired():
+    """Sync notes it afterwards; an older canal did not ask for that first."""
+    hand_on = [*BOOK[:3], following(BOOK[:3], draft("retire", 2, {"candidate": 3}))]
+    assert breaches(hand_on, BACKBONE)[0].grave
+    hand_on.append(following(hand_on, draft("register", 3, {"candidate": 3})))
+    assert breaches(hand_on, BACKBONE) == []
+
+
+def test_a_version_that_never_served_is_told_where_it_is_rolled_back_to():
+    entries = [*BOOK, following(BOOK, draft("register", 3, {"candidate": 3}))]
+    back = draft("rollback", 3, {"champion": 3, "previous": 2}, {"from": 2, "to": 3})
+    (found,) = breaches([*entries, following(entries, back)], BACKBONE)
+    assert (found.grave, "never served" in found.what) == (False, True)
+
+
+def test_all_rules_are_asked_as_the_policy_has_them():
+    """What `rulings` demands of every promotion is what the policy judges in each."""
+    from canal.registry.rulings import ALWAYS
+
+    assert {one.rule.partition(":")[0] for one in PASSED} == set(ALWAYS)
