@@ -1,4 +1,4 @@
-"""Every file of a version against its two manifests, and the manifests against tags and ledger."""
+"""Every file of a version against its two manifests, and these against their digests in tags and ledger."""
 
 import subprocess
 import sys
@@ -109,24 +109,6 @@ def check_record(member: Member, version: Version, entry: Entry | None, found: F
             continue
         found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
     return record
-
-
-def check_tags(member: Member, version: Version, record: Record, found: Found) -> None:
-    """Check what the version's tags say against its manifests; every command believes the tags."""
-    key = member.key
-    pairs = {
-        "stage": (version.stage, key["stage"]),
-        "branch": (version.branch, key["branch"]),
-        "request": (version.request, key["request_digest"]),
-        "git_commit": (version.commit, record["git_commit"] or "") if version.commit else None,
-        "dirty": (version.dirty, record["dirty"]) if version.commit else None,
-        "parent": (version.parent, str(record["parent"]["version"]) if record["parent"] else ""),
-        "imported_from": (bool(version.imported), "imported_from" in record),
-    }
-    for name, pair in pairs.items():
-        if pair is not None and pair[0] != pair[1]:
-            what = f"the tag canal.{name} says {pair[0]!r}, key.json and record.json say {pair[1]!r}"
-            found.wrong(member.name, "tags", what)
 
 
 def _left_by_loading(member: Member, version: Version, name: str, listed: Mapping[str, str]) -> bool:

@@ -12,11 +12,13 @@ from canal.registry.checks.files import MANIFESTS, check_files
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ANCESTORS, Member
 from canal.registry.checks.register import Snapshot, take_snapshot
+from canal.registry.checks.shown import check_shown
 from canal.registry.moves import ledger_of
 from canal.registry.parcel.manifest import LEDGER, VERSION
 from canal.registry.parcel.proof import prove
 from canal.registry.parcel.reading import unpacked
 from canal.registry.parcel.writing import About, write_parcel
+from canal.registry.shown import read_shown
 from canal.registry.store import Store
 
 _CARRIED = (
@@ -63,6 +65,8 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     family = Family(store, snapshot.ready, snapshot.records, found)
     member = family.member(version)
     record = None if member is None else family.record(member)
+    if member is not None and record is not None:
+        check_shown(read_shown(store), member, record, found)
     chain = [] if member is None else family.chain(member)
     for one in chain:
         check_files(one, found)
