@@ -45,6 +45,8 @@ class ShownModel:
     lifecycle: str
     run_id: str
     experiment: str
+    beside: tuple[str, ...] = ()
+    """Names of its parameters, metrics and tags."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class ShownRun:
     latest: Mapping[str, float]
 
     @property
-    def step(self) -> str:
-        """Which step of a stage it was."""
-        return self.tags.get("canal.step") or self.tags.get(ENTRY_POINT, "")
+    def steps(self) -> frozenset[str]:
+        """Which step of a stage it was: canal's word and MLflow's, which are one unless a tag was changed."""
+        return frozenset(self.tags.get(name, "") for name in ("canal.step", ENTRY_POINT)) - {""}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Shown:
         Id of the project's experiment.
     home : str
         The address below which its artifacts lie; all others begin with it.
+    lifecycle : str
+        Whether the experiment is active.
     aliases : Mapping
         By registered model.
     history : callable
@@ -85,6 +89,7 @@ class Shown:
 
     experiment: str
     home: str
+    lifecycle: str
     versions: Mapping[tuple[str, int], ShownVersion]
     models: Mapping[str, ShownModel]
     runs: Mapping[str, ShownRun]
@@ -106,7 +111,7 @@ def read_shown(store: Store) -> Shown:
         If the database or the server cannot be read.
     """
     if not store.exists:
-        return Shown("", "", {}, {}, {}, {}, lambda _: {})
+        return Shown("", "", ACTIVE, {}, {}, {}, {}, lambda _: {})
     if database := store.database:
         from canal.registry.shown_tables import read_tables
 

@@ -35,7 +35,9 @@ def read_client(store: Store) -> Shown:
             return _history(client, run_id, list(runs[run_id].latest))
 
     home = str(experiment.artifact_location or "")
-    return Shown(store.experiment_id, home, versions, models, runs, aliases, history)
+    return Shown(
+        store.experiment_id, home, experiment.lifecycle_stage, versions, models, runs, aliases, history
+    )
 
 
 def _versions(client: "MlflowClient", model: str) -> dict[tuple[str, int], ShownVersion]:
@@ -81,6 +83,7 @@ def _model(client: "MlflowClient", model_id: str) -> ShownModel | None:
         "active",  # a deleted one is not handed out
         one.source_run_id or "",
         str(one.experiment_id),
+        tuple(sorted({*one.params, *one.tags, *(metric.key for metric in one.metrics or ())})),
     )
 
 

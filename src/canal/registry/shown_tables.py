@@ -9,7 +9,7 @@ from canal.config import Registry
 from canal.registry.database import DELETED, Database
 from canal.registry.shown import Points, Shown, ShownModel, ShownRun, ShownVersion
 
-_STATUS = {0: "UNSPECIFIED", 1: "PENDING", 2: "READY", 3: "UPLOAD_FAILED"}
+_STATUS = {"1": "PENDING", "2": "READY", "3": "FAILED"}
 """How the database writes the status of a logged model."""
 
 _MINE = "run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = ?)"
@@ -18,15 +18,17 @@ _MINE = "run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = ?)"
 def read_tables(database: Database, names: Registry) -> Shown:
     """Return what MLflow loads and shows of a project's versions."""
     found = database.rows(
-        "SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", names.experiment
+        "SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?",
+        names.experiment,
     )
-    experiment, home = (str(found[0][0]), str(found[0][1] or "")) if found else ("", "")
+    experiment, home, lifecycle = map(_text, found[0] if found else ("", "", "gone"))
     models = (names.backbone, names.model)
     versions = {key: one for model in models for key, one in _versions(database, model).items()}
     referred = {one.run_id for one in versions.values()}
     return Shown(
         experiment,
         home,
+        lifecycle,
         versions,
         _models(database),
         _runs(database, experiment, referred),
@@ -70,12 +72,30 @@ def _models(database: Database) -> dict[str, ShownModel]:
         "SELECT model_id, name, artifact_location, status, status_message, model_type, lifecycle_stage, "
         "source_run_id, experiment_id FROM logged_models"
     )
-    return {
-        str(one): ShownModel(
-            str(one), _text(name), _text(place), _STATUS.get(status, _text(status)), *map(_text, rest)
+    beside: dict[str, list[str]] = defaultdict(list)
+    for table, column in (
+        ("logged_model_params", "param_key"),
+        ("logged_model_metrics", "metric_name"),
+        ("logged_model_tags", "tag_key"),
+    ):
+        for one, name in database.rows(f"SELECT model_id, {column} FROM {table}"):  # noqa: S608
+            beside[str(one)].append(str(name))
+    found = {}
+    for one, *columns in rows:
+        name, location, status, message, kind, lifecycle, run_id, experiment = map(_text, columns)
+        found[str(one)] = ShownModel(
+            id=str(one),
+            name=name,
+            location=location,
+            status=_STATUS.get(status, status),
+            status_message=message,
+            kind=kind,
+            lifecycle=lifecycle,
+            run_id=run_id,
+            experiment=experiment,
+            beside=tuple(sorted(set(beside.get(str(one), ())))),
         )
-        for one, name, place, status, *rest in rows
-    }
+    return found
 
 
 def _runs(database: Database, experiment: str, referred: set[str]) -> dict[str, ShownRun]:

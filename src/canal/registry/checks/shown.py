@@ -6,7 +6,7 @@ What is served may be turned to other files by one cell of MLflow's database, or
 from collections.abc import Iterator
 
 from canal.registry.bundle import Record
-from canal.registry.checks.finding import Found, version_name
+from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import Member
 from canal.registry.checks.register import Snapshot
 from canal.registry.ledger import aliases_said
@@ -47,11 +47,18 @@ def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> N
     _compare(member, "model_versions.storage_location", row.location, model.location, found)
     for name, there, wanted in _model_pairs(shown, model, member, record):
         _compare(member, name, there, wanted, found)
+    if model.beside:
+        what = f"its logged model in MLflow shows {examples(list(model.beside))}, which canal did not write"
+        found.note(member.name, _CHECK, what)
 
 
 def check_others(shown: Shown, snapshot: Snapshot, store: Store, found: Found) -> None:
     """Name aliases that are not canal's, and versions that canal never made."""
     ours = {CHAMPION, PREVIOUS, CANDIDATE, *aliases_said(snapshot.entries, store.names.model)}
+    if shown.versions and shown.lifecycle != ACTIVE:
+        name = store.names.experiment
+        what = f"experiments.lifecycle_stage of {name} in MLflow is {shown.lifecycle!r}, expected {ACTIVE!r}"
+        found.wrong("store", _CHECK, what)
     for model, there in sorted(shown.aliases.items()):
         for alias, number in sorted(there.items()):
             if model == store.names.model and alias in ours:

@@ -20,6 +20,7 @@ from canal.registry.store import TAG
 _CHECK = "mlflow"
 _EVALUATION, _HISTORY, _TUNED = "metrics/evaluation.json", "history.json", "tuned.json"
 _COMBINATION = "model/combination.json"
+_COMMIT = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _check_step(
     shown: Shown, below: Sequence[ShownRun], one: Made, wanted: Expected, found: Found
 ) -> set[str]:
     """Check the runs of one step; return those that agree with the version."""
-    runs = [run for run in below if run.step == wanted.step]
+    runs = [run for run in below if wanted.step in run.steps]
     if not runs:
         if one.here:
             what = f"MLflow shows no run of {wanted.step}: what it showed stands in {wanted.document}"
@@ -216,6 +217,8 @@ def _check_step_run(shown: Shown, run: ShownRun, member: Member, wanted: Expecte
     tags = {**_stage_tags(member), f"{TAG}step": wanted.step, RUN_NAME: run.name}
     if f"{TAG}step" in run.tags and ENTRY_POINT in run.tags:
         tags[ENTRY_POINT] = wanted.step
+    if _COMMIT in run.tags:
+        tags[f"{TAG}git_commit"] = run.tags[_COMMIT]
     for name, value in tags.items():
         if run.tags.get(name) != value:
             _wrong_tag(member, run, name, run.tags.get(name), value, found)
@@ -298,10 +301,9 @@ def _name_strangers(shown: Shown, made: Sequence[Made], agreeing: set[str], foun
     for one in made:
         steps = {wanted.step for wanted in _expected(one)}
         for run in shown.below(str(one.record["run"])):
-            if run.step in steps and run.id not in agreeing and run.latest:
-                what = (
-                    f"run {run.id} ({run.step}) in MLflow shows other figures than any registered version has"
-                )
+            if run.steps & steps and run.id not in agreeing and run.latest:
+                which = f"run {run.id} ({', '.join(sorted(run.steps))})"
+                what = f"{which} in MLflow shows other figures than any registered version has"
                 found.note(one.member.name, _CHECK, what)
 
 
