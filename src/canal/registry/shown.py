@@ -13,6 +13,7 @@ Points = tuple[tuple[int, float], ...]
 
 PARENT_RUN, ENTRY_POINT, RUN_NAME = "mlflow.parentRunId", "mlflow.project.entryPoint", "mlflow.runName"
 ACTIVE = "active"
+OF_MLFLOW = "mlflow."
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ShownModel:
     run_id: str
     experiment: str
     beside: tuple[str, ...] = ()
-    """Names of its parameters, metrics and tags."""
+    """Names of its parameters, metrics and tags, but those of MLflow's own making (``mlflow.``)."""
 
 
 @dataclass(frozen=True)

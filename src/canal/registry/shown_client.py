@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from canal.registry.shown import Points, Shown, ShownModel, ShownRun, ShownVersion
+from canal.registry.shown import OF_MLFLOW, Points, Shown, ShownModel, ShownRun, ShownVersion
 from canal.registry.store import LOGGED, Store
 
 if TYPE_CHECKING:
@@ -83,8 +83,12 @@ def _model(client: "MlflowClient", model_id: str) -> ShownModel | None:
         "active",  # a deleted one is not handed out
         one.source_run_id or "",
         str(one.experiment_id),
-        tuple(sorted({*one.params, *one.tags, *(metric.key for metric in one.metrics or ())})),
+        _beside({*one.params, *one.tags, *(metric.key for metric in one.metrics or ())}),
     )
+
+
+def _beside(names: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in names if not name.startswith(OF_MLFLOW)))
 
 
 def _runs(client: "MlflowClient", experiment: str, referred: set[str]) -> dict[str, ShownRun]:

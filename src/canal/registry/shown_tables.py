@@ -7,7 +7,7 @@ from typing import Any
 
 from canal.config import Registry
 from canal.registry.database import DELETED, Database
-from canal.registry.shown import Points, Shown, ShownModel, ShownRun, ShownVersion
+from canal.registry.shown import OF_MLFLOW, Points, Shown, ShownModel, ShownRun, ShownVersion
 
 _STATUS = {"1": "PENDING", "2": "READY", "3": "FAILED"}
 """How the database writes the status of a logged model."""
@@ -79,7 +79,8 @@ def _models(database: Database) -> dict[str, ShownModel]:
         ("logged_model_tags", "tag_key"),
     ):
         for one, name in database.rows(f"SELECT model_id, {column} FROM {table}"):  # noqa: S608
-            beside[str(one)].append(str(name))
+            if not str(name).startswith(OF_MLFLOW):
+                beside[str(one)].append(str(name))
     found = {}
     for one, *columns in rows:
         name, location, status, message, kind, lifecycle, run_id, experiment = map(_text, columns)
