@@ -38,6 +38,7 @@ from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
 from canal.registry.moves import ledger_of, recover
+from canal.registry.opening import Opening
 from canal.registry.shown import read_shown
 from canal.registry.store import Store, Version
 
@@ -111,6 +112,7 @@ def audit(
             check_shown(shown, chain[-1], record, found)
             entry = snapshot.records.get((version.model, version.number))
             made.append(Made(chain[-1], record, entry is not None and entry.kind == "register"))
+    opening = Opening([chain[-1] for chain in chains]).start()
     check_runs(shown, made, versions is None, found)
     _check_ancestors(chains, found)
     files = CellFiles(layout)
@@ -127,6 +129,7 @@ def audit(
 
     check_exclusions(chains, everybody, config, found)
     check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
+    opening.tell(found)
     found.counts["versions"] = len(wanted)
     return Report(
         findings=tuple(found.findings),

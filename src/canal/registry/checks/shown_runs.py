@@ -4,6 +4,7 @@ A stage may have been learned or measured several times below one run; one of th
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ _CHECK = "mlflow"
 _EVALUATION, _HISTORY, _TUNED = "metrics/evaluation.json", "history.json", "tuned.json"
 _COMBINATION = "model/combination.json"
 _COMMIT = "mlflow.source.git.commit"
+_STAGE_KEY = f"{TAG}stage_key"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def check_runs(shown: Shown, made: Sequence[Made], everything: bool, found: Foun
         _check_parent_run(shown, run, one, made, found)
         below = list(shown.below(run.id))
         for wanted in _expected(one):
-            agreeing |= _check_step(shown, below, one, wanted, found)
+            agreeing |= _check_step(shown, below, one, wanted, run.tags.get(_STAGE_KEY, ""), found)
     if everything:
         _name_strangers(shown, made, agreeing, found)
 
@@ -90,8 +92,8 @@ def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Mad
     tags = {f"{TAG}step": "stage", RUN_NAME: run.name}
     if newest:
         tags[f"{TAG}parent_version"] = str(parent["version"]) if parent else "none"
-    if "imported_from" not in one.record and member.taught | (member.stage == BACKBONE):
-        tags |= _stage_tags(member)
+    if "imported_from" not in one.record and (member.taught or member.stage == BACKBONE):
+        tags |= {f"{TAG}stage": member.stage, _STAGE_KEY: _stage_key(run, member)}
     for name, wanted in tags.items():
         if run.tags.get(name) != wanted:
             _wrong_tag(member, run, name, run.tags.get(name), wanted, found)
@@ -102,9 +104,12 @@ def _later(said: str | None, numbers: set[str]) -> bool:
     return bool(said and said.isdecimal()) and int(said or 0) > max(map(int, numbers), default=0)
 
 
-def _stage_tags(member: Member) -> dict[str, str]:
-    key = f"{member.stage}-{member.key['request_digest'][:16]}"
-    return {f"{TAG}stage": member.stage, f"{TAG}stage_key": key}
+def _stage_key(run: ShownRun, member: Member) -> str:
+    """Return what a stage's run is found by: of the request of its day, which params.yaml may have left."""
+    said = run.tags.get(_STAGE_KEY, "")
+    if re.fullmatch(f"{re.escape(member.stage)}-[0-9a-f]{{16}}", said):
+        return said
+    return f"{member.stage}-{member.key['request_digest'][:16]}"
 
 
 def _check_place(shown: Shown, run: ShownRun, member: Member, found: Found) -> None:
@@ -183,7 +188,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _check_step(
-    shown: Shown, below: Sequence[ShownRun], one: Made, wanted: Expected, found: Found
+    shown: Shown, below: Sequence[ShownRun], one: Made, wanted: Expected, key: str, found: Found
 ) -> set[str]:
     """Check the runs of one step; return those that agree with the version."""
     runs = [run for run in below if wanted.step in run.steps]
@@ -202,7 +207,7 @@ def _check_step(
         found.wrong(one.member.name, _CHECK, what)
         return set()
     for run in agreeing:
-        _check_step_run(shown, run, one.member, wanted, found)
+        _check_step_run(shown, run, one.member, wanted, key, found)
     if wanted.points is not None:
         _check_whole(shown, agreeing, one.member, wanted, found)
     if wanted.step == "tune":
@@ -211,10 +216,12 @@ def _check_step(
     return {run.id for run in agreeing}
 
 
-def _check_step_run(shown: Shown, run: ShownRun, member: Member, wanted: Expected, found: Found) -> None:
+def _check_step_run(
+    shown: Shown, run: ShownRun, member: Member, wanted: Expected, key: str, found: Found
+) -> None:
     """Check the tags of a run that agrees, and name what it shows beside what the version knows."""
     _check_place(shown, run, member, found)
-    tags = {**_stage_tags(member), f"{TAG}step": wanted.step, RUN_NAME: run.name}
+    tags = {f"{TAG}stage": member.stage, _STAGE_KEY: key, f"{TAG}step": wanted.step, RUN_NAME: run.name}
     if f"{TAG}step" in run.tags and ENTRY_POINT in run.tags:
         tags[ENTRY_POINT] = wanted.step
     if _COMMIT in run.tags:
