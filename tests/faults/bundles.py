@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,19 @@ def _text(document: Any) -> bytes:
 
 def malformed(files: Files, seed: int = 0) -> Iterator[Malformed]:
     """Yield changed bundles without end: every kind of every file, then again at other places."""
-    turn = 0
-    while True:
-        for name in sorted(files):
-            for what, mutate in _mutations(name):
-                draw = random.Random(f"{seed} {turn} {name} {what}")
-                changed = mutate(files[name], draw)
-                if changed != files[name]:
-                    yield Malformed(name, what, {**files, name: changed})
-            if _needed(name):
-                yield Malformed(name, "gone", {one: value for one, value in files.items() if one != name})
-        turn += 1
+    for turn in count():
+        yield from every_kind(files, f"{seed} {turn}")
+
+
+def every_kind(files: Files, seed: str) -> Iterator[Malformed]:
+    """Yield each file changed in each way, once, and left out; a seed decides where."""
+    for name in sorted(files):
+        for what, mutate in _mutations(name):
+            changed = mutate(files[name], random.Random(f"{seed} {name} {what}"))
+            if changed != files[name]:
+                yield Malformed(name, what, {**files, name: changed})
+        if _needed(name):
+            yield Malformed(name, "gone", {one: value for one, value in files.items() if one != name})
 
 
 def _needed(name: str) -> bool:

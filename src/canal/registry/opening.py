@@ -20,7 +20,7 @@ from canal.registry.imported import IMPORTED
 
 _CHECK = "model"
 _PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
-_SECONDS, _BYTES_A_SECOND = 60, 10_000_000
+_SECONDS, _BYTES_A_SECOND = 20, 10_000_000
 _MEMORY, _TIMES_ITS_SIZE = 2 << 30, 8
 """What opening a model may take: a bound beyond what the libraries have, and more for a large one."""
 

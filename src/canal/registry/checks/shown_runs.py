@@ -315,7 +315,8 @@ def _name_strangers(shown: Shown, made: Sequence[Made], agreeing: set[str], foun
 
 
 def _all_same(points: Points, value: float) -> bool:
-    return bool(points) and all(_same(there, value) for _, there in points)
+    """Whether a number that belongs to no epoch is shown as one value, of step 0."""
+    return bool(points) and all(step == 0 and _same(there, value) for step, there in points)
 
 
 def _same(there: float | None, value: float) -> bool:
