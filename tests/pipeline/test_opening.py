@@ -49,7 +49,9 @@ def opened(folder, change=None):
 
 def test_every_change_of_every_file_is_named(newest):
     """In this process: a child for each of hundreds would take minutes."""
-    about = {"kind": "annotator", "sums": sorted(read_key(newest).get("sums", {})), "cells": True}
+    key = read_key(newest)
+    method, sums = key["request"]["continual"]["method"], sorted(key["sums"])
+    about = {"kind": "annotator", "method": method, "sums": sums, "cells": True}
     assert complaints(newest, about) == []
     places = ("model", "teacher", "sums")
     files = {

@@ -81,7 +81,7 @@ def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
     """Return what does not hold of the model in a version's folder, one sentence each; no errors."""
     steps: list[Callable[[], None]] = [lambda: _check_arrays(folder)]
     if about["kind"] == "annotator":
-        steps.append(lambda: _check_annotator(folder))
+        steps.append(lambda: _check_annotator(folder, about["method"]))
         if (folder / "teacher").is_dir():
             steps.append(lambda: _check_teacher(folder))
         if about["sums"]:
@@ -128,7 +128,7 @@ def _check_arrays(folder: Path) -> None:
             raise ModelError(f"{name} is no whole safetensors file ({error})") from error
 
 
-def _check_annotator(folder: Path) -> None:
+def _check_annotator(folder: Path, asked: str) -> None:
     """Check that network, sums, labels and genes fit together, and that the whole of it answers."""
     from canal.memory.answer import ExactAnnotator
     from canal.model.load import EXACT, load_model, method_of
@@ -136,6 +136,10 @@ def _check_annotator(folder: Path) -> None:
     model = folder / "model"
     parts: list[Any] = []
     method = method_of(model)
+    # Without combination.json the sums would answer alone, and without sums the network.
+    _require(
+        asked not in ("combined", "exact") or method == asked, f"it was learned as {asked}, but is {method}"
+    )
     if method in ("published", "combined"):
         from canal.model.annotator import Annotator
 

@@ -70,7 +70,7 @@ class Opening:
 
     def _signature(self, member: Member) -> tuple[tuple[str, str], ...]:
         files = [(name, digest) for name, digest in sorted(member.files.items()) if name in _files(member)]
-        return (("cells", str(self.cells)), ("kind", _kind(member)), *files)
+        return (("cells", str(self.cells)), ("kind", _kind(member)), ("method", _method(member)), *files)
 
     def _lines(self) -> list[str]:
         return [json.dumps({"number": number, **self._about(one)}) for number, one in self._asked.items()]
@@ -80,6 +80,7 @@ class Opening:
         return {
             "folder": str(member.folder),
             "kind": _kind(member),
+            "method": _method(member),
             "sums": sorted(member.key.get("sums", {})),
             "cells": self.cells,
             "seconds": _SECONDS + size // _BYTES_A_SECOND,
@@ -106,6 +107,12 @@ class Opening:
 
 def _kind(member: Member) -> str:
     return member.stage if member.stage in (BACKBONE, IMPORTED) else "annotator"
+
+
+def _method(member: Member) -> str:
+    """Return the method that a stage was asked to be learned by."""
+    asked = member.key["request"].get("continual")
+    return str(asked.get("method", "published")) if isinstance(asked, Mapping) else "published"
 
 
 def _files(member: Member) -> list[str]:
