@@ -24,6 +24,9 @@ _SECONDS, _BYTES_A_SECOND = 20, 10_000_000
 _MEMORY, _TIMES_ITS_SIZE = 2 << 30, 8
 """What opening a model may take: a bound beyond what the libraries have, and more for a large one."""
 
+_PATIENCE_S = 240
+"""Beyond that time: libraries are slow to be read on a machine that has other work."""
+
 _known: dict[tuple[tuple[str, str], ...], list[str]] = {}
 """What was found of models in this process, by the digests of all their files."""
 
@@ -89,7 +92,9 @@ class Opening:
 
     def _collect(self, process: subprocess.Popen[str]) -> None:
         """Note what a process found; one that died did so by the model that it had begun."""
-        lines, ended = _waited(process, 2 * sum(self._about(one)["seconds"] for one in self._asked.values()))
+        lines, ended = _waited(
+            process, _PATIENCE_S + 4 * sum(self._about(one)["seconds"] for one in self._asked.values())
+        )
         begun = None
         for line in lines:
             if "begun" in line:
