@@ -4,6 +4,7 @@ from canal.files import new_folder
 from canal.project import Project
 from canal.registry.history import restore_metrics
 from canal.registry.key import key_digest
+from canal.registry.run_figures import measures
 from canal.registry.tracking import StepRun
 from canal.step import argument, project_step, run, say
 
@@ -20,12 +21,7 @@ def measure(project: Project, logged: StepRun) -> None:
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
     found = evaluation.document
-    logged.metrics({f"accuracy.{name}": value for name, value in found["row"].items()})
-    logged.metrics({name: found[name] for name in ("average_accuracy", "forgetting", "backward_transfer")})
-    logged.metrics({"h_score": found["novelty"]["h_score"], "auroc": found["novelty"]["auroc"]})
-    if found["calibration"]:
-        before = found["calibration"]["uncalibrated"]
-        logged.metrics({"ece": found["calibration"]["ece"], "ece_uncalibrated": before["ece"]})
+    logged.metrics(measures(found))
     figures = layout.figures(key_digest(layout.model(stage)))
     with new_folder(figures) as folder:
         draw_figures(layout, stage, folder)

@@ -135,6 +135,7 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
 
     from canal.lessons import features_kept
     from canal.registry.request import request_digest
+    from canal.registry.run_figures import epoch_numbers
 
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -143,7 +144,7 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
         task = bar.add_task(stage, total=max_epochs)
 
         def show(epoch: dict[str, Any]) -> None:
-            numbers = {name: value for name, value in _numbers(epoch) if name != "epoch"}
+            numbers = {name: value for name, value in epoch_numbers(epoch) if name != "epoch"}
             logged.metrics(numbers, int(epoch["epoch"]))
             line = f"{stage}: epoch {epoch['epoch']}, " + ", ".join(
                 f"{name} {numbers[name]:.4g}" for name in _SHOWN if name in numbers
@@ -223,12 +224,3 @@ def _best(study: "Study") -> str:
 
 
 _SHOWN = ("loss", "held_out_loss", "validation_accuracy", "score")
-
-
-def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of an epoch's record with its dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{path}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{path}{name}", float(value)

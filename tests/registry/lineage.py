@@ -1,12 +1,15 @@
-"""A small lineage made by hand: a backbone and two stages as model folders, whole, without any training."""
+"""A small lineage made by hand: a backbone and two stages as model folders, real networks, never trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from canal.continual.cells import LabelledCells
 from canal.continual.stored_cells import StoredCells, save_cells
@@ -39,7 +42,7 @@ class Spec:
     genes: list[str] = field(default_factory=lambda: list(GENES))
     grow: int = 0
     exclude: dict[str, list[str]] = field(default_factory=lambda: {"cells": [], "batches": []})
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    seed: int = 0
     teacher: dict[str, np.ndarray] | None = None
     passed: bool = True
     judged: dict[str, str] = field(default_factory=dict)
@@ -61,13 +64,13 @@ def make_specs() -> dict[str, Spec]:
     watched = [("first", "A4", "A", 0), ("first", "B4", "B", 0)]
     second = [("second", "B0", "B", 1), ("second", "C0", "C", 1), ("second", "C1", "C", 2)]
     return {
-        "first": Spec(["A", "B"], rows_of(["A", "B"], "first"), ranked, watched, weights=tensors(1)),
+        "first": Spec(["A", "B"], rows_of(["A", "B"], "first"), ranked, watched, seed=1),
         "second": Spec(
             ["A", "B", "C"],
             rows_of(["B", "C"], "second"),
             [*ranked[:2], ranked[3], *second],
             [*watched, ("second", "C4", "C", 0)],
-            weights=tensors(2),
+            seed=2,
         ),
     }
 
@@ -77,11 +80,44 @@ def tensors(number: int) -> dict[str, np.ndarray]:
     return {"head.weight": np.full((2, 2), number, np.float32), "norm.bias": np.full(2, number, np.float32)}
 
 
+@cache
+def network_files(labels: tuple[str, ...], genes: tuple[str, ...], seed: int) -> dict[str, bytes]:
+    """Return the files of a network of these types and genes; a seed decides its numbers."""
+    from dataclasses import replace
+
+    from tests.model.make import make_annotator
+
+    made = make_annotator(tuple(f"type{i}" for i in range(len(labels))), len(genes), seed=seed)
+    return _saved(replace(made, labels=labels, genes=genes).save)
+
+
+@cache
+def backbone_files() -> dict[str, bytes]:
+    """Return the files of a backbone of the panel's genes."""
+    from dataclasses import replace
+
+    from tests.model.make import make_backbone
+
+    return _saved(replace(make_backbone(len(GENES)), vocabulary=tuple(GENES)).save)
+
+
+def _saved(save: Callable[[Path], None]) -> dict[str, bytes]:
+    with TemporaryDirectory(prefix="canal-made-") as scratch:
+        folder = Path(scratch) / "model"
+        save(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 def make_lineage(root: Path, specs: dict[str, Spec]) -> dict[str, Path]:
     """Write the folders of a backbone and of the stages, each with key.json; return them by stage."""
     folders = {"backbone": root / "backbone"}
-    (folders["backbone"] / "model").mkdir(parents=True)
-    save_file(tensors(0), folders["backbone"] / "model" / "weights.safetensors")
+    _write_files(folders["backbone"] / "model", backbone_files())
     write_json(folders["backbone"] / "panel.json", {"format": 1, "genes": GENES})
     first = next(iter(specs))
     panel = file_digest(folders["backbone"] / "panel.json")
@@ -186,17 +222,14 @@ def _facts(
 
 
 def _write_stage(folder: Path, stage: str, spec: Spec, specs: dict[str, Spec], parent: Path) -> None:
-    (folder / "model").mkdir(parents=True)
-    save_file(spec.weights, folder / "model" / "weights.safetensors")
-    write_json(folder / "model" / "config.json", {"format": 1, "stage": stage})
-    write_json(folder / "model" / "labels.json", spec.labels)
-    write_json(folder / "model" / "genes.json", spec.genes)
+    _write_files(folder / "model", network_files(tuple(spec.labels), tuple(spec.genes), spec.seed))
     if parent.name != "backbone":
         (folder / "teacher").mkdir()
         for name in ("config.json", "labels.json", "genes.json", "weights.safetensors"):
             (folder / "teacher" / name).write_bytes((parent / "model" / name).read_bytes())
         if spec.teacher is not None:
-            save_file(spec.teacher, folder / "teacher" / "weights.safetensors")
+            weights = folder / "teacher" / "weights.safetensors"
+            save_file(load_file(weights) | spec.teacher, weights)
     _write_split(folder / "split" / "cells.csv", stage, spec.rows)
     for name in ("bank", "probe"):
         (folder / name).mkdir()

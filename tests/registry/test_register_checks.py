@@ -128,6 +128,16 @@ def test_a_file_of_dvc_that_cannot_be_read_is_found_and_one_that_is_not_there_is
     assert (findings, len(notes)) == ([], 1)
     for one in ("dvc.lock", "data.dvc"):
         (tmp_path / one).write_text("stages: {}\n")
+    findings, notes = looked()
+    assert notes == []
+    assert [one[:45] for one in findings] == ["workspace: dvc.lock lies in no git repository"]
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    findings, notes = looked()
+    assert findings == []
+    assert notes == ["workspace: dvc.lock is not committed to git as it lies here: git add dvc.lock"]
+    subprocess.run(["git", "add", "dvc.lock"], cwd=tmp_path, check=True)
+    person = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    subprocess.run(["git", *person, "commit", "--quiet", "-m", "learned"], cwd=tmp_path, check=True)
     assert looked() == ([], [])
     (tmp_path / name).write_text("<<<<<<< HEAD\nstages: {}\n=======\n>>>>>>> other\n")
     findings, notes = looked()
@@ -135,3 +145,24 @@ def test_a_file_of_dvc_that_cannot_be_read_is_found_and_one_that_is_not_there_is
     assert findings == [
         f"workspace: {name} is no YAML that can be read: nothing was compared with it; git checkout -- {name}"
     ]
+
+
+@pytest.mark.parametrize("place", [".dvc/config", ".dvc/config.local", "home/dvc/config"])
+def test_a_cache_that_projects_share_tells_which_file_of_a_folder_differs(tmp_path, monkeypatch, place):
+    """With the cache elsewhere only the folder had been named."""
+    import hashlib
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    listing = json.dumps([{"md5": "0" * 32, "relpath": "b.csv"}]).encode()
+    digest = f"{hashlib.md5(listing).hexdigest()}.dir"
+    cached = tmp_path / "shared" / "files" / "md5" / digest[:2] / digest[2:]
+    for path in (cached, tmp_path / place, tmp_path / "splits" / "b.csv"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(listing)
+    (tmp_path / place).write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n    type = symlink\n")
+    (tmp_path / "splits" / "b.csv").write_text("changed\n")
+    outs = f"outs: [{{path: splits, md5: {digest}}}]"
+    (tmp_path / "dvc.lock").write_text(f"stages: {{split: {{cmd: x, {outs}}}}}\n")
+    found = Found()
+    check_workspace(Layout(tmp_path), make_config(), ["first"], found)
+    assert any("splits/b.csv is not what dvc.lock" in str(one) for one in found.findings)

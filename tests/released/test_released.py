@@ -50,8 +50,15 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=REVISIONS)
 def released(request, tmp_path_factory) -> Path:
-    """Return the unpacked project of a released revision; a test that changes it works on a copy."""
-    return unpack(HERE / request.param / "project.tar.xz", tmp_path_factory.mktemp("released") / "project")
+    """Return the unpacked project of a released revision; a test that changes it works on a copy.
+
+    Its repository of git was left out of the archive: dvc.lock is committed again.
+    """
+    root = unpack(HERE / request.param / "project.tar.xz", tmp_path_factory.mktemp("released") / "project")
+    person = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (("init", "--quiet"), ("add", "dvc.lock"), (*person, "commit", "--quiet", "-m", "lock")):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    return root
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 from canal.config import Config
 from canal.errors import CanalError, ReadOnlyError
 from canal.layout import Layout
+from canal.registry.bundle import Record
 from canal.registry.checks.anchored import check_anchors
 from canal.registry.checks.cells import check_cells
 from canal.registry.checks.chain import check_chain
@@ -32,12 +33,16 @@ from canal.registry.checks.register import (
     check_registered,
     take_snapshot,
 )
+from canal.registry.checks.shown import check_others, check_shown
+from canal.registry.checks.shown_runs import Made, check_runs
 from canal.registry.checks.sums import check_sums, recompute
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
 from canal.registry.gitted import GitFile
 from canal.registry.moves import ledger_of, recover
+from canal.registry.opening import Opening
+from canal.registry.shown import read_shown
 from canal.registry.signing import Keyring
 from canal.registry.store import Store, Version
 
@@ -103,9 +108,21 @@ def audit(
     check_registered(snapshot, store, found)
     check_aliases(snapshot, store, found)
     check_places(store, found)
+    shown = read_shown(store)
+    check_others(shown, snapshot, store, found)
     family = Family(store, snapshot.ready, snapshot.records, found)
     wanted = snapshot.ready if versions is None else list(versions)
-    chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
+    chains, made = [], []
+    for version in wanted:
+        chain, record = _audit_version(family, version, layout, found)
+        if chain:
+            chains.append(chain)
+        if record is not None:
+            check_shown(shown, chain[-1], record, found)
+            entry = snapshot.records.get((version.model, version.number))
+            made.append(Made(chain[-1], record, entry is not None and entry.kind == "register"))
+    opening = Opening([chain[-1] for chain in chains]).start()
+    check_runs(shown, made, versions is None, found)
     check_promotions(snapshot.entries, wanted, family, found)
     _check_ancestors(chains, found)
     files = CellFiles(layout)
@@ -122,6 +139,7 @@ def audit(
 
     check_exclusions(chains, everybody, config, found)
     check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
+    opening.tell(found)
     found.counts["versions"] = len(wanted)
     return Report(
         findings=tuple(found.findings),
@@ -132,11 +150,13 @@ def audit(
     )
 
 
-def _audit_version(family: Family, version: Version, layout: Layout, found: Found) -> list[Member]:
-    """Check a version by itself; return what it was learned on and it, or nothing if it cannot be read."""
+def _audit_version(
+    family: Family, version: Version, layout: Layout, found: Found
+) -> tuple[list[Member], Record | None]:
+    """Check a version by itself; return what it was learned on and it, and its record, if they hold."""
     member = family.member(version)
     if member is None:
-        return []
+        return [], None
     check_files(member, found)
     record = family.record(member)
     if record is not None:
@@ -144,7 +164,7 @@ def _audit_version(family: Family, version: Version, layout: Layout, found: Foun
     check_origin(member, layout, found)
     chain = family.chain(member)
     check_verdict(chain, found)
-    return chain
+    return chain, record
 
 
 def _check_ancestors(chains: Sequence[Sequence[Member]], found: Found) -> None:

@@ -43,6 +43,16 @@ def lock_digest(root: Path) -> str | None:
     return file_digest(path) if path.is_file() else None
 
 
+def in_git(root: Path) -> bool:
+    """Whether a folder lies in a git repository."""
+    return _git(root, "rev-parse", "--is-inside-work-tree") == "true"
+
+
+def changes(root: Path, name: str) -> bool:
+    """Whether a file is not in git's last commit as it lies there."""
+    return bool(_git(root, "status", "--porcelain", "--ignored", "--", name))
+
+
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(

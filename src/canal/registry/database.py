@@ -18,7 +18,8 @@ SCHEMA = "dc11669786a5"
 """The alembic revision of MLflow 3.17's tables."""
 
 _WAIT_S = 60.0
-_DELETED = "Deleted_Internal"
+DELETED = "Deleted_Internal"
+"""What MLflow calls the stage of a version that was deleted; its row stays."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Database:
             "SELECT version, source, run_id, creation_time FROM model_versions "
             "WHERE workspace = 'default' AND name = ? AND current_stage IS NOT ? ORDER BY version",
             model,
-            _DELETED,
+            DELETED,
         )
         rows = {
             number: Row(model, number, source or "", run_id or "", int(created))
@@ -77,6 +78,10 @@ class Database:
         query = "SELECT artifact_location FROM logged_models WHERE model_id = ?"
         found = self._all(query, model_id)
         return str(found[0][0]) if found else None
+
+    def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """Return what a query finds; raises `RegistryError` where the file cannot be read."""
+        return self._all(query, *values)
 
     def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         try:

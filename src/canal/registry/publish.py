@@ -61,9 +61,14 @@ def whole_key(folder: Path) -> str:
 
 
 def published(store: Store, model: str, key: str) -> Version | None:
-    """Return the ready version with this key; what was left half made by a kill is removed first."""
+    """Return the ready version with this key; what was left half made by a kill is removed first.
+
+    A version without a key was made by somebody else's hand: it is not canal's to remove.
+    """
     for version in store.versions(model):
         if not version.ready:
+            if not version.key:
+                continue
             with store.speaking():
                 store.client.delete_model_version(model, str(version.number))
         elif version.key == key:

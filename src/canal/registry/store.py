@@ -28,6 +28,7 @@ LOGGED = "models:/"
 _PAGE = 1000
 TAG = "canal."
 _PATIENCE_S = 300
+_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,14 @@ class Store:
             If there is none, or it is not whole; names the ones there are.
         """
         versions = self.versions()
-        for version in versions:
-            if wanted.removeprefix("v") == str(version.number) or wanted in version.aliases:
-                if version.ready:
-                    return version
-                raise RegistryError(
-                    f"version {version.number} was never registered whole; run `canal registry sync`"
-                )
+        named = [one for one in versions if wanted.removeprefix("v") == str(one.number)]
+        # A number means that version, even where somebody called an alias so.
+        for version in named or [one for one in versions if wanted in one.aliases]:
+            if version.ready:
+                return version
+            raise RegistryError(
+                f"version {version.number} was never registered whole; run `canal registry sync`"
+            )
         known = ", ".join(_name(version) for version in versions if version.ready)
         raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
 
@@ -400,7 +402,7 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         model=row.model,
         number=row.number,
         stage=tags.get(f"{TAG}stage", ""),
-        branch=int(tags.get(f"{TAG}branch", 0)),
+        branch=_whole(tags.get(f"{TAG}branch", "")),
         key=tags.get(f"{TAG}key", ""),
         request=tags.get(f"{TAG}request", ""),
         record=tags.get(f"{TAG}record", ""),
@@ -415,6 +417,11 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         dirty=tags.get(f"{TAG}dirty", "true") == "true",
         imported=tags.get(f"{TAG}imported_from", ""),
     )
+
+
+def _whole(text: str) -> int:
+    """Return a whole number; 0 for what is none, which an audit names."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def _name(version: Version) -> str:

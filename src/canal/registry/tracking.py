@@ -13,6 +13,7 @@ from canal.config import Config
 from canal.errors import TrainingError
 from canal.registry.code import current_commit
 from canal.registry.request import request_digest
+from canal.registry.run_figures import LONGEST, flat
 from canal.registry.store import TAG, Store
 from canal.startup import quiet_libraries
 
@@ -155,8 +156,8 @@ class StepRun:
         """Log parameters, nested ones with dotted names."""
         from mlflow.entities import Param
 
-        flat = [Param(name, str(value)[:6000]) for name, value in _flat(values)]
-        self.store.client.log_batch(self.run_id, params=flat)
+        params = [Param(name, str(value)[:LONGEST]) for name, value in flat(values)]
+        self.store.client.log_batch(self.run_id, params=params)
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
         """Log numbers at a step (an epoch); None is left out."""
@@ -212,12 +213,3 @@ def step_run(store: Store, config: Config, stage: str, step: str, run_id: str) -
             }
         )
         yield logged
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        here = f"{path}.{name}" if path else name
-        if isinstance(value, Mapping):
-            yield from _flat(value, here)
-        else:
-            yield here, value

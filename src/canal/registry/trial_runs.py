@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from canal.registry.run_figures import TRIAL_MEASURES
 from canal.registry.store import TAG
 from canal.registry.tracking import StepRun
 
 _PARENT = "mlflow.parentRunId"
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-_MEASURES = ("accuracy", "retention", "harmonic_mean", "value")
 
 
 def log_trials(logged: StepRun, study: str, trials: Mapping[int, Mapping[str, Any]]) -> None:
@@ -45,7 +45,7 @@ def log_trials(logged: StepRun, study: str, trials: Mapping[int, Mapping[str, An
 
 def _fill(run: StepRun, trial: Mapping[str, Any]) -> None:
     run.params(trial["settings"])
-    run.metrics({name: trial[name] for name in _MEASURES})
+    run.metrics({name: trial[name] for name in TRIAL_MEASURES})
     for epoch, value in trial["curve"].items():
         run.metrics({"value_by_epoch": value}, int(epoch))
     tags = {f"{TAG}state": trial["state"], f"{TAG}published": str(trial["published"]).lower()}

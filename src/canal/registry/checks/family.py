@@ -6,7 +6,7 @@ from pathlib import Path
 from canal.digests import file_digest
 from canal.errors import CanalError
 from canal.registry.bundle import Record
-from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
+from canal.registry.checks.files import check_key, check_record, read_manifest_key
 from canal.registry.checks.finding import Found, version_name
 from canal.registry.checks.member import ANCESTORS, Member
 from canal.registry.downloads import forget
@@ -46,10 +46,7 @@ class Family:
         if member.version is None:
             return None
         version = member.version
-        record = check_record(member, version, self._entry(version), self._found)
-        if record is not None:
-            check_tags(member, version, record, self._found)
-        return record
+        return check_record(member, version, self._entry(version), self._found)
 
     def chain(self, member: Member) -> list[Member]:
         """Return a member's ancestors and itself, oldest first; a finding says where the chain breaks off.

@@ -1,4 +1,4 @@
-"""Every file of a version against its two manifests, and the manifests against tags and ledger."""
+"""Every file of a version against its two manifests, and these against their digests in tags and ledger."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from canal.digests import file_digest, json_digest
 from canal.errors import CanalError
 from canal.registry.bundle import LOADED_FILE, RECORD_FILE, Record, read_record
 from canal.registry.checks.finding import Found, examples
-from canal.registry.checks.member import PANEL, SPLIT, TEACHER, VERDICT, Member
+from canal.registry.checks.member import CARRIED, CARRIED_LATELY, PANEL, SPLIT, TEACHER, VERDICT, Member
 from canal.registry.key import KEY_FILE, Key, read_key
 from canal.registry.ledger import Entry
 from canal.registry.schema import schema_complaints
@@ -71,14 +71,29 @@ def check_key(member: Member, found: Found) -> None:
 
 
 def check_files(member: Member, found: Found) -> None:
-    """Check every file that key.json names; of an imported ancestor only those that came with it."""
+    """Check every file that key.json names.
+
+    Of an ancestor that came with an import only some are there: without those that a chain is checked with,
+    nothing would be claimed of it.
+    """
     for name, digest in sorted(member.files.items()):
         there = member.sum(name)
         if there is None and member.version is None:
+            _check_carried(member, name, found)
             continue
         found.counts["files"] += 1
         if there != digest:
             found.wrong(member.name, "files", _differs(name, there, digest))
+
+
+def _check_carried(member: Member, name: str, found: Found) -> None:
+    """Name a document of an ancestor that did not come along, though a check needs it."""
+    if name in CARRIED:
+        what = f"{name} did not come along: what was learned on it cannot be checked without"
+        found.wrong(member.name, "files", f"{what}; ask for the bundle again")
+    elif name in CARRIED_LATELY:
+        what = f"{name} did not come along (an older canal exported it): genes without sums are not compared"
+        found.note(member.name, "files", what)
 
 
 def check_record(member: Member, version: Version, entry: Entry | None, found: Found) -> Record | None:
@@ -109,24 +124,6 @@ def check_record(member: Member, version: Version, entry: Entry | None, found: F
             continue
         found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
     return record
-
-
-def check_tags(member: Member, version: Version, record: Record, found: Found) -> None:
-    """Check what the version's tags say against its manifests; every command believes the tags."""
-    key = member.key
-    pairs = {
-        "stage": (version.stage, key["stage"]),
-        "branch": (version.branch, key["branch"]),
-        "request": (version.request, key["request_digest"]),
-        "git_commit": (version.commit, record["git_commit"] or "") if version.commit else None,
-        "dirty": (version.dirty, record["dirty"]) if version.commit else None,
-        "parent": (version.parent, str(record["parent"]["version"]) if record["parent"] else ""),
-        "imported_from": (bool(version.imported), "imported_from" in record),
-    }
-    for name, pair in pairs.items():
-        if pair is not None and pair[0] != pair[1]:
-            what = f"the tag canal.{name} says {pair[0]!r}, key.json and record.json say {pair[1]!r}"
-            found.wrong(member.name, "tags", what)
 
 
 def _left_by_loading(member: Member, version: Version, name: str, listed: Mapping[str, str]) -> bool:

@@ -28,6 +28,19 @@ ANCESTORS = "ancestors"
 """Folder of an imported version with what is needed of the versions that it was learned on."""
 ORIGINS = "origins"
 """Folder of an imported version with record, ledger entries and manifest as they came."""
+CARRIED = (
+    "model/config.json",
+    "model/labels.json",
+    "model/genes.json",
+    "panel.json",
+    "split/cells.csv",
+    "split/cells.json",
+    "validation/verdict.json",
+    "imported.json",
+)
+"""What a chain is checked with: of an ancestor these travel, where it has them, not its weights and cells."""
+CARRIED_LATELY = ("sums/missing.json",)
+"""What travels beside them since audits look at it; of what came before, an audit notes that it could not."""
 BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
 
 

@@ -138,15 +138,15 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
                 "the ledger: it was moved behind the ledger's back"
             )
             found.wrong("aliases", "aliases", what)
-    retired = retired_said(snapshot.entries, model)
     for version in snapshot.ready:
-        if version.model == model and version.retired != (version.number in retired):
+        retired = retired_said(snapshot.entries, version.model)
+        if version.retired != (version.number in retired):
             what = (
                 "MLflow says it is retired, the ledger does not"
                 if version.retired
                 else ("the ledger says it is retired, its tag in MLflow does not")
             )
-            found.wrong(version_name(store, model, version.number), "aliases", what)
+            found.wrong(version_name(store, version.model, version.number), "aliases", what)
 
 
 def _number(number: int | None) -> str:

@@ -12,6 +12,8 @@ from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, PROBE, SPLIT, Member
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from canal.continual.stored_cells import StoredCells
     from canal.data.prepared import PreparedCells
 
@@ -23,6 +25,7 @@ class CellFiles:
         self._layout = layout
         self._digests: dict[str, str | None] = {}
         self._opened: dict[str, PreparedCells] = {}
+        self._read: dict[tuple[str, tuple[str, ...]], dict[str, np.ndarray]] = {}
 
     def of(self, member: Member) -> PreparedCells | None:
         """Return the canonical cells that a member was learned from; None where they are gone or others."""
@@ -35,6 +38,15 @@ class CellFiles:
         if self._digests[source] != wanted:
             return None
         return self._opened.setdefault(source, PreparedCells(path))
+
+    def expression(self, prepared: PreparedCells, ids: Sequence[str], genes: Sequence[str]) -> np.ndarray:
+        """Return the expression of cells; what later versions store of them again is read once."""
+        import numpy as np
+
+        known = self._read.setdefault((str(prepared.path), tuple(genes)), {})
+        if new := [cell for cell in dict.fromkeys(ids) if cell not in known]:
+            known.update(zip(new, prepared.expression(new, genes), strict=True))
+        return np.stack([known[cell] for cell in ids]) if ids else prepared.expression(ids, genes)
 
 
 def check_values(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
@@ -91,7 +103,7 @@ def _check_stored(
         ids = [part.cell_ids[row] for row in rows]
         # What a stage after it added to the panel was not stored of its cells: there they hold zeros.
         own = stages[stage].genes or stored.genes
-        there = np.pad(prepared.expression(ids, own), ((0, 0), (0, len(stored.genes) - len(own))))
+        there = np.pad(files.expression(prepared, ids, own), ((0, 0), (0, len(stored.genes) - len(own))))
         same = np.all(there == part.expression[rows], axis=1)
         if wrong := [cell for cell, right in zip(ids, same, strict=True) if not right]:
             what = f"{name}: {len(wrong)} cells have other values than the data of {stage}: {examples(wrong)}"

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +19,7 @@ from canal.layout import Layout
 from canal.params import parse_yaml
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
+from canal.registry.code import changes, in_git
 
 LOCK = "dvc.lock"
 _DATA = "data.dvc"
@@ -46,7 +51,8 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
     except (KeyError, TypeError, AttributeError):
         found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
         return
-    listings = Listings(layout.root / ".dvc" / "cache" / "files" / "md5", outs)
+    listings = Listings(_caches(layout.root), outs)
+    _check_git(layout.root, found)
     sums, missing = Sums(), []
     for out in outs:
         path = layout.root / out.path
@@ -93,6 +99,38 @@ def _parsed(text: str) -> Mapping[str, Any] | None:
     except ConfigError:
         return None
     return document if isinstance(document, dict) else None
+
+
+def _caches(root: Path) -> list[Path]:
+    """Return where DVC keeps files: the folder's own cache, and one that several projects share.
+
+    Who shares one says so in the configuration of the folder, the user or the machine; ``dvc config`` reads
+    all of them, but takes a second.
+    """
+    homes = [Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc"]
+    homes += [Path(one) / "dvc" for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
+    places = [root / ".dvc" / "config.local", root / ".dvc" / "config", *(home / "config" for home in homes)]
+    caches = [root / ".dvc" / "cache"]
+    for place in places:
+        config = ConfigParser(interpolation=None)
+        with suppress(OSError, ValueError, ConfigParserError):
+            config.read_string(place.read_text(encoding="utf-8"))
+            if named := config.get("cache", "dir", fallback="").strip("'\""):
+                caches.insert(0, place.parent / Path(named).expanduser())
+    return [cache / "files" / "md5" for cache in caches]
+
+
+def _check_git(root: Path, found: Found) -> None:
+    """Check that git holds dvc.lock: without, whoever changes a file changes its sum in the same breath."""
+    if not in_git(root):
+        found.wrong(
+            "workspace",
+            "dvc",
+            f"{LOCK} lies in no git repository: that files are what it says proves nothing, for whoever "
+            f"changes one may change both; git init, git add {LOCK}, then commit it",
+        )
+    elif changes(root, LOCK):
+        found.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
 
 
 def _wanted(config: Config, stages: Collection[str]) -> set[str]:
@@ -143,8 +181,8 @@ def _differs(path: Path, out: Out, listings: "Listings", sums: "Sums") -> str | 
 class Listings:
     """What DVC's cache knows of the files of folders; each listing is proven by the MD5 of the folder."""
 
-    def __init__(self, cache: Path, outs: Sequence[Out]) -> None:
-        self._cache = cache
+    def __init__(self, caches: Sequence[Path], outs: Sequence[Out]) -> None:
+        self._caches = caches
         self._outs = outs
 
     def of(self, out: Out) -> dict[str, str] | None:
@@ -163,11 +201,13 @@ class Listings:
         return None
 
     def _cached(self, md5: str) -> dict[str, str]:
-        path = self._cache / md5[:2] / md5[2:]
-        try:
-            return {one["relpath"]: one["md5"] for one in json.loads(path.read_bytes())}
-        except (OSError, ValueError, TypeError, KeyError):
-            return {}
+        for cache in self._caches:
+            try:
+                listing = json.loads((cache / md5[:2] / md5[2:]).read_bytes())
+                return {one["relpath"]: one["md5"] for one in listing}
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+        return {}
 
 
 def _listing_md5(files: Mapping[str, str]) -> str:

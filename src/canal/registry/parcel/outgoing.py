@@ -10,26 +10,16 @@ from canal.errors import AuditError, RegistryError
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import MANIFESTS, check_files
 from canal.registry.checks.finding import Found
-from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.checks.member import ANCESTORS, CARRIED, CARRIED_LATELY, Member
 from canal.registry.checks.register import Snapshot, take_snapshot
+from canal.registry.checks.shown import check_shown
 from canal.registry.moves import ledger_of
 from canal.registry.parcel.manifest import LEDGER, VERSION
 from canal.registry.parcel.proof import prove
 from canal.registry.parcel.reading import unpacked
 from canal.registry.parcel.writing import About, write_parcel
+from canal.registry.shown import read_shown
 from canal.registry.store import Store
-
-_CARRIED = (
-    "model/config.json",
-    "model/labels.json",
-    "model/genes.json",
-    "panel.json",
-    "split/cells.csv",
-    "split/cells.json",
-    "validation/verdict.json",
-    "imported.json",
-)
-"""What a chain is checked with: of an ancestor only these travel, not its weights and cells."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,8 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     family = Family(store, snapshot.ready, snapshot.records, found)
     member = family.member(version)
     record = None if member is None else family.record(member)
+    if member is not None and record is not None:
+        check_shown(read_shown(store), member, record, found)
     chain = [] if member is None else family.chain(member)
     for one in chain:
         check_files(one, found)
@@ -90,7 +82,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
 
 def _carried(member: Member) -> list[str]:
     """Return the files of an ancestor that travel: its manifests, and what the chain is checked with."""
-    return [name for name in (*MANIFESTS, *_CARRIED) if (member.folder / name).is_file()]
+    return [name for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY) if (member.folder / name).is_file()]
 
 
 def _entries_about(snapshot: Snapshot, chain: Sequence[Member]) -> bytes:

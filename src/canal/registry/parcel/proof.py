@@ -21,9 +21,11 @@ from canal.registry.checks.files import (
 )
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.checks.sums import check_sums
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.key import KEY_FILE
 from canal.registry.ledger import Entry, read_entry
+from canal.registry.opening import Opening
 from canal.registry.parcel.manifest import LEDGER, VERSION, Manifest
 from canal.registry.schema import schema_complaints
 from canal.registry.store import READY, Version
@@ -65,9 +67,13 @@ def _prove(folder: Path, manifest: Manifest, found: Found) -> list[Member]:
         check_key(one, found)
         check_files(one, found)
         _check_kinds(one, found)
+    Opening([member], cells=True).start().tell(found)
+    if found.findings:
+        return chain  # what its own files are not good for is not read any further
     check_verdict(chain, found)
     check_chain(chain, found)
     check_cells(chain, found)
+    check_sums(chain, found)
     _ = declared_in(chain), key["request"]["parent"]["stage"]  # what commands will have to read
     _check_answers(member, found)
     _check_ancestors(chain, folder / ANCESTORS, entries, found)

@@ -1,0 +1,158 @@
+"""A version as MLflow loads and shows it, against its own documents: where it lies, whose it is, its tags.
+
+What is served may be turned to other files by one cell of MLflow's database, or one call of a server's API.
+"""
+
+from collections.abc import Iterator
+
+from canal.registry.bundle import Record
+from canal.registry.checks.finding import Found, examples, version_name
+from canal.registry.checks.member import Member
+from canal.registry.checks.register import Snapshot
+from canal.registry.ledger import aliases_said
+from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.shown import ACTIVE, Shown, ShownModel, ShownVersion
+from canal.registry.store import LOGGED, TAG, Store, Version
+
+_CHECK = "mlflow"
+_READY = "READY"
+_NO_STAGE = "None"
+_LONGEST = 120
+
+
+def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> None:
+    """Check the rows that MLflow has of a version, and its tags, against key.json and record.json."""
+    version = member.version
+    row = None if version is None else shown.versions.get((version.model, version.number))
+    if version is None or row is None:
+        return
+    _check_tags(row, member, record, found)
+    if row.description:
+        found.note(
+            member.name,
+            _CHECK,
+            f"model_versions.description in MLflow is not canal's: {_said(row.description)}",
+        )
+    if row.stage not in ("", _NO_STAGE):
+        what = f"model_versions.current_stage is {_said(row.stage)}: MLflow loads it by that name, too"
+        found.note(member.name, _CHECK, what)
+    for name, there, wanted in _row_pairs(row, record):
+        _compare(member, name, there, wanted, found)
+    model = shown.models.get(row.source.removeprefix(LOGGED)) if row.source.startswith(LOGGED) else None
+    if model is None:
+        what = f"model_versions.source is {_said(row.source)}, expected a logged model ({LOGGED}m-...)"
+        found.wrong(member.name, _CHECK, what)
+        return
+    # What canal audits lies where the logged model says; what MLflow serves, where the version says.
+    _compare(member, "model_versions.storage_location", row.location, model.location, found)
+    for name, there, wanted in _model_pairs(shown, model, member, record):
+        _compare(member, name, there, wanted, found)
+    if model.beside:
+        what = f"its logged model in MLflow shows {examples(list(model.beside))}, which canal did not write"
+        found.note(member.name, _CHECK, what)
+
+
+def check_others(shown: Shown, snapshot: Snapshot, store: Store, found: Found) -> None:
+    """Name aliases that are not canal's, and versions that canal never made."""
+    ours = {CHAMPION, PREVIOUS, CANDIDATE, *aliases_said(snapshot.entries, store.names.model)}
+    if shown.versions and shown.lifecycle != ACTIVE:
+        name = store.names.experiment
+        what = f"experiments.lifecycle_stage of {name} in MLflow is {shown.lifecycle!r}, expected {ACTIVE!r}"
+        found.wrong("store", _CHECK, what)
+    for model, there in sorted(shown.aliases.items()):
+        for alias, number in sorted(there.items()):
+            if model == store.names.model and alias in ours:
+                continue
+            name = version_name(store, model, number)
+            found.note(
+                "aliases",
+                _CHECK,
+                f"{_said(alias)} points to {name}: it is not canal's, the ledger knows nothing of it",
+            )
+    for version in snapshot.versions:
+        known = (version.model, version.number) in snapshot.records
+        if not version.ready and not known:
+            _name_stranger(shown, version, store, found)
+
+
+def _name_stranger(shown: Shown, version: Version, store: Store, found: Found) -> None:
+    """Name a version that is not whole: left by a kill, held while rebuilding, or made by another hand."""
+    name = version_name(store, version.model, version.number)
+    row = shown.versions.get((version.model, version.number))
+    tags = {} if row is None else row.tags
+    if version.key:
+        what = "it was never made whole, and nothing uses it: the next `canal registry sync` removes it"
+        found.note(name, _CHECK, what)
+    elif tags.get(f"{TAG}placeholder") == "true":
+        found.note(name, _CHECK, "it holds a number while the registry is rebuilt: `canal registry rebuild`")
+    else:
+        what = "canal never registered it, but MLflow loads it by its number: delete it in MLflow"
+        found.wrong(name, _CHECK, what)
+
+
+def _row_pairs(row: ShownVersion, record: Record) -> Iterator[tuple[str, str, str]]:
+    yield "model_versions.run_id", row.run_id, str(record["run"])
+    yield "model_versions.run_link", row.run_link, ""
+    yield "model_versions.status", row.status, _READY
+    yield "model_versions.status_message", row.status_message, ""
+
+
+def _model_pairs(
+    shown: Shown, model: ShownModel, member: Member, record: Record
+) -> Iterator[tuple[str, str, str]]:
+    yield (
+        "logged_models.artifact_location",
+        model.location,
+        _below(shown.home, f"models/{model.id}/artifacts"),
+    )
+    yield "logged_models.name", model.name, member.stage
+    yield "logged_models.status", model.status, _READY
+    yield "logged_models.status_message", model.status_message, ""
+    yield "logged_models.model_type", model.kind, "canal"
+    yield "logged_models.lifecycle_stage", model.lifecycle, ACTIVE
+    yield "logged_models.source_run_id", model.run_id, str(record["run"])
+    yield "logged_models.experiment_id", model.experiment, shown.experiment
+
+
+def _below(home: str, place: str) -> str:
+    """Return an address below that of the experiment: a project that was moved moves all of them."""
+    return f"{home.rstrip('/')}/{place}"
+
+
+def _check_tags(row: ShownVersion, member: Member, record: Record, found: Found) -> None:
+    """Check every tag that canal wrote, whether it says something else or is gone."""
+    for name, wanted in expected_tags(member, record).items():
+        there = row.tags.get(name)
+        if there != wanted:
+            what = f"the tag {name} " + ("is gone" if there is None else f"says {_said(there)}")
+            found.wrong(member.name, "tags", f"{what}, key.json and record.json say {_said(wanted)}")
+    about = record.get("imported_from")
+    if about is None and (there := row.tags.get(f"{TAG}imported_from")) is not None:
+        what = f"the tag {TAG}imported_from says {_said(there)}, but it was learned in this registry"
+        found.wrong(member.name, "tags", what)
+
+
+def expected_tags(member: Member, record: Record) -> dict[str, str]:
+    """Return what tags of a version say; those of its manifests and its retirement are checked elsewhere."""
+    key, parent, about = member.key, record["parent"], record.get("imported_from")
+    tags = {
+        "stage": str(key["stage"]),
+        "branch": str(key["branch"]),
+        "request": str(key["request_digest"]),
+        "parent": str(parent["version"]) if parent else "",
+        "parent_key": key["parent"] or "",
+        "git_commit": record["git_commit"] or "",
+        "dirty": str(record["dirty"]).lower(),
+    }
+    if about is not None:
+        tags["imported_from"] = f"{about['model']} {about['version']}, manifest {about['manifest']}"
+    return {f"{TAG}{name}": value for name, value in tags.items()}
+
+
+def _compare(member: Member, name: str, there: str, wanted: str, found: Found) -> None:
+    if there != wanted:
+        found.wrong(member.name, _CHECK, f"{name} in MLflow is {_said(there)}, expected {_said(wanted)}")
+
+
+def _said(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
