@@ -1,5 +1,6 @@
 """Writing that is whole or not there: temporary neighbours, then one rename."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -103,6 +104,33 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     runs left in that folder is removed. The file may be read by whom the umask lets read it, but by nobody
     who may not read the file that it replaces, or ``like``, the file that its content is from.
     """
+    with _neighbour(path, like) as temporary:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+
+
+@contextmanager
+def first_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` unless something is there by then, which then stays.
+
+    Of several processes that make the same file at once, on whichever machine, one makes it.
+    """
+    with _neighbour(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without a second name for a file
+            if not path.exists():
+                temporary.replace(path)
+
+
+@contextmanager
+def _neighbour(path: Path, like: Path | None = None) -> Iterator[Path]:
+    """Yield an empty file beside ``path`` that is gone afterwards, unless it got another name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     temporary = path.parent / _temporary_name(path, path.suffix)
@@ -110,8 +138,6 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
     try:
         yield temporary
-        _flush(temporary)
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,7 +146,9 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
 def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without an error.
 
-    Rights and leftovers are as with `new_file`.
+    Rights and leftovers are as with `new_file`. What is at ``path`` takes the place of the new folder in one
+    step, and is removed there: a kill leaves the one or the other, whole. Where the system cannot exchange two
+    folders, a kill in the moment between two renames may leave neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -131,12 +159,32 @@ def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        if path.exists():
-            _remove(path)
-        temporary.rename(path)
+        if not os.path.lexists(path):
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            aside = path.parent / _temporary_name(path)
+            path.rename(aside)
+            temporary.rename(path)
+            _remove(aside)
     finally:
-        if temporary.exists():
+        if os.path.lexists(temporary):
             _remove(temporary)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; return whether the system and its file system know how.
+
+    Linux does (renameat2, RENAME_EXCHANGE), on its own file systems.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+
+
+_HERE, _EXCHANGE = -100, 2
+"""What Linux calls paths that are not below an open folder (AT_FDCWD), and the exchange of two of them."""
 
 
 @contextmanager

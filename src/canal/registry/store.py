@@ -15,6 +15,7 @@ from canal.layout import Layout
 from canal.registry import address
 from canal.registry.database import Database, Row
 from canal.registry.moved import inside, local_path, settle
+from canal.registry.new_database import ensure_database
 from canal.startup import quiet_libraries
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class Store:
             # Two processes that make a new database at once crash each other.
             with self.lock("mlflow"), address.alone_at(self.uri, _PATIENCE_S):
                 self._settle()
+                if self._file is not None:
+                    ensure_database(self._file)
                 client = mlflow.MlflowClient()
                 self._make_experiment(client)
         except (MlflowException, OSError, _database_error()) as error:
