@@ -147,8 +147,8 @@ def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without an error.
 
     Rights and leftovers are as with `new_file`. What is at ``path`` takes the place of the new folder in one
-    step, and is removed there: a kill leaves the one or the other, whole. Where the system cannot exchange two
-    folders, a kill in the moment between two renames may leave neither.
+    step, and is removed there: a kill leaves the one or the other, whole. Where the system cannot exchange
+    two folders, a kill in the moment between two renames may leave neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -188,9 +188,12 @@ _HERE, _EXCHANGE = -100, 2
 
 
 @contextmanager
-def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left."""
-    place = Path(tempfile.gettempdir())
+def scratch_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
+    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left.
+
+    It lies in ``place``, by default where the system has temporary files.
+    """
+    place = place or Path(tempfile.gettempdir())
     _sweep(place)
     folder = place / _temporary_name(Path(f"canal-{purpose}"))
     folder.mkdir(_OWN_FOLDER)

@@ -64,7 +64,9 @@ def tables(path):
         return 0
     with closing(sqlite3.connect(path)) as file:
         try:
-            return file.execute("SELECT count(*) FROM sqlite_master WHERE name = 'registered_models'").fetchone()[0]
+            return file.execute(
+                "SELECT count(*) FROM sqlite_master WHERE name = 'registered_models'"
+            ).fetchone()[0]
         except sqlite3.OperationalError:
             return 0
 

@@ -34,6 +34,7 @@ from canal.registry.checks.sums import check_sums, recompute
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
+from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.moves import ledger_of, recover
 from canal.registry.store import Store, Version
 
@@ -88,13 +89,25 @@ def audit(
     Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
     hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there.
     """
+    with fresh_copies(store) as bring:
+        return _audited(store, layout, config, versions, again, bring)
+
+
+def _audited(
+    store: Store,
+    layout: Layout,
+    config: Config,
+    versions: Sequence[Version] | None,
+    again: bool,
+    bring: Bring,
+) -> Report:
     began, found = time.monotonic(), Found()
     snapshot = _snapshot(store, found)
     check_ledger(ledger_of(store), snapshot, store, found)
     check_registered(snapshot, store, found)
     check_aliases(snapshot, store, found)
     check_places(store, found)
-    family = Family(store, snapshot.ready, snapshot.records, found)
+    family = Family(store, snapshot.ready, snapshot.records, found, bring)
     wanted = snapshot.ready if versions is None else list(versions)
     chains = [chain for version in wanted if (chain := _audit_version(family, version, layout, found))]
     _check_ancestors(chains, found)
@@ -107,7 +120,7 @@ def audit(
         check_values(chain, files, found)
 
     def everybody() -> Iterator[Member]:
-        others = Family(store, snapshot.ready, snapshot.records, Found())
+        others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
         return (member for version in snapshot.ready if (member := others.member(version)))
 
     check_exclusions(chains, everybody, config, found)

@@ -14,6 +14,7 @@ from canal.errors import LedgerError
 from canal.files import new_file
 from canal.registry.ledger import BEGINNING, Draft, Entry, Ledger, Sign, entry_hash
 from canal.registry.mirror import OvertakenError, claimed, mirror, missing, refuse_behind
+from canal.registry.rebuilding import require_rebuilt
 from canal.registry.store import TAG, Store
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -26,16 +27,22 @@ def ledger_of(store: Store) -> Ledger:
 
 
 @contextmanager
-def moving(store: Store) -> Iterator[Ledger]:
+def moving(store: Store, rebuilding: bool = False) -> Iterator[Ledger]:
     """Hold the registry's lock, finish what a kill left, and give the ledger to write into.
+
+    Only the ``rebuilding`` of a lost store may write into one that is half rebuilt.
 
     Raises
     ------
     LedgerError
         If the ledger does not hold, the server's goes on where this one ends, or another folder moves
         something there at this moment.
+    RegistryError
+        If the store is half rebuilt.
     """
     with store.lock("registry"), claimed(store):
+        if not rebuilding:
+            require_rebuilt(store)
         ledger = ledger_of(store)
         recover(store, ledger)
         refuse_behind(store, ledger)

@@ -47,7 +47,7 @@ def _make_tables(path: Path) -> None:
     address = sqlalchemy.URL.create("sqlite", database=str(path))
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
     try:
-        _initialize_tables(engine)
+        _initialize_tables(engine)  # type: ignore[no-untyped-call]
     finally:
         engine.dispose()
 
@@ -71,7 +71,9 @@ def _half_made(path: Path) -> bool:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_WAIT_S)) as file:
             tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             filled = {
-                name for name in tables if file.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()  # noqa: S608
+                name
+                for name in tables
+                if file.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()  # noqa: S608
             }
     except sqlite3.Error:
         return False

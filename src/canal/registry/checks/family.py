@@ -9,7 +9,7 @@ from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
 from canal.registry.checks.finding import Found, version_name
 from canal.registry.checks.member import ANCESTORS, Member
-from canal.registry.downloads import forget
+from canal.registry.downloads import Bring
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry
 from canal.registry.schema import schema_complaints
@@ -17,7 +17,11 @@ from canal.registry.store import Store, Version
 
 
 class Family:
-    """The versions of both registered models, and the ledger's last word on each."""
+    """The versions of both registered models, and the ledger's last word on each.
+
+    ``bring`` returns the folder with a version's artifacts (`canal.registry.downloads.fresh_copies`): a
+    server's own bytes are judged, not a copy that was good once.
+    """
 
     def __init__(
         self,
@@ -25,8 +29,10 @@ class Family:
         versions: Sequence[Version],
         entries: Mapping[tuple[str, int], Entry],
         found: Found,
+        bring: Bring,
     ) -> None:
         self._store = store
+        self._bring = bring
         self._found = found
         self._entries = entries
         self._by_key: dict[str, Version] = {}
@@ -72,8 +78,7 @@ class Family:
     def _open(self, version: Version) -> Member | None:
         name = version_name(self._store, version.model, version.number)
         try:
-            forget(self._store, version)  # a server's own bytes are judged, not a copy that was good once
-            folder = self._store.artifacts(version)
+            folder = self._bring(version)
         except CanalError as error:
             self._found.wrong(name, "files", f"its artifacts are not there: {error}")
             return None

@@ -9,6 +9,7 @@ from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.rebuilding import half_rebuilt
 from canal.registry.store import Store, Version
 
 LEDGER, STORE = "ledger", "store"
@@ -99,6 +100,9 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found)
 
 def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
     """Check that ledger and store know the same versions."""
+    if half_rebuilt(store):
+        what = "a rebuilding of it was interrupted, or is at work: `canal registry sync` goes on with it"
+        found.wrong(STORE, "ledger", what)
     records = snapshot.records
     ready = {(version.model, version.number) for version in snapshot.ready}
     for version in snapshot.ready:
