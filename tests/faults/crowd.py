@@ -3,8 +3,8 @@
     python -m tests.faults.crowd --rounds 50
 
 Each round starts eight commands in each clone at the same moment: audits, labels, promotions, exports ...
-Right is an answer, or a refusal that says that somebody else moved something. A traceback is wrong, and so is an
-audit that finds anything but that this clone is behind.
+Right is an answer, or a refusal that says that somebody else moved something. A traceback is wrong, and so
+is an audit that finds anything but that this clone is behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from tests.faults.forked import CRASHED, REFUSED, Work, Worker, done, import_eve
 from tests.pipeline.conftest import Line, make_project
 
 POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
-BUSY = ("catch-up", "somebody else", "is the champion already", "there is no previous", "there is no champion")
+BUSY = (
+    "catch-up",
+    "somebody else",
+    "is the champion already",
+    "there is no previous",
+    "there is no champion",
+)
 """What a refusal says whose reason is that others moved something."""
 
 BEHIND = "canal ledger --catch-up"
@@ -93,7 +99,13 @@ def _drawn(draw: random.Random, clone: Path, number: int, i: int, env: dict[str,
         "diff": ("diff", "1", "2"),
         "catch up": ("ledger", "--catch-up"),
     }
-    names = ("audit", "audit one", "annotate", "show", *commands)  # what reads whole versions comes more often
+    names = (
+        "audit",
+        "audit one",
+        "annotate",
+        "show",
+        *commands,
+    )  # what reads whole versions comes more often
     name = draw.choice(names)
     return name, command(*commands[name], env=env)
 
@@ -132,7 +144,7 @@ def _clones(base: Line, scratch: Path, env: dict[str, str]) -> list[Path]:
 
 
 def _require_one_history(clones: list[Path], env: dict[str, str]) -> None:
-    """Assert that both clones hold the same ledger, that each audit passes, and that nothing is left behind."""
+    """Assert that both clones hold the same ledger, each audit passes, and nothing is left behind."""
     for clone in clones:
         done(command("ledger", "--catch-up", env=env), clone)
     ledgers = [(clone / "ledger.jsonl").read_bytes() for clone in clones]
