@@ -203,6 +203,31 @@ def scratch_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
         _remove(folder)
 
 
+@contextmanager
+def usual_rights(path: Path) -> Iterator[None]:
+    """Let a file that a library makes in this block for its user alone be read by whom the umask lets.
+
+    safetensors does so: nobody else could audit, or label with, the versions of a folder that is shared.
+    """
+    path.touch()
+    mode = path.stat().st_mode & _FILE
+    yield
+    path.chmod(mode)
+
+
+def unreadable(folder: Path) -> list[Path]:
+    """Return the files and folders below a folder that this user may not read."""
+    closed: list[Path] = []
+
+    def note(error: OSError) -> None:
+        closed.append(Path(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=note):
+        paths = [Path(place, name) for name in (*folders, *files)]
+        closed += [path for path in paths if not (path.is_symlink() or os.access(path, os.R_OK))]
+    return sorted(set(closed))
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file to where none is; nobody may read the copy who may not read the original."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL, _FILE & source.stat().st_mode | _OWN_FILE))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from canal.digests import file_digest
 from canal.errors import CanalError
+from canal.files import unreadable
 from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, check_tags, read_manifest_key
-from canal.registry.checks.finding import Found, version_name
+from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import ANCESTORS, Member
 from canal.registry.downloads import Bring
 from canal.registry.key import KEY_FILE, read_key
@@ -81,6 +82,11 @@ class Family:
             folder = self._bring(version)
         except CanalError as error:
             self._found.wrong(name, "files", f"its artifacts are not there: {error}")
+            return None
+        if closed := unreadable(folder):
+            names = examples([path.relative_to(folder).as_posix() for path in closed])
+            what = f"this user may not read {names} in {folder}: whose they are can grant it (chmod -R a+rX)"
+            self._found.wrong(name, "files", what)
             return None
         key = read_manifest_key(name, folder, version, self._entry(version), self._found)
         if key is None:

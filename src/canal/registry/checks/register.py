@@ -1,12 +1,11 @@
 """The ledger against itself, git, the aliases and tags of the registry, and the versions that are there."""
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from canal.errors import CanalError
 from canal.registry.checks.finding import Found, examples, version_name
+from canal.registry.code import committed as committed_file
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
@@ -110,7 +109,7 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found)
         found.wrong(LEDGER, "ledger", f"{name}, {what}")
     if not snapshot.content.endswith(b"\n") and snapshot.content:
         found.note(LEDGER, "ledger", f"{name}: the last line is half written; it counts as not there")
-    committed = _committed(ledger.path)
+    committed = committed_file(ledger.path)
     if committed is None:
         found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
     elif not snapshot.content.startswith(committed):
@@ -193,16 +192,6 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
 
 def _number(number: int | None) -> str:
     return "nothing" if number is None else f"version {number}"
-
-
-def _committed(path: Path) -> bytes | None:
-    """Return the ledger as git's last commit has it; None without git, or where it was never committed."""
-    command = ["git", "show", f"HEAD:./{path.name}"]
-    try:
-        done = subprocess.run(command, cwd=path.parent, capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _first_difference(committed: bytes, content: bytes) -> int:
