@@ -104,38 +104,44 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     runs left in that folder is removed. The file may be read by whom the umask lets read it, but by nobody
     who may not read the file that it replaces, or ``like``, the file that its content is from.
     """
-    with _neighbour(path, like) as temporary:
+    mode = _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
+    with _neighbour(path, mode) as temporary:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
 
 
 @contextmanager
-def first_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` unless something is there by then, which then stays.
+def first_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path``, which nobody else made before.
 
     Of several processes that make the same file at once, on whichever machine, one makes it.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there by then; it stays as it is.
     """
-    with _neighbour(path) as temporary:
+    with _neighbour(path, mode) as temporary:
         yield temporary
         _flush(temporary)
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
-            return
+            raise
         except OSError:  # a file system without a second name for a file
-            if not path.exists():
-                temporary.replace(path)
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            temporary.replace(path)
 
 
 @contextmanager
-def _neighbour(path: Path, like: Path | None = None) -> Iterator[Path]:
+def _neighbour(path: Path, mode: int) -> Iterator[Path]:
     """Yield an empty file beside ``path`` that is gone afterwards, unless it got another name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     temporary = path.parent / _temporary_name(path, path.suffix)
-    mode = _FILE & _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode & _FILE))
     try:
         yield temporary
     finally:

@@ -6,7 +6,7 @@ database, and no MLflow goes on with it ("table ... already exists").
 
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +36,7 @@ def ensure_database(path: Path) -> None:
     if path.is_file() and _left_half_made(path):
         path.unlink()
     if not path.exists():
-        with first_file(path) as temporary:
+        with suppress(FileExistsError), first_file(path) as temporary:
             _make_tables(temporary)
 
 
