@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -20,6 +21,7 @@ def command(*arguments: str, env: dict[str, str] | None = None) -> Work:
         from canal.cli import app
 
         os.environ.update(env or {})
+        tempfile.tempdir = None  # TMPDIR of ``env``
         said = io.StringIO()
         with redirect_stdout(said), redirect_stderr(said):
             code = app([*arguments], standalone_mode=False)
