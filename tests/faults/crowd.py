@@ -23,6 +23,7 @@ from typing import Any
 from tests.backends.servers import shared
 from tests.faults.commands import command
 from tests.faults.forked import CRASHED, REFUSED, Work, Worker, done, import_everything
+from tests.faults.lent import read_from_server
 from tests.pipeline.conftest import Line, make_project
 
 POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
@@ -78,7 +79,8 @@ def crowd(base: Line, scratch: Path, rounds: int, seed: int, each: int = 8) -> R
         sys.stderr.write(f"round {number + 1} of {rounds}: {dict(found)}\n")
     assert not wrong, f"{len(wrong)} of {sum(found.values())} commands:\n" + "\n".join(wrong[:10])
     _require_one_history(clones, env)
-    return {"clones": len(clones), "processes": 2 * each, "rounds": rounds, **found}
+    lent = read_from_server(clones[0], env)
+    return {"clones": len(clones), "processes": 2 * each, "rounds": rounds, **found, "where lent": lent}
 
 
 def _drawn(draw: random.Random, clone: Path, number: int, i: int, env: dict[str, str]) -> tuple[str, Work]:

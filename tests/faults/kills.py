@@ -227,21 +227,18 @@ def kill_commands(
 ) -> Report:
     """Kill each command ``kills`` times in copies of a learned project, and report what was found."""
     cases = [case for case in CASES if only is None or case.name in only]
-    found = {
-        case.name: _kill(case, base, scratch / case.name.replace(" ", "-"), kills, seed) for case in cases
-    }
-    tried = sum(one["killed"] for one in found.values())
-    return {
-        "tried": tried,
-        "wrong": [what for one in found.values() for what in one["wrong"]],
-        "commands": found,
-    }
+    found = {case.name: _kill(case, base, scratch / f"killed {case.name}", kills, seed) for case in cases}
+    wrong = [what for one in found.values() for what in one.pop("wrong")]
+    return {"tried": sum(one["killed"] for one in found.values()), "wrong": wrong, "commands": found}
 
 
 def canal(line: Line, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a command in a worker; it must end well."""
     ended = done(command(*arguments, env=env), line.root)
     assert ended["code"] == 0, ended["said"]
+
+
+_WAS_DONE, _RAN_AGAIN = "was done", "ran again"
 
 
 def _kill(case: Case, base: Line, scratch: Path, kills: int, seed: int) -> Report:
@@ -260,7 +257,7 @@ def _kill(case: Case, base: Line, scratch: Path, kills: int, seed: int) -> Repor
         moment = draw.uniform(0, 1.05 * lasts)
         try:
             found[_killed(case, line, moment)] += 1
-            found["killed"] = found["done"] + found["not done"]
+            found["killed"] = found[_WAS_DONE] + found[_RAN_AGAIN]
         except AssertionError as error:
             found["killed"] += 1
             wrong.append(f"{case.name}, killed after {moment:.3f} s of {lasts:.3f}: {str(error)[-1500:]}")
@@ -304,7 +301,7 @@ def _killed(case: Case, line: Line, moment: float) -> str:
     left = [str(path.relative_to(line.root)) for path in line.root.rglob(".*.canal-*")]
     left += [path.name for path in Path(env["TMPDIR"]).iterdir() if ".canal-" in path.name]
     assert not left, f"left behind: {left}"
-    return "ended first" if not killed else "done" if was_done else "not done"
+    return "ended first" if not killed else _WAS_DONE if was_done else _RAN_AGAIN
 
 
 def _again(case: Case, line: Line, env: dict[str, str]) -> bool:
