@@ -50,16 +50,18 @@ def read_where_nothing_may_be_written(base: Line) -> Answers:
         Path(place).chmod(0o755)
         line = copy(base, Path(place) / "project")
         done(command("annotate", "raw/first.h5ad", "-o", "labelled.h5ad"), line.root)
+        warm = Path(place) / "warm"
+        shutil.copytree(line.root, warm, symlinks=True)
         shutil.rmtree(line.root / ".canal" / "locks")  # the next who comes has to make them
         for path in (line.root, *line.root.rglob("*")):
             path.chmod(path.stat().st_mode & ~0o022 | 0o444 | (0o111 if path.is_dir() else 0))
         if os.geteuid() == 0:
-            answers["another user's folder"] = _answers(line, _as_nobody)
+            answers["another user's folder"] = _answers(line, warm, _as_nobody)
             with _mounted(line.root, Path(place) / "mounted") as mounted:
                 if mounted is not None:
-                    answers["file system"] = _answers(Line(mounted), lambda: None)
+                    answers["file system"] = _answers(Line(mounted), warm, lambda: None)
         _close(line)
-        answers["folder"] = _answers(line, _as_nobody)
+        answers["folder"] = _answers(line, warm, _as_nobody)
         _open(line)
     return answers
 
@@ -71,10 +73,11 @@ def read_from_server(clone: Path, env: dict[str, str]) -> dict[str, int]:
         line = Line(Path(place) / "project")
         shutil.copytree(clone, line.root, symlinks=True)
         done(command("annotate", "raw/first.h5ad", "-o", "labelled.h5ad", env=env), line.root)
+        shutil.copyfile(line.root / "labelled.h5ad", clone / "labelled.h5ad")
         shutil.rmtree(line.root / ".canal" / "versions")  # so that versions have to be brought
         _close(line)
         try:
-            return _answers(line, _as_nobody, env)
+            return _answers(line, clone, _as_nobody, env)
         finally:
             _open(line)
 
@@ -89,20 +92,30 @@ def _open(line: Line) -> None:
         path.chmod(path.stat().st_mode | 0o200)
 
 
-def _answers(line: Line, become: Callable[[], None], env: dict[str, str] | None = None) -> dict[str, int]:
+def _answers(
+    line: Line, warm: Path, become: Callable[[], None], env: dict[str, str] | None = None
+) -> dict[str, int]:
     before = _state(line)
-    codes = {" ".join(arguments): _code(line, arguments, become, env) for arguments in READING}
+    codes = {" ".join(arguments): _code(line, arguments, warm, become, env) for arguments in READING}
     assert _state(line) == before
     return codes
 
 
 def _code(
-    line: Line, arguments: tuple[str, ...], become: Callable[[], None], env: dict[str, str] | None
+    line: Line,
+    arguments: tuple[str, ...],
+    warm: Path,
+    become: Callable[[], None],
+    env: dict[str, str] | None,
 ) -> int:
     def work() -> Any:
+        os.chdir(warm)
+        asked = command(*arguments, env=env)
+        asked()  # Python and canal may lie where nobody else may look: what they import comes first
+        os.chdir(line.root)
         become()
         os.environ["HOME"] = "/nonexistent"
-        return command(*arguments, env=env)()
+        return asked()
 
     worker = Worker(work, line.root)
     worker.answer.chmod(0o666)
