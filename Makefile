@@ -97,7 +97,7 @@ bench-exact-scale:  ## seconds and memory of one more stage of 100,000 cells by 
 	@tools/setup.sh run
 	@python benchmarks/exact_scale.py $(ARGS)
 
-chaos:  ## a hundred kills of learning and of promoting, races, full and locked disks: what is left is whole
+chaos:  ## a hundred kills of learning and of every command that writes, races, crowds, full and locked disks: what is left is whole
 	@tools/setup.sh test
 	@python -m tests.faults.chaos --kills 100
 

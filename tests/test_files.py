@@ -7,11 +7,12 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from canal.digests import canonical_json, file_digest, json_digest, tree_digests
-from canal.files import append_line, new_file, new_folder, read_json, write_json
+from canal.files import append_line, first_file, new_file, new_folder, read_json, usual_rights, write_json
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -161,3 +162,49 @@ def test_a_line_that_the_disk_does_not_take_is_taken_back(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         append_line(path, "a longer line")
     assert path.read_text() == "one\n"
+
+
+def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path):
+    """Who looks meanwhile sees the one or the other, whole; a thread looks all the while."""
+    path, seen, over = tmp_path / "folder", set(), threading.Event()
+    path.mkdir()
+    for number in range(20):
+        (path / f"{number}").write_text("old")
+
+    def look():
+        while not over.is_set():
+            seen.add((path / "19").is_file())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(10):
+        with new_folder(path) as temporary:
+            for number in range(20):
+                (temporary / f"{number}").write_text("new")
+    over.set()
+    watcher.join()
+    assert seen <= ({True} if sys.platform == "linux" else {True, False})
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_is_made_first_is_never_replaced(tmp_path):
+    path = tmp_path / "file"
+    with first_file(path, 0o600) as temporary:
+        temporary.write_text("first")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError), first_file(path) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "first"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_library_that_makes_a_file_for_its_user_alone_leaves_the_umask_to_say_who_reads(tmp_path):
+    path = tmp_path / "file"
+    before = os.umask(0o027)
+    try:
+        with usual_rights(path):
+            path.unlink()
+            os.close(os.open(path, os.O_CREAT, 0o600))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from canal.model.load import CellAnnotator, Effort
     from canal.quality.verdict import Verdict
     from canal.registry.ledger import Sign
-    from canal.registry.rebuild import Rebuilt
+    from canal.registry.rebuild import DrawFigures, Rebuilt, Wishes
     from canal.registry.store import Version
     from canal.registry.sync import Synced
 
@@ -150,10 +150,13 @@ def serving_version(project: Project, model: str | None) -> "Version":
     Raises
     ------
     RegistryError
-        If there is no such version, it was retired, or there is none at all.
+        If there is no such version, it was retired, there is none at all, or the store is half rebuilt.
     """
+    from canal.registry.rebuilding import require_rebuilt
+
     if model is not None:
         return project.store.serving(model)
+    require_rebuilt(project.store)
     ready = [version for version in project.store.versions() if version.ready and not version.retired]
     if not ready:
         raise RegistryError("no version is registered yet; run `make run` first")
@@ -299,16 +302,16 @@ def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout
     Stages lie in the project's folder, or in that of ``made_in``.
 
     A store without versions beside a ledger that names some was lost, or never came along to this clone: it
-    is made again first, with the numbers and aliases that the ledger has. A store that came from another
-    folder is told where its files lie now.
+    is made again first, with the numbers and aliases that the ledger has; a rebuilding that was interrupted
+    is gone on with. A store that came from another folder is told where its files lie now.
     """
-    from canal.registry.rebuild import is_lost
+    from canal.registry.rebuild import rebuild_lost
     from canal.registry.sync import Synced, sync
 
     moved = project.store.settle()
-    if is_lost(project.store):
-        made = registry_rebuild(project, None, "the store had no versions", sign=sign).made
-        return Synced(made, (), moved)
+    wishes = _wishes(project, None, "the store had no versions, or not all of them", sign=sign)
+    if rebuilt := rebuild_lost(project.store, wishes, _figures_for(project)):
+        return Synced(rebuilt.made, (), moved)
     layout = made_in or project.layout
     synced = sync(project.store, layout, project.config, lambda stage: _figures(project, stage, layout), sign)
     return replace(synced, moved=moved)
@@ -349,15 +352,31 @@ def registry_rebuild(
     sign
         Signs the ledger's entries.
     """
+    from canal.registry.rebuild import rebuild
+
+    return rebuild(project.store, _wishes(project, by, why, also, without, sign), _figures_for(project))
+
+
+def _wishes(
+    project: Project,
+    by: str | None,
+    why: str | None,
+    also: Sequence[Path] = (),
+    without: Sequence[int] = (),
+    sign: "Sign | None" = None,
+) -> "Wishes":
     from canal.layout import Layout
-    from canal.registry.rebuild import Wishes, rebuild
+    from canal.registry.rebuild import Wishes
     from canal.registry.registration import user
 
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
         raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
-    wishes = Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
-    return rebuild(project.store, wishes, lambda layout, stage: _figures(project, stage, layout))
+    return Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
+
+
+def _figures_for(project: Project) -> "DrawFigures":
+    return lambda layout, stage: _figures(project, stage, layout)
 
 
 def _commit(project: Project, message: str, *also: str) -> None:

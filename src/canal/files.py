@@ -1,5 +1,6 @@
 """Writing that is whole or not there: temporary neighbours, then one rename."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -103,15 +104,46 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     runs left in that folder is removed. The file may be read by whom the umask lets read it, but by nobody
     who may not read the file that it replaces, or ``like``, the file that its content is from.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    temporary = path.parent / _temporary_name(path, path.suffix)
-    mode = _FILE & _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
-    try:
+    mode = _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
+    with _neighbour(path, mode) as temporary:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
+
+
+@contextmanager
+def first_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path``, which nobody else made before.
+
+    Of several processes that make the same file at once, on whichever machine, one makes it.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there by then; it stays as it is.
+    """
+    with _neighbour(path, mode) as temporary:
+        yield temporary
+        _flush(temporary)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without a second name for a file
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            temporary.replace(path)
+
+
+@contextmanager
+def _neighbour(path: Path, mode: int) -> Iterator[Path]:
+    """Yield an empty file beside ``path`` that is gone afterwards, unless it got another name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
+    temporary = path.parent / _temporary_name(path, path.suffix)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode & _FILE))
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,7 +152,9 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
 def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without an error.
 
-    Rights and leftovers are as with `new_file`.
+    Rights and leftovers are as with `new_file`. What is at ``path`` takes the place of the new folder in one
+    step, and is removed there: a kill leaves the one or the other, whole. Where the system cannot exchange
+    two folders, a kill in the moment between two renames may leave neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -131,18 +165,41 @@ def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        if path.exists():
-            _remove(path)
-        temporary.rename(path)
+        if not os.path.lexists(path):
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            aside = path.parent / _temporary_name(path)
+            path.rename(aside)
+            temporary.rename(path)
+            _remove(aside)
     finally:
-        if temporary.exists():
+        if os.path.lexists(temporary):
             _remove(temporary)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; return whether the system and its file system know how.
+
+    Linux does (renameat2, RENAME_EXCHANGE), on its own file systems.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+
+
+_HERE, _EXCHANGE = -100, 2
+"""What Linux calls paths that are not below an open folder (AT_FDCWD), and the exchange of two of them."""
+
+
 @contextmanager
-def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left."""
-    place = Path(tempfile.gettempdir())
+def scratch_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
+    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left.
+
+    It lies in ``place``, by default where the system has temporary files.
+    """
+    place = place or Path(tempfile.gettempdir())
     _sweep(place)
     folder = place / _temporary_name(Path(f"canal-{purpose}"))
     folder.mkdir(_OWN_FOLDER)
@@ -150,6 +207,31 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder)
+
+
+@contextmanager
+def usual_rights(path: Path) -> Iterator[None]:
+    """Let a file that a library makes in this block for its user alone be read by whom the umask lets.
+
+    safetensors does so: nobody else could audit, or label with, the versions of a folder that is shared.
+    """
+    path.touch()
+    mode = path.stat().st_mode & _FILE
+    yield
+    path.chmod(mode)
+
+
+def unreadable(folder: Path) -> list[Path]:
+    """Return the files and folders below a folder that this user may not read."""
+    closed: list[Path] = []
+
+    def note(error: OSError) -> None:
+        closed.append(Path(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=note):
+        paths = [Path(place, name) for name in (*folders, *files)]
+        closed += [path for path in paths if not (path.is_symlink() or os.access(path, os.R_OK))]
+    return sorted(set(closed))
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -1,5 +1,7 @@
 """Versions of a server are brought once, whole, and only as they were registered."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,10 @@ from canal.digests import tree_digests
 from canal.errors import RegistryError
 from canal.registry import downloads
 from canal.registry.history import restore_model, verified
+from canal.registry.moves import moving
+from canal.registry.promotion import promote
 from canal.registry.store import Version
+from tests.backends.make import PASSED
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
@@ -51,6 +56,46 @@ def test_a_version_is_brought_once_and_again_where_it_was_cleared_or_damaged(ser
     (place / "model" / "labels.json").write_text("[]")
     assert verified(folder.project().store, version)[0] == place
     assert brought == [1, 1, 1]
+
+
+def test_an_audit_takes_no_copy_away_and_judges_what_the_server_has_now(server, new_folder):
+    folder = new_folder("a")
+    folder.register(1)
+    project = folder.project()
+    version = project.store.version("1")
+    folder.findings()
+    place = project.layout.private / "versions"
+    assert [one.name for one in place.iterdir()] == [version.record]  # what nobody had a copy of stays
+    copy, shared = (place / version.record).stat().st_ino, project.store.artifacts(version)
+    (shared / "model" / "labels.json").write_text("[]")
+    assert not any("labels.json" in what for what in folder.findings())
+    path = stored(server, project.store, version, "model/labels.json")
+    before = path.read_bytes()
+    path.write_bytes(b"[]")
+    assert any("labels.json" in what for what in folder.findings())
+    path.write_bytes(before)
+    assert [one.name for one in place.iterdir()] == [version.record]
+    assert (place / version.record).stat().st_ino == copy
+    assert verified(folder.project().store, version)[0] == shared
+    assert (shared / "model" / "labels.json").read_bytes() == before
+
+
+def test_an_audit_waits_for_another_folder_that_moves_something(server, new_folder):
+    """It looks when the other one is done, and is told that it is behind, and of nothing else."""
+    folder, other = new_folder("a"), new_folder("b")
+    folder.register(2)
+    other.canal("ledger", "--catch-up")
+    before = folder.findings()
+    store = other.project().store
+    with moving(store) as ledger:
+        audited = ThreadPoolExecutor(1).submit(folder.findings)
+        time.sleep(1)
+        assert not audited.done()
+        version = store.version("1")
+        promote(store, ledger, version, PASSED, "Ada", "reviewed")
+    new = [what for what in audited.result() if what not in before]
+    assert len(new) == 1
+    assert "canal ledger --catch-up" in new[0]
 
 
 def test_what_the_server_changed_is_refused_and_not_kept(server, new_folder):

@@ -13,9 +13,19 @@ CODE = """
 import json, sys
 from pathlib import Path
 from tests.faults.chaos import run
+from tests.faults.crowd import crowd
+from tests.faults.kills import kill_commands
+from tests.faults.lent import read_where_nothing_may_be_written
 from tests.pipeline.conftest import Line
-print(json.dumps(run(Line(Path(sys.argv[1])), Path(sys.argv[2]), kills=(3, 2), seed=0, locked=3.0)))
+base, scratch = Line(Path(sys.argv[1])), Path(sys.argv[2])
+report = run(base, scratch, kills=(3, 2), seed=0, locked=3.0)
+report["commands"] = kill_commands(base, scratch, 1, 0, sys.argv[3:])
+report["lent"] = read_where_nothing_may_be_written(base)
+report["crowd"] = crowd(base, scratch / "crowd", rounds=1, seed=0, each=4)
+print(json.dumps(report))
 """
+KILLED = ("first command", "registry rebuild", "import", "export", "annotate h5ad", "keys new")
+"""Commands that are killed once here; `make chaos` kills every one that writes, a hundred times."""
 
 
 def test_the_registry_stays_whole(learned, tmp_path):
@@ -24,7 +34,7 @@ def test_the_registry_stays_whole(learned, tmp_path):
     script = tmp_path / "short.py"
     script.write_text(CODE)
     done = subprocess.run(
-        ["python", str(script), str(line.root), str(tmp_path)],
+        ["python", str(script), str(line.root), str(tmp_path), *KILLED],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -33,3 +43,7 @@ def test_the_registry_stays_whole(learned, tmp_path):
     assert report["learn"]["killed"] == 2
     assert report["race"]["moved"] >= 1
     assert "cannot write" in report["read-only"]["said"]
+    assert report["commands"]["tried"] == len(KILLED)
+    assert report["commands"]["wrong"] == []
+    assert report["crowd"]["answered"] >= 1
+    assert all(code == 0 for answers in report["lent"].values() for code in answers.values()), report["lent"]

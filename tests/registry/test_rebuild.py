@@ -12,6 +12,7 @@ from canal.registry.imported import register_adopted
 from canal.registry.ledger import Draft
 from canal.registry.moves import ledger_of, moving
 from canal.registry.rebuild import Wishes
+from canal.registry.rebuilding import half_rebuilt
 from canal.registry.registration import enter
 from tests.registry.registered import (
     EMPTY,
@@ -117,6 +118,62 @@ def test_a_kill_and_a_move_under_way_are_completed(project, tmp_path, monkeypatc
     assert [one[:3] for one in state(store)[2:]] == [("canal-annotator", number, key) for number in (2, 3)]
     assert not store.layout.pending.exists()
     assert audited(store).findings == ()
+
+
+MOMENTS = (
+    ("_say", 1), ("_say", 2), ("_say", 3), ("publish", 2), ("record", 3), ("hold_number", 1),
+    ("release_numbers", 2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("step", "time"), MOMENTS)
+def test_a_kill_at_any_moment_is_gone_on_with_and_nothing_else_is_done_meanwhile(
+    project, tmp_path, monkeypatch, step, time, behind
+):
+    """A kill before or ``behind`` a call of each step that writes."""
+    root, before, _ = project
+    store = lost(root, tmp_path / "project")
+    shutil.rmtree(store.layout.model("second"))  # two numbers to be held, and released
+    real, seen = getattr(rebuild, step), []
+
+    def killed(*arguments):
+        seen.append(1)
+        if len(seen) == time and not behind:
+            raise KeyboardInterrupt
+        done = real(*arguments)
+        if len(seen) == time and behind:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(store, without=[2, 3])
+    done = (step, time, behind) == ("_say", 3, True)
+    begun = [one for name in ("canal-backbone", "canal-annotator") for one in store.versions(name)]
+    if begun and not done:
+        assert half_rebuilt(store)
+        with pytest.raises(RegistryError, match="is half rebuilt"), moving(store):
+            pass
+        with pytest.raises(RegistryError, match="is half rebuilt"):
+            store.serving("1")
+        assert "a rebuilding of it was interrupted" in " ".join(map(str, audited(store).findings))
+    wishes = Wishes("A. Person", "again", (store.layout,), [2, 3])
+    assert (rebuild.rebuild_lost(store, wishes, no_figures) is None) == done
+    assert rebuild.rebuild_lost(store, wishes, no_figures) is None
+    assert state(store) == before[:2]
+    assert audited(store).findings == ()
+    shutil.copytree(root / "models" / "second", store.layout.model("second"))
+    assert register(store, "second").number == 4
+
+
+def test_a_number_that_the_ledger_gave_to_another_version_is_refused(project, tmp_path):
+    """An older copy of the store was put in the place of the lost one, and it gives numbers again."""
+    root, _, _ = project
+    store = lost(root, tmp_path / "project")
+    with pytest.raises(RegistryError, match=r"gave that number to another one \(entry 1\).*rebuild"):
+        register(store, "backbone")
 
 
 def test_an_import_is_made_again_from_the_backbone_that_adopted_it(registered, tmp_path):

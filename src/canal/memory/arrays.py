@@ -9,7 +9,7 @@ import numpy as np
 
 from canal.digests import canonical_json
 from canal.errors import SumsError
-from canal.files import parse_json
+from canal.files import parse_json, usual_rights
 
 _ABOUT = "about"
 
@@ -22,7 +22,8 @@ def write_arrays(
 
     whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     # One text of all: safetensors writes several in an order that it draws anew each time.
-    save_file(whole, path, metadata={_ABOUT: canonical_json(dict(about))} if about else None)
+    with usual_rights(path):
+        save_file(whole, path, metadata={_ABOUT: canonical_json(dict(about))} if about else None)
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:

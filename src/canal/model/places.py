@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from canal.errors import ModelError
+from canal.files import usual_rights
 from canal.model.angle import TypeAngle
 from canal.model.distance import TypeDistance
 from canal.model.head import MANIFOLD
@@ -69,7 +70,8 @@ class TypePlaces:
         """Write ``novelty.safetensors`` into ``folder``."""
         from safetensors.torch import save_file
 
-        save_file(self.tensors(), folder / PLACES)
+        with usual_rights(folder / PLACES):
+            save_file(self.tensors(), folder / PLACES)
 
     @classmethod
     def load(cls, folder: Path, n_scores: int) -> TypePlaces | None:

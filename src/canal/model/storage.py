@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from canal.errors import ModelError
-from canal.files import read_json
+from canal.files import read_json, usual_rights
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -57,7 +57,8 @@ def write_weights(network: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    with usual_rights(folder / WEIGHTS):
+        save_file(tensors, folder / WEIGHTS)
 
 
 def read_weights(network: nn.Module, folder: Path) -> None:

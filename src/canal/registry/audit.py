@@ -6,7 +6,7 @@ the registry is a local database.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,10 @@ from canal.registry.checks.sums import check_sums, recompute
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.verdict import check_verdict
 from canal.registry.checks.workspace import check_origin, check_workspace
+from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.gitted import GitFile
+from canal.registry.ledger import Ledger
+from canal.registry.mirror import movements
 from canal.registry.moves import ledger_of, recover
 from canal.registry.opening import Opening
 from canal.registry.shown import read_shown
@@ -47,6 +50,9 @@ from canal.registry.signing import Keyring
 from canal.registry.store import Store, Version
 
 __all__ = ["Finding", "Report", "audit"]
+
+_PATIENCE_S, _GLANCE_S = 60.0, 0.2
+"""How long an audit waits for others to rest who move something in a shared store."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,19 @@ def audit(
     hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
     ``keyring`` holds the keys by which every entry of the ledger has to be signed.
     """
+    with fresh_copies(store) as bring:
+        return _audited(store, layout, config, versions, again, keyring, bring)
+
+
+def _audited(
+    store: Store,
+    layout: Layout,
+    config: Config,
+    versions: Sequence[Version] | None,
+    again: bool,
+    keyring: Keyring | None,
+    bring: Bring,
+) -> Report:
     began, found = time.monotonic(), Found()
     snapshot = _snapshot(store, found)
     ledger = ledger_of(store)
@@ -110,7 +129,7 @@ def audit(
     check_places(store, found)
     shown = read_shown(store)
     check_others(shown, snapshot, store, found)
-    family = Family(store, snapshot.ready, snapshot.records, found)
+    family = Family(store, snapshot.ready, snapshot.records, found, bring)
     wanted = snapshot.ready if versions is None else list(versions)
     chains, made = [], []
     for version in wanted:
@@ -134,7 +153,7 @@ def audit(
         check_values(chain, files, found)
 
     def everybody() -> Iterator[Member]:
-        others = Family(store, snapshot.ready, snapshot.records, Found())
+        others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
         return (member for version in snapshot.ready if (member := others.member(version)))
 
     check_exclusions(chains, everybody, config, found)
@@ -187,19 +206,42 @@ def _stages(chains: Sequence[Sequence[Member]], config: Config, everything: bool
 def _snapshot(store: Store, found: Found) -> Snapshot:
     """Finish what a kill left, then read ledger and store while nobody moves anything."""
     ledger = ledger_of(store)
-    with _still(store):
+    with _still(store) as writing:
         if store.layout.pending.is_file():
-            try:
-                recover(store, ledger)
-            except CanalError as error:
-                found.wrong(LEDGER, "ledger", str(error))
-        return take_snapshot(store, ledger)
+            _settle(store, ledger, writing, found)
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            before, snapshot = movements(store), take_snapshot(store, ledger)
+            if before is not None and movements(store) == before:
+                return snapshot
+            if time.monotonic() > end:
+                what = "another folder moved something all the while: audit again when it rests"
+                found.note(LEDGER, "ledger", what)
+                return snapshot
+            time.sleep(_GLANCE_S)
+
+
+def _settle(store: Store, ledger: Ledger, writing: bool, found: Found) -> None:
+    """Finish the move that a kill left half made; where nothing may be written, tell of it."""
+    if not writing:
+        what = (
+            f"{store.layout.pending.name} notes a move that was interrupted, and nothing may be written here"
+        )
+        found.wrong(LEDGER, "ledger", f"{what}: `canal registry sync`, by who may write, finishes it")
+        return
+    try:
+        recover(store, ledger)
+    except CanalError as error:
+        found.wrong(LEDGER, "ledger", str(error))
 
 
 @contextmanager
-def _still(store: Store) -> Iterator[None]:
-    """Hold the registry's lock; a folder that may only be read has nobody who writes."""
+def _still(store: Store) -> Iterator[bool]:
+    """Hold the registry's lock, and give whether anything may be written: else nobody here writes."""
+    writing = True
     with ExitStack() as stack:
-        with suppress(ReadOnlyError):
+        try:
             stack.enter_context(store.lock("registry"))
-        yield
+        except ReadOnlyError:
+            writing = False
+        yield writing

@@ -1,5 +1,6 @@
 """Which code made a version: the git commit, whether it was clean, and digests of code and lock."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,30 @@ def current_commit(root: Path) -> Commit:
     if not sha:
         return Commit(None, dirty=True)
     return Commit(sha, dirty=bool(_git(root, "status", "--porcelain", "--", *CODE)))
+
+
+def committed(path: Path, at: str = "HEAD") -> bytes | None:
+    """Return a file as a commit has it; None without git, or where the commit has no such file.
+
+    The repository may be another user's. Then git by itself answers nothing, since settings of a repository
+    can name programs that it runs; the one command that is run here reads an object and runs none of them.
+    """
+    command = [*_READING, "cat-file", "blob", f"{at}:./{path.name}"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=path.parent,
+            env={**os.environ, "GIT_NO_LAZY_FETCH": "1"},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+_READING = ("git", "--no-pager", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 
 
 def code_digest(root: Path, package: Path | None = None) -> str:

@@ -73,6 +73,11 @@ class Database:
         query = "SELECT alias, version FROM registered_model_aliases WHERE workspace = 'default' AND name = ?"
         yield from self._all(query, model)
 
+    def model_tags(self, model: str) -> dict[str, str]:
+        """Return the tags of a registered model; none where it was never made."""
+        query = "SELECT key, value FROM registered_model_tags WHERE workspace = 'default' AND name = ?"
+        return {key: value or "" for key, value in self._all(query, model)}
+
     def artifact_location(self, model_id: str) -> str | None:
         """Return where the artifacts of a logged model lie, or None if there is no such model."""
         query = "SELECT artifact_location FROM logged_models WHERE model_id = ?"

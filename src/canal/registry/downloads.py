@@ -1,22 +1,30 @@
 """Versions of a store that is not on this disk: downloaded once, under the digest of their record.
 
-What lies in ``.canal/versions`` was whole when it came. Whoever reads a file of it checks that file, as ever;
-a whole check (`canal.registry.history.verified`) has a damaged copy brought again.
+What lies in ``.canal/versions`` was whole when it came, is shared by all processes of the project, and is
+never taken away from them: a copy that was damaged is exchanged for a whole one. Whoever reads a file of it
+checks that file, as ever; a whole check (`canal.registry.history.verified`) has a damaged copy brought again.
+An audit judges what the store hands out now, in a folder of its own.
 """
 
+import os
 import re
-import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canal.digests import file_digest
-from canal.errors import RegistryError
-from canal.files import new_folder, read_json
+from canal.errors import ReadOnlyError, RegistryError
+from canal.files import new_folder, read_json, scratch_folder
 from canal.registry.bundle import LOADED_FILE, RECORD_FILE
 from canal.registry.key import KEY_FILE, check_files, read_key
 
 if TYPE_CHECKING:
     from canal.registry.store import Store, Version
+
+Bring = Callable[["Version"], Path]
+"""Returns the folder of a version's artifacts on this disk."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -24,29 +32,66 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def downloaded(store: "Store", version: "Version") -> Path:
     """Return the folder of a version's artifacts on this disk; only the first call downloads them.
 
+    Where nothing may be written into the project, they come into a folder that is gone with this process.
+
     Raises
     ------
     RegistryError
         If the store does not hand them out, or they are not what was registered; nothing is kept then.
     """
     folder = _place(store, version)
+    if lent := store.lent.get(version.record):
+        return lent
     if _is_of(folder, version):
         return folder
-    with store.lock("versions"):
-        if not _is_of(folder, version):
-            with new_folder(folder) as temporary:
-                download(store, version, temporary)
-                _require_whole(temporary, version)
+    try:
+        with store.lock("versions"):
+            if not _is_of(folder, version):
+                _bring(store, version, folder)
+    except ReadOnlyError:
+        return _lend(store, version)
     return folder
 
 
-def forget(store: "Store", version: "Version") -> bool:
-    """Remove the copy of a version, so that it is brought again; return whether there was one."""
+def bring_again(store: "Store", version: "Version") -> bool:
+    """Exchange a copy that does not hold for a whole one; return whether copies of the version are kept."""
     if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
-    with store.lock("versions"):
-        shutil.rmtree(_place(store, version), ignore_errors=True)
+    try:
+        with store.lock("versions"):
+            if not _is_whole(_place(store, version), version):
+                _bring(store, version, _place(store, version))
+    except ReadOnlyError:
+        _lend(store, version)
     return True
+
+
+@contextmanager
+def fresh_copies(store: "Store") -> "Iterator[Bring]":
+    """Give a function that returns what the store hands out of a version now, not a copy of before.
+
+    What is downloaded lies in a folder of this process that is gone afterwards, except that what nobody has
+    a copy of yet stays.
+    """
+    brought: dict[str, Path] = {}
+    with ExitStack() as stack:
+
+        def bring(version: "Version") -> Path:
+            if local := store.local_artifacts(version):
+                return local
+            place = _place(store, version)
+            if not brought:
+                brought[""] = stack.enter_context(scratch_folder("versions", _writable(place.parent)))
+            if version.record not in brought:
+                folder = brought[""] / version.record
+                _bring(store, version, folder)
+                brought[version.record] = folder
+            return brought[version.record]
+
+        try:
+            yield bring
+        finally:
+            _keep(store, brought)
 
 
 def download(store: "Store", version: "Version", target: Path) -> None:
@@ -71,6 +116,41 @@ def download(store: "Store", version: "Version", target: Path) -> None:
     (target / LOADED_FILE).unlink(missing_ok=True)
 
 
+def _bring(store: "Store", version: "Version", folder: Path) -> None:
+    with new_folder(folder) as temporary:
+        download(store, version, temporary)
+        _require_whole(temporary, version)
+
+
+def _lend(store: "Store", version: "Version") -> Path:
+    """Bring a version into a folder that is gone with the store, or at the latest with this process."""
+    if version.record not in store.lent:
+        stack, owner = ExitStack(), os.getpid()
+        folder = stack.enter_context(scratch_folder("versions")) / version.record
+        weakref.finalize(store, lambda: stack.close() if os.getpid() == owner else None)
+        _bring(store, version, folder)
+        store.lent[version.record] = folder
+    return store.lent[version.record]
+
+
+def _writable(folder: Path) -> Path | None:
+    """Return a folder, made where it is not there; None where nothing may be written into it."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _keep(store: "Store", brought: dict[str, Path]) -> None:
+    """Leave to all processes what was brought of versions that none has a copy of."""
+    if not brought or brought[""].parent != store.layout.private / "versions":
+        return
+    with suppress(RegistryError), store.lock("versions"):
+        for record, folder in brought.items():
+            shared = brought[""].parent / record
+            if record and not shared.exists():
+                folder.rename(shared)
+
+
 def _place(store: "Store", version: "Version") -> Path:
     if not _SHA256.fullmatch(version.record):
         raise RegistryError(
@@ -87,6 +167,14 @@ def _is_of(folder: Path, version: "Version") -> bool:
         (folder / name).is_file() and file_digest(folder / name) == digest
         for name, digest in manifests.items()
     )
+
+
+def _is_whole(folder: Path, version: "Version") -> bool:
+    try:
+        _require_whole(folder, version)
+    except (RegistryError, OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def _require_whole(folder: Path, version: "Version") -> None:

@@ -15,11 +15,15 @@ _PLAIN = {
     "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_GRAFT_FILE": os.devnull,
     "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
     "LC_ALL": "C",
 }
 """Objects as they were committed: no replace refs, no grafts."""
-_NO_GRAPH = ("-c", "core.commitGraph=false")
+_NO_GRAPH = ("git", "--no-pager", "-c", "core.commitGraph=false", "-c", "core.fsmonitor=false")
 """Nor the commit graph: a file beside the objects, which nothing compares with them."""
+_READING = (*_NO_GRAPH, "-c", "safe.directory=*")
+"""Another user's repository is read, too: what is asked of it runs no program that its settings name."""
+_RUNS_PROGRAMS = ("verify-tag", "tag")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class GitFile:
         """Return what git prints; None where it says no, or is not there."""
         try:
             done = subprocess.run(
-                ["git", *_NO_GRAPH, *arguments],
+                [*(_NO_GRAPH if arguments[0] in _RUNS_PROGRAMS else _READING), *arguments],
                 cwd=self.path.parent,
                 env={**os.environ, **_PLAIN},
                 input=stdin,
@@ -66,7 +70,7 @@ class GitFile:
         """Why git says nothing of a repository, such as that of another owner; None where it does."""
         try:
             done = subprocess.run(
-                ["git", "rev-parse", "--git-dir"],
+                [*_READING, "rev-parse", "--git-dir"],
                 cwd=self.path.parent,
                 env={**os.environ, **_PLAIN},
                 capture_output=True,
@@ -107,7 +111,7 @@ class GitFile:
     def reading(self) -> Iterator["Reader"]:
         """Give a reader of the file at many commits: one process, one state in memory at a time."""
         with subprocess.Popen(
-            ["git", *_NO_GRAPH, "cat-file", "--batch"],
+            [*_READING, "cat-file", "--batch"],
             cwd=self.path.parent,
             env={**os.environ, **_PLAIN},
             stdin=subprocess.PIPE,

@@ -8,10 +8,11 @@ from canal.digests import file_digest, json_digest
 from canal.errors import HistoryError, RegistryError
 from canal.files import new_folder
 from canal.registry.bundle import RECORD_FILE, read_record
-from canal.registry.downloads import forget
+from canal.registry.downloads import bring_again
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.ledger import records_said
 from canal.registry.moves import ledger_of
+from canal.registry.rebuilding import require_rebuilt
 from canal.registry.request import differences, stage_request
 from canal.registry.rules import LOST
 from canal.registry.store import Store, Version, local_uri
@@ -52,6 +53,7 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
 
     A project whose own store is lost altogether is learned and rebuilt, as ever.
     """
+    require_rebuilt(store)
     model, entries = _model_name(store, stage), ledger_of(store).entries()
     for entry in reversed(records_said(entries).values()):
         details = entry.document["details"]
@@ -117,7 +119,7 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
     try:
         return folder, _checked_key(folder, version)
     except RegistryError:
-        if not forget(store, version):
+        if not bring_again(store, version):
             raise
     folder = store.artifacts(version)
     return folder, _checked_key(folder, version)

@@ -60,6 +60,22 @@ def claimed(store: Store) -> Iterator[None]:
             _claim_file(store).unlink(missing_ok=True)
 
 
+def movements(store: Store) -> frozenset[str] | None:
+    """Return the names of the entries in a store, or None while another folder moves something there.
+
+    A store of this folder alone has neither. The caller holds the registry's lock, so that a claim of this
+    folder is one that a kill left.
+    """
+    if not store.remote:
+        return frozenset()
+    tags, path = store.model_tags(store.names.model), _claim_file(store)
+    own = _CLAIM + (path.read_text(encoding="utf-8") if path.is_file() else "")
+    claims = (value for name, value in tags.items() if name.startswith(_CLAIM) and name != own)
+    if not all(_given_up(value) for value in claims):
+        return None
+    return frozenset(name for name in tags if name.startswith(_ENTRY))
+
+
 def mirror(store: Store, entry: Entry) -> bool:
     """Write an entry to the store unless it is there, and return whether others follow it already.
 
@@ -162,19 +178,28 @@ def _refuse_claimed(store: Store, own: str) -> None:
     for name, value in store.model_tags(store.names.model).items():
         if not name.startswith(_CLAIM) or name == own:
             continue
-        try:
-            claim = json.loads(value)
-            whose, since = f"{claim['who']} on {claim['host']}"[:200], datetime.fromisoformat(claim["time"])
-            given_up = datetime.now(UTC) - since > _GIVEN_UP
-        except (ValueError, KeyError, TypeError):
-            given_up = True
-        if not given_up:
+        if not _given_up(value):
+            whose, since = _claimant(value)
             raise LedgerError(
                 f"somebody else moves something in {store.shown} at this moment ({whose!r}, since "
                 f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when that is done; a move that never ends counts "
                 "as given up after an hour"
             )
         store.model_tag(store.names.model, name, None)
+
+
+def _given_up(claim: str) -> bool:
+    """Whether a claim is too old to count, or none at all."""
+    try:
+        return datetime.now(UTC) - _claimant(claim)[1] > _GIVEN_UP
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _claimant(claim: str) -> tuple[str, datetime]:
+    """Return whose a claim is, and since when."""
+    said = json.loads(claim)
+    return f"{said['who']} on {said['host']}"[:200], datetime.fromisoformat(said["time"])
 
 
 def _write(store: Store, entry: Entry) -> None:

@@ -19,6 +19,7 @@ from canal.registry import rules
 from canal.registry.intents import read_intent, require_intent, require_possible, told
 from canal.registry.ledger import Draft, Entry, Ledger, Sign
 from canal.registry.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
+from canal.registry.rebuilding import require_rebuilt
 from canal.registry.rules import require_next, require_rules
 from canal.registry.store import TAG, Store
 from canal.registry.trust import require_signature, require_signatures
@@ -33,8 +34,10 @@ def ledger_of(store: Store) -> Ledger:
 
 
 @contextmanager
-def moving(store: Store) -> Iterator[Ledger]:
+def moving(store: Store, rebuilding: bool = False) -> Iterator[Ledger]:
     """Hold the registry's lock, finish what a kill left, and give the ledger to write into.
+
+    Only the ``rebuilding`` of a lost store may write into one that is half rebuilt.
 
     Raises
     ------
@@ -43,8 +46,12 @@ def moving(store: Store) -> Iterator[Ledger]:
         ends, or another folder moves something there at this moment.
     SigningError
         If the keyring that params.yaml names does not know who signed an entry that has to be signed.
+    RegistryError
+        If the store is half rebuilt.
     """
     with store.lock("registry"), claimed(store):
+        if not rebuilding:
+            require_rebuilt(store)
         ledger = ledger_of(store)
         _require_sound(store, ledger.entries())
         recover(store, ledger)

@@ -17,17 +17,15 @@ from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, reco
 from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
 from canal.registry.placeholders import hold_number, release_numbers, require_number
 from canal.registry.publish import Publication, publish
+from canal.registry.rebuilding import DONE, MAKING, NUMBERED, REBUILDING, half_rebuilt, rebuilding
 from canal.registry.remains import Remains, find_remains
 from canal.registry.rules import LOST
-from canal.registry.store import READY, TAG, Store, Version
+from canal.registry.store import READY, Store, Version
 from canal.registry.sync import extras, ready_version
 from canal.registry.tracking import parent_run
 
 DrawFigures = Callable[[Layout, str], Path]
 """Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
-
-STATE = f"{TAG}rebuilding"
-_MAKING, _NUMBERED, _DONE = "making", "numbered", "done"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def is_lost(store: Store) -> bool:
 
 
 def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
-    """Make an empty or lost store again.
+    """Make an empty or lost store again, or go on where that was interrupted.
 
     Raises
     ------
@@ -86,6 +84,24 @@ def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
         version whose model is not there and that is not given up.
     LedgerError
         If the ledger does not hold.
+    """
+    with store.lock("rebuild"):
+        return _rebuild(store, wishes, draw)
+
+
+def rebuild_lost(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt | None:
+    """Do as `rebuild` where the store is lost or half rebuilt; return None where it is not."""
+    if not (half_rebuilt(store) or is_lost(store)):
+        return None
+    with store.lock("rebuild"):  # another process may have done it meanwhile
+        return _rebuild(store, wishes, draw) if half_rebuilt(store) or is_lost(store) else None
+
+
+def _rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
+    """Make versions in the order of their numbers, then release the numbers that only were held.
+
+    A tag of the registered model says how far it got, from before the first version on: as long as it does
+    not say that all is done, nobody else moves anything, and this goes on where a kill ended it.
     """
     who, why = words.name(wishes.by, "the person (--by)"), words.reason(wishes.why)
     _require_lost(store)
@@ -101,19 +117,20 @@ def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
     remains = find_remains(wishes.layouts)
     gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, remains)}
     _require_aliases(store, entries, gaps, wishes)
-    for model in (store.names.backbone, store.names.model):
-        store.make_model(model)
-    if _state(store) != _NUMBERED:
-        store.model_tag(store.names.model, STATE, _MAKING)
-    with moving(store) as ledger:
-        maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
-        for model in (store.names.backbone, store.names.model):
-            if _state(store) != _NUMBERED:
+    with moving(store, rebuilding=True) as ledger:
+        _require_lost(store)
+        models = (store.names.backbone, store.names.model)
+        for model in models:
+            store.make_model(model)
+        if rebuilding(store) != NUMBERED:
+            _say(store, MAKING)
+            maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
+            for model in models:
                 maker.make(model, gaps)
-        store.model_tag(store.names.model, STATE, _NUMBERED)
-        for model in (store.names.backbone, store.names.model):
+            _say(store, NUMBERED)
+        for model in models:
             release_numbers(store, model)
-        store.model_tag(store.names.model, STATE, _DONE)
+        _say(store, DONE)
     return Rebuilt(tuple(_everything(store)), tuple(gaps.values()))
 
 
@@ -211,7 +228,7 @@ def _everything(store: Store) -> list[Version]:
 def _require_lost(store: Store) -> None:
     """Refuse a store that holds versions, unless an earlier rebuilding made them and was interrupted."""
     versions = _everything(store)
-    if not versions or _state(store) in (_MAKING, _NUMBERED):
+    if not versions or half_rebuilt(store):
         return
     raise RegistryError(
         f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
@@ -219,8 +236,8 @@ def _require_lost(store: Store) -> None:
     )
 
 
-def _state(store: Store) -> str:
-    return (store.model_tags(store.names.model) or {}).get(STATE, "")
+def _say(store: Store, state: str) -> None:
+    store.model_tag(store.names.model, REBUILDING, state)
 
 
 def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:

@@ -3,7 +3,8 @@
 import getpass
 from typing import Any
 
-from canal.registry.ledger import Draft, Ledger, Sign, records_said
+from canal.errors import RegistryError
+from canal.registry.ledger import Draft, Entry, Ledger, Sign, records_said
 from canal.registry.moves import CANDIDATE, record
 from canal.registry.store import Store, Version
 
@@ -20,8 +21,15 @@ def enter(
     ``by`` is the command that made the version.
 
     A kill between the version and its entry leaves a ready version without one: the next sync writes it.
+
+    Raises
+    ------
+    RegistryError
+        If the ledger gave the number to another version.
     """
-    if (version.model, version.number) in records_said(ledger.entries()):
+    known = records_said(ledger.entries()).get((version.model, version.number))
+    if known is not None:
+        _require_same(store, version, known)
         return
     record(
         store,
@@ -37,6 +45,18 @@ def enter(
             details=_details(version),
         ),
         sign,
+    )
+
+
+def _require_same(store: Store, version: Version, known: Entry) -> None:
+    if (known.document["key"], known.document["record"]) == (version.key, version.record):
+        return
+    ledger = store.layout.ledger.name
+    raise RegistryError(
+        f"{store.shown} has {version.model} {version.number} ({version.stage}), but {ledger} gave that "
+        f"number to another one (entry {known.seq}): this store is not the one that the ledger was written "
+        "with, such as an older copy of it. Bring that one back; or set this one aside (mlflow.db and "
+        "mlartifacts/), then `canal registry rebuild`"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canal.errors import SigningError
+from canal.files import first_file
 from canal.registry import words
 from canal.registry.ledger import Entry, Sign, entry_hash
 from canal.registry.rules import DECIDED, KINDS
@@ -278,18 +279,11 @@ def _private_bytes(path: Path) -> bytes:
 def _write_once(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with first_file(path, 0o600) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         if path.exists():
             raise SigningError(
                 f"{path} is there already and is never overwritten; name another file with -o"
             ) from error
         raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise SigningError(f"cannot write the key {path}: {error.strerror or error}") from error

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from canal.messages import shown_address, without_secrets
 from canal.registry import address
 from canal.registry.database import Database, Row
 from canal.registry.moved import inside, local_path, settle
+from canal.registry.new_database import ensure_database
 from canal.startup import quiet_libraries
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Store:
         self.layout = layout
         self.names = names
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(layout)
+        self.lent: dict[str, Path] = {}
+        """Copies of versions outside of a project that may only be read, by the digest of their record."""
 
     @property
     def exists(self) -> bool:
@@ -131,10 +134,14 @@ class Store:
         mlflow.set_registry_uri(self.uri)
         try:
             # Two processes that make a new database at once crash each other.
-            with self.lock("mlflow"), address.alone_at(self.uri, _PATIENCE_S):
-                self._settle()
+            with self._alone() as writing, address.alone_at(self.uri, _PATIENCE_S):
+                if writing:
+                    self._settle()
+                    if self._file is not None:
+                        ensure_database(self._file)
                 client = mlflow.MlflowClient()
-                self._make_experiment(client)
+                if writing:
+                    self._make_experiment(client)
         except (MlflowException, OSError, _database_error()) as error:
             raise RegistryError(_unopened(self, error)) from error
         return client
@@ -180,6 +187,22 @@ class Store:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Keep other processes from opening the store meanwhile; give whether anything may be written.
+
+        Where the folder may only be read, what was made before is opened as it is.
+        """
+        writing = True
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock("mlflow"))
+            except ReadOnlyError:
+                if not self.exists:
+                    raise
+                writing = False
+            yield writing
 
     def settle(self) -> int:
         """Tell a local database that was moved or copied here where its files lie; return how many paths."""
@@ -230,8 +253,11 @@ class Store:
         Raises
         ------
         RegistryError
-            If there is none, it is not whole, or it was retired.
+            If there is none, it is not whole, or it was retired; or if the store is half rebuilt.
         """
+        from canal.registry.rebuilding import require_rebuilt
+
+        require_rebuilt(self)
         version = self.version(wanted)
         if version.retired:
             raise RegistryError(
@@ -271,6 +297,10 @@ class Store:
 
     def model_tags(self, model: str) -> dict[str, str]:
         """Return the tags of a registered model; none where it was never made."""
+        if not self.exists:
+            return {}
+        if database := self.database:
+            return database.model_tags(model)
         client = self.client
         from mlflow.exceptions import MlflowException
 
@@ -320,10 +350,10 @@ class Store:
         """
         from canal.registry.downloads import downloaded
 
-        return self._local_artifacts(version) or downloaded(self, version)
+        return self.local_artifacts(version) or downloaded(self, version)
 
-    def _local_artifacts(self, version: Version) -> Path | None:
-        """Return the folder of a version's artifacts where it lies on this disk.
+    def local_artifacts(self, version: Version) -> Path | None:
+        """Return the folder of a version's artifacts where it lies on this disk, else None.
 
         Those of the project's own store lie in the project, whatever the database says: it may have been
         moved or copied here.
@@ -338,8 +368,15 @@ class Store:
         return folder if folder.is_dir() else None
 
     def _make_experiment(self, client: "MlflowClient") -> None:
-        if client.get_experiment_by_name(self.names.experiment) is None:
+        from mlflow.exceptions import MlflowException
+
+        if client.get_experiment_by_name(self.names.experiment) is not None:
+            return
+        try:
             client.create_experiment(self.names.experiment, artifact_location=self._artifact_root())
+        except MlflowException as error:  # another folder was quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def _artifact_root(self) -> str | None:
         """Return where artifacts go; a server knows that itself, a database does not."""

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from canal.digests import file_digest
 from canal.errors import CanalError
+from canal.files import unreadable
 from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, read_manifest_key
-from canal.registry.checks.finding import Found, version_name
+from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import ANCESTORS, Member
-from canal.registry.downloads import forget
+from canal.registry.downloads import Bring
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry
 from canal.registry.schema import schema_complaints
@@ -17,7 +18,11 @@ from canal.registry.store import Store, Version
 
 
 class Family:
-    """The versions of both registered models, and the ledger's last word on each."""
+    """The versions of both registered models, and the ledger's last word on each.
+
+    ``bring`` returns the folder with a version's artifacts (`canal.registry.downloads.fresh_copies`): a
+    server's own bytes are judged, not a copy that was good once.
+    """
 
     def __init__(
         self,
@@ -25,8 +30,10 @@ class Family:
         versions: Sequence[Version],
         entries: Mapping[tuple[str, int], Entry],
         found: Found,
+        bring: Bring,
     ) -> None:
         self._store = store
+        self._bring = bring
         self._found = found
         self._entries = entries
         self._by_key: dict[str, Version] = {}
@@ -69,10 +76,14 @@ class Family:
     def _open(self, version: Version) -> Member | None:
         name = version_name(self._store, version.model, version.number)
         try:
-            forget(self._store, version)  # a server's own bytes are judged, not a copy that was good once
-            folder = self._store.artifacts(version)
+            folder = self._bring(version)
         except CanalError as error:
             self._found.wrong(name, "files", f"its artifacts are not there: {error}")
+            return None
+        if closed := unreadable(folder):
+            names = examples([path.relative_to(folder).as_posix() for path in closed])
+            what = f"this user may not read {names} in {folder}: whose they are can grant it (chmod -R a+rX)"
+            self._found.wrong(name, "files", what)
             return None
         key = read_manifest_key(name, folder, version, self._entry(version), self._found)
         if key is None:

@@ -1,6 +1,7 @@
 """The ledger against itself, git, the aliases and tags of the registry, and the versions that are there."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from canal.errors import CanalError
 from canal.registry.checks.finding import Found, examples, version_name
@@ -9,6 +10,7 @@ from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.rebuilding import half_rebuilt
 from canal.registry.rules import LOST
 from canal.registry.store import Store, Version
 
@@ -29,12 +31,15 @@ class Snapshot:
         The ledger's file.
     versions : list of Version
         Of both registered models, ready or not.
+    there : mapping of int to Entry, or str
+        The entries that a shared store has, by number, or why they cannot be read; empty for another store.
     """
 
     entries: list[Entry]
     wrong: list[str]
     content: bytes
     versions: list[Version]
+    there: Mapping[int, Entry] | str = field(default_factory=dict)
 
     @property
     def ready(self) -> list[Version]:
@@ -44,7 +49,19 @@ class Snapshot:
     @property
     def records(self) -> dict[tuple[str, int], Entry]:
         """The ledger's last word on the manifests of each version, by model and number."""
-        return records_said(self.entries)
+        return records_said(self.known)
+
+    @property
+    def known(self) -> list[Entry]:
+        """The ledger's entries, and those by which a shared store goes on where the ledger ends.
+
+        Where this folder is behind, which is a finding, what others moved is not held against them.
+        """
+        known = [*self.entries]
+        there = {} if isinstance(self.there, str) else self.there
+        while (one := there.get(len(known) + 1)) and known and one.document["previous"] == known[-1].hash:
+            known.append(one)
+        return known
 
 
 def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
@@ -55,7 +72,18 @@ def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
     versions = [
         version for name in (store.names.backbone, store.names.model) for version in store.versions(name)
     ]
-    return Snapshot(entries, wrong, content, versions)
+    return Snapshot(entries, wrong, content, versions, _mirrored(store))
+
+
+def _mirrored(store: Store) -> Mapping[int, Entry] | str:
+    from canal.registry.mirror import mirrored
+
+    if not store.remote:
+        return {}
+    try:
+        return mirrored(store)
+    except CanalError as error:
+        return str(error)
 
 
 def _usable(entry: Entry) -> bool:
@@ -88,6 +116,9 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, found: Found)
 
 def check_registered(snapshot: Snapshot, store: Store, found: Found) -> None:
     """Check that ledger and store know the same versions."""
+    if half_rebuilt(store):
+        what = "a rebuilding of it was interrupted, or is at work: `canal registry sync` goes on with it"
+        found.wrong(STORE, "ledger", what)
     records = snapshot.records
     ready = {(version.model, version.number) for version in snapshot.ready}
     for version in snapshot.ready:
@@ -128,7 +159,7 @@ def check_places(store: Store, found: Found) -> None:
 def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
     """Check aliases and retirements against the ledger's last word on each."""
     model = store.names.model
-    said = aliases_said(snapshot.entries, model)
+    said = aliases_said(snapshot.known, model)
     there = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
     ours = (CHAMPION, PREVIOUS, CANDIDATE)
     for alias in (*ours, *sorted(set(said) - {*ours})):
@@ -139,7 +170,7 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
             )
             found.wrong("aliases", "aliases", what)
     for version in snapshot.ready:
-        retired = retired_said(snapshot.entries, version.model)
+        retired = retired_said(snapshot.known, version.model)
         if version.retired != (version.number in retired):
             what = (
                 "MLflow says it is retired, the ledger does not"
@@ -154,12 +185,9 @@ def _number(number: int | None) -> str:
 
 
 def _check_mirror(store: Store, snapshot: Snapshot, name: str, found: Found) -> None:
-    from canal.registry.mirror import mirrored
-
-    try:
-        there = mirrored(store)
-    except CanalError as error:
-        found.wrong(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {error}")
+    there = snapshot.there
+    if isinstance(there, str):
+        found.wrong(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {there}")
         return
     for mine in snapshot.entries:
         if mine.seq in there and there[mine.seq].hash != mine.hash:

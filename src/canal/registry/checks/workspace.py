@@ -15,6 +15,7 @@ from typing import Any
 from canal.config import Config
 from canal.digests import file_digest
 from canal.errors import ConfigError
+from canal.files import unreadable
 from canal.layout import Layout
 from canal.params import parse_yaml
 from canal.registry.checks.finding import Found, examples
@@ -58,6 +59,9 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
         path = layout.root / out.path
         if not path.exists():
             missing.append(out.path)
+        elif not os.access(path, os.R_OK) or (path.is_dir() and unreadable(path)):
+            what = f"this user may not read {out.path}, or all of it: not compared with {out.said_by}"
+            found.wrong("workspace", "dvc", what)
         elif (differing := _differs(path, out, listings, sums)) is not None:
             what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
             found.wrong("workspace", "dvc", what)

@@ -13,13 +13,14 @@ from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ANCESTORS, CARRIED, CARRIED_LATELY, Member
 from canal.registry.checks.register import Snapshot, take_snapshot
 from canal.registry.checks.shown import check_shown
+from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.moves import ledger_of
 from canal.registry.parcel.manifest import LEDGER, VERSION
 from canal.registry.parcel.proof import prove
 from canal.registry.parcel.reading import unpacked
 from canal.registry.parcel.writing import About, write_parcel
 from canal.registry.shown import read_shown
-from canal.registry.store import Store
+from canal.registry.store import Store, Version
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,23 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     """
     if path.exists() and not overwrite:
         raise RegistryError(f"{path} is there already; --overwrite replaces it")
-    version, found = store.version(wanted), Found()
-    snapshot = take_snapshot(store, ledger_of(store))
-    family = Family(store, snapshot.ready, snapshot.records, found)
+    version = store.version(wanted)
+    with fresh_copies(store) as bring:
+        files = _files(store, version, bring)
+        about = About(version.model, version.number, version.key, version.record)
+        try:
+            write_parcel(path, about, files)
+            with unpacked(path) as (folder, manifest):
+                prove(folder, manifest)
+        except OSError as error:
+            raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
+    return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
+
+
+def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | bytes]:
+    """Return what goes into the parcel of a version, by name, after all of it is checked."""
+    found, snapshot = Found(), take_snapshot(store, ledger_of(store))
+    family = Family(store, snapshot.ready, snapshot.records, found, bring)
     member = family.member(version)
     record = None if member is None else family.record(member)
     if member is not None and record is not None:
@@ -70,14 +85,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
         if one.folder.parent != member.folder / ANCESTORS:
             files |= {f"{ANCESTORS}/{one.digest}/{name}": one.folder / name for name in _carried(one)}
     files[LEDGER] = _entries_about(snapshot, chain)
-    about = About(version.model, version.number, version.key, version.record)
-    try:
-        write_parcel(path, about, files)
-        with unpacked(path) as (folder, manifest):
-            prove(folder, manifest)
-    except OSError as error:
-        raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
-    return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
+    return files
 
 
 def _carried(member: Member) -> list[str]:
