@@ -299,9 +299,22 @@ def _killed(case: Case, line: Line, moment: float) -> str:
     else:
         check(line.root)
     left = [str(path.relative_to(line.root)) for path in line.root.rglob(".*.canal-*")]
+    done(
+        _use_scratch(Path(env["TMPDIR"])), line.root
+    )  # who next has temporary files there takes away the rest
     left += [path.name for path in Path(env["TMPDIR"]).iterdir() if ".canal-" in path.name]
     assert not left, f"left behind: {left}"
     return "ended first" if not killed else _WAS_DONE if was_done else _RAN_AGAIN
+
+
+def _use_scratch(place: Path) -> Callable[[], None]:
+    def work() -> None:
+        from canal.files import scratch_folder
+
+        with scratch_folder("kills", place):
+            pass
+
+    return work
 
 
 def _again(case: Case, line: Line, env: dict[str, str]) -> bool:
