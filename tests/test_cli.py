@@ -46,6 +46,7 @@ COMMANDS = [
     ("sums", "backfill"),
     ("basis", "export"),
     ("basis", "adopt"),
+    ("serve",),
 ]
 
 

@@ -1,6 +1,7 @@
 """What each script of ``pipelines/`` does first and last: its argument, its errors in one line."""
 
 import argparse
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,9 +98,10 @@ def _outs_before(lock: Path) -> list[str]:
 
     if not lock.is_file():
         return []
-    command = " ".join(["python", *sys.argv])
+    command = ["python", *sys.argv]
     steps = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"].values()
-    return [str(out["path"]) for one in steps if one["cmd"] == command for out in one.get("outs", ())]
+    mine = [one for one in steps if shlex.split(one["cmd"]) == command]
+    return [str(out["path"]) for one in mine for out in one.get("outs", ())]
 
 
 def project_step(

@@ -14,7 +14,7 @@ from canal.registry.history import restore_model, verified
 from canal.registry.moves import moving
 from canal.registry.promotion import promote
 from canal.registry.store import Version
-from tests.backends.make import PASSED
+from tests.registry.rulings import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 
@@ -92,7 +92,7 @@ def test_an_audit_waits_for_another_folder_that_moves_something(server, new_fold
         time.sleep(1)
         assert not audited.done()
         version = store.version("1")
-        promote(store, ledger, version, PASSED, "Ada", "reviewed")
+        promote(store, ledger, version, OVERRIDDEN, "Ada", "reviewed")
     new = [what for what in audited.result() if what not in before]
     assert len(new) == 1
     assert "canal ledger --catch-up" in new[0]

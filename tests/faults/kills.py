@@ -85,6 +85,9 @@ def begin_anew(line: Line) -> None:
     """Be a project that learned its stages and has never registered anything."""
     lose_store(line)
     (line.root / "ledger.jsonl").unlink()
+    # Nor has its git history a ledger: one that is gone from there would be a finding.
+    shutil.rmtree(line.root / ".git")
+    line.run("git", "init", "--quiet")
 
 
 def unlearned(line: Line) -> None:

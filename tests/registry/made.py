@@ -40,6 +40,7 @@ CREATE TABLE alembic_version (version_num);
 INSERT INTO alembic_version VALUES ('{SCHEMA}');
 CREATE TABLE model_versions (workspace, name, version, source, run_id, creation_time, current_stage);
 CREATE TABLE model_version_tags (workspace, name, version, key, value);
+CREATE TABLE registered_model_tags (workspace, name, key, value);
 CREATE TABLE registered_model_aliases (workspace, name, alias, version);
 CREATE TABLE logged_models (model_id, artifact_location);
 """

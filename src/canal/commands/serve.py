@@ -20,7 +20,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; others than this machine need a token.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on that machine.")] = 5001,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds an answer may take.")] = 60,
     patience: Annotated[int, typer.Option(min=1, help="Seconds in which a request must have come.")] = 60,

@@ -70,12 +70,16 @@ def lock_digest(root: Path) -> str | None:
 
 def in_git(root: Path) -> bool:
     """Whether a folder lies in a git repository."""
-    return _git(root, "rev-parse", "--is-inside-work-tree") == "true"
+    return _git(root, *_READING[1:], "rev-parse", "--is-inside-work-tree") == "true"
 
 
 def changes(root: Path, name: str) -> bool:
-    """Whether a file is not in git's last commit as it lies there."""
-    return bool(_git(root, "status", "--porcelain", "--ignored", "--", name))
+    """Whether a file is not in git's last commit as it lies there.
+
+    Asked without `git status`, which runs filters that the settings of a repository name.
+    """
+    path = root / name
+    return committed(path) != (path.read_bytes() if path.is_file() else None)
 
 
 def _git(root: Path, *arguments: str) -> str:

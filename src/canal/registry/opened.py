@@ -67,14 +67,20 @@ def _bound(seconds: int, memory: int) -> None:
     import resource
 
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds, hard))
+    _lower(resource.RLIMIT_CPU, int(used) + seconds)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
     if statm.is_file():
         size = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (size + memory, hard))
+        _lower(resource.RLIMIT_AS, size + memory)
+
+
+def _lower(what: int, bound: int) -> None:
+    """Set a bound of this process, or keep the one that whoever started it has set, if that is lower."""
+    import resource
+
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
 
 
 def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
