@@ -97,9 +97,11 @@ bench-exact-scale:  ## seconds and memory of one more stage of 100,000 cells by 
 	@tools/setup.sh run
 	@python benchmarks/exact_scale.py $(ARGS)
 
-chaos:  ## a hundred kills of learning and of every command that writes, races, crowds, full and locked disks: what is left is whole
+chaos:  ## kills of learning and of every command that writes, races, crowds, full disks; a registry, ledger and bundles forged by the hundred: hours
 	@tools/setup.sh test
 	@python -m tests.faults.chaos --kills 100
+	@python -m tests.faults.chaos_ledger
+	@python -m tests.faults.tampering
 
 fuzz:  ## 1,000 mutated inputs of all kinds: answered rightly or refused by one message (ARGS="--only 417")
 	@tools/setup.sh test
