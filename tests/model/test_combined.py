@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -282,6 +283,19 @@ def test_places_in_the_network_are_kept_with_the_model(tmp_path, parts):
     assert read_combination(tmp_path / "model")[1].in_network == parts
     one_by_one = [combined.predict(CELLS[row : row + 1]).novelty[0] for row in range(8)]
     np.testing.assert_allclose(one_by_one, combined.predict(CELLS).novelty[:8], atol=1e-5)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_every_file_of_a_model_may_be_read_by_whom_the_umask_lets(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        placed("network_angle", "manifold").save(tmp_path / "model")
+        replace(make_combined().network, places=None).save(tmp_path / "teacher")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"weights.safetensors", "network_places.safetensors"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
 def test_places_in_the_network_differ_with_where_the_types_lie():

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from canal.errors import ModelError
-from canal.files import usual_rights
 from canal.model.angle import TypeAngle
 from canal.model.distance import TypeDistance
 from canal.model.head import MANIFOLD
+from canal.model.storage import write_tensors
 
 PLACES, NETWORK_PLACES = "novelty.safetensors", "network_places.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
@@ -68,10 +68,7 @@ class TypePlaces:
 
     def save(self, folder: Path) -> None:
         """Write ``novelty.safetensors`` into ``folder``."""
-        from safetensors.torch import save_file
-
-        with usual_rights(folder / PLACES):
-            save_file(self.tensors(), folder / PLACES)
+        write_tensors(self.tensors(), folder / PLACES)
 
     @classmethod
     def load(cls, folder: Path, n_scores: int) -> TypePlaces | None:
@@ -153,9 +150,7 @@ class NetworkPlaces:
 
     def save(self, folder: Path) -> None:
         """Write ``network_places.safetensors`` into ``folder``."""
-        from safetensors.torch import save_file
-
-        save_file(self.tensors(), folder / NETWORK_PLACES)
+        write_tensors(self.tensors(), folder / NETWORK_PLACES)
 
     @classmethod
     def load(cls, folder: Path, n_scores: int, n_types: int) -> NetworkPlaces | None:

@@ -52,13 +52,18 @@ def read_names(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def write_weights(network: nn.Module, folder: Path) -> None:
-    """Write all parameters and buffers to ``folder/weights.safetensors``: equal weights, equal bytes."""
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, to be read by whom the umask lets: equal values, equal bytes."""
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with usual_rights(folder / WEIGHTS):
-        save_file(tensors, folder / WEIGHTS)
+    with usual_rights(path):
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def write_weights(network: nn.Module, folder: Path) -> None:
+    """Write all parameters and buffers to ``folder/weights.safetensors``."""
+    tensors = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    write_tensors(tensors, folder / WEIGHTS)
 
 
 def read_weights(network: nn.Module, folder: Path) -> None:
