@@ -117,6 +117,27 @@ def test_what_an_older_canal_left_half_made_is_made_anew(left):
     assert [one.name for one in left.parent.iterdir()] == ["mlflow.db"]
 
 
+@pytest.mark.parametrize("journal", [b"", b"\0" * 512, b"\0" * 5000], ids=len)
+def test_a_journal_that_a_kill_left_is_no_sign_of_work(left, journal):
+    """SQLite takes back what it needs to; a journal that was never synced lies there for good."""
+    beside = left.with_name("mlflow.db-journal")
+    beside.write_bytes(journal)
+    ensure_database(left)
+    assert Database(left).known
+    assert [one.name for one in left.parent.iterdir()] == ["mlflow.db"]
+
+
+def test_what_somebody_is_amid_writing_is_left_as_it_is(left):
+    with closing(sqlite3.connect(left, isolation_level=None)) as file:
+        file.execute("BEGIN IMMEDIATE")
+        file.execute("CREATE TABLE more (x)")
+        os.utime(left, (0, 0))
+        ensure_database(left)
+        assert not Database(left).known
+        file.execute("COMMIT")
+        assert file.execute("SELECT count(*) FROM more").fetchone() == (0,)
+
+
 def test_an_empty_file_is_made_a_database(tmp_path):
     path = tmp_path / "mlflow.db"
     path.touch()

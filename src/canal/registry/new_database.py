@@ -34,6 +34,8 @@ def ensure_database(path: Path) -> None:
     if Database(path).known:
         return
     if path.is_file() and _left_half_made(path):
+        # What SQLite needed of a journal it has taken back by now; one that stays would be the next file's.
+        _beside(path, "-journal").unlink(missing_ok=True)
         path.unlink()
     if not path.exists():
         with suppress(FileExistsError), first_file(path) as temporary:
@@ -57,18 +59,37 @@ def _left_half_made(path: Path) -> bool:
     changed = path.stat().st_mtime
     while _half_made(path):
         if not 0 <= time.time() - changed < _STILL_S:
-            return not any(path.with_name(path.name + end).exists() for end in ("-journal", "-wal"))
+            return not _beside(path, "-wal").exists() and _nobody_writes(path)
         seen = path.stat().st_mtime  # to look at it may have changed it, too: see below
         time.sleep(0.2)
         changed = path.stat().st_mtime if path.stat().st_mtime != seen else changed
     return False
 
 
+def _nobody_writes(path: Path) -> bool:
+    """Whether no process is amid writing: a journal beside the file may be one that a kill left."""
+    with closing(_opened(path, wait_s=0)) as file:
+        try:
+            file.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+        file.execute("ROLLBACK")
+    return True
+
+
+def _opened(path: Path, wait_s: float) -> sqlite3.Connection:
+    # Not read-only: what SQLite itself had not finished is taken back by the first who may write.
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=wait_s, isolation_level=None)
+
+
+def _beside(path: Path, end: str) -> Path:
+    return path.with_name(path.name + end)
+
+
 def _half_made(path: Path) -> bool:
     """Whether a file holds tables of MLflow, or none, not in the form that this MLflow gives them, no row."""
     try:
-        # Not read-only: what SQLite itself had not finished is taken back by the first who may write.
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_WAIT_S)) as file:
+        with closing(_opened(path, _WAIT_S)) as file:
             tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             filled = {
                 name
