@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,9 @@ def serve(project: Project, wanted: str | None, how: Serving) -> None:
 
 def _require_proof(project: Project, number: int) -> None:
     """Raise where an audit of the version finds anything: what cannot be proven must not serve."""
-    from canal.registry.audit import audit
+    from canal.auditing import audit_project
 
-    versions = [one for one in project.store.versions() if one.number == number]
-    report = audit(project.store, project.layout, project.config, versions)
+    report = audit_project(project, str(number))
     if report.findings:
         first = report.findings[0]
         raise RegistryError(
@@ -154,7 +154,9 @@ def application() -> Checked:
     return Checked(scoring_server.init(mlflow.pyfunc.load_model(told["folder"])), told["max_bytes"], token)
 
 
+@cache
 def _told() -> dict[str, Any]:
+    """Return what this worker was told when it was started."""
     told: dict[str, Any] = json.loads(os.environ[_SETTINGS])
     return told
 

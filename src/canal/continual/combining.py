@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from canal.config import Memory, Novelty
 from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
 from canal.continual.places import fit_network_places
 from canal.continual.remembering import Known, without_type
-from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
+from canal.continual.shadow import GeneScores, Part, Shadow, ask, learn_without
 from canal.continual.temperature import fit_calibration
 from canal.memory.answer import ExactAnnotator
 from canal.memory.rule import PARTS, unsqueezed
@@ -188,25 +188,30 @@ class LeavingOut:
         known, test = self.known.of(labels), self.test.of({*labels, name})
         logits, truth = _network_logits(shadow), np.array(test.cell_types, dtype=object)
         said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
-        of_known = self._network_parts(replace(shadow, test=shadow.known), name)
+        ask_network = self._asking(shadow, name)
         return AskedParts(
-            {**of_known, **known.apart(exact)},
-            {**self._network_parts(shadow, name), **test.apart(exact)},
+            {**ask_network(shadow.known), **known.apart(exact)},
+            {**ask_network(shadow.test), **test.apart(exact)},
             truth == name,
             np.array(labels, dtype=object)[said] == truth,
         )
 
-    def _network_parts(self, shadow: Shadow, name: str) -> dict[str, np.ndarray]:
-        """Return the network's own novelty of a shadow head's test cells, and the published score alone."""
-        places = {NETWORK_PART: shadow.places().only(self.parts), PUBLISHED_PART: None}
-        scores = {
-            part: ask(shadow, self.novelty, np.random.default_rng([self.seed, *name.encode()]), place).score
-            for part, place in places.items()
-        }
+    def _asking(self, shadow: Shadow, name: str) -> Callable[[Part], dict[str, np.ndarray]]:
+        """Return what tells the network's parts of novelty of cells, given what a head makes of them."""
         train, types = shadow.train
         in_network = fit_network_places(shadow.head, train, types.tolist())
-        beside = apart_in_network(shadow.head, in_network, shadow.test[0])
-        return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART]), **beside}
+        places = {NETWORK_PART: shadow.places().only(self.parts), PUBLISHED_PART: None}
+
+        def parts_of(cells: Part) -> dict[str, np.ndarray]:
+            asked, seed = replace(shadow, test=cells), [self.seed, *name.encode()]
+            scores = {
+                part: ask(asked, self.novelty, np.random.default_rng(seed), place).score
+                for part, place in places.items()
+            }
+            beside = apart_in_network(shadow.head, in_network, cells[0])
+            return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART]), **beside}
+
+        return parts_of
 
     def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
         if name not in shadows:

@@ -6,12 +6,11 @@ the registry is a local database.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from canal.config import Config
-from canal.errors import CanalError, ReadOnlyError
+from canal.errors import CanalError
 from canal.layout import Layout
 from canal.registry.bundle import Record
 from canal.registry.checks.anchored import check_anchors
@@ -21,11 +20,10 @@ from canal.registry.checks.entries import check_entries, check_promotions
 from canal.registry.checks.exclusion import check_exclusions
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import check_files
-from canal.registry.checks.finding import Finding, Found, version_name
+from canal.registry.checks.finding import LEDGER, Finding, Found, version_name
 from canal.registry.checks.member import Member
 from canal.registry.checks.origin import check_origin_record
 from canal.registry.checks.register import (
-    LEDGER,
     Snapshot,
     check_aliases,
     check_ledger,
@@ -206,7 +204,7 @@ def _stages(chains: Sequence[Sequence[Member]], config: Config, everything: bool
 def _snapshot(store: Store, found: Found) -> Snapshot:
     """Finish what a kill left, then read ledger and store while nobody moves anything."""
     ledger = ledger_of(store)
-    with _still(store) as writing:
+    with store.lock("registry", needed=False) as writing:
         if store.layout.pending.is_file():
             _settle(store, ledger, writing, found)
         end = time.monotonic() + _PATIENCE_S
@@ -233,15 +231,3 @@ def _settle(store: Store, ledger: Ledger, writing: bool, found: Found) -> None:
         recover(store, ledger)
     except CanalError as error:
         found.wrong(LEDGER, "ledger", str(error))
-
-
-@contextmanager
-def _still(store: Store) -> Iterator[bool]:
-    """Hold the registry's lock, and give whether anything may be written: else nobody here writes."""
-    writing = True
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(store.lock("registry"))
-        except ReadOnlyError:
-            writing = False
-        yield writing

@@ -1,6 +1,5 @@
 """Which code made a version: the git commit, whether it was clean, and digests of code and lock."""
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,30 +26,6 @@ def current_commit(root: Path) -> Commit:
     return Commit(sha, dirty=bool(_git(root, "status", "--porcelain", "--", *CODE)))
 
 
-def committed(path: Path, at: str = "HEAD") -> bytes | None:
-    """Return a file as a commit has it; None without git, or where the commit has no such file.
-
-    The repository may be another user's. Then git by itself answers nothing, since settings of a repository
-    can name programs that it runs; the one command that is run here reads an object and runs none of them.
-    """
-    command = [*_READING, "cat-file", "blob", f"{at}:./{path.name}"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=path.parent,
-            env={**os.environ, "GIT_NO_LAZY_FETCH": "1"},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-_READING = ("git", "--no-pager", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
-
-
 def code_digest(root: Path, package: Path | None = None) -> str:
     """Return one digest of canal's own source and the project's pipelines, independent of where they lie.
 
@@ -66,20 +41,6 @@ def lock_digest(root: Path) -> str | None:
     """Return the digest of the pinned environment, constraints.txt, where the project has one."""
     path = root / "constraints.txt"
     return file_digest(path) if path.is_file() else None
-
-
-def in_git(root: Path) -> bool:
-    """Whether a folder lies in a git repository."""
-    return _git(root, *_READING[1:], "rev-parse", "--is-inside-work-tree") == "true"
-
-
-def changes(root: Path, name: str) -> bool:
-    """Whether a file is not in git's last commit as it lies there.
-
-    Asked without `git status`, which runs filters that the settings of a repository name.
-    """
-    path = root / name
-    return committed(path) != (path.read_bytes() if path.is_file() else None)
 
 
 def _git(root: Path, *arguments: str) -> str:

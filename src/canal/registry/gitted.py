@@ -45,21 +45,23 @@ class GitFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def ask(self, *arguments: str, stdin: bytes | None = None) -> bytes | None:
+    def ask(self, *arguments: str) -> bytes | None:
         """Return what git prints; None where it says no, or is not there."""
         try:
-            done = subprocess.run(
-                [*(_NO_GRAPH if arguments[0] in _RUNS_PROGRAMS else _READING), *arguments],
-                cwd=self.path.parent,
-                env={**os.environ, **_PLAIN},
-                input=stdin,
-                capture_output=True,
-                timeout=_PATIENCE_S,
-                check=False,
-            )
+            done = self._run(arguments)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None
+
+    def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*(_NO_GRAPH if arguments[0] in _RUNS_PROGRAMS else _READING), *arguments],
+            cwd=self.path.parent,
+            env={**os.environ, **_PLAIN},
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
 
     def line(self, *arguments: str) -> str:
         """Return the one line that git prints, or nothing."""
@@ -69,14 +71,7 @@ class GitFile:
     def refusal(self) -> str | None:
         """Why git says nothing of a repository, such as that of another owner; None where it does."""
         try:
-            done = subprocess.run(
-                [*_READING, "rev-parse", "--git-dir"],
-                cwd=self.path.parent,
-                env={**os.environ, **_PLAIN},
-                capture_output=True,
-                timeout=_PATIENCE_S,
-                check=False,
-            )
+            done = self._run(("rev-parse", "--git-dir"))
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from canal.errors import LedgerError
 from canal.registry.ledger import Entry, Ledger, checked_entry, follows
-from canal.registry.rules import CHAMPION, breaches
+from canal.registry.rules import CHAMPION, next_breaches
 from canal.registry.rulings import unproven
 from canal.registry.store import Store
 from canal.registry.trust import intent_complaint
@@ -49,11 +49,7 @@ def require_intent(store: Store, ledger: Ledger, entry: Entry) -> None:
             f"({head.seq if head else 0}): bring the ledger back (git checkout -- {ledger.path.name}), or "
             f"delete {path.name} if the move is not to be made"
         )
-    wrong = [
-        one.what
-        for one in breaches([*entries, entry], store.names.backbone)
-        if one.grave and one.entry is entry
-    ]
+    wrong = [one.what for one in next_breaches(entries, entry, store.names.backbone)]
     if what := intent_complaint(store, entries, entry):
         wrong.append(what)
     if wrong:

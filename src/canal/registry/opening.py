@@ -72,7 +72,7 @@ class Opening:
                 found.wrong(member.name, _CHECK, f"its model cannot answer: {what}")
 
     def _signature(self, member: Member) -> tuple[tuple[str, str], ...]:
-        files = [(name, digest) for name, digest in sorted(member.files.items()) if name in _files(member)]
+        files = [(name, member.files[name]) for name in sorted(_files(member))]
         return (("cells", str(self.cells)), ("kind", _kind(member)), ("method", _method(member)), *files)
 
     def _lines(self) -> list[str]:

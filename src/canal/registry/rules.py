@@ -124,6 +124,11 @@ def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
     )
 
 
+def next_breaches(entries: Sequence[Entry], entry: Entry, backbone: str) -> list[Breach]:
+    """Return what an entry would break as the next one after ``entries``, and an older canal never wrote."""
+    return [one for one in breaches([*entries, entry], backbone) if one.grave and one.entry is entry]
+
+
 def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
     """Refuse to write an entry that would break a rule.
 
@@ -132,8 +137,7 @@ def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
     LedgerError
         Saying which.
     """
-    wrong = [one for one in breaches([*entries, entry], backbone) if one.grave and one.entry is entry]
-    if wrong:
+    if wrong := next_breaches(entries, entry, backbone):
         raise LedgerError(
             f"nothing was moved, for the ledger would not hold: {'; '.join(str(one) for one in wrong)}. Does "
             "`canal audit` find something? A version without an entry is entered by `canal registry sync`"

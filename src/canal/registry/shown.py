@@ -97,6 +97,10 @@ class Shown:
     aliases: Mapping[str, Mapping[str, int]]
     history: Callable[[str], Mapping[str, Points]]
 
+    def address(self, place: str) -> str:
+        """Return an address below that of the experiment: a project that was moved moves all of them."""
+        return f"{self.home.rstrip('/')}/{place}"
+
     def below(self, run_id: str) -> Iterator[ShownRun]:
         """Yield the runs below a run that were not deleted, oldest first."""
         runs = (run for run in self.runs.values() if run.tags.get(PARENT_RUN) == run_id)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from canal.registry.shown import OF_MLFLOW, Points, Shown, ShownModel, ShownRun, ShownVersion
+from canal.registry.shown import ACTIVE, OF_MLFLOW, Points, Shown, ShownModel, ShownRun, ShownVersion
 from canal.registry.store import LOGGED, Store
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _model(client: "MlflowClient", model_id: str) -> ShownModel | None:
         str(getattr(one.status, "value", one.status)),
         one.status_message or "",
         one.model_type or "",
-        "active",  # a deleted one is not handed out
+        ACTIVE,  # a deleted one is not handed out
         one.source_run_id or "",
         str(one.experiment_id),
         _beside({*one.params, *one.tags, *(metric.key for metric in one.metrics or ())}),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,8 +133,10 @@ class Store:
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
-            # Two processes that make a new database at once crash each other.
-            with self._alone() as writing, address.alone_at(self.uri, _PATIENCE_S):
+            # Two processes that make a new database at once crash each other. Where nothing may be written,
+            # what was made before is opened as it is.
+            locked = self.lock("mlflow", needed=not self.exists)
+            with locked as writing, address.alone_at(self.uri, _PATIENCE_S):
                 if writing:
                     self._settle()
                     if self._file is not None:
@@ -160,8 +162,10 @@ class Store:
         return str(experiment.experiment_id)
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold a lock that keeps other canal processes of this project out.
+    def lock(self, name: str, needed: bool = True) -> Iterator[bool]:
+        """Hold a lock that keeps other canal processes of this project out; give whether it is held.
+
+        Where nothing may be written nobody here writes: a lock that is not ``needed`` is then done without.
 
         Raises
         ------
@@ -181,28 +185,15 @@ class Store:
                 f"another process has held {lock.lock_file} for {_PATIENCE_S} s: wait for it, or end it"
             ) from error
         except OSError as error:
+            if not needed and error.errno in READ_ONLY:
+                yield False
+                return
             kind = ReadOnlyError if error.errno in READ_ONLY else RegistryError
             raise kind(f"cannot write {folder}: {error.strerror or error}; nothing was changed") from error
         try:
-            yield
+            yield True
         finally:
             lock.release()
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Keep other processes from opening the store meanwhile; give whether anything may be written.
-
-        Where the folder may only be read, what was made before is opened as it is.
-        """
-        writing = True
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.lock("mlflow"))
-            except ReadOnlyError:
-                if not self.exists:
-                    raise
-                writing = False
-            yield writing
 
     def settle(self) -> int:
         """Tell a local database that was moved or copied here where its files lie; return how many paths."""

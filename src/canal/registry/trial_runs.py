@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from canal.registry.run_figures import TRIAL_MEASURES
+from canal.registry.shown import PARENT_RUN
 from canal.registry.store import TAG
 from canal.registry.tracking import StepRun
 
-_PARENT = "mlflow.parentRunId"
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -34,10 +34,10 @@ def log_trials(logged: StepRun, study: str, trials: Mapping[int, Mapping[str, An
         if run is None:
             tags = {f"{TAG}study": study, f"{TAG}step": "trial", f"{TAG}trial": str(number)}
             run = client.create_run(
-                experiment, run_name=f"trial {trial['number']}", tags=tags | {_PARENT: logged.run_id}
+                experiment, run_name=f"trial {trial['number']}", tags=tags | {PARENT_RUN: logged.run_id}
             )
-        elif run.data.tags.get(_PARENT) != logged.run_id:
-            client.set_tag(run.info.run_id, _PARENT, logged.run_id)
+        elif run.data.tags.get(PARENT_RUN) != logged.run_id:
+            client.set_tag(run.info.run_id, PARENT_RUN, logged.run_id)
         if run.info.status == "RUNNING":
             _fill(StepRun(logged.store, run.info.run_id), trial)
             client.set_terminated(run.info.run_id, _STATUS[trial["state"]])

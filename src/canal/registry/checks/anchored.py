@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 from canal.registry.anchors import Anchor, anchors, place
-from canal.registry.checks.finding import Found
+from canal.registry.checks.finding import LEDGER, Found
 from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry
 from canal.registry.signing import Keyring
-
-LEDGER = "ledger"
 
 
 def check_anchors(git: GitFile, entries: Sequence[Entry], keyring: Keyring | None, found: Found) -> None:

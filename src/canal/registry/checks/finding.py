@@ -6,6 +6,9 @@ from typing import Any
 
 from canal.registry.store import Store
 
+LEDGER = "ledger"
+"""What a finding about the ledger is about."""
+
 
 @dataclass(frozen=True)
 class Finding:

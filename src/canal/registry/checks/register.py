@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from canal.errors import CanalError
-from canal.registry.checks.finding import Found, examples, version_name
+from canal.registry.checks.finding import LEDGER, Found, examples, version_name
 from canal.registry.checks.past import check_past
 from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
@@ -14,7 +15,7 @@ from canal.registry.rebuilding import half_rebuilt
 from canal.registry.rules import LOST
 from canal.registry.store import Store, Version
 
-LEDGER, STORE = "ledger", "store"
+STORE = "store"
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Snapshot:
         """The versions that are whole."""
         return [version for version in self.versions if version.ready]
 
-    @property
+    @cached_property
     def records(self) -> dict[tuple[str, int], Entry]:
         """The ledger's last word on the manifests of each version, by model and number."""
         return records_said(self.known)
 
-    @property
+    @cached_property
     def known(self) -> list[Entry]:
         """The ledger's entries, and those by which a shared store goes on where the ledger ends.
 
@@ -169,9 +170,9 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
                 "the ledger: it was moved behind the ledger's back"
             )
             found.wrong("aliases", "aliases", what)
+    retired = {name: retired_said(snapshot.known, name) for name in (store.names.backbone, model)}
     for version in snapshot.ready:
-        retired = retired_said(snapshot.known, version.model)
-        if version.retired != (version.number in retired):
+        if version.retired != (version.number in retired[version.model]):
             what = (
                 "MLflow says it is retired, the ledger does not"
                 if version.retired

@@ -100,11 +100,8 @@ def _row_pairs(row: ShownVersion, record: Record) -> Iterator[tuple[str, str, st
 def _model_pairs(
     shown: Shown, model: ShownModel, member: Member, record: Record
 ) -> Iterator[tuple[str, str, str]]:
-    yield (
-        "logged_models.artifact_location",
-        model.location,
-        _below(shown.home, f"models/{model.id}/artifacts"),
-    )
+    place = shown.address(f"models/{model.id}/artifacts")
+    yield "logged_models.artifact_location", model.location, place
     yield "logged_models.name", model.name, member.stage
     yield "logged_models.status", model.status, _READY
     yield "logged_models.status_message", model.status_message, ""
@@ -112,11 +109,6 @@ def _model_pairs(
     yield "logged_models.lifecycle_stage", model.lifecycle, ACTIVE
     yield "logged_models.source_run_id", model.run_id, str(record["run"])
     yield "logged_models.experiment_id", model.experiment, shown.experiment
-
-
-def _below(home: str, place: str) -> str:
-    """Return an address below that of the experiment: a project that was moved moves all of them."""
-    return f"{home.rstrip('/')}/{place}"
 
 
 def _check_tags(row: ShownVersion, member: Member, record: Record, found: Found) -> None:

@@ -35,9 +35,8 @@ class Made:
 
     @property
     def here(self) -> bool:
-        """Whether it was learned here; sums that were added to a version left its runs as they were."""
-        added = bool(self.member.key.get("backfilled"))
-        return self.registered and "imported_from" not in self.record and not added
+        """Whether it was learned here."""
+        return self.registered and "imported_from" not in self.record
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def check_runs(shown: Shown, made: Sequence[Made], everything: bool, found: Foun
             continue
         _check_parent_run(shown, run, one, made, found)
         below = list(shown.below(run.id))
-        for wanted in _expected(one) if not one.member.key.get("backfilled") else ():
+        for wanted in _expected(one):
             agreeing |= _check_step(shown, below, one, wanted, run.tags.get(_STAGE_KEY, ""), found)
     if everything:
         _name_strangers(shown, made, agreeing, found)
@@ -114,7 +113,7 @@ def _stage_key(run: ShownRun, member: Member) -> str:
 
 
 def _check_place(shown: Shown, run: ShownRun, member: Member, found: Found) -> None:
-    wanted = f"{shown.home.rstrip('/')}/{run.id}/artifacts"
+    wanted = shown.address(f"{run.id}/artifacts")
     for field, there, expected in (
         ("artifact_uri", run.location, wanted),
         ("experiment_id", run.experiment, shown.experiment),
@@ -132,9 +131,12 @@ def _wrong_tag(
 
 
 def _expected(one: Made) -> Iterator[Expected]:
-    """Yield what each step of a version should show, as far as documents hold and are there."""
+    """Yield what each step of a version should show, as far as documents hold and are there.
+
+    Where sums were added to a version, its runs are still those of the version that it was.
+    """
     member, key = one.member, one.member.key
-    if not member.taught and member.stage != BACKBONE:
+    if (not member.taught and member.stage != BACKBONE) or key.get("backfilled"):
         return
     history = member.document(_HISTORY)
     if isinstance(history, dict):

@@ -20,7 +20,7 @@ from canal.layout import Layout
 from canal.params import parse_yaml
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
-from canal.registry.code import changes, in_git
+from canal.registry.gitted import GitFile
 
 LOCK = "dvc.lock"
 _DATA = "data.dvc"
@@ -126,14 +126,15 @@ def _caches(root: Path) -> list[Path]:
 
 def _check_git(root: Path, found: Found) -> None:
     """Check that git holds dvc.lock: without, whoever changes a file changes its sum in the same breath."""
-    if not in_git(root):
+    lock = GitFile(root / LOCK)
+    if lock.line("rev-parse", "--is-inside-work-tree") != "true":
         found.wrong(
             "workspace",
             "dvc",
             f"{LOCK} lies in no git repository: that files are what it says proves nothing, for whoever "
             f"changes one may change both; git init, git add {LOCK}, then commit it",
         )
-    elif changes(root, LOCK):
+    elif lock.at("HEAD") != lock.path.read_bytes():  # not `git status`, which runs filters that settings name
         found.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
 
 
