@@ -221,13 +221,13 @@ class Checked:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal, body = self._refused(headers), b""
+        refusal, body, whole = self._refused(headers), b"", False
         if refusal is None:
-            refusal, body = await self._body(receive)
+            refusal, body, whole = await self._body(receive)
         if refusal is None and _media_type(headers) == "application/json":
             refusal = await asyncio.to_thread(complaint, body)
         if refusal is not None:
-            await _refuse(send, *refusal)
+            await _refuse(send, *refusal, None if whole else receive)
         else:
             await self.app(scope, _again(body, receive), send)
         if len(body) > _LARGE:
@@ -254,19 +254,19 @@ class Checked:
             return None
         return 413, f"a body may have {self.max_bytes >> 20} MB: send fewer cells at a time"
 
-    async def _body(self, receive: Any) -> tuple[Answer | None, bytes]:
-        """Return the whole body, or why it is refused."""
+    async def _body(self, receive: Any) -> tuple[Answer | None, bytes, bool]:
+        """Return why a body is refused, the body, and whether all that the client sends has come."""
         parts: list[bytes] = []
         size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return (400, "the request was cut off"), b""
+                return (400, "the request was cut off"), b"", True
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if refusal := self._too_large(size):
-                return refusal, b""
-        return None, b"".join(parts)
+                return refusal, b"", not more
+        return None, b"".join(parts), True
 
 
 def complaint(body: bytes) -> Answer | None:
@@ -313,12 +313,20 @@ def _again(body: bytes, receive: Any) -> Callable[[], Any]:
     return next_message
 
 
-async def _refuse(send: Any, status: int, message: str) -> None:
+async def _refuse(send: Any, status: int, message: str, receive: Any | None) -> None:
+    """Answer with a refusal, and close; `receive` gives what the client is still sending.
+
+    The answer goes out at once, but the connection is closed only once the body has come to its end (or the
+    client's patience has): a connection closed on bytes that nobody read is reset, and what the client has
+    not yet read of the answer is lost with it (RFC 9112, section 9.6).
+    """
     code = {401: "UNAUTHENTICATED", 413: "RESOURCE_EXHAUSTED"}.get(status, "BAD_REQUEST")
     text = json.dumps({"error_code": code, "message": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
-    # What is left of a body that was refused unread must not be taken for the next request.
     headers += [(b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    await send({"type": "http.response.body", "body": text, "more_body": True})
+    while receive is not None and (await receive()).get("more_body", False):
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

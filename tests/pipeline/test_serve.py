@@ -121,6 +121,25 @@ def test_odd_bodies_are_refused_and_say_why(served, cells):
     assert served.ask(body(cells, params={"probabilities": True})).status_code == 200
 
 
+@pytest.mark.parametrize("length", [f"Content-Length: {9 * MIB}", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    ("kind", "status"), [("Content-Type: application/json", b"413"), ("X-Kind: none", b"400")]
+)
+def test_a_refusal_reaches_a_client_that_sends_its_whole_body_first(served, length, kind, status):
+    begin, end = (b"%x\r\n" % MIB, b"\r\n") if "chunked" in length else (b"", b"")
+    with socket.create_connection(("127.0.0.1", served.port)) as one:
+        one.sendall(f"POST /invocations HTTP/1.1\r\nHost: x\r\n{kind}\r\n{length}\r\n\r\n".encode())
+        for _ in range(9):
+            one.sendall(begin + b" " * MIB + end)
+            time.sleep(0.05)  # time enough for a server that hangs up at once to do so
+        one.sendall(b"0\r\n\r\n" if begin else b"")
+        one.settimeout(30)
+        answer = b"".join(iter(lambda: one.recv(1 << 16), b""))
+    head, _, text = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == status
+    assert json.loads(text)["message"]
+
+
 HALF = (
     b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
 )
