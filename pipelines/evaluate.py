@@ -1,4 +1,4 @@
-"""Measure one stage's model on the test cells of every stage so far: metrics/<stage>/."""
+"""Measure one stage's model on the test cells of every stage so far: metrics/<stage>/, scores/<stage>/."""
 
 from canal.files import new_folder
 from canal.project import Project
@@ -6,6 +6,7 @@ from canal.registry.history import restore_metrics
 from canal.registry.key import key_digest
 from canal.registry.run_figures import measures
 from canal.registry.tracking import StepRun
+from canal.report.scores import write_scores
 from canal.step import argument, project_step, run, say
 
 
@@ -20,6 +21,7 @@ def measure(project: Project, logged: StepRun) -> None:
     evaluation = measured(project, stage)
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
+    write_scores(layout, stage)
     found = evaluation.document
     logged.metrics(measures(found))
     figures = layout.figures(key_digest(layout.model(stage)))
@@ -37,6 +39,7 @@ def main() -> None:
     stage = argument("stage", project.config.stages)
     if version := project.learned(stage):
         restore_metrics(project.store, version, project.layout.metrics(stage))
+        write_scores(project.layout, stage)
     else:
         project_step(project, "evaluate", stage, measure)
 

@@ -8,11 +8,14 @@ from canal.files import scratch_folder, write_json
 from canal.project import Project
 from canal.registry.history import restore_file
 from canal.registry.tracking import StepRun
-from canal.registry.trial_runs import log_trials
+from canal.registry.trial_runs import Trials, log_trials
 from canal.step import argument, project_step, run, say, watch_trials
-from canal.tuning.document import TUNED_FILE
+from canal.tuning.document import TUNED_FILE, trial_times
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from canal.tuning.document import Document
     from canal.tuning.study import Study, Watch
 
 
@@ -25,7 +28,11 @@ def tune(project: Project, logged: StepRun) -> None:
 
     def watching(study: "Study") -> "AbstractContextManager[Watch]":
         logged.tags({"canal.study": study.plan.digest})
-        return watch_trials(study, lambda trials: log_trials(logged, study.plan.digest, trials))
+
+        def log(trials: "Mapping[int, Document]") -> None:
+            log_trials(logged, Trials(stage, study.plan.digest, trials, trial_times(study)))
+
+        return watch_trials(study, log)
 
     found = choose(project, stage, watching)
     write_json(project.layout.tuned(stage), found)

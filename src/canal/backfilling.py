@@ -26,6 +26,7 @@ from canal.registry.checks.workspace import LOCK, check_workspace
 from canal.registry.facts import sums_facts
 from canal.registry.history import restore_metrics, restore_model, verified
 from canal.registry.key import KEY_FILE, Key, key_digest, write_key
+from canal.report.scores import write_scores
 
 if TYPE_CHECKING:
     from canal.memory.stages import StageSums
@@ -137,7 +138,7 @@ def _unfinished(project: Project, version: "Version", key: Key) -> int:
         found = Found()
         if (layout.root / ".dvc").is_dir():
             check_workspace(layout, project.config, [stage], found)
-        places = (f"models/{stage}", f"metrics/{stage}")
+        places = (f"models/{stage}", f"metrics/{stage}", f"scores/{stage}")
         model = layout.model(stage)
         there = (model / "key.json").is_file() and key_digest(model) == version.key
         if old and (not there or any(place in one.what for one in found.findings for place in places)):
@@ -270,6 +271,7 @@ def _place(project: Project, version: "Version") -> None:
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
+    write_scores(layout, stage)
     if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
         return
     complete_params(layout.params)

@@ -118,6 +118,10 @@ class Layout:
         """Everything measured of a stage's model."""
         return self.root / "metrics" / stage
 
+    def scores(self, stage: str) -> Path:
+        """Folder of what `dvc metrics` and `dvc plots` show of a stage."""
+        return self.root / "scores" / stage
+
     def figures(self, key: str) -> Path:
         """Folder of a model's figures, by the digest of its key."""
         return self.private / "figures" / key

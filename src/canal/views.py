@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from canal.config import BACKBONE
 from canal.errors import RegistryError
 from canal.files import read_json
 from canal.project import Project
@@ -11,6 +12,7 @@ from canal.registry.key import read_key
 from canal.registry.method import method_view
 from canal.registry.moves import ledger_of
 from canal.registry.standing import standing
+from canal.registry.store import FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +75,33 @@ def evaluations(project: Project) -> list[Document]:
 
 
 def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Document:
+    accuracy, average, types, parent_stage = _figures(project, version)
+    return {
+        "version": version.number,
+        "stage": version.stage,
+        "aliases": list(version.aliases),
+        "accuracy": accuracy,
+        "average_accuracy": average,
+        "types": types,
+        "parent": int(version.parent) if version.parent and parent_stage != BACKBONE else None,
+        "key": version.key,
+        **standing(entries, version),
+    }
+
+
+def _figures(project: Project, version: "Version") -> tuple[float | None, float | None, int, str]:
+    """Return accuracy on the own stage, average, number of types and parent stage of a version.
+
+    They are read from its files where these lie on this disk, else from its tags: a list of versions fetches
+    none of them whole.
+    """
+    told = version.figures
+    if len(told) == len(FIGURES) and project.store.local_artifacts(version) is None:
+        try:
+            numbers = [float(told[name]) if told[name] else None for name in FIGURES[:2]]
+            return numbers[0], numbers[1], int(told["types"]), told["parent_stage"]
+        except ValueError:
+            pass  # somebody changed a tag; the files know
     folder = project.store.artifacts(version)
     path = folder / "metrics" / "evaluation.json"
     if not path.is_file():
@@ -80,15 +109,6 @@ def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Do
             f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged"
         )
     evaluation = read_json(path)
-    parent = version.parent if read_key(folder)["request"]["parent"]["stage"] != "backbone" else ""
-    return {
-        "version": version.number,
-        "stage": version.stage,
-        "aliases": list(version.aliases),
-        "accuracy": evaluation["row"][version.stage],
-        "average_accuracy": evaluation["average_accuracy"],
-        "types": len(evaluation["labels"]),
-        "parent": int(parent) if parent else None,
-        "key": version.key,
-        **standing(entries, version),
-    }
+    parent = read_key(folder)["request"]["parent"]["stage"]
+    own = evaluation["row"][version.stage]
+    return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent

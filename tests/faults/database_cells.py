@@ -40,6 +40,14 @@ _MODEL_COLUMNS = {
     "source_run_id": "0" * 32,
     "experiment_id": 0,
 }
+_MODEL_FIGURES = (
+    ("logged_model_params", "param_key", "y"),
+    ("logged_model_params", "param_value", "x"),
+    ("logged_model_metrics", "metric_name", "y"),
+    ("logged_model_metrics", "metric_value", 0.123),
+    ("logged_model_metrics", "dataset_name", "other/test"),
+    ("logged_model_metrics", "dataset_digest", "0" * 32),
+)
 _RUN_COLUMNS = {
     "name": "another",
     "artifact_uri": "file:///elsewhere/run",
@@ -141,26 +149,19 @@ def _of_models(connection: sqlite3.Connection) -> Iterator[Change]:
             statement = f"UPDATE logged_models SET {column} = ? WHERE model_id = ?"
             named = name if column == "artifact_location" else f"{name}: logged_models.{column}"
             yield Change("logged_models", column, name, ((statement, (value, one)),), named)
-        for table, field, added in (
-            (
-                "logged_model_params",
-                "param_key",
-                "(model_id, experiment_id, param_key, param_value) VALUES (?, 1, 'p', 'v')",
-            ),
-            (
-                "logged_model_tags",
-                "tag_key",
-                "(model_id, experiment_id, tag_key, tag_value) VALUES (?, 1, 't', 'v')",
-            ),
-            (
-                "logged_model_metrics",
-                "metric_name",
-                "(model_id, metric_name, metric_timestamp_ms, metric_step, metric_value, experiment_id, "
-                "run_id) SELECT ?, 'accuracy', 0, 0, 1.0, 1, run_uuid FROM runs LIMIT 1",
-            ),
-        ):
-            statement = f"INSERT INTO {table} {added}"
-            yield Change(table, field, name, ((statement, (one,)),), f"{name}: its logged model in MLflow")
+        for table, column, value in _MODEL_FIGURES:
+            label = {"logged_model_params": "param_key", "logged_model_metrics": "metric_name"}[table]
+            of_cells = " AND dataset_name IS NOT NULL" if column.startswith("dataset") else ""
+            query = f"SELECT max({label}) FROM {table} WHERE model_id = ?{of_cells}"
+            (key,) = connection.execute(query, (one,)).fetchone()
+            if key is not None:
+                statement = f"UPDATE {table} SET {column} = ? WHERE model_id = ? AND {label} = ?"
+                named = f"{name}: its logged model in MLflow differs"
+                yield Change(table, column, f"{name} {key}", ((statement, (value, one, key)),), named)
+        added = "INSERT INTO logged_model_tags (model_id, experiment_id, tag_key, tag_value) "
+        added += "VALUES (?, 1, 't', 'v')"
+        named = f"{name}: its logged model in MLflow shows t"
+        yield Change("logged_model_tags", "tag_key", name, ((added, (one,)),), named)
 
 
 def _of_runs(connection: sqlite3.Connection) -> Iterator[Change]:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from canal.registry.audit import audit
-from tests.faults.database_cells import changed, changes, listed
+from tests.faults.database_cells import Change, changed, changes, listed
 from tests.pipeline.conftest import Line, move_database
 
 pytestmark = pytest.mark.pipeline
@@ -56,3 +56,31 @@ def test_a_changed_field_is_named(project, every, field):
     with changed(project.layout.database, change):
         said = told(project)
     assert any(change.named in one for one in said[listed()[field]]), (change, said)
+
+
+MODEL = "(SELECT substr(source, 9) FROM model_versions WHERE name = 'canal-annotator' AND version = 2)"
+RUN = "(SELECT run_id FROM model_versions WHERE name = 'canal-annotator' AND version = 2)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (f"INSERT INTO logged_model_params VALUES ({MODEL}, 1, 'mine', 'v')", "shows mine"),
+        (
+            "INSERT INTO logged_model_metrics "
+            f"VALUES ({MODEL}, 'mine', 0, 0, 1.0, 1, {RUN}, NULL, NULL, NULL)",
+            "shows mine",
+        ),
+        (
+            "UPDATE model_versions SET description = description || ' Mind the B cells.' "
+            "WHERE name = 'canal-annotator' AND version = 2",
+            "says more than canal wrote: 'Mind the B cells.'",
+        ),
+    ],
+)
+def test_what_people_add_beside_canals_own_is_a_note(project, statement, said):
+    change = Change("", "", "version 2", ((statement, ()),), "")
+    with changed(project.layout.database, change):
+        found = told(project)
+    assert found["finding"] == set()
+    assert any(said in one for one in found["note"])

@@ -188,7 +188,7 @@ def evaluation(stage: str, labels: list[str]) -> dict[str, object]:
         "labels": labels,
         "matrix": [[0.5]],
         "row": {stage: 0.5},
-        "per_stage": {stage: {"n": 4}},
+        "per_stage": {stage: {"n": 4, "accuracy": 0.5}},
         "not_measured": {},
         "average_accuracy": 0.5,
         "calibration": None,

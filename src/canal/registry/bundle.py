@@ -29,7 +29,9 @@ _SHIPPED = (
 """What of canal a version needs to read a request and to answer: no training code."""
 
 
-def assemble(model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool) -> None:
+def assemble(
+    model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool, model_id: str | None = None
+) -> None:
     """Gather a version in ``target``: the model folder, extra files and folders, and the pyfunc.
 
     Parameters
@@ -42,9 +44,11 @@ def assemble(model: Path, extras: Mapping[str, Path], target: Path, pyfunc: bool
         An empty folder.
     pyfunc : bool
         Whether the model answers (an annotator does, a backbone does not).
+    model_id : str or None
+        What MLflow calls it; MLmodel says so.
     """
     if pyfunc:
-        _save_pyfunc(model, target)
+        _save_pyfunc(model, target, model_id)
     shutil.copytree(model, target, dirs_exist_ok=True)
     for name, path in extras.items():
         if path.is_dir():
@@ -83,7 +87,7 @@ def read_record(folder: Path) -> Record:
     return record
 
 
-def _save_pyfunc(model: Path, target: Path) -> None:
+def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
     """Write MLflow's files into ``target``, with ``model/`` where the rest of the version has it."""
     import mlflow.pyfunc
     from ruamel.yaml import YAML
@@ -108,6 +112,7 @@ def _save_pyfunc(model: Path, target: Path) -> None:
     python_function = document["flavors"]["python_function"]
     python_function["artifacts"]["model"] = {"path": "model", "uri": "model"}
     python_function["model_code_path"] = flavour.name  # MLflow notes an absolute path, but looks up the name
+    document["model_id"] = model_id
     yaml.dump(document, manifest)
 
 

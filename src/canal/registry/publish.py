@@ -3,6 +3,7 @@
 Artifacts first, then manifests, then the version, then its ``status=ready`` tag.
 """
 
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -17,7 +18,11 @@ from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_reco
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
 from canal.registry.machine import cpu_capability
+from canal.registry.pages import FORMAT, Pages, show
 from canal.registry.store import LOGGED, READY, TAG, Store, Version
+
+MODEL_VERSIONS = "mlflow.modelVersions"
+"""The tag by which MLflow's page of a logged model links to its version."""
 
 
 @dataclass(frozen=True)
@@ -80,52 +85,70 @@ def publish(store: Store, what: Publication) -> Version:
     """Store the bundle, make the version and return it; the caller holds the registry's lock."""
     with scratch_folder("version") as scratch:
         bundle = scratch / "version"
-        assemble(what.folder, what.extras, bundle, what.pyfunc)
-        write_record(bundle, {**_facts(store, what), **what.facts})
-        return enlist(store, bundle, what)
+        model_id = _begin(store, what)
+        assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
+        write_record(bundle, {**_facts(store, what), **what.facts, "pages": FORMAT})
+        with store.speaking():
+            store.client.log_model_artifacts(model_id, str(bundle))
+            store.client.finalize_logged_model(model_id, "READY")
+        return _enlist(store, bundle, what, model_id)
 
 
-def enlist(store: Store, bundle: Path, what: Publication) -> Version:
-    """Store a folder that is whole, manifests and all, make it a version and return that."""
+def _begin(store: Store, what: Publication) -> str:
+    """Make the logged model that will hold a version's files, and return its id, which stands among them."""
+    with store.speaking():
+        made = store.client.create_logged_model(
+            experiment_id=store.experiment_id,
+            name=read_key(what.folder)["stage"],
+            source_run_id=what.run_id,
+            model_type="canal",
+        )
+    return str(made.model_id)
+
+
+def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
+    """Make a version of a folder that is stored whole, manifests and all, and return it."""
     key, record, parent = read_key(bundle), read_record(bundle), what.parent
-    source = _upload(store, key["stage"], bundle, what.run_id)
+    pages = Pages(bundle, key, record)
     tags = {
-        f"{TAG}stage": key["stage"],
-        f"{TAG}branch": str(key["branch"]),
-        f"{TAG}key": key_digest(bundle),
-        f"{TAG}request": key["request_digest"],
-        f"{TAG}record": file_digest(bundle / RECORD_FILE),
-        f"{TAG}parent": str(parent.number) if parent else "",
-        f"{TAG}parent_key": key["parent"] or "",
-        f"{TAG}git_commit": record["git_commit"] or "",
-        f"{TAG}dirty": str(record["dirty"]).lower(),
+        "stage": key["stage"],
+        "branch": str(key["branch"]),
+        "key": key_digest(bundle),
+        "request": key["request_digest"],
+        "record": file_digest(bundle / RECORD_FILE),
+        "parent": str(parent.number) if parent else "",
+        "parent_key": key["parent"] or "",
+        "git_commit": record["git_commit"] or "",
+        "dirty": str(record["dirty"]).lower(),
+        **pages.tags,
     }
+    tags = {f"{TAG}{name}": value for name, value in tags.items()}
     store.make_model(what.model)
     with store.speaking():
-        number = _create_version(store, what.model, source, what.run_id, {**tags, **what.tags})
+        show(store.client, pages, what.run_id, model_id, _model_id(parent))
+        number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)
         store.client.set_tag(what.run_id, f"{TAG}version", str(number))
         store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     return next(version for version in store.versions(what.model) if version.number == number)
 
 
-def _create_version(store: Store, model: str, source: str, run_id: str, tags: dict[str, str]) -> int:
+def _create_version(
+    store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
+) -> int:
     """Make the version; ``status=ready`` comes last, in a call of its own."""
-    made = store.client.create_model_version(
-        model, source=source, run_id=run_id, tags=tags, model_id=source.removeprefix(LOGGED)
+    client, model = store.client, what.model
+    made = client.create_model_version(
+        model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
     )
-    store.client.set_model_version_tag(model, made.version, "status", READY)
-    return int(made.version)
+    number = int(made.version)
+    client.update_model_version(model, str(number), pages.description(number))
+    client.set_logged_model_tags(model_id, {MODEL_VERSIONS: json.dumps([{"name": model, "version": number}])})
+    client.set_model_version_tag(model, str(number), "status", READY)
+    return number
 
 
-def _upload(store: Store, stage: str, bundle: Path, run_id: str) -> str:
-    """Store the bundle as a logged model of the stage's run and return its address."""
-    with store.speaking():
-        logged = store.client.create_logged_model(
-            experiment_id=store.experiment_id, name=stage, source_run_id=run_id, model_type="canal"
-        )
-        store.client.log_model_artifacts(logged.model_id, str(bundle))
-        store.client.finalize_logged_model(logged.model_id, "READY")
-    return f"{LOGGED}{logged.model_id}"
+def _model_id(version: Version | None) -> str | None:
+    return None if version is None else version.source.removeprefix(LOGGED)
 
 
 def _facts(store: Store, what: Publication) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The numbers that MLflow's runs show, from a version's documents: what is logged, what an audit expects."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,3 +45,10 @@ def param_texts(value: Any) -> tuple[str, ...]:
     """Return a parameter as MLflow may keep it: what is a list in JSON may be a tuple in canal's settings."""
     kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
     return tuple(str(kind(value))[:LONGEST] for kind in kinds)
+
+
+def same(there: float | None, value: float) -> bool:
+    """Whether MLflow shows a number as it was logged."""
+    if there is None:
+        return False
+    return math.isclose(there, value, rel_tol=1e-12) or (math.isnan(there) and math.isnan(value))

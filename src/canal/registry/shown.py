@@ -11,6 +11,9 @@ from canal.registry.store import Store
 Points = tuple[tuple[int, float], ...]
 """Steps and values of a metric."""
 
+Measured = tuple[str, str, str, float]
+"""A metric of a logged model: its name, name and digest of the data set it belongs to or "", its value."""
+
 PARENT_RUN, ENTRY_POINT, RUN_NAME = "mlflow.parentRunId", "mlflow.project.entryPoint", "mlflow.runName"
 ACTIVE = "active"
 OF_MLFLOW = "mlflow."
@@ -46,8 +49,10 @@ class ShownModel:
     lifecycle: str
     run_id: str
     experiment: str
-    beside: tuple[str, ...] = ()
-    """Names of its parameters, metrics and tags, but those of MLflow's own making (``mlflow.``)."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: frozenset[Measured] = frozenset()
+    tags: tuple[str, ...] = ()
+    """Names of tags, but those of MLflow's own making (``mlflow.``)."""
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,13 @@ def _model(client: "MlflowClient", model_id: str) -> ShownModel | None:
         ACTIVE,  # a deleted one is not handed out
         one.source_run_id or "",
         str(one.experiment_id),
-        _beside({*one.params, *one.tags, *(metric.key for metric in one.metrics or ())}),
+        dict(one.params or {}),
+        frozenset(
+            (metric.key, metric.dataset_name or "", metric.dataset_digest or "", float(metric.value))
+            for metric in one.metrics or ()
+        ),
+        tuple(sorted(name for name in one.tags or () if not name.startswith(OF_MLFLOW))),
     )
-
-
-def _beside(names: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(name for name in names if not name.startswith(OF_MLFLOW)))
 
 
 def _runs(client: "MlflowClient", experiment: str, referred: set[str]) -> dict[str, ShownRun]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from canal.config import Registry
 from canal.registry.database import DELETED, Database
-from canal.registry.shown import OF_MLFLOW, Points, Shown, ShownModel, ShownRun, ShownVersion
+from canal.registry.shown import OF_MLFLOW, Measured, Points, Shown, ShownModel, ShownRun, ShownVersion
 
 _STATUS = {"1": "PENDING", "2": "READY", "3": "FAILED"}
 """How the database writes the status of a logged model."""
@@ -72,15 +72,13 @@ def _models(database: Database) -> dict[str, ShownModel]:
         "SELECT model_id, name, artifact_location, status, status_message, model_type, lifecycle_stage, "
         "source_run_id, experiment_id FROM logged_models"
     )
-    beside: dict[str, list[str]] = defaultdict(list)
-    for table, column in (
-        ("logged_model_params", "param_key"),
-        ("logged_model_metrics", "metric_name"),
-        ("logged_model_tags", "tag_key"),
+    params = _by_owner(database.rows("SELECT model_id, param_key, param_value FROM logged_model_params"))
+    tags = _by_owner(database.rows("SELECT model_id, tag_key, tag_value FROM logged_model_tags"))
+    metrics: dict[str, set[Measured]] = defaultdict(set)
+    for one, name, data, digest, value in database.rows(
+        "SELECT model_id, metric_name, dataset_name, dataset_digest, metric_value FROM logged_model_metrics"
     ):
-        for one, name in database.rows(f"SELECT model_id, {column} FROM {table}"):  # noqa: S608
-            if not str(name).startswith(OF_MLFLOW):
-                beside[str(one)].append(str(name))
+        metrics[one].add((str(name), _text(data), _text(digest), _number(value, value is None)))
     found = {}
     for one, *columns in rows:
         name, location, status, message, kind, lifecycle, run_id, experiment = map(_text, columns)
@@ -94,7 +92,9 @@ def _models(database: Database) -> dict[str, ShownModel]:
             lifecycle=lifecycle,
             run_id=run_id,
             experiment=experiment,
-            beside=tuple(sorted(set(beside.get(str(one), ())))),
+            params=params.get(one, {}),
+            metrics=frozenset(metrics.get(one, ())),
+            tags=tuple(sorted(name for name in tags.get(one, ()) if not name.startswith(OF_MLFLOW))),
         )
     return found
 

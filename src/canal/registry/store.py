@@ -1,9 +1,9 @@
 """The MLflow store of a project: opened in one place, and its versions as plain data."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,11 @@ LOGGED = "models:/"
 
 _PAGE = 1000
 TAG = "canal."
+FIGURES = ("accuracy", "average_accuracy", "types", "parent_stage", "gate")
+"""Tags by which versions are listed where their files would have to be fetched."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""By this MLflow shows an experiment as one of models, not of prompts."""
+
 _PATIENCE_S = 300
 _DIGITS = 10
 
@@ -37,7 +42,7 @@ class Version:
     """One registered version, whole or not.
 
     ``commit`` and ``dirty`` say which code it was registered with; ``imported`` where it was learned, if not
-    in this project.
+    in this project; ``figures`` is what `canal.registry.pages.Pages.tags` told MLflow of it, if anything.
     """
 
     model: str
@@ -57,6 +62,7 @@ class Version:
     commit: str = ""
     dirty: bool = True
     imported: str = ""
+    figures: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def ready(self) -> bool:
@@ -361,10 +367,14 @@ class Store:
     def _make_experiment(self, client: "MlflowClient") -> None:
         from mlflow.exceptions import MlflowException
 
-        if client.get_experiment_by_name(self.names.experiment) is not None:
+        there = client.get_experiment_by_name(self.names.experiment)
+        if there is not None:
+            (kind,) = KIND
+            if kind not in there.tags and there.lifecycle_stage == "active":
+                client.set_experiment_tag(there.experiment_id, kind, KIND[kind])
             return
         try:
-            client.create_experiment(self.names.experiment, artifact_location=self._artifact_root())
+            client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
         except MlflowException as error:  # another folder was quicker
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -444,6 +454,7 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         commit=tags.get(f"{TAG}git_commit", ""),
         dirty=tags.get(f"{TAG}dirty", "true") == "true",
         imported=tags.get(f"{TAG}imported_from", ""),
+        figures={name: tags[f"{TAG}{name}"] for name in FIGURES if f"{TAG}{name}" in tags},
     )
 
 

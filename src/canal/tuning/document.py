@@ -92,6 +92,17 @@ def trial_documents(study: Study) -> dict[int, Document]:
     return {one.number: _trial(one, number, varied) for number, one in enumerate(study.kept())}
 
 
+def trial_times(study: Study) -> dict[int, tuple[int, int]]:
+    """Return when each trial that counts began and ended, in milliseconds since 1970, by Optuna's number."""
+    found = {}
+    for trial in study.kept():
+        began = trial.datetime_start or trial.datetime_complete
+        ended = trial.datetime_complete or began
+        if began is not None and ended is not None:
+            found[trial.number] = (round(began.timestamp() * 1000), round(ended.timestamp() * 1000))
+    return found
+
+
 def read_tuned(path: Path) -> Document:
     """Read what `study_document` wrote.
 

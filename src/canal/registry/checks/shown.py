@@ -5,12 +5,15 @@ What is served may be turned to other files by one cell of MLflow's database, or
 
 from collections.abc import Iterator
 
+from canal.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import Member
 from canal.registry.checks.register import Snapshot
 from canal.registry.ledger import aliases_said
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.pages import SOURCES, Measure, Pages, told
+from canal.registry.run_figures import same
 from canal.registry.shown import ACTIVE, Shown, ShownModel, ShownVersion
 from canal.registry.store import LOGGED, TAG, Store, Version
 
@@ -26,13 +29,11 @@ def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> N
     row = None if version is None else shown.versions.get((version.model, version.number))
     if version is None or row is None:
         return
-    _check_tags(row, member, record, found)
-    if row.description:
-        found.note(
-            member.name,
-            _CHECK,
-            f"model_versions.description in MLflow is not canal's: {_said(row.description)}",
-        )
+    pages = readable_pages(member, record)
+    _check_tags(row, member, record, pages, found)
+    known = pages is not None or "pages" not in record  # else a damaged file, which other checks name
+    if known:
+        _check_description(row, member, pages, found)
     if row.stage not in ("", _NO_STAGE):
         what = f"model_versions.current_stage is {_said(row.stage)}: MLflow loads it by that name, too"
         found.note(member.name, _CHECK, what)
@@ -47,9 +48,74 @@ def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> N
     _compare(member, "model_versions.storage_location", row.location, model.location, found)
     for name, there, wanted in _model_pairs(shown, model, member, record):
         _compare(member, name, there, wanted, found)
-    if model.beside:
-        what = f"its logged model in MLflow shows {examples(list(model.beside))}, which canal did not write"
+    if known:
+        _check_model(model, member, pages, found)
+
+
+def readable_pages(member: Member, record: Record) -> Pages | None:
+    """Return what MLflow was told of a version, where all files that this is made of hold."""
+    pages = told(member.folder, member.key, record)
+    if pages is None or not all(_holds(member, record, name) for name in SOURCES):
+        return None
+    try:
+        pages.description(0), pages.params, pages.tags, pages.data  # noqa: B018 - all is read here
+    except (CanalError, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # a document that other checks find to be none
+    return pages
+
+
+def _holds(member: Member, record: Record, name: str) -> bool:
+    """Whether a file is what the version's manifests say, or is not there as they say."""
+    wanted: str | None = member.files.get(name, record["files"].get(name))
+    return member.sum(name) == wanted
+
+
+def _check_description(row: ShownVersion, member: Member, pages: Pages | None, found: Found) -> None:
+    """Compare the description with canal's; what somebody wrote below it is noted."""
+    said, name = row.description.strip(), "model_versions.description"
+    wanted = "" if pages is None else pages.description(row.number).strip()
+    if not said.startswith(wanted):
+        what = f"{name} in MLflow does not say what canal wrote there: {_said(said)}"
+        found.wrong(member.name, _CHECK, what)
+    elif added := said.removeprefix(wanted).strip():
+        found.note(member.name, _CHECK, f"{name} in MLflow says more than canal wrote: {_said(added)}")
+
+
+def _check_model(model: ShownModel, member: Member, pages: Pages | None, found: Found) -> None:
+    """Compare parameters and metrics of a logged model with the version's documents."""
+    params = {} if pages is None else pages.params
+    there = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
+    wanted = {} if pages is None else {_place(one): one.value for one in pages.measures}
+    wrong = [
+        f"{name} {_said(model.params[name]) if name in model.params else 'is gone'}, not {_said(value)}"
+        for name, value in params.items()
+        if model.params.get(name) != value
+    ]
+    wrong += [
+        f"{_metric(place)} {there.get(place, 'is gone')}, not {value}"
+        for place, value in wanted.items()
+        if not same(there.get(place), value) or sum(one[:3] == place for one in model.metrics) > 1
+    ]
+    names = {name for name, _, _ in wanted}
+    wrong += [
+        f"{_metric(place)}, which canal did not write" for place in there.keys() - wanted if place[0] in names
+    ]
+    if wrong:
+        what = f"its logged model in MLflow differs from its documents: {examples(sorted(wrong))}"
+        found.wrong(member.name, _CHECK, what)
+    strange = {*model.params} - {*params} | {name for name, _, _ in there} - names | {*model.tags}
+    if strange:
+        what = f"its logged model in MLflow shows {examples(sorted(strange))}, which canal did not write"
         found.note(member.name, _CHECK, what)
+
+
+def _place(one: Measure) -> tuple[str, str, str]:
+    return one.name, one.data.name if one.data else "", one.data.digest if one.data else ""
+
+
+def _metric(place: tuple[str, str, str]) -> str:
+    name, data, digest = place
+    return f"{name} of {data} ({digest[:12]})" if data else name
 
 
 def check_others(shown: Shown, snapshot: Snapshot, store: Store, found: Found) -> None:
@@ -111,13 +177,15 @@ def _model_pairs(
     yield "logged_models.experiment_id", model.experiment, shown.experiment
 
 
-def _check_tags(row: ShownVersion, member: Member, record: Record, found: Found) -> None:
+def _check_tags(row: ShownVersion, member: Member, record: Record, pages: Pages | None, found: Found) -> None:
     """Check every tag that canal wrote, whether it says something else or is gone."""
-    for name, wanted in expected_tags(member, record).items():
+    figures = {} if pages is None else {f"{TAG}{name}": value for name, value in pages.tags.items()}
+    for name, wanted in (expected_tags(member, record) | figures).items():
         there = row.tags.get(name)
         if there != wanted:
             what = f"the tag {name} " + ("is gone" if there is None else f"says {_said(there)}")
-            found.wrong(member.name, "tags", f"{what}, key.json and record.json say {_said(wanted)}")
+            where = "its documents say" if name in figures else "key.json and record.json say"
+            found.wrong(member.name, "tags", f"{what}, {where} {_said(wanted)}")
     about = record.get("imported_from")
     if about is None and (there := row.tags.get(f"{TAG}imported_from")) is not None:
         what = f"the tag {TAG}imported_from says {_said(there)}, but it was learned in this registry"

@@ -3,7 +3,6 @@
 A stage may have been learned or measured several times below one run; one of them must agree with it.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from canal.files import read_json
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
-from canal.registry.run_figures import TRIAL_MEASURES, epoch_numbers, flat, measures, param_texts
+from canal.registry.checks.shown import readable_pages
+from canal.registry.run_figures import TRIAL_MEASURES, epoch_numbers, flat, measures, param_texts, same
 from canal.registry.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
 from canal.registry.store import TAG
 
@@ -97,6 +97,31 @@ def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Mad
     for name, wanted in tags.items():
         if run.tags.get(name) != wanted:
             _wrong_tag(member, run, name, run.tags.get(name), wanted, found)
+    if newest:
+        _check_own_figures(shown, run, one, len(numbers) > 1, found)
+
+
+def _check_own_figures(shown: Shown, run: ShownRun, one: Made, shared: bool, found: Found) -> None:
+    """Compare the metrics of a stage's own run with what its newest version does.
+
+    Where several versions have it (``shared``: sums were added to one), earlier points are of the others.
+    """
+    pages = readable_pages(one.member, one.record)
+    if pages is None and "pages" in one.record:
+        return  # a damaged file, which other checks name
+    wanted = {} if pages is None else {measure.name: measure.value for measure in pages.measures}
+    points = shown.history(run.id)
+    wrong = [
+        f"{name} {run.latest.get(name, 'is gone')}, not {value}"
+        for name, value in sorted(wanted.items())
+        if not same(run.latest.get(name), value) or not (shared or _all_same(points.get(name, ()), value))
+    ]
+    if wrong:
+        what = f"run {run.id} (stage) in MLflow differs from {_EVALUATION}: {examples(wrong)}"
+        found.wrong(one.member.name, _CHECK, what)
+    if strange := sorted(run.latest.keys() - wanted.keys()):
+        what = f"run {run.id} (stage) shows {examples(strange)}, which {_EVALUATION} knows not"
+        found.note(one.member.name, _CHECK, what)
 
 
 def _later(said: str | None, numbers: set[str]) -> bool:
@@ -249,7 +274,7 @@ def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
     wrong += [
         f"{name} {run.latest.get(name, 'is gone')}, not {value}"
         for name, value in sorted(wanted.latest.items())
-        if not _same(run.latest.get(name), value) or not _all_same(points.get(name, ()), value)
+        if not same(run.latest.get(name), value) or not _all_same(points.get(name, ()), value)
     ]
     return wrong + list(_other_points(run, points, wanted.points or {}))
 
@@ -263,10 +288,10 @@ def _other_points(
         if name not in names:
             continue
         for step, value in values:
-            if not _same(wanted.get((name, step)), value):
+            if not same(wanted.get((name, step)), value):
                 yield f"{name} of epoch {step} {value}, not {wanted.get((name, step), 'there')}"
         last = [value for step, value in values if step == values[-1][0]]
-        if not any(_same(run.latest.get(name), value) for value in last):
+        if not any(same(run.latest.get(name), value) for value in last):
             yield f"{name} {run.latest.get(name, 'is gone')}, not {last[-1]}"
     for name in sorted((names & run.latest.keys()) - points.keys()):
         yield f"{name} {run.latest[name]}, of no epoch"
@@ -290,7 +315,8 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: Member, found:
     below = [run for above in runs for run in shown.below(above.id)]
     for number, trial in enumerate(tuned["trials"]):
         name = f"trial {trial['number']}"
-        own = [run for run in below if run.tags.get(f"{TAG}study") == tuned["study"] and run.name == name]
+        names = (name, f"{name} {member.stage}")  # without the stage before versions had descriptions
+        own = [run for run in below if run.tags.get(f"{TAG}study") == tuned["study"] and run.name in names]
         if not own:
             found.note(member.name, _CHECK, f"MLflow shows no run of {name} ({number + 1} of {_TUNED})")
         expected = Expected(
@@ -319,10 +345,4 @@ def _name_strangers(shown: Shown, made: Sequence[Made], agreeing: set[str], foun
 
 def _all_same(points: Points, value: float) -> bool:
     """Whether a number that belongs to no epoch is shown as one value, of step 0."""
-    return bool(points) and all(step == 0 and _same(there, value) for step, there in points)
-
-
-def _same(there: float | None, value: float) -> bool:
-    if there is None:
-        return False
-    return math.isclose(there, value, rel_tol=1e-12) or (math.isnan(there) and math.isnan(value))
+    return bool(points) and all(step == 0 and same(there, value) for step, there in points)

@@ -1,0 +1,340 @@
+"""What MLflow's own pages say of a version, from the version's own documents.
+
+It is written when a version is registered, and is what an audit expects to find there: tags by which
+versions are listed without their files, a description, parameters and metrics of the logged model, each
+accuracy linked to the test cells that it was measured on.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.digests import json_digest
+from canal.files import read_json
+from canal.registry.bundle import Record
+from canal.registry.key import Key
+from canal.registry.run_figures import flat, measures
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FORMAT = 1
+"""What record.json says as ``pages`` where MLflow was told all of this; earlier versions have nothing."""
+
+EVALUATION, PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
+GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
+SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
+SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT)
+"""The files of a version that are read, where it has them."""
+
+LONGEST_PARAM = 500
+"""Characters of a logged model's parameter that MLflow's tables take."""
+_LONGEST_TEXT = 4900
+_MOST_TYPES, _MOST_STAGES = 60, 40
+_DIGITS = 32
+_CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~!])")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Some cells of a stage, as MLflow calls them.
+
+    Attributes
+    ----------
+    name : str
+        Stage and set, such as ``pbmc3k/test``.
+    digest : str
+        Of ids and cell types: the same cells have one digest in every version.
+    context : str
+        MLflow's word for the set.
+    counts : Mapping
+        Cell type -> number of cells.
+    """
+
+    name: str
+    digest: str
+    context: str
+    counts: Mapping[str, int]
+
+    @property
+    def stage(self) -> str:
+        """The stage whose cells they are."""
+        return self.name.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of a logged model, and the cells that it was measured on where these are of one set."""
+
+    name: str
+    value: float
+    data: DataSet | None = None
+
+
+class Pages:
+    """What MLflow shows of one version.
+
+    Parameters
+    ----------
+    folder : Path
+        All that the version holds.
+    key, record : dict
+        Its key.json and record.json.
+    """
+
+    def __init__(self, folder: Path, key: Key, record: Record) -> None:
+        self.folder, self.key, self.record = folder, key, record
+
+    @property
+    def stage(self) -> str:
+        """Its stage, or ``backbone``."""
+        return str(self.key["stage"])
+
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """What it was measured to do; None of a backbone."""
+        path = self.folder / EVALUATION
+        found: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
+        return found
+
+    @cached_property
+    def tags(self) -> dict[str, str]:
+        """Tags of the version, without ``canal.``: what `canal versions` shows of it."""
+        found = {"parent_stage": self._parent_stage, "gate": self._gate}
+        if self.evaluation is not None:
+            found |= {
+                "accuracy": _text(self.evaluation["row"][self.stage]),
+                "average_accuracy": _text(self.evaluation["average_accuracy"]),
+                "types": str(len(self.evaluation["labels"])),
+            }
+        return found
+
+    @cached_property
+    def params(self) -> dict[str, str]:
+        """Parameters of its logged model: what was asked for, what a study chose, how large it is."""
+        asked = self.key["request"].get("backbone" if self._is_backbone else "continual")
+        found = dict(flat(asked or {})) | dict(self.key.get("choice") or {})
+        found |= {"stage": self.stage, "parent": self._parent_stage or "none"}
+        found |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
+        for name, file in (("genes", GENES), ("types", LABELS)):
+            if (self.folder / file).is_file():
+                found[name] = len(read_json(self.folder / file))
+        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(found.items())}
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """Metrics of its logged model, and of its stage's run."""
+        if self.evaluation is None:
+            return ()
+        found = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
+        if (path := self.folder / COMBINATION).is_file():
+            found.append(Measure("network_weight", float(read_json(path)["weight"])))
+        return tuple(found)
+
+    @cached_property
+    def data(self) -> tuple[DataSet, ...]:
+        """The cells that it learned from and was judged and measured on."""
+        return (*self._learned, *self._tests.values())
+
+    def description(self, number: int) -> str:
+        """Return what the page of version ``number`` says, in Markdown."""
+        lines = [*self._what(), "", *self._accuracies(), *self._types(), *self._origin(), ""]
+        lines += self._promoting(number)
+        text = "\n".join(lines)
+        return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+    @property
+    def _is_backbone(self) -> bool:
+        return self.evaluation is None
+
+    @property
+    def _parent_stage(self) -> str:
+        parent = self.key["request"].get("parent")
+        return str(parent["stage"]) if isinstance(parent, Mapping) else ""
+
+    @cached_property
+    def _gate(self) -> str:
+        path = self.folder / VERDICT
+        if not path.is_file():
+            return "no verdict of its own"
+        rules = read_json(path)["rules"]
+        failed = [one for one in rules if not one["passed"]]
+        warned = sum(one["severity"] == "warning" for one in failed)
+        said = "passed" if len(failed) == warned else "FAILED"
+        return f"{said}, {len(rules)} rules" + (f", {warned} warning{'s' * (warned > 1)}" if warned else "")
+
+    def _figures(self) -> Iterator[tuple[str, float | None, DataSet | None]]:
+        evaluation = self.evaluation or {}
+        for stage, one in evaluation["per_stage"].items():
+            for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+                yield f"{name}.{stage}", one.get(name), self._tests.get(stage)
+        for name, value in measures(evaluation).items():
+            if not name.startswith("accuracy."):
+                yield name, value, None
+
+    @cached_property
+    def _tests(self) -> dict[str, DataSet]:
+        """Test cells by stage, as they were asked about."""
+        import pandas as pd
+
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return {}
+        table = pd.read_csv(path, usecols=["cell_id", "stage", "truth"], dtype=str, keep_default_na=False)
+        return {
+            str(stage): _data_set(str(stage), "test", cells["cell_id"], cells["truth"])
+            for stage, cells in table.groupby("stage", sort=False)
+        }
+
+    @cached_property
+    def _learned(self) -> tuple[DataSet, ...]:
+        from canal.data.split import read_split
+
+        path = self.folder / SPLIT
+        if not path.is_file() or self._is_backbone:
+            return ()
+        table = read_split(path)
+        chosen = {name: table[table["set"] == name] for name in ("train", "validation")}
+        return tuple(
+            _data_set(self.stage, name, cells["cell_id"], cells["cell_type"])
+            for name, cells in chosen.items()
+            if len(cells)
+        )
+
+    def _what(self) -> Iterator[str]:
+        if self._is_backbone:
+            yield f"**{_plain(self.stage)}**: weights that a lineage begins with."
+            return
+        parent = self.record["parent"]
+        on = f" on {_plain(self._parent_stage)}" if self._parent_stage else ""
+        number = f" ({parent['model']} {parent['version']})" if parent else ""
+        size = f"{self.params['types']} cell types, {self.params['genes']} genes"
+        yield f"**{_plain(self.stage)}** learned{on}{number}: {size}."
+
+    def _accuracies(self) -> Iterator[str]:
+        if self.evaluation is None:
+            return
+        rows = list(self.evaluation["per_stage"].items())
+        yield from ("| test cells of | n | accuracy |", "| --- | ---: | ---: |")
+        for stage, one in rows[-_MOST_STAGES:]:
+            yield f"| {_plain(stage)} | {one['n']} | {one['accuracy']:.3f} |"
+        names = {
+            "average_accuracy": "average",
+            "forgetting": "forgetting",
+            "h_score": "H-score of unknown types",
+            "ece": "calibration error",
+        }
+        said = {one.name: one.value for one in self.measures}
+        told = [f"{word} {said[name]:.3f}" for name, word in names.items() if name in said]
+        missing = [_plain(stage) for stage in self.evaluation["not_measured"]]
+        yield ""
+        yield f"{', '.join(told).capitalize()}." + (
+            f" Not measured: {', '.join(missing)}." if missing else ""
+        )
+        yield ""
+
+    def _types(self) -> Iterator[str]:
+        if self.evaluation is None:
+            return
+        labels = [_plain(one) for one in self.evaluation["labels"]]
+        more = f" and {len(labels) - _MOST_TYPES} more" if len(labels) > _MOST_TYPES else ""
+        yield f"Cell types: {', '.join(labels[:_MOST_TYPES])}{more}."
+        yield ""
+        yield f"Gate: {self._gate}."
+        yield ""
+
+    def _origin(self) -> Iterator[str]:
+        about, commit = self.record.get("imported_from"), self.record["git_commit"]
+        if about is not None:
+            yield f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
+        code = f"commit {commit[:12]}" if commit else "code outside of git"
+        yield f"Registered with {code}{' and changes that were not committed' * bool(self.record['dirty'])}."
+
+    def _promoting(self, number: int) -> Iterator[str]:
+        if self._is_backbone:
+            yield "It answers no cells: stages are learned on it."
+            return
+        yield (
+            f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and writes "
+            "the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds what the "
+            "ledger does not say."
+        )
+
+
+def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, parent_id: str | None) -> None:
+    """Have MLflow show a version: its logged model's figures, its run's inputs and outputs.
+
+    Parameters
+    ----------
+    client
+        MLflow's.
+    pages
+        What is shown.
+    run_id
+        The run of its stage.
+    model_id, parent_id
+        Its logged model, and that of the version it was learned on.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric
+
+    client.log_model_params(model_id, pages.params)
+    inputs = [
+        DatasetInput(
+            Dataset(one.name, one.digest, "local", _source(one), profile=_profile(one)),
+            [InputTag("mlflow.data.context", one.context)],
+        )
+        for one in pages.data
+    ]
+    client.log_inputs(run_id, inputs, [LoggedModelInput(parent_id)] if parent_id else [])
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+    now = int(time.time() * 1000)
+    found = [
+        Metric(
+            one.name,
+            one.value,
+            now,
+            0,
+            model_id=model_id,
+            dataset_name=one.data.name if one.data else None,
+            dataset_digest=one.data.digest if one.data else None,
+        )
+        for one in pages.measures
+    ]
+    client.log_batch(run_id, metrics=found)
+
+
+def _source(data: DataSet) -> str:
+    return json.dumps({"uri": f"splits/{data.stage}.csv"})
+
+
+def _profile(data: DataSet) -> str:
+    return json.dumps({"num_rows": sum(data.counts.values()), "cell_types": data.counts})
+
+
+def told(folder: Path, key: Key, record: Record) -> Pages | None:
+    """Return what MLflow was told of a version; None of one that was registered before it was told."""
+    return Pages(folder, key, record) if record.get("pages") == FORMAT else None
+
+
+def _data_set(stage: str, name: str, cell_ids: Iterable[str], cell_types: Iterable[str]) -> DataSet:
+    pairs = sorted(zip(map(str, cell_ids), map(str, cell_types), strict=True))
+    counts: dict[str, int] = {}
+    for _, cell_type in pairs:
+        counts[cell_type] = counts.get(cell_type, 0) + 1
+    digest = json_digest(pairs)[:_DIGITS]
+    return DataSet(f"{stage}/{name}", digest, _CONTEXTS[name], dict(sorted(counts.items())))
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _plain(text: str) -> str:
+    """Return a name as Markdown shows it, whatever characters it has."""
+    return _SPECIAL.sub(r"\\\1", text)
