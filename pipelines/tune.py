@@ -13,9 +13,6 @@ from canal.step import argument, project_step, run, say, watch_trials
 from canal.tuning.document import TUNED_FILE, trial_times
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from canal.tuning.document import Document
     from canal.tuning.study import Study, Watch
 
 
@@ -27,12 +24,11 @@ def tune(project: Project, logged: StepRun) -> None:
     logged.params(tuning_of(project, stage).asked() | {"seed": project.config.seed})
 
     def watching(study: "Study") -> "AbstractContextManager[Watch]":
-        logged.tags({"canal.study": study.plan.digest})
-
-        def log(trials: "Mapping[int, Document]") -> None:
-            log_trials(logged, Trials(stage, study.plan.digest, trials, trial_times(study)))
-
-        return watch_trials(study, log)
+        digest = study.plan.digest
+        logged.tags({"canal.study": digest})
+        return watch_trials(
+            study, lambda done: log_trials(logged, Trials(stage, digest, done, trial_times(study)))
+        )
 
     found = choose(project, stage, watching)
     write_json(project.layout.tuned(stage), found)

@@ -19,7 +19,7 @@ from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key
 from canal.registry.machine import cpu_capability
 from canal.registry.pages import FORMAT, Pages, show
-from canal.registry.store import LOGGED, READY, TAG, Store, Version
+from canal.registry.store import KIND, LOGGED, READY, TAG, Store, Version
 
 MODEL_VERSIONS = "mlflow.modelVersions"
 """The tag by which MLflow's page of a logged model links to its version."""
@@ -95,8 +95,14 @@ def publish(store: Store, what: Publication) -> Version:
 
 
 def _begin(store: Store, what: Publication) -> str:
-    """Make the logged model that will hold a version's files, and return its id, which stands among them."""
+    """Make the logged model that will hold a version's files, and return its id, which stands among them.
+
+    An experiment that an older canal made is told its kind.
+    """
     with store.speaking():
+        there = store.client.get_experiment(store.experiment_id).tags
+        for name in KIND.keys() - there.keys():
+            store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
         made = store.client.create_logged_model(
             experiment_id=store.experiment_id,
             name=read_key(what.folder)["stage"],

@@ -367,11 +367,7 @@ class Store:
     def _make_experiment(self, client: "MlflowClient") -> None:
         from mlflow.exceptions import MlflowException
 
-        there = client.get_experiment_by_name(self.names.experiment)
-        if there is not None:
-            (kind,) = KIND
-            if kind not in there.tags and there.lifecycle_stage == "active":
-                client.set_experiment_tag(there.experiment_id, kind, KIND[kind])
+        if client.get_experiment_by_name(self.names.experiment) is not None:
             return
         try:
             client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
