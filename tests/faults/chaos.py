@@ -35,14 +35,14 @@ Report = dict[str, Any]
 
 def main() -> None:
     """Run the long form and print a report; exit code 1 if anything did not hold."""
-    from tests.faults.crowd import crowd
+    from tests.faults.crowd import crowds
     from tests.faults.kills import kill_commands
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="kills of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--locked", type=float, default=30.0, help="seconds that the database is locked")
-    parser.add_argument("--rounds", type=int, default=50, help="rounds of a crowd on a server")
+    parser.add_argument("--rounds", type=int, default=50, help="rounds of each crowd")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="canal-chaos-") as scratch:
         base = make_project(Path(scratch) / "base")
@@ -52,7 +52,7 @@ def main() -> None:
         report = run(base, Path(scratch), kills, arguments.seed, arguments.locked)
         report |= {
             "commands": kill_commands(base, Path(scratch), arguments.kills, arguments.seed),
-            "crowd": crowd(base, Path(scratch) / "crowd", arguments.rounds, arguments.seed),
+            "crowds": crowds(base, Path(scratch) / "crowds", arguments.rounds, arguments.seed),
         }
     assert not report["commands"]["wrong"], "\n".join(report["commands"]["wrong"])
     sys.stdout.write(json.dumps(report, indent=1) + "\n")

@@ -1,6 +1,7 @@
-"""Many commands at once in two clones on one MLflow server: nobody takes anything from anybody.
+"""Many commands at once in two clones on one MLflow store: nobody takes anything from anybody.
 
     python -m tests.faults.crowd --rounds 50
+    python -m tests.faults.crowd --store postgres
 
 Each round starts eight commands in each clone at the same moment: audits, labels, promotions, exports ...
 Right is an answer, or a refusal that says that somebody else moved something. A traceback is wrong, and so
@@ -20,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.backends.servers import shared
+from tests.backends.servers import shared, why_not
 from tests.faults.commands import command
 from tests.faults.forked import CRASHED, REFUSED, Work, Worker, done, import_everything
 from tests.faults.lent import read_from_server
@@ -37,6 +38,9 @@ BUSY = (
 """What a refusal says whose reason is that others moved something."""
 
 BEHIND = "canal ledger --catch-up"
+STORES = ("server", "postgres", "sqlite")
+"""An MLflow server, PostgreSQL without a server, one file of sqlite that both clones name."""
+
 Report = dict[str, Any]
 
 
@@ -45,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", choices=STORES, default="server")
     parser.add_argument("--base", type=Path, help="a learned project; by default the tests' is learned first")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="canal-crowd-") as scratch:
@@ -53,16 +58,14 @@ def main() -> None:
             base.run("dvc", "repro", "--quiet")
             base.run("canal", "registry", "sync")
         import_everything()
-        report = crowd(base, Path(scratch) / "crowd", arguments.rounds, arguments.seed)
+        report = crowd(base, Path(scratch) / "crowd", arguments.rounds, arguments.seed, store=arguments.store)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 
-def crowd(base: Line, scratch: Path, rounds: int, seed: int, each: int = 8) -> Report:
-    """Let ``each`` commands run at once in each of two clones, ``rounds`` times."""
+def crowd(base: Line, scratch: Path, rounds: int, seed: int, each: int = 8, store: str = "server") -> Report:
+    """Let ``each`` commands run at once in each of two clones on one store, ``rounds`` times."""
     scratch.mkdir(parents=True)
-    server = shared("server", scratch, _empty(scratch / "empty.db"))
-    server.wait()
-    env = {"MLFLOW_TRACKING_URI": server.uri}
+    env = _store(store, scratch)
     clones = _clones(base, scratch, env)
     draw, found, wrong = random.Random(seed), Counter[str](), []
     for number in range(rounds):
@@ -79,8 +82,29 @@ def crowd(base: Line, scratch: Path, rounds: int, seed: int, each: int = 8) -> R
         sys.stderr.write(f"round {number + 1} of {rounds}: {dict(found)}\n")
     assert not wrong, f"{len(wrong)} of {sum(found.values())} commands:\n" + "\n".join(wrong[:10])
     _require_one_history(clones, env)
-    lent = read_from_server(clones[0], env)
-    return {"clones": len(clones), "processes": 2 * each, "rounds": rounds, **found, "where lent": lent}
+    report = {"store": store, "clones": len(clones), "processes": 2 * each, "rounds": rounds, **found}
+    return report | ({"where lent": read_from_server(clones[0], env)} if store == "server" else {})
+
+
+def crowds(base: Line, scratch: Path, rounds: int, seed: int) -> dict[str, Report]:
+    """Let a crowd work on each kind of store; one that cannot be started here says why."""
+    found: dict[str, Report] = {}
+    for store in STORES:
+        why = why_not(store) if store == "postgres" else None
+        place = scratch / store
+        found[store] = {"not run": why} if why else crowd(base, place, rounds, seed, store=store)
+    return found
+
+
+def _store(kind: str, scratch: Path) -> dict[str, str]:
+    """Return the variables by which commands find a new, empty store."""
+    if kind == "sqlite":
+        return {"MLFLOW_TRACKING_URI": f"sqlite:///{_empty(scratch / 'shared.db')}"}
+    server = shared(kind, scratch, _empty(scratch / "empty.db"))
+    server.wait()
+    artifacts = (scratch / "artifacts").as_uri()
+    own = {"MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts} if kind == "postgres" else {}
+    return {"MLFLOW_TRACKING_URI": server.uri} | server.env | own
 
 
 def _drawn(draw: random.Random, clone: Path, number: int, i: int, env: dict[str, str]) -> tuple[str, Work]:
@@ -132,7 +156,7 @@ def _judged(worker: Worker) -> tuple[str, str]:
 
 
 def _clones(base: Line, scratch: Path, env: dict[str, str]) -> list[Path]:
-    """Return two copies of a learned project whose registry is on the server."""
+    """Return two copies of a learned project whose registry is in the store."""
     one, other = scratch / "one", scratch / "other"
     shutil.copytree(base.root, one, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
     line = Line(one)
@@ -154,8 +178,7 @@ def _require_one_history(clones: list[Path], env: dict[str, str]) -> None:
     for clone in clones:
         audited = done(command("audit", "--json", env=env), clone)
         assert audited["code"] == 0, audited["said"][-3000:]
-        left = [one.name for one in (clone / ".canal" / "versions").iterdir() if one.name.startswith(".")]
-        assert left == []
+        assert [one.name for one in (clone / ".canal").glob("versions/.*")] == []
 
 
 def _empty(path: Path) -> Path:
