@@ -6,7 +6,9 @@
 
 For each stage's version: accuracy (mean over stages so far), mean negative log likelihood and calibration
 error of the network alone, of the sums alone and of what the version answers, the network's weight in it, and
-how how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
+how many labels the fast answer (``--effort fast``) has otherwise than the full one, with a 95 % interval.
+Of several projects of the same stages (other seeds) the means follow, and in how many of them both together
+are at least as accurate as the better one less a standard error, and likelier than either.
 
 With ``--novelty`` every type is left out in turn, of the sums with its scatter, of the network by a head
 learned anew, and test cells are asked: H-score and AUROC of each side and of what the version answers, whose
@@ -37,6 +39,7 @@ from canal.model.load import CellAnnotator, method_of
 from canal.project import Project
 
 _LEAST = 1e-12
+_WIDE = 160
 WHO = ("network", "sums", "both")
 
 
@@ -151,6 +154,48 @@ def novelty_table(name: str, found: dict[str, dict[str, Any]]) -> Table:
     return made
 
 
+def summaries(found: dict[str, dict[str, Any]]) -> list[Table]:
+    """Return the means over projects of the same stages, a table for each such group."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for one in found.values():
+        groups.setdefault(tuple(one), []).append(one)
+    return [_summary(stages, group) for stages, group in groups.items() if stages and len(group) > 1]
+
+
+def _summary(stages: tuple[str, ...], group: list[dict[str, Any]]) -> Table:
+    made = Table(
+        title=f"mean of {len(group)} projects of {', '.join(stages)}: accuracy, % (SD) / NLL / ECE, %"
+    )
+    for heading in ("version", *WHO, "weights", "as accurate", "likelier"):
+        made.add_column(heading, justify="left" if heading == "version" else "right")
+    for stage in stages:
+        rows = [one[stage] for one in group]
+        cells = []
+        for who in WHO:
+            values = {name: [row[who][name] for row in rows] for name in ("accuracy", "nll", "ece")}
+            spread = (
+                f"{100 * np.mean(values['accuracy']):.1f} ({100 * np.std(values['accuracy'], ddof=1):.1f})"
+            )
+            cells.append(f"{spread} / {np.mean(values['nll']):.3f} / {100 * np.mean(values['ece']):.1f}")
+        better = [max(row["network"]["accuracy"], row["sums"]["accuracy"]) for row in rows]
+        accurate = sum(
+            row["both"]["accuracy"] >= best - row["both"]["standard_error"]
+            for row, best in zip(rows, better, strict=True)
+        )
+        likelier = sum(row["both"]["nll"] <= min(row["network"]["nll"], row["sums"]["nll"]) for row in rows)
+        weights = ", ".join(f"{row['weight']:g}" for row in rows)
+        made.add_row(stage, *cells, weights, f"{accurate} of {len(rows)}", f"{likelier} of {len(rows)}")
+    if all("novelty" in row[stage] for row in group for stage in stages):
+        for stage in stages:
+            cells = []
+            for who in WHO:
+                told = [one[stage]["novelty"][who] for one in group]
+                pair = [100 * np.mean([each[name] for each in told]) for name in ("h_score", "auroc")]
+                cells.append(f"H {pair[0]:.1f}, AUROC {pair[1]:.1f}")
+            made.add_row(f"{stage}: types left out", *cells)
+    return made
+
+
 def main() -> None:
     """Measure the projects that are named, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -169,11 +214,13 @@ def main() -> None:
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
     for name, one in found.items():
         console.print(table(name, one) if one else f"{name}: no version is of the combined method")
         if one and arguments.novelty:
             console.print(novelty_table(name, one))
+    for one_summary in summaries(found):
+        console.print(one_summary)
 
 
 if __name__ == "__main__":
