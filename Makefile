@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
-	@python -m canal.pipeline
+	@python -m canal.app.pipeline
 
 test:  ## install what is missing and run every test
 	@tools/setup.sh test

@@ -36,9 +36,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from canal.app.project import Project
 from canal.model.annotator import Annotator, Prediction
 from canal.model.load import CellAnnotator
-from canal.project import Project
 
 GENES, PANEL = 30_000, 300
 RIVALS = ("celltypist", "scanvi")
@@ -126,7 +126,7 @@ def answering(arguments: argparse.Namespace) -> CellAnnotator:
         from engine import annotator_of
 
         return linear(PANEL) if arguments.preset == "linear" else annotator_of(arguments.preset, PANEL)
-    from canal.api import load_annotator, serving_version
+    from canal.app.api import load_annotator, serving_version
 
     project = Project.open(arguments.root)
     return load_annotator(project, serving_version(project, arguments.number), arguments.effort)

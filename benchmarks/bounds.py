@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from canal.config import Continual
+from canal.config.sections import Continual
 from canal.continual.fit import Hooks
 from canal.continual.trainer import learn_stage
 

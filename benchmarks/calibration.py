@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from canal.app.lessons import examination, shadow_cells
+from canal.app.project import Project
 from canal.continual.calibration import calibration
 from canal.continual.temperature import fit_temperature
-from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
-from canal.project import Project
 
 POOLED = "all stages"
 AIM = 0.05

@@ -27,16 +27,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from canal.app.lessons import examination, features_kept, shadow_cells
+from canal.app.project import Project
 from canal.continual.calibration import calibration
 from canal.continual.holdouts import held_out_types
 from canal.continual.shadow import shadow_heads
-from canal.lessons import examination, features_kept, shadow_cells
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import CombinedAnnotator, FastAnnotator
 from canal.model.load import CellAnnotator, method_of
-from canal.project import Project
 
 _LEAST = 1e-12
 _WIDE = 160

@@ -36,8 +36,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from canal.continual import measures
-from canal.digests import json_digest
-from canal.files import read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.files import read_json, write_json
 
 COLUMNS = {
     "average": "A_T",

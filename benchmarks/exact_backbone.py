@@ -28,12 +28,12 @@ from exact_streams import Drawn, StageCells
 from rich.console import Console
 from rich.table import Table
 
+from canal.app.project import CellSet, Project
 from canal.continual.cells import LabelledCells
 from canal.data.tokens import tokenize
 from canal.memory.basis import HIGHEST, Basis
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone
-from canal.project import CellSet, Project
 
 LEVELS_A_DEVIATION = 8
 RANDOM_FEATURES = 1000

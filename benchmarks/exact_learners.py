@@ -11,11 +11,11 @@ from exact_streams import Drawn
 from scipy.linalg import cho_factor, cho_solve
 
 import canal.memory
-from canal.config import Config
+from canal.config.sections import Config
 from canal.continual.cells import LabelledCells
 from canal.continual.measures import accuracy
 from canal.continual.remembering import plain
-from canal.digests import file_digest, json_digest
+from canal.core.digests import file_digest, json_digest
 from canal.memory.answer import ExactAnnotator
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums

@@ -12,7 +12,7 @@ from exact_streams import Drawn, Stream, shuffled
 from rich.table import Table
 
 from canal.continual import measures
-from canal.digests import json_digest
+from canal.core.digests import json_digest
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.memory.sums import Adder, total

@@ -13,8 +13,8 @@ from exact_learners import Exact
 from exact_streams import Stream
 from rich.table import Table
 
-from canal.digests import json_digest
-from canal.files import read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.files import read_json, write_json
 
 SHIPPED = "as shipped"
 VARIANTS: dict[str, dict[str, float]] = {

@@ -29,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.sparse import csr_matrix
 
-from canal.config import Memory, Novelty
+from canal.config.sections import Memory, Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.remembering import Known, plain, solved
+from canal.core.digests import canonical_json
 from canal.data.prepared import PreparedCells
 from canal.data.writing import H5adWriter
-from canal.digests import canonical_json
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.memory.sums import Adder, Sums

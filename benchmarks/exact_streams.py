@@ -16,18 +16,18 @@ import stream
 from ruamel.yaml import YAML
 from scipy.sparse import csr_matrix
 
-from canal.config import Config
+from canal.config.load import parse_config
+from canal.config.sections import Config
 from canal.continual.cells import LabelledCells
 from canal.continual.probe import choose_probe
+from canal.core.digests import json_digest
 from canal.data.expression import align
 from canal.data.panel import choose_panel
 from canal.data.prepare import CELLS, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.sources import fetch
 from canal.data.split import split_stage
-from canal.digests import json_digest
 from canal.model.config import PRESETS
-from canal.params import parse_config
 
 EMBEDDED = "embedded"
 STREAMS = ("first", EMBEDDED, "immune", "pancreas")

@@ -22,11 +22,11 @@ from typing import Any
 import stream
 from ruamel.yaml import YAML
 
+from canal.app.project import Project
 from canal.continual import measures
-from canal.files import read_json
+from canal.core.files import read_json
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
-from canal.project import Project
 
 
 def main() -> None:

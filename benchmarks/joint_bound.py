@@ -15,13 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from canal.app.project import Project
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.lesson import Lesson
 from canal.continual.trainer import learn_stage
-from canal.files import read_json
+from canal.core.files import read_json
 from canal.model.backbone import Backbone
-from canal.project import Project
 
 
 def joint_lesson(project: Project) -> Lesson:

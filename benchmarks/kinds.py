@@ -74,7 +74,7 @@ def show(tried: Counter[str], columns: dict[str, Counter[str]]) -> None:
 
 def learned(root: Path) -> tuple[Path, "AnnData"]:
     """Return the model folder of a project's last stage, and cells of its tumour source as whole counts."""
-    from canal.project import Project
+    from canal.app.project import Project
 
     project = Project.open(root)
     last = list(project.config.stages)[-1]

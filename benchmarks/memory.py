@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 from engine import OLD, annotator_of, backbone_of, cells_of
 
-from canal.config import Cache, Continual
+from canal.config.sections import Cache, Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Fit, Hooks
 from canal.continual.lesson import Lesson

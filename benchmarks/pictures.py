@@ -19,9 +19,9 @@ import pandas as pd
 
 from canal.annotation.annotate import Options, label_h5ad
 from canal.annotation.columns import CONFIDENCE, NOVELTY, TYPE, UNASSIGNED
-from canal.api import load_annotator, serving_version
+from canal.app.api import load_annotator, serving_version
+from canal.app.project import Project
 from canal.model.annotator import Annotator
-from canal.project import Project
 from canal.report.canvas import HEAT, INK, MUTED, new_figure, save, styled
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from canal.app.project import CellSet, Project
 from canal.continual import measures
 from canal.model.annotator import Annotator
-from canal.project import CellSet, Project
 
 PACKAGES = {
     "celltypist": ("celltypist==1.7.1", "scikit-learn<1.8"),  # 1.8 took away what it asks for

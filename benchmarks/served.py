@@ -24,8 +24,8 @@ from scipy.sparse import csr_matrix
 
 from canal.annotation.annotate import Options, annotate_adata
 from canal.annotation.request import TOTALS
-from canal.config import Registry
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Registry
 from canal.model.annotator import Annotator
 from canal.registry.key import write_key
 from canal.registry.publish import Publication, publish

@@ -95,8 +95,8 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def measure(root: Path, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Serve the champion of a project and return what the load showed."""
-    from canal.api import load_annotator
-    from canal.project import Project
+    from canal.app.api import load_annotator
+    from canal.app.project import Project
 
     if arguments.root is None:
         from engine import annotator_of

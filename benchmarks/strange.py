@@ -25,10 +25,10 @@ from novelty import auroc
 from rich.console import Console
 from rich.table import Table
 
+from canal.app.lessons import examination, shadow_cells
+from canal.app.project import Project
 from canal.continual.novelty import quantile_threshold, with_rule
-from canal.lessons import examination, shadow_cells
 from canal.model.annotator import Annotator
-from canal.project import Project
 
 CANAL = "published + distance + angle"
 SCORES = ("published", "published + distance", "angle", CANAL)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from canal.core.digests import file_digest
 from canal.data.shares import largest_remainder
-from canal.digests import file_digest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"
@@ -55,7 +55,7 @@ def main() -> None:
         make_project(root)
     YAML().dump(document, root / "params.yaml")
     began = time.monotonic()
-    run(root, "python", "-m", "canal.warm", "dvc", "repro")
+    run(root, "python", "-m", "canal.runtime.warm", "dvc", "repro")
     run(root, "canal", "registry", "sync")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     sys.stdout.write(f"wall time {time.monotonic() - began:.0f} s, largest process {peak:.2f} GiB\n")

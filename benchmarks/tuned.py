@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from canal.digests import json_digest
-from canal.files import read_json, write_json
-from canal.tuning_config import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION
+from canal.config.tuning import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION
+from canal.core.digests import json_digest
+from canal.core.files import read_json, write_json
 
 EMBEDDED = "embedded"
 WAYS = ("published", "tuned")
@@ -90,7 +90,7 @@ def measured(root: Path, document: Mapping[str, Any], way: str) -> Found:
     last = list(document["stages"])[-1]
     YAML().dump(wanted, root / "params.yaml")
     # What is not registered is learned as params.yaml asks, so both ways can be learned in one folder.
-    stream.run(root, "python", "-m", "canal.warm", "dvc", "repro")
+    stream.run(root, "python", "-m", "canal.runtime.warm", "dvc", "repro")
     evaluation = read_json(root / "metrics" / last / "evaluation.json")
     choices = {
         name: read_json(root / "models" / name / "history.json") for name in list(document["stages"])[1:]

@@ -1,19 +1,19 @@
 """Measure one stage's model on the test cells of every stage so far: metrics/<stage>/, scores/<stage>/."""
 
-from canal.files import new_folder
-from canal.project import Project
+from canal.app.project import Project
+from canal.app.step import argument, project_step, run, say
+from canal.core.files import new_folder
 from canal.registry.history import restore_metrics
 from canal.registry.key import key_digest
 from canal.registry.run_figures import measures
 from canal.registry.tracking import StepRun
 from canal.report.scores import write_scores
-from canal.step import argument, project_step, run, say
 
 
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its figures."""
+    from canal.app.measuring import measured
     from canal.continual.evaluation import write_evaluation
-    from canal.measuring import measured
     from canal.report.collect import draw_figures
 
     stage = argument("stage", project.config.stages)

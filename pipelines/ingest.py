@@ -1,8 +1,8 @@
 """Fetch the bytes of each source into incoming/, which data.dvc imports as data/."""
 
+from canal.app.project import Project
+from canal.app.step import run, say
 from canal.data.sources import ingest
-from canal.project import Project
-from canal.step import run, say
 
 
 def main() -> None:

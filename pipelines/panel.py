@@ -1,14 +1,14 @@
 """Choose the genes of the lineage on the first stage's training cells: panel.json."""
 
-from canal.adopting import adopted_basis
-from canal.config import BACKBONE
+from canal.app.adopting import adopted_basis
+from canal.app.import_backbone import imported_vocabulary
+from canal.app.project import Project
+from canal.app.step import run, say
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
 from canal.data.panel import adopted_panel, choose_panel, write_panel
-from canal.digests import file_digest
-from canal.imported import imported_vocabulary
 from canal.model.config import PRESETS
-from canal.project import Project
 from canal.registry.history import require_available, restore_file
-from canal.step import run, say
 
 
 def main() -> None:

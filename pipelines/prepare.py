@@ -1,8 +1,8 @@
 """Make one source canonical: prepared/<source>/."""
 
+from canal.app.project import Project
+from canal.app.step import argument, run, say
 from canal.data.prepare import PrepareSettings, prepare, prepare_absent
-from canal.project import Project
-from canal.step import argument, run, say
 
 
 def main() -> None:

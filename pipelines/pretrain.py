@@ -2,21 +2,21 @@
 
 import shutil
 
-from canal.config import BACKBONE
-from canal.files import new_folder, write_json
-from canal.imported import adopt
-from canal.project import Project
+from canal.app.import_backbone import adopt
+from canal.app.project import Project
+from canal.app.step import project_step, run, watch
+from canal.config.sections import BACKBONE
+from canal.core.files import new_folder, write_json
 from canal.registry.facts import stage_facts
 from canal.registry.history import require_available, restore_model
 from canal.registry.key import write_key
 from canal.registry.tracking import StepRun
-from canal.step import project_step, run, watch
 
 
 def learn(project: Project, logged: StepRun) -> None:
     """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
+    from canal.app.lessons import corpus
     from canal.continual.pretraining import pretrain
-    from canal.lessons import corpus
     from canal.model.config import PRESETS
     from canal.quality.verdict import require_passing
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from canal.app.project import Project
+from canal.app.step import run, say
+from canal.core.files import new_folder
 from canal.data.split import read_split, sets_told, split_stage, write_split
-from canal.files import new_folder
-from canal.project import Project
 from canal.registry.history import require_available, restore_file
-from canal.step import run, say
 
 
 def divide(project: Project, stage: str, into: Path) -> None:

@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from canal.errors import GateError
-from canal.project import Project
+from canal.app.project import Project
+from canal.app.step import argument, run, say
+from canal.core.errors import GateError
 from canal.quality.gate import judge
 from canal.quality.terminal import render, summary
 from canal.registry.history import require_available, restore_file
-from canal.step import argument, run, say
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from hypothesis import settings
 
-from canal.startup import begin
+from canal.runtime.startup import begin
 from tests.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage

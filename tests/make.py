@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config import Config, Source
-from canal.digests import file_digest
-from canal.params import parse_config
+from canal.config.load import parse_config
+from canal.config.sections import Config, Source
+from canal.core.digests import file_digest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -178,7 +178,7 @@ def make_config(**changes: Any) -> Config:
     """Return a configuration for two small stages, first and second.
 
     A section named in ``changes`` is laid over the default one, key by key; ``sources`` and ``stages``
-    replace theirs whole. Sources may be given as documents or as `canal.config.Source`.
+    replace theirs whole. Sources may be given as documents or as `canal.config.sections.Source`.
     """
     document = make_document(**changes)
     document["sources"] = {

@@ -1,4 +1,4 @@
-"""``python script.py canal ...`` runs a console script, so that a warm ``python`` (`canal.warm`) can."""
+"""``python script.py canal ...`` runs a console script, so that a warm ``python`` can run it."""
 
 import runpy
 import shutil

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from canal.annotating import Origin, digest_of, origin
-from canal.digests import canonical_json, file_digest
-from canal.errors import DataError
+from canal.app.annotating import Origin, digest_of, origin
+from canal.core.digests import canonical_json, file_digest
+from canal.core.errors import DataError
 
 
 @pytest.fixture

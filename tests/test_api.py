@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import canal
-import canal.api
+import canal.app.api
 from canal.annotation.annotate import Options
 from tests.make import make_adata, make_document
 from tests.model.make import make_annotator
@@ -25,8 +25,10 @@ def served(tmp_path, monkeypatch):
     from ruamel.yaml import YAML
 
     YAML().dump(make_document(), tmp_path / "params.yaml")
-    monkeypatch.setattr(canal.api, "serving_version", lambda project, model: Known())
-    monkeypatch.setattr(canal.api, "load_annotator", lambda project, version, effort="full": make_annotator())
+    monkeypatch.setattr(canal.app.api, "serving_version", lambda project, model: Known())
+    monkeypatch.setattr(
+        canal.app.api, "load_annotator", lambda project, version, effort="full": make_annotator()
+    )
     return tmp_path
 
 

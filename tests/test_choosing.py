@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from canal.choosing import chosen_settings, study_digest, tuned_document, tuning_of
-from canal.errors import ConfigError, TrainingError
-from canal.files import write_json
-from canal.layout import Layout
-from canal.params import parse_config
-from canal.project import Project
+from canal.app.choosing import chosen_settings, study_digest, tuned_document, tuning_of
+from canal.app.project import Project
+from canal.config.layout import Layout
+from canal.config.load import parse_config
+from canal.core.errors import ConfigError, TrainingError
+from canal.core.files import write_json
 from canal.tuning.document import FORMAT
 from tests.make import make_config, make_tuned_document
 

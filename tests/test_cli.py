@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import CanalError
+from canal.core.errors import CanalError
 
 COMMANDS = [
     ("versions",),

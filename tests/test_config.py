@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from canal.errors import ConfigError
-from canal.params import load_config, parse_config, parse_yaml
+from canal.config.load import load_config, parse_config, parse_yaml
+from canal.core.errors import ConfigError
 from tests.make import groups, make_config, make_document, make_tuned_document
 
 ROOT = Path(__file__).resolve().parents[1]

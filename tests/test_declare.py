@@ -2,9 +2,9 @@
 
 import pytest
 
-from canal.declare import declare, read_label_map, trimmed_labels
-from canal.digests import file_digest
-from canal.errors import ConfigError, SourceError
+from canal.app.declare import declare, read_label_map, trimmed_labels
+from canal.core.digests import file_digest
+from canal.core.errors import ConfigError, SourceError
 from tests.make import make_adata, write_adata
 
 

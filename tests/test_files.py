@@ -11,8 +11,16 @@ import threading
 
 import pytest
 
-from canal.digests import canonical_json, file_digest, json_digest, tree_digests
-from canal.files import append_line, first_file, new_file, new_folder, read_json, usual_rights, write_json
+from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
+from canal.core.files import (
+    append_line,
+    first_file,
+    new_file,
+    new_folder,
+    read_json,
+    usual_rights,
+    write_json,
+)
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -83,7 +91,7 @@ def test_rights_follow_the_umask_and_what_is_replaced(tmp_path, umask):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from canal.files import new_file, new_folder, scratch_folder
+from canal.core.files import new_file, new_folder, scratch_folder
 with scratch_folder("gate"), new_file(Path("a.csv")) as file, new_folder(Path("b")) as folder:
     (folder / "deep").mkdir()
     (folder / "deep" / "x").write_text("half")

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
+from canal.app.import_backbone import adopt, import_folder, imported_vocabulary
+from canal.app.project import Project
+from canal.core.digests import file_digest, tree_digests
+from canal.core.errors import ModelError, RegistryError
+from canal.core.files import read_json
 from canal.data.panel import ChosenPanel, write_panel
-from canal.digests import file_digest, tree_digests
-from canal.errors import ModelError, RegistryError
-from canal.files import read_json
-from canal.imported import adopt, import_folder, imported_vocabulary
-from canal.project import Project
 from canal.registry.key import check_files, write_key
 from tests.imports import project_with_import, write_params
 from tests.make import gene_names

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from canal.api import relearn
+from canal.app.api import relearn
+from canal.app.importing import PublishedFiles, import_published, read_gene_vectors
+from canal.app.project import Project
 from canal.cli import app
+from canal.core.digests import file_digest, tree_digests
+from canal.core.errors import ConfigError, DataError, ModelError, RegistryError
+from canal.core.files import new_folder, read_json
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.split import split_stage, write_split
-from canal.digests import file_digest, tree_digests
-from canal.errors import ConfigError, DataError, ModelError, RegistryError
-from canal.files import new_folder, read_json
-from canal.importing import PublishedFiles, import_published, read_gene_vectors
-from canal.project import Project
 from canal.quality.profile import Profile
 from canal.quality.verdict import Verdict
 from canal.registry.key import write_key
@@ -251,7 +251,7 @@ def test_the_folder_bears_the_checkpoints_name_made_safe(file, name):
 
 
 def test_half_precision_weights_are_imported_as_float32(tmp_path, monkeypatch):
-    from canal.importing import read_backbone
+    from canal.app.importing import read_backbone
 
     read_here(monkeypatch)
     _, genes = write_published(tmp_path)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from canal.errors import LONGEST, CanalError, DataError
-from canal.messages import visible
+from canal.core.errors import LONGEST, CanalError, DataError
+from canal.core.messages import visible
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
-from canal.messages import tell
-from canal.startup import begin
+from canal.core.messages import tell
+from canal.runtime.startup import begin
 begin()
 print("λ = 0.5")
 tell("日 é")
@@ -56,7 +56,14 @@ def test_a_command_tells_of_a_path_without_its_escapes(tmp_path):
 
 def test_lines_end_alike_on_every_system():
     """Digests are taken of sources, params and ledger as they lie in the working tree."""
-    names = ["src/canal/cli.py", "pipelines/split.py", "params.yaml", "dvc.yaml", "dvc.lock", "ledger.jsonl"]
+    names = [
+        "src/canal/cli/root.py",
+        "pipelines/split.py",
+        "params.yaml",
+        "dvc.yaml",
+        "dvc.lock",
+        "ledger.jsonl",
+    ]
     asked = subprocess.run(
         ["git", "check-attr", "eol", "--", *names], cwd=ROOT, capture_output=True, text=True, check=True
     )

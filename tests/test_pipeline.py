@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from canal import pipeline
-from canal.errors import ConfigError
-from canal.startup import run_script
+from canal.app import pipeline
+from canal.core.errors import ConfigError
+from canal.runtime.startup import run_script
 from tests.warm import REPOSITORY
 
 FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
@@ -71,7 +71,7 @@ def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
     assert pipeline.main() == 130
     said = capfd.readouterr().err
     assert said.splitlines() == ["canal: interrupted; `make run` goes on from what was done"]
-    assert ran == ["canal.warm"]
+    assert ran == ["canal.runtime.warm"]
 
 
 def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypatch):
@@ -85,7 +85,7 @@ def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
     """The table of what was registered before would be the last thing on the screen."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(pipeline, "refuse_early", lambda: None)
-    monkeypatch.setattr(pipeline, "_run", lambda module, *_: 255 if module == "canal.warm" else 0)
+    monkeypatch.setattr(pipeline, "_run", lambda module, *_: 255 if module == "canal.runtime.warm" else 0)
     assert pipeline.main() == 255
     assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run did not get through")
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import ConfigError
-from canal.stages import parse, with_branch, with_import, with_stage
+from canal.config.edit import parse, with_branch, with_import, with_stage
+from canal.core.errors import ConfigError
 
 TEXT = (Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8")
 SOURCE = {"path": "raw/lung.h5ad", "sha256": "1" * 64, "label": "cell type: x", "values": "counts"}

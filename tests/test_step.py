@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from canal.errors import ConfigError
-from canal.layout import Layout
-from canal.step import argument, run, watch, watch_trials
+from canal.app.step import argument, run, watch, watch_trials
+from canal.config.layout import Layout
+from canal.core.errors import ConfigError
 from canal.tuning.study import Study
 from tests.make import make_config
 from tests.tuning.make import FakeLearner, fails_on, make_plan

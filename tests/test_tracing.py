@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import CanalError, LedgerError
+from canal.core.errors import CanalError, LedgerError
 from canal.registry.ledger import Draft, Ledger
 from tests.registry.made import two_stages
 

@@ -1,4 +1,4 @@
-"""`python -m canal.warm`: scripts run in forks as Python would have run them, of the code as it is then."""
+"""`python -m canal.runtime.warm`: scripts run in forks as Python would have run them, of today's code."""
 
 import contextlib
 import os
@@ -21,8 +21,9 @@ LIBRARY = "colorsys"
 def place(tmp_path) -> Path:
     """Return a folder with what warm needs of canal, and a script that tells where it runs."""
     (tmp_path / "src" / "canal").mkdir(parents=True)
-    for name in ("startup.py", "warm.py", "warm_python.py"):
-        shutil.copyfile(PACKAGE / name, tmp_path / "src" / "canal" / name)
+    (tmp_path / "src" / "canal" / "runtime").mkdir()
+    for name in ("__init__.py", "startup.py", "warm.py", "warm_python.py"):
+        shutil.copyfile(PACKAGE / "runtime" / name, tmp_path / "src" / "canal" / "runtime" / name)
     (tmp_path / "src" / "canal" / "__init__.py").write_text("EDITION = 1\n")
     (tmp_path / "tmp").mkdir()
     return tmp_path
@@ -31,7 +32,7 @@ def place(tmp_path) -> Path:
 def start(place: Path, shell: str, **variables: str) -> subprocess.Popen:
     """Start shell words under warm, one small library instead of all the large ones."""
     code = (
-        "import sys, canal.warm as warm\n"
+        "import sys, canal.runtime.warm as warm\n"
         f"warm.LIBRARIES = ('no_such_library', 'setting', {LIBRARY!r})\n"
         "sys.exit(warm.main(sys.argv[1:]))"
     )
@@ -73,7 +74,7 @@ def test_libraries_are_imported_once_and_never_canal(place):
         f"print(os.getppid(), {LIBRARY!r} in sys.modules, had, canal.EDITION)\n"
     )
     # Of another length: Python takes compiled code for a source of the same second and size.
-    edit = "echo EDITION = 1 + 1 > src/canal/__init__.py; echo 0/0 > src/canal/startup.py"
+    edit = "echo EDITION = 1 + 1 > src/canal/__init__.py; echo 0/0 > src/canal/runtime/startup.py"
     code, lines, _ = run(place, f"python tell.py; {edit}; sleep 1; python tell.py")
     (first, *early), (second, *late) = (line.split() for line in lines)
     assert code == 0
@@ -152,7 +153,9 @@ def test_ended_itself_it_ends_the_command_and_leaves_nothing(place):
 
 def test_where_it_cannot_serve_the_command_is_simply_run(place):
     (place / "tell.py").write_text("print('here')\nraise SystemExit(4)\n")
-    without = "import os, sys; del os.pidfd_open; from canal import warm; sys.exit(warm.main(sys.argv[1:]))"
+    without = (
+        "import os, sys; del os.pidfd_open; from canal.runtime import warm; sys.exit(warm.main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", without, sys.executable, "tell.py"],
         cwd=place, env=os.environ | {"PYTHONPATH": str(place / "src")},
@@ -162,9 +165,9 @@ def test_where_it_cannot_serve_the_command_is_simply_run(place):
 
 
 def test_no_command_and_an_unknown_one_are_said(place):
-    warm = [sys.executable, "-m", "canal.warm"]
+    warm = [sys.executable, "-m", "canal.runtime.warm"]
     none = subprocess.run(warm, capture_output=True, text=True, check=False)
-    assert (none.returncode, "Example: python -m canal.warm dvc repro" in none.stderr) == (2, True)
+    assert (none.returncode, "Example: python -m canal.runtime.warm dvc repro" in none.stderr) == (2, True)
     unknown = subprocess.run([*warm, "no-such-command"], capture_output=True, text=True, check=False)
     assert (unknown.returncode, unknown.stderr) == (127, "canal: there is no command 'no-such-command'\n")
 

@@ -9,13 +9,13 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from canal.annotating import logger, origin, provenance
 from canal.annotation.outputs import Output
 from canal.annotation.records import make_record
+from canal.app.annotating import logger, origin, provenance
+from canal.app.who import who
 from canal.cli import app
-from canal.digests import canonical_json, file_digest
-from canal.errors import CanalError, DataError
-from canal.who import who
+from canal.core.digests import canonical_json, file_digest
+from canal.core.errors import CanalError, DataError
 from tests.annotation.formats import write_10x_v3
 from tests.make import make_adata, write_adata
 from tests.registry.made import two_stages

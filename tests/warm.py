@@ -16,7 +16,7 @@ FOLDERS = "CANAL_TESTS_WARM"
 
 _SERVER = """
 import sys
-from canal import warm
+from canal.runtime import warm
 
 warm.LIBRARIES = (  # a project is made by DVC
     "dvc.cli.parser",

@@ -56,7 +56,7 @@ def answered(annotator: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def tried(annotator: Any, job: dict[str, Any], result: Path) -> int:
     """Do a job; 0 done, 1 refused for a reason made for people, 99 anything else."""
-    from canal.errors import CanalError
+    from canal.core.errors import CanalError
 
     try:
         done = judged(annotator, job) if job["declared"] else labelled(annotator, job, result)
@@ -95,9 +95,9 @@ def labelled(annotator: Any, job: dict[str, Any], result: Path) -> int:
 
 def judged(annotator: Any, job: dict[str, Any]) -> int:
     """Let the gate judge a file as a stage without earlier ones."""
-    from canal.config import Gate, Source
+    from canal.config.sections import Gate, Source
+    from canal.core.digests import file_digest
     from canal.data.prepare import PrepareSettings
-    from canal.digests import file_digest
     from canal.quality.gate import judge_file
     from canal.quality.subject import Subject
 

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from canal.api import annotate
+from canal.core import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from canal.app.api import annotate
+
 __all__ = ["__version__", "annotate"]
 
 
@@ -13,6 +14,6 @@ def __getattr__(name: str) -> Any:
     """Import `annotate` when it is first asked for, since it brings much with it."""
     if name != "annotate":
         raise AttributeError(f"module 'canal' has no attribute {name!r}")
-    from canal.api import annotate
+    from canal.app.api import annotate
 
     return annotate

@@ -8,8 +8,8 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
-from canal.digests import file_digest
-from canal.errors import DataError, ModelError
+from canal.core.digests import file_digest
+from canal.core.errors import DataError, ModelError
 from tests.make import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_cell_type", "canal_best_type", "canal_confidence", "canal_runner_up", "canal_margin"]

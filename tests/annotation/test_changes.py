@@ -5,7 +5,7 @@ import pytest
 
 from canal.annotation.annotate import Options, annotate_h5ad, label_h5ad
 from canal.annotation.changes import label_changes
-from canal.errors import DataError
+from canal.core.errors import DataError
 from canal.model.novelty import NoveltyRule
 from tests.make import gene_names, make_adata, write_adata
 

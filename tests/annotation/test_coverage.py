@@ -2,7 +2,7 @@ import pytest
 
 from canal.annotation.coverage import cover
 from canal.annotation.query import query_adata
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.make import gene_names, make_adata
 
 PANEL = gene_names(20)

@@ -9,7 +9,7 @@ import torch
 from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.explain import Asked, explain, write_explanations
 from canal.annotation.labelled import open_labelled
-from canal.errors import DataError
+from canal.core.errors import DataError
 from canal.model.attribution import attributions
 from canal.model.novelty import NoveltyRule
 from tests.make import gene_names, make_adata, write_adata

@@ -10,7 +10,7 @@ from canal.annotation.columns import BY_NETWORK
 from canal.annotation.explain import Asked, explain
 from canal.annotation.labelled import open_labelled
 from canal.annotation.novel import Wishes, group_novel
-from canal.errors import DataError
+from canal.core.errors import DataError
 from canal.model.combined import FastAnnotator
 from tests.make import make_adata, write_adata
 from tests.memory.make import genes

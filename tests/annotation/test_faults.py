@@ -12,7 +12,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
-from canal.errors import CanalError, DataError
+from canal.core.errors import CanalError, DataError
 from tests.annotation.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
 from tests.faults.mutations import edit, flip
 from tests.make import gene_names, make_adata, write_adata

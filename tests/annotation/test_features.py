@@ -11,9 +11,9 @@ from scipy.sparse import csc_matrix, csr_matrix
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
+from canal.core.digests import file_digest
 from canal.data.features import not_genes
 from canal.data.prepare import PrepareSettings, prepare
-from canal.digests import file_digest
 from tests.annotation.formats import write_csc, write_csr, write_dense, write_zarr2, write_zarr3
 from tests.make import gene_names, make_adata, source_of, write_adata
 from tests.quality.lessons import TYPES, Lesson, failed

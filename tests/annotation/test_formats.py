@@ -13,8 +13,8 @@ from canal.annotation import gathering
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.formats import format_of
 from canal.annotation.outputs import Output
+from canal.core.errors import DataError
 from canal.data import h5ad_matrices
-from canal.errors import DataError
 from tests.annotation.formats import (
     H5AD,
     OTHERS,

@@ -14,14 +14,14 @@ from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, la
 from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
 from canal.annotation.noted import read_noted
+from canal.app.declare import declare
 from canal.cli import app
-from canal.config import Gate
+from canal.config.sections import Gate
+from canal.core.digests import file_digest
+from canal.core.errors import DataError, SourceError
 from canal.data.gene_list import read_gene_list
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.declare import declare
-from canal.digests import file_digest
-from canal.errors import DataError, SourceError
 from canal.quality.gate import judge_file
 from canal.quality.subject import Subject
 from tests.annotation.formats import write_10x_v3, write_loom, write_mtx, write_zarr2, write_zarr3

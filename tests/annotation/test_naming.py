@@ -13,7 +13,7 @@ from canal.annotation.lost import lost_weight
 from canal.annotation.naming import Naming, rename
 from canal.annotation.pairs import read_pairs
 from canal.annotation.query import query_adata
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.make import gene_names, make_adata, write_adata
 
 PANEL = gene_names(20)

@@ -16,8 +16,8 @@ from canal.annotation.naming import Naming
 from canal.annotation.novel import Wishes, group_novel
 from canal.annotation.represent import Machine
 from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_sheet
-from canal.digests import file_digest
-from canal.errors import DataError
+from canal.core.digests import file_digest
+from canal.core.errors import DataError
 from tests.annotation.formats import write_10x_v3
 from tests.make import gene_names, make_adata, write_adata
 

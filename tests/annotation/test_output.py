@@ -9,8 +9,8 @@ import pytest
 
 from canal.annotation.new_output import write_table
 from canal.annotation.output import Room, check_target, write_copy, write_zarr_copy
-from canal.digests import file_digest
-from canal.errors import DataError
+from canal.core.digests import file_digest
+from canal.core.errors import DataError
 from tests.data.layouts import RAW, SCALED, write_07, write_pre_07
 from tests.make import make_adata, write_adata
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
 from canal.annotation.records import genuine, make_record, parse_record, read_log, read_record
+from canal.core.digests import canonical_json
+from canal.core.errors import DataError
 from canal.data.h5ad import open_h5ad
-from canal.digests import canonical_json
-from canal.errors import DataError
 from tests.make import gene_names, make_adata, write_adata
 
 NOTED = {

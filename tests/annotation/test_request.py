@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from canal.annotation.annotate import Options, annotate_adata
 from canal.annotation.columns import columns_of, joined
 from canal.annotation.request import MIN_COVERAGE, TOTALS, read_request
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.make import gene_names
 
 PANEL = gene_names(20)

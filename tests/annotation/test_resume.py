@@ -11,7 +11,7 @@ from canal.annotation import parts
 from canal.annotation.annotate import Options, annotate_h5ad
 from canal.annotation.parts import parts_folder
 from canal.annotation.telling import in_tenths
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.annotation.formats import write_csc, write_csr, write_mtx
 from tests.make import make_adata
 

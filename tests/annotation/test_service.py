@@ -9,9 +9,9 @@ from scipy.sparse import csr_matrix
 
 from canal.annotation.annotate import Options, annotate_adata
 from canal.annotation.service import answer
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.novelty import with_rule
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
 

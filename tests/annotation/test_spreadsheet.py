@@ -11,7 +11,7 @@ from canal.annotation.new_output import write_table
 from canal.annotation.noted import read_noted
 from canal.annotation.records import Log, make_record
 from canal.annotation.spreadsheet import as_text, original
-from canal.digests import canonical_json
+from canal.core.digests import canonical_json
 
 FORMULAS = ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-1"]
 

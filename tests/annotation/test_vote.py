@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from canal.annotation import vote
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
 from canal.annotation.vote import with_vote
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.make import gene_names, make_adata, write_adata
 
 

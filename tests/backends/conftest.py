@@ -43,7 +43,7 @@ def empty_database(tmp_path_factory) -> Path:
     """Give a database that MLflow made, which takes it seconds."""
     from mlflow import MlflowClient
 
-    from canal.startup import quiet_libraries
+    from canal.runtime.startup import quiet_libraries
 
     quiet_libraries()
     path = tmp_path_factory.mktemp("database") / "mlflow.db"

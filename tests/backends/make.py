@@ -11,11 +11,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from canal.app.project import Project
 from canal.cli import app
-from canal.config import Config
-from canal.layout import Layout
-from canal.params import load_config
-from canal.project import Project
+from canal.config.layout import Layout
+from canal.config.load import load_config
+from canal.config.sections import Config
 from canal.registry.audit import audit
 from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving

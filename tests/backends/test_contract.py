@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.errors import LedgerError, RegistryError
+from canal.core.errors import LedgerError, RegistryError
 from canal.registry import rebuild
 from canal.registry.history import verified
 from canal.registry.signing import new_key, open_key, signature_findings

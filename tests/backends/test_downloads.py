@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from canal.digests import tree_digests
-from canal.errors import RegistryError
+from canal.core.digests import tree_digests
+from canal.core.errors import RegistryError
 from canal.registry import downloads
 from canal.registry.history import restore_model, verified
 from canal.registry.moves import moving

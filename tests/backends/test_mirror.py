@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from canal.errors import LedgerError
+from canal.core.errors import LedgerError
 from canal.registry import mirror, moves
 from canal.registry.ledger import Entry, entry_hash
 from canal.registry.policy import Ruling

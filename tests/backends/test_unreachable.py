@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry import address
 from canal.registry.store import Store
 from tests.backends.servers import PASSWORD, why_not

@@ -14,9 +14,9 @@ import tuned
 from exact_learners import LEARNERS, Exact, RanPac
 from exact_streams import Drawn, StageCells, of_types
 
+from canal.config.load import parse_config
 from canal.continual.cells import LabelledCells
-from canal.files import write_json
-from canal.params import parse_config
+from canal.core.files import write_json
 
 TYPES = ("B", "CD4 T", "DC")
 N_GENES = 12

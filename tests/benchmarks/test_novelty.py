@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.leaving_out import CHOICES
 from canal.continual.shadow import GeneScores
 from canal.model.places import PARTS

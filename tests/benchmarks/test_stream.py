@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import stream
 
-from canal.digests import json_digest
-from canal.params import parse_config
+from canal.config.load import parse_config
+from canal.core.digests import json_digest
 from canal.registry.request import stage_request
 
 

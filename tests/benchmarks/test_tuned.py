@@ -3,8 +3,8 @@
 import pytest
 import tuned
 
-from canal.files import write_json
-from canal.params import parse_config
+from canal.config.load import parse_config
+from canal.core.files import write_json
 
 FOUND = {
     seed: {

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from canal.config import Continual
+from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.lesson import Learned, Lesson

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.config import Exclusion
+from canal.config.sections import Exclusion
 from canal.continual.bank import Bank, admit, cut, rank_candidates
 from canal.continual.cells import LabelledCells
-from canal.errors import ModelError, TrainingError
+from canal.core.errors import ModelError, TrainingError
 from tests.continual.make import make_cells
 
 LABELS = ("A", "B", "C")

@@ -6,7 +6,7 @@ import pytest
 
 from canal.continual.cache_space import GIGABYTE, RESERVE, CacheSpace
 from canal.continual.segments import indexes, write_segment
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from tests.continual.rows import KEY, KIND, names, value
 
 SEGMENT = KIND.segment_bytes(2)

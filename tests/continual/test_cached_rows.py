@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from canal.continual.cache_space import CacheSpace
 from canal.continual.cached_rows import CachedRows
 from canal.continual.segments import RowKind, indexes
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from tests.continual.rows import KEY, KIND, Computer, names, space_of, value, values
 
 FORK = multiprocessing.get_context("fork")
@@ -282,7 +282,7 @@ REQUESTS = st.lists(
 @given(REQUESTS, st.sampled_from([0, 1, 3, 7, 1000]))
 def test_whatever_was_asked_before_rows_equal_the_computed_ones(requests, max_rows):
     # Without waiting for the disk: a hundred flushes of it take seconds.
-    with tempfile.TemporaryDirectory() as folder, mock.patch("canal.files._flush"):
+    with tempfile.TemporaryDirectory() as folder, mock.patch("canal.core.files._flush"):
         for numbers, positions, dtype, segment_rows in requests:
             kind, cells = RowKind(KIND.shape, dtype), names(*numbers)
             asked = [position for position in positions if position < len(cells)]

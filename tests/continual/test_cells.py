@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from canal.continual.cells import LabelledCells
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 
 CELLS = LabelledCells(
     ("a:1", "a:2", "b:1"),

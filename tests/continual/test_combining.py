@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.combining import FAST_SHARE, WEIGHTS, _margin, chosen_weight, combine, rule_of
 from canal.continual.remembering import Known
 from canal.memory.answer import Calibration

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from canal.continual.fit import Fit, Hooks
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 
 
 def fit_of(scores, hooks=None, fingerprint="x"):

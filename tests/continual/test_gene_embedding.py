@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from canal.continual.gene_embedding import embed_genes, place_genes, read_gene_embedding
-from canal.errors import DataError
+from canal.core.errors import DataError
 from tests.model.make import make_expression
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.leaving_out import CHOICES, best_parts, chosen_parts, left_out
 from canal.continual.noticed import LEAST_CELLS
 from canal.continual.shadow import GeneScores

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from canal.continual.cells import LabelledCells
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from tests.continual.lessons import GENES, first_lesson, grown_lesson, make_cells, second_lesson
 
 NONE = LabelledCells.empty(24)

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.novelty import NoveltyRule
 from canal.model.places import Apart

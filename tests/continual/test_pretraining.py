@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from canal.config import Backbone as Settings
+from canal.config.sections import Backbone as Settings
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, mask_expressed, pretrain
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.model.storage import weights_digest
 from tests.continual.lessons import GENES, make_cells
 from tests.model.make import DEEP, seeded

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.config import Exclusion
+from canal.config.sections import Exclusion
 from canal.continual.probe import Probe, choose_probe, extend
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from tests.continual.make import make_cells
 
 TYPES = ["A"] * 60 + ["B"] * 30 + ["C"] * 9 + ["D"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.config import Memory, Novelty
+from canal.config.sections import Memory, Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.remembering import (
     CHOICES,

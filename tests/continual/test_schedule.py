@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from canal.config import Continual
+from canal.config.sections import Continual
 from canal.continual.schedule import learning_rate
 
 PUBLISHED = Continual()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.shadow import GeneScores, ShadowCells, shadow_heads

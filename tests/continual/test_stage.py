@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.config import Cache
+from canal.config.sections import Cache
 from canal.continual.fit import Hooks
 from canal.continual.lesson import Learned
 from canal.continual.stage import Past, finish

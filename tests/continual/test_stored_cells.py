@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells
-from canal.digests import file_digest
-from canal.errors import ModelError
+from canal.core.digests import file_digest
+from canal.core.errors import ModelError
 from tests.continual.make import make_cells
 
 GENES = ("CD4", "CD14", "LYZ")

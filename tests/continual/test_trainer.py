@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.config import Cache
+from canal.config.sections import Cache
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import CHECKPOINT, Hooks
 from canal.continual.schedule import learning_rate

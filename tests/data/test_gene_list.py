@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from canal.core.errors import DataError
 from canal.data.gene_list import read_gene_list
-from canal.errors import DataError
 from tests.make import make_adata, write_adata
 
 

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
+from canal.core.errors import DataError
 from canal.data import h5ad_matrices, hdf5
 from canal.data.h5ad import open_h5ad
-from canal.errors import DataError
 from tests.data import layouts
 from tests.make import make_adata, write_adata
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from canal.config import Panel, Split
+from canal.config.sections import Panel, Split
+from canal.core.errors import DataError
 from canal.data.panel import choose_more, choose_panel, f_statistic, read_panel, variance, write_panel
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.split import split_stage
-from canal.errors import DataError
 from tests.make import make_adata, source_of, write_adata
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix, random
 
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import DataError, SourceError
 from canal.data.prepare import PrepareSettings, cell_digests, prepare, prepare_absent
 from canal.data.prepared import PreparedCells
-from canal.digests import file_digest, json_digest
-from canal.errors import DataError, SourceError
 from tests.data import layouts
 from tests.make import make_adata, source_of, write_adata
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from canal.core.errors import DataError
 from canal.data import prepared as module
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.errors import DataError
 from tests.make import make_adata, source_of, write_adata
 
 

@@ -7,11 +7,11 @@ from threading import Thread
 
 import pytest
 
+from canal.core.errors import SourceError
 from canal.data import download as download_module
 from canal.data import wheels
 from canal.data.download import download
 from canal.data.sources import ingest
-from canal.errors import SourceError
 from tests.make import make_config
 
 CONTENT = bytes(range(256)) * 40

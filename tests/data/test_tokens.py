@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from canal.core.errors import DataError
 from canal.data.tokens import MASK_TOKEN, MAX_TOKEN, N_TOKENS, tokenize
-from canal.errors import DataError
 
 
 def test_six_levels():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from canal.digests import canonical_json
+from canal.core.digests import canonical_json
 from canal.registry.ledger import entry_hash
 from canal.registry.parcel.manifest import parse_manifest
 from canal.registry.parcel.writing import About, write_parcel

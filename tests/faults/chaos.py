@@ -88,8 +88,8 @@ def copy(line: Line, target: Path) -> Line:
 
 def promote_other() -> dict[str, Any]:
     """Promote version 1 where 2 serves, and 2 where 1 does or none."""
-    from canal.project import Project
-    from canal.promoting import Move, judge_version, promote
+    from canal.app.project import Project
+    from canal.app.promoting import Move, judge_version, promote
     from canal.registry.moves import CHAMPION
     from canal.registry.promotion import holder
 
@@ -101,8 +101,8 @@ def promote_other() -> dict[str, Any]:
 
 def learn_second() -> dict[str, Any]:
     """Learn, measure and register the second stage, as its steps do when MLflow starts them."""
-    from canal.api import registry_sync
-    from canal.project import Project
+    from canal.app.api import registry_sync
+    from canal.app.project import Project
     from canal.registry.tracking import stage_run, step_run
 
     project = Project.open()
@@ -119,8 +119,8 @@ def learn_second() -> dict[str, Any]:
 
 def sync() -> dict[str, Any]:
     """Register what there is, which also finishes what a kill left."""
-    from canal.api import registry_sync
-    from canal.project import Project
+    from canal.app.api import registry_sync
+    from canal.app.project import Project
 
     return {"made": len(registry_sync(Project.open()).made)}
 
@@ -149,7 +149,7 @@ def settled() -> dict[str, Any]:
 
 def whole() -> dict[str, Any]:
     """Audit everything; return the findings, the aliases, the ledger's last word on them, its kinds."""
-    from canal.project import Project
+    from canal.app.project import Project
     from canal.registry.audit import audit
     from canal.registry.ledger import aliases_said
     from canal.registry.moves import ledger_of
@@ -336,7 +336,7 @@ def unlearn_second(line: Line) -> None:
     """Take the second stage out of registry, ledger and folder, as if it had never been learned."""
 
     def forget() -> None:
-        from canal.project import Project
+        from canal.app.project import Project
 
         store = Project.open().store
         store.client.delete_model_version(store.names.model, "2")

@@ -23,10 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from canal.config import Registry
-from canal.digests import canonical_json
-from canal.errors import CanalError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Registry
+from canal.core.digests import canonical_json
+from canal.core.errors import CanalError
 from canal.registry import promotion
 from canal.registry.keyring import add_to_keyring
 from canal.registry.ledger import Entry, entry_hash

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from canal.startup import begin
+from canal.runtime.startup import begin
 
 REFUSED, CRASHED = 3, 70
 """Exit codes of a worker that met a `CanalError`, and of one that met anything else."""
@@ -40,13 +40,13 @@ _MODULES = (
     "rich.progress",
     "scipy.stats",
     "sklearn.metrics",
-    "canal.api",
-    "canal.choosing",
+    "canal.app.api",
+    "canal.app.choosing",
     "canal.continual.evaluation",
     "canal.continual.shadow",
     "canal.continual.trainer",
-    "canal.lessons",
-    "canal.promoting",
+    "canal.app.lessons",
+    "canal.app.promoting",
     "canal.registry.audit",
     "canal.report.collect",
     "canal.report.figures",
@@ -118,7 +118,7 @@ def done(work: Work, cwd: Path) -> Any:
 
 
 def _perform(work: Work, cwd: Path, answer: Path) -> int:
-    from canal.errors import CanalError
+    from canal.core.errors import CanalError
 
     os.chdir(cwd)
     os.setpgid(0, 0)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.startup import begin
+from canal.runtime.startup import begin
 from tests.faults.mutations import drawn
 from tests.faults.specimens import GENES, IN, KINDS, OUT, PROJECT, Command, make_all
 
@@ -53,12 +53,23 @@ _MODULES = (
         "sklearn.neighbors",
         "torch",
         "zarr",
-        "canal.api",
-        "canal.discovering",
-        "canal.promoting",
+        "canal.app.api",
+        "canal.app.discovering",
+        "canal.app.promoting",
     ),
-    *("canal.report.terminal", "canal.quality.gate", "canal.annotation.novel", "canal.teaching", "canal.cli"),
-    *("canal.registry.parcel.incoming", "canal.registry.audit", "canal.report.cell_tables", "canal.tracing"),
+    *(
+        "canal.report.terminal",
+        "canal.quality.gate",
+        "canal.annotation.novel",
+        "canal.app.teaching",
+        "canal.cli",
+    ),
+    *(
+        "canal.registry.parcel.incoming",
+        "canal.registry.audit",
+        "canal.report.cell_tables",
+        "canal.app.tracing",
+    ),
 )
 _SCHEDULE = [kind for kind in KINDS for _ in range(kind.share)]
 
@@ -270,8 +281,8 @@ def _performed(annotator: Annotator, command: Command, folder: Path) -> int:
 
 def _spoken(annotator: Annotator, command: Command) -> int:
     """Run a command as `canal.cli.main` does, but leave the process as it is."""
-    from canal.errors import DISK_FULL, CanalError
-    from canal.messages import tell
+    from canal.core.errors import DISK_FULL, CanalError
+    from canal.core.messages import tell
 
     try:
         return _run(annotator, command)
@@ -290,11 +301,11 @@ def _spoken(annotator: Annotator, command: Command) -> int:
 
 def _run(annotator: Annotator, command: Command) -> int:
     """Run a command with a model that needs no training, and a gate that needs no earlier cells."""
-    import canal.api
+    import canal.app.api
+    from canal.app.project import Project
     from canal.cli import app
-    from canal.project import Project
 
-    canal.api.load_annotator = lambda project, version, effort="full": annotator
+    canal.app.api.load_annotator = lambda project, version, effort="full": annotator
     Project.candidate = _candidate  # type: ignore[method-assign]
     if command[0] == "import":
         _import(Path(command[1]))

@@ -312,7 +312,7 @@ def _killed(case: Case, line: Line, moment: float) -> str:
 
 def _use_scratch(place: Path) -> Callable[[], None]:
     def work() -> None:
-        from canal.files import scratch_folder
+        from canal.core.files import scratch_folder
 
         with scratch_folder("kills", place):
             pass

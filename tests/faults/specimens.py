@@ -119,7 +119,7 @@ def _write_labelled(folder: Path, annotator: Annotator, model: dict[str, Any]) -
     from canal.annotation.labelled import open_labelled
     from canal.annotation.novel import Wishes, group_novel
     from canal.annotation.sheet import write_sheet
-    from canal.digests import file_digest
+    from canal.core.digests import file_digest
 
     for source, target in (("csr.h5ad", "labelled.h5ad"), ("three.zarr", "labelled.zarr")):
         annotate_h5ad(annotator, folder / source, folder / target, Options(model_name=model))

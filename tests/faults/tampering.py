@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from canal.errors import AuditError
-from canal.project import Project
+from canal.app.project import Project
+from canal.core.errors import AuditError
 from canal.registry.audit import audit
 from canal.registry.parcel.incoming import import_parcel
 from tests.faults.bundles import malformed, read_bundle, write_bundle

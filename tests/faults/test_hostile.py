@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import CanalError
-from canal.params import parse_config
+from canal.config.load import parse_config
+from canal.core.errors import CanalError
 from tests.make import make_document
 
 NAMES = [

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from canal.core.errors import DataError, SumsError
 from canal.data.expression import to_expression
-from canal.errors import DataError, SumsError
 from canal.memory.basis import HIGHEST, STEPS, Basis, levels
 from tests.memory.make import genes, make_basis
 

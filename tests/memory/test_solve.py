@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.errors import SumsError
+from canal.core.errors import SumsError
 from canal.memory.basis import HIGHEST
 from canal.memory.classifier import Linear, Whole, linear_scores
 from canal.memory.solve import SolveSettings, solve

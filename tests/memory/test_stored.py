@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from canal.errors import CanalError, SumsError
+from canal.core.errors import CanalError, SumsError
 from canal.memory.answer import ExactAnnotator
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums

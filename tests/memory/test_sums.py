@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.errors import SumsError
+from canal.core.errors import SumsError
 from canal.memory import sums as sums_module
 from canal.memory.basis import HIGHEST
 from canal.memory.sums import Adder, Sums, add_up, exact_products, total

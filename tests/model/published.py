@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], **beside: Any) -> Path
 
 def read_here(monkeypatch: Any) -> None:
     """Have checkpoints read in this process, which has imported torch: another one takes seconds to start."""
-    from canal.files import read_json
+    from canal.core.files import read_json
     from canal.model import published, published_reader
 
     def read(checkpoint: Path, folder: Path, limit: float) -> Any:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from canal.digests import tree_digests
-from canal.errors import ModelError
+from canal.core.digests import tree_digests
+from canal.core.errors import ModelError
 from canal.model.angle import TypeAngle
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from canal.digests import tree_digests
-from canal.errors import ModelError
+from canal.core.digests import tree_digests
+from canal.core.errors import ModelError
 from canal.model.backbone import Backbone
 from tests.model.make import DEEP, make_backbone
 

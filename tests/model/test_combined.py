@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from canal.continual.places import fit_network_places
-from canal.errors import CanalError, ModelError, SumsError
+from canal.core.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.model.annotator import Annotator
 from canal.model.combined import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.compute import bfloat16_speed, find_device, precision
 from tests.model.make import DEEP, make_annotator, make_expression
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.config import PRESETS, BackboneConfig, require_preset
 
 

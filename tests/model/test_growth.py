@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.annotator import Annotator
 from canal.model.growth import gene_vectors, with_genes
 from canal.model.novelty import NoveltyRule

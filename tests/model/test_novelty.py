@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.novelty import Blend, NoveltyRule
 from canal.model.places import Apart
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.published import read_published, require_gene_vectors
 from tests.make import gene_names
 from tests.model.make import TINY, make_backbone

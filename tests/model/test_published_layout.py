@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.performer import empty_performer
 from canal.model.published_layout import translate
 from tests.model.make import TINY, seeded

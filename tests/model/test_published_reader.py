@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.published_reader import read_state
 from tests.model.make import TINY
 from tests.model.published import published_state, save_checkpoint

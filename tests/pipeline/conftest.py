@@ -18,8 +18,8 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from canal.app.project import Project
 from canal.cli import app
-from canal.project import Project
 from tests.make import make_adata, make_document, source_of, write_adata
 from tests.warm import REPOSITORY, warmly
 

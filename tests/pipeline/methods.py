@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-import canal.step
+import canal.app.step
 from tests.make import make_adata, make_document, source_of, write_adata
 from tests.pipeline.conftest import Line, lay_out, learned_once, move_database
 from tests.registry.registered import EMPTY, keep_empty, open_store

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
-from canal.digests import file_digest
+from canal.core.digests import file_digest
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, begin, lay_out
 from tests.warm import REPOSITORY

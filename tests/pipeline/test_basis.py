@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-import canal.step
-from canal.files import read_json, write_json
+import canal.app.step
+from canal.core.files import read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.memory.sums import total
@@ -145,8 +145,8 @@ def test_an_adopted_basis_that_is_gone_or_another_is_told(tmp_path, basis, monke
     Basis.read(basis).save(folder)
     Basis(("A", "B"), {}).save(folder)
     monkeypatch.chdir(line.root)
-    from canal.adopting import adopted_basis
-    from canal.errors import SumsError
+    from canal.app.adopting import adopted_basis
+    from canal.core.errors import SumsError
 
     with pytest.raises(SumsError, match="run `canal basis adopt` for the one that is meant"):
         adopted_basis(line.project())

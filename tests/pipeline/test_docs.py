@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import PolicyError
+from canal.core.errors import PolicyError
 from canal.registry.moves import moving
 from canal.registry.promotion import promote
 from tests.annotation.formats import write_10x_v3

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from tests.make import make_adata, write_adata
 
 pytestmark = pytest.mark.pipeline

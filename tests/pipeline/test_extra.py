@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from canal.digests import file_digest
-from canal.files import read_json
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 
 pytestmark = pytest.mark.pipeline
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from canal.auditing import audit_project
+from canal.app.auditing import audit_project
+from canal.core.files import read_json
 from canal.data.panel import read_panel
-from canal.files import read_json
 from canal.model.annotator import Annotator
 from tests.pipeline.conftest import CELLS
 from tests.warm import environment

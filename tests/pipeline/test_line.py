@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from canal.auditing import audit_project
-from canal.digests import file_digest
-from canal.files import read_json
+from canal.app.auditing import audit_project
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 from tests.make import make_adata, source_of, write_adata
 from tests.pipeline.conftest import CELLS, Line
 from tests.warm import warmly
@@ -182,13 +182,13 @@ def test_changed_params_are_refused_and_changed_back_restored(line):
     assert "canal: models/first as before" in said
     assert file_digest(line.root / "models" / "first" / "key.json") == before["1"]
     assert all(path.is_dir() for path in (line.root / "models" / "second", line.root / "metrics" / "second"))
-    said = line.run("python", "-m", "canal.pipeline", expect=1)
+    said = line.run("python", "-m", "canal.app.pipeline", expect=1)
     assert said.count("the past is not retrained") == 1
     assert "as before" not in said  # refused before DVC began
     line.edit(lambda document: document["continual"].update(distillation=0.1))
     lock = (line.root / "dvc.lock").read_text()
     (line.root / "dvc.lock").write_text("<<<<<<< HEAD\n" + lock)
-    said = line.run("python", "-m", "canal.pipeline", "dvc", expect=255)
+    said = line.run("python", "-m", "canal.app.pipeline", "dvc", expect=255)
     assert "dvc.lock' is invalid (possible merge conflicts)" in said
     (line.root / "dvc.lock").write_text(lock)
     line.learn()

@@ -7,8 +7,8 @@ import anndata
 import pytest
 
 from canal.annotation.records import genuine
-from canal.digests import file_digest
-from canal.files import read_json
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 from canal.registry.memory import Memory
 
 pytestmark = pytest.mark.pipeline

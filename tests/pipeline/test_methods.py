@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.digests import tree_digests
-from canal.files import read_json
+from canal.core.digests import tree_digests
+from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.model.combined import CombinedAnnotator
 from canal.model.load import load_model

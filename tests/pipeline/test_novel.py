@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from canal.annotation.records import make_record
 from canal.cli import app
-from canal.digests import canonical_json, file_digest
-from canal.files import read_json
+from canal.core.digests import canonical_json, file_digest
+from canal.core.files import read_json
 from tests.make import make_adata, write_adata
 from tests.warm import environment
 

@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from canal.digests import file_digest
-from canal.errors import AuditError
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError
 from canal.registry import opening
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import Member

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from canal.digests import json_digest
-from canal.files import read_json
+from canal.app.views import version_rows
+from canal.core.digests import json_digest
+from canal.core.files import read_json
 from canal.registry import pages
 from canal.registry.store import LOGGED, Store
-from canal.views import version_rows
 
 pytestmark = pytest.mark.pipeline
 

@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from canal.api import registry_sync
-from canal.errors import AuditError, RegistryError
+from canal.app.api import registry_sync
+from canal.core.errors import AuditError, RegistryError
 from canal.registry.audit import audit
 from canal.registry.keyring import add_to_keyring
 from canal.registry.moves import ledger_of

@@ -5,10 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from canal.api import registry_sync, serving_version
+from canal.app.api import registry_sync, serving_version
+from canal.app.promoting import Move, compare, judge_version, promote, retire, rollback
 from canal.cli import app
-from canal.errors import PolicyError, RegistryError
-from canal.promoting import Move, compare, judge_version, promote, retire, rollback
+from canal.core.errors import PolicyError, RegistryError
 from canal.registry import moves
 from canal.registry.ledger import aliases_said
 from canal.registry.moves import ledger_of

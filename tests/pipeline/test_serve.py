@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from canal.serving import complaint
+from canal.app.serving import complaint
 
 TOKEN = "a" * 32
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def body(cells, **changes):
 
 
 def test_it_answers_what_python_answers(served, cells):
-    from canal.api import load_annotator, serving_version
+    from canal.app.api import load_annotator, serving_version
 
     project = served.line.project()
     annotator = load_annotator(project, serving_version(project, None))

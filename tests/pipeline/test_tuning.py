@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from canal.auditing import audit_project
-from canal.choosing import choose, ready
-from canal.digests import file_digest
-from canal.files import read_json
-from canal.project import Project
-from canal.step import watch_trials
+from canal.app.auditing import audit_project
+from canal.app.choosing import choose, ready
+from canal.app.project import Project
+from canal.app.step import watch_trials
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 from tests.make import TUNING, groups
 
 pytestmark = pytest.mark.pipeline

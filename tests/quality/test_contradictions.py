@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from canal.config import Gate
+from canal.app.label_check import ask_sums
+from canal.config.sections import Gate
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.label_check import ask_sums
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.memory.basis import Basis
 from canal.memory.solve import SolveSettings, solve

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from canal.config import Gate
+from canal.config.sections import Gate
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import DataError, GateError
 from canal.data.prepare import prepare, prepare_absent
-from canal.digests import file_digest, json_digest
-from canal.errors import DataError, GateError
 from canal.quality.gate import judge, judge_file
 from canal.quality.subject import EarlierStage
 from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson, relabelled

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from canal.config import Gate
+from canal.config.sections import Gate
+from canal.core.errors import GateError
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.errors import GateError
 from canal.quality.labels import (
     CELLS_ASKED,
     cells_to_ask,

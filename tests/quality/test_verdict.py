@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from canal.errors import GateError
+from canal.core.errors import GateError
 from canal.quality.profile import Profile
 from canal.quality.verdict import RuleResult, Verdict, parse_verdict, read_verdict, require_passing
 

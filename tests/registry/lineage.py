@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from canal.continual.cells import LabelledCells
 from canal.continual.stored_cells import StoredCells, save_cells
-from canal.digests import file_digest, json_digest
-from canal.files import write_json
+from canal.core.digests import file_digest, json_digest
+from canal.core.files import write_json
 from canal.quality.profile import Profile
 from canal.quality.verdict import RuleResult, Verdict
 from canal.registry.bundle import write_record
@@ -167,7 +167,7 @@ def add_records(folders: dict[str, Path]) -> dict[str, str]:
 
 def read_labels(folder: Path) -> list[str]:
     """Return the labels of a stage's folder."""
-    from canal.files import read_json
+    from canal.core.files import read_json
 
     labels: list[str] = read_json(folder / "model" / "labels.json")
     return labels

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from canal.config import BACKBONE
+from canal.app.project import Project
+from canal.config.sections import BACKBONE
 from canal.continual.cells import LabelledCells
 from canal.continual.stored_cells import StoredCells, save_cells
+from canal.core.digests import file_digest, json_digest
+from canal.core.files import write_json
 from canal.data.split import COLUMNS
-from canal.digests import file_digest, json_digest
-from canal.files import write_json
-from canal.project import Project
 from canal.registry.bundle import write_record
 from canal.registry.database import SCHEMA
 from canal.registry.imported import import_facts

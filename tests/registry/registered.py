@@ -7,8 +7,8 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from canal.config import Registry
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Registry
 from canal.registry.audit import Report, audit
 from canal.registry.imported import adopt_import, import_facts
 from canal.registry.key import key_digest, read_key, write_key

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from canal.config import Exclusion
-from canal.files import read_json, write_json
+from canal.config.sections import Exclusion
+from canal.core.files import read_json, write_json
 from canal.registry.checks.cells import check_cells
 from canal.registry.checks.chain import check_chain, differing_tensors
 from canal.registry.checks.exclusion import check_exclusions

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.comparison import Comparison, compare_stage
 from canal.registry.paired import Sampling
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from mlflow.exceptions import ExecutionException
 
-from canal.files import read_json
+from canal.core.files import read_json
 from canal.registry.forked import NAME, SPARE, ForkedBackend, ForkedRun, Spare
 
 SCRIPT = """

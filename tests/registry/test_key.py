@@ -2,8 +2,8 @@
 
 import pytest
 
-from canal.errors import RegistryError
-from canal.files import read_json, write_json
+from canal.core.errors import RegistryError
+from canal.core.files import read_json, write_json
 from canal.registry.key import check_files, key_digest, read_key, write_key
 
 

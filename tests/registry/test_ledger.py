@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.errors import LedgerError
+from canal.core.errors import LedgerError
 from canal.registry.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
 
 MODEL = "canal-annotator"

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.ancestry import ancestry, common_ancestor
 from canal.registry.lineage import lineage
 from tests.registry.made import FIRST, Made, two_stages

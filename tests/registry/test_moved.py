@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from canal.digests import tree_digests
-from canal.errors import ConfigError, RegistryError
-from canal.project import Project
+from canal.app.project import Project
+from canal.core.digests import tree_digests
+from canal.core.errors import ConfigError, RegistryError
 from canal.registry.moved import foreign
 from canal.registry.tracking import parent_run
 from tests.registry.registered import audited, open_store, state

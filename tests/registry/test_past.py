@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import LedgerError, SigningError
+from canal.core.errors import LedgerError, SigningError
 from canal.registry.checks.anchored import check_anchors
 from canal.registry.checks.finding import Found
 from canal.registry.checks.past import check_past

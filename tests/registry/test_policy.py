@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from canal.config import Policy
-from canal.errors import PolicyError
+from canal.config.sections import Policy
+from canal.core.errors import PolicyError
 from canal.registry.comparison import Comparison, StageComparison
 from canal.registry.paired import Sampling, compare_answers
 from canal.registry.policy import Evidence, failed, judge, override

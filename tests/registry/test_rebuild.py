@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from canal.errors import RegistryError
-from canal.files import read_json
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
 from canal.registry import rebuild
 from canal.registry.imported import register_adopted
 from canal.registry.ledger import Draft

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from canal.digests import canonical_json
-from canal.errors import ReadOnlyError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.digests import canonical_json
+from canal.core.errors import ReadOnlyError
 from canal.registry.checks.entries import check_entries
 from canal.registry.checks.finding import Found
 from canal.registry.checks.register import check_aliases, check_ledger, check_registered, take_snapshot

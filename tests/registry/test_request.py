@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from canal.errors import HistoryError
-from canal.params import parse_config
+from canal.config.load import parse_config
+from canal.core.errors import HistoryError
 from canal.registry.history import learned
 from canal.registry.request import changes, differences, request_digest, stage_request
 from tests.make import make_config, make_document, make_tuned_document

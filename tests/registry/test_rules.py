@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from canal.errors import LedgerError
+from canal.core.errors import LedgerError
 from canal.registry.ledger import Draft
 from canal.registry.rules import breaches, require_next, require_rules
 from tests.faults.forgeries import ADA, following, forgeries, honest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.errors import RegistryError, SigningError
+from canal.core.errors import RegistryError, SigningError
 from canal.registry.keyring import add_to_keyring, parse_line, read_keyring
 from canal.registry.ledger import Draft, Entry, Ledger
 from canal.registry.signing import new_key, open_key, signature_findings

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from canal.digests import tree_digests
-from canal.errors import SumsError
-from canal.files import read_json, write_json
+from canal.core.digests import tree_digests
+from canal.core.errors import SumsError
+from canal.core.files import read_json, write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.basis import Basis
 from canal.memory.classifier import ExactClassifier

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.memory import Memory, excluded_cells, exclusions
 from canal.registry.touches import Chosen, find, touches
 from tests.make import make_config, make_document, make_tuned_document

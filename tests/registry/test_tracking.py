@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from canal.errors import HistoryError
+from canal.core.errors import HistoryError
 from canal.registry.history import learned
 from canal.registry.tracking import handed_run
 from tests.make import make_config

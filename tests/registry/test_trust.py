@@ -5,9 +5,9 @@ import shutil
 import pytest
 from pydantic import ValidationError
 
-from canal.config import Registry
-from canal.errors import LedgerError, SigningError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Registry
+from canal.core.errors import LedgerError, SigningError
 from canal.registry.checks.entries import check_entries
 from canal.registry.checks.finding import Found
 from canal.registry.keyring import add_to_keyring

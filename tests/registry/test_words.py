@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry import words
 
 

@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from canal.config import BACKBONE
-from canal.digests import file_digest
-from canal.params import load_config
-from canal.project import Project
+from canal.app.project import Project
+from canal.config.load import load_config
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
 from canal.registry.request import request_digest
 
 WEIGHTS = "model/weights.safetensors"

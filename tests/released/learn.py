@@ -32,12 +32,12 @@ def main(code: Path, project_folder: Path, root: Path) -> None:
     import torch
 
     import canal
-    import canal.step
-    from canal.digests import tree_digests
-    from canal.project import Project
+    import canal.app.step
+    from canal.app.project import Project
+    from canal.core.digests import tree_digests
 
     assert Path(canal.__file__).is_relative_to(code), f"{canal.__file__} is not the code of {code}"
-    canal.step.project_step = lambda project, entry_point, stage, learn: learn(project, Nothing())
+    canal.app.step.project_step = lambda project, entry_point, stage, learn: learn(project, Nothing())
     project = Project.open()
     torch.set_num_threads(project.config.threads)
     for script in ("pretrain", *(f"finetune --stage {stage}" for stage in project.config.stages)):

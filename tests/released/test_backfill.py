@@ -11,14 +11,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-import canal.backfilling
-import canal.step
-from canal.auditing import audit_project
-from canal.backfilling import backfill
-from canal.digests import file_digest, tree_digests
-from canal.errors import HistoryError, TrainingError
-from canal.files import read_json
-from canal.project import Project
+import canal.app.backfilling
+import canal.app.step
+from canal.app.auditing import audit_project
+from canal.app.backfilling import backfill
+from canal.app.project import Project
+from canal.core.digests import file_digest, tree_digests
+from canal.core.errors import HistoryError, TrainingError
+from canal.core.files import read_json
 from canal.registry.request import request_digest
 from canal.registry.schema import schema
 from tests.make import make_adata, write_adata
@@ -137,12 +137,12 @@ def test_a_kill_leaves_the_project_as_it_was_or_is_completed(line, monkeypatch):
 
     before = state(line)
     with monkeypatch.context() as patch:
-        patch.setattr("canal.measuring.measured", killed)
+        patch.setattr("canal.app.measuring.measured", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     assert state(line) == before
     with monkeypatch.context() as patch:
-        patch.setattr(canal.backfilling, "_place", killed)
+        patch.setattr(canal.app.backfilling, "_place", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     files, keys = state(line)
@@ -208,7 +208,7 @@ def test_without_a_backfill_sums_begin_with_the_stage(line, monkeypatch):
 
 
 def test_sums_alone_do_not_go_on_from_a_version_without_sums(line):
-    from canal.lessons import exact_lesson
+    from canal.app.lessons import exact_lesson
 
     line.edit(lambda document: document["stages"]["third"].update(continual={"method": "exact"}))
     with pytest.raises(TrainingError, match="`canal sums backfill second`"):

@@ -18,12 +18,12 @@ import anndata
 import jsonschema
 import pytest
 
-import canal.step
-from canal.auditing import audit_project
-from canal.digests import file_digest, tree_digests
-from canal.files import read_json
-from canal.params import load_config
-from canal.project import Project
+import canal.app.step
+from canal.app.auditing import audit_project
+from canal.app.project import Project
+from canal.config.load import load_config
+from canal.core.digests import file_digest, tree_digests
+from canal.core.files import read_json
 from canal.registry.request import request_digest
 from canal.registry.schema import schema
 from tests.make import make_adata, write_adata

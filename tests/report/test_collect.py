@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.digests import file_digest
-from canal.files import write_json
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.digests import file_digest
+from canal.core.files import write_json
 from canal.report.collect import backbone_history, collect, draw_figures
 from tests.report.make import (
     STAGES,

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from canal.config import Continual
-from canal.errors import TrainingError
+from canal.config.sections import Continual
+from canal.config.tuning import Tuning
+from canal.core.errors import TrainingError
 from canal.tuning.objective import Attempt, Report, Score
 from canal.tuning.space import Changes, Space
 from canal.tuning.study import Plan, Study, Watch
-from canal.tuning_config import Tuning
 
 QUIET = Watch(lambda settings, epoch: None, lambda: None)
 

@@ -9,7 +9,7 @@ from canal.continual.bank import Bank
 from canal.continual.fit import Hooks
 from canal.continual.lesson import Lesson
 from canal.continual.trainer import learn_stage
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.model.performer import Performer
 from canal.tuning.attempts import Attempts
 from canal.tuning.objective import accuracy_by_stage, score

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.config import Continual
+from canal.config.sections import Continual
 from canal.tuning.space import Space
 from tests.tuning.make import make_tuning
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from canal.errors import ConfigError, TrainingError
+from canal.core.errors import ConfigError, TrainingError
 from canal.tuning.document import study_document, trial_documents
 from canal.tuning.study import Study
 from tests.tuning.make import QUIET, FakeLearner, fails_on, make_plan, run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from canal.annotation.pairs import read_pairs, read_text
-from canal.errors import DataError
+from canal.core.errors import DataError
 
 _SYMBOL, _PREVIOUS, _ALIAS = "symbol", "prev_symbol", "alias_symbol"
 _PARTED = "|"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal import __version__
 from canal.annotation.columns import (
     LOW_QUALITY,
     TYPE,
@@ -36,9 +35,10 @@ from canal.annotation.telling import OnCells, in_tenths
 from canal.annotation.unchanged import Fingerprint
 from canal.annotation.units import AUTO
 from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
-from canal.config import Values
-from canal.digests import canonical_json
-from canal.errors import DataError
+from canal.config.sections import Values
+from canal.core import __version__
+from canal.core.digests import canonical_json
+from canal.core.errors import DataError
 from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from canal.core.errors import DataError
 from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_tables import listed
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from canal.annotation.columns import CONFIDENCE, TYPE
 from canal.annotation.spreadsheet import table_as_text
-from canal.files import new_file
+from canal.core.files import new_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from canal.annotation.query import Query
+from canal.core.errors import DataError
 from canal.data.h5ad_tables import EXAMPLES, listed
-from canal.errors import DataError
 from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
 
 SOFT = 0.8

@@ -14,8 +14,8 @@ from canal.annotation.labelled import Labelled
 from canal.annotation.naming import Naming
 from canal.annotation.output import writing
 from canal.annotation.spreadsheet import as_text
-from canal.errors import DataError
-from canal.files import new_file
+from canal.core.errors import DataError
+from canal.core.files import new_file
 
 if TYPE_CHECKING:
     from canal.model.load import CellAnnotator

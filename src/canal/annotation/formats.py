@@ -12,12 +12,12 @@ from canal.annotation.loom import LoomFile
 from canal.annotation.mtx import MtxFolder
 from canal.annotation.query import CellFile
 from canal.annotation.tenx import TenxFile
+from canal.core.errors import DataError
+from canal.core.files import checked_path
 from canal.data.h5ad import H5adFile
 from canal.data.h5ad_tables import reading
 from canal.data.hdf5 import open_hdf5
 from canal.data.zarr_store import is_zarr, open_zarr
-from canal.errors import DataError
-from canal.files import checked_path
 
 H5AD, ZARR, TENX, MTX, LOOM = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom"
 KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, and loom"

@@ -10,8 +10,8 @@ from typing import IO
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from canal.core.errors import DataError
 from canal.data.h5ad_matrices import ByEntries
-from canal.errors import DataError
 
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float32)])
 _BUCKET = 1 << 22

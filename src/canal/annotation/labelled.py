@@ -18,8 +18,8 @@ from canal.annotation.noted import of_h5ad
 from canal.annotation.query import query_file
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import Record, genuine
+from canal.core.errors import DataError
 from canal.data.h5ad import H5adFile
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     from canal.model.load import CellAnnotator

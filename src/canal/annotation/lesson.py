@@ -12,10 +12,10 @@ import numpy as np
 from canal.annotation.labelled import Labelled
 from canal.annotation.output import writing
 from canal.annotation.sheet import Sheet
+from canal.core.digests import canonical_json
+from canal.core.errors import DataError
+from canal.core.files import new_file
 from canal.data.writing import H5adWriter
-from canal.digests import canonical_json
-from canal.errors import DataError
-from canal.files import new_file
 
 if TYPE_CHECKING:
     import pandas as pd

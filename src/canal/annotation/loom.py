@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from canal.core.errors import DataError
 from canal.data.arrays import ROW, check_announced, check_chunks, whole
 from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_tables import listed, reading, strings
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,11 +10,11 @@ from typing import IO, cast
 import numpy as np
 
 from canal.annotation.barcoded import Barcoded, Features, only_x
+from canal.core.errors import DataError
+from canal.core.files import regular_file
 from canal.data.arrays import ROW
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
 from canal.data.zarr_store import check_link
-from canal.errors import DataError
-from canal.files import regular_file
 
 _LINES = 1 << 20
 _MATRIX, _GENES, _CELLS = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)

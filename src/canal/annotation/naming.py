@@ -12,9 +12,9 @@ from typing import Any, Literal
 from canal.annotation.aliases import read_aliases
 from canal.annotation.pairs import Pairs, read_pairs
 from canal.annotation.query import Query
+from canal.core.digests import file_digest
+from canal.core.errors import DataError
 from canal.data.h5ad_tables import EXAMPLES, listed
-from canal.digests import file_digest
-from canal.errors import DataError
 from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
 
 Species = Literal["auto", "human", "mouse"]

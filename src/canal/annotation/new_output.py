@@ -15,9 +15,9 @@ from canal.annotation.gathering import Gathered
 from canal.annotation.output import Room, size_of, writing
 from canal.annotation.records import NOTE, of_output
 from canal.annotation.spreadsheet import table_as_text
+from canal.core.digests import file_digest
+from canal.core.files import new_file
 from canal.data.h5ad_matrices import ByEntries
-from canal.digests import file_digest
-from canal.files import new_file
 
 if TYPE_CHECKING:
     import pandas as pd

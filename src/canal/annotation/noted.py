@@ -13,10 +13,10 @@ from canal.annotation.formats import open_cells
 from canal.annotation.new_output import TABLES
 from canal.annotation.records import NOTE, Log, Record, parse_record, read_record
 from canal.annotation.spreadsheet import original
+from canal.core.digests import file_digest
+from canal.core.errors import DataError
+from canal.core.files import checked_path
 from canal.data.h5ad import H5adFile
-from canal.digests import file_digest
-from canal.errors import DataError
-from canal.files import checked_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,8 +15,8 @@ from canal.annotation.naming import Naming
 from canal.annotation.represent import Machine, Represented, represent
 from canal.annotation.telling import in_tenths
 from canal.annotation.top_genes import TopGene, tally
+from canal.core.errors import DataError
 from canal.data.h5ad_tables import listed
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading

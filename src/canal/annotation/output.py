@@ -14,11 +14,11 @@ import numpy as np
 
 from canal.annotation.columns import PROBABILITIES, left_over, parted
 from canal.annotation.records import NOTE
+from canal.core.errors import CanalError, DataError
+from canal.core.files import checked_path, new_file, new_folder
 from canal.data.h5ad_tables import strings
 from canal.data.hdf5 import edit_hdf5, open_hdf5
 from canal.data.zarr_store import copy_folder, edit_zarr, is_zarr
-from canal.errors import CanalError, DataError
-from canal.files import checked_path, new_file, new_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from canal.annotation.formats import H5AD, ZARR, format_of, open_cells
 from canal.annotation.new_output import TABLES, write_new, write_table
 from canal.annotation.output import write_copy, write_zarr_copy
-from canal.errors import DataError
+from canal.core.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

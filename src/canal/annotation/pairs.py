@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from canal.errors import DataError
-from canal.files import regular_file
+from canal.core.errors import DataError
+from canal.core.files import regular_file
 
 Pairs = dict[str, tuple[str, ...]]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.core.digests import json_digest
+from canal.core.errors import CanalError, DataError
+from canal.core.files import new_file, read_json, write_json
 from canal.data.h5ad_tables import reading
-from canal.digests import json_digest
-from canal.errors import CanalError, DataError
-from canal.files import new_file, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,11 +12,11 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.annotation.gathering import picked
+from canal.core.errors import DataError
 from canal.data.features import COLUMNS, NotGenes, not_genes
 from canal.data.h5ad_matrices import ByEntries, Csc
 from canal.data.h5ad_tables import listed, reading, strings
 from canal.data.hdf5 import check_open, open_hdf5
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,12 +14,12 @@ from canal.annotation.gathering import Gathered
 from canal.annotation.picking import Picker
 from canal.annotation.query import ByCell, Query
 from canal.annotation.units import Units, check_block, check_entries, find_units
+from canal.core.errors import DataError
 from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.data.h5ad_matrices import ByEntries, Csr
 from canal.data.h5ad_tables import listed
 from canal.data.units import PER_TEN_THOUSAND
-from canal.errors import DataError
 
 
 @dataclass(frozen=True)

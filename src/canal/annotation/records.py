@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.digests import canonical_json, json_digest
-from canal.errors import DataError
-from canal.files import parse_json
+from canal.core.digests import canonical_json, json_digest
+from canal.core.errors import DataError
+from canal.core.files import parse_json
 
 if TYPE_CHECKING:
     from canal.data.h5ad import H5adFile

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from canal.core.errors import DataError
 from canal.data.expression import to_expression
 from canal.data.units import BASES, MAX_TOTAL, TELLING_GENES
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.config import Values
+    from canal.config.sections import Values
 
 TOTALS = "canal_total_counts"
 """Column of each cell's counts over all genes, the model's or not: with it, the genes' values are counts."""

@@ -17,9 +17,9 @@ from typing import Any
 from canal.annotation.labelled import Labelled
 from canal.annotation.novel import Group, Novel, Wishes
 from canal.annotation.spreadsheet import as_text
-from canal.digests import canonical_json, file_digest, json_digest
-from canal.errors import DataError
-from canal.files import new_file, read_json
+from canal.core.digests import canonical_json, file_digest, json_digest
+from canal.core.errors import DataError
+from canal.core.files import new_file, read_json
 
 FORMAT = 1
 COLUMNS = (

@@ -8,10 +8,10 @@ from typing import Any
 import h5py
 
 from canal.annotation.barcoded import Barcoded, Features, only_x
+from canal.core.errors import DataError
 from canal.data.arrays import whole
 from canal.data.h5ad_matrices import Csr, Matrix
 from canal.data.h5ad_tables import listed, reading, strings
-from canal.errors import DataError
 
 _V3 = {"gene_ids": "features/id", "feature_types": "features/feature_type", "genome": "features/genome"}
 _V2 = {"gene_ids": "genes"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.errors import DataError
+from canal.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.annotation.query import ByCell, Query
-from canal.config import Values
+from canal.config.sections import Values
+from canal.core.errors import DataError
 from canal.data.h5ad_matrices import ByEntries
 from canal.data.h5ad_tables import listed
 from canal.data.units import (
@@ -24,7 +25,6 @@ from canal.data.units import (
     named,
     undo,
 )
-from canal.errors import DataError
 
 Wish = Literal["auto", "counts", "log1p_10k", "log2p_10k"]
 AUTO = "auto"

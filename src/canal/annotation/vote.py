@@ -15,9 +15,9 @@ from canal.annotation.query import IN_MEMORY, CellFile
 from canal.annotation.reading import begin
 from canal.annotation.represent import Machine, represent
 from canal.annotation.telling import in_tenths
+from canal.core.errors import DataError
 from canal.data.h5ad import H5adFile
 from canal.data.h5ad_tables import listed, strings
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from canal.config import Exclusion
+from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
 from canal.continual.exclusion import kept_cells
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells
-from canal.errors import ModelError, TrainingError
+from canal.core.errors import ModelError, TrainingError
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from canal.continual.segments import Segment, indexes, remove_segment, segment_size, sweep
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 
 GIGABYTE = 10**9
 RESERVE = 256 << 20

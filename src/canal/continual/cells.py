@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from canal.core.errors import TrainingError
 from canal.data.tokens import tokenize
-from canal.errors import TrainingError
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from canal.files import new_file
+from canal.core.files import new_file
 from canal.model.storage import weights_digest
 
 FORMAT = 1

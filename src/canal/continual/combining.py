@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.config import Memory, Novelty
+from canal.config.sections import Memory, Novelty
 from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
 from canal.continual.places import fit_network_places
 from canal.continual.remembering import Known, without_type
@@ -143,7 +143,7 @@ class LeavingOut:
     known, test : Known
         The known and the tested cells in the basis, in the order of ``scores``.
     memory, novelty, seed
-        As in `canal.config.Config`.
+        As in `canal.config.sections.Config`.
     parts : sequence of str
         What the network's own novelty is made of.
     combination : Combination

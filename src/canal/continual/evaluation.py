@@ -12,8 +12,8 @@ import numpy as np
 from canal.continual import measures
 from canal.continual.calibration import calibration
 from canal.continual.cells import LabelledCells
-from canal.errors import TrainingError
-from canal.files import new_file, write_json
+from canal.core.errors import TrainingError
+from canal.core.files import new_file, write_json
 from canal.memory.answer import softmax
 
 if TYPE_CHECKING:

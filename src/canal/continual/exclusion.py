@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from canal.config import Exclusion
+from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
 
 

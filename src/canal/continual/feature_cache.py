@@ -20,7 +20,7 @@ import canal.model
 from canal.continual.cache_space import GIGABYTE, CacheSpace
 from canal.continual.cached_rows import CachedRows
 from canal.continual.segments import RowDtype, RowKind
-from canal.digests import file_digest, json_digest
+from canal.core.digests import file_digest, json_digest
 from canal.model.annotator import AnnotatorNetwork
 from canal.model.lanes import in_lanes
 from canal.model.performer import Performer

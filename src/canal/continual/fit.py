@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from canal.config import Cache
+from canal.config.sections import Cache
 from canal.continual.checkpoint import (
     Checkpoint,
     read_checkpoint,
@@ -19,7 +19,7 @@ from canal.continual.checkpoint import (
     without_prefix,
     write_checkpoint,
 )
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.model.compute import Precision
 from canal.model.lanes import in_lanes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from canal.errors import DataError
+from canal.core.errors import DataError
 
 _SMALLEST = 1e-6
 _RIDGE = 0.1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from canal.config import Memory, Novelty
+from canal.config.sections import Memory, Novelty
 from canal.continual.combining import LeavingOut
 from canal.continual.fit import Hooks
 from canal.continual.noticed import Noticed, summary

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.noticed import best_choice, can_be_left_out
 from canal.continual.scores import Scored
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without

@@ -8,7 +8,7 @@ from typing import Any
 
 from canal.continual.cells import LabelledCells
 from canal.continual.probe import choose_probe
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone
 

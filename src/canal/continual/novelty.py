@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.config import Novelty
+from canal.config.sections import Novelty
 from canal.continual.places import fit_places
 from canal.continual.scores import Scored
-from canal.errors import TrainingError
+from canal.core.errors import TrainingError
 from canal.memory.rule import quantile_threshold
 from canal.model.annotator import Annotator
 from canal.model.head import Head

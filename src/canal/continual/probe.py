@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from canal.config import Exclusion
+from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
 from canal.continual.exclusion import without_excluded
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells
+from canal.core.errors import TrainingError
 from canal.data.shares import largest_remainder
-from canal.errors import TrainingError
 
 
 @dataclass(frozen=True, eq=False)

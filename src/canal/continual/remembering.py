@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from canal.config import Memory, Novelty
+from canal.config.sections import Memory, Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.noticed import LEAST_CELLS, AskedParts, best_choice, can_be_left_out
 from canal.continual.temperature import fit_calibration

@@ -9,7 +9,7 @@ import numpy as np
 
 from canal.continual.row_finder import RowFinder
 from canal.continual.segments import Segment, write_segment
-from canal.errors import DISK_FULL
+from canal.core.errors import DISK_FULL
 
 ComputeCells = Callable[[Sequence[str]], Iterator[np.ndarray]]
 """Gives the float32 row of each cell asked for by its digest, in that order."""

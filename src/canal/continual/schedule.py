@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from canal.config import Continual
+from canal.config.sections import Continual
 
 
 def learning_rate(epoch: int, settings: Continual) -> float:

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from canal.digests import json_digest
-from canal.files import new_file, read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.files import new_file, read_json, write_json
 
 FORMAT = 1
 _INDEX = ".json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from canal.config import Config
+from canal.config.sections import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine
@@ -24,7 +24,7 @@ from canal.continual.remembering import Known, solved
 from canal.continual.scores import Scored, gene_scores
 from canal.continual.shadow import GeneScores, Shadow
 from canal.continual.temperature import fit_temperature
-from canal.files import write_json
+from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.continual.cells import LabelledCells
+from canal.core.digests import canonical_json
+from canal.core.errors import CanalError, ModelError
+from canal.core.files import new_file
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.writing import H5adWriter
-from canal.digests import canonical_json
-from canal.errors import CanalError, ModelError
-from canal.files import new_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from canal.config import Continual
+from canal.config.sections import Continual
 from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
@@ -25,7 +25,7 @@ from canal.continual.losses import distillation_weight, stage_losses
 from canal.continual.prefetch import prefetched
 from canal.continual.schedule import learning_rate
 from canal.continual.seeds import generator
-from canal.digests import json_digest
+from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.compute import precision
 from canal.model.growth import gene_vectors, with_genes

@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from canal.core.errors import DataError
 from canal.data.zarr_store import stored_bytes
-from canal.errors import DataError
 
 _ALWAYS = 1 << 28
 """Bytes that any file may ask for."""

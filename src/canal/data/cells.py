@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.config import Source
+from canal.config.sections import Source
 from canal.data.genes import EXAMPLES
 from canal.data.h5ad import H5adFile
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.digests import file_digest
-from canal.errors import SourceError
-from canal.messages import shown_address, without_secrets
+from canal.core.digests import file_digest
+from canal.core.errors import SourceError
+from canal.core.messages import shown_address, without_secrets
 
 if TYPE_CHECKING:
     import requests

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 if TYPE_CHECKING:
-    from canal.config import Values
+    from canal.config.sections import Values
 
 SCALE = 1e4
 LOG_OF_2 = float.fromhex("0x1.62e42fefa39efp-1")

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from canal.core.errors import DataError
+from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
-from canal.errors import DataError
-from canal.files import read_json
 
 EXAMPLES = 5
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.core.errors import DataError
 from canal.data.features import NotGenes, not_genes
 from canal.data.h5ad_matrices import Matrix, open_matrix
 from canal.data.h5ad_tables import Table, listed, reading, text
 from canal.data.hdf5 import open_hdf5
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

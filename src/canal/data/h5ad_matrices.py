@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
+from canal.core.errors import DataError
 from canal.data.arrays import check_announced, check_chunks, whole
 from canal.data.h5ad_tables import reading, text
 from canal.data.stored_rows import StoredRows, T, read_ahead, without_cache
-from canal.errors import DataError
 
 _BLOCK = 1 << 20
 """Stored values of a CSC matrix held in memory at a time."""

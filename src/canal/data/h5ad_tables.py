@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from canal.core.errors import DataError
 from canal.data.arrays import ROW, check_announced, check_dataset, whole
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

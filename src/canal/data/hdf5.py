@@ -14,10 +14,10 @@ from struct import Struct
 
 import h5py
 
+from canal.core.errors import DataError
+from canal.core.files import regular_file
 from canal.data.arrays import check_dataset, outside
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
-from canal.errors import DataError
-from canal.files import regular_file
 
 _DEEPEST = 256
 """Groups within groups; more are no data, and no program walks through them."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config import Panel
+from canal.config.sections import Panel
+from canal.core.errors import DataError
+from canal.core.files import read_json, write_json
 from canal.data.prepared import PreparedCells
-from canal.errors import DataError
-from canal.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config import Source
+from canal.config.sections import Source
+from canal.core.digests import canonical_json, file_digest, json_digest
+from canal.core.errors import SourceError
+from canal.core.files import new_folder, write_json
 from canal.data.cells import Repairs, describe_cells
 from canal.data.genes import GeneMap, map_genes
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.h5ad_matrices import Matrix
 from canal.data.writing import H5adWriter
-from canal.digests import canonical_json, file_digest, json_digest
-from canal.errors import SourceError
-from canal.files import new_folder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.config import Values
+from canal.config.sections import Values
+from canal.core.errors import DataError
 from canal.data.expression import align, to_expression
 from canal.data.h5ad import open_h5ad
 from canal.data.h5ad_tables import EXAMPLES, listed, reading
-from canal.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

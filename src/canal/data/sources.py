@@ -8,13 +8,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from canal.config import Config, Source
+from canal.config.sections import Config, Source
+from canal.core.digests import file_digest
+from canal.core.errors import SourceError
+from canal.core.files import new_folder, write_json
+from canal.core.messages import shown_address
 from canal.data.download import download
 from canal.data.wheels import extract_from_wheel
-from canal.digests import file_digest
-from canal.errors import SourceError
-from canal.files import new_folder, write_json
-from canal.messages import shown_address
 
 CELLS = "cells.h5ad"
 SUMMARY = "source.json"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from canal.config import Split
+from canal.config.sections import Split
+from canal.core.digests import file_digest
+from canal.core.errors import DataError
+from canal.core.files import new_file, write_json
 from canal.data.h5ad_tables import listed
 from canal.data.shares import divide_groups, fill, largest_remainder, remaining_quotas
-from canal.digests import file_digest
-from canal.errors import DataError
-from canal.files import new_file, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from canal.errors import DataError
+from canal.core.errors import DataError
 
 MAX_TOKEN = 5
 MASK_TOKEN = 6

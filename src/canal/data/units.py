@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 if TYPE_CHECKING:
-    from canal.config import Values
+    from canal.config.sections import Values
 
 PER_TEN_THOUSAND = 1e4
 MAX_TOTAL = 1.01 * PER_TEN_THOUSAND

@@ -10,10 +10,10 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from canal.config import Wheel
+from canal.config.sections import Wheel
+from canal.core.errors import SourceError
+from canal.core.files import new_file, scratch_folder
 from canal.data.h5ad_tables import listed
-from canal.errors import SourceError
-from canal.files import new_file, scratch_folder
 
 _UNREACHABLE = ("connection", "name resolution", "timed out", "network is unreachable", "proxy", "retrying")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from canal.errors import DataError
-from canal.files import copy_file, kind_of
+from canal.core.errors import DataError
+from canal.core.files import copy_file, kind_of
 
 _MARKS = (".zgroup", ".zattrs", "zarr.json")
 _ARRAYS = (".zarray", "zarr.json")

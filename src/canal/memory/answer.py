@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from canal.digests import json_digest
-from canal.errors import SumsError
-from canal.files import new_folder, read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.errors import SumsError
+from canal.core.files import new_folder, read_json, write_json
 from canal.memory.classifier import (
     ExactClassifier,
     Linear,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from canal.digests import canonical_json
-from canal.errors import SumsError
-from canal.files import parse_json, usual_rights
+from canal.core.digests import canonical_json
+from canal.core.errors import SumsError
+from canal.core.files import parse_json, usual_rights
 
 _ABOUT = "about"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from canal.digests import json_digest
-from canal.errors import DataError, SumsError
-from canal.files import new_folder, read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.errors import DataError, SumsError
+from canal.core.files import new_folder, read_json, write_json
 
 FORMAT = 1
 STEPS = 4

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from canal.digests import json_digest
-from canal.errors import SumsError
-from canal.files import read_json, write_json
+from canal.core.digests import json_digest
+from canal.core.errors import SumsError
+from canal.core.files import read_json, write_json
 from canal.memory.arrays import read_arrays, write_arrays
 from canal.memory.basis import HIGHEST, Basis
 

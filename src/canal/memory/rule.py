@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from canal.errors import CanalError, SumsError
+from canal.core.errors import CanalError, SumsError
 
 PARTS = ("relative", "angle")
 """What the novelty of sums may be made of: how much worse the nearest type explains a cell than all cells do,

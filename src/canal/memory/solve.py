@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from canal.errors import SumsError
+from canal.core.errors import SumsError
 from canal.memory.classifier import ExactClassifier, Linear, Whole, linear_scores, one_thread
 from canal.memory.stages import StageSums
 from canal.memory.sums import Sums

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from canal.digests import canonical_json
-from canal.errors import SumsError
-from canal.files import parse_json, read_json, write_json
+from canal.core.digests import canonical_json
+from canal.core.errors import SumsError
+from canal.core.files import parse_json, read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.sums import Sums
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from canal.errors import SumsError
-from canal.files import new_file
+from canal.core.errors import SumsError
+from canal.core.files import new_file
 from canal.memory.arrays import read_about, read_arrays, write_arrays
 from canal.memory.basis import HIGHEST, Basis
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from canal.core.digests import json_digest
+from canal.core.errors import ModelError
+from canal.core.files import new_folder, write_json
 from canal.data.tokens import tokenize
-from canal.digests import json_digest
-from canal.errors import ModelError
-from canal.files import new_folder, write_json
 from canal.memory.answer import Prediction
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from canal.errors import ModelError
-from canal.files import new_folder, write_json
+from canal.core.errors import ModelError
+from canal.core.files import new_folder, write_json
 from canal.model.config import BackboneConfig
 from canal.model.performer import Performer, empty_performer
 from canal.model.storage import CONFIG, FORMAT, read_config, read_names, read_weights, write_weights

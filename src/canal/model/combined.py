@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from canal.digests import json_digest
-from canal.errors import ModelError
-from canal.files import write_json
+from canal.core.digests import json_digest
+from canal.core.errors import ModelError
+from canal.core.files import write_json
 from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
 from canal.memory.classifier import log_normalised
 from canal.memory.rule import PARTS, PartsRule, unsqueezed

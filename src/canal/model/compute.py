@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 
 Precision = Literal["float32", "bfloat16"]
 _SIDE = 256

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from canal.core.errors import ModelError
 from canal.data.tokens import N_TOKENS
-from canal.errors import ModelError
 
 
 @dataclass(frozen=True)

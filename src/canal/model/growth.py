@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.head import Head, empty_head
 from canal.model.performer import Performer, empty_performer

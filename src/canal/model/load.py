@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from canal.errors import ModelError
-from canal.files import read_json
+from canal.core.errors import ModelError
+from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator, Prediction
 
 if TYPE_CHECKING:
-    from canal.config import Method
+    from canal.config.sections import Method
 
 Effort = Literal["full", "fast"]
 

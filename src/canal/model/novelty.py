@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.memory.rule import squeezed
 from canal.model.places import PARTS, Apart
 

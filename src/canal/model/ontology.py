@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.storage import read_document
 
 ONTOLOGY = "ontology.json"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.angle import TypeAngle
 from canal.model.distance import TypeDistance
 from canal.model.head import MANIFOLD

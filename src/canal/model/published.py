@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from canal.errors import ModelError
-from canal.files import read_json
+from canal.core.errors import ModelError
+from canal.core.files import read_json
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig
 from canal.model.performer import empty_performer

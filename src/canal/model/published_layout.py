@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from canal.errors import ModelError
+from canal.core.errors import ModelError
 from canal.model.config import BackboneConfig
 from canal.model.performer import empty_performer
 

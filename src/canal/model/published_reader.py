@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from canal.errors import ModelError
-from canal.files import write_json
+from canal.core.errors import ModelError
+from canal.core.files import write_json
 from canal.model.published_layout import translate
 from canal.model.storage import WEIGHTS
 

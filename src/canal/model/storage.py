@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from canal.errors import ModelError
-from canal.files import read_json, usual_rights
+from canal.core.errors import ModelError
+from canal.core.files import read_json, usual_rights
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from canal.files import new_folder
+from canal.core.files import new_folder
 
 _REMOTE = re.compile(
     r"<link\b[^>]*\bhref=[\"']https?://[^>]*>"

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from canal.config import Gate
+from canal.config.sections import Gate
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import GateError
+from canal.core.files import read_json, regular_file, scratch_folder
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.digests import file_digest, json_digest
-from canal.errors import GateError
-from canal.files import read_json, regular_file, scratch_folder
 from canal.quality.evidence import gather
 from canal.quality.labels import TABLE, Ask, cells_to_ask, label_rule
 from canal.quality.rules import rules_for

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.core.errors import GateError
+from canal.core.files import read_json, write_json
 from canal.data.prepared import PreparedCells
-from canal.errors import GateError
-from canal.files import read_json, write_json
 from canal.quality import telling
 from canal.quality.rule import Rule, between
 from canal.quality.suite import run_suite

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.digests import json_digest
-from canal.errors import GateError
+from canal.core.digests import json_digest
+from canal.core.errors import GateError
 
 if TYPE_CHECKING:
     from canal.data.prepared import PreparedCells

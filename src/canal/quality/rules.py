@@ -21,7 +21,7 @@ from canal.quality.rule import (
 from canal.quality.symbols import ENSEMBL, MOUSE
 
 if TYPE_CHECKING:
-    from canal.config import Gate
+    from canal.config.sections import Gate
     from canal.quality.evidence import Evidence
     from canal.quality.subject import Subject
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.config import Source
+from canal.config.sections import Source
 from canal.quality.profile import Profile
 
 if TYPE_CHECKING:

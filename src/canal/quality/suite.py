@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.errors import GateError
+from canal.core.errors import GateError
 from canal.quality.docs import publishing, store_again
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
-from canal.startup import quiet_libraries
+from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.messages import visible
+from canal.core.messages import visible
 from canal.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from canal.data.units import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.config import Values
+    from canal.config.sections import Values
 
 _FITS = 0.9
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from canal.errors import GateError
-from canal.files import read_json, write_json
+from canal.core.errors import GateError
+from canal.core.files import read_json, write_json
 from canal.quality.profile import Profile
 
 FORMAT = 1

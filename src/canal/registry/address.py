@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from canal.errors import RegistryError
-from canal.messages import shown_address, without_secrets
+from canal.core.errors import RegistryError
+from canal.core.messages import shown_address, without_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -6,9 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest
-from canal.errors import RegistryError
-from canal.files import read_json
+from canal.core.digests import file_digest
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
 from canal.registry.bundle import RECORD_FILE
 from canal.registry.checks.member import ANCESTORS
 from canal.registry.imported import IMPORTED

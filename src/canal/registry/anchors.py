@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from canal.digests import canonical_json, json_digest
-from canal.errors import LedgerError
-from canal.files import parse_json
+from canal.core.digests import canonical_json, json_digest
+from canal.core.errors import LedgerError
+from canal.core.files import parse_json
 from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry
 from canal.registry.signing import SigningKey

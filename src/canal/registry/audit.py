@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from canal.config import Config
-from canal.errors import CanalError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Config
+from canal.core.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.anchored import check_anchors
 from canal.registry.checks.cells import check_cells

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from canal.digests import json_digest, tree_digests
-from canal.errors import RegistryError
-from canal.files import read_json, write_json
+from canal.core.digests import json_digest, tree_digests
+from canal.core.errors import RegistryError
+from canal.core.files import read_json, write_json
 from canal.registry.key import KEY_FILE, key_digest, read_key
 
 RECORD_FILE = "record.json"
@@ -21,7 +21,16 @@ Record = dict[str, Any]
 _IMPORT = re.compile(r"^(\s*(?:from|import) )canal(?=[.\s])", re.MULTILINE)
 
 _SHIPPED = (
-    *("errors.py", "files.py", "digests.py", "model", "memory", "data/__init__.py", "data/tokens.py"),
+    *(
+        "core/__init__.py",
+        "core/errors.py",
+        "core/files.py",
+        "core/digests.py",
+        "model",
+        "memory",
+        "data/__init__.py",
+        "data/tokens.py",
+    ),
     *("data/expression.py", "data/units.py"),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
     "annotation/service.py",

@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.digests import file_digest, json_digest
+from canal.core.digests import file_digest, json_digest
 
 CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
 """What counts for *dirty*: results such as dvc.lock, data.dvc and the ledger do not."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.paired import Paired, Sampling, compare_answers
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 
 SCHEMA = "dc11669786a5"
 """The alembic revision of MLflow 3.17's tables."""

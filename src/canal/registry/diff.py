@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from canal.files import read_json
+from canal.core.files import read_json
 from canal.registry.ancestry import Proven, ancestry, common_ancestor
 from canal.registry.key import Key
 from canal.registry.request import Change, changes

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.digests import file_digest
-from canal.errors import ReadOnlyError, RegistryError
-from canal.files import new_folder, read_json, scratch_folder
+from canal.core.digests import file_digest
+from canal.core.errors import ReadOnlyError, RegistryError
+from canal.core.files import new_folder, read_json, scratch_folder
 from canal.registry.bundle import LOADED_FILE, RECORD_FILE
 from canal.registry.key import KEY_FILE, check_files, read_key
 

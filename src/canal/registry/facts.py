@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from canal.config import BACKBONE, Config
-from canal.digests import file_digest
-from canal.files import read_json
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE, Config
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 from canal.registry.code import code_digest, lock_digest
 from canal.registry.request import request_digest, stage_request
 

@@ -51,7 +51,7 @@ class AnnotatorModel(PythonModel):
         from mlflow.exceptions import MlflowException
 
         from canal.annotation.service import answer
-        from canal.errors import DataError, ModelError
+        from canal.core.errors import DataError, ModelError
 
         probabilities = bool((params or {}).get("probabilities", False))
         try:
@@ -62,7 +62,7 @@ class AnnotatorModel(PythonModel):
 
     def _annotator(self, effort: str) -> Any:
         """Return the annotator of an effort, which is read when it is first asked for."""
-        from canal.errors import ModelError
+        from canal.core.errors import ModelError
         from canal.model.load import load_model
 
         if effort not in ("full", "fast"):

@@ -31,7 +31,7 @@ from mlflow.projects.utils import (
     load_project,
 )
 
-from canal.startup import run_script
+from canal.runtime.startup import run_script
 
 NAME = "canal-forked"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")

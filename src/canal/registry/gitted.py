@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 
 _PATIENCE_S = 60
 _PLAIN = {

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from canal.config import BACKBONE, Config
-from canal.digests import file_digest, json_digest
-from canal.errors import HistoryError, RegistryError
-from canal.files import new_folder
+from canal.config.sections import BACKBONE, Config
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import HistoryError, RegistryError
+from canal.core.files import new_folder
 from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.downloads import bring_again
 from canal.registry.key import KEY_FILE, Key, check_files, read_key

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest, json_digest
+from canal.core.digests import file_digest, json_digest
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.publish import Publication, publish, published, whole_key
 from canal.registry.store import Store, Version

@@ -9,7 +9,7 @@ finished, and stands in the ledger.
 
 from pathlib import Path
 
-from canal.errors import LedgerError
+from canal.core.errors import LedgerError
 from canal.registry.ledger import Entry, Ledger, checked_entry, follows
 from canal.registry.rules import CHAMPION, next_breaches
 from canal.registry.rulings import unproven

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest, tree_digests
-from canal.errors import RegistryError
-from canal.files import read_json, write_json
+from canal.core.digests import file_digest, tree_digests
+from canal.core.errors import RegistryError
+from canal.core.files import read_json, write_json
 
 FORMATS = (1, 2)
 """Of keys that are read: 1 of versions without sums, 2 of those with sums."""

@@ -7,8 +7,8 @@ import base64
 from dataclasses import replace
 from pathlib import Path
 
-from canal.errors import RegistryError, SigningError
-from canal.files import new_file
+from canal.core.errors import RegistryError, SigningError
+from canal.core.files import new_file
 from canal.registry.signing import KIND, ROLES, ROLES_ARE, Keyring, PublicKey, checked_name
 
 _BYTES = 32

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from canal.digests import canonical_json, json_digest
-from canal.errors import LedgerError
-from canal.files import append_line, parse_json
+from canal.core.digests import canonical_json, json_digest
+from canal.core.errors import LedgerError
+from canal.core.files import append_line, parse_json
 
 FORMAT = 1
 BEGINNING = "0" * 64

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from canal.core.digests import json_digest
+from canal.core.files import read_json
 from canal.data.split import sets_told
-from canal.digests import json_digest
-from canal.files import read_json
 from canal.registry.ancestry import Proven, ancestry
 from canal.registry.store import Store, Version
 

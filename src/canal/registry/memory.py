@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from canal.config import Config, Exclusion
+from canal.config.sections import Config, Exclusion
+from canal.core.digests import file_digest
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
 from canal.data.split import SUMMED, read_split
-from canal.digests import file_digest
-from canal.errors import RegistryError
-from canal.files import read_json
 from canal.registry.ancestry import Proven, every_version
 from canal.registry.store import Store
 

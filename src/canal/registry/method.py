@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from canal.files import read_json
+from canal.core.files import read_json
 from canal.registry.key import Key
 
 Document = dict[str, Any]

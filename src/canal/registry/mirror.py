@@ -18,8 +18,8 @@ from getpass import getuser
 from pathlib import Path
 from secrets import token_hex
 
-from canal.errors import LedgerError, RegistryError
-from canal.files import new_file
+from canal.core.errors import LedgerError, RegistryError
+from canal.core.files import new_file
 from canal.registry.ledger import Entry, Ledger, checked_entry
 from canal.registry.store import TAG, Store
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from canal.config import Registry
-from canal.errors import RegistryError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import Registry
+from canal.core.errors import RegistryError
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _WAIT_S = 60.0

@@ -12,9 +12,9 @@ params.yaml names does not know who signed (`canal.registry.trust`).
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from canal.errors import LedgerError
-from canal.files import new_file
-from canal.messages import tell
+from canal.core.errors import LedgerError
+from canal.core.files import new_file
+from canal.core.messages import tell
 from canal.registry import rules
 from canal.registry.intents import read_intent, require_intent, require_possible, told
 from canal.registry.ledger import Draft, Entry, Ledger, Sign

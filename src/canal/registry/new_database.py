@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from canal.files import first_file
+from canal.core.files import first_file
 from canal.registry.database import Database
 
 _STILL_S = 20.0

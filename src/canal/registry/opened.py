@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.errors import CanalError, ModelError
-from canal.files import read_json
+from canal.core.errors import CanalError, ModelError
+from canal.core.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from canal.config import BACKBONE
-from canal.errors import CanalError
+from canal.config.sections import BACKBONE
+from canal.core.errors import CanalError
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import Member
 from canal.registry.imported import IMPORTED

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.digests import json_digest
-from canal.files import read_json
+from canal.core.digests import json_digest
+from canal.core.files import read_json
 from canal.registry.bundle import Record
 from canal.registry.key import Key
 from canal.registry.run_figures import flat, measures

@@ -3,7 +3,7 @@
 MLflow numbers versions by the highest number that a model ever had, so a deleted version keeps its number.
 """
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.store import TAG, Store
 from canal.registry.tracking import parent_run
 

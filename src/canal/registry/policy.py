@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from canal.config import Policy
-from canal.errors import PolicyError
+from canal.config.sections import Policy
+from canal.core.errors import PolicyError
 from canal.registry.comparison import Comparison, StageComparison
 from canal.registry.paired import Paired
 

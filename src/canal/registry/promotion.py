@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from canal.errors import PolicyError, RegistryError
+from canal.core.errors import PolicyError, RegistryError
 from canal.registry import words
 from canal.registry.ledger import Draft, Entry, Kind, Ledger, Sign, aliases_said, records_said
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS, record

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest
-from canal.files import scratch_folder
+from canal.core.digests import file_digest
+from canal.core.files import scratch_folder
 from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_record
 from canal.registry.code import current_commit
 from canal.registry.key import check_files, key_digest, read_key

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.errors import RegistryError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.errors import RegistryError
 from canal.registry import words
 from canal.registry.key import read_key
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said

@@ -1,6 +1,6 @@
 """Whether a store that was lost is made again at this moment, or was left half made: its own tag says so."""
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.store import TAG, Store
 
 REBUILDING = f"{TAG}rebuilding"

@@ -3,7 +3,7 @@
 import getpass
 from typing import Any
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, records_said
 from canal.registry.moves import CANDIDATE, record
 from canal.registry.store import Store, Version

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from canal.config import BACKBONE
-from canal.digests import file_digest
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
 from canal.registry.imported import IMPORT_KEY, import_of
 from canal.registry.key import KEY_FILE
 from canal.registry.publish import whole_key

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from canal.config import BACKBONE, Config
-from canal.digests import json_digest
+from canal.config.sections import BACKBONE, Config
+from canal.core.digests import json_digest
 
 Request = dict[str, Any]
 

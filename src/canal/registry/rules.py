@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from canal.errors import LedgerError
+from canal.core.errors import LedgerError
 from canal.registry.ledger import Entry
 from canal.registry.rulings import ruling_breaches
 

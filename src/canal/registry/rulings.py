@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from canal.files import read_json
+from canal.core.files import read_json
 
 ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
 """Rules that every canal has asked at every promotion; retention goes by its stages."""
@@ -44,7 +44,7 @@ def unproven(details: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
     ``folder`` holds the version with the record that the promotion names; what it lacks cannot be compared.
     """
-    from canal.config import Policy
+    from canal.config.sections import Policy
     from canal.registry.policy import Evidence, judge
 
     rulings = details.get("rulings")

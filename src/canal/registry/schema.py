@@ -4,8 +4,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from canal.errors import RegistryError
-from canal.files import read_json
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
 
 Name = Literal["key", "record"]
 NAMES: tuple[str, ...] = get_args(Name)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from canal.config import Registry
+from canal.config.sections import Registry
 from canal.registry.database import DELETED, Database
 from canal.registry.shown import OF_MLFLOW, Measured, Points, Shown, ShownModel, ShownRun, ShownVersion
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.errors import SigningError
-from canal.files import first_file
+from canal.core.errors import SigningError
+from canal.core.files import first_file
 from canal.registry import words
 from canal.registry.ledger import Entry, Sign, entry_hash
 from canal.registry.rules import DECIDED, KINDS

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from canal.config import Registry
-from canal.errors import READ_ONLY, ReadOnlyError, RegistryError
-from canal.layout import Layout
-from canal.messages import shown_address, without_secrets
+from canal.config.layout import Layout
+from canal.config.sections import Registry
+from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError
+from canal.core.messages import shown_address, without_secrets
 from canal.registry import address
 from canal.registry.database import Database, Row
 from canal.registry.moved import inside, local_path, settle
 from canal.registry.new_database import ensure_database
-from canal.startup import quiet_libraries
+from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -386,7 +386,7 @@ class Store:
 
 
 def local_uri(layout: Layout) -> str:
-    """Return the address of a project's own database; `canal.project` refuses paths that it would misread."""
+    """Return the address of a project's own database; `canal.app.project` refuses misread paths."""
     return f"sqlite:///{layout.database}"
 
 

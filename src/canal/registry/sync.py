@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.config import BACKBONE, Config
-from canal.errors import RegistryError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE, Config
+from canal.core.errors import RegistryError
 from canal.registry.imported import register_adopted
 from canal.registry.key import KEY_FILE, Key, read_key
 from canal.registry.ledger import Sign

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.config import Config
-from canal.errors import TrainingError
+from canal.config.sections import Config
+from canal.core.errors import TrainingError
 from canal.registry.code import current_commit
 from canal.registry.request import request_digest
 from canal.registry.run_figures import LONGEST, flat
 from canal.registry.store import TAG, Store
-from canal.startup import quiet_libraries
+from canal.runtime.startup import quiet_libraries
 
 STAGE_KEY = f"{TAG}stage_key"
 

@@ -7,7 +7,7 @@ retire) and what commands note (register, rebuild): a project may begin to sign 
 
 from collections.abc import Sequence
 
-from canal.errors import SigningError
+from canal.core.errors import SigningError
 from canal.registry.keyring import read_keyring
 from canal.registry.ledger import Entry
 from canal.registry.rules import DECIDED

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 
 LONGEST_NAME = 200
 LONGEST_REASON = 2000

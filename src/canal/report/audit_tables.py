@@ -24,7 +24,7 @@ def audit_report(document: Document) -> "Group":
 
 
 def reproduction_report(document: Document) -> "Group":
-    """Return what `canal.reproducing.Reproduction.to_json` gives, in a few lines."""
+    """Return what `canal.app.reproducing.Reproduction.to_json` gives, in a few lines."""
     from rich.console import Group
     from rich.text import Text
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from canal.files import new_file
+from canal.core.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

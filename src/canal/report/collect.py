@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from canal.config import BACKBONE
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
+from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
-from canal.digests import file_digest
-from canal.files import read_json
-from canal.layout import Layout
 from canal.quality.labels import read_labels
 from canal.registry.method import method_view
 from canal.report import figures

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from canal.files import new_file
+from canal.core.files import new_file
 from canal.registry.lineage import Graph, Node
 from canal.report.layers import HEIGHT, WIDTH, Box, Picture, lay_out
 from canal.report.lineage_tree import shown

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.core.files import new_file
 from canal.data.split import sets_told
-from canal.files import new_file
 from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures

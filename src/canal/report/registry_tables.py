@@ -13,7 +13,7 @@ Document = Mapping[str, Any]
 
 
 def rulings_table(judgement: Document) -> "Table":
-    """Return every rule with its value, bound and verdict; see `canal.promoting.Judgement`."""
+    """Return every rule with its value, bound and verdict; see `canal.app.promoting.Judgement`."""
     against = "no champion yet" if judgement["champion"] is None else f"champion {judgement['champion']}"
     found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy, against {against}")
     found.add_column("rule", overflow="fold")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from canal.files import new_folder, read_json, write_json
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.files import new_folder, read_json, write_json
 
 SCORES, STAGES, TYPES = "scores.json", "stages.csv", "types.csv"
 EPOCHS, CONFUSION = "epochs.csv", "confusion.csv"

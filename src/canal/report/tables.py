@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from canal.messages import visible
+from canal.core.messages import visible
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -85,7 +85,7 @@ def version_panel(view: Mapping[str, Any]) -> "Group":
     Parameters
     ----------
     view
-        What `canal.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
+        What `canal.app.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
         ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
         ``retirement`` and ``evaluation``.
     """

@@ -53,7 +53,7 @@ def _touched(title: str, document: Document) -> list[Any]:
 
 
 def forward_group(document: Document) -> "Group":
-    """Return what came of a data set or a cell; see `canal.tracing.forward`."""
+    """Return what came of a data set or a cell; see `canal.app.tracing.forward`."""
     from rich.console import Group
 
     about = document["cell"] or document["source"]
@@ -62,7 +62,7 @@ def forward_group(document: Document) -> "Group":
 
 
 def impact_group(document: Document) -> "Group":
-    """Return everything that a source touched, and what to do; see `canal.impact.Impact`."""
+    """Return everything that a source touched, and what to do; see `canal.app.impact.Impact`."""
     from rich.console import Group
     from rich.text import Text
 

@@ -12,7 +12,7 @@ Document = Mapping[str, Any]
 
 
 def who_group(document: Document) -> "Group":
-    """Return which version labelled a file, and how that stands today; see `canal.who.who`."""
+    """Return which version labelled a file, and how that stands today; see `canal.app.who.who`."""
     from rich.console import Group
     from rich.table import Table
 

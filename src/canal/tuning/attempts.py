@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from canal.config import Continual
+from canal.config.sections import Continual
+from canal.config.tuning import Tuning
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
 from canal.continual.lesson import Lesson
 from canal.continual.trainer import learn_stage
-from canal.digests import json_digest
+from canal.core.digests import json_digest
 from canal.tuning.objective import Attempt, Report, accuracy_by_stage, score
 from canal.tuning.space import Changes
-from canal.tuning_config import Tuning
 
 
 @dataclass(frozen=True, eq=False)

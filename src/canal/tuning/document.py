@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.config import Config, Continual
-from canal.errors import TrainingError
-from canal.files import read_json
+from canal.config.sections import Config, Continual
+from canal.core.errors import TrainingError
+from canal.core.files import read_json
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

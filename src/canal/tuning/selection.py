@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from canal.config.tuning import Tuning
 from canal.tuning.objective import Score
-from canal.tuning_config import Tuning
 
 
 @dataclass(frozen=True)

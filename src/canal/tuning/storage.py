@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from canal.errors import ConfigError, TrainingError
-from canal.messages import without_secrets
+from canal.core.errors import ConfigError, TrainingError
+from canal.core.messages import without_secrets
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, JournalStorage

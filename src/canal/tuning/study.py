@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from canal.errors import TrainingError
+from canal.config.tuning import Tuning
+from canal.core.errors import TrainingError
 from canal.tuning.claims import at_work, is_alive
 from canal.tuning.objective import Attempt, Report, Score
 from canal.tuning.space import Changes, Space
 from canal.tuning.storage import open_storage
-from canal.tuning_config import Tuning
 
 if TYPE_CHECKING:
     import optuna

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from canal.digests import file_digest
+from canal.core.digests import file_digest
 from canal.registry.ledger import Draft, Ledger
 from canal.registry.parcel.manifest import Content, Manifest, parse_manifest
 from canal.registry.parcel.writing import About, write_parcel

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from canal.errors import AuditError
+from canal.core.errors import AuditError
 from canal.registry.parcel.manifest import Content, check_names, parse_manifest
 from canal.registry.parcel.proof import prove
 from canal.registry.parcel.reading import unpack_parcel

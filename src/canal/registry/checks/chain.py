@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from canal.config import BACKBONE
+from canal.config.sections import BACKBONE
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import GENES, LABELS, PANEL, SPLIT, TEACHER, WEIGHTS, Member
 from canal.registry.imported import IMPORT_KEY, IMPORTED

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from canal.errors import SigningError
+from canal.core.errors import SigningError
 from canal.registry.checks.family import Family
 from canal.registry.checks.finding import LEDGER, Found
 from canal.registry.ledger import Entry

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from canal.digests import file_digest
-from canal.errors import CanalError
-from canal.files import unreadable
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError
+from canal.core.files import unreadable
 from canal.registry.bundle import Record
 from canal.registry.checks.files import check_key, check_record, read_manifest_key
 from canal.registry.checks.finding import Found, examples, version_name

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from importlib.util import source_from_cache
 from pathlib import Path
 
-from canal.digests import file_digest, json_digest
-from canal.errors import CanalError
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import CanalError
 from canal.registry.bundle import LOADED_FILE, RECORD_FILE, Record, read_record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import CARRIED, CARRIED_LATELY, PANEL, SPLIT, TEACHER, VERDICT, Member

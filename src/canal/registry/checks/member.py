@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.config import BACKBONE
-from canal.digests import file_digest
-from canal.errors import CanalError
-from canal.files import read_json
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError
+from canal.core.files import read_json
 from canal.registry.imported import IMPORTED
 from canal.registry.key import Key
 from canal.registry.store import Version

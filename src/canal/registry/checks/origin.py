@@ -1,6 +1,6 @@
 """An imported version against what came with it: its record, the ledger's word on it, and its manifest."""
 
-from canal.digests import file_digest
+from canal.core.digests import file_digest
 from canal.registry.bundle import RECORD_FILE, Record, read_record
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ORIGINS, Member

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from canal.errors import RegistryError
+from canal.core.errors import RegistryError
 from canal.registry.checks.finding import LEDGER, Found
 from canal.registry.gitted import Commit, GitFile, Reader
 from canal.registry.ledger import Entry, read_entry

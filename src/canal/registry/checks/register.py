@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from canal.errors import CanalError
+from canal.core.errors import CanalError
 from canal.registry.checks.finding import LEDGER, Found, examples, version_name
 from canal.registry.checks.past import check_past
 from canal.registry.gitted import GitFile

@@ -5,7 +5,7 @@ What is served may be turned to other files by one cell of MLflow's database, or
 
 from collections.abc import Iterator
 
-from canal.errors import CanalError
+from canal.core.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import Member

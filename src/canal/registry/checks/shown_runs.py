@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from canal.config import BACKBONE
-from canal.files import read_json
+from canal.config.sections import BACKBONE
+from canal.core.files import read_json
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member

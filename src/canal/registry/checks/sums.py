@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.core.errors import CanalError
 from canal.data.split import SUMMED
-from canal.errors import CanalError
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import LABELS, SPLIT, Member
 
@@ -102,7 +102,7 @@ def _check_none(member: Member, found: Found) -> None:
 
 
 def _read(member: Member) -> StageSums:
-    from canal.errors import SumsError
+    from canal.core.errors import SumsError
     from canal.memory.stages import StageSums
 
     sums = StageSums.load(member.folder, list(member.key["sums"]))
@@ -191,7 +191,7 @@ def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
     """Check that the sums, solved again, give the stored weights: at most one unit off on another machine."""
     import numpy as np
 
-    from canal.config import Memory
+    from canal.config.sections import Memory
     from canal.continual.remembering import plain
     from canal.memory.answer import ExactAnnotator
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from canal.digests import file_digest
-from canal.errors import CanalError
-from canal.layout import Layout
+from canal.config.layout import Layout
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, PROBE, SPLIT, Member
 

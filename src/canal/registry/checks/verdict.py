@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from canal.digests import json_digest
-from canal.errors import CanalError
+from canal.core.digests import json_digest
+from canal.core.errors import CanalError
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import SPLIT, VERDICT, Member
 

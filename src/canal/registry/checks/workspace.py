@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from canal.config import Config
-from canal.digests import file_digest
-from canal.errors import ConfigError
-from canal.files import unreadable
-from canal.layout import Layout
-from canal.params import parse_yaml
+from canal.config.layout import Layout
+from canal.config.load import parse_yaml
+from canal.config.sections import Config
+from canal.core.digests import file_digest
+from canal.core.errors import ConfigError
+from canal.core.files import unreadable
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
 from canal.registry.gitted import GitFile

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest
-from canal.errors import RegistryError
+from canal.core.digests import file_digest
+from canal.core.errors import RegistryError
 from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.checks.member import ANCESTORS, ORIGINS, Member
 from canal.registry.key import KEY_FILE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from canal.errors import AuditError
+from canal.core.errors import AuditError
 
 FORMAT = 1
 KIND = "canal version"

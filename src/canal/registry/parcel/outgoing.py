@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.digests import file_digest
-from canal.errors import AuditError, RegistryError
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError, RegistryError
 from canal.registry.checks.family import Family
 from canal.registry.checks.files import MANIFESTS, check_files
 from canal.registry.checks.finding import Found

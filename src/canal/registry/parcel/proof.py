@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from canal.digests import file_digest
-from canal.errors import AuditError, RegistryError
-from canal.files import read_json
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError, RegistryError
+from canal.core.files import read_json
 from canal.registry import words
 from canal.registry.bundle import RECORD_FILE
 from canal.registry.checks.cells import check_cells

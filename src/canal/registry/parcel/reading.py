@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from canal.errors import AuditError
-from canal.files import scratch_folder
+from canal.core.errors import AuditError
+from canal.core.files import scratch_folder
 from canal.registry.parcel.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,

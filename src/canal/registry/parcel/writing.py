@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from canal.digests import file_digest
-from canal.errors import AuditError
-from canal.files import new_file
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError
+from canal.core.files import new_file
 from canal.registry.parcel.manifest import MANIFEST, Content, Manifest, check_names
 
 _BLOCK = 1 << 20

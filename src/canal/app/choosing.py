@@ -1,0 +1,247 @@
+"""Lambda and L of a stage, chosen by a study: from a project's files to the tuning room and back."""
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from canal.app.project import Project
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import CanalError, ConfigError, TrainingError
+from canal.tuning.document import TUNED_FILE, Document, read_tuned, settings_of
+
+if TYPE_CHECKING:
+    from canal.config.sections import Continual
+    from canal.config.tuning import Tuning
+    from canal.tuning.attempts import Attempts
+    from canal.tuning.study import Plan, Study, Watch
+
+    Watching = Callable[[Study], AbstractContextManager[Watch]]
+
+_BEGINNING = ("model/", "bank/", "probe/")
+"""Folders of a parent that its child's trials see."""
+
+
+def chosen_settings(project: Project, stage: str) -> "Continual":
+    """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
+
+    Raises
+    ------
+    TrainingError
+        If there is no choice yet, or it is that of another study than params.yaml asks for.
+    """
+    path, tuning = project.layout.tuned(stage), project.config.study(stage)
+    settings = settings_of(project.config, stage, path)
+    if tuning is not None and read_tuned(path)["tuning"] != tuning.asked():
+        raise TrainingError(
+            f"{path.relative_to(project.layout.root)} was chosen by another study than params.yaml asks for "
+            f"(section `tuning`): run `dvc repro`, which tunes {stage} again"
+        )
+    return settings
+
+
+def choose(project: Project, stage: str, watching: "Watching", jobs: int | None = None) -> Document:
+    """Run a stage's study to its end and return what ``tuned/<stage>.json`` says.
+
+    Trials that an earlier call finished are not run again.
+
+    Parameters
+    ----------
+    watching
+        Makes, from the open study, the block in which its trials are watched.
+    jobs
+        Processes that share the study; by default ``tuning.jobs``.
+
+    Raises
+    ------
+    TrainingError
+        If no trial ran to its end.
+    """
+    import torch
+
+    from canal.tuning.document import study_document
+    from canal.tuning.study import Study
+
+    tuning = tuning_of(project, stage)
+    jobs = jobs or tuning.jobs
+    deadline = None if tuning.max_minutes is None else time.monotonic() + 60 * tuning.max_minutes
+    torch.set_num_threads(max(1, project.config.threads // jobs))
+    attempts = ready(project, stage)
+    study = Study.open(plan(project, stage, attempts))
+    with watching(study) as watch:
+        with _helpers(project.layout.root, stage, jobs - 1, deadline):
+            study.work(attempts, watch, deadline, shared=jobs > 1)
+        study.work(attempts, watch, deadline, shared=jobs > 1)  # what a helper left that was killed
+    device = attempts.hooks.device
+    doubts = [] if device == "cpu" else [f"trained on {device}, where bits do not repeat"]
+    return study_document(study, _facts(attempts), doubts)
+
+
+def tuning_of(project: Project, stage: str) -> "Tuning":
+    """Return how a stage is tuned.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such stage, or it is not tuned.
+    """
+    config = project.config
+    if stage not in config.stages:
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+    tuning = config.study(stage)
+    if tuning is None:
+        settings = config.learning(stage)
+        raise ConfigError(
+            f"stage {stage!r} is not tuned: params.yaml has lambda {settings.distillation:g} and "
+            f"L {settings.bank_size} for it; tuned are {', '.join(config.finetune.tuned) or 'none'}"
+        )
+    return tuning
+
+
+def tuned_document(project: Project, stage: str) -> Document:
+    """Return what a stage's study found: the pipeline's out, else what the stage's model was learned with.
+
+    Raises
+    ------
+    TrainingError
+        If the stage was not tuned yet.
+    """
+    tuning_of(project, stage)
+    path, kept = project.layout.tuned(stage), project.layout.model(stage) / TUNED_FILE
+    return read_tuned(path if path.is_file() or not kept.is_file() else kept)
+
+
+def ready(project: Project, stage: str) -> "Attempts":
+    """Return a stage ready to be attempted, from training and validation cells, bank and probes alone.
+
+    Raises
+    ------
+    HistoryError, GateError
+        If the stage's cells are not there, or have not passed the gate.
+    """
+    from canal.app.lessons import features_kept, lesson
+    from canal.quality.verdict import require_passing
+    from canal.registry.history import require_available
+    from canal.tuning.attempts import Attempts
+
+    config, layout = project.config, project.layout
+    require_available(config, stage)
+    require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
+    task, past = lesson(project, stage, bank_size=0)
+    hooks = replace(features_kept(project), on_notice=_once(stage))
+    tuning = tuning_of(project, stage)
+    return Attempts(task, past.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
+
+
+def _once(stage: str) -> Callable[[str], None]:
+    """Return what tells a notice the first time: every trial may have the same one."""
+    from canal.app.step import say
+
+    told: set[str] = set()
+
+    def tell(notice: str) -> None:
+        if notice not in told:
+            told.add(notice)
+            say(f"{stage}: {notice}")
+
+    return tell
+
+
+def plan(project: Project, stage: str, attempts: "Attempts") -> "Plan":
+    """Return the study that params.yaml and the files of a stage ask for."""
+    from canal.tuning.space import Space
+    from canal.tuning.study import Plan
+
+    config, layout, tuning = project.config, project.layout, attempts.tuning
+    n_old = sum(int((project.split(name)["set"] == "train").sum()) for name in config.ancestors(stage))
+    space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.lesson.old_labels))
+    return Plan(stage, study_digest(project, stage), space, tuning, layout.studies, layout.root)
+
+
+def study_digest(project: Project, stage: str) -> str:
+    """Return a SHA-256 over all that decides what a study chooses, and the libraries that compute it.
+
+    Of the parent that is what a trial begins with, not its key, which changes with each line of code: a
+    study draws the same trials until something that they see has changed.
+    """
+    from importlib.metadata import version
+
+    from canal.registry.key import read_key
+    from canal.registry.request import request_digest
+
+    layout = project.layout
+    files = read_key(layout.model(project.config.stages[stage].parent))["files"]
+    return json_digest(
+        {
+            "request": request_digest(project.config, stage),
+            "prepared": project.prepared_digest(stage),
+            "split": file_digest(layout.split(stage)),
+            "panel": file_digest(layout.panel),
+            "parent": {path: digest for path, digest in files.items() if path.startswith(_BEGINNING)},
+            "made with": {name: version(name) for name in ("optuna", "torch")},
+        }
+    )
+
+
+def _facts(attempts: "Attempts") -> Document:
+    """Return what stands beside the trials: which cells judged them, and what L is a part of."""
+    from canal.tuning.objective import effective_cells
+
+    lesson, probe = attempts.lesson, attempts.lesson.probe
+    validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]
+    return {
+        "n_validation": len(validation),
+        "n_effective": round(effective_cells(validation.cell_types), 1),
+        "n_probe": {name: probe.stages.count(name) for name in probe.stage_names},
+        "n_bank": len(attempts.bank),
+        "bank_capacity": attempts.capacity,
+    }
+
+
+@contextmanager
+def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator[None]:
+    """Let ``n`` more processes work on a stage's study while the block lasts, and until they are done."""
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and open stores
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    arguments = (root, stage, n + 1, left)
+    processes = [context.Process(target=_help, args=arguments, daemon=True) for _ in range(n)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
+    """Work on a study in a process of its own; ends with the process that began it."""
+    import torch
+
+    from canal.app.step import say
+    from canal.runtime.startup import begin
+    from canal.tuning.study import Study, Watch
+
+    begin()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    beginner = multiprocessing.parent_process()
+
+    def look(_: object, __: int) -> None:
+        if beginner is not None and not beginner.is_alive():
+            sys.exit("the study's first process is gone")
+
+    try:
+        project = Project.open(root)
+        torch.set_num_threads(max(1, project.config.threads // jobs))
+        attempts = ready(project, stage)
+        study = Study.open(plan(project, stage, attempts))
+        study.work(attempts, Watch(look, lambda: None), deadline, shared=True)
+    except CanalError as error:
+        say(f"{stage}: a process that helps ended early: {error}")
+        sys.exit(1)

@@ -1,0 +1,179 @@
+"""A project folder opened: its parameters, its files as cells, and its registry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from canal.config.layout import Layout
+from canal.config.load import load_config
+from canal.config.sections import Config
+from canal.core.errors import ConfigError, DataError
+from canal.core.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.continual.cells import LabelledCells
+    from canal.data.prepared import PreparedCells
+    from canal.quality.subject import EarlierStage, Subject
+    from canal.registry.store import Store, Version
+
+CellSet = Literal["train", "validation", "test", "reserve"]
+
+
+@dataclass(frozen=True)
+class Project:
+    """What every step, command and page begins with."""
+
+    layout: Layout
+    config: Config
+
+    @classmethod
+    def open(cls, root: Path | None = None) -> "Project":
+        """Read the project in ``root`` (default: the working directory).
+
+        Raises
+        ------
+        ConfigError
+            If params.yaml describes no run, or the folder's path would be misread by MLflow.
+        """
+        layout = Layout((root or Path.cwd()).resolve())
+        _check_path(layout.root)
+        return cls(layout, load_config(layout.params))
+
+    @cached_property
+    def store(self) -> "Store":
+        """The project's registry."""
+        from canal.registry.store import Store
+
+        return Store(self.layout, self.config.registry)
+
+    def learned(self, stage: str) -> "Version | None":
+        """Return the version that is what params.yaml asks ``stage`` to be; see `canal.registry.history`."""
+        from canal.registry.history import learned
+
+        return learned(self.store, self.config, stage)
+
+    @property
+    def panel(self) -> list[str]:
+        """The genes of the lineage."""
+        from canal.data.panel import read_panel
+
+        return read_panel(self.layout.panel)
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """Return prepared.json of the stage's source."""
+        summary: dict[str, Any] = read_json(self.layout.prepared(self._source(stage)) / "prepared.json")
+        return summary
+
+    def prepared_digest(self, stage: str) -> str:
+        """Return the SHA-256 of the stage's canonical cells."""
+        return str(self.summary(stage)["sha256"])
+
+    def available(self, stage: str) -> bool:
+        """Whether the stage's cells are there."""
+        return (self.layout.prepared(self._source(stage)) / "cells.h5ad").is_file()
+
+    def prepared(self, stage: str) -> "PreparedCells":
+        """Return the canonical cells of the stage's source.
+
+        Raises
+        ------
+        DataError
+            If they are not there.
+        """
+        from canal.data.prepared import PreparedCells
+
+        if not self.available(stage):
+            raise DataError(f"the cells of stage {stage!r} are not there (source {self._source(stage)!r})")
+        return PreparedCells(self.layout.prepared(self._source(stage)) / "cells.h5ad")
+
+    def split(self, stage: str) -> "pd.DataFrame":
+        """Return the table of a stage's cells with their sets."""
+        from canal.data.split import read_split
+
+        return read_split(self.layout.split(stage))
+
+    def cells(self, stage: str, chosen: CellSet, genes: Sequence[str] | None = None) -> "LabelledCells":
+        """Return one set of a stage's cells with their expression of ``genes`` (default: the panel)."""
+        from canal.continual.cells import LabelledCells
+
+        split = self.split(stage)
+        rows = split[split["set"] == chosen]
+        ids = tuple(rows["cell_id"])
+        return LabelledCells(
+            cell_ids=ids,
+            expression=self.prepared(stage).expression(ids, self.panel if genes is None else genes),
+            cell_types=tuple(rows["cell_type"]),
+            stages=(stage,) * len(ids),
+            sources=(self._source(stage),) * len(ids),
+            batches=tuple(rows["batch"]),
+        )
+
+    def subject(self, stage: str) -> "Subject":
+        """Return what the gate is asked about a stage whose cells are prepared and divided."""
+        from canal.core.digests import file_digest
+
+        source = self._source(stage)
+        return replace(
+            self.candidate(stage),
+            raw=self.layout.source(source) / "cells.h5ad",
+            prepared=self.layout.prepared(source),
+            split_sha256=file_digest(self.layout.split(stage)),
+        )
+
+    def candidate(self, stage: str) -> "Subject":
+        """Return what the gate is asked about a stage's file as it lies on disk."""
+        from canal.quality.subject import Subject
+
+        source = self._source(stage)
+        declared = self.config.sources[source]
+        return Subject(
+            stage=stage,
+            source_name=source,
+            source=declared,
+            raw=self.layout.root / (declared.path or ""),
+            panel=self.panel,
+            earlier={name: self.earlier(name) for name in self.config.ancestors(stage)},
+            chunk_cells=self.config.prepare.chunk_cells,
+        )
+
+    def earlier(self, stage: str) -> "EarlierStage":
+        """Return what is known of an earlier stage: from its cells, or from its version if they are gone.
+
+        Raises
+        ------
+        HistoryError
+            If the cells are gone and no version holds the stage.
+        """
+        from canal.quality.profile import profile_of
+        from canal.quality.subject import EarlierStage
+        from canal.quality.verdict import read_verdict
+        from canal.registry.history import require_available
+
+        split = self.split(stage)
+        if self.available(stage):
+            return EarlierStage(split, profile_of(self.prepared(stage), list(split["cell_id"]), self.panel))
+        version = self.learned(stage)
+        if version is None:
+            require_available(self.config, stage)
+            raise DataError(f"the cells of stage {stage!r} are not there; run the pipeline from ingest")
+        verdict = read_verdict(self.store.artifacts(version) / "validation" / "verdict.json")
+        return EarlierStage(split, verdict.profile)
+
+    def _source(self, stage: str) -> str:
+        return self.config.stages[stage].source
+
+
+def _check_path(root: Path) -> None:
+    """Refuse a folder whose name is another one in the address of a database: MLflow would write there."""
+    from urllib.parse import unquote
+
+    read = unquote(str(root)).partition("?")[0]
+    if read != str(root):
+        raise ConfigError(
+            f"the project lies in {root}, which MLflow would read as {read}, another folder: rename it so "
+            'that its path holds no "?" and no "%" with two digits or letters a to f behind it'
+        )

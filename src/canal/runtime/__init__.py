@@ -1,0 +1,1 @@
+"""How a process of canal begins and ends, and how steps share one that has imported its libraries."""

@@ -1,0 +1,300 @@
+"""``python -m canal.runtime.warm dvc repro`` runs a command whose Python scripts have imported what is large.
+
+DVC starts Python anew for every step, and to import MLflow, torch and Great Expectations takes longer than
+most steps of a small stage. Here they are imported once, from the first step on; each step is then a fork.
+Only libraries are imported ahead, never canal: a step runs the code as it is when the step starts, which is
+what DVC notes down. A ``python`` before all others on PATH (`canal.runtime.warm_python`) hands the scripts
+over.
+
+Forking is sound on Linux alone; elsewhere, and on Linux before 5.3, the command is simply run.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from canal.runtime import warm_python
+from canal.runtime.startup import QUIET, begin, leave, quiet_libraries, run_script
+
+LIBRARIES = (
+    "pandas",
+    "anndata",
+    "pydantic",
+    "ruamel.yaml",
+    "sklearn.feature_selection",
+    "great_expectations.expectations",
+    "great_expectations.render.renderer.site_builder",
+    "mlflow.projects",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.tracing.processor.otel",
+    "filelock",
+    "git",
+    "torch",
+    "torch._dynamo",
+    "safetensors.torch",
+    "sklearn.metrics",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "optuna",
+    "rich.progress",
+)
+"""In the order in which a pipeline's steps need them: none waits for what only a later one needs."""
+
+_READ_ON_IMPORT = ("CUDA_", "GX_", "MKL_", "MLFLOW_", "OMP_", "PYTHON", "TORCH")
+"""Variables that libraries read when they are imported: a script with others gets a Python of its own."""
+
+_STREAMS = ("stdin", "stdout", "stderr")
+_PATIENCE = 10.0
+_LONGEST = 1 << 22
+_USAGE = (
+    "usage: python -m canal.runtime.warm COMMAND [ARGUMENT ...]\n\n"
+    "Example: python -m canal.runtime.warm dvc repro\n"
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A script to run: its command line after ``python``, where, and with which variables."""
+
+    command: list[str]
+    folder: str
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A fork that runs one: its process, a descriptor that tells its end, and who waits for that."""
+
+    pid: int
+    ended: int
+    client: socket.socket
+
+
+def main(command: Sequence[str]) -> int:
+    """Run a command, and its Python scripts in forks of this process; return its exit code."""
+    if not command or command[0] in ("-h", "--help"):
+        sys.stderr.write(_USAGE)
+        return 0 if command else 2
+    if shutil.which(command[0]) is None:
+        sys.stderr.write(f"canal: there is no command {command[0]!r}\n")
+        return 127
+    if not _can_serve():
+        return subprocess.run(command, check=False).returncode
+    begin()
+    quiet_libraries()
+    folder = Path(mkdtemp(prefix="canal-warm-"))  # each fork would delete a TemporaryDirectory at its end
+    server = Server(folder)
+    process = _start(command, folder)
+    order = server.serve(process)
+    if order is not None:
+        leave(run_script(order.command, order.folder))
+    shutil.rmtree(folder)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _can_serve() -> bool:
+    """Whether this system tells the end of a process by a descriptor: Linux since 5.3 does."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command that finds the ``python`` in ``folder`` first; being ended means ending it."""
+    started: list[subprocess.Popen[bytes]] = []
+    ending: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        ending.append(number)
+        for process in started:
+            process.terminate()
+
+    # Before the command is there, or a signal that comes at once would leave it behind.
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command, too
+    path = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    process = subprocess.Popen(command, env=os.environ | {"PATH": path})
+    started.append(process)
+    if ending:
+        process.terminate()
+    return process
+
+
+class Server:
+    """Waits at a socket in ``folder`` for scripts, and forks for each; makes the ``python`` there."""
+
+    def __init__(self, folder: Path) -> None:
+        place = folder / "socket"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(place))
+        self._listener.listen()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._environment = {**os.environ}
+        self._ahead: list[str] = []
+        self._asked = False
+        words = shlex.join((sys.executable, "-IS", warm_python.__file__, str(place)))
+        python = folder / "python"
+        python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+        python.chmod(0o755)
+
+    def serve(self, process: subprocess.Popen[bytes]) -> Order | None:
+        """Serve until ``process`` ends, and return None; in a fork, return what is to be run there."""
+        self._selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ)
+        while process.poll() is None:
+            events = self._selector.select(0 if self._ahead else None)
+            for key, _ in events:
+                if key.fileobj is self._listener:
+                    if (order := self._accept()) is not None:
+                        return order
+                elif isinstance(key.data, Script):
+                    self._look_after(key.data)
+            if not events:
+                self._import_next()
+        for script in {key.data for key in self._selector.get_map().values() if key.data}:
+            os.kill(script.pid, signal.SIGKILL)
+        return None
+
+    def _accept(self) -> Order | None:
+        """Take an order and fork for it; in the fork, return it."""
+        client, _ = self._listener.accept()
+        found = self._receive(client)
+        if found is None:
+            client.close()
+            return None
+        order, streams = found
+        try:
+            client.sendall(warm_python.YES)
+        except OSError:  # interrupted while it waited for its turn
+            for stream in streams:
+                os.close(stream)
+            client.close()
+            return None
+        if not self._asked:
+            self._asked, self._ahead = True, [*LIBRARIES]
+        gc.freeze()  # what is shared with forks is looked at for garbage in none of them
+        importlib.invalidate_caches()  # here: a fork would copy what hundreds of finders lie in
+        pid = os.fork()
+        if pid == 0:
+            self._leave()
+            client.close()
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            _take_place(order, self._environment)
+            return order
+        for stream in streams:
+            os.close(stream)
+        script = Script(pid, os.pidfd_open(pid), client)
+        for channel in (script.ended, client):
+            self._selector.register(channel, selectors.EVENT_READ, script)
+        return None
+
+    def _receive(self, client: socket.socket) -> tuple[Order, list[int]] | None:
+        """Return what a client wants, and its three streams; None where that needs a Python of its own."""
+        client.settimeout(_PATIENCE)
+        streams: list[int] = []
+        try:
+            _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
+            with client.makefile("r", encoding="utf-8") as sent:
+                order = Order(**json.loads(sent.readline(_LONGEST)))
+            # A script of a script hands on what libraries have set here: no wish of its own.
+            own = dict(order.environment.items() - _set_since(self._environment).items())
+            same = _read_on_import(QUIET | own) == _read_on_import(self._environment)
+            if same and len(streams) == len(_STREAMS):
+                client.settimeout(None)
+                return order, streams
+            client.sendall(warm_python.NO)
+        except (OSError, ValueError, TypeError):
+            pass  # no client of ours, or one that is gone
+        for stream in streams:
+            os.close(stream)
+        return None
+
+    def _look_after(self, script: Script) -> None:
+        """Tell a client that its script has ended, or end the script of a client that is gone."""
+        watched = self._selector.get_map()
+        pid, status = os.waitpid(script.pid, os.WNOHANG)
+        if not pid:
+            if script.client in watched:
+                self._selector.unregister(script.client)
+                os.kill(script.pid, signal.SIGINT)
+            return
+        self._selector.unregister(script.ended)
+        if script.client in watched:
+            self._selector.unregister(script.client)
+        os.close(script.ended)
+        with suppress(OSError):
+            script.client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        script.client.close()
+
+    def _import_next(self) -> None:
+        """Import one library; one that cannot be imported is left to the script that needs it."""
+        with suppress(ImportError):
+            importlib.import_module(self._ahead.pop(0))
+
+    def _leave(self) -> None:
+        """Close what is the server's, in a fork."""
+        for key in [*self._selector.get_map().values()]:
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            else:
+                os.close(key.fd)
+        self._selector.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that libraries read; where Python looks for modules is set anew in a fork."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_READ_ON_IMPORT) and name != "PYTHONPATH"
+    }
+
+
+def _set_since(before: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of this process that are new or others than in ``before``."""
+    return {name: value for name, value in os.environ.items() if before.get(name) != value}
+
+
+def _take_place(order: Order, before: Mapping[str, str]) -> None:
+    """Give a fork the variables and the search path that a Python started for the script would have.
+
+    ``before`` are the server's variables from before its imports; what libraries set stays set.
+    """
+    by_libraries = _set_since(before)
+    os.environ.clear()
+    os.environ.update(by_libraries | order.environment)
+    beside = str(Path(order.folder, order.command[0]).parent)
+    sys.path[: 1 + len(_listed(before))] = [beside, *_listed(order.environment)]
+    for name in [name for name in sys.modules if name == "canal" or name.startswith("canal.")]:
+        del sys.modules[name]
+
+
+def _listed(environment: Mapping[str, str]) -> list[str]:
+    """Return the folders that Python is told to look for modules in."""
+    return [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
