@@ -11,15 +11,16 @@ run:  ## install what is missing, run the pipeline, register what it learned, sh
 	@tools/setup.sh run
 	@python -m canal.app.pipeline
 
-test:  ## install what is missing and run every test
-	@tools/setup.sh test
+test: lint  ## install what is missing, look at style, types and rooms, and run every test
 	@pytest
 
-lint:  ## style and types
+lint:  ## style, types, spelling, and which room may import which
 	@tools/setup.sh test
-	ruff check src pipelines tests benchmarks
-	ruff format --check src pipelines tests benchmarks
-	mypy
+	@ruff check src pipelines tests benchmarks
+	@ruff format --check src pipelines tests benchmarks
+	@mypy
+	@lint-imports
+	@codespell
 
 bound:  ## the same network trained on all stages at once: what continual learning is measured against
 	@tools/setup.sh run
