@@ -28,9 +28,9 @@ from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
+from canal.model import EXACT
 from canal.model.annotator import GENES, LABELS, Annotator
 from canal.model.combined import NETWORK_PART, CombinedAnnotator, network_parts
-from canal.model.load import EXACT
 from canal.model.ontology import ONTOLOGY
 from canal.model.places import Apart
 
