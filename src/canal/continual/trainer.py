@@ -23,11 +23,10 @@ from canal.config.sections import Continual
 from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
-from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.fit import Epoch, Fit, Hooks, generator
 from canal.continual.gene_embedding import place_genes
 from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.lesson import Learned, Lesson
-from canal.continual.seeds import generator
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.compute import precision
