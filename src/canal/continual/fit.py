@@ -1,7 +1,7 @@
 """Parameters being fitted: optimiser, best values so far, patience and checkpoints, resumed to the bit.
 
-A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside. Random
-generators are made by purpose: each draw has its own, so no draw shifts another.
+A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside.
+Random generators are made by purpose: each draw has its own, so no draw shifts another.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
 
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = 1
+"""Of a checkpoint."""
 _STATE = "canal"
 
 
