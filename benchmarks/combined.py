@@ -29,7 +29,7 @@ from rich.table import Table
 
 from canal.app.lessons import examination, features_kept, shadow_cells
 from canal.app.project import Project
-from canal.continual.calibration import calibration
+from canal.continual.evaluation import calibration
 from canal.continual.holdouts import held_out_types
 from canal.continual.shadow import shadow_heads
 from canal.memory.answer import ExactAnnotator

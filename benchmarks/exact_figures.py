@@ -9,7 +9,7 @@ from exact_learners import Answer, Learner, said
 from exact_streams import Drawn, of_types
 
 from canal.continual import measures
-from canal.continual.calibration import expected_calibration_error
+from canal.continual.evaluation import expected_calibration_error
 from canal.continual.temperature import fit_calibration
 
 LEAST_KNOWN = 5

@@ -6,7 +6,7 @@ import reference
 import torch
 
 from canal.continual.cells import LabelledCells
-from canal.continual.seeds import generator
+from canal.continual.fit import generator
 from canal.continual.trainer import learn_stage
 from canal.model.config import PRESETS
 from tests.continual.lessons import SETTINGS, second_lesson

@@ -210,7 +210,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_training(tmp_path, monkeypatch,
     def write(*_):
         raise OSError(code, "simulated")
 
-    monkeypatch.setattr("canal.continual.row_keeper.write_segment", write)
+    monkeypatch.setattr("canal.continual.cached_rows.write_segment", write)
     with pytest.raises(expected, match="need .* GB in|simulated"):
         Computer().rows(names(1, 2, 3), space_of(tmp_path))
 

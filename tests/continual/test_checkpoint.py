@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from canal.continual.checkpoint import (
+from canal.continual.fit import (
     Checkpoint,
     read_checkpoint,
     with_prefix,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.config.sections import Novelty
-from canal.continual.leaving_out import CHOICES, best_parts, chosen_parts, left_out
 from canal.continual.noticed import LEAST_CELLS
 from canal.continual.shadow import GeneScores
+from canal.continual.stage import CHOICES, best_parts, chosen_parts, left_out
 from canal.model.places import PARTS
 
 SETTINGS = Novelty(mixtures=50, shadow_epochs=40)

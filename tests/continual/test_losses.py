@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from canal.continual.losses import distillation_weight, stage_losses
+from canal.continual.trainer import distillation_weight, stage_losses
 from canal.model.head import Answer
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0]])

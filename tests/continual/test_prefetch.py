@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from canal.continual.prefetch import prefetched
+from canal.continual.trainer import prefetched
 
 
 def background():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from canal.config.sections import Continual
-from canal.continual.schedule import learning_rate
+from canal.continual.trainer import learning_rate
 
 PUBLISHED = Continual()
 FLOOR, PEAK = 1e-6, 2e-4

@@ -1,6 +1,6 @@
 import torch
 
-from canal.continual.seeds import generator
+from canal.continual.fit import generator
 
 
 def draw(*arguments):

@@ -68,12 +68,12 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], **beside: Any) -> Path
 def read_here(monkeypatch: Any) -> None:
     """Have checkpoints read in this process, which has imported torch: another one takes seconds to start."""
     from canal.core.files import read_json
-    from canal.model import published, published_reader
+    from canal.model import published
 
     def read(checkpoint: Path, folder: Path, limit: float) -> Any:
         monkeypatch.setattr(sys, "argv", ["reader", str(checkpoint), str(folder)])
-        published_reader.main()
-        return read_json(folder / published_reader.ANSWER)
+        published.main()
+        return read_json(folder / published.ANSWER)
 
     monkeypatch.setattr(published, "_read_apart", read)
 

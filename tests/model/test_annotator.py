@@ -10,13 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from canal.core.digests import tree_digests
 from canal.core.errors import ModelError
-from canal.model.angle import TypeAngle
 from canal.model.annotator import Annotator
 from canal.model.config import PRESETS
-from canal.model.distance import TypeDistance
 from canal.model.novelty import Blend, NoveltyRule
 from canal.model.performer import empty_performer
-from canal.model.places import TypePlaces
+from canal.model.places import TypeAngle, TypeDistance, TypePlaces
 from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
 
 ANNOTATOR = make_annotator(config=DEEP)

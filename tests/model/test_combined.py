@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from canal.continual.places import fit_network_places
 from canal.core.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import Calibration, ExactAnnotator
+from canal.model import COMBINATION
 from canal.model.annotator import Annotator
 from canal.model.combined import (
-    COMBINATION,
     Combination,
     CombinedAnnotator,
     CombinedRule,

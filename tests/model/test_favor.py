@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from canal.model import favor
 from canal.model.favor import KERNEL_EPSILON, favor_attention, heads_at_a_time, scaled_projection
-from canal.model.features import orthogonal_projection
+from canal.model.performer import orthogonal_projection
 from tests.model.make import seeded
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from canal.model import favor
-from canal.model.first_block import FirstBlock, first_block
+from canal.model.performer import FirstBlock, first_block
 from tests.model.make import DEEP, make_backbone, seeded
 
 

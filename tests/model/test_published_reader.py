@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from canal.core.errors import ModelError
-from canal.model.published_reader import read_state
+from canal.model.published import read_state
 from tests.model.make import TINY
 from tests.model.published import published_state, save_checkpoint
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.tuning import selection
+from canal.tuning import document
+from canal.tuning.document import Candidate, Choice, front
 from canal.tuning.objective import Score
-from canal.tuning.selection import Candidate, Choice, front
 from tests.tuning.make import make_tuning
 
 
@@ -17,7 +17,7 @@ def candidate(number, accuracy, retention, bank_size=100):
 
 
 def choose(candidates, tuning, n_effective=100):
-    return selection.choose(candidates, tuning, n_effective)
+    return document.choose(candidates, tuning, n_effective)
 
 
 grid = st.integers(0, 10).map(lambda n: n / 10)

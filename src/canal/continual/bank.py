@@ -10,8 +10,7 @@ import numpy as np
 
 from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
-from canal.continual.exclusion import kept_cells
-from canal.continual.stored_cells import StoredCells, load_cells, save_cells
+from canal.continual.stored_cells import StoredCells, kept_cells, load_cells, save_cells
 from canal.core.errors import ModelError, TrainingError
 
 

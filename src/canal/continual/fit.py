@@ -1,27 +1,28 @@
-"""Parameters being fitted: optimiser, best values so far, patience and checkpoints, resumed to the bit."""
+"""Parameters being fitted: optimiser, best values so far, patience and checkpoints, resumed to the bit.
+
+A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside.
+Random generators are made by purpose: each draw has its own, so no draw shifts another.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from canal.config.sections import Cache
-from canal.continual.checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    with_prefix,
-    without_prefix,
-    write_checkpoint,
-)
 from canal.core.errors import TrainingError
+from canal.core.files import new_file
 from canal.model.compute import Precision
 from canal.model.lanes import in_lanes
+from canal.model.storage import weights_digest
 
 Epoch = dict[str, Any]
 """Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
@@ -30,6 +31,9 @@ Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
 """How good an epoch was: tuples compare, the larger the better. Patience looks at the first entry alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
+FORMAT = 1
+"""Of a checkpoint."""
+_STATE = "canal"
 
 
 def _silent(epoch: Epoch) -> None:
@@ -177,3 +181,68 @@ class Fit:
         best = without_prefix("best", checkpoint.tensors)
         self._best = {name: best[name].to(value.device) for name, value in self.parameters.items()}
         self.epochs = list(checkpoint.epochs)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after its last whole epoch: all tensors by name, and one record an epoch."""
+
+    tensors: dict[str, Tensor]
+    epochs: list[dict[str, Any]]
+
+
+def write_checkpoint(path: Path, fingerprint: str, checkpoint: Checkpoint) -> None:
+    """Replace ``path`` by ``checkpoint``, whole or not at all.
+
+    ``fingerprint`` names the training: cells, parent, settings and seed.
+    """
+    from safetensors.torch import save_file
+
+    state = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "digest": weights_digest(checkpoint.tensors),
+        "epochs": checkpoint.epochs,
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    with new_file(path) as temporary:
+        save_file(tensors, temporary, metadata={_STATE: json.dumps(state, sort_keys=True, allow_nan=False)})
+
+
+def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
+    """Return the checkpoint of the training named ``fingerprint``.
+
+    None if there is none, it is damaged, or it belongs to another training: then the training starts over.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})[_STATE])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        known = (state["format"], state["fingerprint"]) == (FORMAT, fingerprint)
+        whole = known and state["digest"] == weights_digest(tensors)
+        return Checkpoint(tensors, state["epochs"]) if whole else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors`` with ``prefix/`` before each name."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose name begins with ``prefix/``, by the rest of their name."""
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
+    """Return a CPU generator that depends on nothing but its three arguments.
+
+    ``number`` counts uses of one purpose, such as epochs: a resumed training draws what it would have drawn.
+    """
+    entropy = [seed, number, *purpose.encode()]
+    state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)

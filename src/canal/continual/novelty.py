@@ -53,7 +53,7 @@ def with_rule(
     seed
         Draws the mixtures.
     parts
-        What is added to the published score; see `canal.continual.leaving_out.chosen_parts`.
+        What is added to the published score; see `canal.continual.stage.chosen_parts`.
 
     Raises
     ------

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.model.angle import TypeAngle
 from canal.model.annotator import spread
-from canal.model.distance import TypeDistance
 from canal.model.head import Head
-from canal.model.places import NetworkPlaces, TypePlaces
+from canal.model.places import NetworkPlaces, TypeAngle, TypeDistance, TypePlaces
 
 MOST_CELLS_A_TYPE = 200
 """Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from canal.config.sections import Backbone as BackboneSettings
-from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.fit import Epoch, Fit, Hooks, generator
 from canal.continual.gradients import groups_of, sum_gradients
-from canal.continual.seeds import generator
 from canal.core.digests import json_digest
 from canal.core.errors import TrainingError
 from canal.data.tokens import MASK_TOKEN, tokenize

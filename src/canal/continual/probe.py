@@ -11,8 +11,7 @@ import numpy as np
 
 from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
-from canal.continual.exclusion import without_excluded
-from canal.continual.stored_cells import StoredCells, load_cells, save_cells
+from canal.continual.stored_cells import StoredCells, load_cells, save_cells, without_excluded
 from canal.core.errors import TrainingError
 from canal.data.shares import largest_remainder
 

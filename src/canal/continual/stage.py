@@ -1,41 +1,53 @@
-"""What a learned stage leaves behind: annotator, teacher, example bank, probe sets, history."""
+"""What a learned stage leaves behind: annotator, teacher, example bank, probe sets, history.
+
+The annotator's novelty is made of what best notices types that a head never learned, each in turn.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from canal.config.sections import Config
+from canal.config.sections import Config, Novelty
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine
 from canal.continual.combining import with_rule as with_combined_rule
 from canal.continual.fit import Hooks
-from canal.continual.leaving_out import chosen_parts
 from canal.continual.lesson import Learned, Lesson
+from canal.continual.noticed import best_choice, can_be_left_out
 from canal.continual.novelty import with_rule
 from canal.continual.places import fit_network_places
 from canal.continual.probe import Probe, choose_probe, extend
 from canal.continual.remembering import Known, solved
 from canal.continual.scores import Scored, gene_scores
-from canal.continual.shadow import GeneScores, Shadow
+from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
 from canal.continual.temperature import fit_temperature
 from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
+from canal.model import EXACT
 from canal.model.annotator import GENES, LABELS, Annotator
 from canal.model.combined import NETWORK_PART, CombinedAnnotator, network_parts
-from canal.model.load import EXACT
+from canal.model.lanes import in_lanes
 from canal.model.ontology import ONTOLOGY
-from canal.model.places import Apart
+from canal.model.places import PARTS, Apart
 
 BANK = "bank/bank.h5ad"
 PROBE = "probe/probe.h5ad"
+
+CHOICES: tuple[tuple[str, ...], ...] = ((), PARTS[:1], PARTS)
+"""What may be added to the published score."""
+
+Noticed = Mapping[tuple[str, ...], float]
+"""Of each choice, the H-score with which it notices a type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,3 +282,64 @@ def finish_exact(
         history=history,
         sums=sums,
     )
+
+
+def chosen_parts(
+    labels: Sequence[str],
+    known: Scored,
+    trained: Scored,
+    settings: Novelty,
+    seed: int,
+    shadows: dict[str, Shadow] | None = None,
+) -> tuple[str, ...]:
+    """Return what is added to the published score of a version, chosen on cells of known types alone.
+
+    Each type is left out in turn: a head is learned without it on the trained cells, and asked about
+    validation cells and probes. Taken is the choice with the highest mean H-score over types, of two alike
+    the one of fewer parts. Where no type can be left out, all parts are taken.
+
+    Parameters
+    ----------
+    labels
+        The types, in the order of the logits.
+    known, trained
+        As in `canal.continual.novelty.with_rule`. No test cell is looked at.
+    shadows
+        Gains the head that was learned without each type, where somebody needs them further.
+    """
+    parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known, known)]
+    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed, shadows).values()))
+
+
+def left_out(
+    scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None = None
+) -> dict[str, Noticed]:
+    """Return for each type that can be left out how well each choice notices it among the known cells."""
+    names = [name for name in scores.labels if _can_be_left_out(name, scores)]
+    known = replace(scores, test=scores.known)
+    one = partial(_noticed, scores=known, settings=settings, seed=seed, shadows=shadows)
+    return dict(zip(names, in_lanes(one, names), strict=True))
+
+
+def best_parts(found: Sequence[Noticed]) -> tuple[str, ...]:
+    """Return the choice with the highest mean H-score; all parts where there is nothing to go by."""
+    return best_choice(found, CHOICES, PARTS)
+
+
+def _can_be_left_out(name: str, scores: GeneScores) -> bool:
+    (_, learned), (_, known) = scores.train, scores.known
+    return can_be_left_out(name, {*learned.tolist(), name}, known.tolist())
+
+
+def _noticed(
+    name: str, scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None
+) -> Noticed:
+    shadow = learn_without(name, scores, settings.shadow_epochs, seed)
+    if shadows is not None:
+        shadows[name] = shadow
+    places, unknown = shadow.places(), shadow.test[1] == name
+    found = {}
+    for parts in CHOICES:
+        asked = ask(shadow, settings, np.random.default_rng(seed), places.only(parts))
+        found[parts] = asked.noticed(unknown).h_score
+    return found

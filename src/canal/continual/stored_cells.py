@@ -1,4 +1,7 @@
-"""Labelled cells on disk: h5ad files whose bytes depend on their content alone, checked when read."""
+"""Labelled cells on disk: h5ad files whose bytes depend on their content alone, checked when read.
+
+Cells that must not be learned from any more are taken out of what older stages left behind.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ from canal.data.writing import H5adWriter
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from canal.config.sections import Exclusion
+
 
 FORMAT = 1
 RANK = "rank"
@@ -157,3 +163,28 @@ def _other_panel(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str
         f"{path} holds cells of another panel: expected {len(wanted)} genes, found {len(found)}, {detail}; "
         "a lineage keeps one panel"
     )
+
+
+def kept_cells(cells: LabelledCells, exclusions: Mapping[str, Exclusion]) -> np.ndarray:
+    """Return for each cell whether it may stay, bool ``(n_cells,)``.
+
+    Parameters
+    ----------
+    cells
+        Their ids are ``<source>:<obs name>``.
+    exclusions
+        By source: obs names of cells, and batches, that are excluded. A source without an entry keeps all.
+    """
+    names = {source: {f"{source}:{name}" for name in one.cells} for source, one in exclusions.items()}
+    batches = {source: set(one.batches) for source, one in exclusions.items()}
+    none: set[str] = set()
+    excluded = [
+        cell in names.get(source, none) or batch in batches.get(source, none)
+        for cell, source, batch in zip(cells.cell_ids, cells.sources, cells.batches, strict=True)
+    ]
+    return ~np.array(excluded, dtype=bool)
+
+
+def without_excluded(cells: LabelledCells, exclusions: Mapping[str, Exclusion]) -> LabelledCells:
+    """Return the cells of `kept_cells`, in their order."""
+    return cells.take(np.flatnonzero(kept_cells(cells, exclusions)))

@@ -1,12 +1,18 @@
-"""Learning a stage: replay and distillation on cached features, early stopping on old and new cells."""
+"""Learning a stage: replay and distillation on cached features, early stopping on old and new cells.
+
+Also what a stage minimises, the learning rate of each epoch, and loading batches ahead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,23 +23,23 @@ from canal.config.sections import Continual
 from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
-from canal.continual.fit import Epoch, Fit, Hooks
+from canal.continual.fit import Epoch, Fit, Hooks, generator
 from canal.continual.gene_embedding import place_genes
 from canal.continual.gradients import groups_of, sum_gradients
 from canal.continual.lesson import Learned, Lesson
-from canal.continual.losses import distillation_weight, stage_losses
-from canal.continual.prefetch import prefetched
-from canal.continual.schedule import learning_rate
-from canal.continual.seeds import generator
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.compute import precision
 from canal.model.growth import gene_vectors, with_genes
+from canal.model.head import Answer
 from canal.model.lanes import in_lanes
 from canal.model.performer import MOST_CELLS
 from canal.model.storage import weights_digest
 
 HISTORY_FORMAT = 1
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None) -> Learned:
@@ -238,3 +244,100 @@ def _history(lesson: Lesson, settings: Continual, fit: Fit) -> dict[str, Any]:
         "bank_size": settings.bank_size,
         "distillation": settings.distillation,
     }
+
+
+class Losses(NamedTuple):
+    """Scalars of a batch: ``total`` is what is minimised, ``distillation`` is not yet weighted."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    distillation: Tensor
+
+
+def distillation_weight(strength: float, n_old: int, n_types: int) -> float:
+    """Return lambda C_{t-1} / C_t (bbae047): the more types are new, the less the teacher binds.
+
+    ``n_old`` is 0 where there is no teacher.
+    """
+    return strength * n_old / n_types
+
+
+def stage_losses(
+    answer: Answer, targets: Tensor, remembered: Tensor | None, weight: float, smoothing: float
+) -> Losses:
+    """Return cross-entropy + weight * mean((h_t - h_{t-1})^2), both over every cell of the batch.
+
+    Parameters
+    ----------
+    answer
+        The student's answer for a batch.
+    targets
+        int64 ``(cells,)``, positions in the labels.
+    remembered
+        The teacher's representations h_{t-1} ``(cells, 64)``, or None where there is no teacher.
+    weight
+        From `distillation_weight`.
+    smoothing
+        Share of each target that is spread evenly over all types; published: 0.1.
+    """
+    cross_entropy = functional.cross_entropy(answer.logits, targets, label_smoothing=smoothing)
+    if remembered is None:
+        return Losses(cross_entropy, cross_entropy, cross_entropy.new_zeros(()))
+    distillation = functional.mse_loss(answer.representation, remembered)
+    return Losses(cross_entropy + weight * distillation, cross_entropy, distillation)
+
+
+def learning_rate(epoch: int, settings: Continual) -> float:
+    """Return the learning rate of ``epoch``, counted from 1.
+
+    A cycle rises linearly from ``min_learning_rate`` over ``warmup_epochs``, then falls along half a cosine.
+    The next cycle's cosine part is ``cycle_growth`` times as long and its peak ``cycle_decay`` times as high.
+    The same numbers as CosineAnnealingWarmupRestarts (stepped once an epoch), which scBERT and bbae047 use:
+    epoch 1 runs at the floor, and the first peak is epoch ``warmup_epochs + 1``.
+    """
+    warmup = settings.warmup_epochs
+    length = max(settings.cycle_epochs, warmup + 1)
+    step, peak = epoch - 1, settings.learning_rate
+    while step >= length:
+        step -= length
+        length = (length - warmup) * settings.cycle_growth + warmup
+        peak *= settings.cycle_decay
+    height = max(0.0, peak - settings.min_learning_rate)
+    if step < warmup:
+        return settings.min_learning_rate + height * step / warmup
+    progress = (step - warmup) / (length - warmup)
+    return settings.min_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2
+
+
+def prefetched(
+    items: Iterable[T], load: Callable[[T], U], ahead: int = 2, threads: int = 1
+) -> Generator[U, None, None]:
+    """Yield ``load(item)`` of every item, in order, while a background thread loads what comes next.
+
+    Parameters
+    ----------
+    items
+        Taken by the consumer's own thread, at most ``ahead + 1`` more than were yielded.
+    load
+        Called in the background. What it raises is raised where its value would have been yielded, with the
+        traceback of the load.
+    ahead
+        How many loaded values may wait while the consumer works on one: a bound of memory.
+    threads
+        How many values are loaded at a time.
+
+    The threads end with the iterator. A consumer that stops early closes it (``contextlib.closing``): loads
+    that have not begun are then left out.
+    """
+    waiting: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="canal-prefetch") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(load, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -16,8 +16,8 @@ from canal.core.files import write_json
 from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
 from canal.memory.classifier import log_normalised
 from canal.memory.rule import PARTS, PartsRule, unsqueezed
+from canal.model import COMBINATION, EXACT
 from canal.model.annotator import Annotator
-from canal.model.load import COMBINATION, EXACT
 from canal.model.novelty import is_number
 from canal.model.places import NETWORK_PARTS, NetworkPlaces
 from canal.model.storage import read_document, weights_digest

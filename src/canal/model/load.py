@@ -11,14 +11,12 @@ import numpy as np
 from canal.core.errors import ModelError
 from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator, Prediction
+from canal.model import COMBINATION, EXACT
 
 if TYPE_CHECKING:
     from canal.config.sections import Method
 
 Effort = Literal["full", "fast"]
-
-COMBINATION, EXACT = "combination.json", "exact"
-"""In a model folder: how network and sums are combined, and the folder of the sums' own answer."""
 
 
 class CellAnnotator(Protocol):

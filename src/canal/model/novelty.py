@@ -27,9 +27,9 @@ class Blend:
     score_mean, score_spread : float
         Mean and standard deviation of the published score.
     distance_mean, distance_spread : float
-        Likewise of `canal.model.distance.TypeDistance`.
+        Likewise of `canal.model.places.TypeDistance`.
     angle_mean, angle_spread : float or None
-        Likewise of `canal.model.angle.TypeAngle`; None in models from before canal looked at it.
+        Likewise of `canal.model.places.TypeAngle`; None in models from before canal looked at it.
     """
 
     score_mean: float

@@ -1,15 +1,33 @@
-"""The backbone network: scBERT's Performer in plain torch (Yang et al. 2022, Choromanski et al. 2021)."""
+"""The backbone network: scBERT's Performer in plain torch (Yang et al. 2022, Choromanski et al. 2021).
+
+Its first block is looked up where no gradient is asked for: its input at a position is one of seven vectors,
+whatever the cell. A position is a gene at one of six levels, or masked, so LayerNorm, queries, keys, values
+and features of the first block are computed once for each gene and level, and a cell picks its rows. What
+depends on the whole cell is left: the maximum that stabilises its keys, the two products of linear attention,
+and all behind them.
+"""
 
 from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from canal.model.config import BackboneConfig
-from canal.model.favor import favor_attention, heads_at_a_time, scaled_projection
-from canal.model.features import orthogonal_projection
-from canal.model.first_block import first_block
+from canal.model.favor import (
+    KERNEL_EPSILON,
+    favor_attention,
+    heads_at_a_time,
+    raw_features,
+    scaled_projection,
+    with_ones,
+)
+from canal.model.lanes import in_lanes
 
 MOST_CELLS = 64
 """Most cells that go through a network at a time."""
@@ -186,3 +204,109 @@ def _fill(name: str, parameter: Tensor, depth: int, generator: torch.Generator) 
         residual = name.endswith(("to_out.weight", "w2.weight"))
         spread = parameter.shape[-1] ** -0.5 * ((2 * depth) ** -0.5 if residual else 1.0)
         parameter.normal_(0.0, spread, generator=generator)
+
+
+# Random projections of FAVOR+ (Choromanski et al., ICLR 2021): orthogonal, drawn once, kept.
+
+
+def orthogonal_projection(n_features: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Return random projections ``(n_features, dim)`` for `canal.model.favor`.
+
+    Rows are orthogonal within blocks of ``dim``; their norms are those of Gaussian vectors, drawn apart
+    (chi-distributed), so each row alone is distributed as a Gaussian vector (section 2.4 of the paper).
+    """
+    blocks = []
+    for start in range(0, n_features, dim):
+        gaussian = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+        blocks.append(torch.linalg.qr(gaussian).Q.T[: n_features - start])
+    norms = torch.randn(n_features, dim, generator=generator, dtype=torch.float64).norm(dim=1)
+    projection: Tensor = (torch.cat(blocks) * norms[:, None]).float()
+    return projection
+
+
+# The first block by looking up.
+
+
+@dataclass(frozen=True, eq=False)
+class FirstBlock:
+    """What the first block makes of every gene at every level; row ``gene * n_tokens + token``.
+
+    Attributes
+    ----------
+    block : Block
+    n_tokens : int
+    hidden : Tensor
+        The embedding itself, ``(rows, dim)``.
+    queries, keys : Tensor
+        Features without epsilon, each stabilised by its own row, ``(heads, rows, n_features)``.
+    largest : Tensor
+        The exponent that stabilised a row of keys, ``(heads, rows)``.
+    values : Tensor
+        ``(heads, rows, head_dim + 1)``, with a column of ones.
+    """
+
+    block: Block
+    n_tokens: int
+    hidden: Tensor
+    queries: Tensor
+    keys: Tensor
+    largest: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, performer: Performer) -> FirstBlock:
+        """Return the tables of a network as its weights are now."""
+        block = cast("Block", performer.blocks[0])
+        hidden = (performer.pos_emb.weight[:, None] + performer.token_emb.weight).flatten(0, 1)
+        attention = block.attention
+        qkv = attention.project(block.attention_norm(hidden))
+        q, k, v = qkv.view(len(hidden), 3, attention.heads, -1).permute(1, 2, 0, 3)
+        projection = scaled_projection(attention.projection_matrix).forward
+        queries, _ = raw_features(q, projection)
+        keys, largest = raw_features(k, projection)
+        return cls(block, performer.config.n_tokens, hidden, queries, keys, largest, with_ones(v))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the block's output ``(cells, positions, dim)`` for tokens ``(cells, positions)``, closed."""
+        rows = torch.arange(tokens.shape[1], device=tokens.device) * self.n_tokens + tokens
+        hidden = functional.embedding(rows, self.hidden)
+        mixed = hidden.new_empty((*rows.shape, len(self.values) * (self.values.shape[2] - 1)))
+        for cell, own in enumerate(rows):
+            mixed[cell] = self._attend(own)
+        return self.block.rest(hidden + self.block.attention.to_out(mixed))
+
+    def _attend(self, rows: Tensor) -> Tensor:
+        """Return attention ``(positions, heads * head_dim)`` of one cell, from its rows."""
+        heads, _, features = self.queries.shape
+        size = self.values.shape[2] - 1
+        mixed = self.values.new_empty((len(rows), heads, size))
+        step = heads_at_a_time(len(rows), heads, features)
+        for first in range(0, heads, step):
+            part = slice(first, first + step)
+            values = self.values[part].index_select(1, rows)
+            largest = self.largest[part].index_select(1, rows)
+            scale = (largest - largest.amax(1, keepdim=True)).exp2_().unsqueeze(2)
+            context = self.keys[part].index_select(1, rows).mT @ (values * scale)
+            context += KERNEL_EPSILON * values.sum(1, keepdim=True)
+            weighted = self.queries[part].index_select(1, rows) @ context
+            weighted += KERNEL_EPSILON * context.sum(1, keepdim=True)
+            mixed[:, part] = (weighted[..., :size] / weighted[..., size:]).transpose(0, 1)
+        return mixed.flatten(1)
+
+
+_known: WeakKeyDictionary[Performer, tuple[object, FirstBlock]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def first_block(performer: Performer) -> FirstBlock:
+    """Return the tables of ``performer``, made anew where a weight has changed since the last call."""
+    used = (performer.token_emb, performer.pos_emb, performer.blocks[0])
+    weights = ((one.data_ptr(), one._version) for part in used for one in part.state_dict().values())
+    state = (torch.is_autocast_enabled(performer.token_emb.weight.device.type), *weights)
+    with _lock:
+        found = _known.get(performer)
+        if found is None or found[0] != state:
+            # In a lane, so that the tables' bits do not depend on the number of threads.
+            found = (state, in_lanes(FirstBlock.of, [performer])[0])
+            _known[performer] = found
+    return found[1]

@@ -1,19 +1,24 @@
-"""Where the learned types lie among gene scores, and how far from all of them a cell is."""
+"""Where the learned types lie among gene scores, and how far from all of them a cell is.
+
+`TypeDistance` is the Mahalanobis distance of a cell's gene scores; `TypeAngle` says how unlike their pattern
+is, however strong they are.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from canal.core.errors import ModelError
-from canal.model.angle import TypeAngle
-from canal.model.distance import TypeDistance
 from canal.model.head import MANIFOLD
 from canal.model.storage import write_tensors
 
@@ -24,6 +29,120 @@ PARTS = ("distance", "angle")
 _GENE_ANGLE, _MANIFOLD = ("angle.profiles", "angle.spread"), ("manifold.centres", "manifold.whitening")
 NETWORK_PARTS = ("network_angle", "manifold")
 """What `NetworkPlaces` may tell of a cell, each alone or both."""
+
+
+@dataclass(frozen=True, eq=False)
+class TypeDistance:
+    """Centres of the learned types among gene scores, and what makes their common spread a unit ball.
+
+    Attributes
+    ----------
+    centres : Tensor
+        Float32 ``(n_types, n_genes + 1)``, already whitened.
+    whitening : Tensor
+        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right. Of `among`,
+        it has a column for each position that is there, and zeros in the rows of all others.
+    """
+
+    centres: Tensor
+    whitening: Tensor
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return each cell's squared distance to the nearest centre, float32 ``(n_cells,)`` on the CPU.
+
+        Gene scores ``(n_cells, n_genes + 1)`` may lie on any device. A cell's distance is its own, and in
+        float32 whatever the precision of the network.
+        """
+        with torch.autocast("cpu", enabled=False):
+            placed = scores.float().cpu() @ self.whitening
+            # Differences, not a matrix product: that loses the digits of what is near.
+            apart = torch.cdist(placed, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return apart.amin(dim=1).square()
+
+    def among(self, present: np.ndarray) -> TypeDistance:
+        """Return the distance among these positions alone, as if the others had never been scored.
+
+        The others are marginalised: centres and the covariance are those of the positions that are there.
+        Squared distances are scaled by n_genes + 1 over their number, which is how much shorter they are
+        where strays are as the covariance has them: scores of known cells stay as high as they were.
+
+        Parameters
+        ----------
+        present
+            Which gene scores count, bool ``(n_genes + 1,)``, at least one; with all it is this distance.
+        """
+        return self if present.all() else _among(self, present.tobytes())
+
+
+@lru_cache(maxsize=1)  # a service's client sends the same genes again and again
+def _among(distance: TypeDistance, which: bytes) -> TypeDistance:
+    present = np.frombuffer(which, dtype=bool)
+    kept, gone = (torch.from_numpy(np.flatnonzero(those)) for those in (present, ~present))
+    whitening = distance.whitening.double()
+    inverse = whitening @ whitening.T  # of the covariance
+    linked = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, kept])
+    narrow = torch.linalg.cholesky(inverse[kept][:, kept] - inverse[kept][:, gone] @ linked)
+    narrow *= math.sqrt(len(present) / len(kept))
+    centres = torch.linalg.solve(whitening.T, distance.centres.double().T).T
+    wide = torch.zeros(len(present), len(kept), dtype=torch.float64)
+    wide[kept] = narrow
+    return TypeDistance((centres[:, kept] @ narrow).float(), wide.float())
+
+
+@dataclass(frozen=True, eq=False)
+class TypeAngle:
+    """Centres of the learned types among gene scores, each score in units of its usual spread.
+
+    Distance grows where all of a cell's scores are high or low together, as a deeper or shallower library
+    makes them; the angle to a centre does not, and asks for the pattern alone.
+
+    Attributes
+    ----------
+    profiles : Tensor
+        Float32 ``(n_types, n_genes + 1)``: centres over spread.
+    spread : Tensor
+        Float32 ``(n_genes + 1,)``, above 0: how far scores stray within a type.
+    factors : Tensor or None
+        Float32 ``(n_types,)``: what angles to each profile are multiplied by; 1 without.
+    """
+
+    profiles: Tensor
+    spread: Tensor
+    factors: Tensor | None = None
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return 1 - the cosine to the nearest profile, float32 ``(n_cells,)`` on the CPU, from 0 up.
+
+        Gene scores ``(n_cells, n_genes + 1)``, none below 0, may lie on any device. A cell without any score
+        is at a right angle to all. Float32 whatever the precision of the network.
+        """
+        with torch.autocast("cpu", enabled=False):
+            apart = 1 - normalize(scores.float().cpu() / self.spread) @ normalize(self.profiles).T
+            return (apart if self.factors is None else apart * self.factors).amin(dim=1).clamp(min=0)
+
+    def among(self, present: np.ndarray) -> TypeAngle:
+        """Return the angle among these gene scores alone, as if the others had never been scored.
+
+        Among some scores a type's cells usually lie wider of its profile, or less wide, than among all: by
+        that the angle is multiplied, so that known cells stay as near as they were. A cell strays from a
+        profile p by about 1 in each of n scores, which makes the cosine |p| / sqrt(|p|^2 + n).
+
+        Parameters
+        ----------
+        present
+            Which gene scores count, bool ``(n_genes + 1,)``, at least one; with all it is this angle.
+        """
+        if present.all():
+            return self
+        there = torch.from_numpy(present)
+        profiles = self.profiles * there
+        factors = _usual(self.profiles, len(present)) / _usual(profiles, int(present.sum()))
+        return TypeAngle(profiles, torch.where(there, self.spread, torch.inf), factors)
+
+
+def _usual(profiles: Tensor, n: int) -> Tensor:
+    lengths = profiles.square().sum(dim=1)
+    return 1 - (lengths / (lengths + n)).sqrt()
 
 
 class Apart(NamedTuple):

@@ -137,7 +137,8 @@ def _check_arrays(folder: Path) -> None:
 def _check_annotator(folder: Path, asked: str) -> None:
     """Check that network, sums, labels and genes fit together, and that the whole of it answers."""
     from canal.memory.answer import ExactAnnotator
-    from canal.model.load import EXACT, load_model, method_of
+    from canal.model import EXACT
+    from canal.model.load import load_model, method_of
 
     model = folder / "model"
     parts: list[Any] = []

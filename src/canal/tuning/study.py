@@ -2,33 +2,40 @@
 
 Two things make a study that was killed end as if it had not been: the sampler is seeded anew before each ask
 from the study's digest and the number of trials by then (its state is in no storage), and a trial that lost
-its process is given up and its parameters are tried again.
+its process is given up and its parameters are tried again. A process is at work as long as it holds its lock,
+however it ends. A study is kept in a journal below ``.canal/``, or any place that Optuna knows by a URL.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 from canal.config.tuning import Tuning
-from canal.core.errors import TrainingError
-from canal.tuning.claims import at_work, is_alive
+from canal.core.errors import ConfigError, TrainingError
+from canal.core.messages import without_secrets
 from canal.tuning.objective import Attempt, Report, Score
 from canal.tuning.space import Changes, Space
-from canal.tuning.storage import open_storage
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages import BaseStorage, JournalStorage
     from optuna.trial import FrozenTrial, Trial
 
 PUBLISHED, QUEUED = "published", "queued"
 """Marks of a trial: that it is the published point, and the parameters that it was queued with."""
 
 _DRAWS = 10
+_SQLITE = "sqlite:///"
 
 
 class Learner(Protocol):
@@ -146,8 +153,6 @@ class Study:
 
     def _ask(self, learner: Learner, me: str, shared: bool) -> tuple[Trial, Changes] | None:
         """Return the next trial, or None if there are enough; one process asks at a time."""
-        from filelock import FileLock
-
         with FileLock(self._claims / "ask.lock"):
             self._give_up_lost()
             self._queue_published()
@@ -263,3 +268,96 @@ def _seed(digest: str, begun: int, draw: int) -> int:
     """Return the sampler's seed: nothing but the study and what is known by now decides what comes next."""
     text = f"{digest}:{begun}:{draw}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[str]:
+    """Give this process a name that `is_alive` knows until the block ends or the process is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = uuid4().hex
+    try:
+        with FileLock(_lock_of(folder, name)):
+            yield name
+    finally:
+        _lock_of(folder, name).unlink(missing_ok=True)
+
+
+def is_alive(folder: Path, name: str) -> bool:
+    """Whether the process of this name is still at work; the lock of one that was killed is removed."""
+    path = _lock_of(folder, name)
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            pass
+    except Timeout:
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _lock_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.worker"
+
+
+def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
+    """Return Optuna's storage at ``url``, or in the file ``journal``.
+
+    A relative path in an sqlite URL is one in the project folder ``root``.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing at the URL that Optuna can open.
+    TrainingError
+        If the journal is damaged.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(logging.WARNING)
+    if url is None:
+        return _journal(journal)
+    if url.startswith(_SQLITE):
+        path = root / url.removeprefix(_SQLITE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        url = f"{_SQLITE}{path}"
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # whatever a database's driver raises
+        said = str(error).splitlines()[0] if str(error) else ""
+        shown = without_secrets(f"{type(error).__name__}: {said}", url)
+        raise ConfigError(
+            f"tuning.storage: Optuna cannot open it ({shown[:200]}); "
+            "leave it out for a journal below .canal/tuning, or give a URL such as sqlite:///tuning.db"
+        ) from error
+
+
+def _journal(path: Path) -> JournalStorage:
+    """Return a journal storage; a last line that a crash of the machine cut off is removed first.
+
+    Its lock ends with its process: Optuna's own outlives a kill by half a minute.
+    """
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        _mend(path)
+    try:
+        # FileLock is not of Optuna's class of locks, but is acquired and released as they are.
+        lock: Any = FileLock(path.with_suffix(".lock"))
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except (ValueError, KeyError, AssertionError) as error:
+        raise TrainingError(
+            f"{path} is damaged, or no journal of Optuna's ({error}): delete it, and the study starts over"
+        ) from error
+
+
+def _mend(path: Path) -> None:
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("rb+") as stream:
+            stream.truncate(whole)
