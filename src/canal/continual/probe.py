@@ -14,7 +14,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.exclusion import without_excluded
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells
 from canal.core.errors import TrainingError
-from canal.data.shares import largest_remainder
+from canal.data.split import largest_remainder
 
 
 @dataclass(frozen=True, eq=False)
