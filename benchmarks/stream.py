@@ -26,7 +26,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from canal.core.digests import file_digest
-from canal.data.shares import largest_remainder
+from canal.data.split import largest_remainder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STREAMS = Path(__file__).parent / "streams"

@@ -9,7 +9,7 @@ import pytest
 
 from canal.annotation.aliases import read_aliases
 from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
-from canal.annotation.lost import lost_weight
+from canal.annotation.expected import lost_weight
 from canal.annotation.naming import Naming, rename
 from canal.annotation.pairs import read_pairs
 from canal.annotation.query import query_adata

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from canal.annotation import picking
+from canal.annotation import reading
 from canal.annotation.query import query_file
 from canal.annotation.reading import begin
 from canal.core.errors import DataError
@@ -45,16 +45,16 @@ def read(path, size=16, start=0):
 def one_pass_and_by_the_book(path, monkeypatch, **how):
     passes = []
 
-    def counted(self, rows, pick=picking.Picker.pick):
+    def counted(self, rows, pick=reading.Picker.pick):
         passes.append(pick(self, rows) is not None)
         return pick(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(picking.Picker, "pick", counted)
-        patch.setattr(picking, "_PORTION", 300)
+        patch.setattr(reading.Picker, "pick", counted)
+        patch.setattr(reading, "_PORTION", 300)
         found = read(path, **how)
     with monkeypatch.context() as patch:
-        patch.setattr(picking, "_WORTH", np.inf)
+        patch.setattr(reading, "_WORTH", np.inf)
         expected = read(path, **how)
     return found, expected, bool(passes) and all(passes)
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.data.shares import divide_groups, fill, largest_remainder, remaining_quotas
+from canal.data.split import divide_groups, fill, largest_remainder, remaining_quotas
 
 SHARES = (0.6, 0.2, 0.2)
 sizes = st.lists(st.integers(1, 6), max_size=30)

@@ -8,10 +8,8 @@ from threading import Thread
 import pytest
 
 from canal.core.errors import SourceError
-from canal.data import download as download_module
-from canal.data import wheels
-from canal.data.download import download
-from canal.data.sources import ingest
+from canal.data import sources
+from canal.data.sources import download, ingest
 from tests.make import make_config
 
 CONTENT = bytes(range(256)) * 40
@@ -166,11 +164,11 @@ def test_a_member_cannot_leave_its_place(project, wheelhouse):
 def without_pip(monkeypatch, *more):
     """Let this Python be one of an environment made by uv, which has no pip."""
     hidden = ("pip", *more)
-    monkeypatch.setattr(wheels, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    monkeypatch.setattr(sources, "find_spec", lambda name: None if name in hidden else find_spec(name))
 
 
 def test_without_pip_the_one_that_python_carries_downloads(project, wheelhouse, monkeypatch):
-    if wheels._carried_pip() is None:
+    if sources._carried_pip() is None:
         pytest.skip("this Python carries no pip (a Linux distribution's)")
     without_pip(monkeypatch)
     monkeypatch.setenv("PATH", "")
@@ -226,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download_module, "_BLOCK", 100)
+    monkeypatch.setattr(sources, "_BLOCK", 100)
     server = Server()
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
@@ -275,7 +273,7 @@ def test_passing_trouble_is_waited_out(tmp_path, server):
 
 
 def test_what_came_is_kept_when_all_attempts_fail(tmp_path, server):
-    server.cuts = [100] * download_module.ATTEMPTS
+    server.cuts = [100] * sources.ATTEMPTS
     with pytest.raises(SourceError, match="5 attempts failed.*500 bytes are kept"):
         fetched(server, tmp_path / "part")
     fetched(server, tmp_path / "part")

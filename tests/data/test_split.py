@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from canal.config.sections import Split
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.data.shares import largest_remainder
-from canal.data.split import RESERVE, SETS, only_train, read_split, split_stage, write_split
+from canal.data.split import (
+    RESERVE,
+    SETS,
+    largest_remainder,
+    only_train,
+    read_split,
+    split_stage,
+    write_split,
+)
 
 SPLIT = Split()
 SHARES = (0.6, 0.2, 0.2)

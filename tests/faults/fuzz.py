@@ -68,7 +68,7 @@ _MODULES = (
         "canal.registry.parcel.incoming",
         "canal.registry.audit",
         "canal.report.cell_tables",
-        "canal.app.tracing",
+        "canal.app.impact",
     ),
 )
 _SCHEDULE = [kind for kind in KINDS for _ in range(kind.share)]

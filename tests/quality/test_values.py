@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from canal.data.units import judge_values
-from canal.quality.values import contradiction, doubt, looks_like, measure_cells
+from canal.quality.evidence import contradiction, doubt, looks_like, measure_cells
 from tests.make import make_adata
 
 

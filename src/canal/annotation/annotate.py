@@ -20,10 +20,9 @@ from canal.annotation.columns import (
     told_left_over,
 )
 from canal.annotation.coverage import Coverage
-from canal.annotation.expected import Likeness
+from canal.annotation.expected import Likeness, lost_weight, told_lost
 from canal.annotation.expected import told as told_shift
 from canal.annotation.formats import open_cells
-from canal.annotation.lost import lost_weight, told
 from canal.annotation.naming import Naming, doubt, rename
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
@@ -338,7 +337,7 @@ def _summary(
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     coverage, said = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [text for text in (told(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
+    said += [text for text in (told_lost(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
     if empty := int(table[LOW_QUALITY].sum()):
         said.append(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"

@@ -1,15 +1,18 @@
-"""How many cells of known types a file's Unassigned will hold: what leaving learned studies out gave."""
+"""What to expect of a file's labels: known cells left Unassigned, and types that missing genes cost most."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from canal.memory.answer import PROMISE
 
 if TYPE_CHECKING:
     from canal.memory.answer import Prediction
+    from canal.model.load import CellAnnotator
 
 _MOST_LIKE = 0.5
 """A file of which fewer cells lie among those of the learned studies is told to be of another kind."""
@@ -64,3 +67,26 @@ def told(found: Mapping[str, Any]) -> str:
         f"({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were when they were "
         "left out); learn a part of it with `canal stage add`"
     )
+
+
+# How much of what a model looks at for each type is lost with genes that a query does not have.
+
+_TOLD = 5
+
+
+def lost_weight(annotator: CellAnnotator, missing: Sequence[str]) -> dict[str, float]:
+    """Return for each type the share of its weight that lies on ``missing`` genes, 0...1, largest first.
+
+    Weights are those of `canal.model.load.CellAnnotator.gene_weights`, the same for every query.
+    """
+    weights = annotator.gene_weights()
+    gone = np.isin(np.array(annotator.genes, dtype=object), list(missing))
+    shares = weights[:, gone].sum(axis=1) / np.maximum(weights.sum(axis=1), np.finfo(float).tiny)
+    found = {label: round(float(share), 4) for label, share in zip(annotator.labels, shares, strict=True)}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def told_lost(lost: Mapping[str, float]) -> str:
+    """Return the types that lose most, for a warning."""
+    most = ", ".join(f"{label} {share:.0%}" for label, share in list(lost.items())[:_TOLD])
+    return f"of what the model looks at, these types lose most with the missing genes: {most}"

@@ -1,15 +1,32 @@
-"""`canal impact`: what a retracted data set or a withdrawn consent touches, and how to learn without it."""
+"""`canal lineage` and `canal impact`: what came of some cells, and how to learn again without them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from canal.app.project import Project
-from canal.app.retraining import Step, plan
+from canal.config.sections import BACKBONE, Config
+from canal.core.errors import CanalError
+from canal.registry.lineage import Graph, lineage
 from canal.registry.memory import Memory
+from canal.registry.moves import CHAMPION
 from canal.registry.touches import Chosen, Found, Touch, find, touches
 
 Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: a command to ``run``, lines of params.yaml to ``edit``, or something to ``know``."""
+
+    kind: Literal["run", "edit", "know"]
+    text: str
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -109,4 +126,254 @@ def _short(record: Document) -> Document:
         "input": record.get("input"),
         "model": record["model"],
         "n_cells": record["n_cells"],
+    }
+
+
+# The way to learn again without some cells: what to change in params.yaml, and the commands that follow.
+
+_WHO = '--by "YOUR NAME" --why "REASON"'
+
+
+def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch]) -> list[Step]:
+    """Return what to do, in order, so that nothing that serves has learned from the chosen cells.
+
+    Cells and batches are excluded and their stages learned again; a whole source takes its stages out, since
+    a stage without cells passes no gate, and the stages behind them are learned again on what is left.
+    """
+    config = project.config
+    whole = chosen.batch is None and chosen.cell is None
+    if not whole and not touched and (stages := _settled(project, found)):
+        return [_nothing_learned(stages)]
+    out = [stage for stage, one in config.stages.items() if one.source in found.sources] if whole else []
+    narrowed = found.same if whole else found.ids
+    names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
+    steps = [*_rollback(project, touched)]
+    steps += _taken_out(config, out) if whole else []
+    steps += _excluded(config, chosen, found, sorted(names))
+    again = _first_stages(
+        config, [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
+    )
+    again = [] if whole and len(out) == len(config.stages) else again
+    steps += _unavailable(config, again, out)
+    steps += [
+        Step("run", f"canal stage relearn {stage} --commit", f"a new branch of the lineage from {stage} on")
+        for stage in again
+    ]
+    if again:
+        steps.append(Step("run", "make run", "learns and registers the new branch"))
+        steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
+    steps += _retirements(project, touched)
+    steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
+    return steps
+
+
+def _settled(project: Project, found: Found) -> list[str]:
+    """Return the stages that draw from the sources, if each is learned as it is asked for; else none.
+
+    One that is still to be learned may yet draw cells that no version has met.
+    """
+    stages = [name for name, one in project.config.stages.items() if one.source in found.sources]
+    try:
+        return stages if all(project.learned(stage) for stage in stages) else []
+    except CanalError:
+        return []
+
+
+def _nothing_learned(stages: Sequence[str]) -> Step:
+    why = (
+        "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for another "
+        f"{stages[0]}; name them there when {' or '.join(stages)} is learned again for another reason"
+    )
+    return Step("know", "no version has learned from them, was judged by them or measured on them", why)
+
+
+def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
+    """Yield what can be done at once where the champion is touched."""
+    marked = {touch.version.version.key for touch in touched if touch.grade != "tested"}
+    versions = project.store.versions()
+    if not any(CHAMPION in one.aliases and one.key in marked for one in versions):
+        return
+    clean = [one for one in versions if one.ready and not one.retired and one.key not in marked]
+    if clean:
+        newest = clean[-1]
+        why = f"until then: version {newest.number} ({newest.stage}) has not learned from them"
+        yield Step("run", f"canal rollback --to {newest.number} {_WHO}", why)
+    else:
+        what = "the champion has learned from them, and so has every other version"
+        yield Step("know", what, "it serves until another one is promoted")
+
+
+def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]) -> Iterator[Step]:
+    """Yield the ``exclude`` of each source, with what it excludes already."""
+    for name in names:
+        if name not in config.sources:
+            yield Step(
+                "know", f"params.yaml has no source {name} any more", "nothing is learned from it again"
+            )
+            continue
+        before = config.sources[name].exclude
+        by_batch = chosen.batch is not None and name in found.sources
+        named = found.same if by_batch else found.ids
+        mine = {cell.partition(":")[2] for cell in named if cell.startswith(f"{name}:")}
+        cells = [*before.cells, *sorted(mine - set(before.cells))]
+        batches = list(before.batches)
+        if by_batch and chosen.batch is not None and chosen.batch not in batches:
+            batches.append(chosen.batch)
+        if (cells, batches) == (list(before.cells), list(before.batches)):
+            yield Step("know", f"sources.{name}.exclude names them already", "nothing to change there")
+        else:
+            yield Step("edit", _exclude_lines(name, cells, batches), f"in params.yaml: what {name} excludes")
+
+
+def _exclude_lines(name: str, cells: Sequence[str], batches: Sequence[str]) -> str:
+    """Return the lines of params.yaml; a list in JSON is one in YAML, whatever the names hold."""
+    lines = ["sources:", f"  {name}:", "    exclude:"]
+    for what, names in (("cells", cells), ("batches", batches)):
+        if names:
+            lines.append(f"      {what}: {json.dumps(list(names), ensure_ascii=True)}")
+    return "\n".join(lines)
+
+
+def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
+    """Yield the change of params.yaml that takes stages out and hangs their children on what is left."""
+    if not out:
+        yield Step("know", "no stage of params.yaml learns from it any more", "nothing to take out")
+        return
+    left = [stage for stage in config.stages if stage not in out]
+    if not left:
+        yield Step(
+            "know", "every stage of params.yaml learns from it", "nothing is left to learn; begin anew"
+        )
+        return
+    lines = [f"# remove stages.{stage}" for stage in out]
+    lines += [f"# remove sources.{name}" for name in sorted({config.stages[stage].source for stage in out})]
+    lines += [f"# remove finetune.{_group(config, stage)}.{stage}" for stage in out]
+    parents = _new_parents(config, out)
+    changed = {stage: parent for stage, parent in parents.items() if parent != config.stages[stage].parent}
+    if changed:
+        lines += _rehung(config, changed)
+    if (root := next(stage for stage, parent in parents.items() if parent == BACKBONE)) != config.root_stage:
+        lines += ["panel:", f"  stage: {root}"]
+    gone = [stage for stage in config.backbone.extra_stages if stage in out]
+    if gone:
+        kept = [stage for stage in config.backbone.extra_stages if stage not in out]
+        lines += ["backbone:", f"  extra_stages: {json.dumps(kept)}"]
+    yield Step("edit", "\n".join(lines), "in params.yaml: without the data set, a stage has nothing to learn")
+
+
+def _rehung(config: Config, changed: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines that give stages another parent; a first stage is not tuned and adds no genes."""
+    for stage, parent in changed.items():
+        if parent == BACKBONE and _group(config, stage) == "tuned":
+            yield f"# remove finetune.tuned.{stage}"
+        if parent == BACKBONE and config.stages[stage].panel.grow:
+            yield f"# remove stages.{stage}.panel"
+    yield "stages:"
+    yield from (f"  {stage}: {{parent: {parent}}}" for stage, parent in changed.items())
+    yield "finetune:"
+    groups: dict[str, list[str]] = {}
+    for stage, parent in changed.items():
+        entry = f"{{source: {config.stages[stage].source}, parent: {parent}}}"
+        group = "fixed" if parent == BACKBONE else _group(config, stage)
+        groups.setdefault(group, []).append(f"    {stage}: {entry}")
+    for group, entries in groups.items():
+        yield f"  {group}:"
+        yield from entries
+
+
+def _group(config: Config, stage: str) -> str:
+    return "tuned" if stage in config.finetune.tuned else "fixed"
+
+
+def _new_parents(config: Config, out: Sequence[str]) -> dict[str, str]:
+    """Return the parent of each stage that is left: the nearest ancestor that is left, and one root only."""
+    parents: dict[str, str] = {}
+    root: str | None = None
+    for stage in config.stages:
+        if stage in out:
+            continue
+        parent = config.stages[stage].parent
+        while parent in out:
+            parent = config.stages[parent].parent
+        if parent == BACKBONE and root is not None:
+            parent = root
+        root = root or stage
+        parents[stage] = parent
+    return parents
+
+
+def _heirs(config: Config, out: Sequence[str]) -> list[str]:
+    """Return what hung on the stages that are taken out: the backbone where it has seen their cells."""
+    if set(out) & {config.root_stage, *config.backbone.extra_stages}:
+        return [BACKBONE]
+    return [stage for stage, one in config.stages.items() if one.parent in out and stage not in out]
+
+
+def _first_stages(config: Config, stages: Sequence[str]) -> list[str]:
+    """Return the first of ``stages`` on each branch; the backbone where it has seen their cells."""
+    if set(stages) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
+        return [BACKBONE]
+    return [stage for stage in dict.fromkeys(stages) if not set(config.ancestors(stage)) & set(stages)]
+
+
+def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> Iterator[Step]:
+    """Yield a warning for each source that is needed again and marked as gone."""
+    needed = [
+        stage
+        for stage in config.stages
+        if stage not in out
+        and (BACKBONE in again or set(again) & {*config.ancestors(stage), stage})
+        and not config.sources[config.stages[stage].source].available
+    ]
+    for stage in needed:
+        source = config.stages[stage].source
+        yield Step(
+            "know",
+            f"stage {stage} is to be learned again, but its source {source} is marked available: false",
+            "bring its file and set available: true, or take the stage out of params.yaml",
+        )
+
+
+def _retirements(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
+    for touch in touched:
+        version = touch.version.version
+        here = version.model == project.store.names.model and not touch.version.elsewhere
+        if touch.grade != "tested" and here and not version.retired:
+            yield Step(
+                "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
+            )
+
+
+# Where a version comes from, and which versions came of some cells: what `canal lineage` calls.
+
+
+def backward(project: Project, wanted: str) -> Graph:
+    """Return the graph from a version back to the raw bytes.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such ready version, an ancestor is not registered, or a file on the way is damaged.
+    """
+    return lineage(project.store, project.store.version(wanted))
+
+
+def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
+    """Return every version that a data set or a cell touched, and how, as a JSON document.
+
+    Raises
+    ------
+    RegistryError
+        If no version knows it, or a version's documents are not those that were registered.
+    """
+    memory = Memory(project.store)
+    found = find(memory, chosen)
+    return {
+        "format": 1,
+        "source": chosen.source,
+        "cell": chosen.cell,
+        "cells": len(found.cells),
+        "same_content": sorted(found.same),
+        "reserve": len(found.reserve),
+        "versions": [touch.to_json() for touch in touches(memory, found)],
     }

@@ -1,23 +1,28 @@
-"""A version judged and moved: what `canal promote`, `compare`, `rollback` and `retire` call."""
+"""A version compared, judged and moved: what `canal promote`, `compare`, `rollback` and `retire` call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.app.comparing import compare_versions
 from canal.app.project import Project
-from canal.core.errors import RegistryError
-from canal.core.files import read_json
+from canal.core.errors import CanalError, RegistryError
+from canal.core.files import read_json, scratch_folder
 from canal.registry import promotion
-from canal.registry.comparison import Comparison
+from canal.registry.comparison import Comparison, StageComparison, compare_stage
+from canal.registry.history import recorded, verified
 from canal.registry.ledger import Entry
 from canal.registry.mirror import refuse_behind
 from canal.registry.moves import CHAMPION, PREVIOUS, ledger_of, moving
+from canal.registry.paired import Sampling
 from canal.registry.policy import Evidence, Ruling, judge, override
 from canal.registry.store import Version
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from canal.model.load import CellAnnotator
     from canal.registry.ledger import Sign
 
 
@@ -105,8 +110,6 @@ def promote(project: Project, judgement: Judgement, move: Move) -> Entry:
 
 def rollback(project: Project, to: str | None, move: Move) -> Entry:
     """Let ``previous``, or any other ready version, serve again, after checking its bytes."""
-    from canal.registry.history import verified
-
     with moving(project.store) as ledger:
         target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
         if target is not None:
@@ -131,3 +134,114 @@ def compare(
             f"version {candidate.number} cannot be compared with itself; name another with --with"
         )
     return compare_versions(project, champion, candidate, file, stage)
+
+
+# Candidate and champion on the same cells: recorded answers where there are some, new ones elsewhere.
+
+_PREDICTIONS = "metrics/predictions.csv"
+
+
+def compare_versions(
+    project: Project,
+    champion: Version,
+    candidate: Version,
+    file: Path | None = None,
+    stage: str | None = None,
+) -> Comparison:
+    """Compare two versions on the test cells of the candidate's stages, and on a labelled file.
+
+    Parameters
+    ----------
+    project : Project
+    champion, candidate : Version
+    file : Path, optional
+        A labelled h5ad file, read with the declaration of ``stage`` (default: the last stage).
+
+    Raises
+    ------
+    CanalError
+        If a version's artifacts are damaged, or the file cannot be read as declared.
+    """
+    policy = project.config.policy
+    sampling = Sampling(policy.confidence, policy.resamples, project.config.seed)
+    before, after = answers(project, champion), answers(project, candidate)
+    stages: dict[str, StageComparison] = {}
+    not_compared: dict[str, str] = {}
+    for name in dict.fromkeys([*before, *after]):
+        theirs, ours = before.get(name), after.get(name)
+        try:
+            theirs = _asked(project, champion, name) if theirs is None else theirs
+            ours = _asked(project, candidate, name) if ours is None else ours
+            stages[name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
+        except CanalError as error:
+            not_compared[name] = str(error)
+    if file is not None:
+        theirs, ours = _on_file(project, (champion, candidate), file, stage)
+        stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
+    return Comparison(champion.number, candidate.number, stages, not_compared, tuple(before))
+
+
+def answers(project: Project, version: Version) -> "dict[str, pd.DataFrame]":
+    """Return what a version said of the test cells it was measured on, a table a stage; bytes checked.
+
+    Raises
+    ------
+    RegistryError
+        If the recorded answers are not the registered ones.
+    """
+    import pandas as pd
+
+    path = recorded(project.store, version, _PREDICTIONS)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {str(stage): rows.reset_index(drop=True) for stage, rows in table.groupby("stage", sort=False)}
+
+
+def _asked(project: Project, version: Version, stage: str) -> "pd.DataFrame":
+    """Return what a version says of a stage's test cells, which it was not measured on."""
+    if stage not in project.config.stages or not project.available(stage):
+        raise RegistryError(
+            f"version {version.number} was not measured on {stage!r}, and its cells are not there"
+        )
+    annotator = _annotator(project, version)
+    cells = project.cells(stage, "test", annotator.genes)
+    return _said(annotator, cells.cell_ids, cells.cell_types, cells.expression)
+
+
+def _on_file(
+    project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
+) -> "list[pd.DataFrame]":
+    """Return what versions say of the cells of a labelled file."""
+    from canal.data.prepare import PrepareSettings, prepare
+    from canal.data.prepared import PreparedCells
+
+    name = stage or list(project.config.stages)[-1]
+    if name not in project.config.stages:
+        raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
+    source = project.config.stages[name].source
+    settings = PrepareSettings(project.config.min_genes(source), project.config.prepare.chunk_cells)
+    with scratch_folder("compare") as scratch:
+        into = scratch / "cells"
+        prepare(file, source, project.config.sources[source], settings, into)
+        cells = PreparedCells(into / "cells.h5ad")
+        ids, types = tuple(cells.obs.index.astype(str)), tuple(cells.obs["cell_type"].astype(str))
+        found = []
+        for version in versions:
+            annotator = _annotator(project, version)
+            annotator = annotator.without(cells.missing(annotator.genes))
+            found.append(_said(annotator, ids, types, cells.expression(ids, annotator.genes)))
+    return found
+
+
+def _annotator(project: Project, version: Version) -> "CellAnnotator":
+    from canal.model.load import load_model
+
+    folder, _ = verified(project.store, version)
+    return load_model(folder / "model")
+
+
+def _said(
+    annotator: "CellAnnotator", ids: tuple[str, ...], truth: tuple[str, ...], expression: "np.ndarray"
+) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame({"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels})

@@ -48,7 +48,7 @@ def lineage(
             raise RegistryError("--dot and --html draw the lineage of a version: name one")
         _forward(Project.open(root), data, cell, as_json)
         return
-    from canal.app.tracing import backward
+    from canal.app.impact import backward
 
     graph = backward(Project.open(root), version)
     if html is not None:
@@ -137,7 +137,7 @@ def who(
 
 
 def _forward(project: "Project", data: str | None, cell: str | None, as_json: bool) -> None:
-    from canal.app.tracing import forward
+    from canal.app.impact import forward
     from canal.registry.touches import Chosen
     from canal.report.trace_tables import forward_group
 

@@ -7,16 +7,13 @@ import typer
 
 from canal.cli import (
     audit_commands,
-    basis_commands,
     cells_commands,
-    keys_commands,
     ledger_commands,
     lineage_commands,
     promotion_commands,
     serve_commands,
     stages_commands,
     sums_commands,
-    tuning_commands,
 )
 from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, show_result, signer
 from canal.core.errors import CanalError
@@ -35,20 +32,20 @@ registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that 
 backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(registry_app, name="registry")
-for commands in (
-    cells_commands,
-    stages_commands,
-    promotion_commands,
-    ledger_commands,
-    lineage_commands,
-    audit_commands,
-    keys_commands,
-    tuning_commands,
-    sums_commands,
-    basis_commands,
-    serve_commands,
+for add_to in (
+    cells_commands.add_to,
+    stages_commands.add_to,
+    promotion_commands.add_to,
+    ledger_commands.add_to,
+    lineage_commands.add_to,
+    audit_commands.add_to,
+    ledger_commands.add_keys_to,
+    stages_commands.add_tuning_to,
+    sums_commands.add_to,
+    sums_commands.add_basis_to,
+    serve_commands.add_to,
 ):
-    commands.add_to(app)
+    add_to(app)
 
 
 def main() -> NoReturn:

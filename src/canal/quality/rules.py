@@ -1,12 +1,11 @@
-"""The rules of the gate, in the order they are reported."""
+"""The rules of the gate, in the order they are reported, and what each advises."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.data.units import MAX_TOTAL
+from canal.data.units import BASES, MAX_TOTAL
 from canal.quality import telling
-from canal.quality.advice import layer_advice, units_advice
 from canal.quality.rule import (
     Rule,
     absent,
@@ -341,3 +340,33 @@ def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
             telling.depth,
         ),
     ]
+
+
+# What to do when values contradict their declaration.
+
+
+def layer_advice(subject: Subject, evidence: Evidence) -> str:
+    """Return how to point the declaration at another matrix, with those the file has."""
+    return (
+        f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
+        f"the file has {', '.join(evidence.layers)}"
+    )
+
+
+def units_advice(subject: Subject, evidence: Evidence) -> str:
+    """Return which declaration fits the values, as far as they tell."""
+    units, declared = evidence.units, subject.source.values
+    if units is None:
+        known = f"counts, {', '.join(BASES)}"
+        return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
+    if units == "scaled":
+        return f"the values look scaled: {layer_advice(subject, evidence)}"
+    if units == declared:
+        return f"other cells do look like {declared}: look at these, or exclude them"
+    if units == "counts" or units in BASES:
+        return f"the values look like {units}: declare values: {units}"
+    base = {"log1p": "e", "log2p": "2"}[units]
+    return (
+        f"the values look like logarithms to base {base} of counts scaled to another sum than 10,000: "
+        f"scale the counts to 10,000, or {layer_advice(subject, evidence)}"
+    )

@@ -53,7 +53,7 @@ def _touched(title: str, document: Document) -> list[Any]:
 
 
 def forward_group(document: Document) -> "Group":
-    """Return what came of a data set or a cell; see `canal.app.tracing.forward`."""
+    """Return what came of a data set or a cell; see `canal.app.impact.forward`."""
     from rich.console import Group
 
     about = document["cell"] or document["source"]
