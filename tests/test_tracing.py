@@ -165,17 +165,17 @@ def test_versions_and_show_say_for_ever_what_was_overridden(tmp_path):
     ],
 )
 def test_where_nothing_can_be_written_is_one_message(made, tmp_path, monkeypatch, capsys, target, said):
-    from canal import cli
+    from canal.cli import root
 
     def leave(code):
         raise SystemExit(code)
 
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(cli, "leave", leave)
+    monkeypatch.setattr(root, "leave", leave)
     path = str(tmp_path / target)
     monkeypatch.setattr("sys.argv", ["canal", "lineage", "2", "--html", path, "--root", str(made.root)])
     with pytest.raises(SystemExit, match="1"):
-        cli.main()
+        root.main()
     told = capsys.readouterr().err
     assert told.startswith("canal: cannot ")
     assert said in told
