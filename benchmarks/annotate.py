@@ -106,7 +106,8 @@ def label(source: Path, target: Path, arguments: argparse.Namespace, answer: Que
     """Label a file in a process of its own and answer what it took."""
     import torch
 
-    from canal.annotation.annotate import Options, annotate_h5ad
+    from canal.annotation.annotate import annotate_h5ad
+    from canal.annotation.options import Options
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

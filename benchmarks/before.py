@@ -23,7 +23,8 @@ import sys, time
 from pathlib import Path
 import torch
 from engine import annotator_of
-from canal.annotation.annotate import Options, annotate_h5ad
+from canal.annotation.annotate import annotate_h5ad
+from canal.annotation.options import Options
 torch.set_num_threads(2)
 annotator = annotator_of(sys.argv[3], 300)
 began = time.perf_counter()

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from canal.annotation.annotate import Options, label_h5ad
+from canal.annotation.annotate import label_h5ad
 from canal.annotation.columns import CONFIDENCE, NOVELTY, TYPE, UNASSIGNED
+from canal.annotation.options import Options
 from canal.app.api import load_annotator, serving_version
 from canal.app.project import Project
 from canal.model.annotator import Annotator

@@ -22,7 +22,8 @@ import requests
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata
+from canal.annotation.annotate import annotate_adata
+from canal.annotation.options import Options
 from canal.annotation.request import TOTALS
 from canal.config.layout import Layout
 from canal.config.sections import Registry

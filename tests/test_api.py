@@ -9,7 +9,7 @@ import pytest
 
 import canal
 import canal.app.api
-from canal.annotation.annotate import Options
+from canal.annotation.options import Options
 from tests.make import make_adata, make_document
 from tests.model.make import make_annotator
 

@@ -31,7 +31,7 @@ class Case:
     words
         Regular expression that a refusal or a warning must hold, in any case.
     options
-        Fields of `canal.annotation.annotate.Options`.
+        Fields of `canal.annotation.options.Options`.
     declared
         What a source of params.yaml declares: the case is for the gate.
     target

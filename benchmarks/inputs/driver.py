@@ -72,7 +72,8 @@ def tried(annotator: Any, job: dict[str, Any], result: Path) -> int:
 
 def labelled(annotator: Any, job: dict[str, Any], result: Path) -> int:
     """Label a file and keep each cell's label by its name."""
-    from canal.annotation.annotate import Options, annotate_h5ad
+    from canal.annotation.annotate import annotate_h5ad
+    from canal.annotation.options import Options
 
     target = Path(job["target"])
     summary = annotate_h5ad(

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
+from canal.annotation.options import Options
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, ModelError
 from tests.make import gene_names, make_adata, write_adata

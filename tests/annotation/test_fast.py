@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import BY_NETWORK
 from canal.annotation.explain import Asked, explain
 from canal.annotation.labelled import open_labelled
 from canal.annotation.novel import Wishes, group_novel
+from canal.annotation.options import Options
 from canal.core.errors import DataError
 from canal.model.combined import FastAnnotator
 from tests.make import make_adata, write_adata

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.options import Options
 from canal.core.errors import CanalError, DataError
 from tests.annotation.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
 from tests.faults.mutations import edit, flip

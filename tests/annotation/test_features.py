@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
+from canal.annotation.options import Options
 from canal.core.digests import file_digest
 from canal.data.features import not_genes
 from canal.data.prepare import PrepareSettings, prepare

@@ -10,8 +10,9 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation import gathering
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.formats import format_of
+from canal.annotation.options import Options
 from canal.annotation.outputs import Output
 from canal.core.errors import DataError
 from canal.data import h5ad_matrices

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad, label_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
 from canal.annotation.noted import read_noted
+from canal.annotation.options import Options
 from canal.app.declare import declare
 from canal.cli import app
 from canal.config.sections import Gate

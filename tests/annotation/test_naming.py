@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from canal.annotation.aliases import read_aliases
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.expected import lost_weight
 from canal.annotation.naming import Naming, rename
+from canal.annotation.options import Options
 from canal.annotation.pairs import read_pairs
 from canal.annotation.query import query_adata
 from canal.core.errors import DataError

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_matrix
 
-from canal.annotation.annotate import Options, annotate_h5ad
+from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.labelled import open_labelled
 from canal.annotation.lesson import write_lesson
 from canal.annotation.naming import Naming
 from canal.annotation.novel import Wishes, group_novel
+from canal.annotation.options import Options
 from canal.annotation.represent import Machine
 from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_sheet
 from canal.core.digests import file_digest

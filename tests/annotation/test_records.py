@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
+from canal.annotation.options import Options
 from canal.annotation.records import genuine, make_record, parse_record, read_log, read_record
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata
+from canal.annotation.annotate import annotate_adata
 from canal.annotation.columns import columns_of, joined
+from canal.annotation.options import Options
 from canal.annotation.request import MIN_COVERAGE, TOTALS, read_request
 from canal.core.errors import DataError
 from tests.make import gene_names

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from canal.annotation import parts
-from canal.annotation.annotate import Options, annotate_h5ad
+from canal.annotation.annotate import annotate_h5ad
+from canal.annotation.options import Options
 from canal.annotation.parts import parts_folder
 from canal.annotation.telling import in_tenths
 from canal.core.errors import DataError

@@ -7,7 +7,8 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from canal.annotation.annotate import Options, annotate_adata
+from canal.annotation.annotate import annotate_adata
+from canal.annotation.options import Options
 from canal.annotation.service import answer
 from canal.config.sections import Novelty
 from canal.continual.novelty import with_rule

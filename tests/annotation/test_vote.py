@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.annotation import vote
-from canal.annotation.annotate import Options, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
+from canal.annotation.options import Options
 from canal.annotation.vote import with_vote
 from canal.core.errors import DataError
 from tests.make import gene_names, make_adata, write_adata

@@ -9,7 +9,8 @@ import pytest
 from served import champion_of, right_questions, serving, wrong_questions
 from serving import load
 
-from canal.annotation.annotate import Options, annotate_adata
+from canal.annotation.annotate import annotate_adata
+from canal.annotation.options import Options
 from canal.model.novelty import NoveltyRule
 from tests.make import gene_names, make_adata
 from tests.model.make import make_annotator, make_expression

@@ -380,7 +380,8 @@ def _as_anndata_reads(annotator: Annotator, command: Command) -> pd.DataFrame | 
     import anndata
     from scipy.sparse import csr_matrix
 
-    from canal.annotation.annotate import Options, annotate_adata
+    from canal.annotation.annotate import annotate_adata
+    from canal.annotation.options import Options
 
     path = Path(command[1])
     if path.suffix not in (".h5ad", ".zarr") or {"--gene-map", "--aliases", "--species"} & set(command):

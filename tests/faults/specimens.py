@@ -115,9 +115,10 @@ def _write_cells(folder: Path) -> None:
 
 
 def _write_labelled(folder: Path, annotator: Annotator, model: dict[str, Any]) -> None:
-    from canal.annotation.annotate import Options, annotate_h5ad
+    from canal.annotation.annotate import annotate_h5ad
     from canal.annotation.labelled import open_labelled
     from canal.annotation.novel import Wishes, group_novel
+    from canal.annotation.options import Options
     from canal.annotation.sheet import write_sheet
     from canal.core.digests import file_digest
 

@@ -23,7 +23,8 @@ from canal.annotation.coverage import Coverage
 from canal.annotation.expected import Likeness, lost_weight, told_lost
 from canal.annotation.expected import told as told_shift
 from canal.annotation.formats import open_cells
-from canal.annotation.naming import Naming, doubt, rename
+from canal.annotation.naming import doubt, rename
+from canal.annotation.options import Options
 from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
 from canal.annotation.parts import Parts, parts_folder
@@ -44,76 +45,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.model.compute import Precision
-    from canal.model.load import CellAnnotator, Effort
+    from canal.model.load import CellAnnotator
 
 Progress = Callable[[str], None]
 
 
 def _silent(message: str) -> None:
     """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a query is read and what is written beside the labels.
-
-    Attributes
-    ----------
-    layer : str
-        X, raw or the name of a layer.
-    values : str
-        auto, counts, log1p_10k or log2p_10k.
-    gene_column : str or None
-        Column of var with gene symbols; None: the index.
-    chunk_cells : int
-        Cells held in memory at a time.
-    min_coverage : float
-        Share of the model's genes below which cells are not labelled.
-    force : bool
-        Whether they are labelled nonetheless, with a warning.
-    naming : Naming
-        What is said of the genes' names.
-    overwrite : bool
-        Whether an output that is there may be replaced.
-    only_obs : bool
-        Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
-    probabilities : bool
-        Whether the probability of every type is written, too: 4 bytes a cell and type.
-    vote : str or None
-        Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
-        `canal.annotation.vote`.
-    resume : bool
-        Whether to go on where an interrupted run for the same output stopped.
-    device : str
-        auto, cpu or cuda.
-    dtype : str
-        float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
-    effort : str
-        full, or fast: how the annotator was loaded; see `canal.model.load.load_model`.
-    model_name : dict
-        What the model is, JSON values; written into the output.
-    origin : dict
-        When, and from which file, JSON values; written into the output beside the model.
-    """
-
-    layer: str = "X"
-    values: str = "auto"
-    gene_column: str | None = None
-    chunk_cells: int = 2000
-    min_coverage: float = 0.4
-    force: bool = False
-    naming: Naming = field(default_factory=Naming)
-    overwrite: bool = False
-    only_obs: bool = False
-    probabilities: bool = False
-    vote: str | None = None
-    resume: bool = False
-    device: str = "auto"
-    dtype: Precision = "float32"
-    effort: Effort = "full"
-    model_name: Mapping[str, Any] = field(default_factory=dict)
-    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

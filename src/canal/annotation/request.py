@@ -26,7 +26,7 @@ MOST_COUNTS = 1e8
 """Counts that no cell has: a deeply sequenced one has some ten million."""
 
 MIN_COVERAGE = 0.4
-"""Share of the model's genes below which no cell is labelled, as in `canal.annotation.annotate.Options`."""
+"""Share of the model's genes below which no cell is labelled, as in `canal.annotation.options.Options`."""
 
 BLOCK_CELLS = 256
 """Cells that are labelled at a time: memory does not grow with the request beyond the request itself."""

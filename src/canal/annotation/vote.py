@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.annotation.annotate import Options
+    from canal.annotation.options import Options
     from canal.annotation.query import Query, TabledFile
     from canal.model.load import CellAnnotator
 

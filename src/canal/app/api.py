@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.annotation.annotate import Options, Summary
+    from canal.annotation.annotate import Summary
+    from canal.annotation.options import Options
     from canal.annotation.telling import OnCells
     from canal.app.adopting import Adopted
     from canal.app.importing import Imported, PublishedFiles
@@ -56,7 +57,7 @@ def annotate(
         Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` and,
         where they were asked for, all probabilities into ``adata.obsm["canal_probabilities"]``.
     options : Options, optional
-        How the AnnData is read; see `canal.annotation.annotate.Options`.
+        How the AnnData is read; see `canal.annotation.options.Options`.
 
     Raises
     ------
@@ -66,8 +67,9 @@ def annotate(
     import warnings
     from dataclasses import replace
 
-    from canal.annotation.annotate import Options, annotate_adata
+    from canal.annotation.annotate import annotate_adata
     from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
+    from canal.annotation.options import Options
     from canal.annotation.query import check_adata
     from canal.app.annotating import now, provenance
     from canal.core.digests import canonical_json

@@ -11,8 +11,8 @@ from canal.core.errors import RegistryError
 from canal.registry.diff import difference
 
 if TYPE_CHECKING:
-    from canal.annotation.annotate import Options
     from canal.annotation.changes import Changes
+    from canal.annotation.options import Options
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def diff(
         raise RegistryError("--cells lists the cells of a file: name one")
     options = None
     if file is not None:
-        from canal.annotation.annotate import Options
+        from canal.annotation.options import Options
 
         options = Options(layer=layer, values=values, gene_column=gene_column)
     found = compared(Project.open(root), before, after, file, options, note)

@@ -154,8 +154,8 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
-    from canal.annotation.annotate import Options
     from canal.annotation.naming import Naming
+    from canal.annotation.options import Options
     from canal.app.api import annotate_file, use_machine
     from canal.report.progress import cells_told
 

@@ -1,0 +1,75 @@
+"""How `canal annotate` reads a query, and what it writes beside the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from canal.annotation.naming import Naming
+
+if TYPE_CHECKING:
+    from canal.model.compute import Precision
+    from canal.model.load import Effort
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a query is read and what is written beside the labels.
+
+    Attributes
+    ----------
+    layer : str
+        X, raw or the name of a layer.
+    values : str
+        auto, counts, log1p_10k or log2p_10k.
+    gene_column : str or None
+        Column of var with gene symbols; None: the index.
+    chunk_cells : int
+        Cells held in memory at a time.
+    min_coverage : float
+        Share of the model's genes below which cells are not labelled.
+    force : bool
+        Whether they are labelled nonetheless, with a warning.
+    naming : Naming
+        What is said of the genes' names.
+    overwrite : bool
+        Whether an output that is there may be replaced.
+    only_obs : bool
+        Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
+    probabilities : bool
+        Whether the probability of every type is written, too: 4 bytes a cell and type.
+    vote : str or None
+        Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
+        `canal.annotation.vote`.
+    resume : bool
+        Whether to go on where an interrupted run for the same output stopped.
+    device : str
+        auto, cpu or cuda.
+    dtype : str
+        float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
+    effort : str
+        full, or fast: how the annotator was loaded; see `canal.model.load.load_model`.
+    model_name : dict
+        What the model is, JSON values; written into the output.
+    origin : dict
+        When, and from which file, JSON values; written into the output beside the model.
+    """
+
+    layer: str = "X"
+    values: str = "auto"
+    gene_column: str | None = None
+    chunk_cells: int = 2000
+    min_coverage: float = 0.4
+    force: bool = False
+    naming: Naming = field(default_factory=Naming)
+    overwrite: bool = False
+    only_obs: bool = False
+    probabilities: bool = False
+    vote: str | None = None
+    resume: bool = False
+    device: str = "auto"
+    dtype: Precision = "float32"
+    effort: Effort = "full"
+    model_name: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
