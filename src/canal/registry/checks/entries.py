@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from canal.core.errors import SigningError
 from canal.registry.checks.family import Family
 from canal.registry.checks.finding import LEDGER, Found
+from canal.registry.keyring import keyring_of, to_be_signed
 from canal.registry.ledger import Entry
-from canal.registry.rules import Breach, breaches
-from canal.registry.rulings import unproven
+from canal.registry.rules import Breach, breaches, unproven
 from canal.registry.signing import Keyring, signature_findings
 from canal.registry.store import Store, Version
-from canal.registry.trust import keyring_of, to_be_signed
 
 
 def check_promotions(
