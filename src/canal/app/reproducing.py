@@ -21,10 +21,9 @@ from canal.core.files import read_json, scratch_folder
 from canal.registry.ancestry import ancestry
 from canal.registry.bundle import Record, read_record
 from canal.registry.checks.chain import differing_tensors
-from canal.registry.code import code_digest, lock_digest
+from canal.registry.code import code_digest, cpu_capability, lock_digest
 from canal.registry.history import restore_model, verified
 from canal.registry.key import KEY_FILE, Key
-from canal.registry.machine import cpu_capability
 from canal.registry.request import request_digest
 
 TOLERANCE = 0.05

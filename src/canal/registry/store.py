@@ -14,9 +14,8 @@ from canal.config.sections import Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError
 from canal.core.messages import shown_address, without_secrets
 from canal.registry import address
-from canal.registry.database import Database, Row
+from canal.registry.database import Database, Row, ensure_database
 from canal.registry.moved import inside, local_path, settle
-from canal.registry.new_database import ensure_database
 from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:
