@@ -11,10 +11,9 @@ from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.registry.bundle import read_record
+from canal.registry.bundle import method_view, read_record
 from canal.registry.key import read_key
 from canal.registry.ledger import Entry
-from canal.registry.method import method_view
 from canal.registry.moves import ledger_of
 from canal.registry.store import FIGURES, Version
 
