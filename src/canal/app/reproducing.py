@@ -14,7 +14,8 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.load import load_config
-from canal.config.sections import Config, Source
+from canal.config.params import Config
+from canal.config.sections import Source
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.core.files import read_json, scratch_folder

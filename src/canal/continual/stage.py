@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine

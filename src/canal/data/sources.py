@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from canal.config.sections import Config, Source
+from canal.config.params import Config
+from canal.config.sections import Source
 from canal.core.digests import file_digest
 from canal.core.errors import SourceError
 from canal.core.files import new_folder, write_json

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from canal.config.layout import Layout
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.core.errors import CanalError
 from canal.registry.bundle import Record
 from canal.registry.checks.cells import check_cells

@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder

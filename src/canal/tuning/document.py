@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.config.sections import Config, Continual
+from canal.config.params import Config
+from canal.config.sections import Continual
 from canal.core.errors import TrainingError
 from canal.core.files import read_json
 
