@@ -26,9 +26,8 @@ from canal.registry import rules
 from canal.registry.keyring import intent_complaint, require_signature, require_signatures
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
-from canal.registry.rebuilding import require_rebuilt
 from canal.registry.rules import next_breaches, require_next, require_rules, unproven
-from canal.registry.store import TAG, Store
+from canal.registry.store import TAG, Store, require_rebuilt
 
 CANDIDATE, CHAMPION, PREVIOUS = rules.CANDIDATE, rules.CHAMPION, rules.PREVIOUS
 RETIRED = f"{TAG}retired"
