@@ -11,7 +11,7 @@ from exact_streams import Drawn
 from scipy.linalg import cho_factor, cho_solve
 
 import canal.memory
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.continual.cells import LabelledCells
 from canal.continual.measures import accuracy
 from canal.continual.remembering import plain

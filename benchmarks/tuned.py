@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from canal.config.tuning import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION
+from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION
 from canal.core.digests import json_digest
 from canal.core.files import read_json, write_json
 

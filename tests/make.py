@@ -11,7 +11,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.config.load import parse_config
-from canal.config.sections import Config, Source
+from canal.config.params import Config
+from canal.config.sections import Source
 from canal.core.digests import file_digest
 
 if TYPE_CHECKING:

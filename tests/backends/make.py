@@ -15,7 +15,7 @@ from canal.app.project import Project
 from canal.cli import app
 from canal.config.layout import Layout
 from canal.config.load import load_config
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.registry.audit import audit
 from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving

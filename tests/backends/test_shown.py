@@ -8,8 +8,7 @@ import pytest
 
 from canal.registry.audit import audit
 from canal.registry.database import Database
-from canal.registry.shown_client import read_client
-from canal.registry.shown_tables import read_tables
+from canal.registry.shown import read_client, read_tables
 
 pytestmark = pytest.mark.xdist_group("backends")
 

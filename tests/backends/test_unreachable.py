@@ -145,7 +145,7 @@ def test_a_store_is_opened_by_one_at_a_time(database, new_folder, monkeypatch):
     """Also by folders on other machines, which no lock of a file keeps out."""
     database.execute("SELECT pg_advisory_lock(%s)", [address._OPENING])
     with monkeypatch.context() as patch:
-        patch.setattr("canal.registry.store._PATIENCE_S", 1)
+        patch.setattr("canal.registry.connection._PATIENCE_S", 1)
         with pytest.raises(
             RegistryError, match=r"another process has been opening .* for 1 s .*lock timeout"
         ):

@@ -84,7 +84,7 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         how(project, Nothing())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canal.step, "project_step", learn)
+        patch.setattr(canal.app.step, "project_step", learn)
         without_pictures(patch)
         prepare_here(line, patch)
         stages = list(line.project().config.stages)

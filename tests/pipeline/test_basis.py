@@ -72,7 +72,9 @@ def digests_in(order: tuple[str, ...], line: Line, monkeypatch) -> dict[str, str
 
     line.edit(reorder)
     shutil.rmtree(line.root / "models", ignore_errors=True)
-    monkeypatch.setattr(canal.step, "project_step", lambda project, _, stage, how: how(project, Nothing()))
+    monkeypatch.setattr(
+        canal.app.step, "project_step", lambda project, _, stage, how: how(project, Nothing())
+    )
     monkeypatch.chdir(line.root)
     for script in ("split", "panel", "pretrain"):
         step(monkeypatch, script)

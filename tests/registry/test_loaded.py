@@ -19,7 +19,7 @@ def loaded(registered, tmp_path):
     _ = store.client
     folder = Path(download_artifacts("models:/canal-annotator@champion", tracking_uri=store.uri))
     assert (folder / "registered_model_meta").is_file()
-    for source in (folder / "flavour.py", *folder.glob("code/canal_*/*.py")):
+    for source in (folder / "flavour.py", *folder.glob("code/canal_*/**/*.py")):
         assert py_compile.compile(str(source))
     return store, folder
 
@@ -45,7 +45,7 @@ def test_a_note_of_something_else_is_found(loaded, text):
 @pytest.mark.parametrize("damage", ["other code", "no source", "no code", "made up", "link"])
 def test_compiled_code_that_is_not_that_of_the_version_is_found(loaded, tmp_path, damage):
     store, folder = loaded
-    compiled = next(folder.glob("code/canal_*/__pycache__/errors.*.pyc"))
+    compiled = next(folder.glob("code/canal_*/core/__pycache__/errors.*.pyc"))
     other = tmp_path / "other.py"
     other.write_text("print('something else')\n")
     if damage == "other code":

@@ -10,9 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from canal.registry import new_database
-from canal.registry.database import SCHEMA, Database
-from canal.registry.new_database import ensure_database
+from canal.registry import database
+from canal.registry.database import SCHEMA, Database, ensure_database
 
 MLFLOW = """
 import sys
@@ -25,7 +24,7 @@ CANAL = """
 import sys
 from pathlib import Path
 import sqlalchemy, alembic.command, mlflow.store.db.utils
-from canal.registry.new_database import ensure_database
+from canal.registry.database import ensure_database
 print("ready", flush=True)
 sys.stdin.readline()
 ensure_database(Path(sys.argv[1]))
@@ -147,7 +146,7 @@ def test_an_empty_file_is_made_a_database(tmp_path):
 
 
 def test_what_still_changes_is_waited_for(left, monkeypatch):
-    monkeypatch.setattr(new_database, "_STILL_S", 1.0)
+    monkeypatch.setattr(database, "_STILL_S", 1.0)
     os.utime(left)
     began = time.monotonic()
     ensure_database(left)

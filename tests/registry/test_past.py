@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import LedgerError, SigningError
-from canal.registry.checks.anchored import check_anchors
+from canal.registry.checks.entries import check_anchors
 from canal.registry.checks.finding import Found
 from canal.registry.checks.past import check_past
 from canal.registry.gitted import GitFile

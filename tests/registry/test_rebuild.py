@@ -12,8 +12,8 @@ from canal.registry.imported import register_adopted
 from canal.registry.ledger import Draft
 from canal.registry.moves import ledger_of, moving
 from canal.registry.rebuild import Wishes
-from canal.registry.rebuilding import half_rebuilt
 from canal.registry.registration import enter
+from canal.registry.store import half_rebuilt
 from tests.registry.registered import (
     EMPTY,
     adopt_published,

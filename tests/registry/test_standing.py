@@ -2,8 +2,8 @@
 
 import pytest
 
+from canal.app.views import standing
 from canal.registry.ledger import Draft, Ledger
-from canal.registry.standing import standing
 from tests.registry.made import two_stages
 
 

@@ -10,12 +10,11 @@ from canal.config.sections import Registry
 from canal.core.errors import LedgerError, SigningError
 from canal.registry.checks.entries import check_entries
 from canal.registry.checks.finding import Found
-from canal.registry.keyring import add_to_keyring
+from canal.registry.keyring import add_to_keyring, to_be_signed
 from canal.registry.moves import ledger_of, moving, record, recover
 from canal.registry.promotion import rollback
 from canal.registry.signing import new_key, open_key
 from canal.registry.store import Store
-from canal.registry.trust import to_be_signed
 from tests.faults.forgeries import ADA, following, honest, rechained
 from tests.pipeline.conftest import move_database
 from tests.registry.made import two_stages

@@ -169,7 +169,7 @@ def learn_fourth(line: Line, method: str, monkeypatch) -> list[str]:
         learned.append(f"{entry_point} {stage}")
         how(project, Nothing())
 
-    monkeypatch.setattr(canal.step, "project_step", learn)
+    monkeypatch.setattr(canal.app.step, "project_step", learn)
     without_pictures(monkeypatch)
     step(line, monkeypatch, "ingest")
     (line.root / "incoming" / "fourth").rename(line.root / "data" / "fourth")

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from canal.registry.lineage import Edge, Graph, Node
-from canal.report.dot import dot, quoted
-from canal.report.layers import HEIGHT, WIDTH, lay_out
-from canal.report.lineage_page import write_lineage
-from canal.report.lineage_tree import lineage_tree
+from canal.report.lineage_page import HEIGHT, WIDTH, lay_out, write_lineage
+from canal.report.lineage_tree import dot, lineage_tree, quoted
 from tests.report.test_page import Page
 
 EVIL = "<script>alert('x')</script>&\"\\N\\$a_b{{ 7 * 7 }}[red]\x1b[31m"

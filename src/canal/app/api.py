@@ -154,7 +154,7 @@ def serving_version(project: Project, model: str | None) -> "Version":
     RegistryError
         If there is no such version, it was retired, there is none at all, or the store is half rebuilt.
     """
-    from canal.registry.rebuilding import require_rebuilt
+    from canal.registry.store import require_rebuilt
 
     if model is not None:
         return project.store.serving(model)

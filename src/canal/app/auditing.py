@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 from canal.app.project import Project
 from canal.core.errors import LedgerError
 from canal.registry.audit import Report, audit
-from canal.registry.checks.anchored import check_anchors
-from canal.registry.checks.entries import check_entries
+from canal.registry.checks.entries import check_anchors, check_entries
 from canal.registry.checks.finding import Found
 from canal.registry.checks.past import check_past
 from canal.registry.gitted import GitFile

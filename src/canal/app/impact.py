@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from canal.app.project import Project
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError
 from canal.registry.lineage import Graph, lineage
 from canal.registry.memory import Memory

@@ -14,17 +14,17 @@ from typing import Any
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.load import load_config
-from canal.config.sections import Config, Source
+from canal.config.params import Config
+from canal.config.sections import Source
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.core.files import read_json, scratch_folder
 from canal.registry.ancestry import ancestry
 from canal.registry.bundle import Record, read_record
 from canal.registry.checks.chain import differing_tensors
-from canal.registry.code import code_digest, lock_digest
+from canal.registry.code import code_digest, cpu_capability, lock_digest
 from canal.registry.history import restore_model, verified
 from canal.registry.key import KEY_FILE, Key
-from canal.registry.machine import cpu_capability
 from canal.registry.request import request_digest
 
 TOLERANCE = 0.05

@@ -97,7 +97,7 @@ def _take_back(target: Path) -> None:
 
 def _target(project: Project, name: str) -> Path:
     """Return where a lesson goes, if the name of its stage is free."""
-    from canal.config.section import check_name
+    from canal.config.sections import check_name
 
     try:
         check_name(name)

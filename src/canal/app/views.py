@@ -1,24 +1,21 @@
-"""What the command line shows of versions and of the lineage, as plain documents."""
+"""What the command line shows of versions and of the lineage, as plain documents.
 
+And what the ledger says of a version for ever: who let it serve, why, past which rules; who retired it.
+"""
+
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.registry.bundle import read_record
+from canal.registry.bundle import method_view, read_record
 from canal.registry.key import read_key
-from canal.registry.method import method_view
+from canal.registry.ledger import Entry
 from canal.registry.moves import ledger_of
-from canal.registry.standing import standing
-from canal.registry.store import FIGURES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from canal.registry.ledger import Entry
-    from canal.registry.store import Version
+from canal.registry.store import FIGURES, Version
 
 Document = dict[str, Any]
 
@@ -74,7 +71,7 @@ def evaluations(project: Project) -> list[Document]:
     return [read_json(path) for path in paths if path.is_file()]
 
 
-def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Document:
+def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Document:
     accuracy, average, types, parent_stage = _figures(project, version)
     return {
         "version": version.number,
@@ -89,7 +86,7 @@ def _row(project: Project, version: "Version", entries: "Sequence[Entry]") -> Do
     }
 
 
-def _figures(project: Project, version: "Version") -> tuple[float | None, float | None, int, str]:
+def _figures(project: Project, version: Version) -> tuple[float | None, float | None, int, str]:
     """Return accuracy on the own stage, average, number of types and parent stage of a version.
 
     They are read from its files where these lie on this disk, else from its tags: a list of versions fetches
@@ -112,3 +109,38 @@ def _figures(project: Project, version: "Version") -> tuple[float | None, float 
     parent = read_key(folder)["request"]["parent"]["stage"]
     own = evaluation["row"][version.stage]
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
+
+
+def standing(entries: Sequence[Entry], version: Version) -> Document:
+    """Return what was decided about a version, oldest first, as a JSON document.
+
+    ``served`` holds each promotion and rollback to it, with the rules that were overridden; ``overrides`` all
+    rules that ever were; ``retirement`` who retired it and why, or None. A version is found by its key: it
+    keeps what was decided about it where a rebuilt registry gave it another number.
+    """
+    mine = [
+        entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
+    ]
+    served = [
+        {**_decided(entry), "overrides": list(entry.document["details"].get("overrides", ()))}
+        for entry in mine
+        if entry.kind in ("promote", "rollback")
+    ]
+    retired = [_decided(entry) for entry in mine if entry.kind == "retire"]
+    return {
+        "served": served,
+        "overrides": sorted({rule for one in served for rule in one["overrides"]}),
+        "retired": version.retired or bool(retired),
+        "retirement": retired[-1] if retired else None,
+    }
+
+
+def _decided(entry: Entry) -> Document:
+    document = entry.document
+    return {
+        "entry": entry.seq,
+        "kind": entry.kind,
+        "time": document["time"],
+        "who": document["who"],
+        "why": document["why"],
+    }

@@ -46,7 +46,7 @@ def audit(
     from canal.app.auditing import audit_project
     from canal.app.project import Project
     from canal.app.reproducing import reproduce_version
-    from canal.report.audit_tables import audit_report, reproduction_report
+    from canal.report.registry_tables import audit_report, reproduction_report
 
     project = Project.open(root)
     if reproduce and version is None:

@@ -56,7 +56,7 @@ def lineage(
 
         note(f"wrote {write_lineage(graph, html)}")
     if dot:
-        from canal.report.dot import dot as as_dot
+        from canal.report.lineage_tree import dot as as_dot
 
         sys.stdout.write(as_dot(graph))
     elif as_json:
@@ -130,7 +130,7 @@ def who(
 ) -> None:
     """Say which version labelled a file, when and how; and, in a project, how that version stands today."""
     from canal.app.who import who as asked
-    from canal.report.who_panel import who_group
+    from canal.report.cell_tables import who_group
 
     document = asked(file, root)
     show_result(document if as_json else who_group(document), as_json)

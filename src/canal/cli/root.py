@@ -285,7 +285,7 @@ def registry_rebuild(
     """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
     from canal.app.api import registry_rebuild as rebuild
     from canal.app.project import Project
-    from canal.report.audit_tables import rebuilt_table, rebuilt_view
+    from canal.report.registry_tables import rebuilt_table, rebuilt_view
 
     signed = signer(sign, by)
     view = rebuilt_view(rebuild(Project.open(root), by, why, also or (), without or (), signed))

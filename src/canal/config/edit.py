@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from canal.config.load import parse_config, parse_yaml
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.errors import ConfigError
 from canal.core.files import new_file
 

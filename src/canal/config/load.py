@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from canal.config.section import DanglingNameError
-from canal.config.sections import Config
+from canal.config.params import Config
+from canal.config.sections import DanglingNameError
 from canal.core.errors import ConfigError
 from canal.core.messages import shown_address
 

@@ -1,18 +1,10 @@
 """The sections of params.yaml about tuning: which stages are tuned, and how a study goes."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from canal.config.section import DanglingNameError, Name, Section
-
-if TYPE_CHECKING:
-    from canal.config.sections import Config
-
-PUBLISHED_DISTILLATION = 0.1
-PUBLISHED_BANK_SIZE = 1000
-"""Lambda and L of bbae047: the first trial of every study."""
+from canal.config.sections import PUBLISHED_DISTILLATION, Name, Section
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
@@ -96,54 +88,3 @@ class Tuning(Section):
     def varied(self) -> frozenset[str]:
         """Names of `Continual` that a study chooses."""
         return frozenset({"distillation", "bank_size", *self.dimensions})
-
-
-def check_groups(config: "Config") -> None:
-    """Raise where a stage is not in exactly one group as it stands in ``stages``, or cannot be tuned."""
-    for problem in (*_misplaced(config), *_untunable(config)):
-        raise problem
-
-
-def _misplaced(config: "Config") -> Iterator[DanglingNameError]:
-    groups = {"fixed": config.finetune.fixed, "tuned": config.finetune.tuned}
-    for group, learners in groups.items():
-        for name, learner in learners.items():
-            path = f"finetune.{group}.{name}"
-            if name not in config.stages:
-                yield DanglingNameError(path, f"no stage {name!r}; there are {', '.join(config.stages)}")
-                continue
-            for key in ("source", "parent"):
-                here, there = getattr(learner, key), getattr(config.stages[name], key)
-                if here != there:
-                    yield DanglingNameError(
-                        f"{path}.{key}", f"{here!r}, but stages.{name}.{key} is {there!r}"
-                    )
-            if group == "tuned" and name in config.finetune.fixed:
-                yield DanglingNameError(path, "stands in finetune.fixed, too; a stage is fixed or tuned")
-    for name, stage in config.stages.items():
-        if not any(name in learners for learners in groups.values()):
-            entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
-            yield DanglingNameError(
-                "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"
-            )
-
-
-def _untunable(config: "Config") -> Iterator[DanglingNameError]:
-    tuned, tuning = config.finetune.tuned, config.tuning
-    if config.root_stage in tuned:
-        message = "the first stage has neither teacher nor bank: move it to finetune.fixed"
-        yield DanglingNameError(f"finetune.tuned.{config.root_stage}", message)
-    if not tuned:
-        return
-    if tuning is None:
-        message = f"missing, but finetune.tuned names {', '.join(tuned)}; docs/tuning.md shows one"
-        yield DanglingNameError("tuning", message)
-        return
-    if too_large := [size for size in tuning.bank_sizes if size > config.bank.capacity]:
-        message = f"{too_large[0]} is more than a version stores (bank.capacity: {config.bank.capacity})"
-        yield DanglingNameError("tuning.bank_sizes", message)
-    for name in tuned:
-        own = config.stages[name].continual.model_dump(exclude_none=True)
-        for key in sorted(own.keys() & tuning.varied):
-            message = "this stage is tuned: remove the value, or move the stage to finetune.fixed"
-            yield DanglingNameError(f"stages.{name}.continual.{key}", message)

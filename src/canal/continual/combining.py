@@ -143,7 +143,7 @@ class LeavingOut:
     known, test : Known
         The known and the tested cells in the basis, in the order of ``scores``.
     memory, novelty, seed
-        As in `canal.config.sections.Config`.
+        As in `canal.config.params.Config`.
     parts : sequence of str
         What the network's own novelty is made of.
     combination : Combination

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from canal.config.sections import Config, Novelty
+from canal.config.params import Config
+from canal.config.sections import Novelty
 from canal.continual.bank import Bank, admit, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine

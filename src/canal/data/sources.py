@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from canal.config.sections import Config, Source, Wheel
+from canal.config.params import Config
+from canal.config.sections import Source, Wheel
 from canal.core.digests import file_digest
 from canal.core.errors import SourceError
 from canal.core.files import new_file, new_folder, scratch_folder, write_json

@@ -1,4 +1,7 @@
-"""One folder that holds all of a version: what was learned, what was measured, the pyfunc, the record."""
+"""One folder that holds all of a version: what was learned, what was measured, the pyfunc, the record.
+
+And by what method it answers, as its files say it.
+"""
 
 import re
 import shutil
@@ -9,7 +12,7 @@ from typing import Any
 from canal.core.digests import json_digest, tree_digests
 from canal.core.errors import RegistryError
 from canal.core.files import read_json, write_json
-from canal.registry.key import KEY_FILE, key_digest, read_key
+from canal.registry.key import KEY_FILE, Key, key_digest, read_key
 
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
@@ -36,6 +39,8 @@ _SHIPPED = (
     "annotation/service.py",
 )
 """What of canal a version needs to read a request and to answer: no training code."""
+
+Document = dict[str, Any]
 
 
 def assemble(
@@ -185,3 +190,36 @@ def _signature(genes: list[str]) -> Any:
             ]
         ),
     )
+
+
+def method_view(folder: Path, key: Key) -> Document:
+    """Return by what method a version answers: its parts, their weight, and the sums that it keeps.
+
+    ``lacking`` names the types of which no cell was added up: only the network knows them.
+
+    Parameters
+    ----------
+    folder
+        Artifacts of a version, or ``models/<stage>``.
+    key
+        Its key.json.
+    """
+    from canal.memory.answer import CONFIG
+    from canal.model.load import method_of, types_without_sums
+
+    model = folder / "model"
+    found: Document = {"name": method_of(model)}
+    if found["name"] == "published":
+        return found
+    exact = read_json(model / "exact" / CONFIG)
+    sums = key.get("sums", {})
+    parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
+    found["lacking"] = list(types_without_sums(model))
+    found |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
+    found["novelty"] = parts
+    if found["name"] == "combined":
+        combination = read_json(model / "combination.json")
+        found["network_weight"] = combination["weight"]
+        if combination["weight"] or found["lacking"]:
+            found["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
+    return found

@@ -1,13 +1,22 @@
-"""Which code made a version: the git commit, whether it was clean, and digests of code and lock."""
+"""Which code made a version: the git commit, whether it was clean, and digests of code and lock.
 
+And on which machine: what has to be the same for a training to give the same bits again.
+"""
+
+import platform
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from canal.core.digests import file_digest, json_digest
 
 CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
 """What counts for *dirty*: results such as dvc.lock, data.dvc and the ledger do not."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+_AVX2 = {"avx2", "fma"}
 
 
 @dataclass(frozen=True)
@@ -51,3 +60,19 @@ def _git(root: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def cpu_capability() -> str:
+    """Return architecture and vector instructions, such as ``x86_64 AVX2``, as torch tells them apart."""
+    flags = _flags()
+    known = "AVX512" if flags >= _AVX512 else "AVX2" if flags >= _AVX2 else ""
+    return f"{platform.machine()} {known}".strip()
+
+
+def _flags() -> set[str]:
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())

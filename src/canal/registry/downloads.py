@@ -12,24 +12,21 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from canal.core.digests import file_digest
 from canal.core.errors import ReadOnlyError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder
 from canal.registry.bundle import LOADED_FILE, RECORD_FILE
+from canal.registry.connection import Connection, Version
 from canal.registry.key import KEY_FILE, check_files, read_key
 
-if TYPE_CHECKING:
-    from canal.registry.store import Store, Version
-
-Bring = Callable[["Version"], Path]
+Bring = Callable[[Version], Path]
 """Returns the folder of a version's artifacts on this disk."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def downloaded(store: "Store", version: "Version") -> Path:
+def downloaded(store: Connection, version: Version) -> Path:
     """Return the folder of a version's artifacts on this disk; only the first call downloads them.
 
     Where nothing may be written into the project, they come into a folder that is gone with this process.
@@ -53,7 +50,7 @@ def downloaded(store: "Store", version: "Version") -> Path:
     return folder
 
 
-def bring_again(store: "Store", version: "Version") -> bool:
+def bring_again(store: Connection, version: Version) -> bool:
     """Exchange a copy that does not hold for a whole one; return whether copies of the version are kept."""
     if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
@@ -67,7 +64,7 @@ def bring_again(store: "Store", version: "Version") -> bool:
 
 
 @contextmanager
-def fresh_copies(store: "Store") -> "Iterator[Bring]":
+def fresh_copies(store: Connection) -> Iterator[Bring]:
     """Give a function that returns what the store hands out of a version now, not a copy of before.
 
     What is downloaded lies in a folder of this process that is gone afterwards, except that what nobody has
@@ -76,7 +73,7 @@ def fresh_copies(store: "Store") -> "Iterator[Bring]":
     brought: dict[str, Path] = {}
     with ExitStack() as stack:
 
-        def bring(version: "Version") -> Path:
+        def bring(version: Version) -> Path:
             if local := store.local_artifacts(version):
                 return local
             place = _place(store, version)
@@ -94,7 +91,7 @@ def fresh_copies(store: "Store") -> "Iterator[Bring]":
             _keep(store, brought)
 
 
-def download(store: "Store", version: "Version", target: Path) -> None:
+def download(store: Connection, version: Version, target: Path) -> None:
     """Put what the store holds of a version into ``target``: nothing is checked, nothing remembered.
 
     Raises
@@ -116,13 +113,13 @@ def download(store: "Store", version: "Version", target: Path) -> None:
     (target / LOADED_FILE).unlink(missing_ok=True)
 
 
-def _bring(store: "Store", version: "Version", folder: Path) -> None:
+def _bring(store: Connection, version: Version, folder: Path) -> None:
     with new_folder(folder) as temporary:
         download(store, version, temporary)
         _require_whole(temporary, version)
 
 
-def _lend(store: "Store", version: "Version") -> Path:
+def _lend(store: Connection, version: Version) -> Path:
     """Bring a version into a folder that is gone with the store, or at the latest with this process."""
     if version.record not in store.lent:
         stack, owner = ExitStack(), os.getpid()
@@ -140,7 +137,7 @@ def _writable(folder: Path) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def _keep(store: "Store", brought: dict[str, Path]) -> None:
+def _keep(store: Connection, brought: dict[str, Path]) -> None:
     """Leave to all processes what was brought of versions that none has a copy of."""
     if not brought or brought[""].parent != store.layout.private / "versions":
         return
@@ -151,7 +148,7 @@ def _keep(store: "Store", brought: dict[str, Path]) -> None:
                 folder.rename(shared)
 
 
-def _place(store: "Store", version: "Version") -> Path:
+def _place(store: Connection, version: Version) -> Path:
     if not _SHA256.fullmatch(version.record):
         raise RegistryError(
             f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
@@ -160,7 +157,7 @@ def _place(store: "Store", version: "Version") -> Path:
     return store.layout.private / "versions" / version.record
 
 
-def _is_of(folder: Path, version: "Version") -> bool:
+def _is_of(folder: Path, version: Version) -> bool:
     """Whether a folder holds the manifests of a version: it came whole, but may have been cleared since."""
     manifests = {RECORD_FILE: version.record, KEY_FILE: version.key}
     return all(
@@ -169,7 +166,7 @@ def _is_of(folder: Path, version: "Version") -> bool:
     )
 
 
-def _is_whole(folder: Path, version: "Version") -> bool:
+def _is_whole(folder: Path, version: Version) -> bool:
     try:
         _require_whole(folder, version)
     except (RegistryError, OSError, ValueError, KeyError):
@@ -177,7 +174,7 @@ def _is_whole(folder: Path, version: "Version") -> bool:
     return True
 
 
-def _require_whole(folder: Path, version: "Version") -> None:
+def _require_whole(folder: Path, version: Version) -> None:
     if not _is_of(folder, version):
         raise RegistryError(
             f"version {version.number} of {version.model}: key.json or record.json is not the one that was "

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from canal.config.layout import Layout
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import read_json
 from canal.registry.code import code_digest, lock_digest

@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder
@@ -12,10 +13,9 @@ from canal.registry.downloads import bring_again
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.ledger import records_said
 from canal.registry.moves import ledger_of
-from canal.registry.rebuilding import require_rebuilt
 from canal.registry.request import differences, stage_request
 from canal.registry.rules import LOST
-from canal.registry.store import Store, Version, local_uri
+from canal.registry.store import Store, Version, local_uri, require_rebuilt
 
 
 def learned(store: Store, config: Config, stage: str) -> Version | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from canal.config.sections import Config, Exclusion
+from canal.config.params import Config
+from canal.config.sections import Exclusion
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.core.files import read_json

@@ -2,27 +2,32 @@
 
 The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move
 is under way. Whoever finds it does what it says again, which changes nothing that was done already, and
-appends it, if it is what canal could have written there (`canal.registry.intents`). So the ledger and the
-aliases cannot disagree for longer than the next command takes to start.
+appends it, if it is what canal could have written there. So the ledger and the aliases cannot disagree for
+longer than the next command takes to start.
+
+Anybody who may write the folder can write that file, with a hash that fits, and the next command would do
+what it says with its own rights. What can be told: it follows the last entry, breaks no rule, names a version
+that is there as the store knows it, and is signed where such entries are. What cannot: who wrote one that is
+not signed and keeps to all of this. It does no more than a command of canal could do, is told when it is
+finished, and stands in the ledger.
 
 No move is made on top of a ledger that breaks the rules (`canal.registry.rules`), nor where the keyring that
-params.yaml names does not know who signed (`canal.registry.trust`).
+params.yaml names does not know who signed (`canal.registry.keyring`).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from canal.core.errors import LedgerError
 from canal.core.files import new_file
 from canal.core.messages import tell
 from canal.registry import rules
-from canal.registry.intents import read_intent, require_intent, require_possible, told
-from canal.registry.ledger import Draft, Entry, Ledger, Sign
+from canal.registry.keyring import intent_complaint, require_signature, require_signatures
+from canal.registry.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
-from canal.registry.rebuilding import require_rebuilt
-from canal.registry.rules import require_next, require_rules
-from canal.registry.store import TAG, Store
-from canal.registry.trust import require_signature, require_signatures
+from canal.registry.rules import next_breaches, require_next, require_rules, unproven
+from canal.registry.store import TAG, Store, require_rebuilt
 
 CANDIDATE, CHAMPION, PREVIOUS = rules.CANDIDATE, rules.CHAMPION, rules.PREVIOUS
 RETIRED = f"{TAG}retired"
@@ -180,3 +185,91 @@ def _move(store: Store, entry: Entry) -> None:
 def _require_sound(store: Store, entries: list[Entry]) -> None:
     require_rules(entries, store.names.backbone, store.layout.ledger.name)
     require_signatures(store, entries)
+
+
+def read_intent(path: Path) -> Entry:
+    """Return the entry that is under way; the file is renamed into place, so it is whole.
+
+    Raises
+    ------
+    LedgerError
+        If it holds no entry whose hash fits.
+    """
+    try:
+        (line,) = path.read_bytes().splitlines()
+        return checked_entry(line, None)
+    except (LedgerError, ValueError, OSError) as error:
+        what = f" ({error})" if isinstance(error, LedgerError) else ""
+        raise LedgerError(f"{path} is damaged{what}: delete it, then make the move again") from error
+
+
+def require_intent(store: Store, ledger: Ledger, entry: Entry) -> None:
+    """Refuse an intent that canal would not have written after the ledger's last entry.
+
+    Raises
+    ------
+    LedgerError
+        Saying what it would do, and why it is not done.
+    """
+    path, entries = store.layout.pending, ledger.entries()
+    head = entries[-1] if entries else None
+    if not follows(entry, head):
+        raise LedgerError(
+            f"{path} notes a move that does not follow the last entry of {ledger.path} "
+            f"({head.seq if head else 0}): bring the ledger back (git checkout -- {ledger.path.name}), or "
+            f"delete {path.name} if the move is not to be made"
+        )
+    wrong = [one.what for one in next_breaches(entries, entry, store.names.backbone)]
+    if what := intent_complaint(store, entries, entry):
+        wrong.append(what)
+    if wrong:
+        _refuse(path, entry, wrong)
+
+
+def require_possible(store: Store, entry: Entry) -> None:
+    """Refuse an intent that no move of this store can have left.
+
+    Raises
+    ------
+    LedgerError
+        If the version is not there as the entry names it, did not pass as it says, or one serves that did
+        neither before nor after.
+    """
+    versions = {one.number: one for one in store.versions(entry.model)}
+    version, wrong = versions.get(entry.version), []
+    if version is None or not version.ready:
+        wrong.append(f"{store.shown} has no version {entry.version} of {entry.model}")
+    elif (version.key, version.record) != (entry.document["key"], entry.document["record"]):
+        wrong.append(f"version {entry.version} has another key or record in {store.shown}")
+    elif entry.kind == "promote":
+        wrong += unproven(entry.document["details"], store.artifacts(version))
+    others = {number for number in entry.aliases.values() if number is not None} - {*versions, entry.version}
+    wrong += [f"{store.shown} has no version {number}, to which an alias is to point" for number in others]
+    if CHAMPION in entry.aliases and entry.kind != "rebuild":
+        serving = next((one.number for one in versions.values() if CHAMPION in one.aliases), None)
+        before = entry.document["details"].get("from")
+        if serving not in (before, entry.version):
+            wrong.append(
+                f"version {serving or 'none'} serves, neither {before or 'none'} nor {entry.version}"
+            )
+    if wrong:
+        _refuse(store.layout.pending, entry, wrong)
+
+
+def told(entry: Entry) -> str:
+    """Return what an entry does, for a person."""
+    document = entry.document
+    moved = [f"{alias} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
+    signed = ", signed" if "signature" in document else ", not signed"
+    why = f": {document['why'][:200]!r}" if document["why"] else ""
+    return (
+        f"{entry.kind} of {entry.model} {entry.version} by {document['who'][:200]!r}{why} "
+        f"({', '.join(moved) or 'no alias moves'}{signed})"
+    )
+
+
+def _refuse(path: Path, entry: Entry, wrong: list[str]) -> None:
+    raise LedgerError(
+        f"{path} notes a move that canal would not finish: {told(entry)}. {'; '.join(wrong)}. Nothing was "
+        f"moved. Find out who wrote it; then delete {path.name}, and make the move again if it is meant"
+    )

@@ -15,9 +15,8 @@ from typing import Any
 from canal.core.digests import file_digest
 from canal.core.files import scratch_folder
 from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_record
-from canal.registry.code import current_commit
+from canal.registry.code import cpu_capability, current_commit
 from canal.registry.key import check_files, key_digest, read_key
-from canal.registry.machine import cpu_capability
 from canal.registry.pages import FORMAT, Pages, show
 from canal.registry.store import KIND, LOGGED, READY, TAG, Store, Version
 

@@ -1,26 +1,30 @@
 """`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
 
-The ledger says which number had which key; the models are found by key. Numbers whose model is not there
-are used up by placeholders, so that none is given twice. Aliases and retirements are those of the ledger's
-last word. What a kill leaves, the same command completes.
+The ledger says which number had which key; the models that lie in project folders are found by key. Numbers
+whose model is not there are used up by placeholders, so that none is given twice: MLflow numbers versions by
+the highest number that a model ever had, so a deleted version keeps its number. Aliases and retirements are
+those of the ledger's last word. What a kill leaves, the same command completes.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from canal.config.layout import Layout
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.registry import words
-from canal.registry.key import read_key
+from canal.registry.connection import READY, Version
+from canal.registry.imported import IMPORT_KEY, import_of
+from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said
 from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
-from canal.registry.placeholders import hold_number, release_numbers, require_number
-from canal.registry.publish import Publication, publish
-from canal.registry.rebuilding import DONE, MAKING, NUMBERED, REBUILDING, half_rebuilt, rebuilding
-from canal.registry.remains import Remains, find_remains
+from canal.registry.publish import Publication, publish, whole_key
 from canal.registry.rules import LOST
-from canal.registry.store import READY, Store, Version
+from canal.registry.store import DONE, MAKING, NUMBERED, REBUILDING, TAG, Store, half_rebuilt, rebuilding
 from canal.registry.sync import extras, ready_version
 from canal.registry.tracking import parent_run
 
@@ -67,6 +71,62 @@ class Rebuilt:
 
     made: tuple[Version, ...]
     gone: tuple[Gap, ...]
+
+
+@dataclass(frozen=True)
+class Remain:
+    """One model folder.
+
+    Attributes
+    ----------
+    folder : Path
+        With a key.json; for an import that only models/backbone remembers, the folder of that.
+    layout : Layout
+        The project folder that it lies in.
+    stage : str or None
+        The stage that it was learned as; None for an import.
+    adopted : bool
+        Whether the import has to be taken out of models/backbone.
+    """
+
+    folder: Path
+    layout: Layout
+    stage: str | None
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What was found, and what was looked for in vain."""
+
+    found: Mapping[str, Remain]
+    places: tuple[Path, ...]
+
+    def lacks(self, key: str) -> str | None:
+        """Return why the model with this key cannot be used; None where it can."""
+        remain = self.found.get(key)
+        if remain is None:
+            looked = ", ".join(str(place / "models") for place in self.places)
+            return f"no model with key {key[:12]}... lies in {looked}"
+        measured = remain.stage in (None, BACKBONE) or _measured(remain)
+        return None if measured else f"{remain.layout.metrics(str(remain.stage))} holds no evaluation.json"
+
+    @contextmanager
+    def folder(self, key: str) -> Iterator[Remain]:
+        """Give the folder of a model, checked file by file.
+
+        Raises
+        ------
+        RegistryError
+            Naming every file that is not what the key says.
+        """
+        remain = self.found[key]
+        whole_key(remain.folder)
+        if not remain.adopted:
+            yield remain
+            return
+        with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
+            yield replace(remain, folder=import_of(remain.folder, Path(scratch)))
 
 
 def is_lost(store: Store) -> bool:
@@ -201,18 +261,13 @@ class _Maker:
             self.store,
             self.ledger,
             Draft(
-                kind="rebuild",
-                model=entry.model,
-                version=entry.version,
-                key=entry.document["key"],
-                record=digest,
-                who=self.who,
-                why=self.why,
+                kind="rebuild", model=entry.model, version=entry.version, key=entry.document["key"],
+                record=digest, who=self.who, why=self.why,
                 aliases={alias: number for alias, at in said.items() if at == entry.version},
                 details={**before, **details},
             ),
             self.sign,
-        )
+        )  # fmt: skip
 
 
 def _again(store: Store, version: Version) -> Version:
@@ -278,4 +333,68 @@ def _require_aliases(
             + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder "
             "of their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or "
             "give a version up with --without NUMBER: its number stays free, its aliases are removed"
+        )
+
+
+def find_remains(layouts: Sequence[Layout]) -> Remains:
+    """Look through ``models/`` and ``backbones/`` of project folders; what comes first counts."""
+    found: dict[str, Remain] = {}
+    for layout in layouts:
+        for key in sorted((layout.root / "models").glob(f"*/{KEY_FILE}")):
+            found.setdefault(file_digest(key), Remain(key.parent, layout, key.parent.name))
+        for key in sorted((layout.root / "backbones").glob(f"*/{KEY_FILE}")):
+            found.setdefault(file_digest(key), Remain(key.parent, layout, None))
+        path = layout.model(BACKBONE) / IMPORT_KEY
+        if path.is_file():
+            found.setdefault(file_digest(path), Remain(path.parent, layout, None, adopted=True))
+    return Remains(found, tuple(layout.root for layout in layouts))
+
+
+def _measured(remain: Remain) -> bool:
+    return (remain.layout.metrics(str(remain.stage)) / "evaluation.json").is_file()
+
+
+def hold_number(store: Store, model: str, number: int) -> None:
+    """Make a version without artifacts that has this number, unless there is one; it is never ready.
+
+    Raises
+    ------
+    RegistryError
+        If a whole version has the number, or the store gives another one.
+    """
+    there = {version.number: version for version in store.versions(model)}
+    if number in there:
+        if there[number].ready:
+            raise RegistryError(
+                f"{model} {number} is registered, though nothing is known of it: `canal audit`"
+            )
+        return
+    run_id = parent_run(store, "placeholder", "0" * 64)
+    with store.speaking():
+        made = store.client.create_model_version(
+            model, source=f"runs:/{run_id}/placeholder", run_id=run_id, tags={f"{TAG}placeholder": "true"}
+        )
+    require_number(model, int(made.version), number)
+
+
+def release_numbers(store: Store, model: str) -> None:
+    """Delete every version that is not ready."""
+    for version in store.versions(model):
+        if not version.ready:
+            with store.speaking():
+                store.client.delete_model_version(model, str(version.number))
+
+
+def require_number(model: str, given: int, wanted: int) -> None:
+    """Refuse a number that the store gave instead of the one that comes next.
+
+    Raises
+    ------
+    RegistryError
+        Saying how to begin again.
+    """
+    if given != wanted:
+        raise RegistryError(
+            f"the store gave {model} the number {given} instead of {wanted}: something else was registered. "
+            "Set the store aside (mlflow.db and mlartifacts/), then rebuild again"
         )

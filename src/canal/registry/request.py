@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.digests import json_digest
 
 Request = dict[str, Any]

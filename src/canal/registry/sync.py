@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from canal.config.layout import Layout
-from canal.config.sections import BACKBONE, Config
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.errors import RegistryError
 from canal.registry.imported import register_adopted
 from canal.registry.key import KEY_FILE, Key, read_key

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.core.errors import TrainingError
 from canal.registry.code import current_commit
 from canal.registry.request import request_digest

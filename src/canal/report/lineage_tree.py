@@ -1,5 +1,9 @@
-"""A lineage on the terminal: a branch a version, below it what it was made from, down to the raw bytes."""
+"""A lineage as text: on the terminal, and for Graphviz, whatever characters its names hold.
 
+On the terminal it is a branch a version, below it what it was made from, down to the raw bytes.
+"""
+
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from canal.registry.lineage import Fact, Graph, Node
@@ -12,6 +16,9 @@ if TYPE_CHECKING:
 _DIGEST_DIGITS = 12
 _HEX = set("0123456789abcdef")
 _IN_LABEL = ("version", "stage", "id")
+
+_SHAPES = {"version": "box", "backbone": "box", "bytes": "cylinder", "run": "ellipse"}
+_PLAIN = "note"
 
 
 def lineage_tree(graph: Graph) -> "Group":
@@ -61,3 +68,36 @@ def _line(node: Node, style: str) -> Any:
     """Return a node's label with its facts behind it."""
     facts = ", ".join(f"{name} {shown(value)}" for name, value in node.facts.items() if name not in _IN_LABEL)
     return text(node.label, style).append_text(text(f"  {facts}" if facts else "", "dim"))
+
+
+def dot(graph: Graph) -> str:
+    """Return the graph as a digraph in DOT; arrows lead from an origin to what came of it."""
+    return "".join(f"{line}\n" for line in _lines(graph))
+
+
+def quoted(text: str) -> str:
+    r"""Return ``text`` as a quoted string of DOT: it shows as it is, each line break as a space.
+
+    In a quoted string ``\"`` is a quote; in a label ``\\`` is a backslash, and a lone one would begin an
+    escape such as ``\N``, the node's name. What no terminal shows is left out.
+    """
+    visible = "".join(one if one.isprintable() else " " for one in text)
+    escaped = visible.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _lines(graph: Graph) -> Iterator[str]:
+    yield "digraph lineage {"
+    yield '  rankdir="LR";'
+    yield '  node [fontname="Helvetica", fontsize=10];'
+    for node in graph.nodes:
+        yield f"  {quoted(node.id)} [shape={_SHAPES.get(node.kind, _PLAIN)}, label={_label(node)}];"
+    for edge in graph.edges:
+        yield f"  {quoted(edge.origin)} -> {quoted(edge.product)} [label={quoted(edge.kind)}];"
+    yield "}"
+
+
+def _label(node: Node) -> str:
+    """Return a node's label and facts, a line each, by the escape that Graphviz reads as a line break."""
+    lines = [node.label, *(f"{name}: {shown(value)}" for name, value in node.facts.items())]
+    return '"' + "\\n".join(quoted(line)[1:-1] for line in lines) + '"'

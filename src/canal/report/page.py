@@ -1,4 +1,7 @@
-"""One static page of a run that needs neither network nor script: text, tables, figures inside."""
+"""One static page of a run that needs neither network nor script: text, tables, figures inside.
+
+Numbers stand there as a reader wants them: percent, points, decimals; what was not measured says so.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from canal.core.files import new_file
 from canal.data.split import sets_told
 from canal.report import figures
-from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
+from canal.report.documents import (
+    Document,
+    StageReport,
+    accuracy_matrix,
+    before_learning,
+    lineage,
+    method_lines,
+)
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
-from canal.report.method import method_lines
-from canal.report.numbers import count, decimal, percent, points
-from canal.report.tuning import tuning_figures
-from canal.report.tuning_tables import front_rows
+from canal.report.tuning import front_rows, tuning_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +31,8 @@ MEASURES = {
     "ari": "ARI",
     "unassigned": "Unassigned",
 }
+
+NOT_MEASURED = "–"
 
 
 def write_report(
@@ -204,3 +213,23 @@ def _pretraining(history: Document | None) -> dict[str, Any] | None:
     if history is None or not history["epochs"]:
         return None
     return {"history": history, "figure": figures.svg_uri(figures.pretraining(history))}
+
+
+def percent(value: float | None) -> str:
+    """Return a share as percent with one decimal."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of shares as percentage points with one decimal."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f}\u00a0points".replace("-", "−")
+
+
+def decimal(value: float | None) -> str:
+    """Return a number with three decimals."""
+    return NOT_MEASURED if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """Return a whole number with a thin space between thousands."""
+    return NOT_MEASURED if value is None else f"{value:,}".replace(",", "\u202f")

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from canal.report.documents import Document, accuracy_matrix, before_learning
-from canal.report.method import method_lines
+from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
 from canal.report.tables import table as _table
 from canal.report.tables import text as _text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from canal.core.digests import file_digest
 from canal.registry.ledger import Draft, Ledger
 from canal.registry.parcel.manifest import Content, Manifest, parse_manifest
-from canal.registry.parcel.writing import About, write_parcel
+from canal.registry.parcel.outgoing import About, write_parcel
 from tests.registry.lineage import Spec, add_records, make_lineage, make_specs
 
 MODEL = "canal-annotator"

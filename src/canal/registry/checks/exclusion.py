@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.data.split import SUMMED
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, PROBE, SPLIT, Member

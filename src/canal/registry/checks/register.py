@@ -11,9 +11,8 @@ from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
-from canal.registry.rebuilding import half_rebuilt
 from canal.registry.rules import LOST
-from canal.registry.store import Store, Version
+from canal.registry.store import Store, Version, half_rebuilt
 
 STORE = "store"
 

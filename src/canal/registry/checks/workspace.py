@@ -14,7 +14,7 @@ from typing import Any
 
 from canal.config.layout import Layout
 from canal.config.load import parse_yaml
-from canal.config.sections import Config
+from canal.config.params import Config
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError
 from canal.core.files import unreadable

@@ -1,0 +1,222 @@
+"""params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
+
+from collections.abc import Iterator
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from canal.config.sections import (
+    BACKBONE,
+    Backbone,
+    Bank,
+    Cache,
+    Compute,
+    Continual,
+    DanglingNameError,
+    Gate,
+    ImportedBackbone,
+    Memory,
+    Name,
+    Novelty,
+    Panel,
+    Policy,
+    Prepare,
+    Probe,
+    Registry,
+    Section,
+    Source,
+    Split,
+    Stage,
+)
+from canal.config.tuning import Finetune, Tuning
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=2, ge=1)
+    sources: dict[Name, Source]
+    stages: dict[Name, Stage]
+    finetune: Finetune = Finetune(fixed={}, tuned={})  # refused, but with what is to be written there
+    tuning: Tuning | None = None
+    prepare: Prepare = Prepare()
+    gate: Gate = Gate()
+    split: Split = Split()
+    panel: Panel
+    backbone: Backbone = Backbone()
+    continual: Continual = Continual()
+    memory: Memory = Memory()
+    bank: Bank = Bank()
+    probe: Probe = Probe()
+    novelty: Novelty = Novelty()
+    cache: Cache = Cache()
+    registry: Registry = Registry()
+    policy: Policy = Policy()
+    compute: Compute = Compute()
+
+    @field_validator("stages")
+    @classmethod
+    def _has_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        if not stages:
+            raise ValueError("at least one stage is needed")
+        return stages
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_references(self)
+        _check_methods(self)
+        check_groups(self)
+        return self
+
+    def learning(self, stage: str) -> Continual:
+        """Return ``continual`` with what ``stage`` sets differently."""
+        override = self.stages[stage].continual.model_dump(exclude_none=True)
+        return self.continual.model_copy(update=override)
+
+    @property
+    def trains_network(self) -> bool:
+        """Whether a backbone is pretrained: not where the first stage, and so all, learn by sums alone."""
+        return self.learning(self.root_stage).method != "exact"
+
+    @property
+    def imported_backbone(self) -> ImportedBackbone | None:
+        """The published weights that the lineage begins with; none where no network is trained."""
+        return self.backbone.imported if self.trains_network else None
+
+    def study(self, stage: str) -> Tuning | None:
+        """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
+        return self.tuning if stage in self.finetune.tuned else None
+
+    def ancestors(self, stage: str) -> list[str]:
+        """Return the stages that ``stage`` builds on, oldest first, itself left out."""
+        chain: list[str] = []
+        parent = self.stages[stage].parent
+        while parent != BACKBONE:
+            chain.append(parent)
+            parent = self.stages[parent].parent
+        return chain[::-1]
+
+    def min_genes(self, source: str) -> int:
+        """Return how many expressed genes a cell of ``source`` must have to be kept."""
+        own = self.sources[source].min_genes
+        return self.prepare.min_genes if own is None else own
+
+    @property
+    def root_stage(self) -> str:
+        """The first stage of the lineage."""
+        return self.panel.stage
+
+
+def _check_references(config: Config) -> None:
+    """Raise where a stage, the panel or the backbone names what does not exist or does not go together."""
+    known = ", ".join(config.sources) or "none"
+    seen: list[str] = []
+    for name, stage in config.stages.items():
+        if name == BACKBONE:
+            raise DanglingNameError(f"stages.{name}", "this name is reserved for the pretrained network")
+        if stage.source not in config.sources:
+            raise DanglingNameError(f"stages.{name}.source", f"no source {stage.source!r}; there are {known}")
+        if stage.parent != BACKBONE and stage.parent not in seen:
+            before = ", ".join(seen) or "none"
+            raise DanglingNameError(
+                f"stages.{name}.parent",
+                f"{stage.parent!r} is no stage above this one (there are {before}); "
+                f"the first stage has parent: {BACKBONE}",
+            )
+        seen.append(name)
+    _check_ontology(config)
+    roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
+    if roots != [config.panel.stage]:
+        raise DanglingNameError(
+            "panel.stage",
+            f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
+            f"found {config.panel.stage!r}",
+        )
+    if config.stages[config.root_stage].panel.grow:
+        message = "the first stage chooses the whole panel: set panel.size"
+        raise DanglingNameError(f"stages.{config.root_stage}.panel.grow", message)
+    for extra in config.backbone.extra_stages:
+        if extra not in config.stages:
+            raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
+    contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
+    if config.backbone.imported is not None and contrary:
+        message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
+        raise DanglingNameError("backbone.imported", message)
+
+
+def _check_methods(config: Config) -> None:
+    """Raise where a network is to go on from a stage that has none, or an exact stage is to be tuned."""
+    methods = {name: config.learning(name).method for name in config.stages}
+    for name, stage in config.stages.items():
+        path = f"stages.{name}.continual.method"
+        if methods[name] == "exact" and name in config.finetune.tuned:
+            message = (
+                "lambda and L are of the network, and an exact stage has none: move it to finetune.fixed"
+            )
+            raise DanglingNameError(f"finetune.tuned.{name}", message)
+        if methods[name] != "exact" and methods.get(stage.parent) == "exact":
+            message = f"{methods[name]} needs the network of its parent {stage.parent}, which is exact"
+            raise DanglingNameError(path, f"{message}: make this stage exact, too, or its parent combined")
+
+
+def _check_ontology(config: Config) -> None:
+    """Raise where two sources name one cell type by two ids of the Cell Ontology."""
+    known: dict[str, tuple[str, str]] = {}
+    for source, declared in config.sources.items():
+        for name, term in declared.ontology.items():
+            first, before = known.setdefault(name, (source, term))
+            if term != before:
+                message = f"{term}, but sources.{first} names it {before}: a type has one id"
+                raise DanglingNameError(f"sources.{source}.ontology.{name}", message)
+
+
+def check_groups(config: Config) -> None:
+    """Raise where a stage is not in exactly one group as it stands in ``stages``, or cannot be tuned."""
+    for problem in (*_misplaced(config), *_untunable(config)):
+        raise problem
+
+
+def _misplaced(config: Config) -> Iterator[DanglingNameError]:
+    groups = {"fixed": config.finetune.fixed, "tuned": config.finetune.tuned}
+    for group, learners in groups.items():
+        for name, learner in learners.items():
+            path = f"finetune.{group}.{name}"
+            if name not in config.stages:
+                yield DanglingNameError(path, f"no stage {name!r}; there are {', '.join(config.stages)}")
+                continue
+            for key in ("source", "parent"):
+                here, there = getattr(learner, key), getattr(config.stages[name], key)
+                if here != there:
+                    yield DanglingNameError(
+                        f"{path}.{key}", f"{here!r}, but stages.{name}.{key} is {there!r}"
+                    )
+            if group == "tuned" and name in config.finetune.fixed:
+                yield DanglingNameError(path, "stands in finetune.fixed, too; a stage is fixed or tuned")
+    for name, stage in config.stages.items():
+        if not any(name in learners for learners in groups.values()):
+            entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
+            yield DanglingNameError(
+                "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"
+            )
+
+
+def _untunable(config: Config) -> Iterator[DanglingNameError]:
+    tuned, tuning = config.finetune.tuned, config.tuning
+    if config.root_stage in tuned:
+        message = "the first stage has neither teacher nor bank: move it to finetune.fixed"
+        yield DanglingNameError(f"finetune.tuned.{config.root_stage}", message)
+    if not tuned:
+        return
+    if tuning is None:
+        message = f"missing, but finetune.tuned names {', '.join(tuned)}; docs/tuning.md shows one"
+        yield DanglingNameError("tuning", message)
+        return
+    if too_large := [size for size in tuning.bank_sizes if size > config.bank.capacity]:
+        message = f"{too_large[0]} is more than a version stores (bank.capacity: {config.bank.capacity})"
+        yield DanglingNameError("tuning.bank_sizes", message)
+    for name in tuned:
+        own = config.stages[name].continual.model_dump(exclude_none=True)
+        for key in sorted(own.keys() & tuning.varied):
+            message = "this stage is tuned: remove the value, or move the stage to finetune.fixed"
+            yield DanglingNameError(f"stages.{name}.continual.{key}", message)
