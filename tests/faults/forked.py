@@ -50,7 +50,7 @@ _MODULES = (
     "canal.registry.audit",
     "canal.report.collect",
     "canal.report.figures",
-    "canal.step",
+    "canal.app.step",
 )
 
 
