@@ -132,22 +132,22 @@ def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Ver
     with store.speaking():
         show(store.client, pages, what.run_id, model_id, _model_id(parent))
         number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)
-        store.client.set_tag(what.run_id, f"{TAG}version", str(number))
-        store.client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     return next(version for version in store.versions(what.model) if version.number == number)
 
 
 def _create_version(
     store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
 ) -> int:
-    """Make the version; ``status=ready`` comes last, in a call of its own."""
-    client, model = store.client, what.model
+    """Make the version; ``status=ready`` comes last of all: what a kill leaves before it is no version."""
+    client, model, parent = store.client, what.model, what.parent
     made = client.create_model_version(
         model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
     )
     number = int(made.version)
     client.update_model_version(model, str(number), pages.description(number))
     client.set_logged_model_tags(model_id, {MODEL_VERSIONS: json.dumps([{"name": model, "version": number}])})
+    client.set_tag(what.run_id, f"{TAG}version", str(number))
+    client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
     client.set_model_version_tag(model, str(number), "status", READY)
     return number
 

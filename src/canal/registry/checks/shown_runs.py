@@ -98,13 +98,13 @@ def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Mad
         if run.tags.get(name) != wanted:
             _wrong_tag(member, run, name, run.tags.get(name), wanted, found)
     if newest:
-        _check_own_figures(shown, run, one, len(numbers) > 1, found)
+        _check_own_figures(shown, run, one, found)
 
 
-def _check_own_figures(shown: Shown, run: ShownRun, one: Made, shared: bool, found: Found) -> None:
+def _check_own_figures(shown: Shown, run: ShownRun, one: Made, found: Found) -> None:
     """Compare the metrics of a stage's own run with what its newest version does.
 
-    Where several versions have it (``shared``: sums were added to one), earlier points are of the others.
+    Points before the last are of a version that had the run before, or of a registration that a kill ended.
     """
     pages = readable_pages(one.member, one.record)
     if pages is None and "pages" in one.record:
@@ -114,11 +114,15 @@ def _check_own_figures(shown: Shown, run: ShownRun, one: Made, shared: bool, fou
     wrong = [
         f"{name} {run.latest.get(name, 'is gone')}, not {value}"
         for name, value in sorted(wanted.items())
-        if not same(run.latest.get(name), value) or not (shared or _all_same(points.get(name, ()), value))
+        if not same(run.latest.get(name), value) or not _all_same(points.get(name, ())[-1:], value)
     ]
     if wrong:
         what = f"run {run.id} (stage) in MLflow differs from {_EVALUATION}: {examples(wrong)}"
         found.wrong(one.member.name, _CHECK, what)
+    earlier = [name for name, value in sorted(wanted.items()) if not _all_same(points.get(name, ()), value)]
+    if earlier and not wrong:
+        what = f"run {run.id} (stage) shows earlier values of {examples(earlier)}, too"
+        found.note(one.member.name, _CHECK, what)
     if strange := sorted(run.latest.keys() - wanted.keys()):
         what = f"run {run.id} (stage) shows {examples(strange)}, which {_EVALUATION} knows not"
         found.note(one.member.name, _CHECK, what)
