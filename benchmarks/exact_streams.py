@@ -16,8 +16,8 @@ import stream
 from ruamel.yaml import YAML
 from scipy.sparse import csr_matrix
 
-from canal.config.load import parse_config
 from canal.config.params import Config
+from canal.config.yaml_file import parse_config
 from canal.continual.cells import LabelledCells
 from canal.continual.probe import choose_probe
 from canal.core.digests import json_digest

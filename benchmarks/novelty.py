@@ -31,10 +31,10 @@ from canal.app.lessons import examination, shadow_cells
 from canal.app.project import Project
 from canal.config.sections import Novelty
 from canal.continual.measures import harmonic_mean
-from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
-from canal.continual.places import chosen_cells, fit_distance
+from canal.continual.novelty_choice import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
 from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
 from canal.continual.stage import Noticed, best_parts, left_out
+from canal.continual.type_places import chosen_cells, fit_distance
 from canal.model.annotator import Annotator
 from canal.model.lanes import in_lanes
 from canal.model.novelty import NoveltyRule

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from canal.app.lessons import examination, shadow_cells
 from canal.app.project import Project
-from canal.continual.novelty import quantile_threshold, with_rule
+from canal.continual.novelty_choice import quantile_threshold, with_rule
 from canal.model.annotator import Annotator
 
 CANAL = "published + distance + angle"

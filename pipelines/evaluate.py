@@ -7,7 +7,7 @@ from canal.registry.history import restore_metrics
 from canal.registry.key import key_digest
 from canal.registry.run_figures import measures
 from canal.registry.tracking import StepRun
-from canal.report.scores import write_scores
+from canal.report.dvc_scores import write_scores
 
 
 def measure(project: Project, logged: StepRun) -> None:

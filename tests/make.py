@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.config.load import parse_config
 from canal.config.params import Config
 from canal.config.sections import Source
+from canal.config.yaml_file import parse_config
 from canal.core.digests import file_digest
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 from canal.app.choosing import chosen_settings, study_digest, tuned_document, tuning_of
 from canal.app.project import Project
 from canal.config.layout import Layout
-from canal.config.load import parse_config
+from canal.config.yaml_file import parse_config
 from canal.core.errors import ConfigError, TrainingError
 from canal.core.files import write_json
 from canal.tuning.document import FORMAT

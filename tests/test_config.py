@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from canal.config.load import load_config, parse_config, parse_yaml
+from canal.config.yaml_file import load_config, parse_config, parse_yaml
 from canal.core.errors import ConfigError
 from tests.make import groups, make_config, make_document, make_tuned_document
 

@@ -25,7 +25,7 @@ from canal.quality.profile import Profile
 from canal.quality.verdict import Verdict
 from canal.registry.key import write_key
 from canal.registry.publish import Publication, publish
-from canal.registry.request import request_digest, stage_request
+from canal.registry.stage_request import request_digest, stage_request
 from canal.registry.store import Store
 from canal.registry.sync import sync
 from canal.registry.tracking import stage_run

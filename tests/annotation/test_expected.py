@@ -7,7 +7,7 @@ import pytest
 
 from canal.annotation.expected import Likeness, told
 from canal.memory.answer import ExactAnnotator, Prediction
-from canal.memory.rule import SumsRule
+from canal.memory.novelty_rule import SumsRule
 from tests.memory.make import make_exact, make_sums
 
 RULE = SumsRule({"angle": (0.5, 0.1)}, 0.7)

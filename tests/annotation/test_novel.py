@@ -11,7 +11,7 @@ from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.labelled import open_labelled
-from canal.annotation.lesson import write_lesson
+from canal.annotation.named_cells import write_lesson
 from canal.annotation.naming import Naming
 from canal.annotation.novel import Wishes, group_novel
 from canal.annotation.options import Options

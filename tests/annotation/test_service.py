@@ -11,7 +11,7 @@ from canal.annotation.annotate import annotate_adata
 from canal.annotation.options import Options
 from canal.annotation.service import answer
 from canal.config.sections import Novelty
-from canal.continual.novelty import with_rule
+from canal.continual.novelty_choice import with_rule
 from canal.core.errors import DataError
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression

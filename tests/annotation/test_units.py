@@ -6,7 +6,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.query import query_adata
-from canal.annotation.units import check_block, find_units
+from canal.annotation.query_units import check_block, find_units
 from canal.core.errors import DataError
 from tests.make import gene_names, make_adata
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from canal.app.project import Project
 from canal.cli import app
 from canal.config.layout import Layout
-from canal.config.load import load_config
 from canal.config.params import Config
+from canal.config.yaml_file import load_config
 from canal.registry.audit import audit
 from canal.registry.ledger import Entry, Sign, aliases_said
 from canal.registry.moves import ledger_of, moving

@@ -14,7 +14,7 @@ import tuned
 from exact_learners import LEARNERS, Exact, RanPac
 from exact_streams import Drawn, StageCells, of_types
 
-from canal.config.load import parse_config
+from canal.config.yaml_file import parse_config
 from canal.continual.cells import LabelledCells
 from canal.core.files import write_json
 

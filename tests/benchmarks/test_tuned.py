@@ -3,7 +3,7 @@
 import pytest
 import tuned
 
-from canal.config.load import parse_config
+from canal.config.yaml_file import parse_config
 from canal.core.files import write_json
 
 FOUND = {

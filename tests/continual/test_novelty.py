@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.novelty import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
+from canal.continual.novelty_choice import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
 from canal.core.errors import TrainingError
 from canal.model.annotator import Annotator
 from canal.model.novelty import NoveltyRule

@@ -16,7 +16,7 @@ from canal.continual.remembering import (
 )
 from canal.continual.temperature import FLOORS, fit_calibration, fit_temperature
 from canal.memory.answer import Calibration
-from canal.memory.rule import PARTS
+from canal.memory.novelty_rule import PARTS
 from tests.continual.make import make_cells as labelled
 from tests.memory.make import STAGES, make_cells, make_sums
 

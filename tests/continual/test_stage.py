@@ -3,8 +3,8 @@ import pytest
 
 from canal.config.sections import Cache
 from canal.continual.fit import Hooks
-from canal.continual.lesson import Learned
 from canal.continual.stage import Past, finish
+from canal.continual.task import Learned
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.performer import Performer

@@ -30,8 +30,8 @@ from canal.core.errors import CanalError
 from canal.registry import promotion
 from canal.registry.keyring import add_to_keyring
 from canal.registry.ledger import Entry, entry_hash
+from canal.registry.ledger_rules import DECIDED
 from canal.registry.moves import ledger_of, moving
-from canal.registry.rules import DECIDED
 from canal.registry.signing import SigningKey, new_key, open_key
 from canal.registry.store import Store
 from tests.faults.forgeries import ADA, Forgery, following, forgeries, honest, rechained

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from canal.registry.ledger import Draft, Entry, entry_hash
-from canal.registry.rules import LOST
+from canal.registry.ledger_rules import LOST
 from tests.registry.rulings import PASSED, promoted
 
 ADA = "Ada Lovelace"

@@ -327,7 +327,7 @@ def _candidate(project: Any, stage: str) -> Subject:
 def _import(path: Path) -> None:
     """Do what `canal import` does before anything is registered."""
     from canal.registry.parcel.proof import prove
-    from canal.registry.parcel.reading import unpacked
+    from canal.registry.parcel.unpacking import unpacked
 
     with unpacked(path) as (folder, manifest):
         prove(folder, manifest)

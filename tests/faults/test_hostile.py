@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.config.load import parse_config
+from canal.config.yaml_file import parse_config
 from canal.core.errors import CanalError
 from tests.make import make_document
 

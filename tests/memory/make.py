@@ -8,7 +8,7 @@ import numpy as np
 
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.memory.basis import Basis
-from canal.memory.rule import SumsRule
+from canal.memory.novelty_rule import SumsRule
 from canal.memory.solve import SolveSettings, solve
 from canal.memory.stages import StageSums
 from canal.memory.sums import add_up

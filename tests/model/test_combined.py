@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from canal.continual.places import fit_network_places
+from canal.continual.type_places import fit_network_places
 from canal.core.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import Calibration, ExactAnnotator
 from canal.model import COMBINATION

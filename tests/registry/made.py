@@ -31,7 +31,7 @@ from canal.registry.bundle import write_record
 from canal.registry.database import SCHEMA
 from canal.registry.imported import import_facts
 from canal.registry.key import key_digest, read_key, write_key
-from canal.registry.request import request_digest, stage_request
+from canal.registry.stage_request import request_digest, stage_request
 from canal.registry.store import Version
 from tests.make import make_document
 

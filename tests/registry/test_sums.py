@@ -25,7 +25,7 @@ from canal.memory.sums import Sums
 from canal.registry.audit import audit
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import Member
-from canal.registry.checks.sums import check_sums
+from canal.registry.checks.version_sums import check_sums
 from canal.registry.key import KEY_FILE, read_key
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import learned_by

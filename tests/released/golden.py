@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from canal.app.project import Project
-from canal.config.load import load_config
 from canal.config.sections import BACKBONE
+from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
-from canal.registry.request import request_digest
+from canal.registry.stage_request import request_digest
 
 WEIGHTS = "model/weights.safetensors"
 

@@ -21,11 +21,11 @@ import pytest
 import canal.app.step
 from canal.app.auditing import audit_project
 from canal.app.project import Project
-from canal.config.load import load_config
+from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest, tree_digests
 from canal.core.files import read_json
-from canal.registry.request import request_digest
 from canal.registry.schema import schema
+from canal.registry.stage_request import request_digest
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line
 from tests.registry.registered import EMPTY, keep_empty, open_store

@@ -7,7 +7,7 @@ import pytest
 
 from canal.continual.bank import Bank
 from canal.continual.fit import Hooks
-from canal.continual.lesson import Lesson
+from canal.continual.task import Lesson
 from canal.continual.trainer import learn_stage
 from canal.core.errors import TrainingError
 from canal.model.performer import Performer

@@ -29,11 +29,11 @@ from canal.annotation.output import check_target
 from canal.annotation.outputs import Output
 from canal.annotation.parts import Parts, parts_folder
 from canal.annotation.query import Query, query_adata, query_file
+from canal.annotation.query_units import AUTO
 from canal.annotation.reading import Reading, begin
 from canal.annotation.records import make_record
 from canal.annotation.telling import OnCells, in_tenths
 from canal.annotation.unchanged import Fingerprint
-from canal.annotation.units import AUTO
 from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
 from canal.config.sections import Values
 from canal.core import __version__

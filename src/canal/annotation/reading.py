@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from canal.annotation.coverage import Coverage, cover
 from canal.annotation.gathering import Gathered
 from canal.annotation.query import ByCell, Query
-from canal.annotation.units import Units, check_block, check_entries, find_units
+from canal.annotation.query_units import Units, check_block, check_entries, find_units
 from canal.core.errors import DataError
 from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
@@ -166,7 +166,7 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
     panel
         The model's genes.
     wish
-        Units, or auto; see `canal.annotation.units.find_units`.
+        Units, or auto; see `canal.annotation.query_units.find_units`.
     min_coverage
         Share of the panel that the query must have.
     force

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
 from canal.config.layout import Layout
-from canal.config.load import parse_yaml
+from canal.config.yaml_file import parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError
 from canal.core.files import new_folder, scratch_folder
@@ -26,7 +26,7 @@ from canal.registry.checks.workspace import LOCK, check_workspace
 from canal.registry.facts import sums_facts
 from canal.registry.history import restore_metrics, restore_model, verified
 from canal.registry.key import KEY_FILE, Key, key_digest, write_key
-from canal.report.scores import write_scores
+from canal.report.dvc_scores import write_scores
 
 if TYPE_CHECKING:
     from canal.memory.stages import StageSums

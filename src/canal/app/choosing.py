@@ -171,7 +171,7 @@ def study_digest(project: Project, stage: str) -> str:
     from importlib.metadata import version
 
     from canal.registry.key import read_key
-    from canal.registry.request import request_digest
+    from canal.registry.stage_request import request_digest
 
     layout = project.layout
     files = read_key(layout.model(project.config.stages[stage].parent))["files"]

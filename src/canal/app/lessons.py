@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from canal.continual.cells import LabelledCells
     from canal.continual.evaluation import Examination
     from canal.continual.fit import Hooks
-    from canal.continual.lesson import Lesson
     from canal.continual.pretraining import Corpus
     from canal.continual.shadow import ShadowCells
     from canal.continual.stage import Past
+    from canal.continual.task import Lesson
     from canal.data.prepared import PreparedCells
     from canal.memory.basis import Basis
     from canal.memory.stages import StageSums
@@ -84,8 +84,8 @@ def lesson(
         The panel that the stage was learned with; by default its parent's and the genes that it is to add.
     """
     from canal.continual.bank import cut
-    from canal.continual.lesson import Lesson
     from canal.continual.stage import Past
+    from canal.continual.task import Lesson
     from canal.model.annotator import Annotator
     from canal.model.backbone import Backbone
 

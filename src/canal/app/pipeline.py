@@ -59,8 +59,8 @@ def refuse_early() -> None:
         What the first step concerned would say; or the project may only be read, or is amid a merge.
     """
     from canal.app.project import Project
-    from canal.config.load import check_merged
     from canal.config.sections import BACKBONE
+    from canal.config.yaml_file import check_merged
 
     project = Project.open()
     root = project.layout.root

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from canal.config.layout import Layout
-from canal.config.load import load_config
 from canal.config.params import Config
+from canal.config.yaml_file import load_config
 from canal.core.errors import ConfigError, DataError
 from canal.core.files import read_json
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from canal.app.project import Project
 from canal.config.layout import Layout
-from canal.config.load import load_config
 from canal.config.params import Config
 from canal.config.sections import Source
+from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.core.files import read_json, scratch_folder
@@ -25,7 +25,7 @@ from canal.registry.checks.chain import differing_tensors
 from canal.registry.code import code_digest, cpu_capability, lock_digest
 from canal.registry.history import restore_model, verified
 from canal.registry.key import KEY_FILE, Key
-from canal.registry.request import request_digest
+from canal.registry.stage_request import request_digest
 
 TOLERANCE = 0.05
 """How far accuracies may lie apart on another machine: a few cells of a small stage answer differently."""

@@ -136,8 +136,8 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from canal.app.lessons import features_kept
-    from canal.registry.request import request_digest
     from canal.registry.run_figures import epoch_numbers
+    from canal.registry.stage_request import request_digest
 
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

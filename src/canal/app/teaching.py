@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from canal.app.annotating import digest_of, readable
 from canal.app.project import Project
 from canal.core.errors import ConfigError, DataError
-from canal.data.labels import is_no_type, spelling
+from canal.data.label_words import is_no_type, spelling
 from canal.registry import words
 
 if TYPE_CHECKING:
-    from canal.annotation.lesson import Lesson
+    from canal.annotation.named_cells import Lesson
     from canal.annotation.naming import Naming
     from canal.annotation.sheet import Sheet
     from canal.app.api import Addition
@@ -63,7 +63,7 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
         If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
         labelled is not here, or the declaration breaks a rule.
     """
-    from canal.annotation.lesson import BATCH, LABEL
+    from canal.annotation.named_cells import BATCH, LABEL
     from canal.app.api import propose_stage
     from canal.app.declare import declare
 
@@ -115,7 +115,7 @@ def _target(project: Project, name: str) -> Path:
 
 
 def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
-    from canal.annotation.lesson import write_lesson
+    from canal.annotation.named_cells import write_lesson
     from canal.annotation.sheet import read_sheet
     from canal.annotation.unchanged import Fingerprint
     from canal.app.discovering import opened

@@ -58,7 +58,7 @@ def add(
 ) -> None:
     """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
     from canal.app.api import add_stage
-    from canal.quality.terminal import render
+    from canal.quality.verdict_table import render
 
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
@@ -144,7 +144,7 @@ def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
     """Show the trials that no other one beats, the published point and what was chosen."""
     from canal.app.choosing import tuned_document
     from canal.app.project import Project
-    from canal.report.tuning import front_rows, tuning_table
+    from canal.report.study_figures import front_rows, tuning_table
 
     document = tuned_document(Project.open(root), stage)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
@@ -163,7 +163,7 @@ def run(
     from canal.app.choosing import choose
     from canal.app.project import Project
     from canal.app.step import watch_trials
-    from canal.report.tuning import front_rows, tuning_table
+    from canal.report.study_figures import front_rows, tuning_table
 
     document = choose(Project.open(root), stage, watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)

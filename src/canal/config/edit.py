@@ -6,9 +6,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from canal.config.load import parse_config, parse_yaml
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
+from canal.config.yaml_file import parse_config, parse_yaml
 from canal.core.errors import ConfigError
 from canal.core.files import new_file
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from canal.config.sections import Memory, Novelty
 from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
-from canal.continual.places import fit_network_places
 from canal.continual.remembering import Known, without_type
 from canal.continual.shadow import GeneScores, Part, Shadow, ask, learn_without
 from canal.continual.temperature import fit_calibration
+from canal.continual.type_places import fit_network_places
 from canal.memory.answer import ExactAnnotator
-from canal.memory.rule import PARTS, unsqueezed
+from canal.memory.novelty_rule import PARTS, unsqueezed
 from canal.memory.stages import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (

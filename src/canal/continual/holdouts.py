@@ -13,7 +13,7 @@ from canal.continual.noticed import Noticed, summary
 from canal.continual.remembering import Known, asked_without
 from canal.continual.shadow import GeneScores, ShadowCells, learn_without, obstacle
 from canal.memory.answer import ExactAnnotator
-from canal.memory.rule import SumsRule
+from canal.memory.novelty_rule import SumsRule
 from canal.memory.stages import StageSums
 from canal.model.combined import CombinedAnnotator
 from canal.model.lanes import in_lanes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from canal.continual.measures import harmonic_mean
-from canal.memory.rule import PartsRule
+from canal.memory.novelty_rule import PartsRule
 
 LEAST_CELLS = 5
 """Known cells of a type that is left out, and of all others: fewer tell nothing."""

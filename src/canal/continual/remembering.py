@@ -12,7 +12,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.noticed import LEAST_CELLS, AskedParts, best_choice, can_be_left_out
 from canal.continual.temperature import fit_calibration
 from canal.memory.answer import Calibration, ExactAnnotator
-from canal.memory.rule import PARTS, SumsRule
+from canal.memory.novelty_rule import PARTS, SumsRule
 from canal.memory.solve import SolveSettings, solve
 from canal.memory.stages import StageSums
 

@@ -16,9 +16,9 @@ from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks, generator
 from canal.continual.noticed import Noticed, summary
-from canal.continual.novelty import rule_of
-from canal.continual.places import fit_places
+from canal.continual.novelty_choice import rule_of
 from canal.continual.scores import gene_scores
+from canal.continual.type_places import fit_places
 from canal.model.annotator import Annotator
 from canal.model.head import Head, centre, new_head
 from canal.model.lanes import in_lanes

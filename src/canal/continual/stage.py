@@ -21,15 +21,15 @@ from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine
 from canal.continual.combining import with_rule as with_combined_rule
 from canal.continual.fit import Hooks
-from canal.continual.lesson import Learned, Lesson
 from canal.continual.noticed import best_choice, can_be_left_out
-from canal.continual.novelty import with_rule
-from canal.continual.places import fit_network_places
+from canal.continual.novelty_choice import with_rule
 from canal.continual.probe import Probe, choose_probe, extend
 from canal.continual.remembering import Known, solved
 from canal.continual.scores import Scored, gene_scores
 from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
+from canal.continual.task import Learned, Lesson
 from canal.continual.temperature import fit_temperature
+from canal.continual.type_places import fit_network_places
 from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums
@@ -304,7 +304,7 @@ def chosen_parts(
     labels
         The types, in the order of the logits.
     known, trained
-        As in `canal.continual.novelty.with_rule`. No test cell is looked at.
+        As in `canal.continual.novelty_choice.with_rule`. No test cell is looked at.
     shadows
         Gains the head that was learned without each type, where somebody needs them further.
     """

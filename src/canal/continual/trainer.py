@@ -26,7 +26,7 @@ from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks, generator
 from canal.continual.gene_embedding import place_genes
 from canal.continual.gradients import groups_of, sum_gradients
-from canal.continual.lesson import Learned, Lesson
+from canal.continual.task import Learned, Lesson
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, AnnotatorNetwork
 from canal.model.compute import precision

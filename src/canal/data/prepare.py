@@ -15,10 +15,10 @@ from canal.config.sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import SourceError
 from canal.core.files import new_folder, write_json
-from canal.data.cells import Repairs, describe_cells
 from canal.data.genes import GeneMap, map_genes
 from canal.data.h5ad import H5adFile, open_h5ad
 from canal.data.h5ad_matrices import Matrix
+from canal.data.raw_cells import Repairs, describe_cells
 from canal.data.writing import H5adWriter
 
 if TYPE_CHECKING:

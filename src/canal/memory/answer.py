@@ -21,7 +21,7 @@ from canal.memory.classifier import (
     log_normalised,
     one_thread,
 )
-from canal.memory.rule import SumsRule
+from canal.memory.novelty_rule import SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1

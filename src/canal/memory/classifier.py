@@ -15,8 +15,8 @@ import numpy as np
 from canal.core.digests import json_digest
 from canal.core.errors import SumsError
 from canal.core.files import read_json, write_json
-from canal.memory.arrays import read_arrays, write_arrays
 from canal.memory.basis import HIGHEST, Basis
+from canal.memory.exact_arrays import read_arrays, write_arrays
 
 WEIGHTS = "weights.safetensors"
 SOLUTION = "solution.json"

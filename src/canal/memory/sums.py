@@ -17,8 +17,8 @@ import numpy as np
 
 from canal.core.errors import SumsError
 from canal.core.files import new_file
-from canal.memory.arrays import read_about, read_arrays, write_arrays
 from canal.memory.basis import HIGHEST, Basis
+from canal.memory.exact_arrays import read_about, read_arrays, write_arrays
 
 FORMAT = "1"
 _ARRAYS = ("counts", "totals", "products")

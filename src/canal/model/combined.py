@@ -15,7 +15,7 @@ from canal.core.errors import ModelError
 from canal.core.files import write_json
 from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
 from canal.memory.classifier import log_normalised
-from canal.memory.rule import PARTS, PartsRule, unsqueezed
+from canal.memory.novelty_rule import PARTS, PartsRule, unsqueezed
 from canal.model import COMBINATION, EXACT
 from canal.model.annotator import Annotator
 from canal.model.novelty import is_number

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from canal.core.errors import ModelError
-from canal.memory.rule import squeezed
+from canal.memory.novelty_rule import squeezed
 from canal.model.places import PARTS, Apart
 
 _NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")

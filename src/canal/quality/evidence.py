@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.data.cells import describe_cells
 from canal.data.features import NotGenes
 from canal.data.h5ad import H5adFile, open_h5ad
-from canal.data.labels import is_no_type, spelling
+from canal.data.label_words import is_no_type, spelling
 from canal.data.prepared import PreparedCells
+from canal.data.raw_cells import describe_cells
 from canal.data.units import (
     BASES,
     MAX_TOTAL,

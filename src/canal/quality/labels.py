@@ -12,7 +12,7 @@ import numpy as np
 from canal.core.errors import GateError
 from canal.core.files import read_json, write_json
 from canal.data.prepared import PreparedCells
-from canal.quality import telling
+from canal.quality import wording
 from canal.quality.rule import Rule, between
 from canal.quality.suite import run_suite
 from canal.quality.verdict import RuleResult
@@ -215,7 +215,7 @@ def read_labels(path: Path) -> dict[str, Any]:
     return document
 
 
-def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
+def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> wording.Told:
     """Tell how many cells are contradicted, and by which pairs of types, the most frequent first."""
     pairs = failing.groupby(["label", "like"]).size().sort_values(ascending=False, kind="stable")
     examples = []
@@ -223,16 +223,16 @@ def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
         own = failing[(failing["label"] == label) & (failing["like"] == like)]
         worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
         examples.append(f"{len(own)} {label} look like {like}, such as {worst}")
-    return telling.Told(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
+    return wording.Told(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
 
 
-def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> telling.Told:
+def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> wording.Told:
     """Tell how many labels look like another type, and name the pairs, the surest first."""
     if not len(rows):
-        return telling.Told(_NONE)
+        return wording.Told(_NONE)
     worst = failing.sort_values("share", ascending=False, kind="stable")
     examples = [
         f"{row.name_}: {row.alike:.0f} of {row.cells:.0f} cells look like {row.like}"
         for row in worst.rename(columns={"name": "name_"}).itertuples()
     ]
-    return telling.Told(f"{len(failing)} of {len(rows)} labels", tuple(examples))
+    return wording.Told(f"{len(failing)} of {len(rows)} labels", tuple(examples))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from canal.quality.telling import Tell
 from canal.quality.verdict import Severity
+from canal.quality.wording import Tell
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.core.errors import CanalError
 from canal.registry.bundle import Record
-from canal.registry.checks.cells import check_cells
+from canal.registry.checks.cells_used import check_cells
 from canal.registry.checks.chain import check_chain, check_verdict
 from canal.registry.checks.entries import check_anchors, check_entries, check_promotions
 from canal.registry.checks.exclusion import check_exclusions
 from canal.registry.checks.family import Family
-from canal.registry.checks.files import check_files, check_origin_record
 from canal.registry.checks.finding import LEDGER, Finding, Found, version_name
 from canal.registry.checks.member import Member
 from canal.registry.checks.register import (
@@ -29,10 +28,11 @@ from canal.registry.checks.register import (
     check_registered,
     take_snapshot,
 )
-from canal.registry.checks.shown import check_others, check_shown
 from canal.registry.checks.shown_runs import Made, check_runs
-from canal.registry.checks.sums import check_sums, recompute
+from canal.registry.checks.shown_versions import check_others, check_shown
 from canal.registry.checks.values import CellFiles, check_values
+from canal.registry.checks.version_files import check_files, check_origin_record
+from canal.registry.checks.version_sums import check_sums, recompute
 from canal.registry.checks.workspace import check_origin, check_workspace
 from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.gitted import GitFile

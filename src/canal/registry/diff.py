@@ -6,7 +6,7 @@ from typing import Any
 from canal.core.files import read_json
 from canal.registry.ancestry import Proven, ancestry, common_ancestor
 from canal.registry.key import Key
-from canal.registry.request import Change, changes
+from canal.registry.stage_request import Change, changes
 from canal.registry.store import Store, Version
 
 FORMAT = 1

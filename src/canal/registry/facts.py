@@ -8,7 +8,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import read_json
 from canal.registry.code import code_digest, lock_digest
-from canal.registry.request import request_digest, stage_request
+from canal.registry.stage_request import request_digest, stage_request
 
 if TYPE_CHECKING:
     from canal.memory.stages import StageSums

@@ -12,9 +12,9 @@ from canal.registry.bundle import RECORD_FILE, read_record
 from canal.registry.downloads import bring_again
 from canal.registry.key import KEY_FILE, Key, check_files, read_key
 from canal.registry.ledger import records_said
+from canal.registry.ledger_rules import LOST
 from canal.registry.moves import ledger_of
-from canal.registry.request import differences, stage_request
-from canal.registry.rules import LOST
+from canal.registry.stage_request import differences, stage_request
 from canal.registry.store import Store, Version, local_uri, require_rebuilt
 
 

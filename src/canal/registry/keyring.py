@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from canal.core.errors import RegistryError, SigningError
 from canal.core.files import new_file
 from canal.registry.ledger import Entry
-from canal.registry.rules import DECIDED
+from canal.registry.ledger_rules import DECIDED
 from canal.registry.signing import (
     KIND,
     ROLES,

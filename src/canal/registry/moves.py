@@ -11,8 +11,8 @@ that is there as the store knows it, and is signed where such entries are. What 
 not signed and keeps to all of this. It does no more than a command of canal could do, is told when it is
 finished, and stands in the ledger.
 
-No move is made on top of a ledger that breaks the rules (`canal.registry.rules`), nor where the keyring that
-params.yaml names does not know who signed (`canal.registry.keyring`).
+No move is made on top of a ledger that breaks its rules (`canal.registry.ledger_rules`), nor where the
+keyring that params.yaml names does not know who signed (`canal.registry.keyring`).
 """
 
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from pathlib import Path
 from canal.core.errors import LedgerError
 from canal.core.files import new_file
 from canal.core.messages import tell
-from canal.registry import rules
+from canal.registry import ledger_rules
 from canal.registry.keyring import intent_complaint, require_signature, require_signatures
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
+from canal.registry.ledger_rules import next_breaches, require_next, require_rules, unproven
 from canal.registry.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
-from canal.registry.rules import next_breaches, require_next, require_rules, unproven
 from canal.registry.store import TAG, Store, require_rebuilt
 
-CANDIDATE, CHAMPION, PREVIOUS = rules.CANDIDATE, rules.CHAMPION, rules.PREVIOUS
+CANDIDATE, CHAMPION, PREVIOUS = ledger_rules.CANDIDATE, ledger_rules.CHAMPION, ledger_rules.PREVIOUS
 RETIRED = f"{TAG}retired"
 
 

@@ -21,9 +21,9 @@ from canal.registry.connection import READY, Version
 from canal.registry.imported import IMPORT_KEY, import_of
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Draft, Entry, Ledger, Sign, aliases_said, records_said, retired_said
+from canal.registry.ledger_rules import LOST
 from canal.registry.moves import RETIRED, adopt, ledger_of, moving, record
 from canal.registry.publish import Publication, publish, whole_key
-from canal.registry.rules import LOST
 from canal.registry.store import DONE, MAKING, NUMBERED, REBUILDING, TAG, Store, half_rebuilt, rebuilding
 from canal.registry.sync import extras, ready_version
 from canal.registry.tracking import parent_run

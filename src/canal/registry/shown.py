@@ -2,7 +2,7 @@
 
 A local database of the one schema that is known is read from its tables, in milliseconds; a server, or a
 database of another schema, through MLflow's client. `docs/registry.md` lists the fields;
-`canal.registry.checks.shown` compares each with what canal knows.
+`canal.registry.checks.shown_versions` compares each with what canal knows.
 """
 
 import math

@@ -17,7 +17,7 @@ from canal.core.errors import SigningError
 from canal.core.files import first_file
 from canal.registry import words
 from canal.registry.ledger import Entry, Sign, entry_hash
-from canal.registry.rules import DECIDED, KINDS
+from canal.registry.ledger_rules import DECIDED, KINDS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -12,8 +12,8 @@ from typing import Any
 from canal.config.params import Config
 from canal.core.errors import TrainingError
 from canal.registry.code import current_commit
-from canal.registry.request import request_digest
 from canal.registry.run_figures import LONGEST, flat
+from canal.registry.stage_request import request_digest
 from canal.registry.store import TAG, Store
 from canal.runtime.startup import quiet_libraries
 

@@ -16,7 +16,7 @@ from canal.registry.bundle import method_view
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
-from canal.report.tuning import tuning_figures
+from canal.report.study_figures import tuning_figures
 from canal.tuning.document import TUNED_FILE
 
 

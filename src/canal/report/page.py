@@ -19,7 +19,7 @@ from canal.report.documents import (
     method_lines,
 )
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
-from canal.report.tuning import front_rows, tuning_figures
+from canal.report.study_figures import front_rows, tuning_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

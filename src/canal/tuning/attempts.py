@@ -9,7 +9,7 @@ from canal.config.sections import Continual
 from canal.config.tuning import Tuning
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
-from canal.continual.lesson import Lesson
+from canal.continual.task import Lesson
 from canal.continual.trainer import learn_stage
 from canal.core.digests import json_digest
 from canal.tuning.objective import Attempt, Report, accuracy_by_stage, score

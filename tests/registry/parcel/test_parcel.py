@@ -14,7 +14,7 @@ from canal.core.errors import AuditError
 from canal.registry.parcel.manifest import Content, check_names, parse_manifest
 from canal.registry.parcel.outgoing import write_parcel
 from canal.registry.parcel.proof import prove
-from canal.registry.parcel.reading import unpack_parcel
+from canal.registry.parcel.unpacking import unpack_parcel
 from tests.registry.lineage import make_specs
 from tests.registry.parcel.parcels import make_files, make_parcel, member, remade, with_listing
 

@@ -12,7 +12,7 @@ from canal.registry.checks.finding import LEDGER, Found
 from canal.registry.gitted import GitFile
 from canal.registry.keyring import keyring_of, to_be_signed
 from canal.registry.ledger import Entry
-from canal.registry.rules import Breach, breaches, unproven
+from canal.registry.ledger_rules import Breach, breaches, unproven
 from canal.registry.signing import Keyring, signature_findings
 from canal.registry.store import Store, Version
 

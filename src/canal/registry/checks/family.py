@@ -7,9 +7,9 @@ from canal.core.digests import file_digest
 from canal.core.errors import CanalError
 from canal.core.files import unreadable
 from canal.registry.bundle import Record
-from canal.registry.checks.files import check_key, check_record, read_manifest_key
 from canal.registry.checks.finding import Found, examples, version_name
 from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.checks.version_files import check_key, check_record, read_manifest_key
 from canal.registry.downloads import Bring
 from canal.registry.key import KEY_FILE, read_key
 from canal.registry.ledger import Entry

@@ -9,9 +9,9 @@ from canal.registry.checks.finding import LEDGER, Found, examples, version_name
 from canal.registry.checks.past import check_past
 from canal.registry.gitted import GitFile
 from canal.registry.ledger import Entry, Ledger, aliases_said, records_said, retired_said
+from canal.registry.ledger_rules import LOST
 from canal.registry.moved import foreign
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
-from canal.registry.rules import LOST
 from canal.registry.store import Store, Version, half_rebuilt
 
 STORE = "store"

@@ -13,7 +13,7 @@ from canal.core.files import read_json
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
-from canal.registry.checks.shown import readable_pages
+from canal.registry.checks.shown_versions import readable_pages
 from canal.registry.run_figures import TRIAL_MEASURES, epoch_numbers, flat, measures, param_texts, same
 from canal.registry.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
 from canal.registry.store import TAG

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from canal.config.layout import Layout
-from canal.config.load import parse_yaml
 from canal.config.params import Config
+from canal.config.yaml_file import parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError
 from canal.core.files import unreadable

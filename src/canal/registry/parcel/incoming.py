@@ -15,7 +15,7 @@ from canal.registry.ledger import Sign
 from canal.registry.moves import moving
 from canal.registry.parcel.manifest import LEDGER, MANIFEST, VERSION, Manifest
 from canal.registry.parcel.proof import prove
-from canal.registry.parcel.reading import unpacked
+from canal.registry.parcel.unpacking import unpacked
 from canal.registry.publish import Publication, publish, published
 from canal.registry.registration import enter
 from canal.registry.store import TAG, Store, Version

@@ -14,16 +14,16 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
 from canal.core.files import new_file
 from canal.registry.checks.family import Family
-from canal.registry.checks.files import MANIFESTS, check_files
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ANCESTORS, CARRIED, CARRIED_LATELY, Member
 from canal.registry.checks.register import Snapshot, take_snapshot
-from canal.registry.checks.shown import check_shown
+from canal.registry.checks.shown_versions import check_shown
+from canal.registry.checks.version_files import MANIFESTS, check_files
 from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.moves import ledger_of
 from canal.registry.parcel.manifest import LEDGER, MANIFEST, VERSION, Content, Manifest, check_names
 from canal.registry.parcel.proof import prove
-from canal.registry.parcel.reading import unpacked
+from canal.registry.parcel.unpacking import unpacked
 from canal.registry.shown import read_shown
 from canal.registry.store import Store, Version
 

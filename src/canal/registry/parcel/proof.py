@@ -7,11 +7,13 @@ from canal.core.errors import AuditError, RegistryError
 from canal.core.files import read_json
 from canal.registry import words
 from canal.registry.bundle import RECORD_FILE
-from canal.registry.checks.cells import check_cells
+from canal.registry.checks.cells_used import check_cells
 from canal.registry.checks.chain import check_chain, check_verdict
 from canal.registry.checks.exclusion import declared_in
 from canal.registry.checks.family import ancestor
-from canal.registry.checks.files import (
+from canal.registry.checks.finding import Found
+from canal.registry.checks.member import ANCESTORS, Member
+from canal.registry.checks.version_files import (
     MANIFESTS,
     check_files,
     check_key,
@@ -19,9 +21,7 @@ from canal.registry.checks.files import (
     read_manifest_key,
     unlisted,
 )
-from canal.registry.checks.finding import Found
-from canal.registry.checks.member import ANCESTORS, Member
-from canal.registry.checks.sums import check_sums
+from canal.registry.checks.version_sums import check_sums
 from canal.registry.key import KEY_FILE
 from canal.registry.ledger import Entry, read_entry
 from canal.registry.opening import Opening

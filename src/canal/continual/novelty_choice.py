@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from canal.config.sections import Novelty
-from canal.continual.places import fit_places
 from canal.continual.scores import Scored
+from canal.continual.type_places import fit_places
 from canal.core.errors import TrainingError
-from canal.memory.rule import quantile_threshold
+from canal.memory.novelty_rule import quantile_threshold
 from canal.model.annotator import Annotator
 from canal.model.head import Head
 from canal.model.novelty import Blend, NoveltyRule
