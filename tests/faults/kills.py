@@ -194,7 +194,7 @@ CASES = (
         "sums backfill",
         ("sums", "backfill", "second"),
         done_already="has sums already",
-        changes=("models/second", "metrics/second", "dvc.lock"),
+        changes=("models/second", "metrics/second", "scores/second", "dvc.lock"),
     ),
     Case(
         "backbone import",
