@@ -41,6 +41,8 @@ def test_the_page_of_a_version_tells_what_it_is_and_how_to_promote_it(project, n
     assert "**second** learned on first (canal-annotator 1): 4 cell types, 32 genes." in text
     for stage, one in evaluation["per_stage"].items():
         assert f"| {stage} | {one['n']} | {one['accuracy']:.3f} |" in text
+    assert f"Average {evaluation['average_accuracy']:.3f}, forgetting " in text
+    assert ", H-score of unknown types " in text
     assert "Cell types: B, NK, T, Mono." in text
     assert "Gate: passed, " in text
     assert "`canal promote 2 --by NAME --why REASON`" in text

@@ -29,7 +29,7 @@ from canal.registry.checks.register import (
     take_snapshot,
 )
 from canal.registry.checks.shown_runs import Made, check_runs
-from canal.registry.checks.shown_versions import check_others, check_shown
+from canal.registry.checks.shown_versions import check_others, check_shown, what_was_told
 from canal.registry.checks.values import CellFiles, check_values
 from canal.registry.checks.version_files import check_files, check_origin_record
 from canal.registry.checks.version_sums import check_sums, recompute
@@ -132,9 +132,10 @@ def _audited(
         if chain:
             chains.append(chain)
         if record is not None:
-            check_shown(shown, chain[-1], record, found)
+            told = what_was_told(chain[-1], record)
+            check_shown(shown, chain[-1], record, told, found)
             entry = snapshot.records.get((version.model, version.number))
-            made.append(Made(chain[-1], record, entry is not None and entry.kind == "register"))
+            made.append(Made(chain[-1], record, told, entry is not None and entry.kind == "register"))
     opening = Opening([chain[-1] for chain in chains]).start()
     check_runs(shown, made, versions is None, found)
     check_promotions(snapshot.entries, wanted, family, found)

@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,11 @@ from canal.registry.run_figures import flat, measures
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FORMAT = 1
-"""What record.json says as ``pages`` where MLflow was told all of this; earlier versions have nothing."""
+FLAG, FORMAT = "pages", 1
+"""What record.json says where MLflow was told all of this; earlier versions have nothing.
+
+Audits hold MLflow to every word of it: other words, or other figures, are another format.
+"""
 
 EVALUATION, PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
 GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
@@ -225,7 +228,7 @@ class Pages:
         for stage, one in rows[-_MOST_STAGES:]:
             yield f"| {_plain(stage)} | {one['n']} | {one['accuracy']:.3f} |"
         names = {
-            "average_accuracy": "average",
+            "average_accuracy": "Average",
             "forgetting": "forgetting",
             "h_score": "H-score of unknown types",
             "ece": "calibration error",
@@ -234,9 +237,7 @@ class Pages:
         told = [f"{word} {said[name]:.3f}" for name, word in names.items() if name in said]
         missing = [_plain(stage) for stage in self.evaluation["not_measured"]]
         yield ""
-        yield f"{', '.join(told).capitalize()}." + (
-            f" Not measured: {', '.join(missing)}." if missing else ""
-        )
+        yield f"{', '.join(told)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
         yield ""
 
     def _types(self) -> Iterator[str]:
@@ -317,9 +318,22 @@ def _profile(data: DataSet) -> str:
     return json.dumps({"num_rows": sum(data.counts.values()), "cell_types": data.counts})
 
 
-def told(folder: Path, key: Key, record: Record) -> Pages | None:
-    """Return what MLflow was told of a version; None of one that was registered before it was told."""
-    return Pages(folder, key, record) if record.get("pages") == FORMAT else None
+@dataclass(frozen=True)
+class Told:
+    """What MLflow was told of a version beside the tags that every version has."""
+
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()
+
+
+def told_of(folder: Path, key: Key, record: Record, number: int) -> Told:
+    """Return what MLflow was told of version ``number``: nothing, if an older canal registered it."""
+    if record.get(FLAG) != FORMAT:
+        return Told()
+    pages = Pages(folder, key, record)
+    return Told(pages.description(number), pages.tags, pages.params, pages.measures)
 
 
 def _data_set(stage: str, name: str, cell_ids: Iterable[str], cell_types: Iterable[str]) -> DataSet:

@@ -17,7 +17,7 @@ from canal.core.files import scratch_folder
 from canal.registry.bundle import RECORD_FILE, assemble, read_record, write_record
 from canal.registry.code import cpu_capability, current_commit
 from canal.registry.key import check_files, key_digest, read_key
-from canal.registry.pages import FORMAT, Pages, show
+from canal.registry.pages import FLAG, FORMAT, Pages, show
 from canal.registry.store import KIND, LOGGED, READY, TAG, Store, Version
 
 MODEL_VERSIONS = "mlflow.modelVersions"
@@ -86,7 +86,7 @@ def publish(store: Store, what: Publication) -> Version:
         bundle = scratch / "version"
         model_id = _begin(store, what)
         assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
-        write_record(bundle, {**_facts(store, what), **what.facts, "pages": FORMAT})
+        write_record(bundle, {**_facts(store, what), **what.facts, FLAG: FORMAT})
         with store.speaking():
             store.client.log_model_artifacts(model_id, str(bundle))
             store.client.finalize_logged_model(model_id, "READY")

@@ -7,11 +7,13 @@ from typing import Any
 
 from canal.config.layout import Layout
 from canal.core.files import new_folder, read_json, write_json
+from canal.registry.run_figures import measures
 
 SCORES, STAGES, TYPES = "scores.json", "stages.csv", "types.csv"
 EPOCHS, CONFUSION = "epochs.csv", "confusion.csv"
 """Files of ``scores/<stage>``, as dvc.yaml names them."""
 
+_SHOWN = ("average_accuracy", "backward_transfer", "forgetting", "h_score", "auroc", "ece")
 _EPOCH = ("epoch", "loss", "cross_entropy", "distillation", "validation_accuracy")
 
 
@@ -35,12 +37,13 @@ def write_scores(layout: Layout, stage: str) -> None:
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of a stage, flat enough for a table."""
-    found = {"accuracy": evaluation["row"][evaluation["stage"]]}
-    found |= {name: evaluation[name] for name in ("average_accuracy", "backward_transfer", "forgetting")}
-    novelty, calibration = evaluation["novelty"], evaluation["calibration"] or {}
-    found |= {name: novelty.get(name) for name in ("h_score", "auroc")} | {"ece": calibration.get("ece")}
-    found |= {"types": len(evaluation["labels"]), "by_stage": evaluation["row"]}
-    return found
+    said = measures(evaluation)
+    return {
+        "accuracy": evaluation["row"][evaluation["stage"]],
+        **{name: said.get(name) for name in _SHOWN},
+        "types": len(evaluation["labels"]),
+        "by_stage": evaluation["row"],
+    }
 
 
 def _answers(metrics: Path) -> Iterable[Sequence[Any]]:

@@ -13,7 +13,7 @@ from canal.core.files import read_json
 from canal.registry.bundle import Record
 from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import Member
-from canal.registry.checks.shown_versions import readable_pages
+from canal.registry.pages import Told
 from canal.registry.run_figures import TRIAL_MEASURES, epoch_numbers, flat, measures, param_texts, same
 from canal.registry.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
 from canal.registry.store import TAG
@@ -27,10 +27,14 @@ _STAGE_KEY = f"{TAG}stage_key"
 
 @dataclass(frozen=True)
 class Made:
-    """A version, its record, and whether it was registered once learned, not rebuilt: then it has runs."""
+    """A version, its record, and whether it was registered once learned, not rebuilt: then it has runs.
+
+    ``told`` is what `canal.registry.checks.shown_versions.what_was_told` returns.
+    """
 
     member: Member
     record: Record
+    told: Told | None
     registered: bool
 
     @property
@@ -106,10 +110,9 @@ def _check_own_figures(shown: Shown, run: ShownRun, one: Made, found: Found) -> 
 
     Points before the last are of a version that had the run before, or of a registration that a kill ended.
     """
-    pages = readable_pages(one.member, one.record)
-    if pages is None and "pages" in one.record:
-        return  # a damaged file, which other checks name
-    wanted = {} if pages is None else {measure.name: measure.value for measure in pages.measures}
+    if one.told is None:
+        return
+    wanted = {measure.name: measure.value for measure in one.told.measures}
     points = shown.history(run.id)
     wrong = [
         f"{name} {run.latest.get(name, 'is gone')}, not {value}"

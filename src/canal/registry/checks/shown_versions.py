@@ -12,7 +12,7 @@ from canal.registry.checks.member import Member
 from canal.registry.checks.register import Snapshot
 from canal.registry.ledger import aliases_said
 from canal.registry.moves import CANDIDATE, CHAMPION, PREVIOUS
-from canal.registry.pages import SOURCES, Measure, Pages, told
+from canal.registry.pages import FLAG, SOURCES, Measure, Told, told_of
 from canal.registry.run_figures import same
 from canal.registry.shown import ACTIVE, Shown, ShownModel, ShownVersion
 from canal.registry.store import LOGGED, TAG, Store, Version
@@ -23,17 +23,18 @@ _NO_STAGE = "None"
 _LONGEST = 120
 
 
-def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> None:
-    """Check the rows that MLflow has of a version, and its tags, against key.json and record.json."""
+def check_shown(shown: Shown, member: Member, record: Record, told: Told | None, found: Found) -> None:
+    """Check the rows that MLflow has of a version, and its tags, against key.json and record.json.
+
+    What it was ``told`` beside is compared unless that is None; see `what_was_told`.
+    """
     version = member.version
     row = None if version is None else shown.versions.get((version.model, version.number))
     if version is None or row is None:
         return
-    pages = readable_pages(member, record)
-    _check_tags(row, member, record, pages, found)
-    known = pages is not None or "pages" not in record  # else a damaged file, which other checks name
-    if known:
-        _check_description(row, member, pages, found)
+    _check_tags(row, member, record, told, found)
+    if told is not None:
+        _check_description(row, member, told, found)
     if row.stage not in ("", _NO_STAGE):
         what = f"model_versions.current_stage is {_said(row.stage)}: MLflow loads it by that name, too"
         found.note(member.name, _CHECK, what)
@@ -48,20 +49,23 @@ def check_shown(shown: Shown, member: Member, record: Record, found: Found) -> N
     _compare(member, "model_versions.storage_location", row.location, model.location, found)
     for name, there, wanted in _model_pairs(shown, model, member, record):
         _compare(member, name, there, wanted, found)
-    if known:
-        _check_model(model, member, pages, found)
+    if told is not None:
+        _check_model(model, member, told, found)
 
 
-def readable_pages(member: Member, record: Record) -> Pages | None:
-    """Return what MLflow was told of a version, where all files that this is made of hold."""
-    pages = told(member.folder, member.key, record)
-    if pages is None or not all(_holds(member, record, name) for name in SOURCES):
+def what_was_told(member: Member, record: Record) -> Told | None:
+    """Return what MLflow was told of a version; None where a file that this is made of is damaged.
+
+    Other checks name such a file. Of a version that an older canal registered no file is read.
+    """
+    if member.version is None:
+        return None
+    if FLAG in record and not all(_holds(member, record, name) for name in SOURCES):
         return None
     try:
-        pages.description(0), pages.params, pages.tags, pages.data  # noqa: B018 - all is read here
+        return told_of(member.folder, member.key, record, member.version.number)
     except (CanalError, OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # a document that other checks find to be none
-    return pages
+        return None
 
 
 def _holds(member: Member, record: Record, name: str) -> bool:
@@ -70,10 +74,10 @@ def _holds(member: Member, record: Record, name: str) -> bool:
     return member.sum(name) == wanted
 
 
-def _check_description(row: ShownVersion, member: Member, pages: Pages | None, found: Found) -> None:
+def _check_description(row: ShownVersion, member: Member, told: Told, found: Found) -> None:
     """Compare the description with canal's; what somebody wrote below it is noted."""
     said, name = row.description.strip(), "model_versions.description"
-    wanted = "" if pages is None else pages.description(row.number).strip()
+    wanted = told.description.strip()
     if not said.startswith(wanted):
         what = f"{name} in MLflow does not say what canal wrote there: {_said(said)}"
         found.wrong(member.name, _CHECK, what)
@@ -81,14 +85,13 @@ def _check_description(row: ShownVersion, member: Member, pages: Pages | None, f
         found.note(member.name, _CHECK, f"{name} in MLflow says more than canal wrote: {_said(added)}")
 
 
-def _check_model(model: ShownModel, member: Member, pages: Pages | None, found: Found) -> None:
+def _check_model(model: ShownModel, member: Member, told: Told, found: Found) -> None:
     """Compare parameters and metrics of a logged model with the version's documents."""
-    params = {} if pages is None else pages.params
     there = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
-    wanted = {} if pages is None else {_place(one): one.value for one in pages.measures}
+    wanted = {_place(one): one.value for one in told.measures}
     wrong = [
         f"{name} {_said(model.params[name]) if name in model.params else 'is gone'}, not {_said(value)}"
-        for name, value in params.items()
+        for name, value in told.params.items()
         if model.params.get(name) != value
     ]
     wrong += [
@@ -103,7 +106,7 @@ def _check_model(model: ShownModel, member: Member, pages: Pages | None, found: 
     if wrong:
         what = f"its logged model in MLflow differs from its documents: {examples(sorted(wrong))}"
         found.wrong(member.name, _CHECK, what)
-    strange = {*model.params} - {*params} | {name for name, _, _ in there} - names | {*model.tags}
+    strange = {*model.params} - {*told.params} | {name for name, _, _ in there} - names | {*model.tags}
     if strange:
         what = f"its logged model in MLflow shows {examples(sorted(strange))}, which canal did not write"
         found.note(member.name, _CHECK, what)
@@ -177,9 +180,9 @@ def _model_pairs(
     yield "logged_models.experiment_id", model.experiment, shown.experiment
 
 
-def _check_tags(row: ShownVersion, member: Member, record: Record, pages: Pages | None, found: Found) -> None:
+def _check_tags(row: ShownVersion, member: Member, record: Record, told: Told | None, found: Found) -> None:
     """Check every tag that canal wrote, whether it says something else or is gone."""
-    figures = {} if pages is None else {f"{TAG}{name}": value for name, value in pages.tags.items()}
+    figures = {} if told is None else {f"{TAG}{name}": value for name, value in told.tags.items()}
     for name, wanted in (expected_tags(member, record) | figures).items():
         there = row.tags.get(name)
         if there != wanted:

@@ -17,7 +17,7 @@ from canal.registry.checks.family import Family
 from canal.registry.checks.finding import Found
 from canal.registry.checks.member import ANCESTORS, CARRIED, CARRIED_LATELY, Member
 from canal.registry.checks.register import Snapshot, take_snapshot
-from canal.registry.checks.shown_versions import check_shown
+from canal.registry.checks.shown_versions import check_shown, what_was_told
 from canal.registry.checks.version_files import MANIFESTS, check_files
 from canal.registry.downloads import Bring, fresh_copies
 from canal.registry.moves import ledger_of
@@ -79,7 +79,7 @@ def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | byt
     member = family.member(version)
     record = None if member is None else family.record(member)
     if member is not None and record is not None:
-        check_shown(read_shown(store), member, record, found)
+        check_shown(read_shown(store), member, record, what_was_told(member, record), found)
     chain = [] if member is None else family.chain(member)
     for one in chain:
         check_files(one, found)
