@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.lessons import examination, shadow_cells
+from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
 from canal.continual.evaluation import calibration
 from canal.continual.temperature import fit_temperature

@@ -27,8 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.lessons import examination, features_kept, shadow_cells
+from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
+from canal.app.tasks import features_kept
 from canal.continual.evaluation import calibration
 from canal.continual.holdouts import held_out_types
 from canal.continual.shadow import shadow_heads

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from canal.app.lessons import examination, shadow_cells
+from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
 from canal.config.sections import Novelty
 from canal.continual.measures import harmonic_mean

@@ -25,7 +25,7 @@ from novelty import auroc
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.lessons import examination, shadow_cells
+from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
 from canal.continual.novelty_choice import quantile_threshold, with_rule
 from canal.model.annotator import Annotator

@@ -1,18 +1,19 @@
 """Measure one stage's model on the test cells of every stage so far: metrics/<stage>/, scores/<stage>/."""
 
+from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
-from canal.app.step import argument, project_step, run, say
 from canal.core.files import new_folder
+from canal.core.messages import tell
 from canal.registry.history import restore_metrics
 from canal.registry.key import key_digest
 from canal.registry.run_figures import measures
 from canal.registry.tracking import StepRun
-from canal.report.dvc_scores import write_scores
+from canal.report.collect import write_scores
 
 
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its figures."""
-    from canal.app.measuring import measured
+    from canal.app.learning import measured
     from canal.continual.evaluation import write_evaluation
     from canal.report.collect import draw_figures
 
@@ -30,7 +31,7 @@ def measure(project: Project, logged: StepRun) -> None:
     logged.artifacts(layout.metrics(stage), "metrics")
     logged.artifacts(figures, "figures")
     row = (f"{name} {value:.3f}" for name, value in found["row"].items() if value is not None)
-    say(f"{stage}: accuracy on test cells of {', '.join(row)}")
+    tell(f"{stage}: accuracy on test cells of {', '.join(row)}")
 
 
 def main() -> None:

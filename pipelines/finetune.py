@@ -1,7 +1,7 @@
 """Learn one stage on top of its parent, by network, sums or both: models/<stage>/."""
 
+from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
-from canal.app.step import argument, project_step, run
 from canal.core.files import new_folder
 from canal.registry.facts import stage_facts, sums_facts
 from canal.registry.history import require_available, restore_model
@@ -12,8 +12,7 @@ from canal.registry.tracking import StepRun
 def learn(project: Project, logged: StepRun) -> None:
     """Learn the stage named by --stage and write its model folder with its key."""
     from canal.app.choosing import chosen_settings
-    from canal.app.learning import learned_stage
-    from canal.app.lessons import keep_inputs
+    from canal.app.learning import keep_inputs, learned_stage
     from canal.quality.verdict import require_passing
 
     stage = argument("stage", project.config.stages)

@@ -1,7 +1,8 @@
 """Fetch the bytes of each source into incoming/, which data.dvc imports as data/."""
 
+from canal.app.pipeline import run
 from canal.app.project import Project
-from canal.app.step import run, say
+from canal.core.messages import tell
 from canal.data.sources import ingest
 
 
@@ -9,7 +10,7 @@ def main() -> None:
     """Fetch every source, all of them or nothing."""
     project = Project.open()
     layout = project.layout
-    ingest(project.config, layout.root, layout.incoming, layout.private, say, layout.data)
+    ingest(project.config, layout.root, layout.incoming, layout.private, tell, layout.data)
 
 
 if __name__ == "__main__":

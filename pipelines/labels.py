@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from canal.app.label_check import contradicted
-from canal.app.lessons import LABELS_FILE, ask_parent
+from canal.app.declaring import LABELS_FILE, ask_parent, contradicted
+from canal.app.pipeline import argument, run
 from canal.app.project import Project
-from canal.app.step import argument, run, say
+from canal.core.messages import tell
 from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
 from canal.registry.history import require_available, restore_file
 from canal.registry.key import read_key
@@ -41,9 +41,9 @@ def check(project: Project, stage: str) -> None:
     write_labels(target, stage, parent, len(cells), result, sure)
     for found in (result, *(() if sure is None else (sure[1],))):
         for example in found.examples if not found.passed else ():
-            say(f"{stage}: warning: {example}")
+            tell(f"{stage}: warning: {example}")
         if not found.passed:
-            say(f"{stage}: {found.hint}")
+            tell(f"{stage}: {found.hint}")
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Choose the genes of the lineage on the first stage's training cells: panel.json."""
 
-from canal.app.adopting import adopted_basis
-from canal.app.import_backbone import imported_vocabulary
+from canal.app.beginning import adopted_basis, imported_vocabulary
+from canal.app.pipeline import run
 from canal.app.project import Project
-from canal.app.step import run, say
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
+from canal.core.messages import tell
 from canal.data.panel import adopted_panel, choose_panel, write_panel
 from canal.model.config import PRESETS
 from canal.registry.history import require_available, restore_file
@@ -23,13 +23,13 @@ def main() -> None:
     split = file_digest(layout.split(stage))
     if (adopted := adopted_basis(project)) is not None:
         write_panel(layout.panel, adopted_panel(adopted.genes), config.panel, split, adopted.digest)
-        say(f"panel: the {adopted.size} genes of the adopted basis {adopted.digest[:12]}...")
+        tell(f"panel: the {adopted.size} genes of the adopted basis {adopted.digest[:12]}...")
         return
     size = config.panel.size or PRESETS[config.backbone.preset].panel
     known = imported_vocabulary(project)
     chosen = choose_panel(project.prepared(stage), project.split(stage), config.panel, size, known)
     write_panel(layout.panel, chosen, config.panel, split)
-    say(f"panel: {len(chosen.genes)} genes by {config.panel.rule}, such as {', '.join(chosen.genes[:8])}")
+    tell(f"panel: {len(chosen.genes)} genes by {config.panel.rule}, such as {', '.join(chosen.genes[:8])}")
 
 
 if __name__ == "__main__":

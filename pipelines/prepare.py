@@ -1,7 +1,8 @@
 """Make one source canonical: prepared/<source>/."""
 
+from canal.app.pipeline import argument, run
 from canal.app.project import Project
-from canal.app.step import argument, run, say
+from canal.core.messages import tell
 from canal.data.prepare import PrepareSettings, prepare, prepare_absent
 
 
@@ -12,14 +13,14 @@ def main() -> None:
     source, into = project.config.sources[name], project.layout.prepared(name)
     if not source.available:
         prepare_absent(name, source, into)
-        say(f"{name}: not available; its stages only restore")
+        tell(f"{name}: not available; its stages only restore")
         return
     settings = PrepareSettings(project.config.min_genes(name), project.config.prepare.chunk_cells)
     prepared = prepare(project.layout.source(name) / "cells.h5ad", name, source, settings, into)
-    say(f"{name}: {prepared.n_cells} cells x {prepared.n_genes} genes")
+    tell(f"{name}: {prepared.n_cells} cells x {prepared.n_genes} genes")
     if blank := prepared.repairs.get("labels_with_blanks"):
         names = ", ".join(map(repr, blank["examples"]))
-        say(f"{name}: blanks at the ends of {blank['n']} labels were left out, such as {names}")
+        tell(f"{name}: blanks at the ends of {blank['n']} labels were left out, such as {names}")
 
 
 if __name__ == "__main__":

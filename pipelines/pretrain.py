@@ -2,9 +2,9 @@
 
 import shutil
 
-from canal.app.import_backbone import adopt
+from canal.app.beginning import adopt
+from canal.app.pipeline import project_step, run
 from canal.app.project import Project
-from canal.app.step import project_step, run, watch
 from canal.config.sections import BACKBONE
 from canal.core.files import new_folder, write_json
 from canal.registry.facts import stage_facts
@@ -15,13 +15,10 @@ from canal.registry.tracking import StepRun
 
 def learn(project: Project, logged: StepRun) -> None:
     """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
-    from canal.app.lessons import corpus
-    from canal.continual.pretraining import pretrain
-    from canal.model.config import PRESETS
+    from canal.app.learning import pretrained
     from canal.quality.verdict import require_passing
 
-    config, layout = project.config, project.layout
-    imported, shape = config.imported_backbone, PRESETS[config.backbone.preset].backbone
+    config, layout, imported = project.config, project.layout, project.config.imported_backbone
     for name in (config.root_stage, *config.backbone.extra_stages):
         require_available(config, name)
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
@@ -30,8 +27,7 @@ def learn(project: Project, logged: StepRun) -> None:
     if not config.trains_network:
         history = {"method": "exact", "epochs": []}
     elif imported is None:
-        with watch(project, logged, BACKBONE, config.backbone.max_epochs) as hooks:
-            backbone, history = pretrain(corpus(project), shape, config.backbone, config.seed, hooks)
+        backbone, history = pretrained(project, logged)
     with new_folder(layout.model(BACKBONE)) as folder:
         if imported is not None:
             adopt(project, imported, folder)

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from canal.app.pipeline import run
 from canal.app.project import Project
-from canal.app.step import run, say
 from canal.core.files import new_folder
+from canal.core.messages import tell
 from canal.data.split import read_split, sets_told, split_stage, write_split
 from canal.registry.history import require_available, restore_file
 
@@ -23,7 +24,7 @@ def divide(project: Project, stage: str, into: Path) -> None:
     split = split_stage(project.prepared(stage).obs, config.split, config.seed, grouped, tables)
     write_split(target, stage, split, config.split, earlier)
     counts = split["set"].value_counts()
-    say(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in sets_told(counts)))
+    tell(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in sets_told(counts)))
 
 
 def main() -> None:

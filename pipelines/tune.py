@@ -3,10 +3,11 @@
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from canal.app.choosing import choose, tuning_of
+from canal.app.choosing import choose, tuning_of, watch_trials
+from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
-from canal.app.step import argument, project_step, run, say, watch_trials
 from canal.core.files import scratch_folder, write_json
+from canal.core.messages import tell
 from canal.registry.history import restore_file
 from canal.registry.tracking import StepRun
 from canal.registry.trial_runs import Trials, log_trials
@@ -24,10 +25,9 @@ def tune(project: Project, logged: StepRun) -> None:
     logged.params(tuning_of(project, stage).asked() | {"seed": project.config.seed})
 
     def watching(study: "Study") -> "AbstractContextManager[Watch]":
-        digest = study.plan.digest
-        logged.tags({"canal.study": digest})
+        logged.tags({"canal.study": study.plan.digest})
         return watch_trials(
-            study, lambda done: log_trials(logged, Trials(stage, digest, done, trial_times(study)))
+            study, lambda done: log_trials(logged, Trials(stage, study.plan.digest, done, trial_times(study)))
         )
 
     found = choose(project, stage, watching)
@@ -42,7 +42,7 @@ def tune(project: Project, logged: StepRun) -> None:
     below = ", though no trial kept as much of the past as was wanted" if found["rule"]["below"] else ""
     best = found["rule"]["passed_over"]
     unsure = "" if best is None else f"; trial {best} looks better by too little to be sure"
-    say(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}{unsure}")
+    tell(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}{unsure}")
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 from rich.console import Console
 
+from canal.app.pipeline import argument, run
 from canal.app.project import Project
-from canal.app.step import argument, run, say
 from canal.core.errors import GateError
+from canal.core.messages import tell
 from canal.quality.gate import judge
-from canal.quality.verdict_table import render, summary
 from canal.registry.history import require_available, restore_file
+from canal.report.registry_tables import verdict_line, verdict_table
 
 
 def main() -> None:
@@ -22,11 +23,11 @@ def main() -> None:
     verdict = judge(project.subject(stage), project.config.gate, layout.data_docs(stage))
     verdict.write(target)
     if all(rule.passed for rule in verdict.rules):
-        say(f"{stage}: gate {summary(verdict)}")
+        tell(f"{stage}: gate {verdict_line(verdict)}")
     else:
-        Console(stderr=True, width=110).print(render(verdict, only_failed=True))
+        Console(stderr=True, width=110).print(verdict_table(verdict, only_failed=True))
     if not verdict.passed:
-        raise GateError(f"stage {stage!r} did not pass its gate: {summary(verdict)}")
+        raise GateError(f"stage {stage!r} did not pass its gate: {verdict_line(verdict)}")
 
 
 if __name__ == "__main__":

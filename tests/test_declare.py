@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.app.declare import declare, read_label_map, trimmed_labels
+from canal.app.declaring import declare, read_label_map, trimmed_labels
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, SourceError
 from tests.make import make_adata, write_adata

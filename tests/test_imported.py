@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from canal.app.import_backbone import adopt, import_folder, imported_vocabulary
+from canal.app.beginning import adopt, import_folder, imported_vocabulary
 from canal.app.project import Project
 from canal.core.digests import file_digest, tree_digests
 from canal.core.errors import ModelError, RegistryError

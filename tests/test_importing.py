@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from canal.app.api import relearn
-from canal.app.importing import PublishedFiles, import_published, read_gene_vectors
+from canal.app.beginning import PublishedFiles, import_published, read_gene_vectors
+from canal.app.declaring import relearn
 from canal.app.project import Project
 from canal.cli import app
 from canal.core.digests import file_digest, tree_digests
@@ -251,7 +251,7 @@ def test_the_folder_bears_the_checkpoints_name_made_safe(file, name):
 
 
 def test_half_precision_weights_are_imported_as_float32(tmp_path, monkeypatch):
-    from canal.app.importing import read_backbone
+    from canal.app.beginning import read_backbone
 
     read_here(monkeypatch)
     _, genes = write_published(tmp_path)

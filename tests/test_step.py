@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from canal.app.step import argument, run, watch, watch_trials
+from canal.app.choosing import watch_trials
+from canal.app.learning import watch
+from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
 from canal.tuning.study import Study

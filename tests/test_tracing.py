@@ -85,7 +85,7 @@ def test_names_in_titles_are_neither_markup_nor_steer_the_terminal():
 
     from rich.console import Console
 
-    from canal.report.trace_tables import forward_group
+    from canal.report.cell_tables import forward_group
 
     stream = StringIO()
     document = {

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from canal.annotation.outputs import Output
 from canal.annotation.records import make_record
-from canal.app.annotating import logger, origin, provenance
-from canal.app.who import who
+from canal.app.annotating import logger, origin, provenance, who
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import CanalError, DataError

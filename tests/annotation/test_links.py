@@ -15,7 +15,7 @@ from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
 from canal.annotation.noted import read_noted
 from canal.annotation.options import Options
-from canal.app.declare import declare
+from canal.app.declaring import declare
 from canal.cli import app
 from canal.config.sections import Gate
 from canal.core.digests import file_digest

@@ -101,8 +101,8 @@ def promote_other() -> dict[str, Any]:
 
 def learn_second() -> dict[str, Any]:
     """Learn, measure and register the second stage, as its steps do when MLflow starts them."""
-    from canal.app.api import registry_sync
     from canal.app.project import Project
+    from canal.app.versions import registry_sync
     from canal.registry.tracking import stage_run, step_run
 
     project = Project.open()
@@ -119,8 +119,8 @@ def learn_second() -> dict[str, Any]:
 
 def sync() -> dict[str, Any]:
     """Register what there is, which also finishes what a kill left."""
-    from canal.app.api import registry_sync
     from canal.app.project import Project
+    from canal.app.versions import registry_sync
 
     return {"made": len(registry_sync(Project.open()).made)}
 

@@ -40,17 +40,17 @@ _MODULES = (
     "rich.progress",
     "scipy.stats",
     "sklearn.metrics",
-    "canal.app.api",
+    "canal.app.annotating",
     "canal.app.choosing",
     "canal.continual.evaluation",
     "canal.continual.shadow",
     "canal.continual.trainer",
-    "canal.app.lessons",
+    "canal.app.tasks",
     "canal.app.promoting",
     "canal.registry.audit",
     "canal.report.collect",
     "canal.report.figures",
-    "canal.app.step",
+    "canal.app.pipeline",
 )
 
 

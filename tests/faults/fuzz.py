@@ -53,7 +53,7 @@ _MODULES = (
         "sklearn.neighbors",
         "torch",
         "zarr",
-        "canal.app.api",
+        "canal.app.annotating",
         "canal.app.discovering",
         "canal.app.promoting",
     ),
@@ -61,7 +61,7 @@ _MODULES = (
         "canal.report.terminal",
         "canal.quality.gate",
         "canal.annotation.novel",
-        "canal.app.teaching",
+        "canal.app.discovering",
         "canal.cli",
     ),
     *(
@@ -301,11 +301,11 @@ def _spoken(annotator: Annotator, command: Command) -> int:
 
 def _run(annotator: Annotator, command: Command) -> int:
     """Run a command with a model that needs no training, and a gate that needs no earlier cells."""
-    import canal.app.api
+    import canal.app.annotating
     from canal.app.project import Project
     from canal.cli import app
 
-    canal.app.api.load_annotator = lambda project, version, effort="full": annotator
+    canal.app.annotating.load_annotator = lambda project, version, effort="full": annotator
     Project.candidate = _candidate  # type: ignore[method-assign]
     if command[0] == "import":
         _import(Path(command[1]))

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-import canal.app.step
+import canal.app.pipeline
 from tests.make import make_adata, make_document, source_of, write_adata
 from tests.pipeline.conftest import Line, lay_out, learned_once, move_database
 from tests.registry.registered import EMPTY, keep_empty, open_store
@@ -84,7 +84,7 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         how(project, Nothing())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canal.app.step, "project_step", learn)
+        patch.setattr(canal.app.pipeline, "project_step", learn)
         without_pictures(patch)
         prepare_here(line, patch)
         stages = list(line.project().config.stages)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-import canal.app.step
+import canal.app.pipeline
 from canal.core.files import read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
@@ -73,7 +73,7 @@ def digests_in(order: tuple[str, ...], line: Line, monkeypatch) -> dict[str, str
     line.edit(reorder)
     shutil.rmtree(line.root / "models", ignore_errors=True)
     monkeypatch.setattr(
-        canal.app.step, "project_step", lambda project, _, stage, how: how(project, Nothing())
+        canal.app.pipeline, "project_step", lambda project, _, stage, how: how(project, Nothing())
     )
     monkeypatch.chdir(line.root)
     for script in ("split", "panel", "pretrain"):
@@ -147,7 +147,7 @@ def test_an_adopted_basis_that_is_gone_or_another_is_told(tmp_path, basis, monke
     Basis.read(basis).save(folder)
     Basis(("A", "B"), {}).save(folder)
     monkeypatch.chdir(line.root)
-    from canal.app.adopting import adopted_basis
+    from canal.app.beginning import adopted_basis
     from canal.core.errors import SumsError
 
     with pytest.raises(SumsError, match="run `canal basis adopt` for the one that is meant"):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from canal.app.views import version_rows
+from canal.app.versions import version_rows
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.registry import pages

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from canal.app.api import registry_sync
+from canal.app.versions import registry_sync
 from canal.core.errors import AuditError, RegistryError
 from canal.registry.audit import audit
 from canal.registry.keyring import add_to_keyring

@@ -5,8 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from canal.app.api import registry_sync, serving_version
+from canal.app.annotating import serving_version
 from canal.app.promoting import Move, compare, judge_version, promote, retire, rollback
+from canal.app.versions import registry_sync
 from canal.cli import app
 from canal.core.errors import PolicyError, RegistryError
 from canal.registry import moves

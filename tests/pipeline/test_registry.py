@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from canal.app.api import registry_sync
+from canal.app.versions import registry_sync
 from canal.core.digests import tree_digests
 from canal.core.errors import RegistryError
 from canal.registry.database import Database
@@ -99,7 +99,7 @@ def test_the_database_read_directly_says_what_mlflow_says(project, monkeypatch):
 
 def test_listing_versions_imports_no_mlflow(line):
     code = (
-        "import sys\nfrom canal.app.project import Project\nfrom canal.app.views import version_rows\n"
+        "import sys\nfrom canal.app.project import Project\nfrom canal.app.versions import version_rows\n"
         "print(len(version_rows(Project.open())), 'mlflow' in sys.modules)"
     )
     assert line.run(sys.executable, "-c", code).strip() == "2 False"

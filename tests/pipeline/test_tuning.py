@@ -6,9 +6,8 @@ import shutil
 import pytest
 
 from canal.app.auditing import audit_project
-from canal.app.choosing import choose, ready
+from canal.app.choosing import choose, ready, watch_trials
 from canal.app.project import Project
-from canal.app.step import watch_trials
 from canal.core.digests import file_digest
 from canal.core.files import read_json
 from tests.make import TUNING, groups

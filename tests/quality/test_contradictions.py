@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from canal.app.label_check import ask_sums
+from canal.app.declaring import ask_sums
 from canal.config.sections import Gate
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells

@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.app.views import standing
+from canal.app.versions import standing
 from canal.registry.ledger import Draft, Ledger
 from tests.registry.made import two_stages
 

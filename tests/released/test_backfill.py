@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import canal.app.backfilling
-import canal.app.step
+import canal.app.pipeline
 from canal.app.auditing import audit_project
 from canal.app.backfilling import backfill
 from canal.app.project import Project
@@ -137,7 +137,7 @@ def test_a_kill_leaves_the_project_as_it_was_or_is_completed(line, monkeypatch):
 
     before = state(line)
     with monkeypatch.context() as patch:
-        patch.setattr("canal.app.measuring.measured", killed)
+        patch.setattr("canal.app.learning.measured", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     assert state(line) == before
@@ -169,7 +169,7 @@ def learn_fourth(line: Line, method: str, monkeypatch) -> list[str]:
         learned.append(f"{entry_point} {stage}")
         how(project, Nothing())
 
-    monkeypatch.setattr(canal.app.step, "project_step", learn)
+    monkeypatch.setattr(canal.app.pipeline, "project_step", learn)
     without_pictures(monkeypatch)
     step(line, monkeypatch, "ingest")
     (line.root / "incoming" / "fourth").rename(line.root / "data" / "fourth")
@@ -208,7 +208,7 @@ def test_without_a_backfill_sums_begin_with_the_stage(line, monkeypatch):
 
 
 def test_sums_alone_do_not_go_on_from_a_version_without_sums(line):
-    from canal.app.lessons import exact_lesson
+    from canal.app.tasks import exact_lesson
 
     line.edit(lambda document: document["stages"]["third"].update(continual={"method": "exact"}))
     with pytest.raises(TrainingError, match="`canal sums backfill second`"):

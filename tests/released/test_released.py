@@ -18,7 +18,7 @@ import anndata
 import jsonschema
 import pytest
 
-import canal.app.step
+import canal.app.pipeline
 from canal.app.auditing import audit_project
 from canal.app.project import Project
 from canal.config.yaml_file import load_config
@@ -143,7 +143,7 @@ def test_what_was_learned_is_restored_byte_for_byte(line, monkeypatch):
     def learn(_: Project, entry_point: str, stage: str, *rest: object) -> None:
         raise AssertionError(f"{entry_point} of {stage} began anew")
 
-    monkeypatch.setattr(canal.app.step, "project_step", learn)
+    monkeypatch.setattr(canal.app.pipeline, "project_step", learn)
     for script in ("split", "panel", "pretrain"):
         step(line, monkeypatch, script)
     for stage in project.config.stages:
@@ -256,7 +256,7 @@ def test_a_stage_is_learned_on_top_of_what_was_learned_then(line, golden, monkey
         learned.append(f"{entry_point} {stage}")
         how(project, Nothing())
 
-    monkeypatch.setattr(canal.app.step, "project_step", learn)
+    monkeypatch.setattr(canal.app.pipeline, "project_step", learn)
     step(line, monkeypatch, "ingest")
     (line.root / "incoming" / "fourth").rename(line.root / "data" / "fourth")
     step(line, monkeypatch, "prepare", "--source", "fourth")

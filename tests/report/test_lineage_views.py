@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from canal.registry.lineage import Edge, Graph, Node
-from canal.report.lineage_page import HEIGHT, WIDTH, lay_out, write_lineage
-from canal.report.lineage_tree import dot, lineage_tree, quoted
+from canal.report.lineage_page import HEIGHT, WIDTH, dot, lay_out, lineage_tree, quoted, write_lineage
 from tests.report.test_page import Page
 
 EVIL = "<script>alert('x')</script>&\"\\N\\$a_b{{ 7 * 7 }}[red]\x1b[31m"

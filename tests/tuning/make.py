@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from canal.config.params import Tuning
 from canal.config.sections import Continual
-from canal.config.tuning import Tuning
 from canal.core.errors import TrainingError
 from canal.tuning.objective import Attempt, Report, Score
 from canal.tuning.space import Changes, Space

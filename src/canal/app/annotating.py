@@ -1,25 +1,45 @@
 """Labelling a file for the record: which version answers, what is noted, and where the note goes."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
+from canal.annotation.annotate import Summary, annotate_adata, annotate_h5ad
+from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
+from canal.annotation.naming import Naming as Naming
+from canal.annotation.noted import read_noted
+from canal.annotation.options import Options as Options
+from canal.annotation.output import check_target
+from canal.annotation.outputs import Output
+from canal.annotation.query import check_adata
+from canal.annotation.records import Log, Record, genuine, read_log
+from canal.annotation.telling import OnCells
 from canal.annotation.unchanged import Fingerprint
 from canal.app.project import Project
-from canal.core.digests import file_digest, json_digest, tree_digests
-from canal.core.errors import DataError, RegistryError
+from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
+from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import append_line
+from canal.model.load import CellAnnotator, Effort, load_model
+from canal.registry.history import verified
+from canal.registry.store import Version, require_rebuilt
 
 if TYPE_CHECKING:
-    from canal.registry.store import Version
+    import pandas as pd
+    from anndata import AnnData
 
 Notice = Callable[[str], None]
 
 
-def provenance(version: "Version") -> dict[str, Any]:
+def provenance(version: Version) -> dict[str, Any]:
     """Return what a record says of the version that answers."""
     return {
         "model": version.model,
@@ -130,3 +150,196 @@ def _cause(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
+
+
+CHAMPION = "champion"
+
+
+def annotate(
+    adata: "AnnData",
+    model: str | None = None,
+    root: Path | None = None,
+    *,
+    write: bool = False,
+    options: Options | None = None,
+) -> "pd.DataFrame":
+    """Return the labels of an AnnData's cells, one row a cell, in its order.
+
+    X, layers, var and the order of cells are never changed; without ``write`` nothing is.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Cells with counts or log-normalised values in X, or in ``options.layer``.
+    model : str, optional
+        Number or alias of a version, such as ``"champion"``; by default the champion, else the newest ready
+        version.
+    root : Path, optional
+        The project folder; by default the working directory.
+    write : bool
+        Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` and,
+        where they were asked for, all probabilities into ``adata.obsm["canal_probabilities"]``.
+    options : Options, optional
+        How the AnnData is read; see `canal.annotation.options.Options`.
+
+    Raises
+    ------
+    CanalError
+        If there is no such version, or the cells cannot be labelled.
+    """
+    check_adata(adata)
+    project = Project.open(root)
+    version = serving_version(project, model)
+    noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
+    table = annotate_adata(load_annotator(project, version, noted.effort), adata, noted)
+    if write:
+        columns, matrices = parted(table)
+        gone = left_over(adata.obs, columns)
+        adata.obs = adata.obs.drop(columns=gone) if gone else adata.obs
+        if PROBABILITIES in adata.obsm and PROBABILITIES not in matrices:
+            del adata.obsm[PROBABILITIES]
+            gone.append(f"obsm {PROBABILITIES}")
+        if gone:
+            warnings.warn(told_left_over(gone), stacklevel=2)
+        for name in columns:
+            adata.obs[name] = columns[name].array
+        for name, matrix in matrices.items():
+            adata.obsm[name] = matrix
+        adata.uns["canal"] = canonical_json(table.attrs["canal"])
+    return table
+
+
+def annotate_file(
+    source: Path,
+    target: Path,
+    options: Options,
+    model: str | None,
+    notice: Notice,
+    root: Path | None = None,
+    on_cells: OnCells | None = None,
+) -> Summary:
+    """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
+    project = Project.open(root)
+    version = serving_version(project, model)
+    if model is None and CHAMPION not in version.aliases:
+        notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
+    check_target(source, target, options.overwrite)
+    Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
+    with Origin(source) as found:
+        noted = replace(options, model_name=provenance(version), origin=found)
+        annotator = load_annotator(project, version, options.effort)
+        return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
+
+
+def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
+    """Set how many cores annotation uses, and say where the precision asked for is slow on this machine."""
+    if threads is not None:
+        import numpy  # noqa: F401 - only libraries that are loaded can be limited
+
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is imported
+        threadpool_limits(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+    if options.dtype == "float32":
+        return
+    from canal.model.compute import bfloat16_speed, find_device
+
+    if (speed := bfloat16_speed(find_device(options.device))) < 1:
+        notice(
+            f"bfloat16 is {1 / speed:.0f} times slower than float32 on this machine, which has no "
+            "instructions for it; leave --dtype out"
+        )
+
+
+def serving_version(project: Project, model: str | None) -> Version:
+    """Return the version asked for; by default the champion, else the newest ready one.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, it was retired, there is none at all, or the store is half rebuilt.
+    """
+    if model is not None:
+        return project.store.serving(model)
+    require_rebuilt(project.store)
+    ready = [version for version in project.store.versions() if version.ready and not version.retired]
+    if not ready:
+        raise RegistryError("no version is registered yet; run `make run` first")
+    champions = [version for version in ready if CHAMPION in version.aliases]
+    return (champions or ready)[-1]
+
+
+def load_annotator(project: Project, version: Version, effort: Effort = "full") -> CellAnnotator:
+    """Return a version's annotator after its files are checked against its key.
+
+    Raises
+    ------
+    ModelError
+        If the fast answer is asked of a version without sums.
+    """
+    folder, _ = verified(project.store, version)
+    return load_model(folder / "model", effort)
+
+
+Document = dict[str, Any]
+
+
+def who(file: Path, root: Path | None = None) -> Document:
+    """Return the annotation record of a labelled file, and how it stands today.
+
+    ``record`` is what the file says; a CSV file says nothing, and the project's log is asked for it.
+    ``genuine`` is whether the record is as it was written (None: its format cannot tell); ``labels`` whether
+    the labels are still those that it counts. ``registry`` is what the project's registry says of the
+    version, or None, and then ``not_checked`` says why.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or no `canal annotate` wrote it.
+    """
+    project, log, why_not = _asked(root)
+    noted = read_noted(file, log)
+    why = noted.misfit()
+    found: Document = {
+        "file": readable(str(file)),
+        "record": noted.record,
+        "genuine": genuine(noted.record),
+        "labels": {"as_written": not why, "n_cells": noted.n_cells, "why": why},
+        "registry": None,
+        "not_checked": why_not,
+    }
+    if project is None or log is None:
+        return found
+    try:
+        found["registry"] = _standing(project, noted.record, log)
+    except CanalError as error:
+        found["not_checked"] = str(error)
+    return found
+
+
+def _asked(root: Path | None) -> tuple[Project | None, Log | None, str | None]:
+    """Return a project and its log of annotations, or why there is none."""
+    try:
+        project = Project.open(root)
+    except CanalError as error:
+        return None, None, str(error)
+    return project, read_log(project.layout.annotations), None
+
+
+def _standing(project: Project, record: Record, log: Log) -> Document:
+    """Return what a registry says of the version that a record names; it is found by its key."""
+    store, said = project.store, record["model"]
+    versions = [one for one in store.versions() if one.ready]
+    version = next((one for one in versions if one.key and one.key == said.get("key")), None)
+    champion = next((one.number for one in versions if CHAMPION in one.aliases), None)
+    return {
+        "model": store.names.model,
+        "known": version is not None,
+        "version": version.number if version else None,
+        "same_number": version is not None and version.number == said.get("version"),
+        "same_record": version.record == said["record"] if version and "record" in said else None,
+        "aliases": list(version.aliases) if version else [],
+        "retired": version.retired if version else None,
+        "champion": champion,
+        "logged": any(one.get("id") == record.get("id") for one in log.records) if "id" in record else None,
+    }

@@ -1,20 +1,33 @@
-"""`canal audit`, `canal ledger --verify`, `canal ledger anchor`: what is proven, and witnessed elsewhere."""
+"""`canal audit`: every version proven again from its files; with --reproduce one is learned again."""
 
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from canal.app.project import Project
-from canal.core.errors import LedgerError
+from canal.config.layout import Layout
+from canal.config.params import Config
+from canal.config.sections import Source
+from canal.config.yaml_file import load_config
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError
+from canal.core.files import read_json, scratch_folder
+from canal.registry.ancestry import ancestry
 from canal.registry.audit import Report, audit
-from canal.registry.checks.entries import check_anchors, check_entries
-from canal.registry.checks.finding import Found
-from canal.registry.checks.past import check_past
-from canal.registry.gitted import GitFile
-from canal.registry.moves import ledger_of
-
-if TYPE_CHECKING:
-    from canal.registry.anchors import Anchor
-    from canal.registry.signing import SigningKey
+from canal.registry.bundle import Record, read_record
+from canal.registry.checks.chain import differing_tensors
+from canal.registry.code import code_digest, cpu_capability, lock_digest
+from canal.registry.history import restore_model, verified
+from canal.registry.key import KEY_FILE, Key
+from canal.registry.keyring import read_keyring
+from canal.registry.stage_request import request_digest
 
 
 def audit_project(
@@ -37,50 +50,262 @@ def audit_project(
     RegistryError
         If there is no such ready version, or the keyring cannot be read.
     """
-    trusted = None
-    if keyring is not None:
-        from canal.registry.keyring import read_keyring
-
-        trusted = read_keyring(keyring)
+    trusted = None if keyring is None else read_keyring(keyring)
     versions = None if wanted is None else [project.store.version(wanted)]
     return audit(project.store, project.layout, project.config, versions, recompute, trusted)
 
 
-def verify_ledger(project: Project) -> Found:
-    """Check the ledger by itself: chain, rules, committed states, anchors; no version is looked at.
+TOLERANCE = 0.05
+"""How far accuracies may lie apart on another machine: a few cells of a small stage answer differently."""
+
+_WEIGHTS = ("model/weights.safetensors", "model/exact/weights.safetensors")
+_EVALUATION = "metrics/evaluation.json"
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of learning a version again.
+
+    Attributes
+    ----------
+    version : int
+    commit : str
+        The git commit whose code and parameters were used.
+    same_machine : bool
+        Whether this machine must give the same bits: same system, same vector instructions, float32.
+    same_key : bool
+        Whether everything that was learned is the same, byte for byte.
+    differing : tuple of str
+        Tensors that are not the same bits.
+    accuracy : Mapping
+        By stage, where bits differ: ``[registered, learned again]``.
+    reproduced : bool
+        Bit for bit; on another machine, every accuracy within `TOLERANCE`.
+    seconds : float
+    """
+
+    version: int
+    commit: str
+    same_machine: bool
+    same_key: bool
+    differing: tuple[str, ...] = ()
+    accuracy: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    reproduced: bool = True
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
+
+
+def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduction:
+    """Learn a version again and compare.
 
     Raises
     ------
-    LedgerError
-        If the chain does not hold; names every line.
+    AuditError
+        If it cannot be: learned elsewhere or from uncommitted code, in another environment, from data that
+        are gone; or if learning fails.
     """
-    ledger, found = ledger_of(project.store), Found()
-    entries, git = ledger.entries(), GitFile(ledger.path)
-    check_past(git, ledger.path.read_bytes() if ledger.path.is_file() else b"", found)
-    keyring = check_entries(entries, project.store, None, found)
-    check_anchors(git, entries, keyring, found)
-    return found
+    began = time.monotonic()
+    version = project.store.version(wanted)
+    folder, key = verified(project.store, version)
+    record = read_record(folder)
+    commit = _commit(project, version.number, key, record)
+    for one in ancestry(project.store, version)[1:]:
+        if "backfilled" in one.key:
+            raise AuditError(
+                f"version {version.number} was learned on {one.name}, to which sums were added later; from "
+                "the beginning it would be learned without those: `canal audit --recompute` proves its sums"
+            )
+    with _worktree(project.layout.root, commit) as tree:
+        config = load_config(tree.params)
+        _check_tree(tree, config, key, commit)
+        _bring_data(project, config, tree)
+        _bring_backbone(project, config, tree)
+        notice(f"learning {version.stage} again at commit {commit[:12]}, with all it was learned on")
+        _repro(tree.root, f"finetune@{version.stage}")
+        again = tree.model(version.stage)
+        same_key = file_digest(again / KEY_FILE) == version.key
+        differing = () if same_key else _differing(folder, again)
+        same_machine = _same_machine(record, config)
+        accuracy: dict[str, tuple[float | None, float | None]] = {}
+        if differing:
+            notice(f"{len(differing)} tensors differ; measuring what was learned")
+            _repro(tree.root, f"evaluate@{version.stage}")
+            accuracy = _accuracies(folder / _EVALUATION, tree.metrics(version.stage) / "evaluation.json")
+    near = all(_near(*pair) for pair in accuracy.values())
+    return Reproduction(
+        version=version.number,
+        commit=commit,
+        same_machine=same_machine,
+        same_key=same_key,
+        differing=differing,
+        accuracy=accuracy,
+        reproduced=not differing or (near and not same_machine),
+        seconds=time.monotonic() - began,
+    )
 
 
-def anchor_ledger(project: Project, by: str | None, key: "SigningKey | None") -> "Anchor":
-    """Anchor the ledger as it is, if it holds; see `canal.registry.anchors`.
+def _differing(one: Path, other: Path) -> tuple[str, ...]:
+    """Return the tensors of network and sums that are not the same bits; whole files where one lacks them."""
+    found = []
+    for name in _WEIGHTS:
+        left, right = one / name, other / name
+        if left.is_file() and right.is_file():
+            found += differing_tensors(left, right)
+        elif left.is_file() or right.is_file():
+            found.append(name)
+    return tuple(found)
 
-    Raises
-    ------
-    LedgerError
-        If something of it does not hold, it is not committed, or git refuses.
-    """
-    from canal.registry import words
-    from canal.registry.anchors import make_anchor
-    from canal.registry.registration import user
 
-    if by is not None and key is not None:
-        key.signer(by)
-    who = words.name(by or (key.name if key else "") or user(), "the person (--by)")
-    found = verify_ledger(project)
-    if found.findings:
-        raise LedgerError(
-            f"nothing was anchored, for the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
+def _commit(project: Project, number: int, key: Key, record: Record) -> str:
+    """Return the commit that a version can be learned again from."""
+    if "imported_from" in record:
+        raise AuditError(f"version {number} was learned elsewhere: reproduce it in the project it came from")
+    if "backfilled" in key:
+        raise AuditError(
+            f"version {number} is the one with key {key['backfilled'][:12]}... and sums that were added to "
+            "it: reproduce that one; its sums are added up again by `canal audit --recompute`"
         )
-    ledger = ledger_of(project.store)
-    return make_anchor(GitFile(ledger.path), ledger.entries(), who, key)
+    commit, root = record["git_commit"], project.layout.root
+    if commit is None or record["dirty"]:
+        what = "outside git" if commit is None else "from code or parameters that no commit holds"
+        raise AuditError(
+            f"version {number} was registered {what}, so it cannot be learned again the same way"
+        )
+    if key["lock"] != lock_digest(root):
+        raise AuditError(
+            f"version {number} was learned with another constraints.txt (sha256 {str(key['lock'])[:12]}...) "
+            f"than this one ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make its "
+            "environment (make run), and reproduce it there"
+        )
+    if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        raise AuditError(f"commit {commit} of version {number} is not in this repository: git fetch it")
+    return str(commit)
+
+
+@contextmanager
+def _worktree(root: Path, commit: str) -> Iterator[Layout]:
+    """Give the project as it was at a commit, in a scratch folder that is removed afterwards."""
+    try:
+        with scratch_folder("reproduce") as scratch:
+            tree = scratch / "tree"
+            if _git(root, "worktree", "add", "--quiet", "--detach", str(tree), commit) is None:
+                raise AuditError(f"git could not make a worktree of commit {commit} in {scratch}")
+            inside = _git(root, "rev-parse", "--show-prefix") or ""
+            layout = Layout(tree / inside)
+            # A cache of its own: from the project's, DVC would fetch the model that is to be learned again.
+            private = layout.root / ".dvc" / "config.local"
+            private.parent.mkdir(exist_ok=True)
+            private.write_text(
+                f"[core]\n    no_scm = true\n[cache]\n    dir = {scratch / 'cache'}\n", encoding="utf-8"
+            )
+            yield layout
+    finally:
+        _git(root, "worktree", "prune")  # forgets the tree, which is gone
+
+
+def _check_tree(tree: Layout, config: Config, key: Key, commit: str) -> None:
+    """Check that the commit is the one that the version was learned at: it notes where it was registered."""
+    stage = key["stage"]
+    if code_digest(tree.root, tree.root / "src" / "canal") != key["code"]:
+        raise AuditError(
+            f"commit {commit[:12]} holds other code than the version was learned with: it was registered "
+            "later, or the code was changed before it was committed"
+        )
+    if stage not in config.stages or request_digest(config, stage) != key["request_digest"]:
+        raise AuditError(f"params.yaml of commit {commit[:12]} asks for another {stage!r} than was learned")
+
+
+def _bring_data(project: Project, config: Config, tree: Layout) -> None:
+    """Link the raw bytes of every source to where ingest looks for them, so that it needs no network."""
+    used = {stage.source for stage in config.stages.values()}
+    for name, source in config.sources.items():
+        if name in used and not source.available:
+            raise AuditError(f"the cells of {name!r} were gone at that commit already: nothing to learn from")
+        place = (
+            tree.root / source.path if source.path else tree.private / "downloads" / f"{source.sha256}.h5ad"
+        )
+        if not source.available or place.is_file():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(_bytes_of(project.layout, name, source))
+
+
+def _bytes_of(layout: Layout, name: str, source: Source) -> Path:
+    """Return a file of the project with the bytes of a source."""
+    places = [
+        layout.private / "downloads" / f"{source.sha256}.h5ad",
+        layout.source(name) / "cells.h5ad",
+        layout.incoming / name / "cells.h5ad",
+    ]
+    places += [layout.root / source.path] if source.path else []
+    for place in places:
+        if place.is_file() and file_digest(place) == source.sha256:
+            return place
+    raise AuditError(
+        f"the bytes of source {name!r} (sha256 {source.sha256[:12]}...) are not here any more: `dvc pull`, "
+        "then reproduce again"
+    )
+
+
+def _bring_backbone(project: Project, config: Config, tree: Layout) -> None:
+    """Put an imported backbone where params.yaml of the commit names it."""
+    wanted = config.backbone.imported
+    if wanted is None:
+        return
+    for version in project.store.versions(config.registry.backbone):
+        if version.ready and version.key == wanted.key:
+            restore_model(project.store, version, tree.root / wanted.path)
+            return
+    raise AuditError(
+        f"the imported backbone with key {wanted.key[:12]}... is not registered: import it again"
+    )
+
+
+def _repro(root: Path, target: str) -> None:
+    """Run the pipeline up to a step, with the worktree's own code and a store of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    environment = kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "true",
+        "DVC_SITE_CACHE_DIR": str(root / ".dvc" / "site"),
+    }
+    # The libraries are this canal's to import, the code that runs is the worktree's.
+    dvc = ["env", f"PYTHONPATH={root / 'src'}", sys.executable, "-m", "dvc", "repro", "--quiet", target]
+    command = [sys.executable, "-m", "canal.runtime.warm", *dvc]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-15:])
+        raise AuditError(f"{target} failed when it was learned again:\n  {tail}")
+
+
+def _same_machine(record: Record, config: Config) -> bool:
+    """Whether the bits must be the same: one system, one kind of processor, products that do not round."""
+    here = (platform.platform(), cpu_capability())
+    exact = config.compute.dtype == "float32" and config.cache.dtype == "float32"
+    return exact and here == (record["platform"], record.get("cpu"))
+
+
+def _accuracies(one: Path, other: Path) -> dict[str, tuple[float | None, float | None]]:
+    before, after = read_json(one)["row"], read_json(other)["row"]
+    return {stage: (before.get(stage), after.get(stage)) for stage in {**before, **after}}
+
+
+def _near(before: float | None, after: float | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return abs(before - after) <= TOLERANCE
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what git says, or None where it fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -12,27 +12,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from canal.app.learning import measured
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
+from canal.app.tasks import added_up, first_basis
+from canal.app.versions import registry_sync
 from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml
+from canal.continual.evaluation import write_evaluation
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError
 from canal.core.files import new_folder, scratch_folder
+from canal.memory.stages import OWN_BATCHES, StageSums
+from canal.memory.sums import Sums
 from canal.registry.checks.finding import Found
 from canal.registry.checks.workspace import LOCK, check_workspace
 from canal.registry.facts import sums_facts
 from canal.registry.history import restore_metrics, restore_model, verified
 from canal.registry.key import KEY_FILE, Key, key_digest, write_key
-from canal.report.dvc_scores import write_scores
-
-if TYPE_CHECKING:
-    from canal.memory.stages import StageSums
-    from canal.memory.sums import Sums
-    from canal.registry.ledger import Sign
-    from canal.registry.store import Version
+from canal.registry.ledger import Sign
+from canal.registry.store import Version
+from canal.report.collect import write_scores
 
 Notice = Callable[[str], None]
 
@@ -85,7 +87,7 @@ class Backfilled:
         return asdict(self)
 
 
-def backfill(project: Project, stage: str, notice: Notice, sign: "Sign | None" = None) -> Backfilled:
+def backfill(project: Project, stage: str, notice: Notice, sign: Sign | None = None) -> Backfilled:
     """Make a version of ``stage`` with sums from the prepared cells of it and of its ancestors.
 
     The network is the old version's, bit for bit; network and sums are combined on the stage's validation
@@ -112,7 +114,7 @@ def backfill(project: Project, stage: str, notice: Notice, sign: "Sign | None" =
     return _told(project, after, version.number)
 
 
-def _version_of(project: Project, stage: str) -> "Version":
+def _version_of(project: Project, stage: str) -> Version:
     if stage not in project.config.stages:
         raise HistoryError(f"no stage {stage!r} in params.yaml; there are {', '.join(project.config.stages)}")
     version = project.learned(stage)
@@ -124,7 +126,7 @@ def _version_of(project: Project, stage: str) -> "Version":
     return version
 
 
-def _unfinished(project: Project, version: "Version", key: Key) -> int:
+def _unfinished(project: Project, version: Version, key: Key) -> int:
     """Return the number of the version without sums, where an interrupted call left the last steps undone.
 
     Raises
@@ -175,12 +177,9 @@ def _bring(project: Project, stage: str) -> None:
         restore_metrics(project.store, version, layout.metrics(stage))
 
 
-def _make(project: Project, made: Project, version: "Version", notice: Notice) -> None:
+def _make(project: Project, made: Project, version: Version, notice: Notice) -> None:
     """Write model and measures of the version with sums to the folder of ``made``."""
-    from canal.app.measuring import measured
-    from canal.continual.evaluation import write_evaluation
     from canal.continual.stage import backfilled
-    from canal.memory.stages import OWN_BATCHES
 
     stage = version.stage
     sums, batches = _gathered(project, stage, notice)
@@ -203,15 +202,12 @@ def _make(project: Project, made: Project, version: "Version", notice: Notice) -
         write_evaluation(target, measured(made, stage))
 
 
-def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums", "Sums | None"]:
+def _gathered(project: Project, stage: str, notice: Notice) -> tuple[StageSums, Sums | None]:
     """Return the sums of a stage and its ancestors, and the stage's own by batch.
 
     Sums begin with those that the newest ancestor with sums keeps; else at the first stage whose cells are
     still there.
     """
-    from canal.app.lessons import added_up, first_basis
-    from canal.memory.stages import StageSums
-
     names = (*project.config.ancestors(stage), stage)
     learned = {name: verified(project.store, _version_of(project, name)) for name in names}
     kept = [StageSums.load(folder, list(key["sums"])) for folder, key in learned.values() if "sums" in key]
@@ -257,16 +253,14 @@ def _genes(folder: Path) -> tuple[str, ...]:
     return read_names(folder / "model", GENES)
 
 
-def _registered(project: Project, made: Project, stage: str, sign: "Sign | None") -> "Version":
+def _registered(project: Project, made: Project, stage: str, sign: Sign | None) -> Version:
     """Register the version in the folder of ``made``, and return it."""
-    from canal.app.api import registry_sync
-
     key = key_digest(made.layout.model(stage))
     registry_sync(project, sign, made.layout)
     return next(one for one in project.store.versions() if one.ready and one.key == key)
 
 
-def _place(project: Project, version: "Version") -> None:
+def _place(project: Project, version: Version) -> None:
     """Put a version into models/ and metrics/, and let dvc.lock name it, so that DVC finds it unchanged."""
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
@@ -286,9 +280,8 @@ def _place(project: Project, version: "Version") -> None:
         )
 
 
-def _told(project: Project, version: "Version", before: int) -> Backfilled:
+def _told(project: Project, version: Version, before: int) -> Backfilled:
     """Return what a version with sums came to hold."""
-    from canal.memory.stages import StageSums
     from canal.model.annotator import LABELS
     from canal.model.storage import read_names
 

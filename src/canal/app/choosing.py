@@ -3,30 +3,49 @@
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from canal.app.project import Project
+from canal.app.tasks import features_kept, lesson
+from canal.config.params import Tuning
+from canal.config.sections import Continual
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, ConfigError, TrainingError
-from canal.tuning.document import TUNED_FILE, Document, read_tuned, settings_of
+from canal.core.messages import tell
+from canal.quality.verdict import require_passing
+from canal.registry.history import require_available
+from canal.registry.key import read_key
+from canal.registry.stage_request import request_digest
+from canal.runtime.startup import begin
+from canal.tuning.attempts import Attempts
+from canal.tuning.document import (
+    TUNED_FILE,
+    Document,
+    read_tuned,
+    settings_of,
+    study_document,
+    trial_documents,
+)
+from canal.tuning.objective import effective_cells
+from canal.tuning.space import Space
+from canal.tuning.study import Plan, Study, Watch
 
 if TYPE_CHECKING:
-    from canal.config.sections import Continual
-    from canal.config.tuning import Tuning
-    from canal.tuning.attempts import Attempts
-    from canal.tuning.study import Plan, Study, Watch
-
     Watching = Callable[[Study], AbstractContextManager[Watch]]
 
 _BEGINNING = ("model/", "bank/", "probe/")
 """Folders of a parent that its child's trials see."""
 
 
-def chosen_settings(project: Project, stage: str) -> "Continual":
+def chosen_settings(project: Project, stage: str) -> Continual:
     """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
 
     Raises
@@ -63,9 +82,6 @@ def choose(project: Project, stage: str, watching: "Watching", jobs: int | None 
     """
     import torch
 
-    from canal.tuning.document import study_document
-    from canal.tuning.study import Study
-
     tuning = tuning_of(project, stage)
     jobs = jobs or tuning.jobs
     deadline = None if tuning.max_minutes is None else time.monotonic() + 60 * tuning.max_minutes
@@ -81,7 +97,7 @@ def choose(project: Project, stage: str, watching: "Watching", jobs: int | None 
     return study_document(study, _facts(attempts), doubts)
 
 
-def tuning_of(project: Project, stage: str) -> "Tuning":
+def tuning_of(project: Project, stage: str) -> Tuning:
     """Return how a stage is tuned.
 
     Raises
@@ -115,7 +131,7 @@ def tuned_document(project: Project, stage: str) -> Document:
     return read_tuned(path if path.is_file() or not kept.is_file() else kept)
 
 
-def ready(project: Project, stage: str) -> "Attempts":
+def ready(project: Project, stage: str) -> Attempts:
     """Return a stage ready to be attempted, from training and validation cells, bank and probes alone.
 
     Raises
@@ -123,9 +139,6 @@ def ready(project: Project, stage: str) -> "Attempts":
     HistoryError, GateError
         If the stage's cells are not there, or have not passed the gate.
     """
-    from canal.app.lessons import features_kept, lesson
-    from canal.quality.verdict import require_passing
-    from canal.registry.history import require_available
     from canal.tuning.attempts import Attempts
 
     config, layout = project.config, project.layout
@@ -139,23 +152,18 @@ def ready(project: Project, stage: str) -> "Attempts":
 
 def _once(stage: str) -> Callable[[str], None]:
     """Return what tells a notice the first time: every trial may have the same one."""
-    from canal.app.step import say
-
     told: set[str] = set()
 
-    def tell(notice: str) -> None:
+    def tell_once(notice: str) -> None:
         if notice not in told:
             told.add(notice)
-            say(f"{stage}: {notice}")
+            tell(f"{stage}: {notice}")
 
-    return tell
+    return tell_once
 
 
-def plan(project: Project, stage: str, attempts: "Attempts") -> "Plan":
+def plan(project: Project, stage: str, attempts: Attempts) -> Plan:
     """Return the study that params.yaml and the files of a stage ask for."""
-    from canal.tuning.space import Space
-    from canal.tuning.study import Plan
-
     config, layout, tuning = project.config, project.layout, attempts.tuning
     n_old = sum(int((project.split(name)["set"] == "train").sum()) for name in config.ancestors(stage))
     space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.lesson.old_labels))
@@ -168,11 +176,6 @@ def study_digest(project: Project, stage: str) -> str:
     Of the parent that is what a trial begins with, not its key, which changes with each line of code: a
     study draws the same trials until something that they see has changed.
     """
-    from importlib.metadata import version
-
-    from canal.registry.key import read_key
-    from canal.registry.stage_request import request_digest
-
     layout = project.layout
     files = read_key(layout.model(project.config.stages[stage].parent))["files"]
     return json_digest(
@@ -187,10 +190,8 @@ def study_digest(project: Project, stage: str) -> str:
     )
 
 
-def _facts(attempts: "Attempts") -> Document:
+def _facts(attempts: Attempts) -> Document:
     """Return what stands beside the trials: which cells judged them, and what L is a part of."""
-    from canal.tuning.objective import effective_cells
-
     lesson, probe = attempts.lesson, attempts.lesson.probe
     validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]
     return {
@@ -224,10 +225,6 @@ def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
     """Work on a study in a process of its own; ends with the process that began it."""
     import torch
 
-    from canal.app.step import say
-    from canal.runtime.startup import begin
-    from canal.tuning.study import Study, Watch
-
     begin()
     deadline = None if seconds is None else time.monotonic() + seconds
     beginner = multiprocessing.parent_process()
@@ -243,5 +240,56 @@ def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
         study = Study.open(plan(project, stage, attempts))
         study.work(attempts, Watch(look, lambda: None), deadline, shared=True)
     except CanalError as error:
-        say(f"{stage}: a process that helps ended early: {error}")
+        tell(f"{stage}: a process that helps ended early: {error}")
         sys.exit(1)
+
+
+@contextmanager
+def watch_trials(
+    study: Study, log: Callable[[dict[int, Document]], None] = lambda _: None
+) -> Iterator[Watch]:
+    """Show a study's trials and the best so far; ``log`` is called with all finished ones as they end."""
+    stage, tuning = study.plan.stage, study.plan.tuning
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    told: set[int] = set()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
+
+        def on_epoch(settings: Mapping[str, float], epoch: int) -> None:
+            line = f"{stage}: {_settings(settings)}, epoch {epoch} of {tuning.epochs}{_best(study)}"
+            bar.update(task, description=line)
+
+        def on_trial() -> None:
+            trials = trial_documents(study)
+            log(trials)
+            bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
+            for number, trial in trials.items():
+                if number not in told and not console.is_terminal:
+                    what = f"trial {trial['number'] + 1} of {tuning.n_trials}, {_settings(trial['settings'])}"
+                    tell(f"{stage}: {what}: {_outcome(trial)}{_best(study)}")
+                told.add(number)
+
+        on_trial()
+        yield Watch(on_epoch, on_trial)
+        on_trial()
+
+
+def _settings(settings: Mapping[str, float]) -> str:
+    return f"λ {settings['distillation']:g}, L {settings['bank_size']}"
+
+
+def _outcome(trial: Document) -> str:
+    if trial["state"] == "failed":
+        return f"failed: {trial['reason']}"
+    scores = f"accuracy {trial['accuracy']:.3f}, retention {trial['retention']:.3f}"
+    return f"{scores} after epoch {len(trial['curve'])}, pruned" if trial["state"] == "pruned" else scores
+
+
+def _best(study: Study) -> str:
+    """Return the best trial so far, as the end of a line."""
+    done = [one for one in trial_documents(study).values() if one["state"] == "complete"]
+    if not done:
+        return ""
+    best = max(done, key=lambda one: one["value"])
+    return f"; best {best['value']:.3f} ({_settings(best['settings'])})"

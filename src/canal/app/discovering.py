@@ -1,21 +1,34 @@
 """Looking into a labelled file with the version that labelled it: novel cells, and what carries a type."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from canal.app.annotating import digest_of
+from canal.annotation.columns import UNASSIGNED
+from canal.annotation.explain import Asked as Asked
+from canal.annotation.explain import Explanation, write_explanations
+from canal.annotation.explain import explain as look
+from canal.annotation.labelled import Labelled, open_labelled
+from canal.annotation.named_cells import BATCH, LABEL, Lesson, write_lesson
+from canal.annotation.naming import Naming as Naming
+from canal.annotation.novel import Novel, group_novel
+from canal.annotation.novel import Wishes as Wishes
+from canal.annotation.output import check_target
+from canal.annotation.records import Record
+from canal.annotation.represent import Machine as Machine
+from canal.annotation.sheet import Sheet, check_sheet, read_sheet, write_sheet
+from canal.annotation.unchanged import Fingerprint
+from canal.app.annotating import digest_of, load_annotator, readable
+from canal.app.declaring import Addition, declare, propose_stage
 from canal.app.project import Project
-from canal.core.errors import RegistryError
-
-if TYPE_CHECKING:
-    from canal.annotation.explain import Asked, Explanation
-    from canal.annotation.labelled import Labelled
-    from canal.annotation.novel import Novel, Wishes
-    from canal.annotation.records import Record
-    from canal.model.load import CellAnnotator, Effort
-    from canal.registry.store import Version
+from canal.config.sections import check_name
+from canal.core.errors import ConfigError, DataError, RegistryError
+from canal.data.label_words import is_no_type, spelling
+from canal.model.load import CellAnnotator, Effort
+from canal.registry import words
+from canal.registry.store import Version
 
 Notice = Callable[[str], None]
 
@@ -23,11 +36,11 @@ Notice = Callable[[str], None]
 def novel(
     file: Path,
     sheet: Path | None,
-    wishes: "Wishes",
+    wishes: Wishes,
     overwrite: bool,
     notice: Notice,
     root: Path | None = None,
-) -> "Novel":
+) -> Novel:
     """Group the novel cells of a labelled file, and write a sheet in which a person names them.
 
     Parameters
@@ -50,10 +63,6 @@ def novel(
     CanalError
         If the file was not labelled, or by a version that is not here; or the sheet may not be written.
     """
-    from canal.annotation.novel import group_novel
-    from canal.annotation.sheet import check_sheet, write_sheet
-    from canal.annotation.unchanged import Fingerprint
-
     if sheet is not None:
         check_sheet(sheet, overwrite)
     seen = Fingerprint.of(file)
@@ -67,8 +76,8 @@ def novel(
 
 
 def explain(
-    file: Path, target: Path | None, asked: "Asked", overwrite: bool, notice: Notice, root: Path | None = None
-) -> "Sequence[Explanation]":
+    file: Path, target: Path | None, asked: Asked, overwrite: bool, notice: Notice, root: Path | None = None
+) -> Sequence[Explanation]:
     """Return for each type of a labelled file the genes that carry it, and write them to ``target``.
 
     Raises
@@ -76,10 +85,6 @@ def explain(
     CanalError
         If the file was not labelled, or by a version that is not here; or ``target`` may not be written.
     """
-    from canal.annotation.explain import explain as look
-    from canal.annotation.explain import write_explanations
-    from canal.annotation.output import check_target
-
     if target is not None:
         check_target(file, target, overwrite)
     with opened(file, Project.open(root)) as (labelled, annotator):
@@ -90,7 +95,7 @@ def explain(
 
 
 @contextmanager
-def opened(file: Path, project: Project) -> "Iterator[tuple[Labelled, CellAnnotator]]":
+def opened(file: Path, project: Project) -> Iterator[tuple[Labelled, CellAnnotator]]:
     """Open a labelled file together with the version that labelled it, checked against its key.
 
     Raises
@@ -100,15 +105,12 @@ def opened(file: Path, project: Project) -> "Iterator[tuple[Labelled, CellAnnota
     RegistryError
         If the registry does not hold the version, or it was retired.
     """
-    from canal.annotation.labelled import open_labelled
-    from canal.app.api import load_annotator
-
     with open_labelled(file) as labelled:
         effort: Effort = "fast" if labelled.record.get("options", {}).get("effort") == "fast" else "full"
         yield labelled, load_annotator(project, version_of(file, labelled.record, project), effort)
 
 
-def version_of(file: Path, record: "Record", project: Project) -> "Version":
+def version_of(file: Path, record: Record, project: Project) -> Version:
     """Return the version whose key a record names; a number alone may mean another one elsewhere.
 
     Raises
@@ -128,3 +130,167 @@ def version_of(file: Path, record: "Record", project: Project) -> "Version":
             "--root, bring the version with `canal import`, or label the file again"
         )
     return project.store.serving(str(version.number))
+
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FromNovel:
+    """What a person says of a stage that is made from a sheet.
+
+    Attributes
+    ----------
+    sheet : Path
+        The sheet, filled in.
+    file : Path or None
+        The labelled file; by default where it lay when the sheet was written.
+    naming : Naming
+        The tables of gene names that the file was labelled with.
+    parent : str or None
+        Stage to learn on; by default the last.
+    fixed : bool
+        Whether the stage is not tuned though params.yaml has a section ``tuning``.
+    min_genes : int or None
+        Expressed genes a cell must have; by default ``prepare.min_genes``.
+    grow : int
+        How many genes the stage may add to its parent's panel.
+    """
+
+    sheet: Path
+    file: Path | None
+    naming: Naming
+    parent: str | None = None
+    fixed: bool = False
+    min_genes: int | None = None
+    grow: int = 0
+
+
+def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> Addition:
+    """Write the cells that a sheet names to ``novel/NAME.h5ad``, declare them as a source, and run the gate.
+
+    The file stays only if the gate passes; params.yaml is not changed, see `canal.app.declaring.add_stage`.
+
+    Raises
+    ------
+    CanalError
+        If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
+        labelled is not here, or the declaration breaks a rule.
+    """
+    project = Project.open(root)
+    target = _target(project, name)
+    lesson, about = _write(project, target, wish)
+    try:
+        wishes = {
+            "label": LABEL,
+            "values": lesson.values,
+            "batch": BATCH if lesson.batch else None,
+            "min_genes": wish.min_genes,
+            "citation": _citation(about),
+        }
+        source = declare(target, wishes, None, project.layout.root)
+        addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
+    except BaseException:
+        _take_back(target)
+        raise
+    if not addition.verdict.passed:
+        _take_back(target)
+    return addition
+
+
+def _take_back(target: Path) -> None:
+    """Remove a lesson, and its folder where it was the only one."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):  # others lie in it
+        target.parent.rmdir()
+
+
+def _target(project: Project, name: str) -> Path:
+    """Return where a lesson goes, if the name of its stage is free."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if name in project.config.stages or name in project.config.sources:
+        raise ConfigError(f"{name} exists already in params.yaml; choose another name")
+    target = project.layout.lesson(name)
+    if target.exists():
+        raise DataError(
+            f"{target} is there already, though no source of params.yaml is called {name}; another branch "
+            "of the project may need it: choose another name, or move it away"
+        )
+    return target
+
+
+def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
+    sheet = read_sheet(wish.sheet)
+    _check_types(sheet)
+    file = wish.file or sheet.labelled
+    if not file.exists():
+        raise DataError(
+            f"{file}: the labelled file of {wish.sheet} is not there; say where it is with --file"
+        )
+    seen, found, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
+    if found != wanted:
+        raise DataError(
+            f"{file} is not the file that {wish.sheet} was made for, or was changed since (expected sha256 "
+            f"{wanted[:12]}..., found {found[:12]}...): name that file with --file, or write a new sheet "
+            "with `canal novel`"
+        )
+    with opened(file, project) as (labelled, annotator):
+        about = _about(sheet, file, labelled.record)
+        lesson = write_lesson(target, labelled, labelled.reading(annotator, wish.naming), sheet, about)
+    try:
+        seen.check()
+    except DataError:
+        _take_back(target)
+        raise
+    return lesson, about
+
+
+def _check_types(sheet: Sheet) -> None:
+    """Refuse names that no type may have, or that differ in case or blanks alone."""
+    spelled: dict[str, str] = {}
+    for group, given in sheet.types.items():
+        checked = words.name(given, f"{sheet.path}: the cell_type of group {group}")
+        if checked.casefold() == UNASSIGNED.casefold():
+            raise DataError(
+                f"{sheet.path}: group {group} is called {checked!r}, which is what canal says of cells of no "
+                "known type: leave cell_type empty to leave the group out"
+            )
+        if is_no_type(checked):
+            raise DataError(
+                f"{sheet.path}: group {group} is called {checked!r}, which is no cell type: leave cell_type "
+                "empty to leave the group out"
+            )
+        if spelled.setdefault(spelling(checked), checked) != checked:
+            raise DataError(
+                f"{sheet.path}: {spelled[spelling(checked)]!r} and {checked!r} differ in spelling alone and "
+                "would be two types: write them alike"
+            )
+
+
+def _about(sheet: Sheet, file: Path, record: Mapping[str, Any]) -> Document:
+    """Return where the cells of a lesson are from, as JSON values."""
+    return {
+        "format": 1,
+        "sheet": {"name": readable(sheet.path.name), "sha256": sheet.sha256},
+        "file": {"name": readable(file.name), "sha256": sheet.about["file"]["sha256"]},
+        "input": record.get("input"),
+        "model": record["model"],
+        "record": record.get("id"),
+        "layer": record["options"].get("layer", "X"),
+        "asked": sheet.about["asked"],
+        "groups": {str(group): name for group, name in sorted(sheet.types.items())},
+    }
+
+
+def _citation(about: Document) -> str:
+    """Return what params.yaml says of where the cells are from."""
+    model, given = about["model"], about["input"]
+    origin = f", labelled from {given['name']} (sha256 {given['sha256']})" if given else ""
+    return (
+        f"novel cells of {about['file']['name']} (sha256 {about['file']['sha256']}){origin} by "
+        f"{model.get('model')} version {model.get('version')} (key {model.get('key')}); types given in "
+        f"{about['sheet']['name']} (sha256 {about['sheet']['sha256']})"
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from canal.annotation.records import read_log
 from canal.app.project import Project
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
@@ -12,7 +13,8 @@ from canal.core.errors import CanalError
 from canal.registry.lineage import Graph, lineage
 from canal.registry.memory import Memory
 from canal.registry.moves import CHAMPION
-from canal.registry.touches import Chosen, Found, Touch, find, touches
+from canal.registry.touches import Chosen as Chosen
+from canal.registry.touches import Found, Touch, find, touches
 
 Document = dict[str, Any]
 
@@ -90,8 +92,6 @@ def impact(project: Project, chosen: Chosen) -> Impact:
     RegistryError
         If no version knows it, or a version's documents are not those that were registered.
     """
-    from canal.annotation.records import read_log
-
     memory = Memory(project.store)
     found = find(memory, chosen)
     touched = touches(memory, found)

@@ -3,18 +3,28 @@
 ``python -m canal.app.pipeline`` is all of it; with the word ``dvc`` it is `dvc repro` with its errors alone.
 """
 
+import argparse
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
+from canal.app.project import Project
+from canal.config.sections import BACKBONE
+from canal.config.yaml_file import check_merged, save, with_memory
 from canal.core.errors import CanalError, ConfigError
+from canal.core.files import system_refusal
 from canal.core.messages import tell
+from canal.registry.tracking import StepRun, handed_run, start_entry_point, step_run
 from canal.runtime.startup import INTERRUPTED, begin
 
 _NEW = {
@@ -58,10 +68,6 @@ def refuse_early() -> None:
     ConfigError, HistoryError
         What the first step concerned would say; or the project may only be read, or is amid a merge.
     """
-    from canal.app.project import Project
-    from canal.config.sections import BACKBONE
-    from canal.config.yaml_file import check_merged
-
     project = Project.open()
     root = project.layout.root
     if not os.access(root, os.W_OK):
@@ -75,8 +81,6 @@ def refuse_early() -> None:
 
 def complete_params(path: Path) -> None:
     """Give params.yaml the section ``memory`` where it comes from before there was one: DVC compares it."""
-    from canal.config.edit import save, with_memory
-
     before = path.read_text(encoding="utf-8")
     if (text := with_memory(before)) != before:
         save(path, text)
@@ -158,3 +162,95 @@ def _run(module: str, *arguments: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(reproduce() if sys.argv[1:] == ["dvc"] else main())
+
+
+_PATIENCE_S = 120
+
+
+def argument(name: str, known: Collection[str]) -> str:
+    """Return the value of the one option ``--name`` of this script.
+
+    Raises
+    ------
+    ConfigError
+        If it is not among ``known``, the names that params.yaml has.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument(f"--{name}", required=True)
+    value = str(getattr(parser.parse_args(), name))
+    if value not in known:
+        raise ConfigError(f"no {name} {value[:80]!r} in params.yaml; there are {', '.join(known) or 'none'}")
+    return value
+
+
+def run(step: Callable[[], None]) -> None:
+    """Run a step; an error made for people ends it with one message and exit code 1.
+
+    DVC has deleted the step's outs before it began: those of a step that did not come to its end are brought
+    back as they were.
+    """
+    begin()
+    try:
+        step()
+    except CanalError as error:
+        tell(f"canal: {error}")
+        _bring_back()
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _bring_back(quietly=True)
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        said = system_refusal(error)
+        if said is None:
+            _bring_back()
+            raise
+        tell(f"canal: {said}")
+        _bring_back()
+        raise SystemExit(1) from None
+    except BaseException:
+        _bring_back()
+        raise
+
+
+def _bring_back(quietly: bool = False) -> None:
+    """Restore the outs that this step had before, as dvc.lock and DVC's cache have them, where they do.
+
+    Whatever happens here must not hide why the step ended.
+    """
+    with suppress(Exception):
+        outs = [name for name in _outs_before(Path.cwd() / "dvc.lock") if not Path(name).exists()]
+        if outs:
+            command = [sys.executable, "-m", "dvc", "checkout", "--quiet", *outs]
+            subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
+        back = [name for name in outs if Path(name).exists()]
+        if back and not quietly:
+            tell(f"canal: {', '.join(back)} as before")
+
+
+def _outs_before(lock: Path) -> list[str]:
+    """Return the outs of the step that this script is, as DVC's last run of it left them."""
+    if not lock.is_file():
+        return []
+    command = ["python", *sys.argv]
+    steps = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"].values()
+    mine = [one for one in steps if shlex.split(one["cmd"]) == command]
+    return [str(out["path"]) for one in mine for out in one.get("outs", ())]
+
+
+def project_step(
+    project: Project, entry_point: str, stage: str, learn: Callable[[Project, StepRun], None]
+) -> None:
+    """Run ``learn`` as an MLflow Project step.
+
+    DVC starts the script outside MLflow: the script then has MLflow start it again as an entry point, below
+    the stage's parent run. ``mlflow run . -e finetune -P stage=...`` gets there at once.
+    """
+    run_id = handed_run(project.store, entry_point, stage)
+    if run_id is None:
+        start_entry_point(project.store, project.config, entry_point, stage)
+        return
+    import torch
+
+    torch.set_num_threads(project.config.threads)
+    with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
+        learn(project, logged)

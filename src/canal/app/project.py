@@ -1,24 +1,32 @@
 """A project folder opened: its parameters, its files as cells, and its registry."""
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.config.yaml_file import load_config
-from canal.core.errors import ConfigError, DataError
+from canal.continual.cells import LabelledCells
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError, ConfigError, DataError
 from canal.core.files import read_json
+from canal.data.panel import read_panel
+from canal.data.prepared import PreparedCells
+from canal.data.split import read_split
+from canal.quality.profile import profile_of
+from canal.quality.subject import EarlierStage, Subject
+from canal.quality.verdict import read_verdict
+from canal.registry.history import learned, require_available
+from canal.registry.ledger import Sign as Sign
+from canal.registry.store import Store, Version
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from canal.continual.cells import LabelledCells
-    from canal.data.prepared import PreparedCells
-    from canal.quality.subject import EarlierStage, Subject
-    from canal.registry.store import Store, Version
 
 CellSet = Literal["train", "validation", "test", "reserve"]
 
@@ -44,23 +52,17 @@ class Project:
         return cls(layout, load_config(layout.params))
 
     @cached_property
-    def store(self) -> "Store":
+    def store(self) -> Store:
         """The project's registry."""
-        from canal.registry.store import Store
-
         return Store(self.layout, self.config.registry)
 
-    def learned(self, stage: str) -> "Version | None":
+    def learned(self, stage: str) -> Version | None:
         """Return the version that is what params.yaml asks ``stage`` to be; see `canal.registry.history`."""
-        from canal.registry.history import learned
-
         return learned(self.store, self.config, stage)
 
     @property
     def panel(self) -> list[str]:
         """The genes of the lineage."""
-        from canal.data.panel import read_panel
-
         return read_panel(self.layout.panel)
 
     def summary(self, stage: str) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Project:
         """Whether the stage's cells are there."""
         return (self.layout.prepared(self._source(stage)) / "cells.h5ad").is_file()
 
-    def prepared(self, stage: str) -> "PreparedCells":
+    def prepared(self, stage: str) -> PreparedCells:
         """Return the canonical cells of the stage's source.
 
         Raises
@@ -84,22 +86,16 @@ class Project:
         DataError
             If they are not there.
         """
-        from canal.data.prepared import PreparedCells
-
         if not self.available(stage):
             raise DataError(f"the cells of stage {stage!r} are not there (source {self._source(stage)!r})")
         return PreparedCells(self.layout.prepared(self._source(stage)) / "cells.h5ad")
 
     def split(self, stage: str) -> "pd.DataFrame":
         """Return the table of a stage's cells with their sets."""
-        from canal.data.split import read_split
-
         return read_split(self.layout.split(stage))
 
-    def cells(self, stage: str, chosen: CellSet, genes: Sequence[str] | None = None) -> "LabelledCells":
+    def cells(self, stage: str, chosen: CellSet, genes: Sequence[str] | None = None) -> LabelledCells:
         """Return one set of a stage's cells with their expression of ``genes`` (default: the panel)."""
-        from canal.continual.cells import LabelledCells
-
         split = self.split(stage)
         rows = split[split["set"] == chosen]
         ids = tuple(rows["cell_id"])
@@ -112,10 +108,8 @@ class Project:
             batches=tuple(rows["batch"]),
         )
 
-    def subject(self, stage: str) -> "Subject":
+    def subject(self, stage: str) -> Subject:
         """Return what the gate is asked about a stage whose cells are prepared and divided."""
-        from canal.core.digests import file_digest
-
         source = self._source(stage)
         return replace(
             self.candidate(stage),
@@ -124,10 +118,8 @@ class Project:
             split_sha256=file_digest(self.layout.split(stage)),
         )
 
-    def candidate(self, stage: str) -> "Subject":
+    def candidate(self, stage: str) -> Subject:
         """Return what the gate is asked about a stage's file as it lies on disk."""
-        from canal.quality.subject import Subject
-
         source = self._source(stage)
         declared = self.config.sources[source]
         return Subject(
@@ -140,7 +132,7 @@ class Project:
             chunk_cells=self.config.prepare.chunk_cells,
         )
 
-    def earlier(self, stage: str) -> "EarlierStage":
+    def earlier(self, stage: str) -> EarlierStage:
         """Return what is known of an earlier stage: from its cells, or from its version if they are gone.
 
         Raises
@@ -148,11 +140,6 @@ class Project:
         HistoryError
             If the cells are gone and no version holds the stage.
         """
-        from canal.quality.profile import profile_of
-        from canal.quality.subject import EarlierStage
-        from canal.quality.verdict import read_verdict
-        from canal.registry.history import require_available
-
         split = self.split(stage)
         if self.available(stage):
             return EarlierStage(split, profile_of(self.prepared(stage), list(split["cell_id"]), self.panel))
@@ -163,14 +150,35 @@ class Project:
         verdict = read_verdict(self.store.artifacts(version) / "validation" / "verdict.json")
         return EarlierStage(split, verdict.profile)
 
+    def commit(self, message: str, *also: str) -> None:
+        """Commit params.yaml to git, and the files ``also``.
+
+        Raises
+        ------
+        CanalError
+            If git does not commit it; params.yaml stays written.
+        """
+        if also:
+            subprocess.run(["git", "add", "--", *also], cwd=self.layout.root, check=False)
+        done = subprocess.run(
+            ["git", "commit", "--quiet", "-m", message, "--", self.layout.params.name, *also],
+            cwd=self.layout.root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            found = (done.stderr or done.stdout).strip().splitlines()
+            raise CanalError(
+                f"params.yaml is written, but git would not commit it: {found[-1] if found else '?'}"
+            )
+
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source
 
 
 def _check_path(root: Path) -> None:
     """Refuse a folder whose name is another one in the address of a database: MLflow would write there."""
-    from urllib.parse import unquote
-
     read = unquote(str(root)).partition("?")[0]
     if read != str(root):
         raise ConfigError(

@@ -1,29 +1,34 @@
 """A version compared, judged and moved: what `canal promote`, `compare`, `rollback` and `retire` call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from canal.annotation.annotate import label_h5ad
+from canal.annotation.changes import Changes, label_changes
+from canal.annotation.options import Options as Options
+from canal.app.annotating import load_annotator
 from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import read_json, scratch_folder
-from canal.registry import promotion
+from canal.data.prepare import PrepareSettings, prepare
+from canal.data.prepared import PreparedCells
+from canal.model.load import CellAnnotator, load_model
+from canal.registry import promotion, words
+from canal.registry.audit import audit
 from canal.registry.comparison import Comparison, StageComparison, compare_stage
+from canal.registry.diff import difference
 from canal.registry.history import recorded, verified
-from canal.registry.ledger import Entry
+from canal.registry.ledger import Entry, Sign
 from canal.registry.mirror import refuse_behind
 from canal.registry.moves import CHAMPION, PREVIOUS, ledger_of, moving
 from canal.registry.paired import Sampling
-from canal.registry.policy import Evidence, Ruling, judge, override
+from canal.registry.policy import Evidence, Ruling, failed, judge, override
 from canal.registry.store import Version
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from canal.model.load import CellAnnotator
-    from canal.registry.ledger import Sign
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Judgement:
     version: Version
     champion: Version | None
     rulings: Sequence[Ruling]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no rule stands against the version."""
+        return not failed(self.rulings)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -46,11 +56,21 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Move:
-    """Who moves the champion, why, and with which signature."""
+    """Who moves the champion, why, and with which signature.
+
+    Raises
+    ------
+    RegistryError
+        If who or why is empty, or could not stand in a line of the ledger.
+    """
 
     by: str
     why: str
-    sign: "Sign | None" = None
+    sign: Sign | None = None
+
+    def __post_init__(self) -> None:
+        words.name(self.by, "the person (--by)")
+        words.reason(self.why)
 
 
 def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) -> Judgement:
@@ -64,8 +84,6 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     PolicyError
         If an override names no rule.
     """
-    from canal.registry.audit import audit
-
     store = project.store
     # Before minutes are spent on judging: who is behind, or may only read here, cannot promote.
     refuse_behind(store, ledger_of(store))
@@ -181,7 +199,7 @@ def compare_versions(
     return Comparison(champion.number, candidate.number, stages, not_compared, tuple(before))
 
 
-def answers(project: Project, version: Version) -> "dict[str, pd.DataFrame]":
+def answers(project: Project, version: Version) -> dict[str, pd.DataFrame]:
     """Return what a version said of the test cells it was measured on, a table a stage; bytes checked.
 
     Raises
@@ -189,14 +207,12 @@ def answers(project: Project, version: Version) -> "dict[str, pd.DataFrame]":
     RegistryError
         If the recorded answers are not the registered ones.
     """
-    import pandas as pd
-
     path = recorded(project.store, version, _PREDICTIONS)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return {str(stage): rows.reset_index(drop=True) for stage, rows in table.groupby("stage", sort=False)}
 
 
-def _asked(project: Project, version: Version, stage: str) -> "pd.DataFrame":
+def _asked(project: Project, version: Version, stage: str) -> pd.DataFrame:
     """Return what a version says of a stage's test cells, which it was not measured on."""
     if stage not in project.config.stages or not project.available(stage):
         raise RegistryError(
@@ -209,11 +225,8 @@ def _asked(project: Project, version: Version, stage: str) -> "pd.DataFrame":
 
 def _on_file(
     project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
-) -> "list[pd.DataFrame]":
+) -> list[pd.DataFrame]:
     """Return what versions say of the cells of a labelled file."""
-    from canal.data.prepare import PrepareSettings, prepare
-    from canal.data.prepared import PreparedCells
-
     name = stage or list(project.config.stages)[-1]
     if name not in project.config.stages:
         raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
@@ -232,16 +245,55 @@ def _on_file(
     return found
 
 
-def _annotator(project: Project, version: Version) -> "CellAnnotator":
-    from canal.model.load import load_model
-
+def _annotator(project: Project, version: Version) -> CellAnnotator:
     folder, _ = verified(project.store, version)
     return load_model(folder / "model")
 
 
 def _said(
-    annotator: "CellAnnotator", ids: tuple[str, ...], truth: tuple[str, ...], expression: "np.ndarray"
-) -> "pd.DataFrame":
-    import pandas as pd
-
+    annotator: CellAnnotator, ids: tuple[str, ...], truth: tuple[str, ...], expression: np.ndarray
+) -> pd.DataFrame:
     return pd.DataFrame({"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs; ``document`` is JSON, ``cells`` are a file's, where one was given."""
+
+    document: dict[str, Any]
+    cells: Changes | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {**self.document, "file": None if self.cells is None else self.cells.to_json()}
+
+
+def diff(
+    project: Project,
+    before: str,
+    after: str,
+    file: Path | None = None,
+    options: Options | None = None,
+    notice: Callable[[str], None] = lambda message: None,
+) -> Difference:
+    """Return what differs between two versions, and the cells of a file that they label differently.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such ready version, both are one, or a version is damaged.
+    DataError
+        If the file cannot be labelled; see `canal.annotation.annotate`.
+    """
+    old, new = project.store.version(before), project.store.version(after)
+    if old.number == new.number:
+        raise RegistryError(f"{before} and {after} are both version {old.number}; name two")
+    document = difference(project.store, old, new)
+    if file is None:
+        return Difference(document)
+
+    tables = []
+    for version in (old, new):
+        notice(f"version {version.number} ({version.stage}) labels {file.name}")
+        tables.append(label_h5ad(load_annotator(project, version), file, options, notice))
+    return Difference(document, label_changes(file.name, *tables))

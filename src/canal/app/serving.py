@@ -17,15 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from canal.app.annotating import serving_version
+from canal.app.auditing import audit_project
+from canal.app.project import Project
 from canal.core.errors import ConfigError, RegistryError
 from canal.core.messages import tell
-
-if TYPE_CHECKING:
-    from canal.app.project import Project
 
 _SETTINGS = "CANAL_SERVING"
 """Environment variable by which workers are told what to serve."""
@@ -83,8 +83,6 @@ def serve(project: Project, wanted: str | None, how: Serving) -> None:
     from uvicorn import Config
     from uvicorn.supervisors import Multiprocess
 
-    from canal.app.api import serving_version
-
     if how.token_file is not None:
         _token(how.token_file)
     version = serving_version(project, wanted)
@@ -117,8 +115,6 @@ def serve(project: Project, wanted: str | None, how: Serving) -> None:
 
 def _require_proof(project: Project, number: int) -> None:
     """Raise where an audit of the version finds anything: what cannot be proven must not serve."""
-    from canal.app.auditing import audit_project
-
     report = audit_project(project, str(number))
     if report.findings:
         first = report.findings[0]

@@ -1,11 +1,127 @@
-"""novel, explain: looking into a labelled file with the version that labelled it."""
+"""Commands about cells: annotate, validate, novel, explain, who; and serve, which labels them over HTTP."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from canal.cli.parsing import AsJson, Root, note, show_result
+from canal.cli.parsing import AsJson, Root, note, opened, show_result
+from canal.core.errors import CanalError
+from canal.report.cell_tables import explanation_table, novel_table, who_group
+from canal.report.registry_tables import verdict_table
+from canal.report.terminal import annotation_table, cells_told
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    example = "Example: canal"
+    app.command(
+        epilog=f"{example} annotate new.h5ad -o labelled.h5ad --layer counts    "
+        "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv"
+    )(annotate)
+    app.command(epilog=f"{example} novel labelled.h5ad -o novel.csv --batch donor")(novel)
+    app.command(epilog=f"{example} explain labelled.h5ad -o genes.csv --top 10")(explain)
+    app.command(epilog=f"{example} who labelled.h5ad")(who)
+    app.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
+    app.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
+
+
+def annotate(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Number or alias; by default the champion.")] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
+    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    gene_map: Annotated[Path | None, typer.Option(help="Table: Ensembl id, symbol (tab).")] = None,
+    aliases: Annotated[
+        Path | None, typer.Option(help="Table: outdated symbol, today's (tab); or HGNC's own.")
+    ] = None,
+    species: Annotated[
+        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; mouse needs --orthologs.")
+    ] = "auto",
+    orthologs: Annotated[Path | None, typer.Option(help="Table: mouse gene, human gene (tab).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Label although too few genes are there.")] = False,
+    only_obs: Annotated[
+        bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
+    ] = False,
+    vote: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, or leiden."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
+    chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU where there is one.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster where the machine has it.")
+    ] = "float32",
+    effort: Annotated[
+        Literal["full", "fast"],
+        typer.Option(help="fast: the sums answer, the network only where they are unsure."),
+    ] = "full",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor cores to use; by default all.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
+    from canal.app.annotating import Naming, Options, annotate_file, use_machine
+
+    if use_raw and layer != "X":
+        raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
+    options = Options(
+        layer="raw" if use_raw else layer,
+        values=values,
+        gene_column=gene_column,
+        chunk_cells=chunk_cells,
+        force=force,
+        naming=Naming(species, orthologs, aliases, gene_map),
+        overwrite=overwrite,
+        only_obs=only_obs,
+        probabilities=probabilities,
+        vote=vote,
+        resume=resume,
+        device=device,
+        dtype=dtype,
+        effort=effort,
+    )
+    use_machine(threads, options, note)
+    with cells_told() as on_cells:
+        summary = annotate_file(source, output, options, model, note, root, on_cells)
+    if as_json:
+        show_result(summary.to_json(), as_json)
+        return
+    show_result(annotation_table(summary.to_json()), as_json=False)
+
+
+def validate(
+    file: Annotated[Path, typer.Argument(help="An h5ad file.")],
+    stage: Annotated[
+        str | None, typer.Option(help="Whose declaration to read it with; by default the last.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the gate on any h5ad file; exit code 1 unless it passes."""
+    from canal.app import declaring
+
+    verdict = declaring.validate(file, stage, root)
+    show_result(verdict.document() if as_json else verdict_table(verdict), as_json)
+    if not verdict.passed:
+        raise typer.Exit(1)
+
 
 File = Annotated[
     Path, typer.Argument(metavar="LABELLED.h5ad", help="What `canal annotate` wrote; .zarr, too.")
@@ -16,12 +132,6 @@ Aliases = Annotated[Path | None, typer.Option(help="The table the file was label
 Orthologs = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this module's commands to the command line."""
-    app.command(epilog="Example: canal novel labelled.h5ad -o novel.csv --batch donor")(novel)
-    app.command(epilog="Example: canal explain labelled.h5ad -o genes.csv --top 10")(explain)
 
 
 def novel(
@@ -48,19 +158,15 @@ def novel(
     as_json: AsJson = False,
 ) -> None:
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
-    from canal.annotation.naming import Naming
-    from canal.annotation.novel import Wishes
-    from canal.annotation.represent import Machine
-    from canal.app.discovering import novel as find
+    from canal.app import discovering
+    from canal.app.discovering import Machine, Naming, Wishes
 
     naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     wishes = Wishes(batch, min_cells, resolution, seed, top, naming, Machine(chunk_cells, device))
-    found = find(file, output, wishes, overwrite, note, root)
+    found = discovering.novel(file, output, wishes, overwrite, note, root)
     if as_json:
         show_result(found.to_json(), as_json)
     else:
-        from canal.report.cell_tables import novel_table
-
         show_result(novel_table(found.to_json()), as_json=False)
     if output is not None:
         note(
@@ -86,18 +192,54 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show for each type in a labelled file the genes that carry it: gradient times input, averaged."""
-    from canal.annotation.explain import Asked
-    from canal.annotation.naming import Naming
-    from canal.app.discovering import explain as look
+    from canal.app import discovering
+    from canal.app.discovering import Asked, Naming
 
     naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     asked = Asked(cells, top, seed, naming, chunk_cells)
-    found = [one.to_json() for one in look(file, output, asked, overwrite, note, root)]
+    found = [one.to_json() for one in discovering.explain(file, output, asked, overwrite, note, root)]
     if as_json:
         show_result(found, as_json)
     else:
-        from canal.report.cell_tables import explanation_table
-
         show_result(explanation_table(found), as_json=False)
     if output is not None:
         note(f"wrote {output}")
+
+
+def who(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What `canal annotate` wrote: .h5ad, .zarr, .parquet or .csv."),
+    ],
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which version labelled a file, when and how; and, in a project, how that version stands today."""
+    from canal.app import annotating
+
+    document = annotating.who(file, root)
+    show_result(document if as_json else who_group(document), as_json)
+
+
+def serve(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; by default the champion, else the newest.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; others than this machine need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on that machine.")] = 5001,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds an answer may take.")] = 60,
+    patience: Annotated[int, typer.Option(min=1, help="Seconds in which a request must have come.")] = 60,
+    max_mb: Annotated[int, typer.Option(min=1, help="Megabytes a request may have.")] = 64,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that requests must bear.", dir_okay=False)
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Answer cells over HTTP with the labels of `canal annotate`, after an audit of the version."""
+    from canal.app import serving
+
+    how = serving.Serving(host, port, workers, timeout, patience, max_mb, token_file)
+    serving.serve(opened(root), version, how)

@@ -1,25 +1,37 @@
-"""ledger, ledger anchor, keys new, show, add: who decided what, a witness of it elsewhere, who may sign."""
+"""Commands that prove: ledger, anchors, keys, audit, schema; export and import carry the proof elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from canal.cli.parsing import AsJson, KeyFile, Root, note, show_result
+from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
+from canal.core.errors import SigningError
+from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
 
 if TYPE_CHECKING:
     from canal.app.project import Project
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the group `ledger` to the command line."""
+    """Add this module's commands, and the groups `ledger` and `keys`, to the command line."""
+    example = "Example: canal"
+    app.command(epilog=f"{example} audit champion --json    canal audit 3 --reproduce")(audit)
+    app.command(epilog=f"{example} schema record | jq .required")(schema)
+    app.command("export", epilog=f"{example} export champion -o lung-atlas.zip")(export_version)
+    app.command("import", epilog=f"{example} import lung-atlas.zip")(import_version)
     group = typer.Typer(invoke_without_command=True)
-    group.callback(epilog="Example: canal ledger --json | jq '.[].why'    canal ledger --verify")(ledger)
+    group.callback(epilog=f"{example} ledger --json | jq '.[].why'    canal ledger --verify")(ledger)
     group.command(
-        epilog='Example: canal ledger anchor --by "A. Person"    '
+        epilog=f'{example} ledger anchor --by "A. Person"    '
         "canal ledger anchor --sign ~/.config/canal/key.pem --json"
     )(anchor)
     app.add_typer(group, name="ledger")
+    keys = typer.Typer(no_args_is_help=True, help="Keys that sign the ledger, and whose they are.")
+    keys.command(epilog=f'{example} keys new --name "A. Person" >> keyring.txt')(new)
+    keys.command(epilog=f"{example} keys show ~/.config/canal/key.pem")(show)
+    keys.command(epilog=f'{example} keys add keyring.txt "CI ed25519 BASE64" --roles register')(add)
+    app.add_typer(keys, name="keys")
 
 
 def ledger(
@@ -38,20 +50,18 @@ def ledger(
     as_json: AsJson = False,
 ) -> None:
     """Show who registered, promoted, rolled back and retired what, when and why."""
+    from canal.app import witnessing
+
     if context.invoked_subcommand is not None:
         return
-    from canal.app.project import Project
-    from canal.registry.moves import catch_up as bring
-    from canal.registry.moves import ledger_of
-    from canal.report.registry_tables import ledger_table
 
-    project = Project.open(root)
+    project = opened(root)
     if catch_up:
-        note(f"{len(bring(project.store))} entries brought from {project.store.shown}")
+        note(f"{witnessing.brought(project)} entries brought from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
-    documents = [entry.document for entry in ledger_of(project.store).entries()]
+    documents = witnessing.entries(project)
     show_result(documents if as_json else ledger_table(documents), as_json)
 
 
@@ -67,11 +77,10 @@ def anchor(
 
     Signed by git where user.signingKey is configured, or with --sign; audit compares the ledger with it.
     """
-    from canal.app.auditing import anchor_ledger
-    from canal.app.project import Project
-    from canal.registry.signing import open_key
+    from canal.app import witnessing
 
-    made = anchor_ledger(Project.open(root), by, None if sign is None else open_key(sign))
+    key = None if sign is None else witnessing.open_key(sign)
+    made = witnessing.anchor_ledger(opened(root), by, key)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -82,11 +91,10 @@ def anchor(
 
 
 def _verify(project: "Project", as_json: bool) -> None:
-    from canal.app.auditing import verify_ledger
-    from canal.registry.moves import ledger_of
+    from canal.app import witnessing
 
-    found, entries = verify_ledger(project), ledger_of(project.store).entries()
-    head = entries[-1].hash if entries else None
+    found, entries = witnessing.verify_ledger(project), witnessing.entries(project)
+    head = entries[-1]["hash"] if entries else None
     if as_json:
         document = {
             "entries": len(entries),
@@ -109,19 +117,7 @@ def _verify(project: "Project", as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-# keys new, show, add: who may sign what goes into the ledger.
-
 PrivateFile = Annotated[Path, typer.Argument(metavar="FILE", help="Private key made by canal keys new.")]
-
-
-def add_keys_to(app: typer.Typer) -> None:
-    """Add the group `keys` to the command line."""
-    keys = typer.Typer(no_args_is_help=True, help="Keys that sign the ledger, and whose they are.")
-    example = "Example: canal keys"
-    keys.command(epilog=f'{example} new --name "A. Person" >> keyring.txt')(new)
-    keys.command(epilog=f"{example} show ~/.config/canal/key.pem")(show)
-    keys.command(epilog=f'{example} add keyring.txt "CI ed25519 BASE64" --roles register')(add)
-    app.add_typer(keys, name="keys")
 
 
 def new(
@@ -132,19 +128,18 @@ def new(
     ] = None,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
-    from canal.registry.signing import default_key_file, new_key
+    from canal.app import witnessing
 
-    path = output or default_key_file()
-    show_line(new_key(path, name).line)
+    path = output or witnessing.default_key_file()
+    show_line(witnessing.new_key(path, name).line)
     note(f"wrote {path}, which only you can read; the line above is for the keyring (canal keys add)")
 
 
 def show(file: PrivateFile, as_json: AsJson = False) -> None:
     """Print the public line of a private key."""
-    from canal.core.errors import SigningError
-    from canal.registry.signing import open_key
+    from canal.app import witnessing
 
-    key = open_key(file)
+    key = witnessing.open_key(file)
     if not key.name:
         raise SigningError(
             f"{file} does not say whose key it is: give it a first line `# canal signing key of A. Person`"
@@ -168,9 +163,9 @@ def add(
     ] = None,
 ) -> None:
     """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
-    from canal.registry.keyring import add_to_keyring
+    from canal.app import witnessing
 
-    key = add_to_keyring(keyring, line, roles)
+    key = witnessing.add_to_keyring(keyring, line, roles)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
     note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 
@@ -178,3 +173,98 @@ def add(
 def show_line(line: str) -> None:
     """Print a line as it is: it is to be copied, so it is never folded or coloured."""
     typer.echo(line)
+
+
+def audit(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="Number or alias; by default every version.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every version, the ledger and the project's files: the default.")
+    ] = False,
+    reproduce: Annotated[
+        bool,
+        typer.Option(
+            "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
+        ),
+    ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Add up each stage's sums again, where its cells are there.")
+    ] = False,
+    require_signed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYRING",
+            help="Every ledger entry must be signed by a key of this file that may sign such entries.",
+        ),
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute everything that was registered, and name what does not hold; exit code 1 if anything."""
+    from canal.app import auditing
+
+    project = opened(root)
+    if reproduce and version is None:
+        raise typer.BadParameter("--reproduce needs the number or alias of one version")
+    report = auditing.audit_project(project, None if everything else version, require_signed, recompute)
+    document = report.to_json()
+    if not as_json:
+        show_result(audit_report(document), as_json=False)
+    passed = not report.findings
+    if reproduce and version is not None:
+        reproduction = auditing.reproduce_version(project, version, note)
+        passed = passed and reproduction.reproduced
+        document["reproduction"] = reproduction.to_json()
+        if not as_json:
+            show_result(reproduction_report(document["reproduction"]), as_json=False)
+    if as_json:
+        show_result(document, as_json)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def schema(name: Annotated[Literal["key", "record"], typer.Argument(help="key or record.")]) -> None:
+    """Print the JSON schema of key.json or record.json (draft 2020-12)."""
+    from canal.app import versions
+
+    show_result(versions.schema(name), as_json=True)
+
+
+def export_version(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ZIP file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version, with the proof of where it comes from, into one file for another team."""
+    from canal.app import versions
+
+    made = versions.export_parcel(opened(root).store, version, output, overwrite)
+    if as_json:
+        show_result(made.to_json(), as_json)
+        return
+    note(f"wrote {made.path}: {made.files} files, {made.size / 1e6:.1f} MB, sha256 {made.sha256}")
+    note("whoever imports it should get that sha256 from you by another way")
+
+
+def import_version(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `canal export` wrote.")],
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a version that was learned elsewhere, after everything in the file is proven."""
+    from canal.app import versions
+
+    signed = signer(sign)
+    imported = versions.import_parcel(opened(root).store, file, signed)
+    if as_json:
+        show_result(imported.to_json(), as_json)
+        return
+    version = imported.version
+    name = f"{version.model} {version.number} ({version.stage})"
+    note(f"registered {name}" if imported.made else f"nothing to do: it is registered as {name}")
+    for line in imported.notes:
+        note(line)

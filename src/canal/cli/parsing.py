@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from canal.core.messages import tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from canal.registry.ledger import Sign
+    from canal.app.project import Project, Sign
 
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -36,7 +37,6 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
         plain = not (sys.stdout.encoding or "").lower().startswith("utf")
         sys.stdout.write(json.dumps(what, indent=1, sort_keys=True, ensure_ascii=plain, default=str) + "\n")
         return
-    from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 110).print(what)
 
@@ -46,10 +46,18 @@ def note(line: str) -> None:
     tell(line)
 
 
+def opened(root: Path | None) -> "Project":
+    """Return the project in ``root``; by default the one in the working directory."""
+    from canal.app.project import Project
+
+    return Project.open(root)
+
+
 def signer(key: Path | None, by: str | None = None) -> "Sign | None":
     """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
+    from canal.app.witnessing import open_key
+
     if key is None:
         return None
-    from canal.registry.signing import open_key
 
     return open_key(key).signer(by)

@@ -1,23 +1,17 @@
 """The command line: read arguments, call one function of the API, print what it says."""
 
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from canal.cli import (
-    audit_commands,
-    cells_commands,
-    ledger_commands,
-    lineage_commands,
-    promotion_commands,
-    serve_commands,
-    stages_commands,
-    sums_commands,
-)
-from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, show_result, signer
+from canal.cli import cells_commands, ledger_commands, stages_commands, versions_commands
+from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
 from canal.core.errors import CanalError
+from canal.core.files import system_refusal
 from canal.core.messages import tell
+from canal.report.registry_tables import rebuilt_table, rebuilt_view
+from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
 app = typer.Typer(
@@ -29,23 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
-backbone_app = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
-app.add_typer(backbone_app, name="backbone")
+for module in (cells_commands, versions_commands, ledger_commands, stages_commands):
+    module.add_to(app)
 app.add_typer(registry_app, name="registry")
-for add_to in (
-    cells_commands.add_to,
-    stages_commands.add_to,
-    promotion_commands.add_to,
-    ledger_commands.add_to,
-    lineage_commands.add_to,
-    audit_commands.add_to,
-    ledger_commands.add_keys_to,
-    stages_commands.add_tuning_to,
-    sums_commands.add_to,
-    sums_commands.add_basis_to,
-    serve_commands.add_to,
-):
-    add_to(app)
 
 
 def main() -> NoReturn:
@@ -58,8 +38,6 @@ def main() -> NoReturn:
         tell(f"canal: {error}")
         code = 1
     except OSError as error:
-        from canal.core.files import system_refusal
-
         said = system_refusal(error)
         if said is None:
             raise
@@ -76,11 +54,9 @@ def main() -> NoReturn:
 @app.command(epilog="Example: canal versions --json | jq '.[].stage'")
 def versions(root: Root = None, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and figures."""
-    from canal.app.project import Project
-    from canal.app.views import version_rows
-    from canal.report.terminal import versions_table
+    from canal.app.versions import version_rows
 
-    rows = version_rows(Project.open(root))
+    rows = version_rows(opened(root))
     show_result(rows if as_json else versions_table(rows), as_json)
 
 
@@ -91,175 +67,29 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one version: where it comes from, what it learned, how it does."""
-    from canal.app.project import Project
-    from canal.app.views import version_view
-    from canal.report.terminal import version_panel
+    from canal.app.versions import version_view
 
-    view = version_view(Project.open(root), version)
+    view = version_view(opened(root), version)
     show_result(view if as_json else version_panel(view), as_json)
-
-
-@app.command(
-    epilog="Example: canal annotate new.h5ad -o labelled.h5ad --layer counts    "
-    "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv"
-)
-def annotate(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
-    ],
-    model: Annotated[str | None, typer.Option(help="Number or alias; by default the champion.")] = None,
-    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
-    use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
-    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
-    gene_map: Annotated[Path | None, typer.Option(help="Table: Ensembl id, symbol (tab).")] = None,
-    aliases: Annotated[
-        Path | None, typer.Option(help="Table: outdated symbol, today's (tab); or HGNC's own.")
-    ] = None,
-    species: Annotated[
-        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; mouse needs --orthologs.")
-    ] = "auto",
-    orthologs: Annotated[Path | None, typer.Option(help="Table: mouse gene, human gene (tab).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Label although too few genes are there.")] = False,
-    only_obs: Annotated[
-        bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")
-    ] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
-    ] = False,
-    vote: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, or leiden."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
-    chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU where there is one.")
-    ] = "auto",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 is faster where the machine has it.")
-    ] = "float32",
-    effort: Annotated[
-        Literal["full", "fast"],
-        typer.Option(help="fast: the sums answer, the network only where they are unsure."),
-    ] = "full",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor cores to use; by default all.")
-    ] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
-    from canal.annotation.naming import Naming
-    from canal.annotation.options import Options
-    from canal.app.api import annotate_file, use_machine
-    from canal.report.progress import cells_told
-
-    if use_raw and layer != "X":
-        raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
-    options = Options(
-        layer="raw" if use_raw else layer,
-        values=values,
-        gene_column=gene_column,
-        chunk_cells=chunk_cells,
-        force=force,
-        naming=Naming(species, orthologs, aliases, gene_map),
-        overwrite=overwrite,
-        only_obs=only_obs,
-        probabilities=probabilities,
-        vote=vote,
-        resume=resume,
-        device=device,
-        dtype=dtype,
-        effort=effort,
-    )
-    use_machine(threads, options, note)
-    with cells_told() as on_cells:
-        summary = annotate_file(source, output, options, model, note, root, on_cells)
-    if as_json:
-        show_result(summary.to_json(), as_json)
-        return
-    from canal.report.terminal import annotation_table
-
-    show_result(annotation_table(summary.to_json()), as_json=False)
-
-
-@app.command(epilog="Example: canal validate new.h5ad --stage tumour")
-def validate(
-    file: Annotated[Path, typer.Argument(help="An h5ad file.")],
-    stage: Annotated[
-        str | None, typer.Option(help="Whose declaration to read it with; by default the last.")
-    ] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run the gate on any h5ad file; exit code 1 unless it passes."""
-    from canal.app.api import validate as judge
-    from canal.quality.verdict_table import render
-
-    verdict = judge(file, stage, root)
-    show_result(verdict.document() if as_json else render(verdict), as_json)
-    if not verdict.passed:
-        raise typer.Exit(1)
-
-
-@backbone_app.command(
-    "import",
-    epilog="Example: canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit",
-)
-def backbone_import(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth", help="Weights of scBERT.")],
-    genes: Annotated[Path, typer.Option(help="Gene symbols in the order of its rows: text, JSON or h5ad.")],
-    gene2vec: Annotated[
-        Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")
-    ] = None,
-    commit: Commit = False,
-    sign: KeyFile = None,
-    root: Root = None,
-) -> None:
-    """Begin the lineage with published weights: checked, registered, named in params.yaml."""
-    from canal.app.api import import_backbone
-    from canal.app.importing import PublishedFiles
-
-    imported = import_backbone(PublishedFiles(checkpoint, genes, gene2vec), commit, root, signer(sign))
-    backbone, version = imported.backbone, imported.version
-    note(
-        f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
-        f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"
-        + (" (committed)" if commit else "")
-    )
-    note(f"but {imported.conflict}" if imported.conflict else "next: make run")
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Register every finished stage that the registry does not know, and show where the lineage stands."""
-    from canal.app.api import registry_sync as sync
-    from canal.app.project import Project
-    from canal.app.views import evaluations, version_rows
+    from canal.app import versions
 
     signed = signer(sign)
-    project = Project.open(root)
-    synced = sync(project, signed)
+    project = opened(root)
+    synced = versions.registry_sync(project, signed)
     if synced.moved:
         note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
-    rows, measured = version_rows(project), evaluations(project)
+    rows, measured = versions.version_rows(project), versions.evaluations(project)
     if as_json:
         show_result({"versions": rows, "evaluations": measured}, as_json)
         return
-    from rich.console import Group
-    from rich.text import Text
-
-    from canal.report.terminal import next_commands, summary
-
-    newest = rows[-1]["version"] if rows else "candidate"
-    show_result(Group(summary(measured, rows), Text(), next_commands(newest)), as_json=False)
+    show_result(lineage_report(measured, rows), as_json=False)
 
 
 @registry_app.command(
@@ -283,12 +113,10 @@ def registry_rebuild(
     as_json: AsJson = False,
 ) -> None:
     """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
-    from canal.app.api import registry_rebuild as rebuild
-    from canal.app.project import Project
-    from canal.report.registry_tables import rebuilt_table, rebuilt_view
+    from canal.app import versions
 
     signed = signer(sign, by)
-    view = rebuilt_view(rebuild(Project.open(root), by, why, also or (), without or (), signed))
+    view = rebuilt_view(versions.registry_rebuild(opened(root), by, why, also or (), without or (), signed))
     show_result(view if as_json else rebuilt_table(view), as_json)
     note("next: canal audit, then commit ledger.jsonl")
 
@@ -299,17 +127,9 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one offline HTML page of the run with its figures."""
-    from canal.app.project import Project
-    from canal.app.views import version_rows
-    from canal.report.collect import backbone_history, collect
-    from canal.report.page import write_report
+    from canal.app.versions import write_page
 
-    project = Project.open(root)
-    stages = collect(project.layout, list(project.config.stages), version_rows(project))
-    if not stages:
-        raise CanalError("nothing is measured yet; run `make run` first")
-    title = project.config.registry.model
-    note(f"wrote {write_report(stages, output / 'index.html', title, backbone_history(project.layout))}")
+    note(f"wrote {write_page(opened(root), output)}")
 
 
 if __name__ == "__main__":

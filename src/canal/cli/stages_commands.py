@@ -1,28 +1,50 @@
-"""stage add, relearn, tune show, run: the lessons of a lineage, and the study that chooses their settings."""
+"""Commands about what is learned: stage, tune, sums, basis, backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canal.cli.parsing import AsJson, Commit, Root, note, show_result
+from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, opened, show_result, signer
 from canal.core.errors import ConfigError
+from canal.report.registry_tables import verdict_table
+from canal.report.study_figures import front_rows, tuning_table
 
 if TYPE_CHECKING:
-    from canal.app.api import Addition
+    from canal.app.backfilling import Backfilled
+    from canal.app.declaring import Addition
 
 Table = Annotated[Path | None, typer.Option(help="With --from-novel: the table the file was labelled with.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the group `stage` to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
-    group.command(
-        epilog="Example: canal stage add lung --file lung.h5ad --values counts --batch donor --commit    "
+    """Add the groups `stage`, `tune`, `sums`, `basis` and `backbone` to the command line."""
+    example = "Example: canal"
+    stage = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
+    stage.command(
+        epilog=f"{example} stage add lung --file lung.h5ad --values counts --batch donor --commit    "
         "canal stage add myeloid --from-novel novel.csv"
     )(add)
-    group.command(epilog="Example: canal stage relearn tumour --commit")(relearn)
-    app.add_typer(group, name="stage")
+    stage.command(epilog=f"{example} stage relearn tumour --commit")(relearn)
+    app.add_typer(stage, name="stage")
+    tune = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
+    tune.command(epilog=f"{example} tune show kang-ctrl")(show)
+    tune.command(epilog=f"{example} tune run kang-ctrl --jobs 2")(run)
+    app.add_typer(tune, name="tune")
+    sums = typer.Typer(no_args_is_help=True, help="The sums that versions keep of what they learned.")
+    sums.command(epilog=f"{example} sums backfill tumour")(backfill)
+    app.add_typer(sums, name="sums")
+    basis = typer.Typer(
+        no_args_is_help=True, help="The genes that a lineage's sums are of, and their levels."
+    )
+    basis.command(epilog=f"{example} basis export champion -o lab.json")(export)
+    basis.command(epilog=f"{example} basis adopt lab.json --commit")(adopt)
+    app.add_typer(basis, name="basis")
+    backbone = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
+    backbone.command(
+        "import", epilog=f"{example} backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"
+    )(backbone_import)
+    app.add_typer(backbone, name="backbone")
 
 
 def add(
@@ -57,8 +79,7 @@ def add(
     root: Root = None,
 ) -> None:
     """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
-    from canal.app.api import add_stage
-    from canal.quality.verdict_table import render
+    from canal.app import declaring, discovering
 
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
@@ -70,15 +91,12 @@ def add(
         place: dict[str, Any] = {"parent": parent, "root": root, "fixed": fixed, "grow": grow}
         addition = _of_file(name, file, of_file | {"min_genes": min_genes}, place)
     else:
-        from canal.annotation.naming import Naming
-        from canal.app.teaching import FromNovel, propose_from_novel
-
         _refuse_options_of_a_file(of_file)
-        naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-        wish = FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
-        addition = propose_from_novel(name, wish, root)
-    show_result(render(addition.verdict), as_json=False)
-    add_stage(addition, commit, root)
+        naming = discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
+        wish = discovering.FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
+        addition = discovering.propose_from_novel(name, wish, root)
+    show_result(verdict_table(addition.verdict), as_json=False)
+    declaring.add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
 
 
@@ -88,15 +106,14 @@ def relearn(
     root: Root = None,
 ) -> None:
     """Start a new branch of the lineage from this stage on; old versions stay as they are."""
-    from canal.app.api import relearn as branch
+    from canal.app import declaring
 
-    touched = branch(name, commit, root)
+    touched = declaring.relearn(name, commit, root)
     note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
 
 
 def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
-    from canal.app.api import propose_stage
-    from canal.app.declare import declare, trimmed_labels
+    from canal.app.declaring import declare, propose_stage, trimmed_labels
 
     if file is None or wishes["values"] is None:
         missing = "" if file is None else f"; --values, the units of {file}, is missing"
@@ -126,27 +143,14 @@ def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
         )
 
 
-# tune show, tune run: the study that chooses lambda and L of a stage.
-
 StageName = Annotated[str, typer.Argument(help="A stage that stands in finetune.tuned.")]
-
-
-def add_tuning_to(app: typer.Typer) -> None:
-    """Add the group `tune` to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
-    example = "Example: canal tune"
-    group.command(epilog=f"{example} show kang-ctrl")(show)
-    group.command(epilog=f"{example} run kang-ctrl --jobs 2")(run)
-    app.add_typer(group, name="tune")
 
 
 def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
     """Show the trials that no other one beats, the published point and what was chosen."""
-    from canal.app.choosing import tuned_document
-    from canal.app.project import Project
-    from canal.report.study_figures import front_rows, tuning_table
+    from canal.app import choosing
 
-    document = tuned_document(Project.open(root), stage)
+    document = choosing.tuned_document(opened(root), stage)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
 
@@ -160,12 +164,99 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a stage's study ahead of `make run`, which then finds its trials done; nothing is learned."""
-    from canal.app.choosing import choose
-    from canal.app.project import Project
-    from canal.app.step import watch_trials
-    from canal.report.study_figures import front_rows, tuning_table
+    from canal.app import choosing
 
-    document = choose(Project.open(root), stage, watch_trials, jobs)
+    document = choosing.choose(opened(root), stage, choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
     note("next: make run, which takes these trials and learns the stage")
+
+
+def backfill(
+    stage: Annotated[str, typer.Argument(help="A learned stage.")],
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a version of a stage with sums of its cells and its network as it is; nothing is relearned."""
+    from canal.app import backfilling
+
+    signed = signer(sign)
+    made = backfilling.backfill(opened(root), stage, note, signed)
+    if as_json:
+        show_result(made.to_json(), as_json)
+    else:
+        _tell(made)
+
+
+def _tell(made: "Backfilled") -> None:
+    cells = ", ".join(f"{n:,} cells of {stage}" for stage, n in made.sums.items())
+    note(f"version {made.after} ({made.stage}) is version {made.before} with sums of {cells}")
+    if made.gone:
+        note(f"no sums of {', '.join(made.gone)}: the cells are gone")
+    if made.lacking:
+        note(f"types that only the network knows: {', '.join(made.lacking)}")
+    note("next: commit dvc.lock and ledger.jsonl; the next stage is learned on the version with sums")
+
+
+def export(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A file .json, or a folder to write basis.json into.")
+    ],
+    root: Root = None,
+) -> None:
+    """Write the basis of a version, for another lineage that is to be comparable with this one."""
+    from canal.app import beginning
+
+    path = beginning.export_basis(opened(root), version, output)
+    note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
+
+
+def adopt(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="What canal basis export wrote.")],
+    commit: Commit = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a project that has not begun add up its cells on another lineage's basis."""
+    from canal.app import beginning
+
+    project = opened(root)
+    made = beginning.adopt_basis(project, path)
+    if commit:
+        project.commit(f"Adopt basis {made.digest[:12]}", made.path)
+    if as_json:
+        show_result(made.to_json(), as_json)
+        return
+    what = "params.yaml names it" if made.changed else "nothing to do: params.yaml names it already"
+    note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
+    note("next: make run" if commit else f"next: commit params.yaml and {made.path}, then make run")
+
+
+def backbone_import(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth", help="Weights of scBERT.")],
+    genes: Annotated[Path, typer.Option(help="Gene symbols in the order of its rows: text, JSON or h5ad.")],
+    gene2vec: Annotated[
+        Path | None, typer.Option(help="Its gene vectors (.npy, .csv, .tsv), to prove that the genes fit.")
+    ] = None,
+    commit: Commit = False,
+    sign: KeyFile = None,
+    root: Root = None,
+) -> None:
+    """Begin the lineage with published weights: checked, registered, named in params.yaml."""
+    from canal.app import beginning
+
+    signed, project = signer(sign), opened(root)
+    imported = beginning.import_published(
+        project, beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
+    )
+    if commit:
+        project.commit(f"Import backbone {imported.folder.name}")
+    backbone, version = imported.backbone, imported.version
+    note(
+        f"imported {checkpoint.name}: {len(backbone.vocabulary)} genes, {backbone.config.depth} blocks of "
+        f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"
+        + (" (committed)" if commit else "")
+    )
+    note(f"but {imported.conflict}" if imported.conflict else "next: make run")

@@ -1,15 +1,13 @@
 """A labelled file on a terminal: groups of novel cells, what carries a type, which version labelled it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from canal.report.tables import table as _table
-from canal.report.tables import text
-from canal.report.tables import text as _text
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+from canal.report.terminal import table, text
 
 _GENES = 8
 _BATCHES = 2
@@ -17,39 +15,37 @@ _BATCHES = 2
 Document = Mapping[str, Any]
 
 
-def novel_table(found: Mapping[str, Any]) -> "Group":
+def novel_table(found: Mapping[str, Any]) -> Group:
     """Return the groups of `canal.annotation.novel.Novel.to_json`, and warnings."""
-    from rich.console import Group
-
-    table = _table(f"{found['n_novel']:,} novel cells in {len(found['groups'])} groups")
-    table.add_column("group", justify="right", style="bold")
-    table.add_column("cells", justify="right")
-    table.add_column("top genes", overflow="fold")
-    table.add_column("nearest types", overflow="fold")
-    table.add_column("batches", overflow="fold")
+    rows = table(f"{found['n_novel']:,} novel cells in {len(found['groups'])} groups")
+    rows.add_column("group", justify="right", style="bold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("top genes", overflow="fold")
+    rows.add_column("nearest types", overflow="fold")
+    rows.add_column("batches", overflow="fold")
     for one in found["groups"]:
-        table.add_row(
-            _text(one["group"]),
+        rows.add_row(
+            text(one["group"]),
             f"{one['n_cells']:,}",
-            _text(" ".join(gene["gene"] for gene in one["top_genes"][:_GENES]) or "-"),
-            _text(", ".join(f"{name} {share:.0%}" for name, share in one["nearest_types"].items())),
-            _text(_batches(one)),
+            text(" ".join(gene["gene"] for gene in one["top_genes"][:_GENES]) or "-"),
+            text(", ".join(f"{name} {share:.0%}" for name, share in one["nearest_types"].items())),
+            text(_batches(one)),
         )
     left = f"{found['left_out']:,} cells are in groups too small to be shown" if found["left_out"] else ""
-    warnings = [_text(f"warning: {one}", "yellow") for one in found["warnings"]]
-    return Group(table, *([_text(left, "dim")] if left else []), *warnings)
+    warnings = [text(f"warning: {one}", "yellow") for one in found["warnings"]]
+    return Group(rows, *([text(left, "dim")] if left else []), *warnings)
 
 
-def explanation_table(found: Sequence[Mapping[str, Any]]) -> "Table":
+def explanation_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """Return the types of `canal.annotation.explain.Explanation.to_json` with the genes that carry them."""
-    table = _table("Genes that carry a type, strongest first")
-    table.add_column("cell type", overflow="fold", style="bold")
-    table.add_column("cells", justify="right")
-    table.add_column("genes", overflow="fold")
+    rows = table("Genes that carry a type, strongest first")
+    rows.add_column("cell type", overflow="fold", style="bold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("genes", overflow="fold")
     for one in found:
         genes = " ".join(gene["gene"] for gene in one["genes"])
-        table.add_row(_text(one["cell_type"]), f"{one['n_cells']:,}", _text(genes or "-"))
-    return table
+        rows.add_row(text(one["cell_type"]), f"{one['n_cells']:,}", text(genes or "-"))
+    return rows
 
 
 def _batches(group: Mapping[str, Any]) -> str:
@@ -60,11 +56,8 @@ def _batches(group: Mapping[str, Any]) -> str:
     return ", ".join(shown) + (f", {more} more" if more > 0 else "")
 
 
-def who_group(document: Document) -> "Group":
-    """Return which version labelled a file, and how that stands today; see `canal.app.who.who`."""
-    from rich.console import Group
-    from rich.table import Table
-
+def who_group(document: Document) -> Group:
+    """Return which version labelled a file, and how that stands today; see `canal.app.annotating.who`."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
@@ -110,3 +103,149 @@ def _warnings(document: Document) -> Iterator[str]:
         yield "the version was retired since: `canal show` says why; label the file again with the champion"
     if registry["logged"] is False:
         yield "annotations.jsonl does not know this record: it was labelled elsewhere, or the log was edited"
+
+
+_GRADES = {"learned": "bold red", "steered": "yellow", "tested": "dim"}
+_MOST = 20
+
+
+def touches_table(title: str, versions: Sequence[Document]) -> Table:
+    """Return how each version touched some cells, a row a version; see `canal.registry.touches.Touch`."""
+    found = table(title)
+    found.add_column("version", overflow="fold")
+    found.add_column("stage", overflow="fold")
+    found.add_column("aliases", overflow="fold", style="cyan")
+    found.add_column("", no_wrap=True)
+    found.add_column("how", overflow="fold")
+    for one in versions:
+        names = [*one["aliases"], *(["retired"] if one["retired"] else [])]
+        found.add_row(
+            text(_name(one)), text(one["stage"]), text(", ".join(names)),
+            text(one["grade"], _GRADES[one["grade"]]), text(how(one)),
+        )  # fmt: skip
+    found.caption = (
+        "learned: the cells are in its weights or sums; steered: they judged it, or an ancestor, while it "
+        "learned; tested: they only measured it"
+    )
+    found.caption_justify = "left"
+    return found
+
+
+def _touched(title: str, document: Document) -> list[Any]:
+    """Return the table of versions, or that there are none, and how many cells no version has met."""
+    versions, n = document["versions"], document["reserve"]
+    them = "it" if n == 1 else "them"
+    parts: list[Any] = [touches_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
+    if n:
+        parts.append(
+            text(
+                f"in reserve: {count(n)} beyond split.max_cells_per_type; no version has learned from "
+                f"{them}, and none was judged or measured on {them}"
+            )
+        )
+    return parts
+
+
+def forward_group(document: Document) -> Group:
+    """Return what came of a data set or a cell; see `canal.app.impact.forward`."""
+    about = document["cell"] or document["source"]
+    title = f"Versions that {about} touched ({count(document['cells'])})"
+    return Group(*_touched(title, document), *_alike(document))
+
+
+def impact_group(document: Document) -> Group:
+    """Return everything that a source touched, and what to do; see `canal.app.impact.Impact`."""
+    narrowed = [f"{name} {document[name]}" for name in ("batch", "cell") if document[name]]
+    about = " of ".join([*narrowed, f"source {document['source']}"])
+    parts: list[Any] = _touched(f"{about} touched ({count(document['cells'])})", document)
+    parts += _alike(document)
+    for name, digest in document["same_bytes"].items():
+        parts.append(text(f"{name} is cut from the same file ({digest[:12]}): canal impact {name}", "yellow"))
+    aliases = ", ".join(
+        f"{alias} (version {number})" for alias, number in sorted(document["aliases"].items())
+    )
+    parts += [Text(), text(f"aliases that point to what learned from them: {aliases or 'none'}")]
+    return Group(*parts, *_records(document), Text(), *_steps(document["steps"]))
+
+
+def how(one: Document) -> str:
+    """Return in words how a version touched the cells."""
+    words = {
+        "trained": "trained on {}",
+        "replayed": "replayed {} from its parent's bank",
+        "summed": "holds {} in its sums",
+        "validated": "judged by {} while it learned",
+        "panel": "its genes were chosen on {}",
+        "tested": "measured on {}",
+        "kept": "holds {} in its bank or probe sets",
+    }
+    said = [
+        sentence.format("cells that cannot be counted any more" if one["roles"][role] is None
+                        else count(one["roles"][role]))
+        for role, sentence in words.items() if role in one["roles"]
+    ]  # fmt: skip
+    if one["inherited_from"]:
+        said.append(f"inherited through {_name(one['inherited_from'])}")
+    return "; ".join(said)
+
+
+def _name(one: Document) -> str:
+    """Return a version's model and number; 0 is one that was never registered here."""
+    return f"{one['model']} {one['version'] or 'elsewhere'}"
+
+
+def count(n: int) -> str:
+    """Return a number of cells in words."""
+    return f"{n:,} cell{'' if n == 1 else 's'}"
+
+
+def _alike(document: Document) -> list[Any]:
+    same = document["same_content"]
+    if not same:
+        return []
+    more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+    return [text(f"counted with them, for they hold the same content: {', '.join(same[:3])}{more}", "dim")]
+
+
+def _records(document: Document) -> Iterator[Any]:
+    records = document["annotations"]
+    if not records:
+        yield text("files that they labelled: none on record")
+    else:
+        yield _records_table(records)
+    if len(records) > _MOST:
+        yield text(f"and {len(records) - _MOST} more: --json lists them all", "dim")
+    if document["unreadable_annotations"]:
+        n = document["unreadable_annotations"]
+        yield text(
+            f"warning: {n} lines of annotations.jsonl are no records: they may be about others", "yellow"
+        )
+
+
+def _records_table(records: Sequence[Document]) -> Table:
+    found = table(f"Files that they labelled: {len(records):,}")
+    for name in ("when", "input", "cells", "version"):
+        found.add_column(name, overflow="fold")
+    for one in records[:_MOST]:
+        about = one["input"] or {"name": "-", "sha256": "-"}
+        found.add_row(
+            text(one["time"] or "-"), text(f"{about['name']} ({about['sha256'][:12]})"),
+            text(f"{one['n_cells']:,}"), text(one["model"].get("version", "-")),
+        )  # fmt: skip
+    return found
+
+
+def _steps(steps: Sequence[Document]) -> Iterator[Any]:
+    yield text("To learn without them", "bold")
+    for number, step in enumerate(steps, start=1):
+        if step["kind"] == "know":
+            yield text(f"{number}. {step['text']}: {step['why']}", "yellow")
+            continue
+        yield text(f"{number}. {step['why']}", "dim")
+        for line in step["text"].splitlines():
+            yield text(f"     {line}", "bold" if step["kind"] == "run" else "")
+    yield text(
+        "Old versions keep their artifacts, and the cells in them: who must erase those deletes the files "
+        "(mlartifacts, models, prepared, data, .dvc/cache, .canal) by hand.",
+        "dim",
+    )

@@ -2,22 +2,25 @@
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
-from canal.core.files import read_json
+from canal.core.files import new_folder, read_json, write_json
 from canal.data.h5ad import open_h5ad
 from canal.quality.labels import read_labels
 from canal.registry.bundle import method_view
+from canal.registry.run_figures import measures
 from canal.report import figures
-from canal.report.documents import Document, StageReport, lineage
-from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
+from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
 from canal.report.study_figures import tuning_figures
 from canal.tuning.document import TUNED_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def collect(
@@ -127,3 +130,90 @@ def _scores(path: Path) -> tuple[float, ...]:
         return ()
     with path.open(encoding="utf-8", newline="") as stream:
         return tuple(float(row["novelty"]) for row in csv.DictReader(stream))
+
+
+SCORES, STAGES, TYPES = "scores.json", "stages.csv", "types.csv"
+EPOCHS, CONFUSION = "epochs.csv", "confusion.csv"
+"""Files of ``scores/<stage>``, as dvc.yaml names them."""
+
+_SHOWN = ("average_accuracy", "backward_transfer", "forgetting", "h_score", "auroc", "ece")
+_EPOCH = ("epoch", "loss", "cross_entropy", "distillation", "validation_accuracy")
+
+
+def write_scores(layout: Layout, stage: str) -> None:
+    """Write ``scores/<stage>`` from what was measured, and how the stage was learned.
+
+    Equal measures give equal bytes. A stage that was learned by sums alone has no epochs.
+    """
+    evaluation = read_json(layout.metrics(stage) / "evaluation.json")
+    history = layout.model(stage) / "history.json"
+    epochs = read_json(history)["epochs"] if history.is_file() else []
+    with new_folder(layout.scores(stage)) as folder:
+        write_json(folder / SCORES, _figures(evaluation))
+        _write(folder / STAGES, ("test_cells_of", "accuracy"), evaluation["row"].items())
+        recalls = evaluation["per_stage"].items()
+        rows = [(name, at, value) for at, one in recalls for name, value in one["recall"].items()]
+        _write(folder / TYPES, ("cell_type", "test_cells_of", "recall"), rows)
+        _write(folder / EPOCHS, _EPOCH, ([one.get(name) for name in _EPOCH] for one in epochs))
+        _write(folder / CONFUSION, ("truth", "predicted"), _answers(layout.metrics(stage)))
+
+
+def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a stage, flat enough for a table."""
+    said = measures(evaluation)
+    return {
+        "accuracy": evaluation["row"][evaluation["stage"]],
+        **{name: said.get(name) for name in _SHOWN},
+        "types": len(evaluation["labels"]),
+        "by_stage": evaluation["row"],
+    }
+
+
+def _answers(metrics: Path) -> Iterable[Sequence[Any]]:
+    path = metrics / "predictions.csv"
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            yield row["truth"], row["predicted"]
+
+
+def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def stage_figures(stage: StageReport, evaluations: Sequence[Document]) -> dict[str, "Figure"]:
+    """Return the figures of a stage by name.
+
+    Parameters
+    ----------
+    stage
+        The stage.
+    evaluations
+        evaluation.json of its ancestors and its own, oldest first.
+    """
+    evaluation = stage.evaluation
+    drawn = {}
+    if stage.history["epochs"]:
+        drawn["loss_curves"] = figures.loss_curves(stage.history)
+    if evaluation["per_stage"]:
+        drawn["recall"] = figures.recall_by_type(evaluations)
+    if evaluation["calibration"].get("bins"):
+        drawn["reliability"] = figures.reliability(evaluation["calibration"])
+    if evaluation["novelty"].get("holdouts") or len(stage.scores) > 0:
+        drawn["novelty"] = figures.novelty(evaluation["novelty"], stage.scores)
+    return drawn
+
+
+def confusion_figures(stage: StageReport) -> dict[str, "Figure"]:
+    """Return one confusion matrix for each stage that this one's model was tested on, the newest first."""
+    entries = reversed(list(stage.evaluation["per_stage"].items()))
+    return {name: figures.confusion(entry, f"Test cells of {name}") for name, entry in entries}
+
+
+def matrix_figure(evaluations: Sequence[Document]) -> "Figure":
+    """Return the heat map of R over these evaluations."""
+    return figures.r_matrix(*accuracy_matrix(evaluations), before_learning(evaluations))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from canal.core.files import new_file
 from canal.data.split import sets_told
 from canal.report import figures
+from canal.report.collect import confusion_figures, matrix_figure, stage_figures
 from canal.report.documents import (
     Document,
     StageReport,
@@ -18,7 +19,6 @@ from canal.report.documents import (
     lineage,
     method_lines,
 )
-from canal.report.gallery import confusion_figures, matrix_figure, stage_figures
 from canal.report.study_figures import front_rows, tuning_figures
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The registry on a terminal: the policy's rulings, two models compared, the ledger.
+"""The registry on a terminal: rulings, two models compared, the ledger; and the verdict of the gate.
 
 And what an audit found, what a reproduction gave, and what a rebuilding made.
 """
@@ -6,19 +6,22 @@ And what an audit found, what a reproduction gave, and what a rebuilding made.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from canal.report.tables import table, text
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from canal.report.cell_tables import count
+from canal.report.terminal import table, text
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
+    from canal.quality.verdict import Verdict
     from canal.registry.rebuild import Rebuilt
 
 Document = Mapping[str, Any]
 
 
-def rulings_table(judgement: Document) -> "Table":
+def rulings_table(judgement: Document) -> Table:
     """Return every rule with its value, bound and verdict; see `canal.app.promoting.Judgement`."""
     against = "no champion yet" if judgement["champion"] is None else f"champion {judgement['champion']}"
     found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy, against {against}")
@@ -35,10 +38,8 @@ def rulings_table(judgement: Document) -> "Table":
     return found
 
 
-def comparison_table(comparison: Document) -> "Group":
+def comparison_table(comparison: Document) -> Group:
     """Return two models on the same cells, a row a stage and type; see `canal.registry.comparison`."""
-    from rich.console import Group
-
     title = f"Version {comparison['candidate']} against version {comparison['champion']}, on the same cells"
     found = table(title)
     found.add_column("test cells of", overflow="fold")
@@ -55,7 +56,7 @@ def comparison_table(comparison: Document) -> "Group":
     return Group(found, *(text(note, "dim") for note in notes))
 
 
-def ledger_table(entries: Sequence[Document]) -> "Table":
+def ledger_table(entries: Sequence[Document]) -> Table:
     """Return the ledger, the oldest entry first."""
     found = table("Ledger")
     found.add_column("no.", justify="right", style="bold")
@@ -113,21 +114,16 @@ def _what(entry: Document) -> str:
     return " ".join(parts)
 
 
-def audit_report(document: Document) -> "Group":
+def audit_report(document: Document) -> Group:
     """Return what `canal.registry.audit.Report.to_json` gives: findings, notes, how much was looked at."""
-    from rich.console import Group
-
     findings, notes = document["findings"], document["notes"]
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
     return Group(*parts, _sum(document))
 
 
-def reproduction_report(document: Document) -> "Group":
-    """Return what `canal.app.reproducing.Reproduction.to_json` gives, in a few lines."""
-    from rich.console import Group
-    from rich.text import Text
-
+def reproduction_report(document: Document) -> Group:
+    """Return what `canal.app.auditing.Reproduction.to_json` gives, in a few lines."""
     name, commit = f"version {document['version']}", document["commit"][:12]
     if not document["differing"]:
         what = "everything, byte for byte" if document["same_key"] else "the same weights, bit for bit"
@@ -171,11 +167,8 @@ def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
     }
 
 
-def rebuilt_table(view: Document) -> "Group":
+def rebuilt_table(view: Document) -> Group:
     """Return `rebuilt_view` as tables: the versions that are there again, and those that are gone."""
-    from rich.console import Group
-    from rich.text import Text
-
     table = _plain("Registered again", ("model", "no.", "stage", "aliases", "key"))
     for one in view["versions"]:
         aliases = ", ".join([*one["aliases"], *(["retired"] if one["retired"] else [])])
@@ -190,30 +183,161 @@ def rebuilt_table(view: Document) -> "Group":
     return Group(*parts)
 
 
-def _plain(title: str, columns: Sequence[str]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
+def _plain(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
 
 
-def _table(title: str, rows: Sequence[Document]) -> "Table":
-    from rich.text import Text
-
+def _table(title: str, rows: Sequence[Document]) -> Table:
     table = _plain(title, ("where", "check", "what"))
     for row in rows:
         table.add_row(Text(row["subject"]), Text(row["check"], "dim"), Text(row["what"]))
     return table
 
 
-def _sum(document: Document) -> "Text":
-    from rich.text import Text
-
+def _sum(document: Document) -> Text:
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
     number = len(document["findings"])
     said = "everything holds" if not number else f"findings: {number}"
     what = looked or "nothing is registered"
     return Text(f"{said} ({what}; {document['seconds']:.1f} s)", "bold" if number else "")
+
+
+_LONGEST = 60
+_SHOWN = 8
+
+
+def difference_group(document: Document) -> Group:
+    """Return what differs between two versions; see `canal.registry.diff.difference`."""
+    before, after = document["before"], document["after"]
+    heading = f"From version {before['version']} ({before['stage']}) to {after['version']} ({after['stage']})"
+    added, removed = document["labels"]["added"], document["labels"]["removed"]
+    parts: list[Any] = [
+        text(heading, "bold"),
+        text(document["relation"]),
+        text(f"types added: {', '.join(added) or 'none'}; removed: {', '.join(removed) or 'none'}"),
+    ]
+    more, fewer = document["genes"]["added"], document["genes"]["removed"]
+    if more or fewer:
+        parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
+    if said := sums_told(document["sums"]):
+        parts.append(text(said))
+    for name in ("params", "data", "code"):
+        parts += [Text(), _changes_table(name, document[name])]
+    parts += [Text(), _recall_table(document)]
+    if document["file"] is not None:
+        parts += [Text(), _flows_table(document["file"])]
+    return Group(*parts)
+
+
+def sums_told(sums: Document) -> str:
+    """Return in words which sums two versions share; empty where none of them has any."""
+    stages = sums["stages"]
+    if not stages:
+        return ""
+    words = {True: "the same", False: "differ", None: "in one alone"}
+    kinds = {
+        word: [stage for stage, one in stages.items() if one["same"] is same] for same, word in words.items()
+    }
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
+    basis = {True: "one basis", False: "of two bases", None: "kept by one of them alone"}
+    return f"sums ({basis[sums['basis']['same']]}): {told}"
+
+
+def _changes_table(name: str, changes: Sequence[Document]) -> Any:
+    if not changes:
+        return text(f"{name}: the same", "dim")
+    found = table(name)
+    for heading in ("", "before", "after"):
+        found.add_column(heading, overflow="fold")
+    for one in changes:
+        found.add_row(text(one["path"]), text(_value(one["before"])), text(_value(one["after"])))
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return how many names there are and the first of them."""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def _value(value: Any) -> str:
+    """Return a value short enough for a table; a digest by its first digits."""
+    words = str(value)
+    if len(words) in (40, 64) and set(words) <= set("0123456789abcdef"):
+        return words[:12]
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
+
+
+def _recall_table(document: Document) -> Table:
+    found = table("Accuracy of each stage and recall of each type, %")
+    found.add_column("test cells of", overflow="fold")
+    for name in ("cells", "before", "after", "change"):
+        found.add_column(name, justify="right")
+    for stage, one in document["accuracy"].items():
+        found.add_row(text(stage, "bold"), "", *_changed(one))
+        for name, pair in document["recall"].get(stage, {}).items():
+            found.add_row(text(f"  {name}"), f"{pair['n']:,}", *_changed(pair))
+    return found
+
+
+def _changed(pair: Document) -> list[Any]:
+    change = pair["change"]
+    style = "" if not change else "green" if change > 0 else "red"
+    numbers = ["-" if pair[side] is None else f"{100 * pair[side]:.1f}" for side in ("before", "after")]
+    return [*map(text, numbers), text("-" if change is None else f"{100 * change:+.1f}", style)]
+
+
+def _flows_table(file: Document) -> Table:
+    found = table(f"{file['name']}: {file['changed']:,} of {count(file['n_cells'])} change their label")
+    found.add_column("from", overflow="fold")
+    found.add_column("to", overflow="fold")
+    found.add_column("cells", justify="right")
+    found.add_column("such as", overflow="fold", style="dim")
+    for one in file["flows"]:
+        found.add_row(
+            text(one["from"]), text(one["to"]), f"{one['n']:,}", text(", ".join(one["examples"][:3]))
+        )
+    return found
+
+
+_STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
+
+
+def verdict_table(verdict: "Verdict", only_failed: bool = False) -> Table:
+    """Return the rules of ``verdict`` as a table that rich can print: errors red, warnings yellow.
+
+    Failed rules come with offenders and with what to do. Without a terminal, rich leaves the colours out.
+    """
+    found = Table(
+        title=text(f"Gate of stage {verdict.stage}, source {verdict.source}"),
+        caption=text(verdict_line(verdict)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+    )
+    for heading in ("rule", "verdict", "expected", "found", "what to do"):
+        found.add_column(heading, overflow="fold")
+    for rule in verdict.rules:
+        if rule.passed and only_failed:
+            continue
+        word = "passed" if rule.passed else rule.severity
+        told = rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
+        # Text, for names of cells and labels may hold brackets, which rich would read as markup.
+        style = "" if rule.passed else _STYLE[word]
+        cells = [text(rule.rule, style), text(word, _STYLE[word]), text(rule.expected), text(told, style)]
+        found.add_row(*cells, text(rule.hint))
+    return found
+
+
+def verdict_line(verdict: "Verdict") -> str:
+    """Return one line: passed or refused, by how many rules, and how many cells and types there are."""
+    errors, warnings = len(verdict.failures("error")), len(verdict.failures("warning"))
+    word = "passed" if verdict.passed else "refused"
+    cells, types = verdict.counts["cells"], len(verdict.counts["types"])
+    return (
+        f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
+        f"{cells:,} cells of {types} type(s)"
+    )

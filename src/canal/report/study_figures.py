@@ -3,14 +3,18 @@
 As figures, and as a table: a study's front with what was chosen, beside what is published.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
 
 from canal.report.canvas import (
     AMBER,
     BLUE,
     GREEN,
     GRID,
+    HEAT,
     INK,
     MUTED,
     ORANGE,
@@ -18,12 +22,11 @@ from canal.report.canvas import (
     new_figure,
     styled,
 )
-from canal.report.tables import table, text
+from canal.report.terminal import table, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.console import Group
 
 Trial = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -73,8 +76,6 @@ def pareto_front(document: Document) -> "Figure":
 def lambda_by_l(document: Document) -> "Figure":
     """Draw every trial at its lambda and L, the better the darker; a cross was ended early."""
     from matplotlib.colors import LinearSegmentedColormap
-
-    from canal.report.canvas import HEAT
 
     figure = new_figure(5.6, 4.0)
     axis = figure.subplots()
@@ -186,8 +187,6 @@ def _zero(document: Document) -> float:
 
 
 def _strength_axis(axis: "Axes", document: Document, zero: float) -> None:
-    import math
-
     asked = document["tuning"]["distillation"]
     powers = range(math.ceil(math.log10(asked["low"])), math.floor(math.log10(asked["high"])) + 1)
     ticks = {zero: "0"} if asked["with_zero"] else {}
@@ -222,10 +221,8 @@ def front_rows(document: Document) -> list[Row]:
     return sorted(rows, key=lambda row: (-row["accuracy"], row["number"]))
 
 
-def tuning_table(document: Document) -> "Group":
+def tuning_table(document: Document) -> Group:
     """Return the front of a study as a table, with what was chosen and why."""
-    from rich.console import Group
-
     found = table(f"Stage {document['stage']}: trials that no other one beats in both aims")
     found.add_column("trial", justify="right", style="bold")
     extra = [name for name in document["choice"] if name not in ("distillation", "bank_size")]

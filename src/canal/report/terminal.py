@@ -1,21 +1,24 @@
 """What a run looks like on a terminal of 80 columns, with colour or without."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from canal.core.messages import visible
 from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
-from canal.report.tables import table as _table
-from canal.report.tables import text as _text
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
 
 _SHORT_KEY = 8
 _ROOM_FOR_NAMES = 56
 
 
-def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> "Group":
+def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
     """Return the R matrix, average accuracy, forgetting and the registered versions.
 
     Parameters
@@ -27,15 +30,18 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
         ``average_accuracy``, ``types`` (a number), ``parent`` (a version's number or None), ``key``,
         ``overrides`` and ``retired``.
     """
-    from rich.console import Group
-    from rich.text import Text
-
     parts = [matrix_table(evaluations), _sums(evaluations[-1])] if evaluations else []
     table = versions_table(versions) if versions else Text("No version is registered yet.")
     return Group(*parts, *([Text()] if parts else []), table)
 
 
-def matrix_table(evaluations: Sequence[Document]) -> "Table":
+def lineage_report(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
+    """Return `summary` with the commands that a person may want to try next."""
+    newest = versions[-1]["version"] if versions else "candidate"
+    return Group(summary(evaluations, versions), Text(), next_commands(newest))
+
+
+def matrix_table(evaluations: Sequence[Document]) -> Table:
     """Return R as a table: a row a model, a column a stage's test cells, accuracy in percent.
 
     Where the stages' names are too many or too long for columns, there is a row a stage instead: its
@@ -43,82 +49,76 @@ def matrix_table(evaluations: Sequence[Document]) -> "Table":
     """
     stages, matrix = accuracy_matrix(evaluations)
     before = before_learning(evaluations)
-    table = _table("Accuracy on each stage's test cells, %")
+    found = table("Accuracy on each stage's test cells, %")
     if sum(len(stage) + 2 for stage in stages) > _ROOM_FOR_NAMES:
-        return _fill_then_and_now(table, stages, matrix)
-    table.add_column("model after", overflow="fold")
+        return _fill_then_and_now(found, stages, matrix)
+    found.add_column("model after", overflow="fold")
     for stage in stages:
-        table.add_column(stage, justify="right", no_wrap=True)
-    table.add_column("mean", justify="right", style="bold")
+        found.add_column(stage, justify="right", no_wrap=True)
+    found.add_column("mean", justify="right", style="bold")
     for number, (stage, row) in enumerate(zip(stages, matrix, strict=True), start=1):
         squares = [_square(value, index < number) for index, value in enumerate(row)]
         for index, later in enumerate(stages):
             if (stage, later) in before:
-                squares[index] = _text(f"({_percent(before[stage, later])})", "dim")
-        table.add_row(_text(stage), *squares, _percent(_mean(row)))
+                squares[index] = text(f"({_percent(before[stage, later])})", "dim")
+        found.add_row(text(stage), *squares, _percent(_mean(row)))
     if before:
-        table.caption = "(…): the next stage's cells of known types, before they were learned"
-        table.caption_justify = "left"
-    return table
+        found.caption = "(…): the next stage's cells of known types, before they were learned"
+        found.caption_justify = "left"
+    return found
 
 
-def versions_table(versions: Sequence[Mapping[str, Any]]) -> "Table":
+def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
     """Return the registered versions, the newest first."""
-    table = _table("Registered versions")
-    table.add_column("no.", justify="right", style="bold")
-    table.add_column("stage", overflow="fold")
-    table.add_column("aliases", overflow="fold", style="cyan")
+    found = table("Registered versions")
+    found.add_column("no.", justify="right", style="bold")
+    found.add_column("stage", overflow="fold")
+    found.add_column("aliases", overflow="fold", style="cyan")
     for name in ("new", "mean", "types", "parent"):
-        table.add_column(name, justify="right")
-    table.add_column("key", no_wrap=True, style="dim")
+        found.add_column(name, justify="right")
+    found.add_column("key", no_wrap=True, style="dim")
     for one in sorted(versions, key=lambda version: -int(version["version"])):
-        table.add_row(*_version_row(one))
-    table.caption = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
-    table.caption_justify = "left"
-    return table
+        found.add_row(*_version_row(one))
+    found.caption = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
+    found.caption_justify = "left"
+    return found
 
 
-def version_panel(view: Mapping[str, Any]) -> "Group":
+def version_panel(view: Mapping[str, Any]) -> Group:
     """Return one version: where it comes from, what it is made of, and how it does on every stage.
 
     Parameters
     ----------
     view
-        What `canal.app.views.version_view` gives: a row of `versions_table` with ``model``, ``created``,
+        What `canal.app.versions.version_view` gives: a row of `versions_table` with ``model``, ``created``,
         ``branch``, ``parent_key``, ``run``, ``git_commit``, ``dirty``, ``artifacts``, ``served``,
         ``retirement`` and ``evaluation``.
     """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in _facts(view):
-        grid.add_row(_text(name), _text(value))
+        grid.add_row(text(name), text(value))
     heading = Text(f"{view['model']} version {view['version']}", style="bold")
     return Group(heading, grid, Text(), matrix_table([view["evaluation"]]), _sums(view["evaluation"]))
 
 
-def annotation_table(summary: Mapping[str, Any]) -> "Group":
+def annotation_table(summary: Mapping[str, Any]) -> Group:
     """Return what `canal annotate` did: cells of each type, how they were read, and warnings."""
-    from rich.console import Group
-
-    table = _table(f"{summary['n_cells']:,} cells labelled")
-    table.add_column("cell type", overflow="fold")
-    table.add_column("cells", justify="right")
-    table.add_column("%", justify="right", style="dim")
+    rows = table(f"{summary['n_cells']:,} cells labelled")
+    rows.add_column("cell type", overflow="fold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("%", justify="right", style="dim")
     for name, number in summary["cell_types"].items():
-        table.add_row(_text(name), f"{number:,}", f"{100 * number / max(1, summary['n_cells']):.1f}")
+        rows.add_row(text(name), f"{number:,}", f"{100 * number / max(1, summary['n_cells']):.1f}")
     genes = summary["genes"]
     found = "detected" if summary["values_detected"] else "declared"
     facts = f"values {summary['values']} ({found}), {genes['found']} of {genes['panel']} panel genes found"
     by = {how: n for how, n in genes.get("renamed", {}).items() if isinstance(n, int)}
     facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
-    warnings = [_text(f"warning: {one}", "yellow") for one in summary["warnings"]]
-    study = [_text(line, "dim") for line in _study(summary.get("study", {}))]
-    return Group(table, _text(facts, "dim"), *study, *warnings)
+    warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
+    study = [text(line, "dim") for line in _study(summary.get("study", {}))]
+    return Group(rows, text(facts, "dim"), *study, *warnings)
 
 
 def _study(study: Mapping[str, Any]) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _study(study: Mapping[str, Any]) -> Iterator[str]:
 
 def next_commands(
     version: int | str = "champion", tracking_uri: str = "sqlite:///mlflow.db", report: bool = True
-) -> "Group":
+) -> Group:
     """Return the commands a person may want to try next.
 
     Parameters
@@ -147,15 +147,11 @@ def next_commands(
     report
         Whether to name ``canal report``; not where the reader comes from it.
     """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True, overflow="fold")
     grid.add_column(style="dim", overflow="fold")
     for command, purpose in _commands(version, tracking_uri, report):
-        grid.add_row(_text(f"  {command}"), _text(purpose))
+        grid.add_row(text(f"  {command}"), text(purpose))
     return Group(Text("Next", style="bold"), grid)
 
 
@@ -216,21 +212,19 @@ def _decision(one: Mapping[str, Any]) -> str:
 
 
 def _fill_then_and_now(
-    table: "Table", stages: Sequence[str], matrix: Sequence[Sequence[float | None]]
-) -> "Table":
+    table: Table, stages: Sequence[str], matrix: Sequence[Sequence[float | None]]
+) -> Table:
     """Fill ``table`` with the diagonal and the last row of R."""
     table.add_column("test cells of", overflow="fold")
     table.add_column("when learned", justify="right")
     table.add_column("now", justify="right", style="bold")
     for index, stage in enumerate(stages):
-        table.add_row(_text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
+        table.add_row(text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
     return table
 
 
 def _sums(evaluation: Document) -> Any:
     """Return average accuracy, forgetting and, where it was measured, H-score on one line."""
-    from rich.text import Text
-
     novelty = evaluation.get("novelty") or {}
     facts = {
         "average accuracy": _percent(evaluation["average_accuracy"], " %"),
@@ -254,33 +248,33 @@ def _version_row(one: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a version's row, never read as rich's markup."""
     parent = one.get("parent")
     return [
-        _text(one["version"]),
-        _text(one["stage"]),
+        text(one["version"]),
+        text(one["stage"]),
         _names(one),
         _percent(one.get("accuracy")),
         _percent(one.get("average_accuracy")),
-        _text("-" if one.get("types") is None else one["types"]),
-        _text("-" if parent is None or parent == "" else parent),
-        _text(str(one.get("key") or "-")[:_SHORT_KEY]),
+        text("-" if one.get("types") is None else one["types"]),
+        text("-" if parent is None or parent == "" else parent),
+        text(str(one.get("key") or "-")[:_SHORT_KEY]),
     ]
 
 
 def _names(one: Mapping[str, Any]) -> Any:
     """Return a version's aliases, and beside them for ever what was overridden and that it was retired."""
-    names = _text(", ".join(one.get("aliases") or ()))
+    names = text(", ".join(one.get("aliases") or ()))
     marks = [("retired", "red")] if one.get("retired") else []
     marks += [(f"promoted despite {', '.join(one['overrides'])}", "yellow")] if one.get("overrides") else []
     for mark, style in marks:
-        names.append("; " if names.plain else "").append_text(_text(mark, style))
+        names.append("; " if names.plain else "").append_text(text(mark, style))
     return names
 
 
 def _square(value: float | None, is_due: bool) -> Any:
     """Return one square of R: its number, '-' where it could not be measured, nothing for the future."""
     if value is None:
-        return _text("-" if is_due else "")
+        return text("-" if is_due else "")
     style = "green" if value >= 0.85 else "" if value >= 0.7 else "yellow"
-    return _text(_percent(value), style)
+    return text(_percent(value), style)
 
 
 def _mean(row: Sequence[float | None]) -> float | None:
@@ -291,3 +285,48 @@ def _mean(row: Sequence[float | None]) -> float | None:
 
 def _percent(value: float | None, unit: str = "") -> str:
     return "-" if value is None else f"{100 * value:.1f}{unit}"
+
+
+def table(title: str) -> Table:
+    """Return an empty table."""
+    return Table(
+        title=text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        header_style="", padding=(0, 1), collapse_padding=True, show_edge=False,
+    )  # fmt: skip
+
+
+def text(value: object, style: str = "") -> Any:
+    """Return a value as text, whatever characters it holds; one that would steer the terminal shows as �."""
+    return Text(visible(value), style=style)
+
+
+OnCells = Callable[[int, int], None]
+
+
+@contextmanager
+def cells_told() -> Iterator[OnCells | None]:
+    """Yield what shows (cells done, cells in all) as a bar with cells a second and the time left.
+
+    Yields None where the error stream is no terminal: lines tell it there.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _bar() as bar:
+        task = bar.add_task("labelling", total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def _bar() -> Progress:
+    class Rate(ProgressColumn):
+        """Cells a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} cells/s" if task.speed else "", style="dim")
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)

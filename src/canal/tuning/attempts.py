@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from canal.config.params import Tuning
 from canal.config.sections import Continual
-from canal.config.tuning import Tuning
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
 from canal.continual.task import Lesson

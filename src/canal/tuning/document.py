@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.config.params import Config
+from canal.config.params import Config, Tuning
 from canal.config.sections import Continual
-from canal.config.tuning import Tuning
 from canal.core.errors import TrainingError
 from canal.core.files import read_json
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from canal.config.params import Dimension, Strengths, Tuning
 from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION, Continual
-from canal.config.tuning import Dimension, Strengths, Tuning
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from canal.config.tuning import Tuning
+from canal.config.params import Tuning
 from canal.core.errors import ConfigError, TrainingError
 from canal.core.messages import without_secrets
 from canal.tuning.objective import Attempt, Report, Score

@@ -1,21 +1,32 @@
-"""What the command line shows of versions and of the lineage, as plain documents.
+"""The versions of a project: listed, shown, registered, rebuilt, exported, imported, drawn on one page.
 
 And what the ledger says of a version for ever: who let it serve, why, past which rules; who retired it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from canal.app.project import Project
+from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.core.errors import RegistryError
-from canal.core.files import read_json
+from canal.core.errors import CanalError, RegistryError
+from canal.core.files import new_folder, read_json
 from canal.registry.bundle import method_view, read_record
-from canal.registry.key import read_key
-from canal.registry.ledger import Entry
+from canal.registry.key import key_digest, read_key
+from canal.registry.ledger import Entry, Sign
 from canal.registry.moves import ledger_of
+from canal.registry.parcel.incoming import import_parcel as import_parcel
+from canal.registry.parcel.outgoing import export_parcel as export_parcel
+from canal.registry.rebuild import DrawFigures, Rebuilt, Wishes, rebuild, rebuild_lost
+from canal.registry.registration import user
+from canal.registry.schema import schema as schema
 from canal.registry.store import FIGURES, Version
+from canal.registry.sync import Synced, sync
+from canal.report.collect import backbone_history, collect, draw_figures
+from canal.report.page import write_report
 
 Document = dict[str, Any]
 
@@ -72,7 +83,7 @@ def evaluations(project: Project) -> list[Document]:
 
 
 def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Document:
-    accuracy, average, types, parent_stage = _figures(project, version)
+    accuracy, average, types, parent_stage = _numbers(project, version)
     return {
         "version": version.number,
         "stage": version.stage,
@@ -86,7 +97,7 @@ def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Docume
     }
 
 
-def _figures(project: Project, version: Version) -> tuple[float | None, float | None, int, str]:
+def _numbers(project: Project, version: Version) -> tuple[float | None, float | None, int, str]:
     """Return accuracy on the own stage, average, number of types and parent stage of a version.
 
     They are read from its files where these lie on this disk, else from its tags: a list of versions fetches
@@ -144,3 +155,88 @@ def _decided(entry: Entry) -> Document:
         "who": document["who"],
         "why": document["why"],
     }
+
+
+def registry_sync(project: Project, sign: Sign | None = None, made_in: Layout | None = None) -> Synced:
+    """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
+
+    Stages lie in the project's folder, or in that of ``made_in``.
+
+    A store without versions beside a ledger that names some was lost, or never came along to this clone: it
+    is made again first, with the numbers and aliases that the ledger has; a rebuilding that was interrupted
+    is gone on with. A store that came from another folder is told where its files lie now.
+    """
+    moved = project.store.settle()
+    wishes = _wishes(project, None, "the store had no versions, or not all of them", sign=sign)
+    if rebuilt := rebuild_lost(project.store, wishes, _figures_for(project)):
+        return Synced(rebuilt.made, (), moved)
+    layout = made_in or project.layout
+    synced = sync(project.store, layout, project.config, lambda stage: _drawn(project, stage, layout), sign)
+    return replace(synced, moved=moved)
+
+
+def registry_rebuild(
+    project: Project,
+    by: str | None,
+    why: str | None,
+    also: Sequence[Path] = (),
+    without: Sequence[int] = (),
+    sign: Sign | None = None,
+) -> Rebuilt:
+    """Make a lost registry again; see `canal.registry.rebuild`.
+
+    Parameters
+    ----------
+    by, why
+        Who and why, for the ledger; by default this user, since the store was lost.
+    also
+        Other project folders whose models/ and metrics/ are looked through.
+    without
+        Numbers of versions that are given up.
+    sign
+        Signs the ledger's entries.
+    """
+    return rebuild(project.store, _wishes(project, by, why, also, without, sign), _figures_for(project))
+
+
+def _drawn(project: Project, stage: str, made_in: Layout | None = None) -> Path:
+    """Return the folder of a stage's figures; they are drawn where evaluate did not run on this machine."""
+    layout = made_in or project.layout
+    folder = project.layout.figures(key_digest(layout.model(stage)))
+    if not folder.is_dir():
+        with new_folder(folder) as temporary:
+            draw_figures(layout, stage, temporary)
+    return folder
+
+
+def _wishes(
+    project: Project,
+    by: str | None,
+    why: str | None,
+    also: Sequence[Path] = (),
+    without: Sequence[int] = (),
+    sign: Sign | None = None,
+) -> Wishes:
+    folders = [Layout(path.resolve()) for path in also]
+    if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
+        raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
+    return Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
+
+
+def _figures_for(project: Project) -> DrawFigures:
+    return lambda layout, stage: _drawn(project, stage, layout)
+
+
+def write_page(project: Project, output: Path) -> Path:
+    """Write one offline page of the run with its figures into a folder; return its path.
+
+    Raises
+    ------
+    CanalError
+        If no stage was measured yet.
+    """
+    stages = collect(project.layout, list(project.config.stages), version_rows(project))
+    if not stages:
+        raise CanalError("nothing is measured yet; run `make run` first")
+    title = project.config.registry.model
+    return write_report(stages, output / "index.html", title, backbone_history(project.layout))

@@ -5,13 +5,13 @@ import io
 from rich.console import Console
 
 from canal.quality.verdict import RuleResult
-from canal.quality.verdict_table import render
+from canal.report.registry_tables import verdict_table
 from tests.quality.test_verdict import a_verdict
 
 
 def shown(verdict, **options):
     stream = io.StringIO()
-    Console(file=stream, width=160, **options).print(render(verdict))
+    Console(file=stream, width=160, **options).print(verdict_table(verdict))
     return stream.getvalue()
 
 

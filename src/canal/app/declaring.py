@@ -1,0 +1,229 @@
+"""Stages declared, judged by the gate, added to params.yaml; and what the parent calls their cells."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from canal.app.project import Project
+from canal.config.sections import BACKBONE
+from canal.config.yaml_file import last_stage, parse, save, with_branch, with_stage
+from canal.core.digests import file_digest
+from canal.core.errors import ConfigError, GateError, SourceError
+from canal.data.h5ad import open_h5ad
+from canal.data.prepare import PrepareSettings
+from canal.data.prepared import PreparedCells
+from canal.memory.answer import ExactAnnotator
+from canal.model.load import load_model
+from canal.quality.gate import judge_file
+from canal.quality.labels import Ask, check_contradictions, compare, contradiction_rule, contradictions
+from canal.quality.verdict import RuleResult, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABELS_FILE = "validation/labels.json"
+"""Where a model folder keeps the check of its stage's labels."""
+
+
+def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict:
+    """Judge any h5ad file as if it were a stage's source (default: the last stage's), as that is declared."""
+    project = Project.open(root)
+    config = project.config
+    stage = stage or last_stage(config)
+    if stage not in config.stages:
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+    source = config.stages[stage].source
+    settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
+    subject = replace(project.candidate(stage), raw=file)
+    return judge_file(subject, settings, config.gate, ask=ask_parent(project, stage))
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A stage that may be added: the new params.yaml, and what the gate said."""
+
+    name: str
+    text: str
+    verdict: Verdict
+
+
+def propose_stage(
+    name: str,
+    source: dict[str, Any],
+    parent: str | None,
+    root: Path | None = None,
+    fixed: bool = False,
+    grow: int = 0,
+) -> Addition:
+    """Declare a new stage and judge its file; nothing is written.
+
+    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add ``grow``
+    genes to its parent's panel.
+
+    Raises
+    ------
+    CanalError
+        If the declaration breaks a rule or the file cannot be read as declared.
+    """
+    project = Project.open(root)
+    text = project.layout.params.read_text(encoding="utf-8")
+    text = with_stage(text, name, source, parent or last_stage(project.config), fixed, grow)
+    wished = Project(project.layout, parse(text))
+    settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
+    subject = wished.candidate(name)
+    ask = ask_parent(wished, name)
+    return Addition(name, text, judge_file(subject, settings, wished.config.gate, ask=ask))
+
+
+def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
+    """Write the new params.yaml, and commit it where asked.
+
+    Raises
+    ------
+    GateError
+        If the gate did not pass; params.yaml stays as it was.
+    """
+    if not addition.verdict.passed:
+        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
+    project = Project.open(root)
+    save(project.layout.params, addition.text)
+    if commit:
+        project.commit(f"Add stage {addition.name}")
+
+
+def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
+    """Start a new branch of the lineage from stage ``name`` on; return the stages it touches."""
+    project = Project.open(root)
+    text, touched = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
+    save(project.layout.params, text)
+    if commit:
+        project.commit(f"Relearn {', '.join(touched)}")
+    return touched
+
+
+def declare(
+    file: Path, wishes: Mapping[str, Any], label_map: Path | None, root: Path | None
+) -> dict[str, Any]:
+    """Return the params.yaml entry of an h5ad file on disk.
+
+    The path is kept relative to the project where the file lies inside it; wishes that are None are left out.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file.
+    ConfigError
+        If the label map is no CSV of two columns.
+    """
+    if not file.is_file():
+        found = "is no file" if file.exists() else "not found"
+        raise SourceError(f"{file} {found}; give the path of an h5ad file")
+    place, project = file.resolve(), (root or Path.cwd()).resolve()
+    inside = place.is_relative_to(project)
+    entry: dict[str, Any] = {
+        "path": (place.relative_to(project) if inside else place).as_posix(),
+        "sha256": file_digest(file),
+    }
+    entry |= {name: value for name, value in wishes.items() if value is not None}
+    if label_map is not None:
+        entry["label_map"] = read_label_map(label_map)
+    return entry
+
+
+def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """Return the entries that a label map needs for labels with blanks at their ends.
+
+    Parameters
+    ----------
+    file
+        An h5ad file.
+    column
+        The column of obs that holds the labels.
+    given
+        The map that a person gave, without blanks; without one the entries of all labels are returned, if
+        any label has such blanks.
+    """
+    with open_h5ad(file) as opened:
+        if column not in opened.obs_columns:
+            return {}  # the gate says so
+        labels = [label for label in opened.obs_column(column).unique() if label.strip()]
+    if given is not None:
+        known = (label for label in labels if label not in given and label.strip() in given)
+        return {label: given[label.strip()] for label in known}
+    if all(label == label.strip() for label in labels):
+        return {}
+    return {label: label.strip() for label in sorted(labels)}
+
+
+def read_label_map(path: Path) -> dict[str, str | None]:
+    """Read a CSV of published label and cell type; an empty cell type drops the label."""
+    if not path.is_file():
+        raise ConfigError(f"label map {path} not found")
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = [row for row in csv.reader(stream) if row]
+    wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
+    if wrong or not rows:
+        found = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
+        raise ConfigError(f"label map {path} must hold lines of two columns, label,cell type; found {found}")
+    return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
+
+
+def ask_parent(project: Project, stage: str) -> Ask | None:
+    """Return what asks the model of a stage's parent what it calls cells; None where there is no such model.
+
+    A backbone knows no cell types; a parent that is not learned yet, or lies nowhere, is not asked.
+    """
+    parent = project.config.stages[stage].parent
+    folder = project.layout.model(parent) / "model"
+    if parent == BACKBONE or not folder.is_dir():
+        return None
+
+    def ask(prepared: PreparedCells, cell_ids: Sequence[str]) -> "pd.DataFrame":
+        annotator = load_model(folder)
+        asked = annotator.without(prepared.missing(annotator.genes))
+        found = asked.predict(prepared.expression(cell_ids, annotator.genes))
+        obs = prepared.obs.loc[list(cell_ids)]
+        answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]
+        labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
+        return compare(list(labels), list(types), answers, annotator.labels)
+
+    return ask
+
+
+def contradicted(
+    project: Project, stage: str, cell_ids: list[str]
+) -> "tuple[pd.DataFrame, RuleResult] | None":
+    """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
+    config = project.config
+    table = ask_sums(project, stage, cell_ids)
+    if table is None:
+        return None
+    most = config.gate.max_contradiction
+    rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
+    found = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
+    return table[table["margin"] > most].sort_values("name"), found
+
+
+def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataFrame | None":
+    """Return what the sums of a stage's parent say of its cells (`canal.quality.labels.contradictions`).
+
+    None where the parent keeps no sums.
+    """
+    parent = project.config.stages[stage].parent
+    folder = project.layout.model(parent) / "model" / "exact"
+    if parent == BACKBONE or not folder.is_dir():
+        return None
+    prepared, annotator = project.prepared(stage), ExactAnnotator.load(folder)
+    asked = annotator.without(prepared.missing(annotator.genes))
+    known, types = annotator.classifier.labels, prepared.obs["cell_type"].astype(str)
+    ids, answers, margins = list[str](), list[str](), list[float]()
+    for chunk, expression in prepared.chunks(cell_ids, annotator.genes):
+        said = asked.predict(expression)
+        own = [annotator.labels.index(name) if name in known else -1 for name in types.loc[chunk]]
+        ids, answers = ids + chunk, answers + said.labels
+        margins += (said.confidence - said.probabilities[np.arange(len(own)), own]).tolist()
+    return contradictions(ids, list(types.loc[ids]), answers, np.array(margins), known)

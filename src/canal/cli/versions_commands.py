@@ -1,0 +1,199 @@
+"""Commands about versions: promote, compare, rollback, retire, lineage, impact, diff."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, opened, show_result, signer
+from canal.core.errors import PolicyError, RegistryError
+from canal.report.cell_tables import forward_group, impact_group
+from canal.report.lineage_page import dot as as_dot
+from canal.report.lineage_page import lineage_tree, write_lineage
+from canal.report.registry_tables import comparison_table, difference_group, rulings_table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    example = "Example: canal"
+    app.command(epilog=f'{example} promote candidate --by "A. Person" --why "lung atlas, reviewed"')(promote)
+    app.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
+    app.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
+    app.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
+    app.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc3k")(
+        lineage
+    )
+    app.command(epilog=f"{example} impact kang-ctrl")(impact)
+    app.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
+
+
+def promote(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    by: By = "",
+    why: Why = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge only; change nothing.")] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="Let a rule (or a pattern of rules) pass though it fails; on record."),
+    ] = None,
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
+    from canal.app import promoting
+
+    move = None if dry_run else promoting.Move(by, why, signer(sign, by))
+    project = opened(root)
+    judgement = promoting.judge_version(project, version, override or ())
+    document = judgement.to_json()
+    if move is None:
+        show_result(document if as_json else rulings_table(document), as_json)
+        if not judgement.passed:
+            raise typer.Exit(1)
+        return
+    if not as_json:
+        show_result(rulings_table(document), as_json=False)
+    try:
+        entry = promoting.promote(project, judgement, move)
+    except PolicyError:
+        if as_json:
+            show_result(document, as_json)
+        raise
+    if as_json:
+        show_result({**document, "entry": entry.document}, as_json)
+    note(_told(f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq))
+
+
+def compare(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    against: Annotated[str, typer.Option("--with", help="The other version.")] = "champion",
+    file: Annotated[Path | None, typer.Option(help="Score both on this labelled h5ad file, too.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Whose declaration to read the file with; by default the last.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
+    from canal.app import promoting
+
+    document = promoting.compare(opened(root), version, against, file, stage).to_json()
+    show_result(document if as_json else comparison_table(document), as_json)
+
+
+def rollback(
+    by: By,
+    why: Why,
+    to: Annotated[
+        str | None, typer.Option(help="Number or alias; by default the champion before this one.")
+    ] = None,
+    sign: KeyFile = None,
+    root: Root = None,
+) -> None:
+    """Let the previous champion, or any ready version, serve again: one move, recorded."""
+    from canal.app import promoting
+
+    entry = promoting.rollback(opened(root), to, promoting.Move(by, why, signer(sign, by)))
+    note(_told(f"version {entry.version} is the champion again", entry.seq))
+
+
+def retire(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    by: By,
+    why: Why,
+    sign: KeyFile = None,
+    root: Root = None,
+) -> None:
+    """Let a version never serve again; its artifacts are kept."""
+    from canal.app import promoting
+
+    entry = promoting.retire(opened(root), version, promoting.Move(by, why, signer(sign, by)))
+    note(_told(f"version {entry.version} is retired", entry.seq))
+
+
+def _told(what: str, seq: int) -> str:
+    return f"{what}; entry {seq} of ledger.jsonl says who and why (commit it: git add ledger.jsonl)"
+
+
+Cell = Annotated[str | None, typer.Option(help="One cell: SOURCE:NAME, as versions know it.")]
+
+
+def lineage(
+    version: Annotated[str | None, typer.Argument(help="Number or alias: back to the raw bytes.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Forward from a source, by name or SHA-256: who learned from it?")
+    ] = None,
+    cell: Cell = None,
+    dot: Annotated[bool, typer.Option("--dot", help="Print the graph as Graphviz text.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the graph as one offline page.")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a version comes from, or which versions learned from a data set or a cell."""
+    from canal.app import impact
+
+    asked = [one for one in (version, data, cell) if one is not None]
+    if len(asked) != 1:
+        raise RegistryError("ask one thing: a version, --data NAME or --cell ID")
+    if version is None:
+        if dot or html is not None:
+            raise RegistryError("--dot and --html draw the lineage of a version: name one")
+        document = impact.forward(opened(root), impact.Chosen(source=data, cell=cell))
+        show_result(document if as_json else forward_group(document), as_json)
+        return
+    graph = impact.backward(opened(root), version)
+    if html is not None:
+        note(f"wrote {write_lineage(graph, html)}")
+    if dot:
+        sys.stdout.write(as_dot(graph))
+    elif as_json:
+        show_result(graph.to_json(), as_json)
+    elif html is None:
+        show_result(lineage_tree(graph), as_json)
+
+
+def impact(
+    source: Annotated[str, typer.Argument(help="A source, by name or by the SHA-256 of its file.")],
+    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
+    cell: Cell = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
+    from canal.app import impact as found
+
+    document = found.impact(opened(root), found.Chosen(source, batch, cell)).to_json()
+    show_result(document if as_json else impact_group(document), as_json)
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="V1", help="Number or alias.")],
+    after: Annotated[str, typer.Argument(metavar="V2", help="Number or alias.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.h5ad]", help="Cells that both are to label.")
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Write the file's cells whose label changes, as CSV.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
+    values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two versions, and which labels of a file change, by old and new type."""
+    from canal.app import promoting
+
+    if cells is not None and file is None:
+        raise RegistryError("--cells lists the cells of a file: name one")
+    options = None
+    if file is not None:
+        options = promoting.Options(layer=layer, values=values, gene_column=gene_column)
+    found = promoting.diff(opened(root), before, after, file, options, note)
+    if cells is not None and found.cells is not None:
+        found.cells.write(cells)
+        note(f"wrote {cells}: {len(found.cells.table)} cells")
+    document = found.to_json()
+    show_result(document if as_json else difference_group(document), as_json)
