@@ -144,7 +144,12 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     config = project.config
     whole = chosen.batch is None and chosen.cell is None
     if not whole and not touched and (stages := _settled(project, found)):
-        return [_nothing_learned(stages)]
+        why = (
+            "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for "
+            f"another {stages[0]}; name them there when {' or '.join(stages)} is learned again for another "
+            "reason"
+        )
+        return [Step("know", "no version has learned from them, was judged by them or measured on them", why)]
     out = [stage for stage, one in config.stages.items() if one.source in found.sources] if whole else []
     narrowed = found.same if whole else found.ids
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
@@ -178,14 +183,6 @@ def _settled(project: Project, found: Found) -> list[str]:
         return stages if all(project.learned(stage) for stage in stages) else []
     except CanalError:
         return []
-
-
-def _nothing_learned(stages: Sequence[str]) -> Step:
-    why = (
-        "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for another "
-        f"{stages[0]}; name them there when {' or '.join(stages)} is learned again for another reason"
-    )
-    return Step("know", "no version has learned from them, was judged by them or measured on them", why)
 
 
 def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:

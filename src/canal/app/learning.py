@@ -1,7 +1,7 @@
 """A stage learned and measured: from a project's files to `canal.continual`, with progress shown."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +50,13 @@ def pretrained(project: Project, logged: StepRun) -> tuple[Backbone, dict[str, A
 
 def learned_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
     """Return a stage as network, sums or both learned it; epochs of a training are shown and logged."""
-    if settings.method == "exact":
-        return _by_sums(project, stage)
-    return _trained(project, logged, stage, settings)
+    if settings.method != "exact":
+        return _trained(project, logged, stage, settings)
+    task = exact_lesson(project, stage)
+    finished = finish_exact(
+        stage, task.labels, task.genes, task.validation, task.past, task.sums, project.config
+    )
+    return replace(finished, batches=task.batches)
 
 
 def _trained(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
@@ -65,15 +69,6 @@ def _trained(project: Project, logged: StepRun, stage: str, settings: Continual)
         learned = learn_stage(task, settings, hooks)
         finished = finish(task, learned, past, project.config, hooks, sums)
     return replace(finished, batches=batches)
-
-
-def _by_sums(project: Project, stage: str) -> Finished:
-    """Return the stage as sums alone learned it: no network is trained, no training cell is kept."""
-    task = exact_lesson(project, stage)
-    finished = finish_exact(
-        stage, task.labels, task.genes, task.validation, task.past, task.sums, project.config
-    )
-    return replace(finished, batches=task.batches)
 
 
 @contextmanager
@@ -164,21 +159,16 @@ def examination(project: Project, stage: str) -> Examination:
     parent = config.stages[stage].parent
     earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
     stages = (*config.ancestors(stage), stage)
+    sums = StageSums.load(layout.model(stage), stages)  # they tell which genes each stage's file lacks
     return Examination(
         tests={
             name: project.cells(name, "test", genes) if project.available(name) else None for name in stages
         },
         earlier=earlier,
         probe=Probe.load(layout.model(stage) / PROBE, genes).cells,
-        missing=_missing(layout.model(stage), stages),
+        missing={} if sums is None else sums.missing,
         parent=None if parent == BACKBONE else load_model(layout.model(parent) / "model"),
     )
-
-
-def _missing(folder: Path, stages: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-    """Return which genes the file of each stage lacks, where a model keeps sums, which tell it."""
-    sums = StageSums.load(folder, stages)
-    return {} if sums is None else sums.missing
 
 
 def shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:

@@ -58,7 +58,8 @@ class Strengths(Section):
     with_zero: bool = True
 
     @model_validator(mode="after")
-    def _holds_the_published(self) -> Self:
+    def require_published(self) -> Self:
+        """Refuse a range without the published value."""
         if not self.low <= PUBLISHED_DISTILLATION <= self.high or self.low == self.high:
             raise ValueError(
                 f"low < high must enclose {PUBLISHED_DISTILLATION}, the published value, which every study "
@@ -92,7 +93,8 @@ class Tuning(Section):
     storage: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _sizes(self) -> Self:
+    def check_sizes(self) -> Self:
+        """Refuse sizes of banks that there cannot be."""
         if not self.bank_sizes and not self.bank_shares:
             raise ValueError("give bank_sizes (cells) or bank_shares (of all old training cells)")
         if wrong := [size for size in self.bank_sizes if size < 0]:
@@ -140,13 +142,15 @@ class Config(Section):
 
     @field_validator("stages")
     @classmethod
-    def _has_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+    def require_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        """Refuse a lineage without stages."""
         if not stages:
             raise ValueError("at least one stage is needed")
         return stages
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def check_consistent(self) -> Self:
+        """Check the sections against each other."""
         _check_references(self)
         _check_methods(self)
         check_groups(self)

@@ -93,7 +93,8 @@ class Source(Section):
     citation: str = ""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def require_one_place(self) -> Self:
+        """Refuse none or several places, and sums of logarithms."""
         places = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
         if len(places) != 1:
             raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(places) or 'none'}")
@@ -105,8 +106,11 @@ class Source(Section):
 
     @field_validator("label_map")
     @classmethod
-    def _no_type_is_reserved(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
-        reserved = [label for label, name in (types or {}).items() if name and _is_reserved(name)]
+    def refuse_reserved_types(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        """Refuse a label that is mapped to what canal says of cells of no known type."""
+        reserved = [
+            label for label, name in (types or {}).items() if name and name.strip().casefold() == "unassigned"
+        ]
         if reserved:
             raise ValueError(
                 f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is what canal "
@@ -115,7 +119,8 @@ class Source(Section):
         return types
 
     @model_validator(mode="after")
-    def _types_are_mapped(self) -> Self:
+    def require_mapped_types(self) -> Self:
+        """Refuse an ontology of types that label_map does not give."""
         types = None if self.label_map is None else {*self.label_map.values()}
         if types is not None and (unknown := sorted(set(self.ontology) - types)):
             raise ValueError(
@@ -127,10 +132,6 @@ class Source(Section):
     def declaration(self) -> dict[str, Any]:
         """Return what decides which cells and values are learned from: not place, licence, citation, ids."""
         return self.model_dump(mode="json", exclude=_NOT_DECLARED)
-
-
-def _is_reserved(name: str) -> bool:
-    return name.strip().casefold() == "unassigned"
 
 
 class Prepare(Section):

@@ -160,7 +160,11 @@ def confusion(entry: Mapping[str, Any], title: str) -> "Figure":
     axis = figure.subplots()
     shares = [[count / max(sum(line), 1) for count in line] for line in counts]
     heat_map(axis, shares, (len(rows), len(columns)))
-    _write_counts(axis, counts, shares)
+    for row, line in enumerate(counts):
+        for column, count in enumerate(line):
+            if count:
+                size = 8 if count < 1000 else 6.5
+                _number(axis, (row, column), str(count), ink_on(shares[row][column]), size)
     _name_squares(axis, rows, columns)
     axis.set_ylabel("True type")
     axis.set_xlabel("Predicted type")
@@ -186,7 +190,9 @@ def r_matrix(
         Accuracy of a stage's parent on its cells, {(parent, stage): ...}: written in brackets.
     """
     size = len(stages)
-    squares = [[_at(row, column) for column in range(size)] for row in matrix]
+    squares = [
+        [number_or_gap(row[at]) if at < len(row) else math.nan for at in range(size)] for row in matrix
+    ]
     side = 0.72 if size <= 8 else 0.5
     figure = new_figure(2.6 + side * size, 1.5 + side * size)
     axis = figure.subplots()
@@ -213,14 +219,6 @@ def _compact(document: Mapping[str, Any]) -> tuple[list[list[int]], list[str], l
     return kept, [labels[row] for row in rows], [labels[column] for column in columns]
 
 
-def _write_counts(axis: "Axes", counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
-    for row, line in enumerate(counts):
-        for column, count in enumerate(line):
-            if count:
-                size = 8 if count < 1000 else 6.5
-                _number(axis, (row, column), str(count), ink_on(shares[row][column]), size)
-
-
 def _number(axis: "Axes", place: tuple[int, int], text: str, ink: str, size: float) -> None:
     """Write ``text`` into the middle of a heat map's square (row, column)."""
     row, column = place
@@ -234,10 +232,6 @@ def _name_squares(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> 
     axis.tick_params(axis="x", rotation=45)
     for label in axis.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
-
-
-def _at(row: Sequence[float | None], column: int) -> float:
-    return number_or_gap(row[column]) if column < len(row) else math.nan
 
 
 @styled

@@ -66,9 +66,12 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, points=points, decimal=decimal, count=count)
+    shown = None
+    if pretraining is not None and pretraining["epochs"]:
+        shown = {"history": pretraining, "figure": figures.svg_uri(figures.pretraining(pretraining))}
     text = environment.get_template("page.html").render(
         title=title, measures=MEASURES, sets=_sets(stages), run=_run(stages), stages=_stages(stages),
-        pretraining=_pretraining(pretraining),
+        pretraining=shown,
     )  # fmt: skip
     with new_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -207,12 +210,6 @@ def _place(labels: Sequence[str]) -> Callable[[str], tuple[int, str]]:
 
 def _uris(drawn: Mapping[str, "Figure"]) -> dict[str, str]:
     return {name: figures.svg_uri(figure) for name, figure in drawn.items()}
-
-
-def _pretraining(history: Document | None) -> dict[str, Any] | None:
-    if history is None or not history["epochs"]:
-        return None
-    return {"history": history, "figure": figures.svg_uri(figures.pretraining(history))}
 
 
 def percent(value: float | None) -> str:

@@ -119,7 +119,11 @@ def audit_report(document: Document) -> Group:
     findings, notes = document["findings"], document["notes"]
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
-    return Group(*parts, _sum(document))
+    looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
+    number = len(document["findings"])
+    said = "everything holds" if not number else f"findings: {number}"
+    said += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
+    return Group(*parts, Text(said, "bold" if number else ""))
 
 
 def reproduction_report(document: Document) -> Group:
@@ -195,14 +199,6 @@ def _table(title: str, rows: Sequence[Document]) -> Table:
     for row in rows:
         table.add_row(Text(row["subject"]), Text(row["check"], "dim"), Text(row["what"]))
     return table
-
-
-def _sum(document: Document) -> Text:
-    looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
-    number = len(document["findings"])
-    said = "everything holds" if not number else f"findings: {number}"
-    what = looked or "nothing is registered"
-    return Text(f"{said} ({what}; {document['seconds']:.1f} s)", "bold" if number else "")
 
 
 _LONGEST = 60

@@ -79,7 +79,7 @@ def lambda_by_l(document: Document) -> "Figure":
 
     figure = new_figure(5.6, 4.0)
     axis = figure.subplots()
-    done, zero = _complete(document), _zero(document)
+    done, zero = _complete(document), float(document["tuning"]["distillation"]["low"]) / 3
     sizes = sorted({one["settings"]["bank_size"] for one in document["trials"]})
 
     def place(trial: Trial) -> tuple[float, float]:
@@ -179,11 +179,6 @@ def _mark(axis: "Axes", document: Document, place: Any) -> None:
 def _cut(published: Trial) -> str:
     size = published["settings"]["bank_size"]
     return "" if size == 1000 else f" (here {size:,})"
-
-
-def _zero(document: Document) -> float:
-    """Return where lambda = 0 stands on a logarithmic axis: a step below the smallest one."""
-    return float(document["tuning"]["distillation"]["low"]) / 3
 
 
 def _strength_axis(axis: "Axes", document: Document, zero: float) -> None:

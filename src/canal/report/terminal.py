@@ -51,7 +51,12 @@ def matrix_table(evaluations: Sequence[Document]) -> Table:
     before = before_learning(evaluations)
     found = table("Accuracy on each stage's test cells, %")
     if sum(len(stage) + 2 for stage in stages) > _ROOM_FOR_NAMES:
-        return _fill_then_and_now(found, stages, matrix)
+        found.add_column("test cells of", overflow="fold")
+        found.add_column("when learned", justify="right")
+        found.add_column("now", justify="right", style="bold")
+        for index, stage in enumerate(stages):
+            found.add_row(text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
+        return found
     found.add_column("model after", overflow="fold")
     for stage in stages:
         found.add_column(stage, justify="right", no_wrap=True)
@@ -209,18 +214,6 @@ def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _decision(one: Mapping[str, Any]) -> str:
     return f"{one['time']} by {one['who']}: {one['why']} (ledger entry {one['entry']})"
-
-
-def _fill_then_and_now(
-    table: Table, stages: Sequence[str], matrix: Sequence[Sequence[float | None]]
-) -> Table:
-    """Fill ``table`` with the diagonal and the last row of R."""
-    table.add_column("test cells of", overflow="fold")
-    table.add_column("when learned", justify="right")
-    table.add_column("now", justify="right", style="bold")
-    for index, stage in enumerate(stages):
-        table.add_row(text(stage), _square(matrix[index][index], True), _square(matrix[-1][index], True))
-    return table
 
 
 def _sums(evaluation: Document) -> Any:
