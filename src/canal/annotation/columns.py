@@ -7,10 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from canal.memory.answer import Prediction
 
 TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
@@ -67,8 +66,6 @@ def columns_of(
     probabilities
         Whether the probability of every type is kept, too.
     """
-    import pandas as pd
-
     kind, code = _kind(tuple(labels))
     best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
@@ -100,8 +97,6 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
 
     Where the model knows ids of the Cell Ontology, the type's id stands beside it, or "unknown".
     """
-    import pandas as pd
-
     table = pd.concat(frames, ignore_index=True)
     for name in _NAMES:
         table[name] = table[name].astype("category").cat.remove_unused_categories()
@@ -161,14 +156,10 @@ def _runner_up(
 @lru_cache(maxsize=8)
 def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
     """Return the categories of a model's answers, the same object for each block, and their codes by name."""
-    import pandas as pd
-
     names = sorted({*labels, UNASSIGNED})
     return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}
 
 
 def _named(codes: np.ndarray, kind: pd.CategoricalDtype) -> pd.Categorical:
     """Return the categories that codes stand for, which are known to be in range."""
-    import pandas as pd
-
     return pd.Categorical.from_codes(codes, dtype=kind)

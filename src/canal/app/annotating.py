@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from canal.annotation.unchanged import Fingerprint
 from canal.app.project import Project
 from canal.core.digests import file_digest, json_digest, tree_digests
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import append_line
+from canal.io.formats import Fingerprint
 
 if TYPE_CHECKING:
     from canal.registry.store import Version

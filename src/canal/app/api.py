@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from canal.annotation.annotate import Summary
-    from canal.annotation.options import Options
-    from canal.annotation.telling import OnCells
+    from canal.annotation.options import OnCells, Options
+    from canal.annotation.summary import Summary
     from canal.app.adopting import Adopted
     from canal.app.importing import Imported, PublishedFiles
     from canal.config.layout import Layout
@@ -109,8 +108,7 @@ def annotate_file(
     from dataclasses import replace
 
     from canal.annotation.annotate import annotate_h5ad
-    from canal.annotation.output import check_target
-    from canal.annotation.outputs import Output
+    from canal.annotation.output import Output, check_target
     from canal.app.annotating import Origin, logger, provenance
 
     project = Project.open(root)

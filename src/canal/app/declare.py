@@ -51,7 +51,7 @@ def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | No
         The map that a person gave, without blanks; without one the entries of all labels are returned, if
         any label has such blanks.
     """
-    from canal.data.h5ad import open_h5ad
+    from canal.io.h5ad import open_h5ad
 
     with open_h5ad(file) as opened:
         if column not in opened.obs_columns:

@@ -11,8 +11,8 @@ from canal.core.errors import RegistryError
 from canal.registry.diff import difference
 
 if TYPE_CHECKING:
-    from canal.annotation.changes import Changes
     from canal.annotation.options import Options
+    from canal.annotation.summary import Changes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def diff(
     if file is None:
         return Difference(document)
     from canal.annotation.annotate import label_h5ad
-    from canal.annotation.changes import label_changes
+    from canal.annotation.summary import label_changes
 
     tables = []
     for version in (old, new):

@@ -10,8 +10,8 @@ from canal.app.project import Project
 from canal.core.errors import RegistryError
 
 if TYPE_CHECKING:
-    from canal.annotation.explain import Asked, Explanation
     from canal.annotation.labelled import Labelled
+    from canal.annotation.markers import Asked, Explanation
     from canal.annotation.novel import Novel, Wishes
     from canal.annotation.records import Record
     from canal.model.load import CellAnnotator, Effort
@@ -52,7 +52,7 @@ def novel(
     """
     from canal.annotation.novel import group_novel
     from canal.annotation.sheet import check_sheet, write_sheet
-    from canal.annotation.unchanged import Fingerprint
+    from canal.io.formats import Fingerprint
 
     if sheet is not None:
         check_sheet(sheet, overwrite)
@@ -76,8 +76,8 @@ def explain(
     CanalError
         If the file was not labelled, or by a version that is not here; or ``target`` may not be written.
     """
-    from canal.annotation.explain import explain as look
-    from canal.annotation.explain import write_explanations
+    from canal.annotation.markers import explain as look
+    from canal.annotation.markers import write_explanations
     from canal.annotation.output import check_target
 
     if target is not None:

@@ -89,7 +89,7 @@ def import_published(project: Project, files: PublishedFiles, sign: "Sign | None
 
 def read_backbone(files: PublishedFiles, preset: str) -> "Backbone":
     """Return what the files hold, all checks made; see `import_published` for what is raised."""
-    from canal.data.gene_list import read_gene_list
+    from canal.data.genes import read_gene_list
     from canal.model.config import require_preset
     from canal.model.published import read_published, require_gene_vectors
 

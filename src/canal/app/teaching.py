@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from canal.app.annotating import digest_of, readable
 from canal.app.project import Project
 from canal.core.errors import ConfigError, DataError
-from canal.data.label_words import is_no_type, spelling
+from canal.data.prepare import is_no_type, spelling
 from canal.registry import words
 
 if TYPE_CHECKING:
-    from canal.annotation.named_cells import Lesson
     from canal.annotation.naming import Naming
-    from canal.annotation.sheet import Sheet
+    from canal.annotation.sheet import Lesson, Sheet
     from canal.app.api import Addition
 
 Document = dict[str, Any]
@@ -63,7 +62,7 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
         If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
         labelled is not here, or the declaration breaks a rule.
     """
-    from canal.annotation.named_cells import BATCH, LABEL
+    from canal.annotation.sheet import BATCH, LABEL
     from canal.app.api import propose_stage
     from canal.app.declare import declare
 
@@ -115,10 +114,9 @@ def _target(project: Project, name: str) -> Path:
 
 
 def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
-    from canal.annotation.named_cells import write_lesson
-    from canal.annotation.sheet import read_sheet
-    from canal.annotation.unchanged import Fingerprint
+    from canal.annotation.sheet import read_sheet, write_lesson
     from canal.app.discovering import opened
+    from canal.io.formats import Fingerprint
 
     sheet = read_sheet(wish.sheet)
     _check_types(sheet)

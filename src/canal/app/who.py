@@ -28,7 +28,7 @@ def who(file: Path, root: Path | None = None) -> Document:
     DataError
         If the file cannot be read, or no `canal annotate` wrote it.
     """
-    from canal.annotation.noted import read_noted
+    from canal.annotation.labelled import read_noted
     from canal.annotation.records import genuine
 
     project, log, why_not = _asked(root)

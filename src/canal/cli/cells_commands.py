@@ -48,9 +48,9 @@ def novel(
     as_json: AsJson = False,
 ) -> None:
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
+    from canal.annotation.clusters import Machine
     from canal.annotation.naming import Naming
     from canal.annotation.novel import Wishes
-    from canal.annotation.represent import Machine
     from canal.app.discovering import novel as find
 
     naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
@@ -86,7 +86,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show for each type in a labelled file the genes that carry it: gradient times input, averaged."""
-    from canal.annotation.explain import Asked
+    from canal.annotation.markers import Asked
     from canal.annotation.naming import Naming
     from canal.app.discovering import explain as look
 

@@ -41,7 +41,7 @@ def novel_table(found: Mapping[str, Any]) -> "Group":
 
 
 def explanation_table(found: Sequence[Mapping[str, Any]]) -> "Table":
-    """Return the types of `canal.annotation.explain.Explanation.to_json` with the genes that carry them."""
+    """Return the types of `canal.annotation.markers.Explanation.to_json` with the genes that carry them."""
     table = _table("Genes that carry a type, strongest first")
     table.add_column("cell type", overflow="fold", style="bold")
     table.add_column("cells", justify="right")

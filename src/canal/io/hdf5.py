@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import re
 import subprocess
@@ -16,8 +17,7 @@ import h5py
 
 from canal.core.errors import DataError
 from canal.core.files import regular_file
-from canal.data.arrays import check_dataset, outside
-from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.io.arrays import EXAMPLES, check_dataset, listed, outside, reading
 
 _DEEPEST = 256
 """Groups within groups; more are no data, and no program walks through them."""
@@ -99,8 +99,6 @@ def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
 
 def _refuse_other_formats(path: Path) -> None:
     """Raise `DataError` that names the format, where the first bytes tell one that is often given."""
-    import gzip
-
     try:
         with path.open("rb") as stream:
             head = stream.read(len(_MATRIX_MARKET))
@@ -182,7 +180,11 @@ class _Walk:
                 self._aims.append((name, address, member, aim))
                 continue
             if kind != h5py.h5l.TYPE_HARD:
-                raise self._leaves(node, raw, member, kind)
+                what = f"a link of a kind of its own ({kind})"
+                if kind == h5py.h5l.TYPE_EXTERNAL:
+                    other, within = (part.decode("utf-8", "replace") for part in node.links.get_val(raw))
+                    what = f"an external link to {within!r} in the file {other!r}"
+                raise outside(self._path, member, what)
             item = h5py.h5o.open(node, raw)
             if isinstance(item, h5py.h5d.DatasetID):
                 check_dataset(item, member, self._path)
@@ -192,14 +194,6 @@ class _Walk:
                 if below not in self._names:
                     self._names[below] = member
                     yield below, member
-
-    def _leaves(self, node: h5py.h5g.GroupID, raw: bytes, member: str, kind: int) -> DataError:
-        if kind == h5py.h5l.TYPE_EXTERNAL:
-            other, inner = (part.decode("utf-8", "replace") for part in node.links.get_val(raw))
-            what = f"an external link to {inner!r} in the file {other!r}"
-        else:
-            what = f"a link of a kind of its own ({kind})"
-        return outside(self._path, member, what)
 
     def _follow(self, group: str, address: int, member: str, aim: str) -> None:
         """Note a soft link, all other links of the file being known by now."""
