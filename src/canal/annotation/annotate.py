@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from canal.annotation.clusters import clusters_of_adata, clusters_of_file, voted
 from canal.annotation.columns import columns_of, joined, told_left_over
 from canal.annotation.naming import doubt, rename
@@ -31,6 +29,7 @@ from canal.io.formats import Fingerprint, open_cells
 from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from canal.model.load import CellAnnotator
@@ -314,6 +313,8 @@ class Parts:
 
     def _save(self) -> None:
         """Write what is not yet on disk as one file, whole or not at all."""
+        import pandas as pd
+
         if not self._unsaved or self._broken:
             return
         frame = pd.concat(self._unsaved, ignore_index=True)
@@ -330,6 +331,8 @@ class Parts:
         self._unsaved, self._last = [], time.monotonic()
 
     def _load(self) -> None:
+        import pandas as pd
+
         with reading(self._folder, _JOB):
             known = read_json(self._folder / _JOB)
         if known != json_digest(self._job()):

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix, identity, triu
 
 from canal.annotation.columns import SHARE, TYPE, VOTE
@@ -23,6 +22,7 @@ from canal.io.formats import CellFile
 from canal.io.h5ad import H5adFile
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from sklearn.neighbors import NearestNeighbors
 
@@ -60,6 +60,8 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
     clusters
         The cluster of each cell, str ``(n_cells,)``.
     """
+    import pandas as pd
+
     labels = table[TYPE].astype(str).to_numpy(dtype=object)
     votes, shares = labels.copy(), np.full(len(labels), np.nan, dtype=np.float32)
     for cluster, rows in pd.Series(clusters).groupby(clusters).indices.items():

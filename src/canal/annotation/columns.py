@@ -7,9 +7,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.memory.answer import Prediction
 
 TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
@@ -66,16 +67,20 @@ def columns_of(
     probabilities
         Whether the probability of every type is kept, too.
     """
+    import pandas as pd
+
     kind, code = _kind(tuple(labels))
     best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
     names = np.array([*(code[name] for name in labels), _MISSING])
     table = pd.DataFrame(
         {
-            TYPE: _named(np.where(answer.is_novel | empty, code[UNASSIGNED], best), kind),
-            BEST_TYPE: _named(best, kind),
+            TYPE: pd.Categorical.from_codes(
+                np.where(answer.is_novel | empty, code[UNASSIGNED], best), dtype=kind
+            ),
+            BEST_TYPE: pd.Categorical.from_codes(best, dtype=kind),
             CONFIDENCE: answer.confidence.astype(np.float32),
-            RUNNER_UP: _named(names[second], kind),
+            RUNNER_UP: pd.Categorical.from_codes(names[second], dtype=kind),
             MARGIN: margin.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
@@ -97,6 +102,8 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
 
     Where the model knows ids of the Cell Ontology, the type's id stands beside it, or "unknown".
     """
+    import pandas as pd
+
     table = pd.concat(frames, ignore_index=True)
     for name in _NAMES:
         table[name] = table[name].astype("category").cat.remove_unused_categories()
@@ -106,7 +113,7 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
         kind = pd.CategoricalDtype(sorted(set(own)))
         codes = kind.categories.get_indexer(pd.Index(own))[types.codes]
         after = table.columns.tolist().index(LOW_QUALITY) + 1
-        table.insert(after, ONTOLOGY_ID, pd.Series(_named(codes, kind)))
+        table.insert(after, ONTOLOGY_ID, pd.Series(pd.Categorical.from_codes(codes, dtype=kind)))
     return table
 
 
@@ -156,10 +163,7 @@ def _runner_up(
 @lru_cache(maxsize=8)
 def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
     """Return the categories of a model's answers, the same object for each block, and their codes by name."""
+    import pandas as pd
+
     names = sorted({*labels, UNASSIGNED})
     return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}
-
-
-def _named(codes: np.ndarray, kind: pd.CategoricalDtype) -> pd.Categorical:
-    """Return the categories that codes stand for, which are known to be in range."""
-    return pd.Categorical.from_codes(codes, dtype=kind)

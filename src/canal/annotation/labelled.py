@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from canal.annotation.columns import BEST_TYPE, IS_NOVEL, LOW_QUALITY, TYPE
 from canal.annotation.naming import Naming, rename
@@ -26,6 +25,8 @@ from canal.io.h5ad import H5adFile
 from canal.io.writer import original
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.model.load import CellAnnotator
 
 _TABLES = {"orthologs": "--orthologs", "aliases": "--aliases", "gene_map": "--gene-map"}
@@ -227,6 +228,8 @@ def of_h5ad(file: H5adFile) -> Noted:
 
 
 def _of_csv(path: Path, log: Log | None) -> Noted:
+    import pandas as pd
+
     digest = file_digest(path)
     if log is None:
         raise DataError(

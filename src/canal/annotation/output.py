@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from canal.annotation.columns import PROBABILITIES, left_over, parted
 from canal.annotation.records import NOTE, of_output
@@ -24,6 +23,8 @@ from canal.io.writer import Room, size_of, table_as_text, write_element, write_m
 from canal.io.zarr_store import copy_folder, edit_zarr, is_zarr
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.io.formats import TabledFile
 
 TABLES = (".csv", ".parquet")
@@ -136,7 +137,10 @@ def write_copy(
     """
     with writing(target), new_file(target, like=source) as temporary:
         shutil.copyfile(source, temporary)
-        Room(temporary).take(size_of(columns, note) + _tables_size(source))
+        with open_hdf5(source) as file:  # compound tables are written anew
+            tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
+            anew = sum(4 * node.nbytes + 64 * node.size * len(node.dtype.names or ()) for node in tables)
+        Room(temporary).take(size_of(columns, note) + anew)
         with edit_hdf5(temporary) as file:
             _modernise(file)
             gone = _add_labels(file, columns)
@@ -170,15 +174,10 @@ def write_zarr_copy(
     return gone
 
 
-def _tables_size(source: Path) -> int:
-    """Return a bound of what compound tables take when they are written anew."""
-    with open_hdf5(source) as file:
-        tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
-        return sum(4 * table.nbytes + 64 * table.size * len(table.dtype.names or ()) for table in tables)
-
-
 def _add_labels(file: Any, table: pd.DataFrame) -> list[str]:
     """Write what annotation says of each cell where it belongs, obs or obsm; return what was removed."""
+    import pandas as pd
+
     columns, matrices = parted(table)
     gone = _remove_left_over(file, [str(name) for name in columns], list(matrices))
     obs = file["obs"]
@@ -243,6 +242,8 @@ def _modernise(file: h5py.File) -> None:
 
 def _table(file: h5py.File, key: str) -> tuple[pd.DataFrame, set[str]]:
     """Return a compound table with its types, and the keys of the categories it used."""
+    import pandas as pd
+
     node = file[key]
     index, *names = node.dtype.names
     fields = {name: node.fields(name)[:] for name in names}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from canal.core.errors import DataError
@@ -144,6 +143,7 @@ def check_adata(adata: Any) -> None:
     DataError
         That names what it is, and how to make an AnnData of it.
     """
+    import pandas as pd
     from anndata import AnnData
 
     kind = f"{type(adata).__module__.split('.')[0]}.{type(adata).__qualname__}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from canal.annotation.columns import (
     CONFIDENCE,
@@ -25,6 +24,8 @@ from canal.io.writer import table_as_text
 from canal.memory.answer import PROMISE
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.memory.answer import Prediction
     from canal.model.load import CellAnnotator
 
@@ -253,6 +254,8 @@ def label_changes(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Chang
     ValueError
         If the tables are of different cells.
     """
+    import pandas as pd
+
     if list(before.index) != list(after.index):
         raise ValueError(f"the tables hold different cells: {len(before)} and {len(after)}")
     old, new = (table[TYPE].astype(str).to_numpy() for table in (before, after))

@@ -58,21 +58,15 @@ def map_genes(
     selector = csr_matrix(
         (np.ones(len(pairs), dtype=np.float32), (columns, targets)), shape=(len(names), len(counts))
     )
-    repairs = _repairs(cleaned, counts, duplicates, none.n if none else 0)
+    repairs: dict[str, Any] = {}
+    if unnamed := sum(not name for name in cleaned) - (none.n if none else 0):
+        repairs["unnamed_genes_dropped"] = {"n": unnamed}
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        done = "summed" if duplicates == "sum" else "first kept"
+        repairs["duplicated_genes"] = {"n": len(repeated), "examples": repeated[:EXAMPLES], "done": done}
     if none and none.kinds:
         repairs["features_that_are_no_genes"] = {"n": none.n, "kinds": dict(none.kinds), "done": "left out"}
     return GeneMap(tuple(counts), selector, repairs)
-
-
-def _repairs(cleaned: Sequence[str], counts: Counter[str], duplicates: str, none: int) -> dict[str, Any]:
-    repeated = sorted(name for name, count in counts.items() if count > 1)
-    repairs: dict[str, Any] = {}
-    if unnamed := sum(not name for name in cleaned) - none:
-        repairs["unnamed_genes_dropped"] = {"n": unnamed}
-    if repeated:
-        done = "summed" if duplicates == "sum" else "first kept"
-        repairs["duplicated_genes"] = {"n": len(repeated), "examples": repeated[:EXAMPLES], "done": done}
-    return repairs
 
 
 # The genes of a published model: a list of symbols in the order of its rows.

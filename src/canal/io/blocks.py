@@ -242,18 +242,15 @@ class Gathered:
             weights = np.where(counted[genes], self._undone(values), 0.0)
             self.totals += np.bincount(cells, weights=weights, minlength=self.shape[0])
             kept = np.flatnonzero(columns[genes] >= 0)
-            self._throw(cells[kept], columns[genes[kept]], values[kept])
-
-    def _throw(self, cells: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-        """Append entries to their cells' buckets, in the order they came."""
-        buckets = cells // self._per_bucket
-        order = np.argsort(buckets, kind="stable")
-        entries = np.empty(len(cells), dtype=_ENTRY)
-        entries["cell"] = (cells % self._per_bucket)[order]
-        entries["gene"], entries["value"] = columns[order], values[order]
-        bounds = np.searchsorted(buckets[order], np.arange(len(self._files) + 1))
-        for bucket in np.flatnonzero(np.diff(bounds)):
-            self._files[bucket].write(entries[bounds[bucket] : bounds[bucket + 1]].tobytes())
+            buckets = cells[kept] // self._per_bucket
+            order = np.argsort(buckets, kind="stable")  # those of a bucket stay in the order they came
+            kept = kept[order]
+            entries = np.empty(len(kept), dtype=_ENTRY)
+            entries["cell"] = cells[kept] % self._per_bucket
+            entries["gene"], entries["value"] = columns[genes[kept]], values[kept]
+            bounds = np.searchsorted(buckets[order], np.arange(n_buckets + 1))
+            for bucket in np.flatnonzero(np.diff(bounds)):
+                self._files[bucket].write(entries[bounds[bucket] : bounds[bucket + 1]].tobytes())
 
     def _bucket(self, number: int) -> csr_matrix:
         """Return the cells of a bucket; entries of one cell and gene add up."""

@@ -186,7 +186,11 @@ class Table:
             self._index = self._index_name()
             self.columns: list[str] = [name for name in self._names() if name != self._index]
             """Names of the columns, the index left out, in the file's order."""
-            self.size: int = self._n_rows()
+            node = self._stored(self._index)
+            if len(node.shape or ()) != 1:
+                raise ValueError(f"expected one name a row, found the shape {node.shape}")
+            check_announced(node, path, f"the index of {key}", node.shape[0] * ROW)
+            self.size: int = int(node.shape[0])
             """Number of rows."""
 
     def names(self) -> list[str]:
@@ -239,14 +243,6 @@ class Table:
         if is_array(node):
             return node
         return node["codes"] if "codes" in node else node["values"]
-
-    def _n_rows(self) -> int:
-        """Return the number of rows; raises where the file is far too small to hold so many."""
-        node = self._stored(self._index)
-        if len(node.shape or ()) != 1:
-            raise ValueError(f"expected one name a row, found the shape {node.shape}")
-        check_announced(node, self._path, f"the index of {self._key}", node.shape[0] * ROW)
-        return int(node.shape[0])
 
     def _whole(self, node: Any, name: str, length: int | None) -> np.ndarray:
         return whole(node, self._path, f"{self._key}/{name}", length)

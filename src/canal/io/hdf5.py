@@ -60,7 +60,13 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
-    _check_heaps(regular_file(path))
+    state, real = regular_file(path).stat(), path.resolve()
+    small = state.st_size <= _SEARCHED
+    if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
+        raise DataError(
+            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is damaged "
+            "or was cut short: fetch it again"
+        )
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
@@ -236,19 +242,9 @@ class _Walk:
         return int(h5py.h5o.get_info(item).addr)
 
 
-def _check_heaps(path: Path) -> None:
-    """Raise where a damaged heap of texts makes the HDF5 library turn in a circle, which nothing ends."""
-    state = path.stat()
-    if state.st_size > _SEARCHED or _sound(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns):
-        return
-    raise DataError(
-        f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is damaged "
-        "or was cut short: fetch it again"
-    )
-
-
 @lru_cache(maxsize=64)
 def _sound(path: Path, *_state: int) -> bool:
+    """Return whether no damaged heap of texts makes HDF5 turn in a circle, which nothing ends."""
     if not _doubtful(path):
         return True
     command = [sys.executable, "-c", _READ_ALL, str(path), str(_CPU_SECONDS)]
