@@ -64,8 +64,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     small = state.st_size <= _SEARCHED
     if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
         raise DataError(
-            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is damaged "
-            "or was cut short: fetch it again"
+            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is "
+            "damaged or was cut short: fetch it again"
         )
     with _opened(path, "r") as file:
         check_open(file, path)
