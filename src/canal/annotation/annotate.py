@@ -54,21 +54,19 @@ def annotate_h5ad(
 
     obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
-    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text of the model, the
-    options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files become a new
-    h5ad file. In memory are a block of cells, the labels (some 40 bytes a cell) and, for a matrix that does
-    not lie by cell, what `canal.io.blocks` says.
+    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text. An h5ad file or zarr
+    store is copied as it is; 10x and loom files become a new h5ad file. In memory are a block of cells, the
+    labels (some 40 bytes a cell) and, where cells do not lie together, what `canal.io.blocks` says.
 
     Parameters
     ----------
     annotator, source, target, options
         Who labels, what is read and written (a path, or what `Output.find` said of it), and how.
-    progress
-        Is told what a person may want to know, and every tenth of the cells unless ``on_cells`` is there.
+    progress, on_cells
+        Are told what a person may want to know, and (cells done, cells in all) after every block; without
+        ``on_cells``, ``progress`` is told every tenth of the cells.
     on_record
         Is told the record when the copy is whole, just before it appears under its name.
-    on_cells
-        Is told (cells done, cells in all) after every block.
 
     Raises
     ------
