@@ -34,7 +34,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.remembering import Known, plain, solved
 from canal.core.digests import canonical_json
 from canal.data.prepared import PreparedCells
-from canal.data.writing import H5adWriter
+from canal.io.writer import H5adWriter
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.memory.sums import Adder, Sums

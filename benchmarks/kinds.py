@@ -27,7 +27,7 @@ from inputs import bombs, driver, formats, labels, links, names, values
 from inputs.case import Case
 from scipy.sparse import csr_matrix
 
-from canal.data.h5ad import open_h5ad
+from canal.io.h5ad import open_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.options import Options
-from canal.annotation.request import TOTALS
+from canal.annotation.service import TOTALS
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.model.annotator import Annotator

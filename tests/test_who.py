@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from canal.annotation.outputs import Output
+from canal.annotation.output import Output
 from canal.annotation.records import make_record
 from canal.app.annotating import logger, origin, provenance, who
 from canal.cli import app

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from canal.annotation.annotate import annotate_h5ad
-from canal.annotation.explain import Asked, explain, write_explanations
 from canal.annotation.labelled import open_labelled
+from canal.annotation.markers import Asked, explain, write_explanations
 from canal.core.errors import DataError
 from canal.model.attribution import attributions
 from canal.model.novelty import NoveltyRule

@@ -7,8 +7,8 @@ import pytest
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import BY_NETWORK
-from canal.annotation.explain import Asked, explain
 from canal.annotation.labelled import open_labelled
+from canal.annotation.markers import Asked, explain
 from canal.annotation.novel import Wishes, group_novel
 from canal.annotation.options import Options
 from canal.core.errors import DataError

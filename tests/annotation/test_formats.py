@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix
 
-from canal.annotation import gathering
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.formats import format_of
 from canal.annotation.options import Options
-from canal.annotation.outputs import Output
+from canal.annotation.output import Output
 from canal.core.errors import DataError
-from canal.data import h5ad_matrices
+from canal.io import blocks, matrices
+from canal.io.formats import format_of
 from tests.annotation.formats import (
     H5AD,
     OTHERS,
@@ -45,8 +44,8 @@ def adata():
 @pytest.fixture
 def small_buckets(monkeypatch):
     """So that gathering takes many blocks and buckets."""
-    monkeypatch.setattr(gathering, "_BUCKET", 100)
-    monkeypatch.setattr(h5ad_matrices, "_BLOCK", 37)
+    monkeypatch.setattr(blocks, "_BUCKET", 100)
+    monkeypatch.setattr(matrices, "_BLOCK", 37)
 
 
 def assert_same(found, wanted):

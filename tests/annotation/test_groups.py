@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from canal.annotation.groups import find_groups
+from canal.annotation.clusters import find_groups
 
 
 def blobs(*sizes, spread=0.3, seed=0):

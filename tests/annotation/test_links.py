@@ -11,16 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.labelled import open_labelled
+from canal.annotation.labelled import open_labelled, read_noted
 from canal.annotation.naming import Naming
-from canal.annotation.noted import read_noted
 from canal.annotation.options import Options
 from canal.app.declaring import declare
 from canal.cli import app
 from canal.config.sections import Gate
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, SourceError
-from canal.data.gene_list import read_gene_list
+from canal.data.genes import read_gene_list
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.gate import judge_file
@@ -360,5 +359,5 @@ def test_files_are_opened_in_one_place():
         and '"w"' not in line
         and ".read_h5ad, " not in line
     }
-    allowed = {"data/hdf5.py", "data/zarr_store.py", "annotation/new_output.py"}
+    allowed = {"io/hdf5.py", "io/zarr_store.py", "annotation/output.py"}
     assert {name for name, _ in found} <= allowed, found

@@ -59,7 +59,7 @@ def test_a_compression_that_nobody_has_is_named(annotator, adata, tmp_path):
 def test_more_compressions_are_loaded_where_they_are_needed_alone(adata, tmp_path):
     path = write_csr(adata, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from canal.data.h5ad import open_h5ad\n"
+        "import sys; from pathlib import Path; from canal.io.h5ad import open_h5ad\n"
         f"with open_h5ad(Path({str(path)!r})) as file: file.matrix('X').rows(0, 3)\n"
         "sys.exit('hdf5plugin' in sys.modules)"
     )

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation.aliases import read_aliases
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.expected import lost_weight
 from canal.annotation.naming import Naming, rename
 from canal.annotation.options import Options
-from canal.annotation.pairs import read_pairs
 from canal.annotation.query import query_adata
+from canal.annotation.summary import lost_weight
 from canal.core.errors import DataError
+from canal.data.genes import read_aliases, read_pairs
 from tests.make import gene_names, make_adata, write_adata
 
 PANEL = gene_names(20)

@@ -10,13 +10,12 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_h5ad
+from canal.annotation.clusters import Machine
 from canal.annotation.labelled import open_labelled
-from canal.annotation.named_cells import write_lesson
 from canal.annotation.naming import Naming
 from canal.annotation.novel import Wishes, group_novel
 from canal.annotation.options import Options
-from canal.annotation.represent import Machine
-from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_sheet
+from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_lesson, write_sheet
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from tests.annotation.formats import write_10x_v3

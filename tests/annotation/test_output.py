@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation.new_output import write_table
-from canal.annotation.output import Room, check_target, write_copy, write_zarr_copy
+from canal.annotation.output import check_target, write_copy, write_table, write_zarr_copy
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
+from canal.io.writer import Room
 from tests.data.layouts import RAW, SCALED, write_07, write_pre_07
 from tests.make import make_adata, write_adata
 

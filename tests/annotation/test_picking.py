@@ -9,7 +9,7 @@ from canal.annotation import reading
 from canal.annotation.query import query_file
 from canal.annotation.reading import begin
 from canal.core.errors import DataError
-from canal.data.h5ad import open_h5ad
+from canal.io.h5ad import open_h5ad
 from tests.make import make_adata, write_adata
 
 PANEL = [f"GENE{i}" for i in (3, 50, 7, 120, 199)]

@@ -12,7 +12,7 @@ from canal.annotation.options import Options
 from canal.annotation.records import genuine, make_record, parse_record, read_log, read_record
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
-from canal.data.h5ad import open_h5ad
+from canal.io.h5ad import open_h5ad
 from tests.make import gene_names, make_adata, write_adata
 
 NOTED = {

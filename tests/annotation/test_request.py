@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.columns import columns_of, joined
 from canal.annotation.options import Options
-from canal.annotation.request import MIN_COVERAGE, TOTALS, read_request
+from canal.annotation.service import MIN_COVERAGE, TOTALS, read_request
 from canal.core.errors import DataError
 from tests.make import gene_names
 

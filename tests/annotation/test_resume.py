@@ -7,11 +7,9 @@ import anndata
 import pandas as pd
 import pytest
 
-from canal.annotation import parts
-from canal.annotation.annotate import annotate_h5ad
-from canal.annotation.options import Options
-from canal.annotation.parts import parts_folder
-from canal.annotation.telling import in_tenths
+from canal.annotation import annotate as parts
+from canal.annotation.annotate import annotate_h5ad, parts_folder
+from canal.annotation.options import Options, in_tenths
 from canal.core.errors import DataError
 from tests.annotation.formats import write_csc, write_csr, write_mtx
 from tests.make import make_adata

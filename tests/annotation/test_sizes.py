@@ -9,10 +9,10 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_h5ad, label_h5ad
-from canal.annotation.noted import read_noted
+from canal.annotation.labelled import read_noted
 from canal.core.errors import DataError
-from canal.data.arrays import whole
-from canal.data.h5ad import open_h5ad
+from canal.io.arrays import whole
+from canal.io.h5ad import open_h5ad
 from tests.annotation.formats import (
     write_10x_v3,
     write_csr,

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.annotation.new_output import write_table
-from canal.annotation.noted import read_noted
+from canal.annotation.labelled import read_noted
+from canal.annotation.output import write_table
 from canal.annotation.records import Log, make_record
-from canal.annotation.spreadsheet import as_text, original
 from canal.core.digests import canonical_json
+from canal.io.writer import as_text, original
 
 FORMULAS = ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-1"]
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
-from canal.annotation.formats import open_cells
+from canal.annotation.markers import tally
 from canal.annotation.query import query_file
 from canal.annotation.reading import begin
-from canal.annotation.top_genes import tally
+from canal.io.formats import open_cells
 from tests.make import gene_names, make_adata, write_adata
 
 KNOWN = 2

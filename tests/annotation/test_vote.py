@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.annotation import vote
+from canal.annotation import clusters
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
+from canal.annotation.clusters import with_vote
 from canal.annotation.options import Options
-from canal.annotation.vote import with_vote
 from canal.core.errors import DataError
 from tests.make import gene_names, make_adata, write_adata
 
@@ -81,6 +81,6 @@ def test_a_column_that_is_not_there_is_refused_before_any_work(annotator, adata,
 
 
 def test_too_many_cells_to_cluster_are_refused_with_the_way_out(annotator, adata, monkeypatch):
-    monkeypatch.setattr(vote, "MOST_CELLS", 79)
+    monkeypatch.setattr(clusters, "MOST_CELLS", 79)
     with pytest.raises(DataError, match="at most 79 cells .* found 80: .* --vote COLUMN"):
         annotate_adata(annotator, adata, Options(vote="leiden"))

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.data.raw_cells import unique_names
+from canal.data.prepare import unique_names
 
 
 def test_repeated_names_get_a_number_that_is_free():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from canal.core.errors import DataError
-from canal.data.gene_list import read_gene_list
+from canal.data.genes import read_gene_list
 from tests.make import make_adata, write_adata
 
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from canal.core.errors import DataError
-from canal.data import h5ad_matrices, hdf5
-from canal.data.h5ad import open_h5ad
+from canal.io import hdf5, matrices
+from canal.io.h5ad import open_h5ad
 from tests.data import layouts
 from tests.make import make_adata, write_adata
 
@@ -23,7 +23,7 @@ def dense(matrix, size):
 @pytest.mark.parametrize("form", [csr_matrix, csc_matrix, lambda x: x.toarray()], ids=["csr", "csc", "dense"])
 @pytest.mark.parametrize("size", [1, 7, 35, 100])
 def test_streams_every_form_in_blocks_of_any_size(tmp_path, adata, form, size, monkeypatch):
-    monkeypatch.setattr(h5ad_matrices, "_BLOCK", 11)  # so that a CSC matrix is turned in many steps
+    monkeypatch.setattr(matrices, "_BLOCK", 11)  # so that a CSC matrix is turned in many steps
     wanted = adata.X.toarray()
     adata.X = form(adata.X)
     with open_h5ad(write_adata(adata, tmp_path / "a.h5ad")) as file:

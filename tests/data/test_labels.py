@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.data.label_words import is_no_type, spelling
+from canal.data.prepare import is_no_type, spelling
 
 WORDS = ("Unassigned", "nan", "None", "NA", "N/A", "Unknown", "unclassified", "Doublets", "filtered", " ", "")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from canal.core.errors import DataError
-from canal.data.tokens import MASK_TOKEN, MAX_TOKEN, N_TOKENS, tokenize
+from canal.data.expression import MASK_TOKEN, MAX_TOKEN, N_TOKENS, tokenize
 
 
 def test_six_levels():

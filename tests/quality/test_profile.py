@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 
 from canal.core.digests import json_digest
 from canal.core.errors import GateError
+from canal.data.expression import tokenize
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.data.tokens import tokenize
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from tests.make import make_adata, source_of, write_adata
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from canal.annotation.columns import columns_of, joined
-from canal.annotation.request import TOTALS
+from canal.annotation.service import TOTALS
 from canal.registry.bundle import assemble
 from canal.runtime.startup import quiet_libraries
 from tests.make import gene_names

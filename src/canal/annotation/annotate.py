@@ -1,44 +1,31 @@
-"""Labels for the cells of a file or an AnnData: type, confidence, novelty."""
+"""Labels for the cells of a file or an AnnData: type, confidence, novelty; kept on disk meanwhile."""
 
 from __future__ import annotations
 
+import shutil
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from canal.annotation.columns import (
-    LOW_QUALITY,
-    TYPE,
-    UNASSIGNED,
-    columns_of,
-    joined,
-    told_left_over,
-)
-from canal.annotation.coverage import Coverage
-from canal.annotation.expected import Likeness, lost_weight, told_lost
-from canal.annotation.expected import told as told_shift
-from canal.annotation.formats import open_cells
+from canal.annotation.clusters import clusters_of_adata, clusters_of_file, voted
+from canal.annotation.columns import columns_of, joined, told_left_over
 from canal.annotation.naming import doubt, rename
-from canal.annotation.options import Options
-from canal.annotation.output import check_target
-from canal.annotation.outputs import Output
-from canal.annotation.parts import Parts, parts_folder
+from canal.annotation.options import OnCells, Options, in_tenths
+from canal.annotation.output import Output, check_target
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.query_units import AUTO
-from canal.annotation.reading import Reading, begin
+from canal.annotation.reading import begin
 from canal.annotation.records import make_record
-from canal.annotation.telling import OnCells, in_tenths
-from canal.annotation.unchanged import Fingerprint
-from canal.annotation.vote import clusters_of_adata, clusters_of_file, voted
-from canal.config.sections import Values
+from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
-from canal.core.digests import canonical_json
-from canal.core.errors import DataError
+from canal.core.digests import canonical_json, json_digest
+from canal.core.errors import CanalError, DataError
+from canal.core.files import new_file, read_json, write_json
+from canal.io.arrays import reading
+from canal.io.formats import Fingerprint, open_cells
 from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
@@ -54,66 +41,10 @@ def _silent(message: str) -> None:
     """Say nothing."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What was done.
-
-    Attributes
-    ----------
-    n_cells : int
-    values : str
-        The units the values were taken for.
-    detected : bool
-        Whether they were found out, not given.
-    coverage : Coverage
-        Which of the model's genes were there.
-    counts : dict
-        Cells of each type, "Unassigned" included, most frequent first.
-    warnings : tuple of str
-        What makes the labels less certain.
-    renamed : dict
-        Where genes were found by another name: the column of var, and how many genes by what.
-    lost : dict
-        Where genes are few: for each type the share of its weight that is lost.
-    study : dict
-        How like the learned studies the cells are, and what follows; see `canal.annotation.expected`.
-    """
-
-    n_cells: int
-    values: Values
-    detected: bool
-    coverage: Coverage
-    counts: dict[str, int]
-    warnings: tuple[str, ...]
-    renamed: Mapping[str, Any] = field(default_factory=dict)
-    lost: Mapping[str, float] = field(default_factory=dict)
-    study: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def unassigned(self) -> int:
-        """Number of cells that are none of the known types."""
-        return self.counts.get(UNASSIGNED, 0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        coverage = self.coverage
-        genes = {"found": coverage.found, "panel": coverage.panel, "missing": list(coverage.missing)}
-        more = {"renamed": dict(self.renamed), "lost_weight": dict(self.lost)}
-        return {
-            "n_cells": self.n_cells,
-            "values": self.values,
-            "values_detected": self.detected,
-            "genes": {**genes, **{name: found for name, found in more.items() if found}},
-            "cell_types": self.counts,
-            "warnings": list(self.warnings),
-            **({"study": dict(self.study)} if self.study else {}),
-        }
-
-
 def annotate_h5ad(
     annotator: CellAnnotator,
     source: Path,
-    target: Path,
+    target: Path | Output,
     options: Options | None = None,
     progress: Progress = _silent,
     on_record: Callable[[str], None] | None = None,
@@ -123,24 +54,19 @@ def annotate_h5ad(
 
     obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
-    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text of the model, the
-    options and the summary. An h5ad file or zarr store is copied as it is; 10x and loom files
-    become a new h5ad file; see `canal.annotation.formats` and `canal.annotation.new_output`.
-
-    In memory are a block of cells, the labels (some 40 bytes a cell) and, for a matrix that does not lie by
-    cell, what `canal.annotation.gathering` says.
+    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text. An h5ad file or zarr
+    store is copied as it is; 10x and loom files become a new h5ad file. In memory are a block of cells, the
+    labels (some 40 bytes a cell) and, where cells do not lie together, what `canal.io.blocks` says.
 
     Parameters
     ----------
     annotator, source, target, options
-        Who labels, what is read and written, and how.
-    progress
-        Is told what a person may want to know meanwhile, and every tenth of the cells unless ``on_cells`` is
-        there.
+        Who labels, what is read and written (a path, or what `Output.find` said of it), and how.
+    progress, on_cells
+        Are told what a person may want to know, and (cells done, cells in all) after every block; without
+        ``on_cells``, ``progress`` is told every tenth of the cells.
     on_record
         Is told the record when the copy is whole, just before it appears under its name.
-    on_cells
-        Is told (cells done, cells in all) after every block.
 
     Raises
     ------
@@ -150,10 +76,11 @@ def annotate_h5ad(
         another format, or cannot be written.
     """
     options = options or Options()
-    check_target(source, target, options.overwrite)
+    place = target.target if isinstance(target, Output) else target
+    check_target(source, place, options.overwrite)
     seen = Fingerprint.of(source)
-    output = Output.find(source, target, options.only_obs)
-    parts = Parts(parts_folder(target), lambda: _job(annotator, seen, options), options.resume, progress)
+    output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
+    parts = Parts(parts_folder(place), lambda: _job(annotator, seen, options), options.resume, progress)
     with parts:
         with open_cells(source) as file:
             clusters = clusters_of_file(file, options.vote)
@@ -248,7 +175,7 @@ def _label(
             tell(done, query.n_cells)
     table = joined(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, _summary(annotator, table, reading, how, options.values == AUTO, study)
+    return table, summarise(annotator, table, reading, how, options.values == AUTO, study)
 
 
 def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
@@ -260,29 +187,6 @@ def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextMan
     device = find_device(options.device)
     annotator.on(device)
     return precision(options.dtype, device)
-
-
-def _summary(
-    annotator: CellAnnotator,
-    table: pd.DataFrame,
-    reading: Reading,
-    renamed: Mapping[str, Any],
-    detected: bool,
-    study: Mapping[str, Any],
-) -> Summary:
-    types = table[TYPE].cat
-    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
-    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    coverage, said = reading.coverage, list(reading.warnings)
-    lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [text for text in (told_lost(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
-    if empty := int(table[LOW_QUALITY].sum()):
-        said.append(
-            f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
-        )
-    return Summary(
-        len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost, study
-    )
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
@@ -326,3 +230,114 @@ def _job(annotator: CellAnnotator, seen: Fingerprint, options: Options) -> dict[
         "answers": annotator.digest(),
         "options": _asked(options),
     }
+
+
+# Answers kept on disk while a long labelling lasts, so that it can go on where it was interrupted.
+
+_JOB = "job.json"
+_EVERY = 20.0
+"""Seconds of work that a kill may cost."""
+
+
+def parts_folder(target: Path) -> Path:
+    """Return where the answers for an output are kept: a hidden folder beside it."""
+    return target.parent / f".{target.name[:100]}.canal-parts"
+
+
+class Parts:
+    """The answers of a job, in the order of its cells; use it in a ``with`` block around all the work.
+
+    They are kept when the work is interrupted or killed, or the output of a long job cannot be written; they
+    are removed when it succeeds or the input is refused.
+    A job that is short keeps nothing.
+
+    Parameters
+    ----------
+    folder
+        Where they are kept.
+    job
+        Returns all that decides the answers, as JSON values: those of another job are never used.
+    resume
+        Whether to begin with what is there; otherwise it is removed.
+    notice
+        Is told where a later run may go on, and why answers cannot be kept.
+    """
+
+    def __init__(
+        self, folder: Path, job: Callable[[], Any], resume: bool, notice: Callable[[str], None]
+    ) -> None:
+        self._folder, self._job, self._resume, self._notice = folder, job, resume, notice
+        self.frames: list[pd.DataFrame] = []
+        self.done = 0
+        self.labelled = False
+        """Whether every cell has its answer, so that a later error is about the output alone."""
+        self._unsaved: list[pd.DataFrame] = []
+        self._last, self._broken = time.monotonic(), False
+
+    def __enter__(self) -> Parts:
+        if self._resume and self._folder.is_dir():
+            self._load()
+            self._notice(f"going on behind the first {self.done:,} cells")
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None or not self._worth_keeping(kind):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        self._save()
+        if self.done and not self._broken:
+            self._notice(f"interrupted: --resume goes on behind the first {self.done:,} cells")
+
+    def _worth_keeping(self, kind: type[BaseException]) -> bool:
+        """Return whether to keep answers after an error: after an interruption, else those of a long job."""
+        if not self.labelled and not issubclass(kind, Exception):
+            return True
+        refused = issubclass(kind, CanalError) and not self.labelled
+        return self._folder.is_dir() and not refused
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Take the answers for the next cells."""
+        self.frames.append(frame)
+        self._unsaved.append(frame)
+        self.done += len(frame)
+        if time.monotonic() - self._last >= _EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        """Write what is not yet on disk as one file, whole or not at all."""
+        import pandas as pd
+
+        if not self._unsaved or self._broken:
+            return
+        frame = pd.concat(self._unsaved, ignore_index=True)
+        try:
+            self._folder.mkdir(0o700, exist_ok=True)  # answers are about cells that others may not see
+            if not (self._folder / _JOB).is_file():
+                write_json(self._folder / _JOB, json_digest(self._job()))
+            with new_file(self._folder / f"{self.done - len(frame):012d}.parquet") as temporary:
+                frame.to_parquet(temporary)
+        except OSError as error:
+            self._broken = True
+            self._notice(f"{self._folder} cannot be written ({error}), so --resume will not know of this run")
+            return
+        self._unsaved, self._last = [], time.monotonic()
+
+    def _load(self) -> None:
+        import pandas as pd
+
+        with reading(self._folder, _JOB):
+            known = read_json(self._folder / _JOB)
+        if known != json_digest(self._job()):
+            raise DataError(
+                f"{self._folder} holds answers for another input, model or other options; "
+                "leave --resume out to begin anew"
+            )
+        for path in sorted(self._folder.glob("[0-9]*.parquet")):
+            with reading(path, "answers"):
+                frame = pd.read_parquet(path)
+            if int(path.stem) != self.done:
+                break
+            self.frames.append(frame)
+            self.done += len(frame)

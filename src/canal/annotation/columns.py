@@ -75,10 +75,12 @@ def columns_of(
     names = np.array([*(code[name] for name in labels), _MISSING])
     table = pd.DataFrame(
         {
-            TYPE: _named(np.where(answer.is_novel | empty, code[UNASSIGNED], best), kind),
-            BEST_TYPE: _named(best, kind),
+            TYPE: pd.Categorical.from_codes(
+                np.where(answer.is_novel | empty, code[UNASSIGNED], best), dtype=kind
+            ),
+            BEST_TYPE: pd.Categorical.from_codes(best, dtype=kind),
             CONFIDENCE: answer.confidence.astype(np.float32),
-            RUNNER_UP: _named(names[second], kind),
+            RUNNER_UP: pd.Categorical.from_codes(names[second], dtype=kind),
             MARGIN: margin.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
@@ -111,7 +113,7 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
         kind = pd.CategoricalDtype(sorted(set(own)))
         codes = kind.categories.get_indexer(pd.Index(own))[types.codes]
         after = table.columns.tolist().index(LOW_QUALITY) + 1
-        table.insert(after, ONTOLOGY_ID, pd.Series(_named(codes, kind)))
+        table.insert(after, ONTOLOGY_ID, pd.Series(pd.Categorical.from_codes(codes, dtype=kind)))
     return table
 
 
@@ -165,10 +167,3 @@ def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]
 
     names = sorted({*labels, UNASSIGNED})
     return pd.CategoricalDtype(names), {name: i for i, name in enumerate(names)}
-
-
-def _named(codes: np.ndarray, kind: pd.CategoricalDtype) -> pd.Categorical:
-    """Return the categories that codes stand for, which are known to be in range."""
-    import pandas as pd
-
-    return pd.Categorical.from_codes(codes, dtype=kind)

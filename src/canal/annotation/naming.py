@@ -1,7 +1,8 @@
-"""From whatever a query calls its genes to the names that a model knows."""
+"""From whatever a query calls its genes to the names that a model knows, and how many of them were found."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from canal.annotation.aliases import read_aliases
-from canal.annotation.pairs import Pairs, read_pairs
 from canal.annotation.query import Query
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.data.h5ad_tables import EXAMPLES, listed
+from canal.data.genes import Pairs, read_aliases, read_pairs
+from canal.io.arrays import EXAMPLES, listed
 from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
 
 Species = Literal["auto", "human", "mouse"]
@@ -44,7 +44,7 @@ class Naming:
     orthologs : Path or None
         Table: mouse gene, human symbol.
     aliases : Path or None
-        Table: outdated symbol, today's symbol; or HGNC's: see `canal.annotation.aliases`.
+        Table: outdated symbol, today's symbol; or HGNC's: see `canal.data.genes`.
     gene_map : Path or None
         Table: Ensembl id, symbol.
     """
@@ -271,3 +271,100 @@ def _of_mouse(names: Sequence[str]) -> bool:
     kinds = Counter(kinds_of(looked))
     of_mouse = kinds[MOUSE] + sum(name.startswith("ENSMUSG") for name in looked)
     return 2 * of_mouse > len(looked) and kinds[ENSEMBL] + kinds[MOUSE] > 0
+
+
+# How many of a model's genes a query has, and what to do when they are too few.
+
+SOFT = 0.8
+"""Below this share the labels are given with a warning."""
+
+_COLUMNS_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which of the panel genes a query has."""
+
+    found: int
+    panel: int
+    missing: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the panel that was found, 0...1."""
+        return self.found / self.panel
+
+    @property
+    def warning(self) -> str:
+        """What to say of a share below `SOFT`, else ``""``."""
+        if self.share >= SOFT:
+            return ""
+        return (
+            f"{self.found} of the model's {self.panel} genes are there ({self.share:.0%}); the others count "
+            f"as not expressed, so labels are less certain; missing are {listed(self.missing, EXAMPLES)}"
+        )
+
+
+def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool = False) -> Coverage:
+    """Return the coverage of ``panel`` by the query's genes; blanks around a name do not count.
+
+    Raises
+    ------
+    DataError
+        If no gene is found, or the share is below ``min_coverage`` and not forced; the message
+        says what the genes look like, and names a column of var that fits better.
+    """
+    own = _names(query.genes)
+    missing = tuple(gene for gene in panel if gene not in own)
+    coverage = Coverage(len(panel) - len(missing), len(panel), missing)
+    if not coverage.found or (coverage.share < min_coverage and not force):
+        needed = math.ceil(min_coverage * len(panel))
+        raise DataError(
+            f"{query.name}: {coverage.found} of the model's {len(panel)} genes were found, at least {needed} "
+            f"are needed ({min_coverage:.0%}). The model knows symbols such as {listed(panel[:EXAMPLES])}; "
+            f"{query.layer} has {len(query.genes)} genes, such as "
+            f"{listed([gene for gene in query.genes if gene][:EXAMPLES])}. "
+            + _way_out(query, panel, coverage.found)
+            + (". --force labels the cells nonetheless" if coverage.found else "")
+        )
+    return coverage
+
+
+def _names(genes: Sequence[str]) -> set[str]:
+    return {gene.strip() for gene in genes}
+
+
+def _way_out(query: Query, panel: Sequence[str], found: int) -> str:
+    if (turned := len(set(panel) & _names(query.cells()))) > found:
+        return (
+            f"{turned} of them are names of its cells: it lies transposed, genes by cells; turn it "
+            "(anndata: adata.T)"
+        )
+    better = _better_column(query, panel, found)
+    if better:
+        return f"Column {better[0]!r} of var has {better[1]} of them: use --gene-column {better[0]}"
+    kinds = Counter(kinds_of(query.genes[:_LOOKED_AT]))
+    usual = kinds.most_common(1)[0][0] if kinds else ""
+    columns = f"var has the columns {listed(list(query.columns))}"
+    if usual == ENSEMBL:
+        return (
+            f"These are Ensembl ids: name a column of symbols with --gene-column ({columns}), or give a "
+            "table of ids and symbols with --gene-map FILE"
+        )
+    if usual == MOUSE:
+        return (
+            "These look like mouse symbols, and the model knows human ones: give --species mouse "
+            "--orthologs FILE, a table of mouse and human genes"
+        )
+    if len(query.layers) > 1:
+        return f"Another matrix may hold more genes: try --layer; there are {listed(list(query.layers))}"
+    return f"If a column of var holds human symbols, name it with --gene-column; {columns}"
+
+
+def _better_column(query: Query, panel: Sequence[str], found: int) -> tuple[str, int] | None:
+    """Return the column of var with most panel genes, if it has more than ``found``, and how many."""
+    wanted = set(panel)
+    names = list(query.columns)[:_COLUMNS_LOOKED_AT]
+    counts = {name: len(wanted & _names(query.columns[name]())) for name in names}
+    best = max(counts, key=lambda name: counts[name], default="")
+    return (best, counts[best]) if best and counts[best] > found else None

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.annotation.groups import find_groups
+from canal.annotation.clusters import Machine, Represented, find_groups, represent
 from canal.annotation.labelled import Labelled
+from canal.annotation.markers import TopGene, tally
 from canal.annotation.naming import Naming
-from canal.annotation.represent import Machine, Represented, represent
-from canal.annotation.telling import in_tenths
-from canal.annotation.top_genes import TopGene, tally
+from canal.annotation.options import in_tenths
 from canal.core.errors import DataError
-from canal.data.h5ad_tables import listed
+from canal.io.arrays import listed
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading

@@ -1,8 +1,9 @@
-"""How `canal annotate` reads a query, and what it writes beside the labels."""
+"""How `canal annotate` reads a query, what it writes beside the labels, and how it tells how far it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class Options:
         Whether the probability of every type is written, too: 4 bytes a cell and type.
     vote : str or None
         Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
-        `canal.annotation.vote`.
+        `canal.annotation.clusters`.
     resume : bool
         Whether to go on where an interrupted run for the same output stopped.
     device : str
@@ -73,3 +74,41 @@ class Options:
     effort: Effort = "full"
     model_name: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+# How far a labelling is: lines at every tenth of the cells, with cells a second and the time left.
+
+OnCells = Callable[[int, int], None]
+"""Is told (cells done, cells in all)."""
+
+_TENTHS = 10
+
+
+def in_tenths(
+    notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic, what: str = "labelled"
+) -> OnCells:
+    """Return what tells ``notice`` a line at every tenth of the cells: ``what`` was done with how many.
+
+    The rate is that of this run: cells of an earlier, interrupted one do not count.
+    """
+    before = began_at = -1
+    began = clock()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal before, began_at
+        if before < 0:
+            before = began_at = done
+            return
+        passed, before = _TENTHS * done // total > _TENTHS * before // total, done
+        if passed:
+            rate = (done - began_at) / max(clock() - began, 1e-9)
+            left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
+            notice(f"{what} {done:,} of {total:,} cells{left}")
+
+    return tell
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -6,84 +6,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.annotation.gathering import picked
 from canal.core.errors import DataError
-from canal.data.features import COLUMNS, NotGenes, not_genes
-from canal.data.h5ad_matrices import ByEntries, Csc
-from canal.data.h5ad_tables import listed, reading, strings
-from canal.data.hdf5 import check_open, open_hdf5
+from canal.io.arrays import listed, reading, strings
+from canal.io.blocks import ByCell, ByEntries, picked
+from canal.io.formats import CellFile
+from canal.io.h5ad import COLUMNS, NotGenes, not_genes
+from canal.io.hdf5 import check_open, open_hdf5
+from canal.io.matrices import Csc
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 IN_MEMORY = "the AnnData"
 _BLOCKS = 5
 _BLOCK_CELLS = 40
 _STORED = 1 << 20
-
-
-class ByCell(Protocol):
-    """A matrix that gives blocks of cells."""
-
-    shape: tuple[int, int]
-
-    def rows(self, start: int, stop: int) -> csr_matrix:
-        """Return cells ``start`` to ``stop`` as float32 CSR."""
-        ...
-
-
-class CellFile(Protocol):
-    """An open file of cells, in whatever format; ``layer`` names one of its matrices everywhere."""
-
-    path: Path
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        ...
-
-    @property
-    def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
-        ...
-
-    def matrix(self, layer: str) -> ByCell | ByEntries:
-        """Return a matrix, cells by genes."""
-        ...
-
-    def obs_names(self) -> list[str]:
-        """Return the cells' names."""
-        ...
-
-    def var_names(self, layer: str) -> list[str]:
-        """Return the genes' names; ``""`` for a column that is no gene."""
-        ...
-
-    def var_columns(self, layer: str) -> list[str]:
-        """Return the names of the columns that describe genes."""
-        ...
-
-    def var_column(self, layer: str, name: str) -> pd.Series:
-        """Return a column that describes genes, as str; ``""`` for one that is no gene."""
-        ...
-
-    def not_genes(self, layer: str) -> NotGenes:
-        """Return which columns of the matrix are no genes: antibodies, guides, spike-ins."""
-        ...
-
-
-class TabledFile(CellFile, Protocol):
-    """A file of a format that is not anndata's, which can be written as one that is."""
-
-    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return obs and var."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

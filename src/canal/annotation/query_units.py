@@ -9,11 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.query import ByCell, Query
+from canal.annotation.query import Query
 from canal.config.sections import Values
 from canal.core.errors import DataError
-from canal.data.h5ad_matrices import ByEntries
-from canal.data.h5ad_tables import listed
 from canal.data.units import (
     BASES,
     MAX_TOTAL,
@@ -25,6 +23,8 @@ from canal.data.units import (
     named,
     undo,
 )
+from canal.io.arrays import listed
+from canal.io.blocks import ByCell, ByEntries
 
 Wish = Literal["auto", "counts", "log1p_10k", "log2p_10k"]
 AUTO = "auto"
@@ -202,7 +202,12 @@ def _scaled_counts(finding: Finding) -> Units:
     """Return the units of counts that were scaled, with a logarithm or without, and how to convert them."""
     values, logs, notes = _PLAIN.get(finding.logs), finding.logs, []
     if finding.kind == "multiples" and values:
-        notes += [_told_low(finding)] if finding.low else []
+        if finding.low:
+            notes.append(
+                f"{finding.told_totals}: right if genes were left out of the file after the counts were "
+                "scaled to 10,000; if none were, they were scaled to something else (scran, scater, a "
+                "median), and labels are less certain: give counts, or name the units with --values"
+            )
         return Units(values, PER_TEN_THOUSAND, False, tuple(notes))
     if finding.kind == "one_depth" and values:
         return Units(values, finding.depth or PER_TEN_THOUSAND, False, _told_depth(finding))
@@ -281,14 +286,6 @@ def _told_depth(finding: Finding) -> tuple[str, ...]:
     return (
         f"every cell sums to {finding.depth:,.0f} once the logarithm is undone, not to 10,000: the counts "
         "were scaled to another total; the values were scaled to 10,000, which is exact",
-    )
-
-
-def _told_low(finding: Finding) -> str:
-    return (
-        f"{finding.told_totals}: right if genes were left out of the file after the counts were scaled to "
-        "10,000; if none were, they were scaled to something else (scran, scater, a median), and labels are "
-        "less certain: give counts, or name the units with --values"
     )
 
 

@@ -9,17 +9,16 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.coverage import Coverage, cover
-from canal.annotation.gathering import Gathered
-from canal.annotation.query import ByCell, Query
+from canal.annotation.naming import Coverage, cover
+from canal.annotation.query import Query
 from canal.annotation.query_units import Units, check_block, check_entries, find_units
 from canal.core.errors import DataError
 from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
-from canal.data.h5ad_matrices import ByEntries, Csr
-from canal.data.h5ad_tables import listed
-from canal.data.stored_rows import StoredRows
 from canal.data.units import PER_TEN_THOUSAND
+from canal.io.arrays import listed
+from canal.io.blocks import ByCell, ByEntries, Gathered, StoredRows
+from canal.io.matrices import Csr
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Reading:
         """Yield the next ``size`` cells, from cell ``start`` on, until all were given.
 
         Counts are scaled by the cell's total over all genes of the query, not over the panel. A matrix that
-        does not lie by cell is gathered first: see `canal.annotation.gathering`.
+        does not lie by cell is gathered first: see `canal.io.blocks`.
 
         Raises
         ------
@@ -109,7 +108,10 @@ class Reading:
     def _row(self, matrix: ByCell, first: int, stop: int) -> tuple[csr_matrix, np.ndarray]:
         """Return (panel genes, totals) of neighbouring cells of a matrix that lies by cell."""
         block = matrix.rows(first, stop)
-        check_block(self.query, self._genes_alone(block), first, whole=self.units.strict)
+        none, judged = self.query.not_genes, block
+        if none is not None and none.kinds:  # antibodies may be in units of their own
+            judged = csr_matrix(block[:, np.flatnonzero(none.is_gene)])
+        check_block(self.query, judged, first, whole=self.units.strict)
         weighed = csr_matrix((self.units.undone(block.data), block.indices, block.indptr), shape=block.shape)
         return csr_matrix(block @ self._chosen), weighed @ self._counted.astype(np.float64)
 
@@ -133,11 +135,6 @@ class Reading:
             narrow = chosen[wanted]
             for first, block in gathered.chunks(size, start):
                 yield first, csr_matrix(block @ narrow), gathered.totals[first : first + block.shape[0]]
-
-    def _genes_alone(self, block: csr_matrix) -> csr_matrix:
-        """Return what is judged of a block: antibodies may be in units of their own."""
-        none = self.query.not_genes
-        return block if none is None or not none.kinds else csr_matrix(block[:, np.flatnonzero(none.is_gene)])
 
     @cached_property
     def _chosen(self) -> csr_matrix:
@@ -184,17 +181,13 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
     query = units.converted(query)
     # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
+    repeated = ""
+    if several := genes.repairs.get("duplicated_genes"):
+        examples = listed(several["examples"], EXAMPLES)
+        repeated = f"{several['n']} genes have more than one column ({several['done']}), such as {examples}"
     none = "" if query.not_genes is None else query.not_genes.warning
-    warnings = [text for text in (none, coverage.warning, *units.doubts, _repeated(genes)) if text]
+    warnings = [text for text in (none, coverage.warning, *units.doubts, repeated) if text]
     return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings))
-
-
-def _repeated(genes: GeneMap) -> str:
-    repeated = genes.repairs.get("duplicated_genes")
-    if not repeated:
-        return ""
-    examples = listed(repeated["examples"], EXAMPLES)
-    return f"{repeated['n']} genes have more than one column ({repeated['done']}), such as {examples}"
 
 
 # A model's genes and the totals of cells that lie in a file, in one pass over what is stored.
@@ -252,7 +245,8 @@ class Picker:
         for first, stop in _portions(rows.pointers):
             begin, end = rows.pointers[first], rows.pointers[stop]
             pointers = rows.pointers[first : stop + 1] - begin
-            indices, values = _native(rows.indices[begin:end]), _single(rows.values[begin:end])
+            indices, values = rows.indices[begin:end], _single(rows.values[begin:end])
+            indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
             if not (self._in_order(indices, pointers) and self._sound(values)):
                 return None
             if self._totals:
@@ -313,7 +307,3 @@ def _portions(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
 def _single(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         return values.astype(np.float32, copy=False)
-
-
-def _native(indices: np.ndarray) -> np.ndarray:
-    return indices.astype(indices.dtype.newbyteorder("="), copy=False)

@@ -18,7 +18,7 @@ from canal.core.errors import DataError
 from canal.core.files import parse_json
 
 if TYPE_CHECKING:
-    from canal.data.h5ad import H5adFile
+    from canal.io.h5ad import H5adFile
 
 NOTE = "canal"
 """The name of the record in uns."""

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
-from canal.annotation.annotate import Summary, annotate_adata, annotate_h5ad
+from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
+from canal.annotation.labelled import read_noted
 from canal.annotation.naming import Naming as Naming
-from canal.annotation.noted import read_noted
+from canal.annotation.options import OnCells
 from canal.annotation.options import Options as Options
-from canal.annotation.output import check_target
-from canal.annotation.outputs import Output
+from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
 from canal.annotation.records import Log, Record, genuine, read_log
-from canal.annotation.telling import OnCells
-from canal.annotation.unchanged import Fingerprint
+from canal.annotation.summary import Summary
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import append_line
+from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort, load_model
 from canal.registry.history import verified
 from canal.registry.store import Version, require_rebuilt

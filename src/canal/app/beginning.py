@@ -23,7 +23,7 @@ from canal.core.errors import (
     SumsError,
 )
 from canal.core.files import new_file, new_folder, read_json, write_json
-from canal.data.gene_list import read_gene_list
+from canal.data.genes import read_gene_list
 from canal.memory.basis import Basis
 from canal.model.config import BackboneConfig, require_preset
 from canal.registry.history import restore_model, verified

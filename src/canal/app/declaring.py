@@ -13,9 +13,9 @@ from canal.config.sections import BACKBONE
 from canal.config.yaml_file import last_stage, parse, save, with_branch, with_stage
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, GateError, SourceError
-from canal.data.h5ad import open_h5ad
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
+from canal.io.h5ad import open_h5ad
 from canal.memory.answer import ExactAnnotator
 from canal.model.load import load_model
 from canal.quality.gate import judge_file

@@ -6,26 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from canal.annotation.clusters import Machine as Machine
 from canal.annotation.columns import UNASSIGNED
-from canal.annotation.explain import Asked as Asked
-from canal.annotation.explain import Explanation, write_explanations
-from canal.annotation.explain import explain as look
 from canal.annotation.labelled import Labelled, open_labelled
-from canal.annotation.named_cells import BATCH, LABEL, Lesson, write_lesson
+from canal.annotation.markers import Asked as Asked
+from canal.annotation.markers import Explanation, write_explanations
+from canal.annotation.markers import explain as look
 from canal.annotation.naming import Naming as Naming
 from canal.annotation.novel import Novel, group_novel
 from canal.annotation.novel import Wishes as Wishes
 from canal.annotation.output import check_target
 from canal.annotation.records import Record
-from canal.annotation.represent import Machine as Machine
-from canal.annotation.sheet import Sheet, check_sheet, read_sheet, write_sheet
-from canal.annotation.unchanged import Fingerprint
+from canal.annotation.sheet import (
+    BATCH,
+    LABEL,
+    Lesson,
+    Sheet,
+    check_sheet,
+    read_sheet,
+    write_lesson,
+    write_sheet,
+)
 from canal.app.annotating import digest_of, load_annotator, readable
 from canal.app.declaring import Addition, declare, propose_stage
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
-from canal.data.label_words import is_no_type, spelling
+from canal.data.prepare import is_no_type, spelling
+from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort
 from canal.registry import words
 from canal.registry.store import Version

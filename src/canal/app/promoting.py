@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from canal.annotation.annotate import label_h5ad
-from canal.annotation.changes import Changes, label_changes
 from canal.annotation.options import Options as Options
+from canal.annotation.summary import Changes, label_changes
 from canal.app.annotating import load_annotator
 from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError

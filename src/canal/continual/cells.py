@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from canal.core.errors import TrainingError
-from canal.data.tokens import tokenize
+from canal.data.expression import tokenize
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from canal.continual.fit import Epoch, Fit, Hooks, generator
 from canal.continual.gradients import groups_of, sum_gradients
 from canal.core.digests import json_digest
 from canal.core.errors import TrainingError
-from canal.data.tokens import MASK_TOKEN, tokenize
+from canal.data.expression import MASK_TOKEN, tokenize
 from canal.model.backbone import Backbone
 from canal.model.compute import precision
 from canal.model.config import BackboneConfig

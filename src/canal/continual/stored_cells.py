@@ -19,8 +19,8 @@ from canal.continual.cells import LabelledCells
 from canal.core.digests import canonical_json
 from canal.core.errors import CanalError, ModelError
 from canal.core.files import new_file
-from canal.data.h5ad import H5adFile, open_h5ad
-from canal.data.writing import H5adWriter
+from canal.io.h5ad import H5adFile, open_h5ad
+from canal.io.writer import H5adWriter
 
 if TYPE_CHECKING:
     import pandas as pd

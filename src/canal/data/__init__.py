@@ -1,1 +1,1 @@
-"""Data: fetching and reading h5ad files, canonical cells, gene panel, tokens, splits."""
+"""Data: sources fetched and made canonical, units, expression, gene names, splits, the gene panel."""

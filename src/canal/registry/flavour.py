@@ -38,7 +38,7 @@ class AnnotatorModel(PythonModel):
         context
             Not used: all was read by `load_context`.
         model_input
-            See `canal.annotation.request.read_request`.
+            See `canal.annotation.service.read_request`.
         params
             ``probabilities``: whether the probability of every type is given, too. ``effort``: full, or fast,
             where the sums answer and the network is asked only about cells of which they are unsure.

@@ -10,8 +10,8 @@ from canal.config.sections import Exclusion
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.data.h5ad import open_h5ad
 from canal.data.split import SUMMED, read_split
+from canal.io.h5ad import open_h5ad
 from canal.registry.ancestry import Proven, every_version
 from canal.registry.store import Store
 

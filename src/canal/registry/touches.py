@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from canal.core.errors import RegistryError
-from canal.data.h5ad_tables import EXAMPLES, listed
 from canal.data.split import RESERVE
+from canal.io.arrays import EXAMPLES, listed
 from canal.registry.ancestry import Proven
 from canal.registry.memory import Memory
 

@@ -37,7 +37,7 @@ def novel_table(found: Mapping[str, Any]) -> Group:
 
 
 def explanation_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the types of `canal.annotation.explain.Explanation.to_json` with the genes that carry them."""
+    """Return the types of `canal.annotation.markers.Explanation.to_json` with the genes that carry them."""
     rows = table("Genes that carry a type, strongest first")
     rows.add_column("cell type", overflow="fold", style="bold")
     rows.add_column("cells", justify="right")

@@ -10,7 +10,7 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import new_folder, read_json, write_json
-from canal.data.h5ad import open_h5ad
+from canal.io.h5ad import open_h5ad
 from canal.quality.labels import read_labels
 from canal.registry.bundle import method_view
 from canal.registry.run_figures import measures

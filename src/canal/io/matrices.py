@@ -5,50 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.core.errors import DataError
-from canal.data.arrays import check_announced, check_chunks, whole
-from canal.data.h5ad_tables import reading, text
-from canal.data.stored_rows import StoredRows, T, read_ahead, without_cache
+from canal.io.arrays import check_announced, check_chunks, reading, text, whole
+from canal.io.blocks import Matrix, StoredRows, T, read_ahead, without_cache
 
 _BLOCK = 1 << 20
 """Stored values of a CSC matrix held in memory at a time."""
 _DENSE_BLOCK = 1 << 24
 """Values of a dense matrix held in memory at a time."""
-
-
-class Matrix(Protocol):
-    """Cells by genes on disk."""
-
-    shape: tuple[int, int]
-
-    def chunks(self, size: int) -> Iterator[tuple[int, csr_matrix]]:
-        """Yield (first row, float32 CSR of the next ``size`` rows); indices sorted, duplicates summed."""
-        ...
-
-    def rows(self, start: int, stop: int) -> csr_matrix:
-        """Return rows ``start`` to ``stop`` as float32 CSR."""
-        ...
-
-
-@runtime_checkable
-class ByEntries(Protocol):
-    """A matrix whose cells do not lie together: by gene, or in no order at all."""
-
-    shape: tuple[int, int]
-
-    @property
-    def n_stored(self) -> int:
-        """Number of stored values."""
-        ...
-
-    def entries(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (cells, genes, float32 values) of the stored values, a bounded number at a time."""
-        ...
 
 
 def open_matrix(file: Any, path: Path, key: str, expected: tuple[int, int]) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import re
 import subprocess
@@ -16,8 +17,7 @@ import h5py
 
 from canal.core.errors import DataError
 from canal.core.files import regular_file
-from canal.data.arrays import check_dataset, outside
-from canal.data.h5ad_tables import EXAMPLES, listed, reading
+from canal.io.arrays import EXAMPLES, check_dataset, listed, outside, reading
 
 _DEEPEST = 256
 """Groups within groups; more are no data, and no program walks through them."""
@@ -60,7 +60,13 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         If it is missing, no regular file, no HDF5 file, cut short, or compressed by a filter that cannot be
         had; or if a link, a virtual dataset or external storage leads out of it, or links form a cycle.
     """
-    _check_heaps(regular_file(path))
+    state, real = regular_file(path).stat(), path.resolve()
+    small = state.st_size <= _SEARCHED
+    if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
+        raise DataError(
+            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is "
+            "damaged or was cut short: fetch it again"
+        )
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
@@ -99,8 +105,6 @@ def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
 
 def _refuse_other_formats(path: Path) -> None:
     """Raise `DataError` that names the format, where the first bytes tell one that is often given."""
-    import gzip
-
     try:
         with path.open("rb") as stream:
             head = stream.read(len(_MATRIX_MARKET))
@@ -182,7 +186,11 @@ class _Walk:
                 self._aims.append((name, address, member, aim))
                 continue
             if kind != h5py.h5l.TYPE_HARD:
-                raise self._leaves(node, raw, member, kind)
+                what = f"a link of a kind of its own ({kind})"
+                if kind == h5py.h5l.TYPE_EXTERNAL:
+                    other, within = (part.decode("utf-8", "replace") for part in node.links.get_val(raw))
+                    what = f"an external link to {within!r} in the file {other!r}"
+                raise outside(self._path, member, what)
             item = h5py.h5o.open(node, raw)
             if isinstance(item, h5py.h5d.DatasetID):
                 check_dataset(item, member, self._path)
@@ -192,14 +200,6 @@ class _Walk:
                 if below not in self._names:
                     self._names[below] = member
                     yield below, member
-
-    def _leaves(self, node: h5py.h5g.GroupID, raw: bytes, member: str, kind: int) -> DataError:
-        if kind == h5py.h5l.TYPE_EXTERNAL:
-            other, inner = (part.decode("utf-8", "replace") for part in node.links.get_val(raw))
-            what = f"an external link to {inner!r} in the file {other!r}"
-        else:
-            what = f"a link of a kind of its own ({kind})"
-        return outside(self._path, member, what)
 
     def _follow(self, group: str, address: int, member: str, aim: str) -> None:
         """Note a soft link, all other links of the file being known by now."""
@@ -242,19 +242,9 @@ class _Walk:
         return int(h5py.h5o.get_info(item).addr)
 
 
-def _check_heaps(path: Path) -> None:
-    """Raise where a damaged heap of texts makes the HDF5 library turn in a circle, which nothing ends."""
-    state = path.stat()
-    if state.st_size > _SEARCHED or _sound(path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns):
-        return
-    raise DataError(
-        f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is damaged "
-        "or was cut short: fetch it again"
-    )
-
-
 @lru_cache(maxsize=64)
 def _sound(path: Path, *_state: int) -> bool:
+    """Return whether no damaged heap of texts makes HDF5 turn in a circle, which nothing ends."""
     if not _doubtful(path):
         return True
     command = [sys.executable, "-c", _READ_ALL, str(path), str(_CPU_SECONDS)]

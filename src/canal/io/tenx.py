@@ -1,82 +1,114 @@
-"""Which format a file or folder of cells is of, and opening it; those of 10x are read here."""
+"""Files and folders of 10x: CellRanger's HDF5 files, and matrix.mtx with its barcodes and features."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
 
-from canal.annotation.barcoded import Barcoded, Features, only_x
-from canal.annotation.loom import LoomFile
-from canal.annotation.query import CellFile
 from canal.core.errors import DataError
-from canal.core.files import checked_path, regular_file
-from canal.data.arrays import ROW, whole
-from canal.data.h5ad import H5adFile
-from canal.data.h5ad_matrices import Csr, Matrix
-from canal.data.h5ad_tables import EXAMPLES, listed, reading, strings
-from canal.data.hdf5 import open_hdf5
-from canal.data.zarr_store import check_link, is_zarr, open_zarr
+from canal.core.files import regular_file
+from canal.io.arrays import EXAMPLES, ROW, listed, reading, strings, whole
+from canal.io.blocks import Matrix
+from canal.io.h5ad import NotGenes, not_genes
+from canal.io.matrices import Csr
+from canal.io.zarr_store import check_link
 
-H5AD, ZARR, TENX, MTX, LOOM = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom"
-KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, and loom"
-
-
-def format_of(path: Path) -> str:
-    """Return the format of a file or folder by what it holds, not by its name.
-
-    Raises
-    ------
-    DataError
-        If there is nothing, or nothing of a known format.
-    """
-    if checked_path(path).is_dir():
-        if is_zarr(path):
-            return ZARR
-        if MtxFolder.found(path):
-            return MTX
-        raise DataError(
-            f"{path}: neither a zarr store nor a 10x folder with matrix.mtx{MtxFolder.likely(path)}; "
-            f"canal reads {KNOWN}"
-        )
-    with open_hdf5(path) as file, reading(path, "/"):
-        members = set(file)
-        if {"row_attrs", "col_attrs", "matrix"} <= members:
-            return LOOM
-        if "obs" not in members and TenxFile.group_of(file):
-            return TENX
-    return H5AD  # and if it is none, its reader says what it lacks
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@contextmanager
-def open_cells(path: Path) -> Iterator[CellFile]:
-    """Open cells of any format that canal reads.
+# What every form of a 10x data set has: barcodes, features, and one matrix, X.
 
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged, or of no known format.
-    """
-    form = format_of(path)
-    if form == MTX:
-        yield MtxFolder(path)
-    elif form == ZARR:
-        store = open_zarr(path)
-        with reading(path, "/"):
-            zarr_cells = H5adFile(store, path)
-        yield zarr_cells
-    else:
-        opened: dict[str, Callable[[h5py.File, Path], CellFile]]
-        opened = {H5AD: H5adFile, TENX: TenxFile, LOOM: LoomFile}
-        with open_hdf5(path) as file:
-            with reading(path, "/"):
-                cells = opened[form](file, path)
-            yield cells
+
+class Features:
+    """The rows of a 10x matrix: symbols, and columns that describe them."""
+
+    def __init__(self, path: Path, symbols: Sequence[str], columns: dict[str, list[str]]) -> None:
+        if odd := [name for name, column in columns.items() if len(column) != len(symbols)]:
+            raise DataError(
+                f"{path}: {listed(odd)} do not have one value for each of {len(symbols)} features"
+            )
+        self._path, self.symbols, self.columns = path, list(symbols), columns
+
+    @cached_property
+    def not_genes(self) -> NotGenes:
+        """Which features are no genes, so that they count nowhere."""
+        columns = {name: partial(self.columns.__getitem__, name) for name in self.columns}
+        return not_genes(len(self.symbols), columns)
+
+    def genes(self) -> list[str]:
+        """Return the symbols; ``""`` for a feature that is no gene."""
+        return self.not_genes.blanked(self.symbols)
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column as str; raises `DataError` if there is none of that name."""
+        import pandas as pd
+
+        if name not in self.columns:
+            raise DataError(f"{self._path}: no column {name!r}; features have {listed(list(self.columns))}")
+        return pd.Series(self.not_genes.blanked(self.columns[name]), name=name, dtype=object)
+
+    def table(self) -> pd.DataFrame:
+        """Return var as scanpy reads it: indexed by symbol."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns, index=pd.Index(self.symbols, dtype=object))
+
+
+class Barcoded:
+    """Cells that are called by their barcodes, with features for genes."""
+
+    def __init__(self, path: Path, barcodes: Sequence[str], features: Features) -> None:
+        self.path, self.features = path, features
+        self._barcodes = list(barcodes)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self._barcodes)
+
+    @property
+    def layers(self) -> list[str]:
+        """What `matrix` can be asked for."""
+        return ["X"]
+
+    def obs_names(self) -> list[str]:
+        """Return the barcodes."""
+        return list(self._barcodes)
+
+    def var_names(self, layer: str) -> list[str]:
+        """Return the symbols of genes; ``""`` for a feature that is none."""
+        return self.features.genes()
+
+    def var_columns(self, layer: str) -> list[str]:
+        """Return the names of what describes features."""
+        return list(self.features.columns)
+
+    def var_column(self, layer: str, name: str) -> pd.Series:
+        """Return what describes features, as str."""
+        return self.features.column(name)
+
+    def not_genes(self, layer: str) -> NotGenes:
+        """Return which features are no genes."""
+        return self.features.not_genes
+
+    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return obs and var."""
+        import pandas as pd
+
+        return pd.DataFrame(index=pd.Index(self._barcodes, dtype=object)), self.features.table()
+
+
+def only_x(path: Path, layer: str) -> None:
+    """Raise `DataError` unless ``layer`` is X: a file of 10x has no other."""
+    if layer != "X":
+        raise DataError(f"{path}: no matrix {layer!r}; there is 'X' alone")
 
 
 # A 10x folder: matrix.mtx, features.tsv (once genes.tsv) and barcodes.tsv, or their .gz.
@@ -279,13 +311,9 @@ def _rows(path: Path, names: tuple[str, ...]) -> list[list[str]]:
             rows.append(line.decode("utf-8", errors="replace").rstrip("\r\n").split("\t"))
             if (left := left - ROW - len(line)) < 0:
                 raise ValueError(f"lines that take more than {most:,} bytes")
-    if rows and all(_quoted(field) for row in rows for field in row):
+    if rows and all(len(one) > 1 and one[0] == one[-1] == '"' for row in rows for one in row):
         return [[field[1:-1] for field in row] for row in rows]
     return rows
-
-
-def _quoted(field: str) -> bool:
-    return len(field) > 1 and field[0] == field[-1] == '"'
 
 
 def _line(stream: IO[bytes]) -> bytes:

@@ -1,0 +1,313 @@
+"""Clusters of cells that a model sees as alike, and their majority vote beside each cell's own label."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from scipy.sparse import csr_matrix, identity, triu
+
+from canal.annotation.columns import SHARE, TYPE, VOTE
+from canal.annotation.naming import rename
+from canal.annotation.options import in_tenths
+from canal.annotation.query import IN_MEMORY
+from canal.annotation.reading import begin
+from canal.core.errors import DataError
+from canal.io.arrays import listed, strings
+from canal.io.formats import CellFile
+from canal.io.h5ad import H5adFile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from sklearn.neighbors import NearestNeighbors
+
+    from canal.annotation.options import OnCells, Options
+    from canal.annotation.query import Query
+    from canal.annotation.reading import Reading
+    from canal.io.formats import TabledFile
+    from canal.model.compute import Precision
+    from canal.model.load import CellAnnotator
+
+LEIDEN = "leiden"
+"""The vote is over clusters that canal makes of the model's representation."""
+
+COLUMN = "obs:"
+"""What may stand before the name of a column of obs, and has to before one called ``leiden``."""
+
+MOST_CELLS = 200_000
+"""Cells that canal clusters by itself."""
+
+_RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (MOST_CELLS, 25.0))
+"""By number of cells: many small clusters, as CellTypist makes them for its vote."""
+
+
+def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
+    """Return a table of labels with two more columns: the vote of each cell's cluster, and its share.
+
+    ``canal_vote`` is the label that most cells of the cluster have, "Unassigned" included; of two with as
+    many, the first by name. ``canal_vote_share`` is the share of the cluster's cells that have it. A cell of
+    no cluster (``""``) keeps its own label, and its share is missing. No other column changes.
+
+    Parameters
+    ----------
+    table
+        A row a cell, with ``canal_cell_type``.
+    clusters
+        The cluster of each cell, str ``(n_cells,)``.
+    """
+    import pandas as pd
+
+    labels = table[TYPE].astype(str).to_numpy(dtype=object)
+    votes, shares = labels.copy(), np.full(len(labels), np.nan, dtype=np.float32)
+    for cluster, rows in pd.Series(clusters).groupby(clusters).indices.items():
+        if cluster == "":
+            continue
+        names, counts = np.unique(labels[rows].astype(str), return_counts=True)
+        votes[rows] = names[counts.argmax()]
+        shares[rows] = counts.max() / len(rows)
+    result = table.copy(deep=False)
+    result[VOTE], result[SHARE] = pd.Categorical(votes), shares
+    return result
+
+
+def clusters_of_file(file: CellFile, wish: str | None) -> np.ndarray | None:
+    """Return the clusters that stand in a file, str ``(n_cells,)``; None without a wish, or for `LEIDEN`.
+
+    Raises
+    ------
+    DataError
+        If obs has no such column, or there are too many cells for canal's own clusters.
+    """
+    if wish is None or _is_own(wish, str(file.path), file.n_cells):
+        return None
+    if isinstance(file, H5adFile):
+        columns: Mapping[str, Any] = {name: partial(file.obs_column, name) for name in file.obs_columns}
+    else:
+        obs = cast("TabledFile", file).tables()[0]
+        columns = {str(name): partial(obs.get, name) for name in obs}
+    return _column(str(file.path), wish, columns)
+
+
+def clusters_of_adata(adata: AnnData, wish: str | None) -> np.ndarray | None:
+    """Return as `clusters_of_file`, for an AnnData."""
+    if wish is None or _is_own(wish, IN_MEMORY, adata.n_obs):
+        return None
+    return _column(IN_MEMORY, wish, {str(name): partial(adata.obs.get, name) for name in adata.obs})
+
+
+def voted(
+    table: pd.DataFrame,
+    clusters: np.ndarray | None,
+    annotator: CellAnnotator,
+    query: Query,
+    options: Options,
+    notice: Callable[[str], None],
+) -> pd.DataFrame:
+    """Return the table `with_vote` where ``options.vote`` asks for one, over ``clusters`` or canal's own."""
+    if options.vote is None:
+        return table
+    if clusters is None:
+        clusters = _make_clusters(annotator, query, options, notice)
+    return with_vote(table, clusters)
+
+
+def _make_clusters(
+    annotator: CellAnnotator, query: Query, options: Options, notice: Callable[[str], None]
+) -> np.ndarray:
+    """Return clusters of the model's representation, str ``(n_cells,)``: the cells go through it once more.
+
+    Clusters are many and small, so that each is of one type. In memory are 512 bytes a cell.
+    """
+    renamed, _ = rename(query, annotator.genes, options.naming, options.gene_column is not None)
+    reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    machine = Machine(options.chunk_cells, options.device, options.dtype)
+    every, tell = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
+    found = represent(annotator, reading, every, machine, tell)
+    resolution = next(value for most, value in _RESOLUTIONS if query.n_cells <= most)
+    return find_groups(found.manifold, resolution, seed=0).astype(str)
+
+
+def _is_own(wish: str, name: str, n_cells: int) -> bool:
+    if wish == LEIDEN and n_cells > MOST_CELLS:
+        raise DataError(
+            f"{name}: canal clusters at most {MOST_CELLS:,} cells by itself for --vote {LEIDEN}, found "
+            f"{n_cells:,}: cluster them with a program for that, and give --vote COLUMN of obs"
+        )
+    return wish == LEIDEN
+
+
+def _column(name: str, wish: str, columns: Mapping[str, Any]) -> np.ndarray:
+    column = wish.removeprefix(COLUMN)
+    if column not in columns:
+        raise DataError(
+            f"{name}: obs has no column {column!r} (--vote); it has {listed(list(columns))}; --vote {LEIDEN} "
+            "makes clusters of the model's representation"
+        )
+    return strings(columns[column]().to_numpy(dtype=object))
+
+
+# What a model makes of some cells of a query, for all who look at more than the label.
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Cells as a model sees them, one row each.
+
+    ``rows`` are their positions in the query, rising; ``manifold`` ``(n, 128)`` of a network, or one
+    column a centroid of sums alone; ``logits`` ``(n, n_types)``.
+    """
+
+    rows: np.ndarray
+    manifold: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How cells go through a network: so many at a time, where, and in which precision."""
+
+    chunk_cells: int = 2000
+    device: str = "auto"
+    dtype: Precision = "float32"
+
+
+def represent(
+    annotator: CellAnnotator, reading: Reading, wanted: np.ndarray, machine: Machine, tell: OnCells
+) -> Represented:
+    """Return what the model makes of the cells that are ``wanted``, bool ``(n_cells,)``, block by block.
+
+    In memory are a block of cells, and some 600 bytes of answers for each wanted cell.
+
+    Parameters
+    ----------
+    annotator, reading
+        The model, and cells read in its genes.
+    wanted
+        Which cells go through the network.
+    machine
+        How.
+    tell
+        Is told (wanted cells done, wanted cells in all) after every block.
+
+    Raises
+    ------
+    DataError
+        If a value is wrong; see `canal.annotation.reading.Reading.blocks`.
+    """
+    from canal.model.compute import find_device, precision
+
+    device = find_device(machine.device)
+    annotator = annotator.on(device)
+    total, done = int(wanted.sum()), 0
+    manifolds, logits = (
+        [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
+    )
+    with precision(machine.dtype, device):
+        for block in reading.blocks(machine.chunk_cells):
+            chosen = wanted[block.start : block.start + len(block.expression)]
+            if not chosen.any():
+                continue
+            manifold, answered = annotator.represented(block.expression[chosen])
+            manifolds.append(manifold)
+            logits.append(answered)
+            done += int(chosen.sum())
+            tell(done, total)
+    return Represented(np.flatnonzero(wanted), np.concatenate(manifolds), np.concatenate(logits))
+
+
+# Groups of like cells: Leiden on the graph of nearest neighbours of their representations.
+
+NEIGHBOURS = 15
+MOST_IN_GRAPH = 50_000
+"""Cells of the graph; of more, a drawn sample makes the graph and the others join their neighbours in it."""
+_AT_A_TIME = 1000
+
+
+def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MOST_IN_GRAPH) -> np.ndarray:
+    """Return the group of each cell, int64 ``(n_cells,)``: 0 is the largest.
+
+    Two cells are joined where one is among the other's 15 nearest by Euclidean distance; the edge weighs as
+    much as the share of neighbours that they have in common (PhenoGraph, Levine et al. 2015). Groups are
+    those of the Leiden algorithm (Traag et al. 2019) by modularity, until nothing improves. The same points,
+    the same seed: the same groups.
+
+    Parameters
+    ----------
+    points
+        Representations, ``(n_cells, n_dimensions)``.
+    resolution
+        Higher: more and smaller groups.
+    seed
+        Of the algorithm's turns and of the sample.
+    most
+        Cells of the graph. Of more cells a sample of this size is grouped, and each of the others joins the
+        group of most of its neighbours in the sample.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    n = len(points)
+    if n < 3:
+        return np.zeros(n, dtype=np.int64)
+    drawn = np.arange(n)
+    if n > most:
+        drawn = np.sort(np.random.default_rng([seed, *b"groups"]).choice(n, size=most, replace=False))
+    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(drawn) - 1), algorithm="brute").fit(
+        points[drawn]
+    )
+    groups = np.full(n, -1, dtype=np.int64)
+    groups[drawn] = _leiden(_shared(index.kneighbors_graph()), resolution, seed)
+    for start in range(0, n, _AT_A_TIME):
+        others = start + np.flatnonzero(groups[start : start + _AT_A_TIME] < 0)
+        if others.size:
+            groups[others] = _joined(index, points[others], groups[drawn])
+    return _by_size(groups)
+
+
+def _shared(near: csr_matrix) -> csr_matrix:
+    """Return the upper half of the graph; an edge weighs the share of neighbours in common (Jaccard)."""
+    own = csr_matrix(near + identity(near.shape[0], format="csr"))
+    own.data[:] = 1.0
+    either = csr_matrix(triu(own + own.T, k=1))
+    either.data[:] = 1.0
+    common = csr_matrix((own @ own.T).multiply(either))
+    size = int(own[0].nnz)
+    common.data = common.data / (2 * size - common.data)
+    return common
+
+
+def _leiden(graph: csr_matrix, resolution: float, seed: int) -> np.ndarray:
+    import igraph
+
+    edges = graph.tocoo()
+    network = igraph.Graph(n=graph.shape[0], edges=np.column_stack([edges.row, edges.col]))
+    igraph.set_random_number_generator(random.Random(seed))  # noqa: S311 - not for secrets
+    try:
+        found = network.community_leiden(
+            objective_function="modularity",
+            weights=edges.data.tolist(),
+            resolution=resolution,
+            n_iterations=-1,
+        )
+    finally:
+        igraph.set_random_number_generator(random)
+    return np.array(found.membership, dtype=np.int64)
+
+
+def _joined(index: NearestNeighbors, points: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return for cells outside the graph the group of most of their neighbours in it."""
+    around = groups[index.kneighbors(points, return_distance=False)]
+    return np.array([np.bincount(row).argmax() for row in around], dtype=np.int64)
+
+
+def _by_size(groups: np.ndarray) -> np.ndarray:
+    """Return the groups numbered by size, the largest first; of equal ones that of the earliest cell."""
+    _, first, inverse, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), dtype=np.int64)
+    rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))
+    result: np.ndarray = rank[inverse]
+    return result

@@ -1,0 +1,272 @@
+"""What is said of labels: a summary, what to expect of them, and how those of two models differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from canal.annotation.columns import (
+    CONFIDENCE,
+    LOW_QUALITY,
+    TYPE,
+    UNASSIGNED,
+)
+from canal.annotation.naming import Coverage, doubt
+from canal.annotation.reading import Reading
+from canal.config.sections import Values
+from canal.core.files import new_file
+from canal.io.writer import table_as_text
+from canal.memory.answer import PROMISE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from canal.memory.answer import Prediction
+    from canal.model.load import CellAnnotator
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done.
+
+    Attributes
+    ----------
+    n_cells : int
+    values : str
+        The units the values were taken for.
+    detected : bool
+        Whether they were found out, not given.
+    coverage : Coverage
+        Which of the model's genes were there.
+    counts : dict
+        Cells of each type, "Unassigned" included, most frequent first.
+    warnings : tuple of str
+        What makes the labels less certain.
+    renamed : dict
+        Where genes were found by another name: the column of var, and how many genes by what.
+    lost : dict
+        Where genes are few: for each type the share of its weight that is lost.
+    study : dict
+        How like the learned studies the cells are, and what follows; see `Likeness.to_json`.
+    """
+
+    n_cells: int
+    values: Values
+    detected: bool
+    coverage: Coverage
+    counts: dict[str, int]
+    warnings: tuple[str, ...]
+    renamed: Mapping[str, Any] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unassigned(self) -> int:
+        """Number of cells that are none of the known types."""
+        return self.counts.get(UNASSIGNED, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        coverage = self.coverage
+        genes = {"found": coverage.found, "panel": coverage.panel, "missing": list(coverage.missing)}
+        more = {"renamed": dict(self.renamed), "lost_weight": dict(self.lost)}
+        return {
+            "n_cells": self.n_cells,
+            "values": self.values,
+            "values_detected": self.detected,
+            "genes": {**genes, **{name: found for name, found in more.items() if found}},
+            "cell_types": self.counts,
+            "warnings": list(self.warnings),
+            **({"study": dict(self.study)} if self.study else {}),
+        }
+
+
+def summarise(
+    annotator: CellAnnotator,
+    table: pd.DataFrame,
+    reading: Reading,
+    renamed: Mapping[str, Any],
+    detected: bool,
+    study: Mapping[str, Any],
+) -> Summary:
+    """Return the summary of a finished labelling.
+
+    Parameters
+    ----------
+    annotator, table, reading
+        Who labelled, the columns that it gave, and how the cells were read.
+    renamed, study
+        What genes were found by, and what `Likeness.to_json` says.
+    detected
+        Whether units were found out, not given.
+    """
+    types = table[TYPE].cat
+    counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
+    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    coverage, said = reading.coverage, list(reading.warnings)
+    lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
+    said += [text for text in (told_lost(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
+    if empty := int(table[LOW_QUALITY].sum()):
+        said.append(
+            f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
+        )
+    return Summary(
+        len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost, study
+    )
+
+
+# What to expect of labels: known cells left Unassigned, and types that missing genes cost most.
+
+_MOST_LIKE = 0.5
+"""A file of which fewer cells lie among those of the learned studies is told to be of another kind."""
+
+
+@dataclass
+class Likeness:
+    """How many of the cells looked at lie among the cells of the learned studies."""
+
+    n_cells: int = 0
+    n_like: int = 0
+
+    def add(self, answer: Prediction) -> None:
+        """Count the next cells, where their annotator can tell."""
+        if answer.of_learned is not None:
+            self.n_cells += len(answer.of_learned)
+            self.n_like += int(answer.of_learned.sum())
+
+    def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Return share of such cells, and the share of known cells to be expected Unassigned.
+
+        Of cells like those of the learned studies the rule's promise is expected, of others what known cells
+        of a learned study gave when the study was left out: lowest, mean and highest. Nothing is returned
+        where the model was not measured in this way.
+
+        Parameters
+        ----------
+        about
+            What `canal.model.load.CellAnnotator.about` says.
+        """
+        strays = list(about.get("strays", {}).values())
+        if not self.n_cells or not strays or not about.get("novelty"):
+            return {}
+        like = self.n_like / self.n_cells
+        promise = float(about.get("false_unassigned", PROMISE))
+        shares = (min(strays), sum(strays) / len(strays), max(strays))
+        lowest, usual, highest = (round(like * promise + (1 - like) * one, 3) for one in shares)
+        return {
+            "like_learned": round(like, 4),
+            "known_unassigned": {"lowest": lowest, "usual": usual, "highest": highest},
+        }
+
+
+def told_shift(found: Mapping[str, Any]) -> str:
+    """Return a warning where most cells lie outside of the learned studies, else nothing."""
+    if not found or found["like_learned"] >= _MOST_LIKE:
+        return ""
+    expected = found["known_unassigned"]
+    return (
+        f"{1 - found['like_learned']:.0%} of the cells lie outside of the studies that were learned: the "
+        f"whole file is shifted, and of cells of known types some {expected['usual']:.0%} may be Unassigned "
+        f"({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were when they were "
+        "left out); learn a part of it with `canal stage add`"
+    )
+
+
+# How much of what a model looks at for each type is lost with genes that a query does not have.
+
+_TOLD = 5
+
+
+def lost_weight(annotator: CellAnnotator, missing: Sequence[str]) -> dict[str, float]:
+    """Return for each type the share of its weight that lies on ``missing`` genes, 0...1, largest first.
+
+    Weights are those of `canal.model.load.CellAnnotator.gene_weights`, the same for every query.
+    """
+    weights = annotator.gene_weights()
+    gone = np.isin(np.array(annotator.genes, dtype=object), list(missing))
+    shares = weights[:, gone].sum(axis=1) / np.maximum(weights.sum(axis=1), np.finfo(float).tiny)
+    found = {label: round(float(share), 4) for label, share in zip(annotator.labels, shares, strict=True)}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def told_lost(lost: Mapping[str, float]) -> str:
+    """Return the types that lose most, for a warning."""
+    most = ", ".join(f"{label} {share:.0%}" for label, share in list(lost.items())[:_TOLD])
+    return f"of what the model looks at, these types lose most with the missing genes: {most}"
+
+
+# Cells that two models label differently, counted by old and new type.
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became of the labels of one file's cells.
+
+    Attributes
+    ----------
+    name : str
+        The file.
+    n_cells : int
+    table : pandas.DataFrame
+        A row a cell whose label changed, in the file's order, indexed by its name: ``before``, ``after``,
+        ``confidence_before``, ``confidence_after``.
+    """
+
+    name: str
+    n_cells: int
+    table: pd.DataFrame
+
+    @property
+    def flows(self) -> dict[tuple[str, str], int]:
+        """Number of cells by (old type, new type), the largest first."""
+        counts = Counter(zip(self.table["before"], self.table["after"], strict=True))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        flows = []
+        for (old, new), n in self.flows.items():
+            rows = (self.table["before"] == old) & (self.table["after"] == new)
+            examples = [str(name) for name in self.table.index[rows][:_EXAMPLES]]
+            flows.append({"from": old, "to": new, "n": n, "examples": examples})
+        return {"name": self.name, "n_cells": self.n_cells, "changed": len(self.table), "flows": flows}
+
+    def write(self, path: Path) -> None:
+        """Write the cells whose label changed as CSV, whole or not at all."""
+        with new_file(path) as temporary:
+            table_as_text(self.table).to_csv(temporary, lineterminator="\n", float_format="%.6f")
+
+
+def label_changes(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Changes:
+    """Compare two tables of `canal.annotation.annotate.label_h5ad` on the same file.
+
+    A cell that becomes "Unassigned", or is so no more, has changed its label, too.
+
+    Raises
+    ------
+    ValueError
+        If the tables are of different cells.
+    """
+    import pandas as pd
+
+    if list(before.index) != list(after.index):
+        raise ValueError(f"the tables hold different cells: {len(before)} and {len(after)}")
+    old, new = (table[TYPE].astype(str).to_numpy() for table in (before, after))
+    changed = old != new
+    table = pd.DataFrame(
+        {
+            "before": old[changed],
+            "after": new[changed],
+            "confidence_before": before[CONFIDENCE].to_numpy()[changed],
+            "confidence_after": after[CONFIDENCE].to_numpy()[changed],
+        },
+        index=before.index[changed].rename("cell"),
+    )
+    return Changes(name, len(before), table)
