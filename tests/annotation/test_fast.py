@@ -10,7 +10,7 @@ from canal.annotation.columns import BY_NETWORK
 from canal.annotation.labelled import open_labelled
 from canal.annotation.markers import Asked, explain
 from canal.annotation.novel import Wishes, group_novel
-from canal.annotation.options import Options
+from canal.annotation.options import Listeners, Options
 from canal.core.errors import DataError
 from canal.model.combined import FastAnnotator
 from tests.make import make_adata, write_adata
@@ -89,11 +89,11 @@ def test_another_effort_does_not_go_on_where_one_stopped(fast, source, tmp_path)
 
     target = tmp_path / "x.h5ad"
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(fast, source, target, Options(effort="fast", chunk_cells=10), quiet, on_cells=stop)
+        annotate_h5ad(fast, source, target, Options(effort="fast", chunk_cells=10), Listeners(on_cells=stop))
     for annotator, options in ((fast.whole, {}), (fast.whole, {"effort": "fast"}), (fast, {})):
         with pytest.raises(DataError, match=r"another input, model or other options; leave --resume out"):
-            annotate_h5ad(annotator, source, target, Options(resume=True, chunk_cells=10, **options), quiet)
-    annotate_h5ad(fast, source, target, Options(effort="fast", resume=True), quiet)
+            annotate_h5ad(annotator, source, target, Options(resume=True, chunk_cells=10, **options))
+    annotate_h5ad(fast, source, target, Options(effort="fast", resume=True))
     assert target.is_file()
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.options import Options
+from canal.annotation.options import Listeners, Options
 from canal.annotation.output import Output
 from canal.core.errors import DataError
 from canal.io import blocks, matrices
@@ -139,7 +139,7 @@ def test_labels_alone(annotator, adata, tmp_path, suffix):
     target = tmp_path / f"out{suffix}"
     said = []
     source = write_zarr3(adata, tmp_path)
-    annotate_h5ad(annotator, source, target, Options(only_obs=True), on_record=said.append)
+    annotate_h5ad(annotator, source, target, Options(only_obs=True), Listeners(on_record=said.append))
     found = pd.read_csv(target, index_col=0) if suffix == ".csv" else pd.read_parquet(target)
     assert list(found.index) == list(adata.obs_names)
     assert found.index.name == "cell"

@@ -9,7 +9,7 @@ import pytest
 
 from canal.annotation import annotate as parts
 from canal.annotation.annotate import annotate_h5ad, parts_folder
-from canal.annotation.options import Options, in_tenths
+from canal.annotation.options import Listeners, Options, in_tenths
 from canal.core.errors import DataError
 from tests.annotation.formats import write_csc, write_csr, write_mtx
 from tests.make import make_adata
@@ -44,7 +44,7 @@ def interrupted(annotator, source, target, cells=20):
 
     said = []
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), said.append, on_cells=stop)
+        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), Listeners(said.append, stop))
     return said
 
 
@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on(annotator, source, tmp_path):
     assert said == ["interrupted: --resume goes on behind the first 20 cells"]
     assert not two.exists()
     counting = Counting(annotator)
-    annotate_h5ad(counting, source, two, Options(resume=True), said.append)
+    annotate_h5ad(counting, source, two, Options(resume=True), Listeners(said.append))
     assert counting.cells == 35
     assert said[1] == "going on behind the first 20 cells"
     obs = (anndata.read_h5ad(path).obs for path in (one, two))

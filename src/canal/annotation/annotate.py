@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from canal.annotation.clusters import clusters_of_adata, clusters_of_file, voted
 from canal.annotation.columns import columns_of, joined, told_left_over
 from canal.annotation.naming import doubt, rename
-from canal.annotation.options import OnCells, Options, in_tenths
+from canal.annotation.options import Listeners, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.query_units import AUTO
@@ -46,9 +46,7 @@ def annotate_h5ad(
     source: Path,
     target: Path | Output,
     options: Options | None = None,
-    progress: Progress = _silent,
-    on_record: Callable[[str], None] | None = None,
-    on_cells: OnCells | None = None,
+    listeners: Listeners | None = None,
 ) -> Summary:
     """Write a copy of a file of cells with labels; the input is not changed, memory does not grow with cells.
 
@@ -62,11 +60,8 @@ def annotate_h5ad(
     ----------
     annotator, source, target, options
         Who labels, what is read and written (a path, or what `Output.find` said of it), and how.
-    progress, on_cells
-        Are told what a person may want to know, and (cells done, cells in all) after every block; without
-        ``on_cells``, ``progress`` is told every tenth of the cells.
-    on_record
-        Is told the record when the copy is whole, just before it appears under its name.
+    listeners
+        Who is told how far it is.
 
     Raises
     ------
@@ -75,31 +70,34 @@ def annotate_h5ad(
         values of no known units; or if the target is the source, or there and not to be replaced, or of
         another format, or cannot be written.
     """
-    options = options or Options()
+    options, listeners = options or Options(), listeners or Listeners()
     place = target.target if isinstance(target, Output) else target
     check_target(source, place, options.overwrite)
     seen = Fingerprint.of(source)
     output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
-    parts = Parts(parts_folder(place), lambda: _job(annotator, seen, options), options.resume, progress)
+    parts = Parts(
+        parts_folder(place), lambda: _job(annotator, seen, options), options.resume, listeners.notice
+    )
+    told = listeners.on_cells or in_tenths(listeners.notice)
     with parts:
         with open_cells(source) as file:
             clusters = clusters_of_file(file, options.vote)
             query = query_file(file, options.layer, options.gene_column)
             names = file.obs_names()  # of a copy, too: labels of cells whose names are damaged are no answer
-            table, summary = _label(annotator, query, options, on_cells or in_tenths(progress), parts)
-            table = voted(table, clusters, annotator, query, options, progress)
+            table, summary = _label(annotator, query, options, told, parts)
+            table = voted(table, clusters, annotator, query, options, listeners.notice)
             table.index = names if output.is_table else table.index
         seen.check()
         parts.labelled = True
 
         def whole(note: str) -> None:
             seen.check()
-            if on_record is not None:
-                on_record(note)
+            if listeners.on_record is not None:
+                listeners.on_record(note)
 
         gone = output.write(table, canonical_json(_record(annotator, options, summary)), whole)
     if gone:
-        progress(told_left_over(gone))
+        listeners.notice(told_left_over(gone))
     return summary
 
 

@@ -76,10 +76,30 @@ class Options:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-# How far a labelling is: lines at every tenth of the cells, with cells a second and the time left.
-
 OnCells = Callable[[int, int], None]
 """Is told (cells done, cells in all)."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told while a file is labelled.
+
+    Attributes
+    ----------
+    notice : callable
+        Is told what a person may want to know; without ``on_cells`` also every tenth of the cells.
+    on_cells : callable, optional
+        Is told (cells done, cells in all) after every block.
+    on_record : callable, optional
+        Is told the record when the copy is whole, just before it appears under its name.
+    """
+
+    notice: Callable[[str], None] = lambda message: None
+    on_cells: OnCells | None = None
+    on_record: Callable[[str], None] | None = None
+
+
+# How far a labelling is: lines at every tenth of the cells, with cells a second and the time left.
 
 _TENTHS = 10
 

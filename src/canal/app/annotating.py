@@ -17,7 +17,7 @@ from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
 from canal.annotation.labelled import read_noted
 from canal.annotation.naming import Naming as Naming
-from canal.annotation.options import OnCells
+from canal.annotation.options import Listeners as Listeners
 from canal.annotation.options import Options as Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
@@ -214,21 +214,23 @@ def annotate_file(
     target: Path,
     options: Options,
     model: str | None,
-    notice: Notice,
+    listeners: Listeners,
     root: Path | None = None,
-    on_cells: OnCells | None = None,
 ) -> Summary:
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     project = Project.open(root)
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
-        notice(f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers")
+        listeners.notice(
+            f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers"
+        )
     check_target(source, target, options.overwrite)
-    Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
+    output = Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
     with Origin(source) as found:
         noted = replace(options, model_name=provenance(version), origin=found)
         annotator = load_annotator(project, version, options.effort)
-        return annotate_h5ad(annotator, source, target, noted, notice, logger(project, notice), on_cells)
+        heard = replace(listeners, on_record=logger(project, listeners.notice))
+        return annotate_h5ad(annotator, source, output, noted, heard)
 
 
 def use_machine(threads: int | None, options: Options, notice: Notice) -> None:

@@ -77,7 +77,7 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
-    from canal.app.annotating import Naming, Options, annotate_file, use_machine
+    from canal.app.annotating import Listeners, Naming, Options, annotate_file, use_machine
 
     if use_raw and layer != "X":
         raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
@@ -99,7 +99,7 @@ def annotate(
     )
     use_machine(threads, options, note)
     with cells_told() as on_cells:
-        summary = annotate_file(source, output, options, model, note, root, on_cells)
+        summary = annotate_file(source, output, options, model, Listeners(note, on_cells), root)
     if as_json:
         show_result(summary.to_json(), as_json)
         return
