@@ -3,10 +3,10 @@
 from canal.app.project import Project
 from canal.app.step import argument, project_step, run, say
 from canal.core.files import new_folder
-from canal.registry.history import restore_metrics
-from canal.registry.key import key_digest
-from canal.registry.run_figures import measures
-from canal.registry.tracking import StepRun
+from canal.registry.manifest.pages import measures
+from canal.registry.manifest.version_folder import key_digest
+from canal.registry.store.tracking import StepRun
+from canal.registry.versions.history import restore_metrics
 from canal.report.dvc_scores import write_scores
 
 

@@ -6,7 +6,7 @@ from canal.app.project import Project
 from canal.app.step import run, say
 from canal.core.files import new_folder
 from canal.data.split import read_split, sets_told, split_stage, write_split
-from canal.registry.history import require_available, restore_file
+from canal.registry.versions.history import require_available, restore_file
 
 
 def divide(project: Project, stage: str, into: Path) -> None:

@@ -7,9 +7,8 @@ from canal.app.choosing import choose, tuning_of
 from canal.app.project import Project
 from canal.app.step import argument, project_step, run, say, watch_trials
 from canal.core.files import scratch_folder, write_json
-from canal.registry.history import restore_file
-from canal.registry.tracking import StepRun
-from canal.registry.trial_runs import Trials, log_trials
+from canal.registry.store.tracking import StepRun, Trials, log_trials
+from canal.registry.versions.history import restore_file
 from canal.tuning.document import TUNED_FILE, trial_times
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from canal.app.step import argument, run, say
 from canal.core.errors import GateError
 from canal.quality.gate import judge
 from canal.quality.verdict_table import render, summary
-from canal.registry.history import require_available, restore_file
+from canal.registry.versions.history import require_available, restore_file
 
 
 def main() -> None:

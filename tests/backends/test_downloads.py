@@ -9,11 +9,11 @@ import pytest
 
 from canal.core.digests import tree_digests
 from canal.core.errors import RegistryError
-from canal.registry import downloads
-from canal.registry.history import restore_model, verified
-from canal.registry.moves import moving
-from canal.registry.promotion import promote
-from canal.registry.store import Version
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import promote
+from canal.registry.store import store as downloads
+from canal.registry.store.database import Version
+from canal.registry.versions.history import restore_model, verified
 from tests.registry.rulings import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import PolicyError
-from canal.registry.moves import moving
-from canal.registry.promotion import promote
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import promote
 from tests.annotation.formats import write_10x_v3
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, copied, learned_once

@@ -10,14 +10,12 @@ import pytest
 
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
-from canal.registry import opening
-from canal.registry.checks.finding import Found
-from canal.registry.checks.member import Member
-from canal.registry.key import key_digest, read_key
-from canal.registry.opened import complaints
-from canal.registry.opening import Opening
-from canal.registry.parcel.incoming import import_parcel
-from canal.registry.parcel.outgoing import export_parcel
+from canal.registry.audit import opening
+from canal.registry.audit.opening import Opening, complaints
+from canal.registry.audit.version_files import Found
+from canal.registry.manifest.version_folder import key_digest, read_key
+from canal.registry.provenance.registered import Member
+from canal.registry.transfer.exchange import export_parcel, import_parcel
 from tests.faults.bundles import every_kind, read_bundle, write_bundle
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import learned_by

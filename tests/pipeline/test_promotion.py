@@ -9,10 +9,10 @@ from canal.app.api import registry_sync, serving_version
 from canal.app.promoting import Move, compare, judge_version, promote, retire, rollback
 from canal.cli import app
 from canal.core.errors import PolicyError, RegistryError
-from canal.registry import moves
-from canal.registry.ledger import aliases_said
-from canal.registry.moves import ledger_of
-from canal.registry.policy import failed
+from canal.registry.ledger.ledger import aliases_said
+from canal.registry.promotion import moves
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.promotion.policy import failed
 
 pytestmark = pytest.mark.pipeline
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from canal.registry import promotion
-from canal.registry.moves import moving
+from canal.registry.promotion import promotion
+from canal.registry.promotion.moves import moving
 from tests.registry.registered import keep_empty, make_models, open_store, register
 from tests.registry.rulings import OVERRIDDEN
 

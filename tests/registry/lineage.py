@@ -17,9 +17,8 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.files import write_json
 from canal.quality.profile import Profile
 from canal.quality.verdict import RuleResult, Verdict
-from canal.registry.bundle import write_record
-from canal.registry.checks.member import Member
-from canal.registry.key import key_digest, read_key, write_key
+from canal.registry.manifest.version_folder import key_digest, read_key, write_key, write_record
+from canal.registry.provenance.registered import Member
 
 GENES = ["CD3D", "LYZ", "MS4A1"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
-from canal.registry.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
+from canal.registry.ledger.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
 
 MODEL = "canal-annotator"
 

@@ -11,7 +11,7 @@ from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
-from canal.registry.stage_request import request_digest
+from canal.registry.manifest.stage_request import request_digest
 
 WEIGHTS = "model/weights.safetensors"
 

@@ -19,8 +19,8 @@ from canal.app.project import Project
 from canal.core.digests import file_digest, tree_digests
 from canal.core.errors import HistoryError, TrainingError
 from canal.core.files import read_json
-from canal.registry.schema import schema
-from canal.registry.stage_request import request_digest
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.version_folder import schema
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import COPIED, Line
 from tests.pipeline.methods import without_pictures

@@ -12,7 +12,7 @@ from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.errors import HistoryError, RegistryError, SumsError
 from canal.core.files import new_file
-from canal.registry.history import verified
+from canal.registry.versions.history import verified
 
 if TYPE_CHECKING:
     from canal.memory.basis import Basis

@@ -14,7 +14,7 @@ from canal.core.errors import DataError, RegistryError
 from canal.core.files import append_line
 
 if TYPE_CHECKING:
-    from canal.registry.store import Version
+    from canal.registry.store.database import Version
 
 Notice = Callable[[str], None]
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from canal.config.layout import Layout
     from canal.model.load import CellAnnotator, Effort
     from canal.quality.verdict import Verdict
-    from canal.registry.ledger import Sign
-    from canal.registry.rebuild import DrawFigures, Rebuilt, Wishes
-    from canal.registry.store import Version
-    from canal.registry.sync import Synced
+    from canal.registry.ledger.ledger import Sign
+    from canal.registry.store.database import Version
+    from canal.registry.versions.publish import Synced
+    from canal.registry.versions.rebuild import DrawFigures, Rebuilt, Wishes
 
 CHAMPION = "champion"
 
@@ -154,7 +154,7 @@ def serving_version(project: Project, model: str | None) -> "Version":
     RegistryError
         If there is no such version, it was retired, there is none at all, or the store is half rebuilt.
     """
-    from canal.registry.store import require_rebuilt
+    from canal.registry.store.store import require_rebuilt
 
     if model is not None:
         return project.store.serving(model)
@@ -175,7 +175,7 @@ def load_annotator(project: Project, version: "Version", effort: "Effort" = "ful
         If the fast answer is asked of a version without sums.
     """
     from canal.model.load import load_model
-    from canal.registry.history import verified
+    from canal.registry.versions.history import verified
 
     folder, _ = verified(project.store, version)
     return load_model(folder / "model", effort)
@@ -307,8 +307,8 @@ def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout
     is made again first, with the numbers and aliases that the ledger has; a rebuilding that was interrupted
     is gone on with. A store that came from another folder is told where its files lie now.
     """
-    from canal.registry.rebuild import rebuild_lost
-    from canal.registry.sync import Synced, sync
+    from canal.registry.versions.publish import Synced, sync
+    from canal.registry.versions.rebuild import rebuild_lost
 
     moved = project.store.settle()
     wishes = _wishes(project, None, "the store had no versions, or not all of them", sign=sign)
@@ -322,7 +322,7 @@ def registry_sync(project: Project, sign: "Sign | None" = None, made_in: "Layout
 def _figures(project: Project, stage: str, made_in: "Layout | None" = None) -> Path:
     """Return the folder of a stage's figures; they are drawn where evaluate did not run on this machine."""
     from canal.core.files import new_folder
-    from canal.registry.key import key_digest
+    from canal.registry.manifest.version_folder import key_digest
     from canal.report.collect import draw_figures
 
     layout = made_in or project.layout
@@ -341,7 +341,7 @@ def registry_rebuild(
     without: Sequence[int] = (),
     sign: "Sign | None" = None,
 ) -> "Rebuilt":
-    """Make a lost registry again; see `canal.registry.rebuild`.
+    """Make a lost registry again; see `canal.registry.versions.rebuild`.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def registry_rebuild(
     sign
         Signs the ledger's entries.
     """
-    from canal.registry.rebuild import rebuild
+    from canal.registry.versions.rebuild import rebuild
 
     return rebuild(project.store, _wishes(project, by, why, also, without, sign), _figures_for(project))
 
@@ -368,8 +368,8 @@ def _wishes(
     sign: "Sign | None" = None,
 ) -> "Wishes":
     from canal.config.layout import Layout
-    from canal.registry.rebuild import Wishes
-    from canal.registry.registration import user
+    from canal.registry.ledger.mirror import user
+    from canal.registry.versions.rebuild import Wishes
 
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from canal.app.project import Project
 from canal.core.errors import LedgerError
-from canal.registry.audit import Report, audit
-from canal.registry.checks.entries import check_anchors, check_entries
-from canal.registry.checks.finding import Found
-from canal.registry.checks.past import check_past
-from canal.registry.gitted import GitFile
-from canal.registry.moves import ledger_of
+from canal.registry.audit.full_audit import Report, audit
+from canal.registry.audit.ledger_entries import check_anchors, check_entries
+from canal.registry.audit.past import check_past
+from canal.registry.audit.version_files import Found
+from canal.registry.ledger.git_history import GitFile
+from canal.registry.promotion.moves import ledger_of
 
 if TYPE_CHECKING:
-    from canal.registry.anchors import Anchor
-    from canal.registry.signing import SigningKey
+    from canal.registry.ledger.git_history import Anchor
+    from canal.registry.ledger.signing import SigningKey
 
 
 def audit_project(
@@ -39,7 +39,7 @@ def audit_project(
     """
     trusted = None
     if keyring is not None:
-        from canal.registry.keyring import read_keyring
+        from canal.registry.ledger.signing import read_keyring
 
         trusted = read_keyring(keyring)
     versions = None if wanted is None else [project.store.version(wanted)]
@@ -63,20 +63,20 @@ def verify_ledger(project: Project) -> Found:
 
 
 def anchor_ledger(project: Project, by: str | None, key: "SigningKey | None") -> "Anchor":
-    """Anchor the ledger as it is, if it holds; see `canal.registry.anchors`.
+    """Anchor the ledger as it is, if it holds; see `canal.registry.ledger.git_history`.
 
     Raises
     ------
     LedgerError
         If something of it does not hold, it is not committed, or git refuses.
     """
-    from canal.registry import words
-    from canal.registry.anchors import make_anchor
-    from canal.registry.registration import user
+    from canal.registry.ledger.git_history import make_anchor
+    from canal.registry.ledger.ledger import plain_name
+    from canal.registry.ledger.mirror import user
 
     if by is not None and key is not None:
         key.signer(by)
-    who = words.name(by or (key.name if key else "") or user(), "the person (--by)")
+    who = plain_name(by or (key.name if key else "") or user(), "the person (--by)")
     found = verify_ledger(project)
     if found.findings:
         raise LedgerError(

@@ -125,7 +125,7 @@ def ready(project: Project, stage: str) -> "Attempts":
     """
     from canal.app.lessons import features_kept, lesson
     from canal.quality.verdict import require_passing
-    from canal.registry.history import require_available
+    from canal.registry.versions.history import require_available
     from canal.tuning.attempts import Attempts
 
     config, layout = project.config, project.layout
@@ -170,8 +170,8 @@ def study_digest(project: Project, stage: str) -> str:
     """
     from importlib.metadata import version
 
-    from canal.registry.key import read_key
-    from canal.registry.stage_request import request_digest
+    from canal.registry.manifest.stage_request import request_digest
+    from canal.registry.manifest.version_folder import read_key
 
     layout = project.layout
     files = read_key(layout.model(project.config.stages[stage].parent))["files"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from canal.app.api import load_annotator
 from canal.app.project import Project
 from canal.core.errors import RegistryError
-from canal.registry.diff import difference
+from canal.registry.provenance.diff import difference
 
 if TYPE_CHECKING:
     from canal.annotation.changes import Changes

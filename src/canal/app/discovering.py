@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from canal.annotation.novel import Novel, Wishes
     from canal.annotation.records import Record
     from canal.model.load import CellAnnotator, Effort
-    from canal.registry.store import Version
+    from canal.registry.store.database import Version
 
 Notice = Callable[[str], None]
 

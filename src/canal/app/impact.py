@@ -9,10 +9,9 @@ from canal.app.project import Project
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError
-from canal.registry.lineage import Graph, lineage
-from canal.registry.memory import Memory
-from canal.registry.moves import CHAMPION
-from canal.registry.touches import Chosen, Found, Touch, find, touches
+from canal.registry.ledger.ledger_rules import CHAMPION
+from canal.registry.provenance.exposure import Chosen, Found, Memory, Touch, find, touches
+from canal.registry.provenance.lineage import Graph, lineage
 
 Document = dict[str, Any]
 

@@ -7,7 +7,7 @@ from canal.config.sections import ImportedBackbone
 from canal.core.digests import file_digest
 from canal.core.errors import ModelError, RegistryError
 from canal.core.files import read_json, write_json
-from canal.registry.key import KEY_FILE, check_files, read_key
+from canal.registry.manifest.version_folder import KEY_FILE, check_files, read_key
 
 
 def imported_vocabulary(project: Project) -> frozenset[str] | None:
@@ -56,7 +56,7 @@ def adopt(project: Project, wanted: ImportedBackbone, target: Path) -> None:
         If its shape is not the preset's, or a gene of the panel is not in its vocabulary.
     """
     from canal.model.config import BackboneConfig, require_preset
-    from canal.registry.imported import adopt_import
+    from canal.registry.versions.publish import adopt_import
 
     folder = import_folder(project, wanted)
     vocabulary, panel = read_json(folder / "vocabulary.json"), project.panel
@@ -72,7 +72,7 @@ def adopt(project: Project, wanted: ImportedBackbone, target: Path) -> None:
 
 
 def _restore(project: Project, wanted: ImportedBackbone, folder: Path) -> None:
-    from canal.registry.history import restore_model
+    from canal.registry.versions.history import restore_model
 
     for version in project.store.versions(project.config.registry.backbone):
         if version.ready and version.key == wanted.key:

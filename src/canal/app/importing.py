@@ -9,14 +9,14 @@ from canal.app.project import Project
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, HistoryError, RegistryError
 from canal.core.files import new_folder
-from canal.registry.key import KEY_FILE, key_digest, write_key
+from canal.registry.manifest.version_folder import KEY_FILE, key_digest, write_key
 
 if TYPE_CHECKING:
     import numpy as np
 
     from canal.model.backbone import Backbone
-    from canal.registry.ledger import Sign
-    from canal.registry.store import Version
+    from canal.registry.ledger.ledger import Sign
+    from canal.registry.store.database import Version
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def import_published(project: Project, files: PublishedFiles, sign: "Sign | None
         If the folder holds another import of that name.
     """
     from canal.config.edit import save, with_import
-    from canal.registry.imported import register_import
-    from canal.registry.moves import moving
-    from canal.registry.registration import enter
+    from canal.registry.promotion.moves import moving
+    from canal.registry.promotion.promotion import enter
+    from canal.registry.versions.publish import register_import
 
     backbone = read_backbone(files, project.config.backbone.preset)
     folder = project.layout.imported(files.name)
@@ -129,7 +129,7 @@ def read_gene_vectors(path: Path, backbone: "Backbone") -> "np.ndarray":
 
 def _write(backbone: "Backbone", files: PublishedFiles, folder: Path) -> str:
     """Write the import with its key into ``folder`` and return the key's digest."""
-    from canal.registry.imported import import_facts
+    from canal.registry.versions.publish import import_facts
 
     backbone.save(folder)
     vectors = None if files.gene_vectors is None else file_digest(files.gene_vectors)

@@ -9,7 +9,7 @@ from canal.app.step import watch
 if TYPE_CHECKING:
     from canal.config.sections import Continual
     from canal.continual.stage import Finished
-    from canal.registry.tracking import StepRun
+    from canal.registry.store.tracking import StepRun
 
 
 def learned_stage(project: Project, logged: "StepRun", stage: str, settings: "Continual") -> "Finished":

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from canal.continual.cells import LabelledCells
     from canal.data.prepared import PreparedCells
     from canal.quality.subject import EarlierStage, Subject
-    from canal.registry.store import Store, Version
+    from canal.registry.store.database import Version
+    from canal.registry.store.store import Store
 
 CellSet = Literal["train", "validation", "test", "reserve"]
 
@@ -46,13 +47,13 @@ class Project:
     @cached_property
     def store(self) -> "Store":
         """The project's registry."""
-        from canal.registry.store import Store
+        from canal.registry.store.store import Store
 
         return Store(self.layout, self.config.registry)
 
     def learned(self, stage: str) -> "Version | None":
-        """Return the version that is what params.yaml asks ``stage`` to be; see `canal.registry.history`."""
-        from canal.registry.history import learned
+        """Return the version that is what params.yaml asks ``stage`` to be; see `versions.history`."""
+        from canal.registry.versions.history import learned
 
         return learned(self.store, self.config, stage)
 
@@ -151,7 +152,7 @@ class Project:
         from canal.quality.profile import profile_of
         from canal.quality.subject import EarlierStage
         from canal.quality.verdict import read_verdict
-        from canal.registry.history import require_available
+        from canal.registry.versions.history import require_available
 
         split = self.split(stage)
         if self.available(stage):

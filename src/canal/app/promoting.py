@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING, Any
 from canal.app.project import Project
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import read_json, scratch_folder
-from canal.registry import promotion
-from canal.registry.comparison import Comparison, StageComparison, compare_stage
-from canal.registry.history import recorded, verified
-from canal.registry.ledger import Entry
-from canal.registry.mirror import refuse_behind
-from canal.registry.moves import CHAMPION, PREVIOUS, ledger_of, moving
-from canal.registry.paired import Sampling
-from canal.registry.policy import Evidence, Ruling, judge, override
-from canal.registry.store import Version
+from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
+from canal.registry.ledger.mirror import refuse_behind
+from canal.registry.promotion import promotion
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.policy import (
+    Comparison,
+    Evidence,
+    Ruling,
+    Sampling,
+    StageComparison,
+    compare_stage,
+    judge,
+    override,
+)
+from canal.registry.store.database import Version
+from canal.registry.versions.history import recorded, verified
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from canal.model.load import CellAnnotator
-    from canal.registry.ledger import Sign
+    from canal.registry.ledger.ledger import Sign
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     PolicyError
         If an override names no rule.
     """
-    from canal.registry.audit import audit
+    from canal.registry.audit.full_audit import audit
 
     store = project.store
     # Before minutes are spent on judging: who is behind, or may only read here, cannot promote.

@@ -19,7 +19,7 @@ from canal.runtime.startup import INTERRUPTED, begin
 if TYPE_CHECKING:
     from canal.app.project import Project
     from canal.continual.fit import Hooks
-    from canal.registry.tracking import StepRun
+    from canal.registry.store.tracking import StepRun
     from canal.tuning.document import Document
     from canal.tuning.study import Study, Watch
 
@@ -112,7 +112,7 @@ def project_step(
     DVC starts the script outside MLflow: the script then has MLflow start it again as an entry point, below
     the stage's parent run. ``mlflow run . -e finetune -P stage=...`` gets there at once.
     """
-    from canal.registry.tracking import handed_run, start_entry_point, step_run
+    from canal.registry.store.tracking import handed_run, start_entry_point, step_run
 
     run_id = handed_run(project.store, entry_point, stage)
     if run_id is None:
@@ -136,8 +136,8 @@ def watch(project: "Project", logged: "StepRun", stage: str, max_epochs: int) ->
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from canal.app.lessons import features_kept
-    from canal.registry.run_figures import epoch_numbers
-    from canal.registry.stage_request import request_digest
+    from canal.registry.manifest.pages import epoch_numbers
+    from canal.registry.manifest.stage_request import request_digest
 
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -10,7 +10,7 @@ from canal.app.annotating import digest_of, readable
 from canal.app.project import Project
 from canal.core.errors import ConfigError, DataError
 from canal.data.label_words import is_no_type, spelling
-from canal.registry import words
+from canal.registry.ledger.ledger import plain_name
 
 if TYPE_CHECKING:
     from canal.annotation.named_cells import Lesson
@@ -151,7 +151,7 @@ def _check_types(sheet: "Sheet") -> None:
 
     spelled: dict[str, str] = {}
     for group, given in sheet.types.items():
-        checked = words.name(given, f"{sheet.path}: the cell_type of group {group}")
+        checked = plain_name(given, f"{sheet.path}: the cell_type of group {group}")
         if checked.casefold() == UNASSIGNED.casefold():
             raise DataError(
                 f"{sheet.path}: group {group} is called {checked!r}, which is what canal says of cells of no "

@@ -11,11 +11,11 @@ from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.registry.bundle import method_view, read_record
-from canal.registry.key import read_key
-from canal.registry.ledger import Entry
-from canal.registry.moves import ledger_of
-from canal.registry.store import FIGURES, Version
+from canal.registry.ledger.ledger import Entry
+from canal.registry.manifest.version_folder import method_view, read_key, read_record
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.store.database import Version
+from canal.registry.store.store import FIGURES
 
 Document = dict[str, Any]
 

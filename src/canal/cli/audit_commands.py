@@ -70,7 +70,7 @@ def audit(
 
 def schema(name: Annotated[Literal["key", "record"], typer.Argument(help="key or record.")]) -> None:
     """Print the JSON schema of key.json or record.json (draft 2020-12)."""
-    from canal.registry.schema import schema as published
+    from canal.registry.manifest.version_folder import schema as published
 
     show_result(published(name), as_json=True)
 
@@ -84,7 +84,7 @@ def export_version(
 ) -> None:
     """Write a version, with the proof of where it comes from, into one file for another team."""
     from canal.app.project import Project
-    from canal.registry.parcel.outgoing import export_parcel
+    from canal.registry.transfer.exchange import export_parcel
 
     made = export_parcel(Project.open(root).store, version, output, overwrite)
     if as_json:
@@ -102,7 +102,7 @@ def import_version(
 ) -> None:
     """Register a version that was learned elsewhere, after everything in the file is proven."""
     from canal.app.project import Project
-    from canal.registry.parcel.incoming import import_parcel
+    from canal.registry.transfer.exchange import import_parcel
 
     signed = signer(sign)
     imported = import_parcel(Project.open(root).store, file, signed)

@@ -41,8 +41,8 @@ def ledger(
     if context.invoked_subcommand is not None:
         return
     from canal.app.project import Project
-    from canal.registry.moves import catch_up as bring
-    from canal.registry.moves import ledger_of
+    from canal.registry.promotion.moves import catch_up as bring
+    from canal.registry.promotion.moves import ledger_of
     from canal.report.registry_tables import ledger_table
 
     project = Project.open(root)
@@ -69,7 +69,7 @@ def anchor(
     """
     from canal.app.auditing import anchor_ledger
     from canal.app.project import Project
-    from canal.registry.signing import open_key
+    from canal.registry.ledger.signing import open_key
 
     made = anchor_ledger(Project.open(root), by, None if sign is None else open_key(sign))
     if as_json:
@@ -83,7 +83,7 @@ def anchor(
 
 def _verify(project: "Project", as_json: bool) -> None:
     from canal.app.auditing import verify_ledger
-    from canal.registry.moves import ledger_of
+    from canal.registry.promotion.moves import ledger_of
 
     found, entries = verify_ledger(project), ledger_of(project.store).entries()
     head = entries[-1].hash if entries else None
@@ -132,7 +132,7 @@ def new(
     ] = None,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
-    from canal.registry.signing import default_key_file, new_key
+    from canal.registry.ledger.signing import default_key_file, new_key
 
     path = output or default_key_file()
     show_line(new_key(path, name).line)
@@ -142,7 +142,7 @@ def new(
 def show(file: PrivateFile, as_json: AsJson = False) -> None:
     """Print the public line of a private key."""
     from canal.core.errors import SigningError
-    from canal.registry.signing import open_key
+    from canal.registry.ledger.signing import open_key
 
     key = open_key(file)
     if not key.name:
@@ -168,7 +168,7 @@ def add(
     ] = None,
 ) -> None:
     """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
-    from canal.registry.keyring import add_to_keyring
+    from canal.registry.ledger.signing import add_to_keyring
 
     key = add_to_keyring(keyring, line, roles)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))

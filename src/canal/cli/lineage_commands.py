@@ -77,7 +77,7 @@ def impact(
     """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
     from canal.app.impact import impact as found
     from canal.app.project import Project
-    from canal.registry.touches import Chosen
+    from canal.registry.provenance.exposure import Chosen
     from canal.report.trace_tables import impact_group
 
     document = found(Project.open(root), Chosen(source, batch, cell)).to_json()
@@ -138,7 +138,7 @@ def who(
 
 def _forward(project: "Project", data: str | None, cell: str | None, as_json: bool) -> None:
     from canal.app.impact import forward
-    from canal.registry.touches import Chosen
+    from canal.registry.provenance.exposure import Chosen
     from canal.report.trace_tables import forward_group
 
     document = forward(project, Chosen(source=data, cell=cell))

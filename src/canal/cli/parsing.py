@@ -12,7 +12,7 @@ from canal.core.messages import tell
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from canal.registry.ledger import Sign
+    from canal.registry.ledger.ledger import Sign
 
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -50,6 +50,6 @@ def signer(key: Path | None, by: str | None = None) -> "Sign | None":
     """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
     if key is None:
         return None
-    from canal.registry.signing import open_key
+    from canal.registry.ledger.signing import open_key
 
     return open_key(key).signer(by)

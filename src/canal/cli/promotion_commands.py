@@ -35,13 +35,13 @@ def promote(
     from canal.app.promoting import Move, judge_version
     from canal.app.promoting import promote as move
     from canal.core.errors import PolicyError
-    from canal.registry import words
-    from canal.registry.policy import failed
+    from canal.registry.ledger.ledger import plain_name, plain_reason
+    from canal.registry.promotion.policy import failed
     from canal.report.registry_tables import rulings_table
 
     if not dry_run:
-        words.name(by, "the person (--by)")
-        words.reason(why)
+        plain_name(by, "the person (--by)")
+        plain_reason(why)
     signed = signer(sign, by)
     project = Project.open(root)
     judgement = judge_version(project, version, override or ())

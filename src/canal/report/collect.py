@@ -12,7 +12,7 @@ from canal.core.digests import file_digest
 from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
 from canal.quality.labels import read_labels
-from canal.registry.bundle import method_view
+from canal.registry.manifest.version_folder import method_view
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage
 from canal.report.gallery import confusion_figures, matrix_figure, stage_figures

@@ -17,7 +17,7 @@ _SHOWN = 8
 
 
 def difference_group(document: Document) -> "Group":
-    """Return what differs between two versions; see `canal.registry.diff.difference`."""
+    """Return what differs between two versions; see `canal.registry.provenance.diff.difference`."""
     from rich.console import Group
     from rich.text import Text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from canal.config.layout import Layout
 from canal.core.files import new_folder, read_json, write_json
-from canal.registry.run_figures import measures
+from canal.registry.manifest.pages import measures
 
 SCORES, STAGES, TYPES = "scores.json", "stages.csv", "types.csv"
 EPOCHS, CONFUSION = "epochs.csv", "confusion.csv"

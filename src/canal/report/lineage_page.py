@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.core.files import new_file
-from canal.registry.lineage import Graph, Kind, Node
+from canal.registry.provenance.lineage import Graph, Kind, Node
 from canal.report.lineage_tree import shown
 
 _LETTERS = 21

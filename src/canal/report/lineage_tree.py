@@ -6,7 +6,7 @@ On the terminal it is a branch a version, below it what it was made from, down t
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from canal.registry.lineage import Fact, Graph, Node
+from canal.registry.provenance.lineage import Fact, Graph, Node
 from canal.report.tables import text
 
 if TYPE_CHECKING:

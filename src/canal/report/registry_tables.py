@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from canal.registry.rebuild import Rebuilt
+    from canal.registry.versions.rebuild import Rebuilt
 
 Document = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def rulings_table(judgement: Document) -> "Table":
 
 
 def comparison_table(comparison: Document) -> "Group":
-    """Return two models on the same cells, a row a stage and type; see `canal.registry.comparison`."""
+    """Return two models on the same cells, a row a stage and type; see `canal.registry.promotion.policy`."""
     from rich.console import Group
 
     title = f"Version {comparison['candidate']} against version {comparison['champion']}, on the same cells"
@@ -114,7 +114,7 @@ def _what(entry: Document) -> str:
 
 
 def audit_report(document: Document) -> "Group":
-    """Return what `canal.registry.audit.Report.to_json` gives: findings, notes, how much was looked at."""
+    """Return what `full_audit.Report.to_json` gives: findings, notes, how much was looked at."""
     from rich.console import Group
 
     findings, notes = document["findings"], document["notes"]
