@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from canal.config.params import Config
 from canal.data.split import RESERVE, SUMMED
@@ -287,18 +287,13 @@ def declared_in(chain: Sequence[Member]) -> dict[str, Excluded]:
     """Return what the requests of a chain declare as excluded."""
     declared: dict[str, Excluded] = {}
     for member in chain:
-        for cells in _cell_requests(member.key["request"]):
+        asked = member.key["request"].get("cells") or {}  # a backbone has one for each stage
+        for cells in [asked] if "declaration" in asked else asked.values():
             exclude = cells["declaration"].get("exclude") or {}
             mine = declared.setdefault(str(cells["source"]), Excluded())
             mine.cells |= set(exclude.get("cells", ()))
             mine.batches |= set(exclude.get("batches", ()))
     return declared
-
-
-def _cell_requests(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the requests for cells in a stage's request: one, or in a backbone's one for each stage."""
-    cells = request.get("cells") or {}
-    return [cells] if "declaration" in cells else list(cells.values())
 
 
 def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
@@ -307,7 +302,9 @@ def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
     yield from _split_cells(newest)
     for member in chain:
         if member.taught and member.stage in newest.key.get("sums", {}):
-            yield from _summed_cells(member)
+            rows, place = member.rows or {}, f"sums of {member.stage}"
+            summed = (one for one in _split_cells(member) if rows[one.cell][3] in SUMMED)
+            yield from (replace(one, place=place) for one in summed)
     digests = {(member.stage, one.cell): one.digest for member in chain for one in _split_cells(member)}
     for place, stored in ((BANK, newest.bank), (PROBE, newest.probe)):
         if stored is None:
@@ -317,14 +314,6 @@ def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
             cells.cell_ids, cells.stages, cells.sources, cells.batches, strict=True
         ):
             yield Seen(place, cell, source, batch, digests.get((stage, cell), ""))
-
-
-def _summed_cells(member: Member) -> Iterator[Seen]:
-    """Yield the cells of a member's split that were added up."""
-    rows = member.rows or {}
-    for one in _split_cells(member):
-        if rows[one.cell][3] in SUMMED:
-            yield replace(one, place=f"sums of {member.stage}")
 
 
 def _split_cells(member: Member) -> Iterator[Seen]:

@@ -94,7 +94,10 @@ class Family:
         chain, came_with = [member], member
         while (parent := chain[0].parent) is not None:
             version = self._by_key.get(parent)
-            found = self._came_with(came_with, parent) if version is None else self.member(version)
+            if version is None:
+                found = ancestor(came_with.folder / ANCESTORS / parent, parent, came_with.name, self._found)
+            else:
+                found = self.member(version)
             if version is None and found is None:
                 what = f"key.json names the parent {parent[:12]}..., which is not registered"
                 self._found.wrong(chain[0].name, "chain", what)
@@ -126,9 +129,6 @@ class Family:
 
     def _entry(self, version: Version) -> Entry | None:
         return self._entries.get((version.model, version.number))
-
-    def _came_with(self, member: Member, key: str) -> Member | None:
-        return ancestor(member.folder / ANCESTORS / key, key, member.name, self._found)
 
 
 def ancestor(folder: Path, digest: str, of: str, found: Found) -> Member | None:
@@ -166,10 +166,7 @@ def check_chain(chain: Sequence[Member], found: Found) -> None:
         if child.trained:
             _check_teacher(parent, child, found)
         _check_pretrained(chain, child, found)
-    _check_end(chain[0], found)
-
-
-def _check_end(first: Member, found: Found) -> None:
+    first = chain[0]
     if first.parent is None and first.taught:
         found.wrong(first.name, "chain", "key.json names no parent, but a learned stage has one")
 

@@ -121,7 +121,9 @@ def check_sums(chain: Sequence[Member], found: Found) -> None:
     """Check the sums of the newest member of a chain, oldest first: files, digests, cells and solution."""
     newest = chain[-1]
     if not newest.taught or not newest.key.get("sums"):
-        _check_none(newest, found)
+        if kept := sorted(name for name in newest.files if name.startswith(("sums/", "model/exact/"))):
+            what = f"key.json names no sums, but the version holds {examples(kept)}"
+            found.wrong(newest.name, _CHECK, what)
         return
     if broken := [name for name in newest.files if name.startswith("sums/") and not newest.intact(name)]:
         found.note(newest.name, _CHECK, f"not checked further: {examples(sorted(broken))} is not intact")
@@ -186,12 +188,6 @@ def _adopted(chain: Sequence[Member]) -> str | None:
         if isinstance(asked, dict) and "basis" in asked:
             return str(asked["basis"])
     return None
-
-
-def _check_none(member: Member, found: Found) -> None:
-    """Check that a version whose key names no sums answers without any."""
-    if kept := sorted(name for name in member.files if name.startswith(("sums/", "model/exact/"))):
-        found.wrong(member.name, _CHECK, f"key.json names no sums, but the version holds {examples(kept)}")
 
 
 def _read(member: Member) -> StageSums:

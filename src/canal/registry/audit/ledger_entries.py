@@ -78,16 +78,12 @@ def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
     versions = [
         version for name in (store.names.backbone, store.names.model) for version in store.versions(name)
     ]
-    return Snapshot(entries, wrong, content, versions, _mirrored(store))
-
-
-def _mirrored(store: Store) -> Mapping[int, Entry] | str:
-    if not store.remote:
-        return {}
+    there: Mapping[int, Entry] | str = {}
     try:
-        return mirrored(store)
+        there = mirrored(store) if store.remote else {}
     except CanalError as error:
-        return str(error)
+        there = str(error)
+    return Snapshot(entries, wrong, content, versions, there)
 
 
 def _usable(entry: Entry) -> bool:

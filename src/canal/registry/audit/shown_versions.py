@@ -38,8 +38,10 @@ def check_shown(shown: Shown, member: Member, record: Record, told: Told | None,
     if row.stage not in ("", _NO_STAGE):
         what = f"model_versions.current_stage is {_said(row.stage)}: MLflow loads it by that name, too"
         found.note(member.name, _CHECK, what)
-    for name, there, wanted in _row_pairs(row, record):
-        _compare(member, name, there, wanted, found)
+    _compare(member, "model_versions.run_id", row.run_id, str(record["run"]), found)
+    _compare(member, "model_versions.run_link", row.run_link, "", found)
+    _compare(member, "model_versions.status", row.status, _READY, found)
+    _compare(member, "model_versions.status_message", row.status_message, "", found)
     model = shown.models.get(row.source.removeprefix(LOGGED)) if row.source.startswith(LOGGED) else None
     if model is None:
         what = f"model_versions.source is {_said(row.source)}, expected a logged model ({LOGGED}m-...)"
@@ -60,18 +62,14 @@ def what_was_told(member: Member, record: Record) -> Told | None:
     """
     if member.version is None:
         return None
-    if FLAG in record and not all(_holds(member, record, name) for name in SOURCES):
-        return None
+    if FLAG in record:
+        digests = {**record["files"], **member.files}
+        if any(member.sum(name) != digests.get(name) for name in SOURCES):
+            return None
     try:
         return told_of(member.folder, member.key, record, member.version.number)
     except (CanalError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _holds(member: Member, record: Record, name: str) -> bool:
-    """Whether a file is what the version's manifests say, or is not there as they say."""
-    wanted: str | None = member.files.get(name, record["files"].get(name))
-    return member.sum(name) == wanted
 
 
 def _check_description(row: ShownVersion, member: Member, told: Told, found: Found) -> None:
@@ -157,13 +155,6 @@ def _name_stranger(shown: Shown, version: Version, store: Store, found: Found) -
     else:
         what = "canal never registered it, but MLflow loads it by its number: delete it in MLflow"
         found.wrong(name, _CHECK, what)
-
-
-def _row_pairs(row: ShownVersion, record: Record) -> Iterator[tuple[str, str, str]]:
-    yield "model_versions.run_id", row.run_id, str(record["run"])
-    yield "model_versions.run_link", row.run_link, ""
-    yield "model_versions.status", row.status, _READY
-    yield "model_versions.status_message", row.status_message, ""
 
 
 def _model_pairs(

@@ -73,7 +73,8 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
 
 def check_origin(member: Member, layout: Layout, found: Found) -> None:
     """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
-    if not member.taught or not _present(member, layout):
+    present = layout.model(member.stage) / "key.json"
+    if not member.taught or not present.is_file() or file_digest(present) != member.digest:
         return
     data = member.key["data"]
     raw = layout.source(str(data["source"])) / "cells.h5ad"
@@ -81,11 +82,6 @@ def check_origin(member: Member, layout: Layout, found: Found) -> None:
         found.wrong(
             member.name, "data", f"{raw.relative_to(layout.root)} is not the file it was learned from"
         )
-
-
-def _present(member: Member, layout: Layout) -> bool:
-    path = layout.model(member.stage) / "key.json"
-    return path.is_file() and file_digest(path) == member.digest
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
@@ -139,18 +135,17 @@ def _check_git(root: Path, found: Found) -> None:
 
 
 def _wanted(config: Config, stages: Collection[str]) -> set[str]:
-    """Return the names of the pipeline's steps, as dvc.lock has them."""
-    sources = {config.stages[stage].source for stage in stages}
-    plain = {"ingest", "split", "panel", "pretrain"}
-    steps = {
-        f"{step}@{stage}" for stage in stages for step in ("validate", *_learning(config, stage), "evaluate")
-    }
-    return plain | steps | {f"prepare@{source}" for source in sources}
+    """Return the names of the pipeline's steps, as dvc.lock has them.
 
-
-def _learning(config: Config, stage: str) -> tuple[str, ...]:
-    """Return the steps that learn a stage; a lock keeps those of the other group, once it was in that."""
-    return ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
+    A lock keeps the steps that learn a stage without a study, once it was learned so, and the other way
+    round.
+    """
+    found = {"ingest", "split", "panel", "pretrain"}
+    for stage in stages:
+        learning = ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
+        found |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
+        found.add(f"prepare@{config.stages[stage].source}")
+    return found
 
 
 def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:

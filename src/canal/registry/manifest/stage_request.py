@@ -183,8 +183,11 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     request = stage_request(config, stage)
     if stage == BACKBONE:
         own = _extra_stages(layout, config)
+    elif config.study(stage) is None:
+        own = {}
     else:
-        own = {} if config.study(stage) is None else _choice(layout, stage)
+        path = layout.tuned(stage)
+        own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
     return own | {
         "stage": stage,
         "branch": request["branch"],
@@ -219,12 +222,6 @@ def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     """Return what is known of a stage's canonical cells."""
     known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
     return known
-
-
-def _choice(layout: Layout, stage: str) -> dict[str, Any]:
-    """Return what a study chose for a stage, and the digest of all it says."""
-    path = layout.tuned(stage)
-    return {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
 
 
 def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
@@ -289,14 +286,10 @@ def _git(root: Path, *arguments: str) -> str:
 @cache
 def cpu_capability() -> str:
     """Return architecture and vector instructions, such as ``x86_64 AVX2``, as torch tells them apart."""
-    flags = _flags()
-    known = "AVX512" if flags >= _AVX512 else "AVX2" if flags >= _AVX2 else ""
-    return f"{platform.machine()} {known}".strip()
-
-
-def _flags() -> set[str]:
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+        lines = []
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    known = "AVX512" if flags >= _AVX512 else "AVX2" if flags >= _AVX2 else ""
+    return f"{platform.machine()} {known}".strip()

@@ -57,6 +57,8 @@ _SHIPPED = (
 )
 """What of canal a version needs to read a request and to answer: no training code."""
 
+_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
+
 Document = dict[str, Any]
 
 Name = Literal["key", "record"]
@@ -207,7 +209,7 @@ def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
             python_model=str(flavour),
             artifacts={"model": str(model / "model")},
             code_paths=[str(code)],
-            pip_requirements=_requirements(),
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _REQUIRED],
             signature=_signature(read_json(model / "model" / "genes.json")),
         )
     finally:
@@ -248,11 +250,6 @@ def _ship(scratch: Path) -> tuple[Path, Path]:
 def _renamed(text: str, name: str) -> str:
     """Return Python code whose imports take canal by another name."""
     return _IMPORT.sub(rf"\1{name}", text)
-
-
-def _requirements() -> list[str]:
-    names = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
-    return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
 def _signature(genes: list[str]) -> Any:

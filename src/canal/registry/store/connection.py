@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from canal.config.layout import Layout
-from canal.config.sections import Registry
+from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError
 from canal.core.messages import shown_address, without_secrets
 from canal.registry.store.database import Database, ensure_database, settle
@@ -281,6 +281,10 @@ class Connection:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+
+    def model_of(self, stage: str) -> str:
+        """Return the name of the registered model whose versions are of a stage, or of backbones."""
+        return self.names.backbone if stage == BACKBONE else self.names.model
 
     def model_tags(self, model: str) -> dict[str, str]:
         """Return the tags of a registered model; none where it was never made."""

@@ -298,7 +298,12 @@ def settle(layout: Layout, names: Registry) -> int:
         try:
             home = _home(database, names)
             if home is not None and inside(layout, home) is None:
-                raise RegistryError(_elsewhere(layout, names, home))
+                raise RegistryError(
+                    f"the experiment {names.experiment!r} of {layout.database} keeps its files in {home}, "
+                    f"which is not in this project ({layout.root}): nothing is written there. Name another "
+                    "experiment in params.yaml (registry.experiment), whose files then lie in mlartifacts/; "
+                    "a store that several folders share is named by MLFLOW_TRACKING_URI (docs/backends.md)"
+                )
             before = {one.parent for one in (home,) if one is not None and inside(layout, one) != one}
             with database:
                 return sum(_rewrite(database, layout, before, *place) for place in _places(names))
@@ -374,12 +379,3 @@ def _moved(location: str, layout: Layout, before: Collection[Path], own: bool) -
     if new == path:
         return location
     return new.as_uri() if location.startswith("file:") else str(new)
-
-
-def _elsewhere(layout: Layout, names: Registry, home: Path) -> str:
-    return (
-        f"the experiment {names.experiment!r} of {layout.database} keeps its files in {home}, which is not "
-        f"in this project ({layout.root}): nothing is written there. Name another experiment in params.yaml "
-        "(registry.experiment), whose files then lie in mlartifacts/; a store that several folders share is "
-        "named by MLFLOW_TRACKING_URI (docs/backends.md)"
-    )

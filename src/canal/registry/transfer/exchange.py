@@ -108,14 +108,11 @@ def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | byt
     }
     for one in chain[:-1]:
         if one.folder.parent != member.folder / ANCESTORS:
-            files |= {f"{ANCESTORS}/{one.digest}/{name}": one.folder / name for name in _carried(one)}
+            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # what the chain is checked with travels
+                if (one.folder / name).is_file():
+                    files[f"{ANCESTORS}/{one.digest}/{name}"] = one.folder / name
     files[LEDGER] = _entries_about(snapshot, chain)
     return files
-
-
-def _carried(member: Member) -> list[str]:
-    """Return the files of an ancestor that travel: its manifests, and what the chain is checked with."""
-    return [name for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY) if (member.folder / name).is_file()]
 
 
 def _entries_about(snapshot: Snapshot, chain: Sequence[Member]) -> bytes:

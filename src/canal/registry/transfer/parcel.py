@@ -234,7 +234,11 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
         members = _checked_members(archive, path)
         manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST))
         _check_listing(members, manifest)
-        _check_space(manifest, into)
+        total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
+        if total > free:
+            raise AuditError(
+                f"the parcel needs {total:,} bytes, {into} has {free:,}: make room, then try again"
+            )
         for name, content in sorted(manifest.files.items()):
             _write(archive, members[name], content, into / name)
     return manifest
@@ -315,12 +319,6 @@ def _check_listing(members: dict[str, zipfile.ZipInfo], manifest: Manifest) -> N
             raise AuditError(
                 f"{name} has {found:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
             )
-
-
-def _check_space(manifest: Manifest, into: Path) -> None:
-    total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
-    if total > free:
-        raise AuditError(f"the parcel needs {total:,} bytes, {into} has {free:,}: make room, then try again")
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:

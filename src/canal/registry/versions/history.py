@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from canal.config.params import Config
-from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder
@@ -41,7 +40,7 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
     digest = json_digest(request)
     versions = [
         version
-        for version in store.versions(_model_name(store, stage))
+        for version in store.versions(store.model_of(stage))
         if version.ready
         and not version.imported
         and (version.stage, version.branch) == (stage, request["branch"])
@@ -61,7 +60,7 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
     A project whose own store is lost altogether is learned and rebuilt, as ever.
     """
     require_rebuilt(store)
-    model, entries = _model_name(store, stage), ledger_of(store).entries()
+    model, entries = store.model_of(stage), ledger_of(store).entries()
     for entry in reversed(records_said(entries).values()):
         details = entry.document["details"]
         if (entry.model, details.get("stage"), details.get("branch")) != (model, stage, branch):
@@ -211,10 +210,6 @@ def _record_files(folder: Path, version: Version) -> dict[str, str]:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _model_name(store: Store, stage: str) -> str:
-    return store.names.backbone if stage == BACKBONE else store.names.model
 
 
 def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:

@@ -228,7 +228,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
         for stage in (BACKBONE, *config.stages):
             if not _finished(layout, stage):
                 continue
-            version = published(store, _model_name(store, stage), whole_key(layout.model(stage)))
+            version = published(store, store.model_of(stage), whole_key(layout.model(stage)))
             if version is None:
                 made.append(publish(store, _publication(store, layout, config, stage, draw)))
             else:
@@ -247,7 +247,7 @@ def _finished(layout: Layout, stage: str) -> bool:
 def _publication(store: Store, layout: Layout, config: Config, stage: str, draw: DrawFigures) -> Publication:
     folder = layout.model(stage)
     return Publication(
-        model=_model_name(store, stage),
+        model=store.model_of(stage),
         folder=folder,
         parent=parent_version(store, read_key(folder), stage),
         run_id=stage_run(store, config, stage),
@@ -290,10 +290,6 @@ def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
         "validation/data_docs": layout.data_docs(stage),
         "figures": figures,
     }
-
-
-def _model_name(store: Store, stage: str) -> str:
-    return store.names.backbone if stage == BACKBONE else store.names.model
 
 
 def import_facts(checkpoint: str, genes: str, gene_vectors: str | None) -> dict[str, Any]:
