@@ -47,7 +47,7 @@ from canal.registry.promotion.moves import ledger_of, recover
 from canal.registry.provenance.registered import Member
 from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
-from canal.registry.store.store import Bring, Store, fresh_copies
+from canal.registry.store.store import Store, fresh_copies
 
 _PATIENCE_S, _GLANCE_S = 60.0, 0.2
 """How long an audit waits for others to rest who move something in a shared store."""
@@ -103,61 +103,35 @@ def audit(
     hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
     ``keyring`` holds the keys by which every entry of the ledger has to be signed.
     """
-    with fresh_copies(store) as bring:
-        return _audited(store, layout, config, versions, again, keyring, bring)
-
-
-def _audited(
-    store: Store,
-    layout: Layout,
-    config: Config,
-    versions: Sequence[Version] | None,
-    again: bool,
-    keyring: Keyring | None,
-    bring: Bring,
-) -> Report:
     began, found = time.monotonic(), Found()
-    snapshot = _snapshot(store, found)
-    ledger = ledger_of(store)
-    check_ledger(ledger, snapshot, store, found)
-    keyring = check_entries(snapshot.entries, store, keyring, found)
-    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, found)
-    check_registered(snapshot, store, found)
-    check_aliases(snapshot, store, found)
-    check_places(store, found)
-    shown = read_shown(store)
-    check_others(shown, snapshot, store, found)
-    family = Family(store, snapshot.ready, snapshot.records, found, bring)
-    wanted = snapshot.ready if versions is None else list(versions)
-    chains, made = [], []
-    for version in wanted:
-        chain, record = _audit_version(family, version, layout, found)
-        if chain:
-            chains.append(chain)
-        if record is not None:
-            told = what_was_told(chain[-1], record)
-            check_shown(shown, chain[-1], record, told, found)
-            entry = snapshot.records.get((version.model, version.number))
-            made.append(Made(chain[-1], record, told, entry is not None and entry.kind == "register"))
-    opening = Opening([chain[-1] for chain in chains]).start()
-    check_runs(shown, made, versions is None, found)
-    check_promotions(snapshot.entries, wanted, family, found)
-    _check_ancestors(chains, found)
-    files = CellFiles(layout)
-    for chain in chains:
-        check_cells(chain, found)
-        check_sums(chain, found)
-        if again:
-            recompute(chain, files, found)
-        check_values(chain, files, found)
+    with fresh_copies(store) as bring:
+        snapshot = _checked_ledger(store, keyring, found)
+        shown = read_shown(store)
+        check_others(shown, snapshot, store, found)
+        family = Family(store, snapshot.ready, snapshot.records, found, bring)
+        wanted = snapshot.ready if versions is None else list(versions)
+        chains, made = [], []
+        for version in wanted:
+            chain, record = _audit_version(family, version, layout, found)
+            if chain:
+                chains.append(chain)
+            if record is not None:
+                told = what_was_told(chain[-1], record)
+                check_shown(shown, chain[-1], record, told, found)
+                entry = snapshot.records.get((version.model, version.number))
+                made.append(Made(chain[-1], record, told, entry is not None and entry.kind == "register"))
+        opening = Opening([chain[-1] for chain in chains]).start()
+        check_runs(shown, made, versions is None, found)
+        check_promotions(snapshot.entries, wanted, family, found)
+        _check_chains(chains, layout, again, found)
 
-    def everybody() -> Iterator[Member]:
-        others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
-        return (member for version in snapshot.ready if (member := others.member(version)))
+        def everybody() -> Iterator[Member]:
+            others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
+            return (member for version in snapshot.ready if (member := others.member(version)))
 
-    check_exclusions(chains, everybody, config, found)
-    check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
-    opening.tell(found)
+        check_exclusions(chains, everybody, config, found)
+        check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
+        opening.tell(found)
     found.counts["versions"] = len(wanted)
     return Report(
         findings=tuple(found.findings),
@@ -166,6 +140,31 @@ def _audited(
         counts=dict(found.counts),
         seconds=time.monotonic() - began,
     )
+
+
+def _checked_ledger(store: Store, keyring: Keyring | None, found: Found) -> Snapshot:
+    """Check the ledger against itself, git, the store and its aliases; return what both said."""
+    snapshot = _snapshot(store, found)
+    ledger = ledger_of(store)
+    check_ledger(ledger, snapshot, store, found)
+    keyring = check_entries(snapshot.entries, store, keyring, found)
+    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, found)
+    check_registered(snapshot, store, found)
+    check_aliases(snapshot, store, found)
+    check_places(store, found)
+    return snapshot
+
+
+def _check_chains(chains: Sequence[Sequence[Member]], layout: Layout, again: bool, found: Found) -> None:
+    """Check what each version was learned on and from; what several chains share is read once."""
+    _check_ancestors(chains, found)
+    files = CellFiles(layout)
+    for chain in chains:
+        check_cells(chain, found)
+        check_sums(chain, found)
+        if again:
+            recompute(chain, files, found)
+        check_values(chain, files, found)
 
 
 def _audit_version(

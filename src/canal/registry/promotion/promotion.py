@@ -60,11 +60,12 @@ def promote(
             f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
             "with your reason"
         )
-    details = {
+    aliases, details = _serving(ledger, version, champion)
+    details |= {
         "rulings": [ruling.to_json() for ruling in rulings],
         "overrides": [ruling.rule for ruling in rulings if ruling.overridden],
     }
-    return _serve(store, ledger, "promote", version, champion, who, reason, details, sign)
+    return record(store, ledger, _draft("promote", version, who, reason, aliases, details), sign)
 
 
 def rollback(
@@ -85,7 +86,8 @@ def rollback(
     if target is None:
         raise RegistryError("there is no previous champion; name a version with --to")
     require_other(target, champion)
-    return _serve(store, ledger, "rollback", target, champion, who, reason, {}, sign)
+    aliases, details = _serving(ledger, target, champion)
+    return record(store, ledger, _draft("rollback", target, who, reason, aliases, details), sign)
 
 
 def retire(
@@ -171,22 +173,15 @@ def require_other(version: Version, champion: Version | None) -> None:
         raise RegistryError(f"version {version.number} ({version.stage}) is the champion already")
 
 
-def _serve(
-    store: Store,
-    ledger: Ledger,
-    kind: Kind,
-    version: Version,
-    champion: Version | None,
-    who: str,
-    why: str,
-    details: Mapping[str, Any],
-    sign: Sign | None,
-) -> Entry:
-    aliases, served = {CHAMPION: version.number}, _served(ledger, version, champion)
+def _serving(
+    ledger: Ledger, version: Version, champion: Version | None
+) -> tuple[dict[str, int | None], dict[str, Any]]:
+    """Return the aliases that a new champion moves, and from which version to which it goes."""
+    served = _served(ledger, version, champion)
+    aliases: dict[str, int | None] = {CHAMPION: version.number}
     if served is not None:
         aliases[PREVIOUS] = served
-    before = {"from": served, "to": version.number}
-    return record(store, ledger, _draft(kind, version, who, why, aliases, {**before, **details}), sign)
+    return aliases, {"from": served, "to": version.number}
 
 
 def _served(ledger: Ledger, version: Version, champion: Version | None) -> int | None:

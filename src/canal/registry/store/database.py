@@ -306,7 +306,7 @@ def settle(layout: Layout, names: Registry) -> int:
                 )
             before = {one.parent for one in (home,) if one is not None and inside(layout, one) != one}
             with database:
-                return sum(_rewrite(database, layout, before, *place) for place in _places(names))
+                return sum(_rewrite(database, layout, before, place) for place in _places(names))
         except sqlite3.Error as error:
             raise RegistryError(f"cannot write {layout.database}: {error}; nothing was changed") from error
 
@@ -352,12 +352,10 @@ def _rewrite(
     database: sqlite3.Connection,
     layout: Layout,
     before: Collection[Path],
-    table: str,
-    column: str,
-    mine: str,
-    values: tuple[str, ...],
+    place: tuple[str, str, str, tuple[str, ...]],
 ) -> int:
     """Let the project's own paths name the project, and all that began with the folder it lay in."""
+    table, column, mine, values = place
     query = f"SELECT DISTINCT {column}, {mine} FROM {table}"  # noqa: S608
     moved = [
         (new, old)
