@@ -14,7 +14,7 @@ from canal.registry.audit import opening
 from canal.registry.audit.opening import Opening, complaints
 from canal.registry.audit.version_files import Found
 from canal.registry.manifest.version_folder import key_digest, read_key
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.transfer.exchange import export_parcel, import_parcel
 from tests.faults.bundles import every_kind, read_bundle, write_bundle
 from tests.pipeline.conftest import Line, copied
@@ -39,7 +39,7 @@ def opened(folder):
     """Return what an audit says of a folder whose key.json agrees with its files."""
     key = read_key(folder)
     key["files"] = {name: file_digest(folder / name) for name in key["files"] if (folder / name).is_file()}
-    member = Member("version 3", folder, key, key_digest(folder), None)
+    member = RegisteredVersion("version 3", folder, key, key_digest(folder), None)
     found = Found()
     Opening([member]).start().tell(found)
     return [str(one) for one in found.findings]

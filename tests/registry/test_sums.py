@@ -26,7 +26,7 @@ from canal.registry.audit.full_audit import audit
 from canal.registry.audit.kept_cells import check_sums
 from canal.registry.audit.version_files import Found
 from canal.registry.manifest.version_folder import KEY_FILE, read_key
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import learned_by
 
@@ -46,11 +46,11 @@ def line(exact, tmp_path) -> Line:
     return copied(exact, tmp_path / "project")
 
 
-def members(line: Line, newest: Path, key: dict[str, Any]) -> list[Member]:
+def members(line: Line, newest: Path, key: dict[str, Any]) -> list[RegisteredVersion]:
     """Return the chain of the third stage, its newest member in another folder and with another key."""
     folders = [line.root / "models" / stage for stage in CHAIN[:-1]]
-    found = [Member(f"v-{one.name}", one, read_key(one), "0" * 64, None) for one in folders]
-    return [*found, Member("v-third", newest, key, "0" * 64, None)]
+    found = [RegisteredVersion(f"v-{one.name}", one, read_key(one), "0" * 64, None) for one in folders]
+    return [*found, RegisteredVersion("v-third", newest, key, "0" * 64, None)]
 
 
 def forged(line: Line, tmp_path: Path, change: Callable[[Path, dict[str, Any]], None]) -> list[str]:

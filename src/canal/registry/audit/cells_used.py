@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from canal.config.params import Config
 from canal.data.split import RESERVE, SUMMED
 from canal.registry.audit.version_files import Found, examples
-from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, Member, Rows
+from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, Rows
 
 if TYPE_CHECKING:
     from canal.continual.cells import LabelledCells
@@ -39,7 +39,7 @@ class Taught:
     whole: bool
 
 
-def check_cells(chain: Sequence[Member], found: Found) -> None:
+def check_cells(chain: Sequence[RegisteredVersion], found: Found) -> None:
     """Check the newest member of a chain (oldest first), whose ancestors are the others."""
     stages = [member for member in chain if member.taught]
     if not stages:
@@ -63,7 +63,7 @@ def check_cells(chain: Sequence[Member], found: Found) -> None:
         _check_stored(newest, PROBE, newest.probe.cells, taught, found)
 
 
-def _check_labels(newest: Member, rows: Rows, found: Found) -> None:
+def _check_labels(newest: RegisteredVersion, rows: Rows, found: Found) -> None:
     """Check that what was trained on has labels of the model, and that each new label has training cells."""
     if newest.labels is None:
         return
@@ -72,7 +72,7 @@ def _check_labels(newest: Member, rows: Rows, found: Found) -> None:
         found.wrong(newest.name, "labels", f"{SPLIT} trains types that {LABELS} lacks: {examples(unknown)}")
 
 
-def _check_leaks(stages: Sequence[Member], splits: Mapping[str, Rows], found: Found) -> None:
+def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows], found: Found) -> None:
     """Check that no training or bank cell of the chain is held back by it, by id or by content.
 
     Two stages that share a cell in this way are the fault of the later one, which had to follow the other.
@@ -98,7 +98,7 @@ def _check_leaks(stages: Sequence[Member], splits: Mapping[str, Rows], found: Fo
         found.wrong(later.name, "cells", what)
 
 
-def _trained(newest: Member, splits: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
+def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
     """Yield file, stage and id of every cell that the chain trained on."""
     for stage, rows in splits.items():
         for cell, (_, _, _, chosen) in rows.items():
@@ -109,7 +109,9 @@ def _trained(newest: Member, splits: Mapping[str, Rows]) -> Iterator[tuple[str, 
             yield BANK, stage, cell
 
 
-def _check_stored(newest: Member, name: str, cells: LabelledCells, taught: Taught, found: Found) -> None:
+def _check_stored(
+    newest: RegisteredVersion, name: str, cells: LabelledCells, taught: Taught, found: Found
+) -> None:
     """Check that stored cells stand in the split of the stage they claim, in its set, with its label."""
     wrong: dict[str, list[str]] = {}
     fields = (cells.cell_ids, cells.cell_types, cells.stages, cells.sources, cells.batches)
@@ -145,7 +147,9 @@ def _complaint(
     return None
 
 
-def _check_bank(newest: Member, bank: StoredCells, splits: Mapping[str, Rows], found: Found) -> None:
+def _check_bank(
+    newest: RegisteredVersion, bank: StoredCells, splits: Mapping[str, Rows], found: Found
+) -> None:
     """Check a bank's size, the share of each type and the ranks."""
     capacity, labels = int(newest.key["request"]["bank"]["capacity"]), newest.labels
     counts = Counter(bank.cells.cell_types)
@@ -177,7 +181,7 @@ def _check_bank(newest: Member, bank: StoredCells, splits: Mapping[str, Rows], f
         found.wrong(newest.name, "bank", f"{what}: {examples(wrong)}")
 
 
-def _check_handed_on(newest: Member, parent: Member | None, found: Found) -> None:
+def _check_handed_on(newest: RegisteredVersion, parent: RegisteredVersion | None, found: Found) -> None:
     """Check that what a bank holds of older stages was in the parent's bank, with the same rank."""
     if newest.bank is None or parent is None or parent.bank is None:
         return
@@ -231,8 +235,8 @@ class Seen:
 
 
 def check_exclusions(
-    chains: Sequence[Sequence[Member]],
-    everybody: Callable[[], Iterable[Member]],
+    chains: Sequence[Sequence[RegisteredVersion]],
+    everybody: Callable[[], Iterable[RegisteredVersion]],
     config: Config,
     found: Found,
 ) -> None:
@@ -269,7 +273,7 @@ def check_exclusions(
 
 
 def _tell(
-    newest: Member, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], found: Found
+    newest: RegisteredVersion, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], found: Found
 ) -> None:
     for place, cells in wrong.items():
         names = examples(sorted(cells))
@@ -283,7 +287,7 @@ def _tell(
         found.note(newest.name, "exclusion", what)
 
 
-def declared_in(chain: Sequence[Member]) -> dict[str, Excluded]:
+def declared_in(chain: Sequence[RegisteredVersion]) -> dict[str, Excluded]:
     """Return what the requests of a chain declare as excluded."""
     declared: dict[str, Excluded] = {}
     for member in chain:
@@ -296,7 +300,7 @@ def declared_in(chain: Sequence[Member]) -> dict[str, Excluded]:
     return declared
 
 
-def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
+def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[Seen]:
     """Yield all cells that the newest member of a chain holds: its split, sums, bank and probe."""
     newest = chain[-1]
     yield from _split_cells(newest)
@@ -316,7 +320,7 @@ def _cells(chain: Sequence[Member]) -> Iterator[Seen]:
             yield Seen(place, cell, source, batch, digests.get((stage, cell), ""))
 
 
-def _split_cells(member: Member) -> Iterator[Seen]:
+def _split_cells(member: RegisteredVersion) -> Iterator[Seen]:
     """Yield the cells of a member's split; none where it cannot be read."""
     if not member.taught or member.split is None:
         return

@@ -42,7 +42,7 @@ from canal.registry.provenance.registered import (
     TEACHER,
     VERDICT,
     WEIGHTS,
-    Member,
+    RegisteredVersion,
 )
 from canal.registry.store.database import Version
 from canal.registry.store.store import Bring, Store
@@ -70,23 +70,23 @@ class Family:
         self._by_key: dict[str, Version] = {}
         for version in versions:
             self._by_key.setdefault(version.key, version)
-        self._opened: dict[tuple[str, int], Member | None] = {}
+        self._opened: dict[tuple[str, int], RegisteredVersion | None] = {}
 
-    def member(self, version: Version) -> Member | None:
+    def member(self, version: Version) -> RegisteredVersion | None:
         """Return a version whose key.json holds; None, and findings, where it does not."""
         place = (version.model, version.number)
         if place not in self._opened:
             self._opened[place] = self._open(version)
         return self._opened[place]
 
-    def record(self, member: Member) -> Record | None:
+    def record(self, member: RegisteredVersion) -> Record | None:
         """Check record.json and all it covers, and return it if it holds."""
-        if member.version is None:
+        if member.elsewhere:
             return None
         version = member.version
         return check_record(member, version, self._entry(version), self._found)
 
-    def chain(self, member: Member) -> list[Member]:
+    def chain(self, member: RegisteredVersion) -> list[RegisteredVersion]:
         """Return a member's ancestors and itself, oldest first; a finding says where the chain breaks off.
 
         A parent is looked for among the registered versions, then among what came with an imported one.
@@ -103,11 +103,11 @@ class Family:
                 self._found.wrong(chain[0].name, "chain", what)
             if found is None or found in chain:
                 break
-            came_with = found if found.version is not None else came_with
+            came_with = came_with if found.elsewhere else found
             chain.insert(0, found)
         return chain
 
-    def _open(self, version: Version) -> Member | None:
+    def _open(self, version: Version) -> RegisteredVersion | None:
         name = version_name(self._store, version.model, version.number)
         try:
             folder = self._bring(version)
@@ -123,7 +123,7 @@ class Family:
         if key is None:
             self._found.note(name, "files", "its other files were not checked: key.json does not hold")
             return None
-        member = Member(name, folder, key, file_digest(folder / KEY_FILE), version)
+        member = RegisteredVersion(name, folder, key, file_digest(folder / KEY_FILE), version)
         check_key(member, self._found)
         return member
 
@@ -131,7 +131,7 @@ class Family:
         return self._entries.get((version.model, version.number))
 
 
-def ancestor(folder: Path, digest: str, of: str, found: Found) -> Member | None:
+def ancestor(folder: Path, digest: str, of: str, found: Found) -> RegisteredVersion | None:
     """Return what came with an imported version of one of its ancestors, if its key.json holds."""
     if not (folder / KEY_FILE).is_file():
         return None
@@ -149,10 +149,10 @@ def ancestor(folder: Path, digest: str, of: str, found: Found) -> Member | None:
     if broken := schema_complaints("key", key):
         found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {broken[0]}")
         return None
-    return Member(name, folder, key, digest, None)
+    return RegisteredVersion(name, folder, key, digest, None)
 
 
-def check_chain(chain: Sequence[Member], found: Found) -> None:
+def check_chain(chain: Sequence[RegisteredVersion], found: Found) -> None:
     """Check each member of a chain, oldest first, against its parent."""
     for parent, child in pairwise(chain):
         if parent.stage == IMPORTED:
@@ -171,7 +171,7 @@ def check_chain(chain: Sequence[Member], found: Found) -> None:
         found.wrong(first.name, "chain", "key.json names no parent, but a learned stage has one")
 
 
-def _check_adopted(imported: Member, backbone: Member, found: Found) -> None:
+def _check_adopted(imported: RegisteredVersion, backbone: RegisteredVersion, found: Found) -> None:
     """Check that a backbone holds the bytes of the import that it names as its parent."""
     if backbone.taught:
         found.wrong(
@@ -185,7 +185,7 @@ def _check_adopted(imported: Member, backbone: Member, found: Found) -> None:
             found.wrong(backbone.name, "chain", f"{name} is not what {imported.name} holds")
 
 
-def _check_panel(parent: Member, child: Member, found: Found) -> None:
+def _check_panel(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
     if parent.key["panel"] != child.key["panel"]:
         what = f"key.json names another panel than that of {parent.name}: a lineage keeps one"
         found.wrong(child.name, "panel", what)
@@ -193,7 +193,7 @@ def _check_panel(parent: Member, child: Member, found: Found) -> None:
         _check_genes(parent, child, found)
 
 
-def _check_genes(parent: Member, child: Member, found: Found) -> None:
+def _check_genes(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
     """Check that a panel is the parent's, or begins with it and has no more genes than were asked for."""
     known, genes, asked = parent.genes or [], child.genes or [], child.grow if parent.taught else 0
     added = len(genes) - len(known)
@@ -205,7 +205,7 @@ def _check_genes(parent: Member, child: Member, found: Found) -> None:
         found.wrong(child.name, "panel", what)
 
 
-def _check_beginning(backbone: Member, first: Member, found: Found) -> None:
+def _check_beginning(backbone: RegisteredVersion, first: RegisteredVersion, found: Found) -> None:
     """Check a first stage against its backbone."""
     if first.key["teacher"] is not None:
         found.wrong(first.name, "teacher", "a first stage has no teacher, but key.json names one")
@@ -213,7 +213,7 @@ def _check_beginning(backbone: Member, first: Member, found: Found) -> None:
         _note_other_split(backbone, first, found)
 
 
-def _check_pretrained(chain: Sequence[Member], child: Member, found: Found) -> None:
+def _check_pretrained(chain: Sequence[RegisteredVersion], child: RegisteredVersion, found: Found) -> None:
     """Check a later stage against the backbone, which may have been pretrained on cells of it, too."""
     backbone = next((member for member in chain if member.stage == BACKBONE), None)
     if backbone is None or child.stage not in backbone.extra_stages:
@@ -223,7 +223,7 @@ def _check_pretrained(chain: Sequence[Member], child: Member, found: Found) -> N
         _note_other_split(backbone, child, found)
 
 
-def _note_other_split(backbone: Member, stage: Member, found: Found) -> None:
+def _note_other_split(backbone: RegisteredVersion, stage: RegisteredVersion, found: Found) -> None:
     found.note(
         stage.name,
         "cells",
@@ -232,7 +232,7 @@ def _note_other_split(backbone: Member, stage: Member, found: Found) -> None:
     )
 
 
-def _check_labels(parent: Member, child: Member, found: Found) -> None:
+def _check_labels(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
     if parent.labels is None or child.labels is None:
         return
     if child.labels[: len(parent.labels)] != parent.labels:
@@ -242,7 +242,7 @@ def _check_labels(parent: Member, child: Member, found: Found) -> None:
         found.wrong(child.name, "labels", what)
 
 
-def _check_teacher(parent: Member, child: Member, found: Found) -> None:
+def _check_teacher(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
     """Check that a teacher is the parent's model: configuration, labels and every tensor."""
     for name in ("config.json", "labels.json", "genes.json"):
         ours, theirs = f"teacher/{name}", f"model/{name}"
@@ -254,7 +254,7 @@ def _check_teacher(parent: Member, child: Member, found: Found) -> None:
         found.wrong(child.name, "teacher", _other_tensors(parent, child))
 
 
-def _other_tensors(parent: Member, child: Member) -> str:
+def _other_tensors(parent: RegisteredVersion, child: RegisteredVersion) -> str:
     """Return in which tensors a teacher differs from the parent's model, where both files are whole."""
     what = f"{TEACHER} is not {WEIGHTS} of {parent.name}"
     if not (parent.intact(WEIGHTS) and child.intact(TEACHER)):
@@ -283,7 +283,7 @@ def _same(one: object, other: object) -> bool:
     return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
 
 
-def check_verdict(chain: Sequence[Member], found: Found) -> None:
+def check_verdict(chain: Sequence[RegisteredVersion], found: Found) -> None:
     """Check validation/verdict.json of the newest member of a chain, if it is a stage, against its key.
 
     The gate looks at the genes that the lineage began with, whatever stages have added to them.

@@ -44,7 +44,7 @@ from canal.registry.ledger.mirror import movements
 from canal.registry.ledger.signing import Keyring
 from canal.registry.manifest.version_folder import Record
 from canal.registry.promotion.moves import ledger_of, recover
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import Store, fresh_copies
@@ -125,7 +125,7 @@ def audit(
         check_promotions(snapshot.entries, wanted, family, found)
         _check_chains(chains, layout, again, found)
 
-        def everybody() -> Iterator[Member]:
+        def everybody() -> Iterator[RegisteredVersion]:
             others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
             return (member for version in snapshot.ready if (member := others.member(version)))
 
@@ -155,7 +155,9 @@ def _checked_ledger(store: Store, keyring: Keyring | None, found: Found) -> Snap
     return snapshot
 
 
-def _check_chains(chains: Sequence[Sequence[Member]], layout: Layout, again: bool, found: Found) -> None:
+def _check_chains(
+    chains: Sequence[Sequence[RegisteredVersion]], layout: Layout, again: bool, found: Found
+) -> None:
     """Check what each version was learned on and from; what several chains share is read once."""
     _check_ancestors(chains, found)
     files = CellFiles(layout)
@@ -169,7 +171,7 @@ def _check_chains(chains: Sequence[Sequence[Member]], layout: Layout, again: boo
 
 def _audit_version(
     family: Family, version: Version, layout: Layout, found: Found
-) -> tuple[list[Member], Record | None]:
+) -> tuple[list[RegisteredVersion], Record | None]:
     """Check a version by itself; return what it was learned on and it, and its record, if they hold."""
     member = family.member(version)
     if member is None:
@@ -184,7 +186,7 @@ def _audit_version(
     return chain, record
 
 
-def _check_ancestors(chains: Sequence[Sequence[Member]], found: Found) -> None:
+def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], found: Found) -> None:
     """Check links, and files of ancestors that are not audited themselves, once each."""
     audited = {id(chain[-1]) for chain in chains}
     for chain in chains:
@@ -195,7 +197,7 @@ def _check_ancestors(chains: Sequence[Sequence[Member]], found: Found) -> None:
         check_chain(chain, found)
 
 
-def _stages(chains: Sequence[Sequence[Member]], config: Config, everything: bool) -> list[str]:
+def _stages(chains: Sequence[Sequence[RegisteredVersion]], config: Config, everything: bool) -> list[str]:
     """Return the stages of params.yaml whose files are compared with what DVC has."""
     learned = {member.stage for chain in chains for member in chain}
     return [stage for stage in config.stages if everything or stage in learned]

@@ -24,7 +24,7 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.stages import OWN_BATCHES, StageSums, by_type
 from canal.memory.sums import Sums, add_up
 from canal.registry.audit.version_files import Found, examples
-from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, Member
+from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion
 
 EXACT = "model/exact/answer.json"
 SUMS, MISSING = "sums", "missing.json"
@@ -40,7 +40,7 @@ class CellFiles:
         self._opened: dict[str, PreparedCells] = {}
         self._read: dict[tuple[str, tuple[str, ...]], dict[str, np.ndarray]] = {}
 
-    def of(self, member: Member) -> PreparedCells | None:
+    def of(self, member: RegisteredVersion) -> PreparedCells | None:
         """Return the canonical cells that a member was learned from; None where they are gone or others."""
         source, wanted = str(member.key["data"]["source"]), member.key["data"]["prepared_sha256"]
         path = self._layout.prepared(source) / "cells.h5ad"
@@ -58,7 +58,7 @@ class CellFiles:
         return np.stack([known[cell] for cell in ids]) if ids else prepared.expression(ids, genes)
 
 
-def check_values(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
+def check_values(chain: Sequence[RegisteredVersion], files: CellFiles, found: Found) -> None:
     """Check the labels, batches, digests and expression that the newest member of a chain stores."""
     newest = chain[-1]
     if not newest.taught:
@@ -73,7 +73,7 @@ def check_values(chain: Sequence[Member], files: CellFiles, found: Found) -> Non
         found.wrong(newest.name, "values", f"the prepared cells cannot be read: {error}")
 
 
-def _check_split(newest: Member, prepared: PreparedCells | None, found: Found) -> None:
+def _check_split(newest: RegisteredVersion, prepared: PreparedCells | None, found: Found) -> None:
     if prepared is None:
         what = "the cells it was learned from are not in prepared/: its split and values were not compared"
         found.note(newest.name, "values", what)
@@ -92,10 +92,10 @@ def _check_split(newest: Member, prepared: PreparedCells | None, found: Found) -
 
 
 def _check_stored(
-    newest: Member,
+    newest: RegisteredVersion,
     name: str,
     stored: StoredCells,
-    stages: dict[str, Member],
+    stages: dict[str, RegisteredVersion],
     files: CellFiles,
     found: Found,
 ) -> None:
@@ -117,7 +117,7 @@ def _check_stored(
             found.wrong(newest.name, "values", what)
 
 
-def check_sums(chain: Sequence[Member], found: Found) -> None:
+def check_sums(chain: Sequence[RegisteredVersion], found: Found) -> None:
     """Check the sums of the newest member of a chain, oldest first: files, digests, cells and solution."""
     newest = chain[-1]
     if not newest.taught or not newest.key.get("sums"):
@@ -141,7 +141,7 @@ def check_sums(chain: Sequence[Member], found: Found) -> None:
         found.wrong(newest.name, _CHECK, str(error))
 
 
-def recompute(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
+def recompute(chain: Sequence[RegisteredVersion], files: CellFiles, found: Found) -> None:
     """Add up the cells of the newest member again, from the prepared cells where they are still there.
 
     So are those of ancestors whose own versions keep no sums, for they were added up with the newest member.
@@ -154,7 +154,9 @@ def recompute(chain: Sequence[Member], files: CellFiles, found: Found) -> None:
             _recompute(newest, member, said[member.stage], files.of(member), found)
 
 
-def _recompute(newest: Member, member: Member, said: str, prepared: Any, found: Found) -> None:
+def _recompute(
+    newest: RegisteredVersion, member: RegisteredVersion, said: str, prepared: Any, found: Found
+) -> None:
     stage = member.stage
     if prepared is None or member.split is None:
         found.note(newest.name, _CHECK, f"{stage}: cells gone: digest only")
@@ -181,7 +183,7 @@ def _recompute(newest: Member, member: Member, said: str, prepared: Any, found: 
     found.note(newest.name, _CHECK, f"{stage}: recomputed from {len(types):,} cells, the same")
 
 
-def _adopted(chain: Sequence[Member]) -> str | None:
+def _adopted(chain: Sequence[RegisteredVersion]) -> str | None:
     """Return the digest of the basis that a lineage was asked to adopt; None where it chose its own."""
     for member in chain:
         asked = member.key["request"].get("memory")
@@ -190,14 +192,14 @@ def _adopted(chain: Sequence[Member]) -> str | None:
     return None
 
 
-def _read(member: Member) -> StageSums:
+def _read(member: RegisteredVersion) -> StageSums:
     sums = StageSums.load(member.folder, list(member.key["sums"]))
     if sums is None:
         raise SumsError("key.json names sums, but the version holds none")
     return sums
 
 
-def _check_digests(member: Member, sums: StageSums, found: Found) -> None:
+def _check_digests(member: RegisteredVersion, sums: StageSums, found: Found) -> None:
     said, there = member.key["sums"], {stage: one.digest for stage, one in sums.stages.items()}
     for stage in sorted(said.keys() | there.keys()):
         if said.get(stage) != there.get(stage):
@@ -210,7 +212,7 @@ def _check_digests(member: Member, sums: StageSums, found: Found) -> None:
     found.counts["sums"] += len(there)
 
 
-def _check_basis(chain: Sequence[Member], sums: StageSums, found: Found) -> None:
+def _check_basis(chain: Sequence[RegisteredVersion], sums: StageSums, found: Found) -> None:
     """Check whose cells chose the basis, and that a lineage keeps it."""
     newest, said = chain[-1], chain[-1].key["basis"]
     if said["seen"] != sums.basis.seen:
@@ -230,7 +232,7 @@ def _check_basis(chain: Sequence[Member], sums: StageSums, found: Found) -> None
         found.wrong(newest.name, _CHECK, f"the basis is not that of {parent.name}: a lineage keeps one")
 
 
-def _check_cells(newest: Member, member: Member, sums: StageSums, found: Found) -> None:
+def _check_cells(newest: RegisteredVersion, member: RegisteredVersion, sums: StageSums, found: Found) -> None:
     """Check that as many cells of each type were added up as the split lets train, those in reserve, too."""
     own = sums.stages.get(member.stage)
     if not member.taught or own is None or member.rows is None:
@@ -243,7 +245,7 @@ def _check_cells(newest: Member, member: Member, sums: StageSums, found: Found) 
         found.wrong(newest.name, _CHECK, f"sums of other cells than {whose} lets train: {told}")
 
 
-def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> None:
+def _check_handed_on(chain: Sequence[RegisteredVersion], sums: StageSums, found: Found) -> None:
     """Check that what is held of older stages is what their own versions hold."""
     newest = chain[-1]
     for member in chain[:-1]:
@@ -262,7 +264,7 @@ def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> 
         found.wrong(newest.name, _CHECK, f"sums of {examples(strange)}, on which it was not learned")
 
 
-def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
+def _check_batches(member: RegisteredVersion, sums: StageSums, found: Found) -> None:
     if not member.intact(OWN_BATCHES) or member.stage not in sums.stages:
         return
     batches = Sums.load(member.folder / OWN_BATCHES)
@@ -270,7 +272,7 @@ def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
         found.wrong(member.name, _CHECK, f"{OWN_BATCHES} does not add up to the sums of {member.stage}")
 
 
-def _check_solution(member: Member, sums: StageSums, found: Found) -> None:
+def _check_solution(member: RegisteredVersion, sums: StageSums, found: Found) -> None:
     """Check that the sums, solved again, give the stored weights: at most one unit off on another machine."""
     stored = ExactAnnotator.load(member.folder / Path(EXACT).parent)
     asked = member.key["request"].get("memory") or member.key.get("memory") or {}

@@ -31,7 +31,7 @@ from canal.model import EXACT
 from canal.model.load import load_model, method_of
 from canal.registry.audit.version_files import Found
 from canal.registry.manifest.version_folder import IMPORTED
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 
 _CHECK = "model"
 _PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
@@ -57,15 +57,15 @@ class Opening:
 
     Attributes
     ----------
-    members : sequence of Member
+    members : sequence of RegisteredVersion
         Versions whose files hold; of one that lacks a file, or holds other bytes, that is told elsewhere.
     cells : bool
         Whether stored cells are read, too.
     """
 
-    members: Sequence[Member]
+    members: Sequence[RegisteredVersion]
     cells: bool = False
-    _asked: dict[int, Member] = field(default_factory=dict)
+    _asked: dict[int, RegisteredVersion] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
 
     def start(self) -> Opening:
@@ -91,14 +91,14 @@ class Opening:
             for what in wrong:
                 found.wrong(member.name, _CHECK, f"its model cannot answer: {what}")
 
-    def _signature(self, member: Member) -> tuple[tuple[str, str], ...]:
+    def _signature(self, member: RegisteredVersion) -> tuple[tuple[str, str], ...]:
         files = [(name, member.files[name]) for name in sorted(_files(member))]
         return (("cells", str(self.cells)), ("kind", _kind(member)), ("method", _method(member)), *files)
 
     def _lines(self) -> list[str]:
         return [json.dumps({"number": number, **self._about(one)}) for number, one in self._asked.items()]
 
-    def _about(self, member: Member) -> dict[str, Any]:
+    def _about(self, member: RegisteredVersion) -> dict[str, Any]:
         size = sum((member.folder / name).stat().st_size for name in _files(member))
         return {
             "folder": str(member.folder),
@@ -130,17 +130,17 @@ class Opening:
             raise CanalError(f"models cannot be opened: Python {sys.executable} {ended}")
 
 
-def _kind(member: Member) -> str:
+def _kind(member: RegisteredVersion) -> str:
     return member.stage if member.stage in (BACKBONE, IMPORTED) else "annotator"
 
 
-def _method(member: Member) -> str:
+def _method(member: RegisteredVersion) -> str:
     """Return the method that a stage was asked to be learned by."""
     asked = member.key["request"].get("continual")
     return str(asked.get("method", "published")) if isinstance(asked, Mapping) else "published"
 
 
-def _files(member: Member) -> list[str]:
+def _files(member: RegisteredVersion) -> list[str]:
     """Return the files that a model is opened from; those of an import lie beside its key."""
     if member.stage == IMPORTED:
         return list(member.files)

@@ -21,7 +21,7 @@ from canal.registry.manifest.pages import (
     same,
 )
 from canal.registry.manifest.version_folder import Record
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.store.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
 from canal.registry.store.store import TAG
 
@@ -39,7 +39,7 @@ class Made:
     ``told`` is what `canal.registry.audit.shown_versions.what_was_told` returns.
     """
 
-    member: Member
+    member: RegisteredVersion
     record: Record
     told: Told | None
     registered: bool
@@ -92,14 +92,14 @@ def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Mad
     member, parent = one.member, one.record["parent"]
     _check_place(shown, run, member, found)
     numbers = {
-        str(version.number)
+        str(other.member.version.number)
         for other in made
-        if (version := other.member.version) is not None and other.record["run"] == one.record["run"]
+        if not other.member.elsewhere and other.record["run"] == one.record["run"]
     }
     said = run.tags.get(f"{TAG}version")
     if said not in numbers and not _later(said, numbers):
         _wrong_tag(member, run, f"{TAG}version", said, " or ".join(sorted(numbers)), found)
-    newest = member.version is not None and said == str(member.version.number)
+    newest = not member.elsewhere and said == str(member.version.number)
     tags = {f"{TAG}step": "stage", RUN_NAME: run.name}
     if newest:
         tags[f"{TAG}parent_version"] = str(parent["version"]) if parent else "none"
@@ -143,7 +143,7 @@ def _later(said: str | None, numbers: set[str]) -> bool:
     return bool(said and said.isdecimal()) and int(said or 0) > max(map(int, numbers), default=0)
 
 
-def _stage_key(run: ShownRun, member: Member) -> str:
+def _stage_key(run: ShownRun, member: RegisteredVersion) -> str:
     """Return what a stage's run is found by: of the request of its day, which params.yaml may have left."""
     said = run.tags.get(_STAGE_KEY, "")
     if re.fullmatch(f"{re.escape(member.stage)}-[0-9a-f]{{16}}", said):
@@ -151,7 +151,7 @@ def _stage_key(run: ShownRun, member: Member) -> str:
     return f"{member.stage}-{member.key['request_digest'][:16]}"
 
 
-def _check_place(shown: Shown, run: ShownRun, member: Member, found: Found) -> None:
+def _check_place(shown: Shown, run: ShownRun, member: RegisteredVersion, found: Found) -> None:
     wanted = shown.address(f"{run.id}/artifacts")
     for field, there, expected in (
         ("artifact_uri", run.location, wanted),
@@ -163,7 +163,7 @@ def _check_place(shown: Shown, run: ShownRun, member: Member, found: Found) -> N
 
 
 def _wrong_tag(
-    member: Member, run: ShownRun, name: str, there: str | None, wanted: str, found: Found
+    member: RegisteredVersion, run: ShownRun, name: str, there: str | None, wanted: str, found: Found
 ) -> None:
     said = "is gone" if there is None else f"says {there[:120]!r}"
     found.wrong(member.name, _CHECK, f"the tag {name} of run {run.id} {said}, expected {wanted!r}")
@@ -259,7 +259,7 @@ def _check_step(
 
 
 def _check_step_run(
-    shown: Shown, run: ShownRun, member: Member, wanted: Expected, key: str, found: Found
+    shown: Shown, run: ShownRun, member: RegisteredVersion, wanted: Expected, key: str, found: Found
 ) -> None:
     """Check the tags of a run that agrees, and name what it shows beside what the version knows."""
     _check_place(shown, run, member, found)
@@ -312,7 +312,7 @@ def _other_points(
 
 
 def _check_whole(
-    shown: Shown, runs: Sequence[ShownRun], member: Member, wanted: Expected, found: Found
+    shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, wanted: Expected, found: Found
 ) -> None:
     """Note epochs that no run shows; a training that was killed and went on has them in several runs."""
     there = {
@@ -323,7 +323,7 @@ def _check_whole(
         found.note(member.name, _CHECK, what)
 
 
-def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: Member, found: Found) -> None:
+def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, found: Found) -> None:
     """Check the runs of a study's trials; a trial of which MLflow shows nothing is noted."""
     tuned = member.document(_TUNED)
     below = [run for above in runs for run in shown.below(above.id)]

@@ -12,7 +12,7 @@ from canal.registry.ledger.ledger import aliases_said
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.manifest.pages import FLAG, SOURCES, Measure, Told, same, told_of
 from canal.registry.manifest.version_folder import Record
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.store.database import LOGGED, Version
 from canal.registry.store.shown import ACTIVE, Shown, ShownModel, ShownVersion
 from canal.registry.store.store import TAG, Store
@@ -23,14 +23,15 @@ _NO_STAGE = "None"
 _LONGEST = 120
 
 
-def check_shown(shown: Shown, member: Member, record: Record, told: Told | None, found: Found) -> None:
+def check_shown(
+    shown: Shown, member: RegisteredVersion, record: Record, told: Told | None, found: Found
+) -> None:
     """Check the rows that MLflow has of a version, and its tags, against key.json and record.json.
 
     What it was ``told`` beside is compared unless that is None; see `what_was_told`.
     """
-    version = member.version
-    row = None if version is None else shown.versions.get((version.model, version.number))
-    if version is None or row is None:
+    row = shown.versions.get((member.version.model, member.version.number))
+    if member.elsewhere or row is None:
         return
     _check_tags(row, member, record, told, found)
     if told is not None:
@@ -55,12 +56,12 @@ def check_shown(shown: Shown, member: Member, record: Record, told: Told | None,
         _check_model(model, member, told, found)
 
 
-def what_was_told(member: Member, record: Record) -> Told | None:
+def what_was_told(member: RegisteredVersion, record: Record) -> Told | None:
     """Return what MLflow was told of a version; None where a file that this is made of is damaged.
 
     Other checks name such a file. Of a version that an older canal registered no file is read.
     """
-    if member.version is None:
+    if member.elsewhere:
         return None
     if FLAG in record:
         digests = {**record["files"], **member.files}
@@ -72,7 +73,7 @@ def what_was_told(member: Member, record: Record) -> Told | None:
         return None
 
 
-def _check_description(row: ShownVersion, member: Member, told: Told, found: Found) -> None:
+def _check_description(row: ShownVersion, member: RegisteredVersion, told: Told, found: Found) -> None:
     """Compare the description with canal's; what somebody wrote below it is noted."""
     said, name = row.description.strip(), "model_versions.description"
     wanted = told.description.strip()
@@ -83,7 +84,7 @@ def _check_description(row: ShownVersion, member: Member, told: Told, found: Fou
         found.note(member.name, _CHECK, f"{name} in MLflow says more than canal wrote: {_said(added)}")
 
 
-def _check_model(model: ShownModel, member: Member, told: Told, found: Found) -> None:
+def _check_model(model: ShownModel, member: RegisteredVersion, told: Told, found: Found) -> None:
     """Compare parameters and metrics of a logged model with the version's documents."""
     there = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
     wanted = {_place(one): one.value for one in told.measures}
@@ -158,7 +159,7 @@ def _name_stranger(shown: Shown, version: Version, store: Store, found: Found) -
 
 
 def _model_pairs(
-    shown: Shown, model: ShownModel, member: Member, record: Record
+    shown: Shown, model: ShownModel, member: RegisteredVersion, record: Record
 ) -> Iterator[tuple[str, str, str]]:
     place = shown.address(f"models/{model.id}/artifacts")
     yield "logged_models.artifact_location", model.location, place
@@ -171,7 +172,9 @@ def _model_pairs(
     yield "logged_models.experiment_id", model.experiment, shown.experiment
 
 
-def _check_tags(row: ShownVersion, member: Member, record: Record, told: Told | None, found: Found) -> None:
+def _check_tags(
+    row: ShownVersion, member: RegisteredVersion, record: Record, told: Told | None, found: Found
+) -> None:
     """Check every tag that canal wrote, whether it says something else or is gone."""
     figures = {} if told is None else {f"{TAG}{name}": value for name, value in told.tags.items()}
     for name, wanted in (expected_tags(member, record) | figures).items():
@@ -186,7 +189,7 @@ def _check_tags(row: ShownVersion, member: Member, record: Record, told: Told | 
         found.wrong(member.name, "tags", what)
 
 
-def expected_tags(member: Member, record: Record) -> dict[str, str]:
+def expected_tags(member: RegisteredVersion, record: Record) -> dict[str, str]:
     """Return what tags of a version say; those of its manifests and its retirement are checked elsewhere."""
     key, parent, about = member.key, record["parent"], record.get("imported_from")
     tags = {
@@ -203,7 +206,7 @@ def expected_tags(member: Member, record: Record) -> dict[str, str]:
     return {f"{TAG}{name}": value for name, value in tags.items()}
 
 
-def _compare(member: Member, name: str, there: str, wanted: str, found: Found) -> None:
+def _compare(member: RegisteredVersion, name: str, there: str, wanted: str, found: Found) -> None:
     if there != wanted:
         found.wrong(member.name, _CHECK, f"{name} in MLflow is {_said(there)}, expected {_said(wanted)}")
 

@@ -37,7 +37,7 @@ from canal.registry.provenance.registered import (
     SPLIT,
     TEACHER,
     VERDICT,
-    Member,
+    RegisteredVersion,
 )
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
@@ -139,7 +139,7 @@ def read_manifest_key(
     return None if broken else key
 
 
-def check_key(member: Member, found: Found) -> None:
+def check_key(member: RegisteredVersion, found: Found) -> None:
     """Check what key.json says of itself: the same digest stands in several places."""
     key, files = member.key, member.files
     pairs = {
@@ -158,7 +158,7 @@ def check_key(member: Member, found: Found) -> None:
             )
 
 
-def check_files(member: Member, found: Found) -> None:
+def check_files(member: RegisteredVersion, found: Found) -> None:
     """Check every file that key.json names.
 
     Of an ancestor that came with an import only some are there: without those that a chain is checked with,
@@ -166,7 +166,7 @@ def check_files(member: Member, found: Found) -> None:
     """
     for name, digest in sorted(member.files.items()):
         there = member.sum(name)
-        if there is None and member.version is None:
+        if there is None and member.elsewhere:
             _check_carried(member, name, found)
             continue
         found.counts["files"] += 1
@@ -174,7 +174,7 @@ def check_files(member: Member, found: Found) -> None:
             found.wrong(member.name, "files", _differs(name, there, digest))
 
 
-def _check_carried(member: Member, name: str, found: Found) -> None:
+def _check_carried(member: RegisteredVersion, name: str, found: Found) -> None:
     """Name a document of an ancestor that did not come along, though a check needs it."""
     if name in CARRIED:
         what = f"{name} did not come along: what was learned on it cannot be checked without"
@@ -184,7 +184,9 @@ def _check_carried(member: Member, name: str, found: Found) -> None:
         found.note(member.name, "files", what)
 
 
-def check_record(member: Member, version: Version, entry: Entry | None, found: Found) -> Record | None:
+def check_record(
+    member: RegisteredVersion, version: Version, entry: Entry | None, found: Found
+) -> Record | None:
     """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
     path = member.folder / RECORD_FILE
     if not _registered(member.name, path, version.record, _said(entry, "record"), found):
@@ -214,7 +216,9 @@ def check_record(member: Member, version: Version, entry: Entry | None, found: F
     return record
 
 
-def _left_by_loading(member: Member, version: Version, name: str, listed: Mapping[str, str]) -> bool:
+def _left_by_loading(
+    member: RegisteredVersion, version: Version, name: str, listed: Mapping[str, str]
+) -> bool:
     """Whether MLflow or Python left a file when the version was loaded from its folder, and it adds nothing.
 
     MLflow notes which version it loaded, Python keeps the shipped code as it compiled it: such a file must be
@@ -299,7 +303,7 @@ def _short(digest: object) -> str:
     return f"{text[:12]}..." if len(text) > 12 else text
 
 
-def check_origin_record(member: Member, record: Record, found: Found) -> None:
+def check_origin_record(member: RegisteredVersion, record: Record, found: Found) -> None:
     """Check that an imported version is the one that was registered where it was learned."""
     about = record.get("imported_from")
     if about is None:

@@ -20,7 +20,7 @@ from canal.core.errors import ConfigError
 from canal.core.files import unreadable
 from canal.registry.audit.version_files import Found, examples
 from canal.registry.ledger.git_history import GitFile
-from canal.registry.provenance.registered import Member
+from canal.registry.provenance.registered import RegisteredVersion
 
 LOCK = "dvc.lock"
 _DATA = "data.dvc"
@@ -71,7 +71,7 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], fou
     found.counts["files of DVC"] += sums.number
 
 
-def check_origin(member: Member, layout: Layout, found: Found) -> None:
+def check_origin(member: RegisteredVersion, layout: Layout, found: Found) -> None:
     """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
     present = layout.model(member.stage) / "key.json"
     if not member.taught or not present.is_file() or file_digest(present) != member.digest:

@@ -6,7 +6,7 @@ from typing import Any
 from canal.core.files import read_json
 from canal.registry.manifest.stage_request import Change, changes
 from canal.registry.manifest.version_folder import Key
-from canal.registry.provenance.registered import Proven, ancestry, common_ancestor
+from canal.registry.provenance.registered import RegisteredVersion, ancestry, common_ancestor
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
@@ -53,7 +53,7 @@ def difference(store: Store, before: Version, after: Version) -> Document:
     }
 
 
-def _named(one: Proven) -> Document:
+def _named(one: RegisteredVersion) -> Document:
     version = one.version
     return {
         "model": version.model,
@@ -65,7 +65,7 @@ def _named(one: Proven) -> Document:
     }
 
 
-def _relation(old: Sequence[Proven], new: Sequence[Proven]) -> str:
+def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]) -> str:
     """Return in words how two ancestries belong together."""
     first, second = old[0], new[0]
     if first.version.key == second.version.key:
@@ -81,7 +81,7 @@ def _relation(old: Sequence[Proven], new: Sequence[Proven]) -> str:
     return f"both were learned on {shared.name}, then went apart"
 
 
-def _params(one: Proven) -> Document:
+def _params(one: RegisteredVersion) -> Document:
     asked = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
     return asked | ({"memory": one.key["memory"]} if "memory" in one.key else {})
 
@@ -101,7 +101,7 @@ def _digests(before: str | None, after: str | None) -> Document:
     return {"before": before, "after": after, "same": same}
 
 
-def _data(one: Proven) -> Document:
+def _data(one: RegisteredVersion) -> Document:
     key = one.key
     cells = key["request"]["cells"]
     return {
@@ -115,7 +115,7 @@ def _data(one: Proven) -> Document:
     }
 
 
-def _code(one: Proven) -> Document:
+def _code(one: RegisteredVersion) -> Document:
     key, record = one.key, one.record
     return {
         "code": key["code"],
@@ -127,7 +127,7 @@ def _code(one: Proven) -> Document:
     }
 
 
-def _names(first: Proven, second: Proven, file: str) -> Document:
+def _names(first: RegisteredVersion, second: RegisteredVersion, file: str) -> Document:
     """Return which names of a list both versions have, and which only one of them."""
     old, new = (read_json(one.file(file)) for one in (first, second))
     return {

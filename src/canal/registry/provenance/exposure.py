@@ -19,7 +19,7 @@ from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
 from canal.data.h5ad_tables import EXAMPLES, listed
 from canal.data.split import RESERVE, SUMMED, read_split
-from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, Proven, every_version
+from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, every_version
 from canal.registry.store.store import Store
 
 _PREDICTIONS = "metrics/predictions.csv"
@@ -38,7 +38,7 @@ class Memory:
 
     Attributes
     ----------
-    versions : list of Proven
+    versions : list of RegisteredVersion
         A parent always stands before its children. What imported versions were learned on elsewhere is among
         them: its split is known, its bank, probe sets and answers are not.
     """
@@ -60,11 +60,11 @@ class Memory:
         columns = ["cell_id", "cell_type", "batch", "cell_digest", "set", "source"]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
-    def parent(self, one: Proven) -> Proven | None:
+    def parent(self, one: RegisteredVersion) -> RegisteredVersion | None:
         """Return the version that ``one`` was learned on; None where it is not registered, or has none."""
         return self._by_key.get(one.key["parent"] or "")
 
-    def divided(self, one: Proven) -> list[pd.DataFrame] | None:
+    def divided(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
         """Return the splits that a version learned by; None where one of them is not known any more."""
         if one.imported:
             return []
@@ -77,7 +77,7 @@ class Memory:
         tables = [table for table in found if table is not None]
         return tables if len(tables) == len(found) else None
 
-    def replayed(self, one: Proven) -> set[str]:
+    def replayed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version replayed from its parent's bank.
 
         The bank lies on disk in the order in which it is cut: within a type the first cells stay.
@@ -94,7 +94,7 @@ class Memory:
         quota = size // max(1, len(read_json(parent.file(LABELS))))
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
-    def summed(self, one: Proven) -> set[str]:
+    def summed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
         found: set[str] = set()
         stages, at = set(one.key.get("sums", {})), one if one.taught else None
@@ -105,26 +105,26 @@ class Memory:
             at = self.parent(at)
         return found
 
-    def watched(self, one: Proven) -> set[str]:
+    def watched(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
         parent = self.parent(one)
         if not one.taught or parent is None or not parent.taught or not parent.holds(PROBE):
             return set()
         return set(_stored(parent, PROBE)["cell_id"])
 
-    def kept(self, one: Proven) -> set[str]:
+    def kept(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
         if not one.taught:
             return set()
         return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
 
-    def tested(self, one: Proven) -> set[str]:
+    def tested(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the test cells of all stages that a version was measured on."""
         if not one.taught or not one.holds(_PREDICTIONS):
             return set()
         return set(pd.read_csv(one.file(_PREDICTIONS), dtype=str, keep_default_na=False)["cell_id"])
 
-    def _root_split(self, one: Proven, stage: str) -> pd.DataFrame | None:
+    def _root_split(self, one: RegisteredVersion, stage: str) -> pd.DataFrame | None:
         """Return the split that a backbone's key names: a version's, or the project's before there is one."""
         digest = one.key["split"]
         if digest not in self._splits:
@@ -218,10 +218,10 @@ class Touch:
 
     Attributes
     ----------
-    version : Proven
+    version : RegisteredVersion
     roles : dict
         Role -> number of cells; None where they cannot be counted, for the split is not known any more.
-    through : Proven or None
+    through : RegisteredVersion or None
         Its parent, where that learned from the cells or was steered by them.
     grade : str
         ``learned``: they are in its weights or sums, by training, by replay or by its parent.
@@ -229,9 +229,9 @@ class Touch:
         only measured it.
     """
 
-    version: Proven
+    version: RegisteredVersion
     roles: Mapping[Role, int | None]
-    through: Proven | None
+    through: RegisteredVersion | None
     grade: Grade
 
     def to_json(self) -> dict[str, Any]:
@@ -300,16 +300,16 @@ def touches(memory: Memory, found: Found) -> list[Touch]:
     return list(done.values())
 
 
-def _stored(one: Proven, name: str) -> pd.DataFrame:
+def _stored(one: RegisteredVersion, name: str) -> pd.DataFrame:
     """Return id and type of the cells of a bank or of probe sets, in the order of the file."""
     with open_h5ad(one.file(name)) as file:
         return pd.DataFrame({column: file.obs_column(column) for column in ("cell_id", "cell_type")})
 
 
-def _parents_first(versions: Sequence[Proven]) -> list[Proven]:
+def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVersion]:
     """Return versions so that each stands behind the one it was learned on."""
     left = {one.version.key: one for one in versions}
-    ordered: list[Proven] = []
+    ordered: list[RegisteredVersion] = []
     while left:
         ready = [one for one in left.values() if (one.key["parent"] or "") not in left]
         if not ready:
@@ -320,7 +320,9 @@ def _parents_first(versions: Sequence[Proven]) -> list[Proven]:
     return ordered
 
 
-def _roles(memory: Memory, one: Proven, found: Found, ids: frozenset[str]) -> dict[Role, int | None]:
+def _roles(
+    memory: Memory, one: RegisteredVersion, found: Found, ids: frozenset[str]
+) -> dict[Role, int | None]:
     if one.imported:
         return {}
     splits = memory.divided(one)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.data.split import sets_told
-from canal.registry.provenance.registered import Proven, ancestry
+from canal.registry.provenance.registered import RegisteredVersion, ancestry
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
@@ -104,7 +104,7 @@ def lineage(store: Store, version: Version) -> Graph:
     return graph(ancestry(store, version))
 
 
-def graph(chain: Sequence[Proven]) -> Graph:
+def graph(chain: Sequence[RegisteredVersion]) -> Graph:
     """Return the graph of an ancestry, the version first; see `registered.ancestry`."""
     nodes: dict[str, Node] = {}
     edges: dict[Edge, None] = {}
@@ -116,7 +116,7 @@ def graph(chain: Sequence[Proven]) -> Graph:
     return Graph(tuple(nodes.values()), tuple(edges))
 
 
-def _nodes(one: Proven) -> list[Node]:
+def _nodes(one: RegisteredVersion) -> list[Node]:
     """Return a version with everything that its documents name; stages know more of a node than backbones."""
     found = [_version(one), _run(one)]
     if one.imported:
@@ -130,7 +130,7 @@ def _nodes(one: Proven) -> list[Node]:
     return found
 
 
-def _edges(one: Proven, parent: Proven | None) -> list[Edge]:
+def _edges(one: RegisteredVersion, parent: RegisteredVersion | None) -> list[Edge]:
     me, key = _version_id(one), one.key
     found = [Edge(me, f"run:{one.record['run']}", "registered by")]
     if parent is not None:
@@ -161,17 +161,17 @@ def _edges(one: Proven, parent: Proven | None) -> list[Edge]:
     return found
 
 
-def _cells(one: Proven) -> list[Mapping[str, Any]]:
+def _cells(one: RegisteredVersion) -> list[Mapping[str, Any]]:
     """Return the requests for cells: a stage's own, or those of all stages that a backbone saw."""
     cells = one.key["request"]["cells"]
     return [cells] if one.taught else list(cells.values())
 
 
-def _version_id(one: Proven) -> str:
+def _version_id(one: RegisteredVersion) -> str:
     return f"version:{one.version.model}/{one.version.key if one.elsewhere else one.version.number}"
 
 
-def _version(one: Proven) -> Node:
+def _version(one: RegisteredVersion) -> Node:
     version, key = one.version, one.key
     facts: dict[str, Fact] = {
         "version": version.number,
@@ -195,15 +195,15 @@ def _version(one: Proven) -> Node:
     return Node(_version_id(one), "version" if one.taught else "backbone", label, known)
 
 
-def _run(one: Proven) -> Node:
+def _run(one: RegisteredVersion) -> Node:
     record = one.record
     facts = {name: record[name] for name in ("host", "platform", "user", "time") if record.get(name)}
     return Node(f"run:{record['run']}", "run", f"run {record['run'][:8]}", {"id": record["run"], **facts})
 
 
-def _verdict(one: Proven) -> Node:
+def _verdict(one: RegisteredVersion) -> Node:
     digest, facts = one.key["verdict"], {}
-    if _VERDICT in one.files:
+    if one.holds(_VERDICT):
         verdict = read_json(one.folder / _VERDICT)
         broken = [rule["severity"] for rule in verdict["rules"] if not rule["passed"]]
         facts = {
@@ -216,9 +216,9 @@ def _verdict(one: Proven) -> Node:
     return Node(f"verdict:{digest}", "verdict", label, {**facts, "sha256": digest})
 
 
-def _split(one: Proven) -> Node:
+def _split(one: RegisteredVersion) -> Node:
     digest, facts = one.key["split"], {}
-    if _SPLIT in one.files:
+    if one.holds(_SPLIT):
         counts = read_json(one.folder / _SPLIT)["counts"].values()
         words = sets_told(set().union(*counts))
         facts = {name: sum(sets[name] for sets in counts) for name in words}
@@ -226,9 +226,9 @@ def _split(one: Proven) -> Node:
     return Node(f"split:{digest}", "split", label, {**facts, "sha256": digest})
 
 
-def _data(one: Proven) -> Node:
+def _data(one: RegisteredVersion) -> Node:
     data, facts = one.key["data"], {}
-    if _VERDICT in one.files:
+    if one.holds(_VERDICT):
         counts = read_json(one.folder / _VERDICT)["counts"]
         facts = {"cells": counts["cells"], "genes": counts["genes"], "types": len(counts["types"])}
     digest = data["prepared_sha256"]
@@ -260,6 +260,6 @@ def _bytes(digest: str, what: str = "raw bytes") -> Node:
     return Node(f"bytes:{digest}", "bytes", what, {"sha256": digest})
 
 
-def _import_bytes(one: Proven) -> list[Node]:
+def _import_bytes(one: RegisteredVersion) -> list[Node]:
     request = one.key["request"]
     return [_bytes(request[name], what) for name, what in _IMPORT_FILES.items() if request.get(name)]

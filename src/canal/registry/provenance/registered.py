@@ -1,10 +1,10 @@
 """Registered versions with their documents and files, and the chain of keys from one back to its beginning.
 
-A member of a chain says what holds of its files, for an audit; a proven version has none but such as hold.
+An audit asks what holds of a version's files; `proven` and `ancestry` refuse one of which something does not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,15 @@ from canal.core.digests import file_digest
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import read_json
 from canal.data.split import read_split
-from canal.registry.manifest.version_folder import IMPORTED, KEY_FILE, RECORD_FILE, Key, check_files, read_key
+from canal.registry.manifest.version_folder import (
+    IMPORTED,
+    KEY_FILE,
+    RECORD_FILE,
+    Key,
+    Record,
+    check_files,
+    read_key,
+)
 from canal.registry.store.database import READY, Version
 from canal.registry.store.store import Store
 
@@ -50,28 +58,44 @@ CARRIED_LATELY = ("sums/missing.json",)
 BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
 
 
-class Member:
-    """A version, or an ancestor that came with an imported one; its key.json is the one that was registered.
+class RegisteredVersion:
+    """A version whose key.json is the one that was registered, or an ancestor that came with an imported one.
 
     Attributes
     ----------
     name : str
-        As findings call it.
+        As findings, or people, call it.
     folder : Path
+        Its artifacts.
     key : dict
         key.json.
     digest : str
         SHA-256 of key.json.
-    version : Version or None
-        None for an ancestor that came with an import: of its files only some are there.
+    elsewhere : bool
+        Whether it is not registered here, but came with an imported version that was learned on it: of its
+        files only those that tell of its cells are there.
+    version : Version
+        Of one elsewhere that of its key, with number 0.
+    record : dict
+        record.json, where it was read and is the one that was registered; else empty.
     """
 
-    def __init__(self, name: str, folder: Path, key: Key, digest: str, version: Version | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        key: Key,
+        digest: str,
+        version: Version | None,
+        record: Record | None = None,
+    ) -> None:
         self.name = name
         self.folder = folder
         self.key = key
         self.digest = digest
-        self.version = version
+        self.elsewhere = version is None
+        self.version = version or _stranger(key, digest)
+        self.record = record or {}
         self._found: dict[str, str | None] = {}
 
     @property
@@ -91,16 +115,56 @@ class Member:
         return self.stage not in (BACKBONE, IMPORTED)
 
     @property
+    def imported(self) -> bool:
+        """Whether these are published weights, which were not learned here."""
+        return self.stage == IMPORTED
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is the backbone of a project that began with published weights: nothing was trained."""
+        return "cells" in self.key["request"] and self.parent is not None and not self.taught
+
+    @property
     def trained(self) -> bool:
         """Whether a network was trained: not where a stage was learned by sums alone."""
         asked = self.key["request"].get("continual")
         return not (isinstance(asked, Mapping) and asked.get("method") == "exact")
 
     @property
+    def by_sums_alone(self) -> bool:
+        """Whether a stage was learned by sums alone, by no network."""
+        return self.taught and not self.trained
+
+    @property
     def files(self) -> dict[str, str]:
         """The files that key.json names, with their digests."""
         files: dict[str, str] = self.key["files"]
         return files
+
+    @property
+    def all_files(self) -> dict[str, str]:
+        """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
+        files = {**self.record["files"], **self.files}
+        if not self.elsewhere:
+            return files
+        return {name: one for name, one in files.items() if (self.folder / name).is_file()}
+
+    def holds(self, name: str) -> bool:
+        """Whether it has such a file here; one from elsewhere lacks most."""
+        return name in self.all_files
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file after checking its bytes.
+
+        Raises
+        ------
+        RegistryError
+            If the version has no such file, or other bytes than registered.
+        """
+        if name not in self.all_files:
+            raise RegistryError(f"{self.name} ({self.version.stage}) holds no {name}")
+        check_files(self.folder, {name: self.all_files[name]})
+        return self.folder / name
 
     def sum(self, name: str) -> str | None:
         """Return the SHA-256 of a file as it lies there; None where there is none. Each is read once."""
@@ -186,84 +250,7 @@ class Member:
             return None
 
 
-def _names(document: Any) -> list[str] | None:
-    whole = isinstance(document, list) and all(isinstance(one, str) for one in document)
-    return document if whole else None
-
-
-@dataclass(frozen=True)
-class Proven:
-    """A version whose key.json and record.json are the ones that were registered.
-
-    Attributes
-    ----------
-    version : Version
-    folder : Path
-        Its artifacts.
-    key, record : dict
-    elsewhere : bool
-        Whether it is not registered here, but came with an imported version that was learned on it: of its
-        files only those that tell of its cells are there, and its ``version`` has number 0.
-    """
-
-    version: Version
-    folder: Path
-    key: Key
-    record: dict[str, Any]
-    elsewhere: bool = False
-
-    @property
-    def name(self) -> str:
-        """Model and number, as people read them."""
-        return f"{self.version.model} {'elsewhere' if self.elsewhere else self.version.number}"
-
-    @property
-    def imported(self) -> bool:
-        """Whether these are published weights, which were not learned here."""
-        return bool(self.key["stage"] == IMPORTED)
-
-    @property
-    def adopted(self) -> bool:
-        """Whether it is the backbone of a project that began with published weights: nothing was trained."""
-        return "cells" in self.key["request"] and self.key["parent"] is not None and not self.taught
-
-    @property
-    def taught(self) -> bool:
-        """Whether it is an annotator: a stage was learned."""
-        return "continual" in self.key["request"]
-
-    @property
-    def by_sums_alone(self) -> bool:
-        """Whether a stage was learned by sums alone, by no network."""
-        return self.taught and self.key["request"]["continual"].get("method") == "exact"
-
-    @property
-    def files(self) -> dict[str, str]:
-        """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
-        files = {**self.record["files"], **self.key["files"]}
-        if not self.elsewhere:
-            return files
-        return {name: one for name, one in files.items() if (self.folder / name).is_file()}
-
-    def holds(self, name: str) -> bool:
-        """Whether it has such a file here; one from elsewhere lacks most."""
-        return name in self.files
-
-    def file(self, name: str) -> Path:
-        """Return the path of a file after checking its bytes.
-
-        Raises
-        ------
-        RegistryError
-            If the version has no such file, or other bytes than registered.
-        """
-        if name not in self.files:
-            raise RegistryError(f"{self.name} ({self.version.stage}) holds no {name}")
-        check_files(self.folder, {name: self.files[name]})
-        return self.folder / name
-
-
-def proven(store: Store, version: Version) -> Proven:
+def proven(store: Store, version: Version) -> RegisteredVersion:
     """Return a version with its documents.
 
     Raises
@@ -280,10 +267,11 @@ def proven(store: Store, version: Version) -> Proven:
                 f"{version.model} {version.number}: {name} has sha256 {found[:12]}, registered was "
                 f"{wanted[:12]}...; `canal audit` says what else does not hold"
             )
-    return Proven(version, folder, read_key(folder), read_json(folder / RECORD_FILE))
+    name, record = f"{version.model} {version.number}", read_json(folder / RECORD_FILE)
+    return RegisteredVersion(name, folder, read_key(folder), version.key, version, record)
 
 
-def every_version(store: Store) -> list[Proven]:
+def every_version(store: Store) -> list[RegisteredVersion]:
     """Return all ready versions with their documents, and those elsewhere that imported ones came from.
 
     Backbones, then annotators, each oldest first; those from elsewhere last.
@@ -301,7 +289,7 @@ def every_version(store: Store) -> list[Proven]:
     return list(known.values())
 
 
-def ancestry(store: Store, version: Version) -> list[Proven]:
+def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
     """Return a version and all it was learned on, itself first, the beginning of the lineage last.
 
     Every file of each of them is checked against its digest. What an imported version was learned on is
@@ -324,38 +312,58 @@ def ancestry(store: Store, version: Version) -> list[Proven]:
             )
         chain.append(older)
     for one in chain:
-        check_files(one.folder, one.files)
+        check_files(one.folder, one.all_files)
     return chain
 
 
-def _from_elsewhere(store: Store, chain: Sequence[Proven], key: str) -> Proven | None:
+def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) -> RegisteredVersion | None:
     """Return what came with a version of the chain of one that it was learned on, if it came."""
     folders = [one.folder / ANCESTORS / key for one in chain]
     folder = next((one for one in folders if (one / RECORD_FILE).is_file()), None)
     if folder is None or file_digest(folder / KEY_FILE) != key:
         return None
     about, record = read_key(folder), read_json(folder / RECORD_FILE)
-    version = Version(
-        model=store.names.model if "continual" in about["request"] else store.names.backbone,
-        number=0,
-        stage=about["stage"],
-        branch=about["branch"],
-        key=key,
-        request=about["request_digest"],
+    model = store.names.model if "continual" in about["request"] else store.names.backbone
+    found = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
+    found.version = replace(
+        found.version,
+        model=model,
         record=file_digest(folder / RECORD_FILE),
-        parent="",
-        status=READY,
-        aliases=(),
         run_id=record["run"],
-        source="",
         created=int(datetime.fromisoformat(record["time"]).timestamp() * 1000),
         commit=record["git_commit"],
         dirty=record["dirty"],
     )
-    return Proven(version, folder, about, record, elsewhere=True)
+    return found
 
 
-def common_ancestor(first: Sequence[Proven], second: Sequence[Proven]) -> Proven | None:
+def _stranger(key: Key, digest: str) -> Version:
+    """Return what is known of a version that is not registered here."""
+    return Version(
+        model="",
+        number=0,
+        stage=key["stage"],
+        branch=key["branch"],
+        key=digest,
+        request=key["request_digest"],
+        record="",
+        parent="",
+        status=READY,
+        aliases=(),
+        run_id="",
+        source="",
+        created=0,
+    )
+
+
+def _names(document: Any) -> list[str] | None:
+    whole = isinstance(document, list) and all(isinstance(one, str) for one in document)
+    return document if whole else None
+
+
+def common_ancestor(
+    first: Sequence[RegisteredVersion], second: Sequence[RegisteredVersion]
+) -> RegisteredVersion | None:
     """Return the newest version that two ancestries share, or None."""
     theirs = {one.version.key for one in second}
     return next((one for one in first if one.version.key in theirs), None)

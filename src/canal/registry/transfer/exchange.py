@@ -31,7 +31,13 @@ from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
 from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record, schema_complaints
 from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import enter
-from canal.registry.provenance.registered import ANCESTORS, CARRIED, CARRIED_LATELY, ORIGINS, Member
+from canal.registry.provenance.registered import (
+    ANCESTORS,
+    CARRIED,
+    CARRIED_LATELY,
+    ORIGINS,
+    RegisteredVersion,
+)
 from canal.registry.store.database import READY, Version
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import TAG, Bring, Store, fresh_copies
@@ -115,14 +121,14 @@ def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | byt
     return files
 
 
-def _entries_about(snapshot: Snapshot, chain: Sequence[Member]) -> bytes:
+def _entries_about(snapshot: Snapshot, chain: Sequence[RegisteredVersion]) -> bytes:
     """Return the ledger's entries about a chain's newest version, and the registrations of the others."""
     keys = {member.digest for member in chain}
     newest = chain[-1].version
     lines = [
         entry.line
         for entry in snapshot.entries
-        if (newest is not None and (entry.model, entry.version) == (newest.model, newest.number))
+        if (entry.model, entry.version) == (newest.model, newest.number)
         or (entry.kind in ("register", "rebuild") and entry.document["key"] in keys)
     ]
     return "".join(lines).encode()
@@ -170,7 +176,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
 
 
 def _registered(
-    store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member], sign: Sign | None
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion], sign: Sign | None
 ) -> tuple[Version, bool]:
     """Return the version of a proven parcel, and whether it was made now."""
     with moving(store) as ledger:
@@ -182,7 +188,9 @@ def _registered(
     return store.version(str(version.number)), made
 
 
-def _publication(store: Store, folder: Path, manifest: Manifest, chain: Sequence[Member]) -> Publication:
+def _publication(
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion]
+) -> Publication:
     """Return what becomes the version: the model, its measures and figures, and what came with it."""
     source, member = folder / VERSION, chain[-1]
     record, parent = read_record(source), member.parent
@@ -223,7 +231,7 @@ def _place(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _notes(store: Store, version: Version, chain: Sequence[Member]) -> Iterator[str]:
+def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -> Iterator[str]:
     """Yield what a person should know of a version that came from elsewhere."""
     strangers = [member.stage for member in chain[:-1] if ready_version(store, member.digest) is None]
     if strangers:
@@ -237,7 +245,7 @@ def _notes(store: Store, version: Version, chain: Sequence[Member]) -> Iterator[
     )
 
 
-def prove(folder: Path, manifest: Manifest) -> list[Member]:
+def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
     """Return the chain of an unpacked parcel, oldest first, if everything about it holds.
 
     Raises
@@ -251,17 +259,24 @@ def prove(folder: Path, manifest: Manifest) -> list[Member]:
     except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
         found.wrong(VERSION, "schema", f"a document is not as canal writes it ({error!r})")
         chain = []
-    _refuse(found)
+    if found.findings:
+        shown = "\n  ".join(str(one) for one in found.findings[:20])
+        raise AuditError(
+            f"the parcel does not prove what it claims ({len(found.findings)} findings):\n  {shown}\n"
+            "Nothing was registered; ask for it again, and for the sha256 by another way"
+        )
     return chain
 
 
-def _prove(folder: Path, manifest: Manifest, found: Found) -> list[Member]:
+def _prove(folder: Path, manifest: Manifest, found: Found) -> list[RegisteredVersion]:
     version, entries = _as_version(manifest), _entries(folder / LEDGER, found)
     entry = _registration(entries, manifest, found)
     key = read_manifest_key(VERSION, folder / VERSION, version, entry, found)
     if key is None:
         return []
-    member = Member(VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version)
+    member = RegisteredVersion(
+        VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
+    )
     check_record(member, version, entry, found)
     chain = _chain(member, folder, found)
     for one in chain:
@@ -279,15 +294,6 @@ def _prove(folder: Path, manifest: Manifest, found: Found) -> list[Member]:
     _check_answers(member, found)
     _check_ancestors(chain, folder / ANCESTORS, entries, found)
     return chain
-
-
-def _refuse(found: Found) -> None:
-    if found.findings:
-        shown = "\n  ".join(str(one) for one in found.findings[:20])
-        raise AuditError(
-            f"the parcel does not prove what it claims ({len(found.findings)} findings):\n  {shown}\n"
-            "Nothing was registered; ask for it again, and for the sha256 by another way"
-        )
 
 
 def _as_version(manifest: Manifest) -> Version:
@@ -330,7 +336,7 @@ def _registration(entries: list[Entry], manifest: Manifest, found: Found) -> Ent
     return said[-1] if said else None
 
 
-def _chain(member: Member, folder: Path, found: Found) -> list[Member]:
+def _chain(member: RegisteredVersion, folder: Path, found: Found) -> list[RegisteredVersion]:
     """Return the ancestors that travel with the version, and the version."""
     chain = [member]
     while (parent := chain[0].parent) is not None:
@@ -343,15 +349,14 @@ def _chain(member: Member, folder: Path, found: Found) -> list[Member]:
     return chain
 
 
-def _check_kinds(member: Member, found: Found) -> None:
-    other = sorted(name for name in member.files if Path(name).suffix not in _KINDS)
-    for name in other:
+def _check_kinds(member: RegisteredVersion, found: Found) -> None:
+    for name in sorted(name for name in member.files if Path(name).suffix not in _KINDS):
         found.wrong(
             member.name, "files", f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
         )
 
 
-def _check_answers(member: Member, found: Found) -> None:
+def _check_answers(member: RegisteredVersion, found: Found) -> None:
     """Check what every command reads of a version: its labels, which people see, and its measures."""
     try:
         for label in member.labels or ():
@@ -377,7 +382,9 @@ def _check_answers(member: Member, found: Found) -> None:
         found.wrong(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")
 
 
-def _check_ancestors(chain: list[Member], folder: Path, entries: list[Entry], found: Found) -> None:
+def _check_ancestors(
+    chain: list[RegisteredVersion], folder: Path, entries: list[Entry], found: Found
+) -> None:
     """Check that nothing lies among the ancestors but files of the chain's members, and records of theirs."""
     known = {f"{member.digest}/{name}" for member in chain for name in (*member.files, *MANIFESTS)}
     for name in unlisted(folder, known):
