@@ -270,17 +270,11 @@ class Connection:
 
     def make_model(self, model: str) -> None:
         """Make a registered model without versions, unless it is there."""
-        from mlflow.exceptions import MlflowException
-
         if self.model_tags(model):
             return
         client = self.client
-        with self.speaking():
-            try:
-                client.create_registered_model(model, description="Made by `canal registry sync`.")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+        with self.speaking(), _unless("RESOURCE_ALREADY_EXISTS"):
+            client.create_registered_model(model, description="Made by `canal registry sync`.")
 
     def model_of(self, stage: str) -> str:
         """Return the name of the registered model whose versions are of a stage, or of backbones."""
@@ -293,15 +287,9 @@ class Connection:
         if database := self.database:
             return database.model_tags(model)
         client = self.client
-        from mlflow.exceptions import MlflowException
-
-        with self.speaking():
-            try:
-                return dict(client.get_registered_model(model).tags)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
+        with self.speaking(), _unless("RESOURCE_DOES_NOT_EXIST"):
+            return dict(client.get_registered_model(model).tags)
+        return {}
 
     def model_tag(self, model: str, name: str, value: str | None) -> None:
         """Set a tag of a registered model; None removes it."""
@@ -332,15 +320,10 @@ class Connection:
             ) from error
 
     def _make_experiment(self, client: "MlflowClient") -> None:
-        from mlflow.exceptions import MlflowException
-
         if client.get_experiment_by_name(self.names.experiment) is not None:
             return
-        try:
+        with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
             client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
-        except MlflowException as error:  # another folder was quicker
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
 
     def _artifact_root(self) -> str | None:
         """Return where artifacts go; a server knows that itself, a database does not."""
@@ -355,6 +338,18 @@ class Connection:
 def local_uri(layout: Layout) -> str:
     """Return the address of a project's own database; `canal.app.project` refuses misread paths."""
     return f"sqlite:///{layout.database}"
+
+
+@contextmanager
+def _unless(code: str) -> Iterator[None]:
+    """Go on as if nothing had been asked for where MLflow refuses it with this code."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
 
 
 def _database_error() -> type[Exception]:
