@@ -75,9 +75,7 @@ def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
     entries, wrong = ledger.read()
     entries = [entry for entry in entries if _usable(entry)]
     content = ledger.path.read_bytes() if ledger.path.is_file() else b""
-    versions = [
-        version for name in (store.names.backbone, store.names.model) for version in store.versions(name)
-    ]
+    versions = [version for name in store.models for version in store.versions(name)]
     there: Mapping[int, Entry] | str = {}
     try:
         there = mirrored(store) if store.remote else {}
@@ -169,7 +167,7 @@ def check_aliases(snapshot: Snapshot, store: Store, found: Found) -> None:
                 "the ledger: it was moved behind the ledger's back"
             )
             found.wrong("aliases", "aliases", what)
-    retired = {name: retired_said(snapshot.known, name) for name in (store.names.backbone, model)}
+    retired = {name: retired_said(snapshot.known, name) for name in store.models}
     for version in snapshot.ready:
         if version.retired != (version.number in retired[version.model]):
             what = (

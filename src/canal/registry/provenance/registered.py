@@ -276,8 +276,9 @@ def every_version(store: Store) -> list[RegisteredVersion]:
 
     Backbones, then annotators, each oldest first; those from elsewhere last.
     """
-    names = (store.names.backbone, store.names.model)
-    found = [proven(store, version) for name in names for version in store.versions(name) if version.ready]
+    found = [
+        proven(store, version) for name in store.models for version in store.versions(name) if version.ready
+    ]
     known = {one.version.key: one for one in found}
     for one in found:
         chain = [one]
@@ -300,8 +301,7 @@ def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
     RegistryError
         If a parent is neither registered nor came along, or a file holds other bytes than registered.
     """
-    names = (store.names.backbone, store.names.model)
-    known = {one.key: one for name in names for one in store.versions(name) if one.ready}
+    known = {one.key: one for name in store.models for one in store.versions(name) if one.ready}
     chain = [proven(store, version)]
     while (parent := chain[-1].key["parent"]) is not None:
         older = proven(store, known[parent]) if parent in known else _from_elsewhere(store, chain, parent)

@@ -276,6 +276,11 @@ class Connection:
         with self.speaking(), _unless("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(model, description="Made by `canal registry sync`.")
 
+    @property
+    def models(self) -> tuple[str, str]:
+        """Names of both registered models, that of backbones first."""
+        return self.names.backbone, self.names.model
+
     def model_of(self, stage: str) -> str:
         """Return the name of the registered model whose versions are of a stage, or of backbones."""
         return self.names.backbone if stage == BACKBONE else self.names.model

@@ -278,7 +278,7 @@ def read_client(store: Store) -> Shown:
         experiment = client.get_experiment(store.experiment_id)
         versions: dict[tuple[str, int], ShownVersion] = {}
         aliases: dict[str, dict[str, int]] = {}
-        for model in (store.names.backbone, store.names.model):
+        for model in store.models:
             own = _api_versions(client, model)
             versions |= own
             said = client.get_registered_model(model).aliases if own else {}

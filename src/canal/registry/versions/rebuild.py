@@ -194,18 +194,17 @@ def _rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
     _require_aliases(store, entries, gaps, wishes)
     with moving(store, rebuilding=True) as ledger:
         _require_lost(store)
-        models = (store.names.backbone, store.names.model)
-        for model in models:
+        for model in store.models:
             store.make_model(model)
         if rebuilding(store) != NUMBERED:
-            store.model_tag(store.names.model, REBUILDING, MAKING)
+            _say(store, MAKING)
             maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
-            for model in models:
+            for model in store.models:
                 maker.make(model, gaps)
-            store.model_tag(store.names.model, REBUILDING, NUMBERED)
-        for model in models:
+            _say(store, NUMBERED)
+        for model in store.models:
             release_numbers(store, model)
-        store.model_tag(store.names.model, REBUILDING, DONE)
+        _say(store, DONE)
     return Rebuilt(tuple(_everything(store)), tuple(gaps.values()))
 
 
@@ -238,8 +237,8 @@ class _Maker:
 
     def _version(self, entry: Entry, retired: bool) -> Version:
         """Return the version of an entry: there since the kill of an earlier try, completed, or made."""
-        there = {version.number: version for version in self.store.versions(entry.model)}
-        version = there.get(entry.version)
+        there = self.store.versions(entry.model)
+        version = next((one for one in there if one.number == entry.version), None)
         if version is not None and version.key == entry.document["key"]:
             if not version.ready:
                 self.store.tag(entry.model, entry.version, "status", READY)
@@ -250,8 +249,7 @@ class _Maker:
         return made
 
     def _publication(self, entry: Entry, found: Remain, retired: bool) -> Publication:
-        key, details = read_key(found.folder), entry.document["details"]
-        layout, stage = found.layout, found.stage
+        key, details, stage = read_key(found.folder), entry.document["details"], found.stage
         before = {"run": details.get("run"), "record": entry.document["record"]}
         code = {name: details[name] for name in ("git_commit", "dirty") if name in details}
         return Publication(
@@ -259,7 +257,7 @@ class _Maker:
             folder=found.folder,
             parent=None if key["parent"] is None else ready_version(self.store, key["parent"]),
             run_id=parent_run(self.store, key["stage"], key["request_digest"]),
-            extras={} if stage is None else extras(layout, stage, self.draw(layout, stage)),
+            extras={} if stage is None else extras(found.layout, stage, self.draw(found.layout, stage)),
             pyfunc=entry.model == self.store.names.model,
             facts={**code, "rebuilt_from": before},
             tags={RETIRED: "true"} if retired else {},
@@ -283,9 +281,7 @@ class _Maker:
 
 
 def _everything(store: Store) -> list[Version]:
-    return [
-        version for model in (store.names.backbone, store.names.model) for version in store.versions(model)
-    ]
+    return [version for model in store.models for version in store.versions(model)]
 
 
 def _require_lost(store: Store) -> None:
@@ -297,6 +293,10 @@ def _require_lost(store: Store) -> None:
         f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
         "audit` says what does not hold; one beyond repair is to be set aside first (mlflow.db, mlartifacts/)"
     )
+
+
+def _say(store: Store, state: str) -> None:
+    store.model_tag(store.names.model, REBUILDING, state)
 
 
 def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:
