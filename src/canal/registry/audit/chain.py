@@ -160,7 +160,11 @@ def check_chain(chain: Sequence[RegisteredVersion], found: Found) -> None:
             continue
         _check_panel(parent, child, found)
         if not parent.taught:
-            _check_beginning(parent, child, found)
+            if child.key["teacher"] is not None:
+                what = "a first stage has no teacher, but key.json names one"
+                found.wrong(child.name, "teacher", what)
+            if parent.key["split"] != child.key["split"] and parent.parent is None:
+                _note_other_split(parent, child, found)
             continue
         _check_labels(parent, child, found)
         if child.trained:
@@ -203,14 +207,6 @@ def _check_genes(parent: RegisteredVersion, child: RegisteredVersion, found: Fou
     elif added > asked or len(set(genes)) < len(genes):
         what = f"{GENES} has {added} more than that of {parent.name}, asked for were at most {asked} new ones"
         found.wrong(child.name, "panel", what)
-
-
-def _check_beginning(backbone: RegisteredVersion, first: RegisteredVersion, found: Found) -> None:
-    """Check a first stage against its backbone."""
-    if first.key["teacher"] is not None:
-        found.wrong(first.name, "teacher", "a first stage has no teacher, but key.json names one")
-    if backbone.key["split"] != first.key["split"] and backbone.parent is None:
-        _note_other_split(backbone, first, found)
 
 
 def _check_pretrained(chain: Sequence[RegisteredVersion], child: RegisteredVersion, found: Found) -> None:

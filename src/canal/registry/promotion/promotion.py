@@ -177,20 +177,15 @@ def _serving(
     ledger: Ledger, version: Version, champion: Version | None
 ) -> tuple[dict[str, int | None], dict[str, Any]]:
     """Return the aliases that a new champion moves, and from which version to which it goes."""
-    served = _served(ledger, version, champion)
+    entries, served = ledger.entries(), champion.number if champion else None
+    if champion is not None and (champion.model, champion.number) not in records_said(entries):
+        # What MLflow calls the champion was never registered: the ledger's counts.
+        said = aliases_said(entries, champion.model).get(CHAMPION)
+        served = None if said == version.number else said
     aliases: dict[str, int | None] = {CHAMPION: version.number}
     if served is not None:
         aliases[PREVIOUS] = served
     return aliases, {"from": served, "to": version.number}
-
-
-def _served(ledger: Ledger, version: Version, champion: Version | None) -> int | None:
-    """Return the champion of before: the ledger's, where that of MLflow was never registered."""
-    entries = ledger.entries()
-    if champion is None or (champion.model, champion.number) in records_said(entries):
-        return champion.number if champion else None
-    said = aliases_said(entries, champion.model).get(CHAMPION)
-    return None if said == version.number else said
 
 
 def _draft(

@@ -282,7 +282,9 @@ def _prove(folder: Path, manifest: Manifest, found: Found) -> list[RegisteredVer
     for one in chain:
         check_key(one, found)
         check_files(one, found)
-        _check_kinds(one, found)
+        for name in sorted(name for name in one.files if Path(name).suffix not in _KINDS):
+            what = f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
+            found.wrong(one.name, "files", what)
     Opening([member], cells=True).start().tell(found)
     if found.findings:
         return chain  # what its own files are not good for is not read any further
@@ -347,13 +349,6 @@ def _chain(member: RegisteredVersion, folder: Path, found: Found) -> list[Regist
             break
         chain.insert(0, older)
     return chain
-
-
-def _check_kinds(member: RegisteredVersion, found: Found) -> None:
-    for name in sorted(name for name in member.files if Path(name).suffix not in _KINDS):
-        found.wrong(
-            member.name, "files", f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
-        )
 
 
 def _check_answers(member: RegisteredVersion, found: Found) -> None:

@@ -226,7 +226,9 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
         if adopted := register_adopted(store, layout.model(BACKBONE)):
             (made if adopted[1] else known).append(adopted[0])
         for stage in (BACKBONE, *config.stages):
-            if not _finished(layout, stage):
+            # Learned and measured: DVC makes outs whole, so their manifests tell.
+            measured = stage == BACKBONE or (layout.metrics(stage) / "evaluation.json").is_file()
+            if not measured or not (layout.model(stage) / KEY_FILE).is_file():
                 continue
             version = published(store, store.model_of(stage), whole_key(layout.model(stage)))
             if version is None:
@@ -236,12 +238,6 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
         for version in (*known, *made):
             enter(store, ledger, version, sign)
     return Synced(tuple(made), tuple(known))
-
-
-def _finished(layout: Layout, stage: str) -> bool:
-    """Whether a stage was learned and measured: DVC makes outs whole, so their manifests tell."""
-    measured = stage == BACKBONE or (layout.metrics(stage) / "evaluation.json").is_file()
-    return (layout.model(stage) / KEY_FILE).is_file() and measured
 
 
 def _publication(store: Store, layout: Layout, config: Config, stage: str, draw: DrawFigures) -> Publication:
