@@ -28,10 +28,11 @@ from canal.annotation.service import TOTALS
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.model.annotator import Annotator
-from canal.registry.key import write_key
-from canal.registry.publish import Publication, publish
-from canal.registry.store import Store, Version
-from canal.registry.tracking import parent_run
+from canal.registry.manifest.version_folder import write_key
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+from canal.registry.store.tracking import parent_run
+from canal.registry.versions.publish import Publication, publish
 
 _PATIENCE_S = 240
 _TOLERANCE = 1e-4

@@ -4,10 +4,10 @@ from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
 from canal.core.files import new_folder
 from canal.core.messages import tell
-from canal.registry.history import restore_metrics
-from canal.registry.key import key_digest
-from canal.registry.run_figures import measures
-from canal.registry.tracking import StepRun
+from canal.registry.manifest.pages import measures
+from canal.registry.manifest.version_folder import key_digest
+from canal.registry.store.tracking import StepRun
+from canal.registry.versions.history import restore_metrics
 from canal.report.collect import write_scores
 
 

@@ -3,10 +3,10 @@
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
 from canal.core.files import new_folder
-from canal.registry.facts import stage_facts, sums_facts
-from canal.registry.history import require_available, restore_model
-from canal.registry.key import key_digest, write_key
-from canal.registry.tracking import StepRun
+from canal.registry.manifest.stage_request import stage_facts, sums_facts
+from canal.registry.manifest.version_folder import key_digest, write_key
+from canal.registry.store.tracking import StepRun
+from canal.registry.versions.history import require_available, restore_model
 
 
 def learn(project: Project, logged: StepRun) -> None:

@@ -7,11 +7,11 @@ from canal.app.pipeline import argument, run
 from canal.app.project import Project
 from canal.core.messages import tell
 from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
-from canal.registry.history import require_available, restore_file
-from canal.registry.key import read_key
+from canal.registry.manifest.version_folder import read_key
+from canal.registry.versions.history import require_available, restore_file
 
 if TYPE_CHECKING:
-    from canal.registry.store import Version
+    from canal.registry.store.database import Version
 
 
 def restore(project: Project, stage: str, version: "Version") -> None:

@@ -8,7 +8,7 @@ from canal.core.digests import file_digest
 from canal.core.messages import tell
 from canal.data.panel import adopted_panel, choose_panel, write_panel
 from canal.model.config import PRESETS
-from canal.registry.history import require_available, restore_file
+from canal.registry.versions.history import require_available, restore_file
 
 
 def main() -> None:

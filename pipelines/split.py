@@ -7,7 +7,7 @@ from canal.app.project import Project
 from canal.core.files import new_folder
 from canal.core.messages import tell
 from canal.data.split import read_split, sets_told, split_stage, write_split
-from canal.registry.history import require_available, restore_file
+from canal.registry.versions.history import require_available, restore_file
 
 
 def divide(project: Project, stage: str, into: Path) -> None:

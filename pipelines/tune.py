@@ -8,9 +8,8 @@ from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
 from canal.core.files import scratch_folder, write_json
 from canal.core.messages import tell
-from canal.registry.history import restore_file
-from canal.registry.tracking import StepRun
-from canal.registry.trial_runs import Trials, log_trials
+from canal.registry.store.tracking import StepRun, Trials, log_trials
+from canal.registry.versions.history import restore_file
 from canal.tuning.document import TUNED_FILE, trial_times
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from ruamel.yaml import YAML
 
 from canal.app.project import Project
 from canal.model.config import PRESETS
-from canal.registry.imported import import_facts
-from canal.registry.key import key_digest, write_key
+from canal.registry.manifest.version_folder import key_digest, write_key
+from canal.registry.versions.publish import import_facts
 from tests.make import gene_names, make_document
 from tests.model.make import make_backbone
 from tests.model.published import published_state, save_checkpoint

@@ -12,8 +12,8 @@ from canal.annotation.records import make_record
 from canal.app.impact import impact
 from canal.config.yaml_file import parse, with_branch
 from canal.core.digests import canonical_json
-from canal.registry.stage_request import request_digest
-from canal.registry.touches import Chosen
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.provenance.exposure import Chosen
 from tests.make import make_tuned_document
 from tests.registry.made import FIRST, Made, two_stages
 

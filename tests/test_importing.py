@@ -23,12 +23,11 @@ from canal.data.prepare import PrepareSettings, prepare
 from canal.data.split import split_stage, write_split
 from canal.quality.profile import Profile
 from canal.quality.verdict import Verdict
-from canal.registry.key import write_key
-from canal.registry.publish import Publication, publish
-from canal.registry.stage_request import request_digest, stage_request
-from canal.registry.store import Store
-from canal.registry.sync import sync
-from canal.registry.tracking import stage_run
+from canal.registry.manifest.stage_request import request_digest, stage_request
+from canal.registry.manifest.version_folder import write_key
+from canal.registry.store.store import Store
+from canal.registry.store.tracking import stage_run
+from canal.registry.versions.publish import Publication, publish, sync
 from tests.imports import VOCABULARY, write_params, write_published
 from tests.make import make_adata, source_of, write_adata
 from tests.model.make import TINY, make_backbone

@@ -16,14 +16,12 @@ from canal.cli import app
 from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.config.yaml_file import load_config
-from canal.registry.audit import audit
-from canal.registry.ledger import Entry, Sign, aliases_said
-from canal.registry.moves import ledger_of, moving
-from canal.registry.promotion import promote
-from canal.registry.publish import Publication, publish
-from canal.registry.registration import enter
-from canal.registry.sync import Synced, sync
-from canal.registry.tracking import parent_run
+from canal.registry.audit.full_audit import audit
+from canal.registry.ledger.ledger import Entry, Sign, aliases_said
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.promotion import Decision, enter, promote
+from canal.registry.store.tracking import parent_run
+from canal.registry.versions.publish import Publication, Synced, publish, sync
 from tests.make import make_document
 from tests.registry.rulings import OVERRIDDEN
 
@@ -63,9 +61,8 @@ class Folder:
         store = self.project().store
         with moving(store) as ledger:
             version = store.version(str(number))
-            return promote(
-                store, ledger, version, options.pop("rulings", OVERRIDDEN), by, "reviewed", **options
-            )
+            decision = Decision(by, "reviewed", options.get("sign"))
+            return promote(store, ledger, version, options.get("rulings", OVERRIDDEN), decision)
 
     def ledger(self) -> list[Entry]:
         """Return the entries of this folder's ledger."""

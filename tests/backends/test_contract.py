@@ -3,9 +3,9 @@
 import pytest
 
 from canal.core.errors import LedgerError, RegistryError
-from canal.registry import rebuild
-from canal.registry.history import verified
-from canal.registry.signing import new_key, open_key, signature_findings
+from canal.registry.ledger.signing import new_key, open_key, signature_findings
+from canal.registry.versions import rebuild
+from canal.registry.versions.history import verified
 from tests.backends.conftest import KINDS
 from tests.registry.registered import no_figures, state
 

@@ -9,11 +9,11 @@ import pytest
 
 from canal.core.digests import tree_digests
 from canal.core.errors import RegistryError
-from canal.registry import downloads
-from canal.registry.history import restore_model, verified
-from canal.registry.moves import moving
-from canal.registry.promotion import promote
-from canal.registry.store import Version
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import Decision, promote
+from canal.registry.store import store as downloads
+from canal.registry.store.database import Version
+from canal.registry.versions.history import restore_model, verified
 from tests.registry.rulings import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
@@ -92,7 +92,7 @@ def test_an_audit_waits_for_another_folder_that_moves_something(server, new_fold
         time.sleep(1)
         assert not audited.done()
         version = store.version("1")
-        promote(store, ledger, version, OVERRIDDEN, "Ada", "reviewed")
+        promote(store, ledger, version, OVERRIDDEN, Decision("Ada", "reviewed"))
     new = [what for what in audited.result() if what not in before]
     assert len(new) == 1
     assert "canal ledger --catch-up" in new[0]

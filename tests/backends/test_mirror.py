@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from canal.core.errors import LedgerError
-from canal.registry import mirror, moves
-from canal.registry.ledger import Entry, entry_hash
-from canal.registry.policy import Ruling
-from canal.registry.store import Store
+from canal.registry.ledger import mirror
+from canal.registry.ledger.ledger import Entry, entry_hash
+from canal.registry.promotion import moves
+from canal.registry.promotion.policy import Ruling
+from canal.registry.store.store import Store
 from tests.backends.make import Folder, make_folder
 from tests.registry.rulings import OVERRIDDEN
 

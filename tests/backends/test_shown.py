@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from canal.registry.audit import audit
-from canal.registry.database import Database
-from canal.registry.shown import read_client, read_tables
+from canal.registry.audit.full_audit import audit
+from canal.registry.store.database import Database
+from canal.registry.store.shown import read_client, read_tables
 
 pytestmark = pytest.mark.xdist_group("backends")
 

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry import address
-from canal.registry.store import Store
+from canal.registry.store import connection as address
+from canal.registry.store.store import Store
 from tests.backends.servers import PASSWORD, why_not
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
@@ -145,7 +145,7 @@ def test_a_store_is_opened_by_one_at_a_time(database, new_folder, monkeypatch):
     """Also by folders on other machines, which no lock of a file keeps out."""
     database.execute("SELECT pg_advisory_lock(%s)", [address._OPENING])
     with monkeypatch.context() as patch:
-        patch.setattr("canal.registry.connection._PATIENCE_S", 1)
+        patch.setattr("canal.registry.store.connection._PATIENCE_S", 1)
         with pytest.raises(
             RegistryError, match=r"another process has been opening .* for 1 s .*lock timeout"
         ):
@@ -201,6 +201,6 @@ def test_every_page_of_versions_is_read(new_folder, monkeypatch, use):
     use("sqlite")
     folder = new_folder("a")
     folder.register()
-    monkeypatch.setattr("canal.registry.store._PAGE", 1)
+    monkeypatch.setattr("canal.registry.store.store._PAGE", 1)
     monkeypatch.setattr(Store, "database", None)
     assert [version.number for version in store(folder).versions()] == [1, 2]

@@ -7,7 +7,7 @@ import stream
 
 from canal.config.yaml_file import parse_config
 from canal.core.digests import json_digest
-from canal.registry.stage_request import stage_request
+from canal.registry.manifest.stage_request import stage_request
 
 
 def test_a_stream_is_learned_without_tuning(tmp_path):

@@ -17,9 +17,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from canal.core.digests import canonical_json
-from canal.registry.ledger import entry_hash
-from canal.registry.parcel.manifest import parse_manifest
-from canal.registry.parcel.outgoing import About, write_parcel
+from canal.registry.ledger.ledger import entry_hash
+from canal.registry.transfer.parcel import About, parse_manifest, write_parcel
 
 Files = dict[str, bytes]
 Mutate = Callable[[bytes, random.Random], bytes]

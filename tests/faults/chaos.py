@@ -89,21 +89,21 @@ def copy(line: Line, target: Path) -> Line:
 def promote_other() -> dict[str, Any]:
     """Promote version 1 where 2 serves, and 2 where 1 does or none."""
     from canal.app.project import Project
-    from canal.app.promoting import Move, judge_version, promote
-    from canal.registry.moves import CHAMPION
-    from canal.registry.promotion import holder
+    from canal.app.promoting import Decision, judge_version, promote
+    from canal.registry.ledger.ledger_rules import CHAMPION
+    from canal.registry.promotion.promotion import holder
 
     project = Project.open()
     champion = holder(project.store, CHAMPION)
     wanted = "2" if champion is None or champion.number == 1 else "1"
-    return promote(project, judge_version(project, wanted), Move("chaos", "because")).document
+    return promote(project, judge_version(project, wanted), Decision("chaos", "because")).document
 
 
 def learn_second() -> dict[str, Any]:
     """Learn, measure and register the second stage, as its steps do when MLflow starts them."""
     from canal.app.project import Project
     from canal.app.versions import registry_sync
-    from canal.registry.tracking import stage_run, step_run
+    from canal.registry.store.tracking import stage_run, step_run
 
     project = Project.open()
     sys.argv = ["step", "--stage", "second"]
@@ -150,9 +150,9 @@ def settled() -> dict[str, Any]:
 def whole() -> dict[str, Any]:
     """Audit everything; return the findings, the aliases, the ledger's last word on them, its kinds."""
     from canal.app.project import Project
-    from canal.registry.audit import audit
-    from canal.registry.ledger import aliases_said
-    from canal.registry.moves import ledger_of
+    from canal.registry.audit.full_audit import audit
+    from canal.registry.ledger.ledger import aliases_said
+    from canal.registry.promotion.moves import ledger_of
 
     project = Project.open()
     report = audit(project.store, project.layout, project.config)

@@ -27,13 +27,12 @@ from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.digests import canonical_json
 from canal.core.errors import CanalError
-from canal.registry import promotion
-from canal.registry.keyring import add_to_keyring
-from canal.registry.ledger import Entry, entry_hash
-from canal.registry.ledger_rules import DECIDED
-from canal.registry.moves import ledger_of, moving
-from canal.registry.signing import SigningKey, new_key, open_key
-from canal.registry.store import Store
+from canal.registry.ledger.ledger import Entry, entry_hash
+from canal.registry.ledger.ledger_rules import DECIDED
+from canal.registry.ledger.signing import SigningKey, add_to_keyring, new_key, open_key
+from canal.registry.promotion import promotion
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.store.store import Store
 from tests.faults.forgeries import ADA, Forgery, following, forgeries, honest, rechained
 from tests.faults.rewrites import NAME, REWRITES, commit_each
 from tests.registry.registered import audited, make_models, open_store, register
@@ -76,7 +75,9 @@ def make_book(root: Path) -> Store:
         register(store, stage)
     for number in ("1", "2"):
         with moving(store) as ledger:
-            promotion.promote(store, ledger, store.version(number), OVERRIDDEN, ADA, "reviewed")
+            promotion.promote(
+                store, ledger, store.version(number), OVERRIDDEN, promotion.Decision(ADA, "reviewed")
+            )
     commit_each(root)
     report = audited(store)
     assert report.findings == (), report.findings

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from canal.registry.ledger import Draft, Entry, entry_hash
-from canal.registry.ledger_rules import LOST
+from canal.registry.ledger.ledger import Draft, Entry, entry_hash
+from canal.registry.ledger.ledger_rules import LOST
 from tests.registry.rulings import PASSED, promoted
 
 ADA = "Ada Lovelace"

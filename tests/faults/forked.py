@@ -47,7 +47,7 @@ _MODULES = (
     "canal.continual.trainer",
     "canal.app.tasks",
     "canal.app.promoting",
-    "canal.registry.audit",
+    "canal.registry.audit.full_audit",
     "canal.report.collect",
     "canal.report.figures",
     "canal.app.pipeline",

@@ -65,8 +65,8 @@ _MODULES = (
         "canal.cli",
     ),
     *(
-        "canal.registry.parcel.incoming",
-        "canal.registry.audit",
+        "canal.registry.transfer.exchange",
+        "canal.registry.audit.full_audit",
         "canal.report.cell_tables",
         "canal.app.impact",
     ),
@@ -326,8 +326,8 @@ def _candidate(project: Any, stage: str) -> Subject:
 
 def _import(path: Path) -> None:
     """Do what `canal import` does before anything is registered."""
-    from canal.registry.parcel.proof import prove
-    from canal.registry.parcel.unpacking import unpacked
+    from canal.registry.transfer.exchange import prove
+    from canal.registry.transfer.parcel import unpacked
 
     with unpacked(path) as (folder, manifest):
         prove(folder, manifest)

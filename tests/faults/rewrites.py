@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from canal.registry.ledger import Ledger
+from canal.registry.ledger.ledger import Ledger
 from tests.faults.forgeries import rechained
 
 NAME = "ledger.jsonl"
@@ -191,8 +191,7 @@ def begun_anew_after_a_push(root: Path) -> None:
 
 def rewritten_behind_an_anchor(root: Path) -> None:
     """All commits are rewritten, and no server has the old ones; an anchor names what the ledger was."""
-    from canal.registry.anchors import make_anchor
-    from canal.registry.gitted import GitFile
+    from canal.registry.ledger.git_history import GitFile, make_anchor
 
     with patch.dict(os.environ, PERSON):
         make_anchor(GitFile(root / NAME), Ledger(root / NAME).entries(), "A. Person", None)

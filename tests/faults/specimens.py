@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.registry.ledger import Draft, Ledger, entry_hash
-from canal.registry.parcel.manifest import Content
+from canal.registry.ledger.ledger import Draft, Ledger, entry_hash
+from canal.registry.transfer.parcel import Content
 from tests.annotation import formats
 from tests.faults import mutations
 from tests.faults.mutations import Mutate, Rng, drawn

@@ -23,8 +23,8 @@ from typing import Any
 
 from canal.app.project import Project
 from canal.core.errors import AuditError
-from canal.registry.audit import audit
-from canal.registry.parcel.incoming import import_parcel
+from canal.registry.audit.full_audit import audit
+from canal.registry.transfer.exchange import import_parcel
 from tests.faults.bundles import malformed, read_bundle, write_bundle
 from tests.faults.database_cells import changed, changes
 from tests.pipeline.conftest import Line, copied, make_project

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from canal.registry.audit import audit
-from canal.registry.ledger import Draft
-from canal.registry.moves import ledger_of
+from canal.registry.audit.full_audit import audit
+from canal.registry.ledger.ledger import Draft
+from canal.registry.promotion.moves import ledger_of
 from tests.pipeline.conftest import Line, move_database
 from tests.registry.rulings import OVERRIDDEN, promoted
 

@@ -14,7 +14,7 @@ from canal.core.files import read_json, write_json
 from canal.memory.basis import Basis
 from canal.memory.stages import StageSums
 from canal.memory.sums import total
-from canal.registry.stage_request import changes, stage_request
+from canal.registry.manifest.stage_request import changes, stage_request
 from tests.make import gene_names, groups
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import (

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import PolicyError
-from canal.registry.moves import moving
-from canal.registry.promotion import promote
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import Decision, promote
 from tests.annotation.formats import write_10x_v3
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, copied, learned_once
@@ -131,7 +131,9 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
         store = line.project().store
         with moving(store) as ledger:
             for number in ("1", "2"):
-                promote(store, ledger, store.version(number), OVERRIDDEN, "A. Person", "for the pages")
+                promote(
+                    store, ledger, store.version(number), OVERRIDDEN, Decision("A. Person", "for the pages")
+                )
     for number, command in enumerate(commands_of(page)):
         done = commands_of(page)[:number]
         if command == "make run":

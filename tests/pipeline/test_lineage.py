@@ -9,7 +9,7 @@ import pytest
 from canal.annotation.records import genuine
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from canal.registry.memory import Memory
+from canal.registry.provenance.exposure import Memory
 
 pytestmark = pytest.mark.pipeline
 

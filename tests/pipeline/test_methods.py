@@ -18,7 +18,7 @@ from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.model.combined import CombinedAnnotator
 from canal.model.load import load_model
-from canal.registry.signing import new_key
+from canal.registry.ledger.signing import new_key
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import empty_database, learned_by
 

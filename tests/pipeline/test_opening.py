@@ -10,14 +10,12 @@ import pytest
 
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
-from canal.registry import opening
-from canal.registry.checks.finding import Found
-from canal.registry.checks.member import Member
-from canal.registry.key import key_digest, read_key
-from canal.registry.opened import complaints
-from canal.registry.opening import Opening
-from canal.registry.parcel.incoming import import_parcel
-from canal.registry.parcel.outgoing import export_parcel
+from canal.registry.audit import opening
+from canal.registry.audit.opening import Opening, complaints
+from canal.registry.audit.version_files import Found
+from canal.registry.manifest.version_folder import key_digest, read_key
+from canal.registry.provenance.registered import RegisteredVersion
+from canal.registry.transfer.exchange import export_parcel, import_parcel
 from tests.faults.bundles import every_kind, read_bundle, write_bundle
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import learned_by
@@ -41,7 +39,7 @@ def opened(folder):
     """Return what an audit says of a folder whose key.json agrees with its files."""
     key = read_key(folder)
     key["files"] = {name: file_digest(folder / name) for name in key["files"] if (folder / name).is_file()}
-    member = Member("version 3", folder, key, key_digest(folder), None)
+    member = RegisteredVersion("version 3", folder, key, key_digest(folder), None)
     found = Found()
     Opening([member]).start().tell(found)
     return [str(one) for one in found.findings]

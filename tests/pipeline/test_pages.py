@@ -9,8 +9,9 @@ import pytest
 from canal.app.versions import version_rows
 from canal.core.digests import json_digest
 from canal.core.files import read_json
-from canal.registry import pages
-from canal.registry.store import LOGGED, Store
+from canal.registry.manifest import pages
+from canal.registry.store.database import LOGGED
+from canal.registry.store.store import Store
 
 pytestmark = pytest.mark.pipeline
 

@@ -11,12 +11,10 @@ import pytest
 
 from canal.app.versions import registry_sync
 from canal.core.errors import AuditError, RegistryError
-from canal.registry.audit import audit
-from canal.registry.keyring import add_to_keyring
-from canal.registry.moves import ledger_of
-from canal.registry.parcel.incoming import import_parcel
-from canal.registry.parcel.outgoing import export_parcel
-from canal.registry.signing import new_key
+from canal.registry.audit.full_audit import audit
+from canal.registry.ledger.signing import add_to_keyring, new_key
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.transfer.exchange import export_parcel, import_parcel
 from tests.pipeline.conftest import Line
 
 pytestmark = pytest.mark.pipeline

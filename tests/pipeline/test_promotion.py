@@ -6,18 +6,18 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.app.annotating import serving_version
-from canal.app.promoting import Move, compare, judge_version, promote, retire, rollback
+from canal.app.promoting import Decision, compare, judge_version, promote, retire, rollback
 from canal.app.versions import registry_sync
 from canal.cli import app
 from canal.core.errors import PolicyError, RegistryError
-from canal.registry import moves
-from canal.registry.ledger import aliases_said
-from canal.registry.moves import ledger_of
-from canal.registry.policy import failed
+from canal.registry.ledger.ledger import aliases_said
+from canal.registry.promotion import moves
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.promotion.policy import failed
 
 pytestmark = pytest.mark.pipeline
 
-MOVE = Move("A. Person", "reviewed")
+MOVE = Decision("A. Person", "reviewed")
 EASY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
 
 
@@ -51,7 +51,7 @@ def test_a_version_s_life(project):
     assert serving_version(project, None).number == 2
     with pytest.raises(RegistryError, match="version 2 .* is the champion already"):
         judge_version(project, "2")
-    rollback(project, None, Move("B. Person", "labels look wrong"))
+    rollback(project, None, Decision("B. Person", "labels look wrong"))
     assert agree(project) == {"candidate": 2, "champion": 1, "previous": 2}
     with pytest.raises(RegistryError, match="is the champion: promote another one"):
         retire(project, "champion", MOVE)

@@ -7,9 +7,9 @@ import pytest
 from canal.app.versions import registry_sync
 from canal.core.digests import tree_digests
 from canal.core.errors import RegistryError
-from canal.registry.database import Database
-from canal.registry.history import restore_metrics, restore_model, verified
-from canal.registry.store import Store
+from canal.registry.store.database import Database
+from canal.registry.store.store import Store
+from canal.registry.versions.history import restore_metrics, restore_model, verified
 
 pytestmark = pytest.mark.pipeline
 

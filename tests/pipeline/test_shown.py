@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from canal.registry.audit import audit
+from canal.registry.audit.full_audit import audit
 from tests.faults.database_cells import Change, changed, changes, listed
 from tests.pipeline.conftest import Line, move_database
 

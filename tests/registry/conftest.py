@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from canal.registry import promotion
-from canal.registry.moves import moving
+from canal.registry.promotion import promotion
+from canal.registry.promotion.moves import moving
 from tests.registry.registered import keep_empty, make_models, open_store, register
 from tests.registry.rulings import OVERRIDDEN
 
@@ -27,8 +27,10 @@ def registered(tmp_path_factory):
     store.client.delete_model_version(gone.model, str(gone.number))
     register(store, "second")
     with moving(store) as ledger:
-        promotion.promote(store, ledger, store.version("3"), OVERRIDDEN, "A. Person", "reviewed")
+        promotion.promote(
+            store, ledger, store.version("3"), OVERRIDDEN, promotion.Decision("A. Person", "reviewed")
+        )
     with moving(store) as ledger:
-        promotion.retire(store, ledger, store.version("1"), "A. Person", "withdrawn")
+        promotion.retire(store, ledger, store.version("1"), promotion.Decision("A. Person", "withdrawn"))
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # opening a store sets it for what it starts
     return root

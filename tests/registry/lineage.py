@@ -17,9 +17,8 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.files import write_json
 from canal.quality.profile import Profile
 from canal.quality.verdict import RuleResult, Verdict
-from canal.registry.bundle import write_record
-from canal.registry.checks.member import Member
-from canal.registry.key import key_digest, read_key, write_key
+from canal.registry.manifest.version_folder import key_digest, read_key, write_key, write_record
+from canal.registry.provenance.registered import RegisteredVersion
 
 GENES = ["CD3D", "LYZ", "MS4A1"]
 
@@ -145,10 +144,11 @@ def make_lineage(root: Path, specs: dict[str, Spec]) -> dict[str, Path]:
     return folders
 
 
-def members(folders: dict[str, Path]) -> list[Member]:
+def members(folders: dict[str, Path]) -> list[RegisteredVersion]:
     """Return a lineage as a chain, oldest first."""
     return [
-        Member(stage, folder, read_key(folder), key_digest(folder), None) for stage, folder in folders.items()
+        RegisteredVersion(stage, folder, read_key(folder), key_digest(folder), None)
+        for stage, folder in folders.items()
     ]
 
 

@@ -27,12 +27,10 @@ from canal.continual.stored_cells import StoredCells, save_cells
 from canal.core.digests import file_digest, json_digest
 from canal.core.files import write_json
 from canal.data.split import COLUMNS
-from canal.registry.bundle import write_record
-from canal.registry.database import SCHEMA
-from canal.registry.imported import import_facts
-from canal.registry.key import key_digest, read_key, write_key
-from canal.registry.stage_request import request_digest, stage_request
-from canal.registry.store import Version
+from canal.registry.manifest.stage_request import request_digest, stage_request
+from canal.registry.manifest.version_folder import key_digest, read_key, write_key, write_record
+from canal.registry.store.database import SCHEMA, Version
+from canal.registry.versions.publish import import_facts
 from tests.make import make_document
 
 TABLES = f"""

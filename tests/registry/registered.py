@@ -9,15 +9,21 @@ from pathlib import Path
 
 from canal.config.layout import Layout
 from canal.config.sections import Registry
-from canal.registry.audit import Report, audit
-from canal.registry.imported import adopt_import, import_facts
-from canal.registry.key import key_digest, read_key, write_key
-from canal.registry.moves import moving
-from canal.registry.publish import Publication, publish
-from canal.registry.registration import enter
-from canal.registry.store import Store, Version
-from canal.registry.sync import extras, parent_version
-from canal.registry.tracking import parent_run
+from canal.registry.audit.full_audit import Report, audit
+from canal.registry.manifest.version_folder import key_digest, read_key, write_key
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import enter
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+from canal.registry.store.tracking import parent_run
+from canal.registry.versions.publish import (
+    Publication,
+    adopt_import,
+    extras,
+    import_facts,
+    parent_version,
+    publish,
+)
 from tests.make import make_config
 from tests.registry.lineage import add_records, make_lineage, make_specs
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from canal.registry.policy import Ruling
+from canal.registry.promotion.policy import Ruling
 
 PASSED = (
     Ruling("gate", "passed", "passed for these bytes", True),

@@ -5,12 +5,10 @@ import pytest
 
 from canal.config.sections import Exclusion
 from canal.core.files import read_json, write_json
-from canal.registry.checks.cells_used import check_cells
-from canal.registry.checks.chain import check_chain, check_verdict, differing_tensors
-from canal.registry.checks.exclusion import check_exclusions
-from canal.registry.checks.finding import Found
-from canal.registry.checks.version_files import check_files, check_key
-from canal.registry.schema import NAMES, schema, schema_complaints
+from canal.registry.audit.cells_used import check_cells, check_exclusions
+from canal.registry.audit.chain import check_chain, check_verdict, differing_tensors
+from canal.registry.audit.version_files import Found, check_files, check_key
+from canal.registry.manifest.version_folder import NAMES, schema, schema_complaints
 from tests.make import make_config
 from tests.registry.lineage import add_records, make_lineage, make_specs, members, tensors
 

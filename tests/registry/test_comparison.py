@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.comparison import Comparison, compare_stage
-from canal.registry.paired import Sampling
+from canal.registry.promotion.policy import Comparison, Sampling, compare_stage
 
 SAMPLING = Sampling(confidence=0.95, resamples=200, seed=0)
 

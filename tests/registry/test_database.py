@@ -2,7 +2,7 @@ import sqlite3
 
 import pytest
 
-from canal.registry.database import SCHEMA, Database
+from canal.registry.store.database import SCHEMA, Database
 
 
 @pytest.fixture

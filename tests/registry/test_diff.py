@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.diff import difference
+from canal.registry.provenance.diff import difference
 from tests.make import make_document
 from tests.registry.made import SECOND, two_stages
 

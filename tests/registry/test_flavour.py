@@ -13,7 +13,7 @@ import pytest
 
 from canal.annotation.columns import columns_of, joined
 from canal.annotation.service import TOTALS
-from canal.registry.bundle import assemble
+from canal.registry.manifest.version_folder import assemble
 from canal.runtime.startup import quiet_libraries
 from tests.make import gene_names
 from tests.model.make import make_annotator

@@ -4,7 +4,7 @@ import pytest
 
 from canal.core.errors import RegistryError
 from canal.core.files import read_json, write_json
-from canal.registry.key import check_files, key_digest, read_key, write_key
+from canal.registry.manifest.version_folder import check_files, key_digest, read_key, write_key
 
 
 @pytest.fixture

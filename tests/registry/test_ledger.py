@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
-from canal.registry.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
+from canal.registry.ledger.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
 
 MODEL = "canal-annotator"
 
@@ -149,7 +149,7 @@ def test_a_clock_that_was_set_back_does_not_break_the_order(ledger, monkeypatch)
         def now(cls, tz=None):
             return datetime(2001, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr("canal.registry.ledger.datetime", Back)
+    monkeypatch.setattr("canal.registry.ledger.ledger.datetime", Back)
     ledger.append(ledger.next(draft(6)))
     assert [entry.seq for entry in ledger.entries()] == [1, 2, 3, 4, 5, 6]
     assert ledger.head().document["time"].startswith("2001-01-01")

@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.ancestry import ancestry, common_ancestor
-from canal.registry.lineage import lineage
+from canal.registry.provenance.lineage import lineage
+from canal.registry.provenance.registered import ancestry, common_ancestor
 from tests.registry.made import FIRST, Made, two_stages
 
 

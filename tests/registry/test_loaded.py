@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from canal.registry.parcel.outgoing import export_parcel
+from canal.registry.transfer.exchange import export_parcel
 from tests.registry.registered import audited
 from tests.registry.test_moved import GONE, copied
 

@@ -9,8 +9,8 @@ import pytest
 from canal.app.project import Project
 from canal.core.digests import tree_digests
 from canal.core.errors import ConfigError, RegistryError
-from canal.registry.moved import foreign
-from canal.registry.tracking import parent_run
+from canal.registry.store.database import foreign
+from canal.registry.store.tracking import parent_run
 from tests.registry.registered import audited, open_store, state
 
 GONE = "version 2: the ledger has it (entry 3, register), the registry has not"

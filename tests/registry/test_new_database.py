@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from canal.registry import database
-from canal.registry.database import SCHEMA, Database, ensure_database
+from canal.registry.store import database
+from canal.registry.store.database import SCHEMA, Database, ensure_database
 
 MLFLOW = """
 import sys
@@ -24,7 +24,7 @@ CANAL = """
 import sys
 from pathlib import Path
 import sqlalchemy, alembic.command, mlflow.store.db.utils
-from canal.registry.database import ensure_database
+from canal.registry.store.database import ensure_database
 print("ready", flush=True)
 sys.stdin.readline()
 ensure_database(Path(sys.argv[1]))

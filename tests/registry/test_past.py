@@ -10,13 +10,12 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import LedgerError, SigningError
-from canal.registry.checks.entries import check_anchors
-from canal.registry.checks.finding import Found
-from canal.registry.checks.past import check_past
-from canal.registry.gitted import GitFile
-from canal.registry.keyring import add_to_keyring
-from canal.registry.ledger import Ledger
-from canal.registry.signing import new_key
+from canal.registry.audit.ledger_entries import check_anchors
+from canal.registry.audit.past import check_past
+from canal.registry.audit.version_files import Found
+from canal.registry.ledger.git_history import GitFile
+from canal.registry.ledger.ledger import Ledger
+from canal.registry.ledger.signing import add_to_keyring, new_key
 from tests.faults.forgeries import following
 from tests.faults.rewrites import NAME, PERSON, REWRITES, commit, commit_each, documents, git, write
 from tests.make import make_document
@@ -184,7 +183,7 @@ def anchor(root, *arguments):
 
 
 def test_an_anchor_that_canal_signed_is_checked_by_the_keyring(root, tmp_path):
-    from canal.registry.keyring import read_keyring
+    from canal.registry.ledger.signing import read_keyring
 
     key, other, ring = tmp_path / "key.pem", tmp_path / "other.pem", tmp_path / "keyring.txt"
     for path, name in ((key, "A. Person"), (other, "Ben")):
@@ -194,7 +193,7 @@ def test_an_anchor_that_canal_signed_is_checked_by_the_keyring(root, tmp_path):
     anchor(root, "--sign", str(key))
     tag = git(root, "tag")
     text = git(root, "for-each-ref", "--format=%(contents)", f"refs/tags/{tag}")
-    from canal.registry.signing import open_key
+    from canal.registry.ledger.signing import open_key
 
     public = open_key(key).public
     add_to_keyring(ring, public.line, "anchor,promote")

@@ -6,9 +6,16 @@ import pytest
 
 from canal.config.sections import Policy
 from canal.core.errors import PolicyError
-from canal.registry.comparison import Comparison, StageComparison
-from canal.registry.paired import Sampling, compare_answers
-from canal.registry.policy import Evidence, failed, judge, override
+from canal.registry.promotion.policy import (
+    Comparison,
+    Evidence,
+    Sampling,
+    StageComparison,
+    compare_answers,
+    failed,
+    judge,
+    override,
+)
 
 SAMPLING = Sampling(0.95, 500, 0)
 EVALUATION = {

@@ -7,13 +7,13 @@ import pytest
 from canal.config.layout import Layout
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.registry import rebuild
-from canal.registry.imported import register_adopted
-from canal.registry.ledger import Draft
-from canal.registry.moves import ledger_of, moving
-from canal.registry.rebuild import Wishes
-from canal.registry.registration import enter
-from canal.registry.store import half_rebuilt
+from canal.registry.ledger.ledger import Draft
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.promotion import enter
+from canal.registry.store.store import half_rebuilt
+from canal.registry.versions import rebuild
+from canal.registry.versions.publish import register_adopted
+from canal.registry.versions.rebuild import Wishes
 from tests.registry.registered import (
     EMPTY,
     adopt_published,

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 from canal.config.layout import Layout
 from canal.core.digests import canonical_json
 from canal.core.errors import ReadOnlyError
-from canal.registry.checks.entries import check_entries
-from canal.registry.checks.finding import Found
-from canal.registry.checks.register import check_aliases, check_ledger, check_registered, take_snapshot
-from canal.registry.checks.workspace import check_workspace
-from canal.registry.ledger import Ledger, entry_hash
+from canal.registry.audit.ledger_entries import (
+    check_aliases,
+    check_entries,
+    check_ledger,
+    check_registered,
+    take_snapshot,
+)
+from canal.registry.audit.version_files import Found
+from canal.registry.audit.workspace import check_workspace
+from canal.registry.ledger.ledger import Ledger, entry_hash
 from tests.make import make_config
 from tests.registry.registered import audited, open_store
 

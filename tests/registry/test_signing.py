@@ -11,9 +11,15 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import RegistryError, SigningError
-from canal.registry.keyring import add_to_keyring, parse_line, read_keyring
-from canal.registry.ledger import Draft, Entry, Ledger
-from canal.registry.signing import new_key, open_key, signature_findings
+from canal.registry.ledger.ledger import Draft, Entry, Ledger
+from canal.registry.ledger.signing import (
+    add_to_keyring,
+    new_key,
+    open_key,
+    parse_line,
+    read_keyring,
+    signature_findings,
+)
 
 LETTERS = st.text('abz019 -"\\\n\u00e9\u202e', max_size=9)
 ADA, BEN = "Ada Lovelace", "Ben"

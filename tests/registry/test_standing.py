@@ -3,7 +3,7 @@
 import pytest
 
 from canal.app.versions import standing
-from canal.registry.ledger import Draft, Ledger
+from canal.registry.ledger.ledger import Draft, Ledger
 from tests.registry.made import two_stages
 
 

@@ -22,11 +22,11 @@ from canal.memory.basis import Basis
 from canal.memory.classifier import ExactClassifier
 from canal.memory.stages import StageSums
 from canal.memory.sums import Sums
-from canal.registry.audit import audit
-from canal.registry.checks.finding import Found
-from canal.registry.checks.member import Member
-from canal.registry.checks.version_sums import check_sums
-from canal.registry.key import KEY_FILE, read_key
+from canal.registry.audit.full_audit import audit
+from canal.registry.audit.kept_cells import check_sums
+from canal.registry.audit.version_files import Found
+from canal.registry.manifest.version_folder import KEY_FILE, read_key
+from canal.registry.provenance.registered import RegisteredVersion
 from tests.pipeline.conftest import Line, copied
 from tests.pipeline.methods import learned_by
 
@@ -46,11 +46,11 @@ def line(exact, tmp_path) -> Line:
     return copied(exact, tmp_path / "project")
 
 
-def members(line: Line, newest: Path, key: dict[str, Any]) -> list[Member]:
+def members(line: Line, newest: Path, key: dict[str, Any]) -> list[RegisteredVersion]:
     """Return the chain of the third stage, its newest member in another folder and with another key."""
     folders = [line.root / "models" / stage for stage in CHAIN[:-1]]
-    found = [Member(f"v-{one.name}", one, read_key(one), "0" * 64, None) for one in folders]
-    return [*found, Member("v-third", newest, key, "0" * 64, None)]
+    found = [RegisteredVersion(f"v-{one.name}", one, read_key(one), "0" * 64, None) for one in folders]
+    return [*found, RegisteredVersion("v-third", newest, key, "0" * 64, None)]
 
 
 def forged(line: Line, tmp_path: Path, change: Callable[[Path, dict[str, Any]], None]) -> list[str]:
@@ -250,7 +250,7 @@ def test_a_cell_that_is_excluded_later_is_still_in_the_sums(line):
 
 def test_a_stage_whose_sums_hold_an_excluded_cell_under_another_name_is_found(line, tmp_path):
     """A later stage was learned when the cell was excluded: its sums of the first stage still hold it."""
-    from canal.registry.checks.exclusion import check_exclusions
+    from canal.registry.audit.cells_used import check_exclusions
 
     split = pd.read_csv(line.root / "splits" / "first.csv", dtype=str)
     cell = split["cell_id"][split["set"] == "train"].iloc[0]

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.memory import Memory, excluded_cells, exclusions
-from canal.registry.touches import Chosen, find, touches
+from canal.registry.provenance.exposure import Chosen, Memory, excluded_cells, exclusions, find, touches
 from tests.make import make_config, make_document, make_tuned_document
 from tests.registry.made import FIRST, SECOND, Made, two_stages
 

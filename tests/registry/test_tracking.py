@@ -5,8 +5,8 @@ import os
 import pytest
 
 from canal.core.errors import HistoryError
-from canal.registry.history import learned
-from canal.registry.tracking import handed_run
+from canal.registry.store.tracking import handed_run
+from canal.registry.versions.history import learned
 from tests.make import make_config
 from tests.registry.registered import lost, open_store
 from tests.registry.test_moved import copied

@@ -2,8 +2,7 @@
 
 import pytest
 
-from canal.registry.tracking import StepRun
-from canal.registry.trial_runs import Trials, log_trials
+from canal.registry.store.tracking import StepRun, Trials, log_trials
 from tests.registry.registered import open_store
 from tests.report.tuned import make_tuned
 

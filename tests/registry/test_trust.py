@@ -8,13 +8,12 @@ from pydantic import ValidationError
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.errors import LedgerError, SigningError
-from canal.registry.checks.entries import check_entries
-from canal.registry.checks.finding import Found
-from canal.registry.keyring import add_to_keyring, to_be_signed
-from canal.registry.moves import ledger_of, moving, record, recover
-from canal.registry.promotion import rollback
-from canal.registry.signing import new_key, open_key
-from canal.registry.store import Store
+from canal.registry.audit.ledger_entries import check_entries
+from canal.registry.audit.version_files import Found
+from canal.registry.ledger.signing import add_to_keyring, new_key, open_key
+from canal.registry.promotion.moves import ledger_of, moving, record, recover, to_be_signed
+from canal.registry.promotion.promotion import Decision, rollback
+from canal.registry.store.store import Store
 from tests.faults.forgeries import ADA, following, honest, rechained
 from tests.pipeline.conftest import move_database
 from tests.registry.made import two_stages
@@ -136,7 +135,7 @@ def test_a_champion_that_was_never_registered_gives_way_to_the_ledger_s(register
     client.set_registered_model_alias(model, "champion", made.version)
     assert store.version("champion").number == int(made.version) != version.number
     with moving(store) as ledger:
-        entry = rollback(store, ledger, store.version(str(version.number)), "A. Person", "not ours")
+        entry = rollback(store, ledger, store.version(str(version.number)), Decision("A. Person", "not ours"))
     assert entry.aliases == {"champion": version.number}
     assert store.version("champion").number == version.number
     with moving(store):

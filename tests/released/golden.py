@@ -7,25 +7,24 @@ import json
 import sys
 from pathlib import Path
 
-from canal.app.project import Project
-from canal.config.sections import BACKBONE
-from canal.config.yaml_file import load_config
-from canal.core.digests import file_digest
-from canal.registry.stage_request import request_digest
-
 WEIGHTS = "model/weights.safetensors"
 
 
 def main() -> None:
     """Print digests of requests, keys and weights by stage, and requests of the shipped parameters."""
-    project, shipped = Project.open(), load_config(Path(sys.argv[1]))
-    stages = (BACKBONE, *project.config.stages)
+    from named import module_of  # beside this script
+
+    file_digest = module_of("file_digest").file_digest
+    request_digest = module_of("request_digest").request_digest
+    project = module_of("Project").Project.open()
+    shipped = module_of("load_config").load_config(Path(sys.argv[1]))
+    stages = ("backbone", *project.config.stages)
     folders = {stage: project.layout.model(stage) for stage in stages}
     told = {
         "requests": {stage: request_digest(project.config, stage) for stage in stages},
         "keys": {stage: file_digest(folder / "key.json") for stage, folder in folders.items()},
         "weights": {stage: file_digest(folder / WEIGHTS) for stage, folder in folders.items()},
-        "shipped": {stage: request_digest(shipped, stage) for stage in (BACKBONE, *shipped.stages)},
+        "shipped": {stage: request_digest(shipped, stage) for stage in ("backbone", *shipped.stages)},
     }
     sys.stdout.write(json.dumps(told))
 

@@ -5,8 +5,6 @@
 as JSON, digests of all files of ``models/`` by stage, keys without what names the code, and what code it was.
 """
 
-import importlib
-import importlib.util
 import json
 import os
 import runpy
@@ -28,6 +26,8 @@ class Nothing:
 
 def main(code: Path, project_folder: Path, root: Path) -> None:
     """Pretrain the backbone and learn every stage on top of its parent."""
+    from named import module_of  # beside this script
+
     sys.path.insert(0, str(code / "src"))
     lay_out(project_folder, root)
     os.chdir(root)
@@ -36,9 +36,11 @@ def main(code: Path, project_folder: Path, root: Path) -> None:
     import canal
 
     assert Path(canal.__file__).is_relative_to(code), f"{canal.__file__} is not the code of {code}"
-    tree_digests = module_of("core.digests").tree_digests
-    module_of("app.step").project_step = lambda project, entry_point, stage, learn: learn(project, Nothing())
-    project = module_of("app.project").Project.open()
+    tree_digests = module_of("tree_digests").tree_digests
+    module_of("project_step").project_step = lambda project, entry_point, stage, learn: learn(
+        project, Nothing()
+    )
+    project = module_of("Project").Project.open()
     torch.set_num_threads(project.config.threads)
     for script in ("pretrain", *(f"finetune --stage {stage}" for stage in project.config.stages)):
         name, *arguments = script.split()
@@ -57,13 +59,6 @@ def main(code: Path, project_folder: Path, root: Path) -> None:
         "code": sorted(path.relative_to(code).as_posix() for path in mine),
     }
     sys.stdout.write(json.dumps(told))
-
-
-def module_of(name: str) -> Any:
-    """Return a module of canal by its room and name; in old code it stands beside the rooms."""
-    room, _, alone = name.partition(".")
-    there = importlib.util.find_spec(f"canal.{room}") is not None
-    return importlib.import_module(f"canal.{name if there else alone}")
 
 
 def lay_out(project_folder: Path, root: Path) -> None:

@@ -19,8 +19,8 @@ from canal.app.project import Project
 from canal.core.digests import file_digest, tree_digests
 from canal.core.errors import HistoryError, TrainingError
 from canal.core.files import read_json
-from canal.registry.schema import schema
-from canal.registry.stage_request import request_digest
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.version_folder import schema
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import COPIED, Line
 from tests.pipeline.methods import without_pictures
@@ -137,7 +137,7 @@ def test_a_kill_leaves_the_project_as_it_was_or_is_completed(line, monkeypatch):
 
     before = state(line)
     with monkeypatch.context() as patch:
-        patch.setattr("canal.app.learning.measured", killed)
+        patch.setattr("canal.app.backfilling.measured", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     assert state(line) == before

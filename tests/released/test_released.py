@@ -24,8 +24,8 @@ from canal.app.project import Project
 from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest, tree_digests
 from canal.core.files import read_json
-from canal.registry.schema import schema
-from canal.registry.stage_request import request_digest
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.version_folder import schema
 from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line
 from tests.registry.registered import EMPTY, keep_empty, open_store

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from canal.registry.lineage import Edge, Graph, Node
+from canal.registry.provenance.lineage import Edge, Graph, Node
 from canal.report.lineage_page import HEIGHT, WIDTH, dot, lay_out, lineage_tree, quoted, write_lineage
 from tests.report.test_page import Page
 

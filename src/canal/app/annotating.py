@@ -29,8 +29,9 @@ from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import append_line
 from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort, load_model
-from canal.registry.history import verified
-from canal.registry.store import Version, require_rebuilt
+from canal.registry.store.database import Version
+from canal.registry.store.store import require_rebuilt
+from canal.registry.versions.history import verified
 
 if TYPE_CHECKING:
     import pandas as pd

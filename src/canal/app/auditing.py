@@ -19,15 +19,13 @@ from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.core.files import read_json, scratch_folder
-from canal.registry.ancestry import ancestry
-from canal.registry.audit import Report, audit
-from canal.registry.bundle import Record, read_record
-from canal.registry.checks.chain import differing_tensors
-from canal.registry.code import code_digest, cpu_capability, lock_digest
-from canal.registry.history import restore_model, verified
-from canal.registry.key import KEY_FILE, Key
-from canal.registry.keyring import read_keyring
-from canal.registry.stage_request import request_digest
+from canal.registry.audit.chain import differing_tensors
+from canal.registry.audit.full_audit import Report, audit
+from canal.registry.ledger.signing import read_keyring
+from canal.registry.manifest.stage_request import code_digest, cpu_capability, lock_digest, request_digest
+from canal.registry.manifest.version_folder import KEY_FILE, Key, Record, read_record
+from canal.registry.provenance.registered import ancestry
+from canal.registry.versions.history import restore_model, verified
 
 
 def audit_project(

@@ -27,13 +27,13 @@ from canal.core.errors import CanalError, HistoryError
 from canal.core.files import new_folder, scratch_folder
 from canal.memory.stages import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
-from canal.registry.checks.finding import Found
-from canal.registry.checks.workspace import LOCK, check_workspace
-from canal.registry.facts import sums_facts
-from canal.registry.history import restore_metrics, restore_model, verified
-from canal.registry.key import KEY_FILE, Key, key_digest, write_key
-from canal.registry.ledger import Sign
-from canal.registry.store import Version
+from canal.registry.audit.version_files import Found
+from canal.registry.audit.workspace import LOCK, check_workspace
+from canal.registry.ledger.ledger import Sign
+from canal.registry.manifest.stage_request import sums_facts
+from canal.registry.manifest.version_folder import KEY_FILE, Key, key_digest, write_key
+from canal.registry.store.database import Version
+from canal.registry.versions.history import restore_metrics, restore_model, verified
 from canal.report.collect import write_scores
 
 Notice = Callable[[str], None]

@@ -26,13 +26,13 @@ from canal.core.files import new_file, new_folder, read_json, write_json
 from canal.data.genes import read_gene_list
 from canal.memory.basis import Basis
 from canal.model.config import BackboneConfig, require_preset
-from canal.registry.history import restore_model, verified
-from canal.registry.imported import adopt_import, import_facts, register_import
-from canal.registry.key import KEY_FILE, check_files, key_digest, read_key, write_key
-from canal.registry.ledger import Sign
-from canal.registry.moves import moving
-from canal.registry.registration import enter
-from canal.registry.store import Version
+from canal.registry.ledger.ledger import Sign
+from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key, write_key
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import enter
+from canal.registry.store.database import Version
+from canal.registry.versions.history import restore_model, verified
+from canal.registry.versions.publish import adopt_import, import_facts, register_import
 
 if TYPE_CHECKING:
     from canal.model.backbone import Backbone

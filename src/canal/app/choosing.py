@@ -21,9 +21,9 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, ConfigError, TrainingError
 from canal.core.messages import tell
 from canal.quality.verdict import require_passing
-from canal.registry.history import require_available
-from canal.registry.key import read_key
-from canal.registry.stage_request import request_digest
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.version_folder import read_key
+from canal.registry.versions.history import require_available
 from canal.runtime.startup import begin
 from canal.tuning.attempts import Attempts
 from canal.tuning.document import (

@@ -35,8 +35,8 @@ from canal.core.errors import ConfigError, DataError, RegistryError
 from canal.data.prepare import is_no_type, spelling
 from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort
-from canal.registry import words
-from canal.registry.store import Version
+from canal.registry.ledger.ledger import plain_name
+from canal.registry.store.database import Version
 
 Notice = Callable[[str], None]
 
@@ -260,7 +260,7 @@ def _check_types(sheet: Sheet) -> None:
     """Refuse names that no type may have, or that differ in case or blanks alone."""
     spelled: dict[str, str] = {}
     for group, given in sheet.types.items():
-        checked = words.name(given, f"{sheet.path}: the cell_type of group {group}")
+        checked = plain_name(given, f"{sheet.path}: the cell_type of group {group}")
         if checked.casefold() == UNASSIGNED.casefold():
             raise DataError(
                 f"{sheet.path}: group {group} is called {checked!r}, which is what canal says of cells of no "

@@ -10,11 +10,10 @@ from canal.app.project import Project
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError
-from canal.registry.lineage import Graph, lineage
-from canal.registry.memory import Memory
-from canal.registry.moves import CHAMPION
-from canal.registry.touches import Chosen as Chosen
-from canal.registry.touches import Found, Touch, find, touches
+from canal.registry.ledger.ledger_rules import CHAMPION
+from canal.registry.provenance.exposure import Chosen as Chosen
+from canal.registry.provenance.exposure import Found, Memory, Touch, find, touches
+from canal.registry.provenance.lineage import Graph, lineage
 
 Document = dict[str, Any]
 

@@ -34,9 +34,9 @@ from canal.model.combined import CombinedAnnotator
 from canal.model.config import PRESETS
 from canal.model.load import CellAnnotator, load_model, method_of
 from canal.model.storage import read_names
-from canal.registry.run_figures import epoch_numbers
-from canal.registry.stage_request import request_digest
-from canal.registry.tracking import StepRun
+from canal.registry.manifest.pages import epoch_numbers
+from canal.registry.manifest.stage_request import request_digest
+from canal.registry.store.tracking import StepRun
 from canal.tuning.document import TUNED_FILE, settings_of
 
 

@@ -24,7 +24,7 @@ from canal.config.yaml_file import check_merged, save, with_memory
 from canal.core.errors import CanalError, ConfigError
 from canal.core.files import system_refusal
 from canal.core.messages import tell
-from canal.registry.tracking import StepRun, handed_run, start_entry_point, step_run
+from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
 from canal.runtime.startup import INTERRUPTED, begin
 
 _NEW = {

@@ -21,9 +21,10 @@ from canal.data.split import read_split
 from canal.quality.profile import profile_of
 from canal.quality.subject import EarlierStage, Subject
 from canal.quality.verdict import read_verdict
-from canal.registry.history import learned, require_available
-from canal.registry.ledger import Sign as Sign
-from canal.registry.store import Store, Version
+from canal.registry.ledger.ledger import Sign as Sign
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+from canal.registry.versions.history import learned, require_available
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ class Project:
         return Store(self.layout, self.config.registry)
 
     def learned(self, stage: str) -> Version | None:
-        """Return the version that is what params.yaml asks ``stage`` to be; see `canal.registry.history`."""
+        """Return the version that params.yaml asks ``stage`` to be; see `canal.registry.versions.history`."""
         return learned(self.store, self.config, stage)
 
     @property

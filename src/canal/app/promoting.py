@@ -18,17 +18,27 @@ from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
-from canal.registry import promotion, words
-from canal.registry.audit import audit
-from canal.registry.comparison import Comparison, StageComparison, compare_stage
-from canal.registry.diff import difference
-from canal.registry.history import recorded, verified
-from canal.registry.ledger import Entry, Sign
-from canal.registry.mirror import refuse_behind
-from canal.registry.moves import CHAMPION, PREVIOUS, ledger_of, moving
-from canal.registry.paired import Sampling
-from canal.registry.policy import Evidence, Ruling, failed, judge, override
-from canal.registry.store import Version
+from canal.registry.audit.full_audit import audit
+from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
+from canal.registry.ledger.mirror import refuse_behind
+from canal.registry.promotion import promotion
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.policy import (
+    Comparison,
+    Evidence,
+    Ruling,
+    Sampling,
+    StageComparison,
+    compare_stage,
+    failed,
+    judge,
+    override,
+)
+from canal.registry.promotion.promotion import Decision as Decision
+from canal.registry.provenance.diff import difference
+from canal.registry.store.database import Version
+from canal.registry.versions.history import recorded, verified
 
 
 @dataclass(frozen=True)
@@ -52,25 +62,6 @@ class Judgement:
             "champion": self.champion.number if self.champion else None,
             "rulings": [ruling.to_json() for ruling in self.rulings],
         }
-
-
-@dataclass(frozen=True)
-class Move:
-    """Who moves the champion, why, and with which signature.
-
-    Raises
-    ------
-    RegistryError
-        If who or why is empty, or could not stand in a line of the ledger.
-    """
-
-    by: str
-    why: str
-    sign: Sign | None = None
-
-    def __post_init__(self) -> None:
-        words.name(self.by, "the person (--by)")
-        words.reason(self.why)
 
 
 def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) -> Judgement:
@@ -105,7 +96,7 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     return Judgement(version, champion, override(judge(project.config.policy, evidence), overrides))
 
 
-def promote(project: Project, judgement: Judgement, move: Move) -> Entry:
+def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:
     """Make a judged version the champion, unless somebody moved it since it was judged.
 
     Raises
@@ -121,25 +112,23 @@ def promote(project: Project, judgement: Judgement, move: Move) -> Entry:
                 f"the champion is version {now.number if now else 'none'} by now: somebody else was quicker; "
                 "promote again, and the version is judged against that one"
             )
-        return promotion.promote(
-            project.store, ledger, judgement.version, judgement.rulings, move.by, move.why, move.sign
-        )
+        return promotion.promote(project.store, ledger, judgement.version, judgement.rulings, decision)
 
 
-def rollback(project: Project, to: str | None, move: Move) -> Entry:
+def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
     """Let ``previous``, or any other ready version, serve again, after checking its bytes."""
     with moving(project.store) as ledger:
         target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
         if target is not None:
             verified(project.store, target)
-        return promotion.rollback(project.store, ledger, target, move.by, move.why, move.sign)
+        return promotion.rollback(project.store, ledger, target, decision)
 
 
-def retire(project: Project, wanted: str, move: Move) -> Entry:
+def retire(project: Project, wanted: str, decision: Decision) -> Entry:
     """Let a version never serve again; its artifacts stay."""
     with moving(project.store) as ledger:
         version = project.store.version(wanted)
-        return promotion.retire(project.store, ledger, version, move.by, move.why, move.sign)
+        return promotion.retire(project.store, ledger, version, decision)
 
 
 def compare(

@@ -14,17 +14,17 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import new_folder, read_json
-from canal.registry.bundle import method_view, read_record
-from canal.registry.key import key_digest, read_key
-from canal.registry.ledger import Entry, Sign
-from canal.registry.moves import ledger_of
-from canal.registry.parcel.incoming import import_parcel as import_parcel
-from canal.registry.parcel.outgoing import export_parcel as export_parcel
-from canal.registry.rebuild import DrawFigures, Rebuilt, Wishes, rebuild, rebuild_lost
-from canal.registry.registration import user
-from canal.registry.schema import schema as schema
-from canal.registry.store import FIGURES, Version
-from canal.registry.sync import Synced, sync
+from canal.registry.ledger.ledger import Entry, Sign
+from canal.registry.ledger.mirror import user
+from canal.registry.manifest.version_folder import key_digest, method_view, read_key, read_record
+from canal.registry.manifest.version_folder import schema as schema
+from canal.registry.promotion.moves import ledger_of
+from canal.registry.store.database import Version
+from canal.registry.store.store import FIGURES
+from canal.registry.transfer.exchange import export_parcel as export_parcel
+from canal.registry.transfer.exchange import import_parcel as import_parcel
+from canal.registry.versions.publish import Synced, sync
+from canal.registry.versions.rebuild import DrawFigures, Rebuilt, Wishes, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
 from canal.report.page import write_report
 
@@ -183,7 +183,7 @@ def registry_rebuild(
     without: Sequence[int] = (),
     sign: Sign | None = None,
 ) -> Rebuilt:
-    """Make a lost registry again; see `canal.registry.rebuild`.
+    """Make a lost registry again; see `canal.registry.versions.rebuild`.
 
     Parameters
     ----------

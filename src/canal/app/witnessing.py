@@ -7,16 +7,14 @@ from typing import Any
 
 from canal.app.project import Project
 from canal.core.errors import LedgerError
-from canal.registry import words
-from canal.registry.anchors import Anchor, make_anchor
-from canal.registry.checks.entries import check_anchors, check_entries
-from canal.registry.checks.finding import Found
-from canal.registry.checks.past import check_past
-from canal.registry.gitted import GitFile
-from canal.registry.keyring import add_to_keyring
-from canal.registry.moves import catch_up, ledger_of
-from canal.registry.registration import user
-from canal.registry.signing import SigningKey, default_key_file, new_key, open_key
+from canal.registry.audit.ledger_entries import check_anchors, check_entries
+from canal.registry.audit.past import check_past
+from canal.registry.audit.version_files import Found
+from canal.registry.ledger.git_history import Anchor, GitFile, make_anchor
+from canal.registry.ledger.ledger import plain_name
+from canal.registry.ledger.mirror import user
+from canal.registry.ledger.signing import SigningKey, add_to_keyring, default_key_file, new_key, open_key
+from canal.registry.promotion.moves import catch_up, ledger_of
 
 __all__ = [
     "SigningKey",
@@ -58,7 +56,7 @@ def verify_ledger(project: Project) -> Found:
 
 
 def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> Anchor:
-    """Anchor the ledger as it is, if it holds; see `canal.registry.anchors`.
+    """Anchor the ledger as it is, if it holds; see `canal.registry.ledger.git_history`.
 
     Raises
     ------
@@ -67,7 +65,7 @@ def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> A
     """
     if by is not None and key is not None:
         key.signer(by)
-    who = words.name(by or (key.name if key else "") or user(), "the person (--by)")
+    who = plain_name(by or (key.name if key else "") or user(), "the person (--by)")
     found = verify_ledger(project)
     if found.findings:
         raise LedgerError(

@@ -44,11 +44,11 @@ def promote(
     """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
     from canal.app import promoting
 
-    move = None if dry_run else promoting.Move(by, why, signer(sign, by))
+    decision = None if dry_run else promoting.Decision(by, why, signer(sign, by))
     project = opened(root)
     judgement = promoting.judge_version(project, version, override or ())
     document = judgement.to_json()
-    if move is None:
+    if decision is None:
         show_result(document if as_json else rulings_table(document), as_json)
         if not judgement.passed:
             raise typer.Exit(1)
@@ -56,7 +56,7 @@ def promote(
     if not as_json:
         show_result(rulings_table(document), as_json=False)
     try:
-        entry = promoting.promote(project, judgement, move)
+        entry = promoting.promote(project, judgement, decision)
     except PolicyError:
         if as_json:
             show_result(document, as_json)
@@ -95,7 +95,7 @@ def rollback(
     """Let the previous champion, or any ready version, serve again: one move, recorded."""
     from canal.app import promoting
 
-    entry = promoting.rollback(opened(root), to, promoting.Move(by, why, signer(sign, by)))
+    entry = promoting.rollback(opened(root), to, promoting.Decision(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -109,7 +109,7 @@ def retire(
     """Let a version never serve again; its artifacts are kept."""
     from canal.app import promoting
 
-    entry = promoting.retire(opened(root), version, promoting.Move(by, why, signer(sign, by)))
+    entry = promoting.retire(opened(root), version, promoting.Decision(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is retired", entry.seq))
 
 

@@ -110,7 +110,7 @@ _MOST = 20
 
 
 def touches_table(title: str, versions: Sequence[Document]) -> Table:
-    """Return how each version touched some cells, a row a version; see `canal.registry.touches.Touch`."""
+    """Return how each version touched some cells, a row a version (`canal.registry.provenance.exposure`)."""
     found = table(title)
     found.add_column("version", overflow="fold")
     found.add_column("stage", overflow="fold")

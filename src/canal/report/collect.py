@@ -12,8 +12,8 @@ from canal.core.digests import file_digest
 from canal.core.files import new_folder, read_json, write_json
 from canal.io.h5ad import open_h5ad
 from canal.quality.labels import read_labels
-from canal.registry.bundle import method_view
-from canal.registry.run_figures import measures
+from canal.registry.manifest.pages import measures
+from canal.registry.manifest.version_folder import method_view
 from canal.report import figures
 from canal.report.documents import Document, StageReport, accuracy_matrix, before_learning, lineage
 from canal.report.study_figures import tuning_figures

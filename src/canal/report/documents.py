@@ -31,7 +31,7 @@ class StageReport:
     tuned
         ``tuned.json`` of the model folder, where lambda and L were chosen by a study.
     method
-        What answers; see `canal.registry.bundle.method_view`.
+        What answers; see `canal.registry.manifest.version_folder.method_view`.
     version, aliases
         Number and aliases in the registry, once it is registered.
     """
@@ -85,7 +85,7 @@ def lineage(evaluations: Sequence[Document], stage: str) -> list[Document]:
 
 
 def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what answers, and of which stages there are sums; see `canal.registry.bundle.method_view`."""
+    """Yield what answers, and of which stages there are sums; see `version_folder.method_view`."""
     if method["name"] == "published":
         yield "answers", "the network (published method)"
         return

@@ -17,7 +17,7 @@ from canal.core.files import new_file
 from canal.report.terminal import text
 
 if TYPE_CHECKING:
-    from canal.registry.lineage import Fact, Graph, Kind, Node
+    from canal.registry.provenance.lineage import Fact, Graph, Kind, Node
 
 _LETTERS = 21
 """What fits into a box at the size of its text; the whole name is below the picture, and in the tooltip."""

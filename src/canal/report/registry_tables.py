@@ -16,7 +16,7 @@ from canal.report.terminal import table, text
 
 if TYPE_CHECKING:
     from canal.quality.verdict import Verdict
-    from canal.registry.rebuild import Rebuilt
+    from canal.registry.versions.rebuild import Rebuilt
 
 Document = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def rulings_table(judgement: Document) -> Table:
 
 
 def comparison_table(comparison: Document) -> Group:
-    """Return two models on the same cells, a row a stage and type; see `canal.registry.comparison`."""
+    """Return two models on the same cells, a row a stage and type; see `canal.registry.promotion.policy`."""
     title = f"Version {comparison['candidate']} against version {comparison['champion']}, on the same cells"
     found = table(title)
     found.add_column("test cells of", overflow="fold")
@@ -115,7 +115,7 @@ def _what(entry: Document) -> str:
 
 
 def audit_report(document: Document) -> Group:
-    """Return what `canal.registry.audit.Report.to_json` gives: findings, notes, how much was looked at."""
+    """Return what `canal.registry.audit.full_audit.Report.to_json` gives: findings, notes, counts."""
     findings, notes = document["findings"], document["notes"]
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
@@ -206,7 +206,7 @@ _SHOWN = 8
 
 
 def difference_group(document: Document) -> Group:
-    """Return what differs between two versions; see `canal.registry.diff.difference`."""
+    """Return what differs between two versions; see `canal.registry.provenance.diff.difference`."""
     before, after = document["before"], document["after"]
     heading = f"From version {before['version']} ({before['stage']}) to {after['version']} ({after['stage']})"
     added, removed = document["labels"]["added"], document["labels"]["removed"]

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from canal.core.digests import file_digest
-from canal.registry.ledger import Draft, Ledger
-from canal.registry.parcel.manifest import Content, Manifest, parse_manifest
-from canal.registry.parcel.outgoing import About, write_parcel
+from canal.registry.ledger.ledger import Draft, Ledger
+from canal.registry.transfer.parcel import About, Content, Manifest, parse_manifest, write_parcel
 from tests.registry.lineage import Spec, add_records, make_lineage, make_specs
 
 MODEL = "canal-annotator"

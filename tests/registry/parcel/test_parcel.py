@@ -11,10 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from canal.core.errors import AuditError
-from canal.registry.parcel.manifest import Content, check_names, parse_manifest
-from canal.registry.parcel.outgoing import write_parcel
-from canal.registry.parcel.proof import prove
-from canal.registry.parcel.unpacking import unpack_parcel
+from canal.registry.transfer.exchange import prove
+from canal.registry.transfer.parcel import Content, check_names, parse_manifest, unpack_parcel, write_parcel
 from tests.registry.lineage import make_specs
 from tests.registry.parcel.parcels import make_files, make_parcel, member, remade, with_listing
 

@@ -1,0 +1,235 @@
+"""Everything that was registered, recomputed: what does not hold is named.
+
+The checks lie in the modules beside, one a subject. Nothing here imports torch, nor MLflow where the registry
+is a local database.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from canal.config.layout import Layout
+from canal.config.params import Config
+from canal.core.errors import CanalError
+from canal.registry.audit.cells_used import check_cells, check_exclusions
+from canal.registry.audit.chain import Family, check_chain, check_verdict
+from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
+from canal.registry.audit.ledger_entries import (
+    Snapshot,
+    check_aliases,
+    check_anchors,
+    check_entries,
+    check_ledger,
+    check_places,
+    check_promotions,
+    check_registered,
+    take_snapshot,
+)
+from canal.registry.audit.opening import Opening
+from canal.registry.audit.shown_runs import Made, check_runs
+from canal.registry.audit.shown_versions import check_others, check_shown, what_was_told
+from canal.registry.audit.version_files import (
+    LEDGER,
+    Finding,
+    Found,
+    check_files,
+    check_origin_record,
+    version_name,
+)
+from canal.registry.audit.workspace import check_origin, check_workspace
+from canal.registry.ledger.git_history import GitFile
+from canal.registry.ledger.ledger import Ledger
+from canal.registry.ledger.mirror import movements
+from canal.registry.ledger.signing import Keyring
+from canal.registry.manifest.version_folder import Record
+from canal.registry.promotion.moves import ledger_of, recover
+from canal.registry.provenance.registered import RegisteredVersion
+from canal.registry.store.database import Version
+from canal.registry.store.shown import read_shown
+from canal.registry.store.store import Store, fresh_copies
+
+_PATIENCE_S, _GLANCE_S = 60.0, 0.2
+"""How long an audit waits for others to rest who move something in a shared store."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit looked at and what it found.
+
+    Attributes
+    ----------
+    findings : tuple of Finding
+        What does not hold.
+    notes : tuple of Finding
+        What holds, or cannot be told, but should be known.
+    versions : tuple of str
+        The versions that were audited.
+    counts : Mapping
+        How many files, cells, ledger entries ... were looked at.
+    seconds : float
+        How long it took.
+    """
+
+    findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...] = ()
+    versions: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "passed": not self.findings,
+            "versions": list(self.versions),
+            "findings": [finding.to_json() for finding in self.findings],
+            "notes": [note.to_json() for note in self.notes],
+            "counts": dict(self.counts),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def audit(
+    store: Store,
+    layout: Layout,
+    config: Config,
+    versions: Sequence[Version] | None = None,
+    again: bool = False,
+    keyring: Keyring | None = None,
+) -> Report:
+    """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
+
+    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
+    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
+    ``keyring`` holds the keys by which every entry of the ledger has to be signed.
+    """
+    began, found = time.monotonic(), Found()
+    with fresh_copies(store) as bring:
+        snapshot = _checked_ledger(store, keyring, found)
+        shown = read_shown(store)
+        check_others(shown, snapshot, store, found)
+        family = Family(store, snapshot.ready, snapshot.records, found, bring)
+        wanted = snapshot.ready if versions is None else list(versions)
+        chains, made = [], []
+        for version in wanted:
+            chain, record = _audit_version(family, version, layout, found)
+            if chain:
+                chains.append(chain)
+            if record is not None:
+                told = what_was_told(chain[-1], record)
+                check_shown(shown, chain[-1], record, told, found)
+                entry = snapshot.records.get((version.model, version.number))
+                made.append(Made(chain[-1], record, told, entry is not None and entry.kind == "register"))
+        opening = Opening([chain[-1] for chain in chains]).start()
+        check_runs(shown, made, versions is None, found)
+        check_promotions(snapshot.entries, wanted, family, found)
+        _check_chains(chains, layout, again, found)
+
+        def everybody() -> Iterator[RegisteredVersion]:
+            others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
+            return (member for version in snapshot.ready if (member := others.member(version)))
+
+        check_exclusions(chains, everybody, config, found)
+        check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
+        opening.tell(found)
+    found.counts["versions"] = len(wanted)
+    return Report(
+        findings=tuple(found.findings),
+        notes=tuple(found.notes),
+        versions=tuple(version_name(store, version.model, version.number) for version in wanted),
+        counts=dict(found.counts),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _checked_ledger(store: Store, keyring: Keyring | None, found: Found) -> Snapshot:
+    """Check the ledger against itself, git, the store and its aliases; return what both said."""
+    snapshot = _snapshot(store, found)
+    ledger = ledger_of(store)
+    check_ledger(ledger, snapshot, store, found)
+    keyring = check_entries(snapshot.entries, store, keyring, found)
+    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, found)
+    check_registered(snapshot, store, found)
+    check_aliases(snapshot, store, found)
+    check_places(store, found)
+    return snapshot
+
+
+def _check_chains(
+    chains: Sequence[Sequence[RegisteredVersion]], layout: Layout, again: bool, found: Found
+) -> None:
+    """Check what each version was learned on and from; what several chains share is read once."""
+    _check_ancestors(chains, found)
+    files = CellFiles(layout)
+    for chain in chains:
+        check_cells(chain, found)
+        check_sums(chain, found)
+        if again:
+            recompute(chain, files, found)
+        check_values(chain, files, found)
+
+
+def _audit_version(
+    family: Family, version: Version, layout: Layout, found: Found
+) -> tuple[list[RegisteredVersion], Record | None]:
+    """Check a version by itself; return what it was learned on and it, and its record, if they hold."""
+    member = family.member(version)
+    if member is None:
+        return [], None
+    check_files(member, found)
+    record = family.record(member)
+    if record is not None:
+        check_origin_record(member, record, found)
+    check_origin(member, layout, found)
+    chain = family.chain(member)
+    check_verdict(chain, found)
+    return chain, record
+
+
+def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], found: Found) -> None:
+    """Check links, and files of ancestors that are not audited themselves, once each."""
+    audited = {id(chain[-1]) for chain in chains}
+    for chain in chains:
+        for member in chain:
+            if id(member) not in audited:
+                audited.add(id(member))
+                check_files(member, found)
+        check_chain(chain, found)
+
+
+def _stages(chains: Sequence[Sequence[RegisteredVersion]], config: Config, everything: bool) -> list[str]:
+    """Return the stages of params.yaml whose files are compared with what DVC has."""
+    learned = {member.stage for chain in chains for member in chain}
+    return [stage for stage in config.stages if everything or stage in learned]
+
+
+def _snapshot(store: Store, found: Found) -> Snapshot:
+    """Finish what a kill left, then read ledger and store while nobody moves anything."""
+    ledger = ledger_of(store)
+    with store.lock("registry", needed=False) as writing:
+        if store.layout.pending.is_file():
+            _settle(store, ledger, writing, found)
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            before, snapshot = movements(store), take_snapshot(store, ledger)
+            if before is not None and movements(store) == before:
+                return snapshot
+            if time.monotonic() > end:
+                what = "another folder moved something all the while: audit again when it rests"
+                found.note(LEDGER, "ledger", what)
+                return snapshot
+            time.sleep(_GLANCE_S)
+
+
+def _settle(store: Store, ledger: Ledger, writing: bool, found: Found) -> None:
+    """Finish the move that a kill left half made; where nothing may be written, tell of it."""
+    if not writing:
+        what = (
+            f"{store.layout.pending.name} notes a move that was interrupted, and nothing may be written here"
+        )
+        found.wrong(LEDGER, "ledger", f"{what}: `canal registry sync`, by who may write, finishes it")
+        return
+    try:
+        recover(store, ledger)
+    except CanalError as error:
+        found.wrong(LEDGER, "ledger", str(error))

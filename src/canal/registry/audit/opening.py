@@ -1,0 +1,370 @@
+"""Every model opened and asked before it is believed, in a bounded process beside this one.
+
+That process runs this module. Each line of its input names a model, each model begun and each one done gives
+a line of output. What reads bytes that nobody vouches for may take just so much time and memory; the process
+ends with it, not canal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from canal.config.sections import BACKBONE
+from canal.continual.stored_cells import load_cells
+from canal.core.errors import CanalError, ModelError
+from canal.core.files import read_json
+from canal.memory.answer import ExactAnnotator
+from canal.memory.stages import StageSums
+from canal.model import EXACT
+from canal.model.load import load_model, method_of
+from canal.registry.audit.version_files import Found
+from canal.registry.manifest.version_folder import IMPORTED
+from canal.registry.provenance.registered import RegisteredVersion
+
+_CHECK = "model"
+_PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
+_SECONDS, _BYTES_A_SECOND = 20, 10_000_000
+_MEMORY, _TIMES_ITS_SIZE = 2 << 30, 8
+"""What opening a model may take: a bound beyond what the libraries have, and more for a large one."""
+
+_PATIENCE_S = 240
+"""Beyond that time: libraries are slow to be read on a machine that has other work."""
+
+_known: dict[tuple[tuple[str, str], ...], list[str]] = {}
+"""What was found of models in this process, by the digests of all their files."""
+
+_ARRAYS = ("model", "teacher", "sums", "batches")
+_NETWORKS = ("model", "teacher", ".")
+_LABELS, _GENES = "labels.json", "genes.json"
+_LONGEST = 300
+
+
+@dataclass
+class Opening:
+    """Models that are being opened while other checks run.
+
+    Attributes
+    ----------
+    members : sequence of RegisteredVersion
+        Versions whose files hold; of one that lacks a file, or holds other bytes, that is told elsewhere.
+    cells : bool
+        Whether stored cells are read, too.
+    """
+
+    members: Sequence[RegisteredVersion]
+    cells: bool = False
+    _asked: dict[int, RegisteredVersion] = field(default_factory=dict)
+    _process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Opening:
+        """Begin to open them; `tell` waits for the end."""
+        whole = [member for member in self.members if all(member.intact(name) for name in _files(member))]
+        self._asked = {
+            number: member for number, member in enumerate(whole) if self._signature(member) not in _known
+        }
+        if self._asked:
+            self._process = _started(self._lines())
+        return self
+
+    def tell(self, found: Found) -> None:
+        """Wait, and name every model that cannot be opened, or does not answer."""
+        while self._process is not None:
+            self._collect(self._process)
+            self._process = _started(self._lines()) if self._asked else None
+        for member in self.members:
+            wrong = _known.get(self._signature(member))
+            if wrong is None:
+                continue
+            found.counts["models"] += 1
+            for what in wrong:
+                found.wrong(member.name, _CHECK, f"its model cannot answer: {what}")
+
+    def _signature(self, member: RegisteredVersion) -> tuple[tuple[str, str], ...]:
+        files = [(name, member.files[name]) for name in sorted(_files(member))]
+        return (("cells", str(self.cells)), ("kind", _kind(member)), ("method", _method(member)), *files)
+
+    def _lines(self) -> list[str]:
+        return [json.dumps({"number": number, **self._about(one)}) for number, one in self._asked.items()]
+
+    def _about(self, member: RegisteredVersion) -> dict[str, Any]:
+        size = sum((member.folder / name).stat().st_size for name in _files(member))
+        return {
+            "folder": str(member.folder),
+            "kind": _kind(member),
+            "method": _method(member),
+            "sums": sorted(member.key.get("sums", {})),
+            "cells": self.cells,
+            "seconds": _SECONDS + size // _BYTES_A_SECOND,
+            "memory": _MEMORY + _TIMES_ITS_SIZE * size,
+        }
+
+    def _collect(self, process: subprocess.Popen[str]) -> None:
+        """Note what a process found; one that died did so by the model that it had begun."""
+        lines, ended = _waited(
+            process, _PATIENCE_S + 4 * sum(self._about(one)["seconds"] for one in self._asked.values())
+        )
+        begun = None
+        for line in lines:
+            if "begun" in line:
+                begun = int(line["begun"])
+            elif int(line["done"]) in self._asked:
+                _known[self._signature(self._asked.pop(int(line["done"])))] = list(line["wrong"])
+                begun = None
+        if begun is not None:
+            _known[self._signature(self._asked.pop(begun))] = [
+                f"opening it took too long or too much ({ended})"
+            ]
+        elif self._asked and not lines:
+            raise CanalError(f"models cannot be opened: Python {sys.executable} {ended}")
+
+
+def _kind(member: RegisteredVersion) -> str:
+    return member.stage if member.stage in (BACKBONE, IMPORTED) else "annotator"
+
+
+def _method(member: RegisteredVersion) -> str:
+    """Return the method that a stage was asked to be learned by."""
+    asked = member.key["request"].get("continual")
+    return str(asked.get("method", "published")) if isinstance(asked, Mapping) else "published"
+
+
+def _files(member: RegisteredVersion) -> list[str]:
+    """Return the files that a model is opened from; those of an import lie beside its key."""
+    if member.stage == IMPORTED:
+        return list(member.files)
+    return [name for name in member.files if name.startswith(_PLACES) or name == "panel.json"]
+
+
+def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a Python that opens what ``lines`` name: this canal's own, on the processor, with one thread."""
+    own = str(Path(__file__).resolve().parents[3])
+    path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "canal.registry.audit.opening"],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    )
+    stream = cast("IO[str]", process.stdin)
+    with suppress(BrokenPipeError):  # what ended it is told by how it ended
+        stream.write("".join(f"{line}\n" for line in lines))
+        stream.close()
+    process.stdin = None
+    return process
+
+
+def _waited(process: subprocess.Popen[str], seconds: float) -> tuple[list[Mapping[str, Any]], str]:
+    """Return what a process said, and how it ended."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+        ended = f"ended with {process.returncode}"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+        ended = f"was ended after {seconds:,.0f} s"
+    return list(_parsed(said)), ended
+
+
+def _parsed(said: str) -> Iterator[Mapping[str, Any]]:
+    for line in said.splitlines():
+        try:
+            document = json.loads(line)
+        except ValueError:
+            continue  # half a line of a process that was ended
+        if isinstance(document, dict):
+            yield document
+
+
+def main() -> None:
+    """Open the models that the input names, one after the other."""
+    asked = [json.loads(line) for line in sys.stdin]
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    _import(asked)
+    for one in asked:
+        _tell(out, {"begun": one["number"]})
+        _bound(int(one["seconds"]), int(one["memory"]))
+        _tell(out, {"done": one["number"], "wrong": complaints(Path(one["folder"]), one)})
+
+
+def _tell(out: Any, document: dict[str, Any]) -> None:
+    out.write(json.dumps(document) + "\n")
+    out.flush()
+
+
+def _import(asked: Sequence[dict[str, Any]]) -> None:
+    """Import what networks need before anything is bounded: libraries are canal's own, and large."""
+    if any(
+        (Path(one["folder"]) / place / "weights.safetensors").is_file()
+        for one in asked
+        for place in _NETWORKS
+    ):
+        import torch
+
+        import canal.model.annotator
+        import canal.model.backbone
+        import canal.model.combined  # noqa: F401
+
+        torch.set_num_threads(1)
+
+
+def _bound(seconds: int, memory: int) -> None:
+    """Bound processor time and memory from here on, as far as the system knows such bounds."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    _lower(resource.RLIMIT_CPU, int(used) + seconds)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        size = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        _lower(resource.RLIMIT_AS, size + memory)
+
+
+def _lower(what: int, bound: int) -> None:
+    """Set a bound of this process, or keep the one that whoever started it has set, if that is lower."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+
+
+def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
+    """Return what does not hold of the model in a version's folder, one sentence each; no errors."""
+    steps: list[Callable[[], None]] = [lambda: _check_arrays(folder)]
+    if about["kind"] == "annotator":
+        steps.append(lambda: _check_annotator(folder, about["method"]))
+        if (folder / "teacher").is_dir():
+            steps.append(lambda: _check_teacher(folder))
+        if about["sums"]:
+            steps.append(lambda: _check_sums(folder, about["sums"]))
+        if about["cells"]:
+            steps.append(lambda: _check_cells(folder))
+    else:
+        place = folder / "model" if about["kind"] == "backbone" else folder
+        steps.append(lambda: _check_backbone(place, folder / "panel.json"))
+    return list(_failed(steps))
+
+
+def _failed(steps: Sequence[Callable[[], None]]) -> Iterator[str]:
+    for step in steps:
+        try:
+            step()
+        except CanalError as error:
+            yield _short(str(error))
+        except MemoryError:
+            yield "it needs more memory than a model of its size may take"
+        except Exception as error:  # bytes that nobody vouches for may raise anything in a library
+            yield _short(f"{type(error).__name__}: {error}")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def _check_arrays(folder: Path) -> None:
+    """Check every safetensors file: its header within its bounds, and that all its numbers are finite."""
+    for path in sorted(path for place in _ARRAYS for path in (folder / place).rglob("*.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for tensor in file.keys():  # noqa: SIM118
+                    values = file.get_tensor(tensor)
+                    if values.dtype.kind == "f" and not np.isfinite(values).all():
+                        raise ModelError(f"{name}: {tensor[:100]} holds values that are not finite")
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"{name} is no whole safetensors file ({error})") from error
+
+
+def _check_annotator(folder: Path, asked: str) -> None:
+    """Check that network, sums, labels and genes fit together, and that the whole of it answers."""
+    model = folder / "model"
+    parts: list[Any] = []
+    method = method_of(model)
+    # Without combination.json the sums would answer alone, and without sums the network.
+    _require(
+        asked not in ("combined", "exact") or method == asked, f"it was learned as {asked}, but is {method}"
+    )
+    if method in ("published", "combined"):
+        from canal.model.annotator import Annotator
+
+        parts.append(Annotator.load(model))
+    if method in ("exact", "combined"):
+        parts.append(ExactAnnotator.load(model / EXACT))
+    if method == "combined":
+        from canal.model.combined import CombinedAnnotator
+
+        parts.append(CombinedAnnotator.load(model))
+    parts.append(load_model(model))
+    labels, genes = read_json(model / _LABELS), read_json(model / _GENES)
+    for part in parts[-2:]:
+        _require(list(part.labels) == labels, f"it answers with other types than model/{_LABELS} names")
+        _require(list(part.genes) == genes, f"it reads other genes than model/{_GENES} names")
+    _check_answer(parts[-1], labels)
+
+
+def _check_answer(annotator: Any, labels: Sequence[str]) -> None:
+    """Ask a model about a cell without any expression and one that expresses every gene."""
+    cells = np.zeros((2, len(annotator.genes)), dtype=np.float32)
+    cells[1] = 1.0
+    found = annotator.predict(cells)
+    _require(len(found.labels) == len(cells) and set(found.labels) <= set(labels), "it answers with no type")
+    for values in (found.probabilities, found.confidence, found.novelty):
+        within = np.isfinite(values).all() and (values >= 0).all() and (values <= 1 + 1e-6).all()
+        _require(bool(within), "it answers with probabilities that are none")
+
+
+def _check_teacher(folder: Path) -> None:
+    from canal.model.annotator import Annotator
+
+    try:
+        Annotator.load(folder / "teacher")
+    except CanalError as error:
+        raise ModelError(f"teacher/: {error}") from error
+
+
+def _check_sums(folder: Path, stages: Sequence[str]) -> None:
+    sums = StageSums.load(folder, stages)
+    _require(sums is not None and set(sums.stages) == set(stages), "sums/ lacks those of a stage in key.json")
+
+
+def _check_cells(folder: Path) -> None:
+    """Check that the cells of bank and probe sets can be read, of the model's own panel."""
+    genes = read_json(folder / "model" / "genes.json")
+    for name, ranked in (("bank/bank.h5ad", True), ("probe/probe.h5ad", False)):
+        if (folder / name).is_file():
+            load_cells(folder / name, genes, ranked)
+
+
+def _check_backbone(place: Path, panel: Path) -> None:
+    """Check that a backbone, where there is one, is whole and has embeddings of the panel's genes."""
+    if not (place / "config.json").is_file():
+        _require(not (place / "weights.safetensors").is_file(), "weights without a config.json")
+        return
+    from canal.model.backbone import Backbone
+
+    backbone = Backbone.load(place)
+    if panel.is_file():
+        backbone.for_panel(read_json(panel)["genes"])
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ModelError(what)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The ledger against every state of it that was committed: each has to be the beginning of the next.
+
+Only HEAD's copy says nothing of a ledger that was rewritten and committed on top. So each commit that touches
+the ledger is compared with those before it, along all branches that lead to HEAD. That is what git can prove
+unsigned: whoever rewrites the commits themselves, in every clone, is found by an anchor alone
+(`canal.registry.ledger.git_history`).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from canal.core.errors import RegistryError
+from canal.registry.audit.version_files import LEDGER, Found
+from canal.registry.ledger.git_history import Commit, GitFile, Reader
+from canal.registry.ledger.ledger import Entry, read_entry
+
+_MOST = 20
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the ledger was in one commit, or in the last one before that had it.
+
+    ``removed`` is the commit that took it away since.
+    """
+
+    commit: Commit
+    size: int
+    digest: bytes
+    removed: Commit | None = None
+
+    def begins(self, content: bytes) -> bool:
+        return len(content) >= self.size and _digest(content[: self.size]) == self.digest
+
+
+def check_past(git: GitFile, content: bytes, found: Found) -> None:
+    """Check the ledger's file, which holds ``content``, and all its committed states."""
+    name = git.path.name
+    commits, cut = git.commits()
+    if not commits:
+        refusal = git.refusal
+        todo = f"git add {name}, then commit it" if refusal is None else f"git says: {refusal[:200]}"
+        found.note(LEDGER, "ledger", f"{name} is not committed to git: {todo}")
+        return
+    before = len(found.findings)
+    try:
+        with git.reading() as reader:
+            last = _walk(commits, reader, name, found)
+            if last is not None:
+                _check_file(last, reader, content, name, found)
+    except (RegistryError, OSError) as error:
+        found.wrong(LEDGER, "git", f"{name}: its committed states cannot be read ({error})")
+    if len(found.findings) - before > _MOST:
+        del found.findings[before + _MOST :]
+        found.wrong(LEDGER, "git", f"{name}: more commits rewrote it; the first {_MOST} are named")
+    _check_upstream(git, content, name, found)
+    if cut:
+        what = "the clone is shallow: what was committed before it begins cannot be compared"
+        found.note(LEDGER, "git", f"{what} (git fetch --unshallow)")
+    if disguises := git.disguises:
+        what = f"git shows another history than was committed, for this clone has {' and '.join(disguises)}"
+        found.note(LEDGER, "git", f"{what}: looked at without")
+    found.counts["commits of the ledger"] = len(commits)
+
+
+def _walk(commits: Sequence[Commit], reader: Reader, name: str, found: Found) -> _State | None:
+    """Compare each commit with its parents, and return the last state."""
+    states: dict[str, _State] = {}
+    for commit in commits:
+        content = reader.at(commit.sha)
+        parents = [states[sha] for sha in commit.parents if sha in states]
+        if content is None:
+            if parents:
+                before = max(parents, key=lambda one: (one.removed is None, one.size))
+                states[commit.sha] = replace(before, removed=before.removed or commit)
+            continue
+        parents = [one for one in parents if not _ended(one, content, reader, name, found)]
+        kept = [state for state in parents if state.begins(content)]
+        gone = [state for state in parents if state not in kept]
+        if gone and not kept:
+            line, removed = _line(reader, gone[0], content), gone[0].removed
+            since = f", and {removed.short} had removed" if removed else ""
+            what = f"rewrote it from line {line} on, which {gone[0].commit.short} had{since}"
+            _say(found, commit, name, what, line)
+        elif gone:
+            _check_joined(commit, gone, content, reader, name, found)
+        states[commit.sha] = _State(commit, len(content), _digest(content))
+    return states.get(commits[-1].sha)
+
+
+def _ended(state: _State, content: bytes, reader: Reader, name: str, found: Found) -> bool:
+    """Whether a ledger was removed, and another begun that is about none of its versions: then note it."""
+    if state.removed is None or state.begins(content):
+        return False
+    if not content:
+        return True
+    before, now = (_entries((one or b"").split(b"\n")) for one in (reader.at(state.commit.sha), content))
+    if before is None or now is None or _keys(before) & _keys(now):
+        return False
+    what = f"commit {state.removed.short} removed the one that {state.commit.short} had, and this is another"
+    found.note(LEDGER, "git", f"{name}: {what}, of other versions")
+    return True
+
+
+def _keys(entries: Sequence[Entry]) -> set[str]:
+    return {entry.document["key"] for entry in entries}
+
+
+def _say(found: Found, commit: Commit, name: str, what: str, line: int) -> None:
+    found.wrong(
+        LEDGER,
+        "git",
+        f"{name}, line {line}: commit {commit.short} {what}; a ledger only grows. Find out who did it, and "
+        f"what was true: git show {commit.short} -- {name}",
+    )
+
+
+def _check_joined(
+    commit: Commit, gone: Sequence[_State], content: bytes, reader: Reader, name: str, found: Found
+) -> None:
+    """Check a merge whose ledger goes on from one of its parents alone: something of the others is gone."""
+    for state in gone:
+        other = reader.at(state.commit.sha) or b""
+        line = _first_difference(other, content)
+        lost = _entries(other.split(b"\n")[line - 1 :])
+        what = f"merge {commit.short} joined branches that both wrote into it from line {line} on"
+        if lost is not None and _harmless(lost, _entries(content.split(b"\n")) or []):
+            numbers = ", ".join(f"{entry.model} {entry.version}" for entry in lost)
+            found.note(
+                LEDGER, "git", f"{name}: {what}; registrations of {state.commit.short} are gone ({numbers})"
+            )
+            continue
+        found.wrong(
+            LEDGER,
+            "git",
+            f"{name}, line {line}: {what}, and dropped what {state.commit.short} had there. canal cannot "
+            "join two ledgers yet: instead of this merge, put one branch on top of the other (git rebase), "
+            f"keep the ledger of the one below (git checkout --ours {name}), and move again what it moved",
+        )
+
+
+def _harmless(lost: Sequence[Entry], kept: Sequence[Entry]) -> bool:
+    """Whether nothing but registrations is gone, of versions of which nothing else is said now."""
+    said: Mapping[tuple[str, int], str] = {
+        (entry.model, entry.version): entry.document["key"] for entry in kept if entry.kind == "register"
+    }
+    return all(
+        entry.kind == "register"
+        and not set(entry.aliases) - {"candidate"}
+        and said.get((entry.model, entry.version), entry.document["key"]) == entry.document["key"]
+        for entry in lost
+    )
+
+
+def _entries(lines: Sequence[bytes]) -> list[Entry] | None:
+    """Return the entries of lines; None where one of them is none."""
+    read = [read_entry(line) for line in lines if line]
+    entries = [one for one in read if isinstance(one, Entry)]
+    return entries if len(entries) == len(read) else None
+
+
+def _check_file(last: _State, reader: Reader, content: bytes, name: str, found: Found) -> None:
+    """Check that the last committed state is the beginning of the file."""
+    if _ended(last, content, reader, name, found):
+        if content:
+            found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
+    elif not last.begins(content):
+        line = _line(reader, last, content)
+        at = last.commit.short if last.removed else "HEAD"
+        what = f"the committed ledger (git show {at}:{name}) differs"
+        found.wrong(LEDGER, "ledger", f"{name}, line {line}: {what}")
+    elif last.size < len(content):
+        number = content[last.size :].count(b"\n")
+        found.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
+
+
+def _check_upstream(git: GitFile, content: bytes, name: str, found: Found) -> None:
+    """Check the branch that HEAD's follows: of two ledgers, one has to be the beginning of the other."""
+    upstream = git.line("rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
+    theirs = git.at("@{upstream}") if upstream else None
+    if theirs is None or content.startswith(theirs):
+        return
+    if theirs.startswith(content):
+        number = theirs[len(content) :].count(b"\n")
+        found.note(LEDGER, "git", f"{name}: {upstream} has {number} more entries (git pull)")
+        return
+    line = _first_difference(theirs, content)
+    found.wrong(
+        LEDGER,
+        "git",
+        f"{name}, line {line}: {upstream} has another. Was this one rewritten, or did both branches move "
+        "something? Then put this branch on top of the other (git rebase), keep its ledger "
+        f"(git checkout --ours {name}), and make your moves again",
+    )
+
+
+def _line(reader: Reader, state: _State, content: bytes) -> int:
+    return _first_difference(reader.at(state.commit.sha) or b"", content)
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    ours, theirs = one.split(b"\n"), other.split(b"\n")
+    pairs = enumerate(zip(ours, theirs, strict=False), start=1)
+    return next((number for number, (left, right) in pairs if left != right), min(len(ours), len(theirs)))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

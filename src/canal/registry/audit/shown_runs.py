@@ -1,0 +1,362 @@
+"""Parameters and metrics that MLflow's runs show, against the documents of the versions that they made.
+
+A stage may have been learned or measured several times below one run; one of them must agree with it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from canal.config.sections import BACKBONE
+from canal.core.files import read_json
+from canal.registry.audit.version_files import Found, examples
+from canal.registry.manifest.pages import (
+    TRIAL_MEASURES,
+    Told,
+    epoch_numbers,
+    flat,
+    measures,
+    param_texts,
+    same,
+)
+from canal.registry.manifest.version_folder import Record
+from canal.registry.provenance.registered import RegisteredVersion
+from canal.registry.store.shown import ACTIVE, ENTRY_POINT, RUN_NAME, Points, Shown, ShownRun
+from canal.registry.store.store import TAG
+
+_CHECK = "mlflow"
+_EVALUATION, _HISTORY, _TUNED = "metrics/evaluation.json", "history.json", "tuned.json"
+_COMBINATION = "model/combination.json"
+_COMMIT = "mlflow.source.git.commit"
+_STAGE_KEY = f"{TAG}stage_key"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A version, its record, and whether it was registered once learned, not rebuilt: then it has runs.
+
+    ``told`` is what `canal.registry.audit.shown_versions.what_was_told` returns.
+    """
+
+    member: RegisteredVersion
+    record: Record
+    told: Told | None
+    registered: bool
+
+    @property
+    def here(self) -> bool:
+        """Whether it was learned here."""
+        return self.registered and "imported_from" not in self.record
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the runs of one step of a version should show, and the document that says so.
+
+    Attributes
+    ----------
+    latest : Mapping
+        Last values of metrics.
+    points : Mapping or None
+        Every value by epoch; None where there are no epochs.
+    """
+
+    step: str
+    document: str
+    params: Mapping[str, tuple[str, ...]]
+    latest: Mapping[str, float]
+    points: Mapping[tuple[str, int], float] | None = None
+
+
+def check_runs(shown: Shown, made: Sequence[Made], everything: bool, found: Found) -> None:
+    """Check the runs of versions; ``everything`` says that there are no others, whose a run may be."""
+    agreeing: set[str] = set()
+    for one in made:
+        run = shown.runs.get(str(one.record["run"]))
+        if run is None or run.lifecycle != ACTIVE:
+            if one.here:
+                what = f"MLflow shows no run {one.record['run']}, by which it was learned: it was deleted"
+                found.note(one.member.name, _CHECK, what)
+            continue
+        _check_parent_run(shown, run, one, made, found)
+        below = list(shown.below(run.id))
+        for wanted in _expected(one):
+            agreeing |= _check_step(shown, below, one, wanted, run.tags.get(_STAGE_KEY, ""), found)
+    if everything:
+        _name_strangers(shown, made, agreeing, found)
+
+
+def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Made], found: Found) -> None:
+    """Check where the run of a stage keeps its files, and what its tags say."""
+    member, parent = one.member, one.record["parent"]
+    _check_place(shown, run, member, found)
+    numbers = {
+        str(other.member.version.number)
+        for other in made
+        if not other.member.elsewhere and other.record["run"] == one.record["run"]
+    }
+    said = run.tags.get(f"{TAG}version")
+    if said not in numbers and not _later(said, numbers):
+        _wrong_tag(member, run, f"{TAG}version", said, " or ".join(sorted(numbers)), found)
+    newest = not member.elsewhere and said == str(member.version.number)
+    tags = {f"{TAG}step": "stage", RUN_NAME: run.name}
+    if newest:
+        tags[f"{TAG}parent_version"] = str(parent["version"]) if parent else "none"
+    if "imported_from" not in one.record and (member.taught or member.stage == BACKBONE):
+        tags |= {f"{TAG}stage": member.stage, _STAGE_KEY: _stage_key(run, member)}
+    for name, wanted in tags.items():
+        if run.tags.get(name) != wanted:
+            _wrong_tag(member, run, name, run.tags.get(name), wanted, found)
+    if newest:
+        _check_own_figures(shown, run, one, found)
+
+
+def _check_own_figures(shown: Shown, run: ShownRun, one: Made, found: Found) -> None:
+    """Compare the metrics of a stage's own run with what its newest version does.
+
+    Points before the last are of a version that had the run before, or of a registration that a kill ended.
+    """
+    if one.told is None:
+        return
+    wanted = {measure.name: measure.value for measure in one.told.measures}
+    points = shown.history(run.id)
+    wrong = [
+        f"{name} {run.latest.get(name, 'is gone')}, not {value}"
+        for name, value in sorted(wanted.items())
+        if not same(run.latest.get(name), value) or not _all_same(points.get(name, ())[-1:], value)
+    ]
+    if wrong:
+        what = f"run {run.id} (stage) in MLflow differs from {_EVALUATION}: {examples(wrong)}"
+        found.wrong(one.member.name, _CHECK, what)
+    earlier = [name for name, value in sorted(wanted.items()) if not _all_same(points.get(name, ()), value)]
+    if earlier and not wrong:
+        what = f"run {run.id} (stage) shows earlier values of {examples(earlier)}, too"
+        found.note(one.member.name, _CHECK, what)
+    if strange := sorted(run.latest.keys() - wanted.keys()):
+        what = f"run {run.id} (stage) shows {examples(strange)}, which {_EVALUATION} knows not"
+        found.note(one.member.name, _CHECK, what)
+
+
+def _later(said: str | None, numbers: set[str]) -> bool:
+    """Whether a run names a version that was registered after these, and is not looked at now."""
+    return bool(said and said.isdecimal()) and int(said or 0) > max(map(int, numbers), default=0)
+
+
+def _stage_key(run: ShownRun, member: RegisteredVersion) -> str:
+    """Return what a stage's run is found by: of the request of its day, which params.yaml may have left."""
+    said = run.tags.get(_STAGE_KEY, "")
+    if re.fullmatch(f"{re.escape(member.stage)}-[0-9a-f]{{16}}", said):
+        return said
+    return f"{member.stage}-{member.key['request_digest'][:16]}"
+
+
+def _check_place(shown: Shown, run: ShownRun, member: RegisteredVersion, found: Found) -> None:
+    wanted = shown.address(f"{run.id}/artifacts")
+    for field, there, expected in (
+        ("artifact_uri", run.location, wanted),
+        ("experiment_id", run.experiment, shown.experiment),
+    ):
+        if there != expected:
+            what = f"runs.{field} of run {run.id} in MLflow is {there!r}, expected {expected!r}"
+            found.wrong(member.name, _CHECK, what)
+
+
+def _wrong_tag(
+    member: RegisteredVersion, run: ShownRun, name: str, there: str | None, wanted: str, found: Found
+) -> None:
+    said = "is gone" if there is None else f"says {there[:120]!r}"
+    found.wrong(member.name, _CHECK, f"the tag {name} of run {run.id} {said}, expected {wanted!r}")
+
+
+def _expected(one: Made) -> Iterator[Expected]:
+    """Yield what each step of a version should show, as far as documents hold and are there.
+
+    Where sums were added to a version, its runs are still those of the version that it was.
+    """
+    member, key = one.member, one.member.key
+    if (not member.taught and member.stage != BACKBONE) or key.get("backfilled"):
+        return
+    history = member.document(_HISTORY)
+    if isinstance(history, dict):
+        asked = key["request"].get("backbone" if member.stage == BACKBONE else "continual") or {}
+        params = dict(flat(asked)) | dict(key.get("choice") or {})
+        extra: dict[str, float] = {}
+        if member.taught:
+            params |= {"seed": key["seed"], "parent": key["request"]["parent"]["stage"]}
+            combination = member.document(_COMBINATION)
+            if isinstance(combination, dict) and "weight" in combination:
+                extra["network_weight"] = float(combination["weight"])
+        yield Expected(
+            "finetune" if member.taught else "pretrain",
+            _HISTORY,
+            {name: param_texts(value) for name, value in params.items()},
+            extra,
+            _epochs(history),
+        )
+    tuned = member.document(_TUNED)
+    if isinstance(tuned, dict):
+        chosen = {f"chosen.{name}": param_texts(value) for name, value in tuned["choice"].items()}
+        yield Expected("tune", _TUNED, chosen, _numbers(tuned["objectives"]))
+    evaluation = _evaluation(one)
+    if evaluation is not None:
+        yield Expected("evaluate", _EVALUATION, {}, _numbers(measures(evaluation)))
+
+
+def _evaluation(one: Made) -> Any:
+    """Return metrics/evaluation.json where it is the one that record.json names."""
+    digest = one.record["files"].get(_EVALUATION)
+    if digest is None or one.member.sum(_EVALUATION) != digest:
+        return None
+    try:
+        found = read_json(one.member.folder / _EVALUATION)
+        measures(found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # of its form other checks speak
+    return found
+
+
+def _epochs(history: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    return {
+        (name, int(epoch["epoch"])): value
+        for epoch in history.get("epochs", ())
+        for name, value in epoch_numbers(epoch)
+        if name != "epoch"
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _check_step(
+    shown: Shown, below: Sequence[ShownRun], one: Made, wanted: Expected, key: str, found: Found
+) -> set[str]:
+    """Check the runs of one step; return those that agree with the version."""
+    runs = [run for run in below if wanted.step in run.steps]
+    if not runs:
+        if one.here:
+            what = f"MLflow shows no run of {wanted.step}: what it showed stands in {wanted.document}"
+            found.note(one.member.name, _CHECK, what)
+        return set()
+    said = {run.id: _differences(shown, run, wanted) for run in runs}
+    agreeing = [run for run in runs if not said[run.id]]
+    if not agreeing:
+        run = runs[-1]
+        what = (
+            f"run {run.id} ({wanted.step}) in MLflow differs from {wanted.document}: {examples(said[run.id])}"
+        )
+        found.wrong(one.member.name, _CHECK, what)
+        return set()
+    for run in agreeing:
+        _check_step_run(shown, run, one.member, wanted, key, found)
+    if wanted.points is not None:
+        _check_whole(shown, agreeing, one.member, wanted, found)
+    if wanted.step == "tune":
+        _check_trials(shown, agreeing, one.member, found)
+    found.counts["runs"] += len(agreeing)
+    return {run.id for run in agreeing}
+
+
+def _check_step_run(
+    shown: Shown, run: ShownRun, member: RegisteredVersion, wanted: Expected, key: str, found: Found
+) -> None:
+    """Check the tags of a run that agrees, and name what it shows beside what the version knows."""
+    _check_place(shown, run, member, found)
+    tags = {f"{TAG}stage": member.stage, _STAGE_KEY: key, f"{TAG}step": wanted.step, RUN_NAME: run.name}
+    if f"{TAG}step" in run.tags and ENTRY_POINT in run.tags:
+        tags[ENTRY_POINT] = wanted.step
+    if _COMMIT in run.tags:
+        tags[f"{TAG}git_commit"] = run.tags[_COMMIT]
+    for name, value in tags.items():
+        if run.tags.get(name) != value:
+            _wrong_tag(member, run, name, run.tags.get(name), value, found)
+    known = {*wanted.latest, *(name for name, _ in wanted.points or ())}
+    if strange := sorted(set(run.latest) - known):
+        what = f"run {run.id} ({wanted.step}) shows {examples(strange)}, which {wanted.document} knows not"
+        found.note(member.name, _CHECK, what)
+
+
+def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
+    """Return what a run shows otherwise than a version's document says."""
+    wrong = [
+        f"{name} {run.params.get(name, 'is gone')}, not {texts[0]}"
+        for name, texts in sorted(wanted.params.items())
+        if run.params.get(name) not in texts
+    ]
+    points = shown.history(run.id)
+    wrong += [
+        f"{name} {run.latest.get(name, 'is gone')}, not {value}"
+        for name, value in sorted(wanted.latest.items())
+        if not same(run.latest.get(name), value) or not _all_same(points.get(name, ()), value)
+    ]
+    return wrong + list(_other_points(run, points, wanted.points or {}))
+
+
+def _other_points(
+    run: ShownRun, points: Mapping[str, Points], wanted: Mapping[tuple[str, int], float]
+) -> Iterator[str]:
+    """Yield epochs that a run shows otherwise, and last values that are not those of its last epoch."""
+    names = {name for name, _ in wanted}
+    for name, values in sorted(points.items()):
+        if name not in names:
+            continue
+        for step, value in values:
+            if not same(wanted.get((name, step)), value):
+                yield f"{name} of epoch {step} {value}, not {wanted.get((name, step), 'there')}"
+        last = [value for step, value in values if step == values[-1][0]]
+        if not any(same(run.latest.get(name), value) for value in last):
+            yield f"{name} {run.latest.get(name, 'is gone')}, not {last[-1]}"
+    for name in sorted((names & run.latest.keys()) - points.keys()):
+        yield f"{name} {run.latest[name]}, of no epoch"
+
+
+def _check_whole(
+    shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, wanted: Expected, found: Found
+) -> None:
+    """Note epochs that no run shows; a training that was killed and went on has them in several runs."""
+    there = {
+        (name, step) for run in runs for name, values in shown.history(run.id).items() for step, _ in values
+    }
+    if gone := sorted({f"{name} of epoch {step}" for name, step in (wanted.points or {}).keys() - there}):
+        what = f"MLflow shows no {examples(gone)} ({wanted.step}); {wanted.document} has it"
+        found.note(member.name, _CHECK, what)
+
+
+def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, found: Found) -> None:
+    """Check the runs of a study's trials; a trial of which MLflow shows nothing is noted."""
+    tuned = member.document(_TUNED)
+    below = [run for above in runs for run in shown.below(above.id)]
+    for number, trial in enumerate(tuned["trials"]):
+        name = f"trial {trial['number']}"
+        names = (name, f"{name} {member.stage}")  # without the stage before versions had descriptions
+        own = [run for run in below if run.tags.get(f"{TAG}study") == tuned["study"] and run.name in names]
+        if not own:
+            found.note(member.name, _CHECK, f"MLflow shows no run of {name} ({number + 1} of {_TUNED})")
+        expected = Expected(
+            "trial",
+            _TUNED,
+            {one: param_texts(value) for one, value in trial["settings"].items()},
+            _numbers({one: trial[one] for one in TRIAL_MEASURES}),
+            {("value_by_epoch", int(epoch)): float(value) for epoch, value in trial["curve"].items()},
+        )
+        for run in own:
+            if wrong := _differences(shown, run, expected):
+                what = f"run {run.id} ({name}) in MLflow differs from {_TUNED}: {examples(wrong)}"
+                found.wrong(member.name, _CHECK, what)
+
+
+def _name_strangers(shown: Shown, made: Sequence[Made], agreeing: set[str], found: Found) -> None:
+    """Note runs below that of a version which agree with none: learned again, or changed."""
+    for one in made:
+        steps = {wanted.step for wanted in _expected(one)}
+        for run in shown.below(str(one.record["run"])):
+            if run.steps & steps and run.id not in agreeing and run.latest:
+                which = f"run {run.id} ({', '.join(sorted(run.steps))})"
+                what = f"{which} in MLflow shows other figures than any registered version has"
+                found.note(one.member.name, _CHECK, what)
+
+
+def _all_same(points: Points, value: float) -> bool:
+    """Whether a number that belongs to no epoch is shown as one value, of step 0."""
+    return bool(points) and all(step == 0 and same(there, value) for step, there in points)

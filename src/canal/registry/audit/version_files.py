@@ -1,0 +1,343 @@
+"""What checks say, and every file of a version against its two manifests.
+
+Findings do not hold, notes hold but should be known. The manifests are held against their digests in tags and
+ledger; an imported version also against what came with it: its record, the ledger's word on it, its manifest.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import source_from_cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import CanalError
+from canal.registry.ledger.ledger import Entry, read_entry
+from canal.registry.manifest.version_folder import (
+    KEY_FILE,
+    LOADED_FILE,
+    RECORD_FILE,
+    Key,
+    Record,
+    read_key,
+    read_record,
+    schema_complaints,
+)
+from canal.registry.provenance.registered import (
+    CARRIED,
+    CARRIED_LATELY,
+    ORIGINS,
+    PANEL,
+    SPLIT,
+    TEACHER,
+    VERDICT,
+    RegisteredVersion,
+)
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+
+LEDGER = "ledger"
+"""What a finding about the ledger is about."""
+
+MANIFESTS = (KEY_FILE, RECORD_FILE)
+
+_LONGEST_NOTE = 2000
+_SECONDS = 30
+_COMPARE = """
+import marshal, sys
+from importlib.util import MAGIC_NUMBER
+from pathlib import Path
+source, content = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
+if content[:len(MAGIC_NUMBER)] != MAGIC_NUMBER:
+    sys.exit(1)
+wanted = compile(source.read_bytes(), str(source), "exec", dont_inherit=True, optimize=0)
+sys.exit(marshal.loads(content[16:]) != wanted)
+"""
+"""Compares a file that Python compiled (16 bytes of header, then code) with its source; nothing is run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that does not hold, or, among the notes, one thing to know.
+
+    Attributes
+    ----------
+    subject : str
+        What it is about, such as ``version 3`` or ``ledger``.
+    check : str
+        Name of the check.
+    what : str
+        What was expected and what was found; names the file where there is one.
+    """
+
+    subject: str
+    check: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.what}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
+
+
+@dataclass
+class Found:
+    """Where checks leave what they found, and how much they looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def wrong(self, subject: str, check: str, what: str) -> None:
+        """Add a finding, once."""
+        _once(self.findings, Finding(subject, check, what))
+
+    def note(self, subject: str, check: str, what: str) -> None:
+        """Add a note, once."""
+        _once(self.notes, Finding(subject, check, what))
+
+
+def examples(names: list[str], limit: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def version_name(store: Store, model: str, number: int) -> str:
+    """Return what findings call a version: the annotator's name goes without saying."""
+    return f"version {number}" if model == store.names.model else f"{model} {number}"
+
+
+def _once(kept: list[Finding], one: Finding) -> None:
+    if one not in kept:
+        kept.append(one)
+
+
+def read_manifest_key(
+    name: str, folder: Path, version: Version, entry: Entry | None, found: Found
+) -> Key | None:
+    """Return key.json if it is the one that was registered; None, and a finding, where it is not."""
+    path = folder / KEY_FILE
+    if not _registered(name, path, version.key, _said(entry, "key"), found):
+        return None
+    try:
+        key = read_key(folder)
+    except CanalError as error:
+        found.wrong(name, "schema", str(error))
+        return None
+    broken = schema_complaints("key", key)
+    for what in broken:
+        found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {what}")
+    return None if broken else key
+
+
+def check_key(member: RegisteredVersion, found: Found) -> None:
+    """Check what key.json says of itself: the same digest stands in several places."""
+    key, files = member.key, member.files
+    pairs = {
+        "request_digest": (key["request_digest"], json_digest(key["request"])),
+        "split": (key.get("split"), files.get(SPLIT)) if member.taught else None,
+        "verdict": (key.get("verdict"), files.get(VERDICT)) if member.taught else None,
+        "teacher": (key.get("teacher"), files.get(TEACHER)) if member.taught else None,
+        "panel": (key.get("panel"), files.get(PANEL)) if member.stage == "backbone" else None,
+    }
+    for name, pair in pairs.items():
+        if pair is not None and pair[0] != pair[1]:
+            found.wrong(
+                member.name,
+                "key",
+                f"{KEY_FILE}: {name} is {_short(pair[0])}, but what it names has {_short(pair[1])}",
+            )
+
+
+def check_files(member: RegisteredVersion, found: Found) -> None:
+    """Check every file that key.json names.
+
+    Of an ancestor that came with an import only some are there: without those that a chain is checked with,
+    nothing would be claimed of it.
+    """
+    for name, digest in sorted(member.files.items()):
+        there = member.sum(name)
+        if there is None and member.elsewhere:
+            _check_carried(member, name, found)
+            continue
+        found.counts["files"] += 1
+        if there != digest:
+            found.wrong(member.name, "files", _differs(name, there, digest))
+
+
+def _check_carried(member: RegisteredVersion, name: str, found: Found) -> None:
+    """Name a document of an ancestor that did not come along, though a check needs it."""
+    if name in CARRIED:
+        what = f"{name} did not come along: what was learned on it cannot be checked without"
+        found.wrong(member.name, "files", f"{what}; ask for the bundle again")
+    elif name in CARRIED_LATELY:
+        what = f"{name} did not come along (an older canal exported it): genes without sums are not compared"
+        found.note(member.name, "files", what)
+
+
+def check_record(
+    member: RegisteredVersion, version: Version, entry: Entry | None, found: Found
+) -> Record | None:
+    """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
+    path = member.folder / RECORD_FILE
+    if not _registered(member.name, path, version.record, _said(entry, "record"), found):
+        return None
+    try:
+        record = read_record(member.folder)
+    except CanalError as error:
+        found.wrong(member.name, "schema", str(error))
+        return None
+    broken = schema_complaints("record", record)
+    for what in broken:
+        found.wrong(member.name, "schema", f"{RECORD_FILE} breaks its schema: {what}")
+    if broken:
+        return None
+    if record["key"] != member.digest:
+        what = f"{RECORD_FILE} is about key {_short(record['key'])}, {KEY_FILE} has {_short(member.digest)}"
+        found.wrong(member.name, "record", what)
+    for name, digest in sorted(record["files"].items()):
+        found.counts["files"] += 1
+        if (there := member.sum(name)) != digest:
+            found.wrong(member.name, "files", _differs(name, there, digest))
+    listed = {**member.files, **record["files"]}
+    for name in unlisted(member.folder, {*listed, *MANIFESTS}):
+        if _left_by_loading(member, version, name, listed):
+            continue
+        found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
+    return record
+
+
+def _left_by_loading(
+    member: RegisteredVersion, version: Version, name: str, listed: Mapping[str, str]
+) -> bool:
+    """Whether MLflow or Python left a file when the version was loaded from its folder, and it adds nothing.
+
+    MLflow notes which version it loaded, Python keeps the shipped code as it compiled it: such a file must be
+    what that code compiles to, since Python would run it instead.
+    """
+    path = member.folder / name
+    if path.is_symlink() or not path.is_file():
+        return False
+    if name == LOADED_FILE:
+        return _names_version(path, version)
+    if path.parent.name != "__pycache__":
+        return False
+    try:
+        source = Path(source_from_cache(path))
+    except ValueError:
+        return False
+    code = source.relative_to(member.folder).as_posix()
+    return code in listed and member.sum(code) == listed[code] and _compiles_to(source, path)
+
+
+def _names_version(path: Path, version: Version) -> bool:
+    """Whether MLflow's note names just this version; of a logged model it names none."""
+    if path.stat().st_size > _LONGEST_NOTE:
+        return False
+    try:
+        said = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError):
+        return False
+    if not isinstance(said, dict) or said.keys() != {"model_name", "model_version"}:
+        return False
+    names = (said["model_name"], said["model_version"])
+    return names in ((version.model, version.number), (version.model, str(version.number)), (None, None))
+
+
+def _compiles_to(source: Path, compiled: Path) -> bool:
+    """Whether a file holds what this Python compiles a source to; one of another Python cannot be told.
+
+    A process of its own reads it: bytes that somebody made up can end the Python that takes them apart.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _COMPARE, str(source), str(compiled)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def unlisted(folder: Path, known: set[str]) -> list[str]:
+    """Return the files (and links) below a folder that are not among the known ones, sorted."""
+    there = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in there} - known)
+
+
+def _registered(name: str, path: Path, tag: str, said: str | None, found: Found) -> bool:
+    """Whether a manifest is the one that tag or ledger name; says so where one of them does not."""
+    if not path.is_file():
+        found.wrong(name, "files", f"{path.name}: missing ({path})")
+        return False
+    there = file_digest(path)
+    found.counts["files"] += 1
+    names = {"the tag": tag, "the ledger": said}
+    wrong = {who: digest for who, digest in names.items() if digest is not None and digest != there}
+    if not wrong:
+        return True
+    registered = examples([f"{who} says {_short(digest)}" for who, digest in wrong.items()])
+    found.wrong(name, "files", f"{path.name} has sha256 {_short(there)}, but {registered}")
+    return len(wrong) < len([digest for digest in names.values() if digest is not None])
+
+
+def _said(entry: Entry | None, field: str) -> str | None:
+    return None if entry is None else str(entry.document[field])
+
+
+def _differs(name: str, there: str | None, digest: str) -> str:
+    if there is None:
+        return f"{name}: missing"
+    return f"{name} has sha256 {_short(there)} instead of {_short(digest)}"
+
+
+def _short(digest: object) -> str:
+    text = str(digest)
+    return f"{text[:12]}..." if len(text) > 12 else text
+
+
+def check_origin_record(member: RegisteredVersion, record: Record, found: Found) -> None:
+    """Check that an imported version is the one that was registered where it was learned."""
+    about = record.get("imported_from")
+    if about is None:
+        return
+    place = f"{ORIGINS}/{about['record']}"
+    folder = member.folder / place
+    names = {RECORD_FILE: about["record"], "manifest.json": about["manifest"]}
+    for name, digest in names.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            found.wrong(member.name, "origin", f"{place}/{name} is not the one that record.json names")
+            return
+    before = read_record(folder)
+    if before["key"] != member.digest:
+        found.wrong(member.name, "origin", f"{place}/{RECORD_FILE} is about another key")
+    path = folder / "ledger.jsonl"
+    entries = [read_entry(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    said = {
+        (one.model, one.version, one.document["key"], one.document["record"])
+        for one in entries
+        if not isinstance(one, str)
+    }
+    if (about["model"], about["version"], member.digest, about["record"]) not in said:
+        found.wrong(
+            member.name, "origin", f"{place}/ledger.jsonl does not say that it was registered as claimed"
+        )
+    for name, digest in before["files"].items():
+        kept = record["files"].get(name)
+        if kept is not None and kept != digest and not _made_here(name):
+            found.wrong(
+                member.name, "origin", f"{name} is not the file that it was registered with elsewhere"
+            )
+
+
+def _made_here(name: str) -> bool:
+    """Whether a file belongs to the pyfunc, which an import makes anew: nothing that runs is taken over."""
+    return name.startswith("code/") or "/" not in name

@@ -1,1 +1,0 @@
-"""What an audit checks, a module a subject; `canal.registry.audit` runs them all."""

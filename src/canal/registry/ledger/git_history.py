@@ -1,0 +1,307 @@
+"""What git has of a file, state by state, and anchors: annotated tags that name the ledger's last hash.
+
+A file's states along HEAD's history are read without what would show another one.
+
+Whoever can rewrite the ledger can rewrite the commits that hold it. An anchor that was pushed to a server, or
+mailed, is out of reach: a ledger that no longer begins with what it names was rewritten since. It is signed
+by git (``git tag -s``) where a key is configured, or with a key of canal in its message; unsigned, it proves
+as much as the place where it is kept.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from canal.core.digests import canonical_json, json_digest
+from canal.core.errors import LedgerError, RegistryError
+from canal.core.files import parse_json
+from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.signing import SigningKey
+
+_PATIENCE_S = 60
+_PLAIN = {
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_GRAFT_FILE": os.devnull,
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "LC_ALL": "C",
+}
+"""Objects as they were committed: no replace refs, no grafts."""
+_NO_GRAPH = ("git", "--no-pager", "-c", "core.commitGraph=false", "-c", "core.fsmonitor=false")
+"""Nor the commit graph: a file beside the objects, which nothing compares with them."""
+_READING = (*_NO_GRAPH, "-c", "safe.directory=*")
+"""Another user's repository is read, too: what is asked of it runs no program that its settings name."""
+_RUNS_PROGRAMS = ("verify-tag", "tag")
+
+FORMAT = 1
+FOLDER = "canal-ledger"
+_HEADING = "canal ledger anchor, format 1"
+_SIGNED, _SIGNATURE = "-s", b"-----BEGIN "
+_TAG_PATIENCE_S = 300
+_FIELDS = {"format": int, "path": str, "entries": int, "hash": str, "who": str}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit that touches the file or joins histories, with those before it that do."""
+
+    sha: str
+    parents: Sequence[str]
+
+    @property
+    def short(self) -> str:
+        """The name that people use."""
+        return self.sha[:12]
+
+
+class GitFile:
+    """One file of a git working tree."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ask(self, *arguments: str) -> bytes | None:
+        """Return what git prints; None where it says no, or is not there."""
+        try:
+            done = self._run(arguments)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*(_NO_GRAPH if arguments[0] in _RUNS_PROGRAMS else _READING), *arguments],
+            cwd=self.path.parent,
+            env={**os.environ, **_PLAIN},
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+
+    def line(self, *arguments: str) -> str:
+        """Return the one line that git prints, or nothing."""
+        return (self.ask(*arguments) or b"").decode("utf-8", "replace").strip()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why git says nothing of a repository, such as that of another owner; None where it does."""
+        try:
+            done = self._run(("rev-parse", "--git-dir"))
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return said[0] if done.returncode and said and "not a git repository" not in said[0] else None
+
+    def at(self, revision: str) -> bytes | None:
+        """Return the file as a revision has it; None where that lacks it, or is not there."""
+        return self.ask("cat-file", "blob", f"{revision}:./{self.path.name}")
+
+    def commits(self) -> tuple[list[Commit], bool]:
+        """Return the commits up to HEAD that touch the file, and all merges, each after its parents.
+
+        And whether the history is cut off: a shallow clone lacks what was before. Where nothing is lacking, a
+        list of cuts hides nothing.
+        """
+        order = ("--full-history", "--topo-order", "--reverse", "--parents", "HEAD", "--", self.path.name)
+        said = self.ask("--shallow-file", "", "rev-list", *order)
+        cut = said is None
+        if said is None:
+            said = self.ask("rev-list", *order)
+        rows = (line.split() for line in (said or b"").decode("ascii", "replace").splitlines())
+        return [Commit(sha, tuple(parents)) for sha, *parents in rows], cut
+
+    @property
+    def disguises(self) -> list[str]:
+        """What makes git show another history than was committed."""
+        refs = self.line("for-each-ref", "--count=1", "--format=%(refname)", "refs/replace/")
+        grafts = self.path.parent / (self.line("rev-parse", "--git-path", "info/grafts") or ".")
+        return [*(["replace refs"] if refs else []), *(["grafts"] if grafts.is_file() else [])]
+
+    @contextmanager
+    def reading(self) -> Iterator["Reader"]:
+        """Give a reader of the file at many commits: one process, one state in memory at a time."""
+        with subprocess.Popen(
+            [*_READING, "cat-file", "--batch"],
+            cwd=self.path.parent,
+            env={**os.environ, **_PLAIN},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdin is not None  # noqa: S101 - what mypy cannot know of PIPE
+            assert process.stdout is not None  # noqa: S101
+            yield Reader(self, process.stdin, process.stdout)
+            process.stdin.close()
+
+
+class Reader:
+    """Reads a file at one commit after the other."""
+
+    def __init__(self, git: GitFile, ask: IO[bytes], said: IO[bytes]) -> None:
+        self._git = git
+        self._ask = ask
+        self._said = said
+
+    def at(self, sha: str) -> bytes | None:
+        """Return the file as a commit has it, or None.
+
+        Raises
+        ------
+        RegistryError
+            If the commit has it, but git cannot read it.
+        """
+        name = f"{sha}:./{self._git.path.name}"
+        self._ask.write(f"{name}\n".encode())
+        self._ask.flush()
+        head = self._said.readline().split()
+        if len(head) == 3 and head[1] == b"blob":
+            content = self._said.read(int(head[2]))
+            self._said.read(1)
+            return content
+        if len(head) == 3 or not head or self._git.line("rev-parse", "--verify", "--quiet", name):
+            raise RegistryError(f"git cannot read {self._git.path.name} of commit {sha[:12]}: git fsck")
+        return None
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A tag that names a hash of the ledger.
+
+    Attributes
+    ----------
+    tag : str
+        Its name.
+    document : dict
+        What its message says: path of the ledger in the repository, number of entries, last hash, who.
+    by_git : bool
+        Whether git signed it.
+    """
+
+    tag: str
+    document: dict[str, Any]
+    by_git: bool
+
+    @property
+    def entries(self) -> int:
+        """How many entries the ledger had."""
+        return int(self.document["entries"])
+
+    @property
+    def signature(self) -> dict[str, str] | None:
+        """Canal's own signature."""
+        found: dict[str, str] | None = self.document.get("signature")
+        return found
+
+    @property
+    def digest(self) -> str:
+        """What canal's own signature covers."""
+        return json_digest({name: value for name, value in self.document.items() if name != "signature"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        signed = "git" if self.by_git else "canal" if self.signature else None
+        return {"tag": self.tag, "signed": signed, **self.document}
+
+
+def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | None) -> Anchor:
+    """Tag HEAD with the hash of the ledger's last entry; an anchor that is there already is returned.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger is empty or not committed as it is, or git refuses.
+    """
+    name = git.path.name
+    if not entries:
+        raise LedgerError(f"{git.path} is empty: there is nothing to anchor")
+    if git.at("HEAD") != git.path.read_bytes():
+        raise LedgerError(
+            f"{name} is not committed as it is; first git add {name}, git commit, then anchor it"
+        )
+    last = entries[-1]
+    tag = f"{FOLDER}/{last.seq}-{last.hash[:12]}"
+    for found in anchors(git):
+        if isinstance(found, Anchor) and found.tag == tag:
+            return found
+    document = {
+        "format": FORMAT,
+        "path": place(git),
+        "entries": last.seq,
+        "hash": last.hash,
+        "who": who,
+    }
+    if key is not None:
+        value = key.anchor(json_digest(document))
+        document["signature"] = {"key": key.public.fingerprint, "value": value}
+    by_git = key is None and bool(git.line("config", "user.signingKey"))
+    message = f"{_HEADING}: {last.seq} entries\n\n{canonical_json(document)}\n"
+    _tag(git, _SIGNED if by_git else "-a", tag, message)
+    return Anchor(tag, document, by_git)
+
+
+def anchors(git: GitFile) -> Iterator[Anchor | str]:
+    """Yield the anchors in this repository; for a tag that is none, what is wrong with it."""
+    said = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
+    for line in said.splitlines():
+        kind, _, tag = line.partition(" ")
+        content = git.ask("cat-file", "tag", f"refs/tags/{tag}") if kind == "tag" else None
+        found = None if content is None else _parse(content)
+        if found is None:
+            yield f"the tag {tag} is no anchor as canal writes it: it names no hash that can be compared"
+        else:
+            yield Anchor(tag, found, _SIGNATURE in (content or b""))
+
+
+def place(git: GitFile) -> str:
+    """Return the path of the ledger in its repository."""
+    return f"{git.line('rev-parse', '--show-prefix')}{git.path.name}"
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """Return the document in a tag's message; None where there is none."""
+    message = content.partition(b"\n\n")[2]
+    if not message.startswith(_HEADING.encode()):
+        return None
+    line = next((one for one in message.splitlines() if one.startswith(b"{")), b"")
+    try:
+        found = parse_json(line)
+        json_digest(found)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return None
+    signature = found.get("signature", {"key": "", "value": ""})
+    typed = all(isinstance(found.get(name), kind) for name, kind in _FIELDS.items())
+    signed = isinstance(signature, dict) and all(
+        isinstance(signature.get(one), str) for one in ("key", "value")
+    )
+    return found if typed and signed and set(found) <= {*_FIELDS, "signature"} else None
+
+
+def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
+    """Make a tag as the user would: with their name and key."""
+    command = ["git", "tag", how, "--cleanup=verbatim", "-F", "-", tag, "HEAD"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=git.path.parent,
+            input=message,
+            capture_output=True,
+            text=True,
+            timeout=_TAG_PATIENCE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LedgerError(f"git could not make the tag {tag}: {error}; nothing was anchored") from error
+    made = done.returncode == 0
+    if made and how == _SIGNED and _SIGNATURE not in (git.ask("cat-file", "tag", f"refs/tags/{tag}") or b""):
+        git.ask("tag", "-d", tag)  # git 2.39 makes a tag without a signature where the key is not there
+        made = False
+    if not made:
+        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
+        other = "; or sign with a key of canal: --sign FILE" if how == _SIGNED else ""
+        raise LedgerError(f"git could not make the tag {tag}: {said}{other}; nothing was anchored")

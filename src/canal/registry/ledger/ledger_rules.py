@@ -1,0 +1,338 @@
+"""What an entry of the ledger may say: which kind moves which alias, of which version, past which rules.
+
+A hash that fits says that nobody changed an entry after it was written. It says nothing of who wrote it:
+whoever may write the file can compute one. So each entry is also held against what canal would have written
+there, given the entries before. Audit names what breaks a rule; no move is made on top of it. A promotion
+holds the rulings of the policy on its version: all hold, or are overridden by name.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from canal.core.errors import LedgerError
+from canal.registry.ledger.ledger import Entry
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+LOST = "lost"
+"""In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
+
+DECIDED = ("promote", "rollback", "retire")
+"""Kinds of entry that a person decides on; the others are written for whoever runs the command."""
+KINDS = ("register", *DECIDED, "rebuild")
+
+ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
+"""Rules that every canal has asked at every promotion; retention goes by its stages."""
+
+_FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
+_BOUND = re.compile(r"(<=|>=) (\d+\.\d+)")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+@dataclass(frozen=True)
+class Breach:
+    """One thing that an entry says and canal would not have written there.
+
+    Attributes
+    ----------
+    entry : Entry
+    what : str
+        What it says, and what it may say.
+    grave : bool
+        False where an older canal wrote it honestly after somebody had moved an alias with plain MLflow.
+    """
+
+    entry: Entry
+    what: str
+    grave: bool = True
+
+    def __str__(self) -> str:
+        return (
+            f"entry {self.entry.seq} ({self.entry.kind} by {_short(self.entry.document['who'])}): {self.what}"
+        )
+
+
+@dataclass
+class _Past:
+    """What the entries so far say of one registered model."""
+
+    aliases: dict[str, int] = field(default_factory=dict)
+    records: dict[int, Entry] = field(default_factory=dict)
+    retired: set[int] = field(default_factory=set)
+    served: set[int] = field(default_factory=set)
+
+    def take(self, entry: Entry) -> None:
+        for alias, number in entry.aliases.items():
+            if number is None:
+                self.aliases.pop(alias, None)
+            else:
+                self.aliases[alias] = number
+        if entry.kind in ("register", "rebuild"):
+            self.records[entry.version] = entry
+        elif entry.kind == "retire":
+            self.retired.add(entry.version)
+        else:
+            self.served.add(entry.version)
+
+
+def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
+    """Return what breaks a rule, in the order of the ledger.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        The ledger from its first entry on; each has the fields and types of an entry.
+    backbone : str
+        Name of the registered model of backbones, whose versions serve nobody.
+    """
+    past: dict[str, _Past] = {}
+    later = {
+        (entry.model, entry.version, entry.document["key"]): entry.seq
+        for entry in entries
+        if entry.kind == "register"
+    }
+    found: list[Breach] = []
+    for entry in entries:
+        own = past.setdefault(entry.model, _Past())
+        complaints: list[tuple[str, bool]] = []
+
+        def say(what: str, grave: bool = True, to: list[tuple[str, bool]] = complaints) -> None:
+            to.append((what, grave))
+
+        check = _CHECKS.get(entry.kind)
+        if check is None:
+            say(f"there is no such kind of entry; canal writes {', '.join(KINDS)}")
+        elif entry.model == backbone and (entry.aliases or entry.kind in DECIDED):
+            say(f"it is about {backbone}, whose versions serve nobody and have no alias")
+        else:
+            check(entry, own, later, say)
+        found += [Breach(entry, what, grave) for what, grave in complaints]
+        own.take(entry)
+    return found
+
+
+def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
+    """Refuse to build on a ledger that says what canal never writes.
+
+    Raises
+    ------
+    LedgerError
+        Naming each such entry, and how to get rid of it.
+    """
+    grave = [one for one in breaches(entries, backbone) if one.grave]
+    if not grave:
+        return
+    shown = "\n  ".join(str(one) for one in grave[:10])
+    raise LedgerError(
+        f"{name} holds {len(grave)} things that canal does not write, though hashes fit; nothing was moved:\n"
+        f"  {shown}\nFind out who wrote that: git log -p -- {name}. Then bring back the ledger of before "
+        f"(git checkout COMMIT -- {name}); `canal audit` names the aliases that are another's by then, and "
+        "`canal promote` or `canal rollback` moves them, on record"
+    )
+
+
+def next_breaches(entries: Sequence[Entry], entry: Entry, backbone: str) -> list[Breach]:
+    """Return what an entry would break as the next one after ``entries``, and an older canal never wrote."""
+    return [one for one in breaches([*entries, entry], backbone) if one.grave and one.entry is entry]
+
+
+def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
+    """Refuse to write an entry that would break a rule.
+
+    Raises
+    ------
+    LedgerError
+        Saying which.
+    """
+    if wrong := next_breaches(entries, entry, backbone):
+        raise LedgerError(
+            f"nothing was moved, for the ledger would not hold: {'; '.join(str(one) for one in wrong)}. Does "
+            "`canal audit` find something? A version without an entry is entered by `canal registry sync`"
+        )
+
+
+Later = Mapping[tuple[str, int, str], int]
+
+
+Say = Callable[..., None]
+
+
+def _register(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    if entry.version in past.records:
+        say(f"version {entry.version} was registered before, by entry {past.records[entry.version].seq}")
+    if entry.aliases not in ({}, {CANDIDATE: entry.version}):
+        say(
+            f"a registration moves {CANDIDATE} to the version that it registers, and no other alias; this "
+            f"one says {_moves(entry)}"
+        )
+
+
+def _promote(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    _serve(entry, past, later, say)
+    for what in ruling_breaches(entry.document["details"]):
+        say(what)
+
+
+def _rollback(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    _serve(entry, past, later, say)
+    if entry.document["details"].get("from") is None and past.aliases.get(CHAMPION) != entry.version:
+        say("it names no champion to go back from")
+    if entry.version not in past.served:
+        say(f"version {entry.version} never served: it was let serve past every rule", False)
+
+
+def _serve(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    """Check what makes a version the champion, and the champion of before ``previous``."""
+    details, before = entry.document["details"], past.aliases.get(CHAMPION)
+    _decided(entry, past, later, say)
+    if entry.version in past.retired:
+        say(f"version {entry.version} was retired and serves no more")
+    said = details.get("from")
+    wanted = {CHAMPION: entry.version} | ({} if said is None else {PREVIOUS: said})
+    if entry.aliases != wanted or details.get("to") != entry.version or said == entry.version:
+        say(
+            f"it moves {CHAMPION} to its version, and {PREVIOUS} to the champion of before; this one says "
+            f"{_moves(entry)}, from {_short(said)} to {_short(details.get('to'))}"
+        )
+    if said == before or (said is not None and not isinstance(said, int)):
+        return
+    named = "no version" if said is None else f"version {said}"
+    known = said is None or said in past.records or _noted_later(entry, said, later)
+    say(
+        f"it says that {named} served before, by the ledger it was {before or 'none'}"
+        + (
+            ": the alias had been moved behind the ledger's back"
+            if known
+            else ", and that was never registered"
+        ),
+        not known,
+    )
+
+
+def _retire(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    _decided(entry, past, later, say)
+    if entry.version in past.retired:
+        say(f"version {entry.version} was retired before")
+    if past.aliases.get(CHAMPION) == entry.version:
+        say(f"version {entry.version} is the champion, which is never retired")
+    for alias, number in entry.aliases.items():
+        if alias == CANDIDATE and (number is None or _may_serve(entry, number, past, later)):
+            held = past.aliases.get(CANDIDATE) == entry.version and number != entry.version
+        elif alias == PREVIOUS and number is None:
+            held = past.aliases.get(PREVIOUS) == entry.version
+        else:
+            say(
+                f"a retirement takes {PREVIOUS} off its version and hands {CANDIDATE} to another that may "
+                f"serve; this one says {_moves(entry)}"
+            )
+            break
+        if not held:
+            say(f"by the ledger, {alias} did not point to version {entry.version}", number == entry.version)
+
+
+def _may_serve(entry: Entry, number: int, past: _Past, later: Later) -> bool:
+    return number not in past.retired and (number in past.records or _noted_later(entry, number, later))
+
+
+def _noted_later(entry: Entry, number: int, later: Later) -> bool:
+    """Whether a version that a kill left without an entry was registered after all."""
+    return any((model, one) == (entry.model, number) for model, one, _ in later)
+
+
+def _rebuild(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    before = past.records.get(entry.version)
+    if before is None or before.document["key"] != entry.document["key"]:
+        say(f"version {entry.version} with this key was never registered, so there was nothing to rebuild")
+    held = {alias for alias, number in past.aliases.items() if number == entry.version}
+    there = None if entry.document["details"].get(LOST) is True else entry.version
+    if entry.aliases != dict.fromkeys(held, there):
+        what = (
+            "takes off the aliases of a version that is lost"
+            if there is None
+            else "leaves aliases where they were"
+        )
+        held_now = ", ".join(sorted(held)) or "no alias"
+        say(f"rebuilding {what}; version {entry.version} has {held_now}, this one says {_moves(entry)}")
+
+
+def _decided(entry: Entry, past: _Past, later: Later, say: Say) -> None:
+    """Check that a person decided, for a reason, about a version that was registered as they name it."""
+    for name in ("who", "why"):
+        if not str(entry.document[name]).strip():
+            say(f"it does not say {name}")
+    before = past.records.get(entry.version)
+    if before is None:
+        seq = later.get((entry.model, entry.version, entry.document["key"]))
+        at = "never registered" if seq is None else f"registered only later (entry {seq})"
+        say(f"version {entry.version} was {at}", seq is None)
+    elif before.document["details"].get(LOST) is True:
+        say(f"version {entry.version} was lost (entry {before.seq})")
+    else:
+        for name in ("key", "record"):
+            if before.document[name] != entry.document[name]:
+                digests = f"{_short(entry.document[name], 12)}, registered (entry {before.seq}) is another"
+                say(f"it names {name}.json with digest {digests}")
+
+
+_CHECKS = {
+    "register": _register,
+    "promote": _promote,
+    "rollback": _rollback,
+    "retire": _retire,
+    "rebuild": _rebuild,
+}
+
+
+def _moves(entry: Entry) -> str:
+    moved = [f"{_short(alias)} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
+    return ", ".join(moved[:5]) or "nothing"
+
+
+def _short(value: Any, longest: int = 60) -> str:
+    text = value if isinstance(value, str) and longest < 60 else repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the rulings and overrides of a promotion, as its details hold them."""
+    rulings = details.get("rulings")
+    if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
+        yield "it holds no rulings that can be read"
+        return
+    asked = {str(one["rule"]).partition(":")[0] for one in rulings}
+    if missing := [rule for rule in ALWAYS if rule not in asked]:
+        yield f"it holds no ruling on {', '.join(missing)}"
+    standing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
+    if standing:
+        yield f"{_listed(standing)} failed, and nobody overrode that"
+    overridden = [str(one["rule"]) for one in rulings if one["overridden"]]
+    named = details.get("overrides")
+    if named != overridden:
+        yield f"the overrides that it names are not those of its rulings ({_listed(overridden) or 'none'})"
+    for one in rulings:
+        if one["passed"] and (what := _contradiction(one)):
+            yield what
+
+
+def is_ruling(value: Any) -> bool:
+    """Whether a value has the fields of a ruling, each of its type."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in _FIELDS.items()
+    )
+
+
+def _contradiction(ruling: Mapping[str, Any]) -> str | None:
+    """Return what contradicts itself: a rule passed whose number is beyond its bound."""
+    bound, value = _BOUND.fullmatch(ruling["bound"]), _NUMBER.fullmatch(ruling["value"])
+    if bound is None or value is None:
+        return None
+    found, limit = float(value[0]), float(bound[2])
+    if (found <= limit) if bound[1] == "<=" else (found >= limit):
+        return None
+    return f"{_listed([ruling['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:80] for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,245 @@
+"""The ledger of a store that several project folders use: each entry also stands there, as a tag.
+
+Two folders have a ledger file each. Who wants to write must have seen everything that the store has
+(``canal ledger --catch-up`` brings it), and says so first by a tag of its own, the claim: who finds another
+claim after setting its own lets go, so of two at once at most one goes on.
+
+The tag ``canal.ledger.7`` of the registered model holds entry 7. Of one that is too long for a tag it holds
+hash and number of its parts, which have the hash in their names: what a kill leaves half written is no part.
+"""
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from getpass import getuser
+from pathlib import Path
+from secrets import token_hex
+
+from canal.core.errors import LedgerError, RegistryError
+from canal.core.files import new_file
+from canal.registry.ledger.ledger import Entry, Ledger, checked_entry
+from canal.registry.store.store import TAG, Store
+
+_ENTRY = f"{TAG}ledger."
+_CLAIM = f"{TAG}moving."
+_MOST = 4500
+"""Characters a tag: MLflow's tables take 5,000."""
+_GIVEN_UP = timedelta(hours=1)
+
+
+class OvertakenError(LedgerError):
+    """Somebody else wrote the entry of this number; nothing was moved."""
+
+
+@contextmanager
+def claimed(store: Store) -> Iterator[None]:
+    """Keep other folders from moving anything meanwhile; a store of this folder alone needs no claim.
+
+    Raises
+    ------
+    LedgerError
+        If another folder moves something at this moment. A claim of more than an hour counts as given up: the
+        machine was lost; a folder's own claim never keeps it out.
+    """
+    if not store.remote:
+        yield
+        return
+    store.make_model(store.names.model)
+    own = _own_claim(store)
+    said = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.model_tag(store.names.model, own, json.dumps(said))
+    try:
+        _refuse_claimed(store, own)
+        yield
+    finally:
+        with suppress(RegistryError):  # a claim that stays is in nobody's way for long
+            store.model_tag(store.names.model, own, None)
+            _claim_file(store).unlink(missing_ok=True)
+
+
+def movements(store: Store) -> frozenset[str] | None:
+    """Return the names of the entries in a store, or None while another folder moves something there.
+
+    A store of this folder alone has neither. The caller holds the registry's lock, so that a claim of this
+    folder is one that a kill left.
+    """
+    if not store.remote:
+        return frozenset()
+    tags, path = store.model_tags(store.names.model), _claim_file(store)
+    own = _CLAIM + (path.read_text(encoding="utf-8") if path.is_file() else "")
+    claims = (value for name, value in tags.items() if name.startswith(_CLAIM) and name != own)
+    if not all(_given_up(value) for value in claims):
+        return None
+    return frozenset(name for name in tags if name.startswith(_ENTRY))
+
+
+def mirror(store: Store, entry: Entry) -> bool:
+    """Write an entry to the store unless it is there, and return whether others follow it already.
+
+    Raises
+    ------
+    OvertakenError
+        If the store has another entry of this number.
+    """
+    if not store.remote:
+        return False
+    there = mirrored(store)
+    if entry.seq not in there:
+        _write(store, entry)
+    elif there[entry.seq].hash != entry.hash:
+        raise OvertakenError(
+            f"{store.shown} has another entry {entry.seq}, by {there[entry.seq].document['who']!r}: nothing "
+            "was moved; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
+        )
+    return max(there, default=0) > entry.seq
+
+
+def mirrored(store: Store) -> dict[int, Entry]:
+    """Return the entries in the store by their numbers, each checked by itself.
+
+    Raises
+    ------
+    LedgerError
+        Naming a tag that was changed.
+    """
+    tags = store.model_tags(store.names.model)
+    found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
+    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
+
+
+def refuse_behind(store: Store, ledger: Ledger) -> None:
+    """Refuse where the store's ledger goes on where this one ends, or is another.
+
+    What the store lacks is written there: it was made anew, or kept no ledger before.
+
+    Raises
+    ------
+    LedgerError
+        Saying how to catch up.
+    """
+    if not store.remote:
+        return
+    here, there = ledger.entries(), mirrored(store)
+    _refuse_other(store, ledger, here, there)
+    if there and max(there) > len(here):
+        raise LedgerError(
+            f"{ledger.path} ends with entry {len(here)}, {store.shown} has {max(there)}: somebody else moved "
+            "something; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
+        )
+    for entry in here:
+        if entry.seq not in there:
+            _write(store, entry)
+
+
+def missing(store: Store, ledger: Ledger) -> list[Entry]:
+    """Return the entries that the store has and this ledger has not, oldest first.
+
+    Raises
+    ------
+    LedgerError
+        If this ledger is not the beginning of the store's.
+    """
+    if not store.remote:
+        return []
+    here, there = ledger.entries(), mirrored(store)
+    _refuse_other(store, ledger, here, there)
+    return [entry for seq, entry in there.items() if seq > len(here)]
+
+
+def user() -> str:
+    """Return the name of who runs this process, as the system has it."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def _refuse_other(store: Store, ledger: Ledger, here: list[Entry], there: Mapping[int, Entry]) -> None:
+    for mine in here:
+        if mine.seq in there and there[mine.seq].hash != mine.hash:
+            raise LedgerError(
+                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this folder's ledger is "
+                "of another history; set it aside, then run `canal ledger --catch-up`"
+            )
+
+
+def _claim_file(store: Store) -> Path:
+    return store.layout.private / "claim"
+
+
+def _own_claim(store: Store) -> str:
+    """Return the name of this folder's claim: a new one, or that of a command that was killed."""
+    path = _claim_file(store)
+    found = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if re.fullmatch(r"[0-9a-f]{16}", found):
+        return _CLAIM + found
+    token = token_hex(8)
+    with new_file(path) as temporary:
+        temporary.write_text(token, encoding="utf-8")
+    return _CLAIM + token
+
+
+def _refuse_claimed(store: Store, own: str) -> None:
+    for name, value in store.model_tags(store.names.model).items():
+        if not name.startswith(_CLAIM) or name == own:
+            continue
+        if not _given_up(value):
+            whose, since = _claimant(value)
+            raise LedgerError(
+                f"somebody else moves something in {store.shown} at this moment ({whose!r}, since "
+                f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when that is done; a move that never ends counts "
+                "as given up after an hour"
+            )
+        store.model_tag(store.names.model, name, None)
+
+
+def _given_up(claim: str) -> bool:
+    """Whether a claim is too old to count, or none at all."""
+    try:
+        return datetime.now(UTC) - _claimant(claim)[1] > _GIVEN_UP
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _claimant(claim: str) -> tuple[str, datetime]:
+    """Return whose a claim is, and since when."""
+    said = json.loads(claim)
+    return f"{said['who']} on {said['host']}"[:200], datetime.fromisoformat(said["time"])
+
+
+def _write(store: Store, entry: Entry) -> None:
+    """Write the tags of an entry, the one that makes it whole last."""
+    name, text = f"{_ENTRY}{entry.seq}", entry.line.rstrip("\n")
+    if len(text) > _MOST:
+        parts = [text[start : start + _MOST] for start in range(0, len(text), _MOST)]
+        for number, part in enumerate(parts):
+            store.model_tag(store.names.model, _part(name, entry.hash, number), part)
+        text = json.dumps({"hash": entry.hash, "parts": len(parts)})
+    store.model_tag(store.names.model, name, text)
+
+
+def _read(store: Store, tags: Mapping[str, str], seq: int) -> Entry:
+    name = f"{_ENTRY}{seq}"
+    try:
+        return checked_entry(_text(tags, name), seq)
+    except (LedgerError, ValueError, KeyError, TypeError) as error:
+        what = str(error) if isinstance(error, LedgerError) else "a part of it is missing, or it is not JSON"
+        raise LedgerError(
+            f"{store.shown}: the tag {name} of {store.names.model} was changed after it was written "
+            f"({what}). Remove it there: the next `canal registry sync` in a folder that has the entry "
+            "writes it anew"
+        ) from error
+
+
+def _text(tags: Mapping[str, str], name: str) -> str:
+    head = json.loads(tags[name])
+    if not isinstance(head, dict) or "parts" not in head:
+        return tags[name]
+    return "".join(tags[_part(name, head["hash"], number)] for number in range(head["parts"]))
+
+
+def _part(name: str, digest: str, number: int) -> str:
+    return f"{name}.{digest[:16]}.{number}"

@@ -1,0 +1,400 @@
+"""What MLflow's own pages say of a version and its runs, from the version's own documents.
+
+It is written when a version is registered, and is what an audit expects to find there: tags by which
+versions are listed without their files, a description, parameters and metrics of the logged model and of
+runs, each accuracy linked to the test cells that it was measured on.
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from canal.core.digests import json_digest
+from canal.core.files import read_json
+from canal.data.split import read_split
+from canal.registry.manifest.version_folder import Key, Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+LONGEST = 6000
+"""How many characters MLflow keeps of a parameter."""
+
+TRIAL_MEASURES = ("accuracy", "retention", "harmonic_mean", "value")
+"""What the run of a trial shows of it."""
+
+FLAG, FORMAT = "pages", 1
+"""What record.json says where MLflow was told all of this; earlier versions have nothing.
+
+Audits hold MLflow to every word of it: other words, or other figures, are another format.
+"""
+
+EVALUATION, PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
+GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
+SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
+SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT)
+"""The files of a version that are read, where it has them."""
+
+LONGEST_PARAM = 500
+"""Characters of a logged model's parameter that MLflow's tables take."""
+_LONGEST_TEXT = 4900
+_MOST_TYPES, _MOST_STAGES = 60, 40
+_DIGITS = 32
+_CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~!])")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Some cells of a stage, as MLflow calls them.
+
+    Attributes
+    ----------
+    name : str
+        Stage and set, such as ``pbmc3k/test``.
+    digest : str
+        Of ids and cell types: the same cells have one digest in every version.
+    context : str
+        MLflow's word for the set.
+    counts : Mapping
+        Cell type -> number of cells.
+    """
+
+    name: str
+    digest: str
+    context: str
+    counts: Mapping[str, int]
+
+    @property
+    def stage(self) -> str:
+        """The stage whose cells they are."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def source(self) -> str:
+        """Where they lie, in JSON."""
+        return json.dumps({"uri": f"splits/{self.stage}.csv"})
+
+    @property
+    def profile(self) -> str:
+        """How many there are of each type, in JSON."""
+        return json.dumps({"num_rows": sum(self.counts.values()), "cell_types": self.counts})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of a logged model, and the cells that it was measured on where these are of one set."""
+
+    name: str
+    value: float
+    data: DataSet | None = None
+
+
+class Pages:
+    """What MLflow shows of one version.
+
+    Parameters
+    ----------
+    folder : Path
+        All that the version holds.
+    key, record : dict
+        Its key.json and record.json.
+    """
+
+    def __init__(self, folder: Path, key: Key, record: Record) -> None:
+        self.folder, self.key, self.record = folder, key, record
+
+    @property
+    def stage(self) -> str:
+        """Its stage, or ``backbone``."""
+        return str(self.key["stage"])
+
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """What it was measured to do; None of a backbone."""
+        path = self.folder / EVALUATION
+        found: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
+        return found
+
+    @cached_property
+    def tags(self) -> dict[str, str]:
+        """Tags of the version, without ``canal.``: what `canal versions` shows of it."""
+        found = {"parent_stage": self._parent_stage, "gate": self._gate}
+        if self.evaluation is not None:
+            found |= {
+                "accuracy": _text(self.evaluation["row"][self.stage]),
+                "average_accuracy": _text(self.evaluation["average_accuracy"]),
+                "types": str(len(self.evaluation["labels"])),
+            }
+        return found
+
+    @cached_property
+    def params(self) -> dict[str, str]:
+        """Parameters of its logged model: what was asked for, what a study chose, how large it is."""
+        asked = self.key["request"].get("backbone" if self.evaluation is None else "continual")
+        found = dict(flat(asked or {})) | dict(self.key.get("choice") or {})
+        found |= {"stage": self.stage, "parent": self._parent_stage or "none"}
+        found |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
+        for name, file in (("genes", GENES), ("types", LABELS)):
+            if (self.folder / file).is_file():
+                found[name] = len(read_json(self.folder / file))
+        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(found.items())}
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """Metrics of its logged model, and of its stage's run."""
+        if self.evaluation is None:
+            return ()
+        found = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
+        if (path := self.folder / COMBINATION).is_file():
+            found.append(Measure("network_weight", float(read_json(path)["weight"])))
+        return tuple(found)
+
+    @cached_property
+    def data(self) -> tuple[DataSet, ...]:
+        """The cells that it learned from and was judged and measured on."""
+        return (*self._learned, *self._tests.values())
+
+    def description(self, number: int) -> str:
+        """Return what the page of version ``number`` says, in Markdown."""
+        lines = [*self._what(), "", *self._accuracies(), *self._types(), *self._origin(), ""]
+        lines += self._promoting(number)
+        text = "\n".join(lines)
+        return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+    @property
+    def _parent_stage(self) -> str:
+        parent = self.key["request"].get("parent")
+        return str(parent["stage"]) if isinstance(parent, Mapping) else ""
+
+    @cached_property
+    def _gate(self) -> str:
+        path = self.folder / VERDICT
+        if not path.is_file():
+            return "no verdict of its own"
+        rules = read_json(path)["rules"]
+        failed = [one for one in rules if not one["passed"]]
+        warned = sum(one["severity"] == "warning" for one in failed)
+        said = "passed" if len(failed) == warned else "FAILED"
+        return f"{said}, {len(rules)} rules" + (f", {warned} warning{'s' * (warned > 1)}" if warned else "")
+
+    def _figures(self) -> Iterator[tuple[str, float | None, DataSet | None]]:
+        evaluation = self.evaluation or {}
+        for stage, one in evaluation["per_stage"].items():
+            for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+                yield f"{name}.{stage}", one.get(name), self._tests.get(stage)
+        for name, value in measures(evaluation).items():
+            if not name.startswith("accuracy."):
+                yield name, value, None
+
+    @cached_property
+    def _tests(self) -> dict[str, DataSet]:
+        """Test cells by stage, as they were asked about."""
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return {}
+        table = pd.read_csv(path, usecols=["cell_id", "stage", "truth"], dtype=str, keep_default_na=False)
+        return {
+            str(stage): _data_set(str(stage), "test", cells["cell_id"], cells["truth"])
+            for stage, cells in table.groupby("stage", sort=False)
+        }
+
+    @cached_property
+    def _learned(self) -> tuple[DataSet, ...]:
+        path = self.folder / SPLIT
+        if not path.is_file() or self.evaluation is None:
+            return ()
+        table = read_split(path)
+        chosen = {name: table[table["set"] == name] for name in ("train", "validation")}
+        return tuple(
+            _data_set(self.stage, name, cells["cell_id"], cells["cell_type"])
+            for name, cells in chosen.items()
+            if len(cells)
+        )
+
+    def _what(self) -> Iterator[str]:
+        if self.evaluation is None:
+            yield f"**{_plain(self.stage)}**: weights that a lineage begins with."
+            return
+        parent = self.record["parent"]
+        on = f" on {_plain(self._parent_stage)}" if self._parent_stage else ""
+        number = f" ({parent['model']} {parent['version']})" if parent else ""
+        size = f"{self.params['types']} cell types, {self.params['genes']} genes"
+        yield f"**{_plain(self.stage)}** learned{on}{number}: {size}."
+
+    def _accuracies(self) -> Iterator[str]:
+        if self.evaluation is None:
+            return
+        rows = list(self.evaluation["per_stage"].items())
+        yield from ("| test cells of | n | accuracy |", "| --- | ---: | ---: |")
+        for stage, one in rows[-_MOST_STAGES:]:
+            yield f"| {_plain(stage)} | {one['n']} | {one['accuracy']:.3f} |"
+        names = {
+            "average_accuracy": "Average",
+            "forgetting": "forgetting",
+            "h_score": "H-score of unknown types",
+            "ece": "calibration error",
+        }
+        said = {one.name: one.value for one in self.measures}
+        told = [f"{word} {said[name]:.3f}" for name, word in names.items() if name in said]
+        missing = [_plain(stage) for stage in self.evaluation["not_measured"]]
+        yield ""
+        yield f"{', '.join(told)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
+        yield ""
+
+    def _types(self) -> Iterator[str]:
+        if self.evaluation is None:
+            return
+        labels = [_plain(one) for one in self.evaluation["labels"]]
+        more = f" and {len(labels) - _MOST_TYPES} more" if len(labels) > _MOST_TYPES else ""
+        yield f"Cell types: {', '.join(labels[:_MOST_TYPES])}{more}."
+        yield ""
+        yield f"Gate: {self._gate}."
+        yield ""
+
+    def _origin(self) -> Iterator[str]:
+        about, commit = self.record.get("imported_from"), self.record["git_commit"]
+        if about is not None:
+            yield f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
+        code = f"commit {commit[:12]}" if commit else "code outside of git"
+        yield f"Registered with {code}{' and changes that were not committed' * bool(self.record['dirty'])}."
+
+    def _promoting(self, number: int) -> Iterator[str]:
+        if self.evaluation is None:
+            yield "It answers no cells: stages are learned on it."
+            return
+        yield (
+            f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and writes "
+            "the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds what the "
+            "ledger does not say."
+        )
+
+
+def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, parent_id: str | None) -> None:
+    """Have MLflow show a version: its logged model's figures, its run's inputs and outputs.
+
+    Parameters
+    ----------
+    client
+        MLflow's.
+    pages
+        What is shown.
+    run_id
+        The run of its stage.
+    model_id, parent_id
+        Its logged model, and that of the version it was learned on.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric
+
+    client.log_model_params(model_id, pages.params)
+    inputs = [
+        DatasetInput(
+            Dataset(one.name, one.digest, "local", one.source, profile=one.profile),
+            [InputTag("mlflow.data.context", one.context)],
+        )
+        for one in pages.data
+    ]
+    client.log_inputs(run_id, inputs, [LoggedModelInput(parent_id)] if parent_id else [])
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+    now = int(time.time() * 1000)
+    found = [
+        Metric(
+            one.name,
+            one.value,
+            now,
+            0,
+            model_id=model_id,
+            dataset_name=one.data.name if one.data else None,
+            dataset_digest=one.data.digest if one.data else None,
+        )
+        for one in pages.measures
+    ]
+    client.log_batch(run_id, metrics=found)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What MLflow was told of a version beside the tags that every version has."""
+
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()
+
+
+def told_of(folder: Path, key: Key, record: Record, number: int) -> Told:
+    """Return what MLflow was told of version ``number``: nothing, if an older canal registered it."""
+    if record.get(FLAG) != FORMAT:
+        return Told()
+    pages = Pages(folder, key, record)
+    return Told(pages.description(number), pages.tags, pages.params, pages.measures)
+
+
+def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what the run that measured a stage shows of metrics/evaluation.json."""
+    found = {f"accuracy.{name}": value for name, value in evaluation["row"].items()}
+    found |= {name: evaluation.get(name) for name in ("average_accuracy", "forgetting", "backward_transfer")}
+    found |= {name: evaluation["novelty"].get(name) for name in ("h_score", "auroc")}
+    if evaluation["calibration"]:
+        before = evaluation["calibration"]["uncalibrated"]
+        found |= {"ece": evaluation["calibration"]["ece"], "ece_uncalibrated": before["ece"]}
+    return found
+
+
+def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of an epoch's record with its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from epoch_numbers(value, f"{path}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{path}{name}", float(value)
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every parameter with its dotted name."""
+    for name, value in values.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from flat(value, here)
+        else:
+            yield here, value
+
+
+def param_texts(value: Any) -> tuple[str, ...]:
+    """Return a parameter as MLflow may keep it: what is a list in JSON may be a tuple in canal's settings."""
+    kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
+    return tuple(str(kind(value))[:LONGEST] for kind in kinds)
+
+
+def same(there: float | None, value: float) -> bool:
+    """Whether MLflow shows a number as it was logged."""
+    if there is None:
+        return False
+    return math.isclose(there, value, rel_tol=1e-12) or (math.isnan(there) and math.isnan(value))
+
+
+def _data_set(stage: str, name: str, cell_ids: Iterable[str], cell_types: Iterable[str]) -> DataSet:
+    pairs = sorted(zip(map(str, cell_ids), map(str, cell_types), strict=True))
+    counts: dict[str, int] = {}
+    for _, cell_type in pairs:
+        counts[cell_type] = counts.get(cell_type, 0) + 1
+    digest = json_digest(pairs)[:_DIGITS]
+    return DataSet(f"{stage}/{name}", digest, _CONTEXTS[name], dict(sorted(counts.items())))
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _plain(text: str) -> str:
+    """Return a name as Markdown shows it, whatever characters it has."""
+    return _SPECIAL.sub(r"\\\1", text)

@@ -1,0 +1,295 @@
+"""What a stage is asked to be and was made from: its request, and what key.json says of inputs and code.
+
+A request is the part of params.yaml that decides what a stage learns. It never looks at code, environment or
+files, so it can be computed where the data are long gone; the source's SHA-256 stands in it. Requests chain
+through the parent, so a change in stage 1 changes every stage.
+"""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.config.layout import Layout
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest, json_digest
+from canal.core.files import read_json
+
+if TYPE_CHECKING:
+    from canal.memory.stages import StageSums
+
+
+Request = dict[str, Any]
+
+_ABSENT = "absent"
+
+CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
+"""What counts for *dirty*: results such as dvc.lock, data.dvc and the ledger do not."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+_AVX2 = {"avx2", "fma"}
+
+
+def stage_request(config: Config, stage: str) -> Request:
+    """Return what ``stage`` is asked to be; ``"backbone"`` names the pretrained network."""
+    return _backbone_request(config) if stage == BACKBONE else _lesson_request(config, stage)
+
+
+def request_digest(config: Config, stage: str) -> str:
+    """Return the SHA-256 of a stage's request."""
+    return json_digest(stage_request(config, stage))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One leaf in which two documents differ; what is not there at all is ``"absent"``."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Change]:
+    """Return every leaf in which two documents differ, named by its dotted key, sorted."""
+    found: list[Change] = []
+    for key in sorted(before.keys() | after.keys()):
+        here = f"{path}.{key}" if path else key
+        left, right = before.get(key, _ABSENT), after.get(key, _ABSENT)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += changes(left, right, here)
+        elif left != right:
+            found.append(Change(here, left, right))
+    return found
+
+
+def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
+    """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
+    return [
+        f"{one.path}: learned with {_short(one.before)}, asked for {_short(one.after)}"
+        for one in changes(learned, asked)
+    ]
+
+
+def _backbone_request(config: Config) -> Request:
+    names = (config.root_stage, *config.backbone.extra_stages)
+    basis = _basis_request(config)
+    return (
+        _products(config)
+        | ({"memory": basis} if basis else {})
+        | {
+            "stage": BACKBONE,
+            "branch": config.backbone.branch,
+            "cells": {name: _cells_request(config, name) for name in names},
+            "panel": config.panel.model_dump(mode="json"),
+            "backbone": _origin_request(config),
+            "seed": config.seed,
+        }
+    )
+
+
+def _products(config: Config) -> Request:
+    """Return the type of matrix products where they round: a request of float32 names none."""
+    return {} if config.compute.dtype == "float32" else {"compute": {"dtype": config.compute.dtype}}
+
+
+def _basis_request(config: Config) -> Request:
+    """Return the basis that was adopted, by what it is and not by where it lies; nothing without one."""
+    adopted = config.memory.basis
+    return {} if adopted is None else {"basis": adopted.digest}
+
+
+def _origin_request(config: Config) -> Request:
+    """Return how the backbone comes to be; an import is its key, and nothing that only pre-training reads."""
+    if not config.trains_network:
+        return {"network": False}
+    imported = config.backbone.imported
+    if imported is not None:
+        return {"preset": config.backbone.preset, "imported": imported.key}
+    return config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
+
+
+def _learning_request(config: Config, stage: str) -> Request:
+    """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
+    settings = config.learning(stage).model_dump(mode="json", exclude_none=True)
+    study = config.study(stage)
+    if config.learning(stage).method == "published":
+        del settings["method"]  # requests from before there were methods name none
+        memory = {}
+    else:
+        memory = {"memory": config.memory.numbers() | _basis_request(config)}
+    if config.learning(stage).method == "exact":
+        return {"continual": {"method": "exact"}, **memory}
+    if study is None:
+        return {"continual": settings, **memory}
+    kept = {name: value for name, value in settings.items() if name not in study.varied}
+    return {"continual": kept, "tuning": study.asked(), **memory}
+
+
+def _lesson_request(config: Config, stage: str) -> Request:
+    rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
+    ids = config.sources[config.stages[stage].source].ontology
+    # By what rule genes are added is asked for by the backbone, to which requests chain.
+    grow = config.stages[stage].panel.grow
+    by_network = config.learning(stage).method != "exact"
+    return (
+        rounded
+        | ({"panel": {"grow": grow}} if grow else {})
+        | ({"ontology": dict(ids)} if ids else {})
+        | _products(config)
+        | _learning_request(config, stage)
+        | {
+            "stage": stage,
+            "branch": config.stages[stage].branch,
+            "cells": _cells_request(config, stage),
+            **({"bank": config.bank.model_dump(mode="json")} if by_network else {}),
+            "probe": config.probe.model_dump(mode="json"),
+            "novelty": config.novelty.model_dump(mode="json"),
+            "seed": config.seed,
+            "parent": {
+                "stage": (parent := config.stages[stage].parent),
+                "request": request_digest(config, parent),
+            },
+        }
+    )
+
+
+def _cells_request(config: Config, stage: str) -> Request:
+    name = config.stages[stage].source
+    declaration = config.sources[name].declaration()
+    declaration["min_genes"] = config.min_genes(name)
+    return {
+        "source": name,
+        "declaration": declaration,
+        "split": config.split.model_dump(mode="json", exclude_none=True),
+        "group_by_batch": config.stages[stage].group_by_batch,
+        "seed": config.seed,
+    }
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
+    """Return a stage's (or the backbone's) inputs by digest, its request and its parameters."""
+    origin = config.root_stage if stage == BACKBONE else stage
+    source, prepared = config.stages[origin].source, _prepared(layout, config, origin)
+    request = stage_request(config, stage)
+    if stage == BACKBONE:
+        own = _extra_stages(layout, config)
+    elif config.study(stage) is None:
+        own = {}
+    else:
+        path = layout.tuned(stage)
+        own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
+    return own | {
+        "stage": stage,
+        "branch": request["branch"],
+        "request": request,
+        "request_digest": request_digest(config, stage),
+        "data": {
+            "source": source,
+            "source_sha256": prepared["source_sha256"],
+            "prepared_sha256": prepared["sha256"],
+        },
+        "split": file_digest(layout.split(origin)),
+        "panel": file_digest(layout.panel),
+        "verdict": file_digest(layout.verdict(origin)),
+        "code": code_digest(layout.root),
+        "lock": lock_digest(layout.root),
+        "seed": config.seed,
+        "threads": config.threads,
+    }
+
+
+def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
+    """Return what key.json says of sums: the basis, whose cells chose it, and the digest of each stage's."""
+    if sums is None:
+        return {}
+    return {
+        "basis": {"digest": sums.basis.digest, "seen": sums.basis.seen},
+        "sums": {stage: one.digest for stage, one in sums.stages.items()},
+    }
+
+
+def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
+    """Return what is known of a stage's canonical cells."""
+    known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
+    return known
+
+
+def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
+    """Return what a backbone was pretrained on beside the first stage; nothing where there is none."""
+    if not config.backbone.extra_stages:
+        return {}
+    return {
+        "extra_stages": {
+            name: {
+                "prepared_sha256": _prepared(layout, config, name)["sha256"],
+                "split": file_digest(layout.split(name)),
+                "verdict": file_digest(layout.verdict(name)),
+            }
+            for name in config.backbone.extra_stages
+        }
+    }
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A git commit, and whether code had changes that it does not hold."""
+
+    sha: str | None
+    dirty: bool
+
+
+def current_commit(root: Path) -> Commit:
+    """Return the commit of the project folder; without git there is none, and everything is dirty."""
+    sha = _git(root, "rev-parse", "HEAD")
+    if not sha:
+        return Commit(None, dirty=True)
+    return Commit(sha, dirty=bool(_git(root, "status", "--porcelain", "--", *CODE)))
+
+
+def code_digest(root: Path, package: Path | None = None) -> str:
+    """Return one digest of canal's own source and the project's pipelines, independent of where they lie.
+
+    ``package`` is the folder of canal's source: by default that of the running one.
+    """
+    package = package or Path(__file__).resolve().parents[2]
+    files = {f"canal/{path.relative_to(package).as_posix()}": path for path in package.rglob("*.py")}
+    files |= {f"pipelines/{path.name}": path for path in (root / "pipelines").glob("*.py")}
+    return json_digest({name: file_digest(path) for name, path in sorted(files.items())})
+
+
+def lock_digest(root: Path) -> str | None:
+    """Return the digest of the pinned environment, constraints.txt, where the project has one."""
+    path = root / "constraints.txt"
+    return file_digest(path) if path.is_file() else None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def cpu_capability() -> str:
+    """Return architecture and vector instructions, such as ``x86_64 AVX2``, as torch tells them apart."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    known = "AVX512" if flags >= _AVX512 else "AVX2" if flags >= _AVX2 else ""
+    return f"{platform.machine()} {known}".strip()

@@ -1,0 +1,1 @@
+"""Who serves: the policy, how aliases move, promotion."""

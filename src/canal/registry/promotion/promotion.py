@@ -1,0 +1,248 @@
+"""Who serves: a version's registration, promotion past the policy, rollback, retirement.
+
+Nothing else moves ``champion``; a registration, a version's first entry in the ledger, moves ``candidate``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from canal.core.errors import PolicyError, RegistryError
+from canal.registry.ledger.ledger import (
+    Draft,
+    Entry,
+    Kind,
+    Ledger,
+    Sign,
+    aliases_said,
+    plain_name,
+    plain_reason,
+    records_said,
+)
+from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.ledger.mirror import user
+from canal.registry.promotion.moves import record
+from canal.registry.promotion.policy import Ruling, failed
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who decided, why, and what signs the entry of the ledger that says so.
+
+    Raises
+    ------
+    RegistryError
+        If who or why is empty, or not fit to be kept in a line of the ledger.
+    """
+
+    by: str
+    why: str
+    sign: Sign | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", plain_name(self.by, "the person (--by)"))
+        object.__setattr__(self, "why", plain_reason(self.why))
+
+
+def holder(store: Store, alias: str) -> Version | None:
+    """Return the version that an alias points to, or None."""
+    return next((version for version in store.versions() if alias in version.aliases), None)
+
+
+def promote(
+    store: Store, ledger: Ledger, version: Version, rulings: Sequence[Ruling], decision: Decision
+) -> Entry:
+    """Make a version the champion; the one before becomes ``previous``. The caller is `moving`.
+
+    Raises
+    ------
+    PolicyError
+        If a rule fails that nobody overrode.
+    RegistryError
+        If it is the champion already, or was retired.
+    """
+    champion = holder(store, CHAMPION)
+    require_other(version, champion)
+    standing = failed(rulings)
+    if standing:
+        names = ", ".join(ruling.rule for ruling in standing)
+        raise PolicyError(
+            f"version {version.number} was not promoted: {len(standing)} of {len(rulings)} rules fail "
+            f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
+            "with your reason"
+        )
+    aliases, details = _serving(ledger, version, champion)
+    details |= {
+        "rulings": [ruling.to_json() for ruling in rulings],
+        "overrides": [ruling.rule for ruling in rulings if ruling.overridden],
+    }
+    return record(store, ledger, _draft("promote", version, decision, aliases, details), decision.sign)
+
+
+def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
+    """Let an earlier version serve again, by default ``previous``, past no policy; the caller is `moving`.
+
+    Raises
+    ------
+    RegistryError
+        If there is no champion, nothing to go back to, or the version was retired.
+    """
+    champion = holder(store, CHAMPION)
+    if champion is None:
+        raise RegistryError("there is no champion to roll back from; `canal promote` makes the first")
+    target = to or holder(store, PREVIOUS)
+    if target is None:
+        raise RegistryError("there is no previous champion; name a version with --to")
+    require_other(target, champion)
+    aliases, details = _serving(ledger, target, champion)
+    return record(store, ledger, _draft("rollback", target, decision, aliases, details), decision.sign)
+
+
+def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -> Entry:
+    """Let a version never serve again; its artifacts stay, and its stage is still restored, not retrained.
+
+    Raises
+    ------
+    RegistryError
+        If it is the champion, or was retired before.
+    """
+    if version.retired:
+        raise RegistryError(f"version {version.number} was retired before; `canal ledger` says by whom")
+    if CHAMPION in version.aliases:
+        raise RegistryError(
+            f"version {version.number} is the champion: promote another one, or `canal rollback`, first"
+        )
+    aliases: dict[str, int | None] = {}
+    if PREVIOUS in version.aliases:
+        aliases[PREVIOUS] = None
+    if CANDIDATE in version.aliases:
+        others = [
+            one.number
+            for one in store.versions()
+            if one.ready and not one.retired and one.number != version.number
+        ]
+        aliases[CANDIDATE] = max(others, default=None)
+    return record(store, ledger, _draft("retire", version, decision, aliases, {}), decision.sign)
+
+
+def enter(
+    store: Store,
+    ledger: Ledger,
+    version: Version,
+    sign: Sign | None = None,
+    by: str = "canal registry sync",
+) -> None:
+    """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
+
+    ``by`` is the command that made the version.
+
+    A kill between the version and its entry leaves a ready version without one: the next sync writes it.
+
+    Raises
+    ------
+    RegistryError
+        If the ledger gave the number to another version.
+    """
+    known = records_said(ledger.entries()).get((version.model, version.number))
+    if known is not None:
+        _require_same(store, version, known)
+        return
+    record(
+        store,
+        ledger,
+        Draft(
+            kind="register",
+            model=version.model,
+            version=version.number,
+            key=version.key,
+            record=version.record,
+            who=f"{by} ({user()})",
+            aliases={CANDIDATE: version.number} if _newest(store, version) else {},
+            details=_details(version),
+        ),
+        sign,
+    )
+
+
+def require_other(version: Version, champion: Version | None) -> None:
+    """Refuse a version that serves already, or may not.
+
+    Raises
+    ------
+    RegistryError
+        Saying which.
+    """
+    if version.retired:
+        raise RegistryError(f"version {version.number} ({version.stage}) was retired and serves no more")
+    if champion is not None and champion.number == version.number:
+        raise RegistryError(f"version {version.number} ({version.stage}) is the champion already")
+
+
+def _serving(
+    ledger: Ledger, version: Version, champion: Version | None
+) -> tuple[dict[str, int | None], dict[str, Any]]:
+    """Return the aliases that a new champion moves, and from which version to which it goes."""
+    entries, served = ledger.entries(), champion.number if champion else None
+    if champion is not None and (champion.model, champion.number) not in records_said(entries):
+        # What MLflow calls the champion was never registered: the ledger's counts.
+        said = aliases_said(entries, champion.model).get(CHAMPION)
+        served = None if said == version.number else said
+    aliases: dict[str, int | None] = {CHAMPION: version.number}
+    if served is not None:
+        aliases[PREVIOUS] = served
+    return aliases, {"from": served, "to": version.number}
+
+
+def _draft(
+    kind: Kind,
+    version: Version,
+    decision: Decision,
+    aliases: Mapping[str, int | None],
+    details: Mapping[str, Any],
+) -> Draft:
+    return Draft(
+        kind=kind,
+        model=version.model,
+        version=version.number,
+        key=version.key,
+        record=version.record,
+        who=decision.by,
+        why=decision.why,
+        aliases=aliases,
+        details=details,
+    )
+
+
+def _require_same(store: Store, version: Version, known: Entry) -> None:
+    if (known.document["key"], known.document["record"]) == (version.key, version.record):
+        return
+    ledger = store.layout.ledger.name
+    raise RegistryError(
+        f"{store.shown} has {version.model} {version.number} ({version.stage}), but {ledger} gave that "
+        f"number to another one (entry {known.seq}): this store is not the one that the ledger was written "
+        "with, such as an older copy of it. Bring that one back; or set this one aside (mlflow.db and "
+        "mlartifacts/), then `canal registry rebuild`"
+    )
+
+
+def _details(version: Version) -> dict[str, Any]:
+    """Return what a rebuilt registry would not know of the version otherwise."""
+    details = {
+        "stage": version.stage,
+        "branch": version.branch,
+        "parent": version.parent,
+        "run": version.run_id,
+        "git_commit": version.commit or None,
+        "dirty": version.dirty,
+    }
+    return details | ({"imported": version.imported} if version.imported else {})
+
+
+def _newest(store: Store, version: Version) -> bool:
+    """Whether a version of the annotator is the newest that may serve."""
+    if version.model != store.names.model:
+        return False
+    serving = [one.number for one in store.versions() if one.ready and not one.retired]
+    return bool(serving) and version.number == max(serving)

@@ -1,0 +1,400 @@
+"""Which cells each version has met: its split, its parent's bank and probe sets, what measured it.
+
+And the other way round: which versions learned from a data set, a batch or a cell, and how they touched it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from canal.config.params import Config
+from canal.config.sections import Exclusion
+from canal.core.digests import file_digest
+from canal.core.errors import RegistryError
+from canal.core.files import read_json
+from canal.data.split import RESERVE, SUMMED, read_split
+from canal.io.arrays import EXAMPLES, listed
+from canal.io.h5ad import open_h5ad
+from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, every_version
+from canal.registry.store.store import Store
+
+_PREDICTIONS = "metrics/predictions.csv"
+
+Role = Literal["trained", "replayed", "summed", "validated", "panel", "tested", "kept"]
+Grade = Literal["learned", "steered", "tested"]
+
+_LEARNED, _STEERED = ("trained", "replayed", "summed"), ("validated", "panel")
+_SHORTEST_DIGEST = 8
+
+
+class Memory:
+    """All ready versions of a registry, and the tables that say which cells each of them met.
+
+    Only keys, splits, banks, probe sets and test answers are read, each checked against its digest, once.
+
+    Attributes
+    ----------
+    versions : list of RegisteredVersion
+        A parent always stands before its children. What imported versions were learned on elsewhere is among
+        them: its split is known, its bank, probe sets and answers are not.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._layout = store.layout
+        self.versions = _parents_first(every_version(store))
+        self._by_key = {one.version.key: one for one in self.versions}
+        self._splits: dict[str, pd.DataFrame] = {}
+        for one in self.versions:
+            if one.taught and one.key["split"] not in self._splits:
+                split = read_split(one.file(SPLIT))
+                self._splits[one.key["split"]] = split.assign(source=one.key["data"]["source"])
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """Every cell of every split: cell_id, cell_type, batch, cell_digest, set, source."""
+        tables = list(self._splits.values())
+        columns = ["cell_id", "cell_type", "batch", "cell_digest", "set", "source"]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+    def parent(self, one: RegisteredVersion) -> RegisteredVersion | None:
+        """Return the version that ``one`` was learned on; None where it is not registered, or has none."""
+        return self._by_key.get(one.key["parent"] or "")
+
+    def divided(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
+        """Return the splits that a version learned by; None where one of them is not known any more."""
+        if one.imported:
+            return []
+        if one.taught:
+            return [self._splits[one.key["split"]]]
+        request = one.key["request"]
+        first, others = request["panel"]["stage"], dict(request["cells"])
+        del others[first]
+        found = [self._root_split(one, first), *(self._asked_split(*other) for other in others.items())]
+        tables = [table for table in found if table is not None]
+        return tables if len(tables) == len(found) else None
+
+    def replayed(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the cells that a version replayed from its parent's bank.
+
+        The bank lies on disk in the order in which it is cut: within a type the first cells stay.
+        """
+        parent = self.parent(one)
+        if not one.taught or parent is None or not parent.taught:
+            return set()
+        # Without a bank the parent is an ancestor elsewhere: what was replayed of it, it learned itself.
+        if one.by_sums_alone or not parent.holds(BANK):
+            return set()
+        bank = _stored(parent, BANK)
+        # A tuned stage is asked for without L: its study chose it.
+        size = (one.key["request"]["continual"] | one.key.get("choice", {}))["bank_size"]
+        quota = size // max(1, len(read_json(parent.file(LABELS))))
+        return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
+
+    def summed(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
+        found: set[str] = set()
+        stages, at = set(one.key.get("sums", {})), one if one.taught else None
+        while at is not None and at.taught:
+            if at.key["stage"] in stages:
+                split = self._splits[at.key["split"]]
+                found |= set(split["cell_id"][split["set"].isin(SUMMED)])
+            at = self.parent(at)
+        return found
+
+    def watched(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
+        parent = self.parent(one)
+        if not one.taught or parent is None or not parent.taught or not parent.holds(PROBE):
+            return set()
+        return set(_stored(parent, PROBE)["cell_id"])
+
+    def kept(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
+        if not one.taught:
+            return set()
+        return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
+
+    def tested(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the test cells of all stages that a version was measured on."""
+        if not one.taught or not one.holds(_PREDICTIONS):
+            return set()
+        return set(pd.read_csv(one.file(_PREDICTIONS), dtype=str, keep_default_na=False)["cell_id"])
+
+    def _root_split(self, one: RegisteredVersion, stage: str) -> pd.DataFrame | None:
+        """Return the split that a backbone's key names: a version's, or the project's before there is one."""
+        digest = one.key["split"]
+        if digest not in self._splits:
+            path = self._layout.split(stage)
+            if not path.is_file() or file_digest(path) != digest:
+                return None
+            self._splits[digest] = read_split(path).assign(source=one.key["data"]["source"])
+        return self._splits[digest]
+
+    def _asked_split(self, stage: str, request: Mapping[str, object]) -> pd.DataFrame | None:
+        """Return the split of a stage that a backbone saw besides the first, from a version of that stage."""
+        for one in self.versions:
+            if one.taught and one.key["stage"] == stage and one.key["request"]["cells"] == request:
+                return self._splits[one.key["split"]]
+        return None
+
+
+def exclusions(config: Config) -> dict[str, Exclusion]:
+    """Return the cells and batches that params.yaml excludes, by source; sources without any are left out."""
+    return {
+        name: source.exclude
+        for name, source in config.sources.items()
+        if source.exclude.cells or source.exclude.batches
+    }
+
+
+def excluded_cells(memory: Memory, config: Config) -> dict[str, str]:
+    """Return the excluded cells that some version knows: digest of the content -> one of its cell ids.
+
+    A cell is known by what it holds: the same content under another id, or in another source, is excluded
+    as well.
+    """
+    cells = memory.cells
+    found: dict[str, str] = {}
+    for name, one in exclusions(config).items():
+        named = cells["cell_id"].isin([f"{name}:{cell}" for cell in one.cells])
+        rows = cells[(cells["source"] == name) & (named | cells["batch"].isin(one.batches))]
+        found |= dict(zip(rows["cell_digest"], rows["cell_id"], strict=True))
+    return found
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The cells that are asked about.
+
+    Attributes
+    ----------
+    source : str or None
+        Name of a source, or the beginning of its file's SHA-256 (8 digits or more).
+    batch : str or None
+        One batch of it.
+    cell : str or None
+        One cell: ``<source>:<name in the file>``, or the name alone where one source has it.
+    """
+
+    source: str | None = None
+    batch: str | None = None
+    cell: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was chosen, in the registry.
+
+    Attributes
+    ----------
+    cells : frozenset of str
+        Ids of the cells that were named, as versions know them.
+    same : frozenset of str
+        Ids of other cells of the same content; they count as well.
+    sources : tuple of str
+        Sources of the cells that were named.
+    reserve : frozenset of str
+        Those of all these ids whose content every split holds in reserve: no version has met it.
+    """
+
+    cells: frozenset[str]
+    same: frozenset[str]
+    sources: tuple[str, ...]
+    reserve: frozenset[str] = frozenset()
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """All ids."""
+        return self.cells | self.same
+
+
+@dataclass(frozen=True)
+class Touch:
+    """How a version touched the chosen cells.
+
+    Attributes
+    ----------
+    version : RegisteredVersion
+    roles : dict
+        Role -> number of cells; None where they cannot be counted, for the split is not known any more.
+    through : RegisteredVersion or None
+        Its parent, where that learned from the cells or was steered by them.
+    grade : str
+        ``learned``: they are in its weights or sums, by training, by replay or by its parent.
+        ``steered``: they judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they
+        only measured it.
+    """
+
+    version: RegisteredVersion
+    roles: Mapping[Role, int | None]
+    through: RegisteredVersion | None
+    grade: Grade
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        version, through = self.version.version, self.through
+        return {
+            "model": version.model,
+            "version": version.number,
+            "stage": version.stage,
+            "branch": version.branch,
+            "aliases": list(version.aliases),
+            "retired": version.retired,
+            "key": version.key,
+            "elsewhere": self.version.elsewhere,
+            "grade": self.grade,
+            "roles": dict(self.roles),
+            "inherited_from": None
+            if through is None
+            else {"model": through.version.model, "version": through.version.number},
+        }
+
+
+def find(memory: Memory, chosen: Chosen) -> Found:
+    """Return the cells that are meant, and all others of the same content.
+
+    Raises
+    ------
+    RegistryError
+        If no version knows such a source, batch or cell, or a cell's name is that of several sources.
+    """
+    cells = memory.cells
+    rows = cells
+    if chosen.source is not None:
+        rows = _of_source(memory, rows, chosen.source)
+    if chosen.batch is not None:
+        known, rows = rows["batch"], rows[rows["batch"] == chosen.batch]
+        if rows.empty:
+            raise RegistryError(
+                f"no registered version knows a batch {str(chosen.batch)[:80]!r} of {chosen.source}; there "
+                f"are {listed(sorted(set(known)), EXAMPLES)}"
+            )
+    if chosen.cell is not None:
+        rows = _of_cell(rows, chosen.cell)
+    named = frozenset(rows["cell_id"])
+    alike = frozenset(cells["cell_id"][cells["cell_digest"].isin(set(rows["cell_digest"]))])
+    sources = tuple(sorted(set(rows["source"]))) or ((chosen.source,) if chosen.source else ())
+    mine = cells[cells["cell_id"].isin(alike | named)]
+    summed = {cell for one in memory.versions for cell in memory.summed(one)}
+    met = set(mine["cell_digest"][(mine["set"] != RESERVE) | mine["cell_id"].isin(summed)])
+    unmet = mine["cell_id"][~mine["cell_digest"].isin(met)]
+    return Found(named, alike - named, sources, frozenset(unmet))
+
+
+def touches(memory: Memory, found: Found) -> list[Touch]:
+    """Return every version that touched the cells, parents first; their descendants too."""
+    ids = found.ids
+    done: dict[str, Touch] = {}
+    for one in memory.versions:
+        roles = _roles(memory, one, found, ids)
+        parent = memory.parent(one)
+        above = done.get(parent.version.key) if parent else None
+        inherits = above if above is not None and above.grade != "tested" else None
+        grade = _grade(roles, inherits)
+        if grade is not None:
+            done[one.version.key] = Touch(one, roles, inherits.version if inherits else None, grade)
+    return list(done.values())
+
+
+def _stored(one: RegisteredVersion, name: str) -> pd.DataFrame:
+    """Return id and type of the cells of a bank or of probe sets, in the order of the file."""
+    with open_h5ad(one.file(name)) as file:
+        return pd.DataFrame({column: file.obs_column(column) for column in ("cell_id", "cell_type")})
+
+
+def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVersion]:
+    """Return versions so that each stands behind the one it was learned on."""
+    left = {one.version.key: one for one in versions}
+    ordered: list[RegisteredVersion] = []
+    while left:
+        ready = [one for one in left.values() if (one.key["parent"] or "") not in left]
+        if not ready:
+            raise RegistryError(
+                f"{next(iter(left.values())).name} descends from itself: its key is no digest"
+            )
+        ordered += [left.pop(one.version.key) for one in ready]
+    return ordered
+
+
+def _roles(
+    memory: Memory, one: RegisteredVersion, found: Found, ids: frozenset[str]
+) -> dict[Role, int | None]:
+    if one.imported:
+        return {}
+    splits = memory.divided(one)
+    if splits is None:
+        seen = {cells["source"] for cells in one.key["request"]["cells"].values()}
+        return {"trained": None} if seen & set(found.sources) else {}
+    sets = {
+        name: sum(int((table["set"].eq(name) & table["cell_id"].isin(ids)).sum()) for table in splits)
+        for name in ("train", "validation")
+    }
+    counts: dict[Role, int | None]
+    if one.adopted:
+        counts = {"panel": sets["train"]}
+    else:
+        counts = {
+            "trained": 0 if one.by_sums_alone else sets["train"],
+            "replayed": len(memory.replayed(one) & ids),
+            "summed": len(memory.summed(one) & ids),
+            "validated": sets["validation"] + len(memory.watched(one) & ids),
+            "tested": len(memory.tested(one) & ids),
+            "kept": len(memory.kept(one) & ids),
+        }
+    return {role: n for role, n in counts.items() if n}
+
+
+def _grade(roles: Mapping[Role, int | None], inherits: Touch | None) -> Grade | None:
+    """Return the strongest way in which a version touched the cells; None if it did not."""
+    above = inherits.grade if inherits else None
+    if above == "learned" or any(role in roles for role in _LEARNED):
+        return "learned"
+    if above == "steered" or any(role in roles for role in _STEERED):
+        return "steered"
+    return "tested" if roles else None
+
+
+def _of_source(memory: Memory, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """Return the rows of a source: by its name, or by its files' SHA-256, which versions know."""
+    known: dict[str, set[str]] = {}
+    for one in memory.versions:
+        if not one.imported:
+            data, requests = one.key["data"], one.key["request"]["cells"]
+            known.setdefault(data["source"], set()).add(data["source_sha256"])
+            for cells in [requests] if one.taught else requests.values():
+                known.setdefault(cells["source"], set()).add(cells["declaration"]["sha256"])
+    if wanted in known:
+        return rows[rows["source"] == wanted]
+    named = {
+        name
+        for name, digests in known.items()
+        if len(wanted) >= _SHORTEST_DIGEST and any(digest.startswith(wanted) for digest in digests)
+    }
+    if not named:
+        raise RegistryError(
+            f"no registered version knows a source {wanted[:80]!r}; there are "
+            f"{', '.join(known) or 'none yet'} (or give 8 or more digits of its file's SHA-256)"
+        )
+    return rows[rows["source"].isin(named)]
+
+
+def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+    """Return the rows of a cell: by its id, or by its name in the file where only one cell has it."""
+    found = rows[rows["cell_id"] == wanted]
+    if found.empty:
+        found = rows[rows["cell_id"].str.partition(":")[2] == wanted]
+    names = sorted(set(found["cell_id"]))
+    if not names:
+        raise RegistryError(
+            f"no registered version knows a cell {wanted[:80]!r}; ids are SOURCE:NAME, such as "
+            f"{listed(sorted(set(rows['cell_id'])), EXAMPLES)}"
+        )
+    if len(names) > 1:
+        raise RegistryError(
+            f"{wanted[:80]!r} is the name of several cells: {listed(names, EXAMPLES)}; give one of these"
+        )
+    return found

@@ -1,0 +1,265 @@
+"""Where a version comes from, as a graph: versions, runs, data sets, splits, verdicts, sources, raw bytes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from canal.core.digests import json_digest
+from canal.core.files import read_json
+from canal.data.split import sets_told
+from canal.registry.provenance.registered import RegisteredVersion, ancestry
+from canal.registry.store.database import Version
+from canal.registry.store.store import Store
+
+FORMAT = 1
+
+Kind = Literal["version", "backbone", "run", "verdict", "split", "panel", "data", "source", "bytes"]
+Fact = str | int | float | bool | None
+
+_SPLIT, _VERDICT = "split/cells.json", "validation/verdict.json"
+_IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors": "gene vectors"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing that a version comes from, or the version itself.
+
+    Attributes
+    ----------
+    id : str
+        Its kind and what identifies it: a digest, a run, a model with its number.
+    kind : str
+    label : str
+        A short name for people.
+    facts : dict
+        What else is known of it; digests are whole.
+    """
+
+    id: str
+    kind: Kind
+    label: str
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {"id": self.id, "kind": self.kind, "label": self.label, "facts": dict(self.facts)}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``product`` came to be by means of ``origin``; both are ids of nodes, ``kind`` says how."""
+
+    product: str
+    origin: str
+    kind: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {"product": self.product, "origin": self.origin, "kind": self.kind}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The lineage of one version.
+
+    Attributes
+    ----------
+    nodes : tuple of Node
+        The version first, then each ancestor, each followed by what it alone brings.
+    edges : tuple of Edge
+        Every edge leads from a node to one further back.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+    @property
+    def chain(self) -> list[Node]:
+        """The version and its ancestors, itself first."""
+        return [node for node in self.nodes if node.kind in ("version", "backbone")]
+
+    def origins(self, product: str) -> list[Node]:
+        """Return what a node came to be by means of."""
+        by_id = {node.id: node for node in self.nodes}
+        return [by_id[edge.origin] for edge in self.edges if edge.product == product]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "format": FORMAT,
+            "nodes": [node.to_json() for node in self.nodes],
+            "edges": [edge.to_json() for edge in self.edges],
+        }
+
+
+def lineage(store: Store, version: Version) -> Graph:
+    """Return the graph from a version back to the raw bytes, every file on the way checked.
+
+    Raises
+    ------
+    RegistryError
+        If an ancestor is neither registered nor came along, or a file holds other bytes than registered.
+    """
+    return graph(ancestry(store, version))
+
+
+def graph(chain: Sequence[RegisteredVersion]) -> Graph:
+    """Return the graph of an ancestry, the version first; see `registered.ancestry`."""
+    nodes: dict[str, Node] = {}
+    edges: dict[Edge, None] = {}
+    for one, parent in zip(chain, [*chain[1:], None], strict=True):
+        for node in _nodes(one):
+            nodes.setdefault(node.id, node)
+        for edge in _edges(one, parent):
+            edges.setdefault(edge)
+    return Graph(tuple(nodes.values()), tuple(edges))
+
+
+def _nodes(one: RegisteredVersion) -> list[Node]:
+    """Return a version with everything that its documents name; stages know more of a node than backbones."""
+    found = [_version(one), _run(one)]
+    if one.imported:
+        return [*found, *_import_bytes(one)]
+    key = one.key
+    found += [_verdict(one), _split(one), _data(one)]
+    if not one.taught:
+        found.append(Node(f"panel:{key['panel']}", "panel", "gene panel", {"sha256": key["panel"]}))
+    for cells in _cells(one):
+        found += [_source(cells), _bytes(cells["declaration"]["sha256"])]
+    return found
+
+
+def _edges(one: RegisteredVersion, parent: RegisteredVersion | None) -> list[Edge]:
+    me, key = _version_id(one), one.key
+    found = [Edge(me, f"run:{one.record['run']}", "registered by")]
+    if parent is not None:
+        found.append(Edge(me, _version_id(parent), "imported" if one.adopted else "learned on"))
+    if one.imported:
+        return found + [Edge(me, node.id, "read from") for node in _import_bytes(one)]
+    split, verdict = f"split:{key['split']}", f"verdict:{key['verdict']}"
+    data, panel = f"data:{key['data']['prepared_sha256']}", f"panel:{key['panel']}"
+    if one.taught:
+        found.append(Edge(me, split, "trained on"))
+    else:
+        found.append(Edge(me, panel, "reads the genes of"))
+        found.append(Edge(panel, split, "chosen on the training cells of"))
+        if not one.adopted:
+            found.append(Edge(me, split, "trained on"))
+    found += [
+        Edge(me, verdict, "admitted by"),
+        Edge(split, data, "divides"),
+        Edge(verdict, data, "judges"),
+    ]
+    for cells in _cells(one):
+        source = _source(cells).id
+        if cells["source"] == key["data"]["source"]:
+            found.append(Edge(data, source, "prepared as declared by"))
+        else:
+            found.append(Edge(me, source, "also trained on"))
+        found.append(Edge(source, f"bytes:{cells['declaration']['sha256']}", "reads"))
+    return found
+
+
+def _cells(one: RegisteredVersion) -> list[Mapping[str, Any]]:
+    """Return the requests for cells: a stage's own, or those of all stages that a backbone saw."""
+    cells = one.key["request"]["cells"]
+    return [cells] if one.taught else list(cells.values())
+
+
+def _version_id(one: RegisteredVersion) -> str:
+    return f"version:{one.version.model}/{one.version.key if one.elsewhere else one.version.number}"
+
+
+def _version(one: RegisteredVersion) -> Node:
+    version, key = one.version, one.key
+    facts: dict[str, Fact] = {
+        "version": version.number,
+        "stage": version.stage,
+        "branch": version.branch,
+        "aliases": ", ".join(version.aliases),
+        "retired": version.retired,
+        "key": version.key,
+        "record": version.record,
+        "sums of": ", ".join(key.get("sums", {})),
+        "basis": key.get("basis", {}).get("digest"),
+        "network of": key.get("backfilled"),
+        "code": key.get("code"),
+        "lock": key.get("lock"),
+        "git commit": one.record["git_commit"],
+        "uncommitted changes": one.record["dirty"],
+        "registered": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
+    }
+    label = f"{one.name} ({version.stage})" if one.taught or one.imported else one.name
+    known = {name: value for name, value in facts.items() if value not in (None, "", False)}
+    return Node(_version_id(one), "version" if one.taught else "backbone", label, known)
+
+
+def _run(one: RegisteredVersion) -> Node:
+    record = one.record
+    facts = {name: record[name] for name in ("host", "platform", "user", "time") if record.get(name)}
+    return Node(f"run:{record['run']}", "run", f"run {record['run'][:8]}", {"id": record["run"], **facts})
+
+
+def _verdict(one: RegisteredVersion) -> Node:
+    digest, facts = one.key["verdict"], {}
+    if one.holds(_VERDICT):
+        verdict = read_json(one.folder / _VERDICT)
+        broken = [rule["severity"] for rule in verdict["rules"] if not rule["passed"]]
+        facts = {
+            "passed": verdict["passed"],
+            "rules": len(verdict["rules"]),
+            "errors": broken.count("error"),
+            "warnings": broken.count("warning"),
+        }
+    label = f"verdict on {one.key['data']['source']}"
+    return Node(f"verdict:{digest}", "verdict", label, {**facts, "sha256": digest})
+
+
+def _split(one: RegisteredVersion) -> Node:
+    digest, facts = one.key["split"], {}
+    if one.holds(_SPLIT):
+        counts = read_json(one.folder / _SPLIT)["counts"].values()
+        words = sets_told(set().union(*counts))
+        facts = {name: sum(sets[name] for sets in counts) for name in words}
+    label = f"split of {one.key['data']['source']}"
+    return Node(f"split:{digest}", "split", label, {**facts, "sha256": digest})
+
+
+def _data(one: RegisteredVersion) -> Node:
+    data, facts = one.key["data"], {}
+    if one.holds(_VERDICT):
+        counts = read_json(one.folder / _VERDICT)["counts"]
+        facts = {"cells": counts["cells"], "genes": counts["genes"], "types": len(counts["types"])}
+    digest = data["prepared_sha256"]
+    return Node(f"data:{digest}", "data", f"data set {data['source']}", {**facts, "sha256": digest})
+
+
+def _source(cells: Mapping[str, Any]) -> Node:
+    """Return a source as it was declared: another declaration of the same file is another source."""
+    declaration = cells["declaration"]
+    exclude = declaration.get("exclude") or {}
+    facts: dict[str, Fact] = {
+        "label": declaration["label"],
+        "values": declaration["values"],
+        "layer": declaration["layer"],
+        "excluded cells": len(exclude.get("cells", ())),
+        "excluded batches": len(exclude.get("batches", ())),
+    }
+    digest = json_digest(declaration)
+    known = {name: value for name, value in facts.items() if value}
+    return Node(
+        f"source:{cells['source']}@{digest[:12]}",
+        "source",
+        f"source {cells['source']}",
+        {**known, "declaration": digest},
+    )
+
+
+def _bytes(digest: str, what: str = "raw bytes") -> Node:
+    return Node(f"bytes:{digest}", "bytes", what, {"sha256": digest})
+
+
+def _import_bytes(one: RegisteredVersion) -> list[Node]:
+    request = one.key["request"]
+    return [_bytes(request[name], what) for name, what in _IMPORT_FILES.items() if request.get(name)]

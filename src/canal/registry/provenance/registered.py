@@ -1,0 +1,369 @@
+"""Registered versions with their documents and files, and the chain of keys from one back to its beginning.
+
+An audit asks what holds of a version's files; `proven` and `ancestry` refuse one of which something does not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.config.sections import BACKBONE
+from canal.continual.stored_cells import StoredCells, load_cells
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError, RegistryError
+from canal.core.files import read_json
+from canal.data.split import read_split
+from canal.registry.manifest.version_folder import (
+    IMPORTED,
+    KEY_FILE,
+    RECORD_FILE,
+    Key,
+    Record,
+    check_files,
+    read_key,
+)
+from canal.registry.store.database import READY, Version
+from canal.registry.store.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Rows = Mapping[str, tuple[str, str, str, str]]
+"""By cell id: cell type, batch, content digest and set."""
+
+LABELS, GENES = "model/labels.json", "model/genes.json"
+WEIGHTS, TEACHER = "model/weights.safetensors", "teacher/weights.safetensors"
+SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
+ANCESTORS = "ancestors"
+"""Folder of an imported version with what is needed of the versions that it was learned on."""
+ORIGINS = "origins"
+"""Folder of an imported version with record, ledger entries and manifest as they came."""
+CARRIED = (
+    "model/config.json",
+    "model/labels.json",
+    "model/genes.json",
+    "panel.json",
+    "split/cells.csv",
+    "split/cells.json",
+    "validation/verdict.json",
+    "imported.json",
+)
+"""What a chain is checked with: of an ancestor these travel, where it has them, not its weights and cells."""
+CARRIED_LATELY = ("sums/missing.json",)
+"""What travels beside them since audits look at it; of what came before, an audit notes that it could not."""
+BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
+
+
+class RegisteredVersion:
+    """A version whose key.json is the one that was registered, or an ancestor that came with an imported one.
+
+    Attributes
+    ----------
+    name : str
+        As findings, or people, call it.
+    folder : Path
+        Its artifacts.
+    key : dict
+        key.json.
+    digest : str
+        SHA-256 of key.json.
+    elsewhere : bool
+        Whether it is not registered here, but came with an imported version that was learned on it: of its
+        files only those that tell of its cells are there.
+    version : Version
+        Of one elsewhere that of its key, with number 0.
+    record : dict
+        record.json, where it was read and is the one that was registered; else empty.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        key: Key,
+        digest: str,
+        version: Version | None,
+        record: Record | None = None,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.key = key
+        self.digest = digest
+        self.elsewhere = version is None
+        self.version = version or _stranger(key, digest)
+        self.record = record or {}
+        self._found: dict[str, str | None] = {}
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage, ``backbone`` or ``imported``."""
+        return str(self.key["stage"])
+
+    @property
+    def parent(self) -> str | None:
+        """Digest of the parent's key.json."""
+        parent: str | None = self.key["parent"]
+        return parent
+
+    @property
+    def taught(self) -> bool:
+        """Whether it is an annotator; a backbone is not."""
+        return self.stage not in (BACKBONE, IMPORTED)
+
+    @property
+    def imported(self) -> bool:
+        """Whether these are published weights, which were not learned here."""
+        return self.stage == IMPORTED
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is the backbone of a project that began with published weights: nothing was trained."""
+        return "cells" in self.key["request"] and self.parent is not None and not self.taught
+
+    @property
+    def trained(self) -> bool:
+        """Whether a network was trained: not where a stage was learned by sums alone."""
+        asked = self.key["request"].get("continual")
+        return not (isinstance(asked, Mapping) and asked.get("method") == "exact")
+
+    @property
+    def by_sums_alone(self) -> bool:
+        """Whether a stage was learned by sums alone, by no network."""
+        return self.taught and not self.trained
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that key.json names, with their digests."""
+        files: dict[str, str] = self.key["files"]
+        return files
+
+    @property
+    def all_files(self) -> dict[str, str]:
+        """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
+        files = {**self.record["files"], **self.files}
+        if not self.elsewhere:
+            return files
+        return {name: one for name, one in files.items() if (self.folder / name).is_file()}
+
+    def holds(self, name: str) -> bool:
+        """Whether it has such a file here; one from elsewhere lacks most."""
+        return name in self.all_files
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file after checking its bytes.
+
+        Raises
+        ------
+        RegistryError
+            If the version has no such file, or other bytes than registered.
+        """
+        if name not in self.all_files:
+            raise RegistryError(f"{self.name} ({self.version.stage}) holds no {name}")
+        check_files(self.folder, {name: self.all_files[name]})
+        return self.folder / name
+
+    def sum(self, name: str) -> str | None:
+        """Return the SHA-256 of a file as it lies there; None where there is none. Each is read once."""
+        if name not in self._found:
+            path = self.folder / name
+            self._found[name] = file_digest(path) if path.is_file() else None
+        return self._found[name]
+
+    def intact(self, name: str) -> bool:
+        """Whether key.json names the file and it holds those bytes."""
+        return name in self.files and self.sum(name) == self.files[name]
+
+    def document(self, name: str) -> Any:
+        """Return the JSON document in an intact file; None where it is not intact, or no JSON."""
+        if not self.intact(name):
+            return None
+        try:
+            return read_json(self.folder / name)
+        except ValueError:
+            return None
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """The labels, in order; None where they cannot be read."""
+        return _names(self.document(LABELS))
+
+    @cached_property
+    def genes(self) -> list[str] | None:
+        """The panel, in order; a backbone's is in panel.json."""
+        if self.taught:
+            return _names(self.document(GENES))
+        document = self.document(PANEL)
+        return _names(document.get("genes")) if isinstance(document, dict) else None
+
+    @property
+    def extra_stages(self) -> tuple[str, ...]:
+        """The stages beside the first that a backbone was asked to be pretrained on."""
+        asked = self.key["request"].get("backbone")
+        extra = asked.get("extra_stages", ()) if isinstance(asked, Mapping) else ()
+        return tuple(extra) if isinstance(extra, (list, tuple)) else ()
+
+    @property
+    def grow(self) -> int:
+        """How many genes the stage was asked to add at most."""
+        panel = self.key["request"].get("panel")
+        grow = panel.get("grow", 0) if isinstance(panel, Mapping) else 0
+        return grow if isinstance(grow, int) else 0
+
+    @cached_property
+    def split(self) -> "pd.DataFrame | None":
+        """The table of the stage's cells; None where it cannot be read."""
+        if not self.intact(SPLIT):
+            return None
+        try:
+            return read_split(self.folder / SPLIT)
+        except (CanalError, ValueError):
+            return None
+
+    @cached_property
+    def rows(self) -> Rows | None:
+        """The split by cell id: looked through for the version and for everything learned on it."""
+        if self.split is None:
+            return None
+        columns = (self.split[name] for name in ("cell_type", "batch", "cell_digest", "set"))
+        return dict(zip(self.split["cell_id"], zip(*columns, strict=True), strict=True))
+
+    @cached_property
+    def bank(self) -> StoredCells | None:
+        """The example bank; None where it cannot be read."""
+        return self._cells(BANK, ranked=True)
+
+    @cached_property
+    def probe(self) -> StoredCells | None:
+        """The probe sets; None where they cannot be read."""
+        return self._cells(PROBE, ranked=False)
+
+    def _cells(self, name: str, ranked: bool) -> StoredCells | None:
+        if self.genes is None or not self.intact(name):
+            return None
+        try:
+            return load_cells(self.folder / name, self.genes, ranked)
+        except CanalError:
+            return None
+
+
+def proven(store: Store, version: Version) -> RegisteredVersion:
+    """Return a version with its documents.
+
+    Raises
+    ------
+    RegistryError
+        If key.json or record.json is missing or not the one that was registered.
+    """
+    folder = store.artifacts(version)
+    for name, wanted in ((KEY_FILE, version.key), (RECORD_FILE, version.record)):
+        path = folder / name
+        found = file_digest(path) if path.is_file() else "none"
+        if found != wanted:
+            raise RegistryError(
+                f"{version.model} {version.number}: {name} has sha256 {found[:12]}, registered was "
+                f"{wanted[:12]}...; `canal audit` says what else does not hold"
+            )
+    name, record = f"{version.model} {version.number}", read_json(folder / RECORD_FILE)
+    return RegisteredVersion(name, folder, read_key(folder), version.key, version, record)
+
+
+def every_version(store: Store) -> list[RegisteredVersion]:
+    """Return all ready versions with their documents, and those elsewhere that imported ones came from.
+
+    Backbones, then annotators, each oldest first; those from elsewhere last.
+    """
+    found = [
+        proven(store, version) for name in store.models for version in store.versions(name) if version.ready
+    ]
+    known = {one.version.key: one for one in found}
+    for one in found:
+        chain = [one]
+        while (parent := chain[-1].key["parent"]) is not None and parent not in known:
+            if (older := _from_elsewhere(store, chain, parent)) is None:
+                break
+            chain.append(older)
+        known |= {older.version.key: older for older in chain[1:]}
+    return list(known.values())
+
+
+def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
+    """Return a version and all it was learned on, itself first, the beginning of the lineage last.
+
+    Every file of each of them is checked against its digest. What an imported version was learned on is
+    looked for among the registered versions, then among what came with it.
+
+    Raises
+    ------
+    RegistryError
+        If a parent is neither registered nor came along, or a file holds other bytes than registered.
+    """
+    known = {one.key: one for name in store.models for one in store.versions(name) if one.ready}
+    chain = [proven(store, version)]
+    while (parent := chain[-1].key["parent"]) is not None:
+        older = proven(store, known[parent]) if parent in known else _from_elsewhere(store, chain, parent)
+        if older is None:
+            raise RegistryError(
+                f"{chain[-1].name} was learned on a model with key {parent[:12]}... that is not registered: "
+                "run `canal registry sync`, or bring the registry that holds it"
+            )
+        chain.append(older)
+    for one in chain:
+        check_files(one.folder, one.all_files)
+    return chain
+
+
+def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) -> RegisteredVersion | None:
+    """Return what came with a version of the chain of one that it was learned on, if it came."""
+    folders = [one.folder / ANCESTORS / key for one in chain]
+    folder = next((one for one in folders if (one / RECORD_FILE).is_file()), None)
+    if folder is None or file_digest(folder / KEY_FILE) != key:
+        return None
+    about, record = read_key(folder), read_json(folder / RECORD_FILE)
+    model = store.names.model if "continual" in about["request"] else store.names.backbone
+    found = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
+    found.version = replace(
+        found.version,
+        model=model,
+        record=file_digest(folder / RECORD_FILE),
+        run_id=record["run"],
+        created=int(datetime.fromisoformat(record["time"]).timestamp() * 1000),
+        commit=record["git_commit"],
+        dirty=record["dirty"],
+    )
+    return found
+
+
+def _stranger(key: Key, digest: str) -> Version:
+    """Return what is known of a version that is not registered here."""
+    return Version(
+        model="",
+        number=0,
+        stage=key["stage"],
+        branch=key["branch"],
+        key=digest,
+        request=key["request_digest"],
+        record="",
+        parent="",
+        status=READY,
+        aliases=(),
+        run_id="",
+        source="",
+        created=0,
+    )
+
+
+def _names(document: Any) -> list[str] | None:
+    whole = isinstance(document, list) and all(isinstance(one, str) for one in document)
+    return document if whole else None
+
+
+def common_ancestor(
+    first: Sequence[RegisteredVersion], second: Sequence[RegisteredVersion]
+) -> RegisteredVersion | None:
+    """Return the newest version that two ancestries share, or None."""
+    theirs = {one.version.key for one in second}
+    return next((one for one in first if one.version.key in theirs), None)

@@ -1,0 +1,1 @@
+"""The MLflow store of a project: database, connection, versions, runs."""

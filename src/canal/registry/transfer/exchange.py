@@ -1,0 +1,392 @@
+"""`canal export` and `canal import`: a version and the proof of its ancestry leave one registry for another.
+
+Both prove the unpacked parcel: that it holds what it claims, the version, its ancestors, the ledger's word.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError, RegistryError
+from canal.core.files import read_json
+from canal.registry.audit.cells_used import check_cells, declared_in
+from canal.registry.audit.chain import Family, ancestor, check_chain, check_verdict
+from canal.registry.audit.kept_cells import check_sums
+from canal.registry.audit.ledger_entries import Snapshot, take_snapshot
+from canal.registry.audit.opening import Opening
+from canal.registry.audit.shown_versions import check_shown, what_was_told
+from canal.registry.audit.version_files import (
+    MANIFESTS,
+    Found,
+    check_files,
+    check_key,
+    check_record,
+    read_manifest_key,
+    unlisted,
+)
+from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
+from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record, schema_complaints
+from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.promotion import enter
+from canal.registry.provenance.registered import (
+    ANCESTORS,
+    CARRIED,
+    CARRIED_LATELY,
+    ORIGINS,
+    RegisteredVersion,
+)
+from canal.registry.store.database import READY, Version
+from canal.registry.store.shown import read_shown
+from canal.registry.store.store import TAG, Bring, Store, fresh_copies
+from canal.registry.store.tracking import parent_run
+from canal.registry.transfer.parcel import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_parcel
+from canal.registry.versions.publish import Publication, publish, published, ready_version
+
+_FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
+"""What the record goes on saying of how the version came to be."""
+
+_EVALUATION, _PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
+_REGISTERED = ("register", "rebuild")
+_KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
+"""What a model may consist of: nothing that runs when it is read."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A parcel that was written."""
+
+    path: Path
+    files: int
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {"path": str(self.path), "files": self.files, "size": self.size, "sha256": self.sha256}
+
+
+def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False) -> Exported:
+    """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, or the file is there already.
+    AuditError
+        If anything about the version does not hold; names it.
+    """
+    if path.exists() and not overwrite:
+        raise RegistryError(f"{path} is there already; --overwrite replaces it")
+    version = store.version(wanted)
+    with fresh_copies(store) as bring:
+        files = _files(store, version, bring)
+        about = About(version.model, version.number, version.key, version.record)
+        try:
+            write_parcel(path, about, files)
+            with unpacked(path) as (folder, manifest):
+                prove(folder, manifest)
+        except OSError as error:
+            raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
+    return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
+
+
+def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | bytes]:
+    """Return what goes into the parcel of a version, by name, after all of it is checked."""
+    found, snapshot = Found(), take_snapshot(store, ledger_of(store))
+    family = Family(store, snapshot.ready, snapshot.records, found, bring)
+    member = family.member(version)
+    record = None if member is None else family.record(member)
+    if member is not None and record is not None:
+        check_shown(read_shown(store), member, record, what_was_told(member, record), found)
+    chain = [] if member is None else family.chain(member)
+    for one in chain:
+        check_files(one, found)
+    if found.findings or member is None or record is None:
+        raise AuditError(
+            f"version {version.number} was not exported, it does not hold:\n  "
+            + "\n  ".join(str(one) for one in found.findings)
+        )
+    files: dict[str, Path | bytes] = {
+        f"{VERSION}/{name}": member.folder / name for name in (*member.files, *record["files"], *MANIFESTS)
+    }
+    for one in chain[:-1]:
+        if one.folder.parent != member.folder / ANCESTORS:
+            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # what the chain is checked with travels
+                if (one.folder / name).is_file():
+                    files[f"{ANCESTORS}/{one.digest}/{name}"] = one.folder / name
+    files[LEDGER] = _entries_about(snapshot, chain)
+    return files
+
+
+def _entries_about(snapshot: Snapshot, chain: Sequence[RegisteredVersion]) -> bytes:
+    """Return the ledger's entries about a chain's newest version, and the registrations of the others."""
+    keys = {member.digest for member in chain}
+    newest = chain[-1].version
+    lines = [
+        entry.line
+        for entry in snapshot.entries
+        if (entry.model, entry.version) == (newest.model, newest.number)
+        or (entry.kind in ("register", "rebuild") and entry.document["key"] in keys)
+    ]
+    return "".join(lines).encode()
+
+
+@dataclass(frozen=True)
+class ImportedVersion:
+    """A version that came in a parcel; ``made`` says whether it was not there before."""
+
+    version: Version
+    made: bool
+    notes: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        one = self.version
+        named = {"model": one.model, "version": one.number, "stage": one.stage, "key": one.key}
+        return {**named, "made": self.made, "notes": list(self.notes)}
+
+
+def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
+    """Register the version in a parcel, unless it is registered; nothing is written before all is proven.
+
+    ``sign`` signs the entry that the ledger gets.
+
+    What could run is not taken from the file: the pyfunc is this canal's own, and HTML pages stay behind. The
+    version keeps its ancestors' keys, so that it can be audited where they are not registered.
+
+    Raises
+    ------
+    AuditError
+        If the file is not what `canal export` writes, or does not prove what it claims.
+    RegistryError
+        If a disk is full, or the store refuses.
+    """
+    try:
+        with unpacked(path) as (folder, manifest):
+            chain = prove(folder, manifest)
+            version, made = _registered(store, folder, manifest, chain, sign)
+    except OSError as error:
+        raise RegistryError(
+            f"{path} could not be registered: {error}; nothing half-made can be seen, import it again"
+        ) from error
+    return ImportedVersion(version, made, tuple(_notes(store, version, chain)) if made else ())
+
+
+def _registered(
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion], sign: Sign | None
+) -> tuple[Version, bool]:
+    """Return the version of a proven parcel, and whether it was made now."""
+    with moving(store) as ledger:
+        version = published(store, store.names.model, manifest.key)
+        made = version is None
+        if version is None:
+            version = publish(store, _publication(store, folder, manifest, chain))
+        enter(store, ledger, version, sign, by="canal import")
+    return store.version(str(version.number)), made
+
+
+def _publication(
+    store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion]
+) -> Publication:
+    """Return what becomes the version: the model, its measures and figures, and what came with it."""
+    source, member = folder / VERSION, chain[-1]
+    record, parent = read_record(source), member.parent
+    model = folder / "model"
+    for name in (*member.files, KEY_FILE):
+        _place(source / name, model / name)
+    origin = folder / "origin"
+    for name in (f"{VERSION}/{RECORD_FILE}", LEDGER):
+        _place(folder / name, origin / Path(name).name)
+    (origin / MANIFEST).write_text(manifest.text(), encoding="utf-8")
+    extras = {
+        name: source / name
+        for name in record["files"]
+        if name.startswith(("metrics/", f"{ORIGINS}/", f"{ANCESTORS}/")) or Path(name).suffix == ".png"
+    }
+    extras |= {ANCESTORS: folder / ANCESTORS, f"{ORIGINS}/{manifest.record}": origin}
+    about = {
+        "model": manifest.model,
+        "version": manifest.version,
+        "run": record["run"],
+        "record": manifest.record,
+        "manifest": file_digest(origin / MANIFEST),
+    }
+    return Publication(
+        model=store.names.model,
+        folder=model,
+        run_id=parent_run(store, f"import-{member.stage}", manifest.key),
+        parent=None if parent is None else ready_version(store, parent),
+        extras=extras,
+        pyfunc=True,
+        facts={**{name: record[name] for name in _FACTS if name in record}, "imported_from": about},
+        tags={f"{TAG}imported_from": f"{manifest.model} {manifest.version}, manifest {about['manifest']}"},
+    )
+
+
+def _place(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -> Iterator[str]:
+    """Yield what a person should know of a version that came from elsewhere."""
+    strangers = [member.stage for member in chain[:-1] if ready_version(store, member.digest) is None]
+    if strangers:
+        yield (
+            f"it was learned on {', '.join(strangers)}, not registered here: their keys travel with it, so "
+            "the audit proves its chain, but cannot look at their data"
+        )
+    yield (
+        f"`canal promote {version.number}` judges it like any other; stages of the champion that it was not "
+        "measured on count as not measured unless their cells are here"
+    )
+
+
+def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
+    """Return the chain of an unpacked parcel, oldest first, if everything about it holds.
+
+    Raises
+    ------
+    AuditError
+        Naming everything that does not hold.
+    """
+    found = Found()
+    try:
+        chain = _prove(folder, manifest, found)
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        found.wrong(VERSION, "schema", f"a document is not as canal writes it ({error!r})")
+        chain = []
+    if found.findings:
+        shown = "\n  ".join(str(one) for one in found.findings[:20])
+        raise AuditError(
+            f"the parcel does not prove what it claims ({len(found.findings)} findings):\n  {shown}\n"
+            "Nothing was registered; ask for it again, and for the sha256 by another way"
+        )
+    return chain
+
+
+def _prove(folder: Path, manifest: Manifest, found: Found) -> list[RegisteredVersion]:
+    version, entries = _as_version(manifest), _entries(folder / LEDGER, found)
+    entry = _registration(entries, manifest, found)
+    key = read_manifest_key(VERSION, folder / VERSION, version, entry, found)
+    if key is None:
+        return []
+    member = RegisteredVersion(
+        VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
+    )
+    check_record(member, version, entry, found)
+    chain = _chain(member, folder, found)
+    for one in chain:
+        check_key(one, found)
+        check_files(one, found)
+        for name in sorted(name for name in one.files if Path(name).suffix not in _KINDS):
+            what = f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
+            found.wrong(one.name, "files", what)
+    Opening([member], cells=True).start().tell(found)
+    if found.findings:
+        return chain  # what its own files are not good for is not read any further
+    check_verdict(chain, found)
+    check_chain(chain, found)
+    check_cells(chain, found)
+    check_sums(chain, found)
+    _ = declared_in(chain), key["request"]["parent"]["stage"]  # what commands will have to read
+    _check_answers(member, found)
+    _check_ancestors(chain, folder / ANCESTORS, entries, found)
+    return chain
+
+
+def _as_version(manifest: Manifest) -> Version:
+    return Version(
+        model=manifest.model,
+        number=manifest.version,
+        stage="",
+        branch=0,
+        key=manifest.key,
+        request="",
+        record=manifest.record,
+        parent="",
+        status=READY,
+        aliases=(),
+        run_id="",
+        source="",
+        created=0,
+    )
+
+
+def _entries(path: Path, found: Found) -> list[Entry]:
+    """Return the ledger's entries that travel with the version; each proves itself, not the chain."""
+    entries = []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        entry = read_entry(line)
+        if isinstance(entry, str):
+            found.wrong(LEDGER, "ledger", f"line {number}: {entry}")
+        elif entry.kind in _REGISTERED:
+            entries.append(entry)
+    return entries
+
+
+def _registration(entries: list[Entry], manifest: Manifest, found: Found) -> Entry | None:
+    """Return the ledger's last word on the version's manifests."""
+    named = (manifest.model, manifest.version)
+    said = [entry for entry in entries if (entry.model, entry.version) == named]
+    if not said:
+        found.wrong(LEDGER, "ledger", "no entry says that the version was registered")
+    return said[-1] if said else None
+
+
+def _chain(member: RegisteredVersion, folder: Path, found: Found) -> list[RegisteredVersion]:
+    """Return the ancestors that travel with the version, and the version."""
+    chain = [member]
+    while (parent := chain[0].parent) is not None:
+        places = (folder / ANCESTORS / parent, folder / VERSION / ANCESTORS / parent)
+        older = next((one for place in places if (one := ancestor(place, parent, VERSION, found))), None)
+        if older is None:
+            found.wrong(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
+            break
+        chain.insert(0, older)
+    return chain
+
+
+def _check_answers(member: RegisteredVersion, found: Found) -> None:
+    """Check what every command reads of a version: its labels, which people see, and its measures."""
+    try:
+        for label in member.labels or ():
+            plain_name(label, f"the label {ascii(label[:60])}")
+    except RegistryError as error:
+        found.wrong(member.name, "labels", str(error))
+    path = member.folder / _EVALUATION
+    document = read_json(path) if path.is_file() else None
+    broken = schema_complaints("evaluation", document)
+    for what in broken:
+        found.wrong(member.name, "schema", f"{_EVALUATION}: {what}")
+    if (
+        document is not None
+        and not broken
+        and (document["labels"] != member.labels or member.stage not in document["row"])
+    ):
+        found.wrong(
+            member.name, "labels", f"{_EVALUATION} is not about the labels and the stage of the model"
+        )
+    path = member.folder / _PREDICTIONS
+    header = path.open(encoding="utf-8").readline().strip().split(",") if path.is_file() else []
+    if missing := sorted({"cell_id", "stage", "truth", "predicted"} - set(header)):
+        found.wrong(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")
+
+
+def _check_ancestors(
+    chain: list[RegisteredVersion], folder: Path, entries: list[Entry], found: Found
+) -> None:
+    """Check that nothing lies among the ancestors but files of the chain's members, and records of theirs."""
+    known = {f"{member.digest}/{name}" for member in chain for name in (*member.files, *MANIFESTS)}
+    for name in unlisted(folder, known):
+        what = "it belongs to nothing that the version was learned on"
+        found.wrong(f"{ANCESTORS}/{ascii(name)}", "files", what)
+    registered = {(entry.document["key"], entry.document["record"]) for entry in entries}
+    for member in chain[:-1]:
+        path = folder / member.digest / RECORD_FILE
+        if path.is_file() and (member.digest, file_digest(path)) not in registered:
+            found.wrong(member.name, "files", f"{RECORD_FILE} is not the one that the ledger's entries name")

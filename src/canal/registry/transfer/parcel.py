@@ -1,0 +1,346 @@
+"""A version in one ZIP file, the parcel: its manifest, how it is written, and how it is read safely.
+
+It is written with members sorted, stored as they are, without times: equal content, equal bytes. It is read
+as if an enemy had made it: members are bounded, named and proven before they are believed. None is
+compressed, so a small file cannot grow: it unpacks to what it weighs.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import stat
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError
+from canal.core.files import new_file, scratch_folder
+
+_BLOCK = 1 << 20
+_FIRST_DAY = (1980, 1, 1, 0, 0, 0)
+_PLAIN_FILE = 0o100644 << 16
+_UNIX = 3
+
+FORMAT = 1
+KIND = "canal version"
+MANIFEST = "manifest.json"
+VERSION, ANCESTORS, LEDGER = "version", "ancestors", "ledger.jsonl"
+
+MOST_FILES = 20_000
+MOST_BYTES = 8 << 30
+LARGEST_MANIFEST = 16 << 20
+_LONGEST_NAME = 500
+_FIELDS = {"format", "kind", "model", "version", "key", "record", "files"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+_ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True)
+class Content:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a parcel says of itself.
+
+    Attributes
+    ----------
+    model, version : str, int
+        The registered model and the number that the version has where it was learned.
+    key, record : str
+        Digests of its key.json and record.json.
+    files : Mapping
+        Every file of the parcel but this manifest.
+    """
+
+    model: str
+    version: int
+    key: str
+    record: str
+    files: Mapping[str, Content]
+
+    def text(self) -> str:
+        """Return the manifest as it stands in the parcel: equal content, equal bytes."""
+        files = {name: {"size": one.size, "sha256": one.sha256} for name, one in self.files.items()}
+        document = {
+            "format": FORMAT,
+            "kind": KIND,
+            "model": self.model,
+            "version": self.version,
+            "key": self.key,
+            "record": self.record,
+            "files": files,
+        }
+        return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Return the manifest in ``content``.
+
+    Raises
+    ------
+    AuditError
+        If it is no manifest of the format that this canal knows.
+    """
+    try:
+        document = json.loads(content)
+        if not isinstance(document, dict) or document.get("kind") != KIND:
+            raise AuditError(f"{MANIFEST} is not that of a canal parcel: `canal export` writes them")
+        if document["format"] != FORMAT:
+            raise AuditError(f"{MANIFEST}: this canal reads format {FORMAT}, found {document['format']!r}")
+        _require(set(document) == _FIELDS, f"it has the fields {', '.join(sorted(map(str, document)))[:200]}")
+        files = {
+            str(name): Content(_size(one["size"]), _digest(one["sha256"]))
+            for name, one in document["files"].items()
+        }
+        _require(bool(_NAME.fullmatch(document["model"])), "its model has no name of a registered model")
+        return Manifest(
+            model=document["model"],
+            version=_size(document["version"]),
+            key=_digest(document["key"]),
+            record=_digest(document["record"]),
+            files=files,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AuditError(f"{MANIFEST} is damaged ({type(error).__name__}): ask for the file again") from error
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that could lie outside a folder, hide, or stand for the same file on some system.
+
+    Raises
+    ------
+    AuditError
+        Naming the first.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if what := _bad_name(name):
+            raise AuditError(f"the file holds a member {ascii(name[:120])} that {what}: nothing was written")
+        same = unicodedata.normalize("NFC", name).casefold()
+        if same in seen:
+            raise AuditError(
+                f"the file holds {ascii(name[:120])} twice, or a name that is the same on some systems: "
+                "nothing was written"
+            )
+        seen[same] = name
+    folders = {parent.as_posix() for name in seen for parent in PurePosixPath(name).parents}
+    if both := sorted(folders & seen.keys()):
+        raise AuditError(
+            f"the file holds {ascii(both[0][:120])} as a file and as a folder: nothing was written"
+        )
+
+
+def _bad_name(name: str) -> str | None:
+    if not name or len(name) > _LONGEST_NAME:
+        return f"has {len(name)} characters"
+    if any(unicodedata.category(one) in _HIDDEN for one in name):
+        return "has characters that cannot be seen"
+    if "\\" in name or ":" in name or name.startswith("/"):
+        return "is no relative path"
+    if name.endswith("/"):
+        return "is a folder, not a file"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "leads out of its folder"
+    return None
+
+
+def _digest(value: Any) -> str:
+    _require(isinstance(value, str) and bool(_DIGEST.fullmatch(value)), f"{str(value)[:80]!r} is no SHA-256")
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    _require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, f"{value!r} is no number")
+    return int(value)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise AuditError(f"{MANIFEST} is not as this canal writes it: {what}")
+
+
+@dataclass(frozen=True)
+class About:
+    """Which version a parcel holds; see `Manifest`."""
+
+    model: str
+    version: int
+    key: str
+    record: str
+
+
+def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes]) -> None:
+    """Write ``files`` (member name -> file, or content) to ``path``, whole or not at all.
+
+    Raises
+    ------
+    AuditError
+        If a name cannot stand in a parcel, or a file changes while it is read.
+    """
+    check_names([MANIFEST, *files])
+    contents = {name: _content(source) for name, source in files.items()}
+    manifest = Manifest(about.model, about.version, about.key, about.record, contents)
+    with new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, MANIFEST, manifest.text().encode(), None)
+        for name in sorted(files):
+            _add(archive, name, files[name], contents[name])
+
+
+def _content(source: Path | bytes) -> Content:
+    if isinstance(source, bytes):
+        return Content(len(source), hashlib.sha256(source).hexdigest())
+    return Content(source.stat().st_size, file_digest(source))
+
+
+def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Content | None) -> None:
+    member = zipfile.ZipInfo(name, _FIRST_DAY)
+    member.create_system, member.external_attr = _UNIX, _PLAIN_FILE
+    if isinstance(source, bytes):
+        archive.writestr(member, source)
+        return
+    member.file_size = source.stat().st_size
+    digest = hashlib.sha256()
+    with source.open("rb") as stream, archive.open(member, "w") as target:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            target.write(block)
+    if content is not None and digest.hexdigest() != content.sha256:
+        raise AuditError(f"{source} changed while it was written into the parcel; try again")
+
+
+def unpack_parcel(path: Path, into: Path) -> Manifest:
+    """Check all of a parcel, write its files below ``into`` (an empty folder), and return its manifest.
+
+    Raises
+    ------
+    AuditError
+        If the file is no whole ZIP file, or holds anything that its manifest does not name: a name that leads
+        elsewhere, a link, a member twice, an unknown or missing file, another size or digest, too much.
+    """
+    with _opened(path) as archive:
+        members = _checked_members(archive, path)
+        manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST))
+        _check_listing(members, manifest)
+        total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
+        if total > free:
+            raise AuditError(
+                f"the parcel needs {total:,} bytes, {into} has {free:,}: make room, then try again"
+            )
+        for name, content in sorted(manifest.files.items()):
+            _write(archive, members[name], content, into / name)
+    return manifest
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Give a scratch folder with the files of a parcel, and its manifest; see `unpack_parcel`."""
+    with scratch_folder("parcel") as scratch:
+        folder = scratch / "parcel"
+        folder.mkdir()
+        yield folder, unpack_parcel(path, folder)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    if not path.is_file():
+        raise AuditError(f"{path} not found; name a file that `canal export` wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise AuditError(
+            f"{path} is no whole ZIP file ({error}): it was cut short or changed; ask for it again"
+        ) from error
+    except OSError as error:
+        raise AuditError(
+            f"{path} cannot be unpacked: {error.strerror or error}; nothing was registered"
+        ) from error
+
+
+def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name after checking all that can be checked without reading them."""
+    members = archive.infolist()
+    if len(members) > MOST_FILES:
+        raise AuditError(f"{path} holds {len(members):,} members; a version has at most {MOST_FILES:,}")
+    check_names([member.orig_filename for member in members])
+    for member in members:
+        if what := _bad_member(member):
+            raise AuditError(f"{path}: the member {ascii(member.filename[:120])} {what}: nothing was written")
+    total, weight = sum(member.file_size for member in members), path.stat().st_size
+    if total > min(weight, MOST_BYTES):
+        raise AuditError(
+            f"{path} claims to unpack to {total:,} bytes: it weighs {weight:,}, and at most {MOST_BYTES:,} "
+            "are taken; nothing was written"
+        )
+    found = {member.filename: member for member in members}
+    if MANIFEST not in found:
+        raise AuditError(f"{path} holds no {MANIFEST}: it is no parcel of `canal export`")
+    return found
+
+
+def _bad_member(member: zipfile.ZipInfo) -> str | None:
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        return "is a link or another kind of file" if kind != stat.S_IFDIR else "is a folder"
+    if member.filename != member.orig_filename:
+        return "has two names"
+    if member.flag_bits & _ENCRYPTED:
+        return "is encrypted"
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        return "is compressed, which a parcel's members are not"
+    return None
+
+
+def _check_listing(members: dict[str, zipfile.ZipInfo], manifest: Manifest) -> None:
+    """Check that the manifest names every member, and every member's size."""
+    names = members.keys() - {MANIFEST}
+    unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
+    if unknown or missing:
+        what = f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
+        raise AuditError(
+            f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
+        )
+    for name, content in manifest.files.items():
+        if members[name].file_size != content.size:
+            found = members[name].file_size
+            raise AuditError(
+                f"{name} has {found:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
+            )
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
+    if member.file_size > most:
+        raise AuditError(f"{member.filename} has {member.file_size:,} bytes; at most {most:,} are read")
+    with archive.open(member) as stream:
+        return stream.read(most + 1)
+
+
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, content: Content, target: Path) -> None:
+    """Write one member, never more of it than its size, and compare its digest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, left = hashlib.sha256(), content.size
+    with archive.open(member) as stream, target.open("xb") as file:
+        while block := stream.read(min(_BLOCK, left + 1)):
+            left -= len(block)
+            if left < 0:
+                raise AuditError(f"{member.filename} goes on behind its {content.size:,} bytes")
+            digest.update(block)
+            file.write(block)
+    if left or digest.hexdigest() != content.sha256:
+        raise AuditError(
+            f"{member.filename} is not what {MANIFEST} says (sha256 {digest.hexdigest()[:12]}... instead of "
+            f"{content.sha256[:12]}...): the file was changed or damaged; ask for it again"
+        )

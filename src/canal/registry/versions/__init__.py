@@ -1,0 +1,1 @@
+"""How versions come to be: published, restored, rebuilt."""

@@ -1,0 +1,341 @@
+"""A finished folder becomes a version, visible only when whole: one by one, or all by `canal registry sync`.
+
+Artifacts first, then manifests, then the version, then its ``status=ready`` tag; then the ledger notes it and
+the ``candidate`` alias follows. `sync` stands outside DVC, since DVC restores outs without running what made
+them.
+
+An imported backbone is the beginning of a lineage that was not learned here. ``backbones/<name>`` holds the
+weights with a key of their own. ``models/backbone`` holds the same bytes under ``model/`` and that key as
+``imported.json``, so that sync can rebuild the import from what DVC pulled.
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from canal.config.layout import Layout
+from canal.config.params import Config
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import RegistryError
+from canal.core.files import scratch_folder
+from canal.registry.ledger.ledger import Sign
+from canal.registry.manifest.pages import FLAG, FORMAT, Pages, show
+from canal.registry.manifest.stage_request import cpu_capability, current_commit
+from canal.registry.manifest.version_folder import (
+    IMPORT_KEY,
+    IMPORTED,
+    KEY_FILE,
+    RECORD_FILE,
+    Key,
+    assemble,
+    check_files,
+    key_digest,
+    read_key,
+    read_record,
+    write_record,
+)
+from canal.registry.promotion.moves import moving
+from canal.registry.promotion.promotion import enter
+from canal.registry.store.connection import KIND
+from canal.registry.store.database import LOGGED, READY, Version
+from canal.registry.store.store import TAG, Store
+from canal.registry.store.tracking import parent_run, stage_run
+
+MODEL_VERSIONS = "mlflow.modelVersions"
+"""The tag by which MLflow's page of a logged model links to its version."""
+
+DrawFigures = Callable[[str], Path]
+"""Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
+_MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is to become a version.
+
+    Attributes
+    ----------
+    model : str
+        The registered model.
+    folder : Path
+        What was learned, or imported, with its key.json.
+    run_id : str
+        The MLflow run it belongs to.
+    parent : Version or None
+        The version whose key it names as its parent.
+    extras : Mapping
+        Name in the version -> file or folder; see `canal.registry.manifest.version_folder.assemble`.
+    pyfunc : bool
+        Whether the model answers.
+    facts : Mapping
+        What record.json says instead of, or beside, what is found here and now.
+    tags : Mapping
+        Tags of the version beside those that every version has.
+    """
+
+    model: str
+    folder: Path
+    run_id: str
+    parent: Version | None
+    extras: Mapping[str, Path]
+    pyfunc: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def whole_key(folder: Path) -> str:
+    """Return the digest of a folder's key; raises `RegistryError` if a file is not what the key says."""
+    check_files(folder, read_key(folder)["files"])
+    return key_digest(folder)
+
+
+def published(store: Store, model: str, key: str) -> Version | None:
+    """Return the ready version with this key; what was left half made by a kill is removed first.
+
+    A version without a key was made by somebody else's hand: it is not canal's to remove.
+    """
+    for version in store.versions(model):
+        if not version.ready:
+            if not version.key:
+                continue
+            with store.speaking():
+                store.client.delete_model_version(model, str(version.number))
+        elif version.key == key:
+            return version
+    return None
+
+
+def publish(store: Store, what: Publication) -> Version:
+    """Store the bundle, make the version and return it; the caller holds the registry's lock."""
+    with scratch_folder("version") as scratch:
+        bundle = scratch / "version"
+        model_id = _begin(store, what)
+        assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
+        write_record(bundle, {**_facts(store, what), **what.facts, FLAG: FORMAT})
+        with store.speaking():
+            store.client.log_model_artifacts(model_id, str(bundle))
+            store.client.finalize_logged_model(model_id, "READY")
+        return _enlist(store, bundle, what, model_id)
+
+
+def _begin(store: Store, what: Publication) -> str:
+    """Make the logged model that will hold a version's files, and return its id, which stands among them.
+
+    An experiment that an older canal made is told its kind.
+    """
+    with store.speaking():
+        there = store.client.get_experiment(store.experiment_id).tags
+        for name in KIND.keys() - there.keys():
+            store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
+        made = store.client.create_logged_model(
+            experiment_id=store.experiment_id,
+            name=read_key(what.folder)["stage"],
+            source_run_id=what.run_id,
+            model_type="canal",
+        )
+    return str(made.model_id)
+
+
+def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
+    """Make a version of a folder that is stored whole, manifests and all, and return it."""
+    key, record, parent = read_key(bundle), read_record(bundle), what.parent
+    pages = Pages(bundle, key, record)
+    tags = {
+        "stage": key["stage"],
+        "branch": str(key["branch"]),
+        "key": key_digest(bundle),
+        "request": key["request_digest"],
+        "record": file_digest(bundle / RECORD_FILE),
+        "parent": str(parent.number) if parent else "",
+        "parent_key": key["parent"] or "",
+        "git_commit": record["git_commit"] or "",
+        "dirty": str(record["dirty"]).lower(),
+        **pages.tags,
+    }
+    tags = {f"{TAG}{name}": value for name, value in tags.items()}
+    store.make_model(what.model)
+    with store.speaking():
+        parent_id = None if parent is None else parent.source.removeprefix(LOGGED)
+        show(store.client, pages, what.run_id, model_id, parent_id)
+        number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)
+    return next(version for version in store.versions(what.model) if version.number == number)
+
+
+def _create_version(
+    store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
+) -> int:
+    """Make the version; ``status=ready`` comes last of all: what a kill leaves before it is no version."""
+    client, model, parent = store.client, what.model, what.parent
+    made = client.create_model_version(
+        model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
+    )
+    number = int(made.version)
+    client.update_model_version(model, str(number), pages.description(number))
+    client.set_logged_model_tags(model_id, {MODEL_VERSIONS: json.dumps([{"name": model, "version": number}])})
+    client.set_tag(what.run_id, f"{TAG}version", str(number))
+    client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
+    client.set_model_version_tag(model, str(number), "status", READY)
+    return number
+
+
+def _facts(store: Store, what: Publication) -> dict[str, Any]:
+    commit, parent = current_commit(store.layout.root), what.parent
+    return {
+        "run": what.run_id,
+        "parent": None if parent is None else {"model": parent.model, "version": parent.number},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": cpu_capability(),
+        "user": os.environ.get("USER", ""),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit.sha,
+        "dirty": commit.dirty,
+    }
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What sync found: versions made now, versions that were there, and paths of a moved project mended."""
+
+    made: tuple[Version, ...]
+    known: tuple[Version, ...]
+    moved: int = 0
+
+
+def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
+    """Register every finished stage, oldest first; a second call finds nothing to do.
+
+    ``sign`` signs the entries that the ledger gets, and with them the digests of keys and records.
+
+    Raises
+    ------
+    RegistryError
+        If a model folder does not hold what its key says, or a stage's parent is not registered.
+    """
+    made: list[Version] = []
+    known: list[Version] = []
+    with moving(store) as ledger:
+        if adopted := register_adopted(store, layout.model(BACKBONE)):
+            (made if adopted[1] else known).append(adopted[0])
+        for stage in (BACKBONE, *config.stages):
+            # Learned and measured: DVC makes outs whole, so their manifests tell.
+            measured = stage == BACKBONE or (layout.metrics(stage) / "evaluation.json").is_file()
+            if not measured or not (layout.model(stage) / KEY_FILE).is_file():
+                continue
+            version = published(store, store.model_of(stage), whole_key(layout.model(stage)))
+            if version is None:
+                made.append(publish(store, _publication(store, layout, config, stage, draw)))
+            else:
+                known.append(version)
+        for version in (*known, *made):
+            enter(store, ledger, version, sign)
+    return Synced(tuple(made), tuple(known))
+
+
+def _publication(store: Store, layout: Layout, config: Config, stage: str, draw: DrawFigures) -> Publication:
+    folder = layout.model(stage)
+    return Publication(
+        model=store.model_of(stage),
+        folder=folder,
+        parent=parent_version(store, read_key(folder), stage),
+        run_id=stage_run(store, config, stage),
+        extras=extras(layout, stage, draw(stage)),
+        pyfunc=stage != BACKBONE,
+    )
+
+
+def parent_version(store: Store, key: Key, stage: str) -> Version | None:
+    """Find the parent by its key, never by an alias; None where a lineage begins.
+
+    Raises
+    ------
+    RegistryError
+        If it is not registered.
+    """
+    if key["parent"] is None:
+        return None
+    if found := ready_version(store, key["parent"]):
+        return found
+    raise RegistryError(
+        f"stage {stage!r} was learned from a model with key {key['parent'][:12]}... that is not registered; "
+        "run `make run`, or bring the registry that holds it"
+    )
+
+
+def ready_version(store: Store, key: str) -> Version | None:
+    """Return the ready version of either model that has this key, or None."""
+    for model in (store.names.model, store.names.backbone):
+        for version in store.versions(model):
+            if version.ready and version.key == key:
+                return version
+    return None
+
+
+def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
+    """Return what a version holds beside its model; see `canal.registry.manifest.version_folder.assemble`."""
+    return {
+        "metrics": layout.metrics(stage),
+        "validation/data_docs": layout.data_docs(stage),
+        "figures": figures,
+    }
+
+
+def import_facts(checkpoint: str, genes: str, gene_vectors: str | None) -> dict[str, Any]:
+    """Return what an import's key says beside the digests of its own files: those of the files it came from.
+
+    No code and no place: an import computes nothing, it renames tensors, and its own files' digests say what
+    came of it. So the same files give the same key with any version of canal.
+    """
+    request = {"stage": IMPORTED, "checkpoint": checkpoint, "genes": genes, "gene_vectors": gene_vectors}
+    return {"stage": IMPORTED, "branch": 1, "request": request, "request_digest": json_digest(request)}
+
+
+def adopt_import(folder: Path, target: Path) -> None:
+    """Fill ``target``, the future ``models/backbone``, from the folder of an import."""
+    (target / _MODEL).mkdir()
+    for name in read_key(folder)["files"]:
+        shutil.copyfile(folder / name, target / _MODEL / name)
+    shutil.copyfile(folder / KEY_FILE, target / IMPORT_KEY)
+
+
+def register_import(store: Store, folder: Path) -> tuple[Version, bool]:
+    """Return the version of an import, and whether it was made now; the caller holds the registry's lock.
+
+    Raises
+    ------
+    RegistryError
+        If the folder does not hold what its key says.
+    """
+    model, key = store.names.backbone, whole_key(folder)
+    if version := published(store, model, key):
+        return version, False
+    run_id = parent_run(store, IMPORTED, key)
+    return publish(store, Publication(model, folder, run_id, None, {}, pyfunc=False)), True
+
+
+def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | None:
+    """Return `register_import` of what ``models/backbone`` was adopted from, or None where it was learned."""
+    path = backbone / IMPORT_KEY
+    if not path.is_file():
+        return None
+    if version := published(store, store.names.backbone, file_digest(path)):
+        return version, False
+    whole_key(backbone)
+    with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
+        return register_import(store, import_of(backbone, Path(scratch)))
+
+
+def import_of(backbone: Path, scratch: Path) -> Path:
+    """Return a folder below ``scratch`` with the import that ``models/backbone`` was adopted from."""
+    folder = scratch / IMPORTED
+    shutil.copytree(backbone / _MODEL, folder)
+    shutil.copyfile(backbone / IMPORT_KEY, folder / KEY_FILE)
+    return folder

@@ -1,0 +1,400 @@
+"""`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
+
+The ledger says which number had which key; the models that lie in project folders are found by key. Numbers
+whose model is not there are used up by placeholders, so that none is given twice: MLflow numbers versions by
+the highest number that a model ever had, so a deleted version keeps its number. Aliases and retirements are
+those of the ledger's last word. What a kill leaves, the same command completes.
+"""
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE
+from canal.core.digests import file_digest
+from canal.core.errors import RegistryError
+from canal.registry.ledger.ledger import (
+    Draft,
+    Entry,
+    Ledger,
+    Sign,
+    aliases_said,
+    plain_name,
+    plain_reason,
+    records_said,
+    retired_said,
+)
+from canal.registry.ledger.ledger_rules import LOST
+from canal.registry.manifest.version_folder import IMPORT_KEY, KEY_FILE, read_key
+from canal.registry.promotion.moves import RETIRED, adopt, ledger_of, moving, record
+from canal.registry.store.database import READY, Version
+from canal.registry.store.store import (
+    DONE,
+    MAKING,
+    NUMBERED,
+    REBUILDING,
+    TAG,
+    Store,
+    half_rebuilt,
+    rebuilding,
+)
+from canal.registry.store.tracking import parent_run
+from canal.registry.versions.publish import Publication, extras, import_of, publish, ready_version, whole_key
+
+DrawFigures = Callable[[Layout, str], Path]
+"""Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Who rebuilds, why, where models may lie, and which versions are given up.
+
+    Attributes
+    ----------
+    layouts : sequence of Layout
+        Project folders with ``models/`` and ``metrics/``; the first is the project's own.
+    without : collection of int
+        Numbers of annotators that are given up though an alias points to them.
+    """
+
+    by: str
+    why: str
+    layouts: Sequence[Layout]
+    without: Collection[int] = ()
+    sign: Sign | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A version of the ledger that cannot be rebuilt, and why."""
+
+    entry: Entry
+    why: str
+
+    def __str__(self) -> str:
+        stage = self.entry.document["details"].get("stage") or "unknown stage"
+        return f"{self.entry.model} {self.entry.version} ({stage}): {self.why}"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The versions that are there again, and those that are gone."""
+
+    made: tuple[Version, ...]
+    gone: tuple[Gap, ...]
+
+
+@dataclass(frozen=True)
+class Remain:
+    """One model folder.
+
+    Attributes
+    ----------
+    folder : Path
+        With a key.json; for an import that only models/backbone remembers, the folder of that.
+    layout : Layout
+        The project folder that it lies in.
+    stage : str or None
+        The stage that it was learned as; None for an import.
+    adopted : bool
+        Whether the import has to be taken out of models/backbone.
+    """
+
+    folder: Path
+    layout: Layout
+    stage: str | None
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What was found, and what was looked for in vain."""
+
+    found: Mapping[str, Remain]
+    places: tuple[Path, ...]
+
+    def lacks(self, key: str) -> str | None:
+        """Return why the model with this key cannot be used; None where it can."""
+        remain = self.found.get(key)
+        if remain is None:
+            looked = ", ".join(str(place / "models") for place in self.places)
+            return f"no model with key {key[:12]}... lies in {looked}"
+        metrics = remain.layout.metrics(str(remain.stage))
+        measured = remain.stage in (None, BACKBONE) or (metrics / "evaluation.json").is_file()
+        return None if measured else f"{metrics} holds no evaluation.json"
+
+    @contextmanager
+    def folder(self, key: str) -> Iterator[Remain]:
+        """Give the folder of a model, checked file by file.
+
+        Raises
+        ------
+        RegistryError
+            Naming every file that is not what the key says.
+        """
+        remain = self.found[key]
+        whole_key(remain.folder)
+        if not remain.adopted:
+            yield remain
+            return
+        with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
+            yield replace(remain, folder=import_of(remain.folder, Path(scratch)))
+
+
+def is_lost(store: Store) -> bool:
+    """Whether the store holds no version, though the ledger names some."""
+    return bool(records_said(ledger_of(store).entries())) and not _everything(store)
+
+
+def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
+    """Make an empty or lost store again, or go on where that was interrupted.
+
+    Raises
+    ------
+    RegistryError
+        If the store holds versions, the ledger none, a model folder is damaged, or an alias points to a
+        version whose model is not there and that is not given up.
+    LedgerError
+        If the ledger does not hold.
+    """
+    with store.lock("rebuild"):
+        return _rebuild(store, wishes, draw)
+
+
+def rebuild_lost(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt | None:
+    """Do as `rebuild` where the store is lost or half rebuilt; return None where it is not."""
+    if not (half_rebuilt(store) or is_lost(store)):
+        return None
+    with store.lock("rebuild"):  # another process may have done it meanwhile
+        return _rebuild(store, wishes, draw) if half_rebuilt(store) or is_lost(store) else None
+
+
+def _rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
+    """Make versions in the order of their numbers, then release the numbers that only were held.
+
+    A tag of the registered model says how far it got, from before the first version on: as long as it does
+    not say that all is done, nobody else moves anything, and this goes on where a kill ended it.
+    """
+    who, why = plain_name(wishes.by, "the person (--by)"), plain_reason(wishes.why)
+    _require_lost(store)
+    with store.lock("registry"):
+        if not _everything(store):
+            adopt(store, ledger_of(store))
+    entries = ledger_of(store).entries()
+    if not records_said(entries):
+        raise RegistryError(
+            "the ledger names no version, so there is nothing to rebuild; `canal registry sync` registers "
+            "what models/ holds"
+        )
+    remains = find_remains(wishes.layouts)
+    gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, remains)}
+    _require_aliases(store, entries, gaps, wishes)
+    with moving(store, rebuilding=True) as ledger:
+        _require_lost(store)
+        for model in store.models:
+            store.make_model(model)
+        if rebuilding(store) != NUMBERED:
+            _say(store, MAKING)
+            maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
+            for model in store.models:
+                maker.make(model, gaps)
+            _say(store, NUMBERED)
+        for model in store.models:
+            release_numbers(store, model)
+        _say(store, DONE)
+    return Rebuilt(tuple(_everything(store)), tuple(gaps.values()))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What making one version needs beside its number."""
+
+    store: Store
+    ledger: Ledger
+    remains: Remains
+    draw: DrawFigures
+    who: str
+    why: str
+    sign: Sign | None
+
+    def make(self, model: str, gaps: Collection[tuple[str, int]]) -> None:
+        """Give every number of a model its version again, in order, or hold it."""
+        entries = self.ledger.entries()
+        known = {number: entry for (name, number), entry in records_said(entries).items() if name == model}
+        for number in range(1, max(known, default=0) + 1):
+            entry = known.get(number)
+            if entry is None or (model, number) in gaps:
+                hold_number(self.store, model, number)
+                if entry is not None and not entry.document["details"].get(LOST):
+                    self._note(entry, entry.document["record"], {LOST: True}, None)
+                continue
+            version = self._version(entry, retired=number in retired_said(entries, model))
+            if version.record != entry.document["record"]:
+                self._note(entry, version.record, {"run": version.run_id, "parent": version.parent}, number)
+
+    def _version(self, entry: Entry, retired: bool) -> Version:
+        """Return the version of an entry: there since the kill of an earlier try, completed, or made."""
+        there = self.store.versions(entry.model)
+        version = next((one for one in there if one.number == entry.version), None)
+        if version is not None and version.key == entry.document["key"]:
+            if not version.ready:
+                self.store.tag(entry.model, entry.version, "status", READY)
+            return next(one for one in self.store.versions(entry.model) if one.number == entry.version)
+        with self.remains.folder(entry.document["key"]) as found:
+            made = publish(self.store, self._publication(entry, found, retired))
+        require_number(entry.model, made.number, entry.version)
+        return made
+
+    def _publication(self, entry: Entry, found: Remain, retired: bool) -> Publication:
+        key, details, stage = read_key(found.folder), entry.document["details"], found.stage
+        before = {"run": details.get("run"), "record": entry.document["record"]}
+        code = {name: details[name] for name in ("git_commit", "dirty") if name in details}
+        return Publication(
+            model=entry.model,
+            folder=found.folder,
+            parent=None if key["parent"] is None else ready_version(self.store, key["parent"]),
+            run_id=parent_run(self.store, key["stage"], key["request_digest"]),
+            extras={} if stage is None else extras(found.layout, stage, self.draw(found.layout, stage)),
+            pyfunc=entry.model == self.store.names.model,
+            facts={**code, "rebuilt_from": before},
+            tags={RETIRED: "true"} if retired else {},
+        )
+
+    def _note(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
+        """Write the ledger's entry, which moves the aliases to where they were (None: they are removed)."""
+        said = aliases_said(self.ledger.entries(), entry.model)
+        before = {name: value for name, value in entry.document["details"].items() if name != LOST}
+        record(
+            self.store,
+            self.ledger,
+            Draft(
+                kind="rebuild", model=entry.model, version=entry.version, key=entry.document["key"],
+                record=digest, who=self.who, why=self.why,
+                aliases={alias: number for alias, at in said.items() if at == entry.version},
+                details={**before, **details},
+            ),
+            self.sign,
+        )  # fmt: skip
+
+
+def _everything(store: Store) -> list[Version]:
+    return [version for model in store.models for version in store.versions(model)]
+
+
+def _require_lost(store: Store) -> None:
+    """Refuse a store that holds versions, unless an earlier rebuilding made them and was interrupted."""
+    versions = _everything(store)
+    if not versions or half_rebuilt(store):
+        return
+    raise RegistryError(
+        f"{store.shown} holds {len(versions)} versions: only an empty or lost store is rebuilt. `canal "
+        "audit` says what does not hold; one beyond repair is to be set aside first (mlflow.db, mlartifacts/)"
+    )
+
+
+def _say(store: Store, state: str) -> None:
+    store.model_tag(store.names.model, REBUILDING, state)
+
+
+def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:
+    """Return the versions of the ledger whose model is in none of the folders."""
+    found = []
+    for entry in records_said(list(entries)).values():
+        why = remains.lacks(entry.document["key"])
+        if why is None:
+            continue
+        if imported := entry.document["details"].get("imported"):
+            why = f"it was imported ({imported}): import the file again, it gets a new number"
+        found.append(Gap(entry, why))
+    return found
+
+
+def _require_aliases(
+    store: Store, entries: Sequence[Entry], gaps: dict[tuple[str, int], Gap], wishes: Wishes
+) -> None:
+    """Refuse where an alias points to a version that cannot be rebuilt and is not given up."""
+    model = store.names.model
+    pointed: dict[int, list[str]] = {}
+    for alias, number in aliases_said(list(entries), model).items():
+        pointed.setdefault(number, []).append(alias)
+    there = sorted(number for number in wishes.without if (model, number) not in gaps)
+    if there:
+        raise RegistryError(
+            f"version {there[0]} can be rebuilt, or never was: leave out --without {there[0]}"
+        )
+    lines = [
+        f"{gaps[model, number]} ({', '.join(aliases)} points to it)"
+        for number, aliases in sorted(pointed.items())
+        if (model, number) in gaps and number not in wishes.without
+    ]
+    if lines:
+        raise RegistryError(
+            f"{len(lines)} versions that aliases point to cannot be rebuilt; nothing was done:\n  "
+            + "\n  ".join(lines)
+            + "\nBring their models: `dvc pull` or `dvc checkout` here; those of other branches in a folder "
+            "of their own (git worktree add ../old COMMIT; dvc checkout there), named with --also ../old. Or "
+            "give a version up with --without NUMBER: its number stays free, its aliases are removed"
+        )
+
+
+def find_remains(layouts: Sequence[Layout]) -> Remains:
+    """Look through ``models/`` and ``backbones/`` of project folders; what comes first counts."""
+    found: dict[str, Remain] = {}
+    for layout in layouts:
+        for key in sorted((layout.root / "models").glob(f"*/{KEY_FILE}")):
+            found.setdefault(file_digest(key), Remain(key.parent, layout, key.parent.name))
+        for key in sorted((layout.root / "backbones").glob(f"*/{KEY_FILE}")):
+            found.setdefault(file_digest(key), Remain(key.parent, layout, None))
+        path = layout.model(BACKBONE) / IMPORT_KEY
+        if path.is_file():
+            found.setdefault(file_digest(path), Remain(path.parent, layout, None, adopted=True))
+    return Remains(found, tuple(layout.root for layout in layouts))
+
+
+def hold_number(store: Store, model: str, number: int) -> None:
+    """Make a version without artifacts that has this number, unless there is one; it is never ready.
+
+    Raises
+    ------
+    RegistryError
+        If a whole version has the number, or the store gives another one.
+    """
+    there = {version.number: version for version in store.versions(model)}
+    if number in there:
+        if there[number].ready:
+            raise RegistryError(
+                f"{model} {number} is registered, though nothing is known of it: `canal audit`"
+            )
+        return
+    run_id = parent_run(store, "placeholder", "0" * 64)
+    with store.speaking():
+        made = store.client.create_model_version(
+            model, source=f"runs:/{run_id}/placeholder", run_id=run_id, tags={f"{TAG}placeholder": "true"}
+        )
+    require_number(model, int(made.version), number)
+
+
+def release_numbers(store: Store, model: str) -> None:
+    """Delete every version that is not ready."""
+    for version in store.versions(model):
+        if not version.ready:
+            with store.speaking():
+                store.client.delete_model_version(model, str(version.number))
+
+
+def require_number(model: str, given: int, wanted: int) -> None:
+    """Refuse a number that the store gave instead of the one that comes next.
+
+    Raises
+    ------
+    RegistryError
+        Saying how to begin again.
+    """
+    if given != wanted:
+        raise RegistryError(
+            f"the store gave {model} the number {given} instead of {wanted}: something else was registered. "
+            "Set the store aside (mlflow.db and mlartifacts/), then rebuild again"
+        )
