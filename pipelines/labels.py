@@ -6,7 +6,7 @@ from canal.app.label_check import contradicted
 from canal.app.lessons import LABELS_FILE, ask_parent
 from canal.app.project import Project
 from canal.app.step import argument, run, say
-from canal.quality.labels import cells_to_ask, check_labels, label_rule, write_labels
+from canal.quality.gate import cells_to_ask, check_labels, label_rule, write_labels
 from canal.registry.history import require_available, restore_file
 from canal.registry.key import read_key
 

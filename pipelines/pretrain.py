@@ -17,7 +17,7 @@ def learn(project: Project, logged: StepRun) -> None:
     """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
     from canal.app.lessons import corpus
     from canal.continual.pretraining import pretrain
-    from canal.model.config import PRESETS
+    from canal.model.storage import PRESETS
     from canal.quality.verdict import require_passing
 
     config, layout = project.config, project.layout

@@ -6,7 +6,7 @@ from canal.app.project import Project
 from canal.app.step import argument, run, say
 from canal.core.errors import GateError
 from canal.quality.gate import judge
-from canal.quality.verdict_table import render, summary
+from canal.quality.verdict import render, summary
 from canal.registry.history import require_available, restore_file
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from canal.app.project import Project
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 from canal.registry.imported import import_facts
 from canal.registry.key import key_digest, write_key
 from tests.make import gene_names, make_document

@@ -14,7 +14,7 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.errors import DataError, GateError
 from canal.data.prepare import prepare, prepare_absent
 from canal.quality.gate import judge, judge_file
-from canal.quality.subject import EarlierStage
+from canal.quality.verdict import EarlierStage
 from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson, relabelled
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
@@ -140,7 +140,7 @@ def test_structural_faults_are_told_by_prepare(tmp_path):
 
 def test_the_room_is_imported_without_what_it_must_not_know_and_without_what_is_slow():
     code = (
-        "import sys, canal.quality.gate, canal.quality.verdict_table;"
+        "import sys, canal.quality.gate, canal.quality.verdict;"
         "print(*{'torch', 'mlflow', 'dvc', 'great_expectations', 'pandas', 'anndata'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,7 @@ import io
 
 from rich.console import Console
 
-from canal.quality.verdict import RuleResult
-from canal.quality.verdict_table import render
+from canal.quality.verdict import RuleResult, render
 from tests.quality.test_verdict import a_verdict
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from canal.annotation.query import Query
 from canal.core.errors import DataError
 from canal.data.h5ad_tables import EXAMPLES, listed
-from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
+from canal.quality.evidence import ENSEMBL, MOUSE, kinds_of
 
 SOFT = 0.8
 """Below this share the labels are given with a warning."""

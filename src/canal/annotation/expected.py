@@ -11,7 +11,7 @@ import numpy as np
 from canal.memory.answer import PROMISE
 
 if TYPE_CHECKING:
-    from canal.memory.answer import Prediction
+    from canal.memory.prediction import Prediction
     from canal.model.load import CellAnnotator
 
 _MOST_LIKE = 0.5

@@ -15,7 +15,7 @@ from canal.annotation.query import Query
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.data.h5ad_tables import EXAMPLES, listed
-from canal.quality.symbols import ENSEMBL, MOUSE, kinds_of
+from canal.quality.evidence import ENSEMBL, MOUSE, kinds_of
 
 Species = Literal["auto", "human", "mouse"]
 

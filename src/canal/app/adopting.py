@@ -15,7 +15,7 @@ from canal.core.files import new_file
 from canal.registry.history import verified
 
 if TYPE_CHECKING:
-    from canal.memory.basis import Basis
+    from canal.memory.levels import Basis
 
 _IN_VERSION = "model/exact/basis/basis.json"
 
@@ -75,7 +75,7 @@ def adopt_basis(project: Project, source: Path) -> Adopted:
         If another basis of that name was adopted.
     """
     from canal.config.edit import save, with_basis
-    from canal.memory.basis import Basis
+    from canal.memory.levels import Basis
 
     path = source / "basis.json" if source.is_dir() else source
     basis, layout, adopted = Basis.read(path), project.layout, project.config.memory.basis
@@ -104,7 +104,7 @@ def adopted_basis(project: Project) -> "Basis | None":
     SumsError
         If it is not there, or not the one that is meant.
     """
-    from canal.memory.basis import Basis
+    from canal.memory.levels import Basis
 
     wanted = project.config.memory.basis
     if wanted is None:

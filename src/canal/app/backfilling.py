@@ -29,7 +29,7 @@ from canal.registry.key import KEY_FILE, Key, key_digest, write_key
 from canal.report.dvc_scores import write_scores
 
 if TYPE_CHECKING:
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
     from canal.memory.sums import Sums
     from canal.registry.ledger import Sign
     from canal.registry.store import Version
@@ -180,7 +180,7 @@ def _make(project: Project, made: Project, version: "Version", notice: Notice) -
     from canal.app.measuring import measured
     from canal.continual.evaluation import write_evaluation
     from canal.continual.stage import backfilled
-    from canal.memory.stages import OWN_BATCHES
+    from canal.memory.stage_sums import OWN_BATCHES
 
     stage = version.stage
     sums, batches = _gathered(project, stage, notice)
@@ -210,7 +210,7 @@ def _gathered(project: Project, stage: str, notice: Notice) -> tuple["StageSums"
     still there.
     """
     from canal.app.lessons import added_up, first_basis
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     names = (*project.config.ancestors(stage), stage)
     learned = {name: verified(project.store, _version_of(project, name)) for name in names}
@@ -288,7 +288,7 @@ def _place(project: Project, version: "Version") -> None:
 
 def _told(project: Project, version: "Version", before: int) -> Backfilled:
     """Return what a version with sums came to hold."""
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
     from canal.model.annotator import LABELS
     from canal.model.storage import read_names
 

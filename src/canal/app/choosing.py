@@ -153,7 +153,7 @@ def _once(stage: str) -> Callable[[str], None]:
 
 def plan(project: Project, stage: str, attempts: "Attempts") -> "Plan":
     """Return the study that params.yaml and the files of a stage ask for."""
-    from canal.tuning.space import Space
+    from canal.tuning.attempts import Space
     from canal.tuning.study import Plan
 
     config, layout, tuning = project.config, project.layout, attempts.tuning
@@ -189,7 +189,7 @@ def study_digest(project: Project, stage: str) -> str:
 
 def _facts(attempts: "Attempts") -> Document:
     """Return what stands beside the trials: which cells judged them, and what L is a part of."""
-    from canal.tuning.objective import effective_cells
+    from canal.tuning.attempts import effective_cells
 
     lesson, probe = attempts.lesson, attempts.lesson.probe
     validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]

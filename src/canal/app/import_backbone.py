@@ -55,7 +55,7 @@ def adopt(project: Project, wanted: ImportedBackbone, target: Path) -> None:
     ModelError
         If its shape is not the preset's, or a gene of the panel is not in its vocabulary.
     """
-    from canal.model.config import BackboneConfig, require_preset
+    from canal.model.storage import BackboneConfig, require_preset
     from canal.registry.imported import adopt_import
 
     folder = import_folder(project, wanted)

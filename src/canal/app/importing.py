@@ -90,8 +90,8 @@ def import_published(project: Project, files: PublishedFiles, sign: "Sign | None
 def read_backbone(files: PublishedFiles, preset: str) -> "Backbone":
     """Return what the files hold, all checks made; see `import_published` for what is raised."""
     from canal.data.gene_list import read_gene_list
-    from canal.model.config import require_preset
     from canal.model.published import read_published, require_gene_vectors
+    from canal.model.storage import require_preset
 
     backbone = read_published(files.checkpoint, read_gene_list(files.genes))
     require_preset(backbone.config, len(backbone.vocabulary), preset)
@@ -119,7 +119,7 @@ def read_gene_vectors(path: Path, backbone: "Backbone") -> "np.ndarray":
         if not isinstance(found, np.ndarray) or not np.issubdtype(found.dtype, np.number):
             raise DataError(f"{path} holds no numbers; give gene vectors as .npy, .csv or .tsv")
         return found
-    from canal.continual.gene_embedding import read_gene_embedding
+    from canal.continual.pretraining import read_gene_embedding
 
     values, missing = read_gene_embedding(path, backbone.vocabulary, backbone.config.dim)
     if missing:

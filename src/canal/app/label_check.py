@@ -18,7 +18,7 @@ def contradicted(
     project: Project, stage: str, cell_ids: list[str]
 ) -> "tuple[pd.DataFrame, RuleResult] | None":
     """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
-    from canal.quality.labels import check_contradictions, contradiction_rule
+    from canal.quality.gate import check_contradictions, contradiction_rule
 
     config = project.config
     table = ask_sums(project, stage, cell_ids)
@@ -31,12 +31,12 @@ def contradicted(
 
 
 def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataFrame | None":
-    """Return what the sums of a stage's parent say of its cells (`canal.quality.labels.contradictions`).
+    """Return what the sums of a stage's parent say of its cells (`canal.quality.gate.contradictions`).
 
     None where the parent keeps no sums.
     """
     from canal.memory.answer import ExactAnnotator
-    from canal.quality.labels import contradictions
+    from canal.quality.gate import contradictions
 
     parent = project.config.stages[stage].parent
     folder = project.layout.model(parent) / "model" / "exact"

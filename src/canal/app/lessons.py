@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from canal.continual.fit import Hooks
     from canal.continual.pretraining import Corpus
     from canal.continual.shadow import ShadowCells
-    from canal.continual.stage import Past
-    from canal.continual.task import Lesson
+    from canal.continual.stage import Lesson, Past
     from canal.data.prepared import PreparedCells
-    from canal.memory.basis import Basis
-    from canal.memory.stages import StageSums
+    from canal.memory.levels import Basis
+    from canal.memory.stage_sums import StageSums
     from canal.memory.sums import Sums
-    from canal.quality.labels import Ask
+    from canal.quality.gate import Ask
 
 
 def corpus(project: Project) -> "Corpus":
@@ -40,9 +39,8 @@ def corpus(project: Project) -> "Corpus":
     The vocabulary is the panel and, up to the preset's size, the genes expressed in most training cells of
     the first stage; its embedding comes from those cells, or from the file that params name.
     """
-    from canal.continual.gene_embedding import embed_genes, read_gene_embedding
-    from canal.continual.pretraining import Corpus
-    from canal.model.config import PRESETS
+    from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
+    from canal.model.storage import PRESETS
 
     config = project.config
     size = PRESETS[config.backbone.preset]
@@ -84,8 +82,7 @@ def lesson(
         The panel that the stage was learned with; by default its parent's and the genes that it is to add.
     """
     from canal.continual.bank import cut
-    from canal.continual.stage import Past
-    from canal.continual.task import Lesson
+    from canal.continual.stage import Lesson, Past
     from canal.model.annotator import Annotator
     from canal.model.backbone import Backbone
 
@@ -179,7 +176,7 @@ def stage_sums(
     parent
         The sums of the stages before; None where they begin here, on a basis of the panel.
     """
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     known = parent or StageSums(first_basis(project, stage, genes))
     own, batches, missing = added_up(project, stage, known.basis)
@@ -192,7 +189,7 @@ def first_basis(project: Project, stage: str, genes: "tuple[str, ...]") -> "Basi
     Where another lineage's was adopted, it is that one.
     """
     from canal.app.adopting import adopted_basis
-    from canal.memory.basis import Basis
+    from canal.memory.levels import Basis
 
     if (adopted := adopted_basis(project)) is not None:
         return adopted
@@ -208,7 +205,7 @@ def added_up(project: Project, stage: str, basis: "Basis") -> "tuple[Sums, Sums 
     Added are all training cells of its split, those in reserve, too. They are read in chunks; types of the
     sums by batch are JSON lists of batch and type.
     """
-    from canal.memory.stages import batch_and_type, by_type
+    from canal.memory.stage_sums import batch_and_type, by_type
     from canal.memory.sums import add_up
 
     split, cells = project.split(stage), project.prepared(stage)
@@ -225,7 +222,7 @@ def added_up(project: Project, stage: str, basis: "Basis") -> "tuple[Sums, Sums 
 
 def parent_sums(project: Project, stage: str) -> "StageSums | None":
     """Return the sums that a stage's parent keeps; None where it keeps none."""
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     name = project.config.stages[stage].parent
     if name == BACKBONE:
@@ -240,8 +237,8 @@ def _fits(size: int, rows: int, most_mb: float) -> bool:
 
 def examination(project: Project, stage: str) -> "Examination":
     """Return what a stage's model is measured on: test cells of every stage so far, and all probes."""
+    from canal.continual.bank import Probe
     from canal.continual.evaluation import EVALUATION, Examination
-    from canal.continual.probe import Probe
     from canal.continual.stage import PROBE
     from canal.model.load import load_model
 
@@ -262,7 +259,7 @@ def examination(project: Project, stage: str) -> "Examination":
 
 def _missing(folder: Path, stages: "Sequence[str]") -> "Mapping[str, tuple[str, ...]]":
     """Return which genes the file of each stage lacks, where a model keeps sums, which tell it."""
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     sums = StageSums.load(folder, stages)
     return {} if sums is None else sums.missing
@@ -320,7 +317,7 @@ def ask_parent(project: Project, stage: str) -> "Ask | None":
 
     def ask(prepared: "PreparedCells", cell_ids: "Sequence[str]") -> "pd.DataFrame":
         from canal.model.load import load_model
-        from canal.quality.labels import compare
+        from canal.quality.gate import compare
 
         annotator = load_model(folder)
         asked = annotator.without(prepared.missing(annotator.genes))

@@ -26,7 +26,7 @@ def measured(project: Project, stage: str) -> "Evaluation":
 
 def _alone(folder: Path, exam: "Examination") -> dict[str, Any]:
     """Return the accuracy of network and of sums alone on each stage, where a version is of both."""
-    from canal.continual import measures
+    from canal.continual.evaluation import accuracy
     from canal.memory.answer import ExactAnnotator
     from canal.model.annotator import Annotator
     from canal.model.load import CellAnnotator, method_of
@@ -39,7 +39,7 @@ def _alone(folder: Path, exam: "Examination") -> dict[str, Any]:
     }
     found = {
         name: {
-            stage: measures.accuracy(
+            stage: accuracy(
                 cells.cell_types,
                 side.without(exam.missing.get(stage, ())).predict(cells.expression).labels,
             )
@@ -53,10 +53,10 @@ def _alone(folder: Path, exam: "Examination") -> dict[str, Any]:
 def noticed(project: Project, stage: str, annotator: "CellAnnotator", exam: "Examination") -> dict[str, Any]:
     """Return how well types that were held out are noticed by the stage's model."""
     from canal.app.lessons import features_kept, shadow_cells
-    from canal.continual.holdouts import held_out_types
+    from canal.continual.combining import held_out_types
     from canal.continual.shadow import shadow_heads
     from canal.memory.answer import ExactAnnotator
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
     from canal.model.annotator import Annotator
     from canal.model.combined import CombinedAnnotator
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from canal.continual.cells import LabelledCells
     from canal.data.prepared import PreparedCells
-    from canal.quality.subject import EarlierStage, Subject
+    from canal.quality.verdict import EarlierStage, Subject
     from canal.registry.store import Store, Version
 
 CellSet = Literal["train", "validation", "test", "reserve"]
@@ -126,7 +126,7 @@ class Project:
 
     def candidate(self, stage: str) -> "Subject":
         """Return what the gate is asked about a stage's file as it lies on disk."""
-        from canal.quality.subject import Subject
+        from canal.quality.verdict import Subject
 
         source = self._source(stage)
         declared = self.config.sources[source]
@@ -148,9 +148,7 @@ class Project:
         HistoryError
             If the cells are gone and no version holds the stage.
         """
-        from canal.quality.profile import profile_of
-        from canal.quality.subject import EarlierStage
-        from canal.quality.verdict import read_verdict
+        from canal.quality.verdict import EarlierStage, profile_of, read_verdict
         from canal.registry.history import require_available
 
         split = self.split(stage)

@@ -199,7 +199,7 @@ def validate(
 ) -> None:
     """Run the gate on any h5ad file; exit code 1 unless it passes."""
     from canal.app.api import validate as judge
-    from canal.quality.verdict_table import render
+    from canal.quality.verdict import render
 
     verdict = judge(file, stage, root)
     show_result(verdict.document() if as_json else render(verdict), as_json)

@@ -58,7 +58,7 @@ def add(
 ) -> None:
     """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
     from canal.app.api import add_stage
-    from canal.quality.verdict_table import render
+    from canal.quality.verdict import render
 
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,

@@ -1,23 +1,36 @@
-"""How network and sums become one answer: weights, temperatures and novelty, set on known cells."""
+"""How network and sums become one answer: weights, temperatures and novelty, set on known cells.
+
+Also how well that answer notices a type that neither sums nor network ever learned.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from canal.config.sections import Memory, Novelty
-from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
-from canal.continual.remembering import Known, without_type
-from canal.continual.shadow import GeneScores, Part, Shadow, ask, learn_without
-from canal.continual.temperature import fit_calibration
-from canal.continual.type_places import fit_network_places
+from canal.continual.fit import Hooks
+from canal.continual.novelty_choice import fit_network_places
+from canal.continual.remembering import (
+    AskedParts,
+    Known,
+    Noticed,
+    asked_without,
+    best_choice,
+    can_be_left_out,
+    summary,
+    without_type,
+)
+from canal.continual.shadow import GeneScores, Part, Shadow, ShadowCells, ask, learn_without, obstacle
 from canal.memory.answer import ExactAnnotator
-from canal.memory.novelty_rule import PARTS, unsqueezed
-from canal.memory.stages import StageSums
+from canal.memory.prediction import PARTS, SumsRule, fit_calibration, unsqueezed
+from canal.memory.stage_sums import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (
     NETWORK_PART,
@@ -28,6 +41,7 @@ from canal.model.combined import (
     margins,
     told_apart,
 )
+from canal.model.compute import in_lanes
 from canal.model.head import Head
 from canal.model.places import NETWORK_PARTS, NetworkPlaces
 
@@ -236,3 +250,61 @@ def _margin(probabilities: np.ndarray) -> float:
     if not len(probabilities) or probabilities.shape[1] < 2:
         return 0.0
     return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))
+
+
+def held_out_types(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Return how well each type of ``novelty.holdouts`` is noticed; as `canal.continual.shadow.shadow_heads`.
+
+    From the sums a type is left out with its scatter, exactly; of a network its head is learned anew. The
+    rule is set without the type, of the parts that the annotator's own is made of.
+    """
+    reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
+    names = [name for name, reason in reasons.items() if not reason]
+    one = _asker(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
+    measured = [] if one is None else [one(name).document(name) for name in names]
+    return summary(measured, reasons)
+
+
+def _asker(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None,
+    names: Sequence[str],
+) -> Callable[[str], Noticed]:
+    """Return what asks about the tested cells, given the name of the type that is left out."""
+    known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
+    parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
+    if isinstance(annotator, ExactAnnotator):
+        labels, share = annotator.labels, novelty.false_unassigned
+        return lambda name: asked_without(name, sums, labels, known, test, memory, novelty).noticed(
+            SumsRule, parts, share
+        )
+    network = annotator.network
+    leaving = LeavingOut(
+        GeneScores.of(network, cells, hooks),
+        sums,
+        known,
+        test,
+        memory,
+        novelty,
+        seed,
+        network.novelty.parts if network.novelty else (),
+        annotator.combination,
+    )
+    heads = in_lanes(
+        partial(learn_without, scores=leaving.scores, epochs=novelty.shadow_epochs, seed=seed), names
+    )
+    shadows = dict(zip(names, heads, strict=True))
+    return lambda name: leaving.measured(name, parts, shadows)

@@ -21,9 +21,9 @@ from canal.continual.cache_space import GIGABYTE, CacheSpace
 from canal.continual.cached_rows import CachedRows
 from canal.continual.segments import RowDtype, RowKind
 from canal.core.digests import file_digest, json_digest
-from canal.model.annotator import AnnotatorNetwork
-from canal.model.lanes import in_lanes
-from canal.model.performer import Performer
+from canal.model.backbone import Performer
+from canal.model.compute import in_lanes
+from canal.model.head import AnnotatorNetwork
 from canal.model.storage import weights_digest
 
 FORMAT = 2

@@ -23,17 +23,14 @@ from canal.config.sections import Continual
 from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
-from canal.continual.fit import Epoch, Fit, Hooks, generator
-from canal.continual.gene_embedding import place_genes
-from canal.continual.gradients import groups_of, sum_gradients
-from canal.continual.task import Learned, Lesson
+from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
+from canal.continual.pretraining import place_genes
+from canal.continual.stage import Learned, Lesson
 from canal.core.digests import json_digest
-from canal.model.annotator import Annotator, AnnotatorNetwork
-from canal.model.compute import precision
-from canal.model.growth import gene_vectors, with_genes
-from canal.model.head import Answer
-from canal.model.lanes import in_lanes
-from canal.model.performer import MOST_CELLS
+from canal.model.annotator import Annotator, gene_vectors, with_genes
+from canal.model.backbone import MOST_CELLS
+from canal.model.compute import in_lanes, precision
+from canal.model.head import AnnotatorNetwork, Answer
 from canal.model.storage import weights_digest
 
 HISTORY_FORMAT = 1

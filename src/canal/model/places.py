@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from canal.core.errors import ModelError
-from canal.model.head import MANIFOLD
-from canal.model.storage import write_tensors
+from canal.model.storage import MANIFOLD, write_tensors
 
 PLACES, NETWORK_PLACES = "novelty.safetensors", "network_places.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from canal.data.features import NotGenes
@@ -26,16 +28,19 @@ from canal.data.units import (
     undo,
     wholeness,
 )
-from canal.quality.profile import Profile, chance_index, profile_of, stability_index
-from canal.quality.subject import Subject
-from canal.quality.symbols import kinds_of
+from canal.quality.verdict import Profile, Subject, chance_index, profile_of, stability_index
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from canal.config.sections import Values
 
+
 _SAMPLE_CELLS = 200
+_ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{6,}(\.\d+)?")
+_MOUSE = re.compile(
+    r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|(mt|H2)-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
+)
+_HUMAN_MIXED = re.compile(r"C(\d+|X|Y)orf\d+|hsa-.*")
+HUMAN, MOUSE, ENSEMBL = "human", "mouse", "Ensembl id"
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,6 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
 
 def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix | None]:
     """Return one row a cell that the declaration keeps, and the values of some, evenly spread."""
-    import pandas as pd
-
     table, _ = describe_cells(file, subject.source_name, subject.source)
     rows = table["row"].to_numpy()
     names = np.array(file.obs_names(), dtype=object)[rows]
@@ -161,8 +164,6 @@ def _told_by_values(
 
 def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
     """Return one row a named gene; one row a symbol where duplicates are to be summed."""
-    import pandas as pd
-
     layer, column = subject.source.layer, subject.source.gene_column
     names = file.var_names(layer) if column is None else list(file.var_column(layer, column))
     symbols = [name.strip() for name in names if name.strip()]
@@ -175,8 +176,6 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
 
 def _features(none: NotGenes) -> pd.DataFrame:
     """Return one row a feature of the file: what it is called where it is no gene."""
-    import pandas as pd
-
     kinds = np.full(len(none.is_gene), None, dtype=object)
     kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
     return pd.DataFrame({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
@@ -184,8 +183,6 @@ def _features(none: NotGenes) -> pd.DataFrame:
 
 def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     """Return one row a prepared cell: its published label, and the earlier stage that tests on it."""
-    import pandas as pd
-
     tested: dict[str, str] = {}
     for stage, earlier in subject.earlier.items():
         digests = earlier.split.loc[earlier.split["set"] == "test", "cell_digest"]
@@ -207,8 +204,6 @@ def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     ``no_type`` is there where its name is a word for no type, ``twin`` where another type, of this source or
     of an earlier stage, is called the same but for case and blanks.
     """
-    import pandas as pd
-
     known, original = subject.source.label_map, prepared.obs["cell_type_original"]
     mapped = original != "" if known is None else original.isin(list(known))
     sizes = prepared.obs.loc[mapped, "cell_type"].value_counts().sort_index()
@@ -242,8 +237,6 @@ def _panel_genes(
     prepared: PreparedCells, subject: Subject, profile: Profile, max_drift: float
 ) -> pd.DataFrame:
     """Return whether the source has each panel gene, and how far its tokens have drifted from before."""
-    import pandas as pd
-
     known = set(prepared.genes)
     now, before = profile.counts, np.zeros_like(profile.counts)
     for earlier in subject.earlier.values():
@@ -261,8 +254,6 @@ def _panel_genes(
 
 def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) -> pd.DataFrame:
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
-    import pandas as pd
-
     row = {"name": subject.source_name, **told, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
@@ -298,8 +289,6 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
         number) only for cells free of those, and for logarithms only for cells with enough genes to tell;
         ``total`` (counts per 10,000 in all) only for logarithms, and only where they are no whole numbers.
     """
-    import pandas as pd
-
     data = values.data.astype(np.float64)
     finite = np.isfinite(data)
     rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
@@ -369,3 +358,20 @@ def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np
 
 def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
     return np.bincount(rows[which], minlength=n_cells)
+
+
+def kind_of(symbol: str) -> str:
+    """Return ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``) or ``ENSEMBL`` (``ENSG00…``).
+
+    What cannot be told apart counts as human: the rules ask what most symbols of a file look like.
+    """
+    if _ENSEMBL.fullmatch(symbol):
+        return ENSEMBL
+    if _HUMAN_MIXED.fullmatch(symbol):
+        return HUMAN
+    return MOUSE if _MOUSE.fullmatch(symbol) else HUMAN
+
+
+def kinds_of(symbols: Iterable[str]) -> list[str]:
+    """Return `kind_of` each symbol."""
+    return [kind_of(symbol) for symbol in symbols]

@@ -11,7 +11,7 @@ from canal.registry.code import code_digest, lock_digest
 from canal.registry.stage_request import request_digest, stage_request
 
 if TYPE_CHECKING:
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
 
 def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def _tell(out: Any, document: dict[str, Any]) -> None:
 
 def _import(asked: Sequence[dict[str, Any]]) -> None:
     """Import what models need before anything is bounded: libraries are canal's own, and large."""
-    import canal.continual.stored_cells
-    import canal.memory.stages
+    import canal.continual.cells
+    import canal.memory.stage_sums
     import canal.model.load  # noqa: F401
 
     if any(
@@ -193,7 +193,7 @@ def _check_teacher(folder: Path) -> None:
 
 
 def _check_sums(folder: Path, stages: Sequence[str]) -> None:
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     sums = StageSums.load(folder, stages)
     _require(sums is not None and set(sums.stages) == set(stages), "sums/ lacks those of a stage in key.json")
@@ -201,7 +201,7 @@ def _check_sums(folder: Path, stages: Sequence[str]) -> None:
 
 def _check_cells(folder: Path) -> None:
     """Check that the cells of bank and probe sets can be read, of the model's own panel."""
-    from canal.continual.stored_cells import load_cells
+    from canal.continual.cells import load_cells
 
     genes = read_json(folder / "model" / "genes.json")
     for name, ranked in (("bank/bank.h5ad", True), ("probe/probe.h5ad", False)):

@@ -11,7 +11,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import read_json
 from canal.data.h5ad import open_h5ad
-from canal.quality.labels import read_labels
+from canal.quality.gate import read_labels
 from canal.registry.bundle import method_view
 from canal.report import figures
 from canal.report.documents import Document, StageReport, lineage

@@ -21,7 +21,7 @@ from canal.core.files import read_json
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from canal.tuning.objective import Score
+    from canal.tuning.attempts import Score
     from canal.tuning.study import Study
 
 FORMAT = 1
@@ -147,7 +147,7 @@ def _trial(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
 
 
 def _candidate(trial: Document) -> Candidate:
-    from canal.tuning.objective import Score
+    from canal.tuning.attempts import Score
 
     score = Score(trial["accuracy"], trial["retention"])
     bank_size, published = trial["settings"]["bank_size"], trial["published"]
@@ -244,7 +244,7 @@ def choose(candidates: Sequence[Candidate], tuning: Tuning, n_effective: float) 
     Parameters
     ----------
     n_effective
-        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.objective.effective_cells`).
+        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.attempts.effective_cells`).
     """
     enough = [one for one in candidates if one.score.retention >= tuning.min_retention]
     rule = _RULES[tuning.rule if enough else "retention"]

@@ -23,8 +23,7 @@ from filelock import FileLock, Timeout
 from canal.config.tuning import Tuning
 from canal.core.errors import ConfigError, TrainingError
 from canal.core.messages import without_secrets
-from canal.tuning.objective import Attempt, Report, Score
-from canal.tuning.space import Changes, Space
+from canal.tuning.attempts import Attempt, Changes, Report, Score, Space
 
 if TYPE_CHECKING:
     import optuna

@@ -12,8 +12,7 @@ from canal.registry.checks.finding import Found, examples
 from canal.registry.checks.member import BANK, LABELS, PROBE, SPLIT, Member, Rows
 
 if TYPE_CHECKING:
-    from canal.continual.cells import LabelledCells
-    from canal.continual.stored_cells import StoredCells
+    from canal.continual.cells import LabelledCells, StoredCells
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from canal.registry.store import Version
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.continual.stored_cells import StoredCells
+    from canal.continual.cells import StoredCells
 
 Rows = Mapping[str, tuple[str, str, str, str]]
 """By cell id: cell type, batch, content digest and set."""
@@ -174,7 +174,7 @@ class Member:
         return self._cells(PROBE, ranked=False)
 
     def _cells(self, name: str, ranked: bool) -> "StoredCells | None":
-        from canal.continual.stored_cells import load_cells
+        from canal.continual.cells import load_cells
 
         if self.genes is None or not self.intact(name):
             return None

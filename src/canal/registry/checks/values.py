@@ -14,7 +14,7 @@ from canal.registry.checks.member import BANK, PROBE, SPLIT, Member
 if TYPE_CHECKING:
     import numpy as np
 
-    from canal.continual.stored_cells import StoredCells
+    from canal.continual.cells import StoredCells
     from canal.data.prepared import PreparedCells
 
 

@@ -14,7 +14,7 @@ from canal.registry.checks.member import LABELS, SPLIT, Member
 
 if TYPE_CHECKING:
     from canal.memory.answer import ExactAnnotator
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
     from canal.registry.checks.values import CellFiles
 
 EXACT = "model/exact/answer.json"
@@ -103,7 +103,7 @@ def _check_none(member: Member, found: Found) -> None:
 
 def _read(member: Member) -> StageSums:
     from canal.core.errors import SumsError
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
     sums = StageSums.load(member.folder, list(member.key["sums"]))
     if sums is None:
@@ -177,7 +177,7 @@ def _check_handed_on(chain: Sequence[Member], sums: StageSums, found: Found) -> 
 
 
 def _check_batches(member: Member, sums: StageSums, found: Found) -> None:
-    from canal.memory.stages import OWN_BATCHES, by_type
+    from canal.memory.stage_sums import OWN_BATCHES, by_type
     from canal.memory.sums import Sums
 
     if not member.intact(OWN_BATCHES) or member.stage not in sums.stages:
