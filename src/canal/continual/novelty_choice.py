@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from canal.config.sections import Novelty
-from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures
 from canal.continual.fit import Hooks
+from canal.continual.segments import CacheSpace
 from canal.core.errors import TrainingError
 from canal.memory.prediction import quantile_threshold
 from canal.model.annotator import Annotator, spread

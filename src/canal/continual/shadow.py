@@ -18,12 +18,7 @@ from torch.nn import functional
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks, generator
-from canal.continual.novelty_choice import (
-    Scored,
-    fit_places,
-    gene_scores,
-    rule_of,
-)
+from canal.continual.novelty_choice import Scored, fit_places, gene_scores, rule_of
 from canal.continual.remembering import Noticed, best_choice, can_be_left_out, summary
 from canal.model.annotator import Annotator
 from canal.model.compute import in_lanes

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from canal.config.sections import Continual
-from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
 from canal.continual.pretraining import place_genes
+from canal.continual.segments import CacheSpace
 from canal.continual.stage import Learned, Lesson
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, gene_vectors, with_genes

@@ -21,7 +21,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
@@ -38,6 +38,10 @@ _ROUNDS = 3
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _here = threading.local()
+
+_AHEAD = 32
+"""Cells computed before the first of them is written: lanes wait for each other once in so many."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 KERNEL_EPSILON = 1e-4
@@ -97,6 +101,12 @@ def in_lanes(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     if lanes == 1 or getattr(_here, "inside", False):
         return [function(item) for item in items]
     return list(_pool(lanes).map(_with_modes(function), items))
+
+
+def each_alone(work: Callable[[int], Result], indices: Sequence[int]) -> Iterator[Result]:
+    """Yield ``work(index)`` of each index in order, each in a lane of its own, a few ahead."""
+    for start in range(0, len(indices), _AHEAD):
+        yield from in_lanes(work, indices[start : start + _AHEAD])
 
 
 def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:

@@ -14,10 +14,7 @@ from canal.core.errors import ModelError
 from canal.memory.prediction import squeezed
 from canal.model.backbone import Performer, empty_performer
 from canal.model.places import PARTS, Apart
-from canal.model.storage import (
-    MANIFOLD,
-    REPRESENTATION,
-)
+from canal.model.storage import MANIFOLD, REPRESENTATION
 
 _FILTER_SPREAD = 0.5
 _PROTOTYPE_SPREAD = 0.02
