@@ -277,9 +277,12 @@ def choose_probe(validation: LabelledCells, max_cells: int, seed: int) -> Labell
     types = np.array(validation.cell_types, dtype=object)
     ids = validation.cell_ids
     chosen: list[int] = []
+
+    def lot(row: int) -> bytes:
+        return hashlib.blake2b(f"{seed}:{ids[row]}".encode(), digest_size=16).digest()
+
     for name, quota in _quotas(validation, max_cells).items():
-        rows = sorted(np.flatnonzero(types == name).tolist(), key=lambda row: _lot(ids[row], seed))
-        chosen += rows[:quota]
+        chosen += sorted(np.flatnonzero(types == name).tolist(), key=lot)[:quota]
     return validation.take(sorted(chosen, key=lambda row: ids[row]))
 
 
@@ -293,7 +296,3 @@ def _quotas(cells: LabelledCells, max_cells: int) -> dict[str, int]:
     # What is left after one cell a type goes out in proportion to what is left of the types.
     rest = largest_remainder(total - int(first.sum()), (counts - first).tolist())
     return dict(zip(names, (first + rest).tolist(), strict=True))
-
-
-def _lot(cell_id: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{cell_id}".encode(), digest_size=16).digest()

@@ -244,7 +244,11 @@ def load_cells(path: Path, genes: Sequence[str], ranked: bool) -> StoredCells:
     try:
         with open_h5ad(path) as file:
             note = json.loads(file.note(_NOTE))
-            _check_format(path, note)
+            if note.get("format") != FORMAT:
+                raise ModelError(
+                    f"{path} is of format {note.get('format')!r}, this canal reads {FORMAT}: "
+                    "use the canal that wrote it"
+                )
             stored = _read(file, note, ranked)
     except (CanalError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ModelError):
@@ -267,14 +271,6 @@ def _tables(stored: StoredCells) -> tuple[pd.DataFrame, pd.DataFrame]:
         columns[RANK] = np.asarray(stored.ranks, dtype=np.int64)
     obs = pd.DataFrame(columns, index=pd.Index(np.array(cells.cell_ids, dtype=object)))
     return obs, pd.DataFrame(index=pd.Index(np.array(stored.genes, dtype=object)))
-
-
-def _check_format(path: Path, note: Mapping[str, Any]) -> None:
-    if note.get("format") != FORMAT:
-        raise ModelError(
-            f"{path} is of format {note.get('format')!r}, this canal reads {FORMAT}: "
-            "use the canal that wrote it"
-        )
 
 
 def _read(file: H5adFile, note: Mapping[str, Any], ranked: bool) -> StoredCells:

@@ -196,11 +196,15 @@ class LeavingOut:
 
     def _asked(self, name: str, shadows: dict[str, Shadow]) -> AskedParts:
         """Return all that network and sums without type ``name`` say of known and tested cells."""
-        shadow = self._shadow(name, shadows)
+        if name not in shadows:
+            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
+        shadow = shadows[name]
         labels = tuple(shadow.labels)
         exact = without_type(self.sums, name, labels, self.known, self.memory, self.novelty, PARTS)
         known, test = self.known.of(labels), self.test.of({*labels, name})
-        logits, truth = _network_logits(shadow), np.array(test.cell_types, dtype=object)
+        with torch.no_grad():
+            logits = shadow.head.from_scores(shadow.test[0]).logits.numpy()
+        truth = np.array(test.cell_types, dtype=object)
         said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
         ask_network = self._asking(shadow, name)
         return AskedParts(
@@ -227,22 +231,11 @@ class LeavingOut:
 
         return parts_of
 
-    def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
-        if name not in shadows:
-            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
-        return shadows[name]
-
 
 @torch.no_grad()
 def apart_in_network(head: Head, places: NetworkPlaces, scores: Tensor) -> dict[str, np.ndarray]:
     """Return what places in a network tell of cells of gene scores ``(n_cells, n_genes + 1)``."""
     return told_apart(places, places.of(scores, head.from_scores(scores).manifold))
-
-
-@torch.no_grad()
-def _network_logits(shadow: Shadow) -> np.ndarray:
-    logits: np.ndarray = shadow.head.from_scores(shadow.test[0]).logits.numpy()
-    return logits
 
 
 def _margin(probabilities: np.ndarray) -> float:

@@ -258,25 +258,19 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 def balanced_accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Return the mean over the types present in ``truth`` of the share of their cells that are right."""
-    from sklearn.metrics import recall_score
-
     present = sorted(set(truth))
-    return float(recall_score(truth, predicted, labels=present, average="macro", zero_division=0))
+    return float(_sklearn().recall_score(truth, predicted, labels=present, average="macro", zero_division=0))
 
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Return the mean F1 over the types present in ``truth``; no other type is a term."""
-    from sklearn.metrics import f1_score
-
     present = sorted(set(truth))
-    return float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0))
+    return float(_sklearn().f1_score(truth, predicted, labels=present, average="macro", zero_division=0))
 
 
 def ari(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Return the adjusted Rand index of the groupings (Hubert & Arabie 1985); 1 is agreement, 0 chance."""
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(adjusted_rand_score(truth, predicted))
+    return float(_sklearn().adjusted_rand_score(truth, predicted))
 
 
 def recall_by_type(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -302,9 +296,7 @@ def unassigned_by_type(truth: Sequence[str], novel: Sequence[bool]) -> dict[str,
 
 def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
     """Return counts, one row a true type and one column a predicted type, in the order of ``labels``."""
-    from sklearn.metrics import confusion_matrix
-
-    counts: list[list[int]] = confusion_matrix(truth, predicted, labels=list(labels)).tolist()
+    counts: list[list[int]] = _sklearn().confusion_matrix(truth, predicted, labels=list(labels)).tolist()
     return counts
 
 
@@ -339,6 +331,13 @@ def harmonic_mean(first: float, second: float) -> float:
     """Return 2ab / (a + b), 0 where both are 0: the H-score of known and unknown accuracy."""
     total = first + second
     return 2 * first * second / total if total > 0 else 0.0
+
+
+def _sklearn() -> Any:
+    """Return scikit-learn's measures, which take a second to import."""
+    import sklearn.metrics
+
+    return sklearn.metrics
 
 
 def _mean(values: Sequence[float]) -> float | None:

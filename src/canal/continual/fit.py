@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from canal.config.sections import Cache
@@ -42,12 +43,8 @@ Group = TypeVar("Group")
 _LEAST_GROUPS = 2
 
 
-def _silent(epoch: Epoch) -> None:
-    """Take no notice of an epoch."""
-
-
-def _unheard(notice: str) -> None:
-    """Tell nobody."""
+def _silent(told: object) -> None:
+    """Take no notice."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Hooks:
     device: str = "cpu"
     dtype: Precision = "float32"
     cache: Cache = Cache()
-    on_notice: Callable[[str], None] = _unheard
+    on_notice: Callable[[str], None] = _silent
 
 
 @dataclass
@@ -202,8 +199,6 @@ def write_checkpoint(path: Path, fingerprint: str, checkpoint: Checkpoint) -> No
 
     ``fingerprint`` names the training: cells, parent, settings and seed.
     """
-    from safetensors.torch import save_file
-
     state = {
         "format": FORMAT,
         "fingerprint": fingerprint,

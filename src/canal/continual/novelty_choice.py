@@ -99,8 +99,10 @@ def rule_of(
             "the novelty threshold needs cells of known types that were not trained on, found none: "
             "types with few cells only train, so add cells or lower split.min_cells"
         )
-    manifolds, logits = _answered(head, scores)
-    mixed = _logits(head, mix(manifolds, cell_types, settings.mixtures, generator))
+    with torch.no_grad():
+        answer = head.from_scores(scores)
+        manifolds = mix(answer.manifold, cell_types, settings.mixtures, generator)
+        logits, mixed = answer.logits.numpy(), head.answer(manifolds).logits.numpy()
     energies = raw_energy(np.concatenate([logits, mixed]), settings.temperature)
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
@@ -151,19 +153,6 @@ def raw_energy(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return -T log sum_c exp(logit_c / T) of each cell, float64 ``(n_cells,)``."""
     energy: np.ndarray = -temperature * np.logaddexp.reduce(logits.astype(np.float64) / temperature, axis=1)
     return energy
-
-
-@torch.no_grad()
-def _answered(head: Head, scores: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Return manifolds and logits that follow from gene scores."""
-    answer = head.from_scores(scores)
-    return answer.manifold, answer.logits.numpy()
-
-
-@torch.no_grad()
-def _logits(head: Head, manifolds: Tensor) -> np.ndarray:
-    logits: np.ndarray = head.answer(manifolds).logits.numpy()
-    return logits
 
 
 def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None = None) -> Tensor:

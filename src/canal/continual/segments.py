@@ -287,7 +287,10 @@ class CacheSpace:
         Stops without an error when all that is left is in use.
         """
         if self._over(n_bytes) > 0:
-            self._sweep_all()
+            # What killed writers left goes first, wherever nobody is writing now.
+            for lock in self.folder.glob(f"*/{_LOCK}"):
+                with suppress(Timeout), FileLock(lock, timeout=0):
+                    sweep(lock.parent)
         over = self._over(n_bytes)
         for index in self._idle():
             if over <= 0:
@@ -314,9 +317,3 @@ class CacheSpace:
             with suppress(FileNotFoundError):
                 dated.append((index.stat().st_mtime_ns, index))
         return [index for _, index in sorted(dated) if index not in self._used]
-
-    def _sweep_all(self) -> None:
-        """Remove what killed writers left, wherever nobody is writing now."""
-        for lock in self.folder.glob(f"*/{_LOCK}"):
-            with suppress(Timeout), FileLock(lock, timeout=0):
-                sweep(lock.parent)

@@ -254,7 +254,9 @@ def left_out(
     scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None = None
 ) -> dict[str, HScores]:
     """Return for each type that can be left out how well each choice notices it among the known cells."""
-    names = [name for name in scores.labels if _can_be_left_out(name, scores)]
+    (_, types), (_, checked) = scores.train, scores.known
+    learned, asked = types.tolist(), checked.tolist()
+    names = [name for name in scores.labels if can_be_left_out(name, {*learned, name}, asked)]
     known = replace(scores, test=scores.known)
     one = partial(_noticed, scores=known, settings=settings, seed=seed, shadows=shadows)
     return dict(zip(names, in_lanes(one, names), strict=True))
@@ -263,11 +265,6 @@ def left_out(
 def best_parts(found: Sequence[HScores]) -> tuple[str, ...]:
     """Return the choice with the highest mean H-score; all parts where there is nothing to go by."""
     return best_choice(found, CHOICES, PARTS)
-
-
-def _can_be_left_out(name: str, scores: GeneScores) -> bool:
-    (_, learned), (_, known) = scores.train, scores.known
-    return can_be_left_out(name, {*learned.tolist(), name}, known.tolist())
 
 
 def _noticed(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 
 from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import DataError, SumsError
@@ -250,8 +251,6 @@ def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
 
 def one_thread() -> AbstractContextManager[object]:
     """Return a block in which the linear algebra of numpy and scipy runs on one thread."""
-    from threadpoolctl import threadpool_limits
-
     limits: AbstractContextManager[object] = threadpool_limits(1)
     return limits
 

@@ -7,7 +7,7 @@ confidence may be believed is measured, too: expected calibration error, and the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -137,8 +137,6 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     targets
         The place of each cell's true type among the types, int ``(n_cells,)``.
     """
-    from scipy.optimize import minimize_scalar
-
     values, rows = np.asarray(logits, dtype=np.float64), np.arange(len(targets))
 
     def cost(log_temperature: float) -> float:
@@ -148,7 +146,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     if not len(targets):
         return 1.0
-    found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
+    found = _least(cost)
     return round(math.exp(float(found.x)), _DIGITS)
 
 
@@ -166,8 +164,6 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
     logits, targets
         As in `fit_temperature`; types without any chance have -inf.
     """
-    from scipy.optimize import minimize_scalar
-
     if not len(targets):
         return Calibration()
     values, rows = np.asarray(logits, dtype=np.float64), np.arange(len(targets))
@@ -179,11 +175,18 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
             fit = -float(np.log(np.maximum(found[rows, targets], _LEAST)).sum())
             return fit + (log_temperature / _SPREAD) ** 2 / 2 - math.log(floor)
 
-        found = minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
+        found = _least(cost)
         if best is None or float(found.fun) < best[0]:
             best = float(found.fun), Calibration(round(math.exp(float(found.x)), _DIGITS), floor)
     assert best is not None  # noqa: S101 - there are floors
     return best[1]
+
+
+def _least(cost: Callable[[float], float]) -> Any:
+    """Return where among the logarithms of temperatures a cost is least, as scipy tells it."""
+    from scipy.optimize import minimize_scalar
+
+    return minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,13 @@ class Backbone:
                 f"{len(missing)} of {len(genes)} panel genes are not among the backbone's "
                 f"{len(self.vocabulary)}, such as {missing[:5]}: pretrain the backbone for this panel"
             )
-        return self._with_rows(torch.tensor([row[gene] for gene in genes], dtype=torch.long))
+        rows = torch.tensor([row[gene] for gene in genes], dtype=torch.long)
+        values = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        vectors = values["pos_emb.weight"]
+        values["pos_emb.weight"] = torch.cat([vectors[rows], vectors[-1:]])  # the last closes the sequence
+        network = empty_performer(self.config, len(rows))
+        network.load_state_dict(values, assign=True)
+        return network.requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and vocabulary to ``folder``, whole or not at all."""
@@ -100,15 +106,6 @@ class Backbone:
         network = empty_performer(config, len(vocabulary))
         read_weights(network, folder)
         return cls(network.eval().requires_grad_(False), vocabulary)
-
-    def _with_rows(self, rows: Tensor) -> Performer:
-        """Return a copy with the gene embeddings at ``rows``, and the closing position."""
-        values = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        genes = values["pos_emb.weight"]
-        values["pos_emb.weight"] = torch.cat([genes[rows], genes[-1:]])
-        network = empty_performer(self.config, len(rows))
-        network.load_state_dict(values, assign=True)
-        return network.requires_grad_(False)
 
 
 class Attention(nn.Module):

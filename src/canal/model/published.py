@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from canal.core.errors import ModelError
@@ -175,8 +176,6 @@ def main() -> None:
     except ModelError as error:
         write_json(target / ANSWER, {"refused": str(error)})
         return
-    from safetensors.torch import save_file
-
     save_file(found.tensors, target / WEIGHTS)
     write_json(target / ANSWER, {"backbone": found.config.to_json(), "n_genes": found.n_genes})
 

@@ -64,7 +64,9 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | Non
         If the prepared folder was not made of this file with this declaration, or an earlier stage was
         profiled on another panel.
     """
-    prepared = _prepared_folder(subject)
+    prepared = subject.prepared
+    if prepared is None or not (prepared / SUMMARY).is_file():
+        raise GateError(f"source {subject.source_name} is not prepared: run dvc repro")
     about = _checked_summary(subject, prepared)
     panel_digest = json_digest(list(subject.panel))
     for name, earlier in subject.earlier.items():
@@ -114,12 +116,6 @@ def judge_file(
         prepared = folder / "prepared"
         prepare(subject.raw, subject.source_name, source, settings, prepared)
         return judge(replace(subject, source=source, prepared=prepared), gate, docs, ask)
-
-
-def _prepared_folder(subject: Subject) -> Path:
-    if subject.prepared is None or not (subject.prepared / SUMMARY).is_file():
-        raise GateError(f"source {subject.source_name} is not prepared: run dvc repro")
-    return subject.prepared
 
 
 def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:

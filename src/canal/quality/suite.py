@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+import pandas as pd
 
 from canal.core.errors import GateError
 from canal.core.files import new_folder
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
 from canal.runtime.startup import quiet_libraries
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _SEVERITY = {"error": "critical", "warning": "warning"}
 
@@ -41,9 +40,10 @@ def run_suite(
     """
     quiet_libraries()
     import great_expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = great_expectations.get_context(mode="ephemeral")
-    _be_quiet(context)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)  # they would garble the terminal
     suite = great_expectations.ExpectationSuite(
         name="gate", expectations=[_expectation(rule) for rule in rules]
     )
@@ -57,7 +57,7 @@ def run_suite(
         outcome = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
         )
-        by_name = {_rule_name(result): result for result in outcome.results}
+        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}
         results = [_result(rule, by_name[rule.name], frame) for rule in rules]
         if docs is not None:
             for rule, result in zip(rules, results, strict=True):
@@ -68,17 +68,8 @@ def run_suite(
     return results
 
 
-def _be_quiet(context: Any) -> None:
-    """Switch off progress bars, which would garble the terminal."""
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-
-
 def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the tables below each other; ``table`` says which one a row is of."""
-    import pandas as pd
-
     parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
     columns = dict.fromkeys(column for part in parts for column in part.columns)
     filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
@@ -86,10 +77,10 @@ def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _expectation(rule: Rule) -> Any:
-    import great_expectations.expectations
+    from great_expectations import expectations
     from great_expectations.expectations.row_conditions import Column
 
-    kind = getattr(great_expectations.expectations, rule.check.expectation)
+    kind = getattr(expectations, rule.check.expectation)
     # Elsewhere a column is missing, which these two alone do not take for right; conditions are slow.
     rows_matter = rule.check.expectation in (
         "ExpectTableRowCountToBeBetween",
@@ -103,11 +94,6 @@ def _expectation(rule: Rule) -> Any:
         meta={"rule": rule.name, "severity": rule.severity},
         description=f"{rule.name} ({rule.severity}): {rule.expected}",
     )
-
-
-def _rule_name(outcome: Any) -> str:
-    name: str = outcome.expectation_config.meta["rule"]
-    return name
 
 
 def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -> None:
@@ -216,12 +202,9 @@ def _make_offline(folder: Path) -> None:
         page.write_text(text.replace("</head>", _STYLE, 1), encoding="utf-8")
     # A script that is not there any more would list the pages.
     index = folder / "index.html"
-    links = [_link(page.relative_to(folder)) for page in pages if page != index]
+    names = [page.relative_to(folder).as_posix() for page in pages if page != index]
+    links = [f'<li><a href="{quote(name)}">{escape(name)}</a></li>' for name in names]
     text = index.read_text(encoding="utf-8")
     index.write_text(text.replace("<body>", f"<body>\n<ul>{''.join(links)}</ul>", 1), encoding="utf-8")
     for animation in folder.rglob("*.gif"):
         animation.unlink()
-
-
-def _link(page: Path) -> str:
-    return f'<li><a href="{quote(page.as_posix())}">{escape(page.as_posix())}</a></li>'

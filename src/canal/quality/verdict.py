@@ -6,7 +6,7 @@ cells, a profile, let later stages be compared without their data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,7 +134,9 @@ def parse_verdict(document: Any) -> Verdict:
         names = set(Verdict.__dataclass_fields__) - {"rules", "profile"}
         verdict = Verdict(
             **{name: document[name] for name in names},
-            rules=tuple(_rule(rule) for rule in document["rules"]),
+            rules=tuple(
+                RuleResult(**{**rule, "examples": tuple(rule["examples"])}) for rule in document["rules"]
+            ),
             profile=Profile.from_json(document["profile"]),
         )
         claimed = document["passed"]
@@ -173,10 +175,6 @@ def require_passing(verdict: Verdict | Mapping[str, Any] | Path, prepared_sha256
         ]
         raise GateError(f"stage {stage} did not pass its gate:\n  " + "\n  ".join(lines))
     return verdict
-
-
-def _rule(document: Mapping[str, Any]) -> RuleResult:
-    return RuleResult(**{**document, "examples": tuple(document["examples"])})
 
 
 def render(verdict: Verdict, only_failed: bool = False) -> Table:
@@ -333,8 +331,8 @@ def profile_of(prepared: PreparedCells, cell_ids: Sequence[str], panel: Sequence
     """Count the tokens of ``cell_ids`` over ``panel``, a chunk of cells at a time."""
     counts = np.zeros((len(panel), LEVELS), dtype=np.int64)
     expressed = []
-    for chunk in _chunks(cell_ids):
-        expression = prepared.expression(chunk, panel)
+    for start in range(0, len(cell_ids), _CHUNK_CELLS):
+        expression = prepared.expression(cell_ids[start : start + _CHUNK_CELLS], panel)
         # Impossible values have a rule of their own; such cells have no tokens.
         expression = expression[(expression >= 0).all(axis=1) & np.isfinite(expression).all(axis=1)]
         expressed.append((expression > 0).sum(axis=1))
@@ -389,8 +387,3 @@ def _shares(counts: np.ndarray, held: np.ndarray) -> np.ndarray:
     smoothed = np.where(held, counts + _PSEUDO_COUNT, 0.0)
     shares: np.ndarray = smoothed / np.maximum(smoothed.sum(axis=1, keepdims=True), _PSEUDO_COUNT)
     return shares
-
-
-def _chunks(cell_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(cell_ids), _CHUNK_CELLS):
-        yield cell_ids[start : start + _CHUNK_CELLS]

@@ -12,6 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION, Continual
 from canal.config.tuning import Dimension, Strengths, Tuning
@@ -22,8 +28,6 @@ from canal.continual.trainer import learn_stage
 from canal.core.digests import json_digest
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from canal.continual.cells import LabelledCells
     from canal.model.annotator import Annotator
 
@@ -80,7 +84,7 @@ class Attempts:
         TrainingError
             If the loss stops being finite.
         """
-        price = self._price(changes)
+        price = self.tuning.size_price * changes["bank_size"] / self.capacity
 
         def tell(epoch: Epoch) -> None:
             found = score(epoch, self.teacher)
@@ -107,9 +111,6 @@ class Attempts:
     def _settings(self, changes: Changes) -> Continual:
         settings = self.own.model_copy(update=dict(changes))
         return settings.model_copy(update={"max_epochs": min(self.tuning.epochs, settings.max_epochs)})
-
-    def _price(self, changes: Changes) -> float:
-        return self.tuning.size_price * changes["bank_size"] / self.capacity
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,6 @@ class Space:
         switch of its own would spend half of the first trials on it, and hide from the sampler that 0 is
         the neighbour of a small lambda.
         """
-        from optuna.distributions import CategoricalDistribution, FloatDistribution
-
         lowest, high = self.strengths.low, self.strengths.high
         if self.strengths.with_zero:
             lowest *= (lowest / high) ** (_ZERO_SHARE / (1 - _ZERO_SHARE))
@@ -200,8 +199,6 @@ class Space:
         return found | own
 
     def _extra(self, name: Dimension) -> BaseDistribution:
-        from optuna.distributions import FloatDistribution, IntDistribution
-
         if name == "learning_rate":
             rate = self.own.learning_rate
             return FloatDistribution(rate / _RATE_FACTOR, rate * _RATE_FACTOR, log=True)

@@ -167,9 +167,8 @@ def _not_reproducible(study: Study, n_trials: int) -> list[str]:
 def _importances(study: Study) -> dict[str, float]:
     """Return how much of the value's variance each parameter explains (fANOVA); too few trials: nothing."""
     import optuna
-    from optuna.trial import TrialState
 
-    done = [one for one in study.kept() if one.state is TrialState.COMPLETE]
+    done = [one for one in study.kept() if one.state is optuna.trial.TrialState.COMPLETE]
     if len({one.value for one in done}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -271,12 +270,10 @@ def front(candidates: Sequence[Candidate]) -> list[int]:
     """
     found: list[int] = []
     kept = -1.0
-    for one in sorted(candidates, key=_from_accurate_to_faithful):
+    for one in sorted(
+        candidates, key=lambda one: (-one.score.accuracy, -one.score.retention, one.bank_size, one.number)
+    ):
         if one.score.retention > kept:
             found.append(one.number)
             kept = one.score.retention
     return found
-
-
-def _from_accurate_to_faithful(one: Candidate) -> tuple[Any, ...]:
-    return -one.score.accuracy, -one.score.retention, one.bank_size, one.number
