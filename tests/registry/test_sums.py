@@ -18,7 +18,8 @@ from canal.core.digests import tree_digests
 from canal.core.errors import SumsError
 from canal.core.files import read_json, write_json
 from canal.memory.answer import ExactAnnotator
-from canal.memory.levels import Basis, ExactClassifier
+from canal.memory.classifier import ExactClassifier
+from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
 from canal.registry.audit import audit

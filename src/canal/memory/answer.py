@@ -13,7 +13,8 @@ import numpy as np
 from canal.core.digests import json_digest
 from canal.core.errors import SumsError
 from canal.core.files import new_folder, read_json, write_json
-from canal.memory.levels import ExactClassifier, Linear, Whole, linear_scores, one_thread
+from canal.memory.classifier import ExactClassifier
+from canal.memory.levels import Linear, Whole, linear_scores, one_thread
 from canal.memory.prediction import Calibration, Prediction, SumsRule
 
 CONFIG = "answer.json"

@@ -18,7 +18,8 @@ import numpy as np
 from canal.core.digests import canonical_json
 from canal.core.errors import SumsError
 from canal.core.files import parse_json, read_json, write_json
-from canal.memory.levels import Basis, ExactClassifier, Linear, Whole, linear_scores, one_thread
+from canal.memory.classifier import ExactClassifier
+from canal.memory.levels import Basis, Linear, Whole, linear_scores, one_thread
 from canal.memory.sums import Sums
 
 SUMS = "sums"
