@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from canal.data.features import NotGenes
@@ -31,6 +30,8 @@ from canal.data.units import (
 from canal.quality.verdict import Profile, Subject, chance_index, profile_of, stability_index
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.config.sections import Values
 
 
@@ -114,8 +115,17 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     return Evidence(tables, layers, units, profile)
 
 
+def new_table(data: Any, **how: Any) -> pd.DataFrame:
+    """Return a table of pandas, which takes half a second to import: the gate itself is imported without."""
+    import pandas as pd
+
+    return pd.DataFrame(data, **how)
+
+
 def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix | None]:
     """Return one row a cell that the declaration keeps, and the values of some, evenly spread."""
+    import pandas as pd
+
     table, _ = describe_cells(file, subject.source_name, subject.source)
     rows = table["row"].to_numpy()
     names = np.array(file.obs_names(), dtype=object)[rows]
@@ -132,7 +142,7 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix |
         chosen = csr_matrix(chosen[:, is_gene]) if none.kinds else chosen
         blocks.append(measure_cells(chosen, subject.source.values))
         sample.append(chosen[picked[(picked >= first) & (picked < last)] - first])
-    cells = pd.DataFrame({"name": names, "cell_id": names})
+    cells = new_table({"name": names, "cell_id": names})
     measures = pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
     return cells.join(measures), csr_matrix(vstack(sample)) if sample else None
 
@@ -169,7 +179,7 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
     symbols = [name.strip() for name in names if name.strip()]
     if subject.source.duplicates == "sum":
         symbols = list(dict.fromkeys(symbols))
-    return pd.DataFrame(
+    return new_table(
         {"name": symbols, "symbol": symbols, "kind": kinds_of(symbols)}, columns=["name", "symbol", "kind"]
     )
 
@@ -178,7 +188,7 @@ def _features(none: NotGenes) -> pd.DataFrame:
     """Return one row a feature of the file: what it is called where it is no gene."""
     kinds = np.full(len(none.is_gene), None, dtype=object)
     kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
-    return pd.DataFrame({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
+    return new_table({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
 
 
 def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
@@ -189,7 +199,7 @@ def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
         tested |= dict.fromkeys(digests, stage)
     obs = prepared.obs
     label = obs["cell_type_original"].astype(object).mask(obs["cell_type_original"] == "", None)
-    return pd.DataFrame(
+    return new_table(
         {
             "name": list(obs.index),
             "label": label.to_numpy(dtype=object),
@@ -215,7 +225,7 @@ def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
         if "cell_type" in earlier.split
         for name in earlier.split["cell_type"].unique()
     }
-    return pd.DataFrame(
+    return new_table(
         {
             "name": names,
             "cells": counts,
@@ -241,7 +251,7 @@ def _panel_genes(
     now, before = profile.counts, np.zeros_like(profile.counts)
     for earlier in subject.earlier.values():
         before += earlier.profile.counts
-    return pd.DataFrame(
+    return new_table(
         {
             "name": list(subject.panel),
             "shared": [float(gene in known) for gene in subject.panel],
@@ -259,7 +269,7 @@ def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) ->
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()
     ratio, depth = min(ratios) if comparable else (np.nan, np.nan)
-    return pd.DataFrame([row | {"depth_before": depth, "depth_ratio": ratio}])
+    return new_table([row | {"depth_before": depth, "depth_ratio": ratio}])
 
 
 def _times(one: float, other: float) -> float:
@@ -296,7 +306,7 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
     negative = _count(rows, finite & (data < 0), values.shape[0])
     sound = (nonfinite == 0) & (negative == 0)
     fractional = _count(rows, finite & (data != np.rint(data)), values.shape[0])
-    frame = pd.DataFrame({"nonfinite": nonfinite, "negative": negative})
+    frame = new_table({"nonfinite": nonfinite, "negative": negative})
     if declared == "counts":
         return frame.assign(fractional=np.where(sound, fractional, np.nan))
     telling = sound & (_count(rows, data != 0, values.shape[0]) >= TELLING_GENES)

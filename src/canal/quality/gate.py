@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from canal.config.sections import Gate
 from canal.core.digests import file_digest, json_digest
@@ -19,11 +18,14 @@ from canal.core.errors import GateError
 from canal.core.files import read_json, regular_file, scratch_folder, write_json
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.quality.evidence import gather
+from canal.quality.evidence import gather, new_table
 from canal.quality.rule import Rule, Told, between
 from canal.quality.rules import rules_for
 from canal.quality.suite import run_suite
 from canal.quality.verdict import RuleResult, Subject, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """Of the check of labels."""
@@ -174,7 +176,7 @@ def compare(
         ``name`` (the label, with its cell type where that has another name), ``cells`` asked about, ``like``
         (the other known type that most of them are called, or ``""``), ``alike`` (how many) and ``share``.
     """
-    frame = pd.DataFrame({"label": list(labels), "type": list(types), "answer": list(answers)}, dtype=object)
+    frame = new_table({"label": list(labels), "type": list(types), "answer": list(answers)}, dtype=object)
     rows = []
     for (label, cell_type), own in frame.groupby(["label", "type"], sort=True):
         others = own["answer"][own["answer"].isin(list(known)) & (own["answer"] != cell_type)]
@@ -184,7 +186,7 @@ def compare(
         like, alike = counts[0] if counts else ("", 0)
         name = label if label == cell_type else f"{label} ({cell_type})"
         rows.append((name, len(own), like, alike, alike / len(own)))
-    table = pd.DataFrame(rows, columns=["name", "cells", "like", "alike", "share"])
+    table = new_table(rows, columns=["name", "cells", "like", "alike", "share"])
     return table.astype({"share": np.float64})
 
 
@@ -216,7 +218,7 @@ def contradictions(
         for cell, own, said, margin in zip(cell_ids, types, answers, margins, strict=True)
         if own in known
     ]
-    table = pd.DataFrame(rows, columns=["name", "label", "like", "margin"])
+    table = new_table(rows, columns=["name", "label", "like", "margin"])
     return table.astype({"margin": np.float64})
 
 

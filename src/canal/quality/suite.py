@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import pandas as pd
 
 from canal.core.errors import GateError
 from canal.core.files import new_folder
 from canal.quality.rule import Rule
 from canal.quality.verdict import RuleResult
 from canal.runtime.startup import quiet_libraries
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SEVERITY = {"error": "critical", "warning": "warning"}
 
@@ -70,6 +71,8 @@ def run_suite(
 
 def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the tables below each other; ``table`` says which one a row is of."""
+    import pandas as pd
+
     parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
     columns = dict.fromkeys(column for part in parts for column in part.columns)
     filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
