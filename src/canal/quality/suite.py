@@ -55,7 +55,7 @@ def run_suite(
     validation = context.validation_definitions.add(validation)
     frame = _one_frame(tables)
     with publishing(context, docs):
-        outcome = validation.run(
+        outcome: Any = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
         )
         by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}
