@@ -182,6 +182,9 @@ class LabelledCells:
         )
 
 
+# In files.
+
+
 @dataclass(frozen=True, eq=False)
 class StoredCells:
     """Cells as they stand in a file.

@@ -245,6 +245,9 @@ def _margin(probabilities: np.ndarray) -> float:
     return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))
 
 
+# Types that were held out.
+
+
 def held_out_types(
     annotator: ExactAnnotator | CombinedAnnotator,
     sums: StageSums,

@@ -251,6 +251,9 @@ def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Predi
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
+# Measures.
+
+
 def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Return the share of cells (at least one) whose predicted type is the true one."""
     return float(np.mean(np.array(truth, dtype=object) == np.array(predicted, dtype=object)))

@@ -247,6 +247,9 @@ def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+# Gradients.
+
+
 def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
     """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two groups.
 

@@ -174,6 +174,9 @@ def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None 
     return torch.cat(in_lanes(some, groups))
 
 
+# Where the learned types lie.
+
+
 def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
     """Return the rows of at most 200 cells of each type, evenly spread over those there are, ascending."""
     types = np.array(cell_types, dtype=object)

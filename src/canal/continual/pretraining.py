@@ -213,6 +213,9 @@ def _merit(record: Mapping[str, Any]) -> tuple[float, ...]:
     return (-record["held_out_loss"],)
 
 
+# Gene embeddings.
+
+
 def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
     """Return gene embeddings by truncated SVD, float32 ``(n_genes, dim)``: genes of like course lie together.
 

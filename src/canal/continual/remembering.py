@@ -224,6 +224,9 @@ def plain(sums: StageSums, labels: Sequence[str], genes: Sequence[str], memory: 
     return ExactAnnotator(solve(sums, settings), tuple(labels), tuple(genes))
 
 
+# How well a type is noticed that was left out.
+
+
 @dataclass(frozen=True, eq=False)
 class Noticed:
     """Cells asked of an annotator that never learned one type; one entry a cell.

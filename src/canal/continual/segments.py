@@ -214,6 +214,9 @@ def _checksum(row: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(row).data)
 
 
+# The folder of all segments.
+
+
 @dataclass(eq=False)
 class CacheSpace:
     """A cache folder as one training uses it; other processes may use the folder at the same time.

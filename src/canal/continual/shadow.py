@@ -223,6 +223,9 @@ def _of_types(part: Part, wanted: set[str]) -> Part:
     return scores[torch.from_numpy(rows)], types[rows]
 
 
+# What novelty is made of.
+
+
 def chosen_parts(
     labels: Sequence[str],
     known: Scored,

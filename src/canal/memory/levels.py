@@ -155,6 +155,9 @@ def levels(expression: np.ndarray) -> np.ndarray:
     return result
 
 
+# Linear scores of levels.
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """Linear scores as they were solved: weights @ levels + bias.
@@ -267,6 +270,9 @@ def log_normalised(scores: np.ndarray) -> np.ndarray:
     """Return scores less the log-sum-exp of their row: logarithms of probabilities."""
     result: np.ndarray = scores - log_sum_exp(scores)[:, None]
     return result
+
+
+# Files of arrays.
 
 
 def write_arrays(

@@ -189,6 +189,9 @@ def _least(cost: Callable[[float], float]) -> Any:
     return minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
 
 
+# When a cell is none of the known types.
+
+
 @dataclass(frozen=True)
 class PartsRule:
     """Parts of a novelty score, each in standard deviations above what known cells have, and a threshold.
@@ -277,6 +280,9 @@ def unsqueezed(score: np.ndarray) -> np.ndarray:
     inside = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
     result: np.ndarray = 4.0 * np.arctanh(2.0 * inside - 1.0)
     return result
+
+
+# How far a stated confidence may be believed.
 
 
 def calibration(

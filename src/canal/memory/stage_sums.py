@@ -132,6 +132,9 @@ def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[
     return found
 
 
+# The classifier that the sums make.
+
+
 @dataclass(frozen=True)
 class SolveSettings:
     """How sums become a classifier.

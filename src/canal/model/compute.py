@@ -92,6 +92,9 @@ def _product(dtype: torch.dtype, device: str) -> float:
     return min(times)
 
 
+# Lanes.
+
+
 def in_lanes(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function`` of every item, in order, computed in as many lanes as torch has threads.
 
@@ -157,6 +160,9 @@ def _keep_pages() -> None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         mallopt(_M_ARENA_MAX, 1)
+
+
+# FAVOR+ attention.
 
 
 class Projection(NamedTuple):

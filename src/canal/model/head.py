@@ -197,6 +197,9 @@ def _before_last(old: Tensor, new: Tensor, dim: int) -> Tensor:
     return torch.cat([old.narrow(dim, 0, last), new.to(old), old.narrow(dim, last, 1)], dim=dim)
 
 
+# When a cell is none of the known types: the score, and the threshold above which it is Unassigned.
+
+
 @dataclass(frozen=True)
 class Blend:
     """What the parts of a novelty score usually are: over known cells.

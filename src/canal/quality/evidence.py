@@ -370,6 +370,9 @@ def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
     return np.bincount(rows[which], minlength=n_cells)
 
 
+# Human gene symbols told from those of a mouse and from Ensembl ids by their spelling.
+
+
 def kind_of(symbol: str) -> str:
     """Return ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``) or ``ENSEMBL`` (``ENSG00…``).
 

@@ -141,6 +141,9 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
     return about
 
 
+# Whether labels agree with what the parent's model says.
+
+
 def cells_to_ask(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
     """Return the ids of at most `CELLS_ASKED` cells of each published label, drawn by their content.
 

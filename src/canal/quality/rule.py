@@ -91,6 +91,9 @@ def no_more_than(table: str, column: str, bound: str) -> Check:
     return Check(table, "ExpectColumnPairValuesAToBeGreaterThanB", arguments)
 
 
+# What a rule found: a sentence, and the names of some offenders.
+
+
 class Told(NamedTuple):
     """What was found, and at most a few offenders."""
 

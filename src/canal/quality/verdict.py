@@ -223,6 +223,9 @@ def _found(rule: RuleResult) -> str:
     return rule.found + examples
 
 
+# What is judged: a source, its prepared cells and the stages before, each in numbers.
+
+
 @dataclass(frozen=True)
 class EarlierStage:
     """What is left of a stage learned before, whether its source is still there or not.

@@ -113,6 +113,9 @@ class Attempts:
         return settings.model_copy(update={"max_epochs": min(self.tuning.epochs, settings.max_epochs)})
 
 
+# What is varied.
+
+
 @dataclass(frozen=True)
 class Space:
     """What is varied for one stage.
@@ -205,6 +208,9 @@ class Space:
         if name == "label_smoothing":
             return FloatDistribution(0.0, max(_MOST_SMOOTHING, self.own.label_smoothing))
         return IntDistribution(1, self.epochs)
+
+
+# How good an attempt is.
 
 
 @dataclass(frozen=True)
