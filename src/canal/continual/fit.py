@@ -134,7 +134,10 @@ class Fit:
         if self.best_epoch == record["epoch"]:
             self._best = self._values()
         if self._path is not None:
-            write_checkpoint(self._path, self.fingerprint, Checkpoint(self._tensors(), self.epochs))
+            tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
+            for name, parameter in self.parameters.items():
+                tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
+            write_checkpoint(self._path, self.fingerprint, Checkpoint(tensors, self.epochs))
         self.hooks.on_epoch(record)
 
     @property
@@ -167,12 +170,6 @@ class Fit:
 
     def _values(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
-        for name, parameter in self.parameters.items():
-            tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
-        return tensors
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:

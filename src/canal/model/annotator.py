@@ -269,11 +269,14 @@ class Annotator:
         network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
         read_weights(network, folder)
         network.eval().freeze_backbone()
+        temperature = document.get(TEMPERATURE, 1.0)
+        if not is_number(temperature) or temperature <= 0:
+            raise ModelError(f"{CONFIG}: {TEMPERATURE} must be a number above 0, found {temperature!r}")
         loaded = cls(
             network,
             labels,
             genes,
-            temperature=_temperature(document),
+            temperature=float(temperature),
             ontology=read_ontology(folder, labels),
         )
         if rule is None:
@@ -309,13 +312,6 @@ class Annotator:
     def _answer(self, expression: np.ndarray) -> Answer:
         answer = self.network.head.from_scores(self._scores(expression))
         return Answer(*(part.cpu() for part in answer))
-
-
-def _temperature(config: Mapping[str, Any]) -> float:
-    found = config.get(TEMPERATURE, 1.0)
-    if not is_number(found) or found <= 0:
-        raise ModelError(f"{CONFIG}: {TEMPERATURE} must be a number above 0, found {found!r}")
-    return float(found)
 
 
 def _check_names(names: Sequence[str], what: str) -> None:

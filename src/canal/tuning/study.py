@@ -149,7 +149,9 @@ class Study:
         """Return the next trial, or None if there are enough; one process asks at a time."""
         with FileLock(self._claims / "ask.lock"):
             self._give_up_lost()
-            self._queue_published()
+            trials = self.optuna.get_trials(deepcopy=False)
+            if not any(one.user_attrs.get(PUBLISHED) for one in trials):
+                self._queue(self.plan.space.published(), {PUBLISHED: True})
             begun = len(self.kept()) + len(self._running())
             if begun >= self.plan.tuning.n_trials:
                 return None
@@ -206,11 +208,6 @@ class Study:
 
     def _waiting(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-
-    def _queue_published(self) -> None:
-        trials = self.optuna.get_trials(deepcopy=False)
-        if not any(one.user_attrs.get(PUBLISHED) for one in trials):
-            self._queue(self.plan.space.published(), {PUBLISHED: True})
 
     def _queue(self, params: dict[str, Any], marks: dict[str, Any]) -> None:
         self.optuna.enqueue_trial(params, user_attrs={QUEUED: params} | marks)
