@@ -22,8 +22,7 @@ from rich.table import Table
 
 from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
-from canal.continual.evaluation import calibration
-from canal.continual.temperature import fit_temperature
+from canal.memory.prediction import calibration, fit_temperature
 from canal.model.annotator import Annotator
 
 POOLED = "all stages"

@@ -30,11 +30,11 @@ from rich.table import Table
 from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
 from canal.app.tasks import features_kept
-from canal.continual.evaluation import calibration
-from canal.continual.holdouts import held_out_types
+from canal.continual.combining import held_out_types
 from canal.continual.shadow import shadow_heads
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import StageSums
+from canal.memory.prediction import calibration
+from canal.memory.stage_sums import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import CombinedAnnotator, FastAnnotator
 from canal.model.load import CellAnnotator, method_of

@@ -30,12 +30,11 @@ from rich.table import Table
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.task import Lesson
+from canal.continual.stage import Lesson
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
-from canal.model.backbone import Backbone
-from canal.model.config import PRESETS
-from canal.model.performer import new_performer
+from canal.model.backbone import Backbone, new_performer
+from canal.model.storage import PRESETS
 
 OLD, NEW = ("B", "CD4 T", "CD8 T", "NK"), ("CD14 Mono", "DC")
 EPOCHS_OF_A_STAGE = 20

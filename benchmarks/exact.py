@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from canal.continual import measures
+from canal.continual import evaluation as measures
 from canal.core.digests import json_digest
 from canal.core.files import read_json, write_json
 

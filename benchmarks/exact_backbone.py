@@ -31,7 +31,7 @@ from rich.table import Table
 from canal.app.project import CellSet, Project
 from canal.continual.cells import LabelledCells
 from canal.data.expression import tokenize
-from canal.memory.basis import HIGHEST, Basis
+from canal.memory.levels import HIGHEST, Basis
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone
 

@@ -8,9 +8,8 @@ import numpy as np
 from exact_learners import Answer, Learner, said
 from exact_streams import Drawn, of_types
 
-from canal.continual import measures
-from canal.continual.evaluation import expected_calibration_error
-from canal.continual.temperature import fit_calibration
+from canal.continual import evaluation as measures
+from canal.memory.prediction import expected_calibration_error, fit_calibration
 
 LEAST_KNOWN = 5
 """Test cells of known types that a study must have to be left out."""

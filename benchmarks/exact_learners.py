@@ -13,12 +13,12 @@ from scipy.linalg import cho_factor, cho_solve
 import canal.memory
 from canal.config.params import Config
 from canal.continual.cells import LabelledCells
-from canal.continual.measures import accuracy
+from canal.continual.evaluation import accuracy
 from canal.continual.remembering import plain
 from canal.core.digests import file_digest, json_digest
 from canal.memory.answer import ExactAnnotator
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Adder, Sums, total
 
 CHUNK_CELLS = 2000

@@ -11,10 +11,10 @@ from exact_learners import solved
 from exact_streams import Drawn, Stream, shuffled
 from rich.table import Table
 
-from canal.continual import measures
+from canal.continual import evaluation as measures
 from canal.core.digests import json_digest
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Adder, total
 
 Found = list[dict[str, Any]]

@@ -35,8 +35,8 @@ from canal.continual.remembering import Known, plain, solved
 from canal.core.digests import canonical_json
 from canal.data.prepared import PreparedCells
 from canal.io.writer import H5adWriter
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Adder, Sums
 
 MOST_SECONDS, MOST_GIB = 60.0, 2.0

@@ -7,7 +7,7 @@ Each study is left out in turn; the others' sums are solved, their rule is set o
 does, and the study's test cells are asked: of types that the others know (*known*), and of those they do not
 (*unknown*). Then the sums of all studies are asked about their test cells with a share of the genes gone, and
 with counts thinned to a share (of 2,500 counts a cell, which the files no longer tell). Last, each type of
-``novelty.holdouts`` is left out of all studies: H-score and AUROC as `canal.continual.holdouts` has them.
+``novelty.holdouts`` is left out of all studies: H-score and AUROC as `canal.continual.combining` has them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from canal.continual.cells import LabelledCells
-from canal.continual.holdouts import held_out_types
+from canal.continual.combining import held_out_types
 from canal.continual.remembering import Known, solved
 from canal.continual.shadow import ShadowCells
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import StageSums
+from canal.memory.stage_sums import StageSums
 
 GONE, KEPT = (0.0, 0.1, 0.25, 0.5), (1.0, 0.5, 0.25)
 _COUNTS = 2500

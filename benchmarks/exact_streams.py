@@ -18,8 +18,8 @@ from scipy.sparse import csr_matrix
 
 from canal.config.params import Config
 from canal.config.yaml_file import parse_config
+from canal.continual.bank import choose_probe
 from canal.continual.cells import LabelledCells
-from canal.continual.probe import choose_probe
 from canal.core.digests import json_digest
 from canal.data.expression import align
 from canal.data.panel import choose_panel
@@ -27,7 +27,7 @@ from canal.data.prepare import CELLS, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.sources import fetch
 from canal.data.split import split_stage
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 
 EMBEDDED = "embedded"
 STREAMS = ("first", EMBEDDED, "immune", "pancreas")

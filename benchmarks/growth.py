@@ -23,10 +23,10 @@ import stream
 from ruamel.yaml import YAML
 
 from canal.app.project import Project
-from canal.continual import measures
+from canal.continual import evaluation as measures
 from canal.core.files import read_json
 from canal.model.annotator import Annotator
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 
 
 def main() -> None:

@@ -30,14 +30,20 @@ from scipy.stats import rankdata
 from canal.app.learning import examination, shadow_cells
 from canal.app.project import Project
 from canal.config.sections import Novelty
-from canal.continual.measures import harmonic_mean
-from canal.continual.novelty_choice import mix, mixture_threshold, quantile_threshold, raw_energy, rule_of
-from canal.continual.shadow import GeneScores, Shadow, learn_without, obstacle
-from canal.continual.stage import Noticed, best_parts, left_out
-from canal.continual.type_places import chosen_cells, fit_distance
+from canal.continual.evaluation import harmonic_mean
+from canal.continual.novelty_choice import (
+    chosen_cells,
+    fit_distance,
+    mix,
+    mixture_threshold,
+    quantile_threshold,
+    raw_energy,
+    rule_of,
+)
+from canal.continual.shadow import GeneScores, HScores, Shadow, best_parts, learn_without, left_out, obstacle
 from canal.model.annotator import Annotator
-from canal.model.lanes import in_lanes
-from canal.model.novelty import NoveltyRule
+from canal.model.compute import in_lanes
+from canal.model.head import NoveltyRule
 from canal.model.places import PARTS, TypePlaces
 
 PUBLISHED = "published, query-scaled"
@@ -212,7 +218,7 @@ class Case:
 
 
 def case(
-    name: str, stage: str, scores: GeneScores, settings: Novelty, seed: int, noticed: Mapping[str, Noticed]
+    name: str, stage: str, scores: GeneScores, settings: Novelty, seed: int, noticed: Mapping[str, HScores]
 ) -> Case:
     """Learn a head without type ``name`` and ask every method.
 

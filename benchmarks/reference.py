@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from canal.data.expression import tokenize
 from canal.model.annotator import Annotator
-from canal.model.config import BackboneConfig
+from canal.model.storage import BackboneConfig
 
 EPSILON = 1e-4
 

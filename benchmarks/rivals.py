@@ -19,7 +19,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from canal.app.project import CellSet, Project
-from canal.continual import measures
+from canal.continual import evaluation as measures
 from canal.model.annotator import Annotator
 
 PACKAGES = {

@@ -7,7 +7,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.messages import tell
 from canal.data.panel import adopted_panel, choose_panel, write_panel
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 from canal.registry.versions.history import require_available, restore_file
 
 

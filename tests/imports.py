@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from canal.app.project import Project
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 from canal.registry.manifest.version_folder import key_digest, write_key
 from canal.registry.versions.publish import import_facts
 from tests.make import gene_names, make_document

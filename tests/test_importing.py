@@ -21,8 +21,7 @@ from canal.core.errors import ConfigError, DataError, ModelError, RegistryError
 from canal.core.files import new_folder, read_json
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.split import split_stage, write_split
-from canal.quality.profile import Profile
-from canal.quality.verdict import Verdict
+from canal.quality.verdict import Profile, Verdict
 from canal.registry.manifest.stage_request import request_digest, stage_request
 from canal.registry.manifest.version_folder import write_key
 from canal.registry.store.store import Store

@@ -100,7 +100,7 @@ def judged(annotator: Any, job: dict[str, Any]) -> int:
     from canal.core.digests import file_digest
     from canal.data.prepare import PrepareSettings
     from canal.quality.gate import judge_file
-    from canal.quality.subject import Subject
+    from canal.quality.verdict import Subject
 
     path = Path(job["path"])
     source = Source(path=str(path), sha256=file_digest(path), **job["declared"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from tests.make import gene_names, make_adata
 from tests.model.make import make_annotator, make_expression
 

@@ -7,7 +7,7 @@ from canal.annotation.annotate import annotate_h5ad, label_h5ad
 from canal.annotation.options import Options
 from canal.annotation.summary import label_changes
 from canal.core.errors import DataError
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from tests.make import gene_names, make_adata, write_adata
 
 

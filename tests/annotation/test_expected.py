@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from canal.annotation.summary import Likeness, told_shift
-from canal.memory.answer import ExactAnnotator, Prediction
-from canal.memory.novelty_rule import SumsRule
+from canal.memory.answer import ExactAnnotator
+from canal.memory.prediction import Prediction, SumsRule
 from tests.memory.make import make_exact, make_sums
 
 RULE = SumsRule({"angle": (0.5, 0.1)}, 0.7)

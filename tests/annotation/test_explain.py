@@ -11,7 +11,7 @@ from canal.annotation.labelled import open_labelled
 from canal.annotation.markers import Asked, explain, write_explanations
 from canal.core.errors import DataError
 from canal.model.attribution import attributions
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from tests.make import gene_names, make_adata, write_adata
 from tests.model.make import DEEP, make_annotator, make_expression
 

@@ -10,8 +10,7 @@ import torch
 from rich.console import Console
 
 from canal.config.sections import Novelty
-from canal.continual.shadow import GeneScores
-from canal.continual.stage import CHOICES
+from canal.continual.shadow import CHOICES, GeneScores
 from canal.model.places import PARTS
 
 pytestmark = pytest.mark.xdist_group("novelty")  # what its tests share is made once

@@ -8,7 +8,7 @@ import torch
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import generator
 from canal.continual.trainer import learn_stage
-from canal.model.config import PRESETS
+from canal.model.storage import PRESETS
 from tests.continual.lessons import SETTINGS, second_lesson
 from tests.model.make import DEEP, make_annotator, make_expression
 

@@ -11,7 +11,7 @@ from serving import load
 
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.options import Options
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from tests.make import gene_names, make_adata
 from tests.model.make import make_annotator, make_expression
 

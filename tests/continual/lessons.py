@@ -10,7 +10,7 @@ import numpy as np
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.task import Learned, Lesson
+from canal.continual.stage import Learned, Lesson
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from tests.make import gene_names, make_adata

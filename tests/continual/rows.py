@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from canal.continual.cache_space import CacheSpace
-from canal.continual.cached_rows import CachedRows
-from canal.continual.segments import RowKind
+from canal.continual.feature_cache import CachedRows
+from canal.continual.segments import CacheSpace, RowKind
 
 KIND = RowKind((10, 30))
 KEY = "key"

@@ -180,7 +180,7 @@ def test_a_file_gives_back_the_bank(tmp_path_factory, given_cells):
 
 
 def test_a_probe_file_is_no_bank(tmp_path):
-    from canal.continual.probe import Probe
+    from canal.continual.bank import Probe
 
     Probe(LabelledCells.empty(3)).save(tmp_path / "probe.h5ad", GENES)
     with pytest.raises(ModelError, match="rank"):

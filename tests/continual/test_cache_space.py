@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from canal.continual.cache_space import GIGABYTE, RESERVE, CacheSpace
-from canal.continual.segments import indexes, write_segment
+from canal.continual.segments import GIGABYTE, RESERVE, CacheSpace, indexes, write_segment
 from canal.core.errors import TrainingError
 from tests.continual.rows import KEY, KIND, names, value
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.continual.cache_space import CacheSpace
-from canal.continual.cached_rows import CachedRows
-from canal.continual.segments import RowKind, indexes
+from canal.continual.feature_cache import CachedRows
+from canal.continual.segments import CacheSpace, RowKind, indexes
 from canal.core.errors import TrainingError
 from tests.continual.rows import KEY, KIND, Computer, names, space_of, value, values
 
@@ -191,7 +190,7 @@ def test_bfloat16_is_rounded_kept_or_not(tmp_path):
 
 def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     computer = Computer()
-    monkeypatch.setattr("canal.continual.cache_space.RESERVE", 1 << 62)
+    monkeypatch.setattr("canal.continual.segments.RESERVE", 1 << 62)
     with pytest.raises(TrainingError, match=r"the features of 3 cells need .* GB in"):
         computer.rows(names(1, 2, 3), space_of(tmp_path))
     assert computer.computed == []
@@ -200,7 +199,7 @@ def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatc
 
 def test_nothing_is_refused_where_nothing_has_to_be_written(tmp_path, monkeypatch):
     Computer().rows(names(1, 2), space_of(tmp_path))
-    monkeypatch.setattr("canal.continual.cache_space.RESERVE", 1 << 62)
+    monkeypatch.setattr("canal.continual.segments.RESERVE", 1 << 62)
     assert Computer().rows(names(2, 1), space_of(tmp_path)).kept == 2
     assert Computer().rows(names(7), space_of(tmp_path, 0)).kept == 0
 
@@ -210,7 +209,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_training(tmp_path, monkeypatch,
     def write(*_):
         raise OSError(code, "simulated")
 
-    monkeypatch.setattr("canal.continual.cached_rows.write_segment", write)
+    monkeypatch.setattr("canal.continual.feature_cache.write_segment", write)
     with pytest.raises(expected, match="need .* GB in|simulated"):
         Computer().rows(names(1, 2, 3), space_of(tmp_path))
 

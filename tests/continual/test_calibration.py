@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.continual.evaluation import bin_of, calibration, expected_calibration_error
+from canal.memory.prediction import bin_of, calibration, expected_calibration_error
 
 
 def random(seed=0):

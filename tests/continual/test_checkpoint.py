@@ -1,13 +1,7 @@
 import pytest
 import torch
 
-from canal.continual.fit import (
-    Checkpoint,
-    read_checkpoint,
-    with_prefix,
-    without_prefix,
-    write_checkpoint,
-)
+from canal.continual.fit import Checkpoint, read_checkpoint, with_prefix, without_prefix, write_checkpoint
 
 TENSORS = {"now/a": torch.tensor([1.0, 2.0]), "adam/a/step": torch.tensor(3.0)}
 EPOCHS = [{"epoch": 1, "loss": 0.1 + 0.2, "probe_accuracy": {"first": 0.5}}]

@@ -4,7 +4,7 @@ import pytest
 from canal.config.sections import Novelty
 from canal.continual.combining import FAST_SHARE, WEIGHTS, _margin, chosen_weight, combine, rule_of
 from canal.continual.remembering import Known
-from canal.memory.answer import Calibration
+from canal.memory.prediction import Calibration
 from canal.model.combined import NETWORK_PART, Combination, FastAnnotator, network_parts
 from tests.continual.make import make_cells as labelled
 from tests.memory.make import make_cells, make_sums

@@ -9,7 +9,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.evaluation import COLUMNS, Examination, evaluate, write_evaluation
 from canal.core.digests import tree_digests
 from canal.core.errors import TrainingError
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from tests.continual.make import make_cells
 from tests.model.make import make_annotator, make_expression
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from canal.continual import feature_cache
-from canal.continual.cache_space import CacheSpace
-from canal.continual.feature_cache import PrefixFeatures, each_alone, prefix_digest, representations
-from canal.continual.segments import RowKind
+from canal.continual.feature_cache import PrefixFeatures, prefix_digest, representations
+from canal.continual.segments import CacheSpace, RowKind
+from canal.model.compute import each_alone
 from tests.model.make import DEEP, make_annotator, make_expression
 
 ANNOTATOR = make_annotator(config=DEEP)

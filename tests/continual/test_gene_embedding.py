@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from canal.continual.gene_embedding import embed_genes, place_genes, read_gene_embedding
+from canal.continual.pretraining import embed_genes, place_genes, read_gene_embedding
 from canal.core.errors import DataError
 from tests.model.make import make_expression
 

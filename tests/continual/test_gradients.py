@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from canal.continual.gradients import groups_of, sum_gradients
-from canal.model.config import PRESETS
-from canal.model.performer import empty_performer
+from canal.continual.fit import groups_of, sum_gradients
+from canal.model.backbone import empty_performer
+from canal.model.storage import PRESETS
 from tests.model.make import make_backbone, seeded
 
 PERFORMER = make_backbone().network

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.config.sections import Novelty
-from canal.continual.noticed import LEAST_CELLS
-from canal.continual.shadow import GeneScores
-from canal.continual.stage import CHOICES, best_parts, chosen_parts, left_out
+from canal.continual.remembering import LEAST_CELLS
+from canal.continual.shadow import CHOICES, GeneScores, best_parts, chosen_parts, left_out
 from canal.model.places import PARTS
 
 SETTINGS = Novelty(mixtures=50, shadow_epochs=40)

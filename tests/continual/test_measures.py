@@ -1,6 +1,6 @@
 import pytest
 
-from canal.continual import measures
+from canal.continual import evaluation as measures
 
 TRUTH = ["A", "A", "A", "A", "B", "B"]
 SAID = ["A", "A", "A", "B", "B", "C"]

@@ -11,7 +11,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.novelty_choice import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
 from canal.core.errors import TrainingError
 from canal.model.annotator import Annotator
-from canal.model.novelty import NoveltyRule
+from canal.model.head import NoveltyRule
 from canal.model.places import Apart
 from canal.model.storage import weights_digest
 from tests.continual.make import make_cells

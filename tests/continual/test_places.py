@@ -4,7 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.continual.type_places import MOST_CELLS_A_TYPE, chosen_cells, fit_angle, fit_distance, fit_places
+from canal.continual.novelty_choice import (
+    MOST_CELLS_A_TYPE,
+    chosen_cells,
+    fit_angle,
+    fit_distance,
+    fit_places,
+)
 
 TYPES = ["A"] * 300 + ["B"] * 300
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canal.config.sections import Exclusion
-from canal.continual.probe import Probe, choose_probe, extend
+from canal.continual.bank import Probe, choose_probe, extend
 from canal.core.errors import TrainingError
 from tests.continual.make import make_cells
 

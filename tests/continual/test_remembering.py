@@ -14,9 +14,7 @@ from canal.continual.remembering import (
     strays_of_studies,
     without_type,
 )
-from canal.continual.temperature import FLOORS, fit_calibration, fit_temperature
-from canal.memory.answer import Calibration
-from canal.memory.novelty_rule import PARTS
+from canal.memory.prediction import FLOORS, PARTS, Calibration, fit_calibration, fit_temperature
 from tests.continual.make import make_cells as labelled
 from tests.memory.make import STAGES, make_cells, make_sums
 

@@ -3,11 +3,10 @@ import pytest
 
 from canal.config.sections import Cache
 from canal.continual.fit import Hooks
-from canal.continual.stage import Past, finish
-from canal.continual.task import Learned
+from canal.continual.stage import Learned, Past, finish
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
-from canal.model.performer import Performer
+from canal.model.backbone import Performer
 from tests.continual.lessons import SETTINGS, first_learned, first_lesson, second_lesson
 from tests.make import make_config, make_document
 from tests.model.make import seeded

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
-from canal.continual.stored_cells import StoredCells, load_cells, save_cells
+from canal.continual.cells import StoredCells, load_cells, save_cells
 from canal.core.digests import file_digest
 from canal.core.errors import ModelError
 from tests.continual.make import make_cells

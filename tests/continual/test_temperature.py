@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.continual.temperature import HIGHEST, LOWEST, fit_temperature
+from canal.memory.prediction import HIGHEST, LOWEST, fit_temperature
 
 
 def sampled(n, scale, seed=0):

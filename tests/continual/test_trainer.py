@@ -10,7 +10,7 @@ from canal.config.sections import Cache
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import CHECKPOINT, Hooks
 from canal.continual.trainer import learn_stage, learning_rate
-from canal.model.performer import Performer
+from canal.model.backbone import Performer
 from canal.model.storage import weights_digest
 from tests.continual.lessons import (
     SETTINGS,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from canal.model.annotator import Annotator
-    from canal.quality.subject import Subject
+    from canal.quality.verdict import Subject
 
 SECONDS, WAIT, MEMORY, LONGEST = 20, 120, 1 << 30, 2000
 """Bounds: of processor time, of waiting, of memory beyond what a process has, of a message's characters."""
@@ -317,7 +317,7 @@ def _run(annotator: Annotator, command: Command) -> int:
 
 
 def _candidate(project: Any, stage: str) -> Subject:
-    from canal.quality.subject import Subject
+    from canal.quality.verdict import Subject
 
     name = project.config.stages[stage].source
     raw = project.layout.root / (project.config.sources[name].path or "")
@@ -400,7 +400,7 @@ def _as_anndata_reads(annotator: Annotator, command: Command) -> pd.DataFrame | 
 
 
 def _calling_some_novel(annotator: Annotator) -> Annotator:
-    from canal.model.novelty import NoveltyRule
+    from canal.model.head import NoveltyRule
     from tests.model.make import make_expression
 
     rule = NoveltyRule(0.8, -3.0, 0.0, 0.5)

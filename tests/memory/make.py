@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from canal.memory.answer import Calibration, ExactAnnotator
-from canal.memory.basis import Basis
-from canal.memory.novelty_rule import SumsRule
-from canal.memory.solve import SolveSettings, solve
-from canal.memory.stages import StageSums
+from canal.memory.answer import ExactAnnotator
+from canal.memory.levels import Basis
+from canal.memory.prediction import Calibration, SumsRule
+from canal.memory.stage_sums import SolveSettings, StageSums, solve
 from canal.memory.sums import add_up
 
 STAGES = {"first": ("B", "NK", "T"), "second": ("B", "Mono", "T")}

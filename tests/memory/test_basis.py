@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 
 from canal.core.errors import DataError, SumsError
 from canal.data.expression import to_expression
-from canal.memory.basis import HIGHEST, STEPS, Basis, levels
+from canal.memory.levels import HIGHEST, STEPS, Basis, levels
 from tests.memory.make import genes, make_basis
 
 QUARTERS = np.arange(4 * 15, dtype=np.float32) / np.float32(4)

@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canal.core.errors import SumsError
-from canal.memory.basis import HIGHEST
-from canal.memory.classifier import Linear, Whole, linear_scores
-from canal.memory.solve import SolveSettings, solve
-from canal.memory.stages import StageSums
+from canal.memory.levels import HIGHEST, Linear, Whole, linear_scores
+from canal.memory.stage_sums import SolveSettings, StageSums, solve
 from canal.memory.sums import Sums, add_up
 from tests.memory.make import STAGES, make_basis, make_cells, make_exact, make_sums, same
 from tests.warm import REPOSITORY

@@ -7,8 +7,8 @@ import pytest
 
 from canal.core.errors import CanalError, SumsError
 from canal.memory.answer import ExactAnnotator
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
 from tests.memory.make import make_cells, make_exact, make_sums, same
 

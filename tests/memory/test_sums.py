@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from canal.core.errors import SumsError
 from canal.memory import sums as sums_module
-from canal.memory.basis import HIGHEST
+from canal.memory.levels import HIGHEST
 from canal.memory.sums import Adder, Sums, add_up, exact_products, total
 from tests.memory.make import make_basis, make_cells
 from tests.warm import REPOSITORY

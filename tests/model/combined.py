@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from canal.memory.answer import Calibration
+from canal.memory.prediction import Calibration
 from canal.model.combined import Combination, CombinedAnnotator, CombinedRule
 from tests.memory.make import genes, make_exact, make_sums
 from tests.model.make import make_annotator

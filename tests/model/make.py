@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from canal.model.annotator import Annotator
-from canal.model.backbone import Backbone
-from canal.model.config import PRESETS, BackboneConfig
-from canal.model.performer import new_performer
+from canal.model.backbone import Backbone, new_performer
+from canal.model.storage import PRESETS, BackboneConfig
 from tests.make import gene_names
 
 TINY = PRESETS["tiny"].backbone

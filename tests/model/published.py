@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from canal.model.config import BackboneConfig
+from canal.model.storage import BackboneConfig
 from tests.model.make import seeded
 
 ODD = BackboneConfig(dim=12, depth=3, heads=3, head_dim=8, n_features=11, ff_mult=2)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from canal.core.digests import tree_digests
 from canal.core.errors import ModelError
 from canal.model.annotator import Annotator
-from canal.model.config import PRESETS
-from canal.model.novelty import Blend, NoveltyRule
-from canal.model.performer import empty_performer
+from canal.model.backbone import empty_performer
+from canal.model.head import Blend, NoveltyRule
 from canal.model.places import TypeAngle, TypeDistance, TypePlaces
+from canal.model.storage import PRESETS
 from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
 
 ANNOTATOR = make_annotator(config=DEEP)

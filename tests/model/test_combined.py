@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from canal.continual.type_places import fit_network_places
+from canal.continual.novelty_choice import fit_network_places
 from canal.core.errors import CanalError, ModelError, SumsError
-from canal.memory.answer import Calibration, ExactAnnotator
+from canal.memory.answer import ExactAnnotator
+from canal.memory.prediction import Calibration
 from canal.model import COMBINATION
 from canal.model.annotator import Annotator
 from canal.model.combined import (

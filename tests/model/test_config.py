@@ -3,7 +3,7 @@ import math
 import pytest
 
 from canal.core.errors import ModelError
-from canal.model.config import PRESETS, BackboneConfig, require_preset
+from canal.model.storage import PRESETS, BackboneConfig, require_preset
 
 
 def test_scbert_has_the_published_shape():

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canal.model import favor
-from canal.model.favor import KERNEL_EPSILON, favor_attention, heads_at_a_time, scaled_projection
-from canal.model.performer import orthogonal_projection
+from canal.model import compute as favor
+from canal.model.backbone import orthogonal_projection
+from canal.model.compute import KERNEL_EPSILON, favor_attention, heads_at_a_time, scaled_projection
 from tests.model.make import seeded
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from canal.model.performer import orthogonal_projection
+from canal.model.backbone import orthogonal_projection
 from tests.model.make import seeded
 
 

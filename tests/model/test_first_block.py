@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from canal.model import favor
-from canal.model.performer import FirstBlock, first_block
+from canal.model import compute as favor
+from canal.model.backbone import FirstBlock, first_block
 from tests.model.make import DEEP, make_backbone, seeded
 
 

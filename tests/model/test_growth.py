@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canal.core.errors import ModelError
-from canal.model.annotator import Annotator
-from canal.model.growth import gene_vectors, with_genes
-from canal.model.novelty import NoveltyRule
+from canal.model.annotator import Annotator, gene_vectors, with_genes
+from canal.model.head import NoveltyRule
 from tests.model.make import DEEP, TINY, make_annotator, make_expression
 
 DIM = TINY.dim

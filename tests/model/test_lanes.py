@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from canal.model.lanes import in_lanes
+from canal.model.compute import in_lanes
 
 
 @pytest.fixture

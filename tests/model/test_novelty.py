@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import ModelError
-from canal.model.novelty import Blend, NoveltyRule
+from canal.model.head import Blend, NoveltyRule
 from canal.model.places import Apart
 
 RULE = NoveltyRule(temperature=0.8, energy_low=-4.0, energy_high=0.0, threshold=0.5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from canal.model.performer import empty_performer, new_performer
+from canal.model.backbone import empty_performer, new_performer
 from tests.model.make import DEEP, TINY, make_backbone, seeded
 
 

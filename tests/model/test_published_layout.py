@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from canal.core.errors import ModelError
-from canal.model.performer import empty_performer
+from canal.model.backbone import empty_performer
 from canal.model.published import translate
 from tests.model.make import TINY, seeded
 from tests.model.published import ODD, published_forward, published_state

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 import canal.app.pipeline
 from canal.core.files import read_json, write_json
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import total
 from canal.registry.manifest.stage_request import changes, stage_request
 from tests.make import gene_names, groups

@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.quality.subject import EarlierStage
+from canal.quality.verdict import EarlierStage
 from tests.make import make_adata
 from tests.quality.lessons import NO_SPLIT, TYPES, Lesson
 

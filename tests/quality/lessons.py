@@ -14,8 +14,7 @@ from scipy.sparse import csr_matrix
 from canal.config.sections import Gate, Source
 from canal.data.prepare import PrepareSettings
 from canal.quality.gate import judge_file
-from canal.quality.subject import EarlierStage, Subject
-from canal.quality.verdict import Verdict
+from canal.quality.verdict import EarlierStage, Subject, Verdict
 from tests.make import gene_names, make_adata, source_of, write_adata
 
 TYPES = {"B": 30, "NK": 30, "Treg": 30}

@@ -10,12 +10,12 @@ from canal.app.declaring import ask_sums
 from canal.config.sections import Gate
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.memory.answer import Calibration, ExactAnnotator
-from canal.memory.basis import Basis
-from canal.memory.solve import SolveSettings, solve
-from canal.memory.stages import StageSums
+from canal.memory.answer import ExactAnnotator
+from canal.memory.levels import Basis
+from canal.memory.prediction import Calibration
+from canal.memory.stage_sums import SolveSettings, StageSums, solve
 from canal.memory.sums import add_up
-from canal.quality.labels import (
+from canal.quality.gate import (
     check_contradictions,
     contradiction_rule,
     contradictions,

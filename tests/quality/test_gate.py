@@ -14,7 +14,7 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.errors import DataError, GateError
 from canal.data.prepare import prepare, prepare_absent
 from canal.quality.gate import judge, judge_file
-from canal.quality.subject import EarlierStage
+from canal.quality.verdict import EarlierStage
 from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson, relabelled
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules

@@ -8,7 +8,7 @@ from canal.config.sections import Gate
 from canal.core.errors import GateError
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.quality.labels import (
+from canal.quality.gate import (
     CELLS_ASKED,
     cells_to_ask,
     check_labels,

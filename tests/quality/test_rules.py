@@ -9,7 +9,7 @@ import pytest
 
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
-from canal.quality.subject import EarlierStage
+from canal.quality.verdict import EarlierStage
 from tests.make import gene_names, make_adata
 from tests.quality.lessons import (
     NO_SPLIT,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.quality.symbols import ENSEMBL, HUMAN, MOUSE, kind_of
+from canal.quality.evidence import ENSEMBL, HUMAN, MOUSE, kind_of
 
 
 @pytest.mark.parametrize(

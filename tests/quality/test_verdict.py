@@ -5,8 +5,7 @@ import json
 import pytest
 
 from canal.core.errors import GateError
-from canal.quality.profile import Profile
-from canal.quality.verdict import RuleResult, Verdict, parse_verdict, read_verdict, require_passing
+from canal.quality.verdict import Profile, RuleResult, Verdict, parse_verdict, read_verdict, require_passing
 
 SHA = "5" * 64
 

@@ -11,12 +11,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from canal.continual.cells import LabelledCells
-from canal.continual.stored_cells import StoredCells, save_cells
+from canal.continual.cells import LabelledCells, StoredCells, save_cells
 from canal.core.digests import file_digest, json_digest
 from canal.core.files import write_json
-from canal.quality.profile import Profile
-from canal.quality.verdict import RuleResult, Verdict
+from canal.quality.verdict import Profile, RuleResult, Verdict
 from canal.registry.manifest.version_folder import key_digest, read_key, write_key, write_record
 from canal.registry.provenance.registered import RegisteredVersion
 

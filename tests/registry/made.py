@@ -22,8 +22,7 @@ import pandas as pd
 
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
-from canal.continual.cells import LabelledCells
-from canal.continual.stored_cells import StoredCells, save_cells
+from canal.continual.cells import LabelledCells, StoredCells, save_cells
 from canal.core.digests import file_digest, json_digest
 from canal.core.files import write_json
 from canal.data.split import COLUMNS

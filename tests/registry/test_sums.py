@@ -18,9 +18,9 @@ from canal.core.digests import tree_digests
 from canal.core.errors import SumsError
 from canal.core.files import read_json, write_json
 from canal.memory.answer import ExactAnnotator
-from canal.memory.basis import Basis
 from canal.memory.classifier import ExactClassifier
-from canal.memory.stages import StageSums
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
 from canal.registry.audit.full_audit import audit
 from canal.registry.audit.kept_cells import check_sums

@@ -12,8 +12,7 @@ from typing import Any
 from canal.config.params import Tuning
 from canal.config.sections import Continual
 from canal.core.errors import TrainingError
-from canal.tuning.objective import Attempt, Report, Score
-from canal.tuning.space import Changes, Space
+from canal.tuning.attempts import Attempt, Changes, Report, Score, Space
 from canal.tuning.study import Plan, Study, Watch
 
 QUIET = Watch(lambda settings, epoch: None, lambda: None)

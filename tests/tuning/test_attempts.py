@@ -7,12 +7,11 @@ import pytest
 
 from canal.continual.bank import Bank
 from canal.continual.fit import Hooks
-from canal.continual.task import Lesson
+from canal.continual.stage import Lesson
 from canal.continual.trainer import learn_stage
 from canal.core.errors import TrainingError
-from canal.model.performer import Performer
-from canal.tuning.attempts import Attempts
-from canal.tuning.objective import accuracy_by_stage, score
+from canal.model.backbone import Performer
+from canal.tuning.attempts import Attempts, accuracy_by_stage, score
 from tests.continual.lessons import SETTINGS, first_lesson, grown_lesson, second_lesson
 from tests.tuning.make import make_tuning
 

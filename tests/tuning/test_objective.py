@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.tuning.objective import Score, accuracy_by_stage, effective_cells, retention, score
+from canal.tuning.attempts import Score, accuracy_by_stage, effective_cells, retention, score
 from tests.continual.lessons import first_learned, make_cells, second_lesson
 
 shares = st.floats(0, 1)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.tuning import document
+from canal.tuning.attempts import Score
 from canal.tuning.document import Candidate, Choice, front
-from canal.tuning.objective import Score
 from tests.tuning.make import make_tuning
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.config.sections import Continual
-from canal.tuning.space import Space
+from canal.tuning.attempts import Space
 from tests.tuning.make import make_tuning
 
 

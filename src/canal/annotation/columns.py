@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.memory.answer import Prediction
+    from canal.memory.prediction import Prediction
 
 TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
 CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"

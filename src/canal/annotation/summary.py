@@ -26,7 +26,7 @@ from canal.memory.answer import PROMISE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from canal.memory.answer import Prediction
+    from canal.memory.prediction import Prediction
     from canal.model.load import CellAnnotator
 
 

@@ -25,7 +25,7 @@ from canal.continual.evaluation import write_evaluation
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError
 from canal.core.files import new_folder, scratch_folder
-from canal.memory.stages import OWN_BATCHES, StageSums
+from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.registry.audit.version_files import Found
 from canal.registry.audit.workspace import LOCK, check_workspace

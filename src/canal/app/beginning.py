@@ -13,7 +13,7 @@ import numpy as np
 from canal.app.project import Project
 from canal.config.sections import BACKBONE, ImportedBackbone
 from canal.config.yaml_file import save, with_basis, with_import
-from canal.continual.gene_embedding import read_gene_embedding
+from canal.continual.pretraining import read_gene_embedding
 from canal.core.digests import file_digest
 from canal.core.errors import (
     DataError,
@@ -24,8 +24,8 @@ from canal.core.errors import (
 )
 from canal.core.files import new_file, new_folder, read_json, write_json
 from canal.data.genes import read_gene_list
-from canal.memory.basis import Basis
-from canal.model.config import BackboneConfig, require_preset
+from canal.memory.levels import Basis
+from canal.model.storage import BackboneConfig, require_preset
 from canal.registry.ledger.ledger import Sign
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key, write_key
 from canal.registry.promotion.moves import moving

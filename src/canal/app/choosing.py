@@ -25,7 +25,7 @@ from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.versions.history import require_available
 from canal.runtime.startup import begin
-from canal.tuning.attempts import Attempts
+from canal.tuning.attempts import Attempts, Space, effective_cells
 from canal.tuning.document import (
     TUNED_FILE,
     Document,
@@ -34,8 +34,6 @@ from canal.tuning.document import (
     study_document,
     trial_documents,
 )
-from canal.tuning.objective import effective_cells
-from canal.tuning.space import Space
 from canal.tuning.study import Plan, Study, Watch
 
 if TYPE_CHECKING:

@@ -18,8 +18,14 @@ from canal.data.prepared import PreparedCells
 from canal.io.h5ad import open_h5ad
 from canal.memory.answer import ExactAnnotator
 from canal.model.load import load_model
-from canal.quality.gate import judge_file
-from canal.quality.labels import Ask, check_contradictions, compare, contradiction_rule, contradictions
+from canal.quality.gate import (
+    Ask,
+    check_contradictions,
+    compare,
+    contradiction_rule,
+    contradictions,
+    judge_file,
+)
 from canal.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:
@@ -209,7 +215,7 @@ def contradicted(
 
 
 def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataFrame | None":
-    """Return what the sums of a stage's parent say of its cells (`canal.quality.labels.contradictions`).
+    """Return what the sums of a stage's parent say of its cells (`canal.quality.gate.contradictions`).
 
     None where the parent keeps no sums.
     """

@@ -14,26 +14,25 @@ from canal.app.declaring import LABELS_FILE
 from canal.app.project import Project
 from canal.app.tasks import corpus, exact_lesson, features_kept, lesson, parent_sums, stage_sums
 from canal.config.sections import BACKBONE, Continual
-from canal.continual import measures
+from canal.continual import evaluation as measures
+from canal.continual.bank import Probe
 from canal.continual.cells import LabelledCells
+from canal.continual.combining import held_out_types
 from canal.continual.evaluation import EVALUATION, Evaluation, Examination, evaluate
 from canal.continual.fit import Hooks
-from canal.continual.holdouts import held_out_types
 from canal.continual.pretraining import pretrain
-from canal.continual.probe import Probe
 from canal.continual.shadow import ShadowCells, shadow_heads
 from canal.continual.stage import PROBE, Finished, Past, finish, finish_exact
 from canal.continual.trainer import learn_stage
 from canal.core.files import read_json
 from canal.core.messages import tell, visible
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import StageSums
+from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES, Annotator
 from canal.model.backbone import Backbone
 from canal.model.combined import CombinedAnnotator
-from canal.model.config import PRESETS
 from canal.model.load import CellAnnotator, load_model, method_of
-from canal.model.storage import read_names
+from canal.model.storage import PRESETS, read_names
 from canal.registry.manifest.pages import epoch_numbers
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.store.tracking import StepRun

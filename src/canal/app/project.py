@@ -18,9 +18,7 @@ from canal.core.files import read_json
 from canal.data.panel import read_panel
 from canal.data.prepared import PreparedCells
 from canal.data.split import read_split
-from canal.quality.profile import profile_of
-from canal.quality.subject import EarlierStage, Subject
-from canal.quality.verdict import read_verdict
+from canal.quality.verdict import EarlierStage, Subject, profile_of, read_verdict
 from canal.registry.ledger.ledger import Sign as Sign
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store

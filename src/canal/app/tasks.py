@@ -10,22 +10,19 @@ from canal.config.sections import BACKBONE
 from canal.continual.bank import cut
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.gene_embedding import embed_genes, read_gene_embedding
-from canal.continual.pretraining import Corpus
-from canal.continual.stage import Past
-from canal.continual.task import Lesson
+from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
+from canal.continual.stage import Lesson, Past
 from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
 from canal.data.panel import choose_more
 from canal.data.split import SUMMED
-from canal.memory.basis import Basis
-from canal.memory.stages import StageSums, batch_and_type, by_type
+from canal.memory.levels import Basis
+from canal.memory.stage_sums import StageSums, batch_and_type, by_type
 from canal.memory.sums import Sums, add_up
 from canal.model.annotator import GENES, LABELS, Annotator
 from canal.model.backbone import Backbone
 from canal.model.compute import find_device
-from canal.model.config import PRESETS
-from canal.model.storage import read_names
+from canal.model.storage import PRESETS, read_names
 
 
 def corpus(project: Project) -> Corpus:

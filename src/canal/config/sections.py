@@ -253,7 +253,7 @@ class AdoptedBasis(Section):
 
 
 class Memory(Section):
-    """How the sums of the exact memory are solved: `canal.memory.solve` says what each number is for.
+    """How the sums of the exact memory are solved: `canal.memory.stage_sums` says what each number is for.
 
     Sums by batch, too, are kept where they take at most ``batch_mb`` megabytes. ``basis`` is what the sums
     are of, where another lineage chose it; it is the lineage's panel, too.

@@ -1,15 +1,45 @@
-"""Labelled cells as arrays: what a stage learns from, replays and is measured on."""
+"""Labelled cells, as arrays and as h5ad files: what a stage learns from, replays and is measured on.
+
+A file's bytes depend on its content alone, and are checked when read. Cells that must not be learned from any
+more are taken out of what older stages left behind.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
 
-from canal.core.errors import TrainingError
+from canal.core.digests import canonical_json
+from canal.core.errors import CanalError, ModelError, TrainingError
+from canal.core.files import new_file
 from canal.data.expression import tokenize
+from canal.io.h5ad import H5adFile, open_h5ad
+from canal.io.writer import H5adWriter
+
+if TYPE_CHECKING:
+    from canal.config.sections import Exclusion
+
+
+FORMAT = 1
+RANK = "rank"
+_FIELDS = {
+    "cell_id": "cell_ids",
+    "cell_type": "cell_types",
+    "stage": "stages",
+    "source": "sources",
+    "batch": "batches",
+}
+_NOTE = "canal"
+_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,3 +180,149 @@ class LabelledCells:
             tuple(name for part in parts for name in part.sources),
             tuple(name for part in parts for name in part.batches),
         )
+
+
+# In files.
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCells:
+    """Cells as they stand in a file.
+
+    Attributes
+    ----------
+    cells : LabelledCells
+    genes : tuple of str
+        The panel: names of the columns of ``cells.expression``.
+    ranks : numpy.ndarray or None
+        int64 ``(n_cells,)``, where the cells are ranked.
+    stages : tuple of str
+        Stages, oldest first; at least those that occur in ``cells``.
+    """
+
+    cells: LabelledCells
+    genes: tuple[str, ...]
+    ranks: np.ndarray | None
+    stages: tuple[str, ...]
+
+
+def save_cells(path: Path, stored: StoredCells) -> None:
+    """Write ``stored`` to ``path``, whole or not at all; equal content gives equal bytes.
+
+    Raises
+    ------
+    ModelError
+        If there is not one gene name a column.
+    """
+    if len(stored.genes) != stored.cells.n_genes:
+        raise ModelError(
+            f"{path.name} needs one gene name a column, found {len(stored.genes)} names for "
+            f"{stored.cells.n_genes} columns"
+        )
+    expression = csr_matrix(stored.cells.expression)
+    note = {"format": FORMAT, "stages": list(stored.stages), "digest": _digest(stored)}
+    obs, var = _tables(stored)
+    with new_file(path) as temporary, H5adWriter(temporary, len(stored.genes)) as writer:
+        writer.append(expression)
+        writer.finish(obs, var, {_NOTE: canonical_json(note)})
+
+
+def load_cells(path: Path, genes: Sequence[str], ranked: bool) -> StoredCells:
+    """Read what `save_cells` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    genes
+        The panel that the cells must have.
+    ranked
+        Whether the cells must have ranks.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, cut short or altered, of an unknown format, or of another panel.
+    """
+    try:
+        with open_h5ad(path) as file:
+            note = json.loads(file.note(_NOTE))
+            if note.get("format") != FORMAT:
+                raise ModelError(
+                    f"{path} is of format {note.get('format')!r}, this canal reads {FORMAT}: "
+                    "use the canal that wrote it"
+                )
+            stored = _read(file, note, ranked)
+    except (CanalError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} is damaged: {error}; restore it from the registry or DVC") from error
+    if note.get("digest") != _digest(stored):
+        raise ModelError(f"{path} is not what was written: its content does not match its digest; restore it")
+    if stored.genes != tuple(genes):
+        raise ModelError(_other_panel(path, stored.genes, genes))
+    return stored
+
+
+def _tables(stored: StoredCells) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return obs and var; strings stay strings, so that no set of categories is stored."""
+    cells = stored.cells
+    columns: dict[str, Any] = {
+        column: np.array(getattr(cells, field), dtype=object) for column, field in _FIELDS.items()
+    }
+    if stored.ranks is not None:
+        columns[RANK] = np.asarray(stored.ranks, dtype=np.int64)
+    obs = pd.DataFrame(columns, index=pd.Index(np.array(cells.cell_ids, dtype=object)))
+    return obs, pd.DataFrame(index=pd.Index(np.array(stored.genes, dtype=object)))
+
+
+def _read(file: H5adFile, note: Mapping[str, Any], ranked: bool) -> StoredCells:
+    matrix, genes = file.matrix("X"), tuple(file.var_names("X"))
+    expression = matrix.rows(0, file.n_cells).toarray() if file.n_cells else np.zeros((0, len(genes)))
+    fields = {field: tuple(file.obs_column(column)) for column, field in _FIELDS.items()}
+    cells = LabelledCells(expression=expression.astype(np.float32), **fields)
+    ranks = np.array([int(rank) for rank in file.obs_column(RANK)], dtype=np.int64) if ranked else None
+    return StoredCells(cells, genes, ranks, tuple(note["stages"]))
+
+
+def _digest(stored: StoredCells) -> str:
+    """Return the SHA-256 of everything that is stored: HDF5 checks most of its bytes with nothing."""
+    ranks = None if stored.ranks is None else stored.ranks.tolist()
+    fields = [getattr(stored.cells, field) for field in _FIELDS.values()]
+    digest = hashlib.sha256(canonical_json([fields, ranks, stored.genes, stored.stages]).encode())
+    digest.update(np.ascontiguousarray(stored.cells.expression, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _other_panel(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
+    missing = [gene for gene in wanted if gene not in set(found)]
+    detail = f"it lacks {', '.join(missing[:_SHOWN])}" if missing else "their order differs"
+    return (
+        f"{path} holds cells of another panel: expected {len(wanted)} genes, found {len(found)}, {detail}; "
+        "a lineage keeps one panel"
+    )
+
+
+def kept_cells(cells: LabelledCells, exclusions: Mapping[str, Exclusion]) -> np.ndarray:
+    """Return for each cell whether it may stay, bool ``(n_cells,)``.
+
+    Parameters
+    ----------
+    cells
+        Their ids are ``<source>:<obs name>``.
+    exclusions
+        By source: obs names of cells, and batches, that are excluded. A source without an entry keeps all.
+    """
+    names = {source: {f"{source}:{name}" for name in one.cells} for source, one in exclusions.items()}
+    batches = {source: set(one.batches) for source, one in exclusions.items()}
+    none: set[str] = set()
+    excluded = [
+        cell in names.get(source, none) or batch in batches.get(source, none)
+        for cell, source, batch in zip(cells.cell_ids, cells.sources, cells.batches, strict=True)
+    ]
+    return ~np.array(excluded, dtype=bool)
+
+
+def without_excluded(cells: LabelledCells, exclusions: Mapping[str, Exclusion]) -> LabelledCells:
+    """Return the cells of `kept_cells`, in their order."""
+    return cells.take(np.flatnonzero(kept_cells(cells, exclusions)))

@@ -1,23 +1,36 @@
-"""How network and sums become one answer: weights, temperatures and novelty, set on known cells."""
+"""How network and sums become one answer: weights, temperatures and novelty, set on known cells.
+
+Also how well that answer notices a type that neither sums nor network ever learned.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from canal.config.sections import Memory, Novelty
-from canal.continual.noticed import AskedParts, Noticed, best_choice, can_be_left_out
-from canal.continual.remembering import Known, without_type
-from canal.continual.shadow import GeneScores, Part, Shadow, ask, learn_without
-from canal.continual.temperature import fit_calibration
-from canal.continual.type_places import fit_network_places
+from canal.continual.fit import Hooks
+from canal.continual.novelty_choice import fit_network_places
+from canal.continual.remembering import (
+    AskedParts,
+    Known,
+    Noticed,
+    asked_without,
+    best_choice,
+    can_be_left_out,
+    summary,
+    without_type,
+)
+from canal.continual.shadow import GeneScores, Part, Shadow, ShadowCells, ask, learn_without, obstacle
 from canal.memory.answer import ExactAnnotator
-from canal.memory.novelty_rule import PARTS, unsqueezed
-from canal.memory.stages import StageSums
+from canal.memory.prediction import PARTS, SumsRule, fit_calibration, unsqueezed
+from canal.memory.stage_sums import StageSums
 from canal.model.annotator import Annotator
 from canal.model.combined import (
     NETWORK_PART,
@@ -28,6 +41,7 @@ from canal.model.combined import (
     margins,
     told_apart,
 )
+from canal.model.compute import in_lanes
 from canal.model.head import Head
 from canal.model.places import NETWORK_PARTS, NetworkPlaces
 
@@ -182,11 +196,15 @@ class LeavingOut:
 
     def _asked(self, name: str, shadows: dict[str, Shadow]) -> AskedParts:
         """Return all that network and sums without type ``name`` say of known and tested cells."""
-        shadow = self._shadow(name, shadows)
+        if name not in shadows:
+            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
+        shadow = shadows[name]
         labels = tuple(shadow.labels)
         exact = without_type(self.sums, name, labels, self.known, self.memory, self.novelty, PARTS)
         known, test = self.known.of(labels), self.test.of({*labels, name})
-        logits, truth = _network_logits(shadow), np.array(test.cell_types, dtype=object)
+        with torch.no_grad():
+            logits = shadow.head.from_scores(shadow.test[0]).logits.numpy()
+        truth = np.array(test.cell_types, dtype=object)
         said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
         ask_network = self._asking(shadow, name)
         return AskedParts(
@@ -213,11 +231,6 @@ class LeavingOut:
 
         return parts_of
 
-    def _shadow(self, name: str, shadows: dict[str, Shadow]) -> Shadow:
-        if name not in shadows:
-            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
-        return shadows[name]
-
 
 @torch.no_grad()
 def apart_in_network(head: Head, places: NetworkPlaces, scores: Tensor) -> dict[str, np.ndarray]:
@@ -225,14 +238,69 @@ def apart_in_network(head: Head, places: NetworkPlaces, scores: Tensor) -> dict[
     return told_apart(places, places.of(scores, head.from_scores(scores).manifold))
 
 
-@torch.no_grad()
-def _network_logits(shadow: Shadow) -> np.ndarray:
-    logits: np.ndarray = shadow.head.from_scores(shadow.test[0]).logits.numpy()
-    return logits
-
-
 def _margin(probabilities: np.ndarray) -> float:
     """Return the margin below which about `FAST_SHARE` of known cells lie."""
     if not len(probabilities) or probabilities.shape[1] < 2:
         return 0.0
     return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))
+
+
+# Types that were held out.
+
+
+def held_out_types(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Return how well each type of ``novelty.holdouts`` is noticed; as `canal.continual.shadow.shadow_heads`.
+
+    From the sums a type is left out with its scatter, exactly; of a network its head is learned anew. The
+    rule is set without the type, of the parts that the annotator's own is made of.
+    """
+    reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
+    names = [name for name, reason in reasons.items() if not reason]
+    one = _asker(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
+    measured = [] if one is None else [one(name).document(name) for name in names]
+    return summary(measured, reasons)
+
+
+def _asker(
+    annotator: ExactAnnotator | CombinedAnnotator,
+    sums: StageSums,
+    cells: ShadowCells,
+    memory: Memory,
+    novelty: Novelty,
+    seed: int,
+    hooks: Hooks | None,
+    names: Sequence[str],
+) -> Callable[[str], Noticed]:
+    """Return what asks about the tested cells, given the name of the type that is left out."""
+    known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
+    parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
+    if isinstance(annotator, ExactAnnotator):
+        labels, share = annotator.labels, novelty.false_unassigned
+        return lambda name: asked_without(name, sums, labels, known, test, memory, novelty).noticed(
+            SumsRule, parts, share
+        )
+    network = annotator.network
+    leaving = LeavingOut(
+        GeneScores.of(network, cells, hooks),
+        sums,
+        known,
+        test,
+        memory,
+        novelty,
+        seed,
+        network.novelty.parts if network.novelty else (),
+        annotator.combination,
+    )
+    heads = in_lanes(
+        partial(learn_without, scores=leaving.scores, epochs=novelty.shadow_epochs, seed=seed), names
+    )
+    shadows = dict(zip(names, heads, strict=True))
+    return lambda name: leaving.measured(name, parts, shadows)

@@ -1,6 +1,6 @@
 """A model measured on the test cells of every stage it has learned: evaluation.json, predictions.csv.
 
-Also how far a stated confidence may be believed: expected calibration error, and the bins of its diagram.
+By accuracy and its kin, and by what continual learning adds to them.
 """
 
 from __future__ import annotations
@@ -11,28 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from canal.continual import measures
 from canal.continual.cells import LabelledCells
 from canal.core.errors import TrainingError
 from canal.core.files import new_file, write_json
-from canal.memory.answer import softmax
+from canal.memory.prediction import calibration, softmax
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from canal.memory.answer import Prediction
+    from canal.memory.prediction import Prediction
     from canal.model.load import CellAnnotator
+
 
 FORMAT = 1
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
 COLUMNS = ("cell_id", "stage", "truth", "predicted", "confidence", "novelty", "is_novel")
 _NO_TEST_CELLS = "it has no test cells: types with few cells only train"
-N_BINS = 15
-N_RESAMPLES = 1000
-LEVEL = 0.95
-_RESAMPLES_AT_ONCE = 100
+
+Row = Sequence[float | None]
+"""R[i, 0...i]: accuracy of stage i's model on the test cells of each stage up to i; None: not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ class Examination:
     """
 
     tests: Mapping[str, LabelledCells | None]
-    earlier: Sequence[measures.Row]
+    earlier: Sequence[Row]
     probe: LabelledCells
     reasons: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -137,9 +135,9 @@ def evaluate(
         "row": row,
         "matrix": matrix,
         **_before(exam),
-        "average_accuracy": measures.average_accuracy(matrix),
-        "backward_transfer": measures.backward_transfer(matrix),
-        "forgetting": measures.forgetting(matrix),
+        "average_accuracy": average_accuracy(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forgetting": forgetting(matrix),
         "per_stage": per_stage,
         "probe": _probe_measures(annotator, exam),
         "calibration": _calibration(exam.measured, answers, annotator, seed),
@@ -165,13 +163,13 @@ def _stage_measures(cells: LabelledCells, answer: Prediction, labels: Sequence[s
     names = [*labels, *sorted(set(truth) - set(labels))]
     return {
         "n": len(cells),
-        "accuracy": measures.accuracy(truth, said),
-        "balanced_accuracy": measures.balanced_accuracy(truth, said),
-        "macro_f1": measures.macro_f1(truth, said),
-        "ari": measures.ari(truth, said),
+        "accuracy": accuracy(truth, said),
+        "balanced_accuracy": balanced_accuracy(truth, said),
+        "macro_f1": macro_f1(truth, said),
+        "ari": ari(truth, said),
         "unassigned": float(np.mean(answer.is_novel)),
-        "recall": measures.recall_by_type(truth, said),
-        "confusion": {"labels": names, "counts": measures.confusion(truth, said, names)},
+        "recall": recall_by_type(truth, said),
+        "confusion": {"labels": names, "counts": confusion(truth, said, names)},
     }
 
 
@@ -189,8 +187,8 @@ def _before(exam: Examination) -> dict[str, Any]:
         return {}
     parent = exam.parent.without(exam.missing.get(stage, ()))
     said = parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
-    accuracy = measures.accuracy([cells.cell_types[place] for place in known], said)
-    return {"before": {"n": len(known), "accuracy": accuracy}}
+    right = accuracy([cells.cell_types[place] for place in known], said)
+    return {"before": {"n": len(known), "accuracy": right}}
 
 
 def _probe_measures(annotator: CellAnnotator, exam: Examination) -> dict[str, Any]:
@@ -198,7 +196,7 @@ def _probe_measures(annotator: CellAnnotator, exam: Examination) -> dict[str, An
     for stage in exam.probe.stage_names:
         cells = exam.probe.of_stage(stage)
         said = annotator.without(exam.missing.get(stage, ())).predict(cells.expression).labels
-        found[stage] = {"n": len(cells), "accuracy": measures.accuracy(cells.cell_types, said)}
+        found[stage] = {"n": len(cells), "accuracy": accuracy(cells.cell_types, said)}
     return found
 
 
@@ -208,7 +206,7 @@ def _false_unassigned(
     """Return by type how many test cells of all stages are called Unassigned; all types are known."""
     truth = [name for cells in tests.values() for name in cells.cell_types]
     novel = [bool(one) for stage in tests for one in answers[stage].is_novel]
-    return measures.unassigned_by_type(truth, novel)
+    return unassigned_by_type(truth, novel)
 
 
 def _calibration(
@@ -236,8 +234,6 @@ def _calibration(
 
 
 def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]) -> pd.DataFrame:
-    import pandas as pd
-
     parts = [
         pd.DataFrame(
             {
@@ -255,76 +251,97 @@ def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Predi
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
-def calibration(
-    confidence: np.ndarray, correct: np.ndarray, generator: np.random.Generator
-) -> dict[str, Any]:
-    """Return the ECE of predictions with its 95 % interval, and the bins behind it.
+# Measures.
 
-    Parameters
-    ----------
-    confidence
-        Probability of the predicted type, 0...1, ``(n_cells,)`` of at least one cell.
-    correct
-        Whether the predicted type is the true one, bool ``(n_cells,)``.
-    generator
-        Draws the resamples of cells.
 
-    Returns
-    -------
-    dict
-        ``n``, ``ece``, ``low``, ``high`` and ``bins``: mean ``confidence``, ``accuracy`` and ``n`` of every
-        bin that holds cells.
+def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """Return the share of cells (at least one) whose predicted type is the true one."""
+    return float(np.mean(np.array(truth, dtype=object) == np.array(predicted, dtype=object)))
+
+
+def balanced_accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """Return the mean over the types present in ``truth`` of the share of their cells that are right."""
+    present = sorted(set(truth))
+    return float(_sklearn().recall_score(truth, predicted, labels=present, average="macro", zero_division=0))
+
+
+def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """Return the mean F1 over the types present in ``truth``; no other type is a term."""
+    present = sorted(set(truth))
+    return float(_sklearn().f1_score(truth, predicted, labels=present, average="macro", zero_division=0))
+
+
+def ari(truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """Return the adjusted Rand index of the groupings (Hubert & Arabie 1985); 1 is agreement, 0 chance."""
+    return float(_sklearn().adjusted_rand_score(truth, predicted))
+
+
+def recall_by_type(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return for each type present in ``truth``, sorted, its number of cells and the share that is right."""
+    true, said = np.array(truth, dtype=object), np.array(predicted, dtype=object)
+    return {
+        name: {"n": int((true == name).sum()), "recall": float(np.mean(said[true == name] == name))}
+        for name in sorted(set(truth))
+    }
+
+
+def unassigned_by_type(truth: Sequence[str], novel: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    """Return for each type present in ``truth``, sorted, its number of cells and the share called novel.
+
+    All these types are known, so each such cell is called Unassigned wrongly.
     """
-    groups = bin_of(confidence)
-    ece = expected_calibration_error(confidence, correct)
-    low, high = bootstrap_interval(confidence, correct, generator)
-    bins = [
-        {
-            "confidence": float(confidence[groups == number].mean()),
-            "accuracy": float(correct[groups == number].mean()),
-            "n": int((groups == number).sum()),
-        }
-        for number in np.unique(groups)
-    ]
-    return {"n": len(confidence), "ece": ece, "low": low, "high": high, "bins": bins}
+    true, called = np.array(truth, dtype=object), np.array(novel, dtype=bool)
+    return {
+        name: {"n": int((true == name).sum()), "unassigned": float(np.mean(called[true == name]))}
+        for name in sorted(set(truth))
+    }
 
 
-def bin_of(confidence: np.ndarray) -> np.ndarray:
-    """Return each confidence's bin, 0 to 14, of equal width; a value on an edge belongs to the bin above."""
-    bins: np.ndarray = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
-    return bins
+def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
+    """Return counts, one row a true type and one column a predicted type, in the order of ``labels``."""
+    counts: list[list[int]] = _sklearn().confusion_matrix(truth, predicted, labels=list(labels)).tolist()
+    return counts
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the mean over cells of |accuracy - confidence| of their bin (Guo et al. 2017)."""
-    gaps = _gaps(confidence, correct)
-    return float(np.abs(gaps.sum(axis=0)).sum() / len(gaps))
+def average_accuracy(matrix: Sequence[Row]) -> float | None:
+    """Return A_T = mean over j of R[T, j]; None where no entry of the last row was measured."""
+    return _mean([value for value in matrix[-1] if value is not None])
 
 
-def bootstrap_interval(
-    confidence: np.ndarray, correct: np.ndarray, generator: np.random.Generator
-) -> tuple[float, float]:
-    """Return the 95 % basic bootstrap interval of the ECE from 1,000 resamples of cells.
+def backward_transfer(matrix: Sequence[Row]) -> float | None:
+    """Return BWT = mean over j < T of R[T, j] - R[j, j] (Lopez-Paz & Ranzato 2017); below 0: forgotten.
 
-    The ECE of a sample is too large on average, since chance alone moves bins off the diagonal, and
-    resampling adds as much again. The basic interval reflects the resamples about the estimate, which takes
-    that excess out where percentiles would count it twice. It is clipped to 0...1 and widened to hold the
-    estimate.
+    Stages without both entries are left out; None where none is left, as after the first stage.
     """
-    gaps, n = _gaps(confidence, correct), len(confidence)
-    estimates = []
-    for _ in range(N_RESAMPLES // _RESAMPLES_AT_ONCE):
-        times_drawn = generator.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES_AT_ONCE)
-        estimates.append(np.abs(times_drawn @ gaps).sum(axis=1) / n)
-    estimate = expected_calibration_error(confidence, correct)
-    tail = (1 - LEVEL) / 2
-    lower, upper = np.quantile(np.concatenate(estimates), [tail, 1 - tail])
-    low, high = np.clip([2 * estimate - upper, 2 * estimate - lower], 0.0, 1.0)
-    return float(min(low, estimate)), float(max(high, estimate))
+    pairs = [(now, matrix[j][j]) for j, now in enumerate(matrix[-1][:-1])]
+    return _mean([now - then for now, then in pairs if now is not None and then is not None])
 
 
-def _gaps(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Return correct - confidence of each cell in the column of its bin, float64 ``(n_cells, 15)``."""
-    gaps = np.zeros((len(confidence), N_BINS))
-    gaps[np.arange(len(confidence)), bin_of(confidence)] = correct.astype(np.float64) - confidence
-    return gaps
+def forgetting(matrix: Sequence[Row]) -> float | None:
+    """Return F = mean over j < T of max over i < T of R[i, j], less R[T, j] (Chaudhry et al. 2018).
+
+    Entries that were not measured are left out; None where nothing is left, as after the first stage.
+    """
+    losses = []
+    for j, now in enumerate(matrix[-1][:-1]):
+        before = [value for row in matrix[j:-1] if (value := row[j]) is not None]
+        if now is not None and before:
+            losses.append(max(before) - now)
+    return _mean(losses)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Return 2ab / (a + b), 0 where both are 0: the H-score of known and unknown accuracy."""
+    total = first + second
+    return 2 * first * second / total if total > 0 else 0.0
+
+
+def _sklearn() -> Any:
+    """Return scikit-learn's measures, which take a second to import."""
+    import sklearn.metrics
+
+    return sklearn.metrics
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,27 +1,30 @@
-"""Parameters being fitted: optimiser, best values so far, patience and checkpoints, resumed to the bit.
+"""Parameters being fitted: gradients, optimiser, best values so far, patience, and checkpoints to resume.
 
-A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside.
-Random generators are made by purpose: each draw has its own, so no draw shifts another.
+A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside; what
+is resumed ends with the same bits. Random generators are made by purpose: each draw has its own, so no draw
+shifts another. A batch's gradients come from groups of its cells, which lanes work on side by side.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from canal.config.sections import Cache
 from canal.core.errors import TrainingError
 from canal.core.files import new_file
-from canal.model.compute import Precision
-from canal.model.lanes import in_lanes
+from canal.model.backbone import Performer
+from canal.model.compute import Precision, in_lanes
 from canal.model.storage import weights_digest
 
 Epoch = dict[str, Any]
@@ -31,17 +34,17 @@ Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
 """How good an epoch was: tuples compare, the larger the better. Patience looks at the first entry alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
+
 FORMAT = 1
 """Of a checkpoint."""
+
 _STATE = "canal"
+Group = TypeVar("Group")
+_LEAST_GROUPS = 2
 
 
-def _silent(epoch: Epoch) -> None:
-    """Take no notice of an epoch."""
-
-
-def _unheard(notice: str) -> None:
-    """Tell nobody."""
+def _silent(told: object) -> None:
+    """Take no notice."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Hooks:
     device: str = "cpu"
     dtype: Precision = "float32"
     cache: Cache = Cache()
-    on_notice: Callable[[str], None] = _unheard
+    on_notice: Callable[[str], None] = _silent
 
 
 @dataclass
@@ -131,7 +134,10 @@ class Fit:
         if self.best_epoch == record["epoch"]:
             self._best = self._values()
         if self._path is not None:
-            write_checkpoint(self._path, self.fingerprint, Checkpoint(self._tensors(), self.epochs))
+            tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
+            for name, parameter in self.parameters.items():
+                tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
+            write_checkpoint(self._path, self.fingerprint, Checkpoint(tensors, self.epochs))
         self.hooks.on_epoch(record)
 
     @property
@@ -165,12 +171,6 @@ class Fit:
     def _values(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = with_prefix("now", self._values()) | with_prefix("best", self._best)
-        for name, parameter in self.parameters.items():
-            tensors |= with_prefix(f"adam/{name}", self._optimizer.state[parameter])
-        return tensors
-
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
         now = without_prefix("now", checkpoint.tensors)
@@ -196,8 +196,6 @@ def write_checkpoint(path: Path, fingerprint: str, checkpoint: Checkpoint) -> No
 
     ``fingerprint`` names the training: cells, parent, settings and seed.
     """
-    from safetensors.torch import save_file
-
     state = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -214,8 +212,6 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
 
     None if there is none, it is damaged, or it belongs to another training: then the training starts over.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})[_STATE])
@@ -246,3 +242,59 @@ def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     entropy = [seed, number, *purpose.encode()]
     state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+# Gradients.
+
+
+def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
+    """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two groups.
+
+    How a batch is divided depends on its size and the network's shape, never on the number of lanes or on a
+    measurement: sums of gradients, and so the weights, are the same bits on one core and on many.
+    """
+    size = performer.cells_at_a_time
+    if not performer.token_emb.weight.is_cuda:
+        size = min(size, -(-len(rows) // _LEAST_GROUPS))
+    return torch.split(rows, max(1, size))
+
+
+def sum_gradients(
+    parameters: Sequence[nn.Parameter], groups: Sequence[Group], losses: Callable[[Group], Tensor]
+) -> Tensor:
+    """Set each parameter's gradient to that of the batch's loss, and return the batch's losses.
+
+    Parameters
+    ----------
+    parameters
+        What is fitted. All must take part in the loss.
+    groups
+        The batch, divided.
+    losses
+        A group's share of the batch's losses, a vector whose first entry is what is minimised.
+
+    Returns
+    -------
+    Tensor
+        The sum of ``losses`` over the groups, detached.
+    """
+
+    def one(group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.enable_grad():
+            values = losses(group)
+            return values.detach(), torch.autograd.grad(values[0], parameters)
+
+    values, gradients = zip(*in_lanes(one, groups), strict=True)
+    # In lanes as well: an operation of several threads would leave one of them spinning on a lane's core.
+    added = in_lanes(_added, zip(*gradients, strict=True))
+    for parameter, gradient in zip(parameters, added, strict=True):
+        parameter.grad = gradient
+    return _added(values)
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum in the order of the groups; the first part's memory is used for it."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total

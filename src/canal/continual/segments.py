@@ -1,30 +1,40 @@
-"""Files of computed rows that never change: each row is found by its cell and checked before it is believed.
+"""A folder of computed rows: files that never change, how much it may hold, what goes when it is full.
 
 A segment is two files, ``<name>.npy`` with the rows and ``<name>.json``, its index, which is written last:
 without a whole index there is no segment. The name is a digest of the cells, so equal cells, equal names.
+Each row is found by its cell and checked before it is believed.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from canal.core.digests import json_digest
+from canal.core.errors import TrainingError
 from canal.core.files import new_file, read_json, write_json
 
 FORMAT = 1
 _INDEX = ".json"
 _BYTES_PER_INDEX_ROW = 56
 _BYTES_PER_SEGMENT = 384
-
 RowDtype = Literal["float32", "bfloat16"]
+GIGABYTE = 10**9
+
+RESERVE = 256 << 20
+"""Bytes of free disk left alone, for checkpoints and the model itself."""
+
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -202,3 +212,111 @@ def _name(cells: Sequence[str]) -> str:
 
 def _checksum(row: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(row).data)
+
+
+# The folder of all segments.
+
+
+@dataclass(eq=False)
+class CacheSpace:
+    """A cache folder as one training uses it; other processes may use the folder at the same time.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds one folder for each key, and in it the segments of that key.
+    max_bytes : int
+        The segments used longest ago are removed so that the folder holds at most this much. Those that this
+        training uses stay.
+    segment_bytes : int
+        About how large a segment becomes: what a process that is killed loses at most.
+    """
+
+    folder: Path
+    max_bytes: int = 10 * GIGABYTE
+    segment_bytes: int = 256 << 20
+    _used: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def room(self) -> int:
+        """Bytes that can be written when all that this training does not use is removed."""
+        return max(0, self.max_bytes - sum(self._used.values()))
+
+    def use(self, segment: Segment) -> None:
+        """Keep ``segment`` from being removed."""
+        self._used[segment.index] = segment.size
+
+    def release(self, segment: Segment) -> None:
+        """Let ``segment`` be removed again."""
+        self._used.pop(segment.index, None)
+
+    def place(self, key: str) -> Path:
+        """Return the folder of the segments of ``key``."""
+        return self.folder / key
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        """Yield the folder of ``key`` to its one writer; others wait. The lock dies with its process."""
+        place = self.place(key)
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / _LOCK):
+            sweep(place)
+            yield place
+
+    def require(self, n_bytes: int, what: str) -> None:
+        """Refuse to begin what the disk cannot hold.
+
+        Raises
+        ------
+        TrainingError
+            If ``n_bytes`` do not fit, even after the segments that nobody here uses are removed.
+        """
+        old = sum(segment_size(index) for index in self._idle())
+        if n_bytes > self._free() + old:
+            raise self.refusal(n_bytes, what)
+
+    def refusal(self, n_bytes: int, what: str) -> TrainingError:
+        """Return the error that says that ``n_bytes`` do not fit on the disk."""
+        return TrainingError(
+            f"{what} need {n_bytes / GIGABYTE:.3g} GB in {self.folder}; "
+            f"{max(0, self._free()) / GIGABYTE:.3g} GB of the disk are free for them. Free some disk, lower "
+            "cache.max_gb (cells that are not kept are computed whenever they are needed) "
+            "or set cache.dtype to bfloat16 (half the size; weights will differ slightly)"
+        )
+
+    def make_room(self, n_bytes: int) -> None:
+        """Remove segments, those used longest ago first, until ``n_bytes`` more fit folder and disk.
+
+        Stops without an error when all that is left is in use.
+        """
+        if self._over(n_bytes) > 0:
+            # What killed writers left goes first, wherever nobody is writing now.
+            for lock in self.folder.glob(f"*/{_LOCK}"):
+                with suppress(Timeout), FileLock(lock, timeout=0):
+                    sweep(lock.parent)
+        over = self._over(n_bytes)
+        for index in self._idle():
+            if over <= 0:
+                return
+            over -= segment_size(index)
+            remove_segment(index)
+
+    def _over(self, n_bytes: int) -> int:
+        """Return how many bytes have to go before ``n_bytes`` fit."""
+        total = 0
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return n_bytes + max(total - self.max_bytes, -self._free())
+
+    def _free(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.folder).free - RESERVE
+
+    def _idle(self) -> list[Path]:
+        """Return the indexes of segments that this training does not use, the one used longest ago first."""
+        dated = []
+        for index in (path for place in self.folder.glob("*/") for path in indexes(place)):
+            with suppress(FileNotFoundError):
+                dated.append((index.stat().st_mtime_ns, index))
+        return [index for _, index in sorted(dated) if index not in self._used]

@@ -1,9 +1,12 @@
-"""Shadow heads: how well a type is noticed that a head never learned; the model itself learns them all."""
+"""Heads that never learned one type: how well they notice it, and what of a novelty score does so best.
+
+The model itself learns all types; such a shadow head is learned anew on the frozen network's gene scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,22 +18,26 @@ from torch.nn import functional
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks, generator
-from canal.continual.noticed import Noticed, summary
-from canal.continual.novelty_choice import rule_of
-from canal.continual.scores import gene_scores
-from canal.continual.type_places import fit_places
+from canal.continual.novelty_choice import Scored, fit_places, gene_scores, rule_of
+from canal.continual.remembering import Noticed, best_choice, can_be_left_out, summary
 from canal.model.annotator import Annotator
+from canal.model.compute import in_lanes
 from canal.model.head import Head, centre, new_head
-from canal.model.lanes import in_lanes
-from canal.model.places import TypePlaces
+from canal.model.places import PARTS, TypePlaces
 
 Part = tuple[Tensor, np.ndarray]
-
 MIN_TEST_CELLS = 5
 _LEARNING_RATE = 1e-3
 _BATCH = 64
+
 _SMOOTHING = 0.1
 """Published label smoothing: without it logits, and so energies, would be unlike the model's own."""
+
+CHOICES: tuple[tuple[str, ...], ...] = ((), PARTS[:1], PARTS)
+"""What may be added to the published score."""
+
+HScores = Mapping[tuple[str, ...], float]
+"""Of each choice, the H-score with which it notices a type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,3 +221,64 @@ def _of_types(part: Part, wanted: set[str]) -> Part:
     scores, types = part
     rows = np.flatnonzero([name in wanted for name in types])
     return scores[torch.from_numpy(rows)], types[rows]
+
+
+# What novelty is made of.
+
+
+def chosen_parts(
+    labels: Sequence[str],
+    known: Scored,
+    trained: Scored,
+    settings: Novelty,
+    seed: int,
+    shadows: dict[str, Shadow] | None = None,
+) -> tuple[str, ...]:
+    """Return what is added to the published score of a version, chosen on cells of known types alone.
+
+    Each type is left out in turn: a head is learned without it on the trained cells, and asked about
+    validation cells and probes. Taken is the choice with the highest mean H-score over types, of two alike
+    the one of fewer parts. Where no type can be left out, all parts are taken.
+
+    Parameters
+    ----------
+    labels
+        The types, in the order of the logits.
+    known, trained
+        As in `canal.continual.novelty_choice.with_rule`. No test cell is looked at.
+    shadows
+        Gains the head that was learned without each type, where somebody needs them further.
+    """
+    parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known, known)]
+    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed, shadows).values()))
+
+
+def left_out(
+    scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None = None
+) -> dict[str, HScores]:
+    """Return for each type that can be left out how well each choice notices it among the known cells."""
+    (_, types), (_, checked) = scores.train, scores.known
+    learned, asked = types.tolist(), checked.tolist()
+    names = [name for name in scores.labels if can_be_left_out(name, {*learned, name}, asked)]
+    known = replace(scores, test=scores.known)
+    one = partial(_noticed, scores=known, settings=settings, seed=seed, shadows=shadows)
+    return dict(zip(names, in_lanes(one, names), strict=True))
+
+
+def best_parts(found: Sequence[HScores]) -> tuple[str, ...]:
+    """Return the choice with the highest mean H-score; all parts where there is nothing to go by."""
+    return best_choice(found, CHOICES, PARTS)
+
+
+def _noticed(
+    name: str, scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None
+) -> HScores:
+    shadow = learn_without(name, scores, settings.shadow_epochs, seed)
+    if shadows is not None:
+        shadows[name] = shadow
+    places, unknown = shadow.places(), shadow.test[1] == name
+    found = {}
+    for parts in CHOICES:
+        asked = ask(shadow, settings, np.random.default_rng(seed), places.only(parts))
+        found[parts] = asked.noticed(unknown).h_score
+    return found

@@ -1,13 +1,9 @@
-"""What a learned stage leaves behind: annotator, teacher, example bank, probe sets, history.
-
-The annotator's novelty is made of what best notices types that a head never learned, each in turn.
-"""
+"""What a stage is learned from, and what it leaves behind: annotator, teacher, bank, probe sets, history."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +11,151 @@ import numpy as np
 import torch
 
 from canal.config.params import Config
-from canal.config.sections import Novelty
-from canal.continual.bank import Bank, admit, rank_candidates
+from canal.continual.bank import Bank, Probe, admit, choose_probe, extend, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import LeavingOut, apart_in_network, combine
 from canal.continual.combining import with_rule as with_combined_rule
 from canal.continual.fit import Hooks
-from canal.continual.noticed import best_choice, can_be_left_out
-from canal.continual.novelty_choice import with_rule
-from canal.continual.probe import Probe, choose_probe, extend
+from canal.continual.novelty_choice import Scored, fit_network_places, gene_scores, with_rule
 from canal.continual.remembering import Known, solved
-from canal.continual.scores import Scored, gene_scores
-from canal.continual.shadow import GeneScores, Shadow, ask, learn_without
-from canal.continual.task import Learned, Lesson
-from canal.continual.temperature import fit_temperature
-from canal.continual.type_places import fit_network_places
+from canal.continual.shadow import GeneScores, Shadow, chosen_parts
+from canal.core.errors import TrainingError
 from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import OWN_BATCHES, StageSums
+from canal.memory.prediction import fit_temperature
+from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model import EXACT
 from canal.model.annotator import GENES, LABELS, Annotator
+from canal.model.backbone import Backbone
 from canal.model.combined import NETWORK_PART, CombinedAnnotator, network_parts
-from canal.model.lanes import in_lanes
-from canal.model.ontology import ONTOLOGY
-from canal.model.places import PARTS, Apart
+from canal.model.places import Apart
+from canal.model.storage import ONTOLOGY
 
 BANK = "bank/bank.h5ad"
 PROBE = "probe/probe.h5ad"
 
-CHOICES: tuple[tuple[str, ...], ...] = ((), PARTS[:1], PARTS)
-"""What may be added to the published score."""
 
-Noticed = Mapping[tuple[str, ...], float]
-"""Of each choice, the H-score with which it notices a type."""
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """All that decides what a stage learns, but for the settings.
+
+    Attributes
+    ----------
+    stage : str
+    parent : Backbone or Annotator
+        The backbone for stage 1; else the parent stage's annotator, which becomes the teacher.
+    genes : tuple of str
+        The panel; where the parent is an annotator, its genes and then those that the stage adds.
+    new_labels : tuple of str
+        Types to append to the parent's labels, in this order.
+    train, validation : LabelledCells
+        The stage's own cells.
+    replay : LabelledCells
+        Old cells to train on again: the parent's bank, already cut; none in stage 1.
+    probe : LabelledCells
+        Validation cells of earlier stages, named by their ``stages``; never trained on.
+    seed : int
+
+    Raises
+    ------
+    TrainingError
+        If there is nothing to train on or to validate with, a panel does not fit, a type has no label, a
+        trained cell would also validate, or the first stage is given a past.
+    """
+
+    stage: str
+    parent: Backbone | Annotator
+    genes: tuple[str, ...]
+    new_labels: tuple[str, ...]
+    train: LabelledCells
+    validation: LabelledCells
+    replay: LabelledCells
+    probe: LabelledCells
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not len(self.train) or not len(self.validation):
+            raise TrainingError(
+                f"stage {self.stage} needs training and validation cells, found {len(self.train)} and "
+                f"{len(self.validation)}: types with few cells only train; add cells or lower split.min_cells"
+            )
+        _check_panel(self)
+        _check_labels(self)
+        trained = {*self.train.cell_ids, *self.replay.cell_ids}
+        if both := sorted(trained & {*self.validation.cell_ids, *self.probe.cell_ids}):
+            raise TrainingError(
+                f"stage {self.stage}: {len(both)} cell(s) would both train and validate, such as {both[:5]}"
+            )
+
+    @property
+    def old_labels(self) -> tuple[str, ...]:
+        """The parent's labels; none in stage 1."""
+        return self.parent.labels if isinstance(self.parent, Annotator) else ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels the stage ends with."""
+        return (*self.old_labels, *self.new_labels)
+
+    @property
+    def added_genes(self) -> tuple[str, ...]:
+        """The genes that the stage adds to its teacher's panel."""
+        return () if self.teacher is None else self.genes[len(self.teacher.genes) :]
+
+    @property
+    def teacher(self) -> Annotator | None:
+        """The parent, where it is an annotator."""
+        return self.parent if isinstance(self.parent, Annotator) else None
+
+    def judges(self, most: int | None) -> dict[str, LabelledCells]:
+        """Return the cells that judge an epoch, by stage: earlier ones' probes, own validation cells last.
+
+        Of its own at most ``most`` are drawn, as probes are: types in proportion. None: all of them.
+        """
+        own = self.validation
+        if most is not None and most < len(own):
+            own = choose_probe(own, most, self.seed)
+        return {**{name: self.probe.of_stage(name) for name in self.probe.stage_names}, self.stage: own}
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A learned stage: the annotator (no novelty rule yet), what it was distilled from, and its epochs."""
+
+    annotator: Annotator
+    teacher: Annotator | None
+    history: dict[str, Any]
+
+
+def _check_panel(lesson: Lesson) -> None:
+    parts = {"train": lesson.train, "validation": lesson.validation, "replay": lesson.replay}
+    for name, cells in {**parts, "probe": lesson.probe}.items():
+        if cells.n_genes != len(lesson.genes):
+            raise TrainingError(
+                f"stage {lesson.stage}: {name} cells have {cells.n_genes} genes, "
+                f"the panel has {len(lesson.genes)}"
+            )
+    if lesson.teacher is None and (len(lesson.replay) or len(lesson.probe)):
+        raise TrainingError(f"stage {lesson.stage} starts from a backbone, so it has no bank and no probe")
+    if len(set(lesson.genes)) < len(lesson.genes):
+        twice = sorted(name for name, n in Counter(lesson.genes).items() if n > 1)
+        raise TrainingError(f"stage {lesson.stage}: genes of the panel occur more than once: {twice[:5]}")
+    if lesson.teacher is not None and lesson.genes[: len(lesson.teacher.genes)] != lesson.teacher.genes:
+        raise TrainingError(
+            f"stage {lesson.stage}: the panel is not the parent's; a lineage keeps one panel, to which a "
+            "stage adds genes at the end"
+        )
+    if lesson.stage in lesson.probe.stages:
+        raise TrainingError(f"stage {lesson.stage}: the probe holds cells of this stage")
+
+
+def _check_labels(lesson: Lesson) -> None:
+    if len(set(lesson.labels)) < len(lesson.labels):
+        twice = sorted(name for name, n in Counter(lesson.labels).items() if n > 1)
+        raise TrainingError(f"stage {lesson.stage}: new labels must be new, found again: {twice[:5]}")
+    for cells in (lesson.train, lesson.validation, lesson.replay, lesson.probe):
+        cells.targets(lesson.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,64 +390,3 @@ def finish_exact(
         history=history,
         sums=sums,
     )
-
-
-def chosen_parts(
-    labels: Sequence[str],
-    known: Scored,
-    trained: Scored,
-    settings: Novelty,
-    seed: int,
-    shadows: dict[str, Shadow] | None = None,
-) -> tuple[str, ...]:
-    """Return what is added to the published score of a version, chosen on cells of known types alone.
-
-    Each type is left out in turn: a head is learned without it on the trained cells, and asked about
-    validation cells and probes. Taken is the choice with the highest mean H-score over types, of two alike
-    the one of fewer parts. Where no type can be left out, all parts are taken.
-
-    Parameters
-    ----------
-    labels
-        The types, in the order of the logits.
-    known, trained
-        As in `canal.continual.novelty_choice.with_rule`. No test cell is looked at.
-    shadows
-        Gains the head that was learned without each type, where somebody needs them further.
-    """
-    parts = [(scores, np.array(types, dtype=object)) for scores, types in (trained, known, known)]
-    return best_parts(list(left_out(GeneScores(tuple(labels), *parts), settings, seed, shadows).values()))
-
-
-def left_out(
-    scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None = None
-) -> dict[str, Noticed]:
-    """Return for each type that can be left out how well each choice notices it among the known cells."""
-    names = [name for name in scores.labels if _can_be_left_out(name, scores)]
-    known = replace(scores, test=scores.known)
-    one = partial(_noticed, scores=known, settings=settings, seed=seed, shadows=shadows)
-    return dict(zip(names, in_lanes(one, names), strict=True))
-
-
-def best_parts(found: Sequence[Noticed]) -> tuple[str, ...]:
-    """Return the choice with the highest mean H-score; all parts where there is nothing to go by."""
-    return best_choice(found, CHOICES, PARTS)
-
-
-def _can_be_left_out(name: str, scores: GeneScores) -> bool:
-    (_, learned), (_, known) = scores.train, scores.known
-    return can_be_left_out(name, {*learned.tolist(), name}, known.tolist())
-
-
-def _noticed(
-    name: str, scores: GeneScores, settings: Novelty, seed: int, shadows: dict[str, Shadow] | None
-) -> Noticed:
-    shadow = learn_without(name, scores, settings.shadow_epochs, seed)
-    if shadows is not None:
-        shadows[name] = shadow
-    places, unknown = shadow.places(), shadow.test[1] == name
-    found = {}
-    for parts in CHOICES:
-        asked = ask(shadow, settings, np.random.default_rng(seed), places.only(parts))
-        found[parts] = asked.noticed(unknown).h_score
-    return found

@@ -20,20 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from canal.config.sections import Continual
-from canal.continual.cache_space import CacheSpace
 from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import PrefixFeatures, representations
-from canal.continual.fit import Epoch, Fit, Hooks, generator
-from canal.continual.gene_embedding import place_genes
-from canal.continual.gradients import groups_of, sum_gradients
-from canal.continual.task import Learned, Lesson
+from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
+from canal.continual.pretraining import place_genes
+from canal.continual.segments import CacheSpace
+from canal.continual.stage import Learned, Lesson
 from canal.core.digests import json_digest
-from canal.model.annotator import Annotator, AnnotatorNetwork
-from canal.model.compute import precision
-from canal.model.growth import gene_vectors, with_genes
-from canal.model.head import Answer
-from canal.model.lanes import in_lanes
-from canal.model.performer import MOST_CELLS
+from canal.model.annotator import Annotator, gene_vectors, with_genes
+from canal.model.backbone import MOST_CELLS
+from canal.model.compute import in_lanes, precision
+from canal.model.head import AnnotatorNetwork, Answer
 from canal.model.storage import weights_digest
 
 HISTORY_FORMAT = 1
@@ -63,13 +60,12 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
     network = annotator.network.to(hooks.device)
     fit = Fit(network.trained(), _merit, hooks, fingerprint(lesson, settings, annotator, hooks))
     if not fit.stopped(settings.patience, settings.max_epochs):
-        weight = distillation_weight(settings.distillation, len(lesson.old_labels), len(lesson.labels))
         if more := lesson.added_genes:
             hooks.on_notice(f"the panel grows by {len(more)} genes, such as {', '.join(more[:8])}")
         with precision(hooks.dtype, hooks.device):
             material = _gather(lesson, settings, annotator, hooks)
             while not fit.stopped(settings.patience, settings.max_epochs):
-                record = _train_epoch(network, material, fit, settings, weight, lesson.seed)
+                record = _train_epoch(network, material, fit, settings, lesson)
                 fit.end_epoch(record | _judge(network, material, lesson.stage))
     fit.take_best()
     network.to("cpu")
@@ -118,13 +114,9 @@ class _Material:
 def _first(lesson: Lesson) -> Annotator:
     """Return the annotator before its first epoch."""
     random = generator(lesson.seed, f"head of {lesson.stage}")
-    if isinstance(lesson.parent, Annotator):
-        return _more_genes(lesson, lesson.parent.grown(lesson.new_labels, random))
-    return Annotator.start(lesson.parent, lesson.genes, lesson.labels, lesson.train.expression, random)
-
-
-def _more_genes(lesson: Lesson, annotator: Annotator) -> Annotator:
-    """Return the annotator with the genes that the stage adds; itself where it adds none."""
+    if not isinstance(lesson.parent, Annotator):
+        return Annotator.start(lesson.parent, lesson.genes, lesson.labels, lesson.train.expression, random)
+    annotator = lesson.parent.grown(lesson.new_labels, random)
     if not lesson.added_genes:
         return annotator
     vectors = place_genes(lesson.train.expression, gene_vectors(annotator))
@@ -162,12 +154,13 @@ def _gather(lesson: Lesson, settings: Continual, annotator: Annotator, hooks: Ho
 
 
 def _train_epoch(
-    network: AnnotatorNetwork, material: _Material, fit: Fit, settings: Continual, weight: float, seed: int
+    network: AnnotatorNetwork, material: _Material, fit: Fit, settings: Continual, lesson: Lesson
 ) -> Epoch:
     """Show every cell once and return the epoch's rate and mean losses."""
     number, device = len(fit.epochs) + 1, fit.hooks.device
     rate = learning_rate(number, settings)
-    order = torch.randperm(len(material.targets), generator=generator(seed, "order", number))
+    distillation = distillation_weight(settings.distillation, len(lesson.old_labels), len(lesson.labels))
+    order = torch.randperm(len(material.targets), generator=generator(lesson.seed, "order", number))
     parameters, sums = list(fit.parameters.values()), np.zeros(3)
     batches = torch.split(order, settings.batch_size)
     with closing(prefetched(batches, material.batch)) as loaded:
@@ -178,21 +171,15 @@ def _train_epoch(
                 remembered = None if material.remembered is None else material.remembered[chosen].to(device)
                 answer = network.finish(features.to(device, non_blocking=True))
                 targets = material.targets[chosen].to(device)
-                found = stage_losses(answer, targets, remembered, weight, settings.label_smoothing)
+                found = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
                 return torch.stack(found) * (len(chosen) / size)
 
             groups = zip(groups_of(batch, network.backbone), groups_of(rows, network.backbone), strict=True)
             found = sum_gradients(parameters, list(groups), losses).double().cpu()
             fit.step(float(found[0]), rate)
             sums += len(batch) * found.numpy()
-    loss, cross_entropy, distillation = (float(value) for value in sums / len(order))
-    return {
-        "epoch": number,
-        "learning_rate": rate,
-        "loss": loss,
-        "cross_entropy": cross_entropy,
-        "distillation": distillation,
-    }
+    means = zip(("loss", "cross_entropy", "distillation"), (sums / len(order)).tolist(), strict=True)
+    return {"epoch": number, "learning_rate": rate, **dict(means)}
 
 
 @torch.no_grad()
@@ -254,18 +241,18 @@ class Losses(NamedTuple):
     distillation: Tensor
 
 
-def distillation_weight(strength: float, n_old: int, n_types: int) -> float:
+def distillation_weight(distillation: float, n_old: int, n_types: int) -> float:
     """Return lambda C_{t-1} / C_t (bbae047): the more types are new, the less the teacher binds.
 
     ``n_old`` is 0 where there is no teacher.
     """
-    return strength * n_old / n_types
+    return distillation * n_old / n_types
 
 
 def stage_losses(
-    answer: Answer, targets: Tensor, remembered: Tensor | None, weight: float, smoothing: float
+    answer: Answer, targets: Tensor, remembered: Tensor | None, distillation: float, smoothing: float
 ) -> Losses:
-    """Return cross-entropy + weight * mean((h_t - h_{t-1})^2), both over every cell of the batch.
+    """Return cross-entropy + distillation * mean((h_t - h_{t-1})^2), both over every cell of the batch.
 
     Parameters
     ----------
@@ -275,7 +262,7 @@ def stage_losses(
         int64 ``(cells,)``, positions in the labels.
     remembered
         The teacher's representations h_{t-1} ``(cells, 64)``, or None where there is no teacher.
-    weight
+    distillation
         From `distillation_weight`.
     smoothing
         Share of each target that is spread evenly over all types; published: 0.1.
@@ -283,8 +270,8 @@ def stage_losses(
     cross_entropy = functional.cross_entropy(answer.logits, targets, label_smoothing=smoothing)
     if remembered is None:
         return Losses(cross_entropy, cross_entropy, cross_entropy.new_zeros(()))
-    distillation = functional.mse_loss(answer.representation, remembered)
-    return Losses(cross_entropy + weight * distillation, cross_entropy, distillation)
+    apart = functional.mse_loss(answer.representation, remembered)
+    return Losses(cross_entropy + distillation * apart, cross_entropy, apart)
 
 
 def learning_rate(epoch: int, settings: Continual) -> float:

@@ -13,101 +13,15 @@ import numpy as np
 from canal.core.digests import json_digest
 from canal.core.errors import SumsError
 from canal.core.files import new_folder, read_json, write_json
-from canal.memory.classifier import (
-    ExactClassifier,
-    Linear,
-    Whole,
-    linear_scores,
-    log_normalised,
-    one_thread,
-)
-from canal.memory.novelty_rule import SumsRule
+from canal.memory.classifier import ExactClassifier
+from canal.memory.levels import Linear, Whole, linear_scores, one_thread
+from canal.memory.prediction import Calibration, Prediction, SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1
+
 PROMISE = 0.05
 """Share of known cells that a rule calls Unassigned at most, where a model does not say another."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What an annotator says of cells, one row a cell.
-
-    ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
-    that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
-    threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
-    ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
-    was asked about, ``of_learned`` those that lie among the cells of the learned studies; None where nobody
-    can tell.
-    """
-
-    labels: list[str]
-    confidence: np.ndarray
-    novelty: np.ndarray
-    is_novel: np.ndarray
-    probabilities: np.ndarray
-    logits: np.ndarray
-    by_network: np.ndarray | None = None
-    of_learned: np.ndarray | None = None
-
-    @classmethod
-    def of(
-        cls,
-        labels: Sequence[str],
-        logits: np.ndarray,
-        probabilities: np.ndarray,
-        novelty: tuple[np.ndarray, np.ndarray] | None,
-        of_learned: np.ndarray | None = None,
-    ) -> Prediction:
-        """Return what logits and probabilities say; ``novelty`` are score and whether that is novel."""
-        best = logits.argmax(axis=1)
-        none = np.zeros(len(best))
-        score, novel = (none, none.astype(bool)) if novelty is None else novelty
-        confidence = probabilities[np.arange(len(best)), best]
-        names = [labels[i] for i in best]
-        return cls(names, confidence, score, novel, probabilities, logits, of_learned=of_learned)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """From logits to probabilities: (1 - floor) x softmax(logits / temperature) + floor / number of types.
-
-    Attributes
-    ----------
-    temperature : float
-        Above 0.
-    floor : float
-        Share of the probability that is spread over all types that may be answered, 0...1.
-    """
-
-    temperature: float = 1.0
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.floor < 1):
-            raise SumsError(f"a calibration needs a temperature above 0 and a floor of 0...1, found {self}")
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return probabilities of logits ``(n_cells, n_types)``; a type at -inf has none."""
-        shares = softmax(logits / self.temperature)
-        if not self.floor:
-            return shares
-        able = np.isfinite(logits)
-        result: np.ndarray = (1 - self.floor) * shares + self.floor * able / able.sum(axis=1, keepdims=True)
-        return result
-
-    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return logarithms of `probabilities`; only a type at -inf has -inf, however unlikely another is."""
-        logs = log_normalised(logits / self.temperature)
-        if not self.floor:
-            return logs
-        able = np.isfinite(logits)
-        least = np.log(self.floor) - np.log(able.sum(axis=1, keepdims=True))
-        return np.where(able, np.logaddexp(logs + np.log1p(-self.floor), least), -np.inf)
-
-    def to_json(self) -> dict[str, float]:
-        """Return the fields as a JSON document."""
-        return {"temperature": self.temperature, "floor": self.floor}
 
 
 @dataclass(frozen=True, eq=False)
@@ -416,13 +330,6 @@ class ExactAnnotator:
 @lru_cache(maxsize=8)  # a service's client sends the same genes again and again
 def _without(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactAnnotator:
     return replace(annotator, classifier=annotator.classifier.without(missing))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax of each row."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
-    return result
 
 
 def _names(found: Sequence[Any]) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,94 +14,26 @@ import numpy as np
 from canal.core.digests import json_digest
 from canal.core.errors import SumsError
 from canal.core.files import read_json, write_json
-from canal.memory.basis import HIGHEST, Basis
-from canal.memory.exact_arrays import read_arrays, write_arrays
+from canal.memory.levels import (
+    Basis,
+    Linear,
+    Whole,
+    linear_scores,
+    log_normalised,
+    log_sum_exp,
+    one_thread,
+    read_arrays,
+    write_arrays,
+)
 
 WEIGHTS = "weights.safetensors"
 SOLUTION = "solution.json"
 FORMAT = 1
 _LINEARS = ("own", "within", "new")
 _ARRAYS = ("owners", "origins", "patterns", "centroids", "covariance", "apart")
-_WHOLE_FLOAT = 2**53
+
 FEW_MISSING = 0.05
 """Share of the genes that a file may lack without being a new study for that alone."""
-
-_FINEST = 32
-"""Binary places of the stored weights at most: far finer than what they are solved to."""
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """Linear scores as they were solved: weights @ levels + bias.
-
-    ``weights`` are float64 ``(n_centroids, n_genes)``, ``bias`` float64 ``(n_centroids,)``.
-    """
-
-    weights: np.ndarray
-    bias: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """Linear scores in whole numbers: weights @ centred levels + bias, over 2**places.
-
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        int64 ``(n_centroids, n_genes)``.
-    bias : numpy.ndarray
-        int64 ``(n_centroids,)``.
-    places : int
-        Binary places. The sum of |weights| x the highest level + |bias|, times the number of genes, is below
-        2**53 in every row, so that every product in float64 is exact, whatever library, chunk or thread count
-        computes it.
-    """
-
-    weights: np.ndarray
-    bias: np.ndarray
-    places: int
-
-    @classmethod
-    def of(cls, linear: Linear) -> Whole:
-        """Return linear scores as whole numbers, as fine as exact products let them be.
-
-        Raises
-        ------
-        SumsError
-            If a weight is not finite.
-        """
-        n_genes = linear.weights.shape[1]
-        reach = n_genes * (np.abs(linear.weights).sum(axis=1) * HIGHEST + np.abs(linear.bias))
-        if not np.isfinite(reach).all():
-            raise SumsError("the sums have no solution with finite weights; raise memory.shrinkage")
-        rounded = n_genes * (n_genes * HIGHEST + 1)  # what a unit in each entry adds
-        places = int(np.floor(np.log2((_WHOLE_FLOAT - rounded) / max(float(reach.max()), 1.0)))) - 1
-        places = min(_FINEST, places)
-        weights, bias = np.ldexp(linear.weights, places), np.ldexp(linear.bias, places)
-        return cls(np.rint(weights).astype(np.int64), np.rint(bias).astype(np.int64), places)
-
-    @property
-    def linear(self) -> Linear:
-        """The scores as fractions: exact, but for what was rounded when they became whole."""
-        weights, bias = self.weights.astype(np.float64), self.bias.astype(np.float64)
-        return Linear(np.ldexp(weights, -self.places), np.ldexp(bias, -self.places))
-
-    def scores(self, centred: np.ndarray, n_present: int) -> np.ndarray:
-        """Return scores, float64 ``(n_cells, n_centroids)``, the same on every machine.
-
-        ``centred`` are whole numbers, `ExactClassifier.centred`: ``n_present`` times what a score is of.
-        """
-        made = centred @ self.weights.T.astype(np.float64) + n_present * self.bias.astype(np.float64)
-        result: np.ndarray = np.ldexp(made / n_present, -self.places)
-        return result
-
-    def fits(self, n_centroids: int, n_genes: int) -> bool:
-        """Whether shapes are right and products exact."""
-        whole = self.weights.dtype == self.bias.dtype == np.int64
-        if not whole or self.weights.shape != (n_centroids, n_genes) or self.bias.shape != (n_centroids,):
-            return False
-        weights, bias = (np.abs(value.astype(np.float64)) for value in (self.weights, self.bias))
-        return bool((n_genes * (weights.sum(axis=1) * HIGHEST + bias) < _WHOLE_FLOAT).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +69,7 @@ class ExactClassifier:
         How far studies lie apart: rows whose products are added to the covariance for new studies, float64
         ``(n_rows, n_genes)``; no row while no type was seen in two stages.
     soft, bonus : float
-        As ``soft`` and ``own`` of `canal.memory.solve.SolveSettings`.
+        As ``soft`` and ``own`` of `canal.memory.stage_sums.SolveSettings`.
     present : numpy.ndarray
         Genes that a data set has, bool ``(n_genes,)``; by default all.
     strange : bool
@@ -374,48 +305,6 @@ class ExactClassifier:
             "soft": self.soft,
             "bonus": self.bonus,
         }
-
-
-def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Return Gaussian scores of centroids under one covariance, less what all centroids share.
-
-    Raises
-    ------
-    SumsError
-        If the covariance has no inverse.
-    """
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
-
-    try:
-        weights: np.ndarray = cho_solve(cho_factor(covariance, lower=True), centroids.T).T
-    except (LinAlgError, ValueError) as error:
-        raise SumsError(
-            f"the covariance of the sums has no inverse ({error}): there are fewer cells than genes, or some "
-            "genes always go together; raise memory.shrinkage"
-        ) from error
-    return Linear(weights, -0.5 * np.einsum("cd,cd->c", centroids, weights))
-
-
-def one_thread() -> AbstractContextManager[object]:
-    """Return a block in which the linear algebra of numpy and scipy runs on one thread."""
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[object] = threadpool_limits(1)
-    return limits
-
-
-def log_sum_exp(scores: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the sum of exponentials of each row, ``(n_cells,)``."""
-    scores = np.ascontiguousarray(scores)  # rows are added up alike, however many there are
-    highest = scores.max(axis=1)
-    result: np.ndarray = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
-    return result
-
-
-def log_normalised(scores: np.ndarray) -> np.ndarray:
-    """Return scores less the log-sum-exp of their row: logarithms of probabilities."""
-    result: np.ndarray = scores - log_sum_exp(scores)[:, None]
-    return result
 
 
 def _check(found: ExactClassifier, folder: Path) -> None:

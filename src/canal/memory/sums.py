@@ -17,8 +17,7 @@ import numpy as np
 
 from canal.core.errors import SumsError
 from canal.core.files import new_file
-from canal.memory.basis import HIGHEST, Basis
-from canal.memory.exact_arrays import read_about, read_arrays, write_arrays
+from canal.memory.levels import HIGHEST, Basis, read_about, read_arrays, write_arrays
 
 FORMAT = "1"
 _ARRAYS = ("counts", "totals", "products")

@@ -11,26 +11,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import new_folder, write_json
 from canal.data.expression import tokenize
-from canal.memory.answer import Prediction
-from canal.model.backbone import Backbone
-from canal.model.config import BackboneConfig
-from canal.model.head import Answer, Head, empty_head, grow, new_head
-from canal.model.lanes import in_lanes
-from canal.model.novelty import NoveltyRule, is_number
-from canal.model.ontology import ONTOLOGY, read_ontology
-from canal.model.performer import MOST_CELLS, Performer, empty_performer
+from canal.memory.prediction import Prediction
+from canal.model.backbone import MOST_CELLS, Backbone, empty_performer
+from canal.model.compute import in_lanes
+from canal.model.head import (
+    AnnotatorNetwork,
+    Answer,
+    NoveltyRule,
+    empty_head,
+    grow,
+    is_number,
+    new_head,
+    wider_backbone,
+    wider_head,
+)
 from canal.model.places import Apart, TypePlaces
 from canal.model.storage import (
     CONFIG,
     FORMAT,
+    ONTOLOGY,
+    BackboneConfig,
     read_config,
     read_names,
+    read_ontology,
     read_weights,
     weights_digest,
     write_weights,
@@ -43,33 +52,6 @@ _FIRST_CELLS = 256
 
 Measure = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """What is measured of cells from gene scores ``(n_cells, n_genes + 1)`` and manifold ``(n_cells, 128)``."""
-
-
-class AnnotatorNetwork(nn.Module):
-    """Backbone and head."""
-
-    def __init__(self, backbone: Performer, head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, tokens: Tensor) -> Answer:
-        """Return the answer for tokens ``(cells, n_genes)``."""
-        return self.finish(self.backbone.encode_prefix(tokens))
-
-    def finish(self, prefix: Tensor) -> Answer:
-        """Return the answer for the outputs of ``backbone.encode_prefix``."""
-        answer: Answer = self.head(self.backbone.encode_rest(prefix))
-        return answer
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that a stage trains, by name: all others never change."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
-
-    def freeze_backbone(self) -> None:
-        """Leave the head, the last block but one and the final LayerNorm trainable, and nothing else."""
-        self.backbone.freeze()
-        self.head.requires_grad_(True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,11 +269,14 @@ class Annotator:
         network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
         read_weights(network, folder)
         network.eval().freeze_backbone()
+        temperature = document.get(TEMPERATURE, 1.0)
+        if not is_number(temperature) or temperature <= 0:
+            raise ModelError(f"{CONFIG}: {TEMPERATURE} must be a number above 0, found {temperature!r}")
         loaded = cls(
             network,
             labels,
             genes,
-            temperature=_temperature(document),
+            temperature=float(temperature),
             ontology=read_ontology(folder, labels),
         )
         if rule is None:
@@ -329,13 +314,6 @@ class Annotator:
         return Answer(*(part.cpu() for part in answer))
 
 
-def _temperature(config: Mapping[str, Any]) -> float:
-    found = config.get(TEMPERATURE, 1.0)
-    if not is_number(found) or found <= 0:
-        raise ModelError(f"{CONFIG}: {TEMPERATURE} must be a number above 0, found {found!r}")
-    return float(found)
-
-
 def _check_names(names: Sequence[str], what: str) -> None:
     if not names or len(set(names)) < len(names):
         raise ModelError(f"{what} must be unique and at least one, found {list(names)[:20]}")
@@ -344,3 +322,40 @@ def _check_names(names: Sequence[str], what: str) -> None:
 def spread(n: int, wanted: int) -> np.ndarray:
     """Return at most ``wanted`` positions, evenly spread over ``n``."""
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
+
+
+def gene_vectors(annotator: Annotator) -> np.ndarray:
+    """Return the vectors of an annotator's genes, float32 ``(n_genes, dim)``."""
+    vectors: np.ndarray = annotator.network.backbone.pos_emb.weight[:-1].detach().cpu().numpy().copy()
+    return vectors
+
+
+def with_genes(annotator: Annotator, genes: Sequence[str], vectors: np.ndarray) -> Annotator:
+    """Return a copy that reads ``genes`` behind its own, without novelty rule and temperature.
+
+    The new genes' vectors ``(len(genes), dim)`` stand behind the old ones and before the closing position,
+    which stays the last; so do the columns of the head's first layer, which are zero: what a new gene says
+    has no weight until it is trained. All old parameters keep their bits. Answers do not: attention is over
+    all positions, and there are more of them.
+
+    Raises
+    ------
+    ModelError
+        If a gene is known already or named twice, or there is not one finite vector of the backbone's width
+        for each.
+    """
+    dim = annotator.network.backbone.config.dim
+    if twice := sorted(set(genes) & set(annotator.genes)):
+        raise ModelError(f"{len(twice)} new genes are in the panel already, such as {twice[:5]}")
+    if len(set(genes)) < len(genes):
+        raise ModelError(f"{len(genes)} new genes have {len(set(genes))} names: each must be another")
+    if vectors.shape != (len(genes), dim) or not np.isfinite(vectors).all():
+        raise ModelError(
+            f"{len(genes)} new genes need one finite vector of {dim} values each, found {vectors.shape}"
+        )
+    rows = torch.from_numpy(vectors.astype(np.float32))
+    backbone = wider_backbone(annotator.network.backbone, rows)
+    network = AnnotatorNetwork(backbone, wider_head(annotator.network.head, len(genes)))
+    network.freeze_backbone()
+    panel = (*annotator.genes, *genes)
+    return replace(annotator, network=network, genes=panel, novelty=None, places=None, temperature=1.0)

@@ -11,7 +11,7 @@ from canal.data.expression import tokenize
 from canal.memory.answer import ExactAnnotator
 from canal.model.annotator import Annotator
 from canal.model.combined import CombinedAnnotator, FastAnnotator
-from canal.model.lanes import in_lanes
+from canal.model.compute import in_lanes
 from canal.model.load import CellAnnotator
 
 _CELLS_AT_A_TIME = 8

@@ -13,12 +13,12 @@ from torch import Tensor
 from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import write_json
-from canal.memory.answer import Calibration, ExactAnnotator, Prediction, softmax
-from canal.memory.classifier import log_normalised
-from canal.memory.novelty_rule import PARTS, PartsRule, unsqueezed
+from canal.memory.answer import ExactAnnotator
+from canal.memory.levels import log_normalised
+from canal.memory.prediction import PARTS, Calibration, PartsRule, Prediction, softmax, unsqueezed
 from canal.model import COMBINATION, EXACT
 from canal.model.annotator import Annotator
-from canal.model.novelty import is_number
+from canal.model.head import is_number
 from canal.model.places import NETWORK_PARTS, NetworkPlaces
 from canal.model.storage import read_document, weights_digest
 

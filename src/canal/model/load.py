@@ -10,7 +10,8 @@ import numpy as np
 
 from canal.core.errors import ModelError
 from canal.core.files import read_json
-from canal.memory.answer import ExactAnnotator, Prediction
+from canal.memory.answer import ExactAnnotator
+from canal.memory.prediction import Prediction
 from canal.model import COMBINATION, EXACT
 
 if TYPE_CHECKING:

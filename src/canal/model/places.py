@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from canal.core.errors import ModelError
-from canal.model.head import MANIFOLD
-from canal.model.storage import write_tensors
+from canal.model.storage import MANIFOLD, write_tensors
 
 PLACES, NETWORK_PLACES = "novelty.safetensors", "network_places.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
@@ -307,9 +308,6 @@ class NetworkPlaces:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from canal.core.errors import ModelError
 from canal.core.files import read_json, write_json
-from canal.model.backbone import Backbone
-from canal.model.config import BackboneConfig
-from canal.model.performer import empty_performer
-from canal.model.storage import WEIGHTS, read_weights
+from canal.model.backbone import Backbone, empty_performer
+from canal.model.storage import WEIGHTS, BackboneConfig, read_weights
 
 TIME_LIMIT = 600.0
 """Seconds that the reading process may take; a checkpoint with its optimiser's state takes a few."""
@@ -177,8 +176,6 @@ def main() -> None:
     except ModelError as error:
         write_json(target / ANSWER, {"refused": str(error)})
         return
-    from safetensors.torch import save_file
-
     save_file(found.tensors, target / WEIGHTS)
     write_json(target / ANSWER, {"backbone": found.config.to_json(), "n_genes": found.n_genes})
 
@@ -260,7 +257,7 @@ class Translated:
     n_genes : int
         Rows of the gene embedding, the closing position left out.
     tensors : dict
-        The state of a `canal.model.performer.Performer`, float32.
+        The state of a `canal.model.backbone.Performer`, float32.
     """
 
     config: BackboneConfig

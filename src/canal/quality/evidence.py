@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,21 @@ from canal.data.units import (
     wholeness,
 )
 from canal.io.h5ad import H5adFile, NotGenes, open_h5ad
-from canal.quality.profile import Profile, chance_index, profile_of, stability_index
-from canal.quality.subject import Subject
-from canal.quality.symbols import kinds_of
+from canal.quality.verdict import Profile, Subject, chance_index, profile_of, stability_index
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from canal.config.sections import Values
 
+
 _SAMPLE_CELLS = 200
+_ENSEMBL = re.compile(r"ENS[A-Z]{0,4}[GT]\d{6,}(\.\d+)?")
+_MOUSE = re.compile(
+    r"[A-Z][a-z]+\d*[a-z0-9.-]*|[A-Z]\d+[a-z][a-z0-9-]*|(mt|H2)-[A-Z][A-Za-z0-9]+|\d{7}[A-Z]\d{2}Rik"
+)
+_HUMAN_MIXED = re.compile(r"C(\d+|X|Y)orf\d+|hsa-.*")
+HUMAN, MOUSE, ENSEMBL = "human", "mouse", "Ensembl id"
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,13 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     return Evidence(tables, layers, units, profile)
 
 
+def new_table(data: Any, **how: Any) -> pd.DataFrame:
+    """Return a table of pandas, which takes half a second to import: the gate itself is imported without."""
+    import pandas as pd
+
+    return pd.DataFrame(data, **how)
+
+
 def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix | None]:
     """Return one row a cell that the declaration keeps, and the values of some, evenly spread."""
     import pandas as pd
@@ -127,7 +140,7 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix |
         chosen = csr_matrix(chosen[:, is_gene]) if none.kinds else chosen
         blocks.append(measure_cells(chosen, subject.source.values))
         sample.append(chosen[picked[(picked >= first) & (picked < last)] - first])
-    cells = pd.DataFrame({"name": names, "cell_id": names})
+    cells = new_table({"name": names, "cell_id": names})
     measures = pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
     return cells.join(measures), csr_matrix(vstack(sample)) if sample else None
 
@@ -159,38 +172,32 @@ def _told_by_values(
 
 def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
     """Return one row a named gene; one row a symbol where duplicates are to be summed."""
-    import pandas as pd
-
     layer, column = subject.source.layer, subject.source.gene_column
     names = file.var_names(layer) if column is None else list(file.var_column(layer, column))
     symbols = [name.strip() for name in names if name.strip()]
     if subject.source.duplicates == "sum":
         symbols = list(dict.fromkeys(symbols))
-    return pd.DataFrame(
+    return new_table(
         {"name": symbols, "symbol": symbols, "kind": kinds_of(symbols)}, columns=["name", "symbol", "kind"]
     )
 
 
 def _features(none: NotGenes) -> pd.DataFrame:
     """Return one row a feature of the file: what it is called where it is no gene."""
-    import pandas as pd
-
     kinds = np.full(len(none.is_gene), None, dtype=object)
     kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
-    return pd.DataFrame({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
+    return new_table({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
 
 
 def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     """Return one row a prepared cell: its published label, and the earlier stage that tests on it."""
-    import pandas as pd
-
     tested: dict[str, str] = {}
     for stage, earlier in subject.earlier.items():
         digests = earlier.split.loc[earlier.split["set"] == "test", "cell_digest"]
         tested |= dict.fromkeys(digests, stage)
     obs = prepared.obs
     label = obs["cell_type_original"].astype(object).mask(obs["cell_type_original"] == "", None)
-    return pd.DataFrame(
+    return new_table(
         {
             "name": list(obs.index),
             "label": label.to_numpy(dtype=object),
@@ -205,8 +212,6 @@ def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     ``no_type`` is there where its name is a word for no type, ``twin`` where another type, of this source or
     of an earlier stage, is called the same but for case and blanks.
     """
-    import pandas as pd
-
     known, original = subject.source.label_map, prepared.obs["cell_type_original"]
     mapped = original != "" if known is None else original.isin(list(known))
     sizes = prepared.obs.loc[mapped, "cell_type"].value_counts().sort_index()
@@ -218,7 +223,7 @@ def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
         if "cell_type" in earlier.split
         for name in earlier.split["cell_type"].unique()
     }
-    return pd.DataFrame(
+    return new_table(
         {
             "name": names,
             "cells": counts,
@@ -240,13 +245,11 @@ def _panel_genes(
     prepared: PreparedCells, subject: Subject, profile: Profile, max_drift: float
 ) -> pd.DataFrame:
     """Return whether the source has each panel gene, and how far its tokens have drifted from before."""
-    import pandas as pd
-
     known = set(prepared.genes)
     now, before = profile.counts, np.zeros_like(profile.counts)
     for earlier in subject.earlier.values():
         before += earlier.profile.counts
-    return pd.DataFrame(
+    return new_table(
         {
             "name": list(subject.panel),
             "shared": [float(gene in known) for gene in subject.panel],
@@ -259,14 +262,12 @@ def _panel_genes(
 
 def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) -> pd.DataFrame:
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
-    import pandas as pd
-
     row = {"name": subject.source_name, **told, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()
     ratio, depth = min(ratios) if comparable else (np.nan, np.nan)
-    return pd.DataFrame([row | {"depth_before": depth, "depth_ratio": ratio}])
+    return new_table([row | {"depth_before": depth, "depth_ratio": ratio}])
 
 
 def _times(one: float, other: float) -> float:
@@ -296,8 +297,6 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
         number) only for cells free of those, and for logarithms only for cells with enough genes to tell;
         ``total`` (counts per 10,000 in all) only for logarithms, and only where they are no whole numbers.
     """
-    import pandas as pd
-
     data = values.data.astype(np.float64)
     finite = np.isfinite(data)
     rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
@@ -305,7 +304,7 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
     negative = _count(rows, finite & (data < 0), values.shape[0])
     sound = (nonfinite == 0) & (negative == 0)
     fractional = _count(rows, finite & (data != np.rint(data)), values.shape[0])
-    frame = pd.DataFrame({"nonfinite": nonfinite, "negative": negative})
+    frame = new_table({"nonfinite": nonfinite, "negative": negative})
     if declared == "counts":
         return frame.assign(fractional=np.where(sound, fractional, np.nan))
     telling = sound & (_count(rows, data != 0, values.shape[0]) >= TELLING_GENES)
@@ -367,3 +366,23 @@ def _totals(data: np.ndarray, rows: np.ndarray, n_cells: int, base: float) -> np
 
 def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
     return np.bincount(rows[which], minlength=n_cells)
+
+
+# Human gene symbols told from those of a mouse and from Ensembl ids by their spelling.
+
+
+def kind_of(symbol: str) -> str:
+    """Return ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``) or ``ENSEMBL`` (``ENSG00…``).
+
+    What cannot be told apart counts as human: the rules ask what most symbols of a file look like.
+    """
+    if _ENSEMBL.fullmatch(symbol):
+        return ENSEMBL
+    if _HUMAN_MIXED.fullmatch(symbol):
+        return HUMAN
+    return MOUSE if _MOUSE.fullmatch(symbol) else HUMAN
+
+
+def kinds_of(symbols: Iterable[str]) -> list[str]:
+    """Return `kind_of` each symbol."""
+    return [kind_of(symbol) for symbol in symbols]

@@ -1,23 +1,50 @@
-"""The gate: judges a stage's source file, its declaration and its prepared bytes."""
+"""The gate: judges a stage's source file, its declaration, its prepared bytes and its labels.
+
+Labels of a new data set are compared with what the parent's model calls the same cells.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from canal.config.sections import Gate
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import GateError
-from canal.core.files import read_json, regular_file, scratch_folder
+from canal.core.files import read_json, regular_file, scratch_folder, write_json
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from canal.quality.evidence import gather
-from canal.quality.labels import TABLE, Ask, cells_to_ask, label_rule
+from canal.quality.evidence import gather, new_table
+from canal.quality.rule import Rule, Told, between
 from canal.quality.rules import rules_for
-from canal.quality.subject import Subject
 from canal.quality.suite import run_suite
-from canal.quality.verdict import Verdict
+from canal.quality.verdict import RuleResult, Subject, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+"""Of the check of labels."""
+
+LABEL_TABLE, CELL_TABLE = "label", "cell"
+
+CELLS_ASKED = 50
+"""Cells of a label that the parent's model is asked about, at most."""
+
+_PAIRS = 8
+"""Confused pairs that are told."""
+
+FEWEST_ASKED = 5
+"""A label with fewer cells is not judged."""
+
+_NONE = f"no label with {FEWEST_ASKED} cells, so none was compared"
+
+Ask = Callable[[PreparedCells, Sequence[str]], "pd.DataFrame"]
+"""Takes cells and ids of some of them; returns what `compare` does."""
 
 
 def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | None = None) -> Verdict:
@@ -29,7 +56,7 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | Non
         Folder for Great Expectations' Data Docs; None writes none. They hold times.
     ask
         Asks the model of the parent stage about some cells, where it is there: labels are then compared with
-        what it says. In the line, where the parent is learned after the gate, `canal.quality.labels` does it.
+        what it says. In the line, where the parent is learned after the gate, `check_labels` does it.
 
     Raises
     ------
@@ -39,7 +66,9 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | Non
         If the prepared folder was not made of this file with this declaration, or an earlier stage was
         profiled on another panel.
     """
-    prepared = _prepared_folder(subject)
+    prepared = subject.prepared
+    if prepared is None or not (prepared / SUMMARY).is_file():
+        raise GateError(f"source {subject.source_name} is not prepared: run dvc repro")
     about = _checked_summary(subject, prepared)
     panel_digest = json_digest(list(subject.panel))
     for name, earlier in subject.earlier.items():
@@ -49,7 +78,7 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | Non
     rules, tables = rules_for(subject, evidence, gate), dict(evidence.tables)
     if ask is not None:
         cells = PreparedCells(prepared / CELLS)
-        tables[TABLE] = ask(cells, cells_to_ask(cells))
+        tables[LABEL_TABLE] = ask(cells, cells_to_ask(cells))
         parent = list(subject.earlier)[-1]
         rules.append(label_rule(subject.source_name, parent, gate.max_confused))
     results = run_suite(rules, tables, subject.stage, docs)
@@ -91,12 +120,6 @@ def judge_file(
         return judge(replace(subject, source=source, prepared=prepared), gate, docs, ask)
 
 
-def _prepared_folder(subject: Subject) -> Path:
-    if subject.prepared is None or not (subject.prepared / SUMMARY).is_file():
-        raise GateError(f"source {subject.source_name} is not prepared: run dvc repro")
-    return subject.prepared
-
-
 def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
     """Return prepared.json after checking that raw file, declaration and prepared file belong together."""
     about: dict[str, Any] = read_json(prepared / SUMMARY)
@@ -116,3 +139,203 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
             "run dvc repro"
         )
     return about
+
+
+# Whether labels agree with what the parent's model says.
+
+
+def cells_to_ask(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
+    """Return the ids of at most `CELLS_ASKED` cells of each published label, drawn by their content.
+
+    Parameters
+    ----------
+    allowed
+        Ids that may be drawn: all but test cells, where there is a split. None allows every cell.
+    """
+    obs = prepared.obs[prepared.obs["cell_type"].astype(str) != ""]
+    if allowed is not None:
+        obs = obs[obs.index.isin(list(allowed))]
+    drawn = obs.sort_values("cell_digest", kind="stable").groupby("cell_type_original", observed=True)
+    chosen = set(drawn.head(CELLS_ASKED).index)
+    return [str(cell) for cell in obs.index if cell in chosen]
+
+
+def compare(
+    labels: Sequence[str], types: Sequence[str], answers: Sequence[str], known: Collection[str]
+) -> pd.DataFrame:
+    """Return one row a published label: which other known type its cells look like most.
+
+    Parameters
+    ----------
+    labels, types, answers
+        Of each cell: the label as published, the cell type it is mapped to, and what the parent's model
+        says, which may be no known type.
+    known
+        The cell types that the parent's model knows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``name`` (the label, with its cell type where that has another name), ``cells`` asked about, ``like``
+        (the other known type that most of them are called, or ``""``), ``alike`` (how many) and ``share``.
+    """
+    frame = new_table({"label": list(labels), "type": list(types), "answer": list(answers)}, dtype=object)
+    rows = []
+    for (label, cell_type), own in frame.groupby(["label", "type"], sort=True):
+        others = own["answer"][own["answer"].isin(list(known)) & (own["answer"] != cell_type)]
+        if len(own) < FEWEST_ASKED:
+            continue
+        counts = sorted(others.value_counts().items(), key=lambda item: (-item[1], str(item[0])))
+        like, alike = counts[0] if counts else ("", 0)
+        name = label if label == cell_type else f"{label} ({cell_type})"
+        rows.append((name, len(own), like, alike, alike / len(own)))
+    table = new_table(rows, columns=["name", "cells", "like", "alike", "share"])
+    return table.astype({"share": np.float64})
+
+
+def contradictions(
+    cell_ids: Sequence[str],
+    types: Sequence[str],
+    answers: Sequence[str],
+    margins: np.ndarray,
+    known: Collection[str],
+) -> pd.DataFrame:
+    """Return one row a cell of a known type: what the parent's sums call it, and by what margin.
+
+    Parameters
+    ----------
+    cell_ids, types, answers
+        Of each cell: its id, its type, and the likeliest type by the parent's sums.
+    margins
+        Probability of the answer less that of the cell's own type, ``(n_cells,)``.
+    known
+        The types that the sums know: a cell of another type is not judged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``name`` (the cell), ``label``, ``like`` (the other type, or ``""`` where they agree) and ``margin``.
+    """
+    rows = [
+        (cell, own, "" if own == said else said, 0.0 if own == said else float(margin))
+        for cell, own, said, margin in zip(cell_ids, types, answers, margins, strict=True)
+        if own in known
+    ]
+    table = new_table(rows, columns=["name", "label", "like", "margin"])
+    return table.astype({"margin": np.float64})
+
+
+def contradiction_rule(source: str, parent: str, most: float) -> Rule:
+    """Return the rule, a warning, that the parent's sums contradict no cell's label by a high margin."""
+    return Rule(
+        "labels_unlike_sums",
+        "warning",
+        between(CELL_TABLE, "margin", most=most),
+        f"no cell whose label the sums of stage {parent} contradict by a margin of more than {most:g}",
+        f"look at these cells, which labels/ lists one by one; none is dropped: a wrong one is left out with "
+        f"sources.{source}.exclude.cells",
+        _pairs_told,
+    )
+
+
+def check_contradictions(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
+    """Return whether ``rule`` holds for the table of `contradictions`, by Great Expectations."""
+    if not len(table):
+        none = "no cell of a type that the parent's sums know, so none was compared"
+        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=none)
+    return run_suite([rule], {CELL_TABLE: table}, title, docs)[0]
+
+
+def label_rule(source: str, parent: str, most: float) -> Rule:
+    """Return the rule, a warning, that the parent's model does not call a label's cells another type."""
+    return Rule(
+        "labels_like_parent",
+        "warning",
+        between(LABEL_TABLE, "share", most=most),
+        f"at most {most:.0%} of a label's cells that the model of stage {parent} calls one other known type",
+        f"look at these cells: a wrong label is mapped to its type or to null in sources.{source}.label_map; "
+        "a new or finer type may stay as it is",
+        _told,
+    )
+
+
+def check_labels(table: pd.DataFrame, rule: Rule, title: str, docs: Path | None = None) -> RuleResult:
+    """Return whether ``rule`` holds for the table of `compare`, by Great Expectations."""
+    if not len(table):
+        return RuleResult(rule.name, rule.severity, passed=True, expected=rule.expected, found=_NONE)
+    return run_suite([rule], {LABEL_TABLE: table}, title, docs)[0]
+
+
+def write_labels(
+    path: Path,
+    stage: str,
+    parent: str,
+    asked: int,
+    result: RuleResult | None,
+    contradicted: tuple[pd.DataFrame, RuleResult] | None = None,
+) -> None:
+    """Write the check of a stage's labels; ``result`` is None where the parent knows no cell types.
+
+    ``contradicted`` are the cells whose label the parent's sums contradict by more than the rule allows, and
+    what the rule found; None where it keeps no sums.
+    """
+    document = {
+        "format": FORMAT,
+        "stage": stage,
+        "parent": parent,
+        "cells_asked": asked,
+        "rule": None if result is None else _document(result),
+    }
+    if contradicted is not None:
+        cells, found = contradicted
+        document["contradicted"] = {
+            "rule": _document(found),
+            "cells": [
+                {"cell_id": cell, "label": label, "like": like, "margin": round(margin, 4)}
+                for cell, label, like, margin in cells.to_numpy().tolist()
+            ],
+        }
+    write_json(path, document)
+
+
+def _document(result: RuleResult) -> dict[str, Any]:
+    return asdict(result) | {"examples": list(result.examples)}
+
+
+def read_labels(path: Path) -> dict[str, Any]:
+    """Return what `write_labels` wrote.
+
+    Raises
+    ------
+    GateError
+        If the file is missing or of another format.
+    """
+    if not path.is_file():
+        raise GateError(f"{path}: the labels of this stage were not checked; run dvc repro")
+    document: dict[str, Any] = read_json(path)
+    if document.get("format") != FORMAT:
+        raise GateError(f"{path}: format {document.get('format')!r}, this canal reads {FORMAT}")
+    return document
+
+
+def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+    """Tell how many cells are contradicted, and by which pairs of types, the most frequent first."""
+    pairs = failing.groupby(["label", "like"]).size().sort_values(ascending=False, kind="stable")
+    examples = []
+    for label, like in pairs.index.tolist()[:_PAIRS]:
+        own = failing[(failing["label"] == label) & (failing["like"] == like)]
+        worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
+        examples.append(f"{len(own)} {label} look like {like}, such as {worst}")
+    return Told(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
+
+
+def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+    """Tell how many labels look like another type, and name the pairs, the surest first."""
+    if not len(rows):
+        return Told(_NONE)
+    worst = failing.sort_values("share", ascending=False, kind="stable")
+    examples = [
+        f"{row.name_}: {row.alike:.0f} of {row.cells:.0f} cells look like {row.like}"
+        for row in worst.rename(columns={"name": "name_"}).itertuples()
+    ]
+    return Told(f"{len(failing)} of {len(rows)} labels", tuple(examples))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from canal.data.units import BASES, MAX_TOTAL
-from canal.quality import wording
+from canal.quality.evidence import ENSEMBL, MOUSE
 from canal.quality.rule import (
     Rule,
     absent,
@@ -15,14 +15,23 @@ from canal.quality.rule import (
     no_more_than,
     not_among,
     present,
+    tell_coverage,
+    tell_depth,
+    tell_drift,
+    tell_groups,
+    tell_names,
+    tell_quoted,
+    tell_row_count,
+    tell_said,
+    tell_units,
+    tell_values,
     unique,
 )
-from canal.quality.symbols import ENSEMBL, MOUSE
 
 if TYPE_CHECKING:
     from canal.config.sections import Gate
     from canal.quality.evidence import Evidence
-    from canal.quality.subject import Subject
+    from canal.quality.verdict import Subject
 
 MOSTLY_HUMAN = 0.5
 """Share of a file's symbols that must look human; references leave some genes without a symbol."""
@@ -57,7 +66,7 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("gene", 1),
             "at least 1 named gene",
             f"check {source}.layer and gene_column",
-            wording.row_count("named genes"),
+            tell_row_count("named genes"),
         ),
         Rule(
             "has_cells",
@@ -65,7 +74,7 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("cell", 1),
             "at least 1 cell",
             f"check the file, and {source}.where, exclude and label_map",
-            wording.row_count("cells that the declaration keeps"),
+            tell_row_count("cells that the declaration keeps"),
         ),
         Rule(
             "enough_cells",
@@ -73,7 +82,7 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("prepared cell", least),
             f"at least {gate.min_cells} prepared cells",
             f"give more cells, or lower min_genes (for {source}) or gate.min_cells",
-            wording.row_count("prepared cells"),
+            tell_row_count("prepared cells"),
         ),
     ]
 
@@ -87,7 +96,7 @@ def _identities(subject: Subject) -> list[Rule]:
             unique("cell", "cell_id"),
             "every cell name once",
             "make the names in obs unique in the file (anndata: obs_names_make_unique)",
-            wording.groups("cells", "cell_id", "times"),
+            tell_groups("cells", "cell_id", "times"),
         ),
         Rule(
             "genes_unique",
@@ -95,7 +104,7 @@ def _identities(subject: Subject) -> list[Rule]:
             unique("gene", "symbol"),
             "every gene symbol once",
             f"declare {source}.duplicates: sum (counts only), or make them unique in the file",
-            wording.groups("genes", "symbol", "times"),
+            tell_groups("genes", "symbol", "times"),
         ),
         Rule(
             "not_tested_on_before",
@@ -103,7 +112,7 @@ def _identities(subject: Subject) -> list[Rule]:
             absent("prepared cell", "tested_in"),
             "no cell that an earlier stage tests on, compared by content",
             f"leave them out ({source}.exclude.cells or where): learning them makes old tests worthless",
-            wording.groups("cells", "tested_in", "cells"),
+            tell_groups("cells", "tested_in", "cells"),
         ),
     ]
 
@@ -116,7 +125,7 @@ def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "nonfinite", most=0),
             "no NaN and no infinite value",
             f"repair the file, or {layer_advice(subject, evidence)}",
-            wording.values("cells", "nonfinite", "values"),
+            tell_values("cells", "nonfinite", "values"),
         ),
         Rule(
             "values_not_negative",
@@ -124,7 +133,7 @@ def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "negative", most=0),
             "no value below 0",
             f"the matrix looks scaled or centred: {layer_advice(subject, evidence)}",
-            wording.values("cells", "negative", "values"),
+            tell_values("cells", "negative", "values"),
         ),
     ]
 
@@ -137,7 +146,7 @@ def _counts(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "fractional", most=0),
             "counts: whole numbers only",
             units_advice(subject, evidence),
-            wording.values("cells", "fractional", "fractional values"),
+            tell_values("cells", "fractional", "fractional values"),
         )
     ]
 
@@ -151,7 +160,7 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "fractional", least=1),
             f"{declared}: no cell of whole numbers only",
             advice,
-            wording.names("cells"),
+            tell_names("cells"),
         ),
         Rule(
             "totals_within_10k",
@@ -159,7 +168,7 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "total", most=MAX_TOTAL),
             f"{declared}: with the logarithm undone, at most {MAX_TOTAL:,.0f} in a cell",
             advice,
-            wording.values("cells", "total", "in all"),
+            tell_values("cells", "total", "in all"),
         ),
         Rule(
             "logarithm_base",
@@ -167,7 +176,7 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             among("file", "units", [declared, declared.removesuffix("_10k")]),
             f"{declared}: with the logarithm undone, whole multiples of a cell's smallest value",
             advice,
-            wording.units,
+            tell_units,
         ),
     ]
 
@@ -182,7 +191,7 @@ def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
             absent("file", "contradiction"),
             f"nothing that whole cells tell against {declared}",
             way_out,
-            wording.said("contradiction"),
+            tell_said("contradiction"),
         ),
         Rule(
             "values_beyond_doubt",
@@ -190,7 +199,7 @@ def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
             absent("file", "doubt"),
             f"values that whole cells prove to be {declared}",
             f"if genes were left out or values corrected after scaling, this is right; else {way_out}",
-            wording.said("doubt"),
+            tell_said("doubt"),
         ),
     ]
 
@@ -204,7 +213,7 @@ def _labels(subject: Subject) -> list[Rule]:
             present("prepared cell", "label"),
             f"a label in obs[{subject.source.label!r}] for every cell",
             f"leave unlabelled cells out ({source}.where or exclude.cells)",
-            wording.names("cells"),
+            tell_names("cells"),
         )
     ]
     if known is not None:
@@ -215,7 +224,7 @@ def _labels(subject: Subject) -> list[Rule]:
                 among("prepared cell", "label", sorted(known)),
                 f"one of the {len(known)} labels in {source}.label_map",
                 "add them to the map; a label mapped to null is left out",
-                wording.groups("cells", "label", "cells"),
+                tell_groups("cells", "label", "cells"),
             )
         )
     return rules
@@ -230,7 +239,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             absent("cell type", "no_type"),
             "names of cell types, not words for cells of none (unknown, nan, doublet …)",
             f"map such labels to a cell type, or to null, in {label_map} (canal stage add: --map CSV)",
-            wording.quoted("cells"),
+            tell_quoted("cells"),
         ),
         Rule(
             "types_told_apart",
@@ -238,7 +247,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             absent("cell type", "twin"),
             "no blanks at the ends of a name, and no two types that differ in case or blanks alone",
             f"map them to one name in {label_map} (canal stage add: --map CSV)",
-            wording.quoted("twin"),
+            tell_quoted("twin"),
         ),
         Rule(
             "enough_cells_per_type",
@@ -246,7 +255,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             between("cell type", "cells", least=gate.min_cells_per_type),
             f"at least {gate.min_cells_per_type} cells of every type",
             f"map the type to null or to another in sources.{subject.source_name}.label_map",
-            wording.values("types", "cells", "cells", smallest=True),
+            tell_values("types", "cells", "cells", smallest=True),
         ),
         Rule(
             "types_balanced",
@@ -254,7 +263,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             between("cell type", "times_fewer", most=gate.max_imbalance),
             f"no type with {gate.max_imbalance:g} times fewer cells than the largest",
             "give more cells of the rare types; until then read their recall, not accuracy",
-            wording.values("types", "times_fewer", "times fewer"),
+            tell_values("types", "times_fewer", "times fewer"),
         ),
     ]
 
@@ -267,7 +276,7 @@ def _symbols(subject: Subject) -> list[Rule]:
             not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_HUMAN),
             "gene symbols, not Ensembl ids",
             f"set sources.{subject.source_name}.gene_column to the column of var that holds symbols",
-            wording.names("genes"),
+            tell_names("genes"),
         ),
         Rule(
             "symbols_human",
@@ -275,7 +284,7 @@ def _symbols(subject: Subject) -> list[Rule]:
             not_among("gene", "kind", [MOUSE], mostly=MOSTLY_HUMAN),
             "symbols spelt as human ones are (CD3E, not Cd3e)",
             "this looks like another species: canal does not translate orthologues",
-            wording.names("genes"),
+            tell_names("genes"),
         ),
     ]
 
@@ -289,7 +298,7 @@ def _features() -> list[Rule]:
             absent("feature", "no_gene"),
             "gene expression alone",
             "what is no gene is left out of genes and totals; write the genes alone to be told no more",
-            wording.groups("features", "no_gene", "features"),
+            tell_groups("features", "no_gene", "features"),
         )
     ]
 
@@ -307,7 +316,7 @@ def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             among("panel gene", "shared", [1.0], mostly=gate.coverage_hard),
             f"at least {gate.coverage_hard:.0%} of the panel's genes",
             hint,
-            wording.coverage,
+            tell_coverage,
         ),
         Rule(
             "panel_well_covered",
@@ -315,7 +324,7 @@ def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             among("panel gene", "shared", [1.0], mostly=soft),
             f"at least {gate.coverage_soft:.0%} of the panel's genes",
             hint,
-            wording.coverage,
+            tell_coverage,
         ),
     ]
 
@@ -329,7 +338,7 @@ def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
             no_more_than("panel gene", "drift", "drift_allowed"),
             f"population stability index (PSI) of each gene at most {gate.max_drift:g}, or within chance",
             f"{check}.values and layer",
-            wording.drift,
+            tell_drift,
         ),
         Rule(
             "depth_like_before",
@@ -337,7 +346,7 @@ def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
             between("file", "depth_ratio", most=gate.max_depth_ratio),
             f"median genes per cell within {gate.max_depth_ratio:g} times of an earlier stage",
             f"{check}.layer and min_genes",
-            wording.depth,
+            tell_depth,
         ),
     ]
 

@@ -41,9 +41,10 @@ def run_suite(
     """
     quiet_libraries()
     import great_expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = great_expectations.get_context(mode="ephemeral")
-    _be_quiet(context)
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)  # they would garble the terminal
     suite = great_expectations.ExpectationSuite(
         name="gate", expectations=[_expectation(rule) for rule in rules]
     )
@@ -54,10 +55,10 @@ def run_suite(
     validation = context.validation_definitions.add(validation)
     frame = _one_frame(tables)
     with publishing(context, docs):
-        outcome = validation.run(
+        outcome: Any = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
         )
-        by_name = {_rule_name(result): result for result in outcome.results}
+        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}
         results = [_result(rule, by_name[rule.name], frame) for rule in rules]
         if docs is not None:
             for rule, result in zip(rules, results, strict=True):
@@ -66,13 +67,6 @@ def run_suite(
             outcome.success = all(result.passed for result in results if result.severity == "error")
             store_again(context, outcome)
     return results
-
-
-def _be_quiet(context: Any) -> None:
-    """Switch off progress bars, which would garble the terminal."""
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
 
 
 def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -86,10 +80,10 @@ def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _expectation(rule: Rule) -> Any:
-    import great_expectations.expectations
+    from great_expectations import expectations
     from great_expectations.expectations.row_conditions import Column
 
-    kind = getattr(great_expectations.expectations, rule.check.expectation)
+    kind = getattr(expectations, rule.check.expectation)
     # Elsewhere a column is missing, which these two alone do not take for right; conditions are slow.
     rows_matter = rule.check.expectation in (
         "ExpectTableRowCountToBeBetween",
@@ -103,11 +97,6 @@ def _expectation(rule: Rule) -> Any:
         meta={"rule": rule.name, "severity": rule.severity},
         description=f"{rule.name} ({rule.severity}): {rule.expected}",
     )
-
-
-def _rule_name(outcome: Any) -> str:
-    name: str = outcome.expectation_config.meta["rule"]
-    return name
 
 
 def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -> None:
@@ -216,12 +205,9 @@ def _make_offline(folder: Path) -> None:
         page.write_text(text.replace("</head>", _STYLE, 1), encoding="utf-8")
     # A script that is not there any more would list the pages.
     index = folder / "index.html"
-    links = [_link(page.relative_to(folder)) for page in pages if page != index]
+    names = [page.relative_to(folder).as_posix() for page in pages if page != index]
+    links = [f'<li><a href="{quote(name)}">{escape(name)}</a></li>' for name in names]
     text = index.read_text(encoding="utf-8")
     index.write_text(text.replace("<body>", f"<body>\n<ul>{''.join(links)}</ul>", 1), encoding="utf-8")
     for animation in folder.rglob("*.gif"):
         animation.unlink()
-
-
-def _link(page: Path) -> str:
-    return f'<li><a href="{quote(page.as_posix())}">{escape(page.as_posix())}</a></li>'

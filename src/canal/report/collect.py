@@ -11,7 +11,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.files import new_folder, read_json, write_json
 from canal.io.h5ad import open_h5ad
-from canal.quality.labels import read_labels
+from canal.quality.gate import read_labels
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import method_view
 from canal.report import figures

@@ -20,7 +20,7 @@ from canal.core.files import read_json
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from canal.tuning.objective import Score
+    from canal.tuning.attempts import Score
     from canal.tuning.study import Study
 
 FORMAT = 1
@@ -146,7 +146,7 @@ def _trial(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
 
 
 def _candidate(trial: Document) -> Candidate:
-    from canal.tuning.objective import Score
+    from canal.tuning.attempts import Score
 
     score = Score(trial["accuracy"], trial["retention"])
     bank_size, published = trial["settings"]["bank_size"], trial["published"]
@@ -166,9 +166,8 @@ def _not_reproducible(study: Study, n_trials: int) -> list[str]:
 def _importances(study: Study) -> dict[str, float]:
     """Return how much of the value's variance each parameter explains (fANOVA); too few trials: nothing."""
     import optuna
-    from optuna.trial import TrialState
 
-    done = [one for one in study.kept() if one.state is TrialState.COMPLETE]
+    done = [one for one in study.kept() if one.state is optuna.trial.TrialState.COMPLETE]
     if len({one.value for one in done}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -243,7 +242,7 @@ def choose(candidates: Sequence[Candidate], tuning: Tuning, n_effective: float) 
     Parameters
     ----------
     n_effective
-        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.objective.effective_cells`).
+        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.attempts.effective_cells`).
     """
     enough = [one for one in candidates if one.score.retention >= tuning.min_retention]
     rule = _RULES[tuning.rule if enough else "retention"]
@@ -270,12 +269,10 @@ def front(candidates: Sequence[Candidate]) -> list[int]:
     """
     found: list[int] = []
     kept = -1.0
-    for one in sorted(candidates, key=_from_accurate_to_faithful):
+    for one in sorted(
+        candidates, key=lambda one: (-one.score.accuracy, -one.score.retention, one.bank_size, one.number)
+    ):
         if one.score.retention > kept:
             found.append(one.number)
             kept = one.score.retention
     return found
-
-
-def _from_accurate_to_faithful(one: Candidate) -> tuple[Any, ...]:
-    return -one.score.accuracy, -one.score.retention, one.bank_size, one.number

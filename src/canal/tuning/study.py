@@ -15,21 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
+import optuna
 from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from canal.config.params import Tuning
 from canal.core.errors import ConfigError, TrainingError
 from canal.core.messages import without_secrets
-from canal.tuning.objective import Attempt, Report, Score
-from canal.tuning.space import Changes, Space
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import BaseStorage, JournalStorage
-    from optuna.trial import FrozenTrial, Trial
+from canal.tuning.attempts import Attempt, Changes, Report, Score, Space
 
 PUBLISHED, QUEUED = "published", "queued"
 """Marks of a trial: that it is the published point, and the parameters that it was queued with."""
@@ -103,8 +101,6 @@ class Study:
     @classmethod
     def open(cls, plan: Plan) -> Study:
         """Open the study, a new one or what there is of it."""
-        import optuna
-
         storage = open_storage(plan.tuning.storage, plan.journal, plan.root)
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=plan.tuning.startup_trials, n_warmup_steps=plan.tuning.warmup_epochs + 1
@@ -143,8 +139,6 @@ class Study:
 
     @property
     def _complete(self) -> bool:
-        from optuna.trial import TrialState
-
         return any(one.state is TrialState.COMPLETE for one in self.kept())
 
     @property
@@ -155,7 +149,9 @@ class Study:
         """Return the next trial, or None if there are enough; one process asks at a time."""
         with FileLock(self._claims / "ask.lock"):
             self._give_up_lost()
-            self._queue_published()
+            trials = self.optuna.get_trials(deepcopy=False)
+            if not any(one.user_attrs.get(PUBLISHED) for one in trials):
+                self._queue(self.plan.space.published(), {PUBLISHED: True})
             begun = len(self.kept()) + len(self._running())
             if begun >= self.plan.tuning.n_trials:
                 return None
@@ -169,8 +165,6 @@ class Study:
 
         ``begun`` trials count by now; for one process alone that is those that are finished.
         """
-        import optuna
-
         space, tuning = self.plan.space, self.plan.tuning
         known = {one.user_attrs.get("training") for one in (*self.kept(), *self._running())}
         for draw in range(_DRAWS):
@@ -183,12 +177,10 @@ class Study:
             identity = learner.identity(changes)
             if QUEUED in trial.user_attrs or identity not in known or draw == _DRAWS - 1:
                 break
-            self.optuna.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self.optuna.tell(trial, state=TrialState.FAIL)
         return trial, changes, identity
 
     def _run(self, trial: Trial, changes: Changes, learner: Learner, watch: Watch) -> None:
-        import optuna
-
         last: list[Score] = []
 
         def report(epoch: int, score: Score, value: float) -> None:
@@ -203,28 +195,19 @@ class Study:
             found = learner.learn(changes, report)
         except optuna.TrialPruned:
             _note(trial, last[0])
-            self.optuna.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            self.optuna.tell(trial, state=TrialState.PRUNED)
         except TrainingError as error:
             trial.set_user_attr("reason", str(error))
-            self.optuna.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self.optuna.tell(trial, state=TrialState.FAIL)
         else:
             _note(trial, found.score, epoch=found.epoch, n_replay=found.n_replay)
             self.optuna.tell(trial, found.value)
 
     def _running(self) -> list[FrozenTrial]:
-        from optuna.trial import TrialState
-
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _waiting(self) -> list[FrozenTrial]:
-        from optuna.trial import TrialState
-
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-
-    def _queue_published(self) -> None:
-        trials = self.optuna.get_trials(deepcopy=False)
-        if not any(one.user_attrs.get(PUBLISHED) for one in trials):
-            self._queue(self.plan.space.published(), {PUBLISHED: True})
 
     def _queue(self, params: dict[str, Any], marks: dict[str, Any]) -> None:
         self.optuna.enqueue_trial(params, user_attrs={QUEUED: params} | marks)
@@ -235,8 +218,6 @@ class Study:
         They are queued first: a kill in between leaves a trial that is found lost again, but not its
         parameters lost. A trial that no process had taken when it was killed is drawn again instead.
         """
-        from optuna.trial import TrialState
-
         for trial in self._running():
             worker = trial.user_attrs.get("worker")
             if worker is not None and is_alive(self._claims, worker):
@@ -252,8 +233,6 @@ class Study:
 
 def _counts(trial: FrozenTrial) -> bool:
     """Whether a trial is finished and was not given up; a failure that counts has a reason."""
-    from optuna.trial import TrialState
-
     if trial.state is TrialState.FAIL:
         return "reason" in trial.user_attrs
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -312,8 +291,6 @@ def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
     TrainingError
         If the journal is damaged.
     """
-    import optuna
-
     optuna.logging.set_verbosity(logging.WARNING)
     if url is None:
         return _journal(journal)
@@ -337,9 +314,6 @@ def _journal(path: Path) -> JournalStorage:
 
     Its lock ends with its process: Optuna's own outlives a kill by half a minute.
     """
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         _mend(path)

@@ -16,8 +16,7 @@ from canal.registry.audit.version_files import Found, examples
 from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, Rows
 
 if TYPE_CHECKING:
-    from canal.continual.cells import LabelledCells
-    from canal.continual.stored_cells import StoredCells
+    from canal.continual.cells import LabelledCells, StoredCells
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import numpy as np
 
 from canal.config.layout import Layout
 from canal.config.sections import Memory
+from canal.continual.cells import StoredCells
 from canal.continual.remembering import plain
-from canal.continual.stored_cells import StoredCells
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, SumsError
 from canal.data.prepared import PreparedCells
 from canal.data.split import SUMMED
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import OWN_BATCHES, StageSums, by_type
+from canal.memory.stage_sums import OWN_BATCHES, StageSums, by_type
 from canal.memory.sums import Sums, add_up
 from canal.registry.audit.version_files import Found, examples
 from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion

@@ -22,11 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from canal.config.sections import BACKBONE
-from canal.continual.stored_cells import load_cells
+from canal.continual.cells import load_cells
 from canal.core.errors import CanalError, ModelError
 from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
-from canal.memory.stages import StageSums
+from canal.memory.stage_sums import StageSums
 from canal.model import EXACT
 from canal.model.load import load_model, method_of
 from canal.registry.audit.version_files import Found

@@ -20,7 +20,7 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.files import read_json
 
 if TYPE_CHECKING:
-    from canal.memory.stages import StageSums
+    from canal.memory.stage_sums import StageSums
 
 
 Request = dict[str, Any]

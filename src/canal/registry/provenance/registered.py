@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.config.sections import BACKBONE
-from canal.continual.stored_cells import StoredCells, load_cells
+from canal.continual.cells import StoredCells, load_cells
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import read_json
