@@ -11,7 +11,7 @@ from canal.registry.versions.history import require_available, restore_model
 
 def learn(project: Project, logged: StepRun) -> None:
     """Learn the stage named by --stage and write its model folder with its key."""
-    from canal.app.choosing import chosen_settings
+    from canal.app.declaring import chosen_settings
     from canal.app.learning import keep_inputs, learned_stage
     from canal.quality.verdict import require_passing
 

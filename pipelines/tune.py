@@ -3,7 +3,8 @@
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from canal.app.choosing import choose, tuning_of, watch_trials
+from canal.app.choosing import choose, watch_trials
+from canal.app.declaring import tuning_of
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
 from canal.core.files import scratch_folder, write_json

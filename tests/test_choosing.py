@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from canal.app.choosing import chosen_settings, study_digest, tuned_document, tuning_of
+from canal.app.choosing import study_digest
+from canal.app.declaring import chosen_settings, tuned_document, tuning_of
 from canal.app.project import Project
 from canal.config.layout import Layout
 from canal.config.yaml_file import parse_config

@@ -1,1 +1,51 @@
-"""What canal does for a person, a module a verb: each opens the project and calls the rooms below."""
+"""What canal does for a person: a module a verb, each opens the project and calls the rooms below.
+
+A module is imported when it is first used as ``app.MODULE``: `canal --help` needs none of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canal.app import annotating as annotating
+    from canal.app import auditing as auditing
+    from canal.app import backfilling as backfilling
+    from canal.app import beginning as beginning
+    from canal.app import choosing as choosing
+    from canal.app import declaring as declaring
+    from canal.app import discovering as discovering
+    from canal.app import impact as impact
+    from canal.app import learning as learning
+    from canal.app import pipeline as pipeline
+    from canal.app import project as project
+    from canal.app import promoting as promoting
+    from canal.app import serving as serving
+    from canal.app import tasks as tasks
+    from canal.app import versions as versions
+    from canal.app import witnessing as witnessing
+
+__all__ = [
+    "annotating",
+    "auditing",
+    "backfilling",
+    "beginning",
+    "choosing",
+    "declaring",
+    "discovering",
+    "impact",
+    "learning",
+    "pipeline",
+    "project",
+    "promoting",
+    "serving",
+    "tasks",
+    "versions",
+    "witnessing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of this room by its name."""
+    if name not in __all__:
+        raise AttributeError(f"module 'canal.app' has no attribute {name!r}")
+    return importlib.import_module(f"canal.app.{name}")

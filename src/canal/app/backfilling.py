@@ -22,11 +22,14 @@ from canal.app.versions import registry_sync
 from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml
 from canal.continual.evaluation import write_evaluation
+from canal.continual.stage import backfilled
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError
 from canal.core.files import new_folder, scratch_folder
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
+from canal.model.annotator import GENES, LABELS
+from canal.model.storage import read_names
 from canal.registry.audit.version_files import Found
 from canal.registry.audit.workspace import LOCK, check_workspace
 from canal.registry.ledger.ledger import Sign
@@ -179,8 +182,6 @@ def _bring(project: Project, stage: str) -> None:
 
 def _make(project: Project, made: Project, version: Version, notice: Notice) -> None:
     """Write model and measures of the version with sums to the folder of ``made``."""
-    from canal.continual.stage import backfilled
-
     stage = version.stage
     sums, batches = _gathered(project, stage, notice)
     folder, key = verified(project.store, version)
@@ -247,9 +248,6 @@ def _not_there(project: Project, stage: str, key: Key) -> str | None:
 
 
 def _genes(folder: Path) -> tuple[str, ...]:
-    from canal.model.annotator import GENES
-    from canal.model.storage import read_names
-
     return read_names(folder / "model", GENES)
 
 
@@ -282,9 +280,6 @@ def _place(project: Project, version: Version) -> None:
 
 def _told(project: Project, version: Version, before: int) -> Backfilled:
     """Return what a version with sums came to hold."""
-    from canal.model.annotator import LABELS
-    from canal.model.storage import read_names
-
     folder, key = verified(project.store, version)
     names = (*project.config.ancestors(version.stage), version.stage)
     sums = StageSums.load(folder, names)

@@ -10,15 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from canal.app.declaring import tuning_of
 from canal.app.project import Project
 from canal.app.tasks import features_kept, lesson
-from canal.config.params import Tuning
-from canal.config.sections import Continual
 from canal.core.digests import file_digest, json_digest
-from canal.core.errors import CanalError, ConfigError, TrainingError
+from canal.core.errors import CanalError
 from canal.core.messages import tell
 from canal.quality.verdict import require_passing
 from canal.registry.manifest.stage_request import request_digest
@@ -27,10 +27,7 @@ from canal.registry.versions.history import require_available
 from canal.runtime.startup import begin
 from canal.tuning.attempts import Attempts, Space, effective_cells
 from canal.tuning.document import (
-    TUNED_FILE,
     Document,
-    read_tuned,
-    settings_of,
     study_document,
     trial_documents,
 )
@@ -41,24 +38,6 @@ if TYPE_CHECKING:
 
 _BEGINNING = ("model/", "bank/", "probe/")
 """Folders of a parent that its child's trials see."""
-
-
-def chosen_settings(project: Project, stage: str) -> Continual:
-    """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
-
-    Raises
-    ------
-    TrainingError
-        If there is no choice yet, or it is that of another study than params.yaml asks for.
-    """
-    path, tuning = project.layout.tuned(stage), project.config.study(stage)
-    settings = settings_of(project.config, stage, path)
-    if tuning is not None and read_tuned(path)["tuning"] != tuning.asked():
-        raise TrainingError(
-            f"{path.relative_to(project.layout.root)} was chosen by another study than params.yaml asks for "
-            f"(section `tuning`): run `dvc repro`, which tunes {stage} again"
-        )
-    return settings
 
 
 def choose(project: Project, stage: str, watching: "Watching", jobs: int | None = None) -> Document:
@@ -78,8 +57,6 @@ def choose(project: Project, stage: str, watching: "Watching", jobs: int | None 
     TrainingError
         If no trial ran to its end.
     """
-    import torch
-
     tuning = tuning_of(project, stage)
     jobs = jobs or tuning.jobs
     deadline = None if tuning.max_minutes is None else time.monotonic() + 60 * tuning.max_minutes
@@ -93,40 +70,6 @@ def choose(project: Project, stage: str, watching: "Watching", jobs: int | None 
     device = attempts.hooks.device
     doubts = [] if device == "cpu" else [f"trained on {device}, where bits do not repeat"]
     return study_document(study, _facts(attempts), doubts)
-
-
-def tuning_of(project: Project, stage: str) -> Tuning:
-    """Return how a stage is tuned.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such stage, or it is not tuned.
-    """
-    config = project.config
-    if stage not in config.stages:
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
-    tuning = config.study(stage)
-    if tuning is None:
-        settings = config.learning(stage)
-        raise ConfigError(
-            f"stage {stage!r} is not tuned: params.yaml has lambda {settings.distillation:g} and "
-            f"L {settings.bank_size} for it; tuned are {', '.join(config.finetune.tuned) or 'none'}"
-        )
-    return tuning
-
-
-def tuned_document(project: Project, stage: str) -> Document:
-    """Return what a stage's study found: the pipeline's out, else what the stage's model was learned with.
-
-    Raises
-    ------
-    TrainingError
-        If the stage was not tuned yet.
-    """
-    tuning_of(project, stage)
-    path, kept = project.layout.tuned(stage), project.layout.model(stage) / TUNED_FILE
-    return read_tuned(path if path.is_file() or not kept.is_file() else kept)
 
 
 def ready(project: Project, stage: str) -> Attempts:
@@ -221,8 +164,6 @@ def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator
 
 def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
     """Work on a study in a process of its own; ends with the process that began it."""
-    import torch
-
     begin()
     deadline = None if seconds is None else time.monotonic() + seconds
     beginner = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Stages declared, judged by the gate, added to params.yaml; and what the parent calls their cells."""
+"""Stages as params.yaml declares them: judged by the gate, added, relearned, tuned, compared with parents."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.app.project import Project
-from canal.config.sections import BACKBONE
+from canal.config.params import Tuning
+from canal.config.sections import BACKBONE, Continual
 from canal.config.yaml_file import last_stage, parse, save, with_branch, with_stage
 from canal.core.digests import file_digest
-from canal.core.errors import ConfigError, GateError, SourceError
+from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
 from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
 from canal.io.h5ad import open_h5ad
@@ -27,6 +28,7 @@ from canal.quality.gate import (
     judge_file,
 )
 from canal.quality.verdict import RuleResult, Verdict
+from canal.tuning.document import TUNED_FILE, Document, read_tuned, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,3 +235,55 @@ def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataF
         ids, answers = ids + chunk, answers + said.labels
         margins += (said.confidence - said.probabilities[np.arange(len(own)), own]).tolist()
     return contradictions(ids, list(types.loc[ids]), answers, np.array(margins), known)
+
+
+def chosen_settings(project: Project, stage: str) -> Continual:
+    """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
+
+    Raises
+    ------
+    TrainingError
+        If there is no choice yet, or it is that of another study than params.yaml asks for.
+    """
+    path, tuning = project.layout.tuned(stage), project.config.study(stage)
+    settings = settings_of(project.config, stage, path)
+    if tuning is not None and read_tuned(path)["tuning"] != tuning.asked():
+        raise TrainingError(
+            f"{path.relative_to(project.layout.root)} was chosen by another study than params.yaml asks for "
+            f"(section `tuning`): run `dvc repro`, which tunes {stage} again"
+        )
+    return settings
+
+
+def tuning_of(project: Project, stage: str) -> Tuning:
+    """Return how a stage is tuned.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such stage, or it is not tuned.
+    """
+    config = project.config
+    if stage not in config.stages:
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+    tuning = config.study(stage)
+    if tuning is None:
+        settings = config.learning(stage)
+        raise ConfigError(
+            f"stage {stage!r} is not tuned: params.yaml has lambda {settings.distillation:g} and "
+            f"L {settings.bank_size} for it; tuned are {', '.join(config.finetune.tuned) or 'none'}"
+        )
+    return tuning
+
+
+def tuned_document(project: Project, stage: str) -> Document:
+    """Return what a stage's study found: the pipeline's out, else what the stage's model was learned with.
+
+    Raises
+    ------
+    TrainingError
+        If the stage was not tuned yet.
+    """
+    tuning_of(project, stage)
+    path, kept = project.layout.tuned(stage), project.layout.model(stage) / TUNED_FILE
+    return read_tuned(path if path.is_file() or not kept.is_file() else kept)

@@ -109,8 +109,6 @@ _SHOWN = ("loss", "held_out_loss", "validation_accuracy", "score")
 
 def measured(project: Project, stage: str) -> Evaluation:
     """Return how a stage's model does on the test cells of every stage so far, and on held-out types."""
-    from canal.app.learning import examination
-
     annotator = load_model(project.layout.model(stage) / "model")
     exam = examination(project, stage)
     found = evaluate(annotator, exam, noticed(project, stage, annotator, exam), project.config.seed)
@@ -141,8 +139,6 @@ def _alone(folder: Path, exam: Examination) -> dict[str, Any]:
 
 def noticed(project: Project, stage: str, annotator: CellAnnotator, exam: Examination) -> dict[str, Any]:
     """Return how well types that were held out are noticed by the stage's model."""
-    from canal.app.learning import shadow_cells
-
     config, cells, kept = project.config, shadow_cells(project, stage, exam), features_kept(project)
     if isinstance(annotator, Annotator):
         return shadow_heads(annotator, cells, config.novelty, config.seed, kept)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from canal import app
 from canal.cli.parsing import AsJson, Root, note, opened, show_result
 from canal.core.errors import CanalError
 from canal.report.cell_tables import explanation_table, novel_table, who_group
@@ -12,18 +13,18 @@ from canal.report.registry_tables import verdict_table
 from canal.report.terminal import annotation_table, cells_told
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
     example = "Example: canal"
-    app.command(
+    to.command(
         epilog=f"{example} annotate new.h5ad -o labelled.h5ad --layer counts    "
         "canal annotate filtered_feature_bc_matrix.h5 -o labels.csv"
     )(annotate)
-    app.command(epilog=f"{example} novel labelled.h5ad -o novel.csv --batch donor")(novel)
-    app.command(epilog=f"{example} explain labelled.h5ad -o genes.csv --top 10")(explain)
-    app.command(epilog=f"{example} who labelled.h5ad")(who)
-    app.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
-    app.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
+    to.command(epilog=f"{example} novel labelled.h5ad -o novel.csv --batch donor")(novel)
+    to.command(epilog=f"{example} explain labelled.h5ad -o genes.csv --top 10")(explain)
+    to.command(epilog=f"{example} who labelled.h5ad")(who)
+    to.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
+    to.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
 
 
 def annotate(
@@ -77,17 +78,15 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
-    from canal.app.annotating import Listeners, Naming, Options, annotate_file, use_machine
-
     if use_raw and layer != "X":
         raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
-    options = Options(
+    options = app.annotating.Options(
         layer="raw" if use_raw else layer,
         values=values,
         gene_column=gene_column,
         chunk_cells=chunk_cells,
         force=force,
-        naming=Naming(species, orthologs, aliases, gene_map),
+        naming=app.annotating.Naming(species, orthologs, aliases, gene_map),
         overwrite=overwrite,
         only_obs=only_obs,
         probabilities=probabilities,
@@ -97,9 +96,11 @@ def annotate(
         dtype=dtype,
         effort=effort,
     )
-    use_machine(threads, options, note)
+    app.annotating.use_machine(threads, options, note)
     with cells_told() as on_cells:
-        summary = annotate_file(source, output, options, model, Listeners(note, on_cells), root)
+        summary = app.annotating.annotate_file(
+            source, output, options, model, app.annotating.Listeners(note, on_cells), root
+        )
     if as_json:
         show_result(summary.to_json(), as_json)
         return
@@ -115,9 +116,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Run the gate on any h5ad file; exit code 1 unless it passes."""
-    from canal.app import declaring
-
-    verdict = declaring.validate(file, stage, root)
+    verdict = app.declaring.validate(file, stage, root)
     show_result(verdict.document() if as_json else verdict_table(verdict), as_json)
     if not verdict.passed:
         raise typer.Exit(1)
@@ -158,12 +157,11 @@ def novel(
     as_json: AsJson = False,
 ) -> None:
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
-    from canal.app import discovering
-    from canal.app.discovering import Machine, Naming, Wishes
-
-    naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    wishes = Wishes(batch, min_cells, resolution, seed, top, naming, Machine(chunk_cells, device))
-    found = discovering.novel(file, output, wishes, overwrite, note, root)
+    naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
+    wishes = app.discovering.Wishes(
+        batch, min_cells, resolution, seed, top, naming, app.discovering.Machine(chunk_cells, device)
+    )
+    found = app.discovering.novel(file, output, wishes, overwrite, note, root)
     if as_json:
         show_result(found.to_json(), as_json)
     else:
@@ -192,12 +190,9 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show for each type in a labelled file the genes that carry it: gradient times input, averaged."""
-    from canal.app import discovering
-    from canal.app.discovering import Asked, Naming
-
-    naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    asked = Asked(cells, top, seed, naming, chunk_cells)
-    found = [one.to_json() for one in discovering.explain(file, output, asked, overwrite, note, root)]
+    naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
+    asked = app.discovering.Asked(cells, top, seed, naming, chunk_cells)
+    found = [one.to_json() for one in app.discovering.explain(file, output, asked, overwrite, note, root)]
     if as_json:
         show_result(found, as_json)
     else:
@@ -215,9 +210,7 @@ def who(
     as_json: AsJson = False,
 ) -> None:
     """Say which version labelled a file, when and how; and, in a project, how that version stands today."""
-    from canal.app import annotating
-
-    document = annotating.who(file, root)
+    document = app.annotating.who(file, root)
     show_result(document if as_json else who_group(document), as_json)
 
 
@@ -239,7 +232,5 @@ def serve(
     root: Root = None,
 ) -> None:
     """Answer cells over HTTP with the labels of `canal annotate`, after an audit of the version."""
-    from canal.app import serving
-
-    how = serving.Serving(host, port, workers, timeout, patience, max_mb, token_file)
-    serving.serve(opened(root), version, how)
+    how = app.serving.Serving(host, port, workers, timeout, patience, max_mb, token_file)
+    app.serving.serve(opened(root), version, how)

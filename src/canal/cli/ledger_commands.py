@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from canal import app
 from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
 from canal.core.errors import SigningError
 from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
@@ -13,25 +14,25 @@ if TYPE_CHECKING:
     from canal.app.project import Project
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(to: typer.Typer) -> None:
     """Add this module's commands, and the groups `ledger` and `keys`, to the command line."""
     example = "Example: canal"
-    app.command(epilog=f"{example} audit champion --json    canal audit 3 --reproduce")(audit)
-    app.command(epilog=f"{example} schema record | jq .required")(schema)
-    app.command("export", epilog=f"{example} export champion -o lung-atlas.zip")(export_version)
-    app.command("import", epilog=f"{example} import lung-atlas.zip")(import_version)
+    to.command(epilog=f"{example} audit champion --json    canal audit 3 --reproduce")(audit)
+    to.command(epilog=f"{example} schema record | jq .required")(schema)
+    to.command("export", epilog=f"{example} export champion -o lung-atlas.zip")(export_version)
+    to.command("import", epilog=f"{example} import lung-atlas.zip")(import_version)
     group = typer.Typer(invoke_without_command=True)
     group.callback(epilog=f"{example} ledger --json | jq '.[].why'    canal ledger --verify")(ledger)
     group.command(
         epilog=f'{example} ledger anchor --by "A. Person"    '
         "canal ledger anchor --sign ~/.config/canal/key.pem --json"
     )(anchor)
-    app.add_typer(group, name="ledger")
+    to.add_typer(group, name="ledger")
     keys = typer.Typer(no_args_is_help=True, help="Keys that sign the ledger, and whose they are.")
     keys.command(epilog=f'{example} keys new --name "A. Person" >> keyring.txt')(new)
     keys.command(epilog=f"{example} keys show ~/.config/canal/key.pem")(show)
     keys.command(epilog=f'{example} keys add keyring.txt "CI ed25519 BASE64" --roles register')(add)
-    app.add_typer(keys, name="keys")
+    to.add_typer(keys, name="keys")
 
 
 def ledger(
@@ -50,18 +51,16 @@ def ledger(
     as_json: AsJson = False,
 ) -> None:
     """Show who registered, promoted, rolled back and retired what, when and why."""
-    from canal.app import witnessing
-
     if context.invoked_subcommand is not None:
         return
 
     project = opened(root)
     if catch_up:
-        note(f"{witnessing.brought(project)} entries brought from {project.store.shown}")
+        note(f"{app.witnessing.brought(project)} entries brought from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
-    documents = witnessing.entries(project)
+    documents = app.witnessing.entries(project)
     show_result(documents if as_json else ledger_table(documents), as_json)
 
 
@@ -77,10 +76,8 @@ def anchor(
 
     Signed by git where user.signingKey is configured, or with --sign; audit compares the ledger with it.
     """
-    from canal.app import witnessing
-
-    key = None if sign is None else witnessing.open_key(sign)
-    made = witnessing.anchor_ledger(opened(root), by, key)
+    key = None if sign is None else app.witnessing.open_key(sign)
+    made = app.witnessing.anchor_ledger(opened(root), by, key)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -91,9 +88,7 @@ def anchor(
 
 
 def _verify(project: "Project", as_json: bool) -> None:
-    from canal.app import witnessing
-
-    found, entries = witnessing.verify_ledger(project), witnessing.entries(project)
+    found, entries = app.witnessing.verify_ledger(project), app.witnessing.entries(project)
     head = entries[-1]["hash"] if entries else None
     if as_json:
         document = {
@@ -128,18 +123,14 @@ def new(
     ] = None,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
-    from canal.app import witnessing
-
-    path = output or witnessing.default_key_file()
-    show_line(witnessing.new_key(path, name).line)
+    path = output or app.witnessing.default_key_file()
+    show_line(app.witnessing.new_key(path, name).line)
     note(f"wrote {path}, which only you can read; the line above is for the keyring (canal keys add)")
 
 
 def show(file: PrivateFile, as_json: AsJson = False) -> None:
     """Print the public line of a private key."""
-    from canal.app import witnessing
-
-    key = witnessing.open_key(file)
+    key = app.witnessing.open_key(file)
     if not key.name:
         raise SigningError(
             f"{file} does not say whose key it is: give it a first line `# canal signing key of A. Person`"
@@ -163,9 +154,7 @@ def add(
     ] = None,
 ) -> None:
     """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
-    from canal.app import witnessing
-
-    key = witnessing.add_to_keyring(keyring, line, roles)
+    key = app.witnessing.add_to_keyring(keyring, line, roles)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
     note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 
@@ -202,18 +191,16 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Recompute everything that was registered, and name what does not hold; exit code 1 if anything."""
-    from canal.app import auditing
-
     project = opened(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
-    report = auditing.audit_project(project, None if everything else version, require_signed, recompute)
+    report = app.auditing.audit_project(project, None if everything else version, require_signed, recompute)
     document = report.to_json()
     if not as_json:
         show_result(audit_report(document), as_json=False)
     passed = not report.findings
     if reproduce and version is not None:
-        reproduction = auditing.reproduce_version(project, version, note)
+        reproduction = app.auditing.reproduce_version(project, version, note)
         passed = passed and reproduction.reproduced
         document["reproduction"] = reproduction.to_json()
         if not as_json:
@@ -226,9 +213,7 @@ def audit(
 
 def schema(name: Annotated[Literal["key", "record"], typer.Argument(help="key or record.")]) -> None:
     """Print the JSON schema of key.json or record.json (draft 2020-12)."""
-    from canal.app import versions
-
-    show_result(versions.schema(name), as_json=True)
+    show_result(app.versions.schema(name), as_json=True)
 
 
 def export_version(
@@ -239,9 +224,7 @@ def export_version(
     as_json: AsJson = False,
 ) -> None:
     """Write a version, with the proof of where it comes from, into one file for another team."""
-    from canal.app import versions
-
-    made = versions.export_parcel(opened(root).store, version, output, overwrite)
+    made = app.versions.export_parcel(opened(root).store, version, output, overwrite)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -256,10 +239,8 @@ def import_version(
     as_json: AsJson = False,
 ) -> None:
     """Register a version that was learned elsewhere, after everything in the file is proven."""
-    from canal.app import versions
-
     signed = signer(sign)
-    imported = versions.import_parcel(opened(root).store, file, signed)
+    imported = app.versions.import_parcel(opened(root).store, file, signed)
     if as_json:
         show_result(imported.to_json(), as_json)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from canal import app
 from canal.core.messages import tell
 
 if TYPE_CHECKING:
@@ -48,16 +49,12 @@ def note(line: str) -> None:
 
 def opened(root: Path | None) -> "Project":
     """Return the project in ``root``; by default the one in the working directory."""
-    from canal.app.project import Project
-
-    return Project.open(root)
+    return app.project.Project.open(root)
 
 
 def signer(key: Path | None, by: str | None = None) -> "Sign | None":
     """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
-    from canal.app.witnessing import open_key
-
     if key is None:
         return None
 
-    return open_key(key).signer(by)
+    return app.witnessing.open_key(key).signer(by)

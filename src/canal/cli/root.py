@@ -5,6 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from canal import app
 from canal.cli import cells_commands, ledger_commands, stages_commands, versions_commands
 from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
 from canal.core.errors import CanalError
@@ -14,7 +15,7 @@ from canal.report.registry_tables import rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
 
-app = typer.Typer(
+command_line = typer.Typer(
     name="canal",
     help="An annotator of single-cell RNA-seq data that keeps learning, with every label provable.",
     no_args_is_help=True,
@@ -24,8 +25,8 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
 for module in (cells_commands, versions_commands, ledger_commands, stages_commands):
-    module.add_to(app)
-app.add_typer(registry_app, name="registry")
+    module.add_to(command_line)
+command_line.add_typer(registry_app, name="registry")
 
 
 def main() -> NoReturn:
@@ -33,7 +34,7 @@ def main() -> NoReturn:
     begin()
     code = 0
     try:
-        app()
+        command_line()
     except CanalError as error:
         tell(f"canal: {error}")
         code = 1
@@ -51,41 +52,35 @@ def main() -> NoReturn:
     leave(code)
 
 
-@app.command(epilog="Example: canal versions --json | jq '.[].stage'")
+@command_line.command(epilog="Example: canal versions --json | jq '.[].stage'")
 def versions(root: Root = None, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and figures."""
-    from canal.app.versions import version_rows
-
-    rows = version_rows(opened(root))
+    rows = app.versions.version_rows(opened(root))
     show_result(rows if as_json else versions_table(rows), as_json)
 
 
-@app.command(epilog="Example: canal show 3    canal show candidate --json")
+@command_line.command(epilog="Example: canal show 3    canal show candidate --json")
 def show(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one version: where it comes from, what it learned, how it does."""
-    from canal.app.versions import version_view
-
-    view = version_view(opened(root), version)
+    view = app.versions.version_view(opened(root), version)
     show_result(view if as_json else version_panel(view), as_json)
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Register every finished stage that the registry does not know, and show where the lineage stands."""
-    from canal.app import versions
-
     signed = signer(sign)
     project = opened(root)
-    synced = versions.registry_sync(project, signed)
+    synced = app.versions.registry_sync(project, signed)
     if synced.moved:
         note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
-    rows, measured = versions.version_rows(project), versions.evaluations(project)
+    rows, measured = app.versions.version_rows(project), app.versions.evaluations(project)
     if as_json:
         show_result({"versions": rows, "evaluations": measured}, as_json)
         return
@@ -113,23 +108,21 @@ def registry_rebuild(
     as_json: AsJson = False,
 ) -> None:
     """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
-    from canal.app import versions
-
     signed = signer(sign, by)
-    view = rebuilt_view(versions.registry_rebuild(opened(root), by, why, also or (), without or (), signed))
+    view = rebuilt_view(
+        app.versions.registry_rebuild(opened(root), by, why, also or (), without or (), signed)
+    )
     show_result(view if as_json else rebuilt_table(view), as_json)
     note("next: canal audit, then commit ledger.jsonl")
 
 
-@app.command(epilog="Example: canal report -o report")
+@command_line.command(epilog="Example: canal report -o report")
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
 ) -> None:
     """Write one offline HTML page of the run with its figures."""
-    from canal.app.versions import write_page
-
-    note(f"wrote {write_page(opened(root), output)}")
+    note(f"wrote {app.versions.write_page(opened(root), output)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from canal import app
 from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, opened, show_result, signer
 from canal.core.errors import ConfigError
 from canal.report.registry_tables import verdict_table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Table = Annotated[Path | None, typer.Option(help="With --from-novel: the table the file was labelled with.")]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(to: typer.Typer) -> None:
     """Add the groups `stage`, `tune`, `sums`, `basis` and `backbone` to the command line."""
     example = "Example: canal"
     stage = typer.Typer(no_args_is_help=True, help="Add a stage, or learn one again on a new branch.")
@@ -26,25 +27,25 @@ def add_to(app: typer.Typer) -> None:
         "canal stage add myeloid --from-novel novel.csv"
     )(add)
     stage.command(epilog=f"{example} stage relearn tumour --commit")(relearn)
-    app.add_typer(stage, name="stage")
+    to.add_typer(stage, name="stage")
     tune = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
     tune.command(epilog=f"{example} tune show kang-ctrl")(show)
     tune.command(epilog=f"{example} tune run kang-ctrl --jobs 2")(run)
-    app.add_typer(tune, name="tune")
+    to.add_typer(tune, name="tune")
     sums = typer.Typer(no_args_is_help=True, help="The sums that versions keep of what they learned.")
     sums.command(epilog=f"{example} sums backfill tumour")(backfill)
-    app.add_typer(sums, name="sums")
+    to.add_typer(sums, name="sums")
     basis = typer.Typer(
         no_args_is_help=True, help="The genes that a lineage's sums are of, and their levels."
     )
     basis.command(epilog=f"{example} basis export champion -o lab.json")(export)
     basis.command(epilog=f"{example} basis adopt lab.json --commit")(adopt)
-    app.add_typer(basis, name="basis")
+    to.add_typer(basis, name="basis")
     backbone = typer.Typer(no_args_is_help=True, help="The network that a lineage begins with.")
     backbone.command(
         "import", epilog=f"{example} backbone import panglao_pretrain.pth --genes panglao_10000.h5ad --commit"
     )(backbone_import)
-    app.add_typer(backbone, name="backbone")
+    to.add_typer(backbone, name="backbone")
 
 
 def add(
@@ -79,8 +80,6 @@ def add(
     root: Root = None,
 ) -> None:
     """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
-    from canal.app import declaring, discovering
-
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -92,11 +91,11 @@ def add(
         addition = _of_file(name, file, of_file | {"min_genes": min_genes}, place)
     else:
         _refuse_options_of_a_file(of_file)
-        naming = discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-        wish = discovering.FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
-        addition = discovering.propose_from_novel(name, wish, root)
+        naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
+        wish = app.discovering.FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
+        addition = app.discovering.propose_from_novel(name, wish, root)
     show_result(verdict_table(addition.verdict), as_json=False)
-    declaring.add_stage(addition, commit, root)
+    app.declaring.add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
 
 
@@ -106,15 +105,11 @@ def relearn(
     root: Root = None,
 ) -> None:
     """Start a new branch of the lineage from this stage on; old versions stay as they are."""
-    from canal.app import declaring
-
-    touched = declaring.relearn(name, commit, root)
+    touched = app.declaring.relearn(name, commit, root)
     note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
 
 
 def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
-    from canal.app.declaring import declare, propose_stage, trimmed_labels
-
     if file is None or wishes["values"] is None:
         missing = "" if file is None else f"; --values, the units of {file}, is missing"
         raise ConfigError(
@@ -123,14 +118,14 @@ def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[s
         )
     label_map = wishes.pop("label_map")
     declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
-    source = declare(file, declared, label_map, place["root"])
+    source = app.declaring.declare(file, declared, label_map, place["root"])
     given = source.get("label_map")
-    if trimmed := trimmed_labels(file, declared["label"], given):
+    if trimmed := app.declaring.trimmed_labels(file, declared["label"], given):
         source["label_map"] = (given or {}) | trimmed
     if blank := [label for label in trimmed if label != label.strip()]:
         examples = ", ".join(map(repr, blank[:5]))
         note(f"{len(blank)} labels have blanks at their ends ({examples}): label_map maps them without")
-    return propose_stage(name, source, **place)
+    return app.declaring.propose_stage(name, source, **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
@@ -148,9 +143,7 @@ StageName = Annotated[str, typer.Argument(help="A stage that stands in finetune.
 
 def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
     """Show the trials that no other one beats, the published point and what was chosen."""
-    from canal.app import choosing
-
-    document = choosing.tuned_document(opened(root), stage)
+    document = app.declaring.tuned_document(opened(root), stage)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
 
@@ -164,9 +157,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a stage's study ahead of `make run`, which then finds its trials done; nothing is learned."""
-    from canal.app import choosing
-
-    document = choosing.choose(opened(root), stage, choosing.watch_trials, jobs)
+    document = app.choosing.choose(opened(root), stage, app.choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
     note("next: make run, which takes these trials and learns the stage")
@@ -179,10 +170,8 @@ def backfill(
     as_json: AsJson = False,
 ) -> None:
     """Register a version of a stage with sums of its cells and its network as it is; nothing is relearned."""
-    from canal.app import backfilling
-
     signed = signer(sign)
-    made = backfilling.backfill(opened(root), stage, note, signed)
+    made = app.backfilling.backfill(opened(root), stage, note, signed)
     if as_json:
         show_result(made.to_json(), as_json)
     else:
@@ -207,9 +196,7 @@ def export(
     root: Root = None,
 ) -> None:
     """Write the basis of a version, for another lineage that is to be comparable with this one."""
-    from canal.app import beginning
-
-    path = beginning.export_basis(opened(root), version, output)
+    path = app.beginning.export_basis(opened(root), version, output)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
 
@@ -220,10 +207,8 @@ def adopt(
     as_json: AsJson = False,
 ) -> None:
     """Let a project that has not begun add up its cells on another lineage's basis."""
-    from canal.app import beginning
-
     project = opened(root)
-    made = beginning.adopt_basis(project, path)
+    made = app.beginning.adopt_basis(project, path)
     if commit:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
     if as_json:
@@ -245,11 +230,9 @@ def backbone_import(
     root: Root = None,
 ) -> None:
     """Begin the lineage with published weights: checked, registered, named in params.yaml."""
-    from canal.app import beginning
-
     signed, project = signer(sign), opened(root)
-    imported = beginning.import_published(
-        project, beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
+    imported = app.beginning.import_published(
+        project, app.beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
     )
     if commit:
         project.commit(f"Import backbone {imported.folder.name}")

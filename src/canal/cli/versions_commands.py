@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from canal import app
 from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, opened, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import forward_group, impact_group
@@ -14,18 +15,18 @@ from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
     example = "Example: canal"
-    app.command(epilog=f'{example} promote candidate --by "A. Person" --why "lung atlas, reviewed"')(promote)
-    app.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
-    app.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
-    app.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
-    app.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc3k")(
+    to.command(epilog=f'{example} promote candidate --by "A. Person" --why "lung atlas, reviewed"')(promote)
+    to.command(epilog=f"{example} compare candidate --file lab.h5ad --stage lung")(compare)
+    to.command(epilog=f'{example} rollback --by "A. Person" --why "T cells of donor 4 look wrong"')(rollback)
+    to.command(epilog=f'{example} retire 2 --by "A. Person" --why "donor withdrew consent"')(retire)
+    to.command(epilog=f"{example} lineage champion --html lineage.html    canal lineage --data pbmc3k")(
         lineage
     )
-    app.command(epilog=f"{example} impact kang-ctrl")(impact)
-    app.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
+    to.command(epilog=f"{example} impact kang-ctrl")(impact)
+    to.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
 
 
 def promote(
@@ -42,11 +43,9 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
-    from canal.app import promoting
-
-    decision = None if dry_run else promoting.Decision(by, why, signer(sign, by))
+    decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
     project = opened(root)
-    judgement = promoting.judge_version(project, version, override or ())
+    judgement = app.promoting.judge_version(project, version, override or ())
     document = judgement.to_json()
     if decision is None:
         show_result(document if as_json else rulings_table(document), as_json)
@@ -56,7 +55,7 @@ def promote(
     if not as_json:
         show_result(rulings_table(document), as_json=False)
     try:
-        entry = promoting.promote(project, judgement, decision)
+        entry = app.promoting.promote(project, judgement, decision)
     except PolicyError:
         if as_json:
             show_result(document, as_json)
@@ -77,9 +76,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
-    from canal.app import promoting
-
-    document = promoting.compare(opened(root), version, against, file, stage).to_json()
+    document = app.promoting.compare(opened(root), version, against, file, stage).to_json()
     show_result(document if as_json else comparison_table(document), as_json)
 
 
@@ -93,9 +90,7 @@ def rollback(
     root: Root = None,
 ) -> None:
     """Let the previous champion, or any ready version, serve again: one move, recorded."""
-    from canal.app import promoting
-
-    entry = promoting.rollback(opened(root), to, promoting.Decision(by, why, signer(sign, by)))
+    entry = app.promoting.rollback(opened(root), to, app.promoting.Decision(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -107,9 +102,7 @@ def retire(
     root: Root = None,
 ) -> None:
     """Let a version never serve again; its artifacts are kept."""
-    from canal.app import promoting
-
-    entry = promoting.retire(opened(root), version, promoting.Decision(by, why, signer(sign, by)))
+    entry = app.promoting.retire(opened(root), version, app.promoting.Decision(by, why, signer(sign, by)))
     note(_told(f"version {entry.version} is retired", entry.seq))
 
 
@@ -132,18 +125,16 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Show where a version comes from, or which versions learned from a data set or a cell."""
-    from canal.app import impact
-
     asked = [one for one in (version, data, cell) if one is not None]
     if len(asked) != 1:
         raise RegistryError("ask one thing: a version, --data NAME or --cell ID")
     if version is None:
         if dot or html is not None:
             raise RegistryError("--dot and --html draw the lineage of a version: name one")
-        document = impact.forward(opened(root), impact.Chosen(source=data, cell=cell))
+        document = app.impact.forward(opened(root), app.impact.Chosen(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
-    graph = impact.backward(opened(root), version)
+    graph = app.impact.backward(opened(root), version)
     if html is not None:
         note(f"wrote {write_lineage(graph, html)}")
     if dot:
@@ -162,9 +153,7 @@ def impact(
     as_json: AsJson = False,
 ) -> None:
     """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
-    from canal.app import impact as found
-
-    document = found.impact(opened(root), found.Chosen(source, batch, cell)).to_json()
+    document = app.impact.impact(opened(root), app.impact.Chosen(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 
@@ -184,14 +173,12 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show what differs between two versions, and which labels of a file change, by old and new type."""
-    from canal.app import promoting
-
     if cells is not None and file is None:
         raise RegistryError("--cells lists the cells of a file: name one")
     options = None
     if file is not None:
-        options = promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    found = promoting.diff(opened(root), before, after, file, options, note)
+        options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
+    found = app.promoting.diff(opened(root), before, after, file, options, note)
     if cells is not None and found.cells is not None:
         found.cells.write(cells)
         note(f"wrote {cells}: {len(found.cells.table)} cells")

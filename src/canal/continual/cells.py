@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix
 
 from canal.core.digests import canonical_json
@@ -26,6 +25,8 @@ from canal.io.h5ad import H5adFile, open_h5ad
 from canal.io.writer import H5adWriter
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.config.sections import Exclusion
 
 
@@ -266,6 +267,8 @@ def load_cells(path: Path, genes: Sequence[str], ranked: bool) -> StoredCells:
 
 def _tables(stored: StoredCells) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return obs and var; strings stay strings, so that no set of categories is stored."""
+    import pandas as pd
+
     cells = stored.cells
     columns: dict[str, Any] = {
         column: np.array(getattr(cells, field), dtype=object) for column, field in _FIELDS.items()

@@ -12,16 +12,20 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from canal.core.errors import RegistryError, SigningError
 from canal.core.files import first_file, new_file
 from canal.registry.ledger.ledger import Entry, Sign, entry_hash, plain_name
 from canal.registry.ledger.ledger_rules import DECIDED, KINDS
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 
 KIND = "ed25519"
 ROLES_ARE = "roles="
@@ -87,9 +91,6 @@ class PublicKey:
         return self._verified(_ANCHOR.format(digest=digest).encode(), signature)
 
     def _verified(self, message: bytes, signature: str) -> bool:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
         try:
             value = base64.b64decode(signature, validate=True)
             Ed25519PublicKey.from_public_bytes(self.raw).verify(value, message)
@@ -103,7 +104,7 @@ class SigningKey:
     """A private key, and the name written above it (empty where it was made by another program)."""
 
     name: str
-    private: "Ed25519PrivateKey"
+    private: Ed25519PrivateKey
 
     @property
     def public(self) -> PublicKey:
@@ -161,9 +162,6 @@ def new_key(path: Path, name: str) -> PublicKey:
         If the file is there already (a key is never overwritten: its signatures could not be made again), it
         cannot be written, or the name is not fit for a keyring.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
     key = SigningKey(checked_name(name), Ed25519PrivateKey.generate())
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     _write_once(path, f"{_HEADING}{key.name}\n".encode() + pem)
@@ -178,10 +176,6 @@ def open_key(path: Path) -> SigningKey:
     SigningError
         If it cannot be read, others may read it too, or it holds anything but one ed25519 private key.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     content = _private_bytes(path)
     try:
         key = load_pem_private_key(content, password=None)

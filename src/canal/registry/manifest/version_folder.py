@@ -13,11 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
+from canal.annotation import columns
+from canal.annotation.service import TOTALS
 from canal.core.digests import file_digest, json_digest, tree_digests
 from canal.core.errors import RegistryError
 from canal.core.files import read_json, write_json
+from canal.memory.answer import CONFIG
+from canal.model.load import method_of, types_without_sums
 
 IMPORTED = "imported"
 """What the key and the tag ``canal.stage`` of an import say instead of a stage's name."""
@@ -256,9 +261,6 @@ def _signature(genes: list[str]) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    from canal.annotation import columns
-    from canal.annotation.service import TOTALS
-
     answers = {
         "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
         "float": (columns.CONFIDENCE, columns.MARGIN, columns.NOVELTY),
@@ -291,9 +293,6 @@ def method_view(folder: Path, key: Key) -> Document:
     key
         Its key.json.
     """
-    from canal.memory.answer import CONFIG
-    from canal.model.load import method_of, types_without_sums
-
     model = folder / "model"
     found: Document = {"name": method_of(model)}
     if found["name"] == "published":
@@ -330,8 +329,6 @@ def schema_complaints(name: str, document: Any) -> list[str]:
 
     ``name`` is key, record or evaluation.
     """
-    from jsonschema import Draft202012Validator
-
     errors = Draft202012Validator(_read(name)).iter_errors(document)
     return [_told(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
 
