@@ -2,8 +2,8 @@
 
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
+from canal.core.errors import tell
 from canal.core.files import new_folder
-from canal.core.messages import tell
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import key_digest
 from canal.registry.store.tracking import StepRun

@@ -2,7 +2,7 @@
 
 from canal.app.pipeline import run
 from canal.app.project import Project
-from canal.core.messages import tell
+from canal.core.errors import tell
 from canal.data.sources import ingest
 
 

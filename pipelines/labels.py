@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from canal.app.declaring import LABELS_FILE, ask_parent, contradicted
 from canal.app.pipeline import argument, run
 from canal.app.project import Project
-from canal.core.messages import tell
+from canal.core.errors import tell
 from canal.quality.gate import cells_to_ask, check_labels, label_rule, write_labels
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.versions.history import require_available, restore_file

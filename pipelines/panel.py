@@ -5,7 +5,7 @@ from canal.app.pipeline import run
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
-from canal.core.messages import tell
+from canal.core.errors import tell
 from canal.data.panel import adopted_panel, choose_panel, write_panel
 from canal.model.storage import PRESETS
 from canal.registry.versions.history import require_available, restore_file

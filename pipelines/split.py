@@ -4,8 +4,8 @@ from pathlib import Path
 
 from canal.app.pipeline import run
 from canal.app.project import Project
+from canal.core.errors import tell
 from canal.core.files import new_folder
-from canal.core.messages import tell
 from canal.data.split import read_split, sets_told, split_stage, write_split
 from canal.registry.versions.history import require_available, restore_file
 

@@ -7,8 +7,8 @@ from canal.app.choosing import choose, watch_trials
 from canal.app.declaring import tuning_of
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
+from canal.core.errors import tell
 from canal.core.files import scratch_folder, write_json
-from canal.core.messages import tell
 from canal.registry.store.tracking import StepRun, Trials, log_trials
 from canal.registry.versions.history import restore_file
 from canal.tuning.document import TUNED_FILE, trial_times

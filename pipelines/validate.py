@@ -4,8 +4,7 @@ from rich.console import Console
 
 from canal.app.pipeline import argument, run
 from canal.app.project import Project
-from canal.core.errors import GateError
-from canal.core.messages import tell
+from canal.core.errors import GateError, tell
 from canal.quality.gate import judge
 from canal.registry.versions.history import require_available, restore_file
 from canal.report.registry_tables import verdict_line, verdict_table

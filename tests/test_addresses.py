@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.core.messages import shown_address, without_secrets
+from canal.core.errors import shown_address, without_secrets
 
 SECRETS = st.text("abcXYZ019:/@?#&=%+ -_.é", min_size=4, max_size=20)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from canal.core.errors import LONGEST, CanalError, DataError
-from canal.core.messages import visible
+from canal.core.errors import LONGEST, CanalError, DataError, visible
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
-from canal.core.messages import tell
+from canal.core.errors import tell
 from canal.runtime.startup import begin
 begin()
 print("λ = 0.5")

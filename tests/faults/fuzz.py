@@ -281,8 +281,7 @@ def _performed(annotator: Annotator, command: Command, folder: Path) -> int:
 
 def _spoken(annotator: Annotator, command: Command) -> int:
     """Run a command as `canal.cli.main` does, but leave the process as it is."""
-    from canal.core.errors import DISK_FULL, CanalError
-    from canal.core.messages import tell
+    from canal.core.errors import DISK_FULL, CanalError, tell
 
     try:
         return _run(annotator, command)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from canal.app import serving as serving
     from canal.app import tasks as tasks
     from canal.app import versions as versions
-    from canal.app import witnessing as witnessing
 
 __all__ = [
     "annotating",
@@ -40,7 +39,6 @@ __all__ = [
     "serving",
     "tasks",
     "versions",
-    "witnessing",
 ]
 
 

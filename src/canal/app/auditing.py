@@ -1,4 +1,4 @@
-"""`canal audit`: every version proven again from its files; with --reproduce one is learned again."""
+"""What is proven: an audit of versions, one learned again, the ledger verified and anchored; its keys."""
 
 import os
 import platform
@@ -17,13 +17,25 @@ from canal.config.params import Config
 from canal.config.sections import Source
 from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest
-from canal.core.errors import AuditError
+from canal.core.errors import AuditError, LedgerError
 from canal.core.files import read_json, scratch_folder
 from canal.registry.audit.chain import differing_tensors
 from canal.registry.audit.full_audit import Report, audit
+from canal.registry.audit.ledger_entries import check_anchors, check_entries
+from canal.registry.audit.past import check_past
+from canal.registry.audit.version_files import Found
+from canal.registry.ledger.git_history import Anchor, GitFile, make_anchor
+from canal.registry.ledger.ledger import plain_name
+from canal.registry.ledger.mirror import user
+from canal.registry.ledger.signing import SigningKey as SigningKey
+from canal.registry.ledger.signing import add_to_keyring as add_to_keyring
+from canal.registry.ledger.signing import default_key_file as default_key_file
+from canal.registry.ledger.signing import new_key as new_key
+from canal.registry.ledger.signing import open_key as open_key
 from canal.registry.ledger.signing import read_keyring
 from canal.registry.manifest.stage_request import code_digest, cpu_capability, lock_digest, request_digest
 from canal.registry.manifest.version_folder import KEY_FILE, Key, Record, read_record
+from canal.registry.promotion.moves import catch_up, ledger_of
 from canal.registry.provenance.registered import ancestry
 from canal.registry.versions.history import restore_model, verified
 
@@ -307,3 +319,49 @@ def _git(root: Path, *arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def entries(project: Project) -> list[dict[str, Any]]:
+    """Return the ledger's entries, oldest first, as JSON documents."""
+    return [entry.document for entry in ledger_of(project.store).entries()]
+
+
+def brought(project: Project) -> int:
+    """Bring the entries that the tracking server has and this folder has not; return how many."""
+    return len(catch_up(project.store))
+
+
+def verify_ledger(project: Project) -> Found:
+    """Check the ledger by itself: chain, rules, committed states, anchors; no version is looked at.
+
+    Raises
+    ------
+    LedgerError
+        If the chain does not hold; names every line.
+    """
+    ledger, found = ledger_of(project.store), Found()
+    entries, git = ledger.entries(), GitFile(ledger.path)
+    check_past(git, ledger.path.read_bytes() if ledger.path.is_file() else b"", found)
+    keyring = check_entries(entries, project.store, None, found)
+    check_anchors(git, entries, keyring, found)
+    return found
+
+
+def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> Anchor:
+    """Anchor the ledger as it is, if it holds; see `canal.registry.ledger.git_history`.
+
+    Raises
+    ------
+    LedgerError
+        If something of it does not hold, it is not committed, or git refuses.
+    """
+    if by is not None and key is not None:
+        key.signer(by)
+    who = plain_name(by or (key.name if key else "") or user(), "the person (--by)")
+    found = verify_ledger(project)
+    if found.findings:
+        raise LedgerError(
+            f"nothing was anchored, for the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
+        )
+    ledger = ledger_of(project.store)
+    return make_anchor(GitFile(ledger.path), ledger.entries(), who, key)

@@ -18,8 +18,7 @@ from canal.app.declaring import tuning_of
 from canal.app.project import Project
 from canal.app.tasks import features_kept, lesson
 from canal.core.digests import file_digest, json_digest
-from canal.core.errors import CanalError
-from canal.core.messages import tell
+from canal.core.errors import CanalError, tell
 from canal.quality.verdict import require_passing
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import read_key

@@ -24,8 +24,8 @@ from canal.continual.pretraining import pretrain
 from canal.continual.shadow import ShadowCells, shadow_heads
 from canal.continual.stage import PROBE, Finished, Past, finish, finish_exact
 from canal.continual.trainer import learn_stage
+from canal.core.errors import tell, visible
 from canal.core.files import read_json
-from canal.core.messages import tell, visible
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES, Annotator

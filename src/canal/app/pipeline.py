@@ -21,9 +21,8 @@ from ruamel.yaml import YAML
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.config.yaml_file import check_merged, save, with_memory
-from canal.core.errors import CanalError, ConfigError
+from canal.core.errors import CanalError, ConfigError, tell
 from canal.core.files import system_refusal
-from canal.core.messages import tell
 from canal.registry.store.tracking import StepRun, handed_run, start_entry_point, step_run
 from canal.runtime.startup import INTERRUPTED, begin
 

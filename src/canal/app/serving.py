@@ -24,8 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from canal.app.annotating import serving_version
 from canal.app.auditing import audit_project
 from canal.app.project import Project
-from canal.core.errors import ConfigError, RegistryError
-from canal.core.messages import tell
+from canal.core.errors import ConfigError, RegistryError, tell
 
 _SETTINGS = "CANAL_SERVING"
 """Environment variable by which workers are told what to serve."""

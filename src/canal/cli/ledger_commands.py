@@ -56,11 +56,11 @@ def ledger(
 
     project = opened(root)
     if catch_up:
-        note(f"{app.witnessing.brought(project)} entries brought from {project.store.shown}")
+        note(f"{app.auditing.brought(project)} entries brought from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
-    documents = app.witnessing.entries(project)
+    documents = app.auditing.entries(project)
     show_result(documents if as_json else ledger_table(documents), as_json)
 
 
@@ -76,8 +76,8 @@ def anchor(
 
     Signed by git where user.signingKey is configured, or with --sign; audit compares the ledger with it.
     """
-    key = None if sign is None else app.witnessing.open_key(sign)
-    made = app.witnessing.anchor_ledger(opened(root), by, key)
+    key = None if sign is None else app.auditing.open_key(sign)
+    made = app.auditing.anchor_ledger(opened(root), by, key)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -88,7 +88,7 @@ def anchor(
 
 
 def _verify(project: "Project", as_json: bool) -> None:
-    found, entries = app.witnessing.verify_ledger(project), app.witnessing.entries(project)
+    found, entries = app.auditing.verify_ledger(project), app.auditing.entries(project)
     head = entries[-1]["hash"] if entries else None
     if as_json:
         document = {
@@ -123,14 +123,14 @@ def new(
     ] = None,
 ) -> None:
     """Make a private key, and print the line that a keyring needs."""
-    path = output or app.witnessing.default_key_file()
-    show_line(app.witnessing.new_key(path, name).line)
+    path = output or app.auditing.default_key_file()
+    show_line(app.auditing.new_key(path, name).line)
     note(f"wrote {path}, which only you can read; the line above is for the keyring (canal keys add)")
 
 
 def show(file: PrivateFile, as_json: AsJson = False) -> None:
     """Print the public line of a private key."""
-    key = app.witnessing.open_key(file)
+    key = app.auditing.open_key(file)
     if not key.name:
         raise SigningError(
             f"{file} does not say whose key it is: give it a first line `# canal signing key of A. Person`"
@@ -154,7 +154,7 @@ def add(
     ] = None,
 ) -> None:
     """Add a public key to a keyring: whose signatures canal audit --require-signed accepts, and for what."""
-    key = app.witnessing.add_to_keyring(keyring, line, roles)
+    key = app.auditing.add_to_keyring(keyring, line, roles)
     allowed = "everything" if key.roles is None else ", ".join(sorted(key.roles))
     note(f"{keyring} holds the key of {key.name}, fingerprint {key.fingerprint[:16]}..., for {allowed}")
 

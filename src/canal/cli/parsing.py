@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from canal import app
-from canal.core.messages import tell
+from canal.core.errors import tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,4 +57,4 @@ def signer(key: Path | None, by: str | None = None) -> "Sign | None":
     if key is None:
         return None
 
-    return app.witnessing.open_key(key).signer(by)
+    return app.auditing.open_key(key).signer(by)

@@ -8,9 +8,8 @@ import typer
 from canal import app
 from canal.cli import cells_commands, ledger_commands, stages_commands, versions_commands
 from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
-from canal.core.errors import CanalError
+from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
-from canal.core.messages import tell
 from canal.report.registry_tables import rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave

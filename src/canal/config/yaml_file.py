@@ -14,9 +14,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from canal.config.params import Config
 from canal.config.sections import BACKBONE, DanglingNameError
-from canal.core.errors import ConfigError
+from canal.core.errors import ConfigError, shown_address
 from canal.core.files import new_file
-from canal.core.messages import shown_address
 
 _MARKS = ("<<<<<<< ", ">>>>>>> ")
 _ADDRESSES = ("url", "storage")

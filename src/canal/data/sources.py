@@ -18,9 +18,8 @@ from filelock import FileLock
 from canal.config.params import Config
 from canal.config.sections import Source, Wheel
 from canal.core.digests import file_digest
-from canal.core.errors import SourceError
+from canal.core.errors import SourceError, shown_address, without_secrets
 from canal.core.files import new_file, new_folder, scratch_folder, write_json
-from canal.core.messages import shown_address, without_secrets
 from canal.io.arrays import listed
 
 CELLS = "cells.h5ad"

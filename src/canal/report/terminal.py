@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from canal.core.messages import visible
+from canal.core.errors import visible
 from canal.report.documents import Document, accuracy_matrix, before_learning, method_lines
 
 _SHORT_KEY = 8

@@ -25,8 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from canal.config.params import Tuning
-from canal.core.errors import ConfigError, TrainingError
-from canal.core.messages import without_secrets
+from canal.core.errors import ConfigError, TrainingError, without_secrets
 from canal.tuning.attempts import Attempt, Changes, Report, Score, Space
 
 PUBLISHED, QUEUED = "published", "queued"

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from canal.config.sections import Policy
-from canal.core.errors import LedgerError, SigningError
+from canal.core.errors import LedgerError, SigningError, tell
 from canal.core.files import new_file, read_json
-from canal.core.messages import tell
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.ledger.ledger_rules import (
     CHAMPION,

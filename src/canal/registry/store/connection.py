@@ -12,8 +12,7 @@ from filelock import FileLock
 
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Registry
-from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError
-from canal.core.messages import shown_address, without_secrets
+from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
 from canal.registry.store.database import Database, ensure_database, settle
 from canal.runtime.startup import quiet_libraries
 
