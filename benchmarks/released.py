@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.make import make_adata, write_adata  # noqa: E402
 from tests.pipeline.conftest import Line, begin, lay_out  # noqa: E402
 from tests.released.make import N_GENES  # noqa: E402
 from tests.released.test_released import HERE, bytes_of, unpack  # noqa: E402
+from tests.support.cells import make_adata, write_adata  # noqa: E402
 
 TODAYS = ("constraints.txt", ".gitignore")
 """Files that a project takes from today's repository though it has its own."""

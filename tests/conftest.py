@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from canal.runtime.startup import begin
-from tests.warm import serving
+from tests.support.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
 settings.register_profile("canal", deadline=None)  # a slow disk is no error

@@ -10,8 +10,8 @@ import pytest
 import canal
 import canal.app.annotating
 from canal.annotation.options import Options
-from tests.make import make_adata, make_document
-from tests.model.make import make_annotator
+from tests.support.cells import make_adata, make_document
+from tests.support.models import make_annotator
 
 
 class Known:

@@ -12,7 +12,7 @@ from canal.config.yaml_file import parse_config
 from canal.core.errors import ConfigError, TrainingError
 from canal.core.files import write_json
 from canal.tuning.document import FORMAT
-from tests.make import make_config, make_tuned_document
+from tests.support.cells import make_config, make_tuned_document
 
 SEEN = ("model/weights.safetensors", "bank/bank.h5ad", "probe/probe.h5ad")
 """Files of a parent that decide what its child's trials find."""

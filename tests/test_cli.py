@@ -117,7 +117,7 @@ def test_what_cannot_be_written_for_want_of_room_is_one_clear_message():
 
 
 def test_a_project_without_versions_says_what_to_do(tmp_path):
-    from tests.make import make_document
+    from tests.support.cells import make_document
 
     write_params(tmp_path, make_document())
     said = CliRunner().invoke(app, ["annotate", "x.h5ad", "-o", "y.h5ad", "--root", str(tmp_path)])

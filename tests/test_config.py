@@ -7,7 +7,7 @@ import pytest
 
 from canal.config.yaml_file import load_config, parse_config, parse_yaml
 from canal.core.errors import ConfigError
-from tests.make import groups, make_config, make_document, make_tuned_document
+from tests.support.cells import groups, make_config, make_document, make_tuned_document
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,7 +5,7 @@ import pytest
 from canal.app.declaring import declare, read_label_map, trimmed_labels
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, SourceError
-from tests.make import make_adata, write_adata
+from tests.support.cells import make_adata, write_adata
 
 
 def test_a_file_inside_the_project_is_named_relative_to_it(tmp_path):

@@ -14,8 +14,8 @@ from canal.config.yaml_file import parse, with_branch
 from canal.core.digests import canonical_json
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.provenance.exposure import Chosen
-from tests.make import make_tuned_document
-from tests.registry.made import FIRST, Made, two_stages
+from tests.support.cells import make_tuned_document
+from tests.support.registry_made import FIRST, Made, two_stages
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from canal.core.errors import ModelError, RegistryError
 from canal.core.files import read_json
 from canal.data.panel import ChosenPanel, write_panel
 from canal.registry.manifest.version_folder import check_files, write_key
-from tests.imports import project_with_import, write_params
-from tests.make import gene_names
+from tests.support.cells import gene_names
+from tests.support.published import project_with_import, write_params
 
 
 @pytest.fixture

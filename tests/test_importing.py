@@ -27,10 +27,16 @@ from canal.registry.manifest.version_folder import write_key
 from canal.registry.store.store import Store
 from canal.registry.store.tracking import stage_run
 from canal.registry.versions.publish import Publication, publish, sync
-from tests.imports import VOCABULARY, write_params, write_published
-from tests.make import make_adata, source_of, write_adata
-from tests.model.make import TINY, make_backbone
-from tests.model.published import published_state, read_here, save_checkpoint
+from tests.support.cells import make_adata, source_of, write_adata
+from tests.support.models import TINY, make_backbone
+from tests.support.published import (
+    VOCABULARY,
+    published_state,
+    read_here,
+    save_checkpoint,
+    write_params,
+    write_published,
+)
 
 PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from canal.app import pipeline
 from canal.core.errors import ConfigError
 from canal.runtime.startup import run_script
-from tests.warm import REPOSITORY
+from tests.support.warm import REPOSITORY
 
 FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
 
@@ -51,7 +51,7 @@ def test_a_clean_tree_and_a_folder_outside_of_git_are_told_nothing(folder, tmp_p
 
 def test_the_demo_commits_no_lock_of_models_that_are_made_anew():
     """A fresh clone's first run changed the committed lock, which was of models restored from older code."""
-    from tests.warm import REPOSITORY
+    from tests.support.warm import REPOSITORY
 
     tracked = subprocess.run(["git", "ls-files", "dvc.lock"], cwd=REPOSITORY, capture_output=True, check=True)
     assert tracked.stdout == b""
@@ -92,7 +92,7 @@ def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "data.dvc"])
 def test_amid_a_merge_nothing_is_run(monkeypatch, tmp_path, name):
-    from tests.make import make_document
+    from tests.support.cells import make_document
 
     (tmp_path / "params.yaml").write_text(json.dumps(make_document()))
     path = tmp_path / name
@@ -104,7 +104,7 @@ def test_amid_a_merge_nothing_is_run(monkeypatch, tmp_path, name):
 
 
 def test_a_project_that_may_only_be_read_is_not_run(monkeypatch, tmp_path):
-    from tests.make import make_document
+    from tests.support.cells import make_document
 
     (tmp_path / "params.yaml").write_text(json.dumps(make_document()))
     monkeypatch.chdir(tmp_path)

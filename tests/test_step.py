@@ -11,8 +11,8 @@ from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
 from canal.tuning.study import Study
-from tests.make import make_config
-from tests.tuning.make import FakeLearner, fails_on, make_plan
+from tests.support.cells import make_config
+from tests.support.studies import FakeLearner, fails_on, make_plan
 
 
 @pytest.fixture

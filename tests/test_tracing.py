@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from canal.cli import app
 from canal.core.errors import CanalError, LedgerError
 from canal.registry.ledger.ledger import Draft, Ledger
-from tests.registry.made import two_stages
+from tests.support.registry_made import two_stages
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from canal.app.annotating import logger, origin, provenance, who
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import CanalError, DataError
-from tests.annotation.formats import write_10x_v3
-from tests.make import make_adata, write_adata
-from tests.registry.made import two_stages
+from tests.support.cells import make_adata, write_adata
+from tests.support.formats import write_10x_v3
+from tests.support.registry_made import two_stages
 
 
 @pytest.fixture

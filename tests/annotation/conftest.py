@@ -3,8 +3,8 @@
 import pytest
 
 from canal.model.head import NoveltyRule
-from tests.make import gene_names, make_adata
-from tests.model.make import make_annotator, make_expression
+from tests.support.cells import gene_names, make_adata
+from tests.support.models import make_annotator, make_expression
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.options import Listeners, Options
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, ModelError
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 COLUMNS = ["canal_cell_type", "canal_best_type", "canal_confidence", "canal_runner_up", "canal_margin"]
 COLUMNS += ["canal_novelty", "canal_is_novel", "canal_low_quality"]

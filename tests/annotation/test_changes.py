@@ -8,7 +8,7 @@ from canal.annotation.options import Options
 from canal.annotation.summary import label_changes
 from canal.core.errors import DataError
 from canal.model.head import NoveltyRule
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 
 def table(types, names="abcd"):

@@ -6,9 +6,9 @@ import pytest
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import columns_of, joined, parted
 from canal.annotation.options import Options
-from tests.annotation import formats
-from tests.make import gene_names, make_adata, write_adata
-from tests.model.make import make_annotator, make_expression
+from tests.support import formats
+from tests.support.cells import gene_names, make_adata, write_adata
+from tests.support.models import make_annotator, make_expression
 
 LABELS = ("B", "NK", "T")
 

@@ -3,7 +3,7 @@ import pytest
 from canal.annotation.naming import cover
 from canal.annotation.query import query_adata
 from canal.core.errors import DataError
-from tests.make import gene_names, make_adata
+from tests.support.cells import gene_names, make_adata
 
 PANEL = gene_names(20)
 

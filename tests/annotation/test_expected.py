@@ -8,7 +8,7 @@ import pytest
 from canal.annotation.summary import Likeness, told_shift
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import Prediction, SumsRule
-from tests.memory.make import make_exact, make_sums
+from tests.support.sums import make_exact, make_sums
 
 RULE = SumsRule({"angle": (0.5, 0.1)}, 0.7)
 STRAYS = {"first": 0.1, "second": 0.4}

@@ -12,8 +12,8 @@ from canal.annotation.markers import Asked, explain, write_explanations
 from canal.core.errors import DataError
 from canal.model.attribution import attributions
 from canal.model.head import NoveltyRule
-from tests.make import gene_names, make_adata, write_adata
-from tests.model.make import DEEP, make_annotator, make_expression
+from tests.support.cells import gene_names, make_adata, write_adata
+from tests.support.models import DEEP, make_annotator, make_expression
 
 MARKERS = {"B": 3, "T": 11}
 

@@ -13,9 +13,9 @@ from canal.annotation.novel import Wishes, group_novel
 from canal.annotation.options import Listeners, Options
 from canal.core.errors import DataError
 from canal.model.combined import FastAnnotator
-from tests.make import make_adata, write_adata
-from tests.memory.make import genes
-from tests.model.combined import make_combined
+from tests.support.cells import make_adata, write_adata
+from tests.support.models import make_combined
+from tests.support.sums import genes
 
 KEY = {"key": "0" * 64, "model": "canal-annotator", "version": 2}
 

@@ -14,9 +14,9 @@ from scipy.sparse import csc_matrix, csr_matrix
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
 from canal.annotation.options import Listeners, Options
 from canal.core.errors import CanalError, DataError
-from tests.annotation.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
 from tests.faults.mutations import edit, flip
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
+from tests.support.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
 
 
 @pytest.fixture

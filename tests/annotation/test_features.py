@@ -15,9 +15,9 @@ from canal.annotation.options import Options
 from canal.core.digests import file_digest
 from canal.data.prepare import PrepareSettings, prepare
 from canal.io.h5ad import not_genes
-from tests.annotation.formats import write_csc, write_csr, write_dense, write_zarr2, write_zarr3
-from tests.make import gene_names, make_adata, source_of, write_adata
 from tests.quality.lessons import TYPES, Lesson, failed
+from tests.support.cells import gene_names, make_adata, source_of, write_adata
+from tests.support.formats import write_csc, write_csr, write_dense, write_zarr2, write_zarr3
 
 COLUMNS = {
     "feature_types": ("Gene Expression", "Antibody Capture"),

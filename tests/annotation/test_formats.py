@@ -15,17 +15,8 @@ from canal.annotation.output import Output
 from canal.core.errors import DataError
 from canal.io import blocks, matrices
 from canal.io.formats import format_of
-from tests.annotation.formats import (
-    H5AD,
-    OTHERS,
-    WRITERS,
-    ZARR,
-    write_10x_v3,
-    write_csc,
-    write_mtx,
-    write_zarr3,
-)
-from tests.make import gene_names, make_adata
+from tests.support.cells import gene_names, make_adata
+from tests.support.formats import H5AD, OTHERS, WRITERS, ZARR, write_10x_v3, write_csc, write_mtx, write_zarr3
 
 LABELS = ["canal_cell_type", "canal_best_type", "canal_is_novel", "canal_low_quality"]
 SCORES = ["canal_confidence", "canal_novelty"]

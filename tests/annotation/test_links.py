@@ -24,8 +24,8 @@ from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.gate import judge_file
 from canal.quality.verdict import Subject
-from tests.annotation.formats import write_10x_v3, write_loom, write_mtx, write_zarr2, write_zarr3
-from tests.make import gene_names, make_adata, source_of, write_adata
+from tests.support.cells import gene_names, make_adata, source_of, write_adata
+from tests.support.formats import write_10x_v3, write_loom, write_mtx, write_zarr2, write_zarr3
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from scipy.sparse import csc_matrix, csr_matrix
 import canal
 from canal.annotation.annotate import annotate_adata, label_h5ad
 from canal.core.errors import CanalError, DataError
-from tests.annotation.formats import write_csr, write_dense, write_mtx, write_mtx_gz, write_zarr2, write_zarr3
-from tests.make import write_adata
+from tests.support.cells import write_adata
+from tests.support.formats import write_csr, write_dense, write_mtx, write_mtx_gz, write_zarr2, write_zarr3
 
 LABEL = "canal_cell_type"
 

@@ -14,7 +14,7 @@ from canal.annotation.query import query_adata
 from canal.annotation.summary import lost_weight
 from canal.core.errors import DataError
 from canal.data.genes import read_aliases, read_pairs
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 PANEL = gene_names(20)
 IDS = [f"ENSG{i:011d}" for i in range(20)]

@@ -18,8 +18,8 @@ from canal.annotation.options import Options
 from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_lesson, write_sheet
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from tests.annotation.formats import write_10x_v3
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
+from tests.support.formats import write_10x_v3
 
 WISHES = Wishes(min_cells=5, resolution=0.5)
 

@@ -11,8 +11,8 @@ from canal.annotation.output import check_target, write_copy, write_table, write
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.io.writer import Room
-from tests.data.layouts import RAW, SCALED, write_07, write_pre_07
-from tests.make import make_adata, write_adata
+from tests.support.cells import make_adata, write_adata
+from tests.support.layouts import RAW, SCALED, write_07, write_pre_07
 
 COLUMNS = pd.DataFrame(
     {

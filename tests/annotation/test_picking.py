@@ -10,7 +10,7 @@ from canal.annotation.query import query_file
 from canal.annotation.reading import begin
 from canal.core.errors import DataError
 from canal.io.h5ad import open_h5ad
-from tests.make import make_adata, write_adata
+from tests.support.cells import make_adata, write_adata
 
 PANEL = [f"GENE{i}" for i in (3, 50, 7, 120, 199)]
 

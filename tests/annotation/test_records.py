@@ -13,7 +13,7 @@ from canal.annotation.records import genuine, make_record, parse_record, read_lo
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
 from canal.io.h5ad import open_h5ad
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 NOTED = {
     "time": "2026-01-02T03:04:05.678+00:00",

@@ -13,7 +13,7 @@ from canal.annotation.columns import columns_of, joined
 from canal.annotation.options import Options
 from canal.annotation.service import MIN_COVERAGE, TOTALS, read_request
 from canal.core.errors import DataError
-from tests.make import gene_names
+from tests.support.cells import gene_names
 
 PANEL = gene_names(20)
 

@@ -11,8 +11,8 @@ from canal.annotation import annotate as parts
 from canal.annotation.annotate import annotate_h5ad, parts_folder
 from canal.annotation.options import Listeners, Options, in_tenths
 from canal.core.errors import DataError
-from tests.annotation.formats import write_csc, write_csr, write_mtx
-from tests.make import make_adata
+from tests.support.cells import make_adata
+from tests.support.formats import write_csc, write_csr, write_mtx
 
 
 class Counting:

@@ -13,8 +13,8 @@ from canal.annotation.service import answer
 from canal.config.sections import Novelty
 from canal.continual.novelty_choice import with_rule
 from canal.core.errors import DataError
-from tests.continual.make import make_cells
-from tests.model.make import make_annotator, make_expression
+from tests.support.learning import make_cells
+from tests.support.models import make_annotator, make_expression
 
 
 def logarithms(n):

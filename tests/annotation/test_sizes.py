@@ -13,7 +13,8 @@ from canal.annotation.labelled import read_noted
 from canal.core.errors import DataError
 from canal.io.arrays import whole
 from canal.io.h5ad import open_h5ad
-from tests.annotation.formats import (
+from tests.support.cells import write_adata
+from tests.support.formats import (
     write_10x_v3,
     write_csr,
     write_loom,
@@ -22,7 +23,6 @@ from tests.annotation.formats import (
     write_zarr2,
     write_zarr3,
 )
-from tests.make import write_adata
 
 BILLION = 10**9
 FULL = "the memory"

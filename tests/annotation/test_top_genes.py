@@ -6,7 +6,7 @@ from canal.annotation.markers import tally
 from canal.annotation.query import query_file
 from canal.annotation.reading import begin
 from canal.io.formats import open_cells
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 KNOWN = 2
 

@@ -8,7 +8,7 @@ from canal.annotation.annotate import annotate_adata
 from canal.annotation.query import query_adata
 from canal.annotation.query_units import check_block, find_units
 from canal.core.errors import DataError
-from tests.make import gene_names, make_adata
+from tests.support.cells import gene_names, make_adata
 
 
 def query(adata, layer="X"):

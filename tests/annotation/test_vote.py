@@ -12,7 +12,7 @@ from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.clusters import with_vote
 from canal.annotation.options import Options
 from canal.core.errors import DataError
-from tests.make import gene_names, make_adata, write_adata
+from tests.support.cells import gene_names, make_adata, write_adata
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.make import Folder, make_folder
-from tests.backends.servers import Server, shared, why_not
-from tests.registry.registered import make_models
+from tests.support.folders import Folder, make_folder
+from tests.support.registered import make_models
+from tests.support.servers import Server, shared, why_not
 
 KINDS = ("sqlite", "server", "accounts", "postgres")
 

@@ -7,7 +7,7 @@ from canal.registry.ledger.signing import new_key, open_key, signature_findings
 from canal.registry.versions import rebuild
 from canal.registry.versions.history import verified
 from tests.backends.conftest import KINDS
-from tests.registry.registered import no_figures, state
+from tests.support.registered import no_figures, state
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 

@@ -14,7 +14,7 @@ from canal.registry.promotion.promotion import Decision, promote
 from canal.registry.store import store as downloads
 from canal.registry.store.database import Version
 from canal.registry.versions.history import restore_model, verified
-from tests.registry.rulings import OVERRIDDEN
+from tests.support.registered import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 

@@ -12,8 +12,8 @@ from canal.registry.ledger.ledger import Entry, entry_hash
 from canal.registry.promotion import moves
 from canal.registry.promotion.policy import Ruling
 from canal.registry.store.store import Store
-from tests.backends.make import Folder, make_folder
-from tests.registry.rulings import OVERRIDDEN
+from tests.support.folders import Folder, make_folder
+from tests.support.registered import OVERRIDDEN
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 

@@ -13,7 +13,7 @@ import pytest
 from canal.core.errors import RegistryError
 from canal.registry.store import connection as address
 from canal.registry.store.store import Store
-from tests.backends.servers import PASSWORD, why_not
+from tests.support.servers import PASSWORD, why_not
 
 pytestmark = pytest.mark.xdist_group("backends")  # servers and databases are made once
 

@@ -6,7 +6,7 @@ import calibration
 import numpy as np
 import pytest
 
-from tests.model.make import make_annotator
+from tests.support.models import make_annotator
 
 
 def test_a_sure_model_that_is_right_half_the_time_is_off_by_half():

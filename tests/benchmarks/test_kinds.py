@@ -5,8 +5,8 @@ import pytest
 from inputs import formats, links, names
 from inputs.case import Case
 
-from tests.make import make_adata
-from tests.model.make import make_annotator
+from tests.support.cells import make_adata
+from tests.support.models import make_annotator
 
 TRUTH = {"a": "B", "b": "NK"}
 LABELS = {"code": 0, "said": "", "labels": TRUTH}

@@ -10,7 +10,7 @@ from canal.continual.fit import generator
 from canal.continual.trainer import learn_stage
 from canal.model.storage import PRESETS
 from tests.continual.lessons import SETTINGS, second_lesson
-from tests.model.make import DEEP, make_annotator, make_expression
+from tests.support.models import DEEP, make_annotator, make_expression
 
 
 def test_logits_are_the_engines():

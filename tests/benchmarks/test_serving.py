@@ -12,8 +12,8 @@ from serving import load
 from canal.annotation.annotate import annotate_adata
 from canal.annotation.options import Options
 from canal.model.head import NoveltyRule
-from tests.make import gene_names, make_adata
-from tests.model.make import make_annotator, make_expression
+from tests.support.cells import gene_names, make_adata
+from tests.support.models import make_annotator, make_expression
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 CLIENTS, MIB = 32, 1 << 20

@@ -13,8 +13,8 @@ from canal.continual.fit import Hooks
 from canal.continual.stage import Learned, Lesson
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
-from tests.make import gene_names, make_adata
-from tests.model.make import DEEP, make_backbone
+from tests.support.cells import gene_names, make_adata
+from tests.support.models import DEEP, make_backbone
 
 GENES = tuple(gene_names(24))
 SETTINGS = Continual(

@@ -9,7 +9,7 @@ from canal.config.sections import Exclusion
 from canal.continual.bank import Bank, admit, cut, rank_candidates
 from canal.continual.cells import LabelledCells
 from canal.core.errors import ModelError, TrainingError
-from tests.continual.make import make_cells
+from tests.support.learning import make_cells
 
 LABELS = ("A", "B", "C")
 GENES = ("CD4", "CD14", "LYZ")

@@ -6,7 +6,7 @@ import pytest
 
 from canal.continual.segments import GIGABYTE, RESERVE, CacheSpace, indexes, write_segment
 from canal.core.errors import TrainingError
-from tests.continual.rows import KEY, KIND, names, value
+from tests.support.learning import KEY, KIND, names, value
 
 SEGMENT = KIND.segment_bytes(2)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from canal.continual.feature_cache import CachedRows
 from canal.continual.segments import CacheSpace, RowKind, indexes
 from canal.core.errors import TrainingError
-from tests.continual.rows import KEY, KIND, Computer, names, space_of, value, values
+from tests.support.learning import KEY, KIND, Computer, names, space_of, value, values
 
 FORK = multiprocessing.get_context("fork")
 

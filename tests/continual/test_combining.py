@@ -6,9 +6,9 @@ from canal.continual.combining import FAST_SHARE, WEIGHTS, _margin, chosen_weigh
 from canal.continual.remembering import Known
 from canal.memory.prediction import Calibration
 from canal.model.combined import NETWORK_PART, Combination, FastAnnotator, network_parts
-from tests.continual.make import make_cells as labelled
-from tests.memory.make import make_cells, make_sums
-from tests.model.combined import make_combined
+from tests.support.learning import make_cells as labelled
+from tests.support.models import make_combined
+from tests.support.sums import make_cells, make_sums
 
 PLAIN = Combination(0.0, 1.0)
 

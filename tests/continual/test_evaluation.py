@@ -10,8 +10,8 @@ from canal.continual.evaluation import COLUMNS, Examination, evaluate, write_eva
 from canal.core.digests import tree_digests
 from canal.core.errors import TrainingError
 from canal.model.head import NoveltyRule
-from tests.continual.make import make_cells
-from tests.model.make import make_annotator, make_expression
+from tests.support.learning import make_cells
+from tests.support.models import make_annotator, make_expression
 
 LABELS = ("B", "NK", "T")
 NOVELTY = {"holdouts": [], "h_score": None, "auroc": None, "not_measured": {"mast": "not learned yet"}}

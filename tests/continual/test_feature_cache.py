@@ -8,7 +8,7 @@ from canal.continual import feature_cache
 from canal.continual.feature_cache import PrefixFeatures, prefix_digest, representations
 from canal.continual.segments import CacheSpace, RowKind
 from canal.model.compute import each_alone
-from tests.model.make import DEEP, make_annotator, make_expression
+from tests.support.models import DEEP, make_annotator, make_expression
 
 ANNOTATOR = make_annotator(config=DEEP)
 TOKENS = np.minimum(make_expression(9), 5).astype(np.uint8)

@@ -3,7 +3,7 @@ import pytest
 
 from canal.continual.pretraining import embed_genes, place_genes, read_gene_embedding
 from canal.core.errors import DataError
-from tests.model.make import make_expression
+from tests.support.models import make_expression
 
 
 def test_genes_of_like_course_lie_together():

@@ -5,7 +5,7 @@ from torch.nn import functional
 from canal.continual.fit import groups_of, sum_gradients
 from canal.model.backbone import empty_performer
 from canal.model.storage import PRESETS
-from tests.model.make import make_backbone, seeded
+from tests.support.models import make_backbone, seeded
 
 PERFORMER = make_backbone().network
 

@@ -14,8 +14,8 @@ from canal.model.annotator import Annotator
 from canal.model.head import NoveltyRule
 from canal.model.places import Apart
 from canal.model.storage import weights_digest
-from tests.continual.make import make_cells
-from tests.model.make import make_annotator, make_expression
+from tests.support.learning import make_cells
+from tests.support.models import make_annotator, make_expression
 
 SETTINGS = Novelty(mixtures=200)
 

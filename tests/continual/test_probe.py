@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from canal.config.sections import Exclusion
 from canal.continual.bank import Probe, choose_probe, extend
 from canal.core.errors import TrainingError
-from tests.continual.make import make_cells
+from tests.support.learning import make_cells
 
 TYPES = ["A"] * 60 + ["B"] * 30 + ["C"] * 9 + ["D"]
 

@@ -15,8 +15,8 @@ from canal.continual.remembering import (
     without_type,
 )
 from canal.memory.prediction import FLOORS, PARTS, Calibration, fit_calibration, fit_temperature
-from tests.continual.make import make_cells as labelled
-from tests.memory.make import STAGES, make_cells, make_sums
+from tests.support.learning import make_cells as labelled
+from tests.support.sums import STAGES, make_cells, make_sums
 
 MEMORY, NOVELTY = Memory(), Novelty(false_unassigned=0.05)
 MISSING = {"second": ("GENE001", "GENE004", "GENE005")}

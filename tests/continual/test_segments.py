@@ -18,7 +18,7 @@ from canal.continual.segments import (
     sweep,
     write_segment,
 )
-from tests.continual.rows import KIND, names, value, values
+from tests.support.learning import KIND, names, value, values
 
 CELLS = names(1, 2, 3)
 ROUNDED = RowKind(KIND.shape, "bfloat16")

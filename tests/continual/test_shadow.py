@@ -9,8 +9,8 @@ from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.shadow import GeneScores, ShadowCells, shadow_heads
 from canal.model.places import PARTS
-from tests.continual.make import make_cells
-from tests.model.make import make_annotator, make_expression
+from tests.support.learning import make_cells
+from tests.support.models import make_annotator, make_expression
 
 TYPES = ("B", "NK", "T", "plasma")
 N_GENES = 20

@@ -8,8 +8,8 @@ from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.backbone import Performer
 from tests.continual.lessons import SETTINGS, first_learned, first_lesson, second_lesson
-from tests.make import make_config, make_document
-from tests.model.make import seeded
+from tests.support.cells import make_config, make_document
+from tests.support.models import seeded
 
 
 def config_with(ontology):

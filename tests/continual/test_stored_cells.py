@@ -8,7 +8,7 @@ import pytest
 from canal.continual.cells import StoredCells, load_cells, save_cells
 from canal.core.digests import file_digest
 from canal.core.errors import ModelError
-from tests.continual.make import make_cells
+from tests.support.learning import make_cells
 
 GENES = ("CD4", "CD14", "LYZ")
 

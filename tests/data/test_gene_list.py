@@ -6,7 +6,7 @@ import pytest
 
 from canal.core.errors import DataError
 from canal.data.genes import read_gene_list
-from tests.make import make_adata, write_adata
+from tests.support.cells import make_adata, write_adata
 
 
 @pytest.mark.parametrize(

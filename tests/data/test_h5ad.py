@@ -7,8 +7,8 @@ from scipy.sparse import csc_matrix, csr_matrix, vstack
 from canal.core.errors import DataError
 from canal.io import hdf5, matrices
 from canal.io.h5ad import open_h5ad
-from tests.data import layouts
-from tests.make import make_adata, write_adata
+from tests.support import layouts
+from tests.support.cells import make_adata, write_adata
 
 
 @pytest.fixture

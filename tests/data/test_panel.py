@@ -8,7 +8,7 @@ from canal.data.panel import choose_more, choose_panel, f_statistic, read_panel,
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.data.split import split_stage
-from tests.make import make_adata, source_of, write_adata
+from tests.support.cells import make_adata, source_of, write_adata
 
 
 def canonical(folder, adata):

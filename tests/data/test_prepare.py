@@ -13,8 +13,8 @@ from canal.core.digests import file_digest, json_digest
 from canal.core.errors import DataError, SourceError
 from canal.data.prepare import PrepareSettings, cell_digests, prepare, prepare_absent
 from canal.data.prepared import PreparedCells
-from tests.data import layouts
-from tests.make import make_adata, source_of, write_adata
+from tests.support import layouts
+from tests.support.cells import make_adata, source_of, write_adata
 
 SETTINGS = PrepareSettings(min_genes=0, chunk_cells=8)
 

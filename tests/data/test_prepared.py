@@ -5,7 +5,7 @@ from canal.core.errors import DataError
 from canal.data import prepared as module
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
-from tests.make import make_adata, source_of, write_adata
+from tests.support.cells import make_adata, source_of, write_adata
 
 
 def canonical(tmp_path, values="counts"):

@@ -10,7 +10,7 @@ import pytest
 from canal.core.errors import SourceError
 from canal.data import sources
 from canal.data.sources import download, ingest
-from tests.make import make_config
+from tests.support.cells import make_config
 
 CONTENT = bytes(range(256)) * 40
 SUM = hashlib.sha256(CONTENT).hexdigest()

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix, vstack
 
 from canal.data.units import judge_values, named
-from tests.make import make_adata
+from tests.support.cells import make_adata
 
 E = float(np.e)
 

@@ -35,8 +35,7 @@ from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.store.store import Store
 from tests.faults.forgeries import ADA, Forgery, following, forgeries, honest, rechained
 from tests.faults.rewrites import NAME, REWRITES, commit_each
-from tests.registry.registered import audited, make_models, open_store, register
-from tests.registry.rulings import OVERRIDDEN, promoted
+from tests.support.registered import OVERRIDDEN, audited, make_models, open_store, promoted, register
 
 Report = dict[str, int]
 _SAID = "accuracy passed with 0.910, the version's documents say"

@@ -21,11 +21,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.backends.servers import shared, why_not
 from tests.faults.commands import command
 from tests.faults.forked import CRASHED, REFUSED, Work, Worker, done, import_everything
 from tests.faults.lent import read_from_server
 from tests.pipeline.conftest import Line, make_project
+from tests.support.servers import shared, why_not
 
 POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
 BUSY = (

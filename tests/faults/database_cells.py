@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.warm import REPOSITORY
+from tests.support.warm import REPOSITORY
 
 MODELS = ("canal-backbone", "canal-annotator")
 _ORDER = "WHERE name IN (?, ?) ORDER BY name DESC, version"

@@ -11,7 +11,7 @@ from typing import Any
 
 from canal.registry.ledger.ledger import Draft, Entry, entry_hash
 from canal.registry.ledger.ledger_rules import LOST
-from tests.registry.rulings import PASSED, promoted
+from tests.support.registered import PASSED, promoted
 
 ADA = "Ada Lovelace"
 

@@ -138,7 +138,7 @@ def prepare(scratch: Path) -> Annotator:
         import_module(name)
     import torch
 
-    from tests.model.make import make_annotator
+    from tests.support.models import make_annotator
 
     torch.set_num_threads(1)
     annotator = _calling_some_novel(make_annotator())
@@ -400,7 +400,7 @@ def _as_anndata_reads(annotator: Annotator, command: Command) -> pd.DataFrame | 
 
 def _calling_some_novel(annotator: Annotator) -> Annotator:
     from canal.model.head import NoveltyRule
-    from tests.model.make import make_expression
+    from tests.support.models import make_expression
 
     rule = NoveltyRule(0.8, -3.0, 0.0, 0.5)
     scores = rule.score(annotator.predict(make_expression(100, seed=3)).logits)

@@ -26,8 +26,8 @@ from tests.faults.chaos import POLICY, check
 from tests.faults.commands import command
 from tests.faults.forked import REFUSED, Worker, done, import_everything
 from tests.faults.whole import whole_file
-from tests.imports import write_published
 from tests.pipeline.conftest import Line, make_project, move_database
+from tests.support.published import write_published
 
 BY = ("--by", "A. Person", "--why", "kills")
 PROMOTE = ("promote", "2", *BY, "--override", "*")

@@ -16,13 +16,13 @@ import numpy as np
 
 from canal.registry.ledger.ledger import Draft, Ledger, entry_hash
 from canal.registry.transfer.parcel import Content
-from tests.annotation import formats
 from tests.faults import mutations
 from tests.faults.mutations import Mutate, Rng, drawn
-from tests.make import gene_names, make_adata
-from tests.registry.made import two_stages
-from tests.registry.parcel.parcels import make_parcel, remade, with_listing
-from tests.registry.rulings import OVERRIDDEN, promoted
+from tests.support import formats
+from tests.support.cells import gene_names, make_adata
+from tests.support.parcels import make_parcel, remade, with_listing
+from tests.support.registered import OVERRIDDEN, promoted
+from tests.support.registry_made import two_stages
 
 if TYPE_CHECKING:
     from anndata import AnnData

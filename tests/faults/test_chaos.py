@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.warm import REPOSITORY, warmly
+from tests.support.warm import REPOSITORY, warmly
 
 pytestmark = pytest.mark.pipeline
 

@@ -9,7 +9,7 @@ import pytest
 from tests.faults import mutations
 from tests.faults.fuzz import Trial, table
 from tests.faults.specimens import KINDS
-from tests.warm import REPOSITORY, warmly
+from tests.support.warm import REPOSITORY, warmly
 
 CODE = """
 import json, sys

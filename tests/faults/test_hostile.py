@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from canal.cli import app
 from canal.config.yaml_file import parse_config
 from canal.core.errors import CanalError
-from tests.make import make_document
+from tests.support.cells import make_document
 
 NAMES = [
     "../x",

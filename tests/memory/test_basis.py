@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from canal.core.errors import DataError, SumsError
 from canal.data.expression import to_expression
 from canal.memory.levels import HIGHEST, STEPS, Basis, levels
-from tests.memory.make import genes, make_basis
+from tests.support.sums import genes, make_basis
 
 QUARTERS = np.arange(4 * 15, dtype=np.float32) / np.float32(4)
 _HALF_A_UNIT = Fraction(1, 2**22)  # of float32 below 16, as a share of the number whose logarithm it is

@@ -12,8 +12,8 @@ from canal.core.errors import SumsError
 from canal.memory.levels import HIGHEST, Linear, Whole, linear_scores
 from canal.memory.stage_sums import SolveSettings, StageSums, solve
 from canal.memory.sums import Sums, add_up
-from tests.memory.make import STAGES, make_basis, make_cells, make_exact, make_sums, same
-from tests.warm import REPOSITORY
+from tests.support.sums import STAGES, make_basis, make_cells, make_exact, make_sums, same
+from tests.support.warm import REPOSITORY
 
 CELLS, _ = make_cells(("B", "NK", "T", "Mono"), 40, stage="third")
 GONE = {
@@ -91,7 +91,7 @@ def test_the_order_of_stages_and_of_cells_changes_nothing():
 
 PROGRAM = """
 import hashlib
-from tests.memory.make import make_cells, make_exact, make_sums
+from tests.support.sums import make_cells, make_exact, make_sums
 names = [f"type {i}" for i in range(12)]
 made = make_exact(make_sums({"first": names, "second": names[3:]}, 20, 120))
 cells, _ = make_cells(names, 300, 120, "third")

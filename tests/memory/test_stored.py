@@ -10,7 +10,7 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
-from tests.memory.make import make_cells, make_exact, make_sums, same
+from tests.support.sums import make_cells, make_exact, make_sums, same
 
 STAGES = ("first", "second")
 TWO = {"first": ("B", "T"), "second": ("B", "T")}

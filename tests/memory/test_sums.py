@@ -11,8 +11,8 @@ from canal.core.errors import SumsError
 from canal.memory import sums as sums_module
 from canal.memory.levels import HIGHEST
 from canal.memory.sums import Adder, Sums, add_up, exact_products, total
-from tests.memory.make import make_basis, make_cells
-from tests.warm import REPOSITORY
+from tests.support.sums import make_basis, make_cells
+from tests.support.warm import REPOSITORY
 
 N_GENES = 6
 BASIS = make_basis(N_GENES)
@@ -121,7 +121,7 @@ def test_saved_sums_are_the_same_and_so_are_their_bytes(tmp_path_factory, drawn)
 PROGRAM = """
 import numpy as np
 from canal.memory.sums import add_up
-from tests.memory.make import make_basis, make_cells
+from tests.support.sums import make_basis, make_cells
 expression, types = make_cells(("B", "NK", "T"), 400, 60)
 print(add_up(make_basis(60), [(expression[:500], types[:500]), (expression[500:], types[500:])]).digest)
 """

@@ -15,7 +15,7 @@ from canal.model.backbone import empty_performer
 from canal.model.head import Blend, NoveltyRule
 from canal.model.places import TypeAngle, TypeDistance, TypePlaces
 from canal.model.storage import PRESETS
-from tests.model.make import DEEP, make_annotator, make_backbone, make_expression, seeded
+from tests.support.models import DEEP, make_annotator, make_backbone, make_expression, seeded
 
 ANNOTATOR = make_annotator(config=DEEP)
 CELLS = make_expression(12, seed=3)

@@ -6,7 +6,7 @@ import torch
 from canal.core.digests import tree_digests
 from canal.core.errors import ModelError
 from canal.model.backbone import Backbone
-from tests.model.make import DEEP, make_backbone
+from tests.support.models import DEEP, make_backbone
 
 
 def test_saved_and_loaded(tmp_path):

@@ -26,9 +26,9 @@ from canal.model.combined import (
     unsqueezed,
 )
 from canal.model.load import load_model, method_of
-from tests.memory.make import make_cells, make_exact, make_sums
-from tests.model.combined import LABELS, make_combined
-from tests.warm import REPOSITORY
+from tests.support.models import LABELS, make_combined
+from tests.support.sums import make_cells, make_exact, make_sums
+from tests.support.warm import REPOSITORY
 
 CELLS, _ = make_cells(("B", "NK", "T", "Mono"), 20, stage="third")
 ARRAYS = ("confidence", "novelty", "is_novel", "probabilities", "logits")

@@ -4,7 +4,7 @@ import torch
 
 from canal.core.errors import ModelError
 from canal.model.compute import bfloat16_speed, find_device, precision
-from tests.model.make import DEEP, make_annotator, make_expression
+from tests.support.models import DEEP, make_annotator, make_expression
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):

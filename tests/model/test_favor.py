@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from canal.model import compute as favor
 from canal.model.backbone import orthogonal_projection
 from canal.model.compute import KERNEL_EPSILON, favor_attention, heads_at_a_time, scaled_projection
-from tests.model.make import seeded
+from tests.support.models import seeded
 
 
 def draw(*shape, seed=0, scale=0.5):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from canal.model.backbone import orthogonal_projection
-from tests.model.make import seeded
+from tests.support.models import seeded
 
 
 def test_projection_is_orthogonal_within_blocks():

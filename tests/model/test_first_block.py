@@ -5,7 +5,7 @@ import torch
 
 from canal.model import compute as favor
 from canal.model.backbone import FirstBlock, first_block
-from tests.model.make import DEEP, make_backbone, seeded
+from tests.support.models import DEEP, make_backbone, seeded
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from canal.core.errors import ModelError
 from canal.model.annotator import Annotator, gene_vectors, with_genes
 from canal.model.head import NoveltyRule
-from tests.model.make import DEEP, TINY, make_annotator, make_expression
+from tests.support.models import DEEP, TINY, make_annotator, make_expression
 
 DIM = TINY.dim
 PARENTS = {deep: make_annotator(config=DEEP if deep else TINY) for deep in (False, True)}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from canal.model.head import Head, grow, new_head
-from tests.model.make import seeded
+from tests.support.models import seeded
 
 
 def hidden_of(n_cells=60, positions=9, dim=16, seed=0, offset=0.0):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from canal.model.backbone import empty_performer, new_performer
-from tests.model.make import DEEP, TINY, make_backbone, seeded
+from tests.support.models import DEEP, TINY, make_backbone, seeded
 
 
 def tokens_of(n_cells, n_genes=20, seed=0):

@@ -9,10 +9,10 @@ import torch
 
 from canal.core.errors import ModelError
 from canal.model.published import read_published, require_gene_vectors
-from tests.make import gene_names
-from tests.model.make import TINY, make_backbone
-from tests.model.published import published_state, read_here, save_checkpoint
 from tests.model.test_published_reader import Code
+from tests.support.cells import gene_names
+from tests.support.models import TINY, make_backbone
+from tests.support.published import published_state, read_here, save_checkpoint
 
 GENES = gene_names(12)
 

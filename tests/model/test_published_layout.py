@@ -7,8 +7,8 @@ import torch
 from canal.core.errors import ModelError
 from canal.model.backbone import empty_performer
 from canal.model.published import translate
-from tests.model.make import TINY, seeded
-from tests.model.published import ODD, published_forward, published_state
+from tests.support.models import TINY, seeded
+from tests.support.published import ODD, published_forward, published_state
 
 LAYER = "performer.net.layers.1"
 FIRST = "performer.net.layers.0"

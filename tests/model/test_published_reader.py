@@ -9,8 +9,8 @@ import torch
 
 from canal.core.errors import ModelError
 from canal.model.published import read_state
-from tests.model.make import TINY
-from tests.model.published import published_state, save_checkpoint
+from tests.support.models import TINY
+from tests.support.published import published_state, save_checkpoint
 
 
 class Code:

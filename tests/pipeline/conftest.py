@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from canal.app.project import Project
 from canal.cli import app
-from tests.make import make_adata, make_document, source_of, write_adata
-from tests.warm import REPOSITORY, warmly
+from tests.support.cells import make_adata, make_document, source_of, write_adata
+from tests.support.warm import REPOSITORY, warmly
 
 COPIED = (
     "MLproject",

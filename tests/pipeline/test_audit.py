@@ -13,7 +13,7 @@ from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger import Draft
 from canal.registry.promotion.moves import ledger_of
 from tests.pipeline.conftest import Line, move_database
-from tests.registry.rulings import OVERRIDDEN, promoted
+from tests.support.registered import OVERRIDDEN, promoted
 
 pytestmark = pytest.mark.pipeline
 

@@ -15,9 +15,10 @@ from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums
 from canal.memory.sums import total
 from canal.registry.manifest.stage_request import changes, stage_request
-from tests.make import gene_names, groups
 from tests.pipeline.conftest import Line, copied
-from tests.pipeline.methods import (
+from tests.released.learn import Nothing
+from tests.support.cells import gene_names, groups
+from tests.support.methods import (
     N_GENES,
     empty_database,
     learn_here,
@@ -28,7 +29,6 @@ from tests.pipeline.methods import (
     with_database,
     without_pictures,
 )
-from tests.released.learn import Nothing
 
 EXACT = {"method": "exact"}
 STAGES: tuple[str, ...] = ("first", "second", "third")

@@ -16,12 +16,12 @@ from canal.cli import app
 from canal.core.errors import PolicyError
 from canal.registry.promotion.moves import moving
 from canal.registry.promotion.promotion import Decision, promote
-from tests.annotation.formats import write_10x_v3
-from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, copied, learned_once
-from tests.pipeline.shipped import GENES, labelled_as, make_shipped, shipped
-from tests.registry.rulings import OVERRIDDEN
-from tests.warm import REPOSITORY, warmly
+from tests.support.cells import make_adata, write_adata
+from tests.support.formats import write_10x_v3
+from tests.support.registered import OVERRIDDEN
+from tests.support.shipped import GENES, labelled_as, make_shipped, shipped
+from tests.support.warm import REPOSITORY, warmly
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("docs")]
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import ModelError
-from tests.make import make_adata, write_adata
+from tests.support.cells import make_adata, write_adata
 
 pytestmark = pytest.mark.pipeline
 

@@ -12,7 +12,7 @@ from canal.core.files import read_json
 from canal.data.panel import read_panel
 from canal.model.annotator import Annotator
 from tests.pipeline.conftest import CELLS
-from tests.warm import environment
+from tests.support.warm import environment
 
 pytestmark = pytest.mark.pipeline
 

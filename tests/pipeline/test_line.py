@@ -14,9 +14,9 @@ import pytest
 from canal.app.auditing import audit_project
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from tests.make import make_adata, source_of, write_adata
 from tests.pipeline.conftest import CELLS, Line
-from tests.warm import warmly
+from tests.support.cells import make_adata, source_of, write_adata
+from tests.support.warm import warmly
 
 pytestmark = pytest.mark.pipeline
 

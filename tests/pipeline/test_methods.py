@@ -20,7 +20,7 @@ from canal.model.combined import CombinedAnnotator
 from canal.model.load import load_model
 from canal.registry.ledger.signing import new_key
 from tests.pipeline.conftest import Line, copied
-from tests.pipeline.methods import empty_database, learned_by
+from tests.support.methods import empty_database, learned_by
 
 METHODS = ("exact", "combined")
 WHO = ("--by", "A. Person", "--why", "reviewed")
@@ -169,7 +169,7 @@ def test_a_lost_registry_is_made_again(line, empty):
 
 
 def test_what_was_learned_is_restored_and_nothing_learned_anew(line):
-    from tests.pipeline.methods import learn_here
+    from tests.support.methods import learn_here
 
     made = ("models", "metrics", "panel.json")
     before = {name: one for name, one in tree_digests(line.root).items() if name.split("/")[0] in made}

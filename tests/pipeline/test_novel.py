@@ -13,8 +13,8 @@ from canal.annotation.records import make_record
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.files import read_json
-from tests.make import make_adata, write_adata
-from tests.warm import environment
+from tests.support.cells import make_adata, write_adata
+from tests.support.warm import environment
 
 pytestmark = pytest.mark.pipeline
 

@@ -18,7 +18,7 @@ from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.transfer.exchange import export_parcel, import_parcel
 from tests.faults.bundles import every_kind, read_bundle, write_bundle
 from tests.pipeline.conftest import Line, copied
-from tests.pipeline.methods import learned_by
+from tests.support.methods import learned_by
 
 pytestmark = pytest.mark.pipeline
 METHODS = ("exact", "combined")

@@ -10,7 +10,7 @@ from canal.app.choosing import choose, ready, watch_trials
 from canal.app.project import Project
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from tests.make import TUNING, groups
+from tests.support.cells import TUNING, groups
 
 pytestmark = pytest.mark.pipeline
 

@@ -3,8 +3,8 @@
 import pytest
 
 from canal.quality.verdict import EarlierStage
-from tests.make import make_adata
 from tests.quality.lessons import NO_SPLIT, TYPES, Lesson
+from tests.support.cells import make_adata
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from canal.config.sections import Gate, Source
 from canal.data.prepare import PrepareSettings
 from canal.quality.gate import judge_file
 from canal.quality.verdict import EarlierStage, Subject, Verdict
-from tests.make import gene_names, make_adata, source_of, write_adata
+from tests.support.cells import gene_names, make_adata, source_of, write_adata
 
 TYPES = {"B": 30, "NK": 30, "Treg": 30}
 PANEL = gene_names(120)[:60]

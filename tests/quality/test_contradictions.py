@@ -22,8 +22,8 @@ from canal.quality.gate import (
     read_labels,
     write_labels,
 )
-from tests.make import make_adata, make_config, source_of, write_adata
 from tests.quality.lessons import SETTINGS
+from tests.support.cells import make_adata, make_config, source_of, write_adata
 
 RULE = contradiction_rule("pbmc", "first", 0.95)
 KNOWN = ("B", "NK", "T")

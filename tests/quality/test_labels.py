@@ -17,8 +17,8 @@ from canal.quality.gate import (
     read_labels,
     write_labels,
 )
-from tests.make import make_adata, source_of, write_adata
 from tests.quality.lessons import SETTINGS
+from tests.support.cells import make_adata, source_of, write_adata
 
 RULE = label_rule("pbmc", "first", 0.5)
 

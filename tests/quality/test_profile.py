@@ -15,7 +15,7 @@ from canal.data.expression import tokenize
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.verdict import Profile, chance_index, profile_of, stability_index
-from tests.make import make_adata, source_of, write_adata
+from tests.support.cells import make_adata, source_of, write_adata
 
 COUNTS = arrays(np.int64, (4, 6), elements=st.integers(0, 500))
 

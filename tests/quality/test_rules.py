@@ -10,7 +10,6 @@ import pytest
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.verdict import EarlierStage
-from tests.make import gene_names, make_adata
 from tests.quality.lessons import (
     NO_SPLIT,
     PANEL,
@@ -22,6 +21,7 @@ from tests.quality.lessons import (
     relabelled,
     renamed,
 )
+from tests.support.cells import gene_names, make_adata
 
 pytestmark = pytest.mark.xdist_group("gate")  # one process imports Great Expectations for all
 

@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 
 from canal.data.units import judge_values
 from canal.quality.evidence import contradiction, doubt, looks_like, measure_cells
-from tests.make import make_adata
+from tests.support.cells import make_adata
 
 
 def cells(*rows):

@@ -6,8 +6,7 @@ import pytest
 
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import moving
-from tests.registry.registered import keep_empty, make_models, open_store, register
-from tests.registry.rulings import OVERRIDDEN
+from tests.support.registered import OVERRIDDEN, keep_empty, make_models, open_store, register
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import check_chain, check_verdict, differing_tensors
 from canal.registry.audit.version_files import Found, check_files, check_key
 from canal.registry.manifest.version_folder import NAMES, schema, schema_complaints
-from tests.make import make_config
-from tests.registry.lineage import add_records, make_lineage, make_specs, members, tensors
+from tests.support.cells import make_config
+from tests.support.lineage import add_records, make_lineage, make_specs, members, tensors
 
 
 def findings(tmp_path, change=lambda specs: None):

@@ -6,8 +6,8 @@ import pytest
 
 from canal.core.errors import RegistryError
 from canal.registry.provenance.diff import difference
-from tests.make import make_document
-from tests.registry.made import SECOND, two_stages
+from tests.support.cells import make_document
+from tests.support.registry_made import SECOND, two_stages
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from canal.annotation.columns import columns_of, joined
 from canal.annotation.service import TOTALS
 from canal.registry.manifest.version_folder import assemble
 from canal.runtime.startup import quiet_libraries
-from tests.make import gene_names
-from tests.model.make import make_annotator
-from tests.warm import REPOSITORY
+from tests.support.cells import gene_names
+from tests.support.models import make_annotator
+from tests.support.warm import REPOSITORY
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 

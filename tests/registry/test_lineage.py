@@ -7,7 +7,7 @@ import pytest
 from canal.core.errors import RegistryError
 from canal.registry.provenance.lineage import lineage
 from canal.registry.provenance.registered import ancestry, common_ancestor
-from tests.registry.made import FIRST, Made, two_stages
+from tests.support.registry_made import FIRST, Made, two_stages
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from canal.registry.transfer.exchange import export_parcel
-from tests.registry.registered import audited
 from tests.registry.test_moved import GONE, copied
+from tests.support.registered import audited
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from canal.core.digests import tree_digests
 from canal.core.errors import ConfigError, RegistryError
 from canal.registry.store.database import foreign
 from canal.registry.store.tracking import parent_run
-from tests.registry.registered import audited, open_store, state
+from tests.support.registered import audited, open_store, state
 
 GONE = "version 2: the ledger has it (entry 3, register), the registry has not"
 """What does not hold in the lineage that the copies are made of."""

@@ -18,8 +18,8 @@ from canal.registry.ledger.ledger import Ledger
 from canal.registry.ledger.signing import add_to_keyring, new_key
 from tests.faults.forgeries import following
 from tests.faults.rewrites import NAME, PERSON, REWRITES, commit, commit_each, documents, git, write
-from tests.make import make_document
 from tests.registry.test_rules import BOOK, draft
+from tests.support.cells import make_document
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,19 @@ from canal.registry.store.store import half_rebuilt
 from canal.registry.versions import rebuild
 from canal.registry.versions.publish import register_adopted
 from canal.registry.versions.rebuild import Wishes
-from tests.registry.registered import (
+from tests.support.registered import (
     EMPTY,
+    OVERRIDDEN,
     adopt_published,
     audited,
     lost,
     make_models,
     no_figures,
     open_store,
+    promoted,
     register,
     state,
 )
-from tests.registry.rulings import OVERRIDDEN, promoted
 
 pytestmark = pytest.mark.xdist_group("rebuild")  # what its tests share is made once
 

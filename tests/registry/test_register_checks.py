@@ -20,8 +20,8 @@ from canal.registry.audit.ledger_entries import (
 from canal.registry.audit.version_files import Found
 from canal.registry.audit.workspace import check_workspace
 from canal.registry.ledger.ledger import Ledger, entry_hash
-from tests.make import make_config
-from tests.registry.registered import audited, open_store
+from tests.support.cells import make_config
+from tests.support.registered import audited, open_store
 
 
 @pytest.fixture

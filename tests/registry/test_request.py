@@ -8,8 +8,8 @@ from canal.config.yaml_file import parse_config
 from canal.core.errors import HistoryError
 from canal.registry.manifest.stage_request import changes, differences, request_digest, stage_request
 from canal.registry.versions.history import learned
-from tests.make import make_config, make_document, make_tuned_document
-from tests.registry.made import two_stages
+from tests.support.cells import make_config, make_document, make_tuned_document
+from tests.support.registry_made import two_stages
 
 
 def with_source(**changes):

@@ -8,7 +8,7 @@ from canal.core.errors import LedgerError
 from canal.registry.ledger.ledger import Draft
 from canal.registry.ledger.ledger_rules import breaches, require_next, require_rules
 from tests.faults.forgeries import ADA, following, forgeries, honest
-from tests.registry.rulings import PASSED, promoted
+from tests.support.registered import PASSED, promoted
 
 BACKBONE, MODEL = "canal-backbone", "canal-annotator"
 

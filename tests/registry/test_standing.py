@@ -4,7 +4,7 @@ import pytest
 
 from canal.app.versions import standing
 from canal.registry.ledger.ledger import Draft, Ledger
-from tests.registry.made import two_stages
+from tests.support.registry_made import two_stages
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from canal.registry.audit.version_files import Found
 from canal.registry.manifest.version_folder import KEY_FILE, read_key
 from canal.registry.provenance.registered import RegisteredVersion
 from tests.pipeline.conftest import Line, copied
-from tests.pipeline.methods import learned_by
+from tests.support.methods import learned_by
 
 CHAIN = ("backbone", "first", "second", "third")
 

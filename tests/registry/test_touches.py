@@ -7,8 +7,8 @@ import pytest
 
 from canal.core.errors import RegistryError
 from canal.registry.provenance.exposure import Chosen, Memory, excluded_cells, exclusions, find, touches
-from tests.make import make_config, make_document, make_tuned_document
-from tests.registry.made import FIRST, SECOND, Made, two_stages
+from tests.support.cells import make_config, make_document, make_tuned_document
+from tests.support.registry_made import FIRST, SECOND, Made, two_stages
 
 
 @pytest.fixture(scope="module")

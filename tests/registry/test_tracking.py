@@ -7,9 +7,9 @@ import pytest
 from canal.core.errors import HistoryError
 from canal.registry.store.tracking import handed_run
 from canal.registry.versions.history import learned
-from tests.make import make_config
-from tests.registry.registered import lost, open_store
 from tests.registry.test_moved import copied
+from tests.support.cells import make_config
+from tests.support.registered import lost, open_store
 
 ENTRY, STAGE = "mlflow.project.entryPoint", "stage"
 

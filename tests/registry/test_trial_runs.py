@@ -3,8 +3,8 @@
 import pytest
 
 from canal.registry.store.tracking import StepRun, Trials, log_trials
-from tests.registry.registered import open_store
-from tests.report.tuned import make_tuned
+from tests.support.registered import open_store
+from tests.support.studies import make_tuned
 
 STUDY = make_tuned()["study"]
 BEGAN, LASTED = 1_700_000_000_000, 90_000

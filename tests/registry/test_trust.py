@@ -16,9 +16,9 @@ from canal.registry.promotion.promotion import Decision, rollback
 from canal.registry.store.store import Store
 from tests.faults.forgeries import ADA, following, honest, rechained
 from tests.pipeline.conftest import move_database
-from tests.registry.made import two_stages
-from tests.registry.registered import open_store
 from tests.registry.test_rules import BOOK, draft
+from tests.support.registered import open_store
+from tests.support.registry_made import two_stages
 
 
 @pytest.fixture(scope="module")

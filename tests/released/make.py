@@ -33,8 +33,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.make import TUNING, groups, make_adata, make_document, source_of, write_adata
-from tests.warm import REPOSITORY, environment
+from tests.support.cells import TUNING, groups, make_adata, make_document, source_of, write_adata
+from tests.support.warm import REPOSITORY, environment
 
 HERE = Path(__file__).parent
 CODE = ("src", "pipelines")

@@ -21,12 +21,12 @@ from canal.core.errors import HistoryError, TrainingError
 from canal.core.files import read_json
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import schema
-from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import COPIED, Line
-from tests.pipeline.methods import without_pictures
 from tests.released.learn import Nothing
 from tests.released.test_released import HERE, answer, step, unpack
-from tests.warm import REPOSITORY
+from tests.support.cells import make_adata, write_adata
+from tests.support.methods import without_pictures
+from tests.support.warm import REPOSITORY
 
 NETWORK = ("model/weights.safetensors", "model/config.json", "model/labels.json", "model/genes.json")
 WHOLE = ("models", "metrics", "dvc.lock", "params.yaml", "ledger.jsonl")

@@ -26,11 +26,11 @@ from canal.core.digests import file_digest, tree_digests
 from canal.core.files import read_json
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.manifest.version_folder import schema
-from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line
-from tests.registry.registered import EMPTY, keep_empty, open_store
 from tests.released.learn import Nothing
-from tests.warm import REPOSITORY, warmly
+from tests.support.cells import make_adata, write_adata
+from tests.support.registered import EMPTY, keep_empty, open_store
+from tests.support.warm import REPOSITORY, warmly
 
 HERE = Path(__file__).parent
 REVISIONS = sorted(path.parent.name for path in HERE.glob("*/golden.json"))

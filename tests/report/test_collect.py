@@ -8,7 +8,7 @@ from canal.config.layout import Layout
 from canal.core.digests import file_digest
 from canal.core.files import write_json
 from canal.report.collect import backbone_history, collect, draw_figures
-from tests.report.make import (
+from tests.support.reports import (
     STAGES,
     make_backbone_history,
     make_cells,
@@ -16,7 +16,7 @@ from tests.report.make import (
     make_history,
     make_verdict,
 )
-from tests.report.tuned import make_tuned
+from tests.support.studies import make_tuned
 
 
 def write_bank(path):

@@ -1,7 +1,7 @@
 """The R matrix put together from the evaluations of a run."""
 
 from canal.report.documents import accuracy_matrix, lineage
-from tests.report.make import MATRIX, STAGES, make_evaluation
+from tests.support.reports import MATRIX, STAGES, make_evaluation
 
 
 def test_the_newest_evaluation_alone_brings_its_ancestors_rows():

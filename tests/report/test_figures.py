@@ -8,12 +8,7 @@ import pytest
 
 from canal.report import figures
 from canal.report.canvas import SURFACE
-from tests.report.make import (
-    STAGES,
-    make_backbone_history,
-    make_evaluation,
-    make_history,
-)
+from tests.support.reports import STAGES, make_backbone_history, make_evaluation, make_history
 
 
 def texts(figure):

@@ -7,7 +7,7 @@ import pytest
 
 from canal.report.documents import StageReport
 from canal.report.page import write_report
-from tests.report.make import (
+from tests.support.reports import (
     make_backbone_history,
     make_digest,
     make_evaluation,

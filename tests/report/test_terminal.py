@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from canal.report.terminal import matrix_table, next_commands, summary, version_panel, versions_table
-from tests.report.make import MATRIX, STAGES, make_digest, make_evaluation
+from tests.support.reports import MATRIX, STAGES, make_digest, make_evaluation
 
 
 def rendered(what, width=80, colour=False):

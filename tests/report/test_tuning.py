@@ -5,12 +5,12 @@ import pytest
 from canal.report.figures import save
 from canal.report.page import write_report
 from canal.report.study_figures import front_rows, lambda_by_l, pareto_front, tuning_figures, tuning_table
-from tests.report.make import make_reports
 from tests.report.test_figures import test_nothing_is_clipped_and_no_tick_labels_overlap as check_layout
 from tests.report.test_figures import texts
 from tests.report.test_page import Page
 from tests.report.test_terminal import rendered
-from tests.report.tuned import RULE, make_tuned
+from tests.support.reports import make_reports
+from tests.support.studies import RULE, make_tuned
 
 
 @pytest.fixture(scope="module")

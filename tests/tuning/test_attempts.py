@@ -13,7 +13,7 @@ from canal.core.errors import TrainingError
 from canal.model.backbone import Performer
 from canal.tuning.attempts import Attempts, accuracy_by_stage, score
 from tests.continual.lessons import SETTINGS, first_lesson, grown_lesson, second_lesson
-from tests.tuning.make import make_tuning
+from tests.support.studies import make_tuning
 
 PUBLISHED = {"distillation": 0.1, "bank_size": 40}
 

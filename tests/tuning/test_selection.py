@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from canal.tuning import document
 from canal.tuning.attempts import Score
 from canal.tuning.document import Candidate, Choice, front
-from tests.tuning.make import make_tuning
+from tests.support.studies import make_tuning
 
 
 def candidate(number, accuracy, retention, bank_size=100):

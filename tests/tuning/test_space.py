@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from canal.config.sections import Continual
 from canal.tuning.attempts import Space
-from tests.tuning.make import make_tuning
+from tests.support.studies import make_tuning
 
 
 def make_space(own=None, capacity=200, n_old_cells=1000, n_old_types=8, **changes):

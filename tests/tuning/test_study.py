@@ -11,7 +11,7 @@ import pytest
 from canal.core.errors import ConfigError, TrainingError
 from canal.tuning.document import study_document, trial_documents
 from canal.tuning.study import Study
-from tests.tuning.make import QUIET, FakeLearner, fails_on, make_plan, run
+from tests.support.studies import QUIET, FakeLearner, fails_on, make_plan, run
 
 
 def document(study):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from canal.core.errors import AuditError
 from canal.registry.transfer.exchange import prove
 from canal.registry.transfer.parcel import Content, check_names, parse_manifest, unpack_parcel, write_parcel
-from tests.registry.lineage import make_specs
-from tests.registry.parcel.parcels import make_files, make_parcel, member, remade, with_listing
+from tests.support.lineage import make_specs
+from tests.support.parcels import make_files, make_parcel, member, remade, with_listing
 
 
 @pytest.fixture(scope="module")

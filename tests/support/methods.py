@@ -16,11 +16,11 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 import canal.app.pipeline
-from tests.make import make_adata, make_document, source_of, write_adata
 from tests.pipeline.conftest import Line, lay_out, learned_once, move_database
-from tests.registry.registered import EMPTY, keep_empty, open_store
 from tests.released.learn import Nothing
-from tests.warm import REPOSITORY
+from tests.support.cells import make_adata, make_document, source_of, write_adata
+from tests.support.registered import EMPTY, keep_empty, open_store
+from tests.support.warm import REPOSITORY
 
 N_GENES = 48
 CELLS = {
@@ -40,7 +40,7 @@ def make_line(root: Path, stages: Mapping[str, Mapping[str, Any]], **changes: An
     stages
         Name -> what the stage says beside its source and parent. Sources lack what ``CELLS`` lacks.
     changes
-        As `tests.make.make_document` takes them.
+        As `tests.support.cells.make_document` takes them.
     """
     line, parent, entries = lay_out(root), "backbone", {}
     for seed, name in enumerate(CELLS):

@@ -1,4 +1,4 @@
-"""The same cells in every format: ``from tests.annotation.formats import WRITERS``."""
+"""The same cells in every format: ``from tests.support.formats import WRITERS``."""
 
 from __future__ import annotations
 

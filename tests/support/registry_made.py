@@ -30,7 +30,7 @@ from canal.registry.manifest.stage_request import request_digest, stage_request
 from canal.registry.manifest.version_folder import key_digest, read_key, write_key, write_record
 from canal.registry.store.database import SCHEMA, Version
 from canal.registry.versions.publish import import_facts
-from tests.make import make_document
+from tests.support.cells import make_document
 
 TABLES = f"""
 CREATE TABLE alembic_version (version_num);

@@ -1,4 +1,4 @@
-"""Small rows by cell for tests of the cache: ``from tests.continual.rows import Computer``."""
+"""Small labelled cells, and rows by cell for the cache, for tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,32 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from canal.continual.cells import LabelledCells
 from canal.continual.feature_cache import CachedRows
 from canal.continual.segments import CacheSpace, RowKind
+
+
+def make_cells(
+    types: Sequence[str],
+    stage: str = "first",
+    expression: np.ndarray | None = None,
+    n_genes: int = 3,
+    ids: Sequence[str] | None = None,
+    batches: Sequence[str] | None = None,
+) -> LabelledCells:
+    """Return one cell a type given; ids are ``<stage>:c000``, and the source has the stage's name."""
+    n = len(types)
+    names = [f"c{i:03d}" for i in range(n)] if ids is None else ids
+    values = np.arange(n * n_genes).reshape(n, n_genes) % 7 if expression is None else expression
+    return LabelledCells(
+        cell_ids=tuple(f"{stage}:{name}" for name in names),
+        expression=np.asarray(values, dtype=np.float32),
+        cell_types=tuple(types),
+        stages=(stage,) * n,
+        sources=(stage,) * n,
+        batches=("b1",) * n if batches is None else tuple(batches),
+    )
+
 
 KIND = RowKind((10, 30))
 KEY = "key"

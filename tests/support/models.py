@@ -1,14 +1,19 @@
-"""Small networks for tests: ``from tests.model.make import make_annotator``."""
+"""Small networks, and combined annotators, for tests."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from canal.memory.prediction import Calibration
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone, new_performer
+from canal.model.combined import Combination, CombinedAnnotator, CombinedRule
 from canal.model.storage import PRESETS, BackboneConfig
-from tests.make import gene_names
+from tests.support.cells import gene_names
+from tests.support.sums import genes, make_exact, make_sums
 
 TINY = PRESETS["tiny"].backbone
 DEEP = BackboneConfig(dim=16, depth=3, heads=2, head_dim=8, n_features=16)
@@ -41,3 +46,15 @@ def make_annotator(
     backbone = make_backbone(n_genes, config, seed)
     cells = make_expression(40, n_genes, seed)
     return Annotator.start(backbone, backbone.vocabulary, labels, cells, seeded(seed))
+
+
+LABELS = ("B", "Mono", "NK", "T")
+RULE = CombinedRule({"network": (0.0, 1.0), "relative": (0.0, 5.0), "angle": (0.5, 0.1)}, 0.7)
+
+
+def make_combined(weight: float = 0.5, fast_margin: float = 0.9) -> CombinedAnnotator:
+    """Return a network of preset tiny and sums of two stages that answer together."""
+    network = replace(make_annotator(LABELS, 20), genes=genes(20))
+    exact = make_exact(make_sums(), LABELS)
+    combination = Combination(weight, 1.2, Calibration(1.1, 0.005), fast_margin)
+    return CombinedAnnotator(network, exact, combination, RULE)

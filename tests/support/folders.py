@@ -22,8 +22,8 @@ from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import Decision, enter, promote
 from canal.registry.store.tracking import parent_run
 from canal.registry.versions.publish import Publication, Synced, publish, sync
-from tests.make import make_document
-from tests.registry.rulings import OVERRIDDEN
+from tests.support.cells import make_document
+from tests.support.registered import OVERRIDDEN
 
 STAGES = ("first", "second")
 

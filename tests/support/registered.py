@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 from canal.config.layout import Layout
@@ -12,6 +13,7 @@ from canal.config.sections import Registry
 from canal.registry.audit.full_audit import Report, audit
 from canal.registry.manifest.version_folder import key_digest, read_key, write_key
 from canal.registry.promotion.moves import moving
+from canal.registry.promotion.policy import Ruling
 from canal.registry.promotion.promotion import enter
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
@@ -24,8 +26,8 @@ from canal.registry.versions.publish import (
     parent_version,
     publish,
 )
-from tests.make import make_config
-from tests.registry.lineage import add_records, make_lineage, make_specs
+from tests.support.cells import make_config
+from tests.support.lineage import add_records, make_lineage, make_specs
 
 EMPTY = "empty.db"
 
@@ -125,3 +127,28 @@ def state(store: Store) -> list[tuple[str, int, str, tuple[str, ...], bool]]:
 def audited(store: Store) -> Report:
     """Audit everything."""
     return audit(store, store.layout, make_config())
+
+
+PASSED = (
+    Ruling("gate", "passed", "passed for these bytes", True),
+    Ruling("audit", "0 findings", "none", True),
+    Ruling("clean", "cc53841c6ba6", "a clean commit", True),
+    Ruling("accuracy", "0.910", ">= 0.700", True, "new stage first, n = 100"),
+    Ruling("retention", "no champion yet", "does not apply", True, "nothing to keep: the first promotion"),
+    Ruling("h_score", "0.410", ">= 0.100", True, "types left out"),
+    Ruling("ece", "0.080", "<= 0.250", True, "[0.040, 0.120], n = 100"),
+)
+
+OVERRIDDEN = tuple(
+    replace(one, value="not asked", passed=False, overridden=True)
+    if one.rule in ("clean", "accuracy", "h_score", "ece")
+    else one
+    for one in PASSED
+)
+"""For versions of which other values are measured: what passed is compared with that."""
+
+
+def promoted(to, before=None, rulings=PASSED):
+    """Return the details of a promotion's entry."""
+    overrides = [ruling.rule for ruling in rulings if ruling.overridden]
+    return {"from": before, "to": to, "rulings": [one.to_json() for one in rulings], "overrides": overrides}

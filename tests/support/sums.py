@@ -1,4 +1,4 @@
-"""Small sums and solved memories for tests: ``from tests.memory.make import make_sums``."""
+"""Small sums and solved memories for tests: ``from tests.support.sums import make_sums``."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from canal.core.digests import file_digest
 from canal.registry.ledger.ledger import Draft, Ledger
 from canal.registry.transfer.parcel import About, Content, Manifest, parse_manifest, write_parcel
-from tests.registry.lineage import Spec, add_records, make_lineage, make_specs
+from tests.support.lineage import Spec, add_records, make_lineage, make_specs
 
 MODEL = "canal-annotator"
 

@@ -1,6 +1,6 @@
-"""A checkpoint of scBERT's layout with random values, and its forward pass written out from the papers.
+"""Published weights made small: a checkpoint of scBERT's layout, and the folder of an import.
 
-Names and mathematics stand here on their own: nothing is taken from `canal.model`.
+Its forward pass is written out from the papers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from ruamel.yaml import YAML
 
-from canal.model.storage import BackboneConfig
-from tests.model.make import seeded
+from canal.app.project import Project
+from canal.model.storage import PRESETS, BackboneConfig
+from canal.registry.manifest.version_folder import key_digest, write_key
+from canal.registry.versions.publish import import_facts
+from tests.support.cells import gene_names, make_document
+from tests.support.models import make_backbone, seeded
 
 ODD = BackboneConfig(dim=12, depth=3, heads=3, head_dim=8, n_features=11, ff_mult=2)
 """Nothing equals anything else: three heads of 8 are 24 wide, a position is 12."""
@@ -131,3 +136,35 @@ def _feed_forward(p: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndar
     inner = x @ p[f"{name}.w1.weight"].T + p[f"{name}.w1.bias"]
     gelu = np.array([[value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in row] for row in inner])
     return gelu @ p[f"{name}.w2.weight"].T + p[f"{name}.w2.bias"]
+
+
+VOCABULARY = gene_names(120)[20:80]
+"""Sixty genes of `make_adata`: a published model never knows all genes of a data set."""
+
+
+def write_params(root: Path, **changes: Any) -> None:
+    """Write params.yaml, with a comment, into a new or old project folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    yaml = YAML()
+    yaml.width = 10_000
+    with (root / "params.yaml").open("w", encoding="utf-8") as stream:
+        stream.write("# a comment that must stay\n")
+        yaml.dump(make_document(**changes), stream)
+
+
+def write_published(folder: Path, **beside: Any) -> tuple[Path, Path]:
+    """Write a checkpoint of preset tiny and the list of its genes."""
+    genes = folder / "genes.txt"
+    genes.write_text("\n".join(VOCABULARY) + "\n")
+    state = published_state(PRESETS["tiny"].backbone, len(VOCABULARY))
+    return save_checkpoint(folder / "Panglao pretrain.pth", state, **beside), genes
+
+
+def project_with_import(root: Path, **changes: Any) -> Project:
+    """Return a project whose backbones/x is an import, named by params.yaml; nothing is registered."""
+    folder = root / "backbones" / "x"
+    make_backbone(n_genes=20).save(folder)
+    write_key(folder, import_facts("1" * 64, "2" * 64, None), parent=None)
+    named = {"preset": "tiny", "imported": {"path": "backbones/x", "key": key_digest(folder)}}
+    write_params(root, backbone=named | changes)
+    return Project.open(root)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from canal.core.digests import file_digest
-from tests.make import make_adata, write_adata
 from tests.pipeline.conftest import Line, begin, lay_out
-from tests.warm import REPOSITORY
+from tests.support.cells import make_adata, write_adata
+from tests.support.warm import REPOSITORY
 
 if TYPE_CHECKING:
     from anndata import AnnData

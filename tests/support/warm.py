@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = "CANAL_TESTS_WARM"
 """Variable that names the folders of a warm ``python`` and of console scripts that it runs, for `warmly`."""
 

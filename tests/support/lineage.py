@@ -82,7 +82,7 @@ def network_files(labels: tuple[str, ...], genes: tuple[str, ...], seed: int) ->
     """Return the files of a network of these types and genes; a seed decides its numbers."""
     from dataclasses import replace
 
-    from tests.model.make import make_annotator
+    from tests.support.models import make_annotator
 
     made = make_annotator(tuple(f"type{i}" for i in range(len(labels))), len(genes), seed=seed)
     return _saved(replace(made, labels=labels, genes=genes).save)
@@ -93,7 +93,7 @@ def backbone_files() -> dict[str, bytes]:
     """Return the files of a backbone of the panel's genes."""
     from dataclasses import replace
 
-    from tests.model.make import make_backbone
+    from tests.support.models import make_backbone
 
     return _saved(replace(make_backbone(len(GENES)), vocabulary=tuple(GENES)).save)
 

@@ -1,4 +1,4 @@
-"""The one maker of synthetic cells, sources and configurations: ``from tests.make import make_adata``."""
+"""The one maker of synthetic cells, sources and configurations."""
 
 from __future__ import annotations
 
