@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
 from canal.config.sections import Panel, Split
-from canal.core.errors import DataError
+from canal.core.errors import ConfigError, DataError
 from canal.data.panel import choose_more, choose_panel, f_statistic, read_panel, variance, write_panel
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
@@ -164,3 +166,10 @@ def test_a_damaged_panel_is_refused(tmp_path, text):
     (tmp_path / "panel.json").write_text(text)
     with pytest.raises(DataError, match=r"panel\.json"):
         read_panel(tmp_path / "panel.json")
+
+
+def test_the_published_rule_without_scanpy_says_what_to_install(stage, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+    with pytest.raises(ConfigError, match=r"is not installed: .*published.*, or another rule: mixed"):
+        choose_panel(*stage, panel("dispersion"), 21)
+    assert len(choose_panel(*stage, panel("mixed"), 21).genes) == 21

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.config.sections import Panel
-from canal.core.errors import DataError
+from canal.core.errors import ConfigError, DataError
 from canal.core.files import read_json, write_json
 from canal.data.prepared import PreparedCells
 
@@ -173,9 +173,23 @@ def variance(expression: csr_matrix, labels: np.ndarray) -> np.ndarray:
 
 
 def dispersion(expression: csr_matrix, labels: np.ndarray) -> np.ndarray:
-    """Return the normalised dispersion of each gene: the published rule (Satija et al. 2015, by scanpy)."""
+    """Return the normalised dispersion of each gene: the published rule (Satija et al. 2015, by scanpy).
+
+    Raises
+    ------
+    ConfigError
+        If scanpy is not installed.
+    """
     import anndata
-    import scanpy
+
+    try:
+        import scanpy
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "panel.rule: dispersion, the published choice of genes, is computed by scanpy, which is not "
+            'installed: `.venv/bin/python -m pip install -c constraints.txt -e ".[published]"`, or another '
+            "rule: mixed, f_statistic or variance"
+        ) from error
 
     del labels
     cells = anndata.AnnData(X=csr_matrix(expression * _NATURAL))
