@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-exact-scale bench-exact-strange chaos fuzz release help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-exact-scale bench-exact-strange chaos fuzz coverage release help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -107,6 +107,10 @@ chaos:  ## kills of learning and of every command that writes, races, crowds, fu
 fuzz:  ## 1,000 mutated inputs of all kinds: answered rightly or refused by one message (ARGS="--only 417")
 	@tools/setup.sh test
 	@python -m tests.faults.fuzz $(ARGS)
+
+coverage:  ## lines of src/canal that the suite runs; fails below the floor in pyproject.toml (a quarter of an hour)
+	@tools/setup.sh test
+	@pytest --cov
 
 release:  ## a wheel, an sdist and its notes in dist/, where every file names one version (tools/release.py)
 	@tools/setup.sh test
