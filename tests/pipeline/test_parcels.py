@@ -32,38 +32,52 @@ def ids(graph, kind):
     return {node["id"] for node in graph["nodes"] if node["kind"] == kind}
 
 
-def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
-    project = line.project()
-    parcel = tmp_path / "second.zip"
-    line.canal("export", "candidate", "-o", str(parcel))
-    made = export_parcel(project.store, "2", tmp_path / "again.zip")
-    assert made.path.read_bytes() == parcel.read_bytes()
-    with pytest.raises(RegistryError, match="is there already; --overwrite"):
-        export_parcel(project.store, "2", parcel)
-    key = project.store.version("2").key
+@pytest.fixture
+def original(line):
+    """The version that is carried to another project, as this one's registry has it."""
+    return line.project().store.version("2")
 
+
+@pytest.fixture
+def other(line, original, tmp_path):
+    """Another team's project that imported this one's second version, and signed that."""
+    line.canal("export", "candidate", "-o", str(tmp_path / "second.zip"))
     other = other_project(line, tmp_path / "other")
     pem, ring = tmp_path / "key.pem", tmp_path / "keyring.txt"
     add_to_keyring(ring, new_key(pem, "A. Person").line, "register")
-    imported = json.loads(other.canal("import", str(parcel), "--sign", str(pem), "--json"))
-    other.canal("audit", "--require-signed", str(ring))
+    imported = json.loads(other.canal("import", str(tmp_path / "second.zip"), "--sign", str(pem), "--json"))
     assert (imported["version"], imported["stage"], imported["made"]) == (1, "second", True)
     assert "backbone, first, not registered here" in imported["notes"][0]
-    there = other.project()
-    version = there.store.version("candidate")
-    assert (version.number, version.key) == (1, key)
-    entry = ledger_of(there.store).entries()[-1]
+    return other
+
+
+def test_a_version_is_exported_to_the_same_bytes_and_never_over_another_file(line, tmp_path):
+    parcel, store = tmp_path / "second.zip", line.project().store
+    line.canal("export", "candidate", "-o", str(parcel))
+    made = export_parcel(store, "2", tmp_path / "again.zip")
+    assert made.path.read_bytes() == parcel.read_bytes()
+    with pytest.raises(RegistryError, match="is there already; --overwrite"):
+        export_parcel(store, "2", parcel)
+
+
+def test_an_imported_version_is_proven_serves_and_is_registered_once(line, original, other, tmp_path):
+    other.canal("audit", "--require-signed", str(tmp_path / "keyring.txt"))
+    project = other.project()
+    version = project.store.version("candidate")
+    assert (version.number, version.key) == (1, original.key)
+    entry = ledger_of(project.store).entries()[-1]
     assert entry.document["details"]["imported"] == version.imported
     assert version.imported.startswith("canal-annotator 2, manifest ")
-    report = audit(there.store, there.layout, there.config)
-    assert report.findings == ()
-    assert json.loads(other.canal("import", str(parcel), "--json"))["made"] is False
-    assert len(there.store.versions()) == 1
+    assert audit(project.store, project.layout, project.config).findings == ()
+    assert json.loads(other.canal("import", str(tmp_path / "second.zip"), "--json"))["made"] is False
+    assert len(project.store.versions()) == 1
     other.canal("annotate", str(line.root / "raw" / "third.h5ad"), "-o", str(tmp_path / "out.h5ad"))
     shown = json.loads(other.canal("show", "1", "--json"))
-    assert (shown["stage"], shown["git_commit"]) == ("second", project.store.version("2").commit)
-    assert there.learned("second") is None
+    assert (shown["stage"], shown["git_commit"]) == ("second", original.commit)
+    assert project.learned("second") is None
 
+
+def test_an_imported_version_comes_from_the_same_data_and_its_ancestors_are_elsewhere(line, other):
     here, far = (json.loads(one.canal("lineage", "candidate", "--json")) for one in (line, other))
     for kind in ("bytes", "split", "data", "verdict", "panel"):
         assert ids(here, kind) == ids(far, kind)
@@ -77,12 +91,16 @@ def test_a_version_is_carried_to_another_project_and_on(line, tmp_path):
     ]
     assert not [step for step in impact["steps"] if "retire 0" in step["text"]]
 
-    onward = export_parcel(there.store, "1", tmp_path / "onward.zip")
+
+def test_an_imported_version_is_carried_on_with_the_ledger_it_came_from(line, other, tmp_path):
+    store = other.project().store
+    version = store.version("1")
+    onward = export_parcel(store, "1", tmp_path / "onward.zip")
     with zipfile.ZipFile(onward.path) as archive:
         assert any(name.startswith("version/origins/") for name in archive.namelist())
     third = other_project(line, tmp_path / "third").project()
     again = import_parcel(third.store, onward.path)
-    assert (again.version.number, again.version.key) == (1, key)
+    assert (again.version.number, again.version.key) == (1, version.key)
     assert audit(third.store, third.layout, third.config).findings == ()
     folder = third.store.artifacts(again.version)
     (folder / "origins" / version.record / "ledger.jsonl").write_text("")
