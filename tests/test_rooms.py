@@ -1,6 +1,10 @@
-"""Which module imports which: no circles, and none beside the rooms. import-linter holds the arrows."""
+"""Which module imports which: no circles, and none beside the rooms; what texts call modules is there.
+
+import-linter holds the arrows.
+"""
 
 import ast
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -37,3 +41,38 @@ def test_no_module_stands_beside_the_rooms():
 def test_no_module_is_longer_than_400_lines():
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name: n for name, n in lines.items() if n > 400} == {}
+
+
+def defined(path):
+    """Return the names that a module defines or imports at its top."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for one in node.body if isinstance(node, ast.If | ast.Try) else [node]:
+            if isinstance(one, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in one.names}
+            elif isinstance(one, ast.Assign | ast.AnnAssign):
+                targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+                names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+            elif hasattr(one, "name"):
+                names.add(one.name)
+    return names
+
+
+def test_what_docs_and_docstrings_call_by_its_dotted_name_is_there():
+    texts = [*MODULES.values(), *(ROOT.parent / "docs").rglob("*.md"), *ROOT.parent.glob("*.md")]
+    rooms = "|".join(path.name for path in (ROOT / "canal").iterdir() if path.is_dir())
+    dotted = re.compile(rf"(?<![\w./-])canal\.(?:{rooms})(?:\.[A-Za-z]\w*)+")
+    known, gone, n = {}, [], 0
+    for path in texts:
+        if path.name == "CHANGELOG.md":  # tells of the past
+            continue
+        for name in dotted.findall(path.read_text(encoding="utf-8")):
+            n += 1
+            module = name
+            while module not in MODULES:
+                module = module.rpartition(".")[0]
+            rest = name.removeprefix(module).lstrip(".").split(".")[0]
+            if rest and rest not in known.setdefault(module, defined(MODULES[module])):
+                gone.append(f"{path.name}: {name}")
+    assert n > 300
+    assert gone == []
