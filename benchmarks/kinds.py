@@ -111,7 +111,7 @@ def source_of(revision: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="canal-before-") as folder:
         archive = subprocess.run(
-            ["git", "archive", revision, "src"], cwd=REPOSITORY, check=True, capture_output=True
+            ["git", "archive", revision, "src", "benchmarks"], cwd=REPOSITORY, check=True, capture_output=True
         ).stdout
         subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
         yield Path(folder) / "src"

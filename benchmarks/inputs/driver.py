@@ -1,6 +1,7 @@
 """Run by `benchmarks/kinds.py` with one canal: takes jobs as JSON lines, does each in a process of its own.
 
-It uses only what canal has had since b42cc87, so that an earlier revision can be measured in the same way.
+It uses only what canal has had since b42cc87, by its name and wherever it stands, so that an earlier
+revision can be measured in the same way.
 """
 
 import json
@@ -13,6 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from named import by_name
+
 SECONDS = 30
 GIB = 8
 
@@ -23,11 +26,9 @@ def main() -> None:
     import pandas as pd  # noqa: F401
     import torch
 
-    from canal.model.annotator import Annotator
-
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    annotator = Annotator.load(Path(sys.argv[1]))
+    annotator = by_name("Annotator").load(Path(sys.argv[1]))
     for line in sys.stdin:
         job = json.loads(line)
         if job["declared"]:
@@ -56,11 +57,9 @@ def answered(annotator: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def tried(annotator: Any, job: dict[str, Any], result: Path) -> int:
     """Do a job; 0 done, 1 refused for a reason made for people, 99 anything else."""
-    from canal.core.errors import CanalError
-
     try:
         done = judged(annotator, job) if job["declared"] else labelled(annotator, job, result)
-    except CanalError as error:
+    except by_name("CanalError") as error:
         print(error)
         done = 1
     except BaseException:
@@ -72,13 +71,9 @@ def tried(annotator: Any, job: dict[str, Any], result: Path) -> int:
 
 def labelled(annotator: Any, job: dict[str, Any], result: Path) -> int:
     """Label a file and keep each cell's label by its name."""
-    from canal.annotation.annotate import annotate_h5ad
-    from canal.annotation.options import Options
-
     target = Path(job["target"])
-    summary = annotate_h5ad(
-        annotator, Path(job["path"]), target, Options(**job["options"]), lambda line: None
-    )
+    options = by_name("Options")(**job["options"])
+    summary = by_name("annotate_h5ad")(annotator, Path(job["path"]), target, options)
     print("\n".join(summary.warnings))
     if target.suffix == ".csv":
         import pandas as pd
@@ -96,16 +91,11 @@ def labelled(annotator: Any, job: dict[str, Any], result: Path) -> int:
 
 def judged(annotator: Any, job: dict[str, Any]) -> int:
     """Let the gate judge a file as a stage without earlier ones."""
-    from canal.config.sections import Gate, Source
-    from canal.core.digests import file_digest
-    from canal.data.prepare import PrepareSettings
-    from canal.quality.gate import judge_file
-    from canal.quality.verdict import Subject
-
     path = Path(job["path"])
-    source = Source(path=str(path), sha256=file_digest(path), **job["declared"])
-    subject = Subject("new", "new", source, path, list(annotator.genes), earlier={})
-    verdict = judge_file(subject, PrepareSettings(100, 2000), Gate())
+    source = by_name("Source")(path=str(path), sha256=by_name("file_digest")(path), **job["declared"])
+    subject = by_name("Subject")("new", "new", source, path, list(annotator.genes), earlier={})
+    settings = by_name("PrepareSettings")(100, 2000)
+    verdict = by_name("judge_file")(subject, settings, by_name("Gate")())
     for rule in verdict.rules:
         if not rule.passed:
             print(

@@ -12,12 +12,13 @@ WEIGHTS = "model/weights.safetensors"
 
 def main() -> None:
     """Print digests of requests, keys and weights by stage, and requests of the shipped parameters."""
-    from named import module_of  # beside this script
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from named import by_name
 
-    file_digest = module_of("file_digest").file_digest
-    request_digest = module_of("request_digest").request_digest
-    project = module_of("Project").Project.open()
-    shipped = module_of("load_config").load_config(Path(sys.argv[1]))
+    file_digest = by_name("file_digest")
+    request_digest = by_name("request_digest")
+    project = by_name("Project").open()
+    shipped = by_name("load_config")(Path(sys.argv[1]))
     stages = ("backbone", *project.config.stages)
     folders = {stage: project.layout.model(stage) for stage in stages}
     told = {

@@ -26,7 +26,8 @@ class Nothing:
 
 def main(code: Path, project_folder: Path, root: Path) -> None:
     """Pretrain the backbone and learn every stage on top of its parent."""
-    from named import module_of  # beside this script
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from named import by_name
 
     sys.path.insert(0, str(code / "src"))
     lay_out(project_folder, root)
@@ -36,11 +37,10 @@ def main(code: Path, project_folder: Path, root: Path) -> None:
     import canal
 
     assert Path(canal.__file__).is_relative_to(code), f"{canal.__file__} is not the code of {code}"
-    tree_digests = module_of("tree_digests").tree_digests
-    module_of("project_step").project_step = lambda project, entry_point, stage, learn: learn(
-        project, Nothing()
-    )
-    project = module_of("Project").Project.open()
+    tree_digests = by_name("tree_digests")
+    step = module_of("project_step")
+    step.project_step = lambda project, entry_point, stage, learn: learn(project, Nothing())
+    project = by_name("Project").open()
     torch.set_num_threads(project.config.threads)
     for script in ("pretrain", *(f"finetune --stage {stage}" for stage in project.config.stages)):
         name, *arguments = script.split()

@@ -1,6 +1,6 @@
 """Where a revision of canal defines a name: modules move from one revision to the next, names rarely do.
 
-Imported by the scripts beside it, which run with some revision's ``src`` on the path.
+Imported by scripts that run with some revision's ``src`` on the path: here and in tests/released.
 """
 
 import importlib
@@ -21,3 +21,8 @@ def module_of(name: str) -> Any:
     assert len(found) == 1, f"{name} is defined in {found}"
     parts = found[0].relative_to(root.parent).with_suffix("").parts
     return importlib.import_module(".".join(parts).removesuffix(".__init__"))
+
+
+def by_name(name: str) -> Any:
+    """Return what canal defines by this name."""
+    return getattr(module_of(name), name)
