@@ -27,7 +27,7 @@ class Nothing:
 def main(code: Path, project_folder: Path, root: Path) -> None:
     """Pretrain the backbone and learn every stage on top of its parent."""
     sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    from named import by_name
+    from named import by_name, module_of
 
     sys.path.insert(0, str(code / "src"))
     lay_out(project_folder, root)
