@@ -112,7 +112,7 @@ def test_a_retired_version_is_warned_of(made, tmp_path):
     ("change", "message"),
     [
         (lambda cells: cells[:3].copy(), "it holds 3 cells, 5 were labelled"),
-        (lambda cells: relabelled(cells), "other numbers of cells of 2 types than were written"),
+        (lambda cells: relabelled(cells), "the number of cells differs for of 2 types than were written"),
         (lambda cells: without(cells), "obs has no column canal_cell_type any more"),
     ],
 )

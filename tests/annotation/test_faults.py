@@ -12,7 +12,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.options import Listeners, Options
+from canal.annotation.options import Callbacks, Options
 from canal.core.errors import CanalError, DataError
 from tests.annotation.formats import WRITERS, write_10x_v3, write_csc, write_csr, write_mtx, write_zarr3
 from tests.faults.mutations import edit, flip
@@ -111,7 +111,7 @@ def test_an_input_that_changes_meanwhile_is_refused(annotator, adata, tmp_path, 
 
     with pytest.raises(DataError, match="changed while it was read"):
         annotate_h5ad(
-            annotator, source, tmp_path / f"out{source.suffix}", listeners=Listeners(on_cells=meddle)
+            annotator, source, tmp_path / f"out{source.suffix}", callbacks=Callbacks(on_cells=meddle)
         )
     assert names(tmp_path) == [source.name]
 

@@ -179,7 +179,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("canal.annotation.output._add_note", full)
+    monkeypatch.setattr("canal.annotation.output._add_record", full)
     (tmp_path / "out.h5ad").write_text("old")
     with pytest.raises(DataError, match="No space left"):
         write_copy(source, tmp_path / "out.h5ad", COLUMNS, "{}")

@@ -86,7 +86,7 @@ def test_novel_cells_become_the_next_stage_and_are_learned(line, labelled, tmp_p
 def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_path):
     sheet, before = tmp_path / "sheet.csv", (line.root / "params.yaml").read_text()
     line.canal("novel", str(labelled), "-o", str(sheet))
-    assert "is there already" in refused(line, "novel", str(labelled), "-o", str(sheet))
+    assert "exists already" in refused(line, "novel", str(labelled), "-o", str(sheet))
     add = ("stage", "add", "dendritic", "--from-novel", str(sheet), "--min-genes", "1")
     assert "groups was given a type" in refused(line, *add)
     fill(sheet, "unassigned")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import threadpool_limits
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
-from canal.annotation.labelled import read_noted
+from canal.annotation.columns import PROBABILITIES, split_obsm, stale_columns, stale_columns_message
+from canal.annotation.labelled import read_back
 from canal.annotation.naming import Naming as Naming
-from canal.annotation.options import Listeners as Listeners
+from canal.annotation.options import Callbacks as Callbacks
 from canal.annotation.options import Options as Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
@@ -193,14 +193,14 @@ def annotate(
     noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
     table = annotate_adata(load_annotator(project, version, noted.effort), adata, noted)
     if write:
-        columns, matrices = parted(table)
-        gone = left_over(adata.obs, columns)
+        columns, matrices = split_obsm(table)
+        gone = stale_columns(adata.obs, columns)
         adata.obs = adata.obs.drop(columns=gone) if gone else adata.obs
         if PROBABILITIES in adata.obsm and PROBABILITIES not in matrices:
             del adata.obsm[PROBABILITIES]
             gone.append(f"obsm {PROBABILITIES}")
         if gone:
-            warnings.warn(told_left_over(gone), stacklevel=2)
+            warnings.warn(stale_columns_message(gone), stacklevel=2)
         for name in columns:
             adata.obs[name] = columns[name].array
         for name, matrix in matrices.items():
@@ -214,14 +214,14 @@ def annotate_file(
     target: Path,
     options: Options,
     model: str | None,
-    listeners: Listeners,
+    callbacks: Callbacks,
     root: Path | None = None,
 ) -> Summary:
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     project = Project.open(root)
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
-        listeners.notice(
+        callbacks.notice(
             f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers"
         )
     check_target(source, target, options.overwrite)
@@ -229,7 +229,7 @@ def annotate_file(
     with Origin(source) as found:
         noted = replace(options, model_name=provenance(version), origin=found)
         annotator = load_annotator(project, version, options.effort)
-        heard = replace(listeners, on_record=logger(project, listeners.notice))
+        heard = replace(callbacks, on_record=logger(project, callbacks.notice))
         return annotate_h5ad(annotator, source, output, noted, heard)
 
 
@@ -300,8 +300,8 @@ def who(file: Path, root: Path | None = None) -> Document:
         If the file cannot be read, or no `canal annotate` wrote it.
     """
     project, log, why_not = _asked(root)
-    noted = read_noted(file, log)
-    why = noted.misfit()
+    noted = read_back(file, log)
+    why = noted.mismatch()
     found: Document = {
         "file": readable(str(file)),
         "record": noted.record,

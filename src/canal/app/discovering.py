@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.annotation.clusters import Machine as Machine
+from canal.annotation.clusters import ComputeOptions as ComputeOptions
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.labelled import Labelled, open_labelled
-from canal.annotation.markers import Asked as Asked
+from canal.annotation.markers import ExplainOptions as ExplainOptions
 from canal.annotation.markers import Explanation, write_explanations
-from canal.annotation.markers import explain as look
+from canal.annotation.markers import explain as explain_types
 from canal.annotation.naming import Naming as Naming
+from canal.annotation.novel import GroupingOptions as GroupingOptions
 from canal.annotation.novel import Novel, group_novel
-from canal.annotation.novel import Wishes as Wishes
 from canal.annotation.output import check_target
 from canal.annotation.records import Record
 from canal.annotation.sheet import (
     BATCH,
     LABEL,
-    Lesson,
     Sheet,
+    StageFile,
     check_sheet,
     read_sheet,
-    write_lesson,
     write_sheet,
+    write_stage_file,
 )
 from canal.app.annotating import digest_of, load_annotator, readable
 from canal.app.declaring import Addition, declare, propose_stage
@@ -44,7 +44,7 @@ Notice = Callable[[str], None]
 def novel(
     file: Path,
     sheet: Path | None,
-    wishes: Wishes,
+    options: GroupingOptions,
     overwrite: bool,
     notice: Notice,
     root: Path | None = None,
@@ -57,7 +57,7 @@ def novel(
         What `canal annotate` wrote.
     sheet
         Where the sheet goes; None writes none.
-    wishes
+    options
         How cells are grouped.
     overwrite
         Whether a sheet that is there may be replaced.
@@ -75,16 +75,21 @@ def novel(
         check_sheet(sheet, overwrite)
     seen = Fingerprint.of(file)
     with opened(file, Project.open(root)) as (labelled, annotator):
-        found = group_novel(annotator, labelled, wishes, notice)
+        found = group_novel(annotator, labelled, options, notice)
         if sheet is not None:
             sha256 = digest_of(file)
             seen.check()
-            write_sheet(sheet, labelled, sha256, found, wishes)
+            write_sheet(sheet, labelled, sha256, found, options)
     return found
 
 
 def explain(
-    file: Path, target: Path | None, asked: Asked, overwrite: bool, notice: Notice, root: Path | None = None
+    file: Path,
+    target: Path | None,
+    options: ExplainOptions,
+    overwrite: bool,
+    notice: Notice,
+    root: Path | None = None,
 ) -> Sequence[Explanation]:
     """Return for each type of a labelled file the genes that carry it, and write them to ``target``.
 
@@ -96,7 +101,7 @@ def explain(
     if target is not None:
         check_target(file, target, overwrite)
     with opened(file, Project.open(root)) as (labelled, annotator):
-        found = look(annotator, labelled, asked, notice)
+        found = explain_types(annotator, labelled, options, notice)
     if target is not None:
         write_explanations(target, found)
     return found
@@ -187,26 +192,26 @@ def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> 
     """
     project = Project.open(root)
     target = _target(project, name)
-    lesson, about = _write(project, target, wish)
+    stage_file, about = _write(project, target, wish)
     try:
-        wishes = {
+        options = {
             "label": LABEL,
-            "values": lesson.values,
-            "batch": BATCH if lesson.batch else None,
+            "values": stage_file.values,
+            "batch": BATCH if stage_file.batch else None,
             "min_genes": wish.min_genes,
             "citation": _citation(about),
         }
-        source = declare(target, wishes, None, project.layout.root)
+        source = declare(target, options, None, project.layout.root)
         addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
     except BaseException:
-        _take_back(target)
+        _remove_stage_file(target)
         raise
     if not addition.verdict.passed:
-        _take_back(target)
+        _remove_stage_file(target)
     return addition
 
 
-def _take_back(target: Path) -> None:
+def _remove_stage_file(target: Path) -> None:
     """Remove a lesson, and its folder where it was the only one."""
     target.unlink(missing_ok=True)
     with suppress(OSError):  # others lie in it
@@ -221,7 +226,7 @@ def _target(project: Project, name: str) -> Path:
         raise ConfigError(str(error)) from error
     if name in project.config.stages or name in project.config.sources:
         raise ConfigError(f"{name} exists already in params.yaml; choose another name")
-    target = project.layout.lesson(name)
+    target = project.layout.stage_file(name)
     if target.exists():
         raise DataError(
             f"{target} is there already, though no source of params.yaml is called {name}; another branch "
@@ -230,7 +235,7 @@ def _target(project: Project, name: str) -> Path:
     return target
 
 
-def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
+def _write(project: Project, target: Path, wish: FromNovel) -> tuple[StageFile, Document]:
     sheet = read_sheet(wish.sheet)
     _check_types(sheet)
     file = wish.file or sheet.labelled
@@ -247,13 +252,15 @@ def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Do
         )
     with opened(file, project) as (labelled, annotator):
         about = _about(sheet, file, labelled.record)
-        lesson = write_lesson(target, labelled, labelled.reading(annotator, wish.naming), sheet, about)
+        stage_file = write_stage_file(
+            target, labelled, labelled.reading(annotator, wish.naming), sheet, about
+        )
     try:
         seen.check()
     except DataError:
-        _take_back(target)
+        _remove_stage_file(target)
         raise
-    return lesson, about
+    return stage_file, about
 
 
 def _check_types(sheet: Sheet) -> None:

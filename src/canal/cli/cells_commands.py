@@ -77,7 +77,7 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
-    from canal.app.annotating import Listeners, Naming, Options, annotate_file, use_machine
+    from canal.app.annotating import Callbacks, Naming, Options, annotate_file, use_machine
 
     if use_raw and layer != "X":
         raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
@@ -99,7 +99,7 @@ def annotate(
     )
     use_machine(threads, options, note)
     with cells_told() as on_cells:
-        summary = annotate_file(source, output, options, model, Listeners(note, on_cells), root)
+        summary = annotate_file(source, output, options, model, Callbacks(note, on_cells), root)
     if as_json:
         show_result(summary.to_json(), as_json)
         return
@@ -159,11 +159,13 @@ def novel(
 ) -> None:
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
     from canal.app import discovering
-    from canal.app.discovering import Machine, Naming, Wishes
+    from canal.app.discovering import ComputeOptions, GroupingOptions, Naming
 
     naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    wishes = Wishes(batch, min_cells, resolution, seed, top, naming, Machine(chunk_cells, device))
-    found = discovering.novel(file, output, wishes, overwrite, note, root)
+    options = GroupingOptions(
+        batch, min_cells, resolution, seed, top, naming, ComputeOptions(chunk_cells, device)
+    )
+    found = discovering.novel(file, output, options, overwrite, note, root)
     if as_json:
         show_result(found.to_json(), as_json)
     else:
@@ -193,11 +195,11 @@ def explain(
 ) -> None:
     """Show for each type in a labelled file the genes that carry it: gradient times input, averaged."""
     from canal.app import discovering
-    from canal.app.discovering import Asked, Naming
+    from canal.app.discovering import ExplainOptions, Naming
 
     naming = Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    asked = Asked(cells, top, seed, naming, chunk_cells)
-    found = [one.to_json() for one in discovering.explain(file, output, asked, overwrite, note, root)]
+    options = ExplainOptions(cells, top, seed, naming, chunk_cells)
+    found = [one.to_json() for one in discovering.explain(file, output, options, overwrite, note, root)]
     if as_json:
         show_result(found, as_json)
     else:

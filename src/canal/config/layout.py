@@ -70,7 +70,7 @@ class Layout:
         """The raw files of all sources, as data.dvc holds them."""
         return self.root / "data"
 
-    def lesson(self, name: str) -> Path:
+    def stage_file(self, name: str) -> Path:
         """File of cells that were novel and that a person named: the source ``name``."""
         return self.root / "novel" / f"{name}.h5ad"
 

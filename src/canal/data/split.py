@@ -114,7 +114,7 @@ def write_split(
     write_json(path.with_suffix(".json"), summary)
 
 
-def sets_told(present: Container[str]) -> tuple[str, ...]:
+def reported_sets(present: Container[str]) -> tuple[str, ...]:
     """Return the sets that a person is told of: `SETS`, and `RESERVE` where ``present`` holds it."""
     return _WORDS if RESERVE in present else SETS
 

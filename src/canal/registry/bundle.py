@@ -172,7 +172,7 @@ def _signature(genes: list[str]) -> Any:
     from canal.annotation.service import TOTALS
 
     answers = {
-        "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
+        "string": (columns.CELL_TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
         "float": (columns.CONFIDENCE, columns.MARGIN, columns.NOVELTY),
         "boolean": (columns.IS_NOVEL, columns.LOW_QUALITY),
     }

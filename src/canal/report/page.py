@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.core.files import new_file
-from canal.data.split import sets_told
+from canal.data.split import reported_sets
 from canal.report import figures
 from canal.report.collect import confusion_figures, matrix_figure, stage_figures
 from canal.report.documents import (
@@ -146,7 +146,7 @@ def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] 
 
 def _sets(stages: Sequence[StageReport]) -> tuple[str, ...]:
     """Return the sets that cells were divided into."""
-    return sets_told({name for stage in stages for sets in stage.cells.values() for name in sets})
+    return reported_sets({name for stage in stages for sets in stage.cells.values() for name in sets})
 
 
 def _cells_table(
