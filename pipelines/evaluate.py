@@ -13,13 +13,13 @@ from canal.report.collect import write_scores
 
 def measure(project: Project, logged: StepRun) -> None:
     """Evaluate the stage named by --stage and log its figures."""
-    from canal.app.learning import measured
+    from canal.app.learning import evaluate_stage
     from canal.continual.evaluation import write_evaluation
     from canal.report.collect import draw_figures
 
     stage = argument("stage", project.config.stages)
     layout = project.layout
-    evaluation = measured(project, stage)
+    evaluation = evaluate_stage(project, stage)
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
     write_scores(layout, stage)

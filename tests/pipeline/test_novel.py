@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     line.edit(lambda document: document["gate"].update(min_cells=20))
 
     moved = labelled.rename(tmp_path / "moved.h5ad")
-    assert "say where it is with --file" in refused(line, *add)
+    assert "give its path with --file" in refused(line, *add)
     cells = anndata.read_h5ad(moved)
     cells.obs["mine"] = "x"
     cells.write_h5ad(labelled)
@@ -119,5 +119,5 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     cells.uns["canal"] = canonical_json(make_record(record))
     cells.write_h5ad(labelled)
     for command in ("novel", "explain"):
-        assert "registry does not hold it" in refused(line, command, str(labelled))
+        assert "registry does not hold that version" in refused(line, command, str(labelled))
     assert told(line, "explain", str(moved))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from canal.app.serving import complaint
+from canal.app.serving import body_error
 
 TOKEN = "a" * 32
 MIB = 1 << 20
@@ -239,6 +239,6 @@ def test_a_version_that_cannot_be_proven_is_not_served(line):
     ],
 )
 def test_truth_values_are_no_numbers(sent, wrong):
-    found = complaint(json.dumps(sent).encode())
+    found = body_error(json.dumps(sent).encode())
     assert (found is not None) == bool(wrong)
     assert not wrong or wrong in found[1]

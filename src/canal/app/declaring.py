@@ -1,4 +1,7 @@
-"""Stages declared, judged by the gate, added to params.yaml; and what the parent calls their cells."""
+"""`canal validate` and `canal stage`: declare a stage, run the gate on it, and add it to params.yaml.
+
+Also compares a stage's labels with the predictions of its parent's model.
+"""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -30,7 +33,7 @@ LABELS_FILE = "validation/labels.json"
 
 
 def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict:
-    """Judge any h5ad file as if it were a stage's source (default: the last stage's), as that is declared."""
+    """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
     stage = stage or last_stage(config)
@@ -44,7 +47,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
 
 @dataclass(frozen=True)
 class Addition:
-    """A stage that may be added: the new params.yaml, and what the gate said."""
+    """A proposed stage: the new text of params.yaml, and the verdict of the gate."""
 
     name: str
     text: str
@@ -59,10 +62,10 @@ def propose_stage(
     fixed: bool = False,
     grow: int = 0,
 ) -> Addition:
-    """Declare a new stage and judge its file; nothing is written.
+    """Declare a new stage and run the gate on its file; nothing is written.
 
-    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add ``grow``
-    genes to its parent's panel.
+    The stage is tuned where params.yaml has a section ``tuning``, unless ``fixed``; it may add ``grow`` genes
+    to its parent's panel.
 
     Raises
     ------
@@ -72,15 +75,15 @@ def propose_stage(
     project = Project.open(root)
     text = project.layout.params.read_text(encoding="utf-8")
     text = with_stage(text, name, source, parent or last_stage(project.config), fixed, grow)
-    wished = Project(project.layout, parse(text))
-    settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
-    subject = wished.candidate(name)
-    ask = ask_parent(wished, name)
-    return Addition(name, text, judge_file(subject, settings, wished.config.gate, ask=ask))
+    proposed = Project(project.layout, parse(text))
+    settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
+    subject = proposed.candidate(name)
+    ask = ask_parent(proposed, name)
+    return Addition(name, text, judge_file(subject, settings, proposed.config.gate, ask=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
-    """Write the new params.yaml, and commit it where asked.
+    """Write the new params.yaml, and commit it if ``commit``.
 
     Raises
     ------
@@ -96,21 +99,22 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
 
 
 def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
-    """Start a new branch of the lineage from stage ``name`` on; return the stages it touches."""
+    """Start a new branch of the lineage at stage ``name``; return the stages that are learned again."""
     project = Project.open(root)
-    text, touched = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
+    text, relearned = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
     save(project.layout.params, text)
     if commit:
-        project.commit(f"Relearn {', '.join(touched)}")
-    return touched
+        project.commit(f"Relearn {', '.join(relearned)}")
+    return relearned
 
 
 def declare(
-    file: Path, wishes: Mapping[str, Any], label_map: Path | None, root: Path | None
+    file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
 ) -> dict[str, Any]:
     """Return the params.yaml entry of an h5ad file on disk.
 
-    The path is kept relative to the project where the file lies inside it; wishes that are None are left out.
+    The path is relative to the project where the file is inside it; declared values that are None are left
+    out.
 
     Raises
     ------
@@ -120,15 +124,15 @@ def declare(
         If the label map is no CSV of two columns.
     """
     if not file.is_file():
-        found = "is no file" if file.exists() else "not found"
-        raise SourceError(f"{file} {found}; give the path of an h5ad file")
-    place, project = file.resolve(), (root or Path.cwd()).resolve()
-    inside = place.is_relative_to(project)
+        problem = "is no file" if file.exists() else "not found"
+        raise SourceError(f"{file} {problem}; give the path of an h5ad file")
+    path, project = file.resolve(), (root or Path.cwd()).resolve()
+    inside = path.is_relative_to(project)
     entry: dict[str, Any] = {
-        "path": (place.relative_to(project) if inside else place).as_posix(),
+        "path": (path.relative_to(project) if inside else path).as_posix(),
         "sha256": file_digest(file),
     }
-    entry |= {name: value for name, value in wishes.items() if value is not None}
+    entry |= {name: value for name, value in declared.items() if value is not None}
     if label_map is not None:
         entry["label_map"] = read_label_map(label_map)
     return entry
@@ -144,12 +148,11 @@ def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | No
     column
         The column of obs that holds the labels.
     given
-        The map that a person gave, without blanks; without one the entries of all labels are returned, if
-        any label has such blanks.
+        The user's label map, without blanks; None returns entries for all labels if any has such blanks.
     """
     with open_h5ad(file) as opened:
         if column not in opened.obs_columns:
-            return {}  # the gate says so
+            return {}  # the gate reports the missing column
         labels = [label for label in opened.obs_column(column).unique() if label.strip()]
     if given is not None:
         known = (label for label in labels if label not in given and label.strip() in given)
@@ -167,15 +170,17 @@ def read_label_map(path: Path) -> dict[str, str | None]:
         rows = [row for row in csv.reader(stream) if row]
     wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
     if wrong or not rows:
-        found = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
-        raise ConfigError(f"label map {path} must hold lines of two columns, label,cell type; found {found}")
+        problem = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
+        raise ConfigError(
+            f"label map {path} must hold lines of two columns, label,cell type; found {problem}"
+        )
     return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
 
 
 def ask_parent(project: Project, stage: str) -> Ask | None:
-    """Return what asks the model of a stage's parent what it calls cells; None where there is no such model.
+    """Return a function that predicts cells with the model of a stage's parent; None where there is no model.
 
-    A backbone knows no cell types; a parent that is not learned yet, or lies nowhere, is not asked.
+    A backbone has no cell types; the parent's model may not be learned yet, or not be on this disk.
     """
     parent = project.config.stages[stage].parent
     folder = project.layout.model(parent) / "model"
@@ -184,10 +189,12 @@ def ask_parent(project: Project, stage: str) -> Ask | None:
 
     def ask(prepared: PreparedCells, cell_ids: Sequence[str]) -> "pd.DataFrame":
         annotator = load_model(folder)
-        asked = annotator.without(prepared.missing(annotator.genes))
-        found = asked.predict(prepared.expression(cell_ids, annotator.genes))
+        restricted = annotator.without(prepared.missing(annotator.genes))
+        result = restricted.predict(prepared.expression(cell_ids, annotator.genes))
         obs = prepared.obs.loc[list(cell_ids)]
-        answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]
+        answers = [
+            "" if novel else label for label, novel in zip(result.labels, result.is_novel, strict=True)
+        ]
         labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
         return compare(list(labels), list(types), answers, annotator.labels)
 
@@ -197,19 +204,19 @@ def ask_parent(project: Project, stage: str) -> Ask | None:
 def contradicted(
     project: Project, stage: str, cell_ids: list[str]
 ) -> "tuple[pd.DataFrame, RuleResult] | None":
-    """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
+    """Return the cells whose label the parent's sums contradict by a high margin, and the rule's result."""
     config = project.config
     table = ask_sums(project, stage, cell_ids)
     if table is None:
         return None
     most = config.gate.max_contradiction
     rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
-    found = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
-    return table[table["margin"] > most].sort_values("name"), found
+    result = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
+    return table[table["margin"] > most].sort_values("name"), result
 
 
 def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataFrame | None":
-    """Return what the sums of a stage's parent say of its cells (`canal.quality.labels.contradictions`).
+    """Return what the parent's sums predict for a stage's cells (`canal.quality.labels.contradictions`).
 
     None where the parent keeps no sums.
     """
@@ -218,12 +225,12 @@ def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataF
     if parent == BACKBONE or not folder.is_dir():
         return None
     prepared, annotator = project.prepared(stage), ExactAnnotator.load(folder)
-    asked = annotator.without(prepared.missing(annotator.genes))
+    restricted = annotator.without(prepared.missing(annotator.genes))
     known, types = annotator.classifier.labels, prepared.obs["cell_type"].astype(str)
     ids, answers, margins = list[str](), list[str](), list[float]()
     for chunk, expression in prepared.chunks(cell_ids, annotator.genes):
-        said = asked.predict(expression)
+        result = restricted.predict(expression)
         own = [annotator.labels.index(name) if name in known else -1 for name in types.loc[chunk]]
-        ids, answers = ids + chunk, answers + said.labels
-        margins += (said.confidence - said.probabilities[np.arange(len(own)), own]).tolist()
+        ids, answers = ids + chunk, answers + result.labels
+        margins += (result.confidence - result.probabilities[np.arange(len(own)), own]).tolist()
     return contradictions(ids, list(types.loc[ids]), answers, np.array(margins), known)

@@ -1,7 +1,4 @@
-"""The ledger read, brought up to date, verified and anchored; and the keys that sign it.
-
-What `canal ledger` and `canal keys` call.
-"""
+"""`canal ledger`, `canal keys`: read, update, verify and anchor the ledger; manage the keys that sign it."""
 
 from typing import Any
 
@@ -22,7 +19,7 @@ __all__ = [
     "SigningKey",
     "add_to_keyring",
     "anchor_ledger",
-    "brought",
+    "fetch_entries",
     "default_key_file",
     "entries",
     "new_key",
@@ -36,18 +33,18 @@ def entries(project: Project) -> list[dict[str, Any]]:
     return [entry.document for entry in ledger_of(project.store).entries()]
 
 
-def brought(project: Project) -> int:
-    """Bring the entries that the tracking server has and this folder has not; return how many."""
+def fetch_entries(project: Project) -> int:
+    """Fetch ledger entries that the tracking server has and this folder lacks; return how many."""
     return len(catch_up(project.store))
 
 
 def verify_ledger(project: Project) -> Found:
-    """Check the ledger by itself: chain, rules, committed states, anchors; no version is looked at.
+    """Verify the ledger alone: chain, rules, committed states, anchors; versions are not checked.
 
     Raises
     ------
     LedgerError
-        If the chain does not hold; names every line.
+        If the chain is broken; the message names every line.
     """
     ledger, found = ledger_of(project.store), Found()
     entries, git = ledger.entries(), GitFile(ledger.path)
@@ -58,12 +55,12 @@ def verify_ledger(project: Project) -> Found:
 
 
 def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> Anchor:
-    """Anchor the ledger as it is, if it holds; see `canal.registry.anchors`.
+    """Anchor the ledger if it is valid; see `canal.registry.anchors`.
 
     Raises
     ------
     LedgerError
-        If something of it does not hold, it is not committed, or git refuses.
+        If verification has findings, the ledger is not committed, or git fails.
     """
     if by is not None and key is not None:
         key.signer(by)
@@ -71,7 +68,8 @@ def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> A
     found = verify_ledger(project)
     if found.findings:
         raise LedgerError(
-            f"nothing was anchored, for the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
+            f"nothing was anchored, because the ledger does not hold: "
+            f"{'; '.join(map(str, found.findings[:5]))}"
         )
     ledger = ledger_of(project.store)
     return make_anchor(GitFile(ledger.path), ledger.entries(), who, key)

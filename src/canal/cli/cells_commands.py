@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from canal.cli.parsing import AsJson, Root, note, opened, show_result
+from canal.cli.parsing import AsJson, Root, note, open_project, show_result
 from canal.core.errors import CanalError
 from canal.report.cell_tables import explanation_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
-from canal.report.terminal import annotation_table, cells_told
+from canal.report.terminal import annotation_table, cells_progress
 
 
 def add_to(app: typer.Typer) -> None:
@@ -98,7 +98,7 @@ def annotate(
         effort=effort,
     )
     use_machine(threads, options, note)
-    with cells_told() as on_cells:
+    with cells_progress() as on_cells:
         summary = annotate_file(source, output, options, model, Callbacks(note, on_cells), root)
     if as_json:
         show_result(summary.to_json(), as_json)
@@ -243,5 +243,5 @@ def serve(
     """Answer cells over HTTP with the labels of `canal annotate`, after an audit of the version."""
     from canal.app import serving
 
-    how = serving.Serving(host, port, workers, timeout, patience, max_mb, token_file)
-    serving.serve(opened(root), version, how)
+    how = serving.ServeOptions(host, port, workers, timeout, patience, max_mb, token_file)
+    serving.serve(open_project(root), version, how)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import SigningError
 from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
 
@@ -55,9 +55,9 @@ def ledger(
     if context.invoked_subcommand is not None:
         return
 
-    project = opened(root)
+    project = open_project(root)
     if catch_up:
-        note(f"{witnessing.brought(project)} entries brought from {project.store.shown}")
+        note(f"{witnessing.fetch_entries(project)} entries brought from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
@@ -80,7 +80,7 @@ def anchor(
     from canal.app import witnessing
 
     key = None if sign is None else witnessing.open_key(sign)
-    made = witnessing.anchor_ledger(opened(root), by, key)
+    made = witnessing.anchor_ledger(open_project(root), by, key)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -204,7 +204,7 @@ def audit(
     """Recompute everything that was registered, and name what does not hold; exit code 1 if anything."""
     from canal.app import auditing
 
-    project = opened(root)
+    project = open_project(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
     report = auditing.audit_project(project, None if everything else version, require_signed, recompute)
@@ -241,7 +241,7 @@ def export_version(
     """Write a version, with the proof of where it comes from, into one file for another team."""
     from canal.app import versions
 
-    made = versions.export_parcel(opened(root).store, version, output, overwrite)
+    made = versions.export_parcel(open_project(root).store, version, output, overwrite)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -259,7 +259,7 @@ def import_version(
     from canal.app import versions
 
     signed = signer(sign)
-    imported = versions.import_parcel(opened(root).store, file, signed)
+    imported = versions.import_parcel(open_project(root).store, file, signed)
     if as_json:
         show_result(imported.to_json(), as_json)
         return

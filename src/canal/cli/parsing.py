@@ -46,7 +46,7 @@ def note(line: str) -> None:
     tell(line)
 
 
-def opened(root: Path | None) -> "Project":
+def open_project(root: Path | None) -> "Project":
     """Return the project in ``root``; by default the one in the working directory."""
     from canal.app.project import Project
 

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from canal.cli import cells_commands, ledger_commands, stages_commands, versions_commands
-from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import CanalError
 from canal.core.files import system_refusal
 from canal.core.messages import tell
@@ -56,7 +56,7 @@ def versions(root: Root = None, as_json: AsJson = False) -> None:
     """List the registered versions with their aliases and figures."""
     from canal.app.versions import version_rows
 
-    rows = version_rows(opened(root))
+    rows = version_rows(open_project(root))
     show_result(rows if as_json else versions_table(rows), as_json)
 
 
@@ -69,7 +69,7 @@ def show(
     """Show one version: where it comes from, what it learned, how it does."""
     from canal.app.versions import version_view
 
-    view = version_view(opened(root), version)
+    view = version_view(open_project(root), version)
     show_result(view if as_json else version_panel(view), as_json)
 
 
@@ -79,7 +79,7 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
     from canal.app import versions
 
     signed = signer(sign)
-    project = opened(root)
+    project = open_project(root)
     synced = versions.registry_sync(project, signed)
     if synced.moved:
         note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
@@ -116,7 +116,9 @@ def registry_rebuild(
     from canal.app import versions
 
     signed = signer(sign, by)
-    view = rebuilt_view(versions.registry_rebuild(opened(root), by, why, also or (), without or (), signed))
+    view = rebuilt_view(
+        versions.registry_rebuild(open_project(root), by, why, also or (), without or (), signed)
+    )
     show_result(view if as_json else rebuilt_table(view), as_json)
     note("next: canal audit, then commit ledger.jsonl")
 
@@ -129,7 +131,7 @@ def report(
     """Write one offline HTML page of the run with its figures."""
     from canal.app.versions import write_page
 
-    note(f"wrote {write_page(opened(root), output)}")
+    note(f"wrote {write_page(open_project(root), output)}")
 
 
 if __name__ == "__main__":

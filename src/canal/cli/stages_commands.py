@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import ConfigError
 from canal.report.registry_tables import verdict_table
 from canal.report.study_figures import front_rows, tuning_table
@@ -93,8 +93,8 @@ def add(
     else:
         _refuse_options_of_a_file(of_file)
         naming = discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-        wish = discovering.FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
-        addition = discovering.propose_from_novel(name, wish, root)
+        options = discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
+        addition = discovering.propose_from_novel(name, options, root)
     show_result(verdict_table(addition.verdict), as_json=False)
     declaring.add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
@@ -108,21 +108,21 @@ def relearn(
     """Start a new branch of the lineage from this stage on; old versions stay as they are."""
     from canal.app import declaring
 
-    touched = declaring.relearn(name, commit, root)
-    note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+    relearned = declaring.relearn(name, commit, root)
+    note(f"new branch for {', '.join(relearned)}; `make run` learns them, old versions stay")
 
 
-def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
+def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[str, Any]) -> "Addition":
     from canal.app.declaring import declare, propose_stage, trimmed_labels
 
-    if file is None or wishes["values"] is None:
+    if file is None or options["values"] is None:
         missing = "" if file is None else f"; --values, the units of {file}, is missing"
         raise ConfigError(
             "a stage is made from --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or from "
             f"--from-novel SHEET.csv: give one of both{missing}"
         )
-    label_map = wishes.pop("label_map")
-    declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
+    label_map = options.pop("label_map")
+    declared = {**options, "label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
     source = declare(file, declared, label_map, place["root"])
     given = source.get("label_map")
     if trimmed := trimmed_labels(file, declared["label"], given):
@@ -150,7 +150,7 @@ def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
     """Show the trials that no other one beats, the published point and what was chosen."""
     from canal.app import choosing
 
-    document = choosing.tuned_document(opened(root), stage)
+    document = choosing.tuned_document(open_project(root), stage)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
 
@@ -166,7 +166,7 @@ def run(
     """Run a stage's study ahead of `make run`, which then finds its trials done; nothing is learned."""
     from canal.app import choosing
 
-    document = choosing.choose(opened(root), stage, choosing.watch_trials, jobs)
+    document = choosing.choose(open_project(root), stage, choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
     note("next: make run, which takes these trials and learns the stage")
@@ -182,14 +182,14 @@ def backfill(
     from canal.app import backfilling
 
     signed = signer(sign)
-    made = backfilling.backfill(opened(root), stage, note, signed)
+    made = backfilling.backfill(open_project(root), stage, note, signed)
     if as_json:
         show_result(made.to_json(), as_json)
     else:
-        _tell(made)
+        _report(made)
 
 
-def _tell(made: "Backfilled") -> None:
+def _report(made: "Backfilled") -> None:
     cells = ", ".join(f"{n:,} cells of {stage}" for stage, n in made.sums.items())
     note(f"version {made.after} ({made.stage}) is version {made.before} with sums of {cells}")
     if made.gone:
@@ -209,7 +209,7 @@ def export(
     """Write the basis of a version, for another lineage that is to be comparable with this one."""
     from canal.app import beginning
 
-    path = beginning.export_basis(opened(root), version, output)
+    path = beginning.export_basis(open_project(root), version, output)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
 
@@ -222,7 +222,7 @@ def adopt(
     """Let a project that has not begun add up its cells on another lineage's basis."""
     from canal.app import beginning
 
-    project = opened(root)
+    project = open_project(root)
     made = beginning.adopt_basis(project, path)
     if commit:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
@@ -247,7 +247,7 @@ def backbone_import(
     """Begin the lineage with published weights: checked, registered, named in params.yaml."""
     from canal.app import beginning
 
-    signed, project = signer(sign), opened(root)
+    signed, project = signer(sign), open_project(root)
     imported = beginning.import_published(
         project, beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
     )

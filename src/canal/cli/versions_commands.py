@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import forward_group, impact_group
 from canal.report.lineage_page import dot as as_dot
@@ -45,7 +45,7 @@ def promote(
     from canal.app import promoting
 
     move = None if dry_run else promoting.Move(by, why, signer(sign, by))
-    project = opened(root)
+    project = open_project(root)
     judgement = promoting.judge_version(project, version, override or ())
     document = judgement.to_json()
     if move is None:
@@ -63,7 +63,11 @@ def promote(
         raise
     if as_json:
         show_result({**document, "entry": entry.document}, as_json)
-    note(_told(f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq))
+    note(
+        _ledger_message(
+            f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq
+        )
+    )
 
 
 def compare(
@@ -79,7 +83,7 @@ def compare(
     """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
     from canal.app import promoting
 
-    document = promoting.compare(opened(root), version, against, file, stage).to_json()
+    document = promoting.compare(open_project(root), version, against, file, stage).to_json()
     show_result(document if as_json else comparison_table(document), as_json)
 
 
@@ -95,8 +99,8 @@ def rollback(
     """Let the previous champion, or any ready version, serve again: one move, recorded."""
     from canal.app import promoting
 
-    entry = promoting.rollback(opened(root), to, promoting.Move(by, why, signer(sign, by)))
-    note(_told(f"version {entry.version} is the champion again", entry.seq))
+    entry = promoting.rollback(open_project(root), to, promoting.Move(by, why, signer(sign, by)))
+    note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
 
 
 def retire(
@@ -109,11 +113,11 @@ def retire(
     """Let a version never serve again; its artifacts are kept."""
     from canal.app import promoting
 
-    entry = promoting.retire(opened(root), version, promoting.Move(by, why, signer(sign, by)))
-    note(_told(f"version {entry.version} is retired", entry.seq))
+    entry = promoting.retire(open_project(root), version, promoting.Move(by, why, signer(sign, by)))
+    note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
-def _told(what: str, seq: int) -> str:
+def _ledger_message(what: str, seq: int) -> str:
     return f"{what}; entry {seq} of ledger.jsonl says who and why (commit it: git add ledger.jsonl)"
 
 
@@ -134,16 +138,16 @@ def lineage(
     """Show where a version comes from, or which versions learned from a data set or a cell."""
     from canal.app import impact
 
-    asked = [one for one in (version, data, cell) if one is not None]
-    if len(asked) != 1:
+    given = [one for one in (version, data, cell) if one is not None]
+    if len(given) != 1:
         raise RegistryError("ask one thing: a version, --data NAME or --cell ID")
     if version is None:
         if dot or html is not None:
             raise RegistryError("--dot and --html draw the lineage of a version: name one")
-        document = impact.forward(opened(root), impact.Chosen(source=data, cell=cell))
+        document = impact.forward(open_project(root), impact.Chosen(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
-    graph = impact.backward(opened(root), version)
+    graph = impact.backward(open_project(root), version)
     if html is not None:
         note(f"wrote {write_lineage(graph, html)}")
     if dot:
@@ -164,7 +168,7 @@ def impact(
     """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
     from canal.app import impact as found
 
-    document = found.impact(opened(root), found.Chosen(source, batch, cell)).to_json()
+    document = found.impact(open_project(root), found.Chosen(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 
@@ -191,7 +195,7 @@ def diff(
     options = None
     if file is not None:
         options = promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    found = promoting.diff(opened(root), before, after, file, options, note)
+    found = promoting.diff(open_project(root), before, after, file, options, note)
     if cells is not None and found.cells is not None:
         found.cells.write(cells)
         note(f"wrote {cells}: {len(found.cells.table)} cells")

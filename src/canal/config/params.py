@@ -32,11 +32,11 @@ from canal.config.sections import (
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
-_HOW = {"jobs", "storage", "max_minutes"}
+_EXECUTION_KEYS = {"jobs", "storage", "max_minutes"}
 """Keys of `Tuning` that say how a study is run, not what is asked for."""
 
 
-class Learner(Section):
+class StageReference(Section):
     """A stage's source and parent once more: DVC runs over a whole mapping, and takes both from it."""
 
     source: Name
@@ -46,8 +46,8 @@ class Learner(Section):
 class Finetune(Section):
     """Every stage stands in one of two groups: lambda and L from params.yaml, or from a study."""
 
-    fixed: dict[Name, Learner]
-    tuned: dict[Name, Learner]
+    fixed: dict[Name, StageReference]
+    tuned: dict[Name, StageReference]
 
 
 class Strengths(Section):
@@ -108,7 +108,9 @@ class Tuning(Section):
 
         At 0 ``least_gain`` is not named, so that stages from before it are asked for as they were.
         """
-        return self.model_dump(mode="json", exclude=_HOW if self.least_gain else _HOW | {"least_gain"})
+        return self.model_dump(
+            mode="json", exclude=_EXECUTION_KEYS if self.least_gain else _EXECUTION_KEYS | {"least_gain"}
+        )
 
     @property
     def varied(self) -> frozenset[str]:
@@ -266,14 +268,14 @@ def check_groups(config: Config) -> None:
 
 def _misplaced(config: Config) -> Iterator[DanglingNameError]:
     groups = {"fixed": config.finetune.fixed, "tuned": config.finetune.tuned}
-    for group, learners in groups.items():
-        for name, learner in learners.items():
+    for group, references in groups.items():
+        for name, reference in references.items():
             path = f"finetune.{group}.{name}"
             if name not in config.stages:
                 yield DanglingNameError(path, f"no stage {name!r}; there are {', '.join(config.stages)}")
                 continue
             for key in ("source", "parent"):
-                here, there = getattr(learner, key), getattr(config.stages[name], key)
+                here, there = getattr(reference, key), getattr(config.stages[name], key)
                 if here != there:
                     yield DanglingNameError(
                         f"{path}.{key}", f"{here!r}, but stages.{name}.{key} is {there!r}"
@@ -281,7 +283,7 @@ def _misplaced(config: Config) -> Iterator[DanglingNameError]:
             if group == "tuned" and name in config.finetune.fixed:
                 yield DanglingNameError(path, "stands in finetune.fixed, too; a stage is fixed or tuned")
     for name, stage in config.stages.items():
-        if not any(name in learners for learners in groups.values()):
+        if not any(name in references for references in groups.values()):
             entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
             yield DanglingNameError(
                 "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"

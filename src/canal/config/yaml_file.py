@@ -192,17 +192,17 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
     config = parse(text)
     if name != BACKBONE and name not in config.stages:
         raise ConfigError(f"no stage {name!r}; there are {', '.join((BACKBONE, *config.stages))}")
-    touched = [
+    relearned = [
         stage for stage in config.stages if name == BACKBONE or name in (*config.ancestors(stage), stage)
     ]
     yaml = _round_trip()
     document = yaml.load(text)
-    for stage in touched:
+    for stage in relearned:
         document["stages"][stage]["branch"] = config.stages[stage].branch + 1
     if name == BACKBONE:
         document["backbone"]["branch"] = config.backbone.branch + 1
-        touched = [BACKBONE, *touched]
-    return _dumped(document), touched
+        relearned = [BACKBONE, *relearned]
+    return _dumped(document), relearned
 
 
 def with_import(text: str, path: str, key: str) -> str:

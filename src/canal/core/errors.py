@@ -24,9 +24,9 @@ class CanalError(Exception):
         text = super().__str__()
         if len(text) <= LONGEST:
             return text
-        told = f" [... {len(text) - LONGEST:,} characters more ...] "
+        marker = f" [... {len(text) - LONGEST:,} characters more ...] "
         end = LONGEST // 3
-        return text[: LONGEST - end - len(told)] + told + text[-end:]
+        return text[: LONGEST - end - len(marker)] + marker + text[-end:]
 
 
 class ConfigError(CanalError):

@@ -297,7 +297,7 @@ OnCells = Callable[[int, int], None]
 
 
 @contextmanager
-def cells_told() -> Iterator[OnCells | None]:
+def cells_progress() -> Iterator[OnCells | None]:
     """Yield what shows (cells done, cells in all) as a bar with cells a second and the time left.
 
     Yields None where the error stream is no terminal: lines tell it there.

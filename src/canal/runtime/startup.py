@@ -17,7 +17,7 @@ INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
 _OBJECTS = 200_000
-_LOST = 120
+_OUTPUT_LOST = 120
 """Python's exit code where all went well but what was said could not be written."""
 
 
@@ -74,11 +74,11 @@ def run_script(command: Sequence[str], folder: str) -> int:
     return 0
 
 
-def exit_code(said: str | int | None) -> int:
+def exit_code(value: str | int | None) -> int:
     """Return the exit code that Python gives a `SystemExit`; what is no number is printed, as it does."""
-    if said is None or isinstance(said, int):
-        return said or 0
-    sys.stderr.write(f"{said}\n")
+    if value is None or isinstance(value, int):
+        return value or 0
+    sys.stderr.write(f"{value}\n")
     return 1
 
 
@@ -88,7 +88,7 @@ def leave(code: int) -> NoReturn:
     To take MLflow and torch apart takes Python a second, in a fork more. The order is Python's own: threads,
     then what is registered for the exit, then the streams.
     """
-    _spare_torch_its_end()
+    _unregister_torch_exit()
     threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its forks by it, too
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -97,11 +97,11 @@ def leave(code: int) -> NoReturn:
         except (ValueError, BrokenPipeError):  # closed, or nobody reads it any more
             pass
         except OSError:  # a full disk
-            code = code or _LOST
+            code = code or _OUTPUT_LOST
     os._exit(code)
 
 
-def _spare_torch_its_end() -> None:
+def _unregister_torch_exit() -> None:
     """Take off what torch does at the exit: times for a log that nobody keeps, operators taken apart."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is not None:

@@ -166,7 +166,7 @@ class Server:
                     if (order := self._accept()) is not None:
                         return order
                 elif isinstance(key.data, Script):
-                    self._look_after(key.data)
+                    self._check_script(key.data)
             if not events:
                 self._import_next()
         for script in {key.data for key in self._selector.get_map().values() if key.data}:
@@ -194,12 +194,12 @@ class Server:
         importlib.invalidate_caches()  # here: a fork would copy what hundreds of finders lie in
         pid = os.fork()
         if pid == 0:
-            self._leave()
+            self._close_in_fork()
             client.close()
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
-            _take_place(order, self._environment)
+            _apply_environment(order, self._environment)
             return order
         for stream in streams:
             os.close(stream)
@@ -217,7 +217,7 @@ class Server:
             with client.makefile("r", encoding="utf-8") as sent:
                 order = Order(**json.loads(sent.readline(_LONGEST)))
             # A script of a script hands on what libraries have set here: no wish of its own.
-            own = dict(order.environment.items() - _set_since(self._environment).items())
+            own = dict(order.environment.items() - _changed_variables(self._environment).items())
             same = _read_on_import(QUIET | own) == _read_on_import(self._environment)
             if same and len(streams) == len(_STREAMS):
                 client.settimeout(None)
@@ -229,7 +229,7 @@ class Server:
             os.close(stream)
         return None
 
-    def _look_after(self, script: Script) -> None:
+    def _check_script(self, script: Script) -> None:
         """Tell a client that its script has ended, or end the script of a client that is gone."""
         watched = self._selector.get_map()
         pid, status = os.waitpid(script.pid, os.WNOHANG)
@@ -251,7 +251,7 @@ class Server:
         with suppress(ImportError):
             importlib.import_module(self._ahead.pop(0))
 
-    def _leave(self) -> None:
+    def _close_in_fork(self) -> None:
         """Close what is the server's, in a fork."""
         for key in [*self._selector.get_map().values()]:
             if isinstance(key.fileobj, socket.socket):
@@ -272,26 +272,26 @@ def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _set_since(before: Mapping[str, str]) -> dict[str, str]:
+def _changed_variables(before: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of this process that are new or others than in ``before``."""
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
-def _take_place(order: Order, before: Mapping[str, str]) -> None:
+def _apply_environment(order: Order, before: Mapping[str, str]) -> None:
     """Give a fork the variables and the search path that a Python started for the script would have.
 
     ``before`` are the server's variables from before its imports; what libraries set stays set.
     """
-    by_libraries = _set_since(before)
+    by_libraries = _changed_variables(before)
     os.environ.clear()
     os.environ.update(by_libraries | order.environment)
     beside = str(Path(order.folder, order.command[0]).parent)
-    sys.path[: 1 + len(_listed(before))] = [beside, *_listed(order.environment)]
+    sys.path[: 1 + len(_search_path(before))] = [beside, *_search_path(order.environment)]
     for name in [name for name in sys.modules if name == "canal" or name.startswith("canal.")]:
         del sys.modules[name]
 
 
-def _listed(environment: Mapping[str, str]) -> list[str]:
+def _search_path(environment: Mapping[str, str]) -> list[str]:
     """Return the folders that Python is told to look for modules in."""
     return [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
 

@@ -40,18 +40,18 @@ def hand_over(place: str, command: list[str]) -> int | None:
         except OSError:
             return None
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script gets it as well, and ends as it wants to
-        return _ended(server)
+        return _wait_for_exit_code(server)
 
 
-def _ended(server: socket.socket) -> int:
+def _wait_for_exit_code(server: socket.socket) -> int:
     """Wait for the exit code: 128 and the signal's number where one ended the script, as in a shell."""
-    said = b""
+    answer = b""
     while part := server.recv(64):
-        said += part
-    if not said:
+        answer += part
+    if not answer:
         sys.stderr.write("canal: the process that ran this script is gone\n")
         return 1
-    code = int(said)
+    code = int(answer)
     return code if code >= 0 else 128 - code
 
 
