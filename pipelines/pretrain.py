@@ -1,4 +1,4 @@
-"""The backbone, pretrained by masked expression or imported: models/backbone/ and metrics/backbone/."""
+"""Pretrain the backbone by masked expression, or take an import: models/backbone/ and metrics/backbone/."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from canal.registry.tracking import StepRun
 
 
 def learn(project: Project, logged: StepRun) -> None:
-    """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
+    """Write the backbone's folder with its key: an import, or pretrained on the first and extra stages."""
     from canal.app.learning import pretrain_backbone
     from canal.quality.verdict import require_passing
 

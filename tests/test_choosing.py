@@ -78,7 +78,7 @@ def test_only_tuned_stages_have_a_study(tmp_path):
         tuning_of(project, "first")
     with pytest.raises(ConfigError, match="no stage 'third'; there are first, second"):
         tuned_document(project, "third")
-    with pytest.raises(ConfigError, match="tuned are none"):
+    with pytest.raises(ConfigError, match="tuned stages: none"):
         tuning_of(Project(Layout(tmp_path), make_config()), "second")
 
 

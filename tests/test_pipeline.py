@@ -99,7 +99,7 @@ def test_amid_a_merge_nothing_is_run(monkeypatch, tmp_path, name):
     ours = path.read_text() if path.is_file() else "a: 1\n"
     path.write_text(f"<<<<<<< HEAD\n{ours}\n=======\nb: 2\n>>>>>>> other\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{name} holds two sides of an unsettled merge .* lines 1, "):
+    with pytest.raises(ConfigError, match=rf"{name} has an unresolved merge conflict .* lines 1, "):
         pipeline.check_before_run()
 
 

@@ -66,9 +66,9 @@ def test_a_lineage_forward_says_how_each_version_touched_the_cells(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "ask one thing"),
-        (("2", "--cell", "x"), "ask one thing"),
-        (("--data", "first", "--dot"), "name one"),
+        ((), "give exactly one of"),
+        (("2", "--cell", "x"), "give exactly one of"),
+        (("--data", "first", "--dot"), "name a version"),
         (("9",), "no version '9'"),
         (("--cell", "\x1b[2J" + "x" * 5000), "no registered version knows a cell"),
     ],

@@ -1,4 +1,4 @@
-"""Commands that prove: ledger, anchors, keys, audit, schema; export and import carry the proof elsewhere."""
+"""Commands about provenance: ledger, keys, audit, schema, and export and import of a version's bundle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -44,7 +44,7 @@ def ledger(
         ),
     ] = False,
     catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="Bring what the tracking server has and this folder has not.")
+        bool, typer.Option("--catch-up", help="Fetch entries that only the tracking server has.")
     ] = False,
     root: Root = None,
     as_json: AsJson = False,
@@ -57,7 +57,7 @@ def ledger(
 
     project = open_project(root)
     if catch_up:
-        note(f"{witnessing.fetch_entries(project)} entries brought from {project.store.shown}")
+        note(f"fetched {witnessing.fetch_entries(project)} entries from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
@@ -171,7 +171,7 @@ def add(
 
 
 def show_line(line: str) -> None:
-    """Print a line as it is: it is to be copied, so it is never folded or coloured."""
+    """Print a line to be copied: never wrapped or coloured."""
     typer.echo(line)
 
 
@@ -185,11 +185,11 @@ def audit(
     reproduce: Annotated[
         bool,
         typer.Option(
-            "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
+            "--reproduce", help="Train the version again in a scratch folder, and compare the bits."
         ),
     ] = False,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Add up each stage's sums again, where its cells are there.")
+        bool, typer.Option("--recompute", help="Recompute each stage's sums, where its cells are available.")
     ] = False,
     require_signed: Annotated[
         Path | None,
@@ -201,7 +201,7 @@ def audit(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute everything that was registered, and name what does not hold; exit code 1 if anything."""
+    """Verify everything that was registered, and list findings; exit code 1 if there are any."""
     from canal.app import auditing
 
     project = open_project(root)
@@ -238,7 +238,7 @@ def export_version(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version, with the proof of where it comes from, into one file for another team."""
+    """Write a version with its provenance into one file, for another team."""
     from canal.app import versions
 
     made = versions.export_parcel(open_project(root).store, version, output, overwrite)
@@ -246,16 +246,16 @@ def export_version(
         show_result(made.to_json(), as_json)
         return
     note(f"wrote {made.path}: {made.files} files, {made.size / 1e6:.1f} MB, sha256 {made.sha256}")
-    note("whoever imports it should get that sha256 from you by another way")
+    note("send that sha256 to whoever imports the file, by another channel than the file")
 
 
 def import_version(
-    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `canal export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="A file that `canal export` wrote.")],
     sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version that was learned elsewhere, after everything in the file is proven."""
+    """Register a version that was learned elsewhere, after verifying everything in the file."""
     from canal.app import versions
 
     signed = signer(sign)
@@ -265,6 +265,6 @@ def import_version(
         return
     version = imported.version
     name = f"{version.model} {version.number} ({version.stage})"
-    note(f"registered {name}" if imported.made else f"nothing to do: it is registered as {name}")
+    note(f"registered {name}" if imported.made else f"nothing to do: already registered as {name}")
     for line in imported.notes:
         note(line)

@@ -1,4 +1,4 @@
-"""Options that many commands share, and how a command says what it found."""
+"""Options that several commands share, and functions that print results and notes."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
 
 
 def note(line: str) -> None:
-    """Tell the person at the terminal something that is not the result."""
+    """Print a message that is not the result, to the error stream."""
     tell(line)
 
 
@@ -54,7 +54,7 @@ def open_project(root: Path | None) -> "Project":
 
 
 def signer(key: Path | None, by: str | None = None) -> "Sign | None":
-    """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
+    """Return a function that signs the entries of ``by`` (None: those of sync); None without a key."""
     from canal.app.witnessing import open_key
 
     if key is None:

@@ -1,4 +1,4 @@
-"""The command line: read arguments, call one function of the API, print what it says."""
+"""The command line's entry point `main`, and the commands versions, show, registry and report."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -29,7 +29,7 @@ app.add_typer(registry_app, name="registry")
 
 
 def main() -> NoReturn:
-    """Run the command line; an error made for people is one message and exit code 1."""
+    """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
     code = 0
     try:
@@ -38,10 +38,10 @@ def main() -> NoReturn:
         tell(f"canal: {error}")
         code = 1
     except OSError as error:
-        said = system_refusal(error)
-        if said is None:
+        message = system_refusal(error)
+        if message is None:
             raise
-        tell(f"canal: {said}")
+        tell(f"canal: {message}")
         code = 1
     except KeyboardInterrupt:
         tell("canal: interrupted")
@@ -53,7 +53,7 @@ def main() -> NoReturn:
 
 @app.command(epilog="Example: canal versions --json | jq '.[].stage'")
 def versions(root: Root = None, as_json: AsJson = False) -> None:
-    """List the registered versions with their aliases and figures."""
+    """List the registered versions with their aliases and metrics."""
     from canal.app.versions import version_rows
 
     rows = version_rows(open_project(root))
@@ -66,7 +66,7 @@ def show(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version: where it comes from, what it learned, how it does."""
+    """Show one version: its provenance, cell types and metrics."""
     from canal.app.versions import version_view
 
     view = version_view(open_project(root), version)
@@ -75,14 +75,14 @@ def show(
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Register every finished stage that the registry does not know, and show where the lineage stands."""
+    """Register every finished stage that is not registered yet, and show the state of the lineage."""
     from canal.app import versions
 
     signed = signer(sign)
     project = open_project(root)
     synced = versions.registry_sync(project, signed)
     if synced.moved:
-        note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
+        note(f"this project was moved or copied: updated {synced.moved} paths in mlflow.db to this folder")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = versions.version_rows(project), versions.evaluations(project)
@@ -112,7 +112,7 @@ def registry_rebuild(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
+    """Rebuild a lost MLflow store from models and ledger: same numbers, keys, aliases."""
     from canal.app import versions
 
     signed = signer(sign, by)
@@ -128,7 +128,7 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
 ) -> None:
-    """Write one offline HTML page of the run with its figures."""
+    """Write the offline HTML report of the run, with its figures."""
     from canal.app.versions import write_page
 
     note(f"wrote {write_page(open_project(root), output)}")

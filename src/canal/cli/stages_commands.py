@@ -1,4 +1,4 @@
-"""Commands about what is learned: stage, tune, sums, basis, backbone."""
+"""Commands about training: stage, tune, sums, basis, backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,10 +70,10 @@ def add(
     min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
     parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
+        bool, typer.Option("--fixed", help="Do not tune: take λ and L from params.yaml.")
     ] = False,
     grow: Annotated[
-        int, typer.Option(min=0, help="Genes that it may add to its parent's panel; docs/panel.md.")
+        int, typer.Option(min=0, help="Most genes added to the parent's panel; docs/panel.md.")
     ] = 0,
     commit: Commit = False,
     root: Root = None,
@@ -118,8 +118,8 @@ def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[
     if file is None or options["values"] is None:
         missing = "" if file is None else f"; --values, the units of {file}, is missing"
         raise ConfigError(
-            "a stage is made from --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or from "
-            f"--from-novel SHEET.csv: give one of both{missing}"
+            "a stage needs --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or --from-novel "
+            f"SHEET.csv: give one of the two{missing}"
         )
     label_map = options.pop("label_map")
     declared = {**options, "label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
@@ -129,25 +129,25 @@ def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[
         source["label_map"] = (given or {}) | trimmed
     if blank := [label for label in trimmed if label != label.strip()]:
         examples = ", ".join(map(repr, blank[:5]))
-        note(f"{len(blank)} labels have blanks at their ends ({examples}): label_map maps them without")
+        note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
     return propose_stage(name, source, **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
-    if found := [name for name, value in given.items() if value is not None]:
+    if names := [name for name, value in given.items() if value is not None]:
         options = ", ".join(
-            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in found
+            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in names
         )
         raise ConfigError(
-            f"--from-novel reads the cells as they were read when they were labelled: leave out {options}"
+            f"--from-novel reads the cells with the options that they were labelled with: leave out {options}"
         )
 
 
-StageName = Annotated[str, typer.Argument(help="A stage that stands in finetune.tuned.")]
+StageName = Annotated[str, typer.Argument(help="A stage in finetune.tuned.")]
 
 
 def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
-    """Show the trials that no other one beats, the published point and what was chosen."""
+    """Show the Pareto-optimal trials, the published point and the choice."""
     from canal.app import choosing
 
     document = choosing.tuned_document(open_project(root), stage)
@@ -163,13 +163,13 @@ def run(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage's study ahead of `make run`, which then finds its trials done; nothing is learned."""
+    """Run a stage's study ahead of `make run`, which then reuses its trials; no stage is learned."""
     from canal.app import choosing
 
     document = choosing.choose(open_project(root), stage, choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
-    note("next: make run, which takes these trials and learns the stage")
+    note("next: make run, which reuses these trials and learns the stage")
 
 
 def backfill(
@@ -178,7 +178,7 @@ def backfill(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version of a stage with sums of its cells and its network as it is; nothing is relearned."""
+    """Register a version of a stage with sums of its cells; its network is kept, nothing is trained."""
     from canal.app import backfilling
 
     signed = signer(sign)
@@ -206,7 +206,7 @@ def export(
     ],
     root: Root = None,
 ) -> None:
-    """Write the basis of a version, for another lineage that is to be comparable with this one."""
+    """Write the basis of a version, for another lineage whose sums are to be compatible."""
     from canal.app import beginning
 
     path = beginning.export_basis(open_project(root), version, output)
@@ -214,12 +214,12 @@ def export(
 
 
 def adopt(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="What canal basis export wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file that canal basis export wrote.")],
     commit: Commit = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a project that has not begun add up its cells on another lineage's basis."""
+    """Adopt another lineage's basis, in a project without learned stages."""
     from canal.app import beginning
 
     project = open_project(root)
@@ -244,7 +244,7 @@ def backbone_import(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Begin the lineage with published weights: checked, registered, named in params.yaml."""
+    """Start the lineage from published weights: check them, register them, name them in params.yaml."""
     from canal.app import beginning
 
     signed, project = signer(sign), open_project(root)

@@ -96,7 +96,7 @@ def rollback(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Let the previous champion, or any ready version, serve again: one move, recorded."""
+    """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
     from canal.app import promoting
 
     entry = promoting.rollback(open_project(root), to, promoting.Move(by, why, signer(sign, by)))
@@ -110,7 +110,7 @@ def retire(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Let a version never serve again; its artifacts are kept."""
+    """Retire a version: it never serves again; its artifacts are kept."""
     from canal.app import promoting
 
     entry = promoting.retire(open_project(root), version, promoting.Move(by, why, signer(sign, by)))
@@ -140,10 +140,10 @@ def lineage(
 
     given = [one for one in (version, data, cell) if one is not None]
     if len(given) != 1:
-        raise RegistryError("ask one thing: a version, --data NAME or --cell ID")
+        raise RegistryError("give exactly one of: a version, --data NAME, --cell ID")
     if version is None:
         if dot or html is not None:
-            raise RegistryError("--dot and --html draw the lineage of a version: name one")
+            raise RegistryError("--dot and --html draw the lineage of a version: name a version")
         document = impact.forward(open_project(root), impact.Chosen(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
@@ -165,10 +165,10 @@ def impact(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
-    from canal.app import impact as found
+    """List what learned from a data set, a donor or a cell, and the commands to relearn without it."""
+    from canal.app import impact as module
 
-    document = found.impact(open_project(root), found.Chosen(source, batch, cell)).to_json()
+    document = module.impact(open_project(root), module.Chosen(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 
@@ -187,17 +187,17 @@ def diff(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what differs between two versions, and which labels of a file change, by old and new type."""
+    """Show the differences between two versions, and the label changes of a file, by old and new type."""
     from canal.app import promoting
 
     if cells is not None and file is None:
-        raise RegistryError("--cells lists the cells of a file: name one")
+        raise RegistryError("--cells lists the cells of a file: name the file")
     options = None
     if file is not None:
         options = promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    found = promoting.diff(open_project(root), before, after, file, options, note)
-    if cells is not None and found.cells is not None:
-        found.cells.write(cells)
-        note(f"wrote {cells}: {len(found.cells.table)} cells")
-    document = found.to_json()
+    difference = promoting.diff(open_project(root), before, after, file, options, note)
+    if cells is not None and difference.cells is not None:
+        difference.cells.write(cells)
+        note(f"wrote {cells}: {len(difference.cells.table)} cells")
+    document = difference.to_json()
     show_result(document if as_json else difference_group(document), as_json)

@@ -1,4 +1,4 @@
-"""What a person may be shown: no character that steers a terminal, and no secret that an address holds."""
+"""Messages for users, without terminal control characters and without the secrets of an address (URI)."""
 
 import os
 import re
@@ -14,24 +14,24 @@ _IN_QUERY = re.compile(
 _ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _SERVERS = ("http", "https")
 _SHORTEST = 4
-"""Letters a secret has at least that is looked for in a text: shorter ones stand in many words."""
+"""Fewest characters of a secret that is masked in a text: shorter ones occur within ordinary words."""
 
 
 def visible(text: object) -> str:
-    """Return a text with � for each character that would steer a terminal, or that nobody sees."""
+    """Return a text with � for each control or invisible character."""
     return "".join(one if one.isprintable() or one in _LAYOUT else "�" for one in str(text))
 
 
 def tell(text: object) -> None:
-    """Write a line for a person to the error stream; all of canal's messages go through here."""
+    """Print a message for the user to the error stream; all of canal's messages use this function."""
     sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
 
 def shown_address(address: str) -> str:
-    """Return an address as people may read it: without a password or token, also one with ``@`` or ``/``.
+    """Return an address with its password or token masked, even one with ``@`` or ``/`` in it.
 
-    It may lack its scheme, as one does that was typed wrongly. What begins like a path is one.
+    An address without a scheme (a typing error) is masked, too; an address that starts like a path is a path.
     """
     scheme, account, place = _parts(address)
     user, colon, _password = account.partition(":")
@@ -41,7 +41,7 @@ def shown_address(address: str) -> str:
 
 
 def without_secrets(text: str, address: str) -> str:
-    """Return what a server, driver or library said of ``address``, without secrets that it may repeat."""
+    """Return a message of a server, driver or library about ``address``, with its secrets masked."""
     text = text.replace(address, shown_address(address))
     for secret in sorted(_secrets(address), key=len, reverse=True):  # one may begin like another
         text = text.replace(secret, _HIDDEN)
@@ -49,7 +49,7 @@ def without_secrets(text: str, address: str) -> str:
 
 
 def _parts(address: str) -> tuple[str, str, str]:
-    """Return scheme, account and the rest from its ``@`` on; an address may have none of the first two."""
+    """Return scheme, account and the rest from ``@`` on; scheme and account may be empty."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         scheme, rest = "", address
