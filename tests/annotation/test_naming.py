@@ -210,9 +210,9 @@ def test_what_is_not_clear_is_left_alone_and_told(annotator, adata, tmp_path, ro
     ("text", "message"),
     [
         (HGNC + "HGNC:1\t\tA\tB\n", "line 2 has no symbol; columns are hgnc_id, symbol"),
-        (HGNC + "HGNC:1\tA\t\t\n", "there is nothing to go by"),
-        (HGNC, "there is nothing to go by"),
-        ("", "there is no pair in it"),
+        (HGNC + "HGNC:1\tA\t\t\n", "no line has a value in prev_symbol or alias_symbol"),
+        (HGNC, "no line has a value in prev_symbol or alias_symbol"),
+        ("", "no pairs found"),
         (HGNC + f"HGNC:1\tA\t{'B' * 200_000}\n", "line 2 cannot be read .field larger"),
         ("one column\n", "line 1 has no two columns"),
     ],
@@ -247,7 +247,7 @@ def test_mice_of_equal_spelling_are_no_humans(annotator, adata):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("only\n", "line 1 has no two columns"), ("# nothing\n", "no pair in it"), ("\tx\n", "line 1")],
+    [("only\n", "line 1 has no two columns"), ("# nothing\n", "no pairs found"), ("\tx\n", "line 1")],
 )
 def test_tables_that_are_none_are_refused(tmp_path, text, message):
     (tmp_path / "t.tsv").write_text(text)

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     assert "leave out --values" in refused(line, *add, "--values", "counts")
     assert "exists already" in refused(line, "stage", "add", "second", "--from-novel", str(sheet))
     assert "is not a name" in refused(line, "stage", "add", "../x", "--from-novel", str(sheet))
-    assert "give one of both" in refused(line, "stage", "add", "x")
+    assert "give one of the two" in refused(line, "stage", "add", "x")
     line.edit(lambda document: document["gate"].update(min_cells=500))
     assert "does not pass the gate" in refused(line, *add)
     line.edit(lambda document: document["gate"].update(min_cells=20))

@@ -19,7 +19,7 @@ from canal.core.files import checked_path, new_file, new_folder
 from canal.io.arrays import strings
 from canal.io.formats import H5AD, ZARR, format_of, open_cells
 from canal.io.hdf5 import edit_hdf5, open_hdf5
-from canal.io.writer import Room, size_of, table_as_text, write_element, write_matrix, writing
+from canal.io.writer import DiskSpace, size_of, table_as_text, write_element, write_matrix, writing
 from canal.io.zarr_store import copy_folder, edit_zarr, is_zarr
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def write_copy(
         with open_hdf5(source) as file:  # compound tables are converted, which takes space
             tables = [file[key] for key in ("obs", "var") if isinstance(file.get(key), h5py.Dataset)]
             converted = sum(4 * node.nbytes + 64 * node.size * len(node.dtype.names or ()) for node in tables)
-        Room(temporary).take(size_of(columns, record) + converted)
+        DiskSpace(temporary).take(size_of(columns, record) + converted)
         with edit_hdf5(temporary) as file:
             _convert_compound_tables(file)
             removed = _add_labels(file, columns)
@@ -315,9 +315,9 @@ def write_new(
         obs[str(name)] = labels[name].array
     size = size_of(columns) + size_of(obs) + size_of(var, record)
     with writing(target), new_file(target, like=source.path) as temporary:
-        Room(temporary).take(size)
+        DiskSpace(temporary).take(size)
         with h5py.File(temporary, "w") as file:
-            room = Room(temporary)
+            room = DiskSpace(temporary)
             room.take(size)
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             for key, element in (

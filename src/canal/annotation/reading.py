@@ -17,7 +17,7 @@ from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.data.units import PER_TEN_THOUSAND
 from canal.io.arrays import listed
-from canal.io.blocks import ByCell, ByEntries, Gathered, StoredRows
+from canal.io.blocks import ByCell, ByEntries, RegroupedMatrix, StoredRows
 from canal.io.matrices import Csr
 
 
@@ -133,7 +133,7 @@ class Reading:
                 cells, values = cells[not_genes.is_gene[genes]], values[not_genes.is_gene[genes]]
             check_entries(self.query, cells, values, whole=self.units.strict)
 
-        with Gathered(matrix, columns, self._counted, check, self.units.undone) as gathered:
+        with RegroupedMatrix(matrix, columns, self._counted, check, self.units.undone) as gathered:
             narrow = chosen[wanted]
             for first, block in gathered.chunks(size, start):
                 yield first, csr_matrix(block @ narrow), gathered.totals[first : first + block.shape[0]]

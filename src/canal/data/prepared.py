@@ -1,4 +1,4 @@
-"""Canonical cells on disk, read by id: their table, their genes, their expression."""
+"""Read the canonical cells of a source by cell id: their table, genes and expression."""
 
 from __future__ import annotations
 

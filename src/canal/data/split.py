@@ -1,4 +1,4 @@
-"""Which cells of a stage train, validate and test: stratified, and nothing stands in two sets."""
+"""Split a stage's cells into training, validation and test sets: stratified, no content in two sets."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def write_split(
 
 
 def reported_sets(present: Container[str]) -> tuple[str, ...]:
-    """Return the sets that a person is told of: `SETS`, and `RESERVE` where ``present`` holds it."""
+    """Return the sets to report: `SETS`, and `RESERVE` where ``present`` holds it."""
     return _WORDS if RESERVE in present else SETS
 
 

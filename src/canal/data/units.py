@@ -1,6 +1,6 @@
-"""What the numbers of a matrix are: counts, logarithms of which base and depth, or none that can be told.
+"""Classify the values of a matrix: counts, logarithms with their base and depth, or neither.
 
-`judge_values` alone decides, for `canal annotate` and for the gate; docs/annotate.md has its table.
+`canal annotate` and the gate both use `judge_values`; docs/annotate.md has the table of its results.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _DENSE, _DENSE_GENES = 0.9, 500
 
 @dataclass(frozen=True)
 class Finding:
-    """What the values of some cells are, with the figures that tell it.
+    """The classification of some cells' values, with its figures.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Finding:
         The logarithms that were taken.
     depth
         What every cell sums to once they are undone, where that is the same.
-    told
+    message
         A clause with the figures, for messages.
     total
         The median of what cells sum to once the logarithms are undone; of the first base that leaves each
@@ -112,7 +112,7 @@ class Finding:
 
     @property
     def totals_message(self) -> str:
-        """A clause that tells the totals."""
+        """A clause about the totals, for messages."""
         return (
             f"a median cell sums to {self.total:,.0f} over {self.genes:,} genes once the logarithm is "
             "undone, not to 10,000"
@@ -120,7 +120,7 @@ class Finding:
 
 
 def judge_values(sample: csr_matrix) -> Finding:
-    """Return what the values of some cells are.
+    """Classify the values of some cells.
 
     Parameters
     ----------
@@ -167,8 +167,8 @@ class _Cells:
         small = np.bincount(self.rows[near & (values < _FEW)], minlength=self.n) > 0
         enough = n_looked >= TELLING_GENES // 2
         whole = (n_near >= _SHARE * np.maximum(n_looked, 1)) & enough & small
-        message: np.ndarray = whole[self.telling]
-        return message
+        informative: np.ndarray = whole[self.telling]
+        return informative
 
     def finding(self, kind: Kind, logs: Logs, message: str, depth: float | None = None) -> Finding:
         totals = self.totals(logs)
@@ -223,13 +223,13 @@ def wholeness(values: csr_matrix, logs: Logs) -> np.ndarray:
 
 
 def middle(shares: np.ndarray) -> float:
-    """Return the median of what `wholeness` returns, 0 where no cell tells."""
-    message = shares[~np.isnan(shares)]
-    return float(np.median(message)) if message.size else 0.0
+    """Return the median of the shares of `wholeness`, 0 where all are NaN."""
+    valid = shares[~np.isnan(shares)]
+    return float(np.median(valid)) if valid.size else 0.0
 
 
 def _whole(cells: _Cells) -> Finding | None:
-    """Tell counts, logarithms of counts, and cells of which some are that and others are not."""
+    """Detect counts, logarithms of counts, and mixtures of either with other values."""
     data, n_telling = cells.sample.data, int(cells.telling.sum())
     if np.ptp(data) == 0 and n_telling >= _ENOUGH:
         return cells.finding("binary", (), f"every value other than 0 is {data[0]:g}")
@@ -258,7 +258,7 @@ def _whole(cells: _Cells) -> Finding | None:
 
 
 def _counts(cells: _Cells) -> Finding:
-    """Tell counts by whole numbers, unless something was added to all: no cell has all of many genes."""
+    """Detect counts by whole numbers, unless none is 0: no cell expresses all of many genes."""
     if cells.sample.nnz == np.prod(cells.sample.shape) and cells.sample.shape[1] >= _DENSE_GENES:
         least = float(cells.sample.data.min())
         message = f"all are whole numbers and none is 0 (was {least:g} added to each of them?)"
@@ -267,7 +267,7 @@ def _counts(cells: _Cells) -> Finding:
 
 
 def _shared_depth(cells: _Cells) -> Finding | None:
-    """Tell values that were scaled to one depth, all genes being there."""
+    """Detect values that were scaled to one depth, with no genes removed."""
     spreads: dict[Logs, float] = {}
     for logs in (*_KNOWN, (), *_OTHER):
         spread = _spread(cells.totals(logs))
@@ -292,7 +292,7 @@ def _spread(totals: np.ndarray) -> float:
 
 
 def _own_depths(cells: _Cells) -> Finding | None:
-    """Tell samples of different depths: many cells share a total to the last digits, but not all one."""
+    """Detect samples of different depths: many cells share a total exactly, but not all the same one."""
     for logs in (*_KNOWN, (), _OTHER[0]):
         totals = np.sort(cells.totals(logs)[cells.telling])
         if len(totals) < 2 * _ENOUGH or not np.isfinite(totals).all():
@@ -320,7 +320,7 @@ def _own_depths(cells: _Cells) -> Finding | None:
 
 
 def _multiples(cells: _Cells) -> Finding | None:
-    """Tell scaled counts, of which genes may be gone, by whole multiples of a cell's smallest value."""
+    """Detect scaled counts, even with genes removed, by whole multiples of a cell's smallest value."""
     shares = {logs: wholeness(cells.sample, logs) for logs in _KNOWN}
     natural, binary = (shares[logs] for logs in _KNOWN)
     either = [int(((a >= _FITS) & (b < _HALF)).sum()) for a, b in ((natural, binary), (binary, natural))]
@@ -343,7 +343,7 @@ def _multiples(cells: _Cells) -> Finding | None:
 
 
 def _whole_libraries(sample: csr_matrix, undone: np.ndarray) -> bool:
-    """Return whether what a count became tells a whole number of counts in nearly every cell.
+    """Return whether the scaled value of one count implies a whole number of counts in nearly every cell.
 
     A cell of N counts scaled to 10,000 has 10,000 / N for a count, so 10,000 by that is N; scaled by another
     factor it is whole by chance only.
