@@ -40,7 +40,7 @@ class Impact:
     ----------
     chosen : Chosen
     found : Found
-    touched : sequence of Touch
+    exposures : sequence of Touch
         Versions, parents first, including those only measured on the cells.
     same_bytes : dict
         Other sources that read the same file -> its SHA-256.
@@ -252,8 +252,8 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
         lines += _rehung(config, changed)
     if (root := next(stage for stage, parent in parents.items() if parent == BACKBONE)) != config.root_stage:
         lines += ["panel:", f"  stage: {root}"]
-    gone = [stage for stage in config.backbone.extra_stages if stage in out]
-    if gone:
+    removed = [stage for stage in config.backbone.extra_stages if stage in out]
+    if removed:
         kept = [stage for stage in config.backbone.extra_stages if stage not in out]
         lines += ["backbone:", f"  extra_stages: {json.dumps(kept)}"]
     yield Step("edit", "\n".join(lines), "in params.yaml: without the data set, a stage has nothing to learn")

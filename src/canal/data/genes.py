@@ -43,7 +43,7 @@ def map_genes(
 
     Blanks around a name go, its case stays; a column without a name is dropped. Of columns with one name the
     first is kept (``refuse``: the gate refuses the source and says why) or all are added up (``sum``).
-    ``none`` tells the columns that are no genes, whose names are ``""``.
+    ``none`` holds the columns that are not genes, whose names are ``""``.
     """
     cleaned = [name.strip() for name in names]
     counts = Counter(name for name in cleaned if name)
@@ -236,14 +236,14 @@ class Aliases:
         missing = [gene for gene in panel if gene not in there]
         wanted = Counter(meaning for gene in missing for meaning in self.meanings(gene))
         own = {meaning: gene for gene in missing for meaning in self.meanings(gene)}
-        asked = {
+        candidates = {
             name: meanings
             for name in there
             if name and name not in known and (meanings := self.meanings(name)) & wanted.keys()
         }
-        given = Counter(meaning for meanings in asked.values() for meaning in meanings)
+        given = Counter(meaning for meanings in candidates.values() for meaning in meanings)
         found, ambiguous = {}, []
-        for name, meanings in asked.items():
+        for name, meanings in candidates.items():
             gene = own[next(iter(meanings & wanted.keys()))]
             clear = len(meanings) == 1 == len(self.meanings(gene))
             if clear and all(given[one] == wanted[one] == 1 for one in meanings):

@@ -27,7 +27,7 @@ _CHUNK_CELLS = 2000
 
 
 class PreparedCells:
-    """The cells of ``prepared/<source>/cells.h5ad``; rows are read when asked for, a block at a time."""
+    """The cells of ``prepared/<source>/cells.h5ad``; rows are read on demand, a block at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -260,7 +260,7 @@ def divide_groups(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
     Large groups are placed first, each where it fits best; then single moves and exchanges improve the
     division until none helps. The misfit of a division is the sum over types and sets of the squared
-    difference between the share of the type's cells in the set and the wished one.
+    difference between the share of the type's cells in the set and the set's target share.
 
     Parameters
     ----------
@@ -284,14 +284,14 @@ class _Division:
 
     def __init__(self, weights: np.ndarray, shares: Sequence[float]) -> None:
         self._weights = weights
-        self._wished = np.asarray(shares)[:, None]
+        self._targets = np.asarray(shares)[:, None]
         self._held = np.zeros((len(shares), weights.shape[1]))
         self.chosen = np.full(len(weights), -1)
         self.members = np.zeros(len(shares), dtype=np.int64)
 
     def misfit(self, changes: dict[int, int]) -> float:
         """Return the misfit after ``changes``, {group: set}."""
-        return float(((self._after(changes) - self._wished) ** 2).sum())
+        return float(((self._after(changes) - self._targets) ** 2).sum())
 
     def move(self, changes: dict[int, int]) -> None:
         """Make ``changes``."""

@@ -86,7 +86,7 @@ class Finding:
     dense
         Whether nearly every value is other than 0, which counts of thousands of genes never are.
     whole_libraries
-        Whether, scaled to 10,000, each cell's one count tells a whole number of counts in all.
+        Whether, scaled to 10,000, the value of one count implies a whole total of counts in each cell.
     """
 
     kind: Kind
@@ -136,7 +136,7 @@ def judge_values(sample: csr_matrix) -> Finding:
 
 
 class _Cells:
-    """A sample, with the logarithms undone as often as they are asked for."""
+    """A sample of cells, with a cache of its values after undoing logarithms."""
 
     def __init__(self, sample: csr_matrix) -> None:
         self.sample, self.n = sample, sample.shape[0]

@@ -110,9 +110,9 @@ def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
         other = os.fsdecode(made.get_external(0)[0])
         raise outside(path, name, f"a dataset whose values are stored in the file {other!r}")
     for place in range(made.get_nfilters()):
-        number, _, _, told = made.get_filter(place)
+        number, _, _, label = made.get_filter(place)
         if not (h5py.h5z.filter_avail(number) or _more_filters(number)):
-            called = told.decode("utf-8", "replace") or "without a name"
+            called = label.decode("utf-8", "replace") or "without a name"
             raise DataError(
                 f"{path}: {name!r} is compressed by HDF5 filter {number} ({called}), which neither HDF5 nor "
                 "hdf5plugin has here: install hdf5plugin (pip install hdf5plugin) or the filter's own "

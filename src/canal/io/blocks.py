@@ -144,7 +144,7 @@ def without_cache(group: Any, name: str) -> Any:
         return node
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_chunk_cache(1, 0, 1.0)
-    del node  # HDF5 heeds the wish only where nobody else holds the array open
+    del node  # HDF5 applies the cache setting only if the array is not open elsewhere
     return h5py.Dataset(h5py.h5d.open(group.id, name.encode(), access))
 
 

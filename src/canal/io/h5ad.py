@@ -345,10 +345,10 @@ def not_genes(n: int, columns: Mapping[str, Callable[[], Iterable[str]]]) -> Not
 
     Where a column calls some features ``Gene Expression``, those called otherwise are none, as CellRanger
     means it. Else it may hold biotypes of genes (protein_coding, lncRNA), and only what is known to be none
-    is left out. A feature of which nothing is said is a gene.
+    is left out. A feature without a stated type is a gene.
     """
     is_gene = np.ones(n, dtype=bool)
-    said: dict[int, str] = {}
+    stated: dict[int, str] = {}
     for name in COLUMNS:
         if name not in columns:
             continue
@@ -363,8 +363,8 @@ def not_genes(n: int, columns: Mapping[str, Callable[[], Iterable[str]]]) -> Not
         for place, value in enumerate(values) if none else ():
             if value in none:
                 is_gene[place] = False
-                said.setdefault(place, value)
-    return NotGenes(is_gene, dict(sorted(Counter(said.values()).items())))
+                stated.setdefault(place, value)
+    return NotGenes(is_gene, dict(sorted(Counter(stated.values()).items())))
 
 
 def _plain(value: str) -> str:

@@ -179,14 +179,14 @@ def how(one: Document) -> str:
         "tested": "measured on {}",
         "kept": "holds {} in its bank or probe sets",
     }
-    said = [
+    clauses = [
         sentence.format("cells that cannot be counted any more" if one["roles"][role] is None
                         else count(one["roles"][role]))
         for role, sentence in words.items() if role in one["roles"]
     ]  # fmt: skip
     if one["inherited_from"]:
-        said.append(f"inherited through {_name(one['inherited_from'])}")
-    return "; ".join(said)
+        clauses.append(f"inherited through {_name(one['inherited_from'])}")
+    return "; ".join(clauses)
 
 
 def _name(one: Document) -> str:

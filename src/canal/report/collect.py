@@ -160,10 +160,10 @@ def write_scores(layout: Layout, stage: str) -> None:
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of a stage as a flat document."""
-    said = measures(evaluation)
+    metrics = measures(evaluation)
     return {
         "accuracy": evaluation["row"][evaluation["stage"]],
-        **{name: said.get(name) for name in _SHOWN},
+        **{name: metrics.get(name) for name in _SHOWN},
         "types": len(evaluation["labels"]),
         "by_stage": evaluation["row"],
     }

@@ -118,9 +118,9 @@ def audit_report(document: Document) -> Group:
     parts += [_table("To know", notes)] if notes else []
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
     number = len(document["findings"])
-    said = "everything holds" if not number else f"findings: {number}"
-    said += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
-    return Group(*parts, Text(said, "bold" if number else ""))
+    message = "everything holds" if not number else f"findings: {number}"
+    message += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
+    return Group(*parts, Text(message, "bold" if number else ""))
 
 
 def reproduction_report(document: Document) -> Group:
@@ -215,8 +215,8 @@ def difference_group(document: Document) -> Group:
     more, fewer = document["genes"]["added"], document["genes"]["removed"]
     if more or fewer:
         parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
-    if said := shared_sums(document["sums"]):
-        parts.append(text(said))
+    if message := shared_sums(document["sums"]):
+        parts.append(text(message))
     for name in ("params", "data", "code"):
         parts += [Text(), _changes_table(name, document[name])]
     parts += [Text(), _recall_table(document)]
@@ -234,9 +234,9 @@ def shared_sums(sums: Document) -> str:
     kinds = {
         word: [stage for stage, one in stages.items() if one["same"] is same] for same, word in words.items()
     }
-    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
+    description = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
     basis = {True: "one basis", False: "of two bases", None: "kept by one of them alone"}
-    return f"sums ({basis[sums['basis']['same']]}): {told}"
+    return f"sums ({basis[sums['basis']['same']]}): {description}"
 
 
 def _changes_table(name: str, changes: Sequence[Document]) -> Any:
@@ -317,10 +317,17 @@ def verdict_table(verdict: "Verdict", only_failed: bool = False) -> Table:
         if rule.passed and only_failed:
             continue
         word = "passed" if rule.passed else rule.severity
-        told = rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
+        description = (
+            rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
+        )
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
         style = "" if rule.passed else _STYLE[word]
-        cells = [text(rule.rule, style), text(word, _STYLE[word]), text(rule.expected), text(told, style)]
+        cells = [
+            text(rule.rule, style),
+            text(word, _STYLE[word]),
+            text(rule.expected),
+            text(description, style),
+        ]
         found.add_row(*cells, text(rule.hint))
     return found
 

@@ -179,14 +179,14 @@ def _cut(published: Trial) -> str:
 
 
 def _strength_axis(axis: "Axes", document: Document, zero: float) -> None:
-    asked = document["tuning"]["distillation"]
-    powers = range(math.ceil(math.log10(asked["low"])), math.floor(math.log10(asked["high"])) + 1)
-    ticks = {zero: "0"} if asked["with_zero"] else {}
+    bounds = document["tuning"]["distillation"]
+    powers = range(math.ceil(math.log10(bounds["low"])), math.floor(math.log10(bounds["high"])) + 1)
+    ticks = {zero: "0"} if bounds["with_zero"] else {}
     ticks |= {10.0**power: f"{10.0**power:g}" for power in powers}
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set_xticks([], minor=True)
-    axis.set_xlim(zero / 1.6, asked["high"] * 1.6)
+    axis.set_xlim(zero / 1.6, bounds["high"] * 1.6)
     axis.set_xlabel("λ: weight of staying near the teacher")
 
 

@@ -201,7 +201,7 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield who let a version serve and why, past which rules, and who retired it."""
+    """Yield who promoted a version and why, with which overrides, and who retired it."""
     for one in view.get("served", ()):
         word = "promoted" if one["kind"] == "promote" else "rolled back to"
         despite = f"; overridden: {', '.join(one['overrides'])}" if one["overrides"] else ""
@@ -231,8 +231,8 @@ def _sums(evaluation: Document) -> Any:
     for name, by_stage in (evaluation.get("alone") or {}).items():
         measured = [by_stage[stage] for stage in evaluation["stages"] if stage in by_stage]
         shares = [*measured, sum(measured) / len(measured)]
-        told = "the network alone (published method)" if name == "network" else f"the {name} alone"
-        line.append(f"\n{told}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
+        description = "the network alone (published method)" if name == "network" else f"the {name} alone"
+        line.append(f"\n{description}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
         line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
     return line
 
