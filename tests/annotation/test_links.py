@@ -103,17 +103,17 @@ def deep(file, folder):
 
 def cycle(file, folder):
     file["uns/self"] = h5py.SoftLink("/")
-    return "lie within themselves"
+    return "contain themselves"
 
 
 def cycle_of_names(file, folder):
     file.create_group("uns/a")["up"] = file["uns"]
-    return "lie within themselves"
+    return "contain themselves"
 
 
 def nowhere(file, folder):
     file["layers/lost"] = h5py.SoftLink("/nothing")
-    return "soft link '/layers/lost' leads to '/nothing'"
+    return "soft link '/layers/lost' points to '/nothing'"
 
 
 HOSTILE = [

@@ -110,7 +110,7 @@ def test_a_transposed_10x_folder(annotator, adata, tmp_path):
         " ".join((cell, gene, value)) for gene, cell, value in (line.split() for line in [sizes, *lines])
     ]
     (folder / "matrix.mtx").write_text("\n".join([head, *turned]) + "\n")
-    with pytest.raises(DataError, match="the matrix lies transposed, 21 cells by 30 features"):
+    with pytest.raises(DataError, match="the matrix is transposed, 21 cells by 30 features"):
         label_h5ad(annotator, folder)
 
 
@@ -132,7 +132,7 @@ def test_a_matrix_that_lies_across_its_tables(annotator, adata, tmp_path):
         values = file["X"][:].T
         del file["X"]
         file["X"] = values
-    with pytest.raises(DataError, match="30 genes by 21 cells: it lies transposed"):
+    with pytest.raises(DataError, match="30 genes by 21 cells: it is transposed"):
         label_h5ad(annotator, path)
 
 

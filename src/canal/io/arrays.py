@@ -69,9 +69,9 @@ def check_announced(node: Any, path: Path, name: str, size: int) -> None:
     """Raise `DataError` if ``size`` bytes are implausible for the size of the file."""
     if size > _ALWAYS and size > (most := _ALWAYS + _TIMES * _weight(node, path)):
         raise DataError(
-            f"{path}: {name} has the shape {tuple(node.shape)}, which takes {size:,} bytes; a file that "
-            f"stores {_weight(node, path):,} bytes is believed up to {most:,}: it is damaged, or made to "
-            "fill the memory"
+            f"{path}: {name} has the shape {tuple(node.shape)}, which takes {size:,} bytes; expected at most "
+            f"{most:,} for a file that stores {_weight(node, path):,} bytes: the file is damaged, or made to "
+            "fill the memory; fetch it again"
         )
 
 
@@ -89,7 +89,7 @@ def check_chunks(node: Any, path: Path, name: str) -> None:
     if pieces > _PIECES + _TIMES * stored:
         raise DataError(
             f"{path}: {name} has the shape {tuple(node.shape)} in {pieces:,} chunks, of which {stored:,} are "
-            "stored: it is damaged, or made to take for ever"
+            "stored: the file is damaged, or made to be read for ever; fetch it again"
         )
 
 
@@ -132,8 +132,8 @@ def _more_filters(number: int) -> bool:
 def outside(path: Path, name: str, what: str) -> DataError:
     """Return the error for a link or dataset that refers to another file."""
     return DataError(
-        f"{path}: {name!r} is {what}. canal reads and writes nothing outside of the file it was given: "
-        "write the cells into one file (anndata: read_h5ad and write_h5ad), then give that"
+        f"{path}: {name!r} is {what}. canal does not follow references to other files: write all cells into "
+        "one file (anndata: read_h5ad and write_h5ad), then use that file"
     )
 
 
@@ -175,7 +175,8 @@ def _lengths(node: h5py.Dataset) -> np.ndarray | None:
 def _too_long(path: Path, name: str, weight: int) -> DataError:
     return DataError(
         f"{path}: the texts of {name} take more than {_ALWAYS + _TIMES * weight:,} bytes, or one of them "
-        f"more than the {weight:,} that are stored: it is damaged, or made to fill the memory"
+        f"more than the {weight:,} that are stored: the file is damaged, or made to fill the memory; fetch "
+        "it again"
     )
 
 

@@ -206,8 +206,8 @@ class RegroupedMatrix:
         except OSError as error:
             self._stack.close()
             raise DataError(
-                f"the temporary folder {tempfile.gettempdir()} does not hold the cells' values ({error}): "
-                "make room, or name another one with TMPDIR"
+                f"the temporary folder {tempfile.gettempdir()} has no space for the cells' values ({error}): "
+                "free space, or name another folder with TMPDIR"
             ) from error
         except BaseException:
             self._stack.close()

@@ -174,8 +174,8 @@ class Fingerprint:
         """Raise `DataError` if the file has changed since the fingerprint was taken."""
         if Fingerprint.of(self.path) != self:
             raise DataError(
-                f"{self.path} changed while it was read, so its labels would be those of no file: "
-                "wait until the program that writes it is done, then try again; nothing was written"
+                f"{self.path} changed while it was read, so labels could not be assigned to its cells; "
+                "nothing was written: wait until the program that writes the file is done, then try again"
             )
 
 

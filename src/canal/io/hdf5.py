@@ -64,8 +64,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     small = state.st_size <= _SEARCHED
     if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
         raise DataError(
-            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is "
-            "damaged or was cut short: fetch it again"
+            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of size 0): the file is "
+            "damaged or was cut short, so fetch it again"
         )
     with _opened(path, "r") as file:
         check_open(file, path)
@@ -208,8 +208,8 @@ class _Walk:
             item = h5py.h5o.open(where.id, aim.encode("utf-8", "surrogateescape"))
         except (KeyError, RuntimeError, OSError, ValueError) as error:
             raise DataError(
-                f"{self._path}: the soft link {member!r} leads to {aim!r}, which is not there or leads back "
-                "to the link: write the file anew without it"
+                f"{self._path}: the soft link {member!r} points to {aim!r}, which does not exist or points "
+                "back to the link: write the file again without it"
             ) from error
         self.soft.append((group, member.rsplit("/", 1)[1], aim))
         if isinstance(item, h5py.h5g.GroupID):
@@ -233,8 +233,8 @@ class _Walk:
         if inner:
             names = sorted(self._names[address] for address in inner)
             raise DataError(
-                f"{self._path}: {len(names)} groups lie within themselves by links, such as "
-                f"{listed(names, EXAMPLES)}: write the file anew without these links"
+                f"{self._path}: {len(names)} groups contain themselves by links, such as "
+                f"{listed(names, EXAMPLES)}: write the file again without these links"
             )
 
     @staticmethod

@@ -51,7 +51,7 @@ def _check_shape(shape: Any, path: Path, key: str, expected: tuple[int, int]) ->
     if found == expected:
         return
     if found == expected[::-1]:
-        turned = f"{found[0]} genes by {found[1]} cells: it lies transposed (anndata: write adata.T)"
+        turned = f"{found[0]} genes by {found[1]} cells: it is transposed (anndata: write adata.T)"
         raise DataError(f"{path}: {key!r} is {turned}; obs has {expected[0]} rows, var has {expected[1]}")
     raise DataError(
         f"{path}: {key!r} is {' x '.join(map(str, found)) or 'a single value'}, "

@@ -145,7 +145,7 @@ class MtxFolder(Barcoded):
         found = f"{self.path}: the matrix is {genes} features of {cells} cells"
         if (cells, genes) == (n_genes, n_cells):
             return DataError(
-                f"{self.path}: the matrix lies transposed, {genes} cells by {cells} features, as kallisto "
+                f"{self.path}: the matrix is transposed, {genes} cells by {cells} features, as kallisto "
                 "and alevin write it: write it features by cells (scipy.io.mmwrite of the transposed matrix)"
             )
         if (n_genes - genes, n_cells - cells) in ((0, 1), (1, 0), (1, 1)):
@@ -156,7 +156,7 @@ class MtxFolder(Barcoded):
             )
         return DataError(
             f"{found}, but there are {n_genes} features and {n_cells} barcodes: the files are "
-            "not of one folder, or one was cut short"
+            "from different folders, or one was cut short"
         )
 
     @staticmethod
