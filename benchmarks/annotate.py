@@ -107,7 +107,7 @@ def label(source: Path, target: Path, arguments: argparse.Namespace, answer: Que
     import torch
 
     from canal.annotation.annotate import annotate_h5ad
-    from canal.annotation.options import Listeners, Options
+    from canal.annotation.options import Callbacks, Options
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -115,7 +115,7 @@ def label(source: Path, target: Path, arguments: argparse.Namespace, answer: Que
     at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     options = Options(chunk_cells=arguments.chunk, effort=arguments.effort)
     began = time.perf_counter()
-    annotate_h5ad(annotator, source, target, options, Listeners(lambda text: _say(f"  {text}")))
+    annotate_h5ad(annotator, source, target, options, Callbacks(lambda text: _say(f"  {text}")))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     answer.put({"seconds": seconds, "at_rest_gib": at_rest, "peak_gib": peak})

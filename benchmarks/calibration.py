@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.learning import examination, shadow_cells
+from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
 from canal.memory.prediction import calibration, fit_temperature
 from canal.model.annotator import Annotator
@@ -34,7 +34,7 @@ def measured(project: Project, stage: str) -> dict[str, Any]:
     torch.set_num_threads(project.config.threads)
     annotator = Annotator.load(project.layout.model(stage) / "model")
     exam = examination(project, stage)
-    known = shadow_cells(project, stage, exam).known
+    known = held_out_cells(project, stage, exam).known
     logits = annotator.predict(known.expression).logits
     temperature = fit_temperature(logits, known.targets(annotator.labels))
     tests = exam.measured

@@ -27,9 +27,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.learning import examination, shadow_cells
+from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
-from canal.app.tasks import features_kept
+from canal.app.tasks import training_hooks
 from canal.continual.combining import held_out_types
 from canal.continual.shadow import shadow_heads
 from canal.memory.answer import ExactAnnotator
@@ -91,10 +91,10 @@ def noticed(project: Project, stage: str) -> dict[str, dict[str, Any]]:
     """Return of network, sums and both how well they notice each type that can be left out."""
     folder, config = project.layout.model(stage), project.config
     whole = CombinedAnnotator.load(folder / "model")
-    cells = shadow_cells(project, stage, examination(project, stage))
+    cells = held_out_cells(project, stage, examination(project, stage))
     sums = StageSums.load(folder, (*config.ancestors(stage), stage))
     assert sums is not None
-    every, kept = config.novelty.model_copy(update={"holdouts": whole.labels}), features_kept(project)
+    every, kept = config.novelty.model_copy(update={"holdouts": whole.labels}), training_hooks(project)
 
     def by(annotator: CombinedAnnotator | ExactAnnotator) -> dict[str, Any]:
         return held_out_types(annotator, sums, cells, config.memory, every, config.seed, kept)

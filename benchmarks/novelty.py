@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from canal.app.learning import examination, shadow_cells
+from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
 from canal.config.sections import Novelty
 from canal.continual.evaluation import harmonic_mean
@@ -248,7 +248,7 @@ def cases(project: Project, settings: Novelty) -> Iterator[Case]:
     """Yield a case for each stage and each type that can be measured."""
     for stage in project.config.stages:
         annotator = Annotator.load(project.layout.model(stage) / "model")
-        cells = shadow_cells(project, stage, examination(project, stage))
+        cells = held_out_cells(project, stage, examination(project, stage))
         names = [name for name in annotator.labels if not obstacle(name, annotator.labels, cells)]
         scores = GeneScores.of(annotator, cells)
         noticed = left_out(scores, settings, project.config.seed)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from canal.annotation.annotate import label_h5ad
-from canal.annotation.columns import CONFIDENCE, NOVELTY, TYPE, UNASSIGNED
+from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY, UNASSIGNED
 from canal.annotation.options import Options
 from canal.app.annotating import load_annotator, serving_version
 from canal.app.project import Project
@@ -48,7 +48,7 @@ def labelled(project: Project, annotator: Annotator) -> pd.DataFrame:
         chosen = project.split(stage).query("set == 'test'")["cell_id"]
         file = project.layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
         found.append(label_h5ad(annotator, file, Options(force=True)).loc[chosen])
-    return pd.concat([table.astype({TYPE: str}) for table in found])
+    return pd.concat([table.astype({CELL_TYPE: str}) for table in found])
 
 
 def placed(project: Project, annotator: Annotator) -> np.ndarray:
@@ -82,7 +82,7 @@ def draw(places: np.ndarray, found: list[Row], path: Path) -> None:
     """Draw a row of three pictures a version."""
     from matplotlib import colormaps
 
-    types = sorted({name for row in found for name in row.labels[TYPE]} - {UNASSIGNED})
+    types = sorted({name for row in found for name in row.labels[CELL_TYPE]} - {UNASSIGNED})
     tab20 = colormaps["tab20"].colors
     dark, pale = ([tab20[i] for i in range(start, 20, 2) if i // 2 != 7] for start in (0, 1))  # 7: greys
     colours = dict(zip(types, [*dark, *pale], strict=False))
@@ -100,7 +100,7 @@ def draw(places: np.ndarray, found: list[Row], path: Path) -> None:
 
 def by_type(axes: Axes, places: np.ndarray, row: Row, colours: dict[str, tuple[float, ...]]) -> None:
     """Draw each cell in its type's colour, and those of none as grey crosses."""
-    types = row.labels[TYPE].to_numpy()
+    types = row.labels[CELL_TYPE].to_numpy()
     known = types != UNASSIGNED
     axes.scatter(*places[known].T, s=9, c=[colours[name] for name in types[known]], linewidths=0)
     axes.scatter(*places[~known].T, s=11, c=_GREY, marker="x", linewidths=0.8)

@@ -25,7 +25,7 @@ from novelty import auroc
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.learning import examination, shadow_cells
+from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
 from canal.continual.novelty_choice import quantile_threshold, with_rule
 from canal.model.annotator import Annotator
@@ -48,7 +48,7 @@ class Judge:
     def of(cls, project: Project, stage: str) -> Judge:
         """Set rule and thresholds on the stage's validation cells and probes."""
         annotator = Annotator.load(project.layout.model(stage) / "model")
-        cells, settings = shadow_cells(project, stage, examination(project, stage)), project.config.novelty
+        cells, settings = held_out_cells(project, stage, examination(project, stage)), project.config.novelty
         known, trained = (
             (annotator.gene_scores(some.expression), some.cell_types) for some in (cells.known, cells.train)
         )

@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.choosing import plan, ready, settings_of, watch_trials
+from canal.app.choosing import plan, prepare_attempts, watch_trials
 from canal.app.project import Project
-from canal.app.tasks import lesson
+from canal.app.tasks import stage_task
 from canal.continual.trainer import learn_stage
-from canal.tuning.document import TUNED_FILE, study_document
+from canal.tuning.document import TUNED_FILE, settings_of, study_document
 from canal.tuning.study import Study
 
 TARGET = 4.0
@@ -36,7 +36,7 @@ TARGET = 4.0
 def measure(project: Project, stage: str, n_trials: int, scratch: Path) -> dict[str, Any]:
     """Return seconds of the features, of a full training with them and of a study with them."""
     torch.set_num_threads(project.config.threads)
-    attempts = ready(project, stage)
+    attempts = prepare_attempts(project, stage)
     attempts = replace(
         attempts,
         hooks=replace(attempts.hooks, cache_dir=scratch / "features"),
@@ -45,7 +45,7 @@ def measure(project: Project, stage: str, n_trials: int, scratch: Path) -> dict[
         ),
     )
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
-    task, _ = lesson(project, stage, settings.bank_size)
+    task, _ = stage_task(project, stage, settings.bank_size)
     began = time.perf_counter()
     whole = replace(task, replay=attempts.bank.cells)
     learn_stage(whole, settings.model_copy(update={"max_epochs": 1}), attempts.hooks)

@@ -1,4 +1,4 @@
-"""Measure one stage's model on the test cells of every stage so far: metrics/<stage>/, scores/<stage>/."""
+"""Evaluate a stage's model on the test cells of every stage so far: metrics/<stage>/, scores/<stage>/."""
 
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
@@ -12,30 +12,30 @@ from canal.report.collect import write_scores
 
 
 def measure(project: Project, logged: StepRun) -> None:
-    """Evaluate the stage named by --stage and log its figures."""
-    from canal.app.learning import measured
+    """Evaluate the stage named by --stage and log its metrics and figures."""
+    from canal.app.learning import evaluate_stage
     from canal.continual.evaluation import write_evaluation
     from canal.report.collect import draw_figures
 
     stage = argument("stage", project.config.stages)
     layout = project.layout
-    evaluation = measured(project, stage)
+    evaluation = evaluate_stage(project, stage)
     with new_folder(layout.metrics(stage)) as folder:
         write_evaluation(folder, evaluation)
     write_scores(layout, stage)
-    found = evaluation.document
-    logged.metrics(measures(found))
+    document = evaluation.document
+    logged.metrics(measures(document))
     figures = layout.figures(key_digest(layout.model(stage)))
     with new_folder(figures) as folder:
         draw_figures(layout, stage, folder)
     logged.artifacts(layout.metrics(stage), "metrics")
     logged.artifacts(figures, "figures")
-    row = (f"{name} {value:.3f}" for name, value in found["row"].items() if value is not None)
+    row = (f"{name} {value:.3f}" for name, value in document["row"].items() if value is not None)
     tell(f"{stage}: accuracy on test cells of {', '.join(row)}")
 
 
 def main() -> None:
-    """Restore the measures of a registered version; otherwise measure as an MLflow Project step."""
+    """Restore the metrics of a registered version; otherwise evaluate as an MLflow Project step."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
     if version := project.learned(stage):

@@ -12,7 +12,7 @@ from canal.registry.versions.history import require_available, restore_model
 def learn(project: Project, logged: StepRun) -> None:
     """Learn the stage named by --stage and write its model folder with its key."""
     from canal.app.declaring import chosen_settings
-    from canal.app.learning import keep_inputs, learned_stage
+    from canal.app.learning import keep_inputs, train_stage
     from canal.quality.verdict import require_passing
 
     stage = argument("stage", project.config.stages)
@@ -23,14 +23,14 @@ def learn(project: Project, logged: StepRun) -> None:
     parent = layout.model(config.stages[stage].parent)
     logged.params(settings.model_dump() | {"seed": config.seed, "parent": parent.name})
     logged.dataset(stage, layout.prepared(config.stages[stage].source) / "cells.h5ad", "finetune")
-    finished = learned_stage(project, logged, stage, settings)
+    artifacts = train_stage(project, logged, stage, settings)
     with new_folder(layout.model(stage)) as folder:
-        finished.save(folder)
+        artifacts.save(folder)
         keep_inputs(project, stage, folder)
         facts = stage_facts(layout, config, stage)
-        write_key(folder, facts | sums_facts(finished.sums), key_digest(parent))
-    if finished.network_weight is not None:
-        logged.metrics({"network_weight": finished.network_weight})
+        write_key(folder, facts | sums_facts(artifacts.sums), key_digest(parent))
+    if artifacts.network_weight is not None:
+        logged.metrics({"network_weight": artifacts.network_weight})
     logged.artifacts(layout.model(stage), "stage")
 
 

@@ -1,4 +1,4 @@
-"""Compare a stage's labels with what its parent's model says of the cells: labels/<stage>.json, a warning."""
+"""Compare a stage's labels with the predictions of its parent's model, and warn: labels/<stage>.json."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def restore(project: Project, stage: str, version: "Version") -> None:
-    """Put back what was found when ``stage`` was learned: nothing for versions from before this check."""
+    """Restore the result from when ``stage`` was learned; empty for versions older than this check."""
     target = project.layout.labels(stage)
     if LABELS_FILE in read_key(project.store.artifacts(version))["files"]:
         restore_file(project.store, version, LABELS_FILE, target)
@@ -24,7 +24,7 @@ def restore(project: Project, stage: str, version: "Version") -> None:
 
 
 def check(project: Project, stage: str) -> None:
-    """Ask the parent's model about training and validation cells; nothing is asked of a backbone."""
+    """Compare labels with the parent's predictions for training and validation cells; a backbone has none."""
     config, target = project.config, project.layout.labels(stage)
     parent, ask = config.stages[stage].parent, ask_parent(project, stage)
     if ask is None:
@@ -33,21 +33,22 @@ def check(project: Project, stage: str) -> None:
     require_available(config, stage)
     split = project.split(stage)
     prepared = project.prepared(stage)
-    cells = cells_to_ask(prepared, split["cell_id"][split["set"] != "test"])
+    ids = split["cell_id"][split["set"] != "test"].astype(str)
+    cells = cells_to_ask(prepared, ids)
     rule = label_rule(config.stages[stage].source, parent, config.gate.max_confused)
     docs = project.layout.data_docs(f"{stage}-labels")
     result = check_labels(ask(prepared, cells), rule, f"{stage}-labels", docs)
-    sure = contradicted(project, stage, [str(one) for one in split["cell_id"][split["set"] != "test"]])
-    write_labels(target, stage, parent, len(cells), result, sure)
-    for found in (result, *(() if sure is None else (sure[1],))):
-        for example in found.examples if not found.passed else ():
+    contradictions = contradicted(project, stage, list(ids))
+    write_labels(target, stage, parent, len(cells), result, contradictions)
+    for rule_result in (result, *(() if contradictions is None else (contradictions[1],))):
+        for example in rule_result.examples if not rule_result.passed else ():
             tell(f"{stage}: warning: {example}")
-        if not found.passed:
-            tell(f"{stage}: {found.hint}")
+        if not rule_result.passed:
+            tell(f"{stage}: {rule_result.hint}")
 
 
 def main() -> None:
-    """Restore what was found where the stage was learned; otherwise compare."""
+    """Restore the result if the stage was learned; otherwise compare."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
     if version := project.learned(stage):

@@ -12,7 +12,7 @@ from canal.registry.versions.history import require_available, restore_file
 
 
 def main() -> None:
-    """Choose the panel, or put back the one that the backbone was pretrained with."""
+    """Choose the panel, or restore the panel that the backbone was pretrained with."""
     project = Project.open()
     config, layout = project.config, project.layout
     if version := project.learned(BACKBONE):

@@ -20,7 +20,7 @@ def main() -> None:
     tell(f"{name}: {prepared.n_cells} cells x {prepared.n_genes} genes")
     if blank := prepared.repairs.get("labels_with_blanks"):
         names = ", ".join(map(repr, blank["examples"]))
-        tell(f"{name}: blanks at the ends of {blank['n']} labels were left out, such as {names}")
+        tell(f"{name}: removed blanks at the ends of {blank['n']} labels, such as {names}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The backbone, pretrained by masked expression or imported: models/backbone/ and metrics/backbone/."""
+"""Pretrain the backbone by masked expression, or take an import: models/backbone/ and metrics/backbone/."""
 
 import shutil
 
-from canal.app.beginning import adopt
+from canal.app.beginning import adopt_backbone
 from canal.app.pipeline import project_step, run
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
@@ -14,8 +14,8 @@ from canal.registry.versions.history import require_available, restore_model
 
 
 def learn(project: Project, logged: StepRun) -> None:
-    """Write the model folder with its key: an import, or pretrained on the first and extra stages."""
-    from canal.app.learning import pretrained
+    """Write the backbone's folder with its key: an import, or pretrained on the first and extra stages."""
+    from canal.app.learning import pretrain_backbone
     from canal.quality.verdict import require_passing
 
     config, layout, imported = project.config, project.layout, project.config.imported_backbone
@@ -27,10 +27,10 @@ def learn(project: Project, logged: StepRun) -> None:
     if not config.trains_network:
         history = {"method": "exact", "epochs": []}
     elif imported is None:
-        backbone, history = pretrained(project, logged)
+        backbone, history = pretrain_backbone(project, logged)
     with new_folder(layout.model(BACKBONE)) as folder:
         if imported is not None:
-            adopt(project, imported, folder)
+            adopt_backbone(project, imported, folder)
         elif config.trains_network:
             backbone.save(folder / "model")
         if imported is None:

@@ -6,7 +6,7 @@ from canal.app.pipeline import run
 from canal.app.project import Project
 from canal.core.errors import tell
 from canal.core.files import new_folder
-from canal.data.split import read_split, sets_told, split_stage, write_split
+from canal.data.split import read_split, reported_sets, split_stage, write_split
 from canal.registry.versions.history import require_available, restore_file
 
 
@@ -24,7 +24,7 @@ def divide(project: Project, stage: str, into: Path) -> None:
     split = split_stage(project.prepared(stage).obs, config.split, config.seed, grouped, tables)
     write_split(target, stage, split, config.split, earlier)
     counts = split["set"].value_counts()
-    tell(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in sets_told(counts)))
+    tell(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in reported_sets(counts)))
 
 
 def main() -> None:

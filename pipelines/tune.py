@@ -1,4 +1,4 @@
-"""Choose lambda and L of one stage by a study: tuned/<stage>.json."""
+"""Choose lambda and L of one stage by an Optuna study: tuned/<stage>.json."""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -30,23 +30,23 @@ def tune(project: Project, logged: StepRun) -> None:
             study, lambda done: log_trials(logged, Trials(stage, study.plan.digest, done, trial_times(study)))
         )
 
-    found = choose(project, stage, watching)
-    write_json(project.layout.tuned(stage), found)
-    logged.params({"chosen": found["choice"]})
-    logged.metrics(found["objectives"])
+    document = choose(project, stage, watching)
+    write_json(project.layout.tuned(stage), document)
+    logged.params({"chosen": document["choice"]})
+    logged.metrics(document["objectives"])
     with scratch_folder("tuning") as scratch:
-        draw_tuning(found, scratch)
-        write_json(scratch / TUNED_FILE, found)
+        draw_tuning(document, scratch)
+        write_json(scratch / TUNED_FILE, document)
         logged.artifacts(scratch, "tuning")
-    chosen = ", ".join(f"{name} {value}" for name, value in found["choice"].items())
-    below = ", though no trial kept as much of the past as was wanted" if found["rule"]["below"] else ""
-    best = found["rule"]["passed_over"]
-    unsure = "" if best is None else f"; trial {best} looks better by too little to be sure"
-    tell(f"{stage}: chosen {chosen} (trial {found['chosen']} of {len(found['trials'])}){below}{unsure}")
+    chosen = ", ".join(f"{name} {value}" for name, value in document["choice"].items())
+    below = ", though no trial reached tuning.min_retention" if document["rule"]["below"] else ""
+    best = document["rule"]["passed_over"]
+    unsure = "" if best is None else f"; trial {best} is better, but not significantly"
+    tell(f"{stage}: chosen {chosen} (trial {document['chosen']} of {len(document['trials'])}){below}{unsure}")
 
 
 def main() -> None:
-    """Restore what was chosen where the stage was learned; otherwise tune as an MLflow Project step."""
+    """Restore the study's document if the stage was learned; otherwise tune as an MLflow Project step."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
     tuning_of(project, stage)

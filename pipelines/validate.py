@@ -1,4 +1,4 @@
-"""The gate of one stage: verdicts/<stage>/verdict.json; exit code 1 unless it passes."""
+"""Run the gate on one stage: verdicts/<stage>/verdict.json; exit code 1 unless the stage passes."""
 
 from rich.console import Console
 

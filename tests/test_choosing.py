@@ -62,7 +62,7 @@ def test_a_stage_is_not_learned_before_it_is_tuned_nor_with_the_choice_of_anothe
     with pytest.raises(TrainingError, match=r"second\.json not found: this stage is tuned first"):
         chosen_settings(project, "second")
     write_tuned(project)
-    with pytest.raises(TrainingError, match=r"tuned/second\.json was chosen by another study"):
+    with pytest.raises(TrainingError, match=r"tuned/second\.json was written by another study"):
         chosen_settings(make_project(tmp_path, n_trials=9), "second")
     assert chosen_settings(make_project(tmp_path, jobs=2), "second").bank_size == 12
     write_tuned(project, format=99)
@@ -73,12 +73,13 @@ def test_a_stage_is_not_learned_before_it_is_tuned_nor_with_the_choice_of_anothe
 def test_only_tuned_stages_have_a_study(tmp_path):
     project = make_project(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"'first' is not tuned: .* lambda 0\.1 and L 24 .* tuned are second"
+        ConfigError,
+        match=r"'first' is not tuned: params.yaml sets lambda 0\.1 and L 24; tuned stages: second",
     ):
         tuning_of(project, "first")
     with pytest.raises(ConfigError, match="no stage 'third'; there are first, second"):
         tuned_document(project, "third")
-    with pytest.raises(ConfigError, match="tuned are none"):
+    with pytest.raises(ConfigError, match="tuned stages: none"):
         tuning_of(Project(Layout(tmp_path), make_config()), "second")
 
 

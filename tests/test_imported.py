@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from canal.app.beginning import adopt, import_folder, imported_vocabulary
+from canal.app.beginning import adopt_backbone, import_folder, imported_vocabulary
 from canal.app.project import Project
 from canal.core.digests import file_digest, tree_digests
 from canal.core.errors import ModelError, RegistryError
@@ -39,7 +39,7 @@ def test_an_adopted_import_is_the_same_bytes_with_its_key_beside_them(project, t
     choose(project, gene_names(20)[4:14])
     target = tmp_path / "model"
     target.mkdir()
-    adopt(project, wanted(project), target)
+    adopt_backbone(project, wanted(project), target)
     folder = project.layout.imported("x")
     check_files(target / "model", read_json(folder / "key.json")["files"])
     assert file_digest(target / "imported.json") == wanted(project).key
@@ -56,7 +56,7 @@ def test_an_adopted_import_is_the_same_bytes_with_its_key_beside_them(project, t
 def test_a_panel_chosen_without_the_import_is_refused(project, tmp_path):
     choose(project, [*gene_names(20)[:8], "UNHEARD", "UNSEEN"])
     with pytest.raises(ModelError, match=r"2 of 10 panel genes .* 20 of the imported.*'UNHEARD', 'UNSEEN'"):
-        adopt(project, wanted(project), tmp_path)
+        adopt_backbone(project, wanted(project), tmp_path)
 
 
 def test_another_preset_is_refused(project, tmp_path):
@@ -64,13 +64,13 @@ def test_another_preset_is_refused(project, tmp_path):
     other = project_with_import(tmp_path / "other", preset="small")
     choose(other, gene_names(20)[:8])
     with pytest.raises(ModelError, match=r"set backbone\.preset: tiny"):
-        adopt(other, wanted(other), tmp_path)
+        adopt_backbone(other, wanted(other), tmp_path)
 
 
 def test_a_lost_import_without_a_registry_says_what_to_do(project):
     shutil.rmtree(project.layout.root / "backbones")
     with pytest.raises(
-        RegistryError, match=r"is not there, .*run `canal backbone import` with the same files"
+        RegistryError, match=r"does not exist, .*run `canal backbone import` with the same files"
     ):
         import_folder(project, wanted(project))
 

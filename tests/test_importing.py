@@ -222,7 +222,7 @@ def test_another_checkpoint_of_the_same_name_does_not_replace_an_import(wish, tm
     folder = project / "backbones" / "panglao-pretrain"
     make_backbone().save(folder)
     write_key(folder, {"stage": "imported"}, parent=None)
-    wish(RegistryError, r"panglao-pretrain holds another import .* another file name")
+    wish(RegistryError, r"panglao-pretrain holds another import .* rename the checkpoint")
 
 
 def test_gene_vectors_are_numbers_of_every_gene(tmp_path):

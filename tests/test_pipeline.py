@@ -66,11 +66,11 @@ def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
         ran.append(module)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "refuse_early", lambda: None)
+    monkeypatch.setattr(pipeline, "check_before_run", lambda: None)
     monkeypatch.setattr(pipeline, "_run", interrupted)
     assert pipeline.main() == 130
     said = capfd.readouterr().err
-    assert said.splitlines() == ["canal: interrupted; `make run` goes on from what was done"]
+    assert said.splitlines() == ["canal: interrupted; `make run` continues after the steps that are done"]
     assert ran == ["canal.runtime.warm"]
 
 
@@ -84,10 +84,10 @@ def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypa
 def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
     """The table of what was registered before would be the last thing on the screen."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(pipeline, "refuse_early", lambda: None)
+    monkeypatch.setattr(pipeline, "check_before_run", lambda: None)
     monkeypatch.setattr(pipeline, "_run", lambda module, *_: 255 if module == "canal.runtime.warm" else 0)
     assert pipeline.main() == 255
-    assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run did not get through")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run failed: see the error above")
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "data.dvc"])
@@ -99,8 +99,8 @@ def test_amid_a_merge_nothing_is_run(monkeypatch, tmp_path, name):
     ours = path.read_text() if path.is_file() else "a: 1\n"
     path.write_text(f"<<<<<<< HEAD\n{ours}\n=======\nb: 2\n>>>>>>> other\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{name} holds two sides of an unsettled merge .* lines 1, "):
-        pipeline.refuse_early()
+    with pytest.raises(ConfigError, match=rf"{name} has an unresolved merge conflict .* lines 1, "):
+        pipeline.check_before_run()
 
 
 def test_a_project_that_may_only_be_read_is_not_run(monkeypatch, tmp_path):
@@ -109,8 +109,8 @@ def test_a_project_that_may_only_be_read_is_not_run(monkeypatch, tmp_path):
     (tmp_path / "params.yaml").write_text(json.dumps(make_document()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ConfigError, match="may only be read by this user"):
-        pipeline.refuse_early()
+    with pytest.raises(ConfigError, match="is read-only for this user"):
+        pipeline.check_before_run()
 
 
 @pytest.mark.parametrize(

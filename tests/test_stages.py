@@ -154,4 +154,4 @@ def test_relearning_what_is_not_there_is_refused():
 def test_a_file_without_its_units_is_told_what_is_missing(tmp_path):
     said = CliRunner().invoke(app, ["stage", "add", "x", "--file", "a.h5ad", "--root", str(tmp_path)])
     assert isinstance(said.exception, ConfigError)
-    assert str(said.exception).endswith("give one of both; --values, the units of a.h5ad, is missing")
+    assert str(said.exception).endswith("give one of the two; --values, the units of a.h5ad, is missing")

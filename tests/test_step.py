@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from canal.app.choosing import watch_trials
-from canal.app.learning import watch
+from canal.app.learning import watch_training
 from canal.app.pipeline import argument, run
 from canal.config.layout import Layout
 from canal.core.errors import ConfigError
@@ -21,7 +21,7 @@ def project(tmp_path):
 
 
 def test_features_outlive_a_stage_and_its_checkpoints_do_not(project):
-    with watch(project, SimpleNamespace(), "first", max_epochs=3) as hooks:
+    with watch_training(project, SimpleNamespace(), "first", max_epochs=3) as hooks:
         for folder in (hooks.checkpoint_dir, hooks.cache_dir):
             folder.mkdir(parents=True)
             (folder / "file").write_text("x")
@@ -33,7 +33,7 @@ def test_features_outlive_a_stage_and_its_checkpoints_do_not(project):
 def test_a_step_that_fails_keeps_both_and_notices_are_shown(project, capsys):
     with (
         pytest.raises(RuntimeError, match="killed"),
-        watch(project, SimpleNamespace(), "first", max_epochs=3) as hooks,
+        watch_training(project, SimpleNamespace(), "first", max_epochs=3) as hooks,
     ):
         hooks.checkpoint_dir.mkdir(parents=True)
         hooks.on_notice("the features of 2 of 9 cells are kept")
@@ -45,16 +45,16 @@ def test_a_step_that_fails_keeps_both_and_notices_are_shown(project, capsys):
 def test_each_trial_is_told_once_with_the_best_so_far_and_logged(tmp_path, capsys):
     study, logged = Study.open(make_plan(tmp_path)), []
     learner = FakeLearner(before=fails_on(lambda one: one["bank_size"] == 10))
-    with watch_trials(study, lambda trials: logged.append(len(trials))) as watch:
-        study.work(learner, watch)
+    with watch_trials(study, lambda trials: logged.append(len(trials))) as watch_training:
+        study.work(learner, watch_training)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("second: trial 1 of 6, λ 0.1, L 40: accuracy ")
     assert all("; best 0." in line and "(λ " in line for line in lines)
     assert any("failed: the loss became nan" in line for line in lines)
     assert logged == [0, 1, 2, 3, 4, 5, 6, 6]
-    with watch_trials(study) as watch:
-        study.work(learner, watch)
+    with watch_trials(study) as watch_training:
+        study.work(learner, watch_training)
     assert "trial 6 of 6" in capsys.readouterr().err
 
 

@@ -55,7 +55,7 @@ def test_a_lineage_is_a_tree_json_graphviz_or_a_page(made, run, tmp_path):
 
 def test_a_lineage_forward_says_how_each_version_touched_the_cells(run):
     text = squeezed(run("lineage", "--data", "second"))
-    assert "Versions that second touched (5 cells)" in text
+    assert "Versions that have seen second (5 cells)" in text
     assert "trained on 3 cells; replayed 1 cell" in text
     text = squeezed(run("lineage", "--cell", "first:B-5"))
     assert "tested measured on 1 cell" in text
@@ -66,9 +66,9 @@ def test_a_lineage_forward_says_how_each_version_touched_the_cells(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "ask one thing"),
-        (("2", "--cell", "x"), "ask one thing"),
-        (("--data", "first", "--dot"), "name one"),
+        ((), "give exactly one of"),
+        (("2", "--cell", "x"), "give exactly one of"),
+        (("--data", "first", "--dot"), "name a version"),
         (("9",), "no version '9'"),
         (("--cell", "\x1b[2J" + "x" * 5000), "no registered version knows a cell"),
     ],
@@ -100,12 +100,12 @@ def test_names_in_titles_are_neither_markup_nor_steer_the_terminal():
     assert "[red]x" in stream.getvalue()
     assert "\x1b[2J" not in stream.getvalue()
     text = squeezed(stream.getvalue())
-    assert "touched (1 cell): none in reserve: 1 cell beyond split.max_cells_per_type" in text
+    assert "(1 cell): none in reserve: 1 cell beyond split.max_cells_per_type" in text
 
 
 def test_impact_prints_what_is_touched_and_the_way_out(run):
     text = squeezed(run("impact", "first", "--batch", "donor-1"))
-    assert "aliases that point to what learned from them: candidate (version 2), champion (version 1)" in text
+    assert "aliases of versions that learned from them: candidate (version 2), champion (version 1)" in text
     assert 'batches: ["donor-1"]' in text
     assert "canal stage relearn backbone --commit" in text
     assert "files that they labelled: none on record" in text

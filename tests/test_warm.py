@@ -169,7 +169,10 @@ def test_no_command_and_an_unknown_one_are_said(place):
     none = subprocess.run(warm, capture_output=True, text=True, check=False)
     assert (none.returncode, "Example: python -m canal.runtime.warm dvc repro" in none.stderr) == (2, True)
     unknown = subprocess.run([*warm, "no-such-command"], capture_output=True, text=True, check=False)
-    assert (unknown.returncode, unknown.stderr) == (127, "canal: there is no command 'no-such-command'\n")
+    assert (unknown.returncode, unknown.stderr) == (
+        127,
+        "canal: command 'no-such-command' not found on PATH\n",
+    )
 
 
 def test_ctrl_c_while_a_script_waits_for_its_turn_is_no_traceback(place):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from canal.annotation.output import Output
 from canal.annotation.records import make_record
-from canal.app.annotating import logger, origin, provenance, who
+from canal.app.annotating import origin, provenance, record_logger, who
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import CanalError, DataError
@@ -41,7 +41,7 @@ def label(made, path, wanted="2", log=True, **changes):
     record = canonical_json(make_record(facts) | changes)
     cells.uns["canal"] = record
     if log:
-        logger(made.project, lambda message: pytest.fail(message))(record)
+        record_logger(made.project, lambda message: pytest.fail(message))(record)
     return write_adata(cells, path)
 
 
@@ -111,8 +111,8 @@ def test_a_retired_version_is_warned_of(made, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda cells: cells[:3].copy(), "it holds 3 cells, 5 were labelled"),
-        (lambda cells: relabelled(cells), "other numbers of cells of 2 types than were written"),
+        (lambda cells: cells[:3].copy(), "the file holds 3 cells, 5 were labelled"),
+        (lambda cells: relabelled(cells), "the number of cells differs for 2 types"),
         (lambda cells: without(cells), "obs has no column canal_cell_type any more"),
     ],
 )
@@ -150,12 +150,12 @@ def test_a_file_without_a_record_is_refused(tmp_path):
 def test_where_the_log_cannot_be_written_the_file_alone_has_the_record(made):
     made.project.layout.annotations.mkdir()  # no file can be written under this name, not even by root
     told = []
-    logger(made.project, told.append)("{}")
+    record_logger(made.project, told.append)("{}")
     assert "annotations.jsonl cannot be written" in told[0]
 
 
 def test_each_annotation_is_one_line_of_the_log(made):
-    log = logger(made.project, lambda message: pytest.fail(message))
+    log = record_logger(made.project, lambda message: pytest.fail(message))
     for number in range(3):
         log(f'{{"n": {number}}}')
     lines = made.project.layout.annotations.read_text().splitlines()
@@ -190,7 +190,7 @@ def write_as(made, folder, suffix):
     columns = pd.DataFrame(
         {"canal_cell_type": pd.Categorical(["B", "B", "NA", "NA", "Unassigned"])}, index=cells.obs_names
     )
-    log = logger(made.project, lambda message: pytest.fail(message))
+    log = record_logger(made.project, lambda message: pytest.fail(message))
     target = folder / f"out{suffix}"
     Output.find(source, target, only_obs=False).write(columns, canonical_json(make_record(facts)), log)
     return target
@@ -222,10 +222,13 @@ def test_a_csv_file_needs_the_log_that_names_it(made, tmp_path, monkeypatch):
         "sha256": file_digest(tmp_path / "elsewhere.csv")
     }
     (tmp_path / "edited.csv").write_text((tmp_path / "elsewhere.csv").read_text().replace("B", "T", 1))
-    with pytest.raises(DataError, match=r"none of the 1 records of annotations.jsonl is of a CSV file with"):
+    with pytest.raises(DataError, match=r"none of the 1 records in annotations.jsonl names a CSV file with"):
         who(tmp_path / "edited.csv", made.root)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="no place for an annotation record.*name that with --root"):
+    with pytest.raises(
+        DataError,
+        match="the annotation record of a CSV file is in annotations.jsonl.*name the project with --root",
+    ):
         who(tmp_path / "elsewhere.csv")
 
 
@@ -233,7 +236,7 @@ def test_a_parquet_table_that_was_changed_is_told(made, tmp_path):
     path = write_as(made, tmp_path, ".parquet")
     table = pyarrow.parquet.read_table(path)
     pyarrow.parquet.write_table(table.slice(0, 3), path)
-    assert "it holds 3 cells, 5 were labelled" in warned(path, made.root)[0][0]
+    assert "the file holds 3 cells, 5 were labelled" in warned(path, made.root)[0][0]
     pyarrow.parquet.write_table(table.drop_columns("canal_cell_type"), path)
     assert "the table has no column canal_cell_type" in warned(path, made.root)[0][0]
     pd.read_parquet(path).to_parquet(path)
@@ -250,11 +253,11 @@ def test_what_cannot_be_read_is_refused(made, tmp_path, suffix):
     with pytest.raises(DataError, match="no such file"):
         who(path, made.root)
     path.write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(DataError, match="no readable|none of the 0 records"):
+    with pytest.raises(DataError, match="cannot be read as Parquet|no readable|none of the 0 records"):
         who(path, made.root)
 
 
 def test_a_file_of_counts_is_not_what_annotate_writes(made, tmp_path):
     path = write_10x_v3(make_adata({"B": 3}, n_genes=5), tmp_path)
-    with pytest.raises(DataError, match="expected what `canal annotate` writes"):
+    with pytest.raises(DataError, match="expected an output of `canal annotate`"):
         who(path, made.root)

@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.options import Listeners, Options
+from canal.annotation.options import Callbacks, Options
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, ModelError
 from tests.support.cells import gene_names, make_adata, write_adata
@@ -236,7 +236,7 @@ def test_a_wrong_value_anywhere_leaves_nothing(annotator, tmp_path):
 
 def test_progress_is_told_in_tenths(annotator, source, tmp_path):
     said = []
-    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(chunk_cells=1), Listeners(said.append))
+    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(chunk_cells=1), Callbacks(said.append))
     assert len(said) == 10
     assert said[-1] == "labelled 55 of 55 cells"
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.columns import columns_of, joined, parted
+from canal.annotation.columns import columns_of, join_blocks, split_obsm
 from canal.annotation.options import Options
 from tests.support import formats
 from tests.support.cells import gene_names, make_adata, write_adata
@@ -37,7 +37,7 @@ def test_the_runner_up_is_the_second_likeliest_type(answer):
 
 def test_a_model_of_one_type_has_no_runner_up():
     model = make_annotator(("B",))
-    table = joined([columns_of(model.predict(make_expression(5)), np.zeros(5, dtype=bool), ("B",))], {})
+    table = join_blocks([columns_of(model.predict(make_expression(5)), np.zeros(5, dtype=bool), ("B",))], {})
     assert table["canal_runner_up"].isna().all()
     assert table["canal_margin"].tolist() == [1.0] * 5
 
@@ -85,6 +85,6 @@ def test_all_probabilities_are_columns_of_a_table(annotator, adata, suffix, tmp_
 
 def test_a_table_without_probabilities_is_left_whole(answer):
     table = columns_of(answer, np.zeros(30, dtype=bool), LABELS)
-    columns, matrices = parted(table)
+    columns, matrices = split_obsm(table)
     assert columns is table
     assert matrices == {}

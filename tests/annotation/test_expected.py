@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from canal.annotation.summary import Likeness, told_shift
+from canal.annotation.summary import Likeness, shift_warning
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import Prediction, SumsRule
 from tests.support.sums import make_exact, make_sums
@@ -56,12 +56,12 @@ def test_blocks_are_counted_together_and_answers_that_cannot_tell_are_not():
 @pytest.mark.parametrize("missing", [{"strays": {}}, {"novelty": None}])
 def test_nothing_is_said_where_no_study_was_left_out_or_nothing_is_unassigned(missing):
     assert likeness(answer(1, 2)).to_json(about(**missing)) == {}
-    assert told_shift({}) == ""
+    assert shift_warning({}) == ""
 
 
 def test_a_file_that_is_shifted_as_a_whole_is_told_with_figures():
-    assert told_shift(likeness(answer(5, 10)).to_json(about())) == ""
-    text = told_shift(likeness(answer(4, 10)).to_json(about()))
+    assert shift_warning(likeness(answer(5, 10)).to_json(about())) == ""
+    text = shift_warning(likeness(answer(4, 10)).to_json(about()))
     assert text.startswith("60% of the cells lie outside of the studies that were learned")
     assert "some 17% may be Unassigned (8% to 26%" in text
 

@@ -8,7 +8,7 @@ import torch
 
 from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.labelled import open_labelled
-from canal.annotation.markers import Asked, explain, write_explanations
+from canal.annotation.markers import ExplainOptions, explain, write_explanations
 from canal.core.errors import DataError
 from canal.model.attribution import attributions
 from canal.model.head import NoveltyRule
@@ -84,8 +84,8 @@ def labelled(tmp_path):
 def test_a_labelled_file_is_explained_type_by_type(labelled, tmp_path):
     model, path = labelled
     with open_labelled(path) as opened:
-        found = explain(model, opened, Asked(cells=10, top=3, chunk_cells=7), lambda said: None)
-        again = explain(model, opened, Asked(cells=10, top=3), lambda said: None)
+        found = explain(model, opened, ExplainOptions(cells=10, top=3, chunk_cells=7), lambda said: None)
+        again = explain(model, opened, ExplainOptions(cells=10, top=3), lambda said: None)
     assert [(one.cell_type, one.n_cells, one.genes[0].gene, one.genes[0].expressed) for one in found] == [
         (name, 10, gene_names(20)[gene], 1.0) for name, gene in MARKERS.items()
     ]
@@ -101,5 +101,5 @@ def test_without_a_type_there_is_nothing_to_explain(labelled):
     model, path = labelled
     with open_labelled(path) as opened:
         opened.types[:] = "Unassigned"
-        with pytest.raises(DataError, match="none of its 60 cells has a type"):
-            explain(model, opened, Asked(), lambda said: None)
+        with pytest.raises(DataError, match="none of its 60 cells has a cell type"):
+            explain(model, opened, ExplainOptions(), lambda said: None)

@@ -8,9 +8,9 @@ import pytest
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.columns import BY_NETWORK
 from canal.annotation.labelled import open_labelled
-from canal.annotation.markers import Asked, explain
-from canal.annotation.novel import Wishes, group_novel
-from canal.annotation.options import Listeners, Options
+from canal.annotation.markers import ExplainOptions, explain
+from canal.annotation.novel import GroupingOptions, group_novel
+from canal.annotation.options import Callbacks, Options
 from canal.core.errors import DataError
 from canal.model.combined import FastAnnotator
 from tests.support.cells import make_adata, write_adata
@@ -89,9 +89,9 @@ def test_another_effort_does_not_go_on_where_one_stopped(fast, source, tmp_path)
 
     target = tmp_path / "x.h5ad"
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(fast, source, target, Options(effort="fast", chunk_cells=10), Listeners(on_cells=stop))
+        annotate_h5ad(fast, source, target, Options(effort="fast", chunk_cells=10), Callbacks(on_cells=stop))
     for annotator, options in ((fast.whole, {}), (fast.whole, {"effort": "fast"}), (fast, {})):
-        with pytest.raises(DataError, match=r"another input, model or other options; leave --resume out"):
+        with pytest.raises(DataError, match=r"another input, model or options; leave --resume out"):
             annotate_h5ad(annotator, source, target, Options(resume=True, chunk_cells=10, **options))
     annotate_h5ad(fast, source, target, Options(effort="fast", resume=True))
     assert target.is_file()
@@ -100,8 +100,8 @@ def test_another_effort_does_not_go_on_where_one_stopped(fast, source, tmp_path)
 def test_a_fast_file_is_explained_and_its_novel_cells_grouped(fast, labelled):
     with open_labelled(labelled) as file:
         assert file.record["options"]["effort"] == "fast"
-        explained = explain(fast, file, Asked(cells=10, top=3), quiet)
+        explained = explain(fast, file, ExplainOptions(cells=10, top=3), quiet)
         assert {one.cell_type for one in explained} <= set(fast.labels)
         assert all(np.isfinite([gene.attribution for gene in one.genes]).all() for one in explained)
-        novel = group_novel(fast, file, Wishes(min_cells=2, resolution=0.5), quiet)
+        novel = group_novel(fast, file, GroupingOptions(min_cells=2, resolution=0.5), quiet)
         assert novel.n_novel == (anndata.read_h5ad(labelled).obs["canal_cell_type"] == "Unassigned").sum()

@@ -10,7 +10,7 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.options import Listeners, Options
+from canal.annotation.options import Callbacks, Options
 from canal.annotation.output import Output
 from canal.core.errors import DataError
 from canal.io import blocks, matrices
@@ -130,7 +130,7 @@ def test_labels_alone(annotator, adata, tmp_path, suffix):
     target = tmp_path / f"out{suffix}"
     said = []
     source = write_zarr3(adata, tmp_path)
-    annotate_h5ad(annotator, source, target, Options(only_obs=True), Listeners(on_record=said.append))
+    annotate_h5ad(annotator, source, target, Options(only_obs=True), Callbacks(on_record=said.append))
     found = pd.read_csv(target, index_col=0) if suffix == ".csv" else pd.read_parquet(target)
     assert list(found.index) == list(adata.obs_names)
     assert found.index.name == "cell"
@@ -148,11 +148,11 @@ def test_a_name_that_fits_no_output_is_refused_before_any_work(annotator, adata,
     source, zarr = H5AD[0](adata, tmp_path), write_zarr3(adata, tmp_path)
     with pytest.raises(DataError, match=r"\.csv or \.parquet"):
         annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(only_obs=True))
-    with pytest.raises(DataError, match=r"copy of a zarr input is OUT\.zarr"):
+    with pytest.raises(DataError, match=r"copy of a zarr input must be OUT\.zarr"):
         annotate_h5ad(annotator, zarr, tmp_path / "out.h5ad")
-    with pytest.raises(DataError, match=r"copy of a h5ad input is OUT\.h5ad"):
+    with pytest.raises(DataError, match=r"copy of a h5ad input must be OUT\.h5ad"):
         annotate_h5ad(annotator, source, tmp_path / "out.zarr")
-    with pytest.raises(DataError, match="lies in the input"):
+    with pytest.raises(DataError, match="is inside the input"):
         annotate_h5ad(annotator, zarr, zarr / "out.zarr")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="neither a zarr store nor a 10x folder"):
@@ -220,6 +220,6 @@ def test_a_copy_in_hdf5_is_not_given_the_name_of_another_format(tmp_path, name):
     source = tmp_path / "in.h5ad"
     with h5py.File(source, "w") as file:
         file.create_group("obs")
-    with pytest.raises(DataError, match=r"is OUT.h5ad; give that, or OUT.csv"):
+    with pytest.raises(DataError, match=r"must be OUT.h5ad; give such a name, or OUT.csv"):
         Output.find(source, tmp_path / name, only_obs=False)
     assert not Output.find(source, tmp_path / "labelled.h5ad", only_obs=False).is_table

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, label_h5ad
-from canal.annotation.labelled import open_labelled, read_noted
+from canal.annotation.labelled import open_labelled, read_back
 from canal.annotation.naming import Naming
 from canal.annotation.options import Options
 from canal.app.declaring import declare
@@ -103,17 +103,17 @@ def deep(file, folder):
 
 def cycle(file, folder):
     file["uns/self"] = h5py.SoftLink("/")
-    return "lie within themselves"
+    return "contain themselves"
 
 
 def cycle_of_names(file, folder):
     file.create_group("uns/a")["up"] = file["uns"]
-    return "lie within themselves"
+    return "contain themselves"
 
 
 def nowhere(file, folder):
     file["layers/lost"] = h5py.SoftLink("/nothing")
-    return "soft link '/layers/lost' leads to '/nothing'"
+    return "soft link '/layers/lost' points to '/nothing'"
 
 
 HOSTILE = [
@@ -158,7 +158,7 @@ READERS = {
     "prepare": _prepare,
     "validate": _judge,
     "novel": lambda path, folder: _label(path),
-    "who": lambda path, folder: read_noted(path),
+    "who": lambda path, folder: read_back(path),
     "backbone import": lambda path, folder: read_gene_list(path),
     "training": lambda path, folder: PreparedCells(path).obs,
 }
@@ -313,7 +313,7 @@ def test_a_pipe_in_a_10x_folder_is_refused(annotator, adata, tmp_path, name):
 def test_a_pipe_or_device_is_no_file(annotator, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5ad")
     for path, what in ((tmp_path / "pipe.h5ad", "named pipe"), (Path("/dev/zero"), "device")):
-        for read in (lambda path: label_h5ad(annotator, path), read_noted, _label):
+        for read in (lambda path: label_h5ad(annotator, path), read_back, _label):
             with pytest.raises(DataError, match=what):
                 read(path)
 

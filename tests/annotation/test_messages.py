@@ -110,14 +110,16 @@ def test_a_transposed_10x_folder(annotator, adata, tmp_path):
         " ".join((cell, gene, value)) for gene, cell, value in (line.split() for line in [sizes, *lines])
     ]
     (folder / "matrix.mtx").write_text("\n".join([head, *turned]) + "\n")
-    with pytest.raises(DataError, match="the matrix lies transposed, 21 cells by 30 features"):
+    with pytest.raises(DataError, match="the matrix is transposed, 21 cells by 30 features"):
         label_h5ad(annotator, folder)
 
 
 def test_a_transposed_adata(annotator, adata, tmp_path):
     turned = anndata.AnnData(adata.X.T.tocsr())
     turned.obs_names, turned.var_names = adata.var_names, adata.obs_names
-    message = "20 of them are names of its cells: it lies transposed, genes by cells; turn it"
+    message = (
+        r"20 of them are names of its cells: the matrix is transposed \(genes by cells\); transpose it back"
+    )
     with pytest.raises(DataError, match=message):
         annotate_adata(annotator, turned)
     with pytest.raises(DataError, match=message):
@@ -130,7 +132,7 @@ def test_a_matrix_that_lies_across_its_tables(annotator, adata, tmp_path):
         values = file["X"][:].T
         del file["X"]
         file["X"] = values
-    with pytest.raises(DataError, match="30 genes by 21 cells: it lies transposed"):
+    with pytest.raises(DataError, match="30 genes by 21 cells: it is transposed"):
         label_h5ad(annotator, path)
 
 
@@ -243,7 +245,7 @@ def test_a_sparse_matrix_that_contradicts_itself(annotator, adata, form, part):
     values = form(adata.X.copy())
     getattr(values, part)[3] = 10**8
     broken._X = values
-    with pytest.raises(DataError, match="its sparse matrix of 21 x 30 contradicts itself"):
+    with pytest.raises(DataError, match="its sparse matrix of 21 x 30 is damaged"):
         annotate_adata(annotator, broken)
 
 

@@ -44,8 +44,8 @@ def renamed(adata, naming=None):
 
 
 def test_known_names_stay():
-    query, told = renamed(make_adata({"B": 5}, n_genes=20))
-    assert (list(query.genes), told) == (PANEL, {})
+    query, found = renamed(make_adata({"B": 5}, n_genes=20))
+    assert (list(query.genes), found) == (PANEL, {})
 
 
 @pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "symbol"])
@@ -69,14 +69,14 @@ def test_ids_with_a_version_are_looked_up_in_a_table(annotator, adata, tmp_path)
 
 def test_a_panel_of_ids_is_found_with_any_version():
     adata = named(make_adata({"B": 5}, n_genes=20), [f"{name}.7" for name in IDS])
-    query, told = rename(query_adata(adata, "X", None), IDS, Naming(), chosen=False)
-    assert (list(query.genes), told) == (IDS, {"versions": 20})
+    query, found = rename(query_adata(adata, "X", None), IDS, Naming(), chosen=False)
+    assert (list(query.genes), found) == (IDS, {"versions": 20})
 
 
 def test_case_does_not_matter_but_an_exact_name_comes_first(adata):
-    query, told = renamed(named(adata, [name.lower() for name in PANEL]))
-    assert (list(query.genes), told) == (PANEL, {"case": 20})
-    query, told = renamed(named(adata, [PANEL[0], PANEL[0].lower(), *PANEL[2:]]))
+    query, found = renamed(named(adata, [name.lower() for name in PANEL]))
+    assert (list(query.genes), found) == (PANEL, {"case": 20})
+    query, found = renamed(named(adata, [PANEL[0], PANEL[0].lower(), *PANEL[2:]]))
     assert list(query.genes)[:2] == [PANEL[0], PANEL[0].lower()]
 
 
@@ -109,29 +109,29 @@ DRESSED = {
 @pytest.mark.parametrize("kind", DRESSED)
 def test_names_that_a_program_added_to_are_found(adata, panel, kind):
     dressed = [DRESSED[kind](name, own_id) for name, own_id in zip(panel, IDS, strict=True)]
-    query, told = rename(query_adata(named(adata, dressed), "X", None), panel, Naming(), chosen=False)
-    assert (list(query.genes), told) == (panel, {"parts_of_names": 20})
+    query, found = rename(query_adata(named(adata, dressed), "X", None), panel, Naming(), chosen=False)
+    assert (list(query.genes), found) == (panel, {"parts_of_names": 20})
 
 
 def test_a_panel_of_ids_is_found_beside_symbols(adata):
     dressed = [f"{name} ({own_id}.4)" for name, own_id in zip(PANEL, IDS, strict=True)]
-    query, told = rename(query_adata(named(adata, dressed), "X", None), IDS, Naming(), chosen=False)
-    assert (list(query.genes), told) == (IDS, {"parts_of_names": 20})
+    query, found = rename(query_adata(named(adata, dressed), "X", None), IDS, Naming(), chosen=False)
+    assert (list(query.genes), found) == (IDS, {"parts_of_names": 20})
 
 
 def test_ids_behind_a_genome_are_looked_up_in_a_table(adata, tmp_path):
     genes = table(tmp_path / "genes.tsv", zip(IDS, PANEL, strict=True))
-    query, told = renamed(named(adata, [f"GRCh38_{name}" for name in IDS]), Naming(gene_map=genes))
-    assert (list(query.genes), told) == (PANEL, {"parts_of_names": 20})
+    query, found = renamed(named(adata, [f"GRCh38_{name}" for name in IDS]), Naming(gene_map=genes))
+    assert (list(query.genes), found) == (PANEL, {"parts_of_names": 20})
 
 
 @pytest.mark.parametrize("letter", [".", "_"])
 def test_names_that_went_through_make_names_are_found(adata, letter):
     passed = [f"X{name}" if name[0].isdigit() else name for name in HYPHENS]
     passed = [name.replace("-", letter) for name in passed]
-    query, told = rename(query_adata(named(adata, passed), "X", None), HYPHENS, Naming(), chosen=False)
+    query, found = rename(query_adata(named(adata, passed), "X", None), HYPHENS, Naming(), chosen=False)
     hyphens = sum("-" in name for name in HYPHENS)
-    assert (list(query.genes), told) == (HYPHENS, {"punctuation": hyphens})
+    assert (list(query.genes), found) == (HYPHENS, {"punctuation": hyphens})
 
 
 def test_cellxgenes_shared_symbols_are_found_in_its_column(annotator, adata):
@@ -146,13 +146,13 @@ def test_cellxgenes_shared_symbols_are_found_in_its_column(annotator, adata):
 
 def test_two_names_for_one_gene_are_left_alone_and_told(annotator, adata):
     both = [f"{PANEL[0]}_{IDS[0]}", f"{PANEL[0]}_{IDS[1]}"]
-    query, told = renamed(named(adata, [*both, *PANEL[2:]]))
-    assert (list(query.genes)[:2], told) == (both, {"ambiguous": both})
+    query, found = renamed(named(adata, [*both, *PANEL[2:]]))
+    assert (list(query.genes)[:2], found) == (both, {"ambiguous": both})
     panel = ["A-1", "A_1", *PANEL[2:]]  # one name for two genes
-    query, told = rename(
+    query, found = rename(
         query_adata(named(adata, ["A.1", "other", *PANEL[2:]]), "X", None), panel, Naming(), chosen=False
     )
-    assert (query.genes[0], told) == ("A.1", {"ambiguous": ["A.1"]})
+    assert (query.genes[0], found) == ("A.1", {"ambiguous": ["A.1"]})
     mixed = named(adata, [*(f"{name}_{own}" for name in PANEL[:10] for own in IDS[:2])])
     with pytest.raises(DataError, match=r"0 of the model's 20 genes.*20 symbols may be a gene of the model"):
         annotate_adata(annotator, mixed)
@@ -160,14 +160,14 @@ def test_two_names_for_one_gene_are_left_alone_and_told(annotator, adata):
 
 def test_an_exact_name_comes_before_its_parts(adata):
     names = [PANEL[0], f"{PANEL[0]}_{IDS[1]}", *PANEL[2:]]
-    query, told = renamed(named(adata, names))
-    assert (list(query.genes), told) == (names, {})
+    query, found = renamed(named(adata, names))
+    assert (list(query.genes), found) == (names, {})
 
 
 def test_genes_of_a_mouse_behind_a_genome_are_no_human_ones(adata):
     names = [*(f"hg19_{name}" for name in PANEL[:10]), *(f"mm10_{name}" for name in PANEL[:10])]
-    query, told = renamed(named(adata, names))
-    assert (list(query.genes), told) == ([*PANEL[:10], *names[10:]], {"parts_of_names": 10})
+    query, found = renamed(named(adata, names))
+    assert (list(query.genes), found) == ([*PANEL[:10], *names[10:]], {"parts_of_names": 10})
 
 
 HGNC = "hgnc_id\tsymbol\talias_symbol\tprev_symbol\n"
@@ -180,10 +180,10 @@ def hgnc(path, *rows):
 
 def test_hgncs_own_table_names_genes_both_ways(adata, tmp_path):
     rows = [f'{PANEL[0]}\t"A0|B0"\t', f'NEW1\t\t"OLD1|{PANEL[1]}"', f"{PANEL[2]}\tNEW1\tOLD2"]
-    query, told = renamed(
+    query, found = renamed(
         named(adata, ["B0", "NEW1", "OLD2", *PANEL[3:]]), Naming(aliases=hgnc(tmp_path / "h.tsv", *rows))
     )
-    assert (list(query.genes), told) == (PANEL, {"aliases": 3})  # NEW1 is a symbol, so no alias of another
+    assert (list(query.genes), found) == (PANEL, {"aliases": 3})  # NEW1 is a symbol, so no alias of another
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_what_is_not_clear_is_left_alone_and_told(annotator, adata, tmp_path, ro
     ("text", "message"),
     [
         (HGNC + "HGNC:1\t\tA\tB\n", "line 2 has no symbol; columns are hgnc_id, symbol"),
-        (HGNC + "HGNC:1\tA\t\t\n", "there is nothing to go by"),
-        (HGNC, "there is nothing to go by"),
-        ("", "there is no pair in it"),
+        (HGNC + "HGNC:1\tA\t\t\n", "no line has a value in prev_symbol or alias_symbol"),
+        (HGNC, "no line has a value in prev_symbol or alias_symbol"),
+        ("", "no pairs found"),
         (HGNC + f"HGNC:1\tA\t{'B' * 200_000}\n", "line 2 cannot be read .field larger"),
         ("one column\n", "line 1 has no two columns"),
     ],
@@ -247,7 +247,7 @@ def test_mice_of_equal_spelling_are_no_humans(annotator, adata):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("only\n", "line 1 has no two columns"), ("# nothing\n", "no pair in it"), ("\tx\n", "line 1")],
+    [("only\n", "line 1 has no two columns"), ("# nothing\n", "no pairs found"), ("\tx\n", "line 1")],
 )
 def test_tables_that_are_none_are_refused(tmp_path, text, message):
     (tmp_path / "t.tsv").write_text(text)

@@ -10,18 +10,18 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_h5ad
-from canal.annotation.clusters import Machine
+from canal.annotation.clusters import ComputeOptions
 from canal.annotation.labelled import open_labelled
 from canal.annotation.naming import Naming
-from canal.annotation.novel import Wishes, group_novel
+from canal.annotation.novel import GroupingOptions, group_novel
 from canal.annotation.options import Options
-from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_lesson, write_sheet
+from canal.annotation.sheet import cells_file, check_sheet, read_sheet, write_sheet, write_stage_file
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from tests.support.cells import gene_names, make_adata, write_adata
 from tests.support.formats import write_10x_v3
 
-WISHES = Wishes(min_cells=5, resolution=0.5)
+OPTIONS = GroupingOptions(min_cells=5, resolution=0.5)
 
 
 def quiet(said):
@@ -49,7 +49,7 @@ def file(annotator, given, tmp_path_factory):
     return folder / "out.h5ad"
 
 
-def grouped(annotator, path, wishes=WISHES):
+def grouped(annotator, path, wishes=OPTIONS):
     with open_labelled(path) as labelled:
         return group_novel(annotator, labelled, wishes, quiet)
 
@@ -63,7 +63,7 @@ def novel(annotator, file):
 def sheet(annotator, file, novel, tmp_path):
     """A sheet beside nothing else."""
     with open_labelled(file) as labelled:
-        write_sheet(tmp_path / "sheet.csv", labelled, file_digest(file), novel, WISHES)
+        write_sheet(tmp_path / "sheet.csv", labelled, file_digest(file), novel, OPTIONS)
     return tmp_path / "sheet.csv"
 
 
@@ -87,7 +87,7 @@ def test_every_novel_cell_is_in_one_group_or_left_out(file, novel):
     assert novel.n_novel == obs["canal_is_novel"].sum()
     sizes = [len(group.rows) for group in novel.groups]
     assert sizes == sorted(sizes, reverse=True)
-    assert min(sizes) >= WISHES.min_cells
+    assert min(sizes) >= OPTIONS.min_cells
     assert len(sizes) > 1
 
 
@@ -110,7 +110,9 @@ def test_neither_blocks_nor_layout_change_the_groups(annotator, given, novel, tm
     source = write_adata(turned, tmp_path / "in.h5ad")
     annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(layer="counts"))
     again = grouped(
-        annotator, tmp_path / "out.h5ad", Wishes(min_cells=5, resolution=0.5, machine=Machine(17))
+        annotator,
+        tmp_path / "out.h5ad",
+        GroupingOptions(min_cells=5, resolution=0.5, compute=ComputeOptions(17)),
     )
     assert [group.rows for group in again.groups] == [group.rows for group in novel.groups]
     assert [[gene.gene for gene in group.genes] for group in again.groups] == [
@@ -127,8 +129,8 @@ def test_a_zarr_store_is_grouped_likewise(annotator, given, novel, tmp_path):
 
 @pytest.mark.parametrize("resolution", [float("nan"), float("inf"), -1.0])
 def test_a_resolution_that_is_no_number_is_refused(annotator, file, resolution):
-    with pytest.raises(DataError, match="a resolution is a number of 0 or more"):
-        grouped(annotator, file, Wishes(resolution=resolution))
+    with pytest.raises(DataError, match="--resolution must be a number of at least 0"):
+        grouped(annotator, file, GroupingOptions(resolution=resolution))
 
 
 def test_what_is_no_gene_counts_nowhere_in_a_file_that_came_from_10x(annotator, given, novel, tmp_path):
@@ -149,7 +151,7 @@ def test_what_is_no_gene_counts_nowhere_in_a_file_that_came_from_10x(annotator, 
 
 
 def test_few_cells_are_one_group(annotator, file, novel):
-    assert [len(group.rows) for group in grouped(annotator, file, Wishes(min_cells=50)).groups] == [
+    assert [len(group.rows) for group in grouped(annotator, file, GroupingOptions(min_cells=50)).groups] == [
         novel.n_novel
     ]
 
@@ -159,11 +161,13 @@ def test_a_group_from_one_batch_alone_is_warned_of(annotator, given, file, novel
     cells.obs["plate"] = "p1"
     cells.obs.loc[cells.obs_names[list(novel.groups[0].rows)], "plate"] = "p2"
     cells.write_h5ad(tmp_path / "plates.h5ad")
-    found = grouped(annotator, tmp_path / "plates.h5ad", Wishes(batch="plate", min_cells=5, resolution=0.5))
+    found = grouped(
+        annotator, tmp_path / "plates.h5ad", GroupingOptions(batch="plate", min_cells=5, resolution=0.5)
+    )
     assert found.groups[0].purity == 1.0
     assert any("one batch alone (plate)" in warning for warning in found.warnings)
     with pytest.raises(DataError, match=r"no column 'well' \(--batch\)"):
-        grouped(annotator, tmp_path / "plates.h5ad", Wishes(batch="well"))
+        grouped(annotator, tmp_path / "plates.h5ad", GroupingOptions(batch="well"))
 
 
 def change_record(cells):
@@ -180,7 +184,7 @@ BROKEN = {
     "no annotation record": lambda cells: cells.uns.pop("canal"),
     "its annotation record was edited": change_record,
     "no column canal_cell_type": lambda cells: cells.obs.pop("canal_cell_type"),
-    "other numbers of cells": relabel,
+    "the number of cells differs for": relabel,
 }
 
 
@@ -196,18 +200,18 @@ def test_a_file_that_is_not_as_it_was_labelled_is_refused(annotator, file, tmp_p
 def test_cells_left_out_values_changed_and_tables_are_refused(annotator, file, tmp_path):
     cells = anndata.read_h5ad(file)
     cells[:100].write_h5ad(tmp_path / "part.h5ad")
-    with pytest.raises(DataError, match="it holds 100 cells, 180 were labelled"):
+    with pytest.raises(DataError, match="the file holds 100 cells, 180 were labelled"):
         grouped(annotator, tmp_path / "part.h5ad")
     cells.layers["counts"] = cells.layers["counts"][:, ::-1]
     cells.write_h5ad(tmp_path / "turned.h5ad")
     with pytest.raises(DataError, match="genes or values were changed"):
         grouped(annotator, tmp_path / "turned.h5ad")
-    with pytest.raises(DataError, match="with the cells beside their labels"):
+    with pytest.raises(DataError, match="a table of labels holds no cells"):
         grouped(annotator, tmp_path / "labels.csv")
     table = tmp_path / "genes.tsv"
     table.write_text("old\tnew\n")
     with pytest.raises(DataError, match="was labelled with no --aliases, found genes.tsv"):
-        grouped(annotator, file, Wishes(naming=Naming(aliases=table)))
+        grouped(annotator, file, GroupingOptions(naming=Naming(aliases=table)))
 
 
 def test_the_sheet_has_a_line_a_group_to_be_filled_in(sheet, novel, file):
@@ -219,7 +223,7 @@ def test_the_sheet_has_a_line_a_group_to_be_filled_in(sheet, novel, file):
     assert about["file"]["sha256"] == file_digest(file)
     assert about["model"]["key"] == "k" * 64
     assert str(file.parent) not in cells_file(sheet).read_text().replace(about["file"]["path"], "")
-    with pytest.raises(DataError, match="sheet.csv is there already"):
+    with pytest.raises(DataError, match="sheet.csv exists already"):
         check_sheet(sheet, overwrite=False)
     check_sheet(sheet, overwrite=True)
     with pytest.raises(DataError, match="is a CSV file"):
@@ -255,13 +259,13 @@ def test_a_sheet_that_does_not_hold_is_refused(sheet, tmp_path):
             read_sheet(sheet)
         sheet.write_text(whole)
     edited(cells_file(sheet), '"seed":0', '"seed":1')
-    with pytest.raises(DataError, match="is from another sheet"):
+    with pytest.raises(DataError, match="belongs to another sheet"):
         read_sheet(sheet)
     cells_file(sheet).write_text(cells[:-20])
     with pytest.raises(DataError, match="cannot be read"):
         read_sheet(sheet)
     cells_file(sheet).write_text("[]")
-    with pytest.raises(DataError, match="not what `canal novel` writes"):
+    with pytest.raises(DataError, match="was not written by `canal novel`"):
         read_sheet(sheet)
     cells_file(sheet).unlink()
     with pytest.raises(DataError, match="holds the cells of sheet.csv"):
@@ -292,8 +296,10 @@ def test_the_lesson_holds_the_named_cells_with_the_counts_that_were_labelled(
     filled = read_sheet(sheet)
     with open_labelled(file) as labelled:
         reading = labelled.reading(annotator, Naming())
-        lesson = write_lesson(tmp_path / "lesson.h5ad", labelled, reading, filled, {"a": 1}, chunk_cells=7)
-        write_lesson(tmp_path / "again.h5ad", labelled, reading, filled, {"a": 1})
+        lesson = write_stage_file(
+            tmp_path / "lesson.h5ad", labelled, reading, filled, {"a": 1}, chunk_cells=7
+        )
+        write_stage_file(tmp_path / "again.h5ad", labelled, reading, filled, {"a": 1})
     rows = list(novel.groups[1].rows)
     cells = anndata.read_h5ad(tmp_path / "lesson.h5ad")
     assert (lesson.values, lesson.batch) == ("counts", True)
@@ -312,5 +318,5 @@ def test_cells_that_are_not_where_the_sheet_says_are_refused(annotator, file, sh
     filled.about["groups"][0]["cells"][0] = "gone"
     filled.about["groups"][0]["rows"][1] = 10_000
     with open_labelled(file) as labelled, pytest.raises(DataError, match=r"2 of .* such as \['gone'"):
-        write_lesson(tmp_path / "x.h5ad", labelled, labelled.reading(annotator, Naming()), filled, {})
+        write_stage_file(tmp_path / "x.h5ad", labelled, labelled.reading(annotator, Naming()), filled, {})
     assert not (tmp_path / "x.h5ad").exists()

@@ -10,7 +10,7 @@ import pytest
 from canal.annotation.output import check_target, write_copy, write_table, write_zarr_copy
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.io.writer import Room
+from canal.io.writer import DiskSpace
 from tests.support.cells import make_adata, write_adata
 from tests.support.layouts import RAW, SCALED, write_07, write_pre_07
 
@@ -160,7 +160,7 @@ def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatch
     monkeypatch.delattr("os.posix_fallocate", raising=False)
     path = tmp_path / "file"
     path.write_bytes(b"head")
-    Room(path).take(3_000_000)
+    DiskSpace(path).take(3_000_000)
     assert path.stat().st_size == 4 + 3_000_000 + (1 << 20)
     assert path.read_bytes()[:6] == b"head\0\0"
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("canal.annotation.output._add_note", full)
+    monkeypatch.setattr("canal.annotation.output._add_record", full)
     (tmp_path / "out.h5ad").write_text("old")
     with pytest.raises(DataError, match="No space left"):
         write_copy(source, tmp_path / "out.h5ad", COLUMNS, "{}")

@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from canal.annotation import reading
 from canal.annotation.query import query_file
-from canal.annotation.reading import begin
+from canal.annotation.reading import make_reading
 from canal.core.errors import DataError
 from canal.io.h5ad import open_h5ad
 from tests.support.cells import make_adata, write_adata
@@ -29,7 +29,7 @@ def read(path, size=16, start=0):
     """Return expression, values and totals of all cells, or what refuses them."""
     try:
         with open_h5ad(path) as file:
-            reading = begin(query_file(file, "X", None), PANEL, "auto", 0.4)
+            reading = make_reading(query_file(file, "X", None), PANEL, "auto", 0.4)
             blocks = [(block.start, block.expression, block.empty) for block in reading.blocks(size, start)]
             values = [(first, block.toarray(), sums) for first, block, sums in reading.values(size, start)]
     except DataError as error:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.options import Listeners, Options
+from canal.annotation.options import Callbacks, Options
 from canal.annotation.records import genuine, make_record, parse_record, read_log, read_record
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
@@ -40,7 +40,7 @@ def facts(**changes):
 
 def test_a_labelled_file_says_who_when_and_from_what(annotator, source, tmp_path):
     told = []
-    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", OPTIONS, Listeners(on_record=told.append))
+    annotate_h5ad(annotator, source, tmp_path / "out.h5ad", OPTIONS, Callbacks(on_record=told.append))
     record = recorded(tmp_path / "out.h5ad")
     assert record["model"] == OPTIONS.model_name
     assert (record["time"], record["input"]) == (NOTED["time"], NOTED["input"])
@@ -71,7 +71,7 @@ def test_who_keeps_the_log_is_told_before_the_file_appears(annotator, source, tm
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", OPTIONS, Listeners(on_record=refuse))
+        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", OPTIONS, Callbacks(on_record=refuse))
     assert [path.name for path in tmp_path.iterdir()] == ["in.h5ad"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from canal.annotation.annotate import annotate_adata
-from canal.annotation.columns import columns_of, joined
+from canal.annotation.columns import columns_of, join_blocks
 from canal.annotation.options import Options
 from canal.annotation.service import MIN_COVERAGE, TOTALS, read_request
 from canal.core.errors import DataError
@@ -40,7 +40,7 @@ def logarithms(counts):
 def answer(annotator, table, size):
     blocks = read_request(table, annotator.genes).blocks(size)
     frames = [columns_of(annotator.predict(x), empty, annotator.labels) for x, empty in blocks]
-    return joined(frames, annotator.ontology)
+    return join_blocks(frames, annotator.ontology)
 
 
 def annotated(annotator, values, genes, units):

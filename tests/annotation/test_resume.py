@@ -9,7 +9,7 @@ import pytest
 
 from canal.annotation import annotate as parts
 from canal.annotation.annotate import annotate_h5ad, parts_folder
-from canal.annotation.options import Listeners, Options, in_tenths
+from canal.annotation.options import Callbacks, Options, in_tenths
 from canal.core.errors import DataError
 from tests.support.cells import make_adata
 from tests.support.formats import write_csc, write_csr, write_mtx
@@ -44,7 +44,7 @@ def interrupted(annotator, source, target, cells=20):
 
     said = []
     with pytest.raises(KeyboardInterrupt):
-        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), Listeners(said.append, stop))
+        annotate_h5ad(annotator, source, target, Options(chunk_cells=5), Callbacks(said.append, stop))
     return said
 
 
@@ -52,14 +52,14 @@ def test_an_interrupted_run_goes_on(annotator, source, tmp_path):
     one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
     annotate_h5ad(annotator, source, one)
     said = interrupted(annotator, source, two)
-    assert said == ["interrupted: --resume goes on behind the first 20 cells"]
+    assert said == ["interrupted: --resume continues after the first 20 cells"]
     assert not two.exists()
     counting = Counting(annotator)
-    annotate_h5ad(counting, source, two, Options(resume=True), Listeners(said.append))
+    annotate_h5ad(counting, source, two, Options(resume=True), Callbacks(said.append))
     assert counting.cells == 35
-    assert said[1] == "going on behind the first 20 cells"
-    obs = (anndata.read_h5ad(path).obs for path in (one, two))
-    pd.testing.assert_frame_equal(*obs, rtol=1e-5)
+    assert said[1] == "resuming after the first 20 cells"
+    obs = [anndata.read_h5ad(path).obs for path in (one, two)]
+    pd.testing.assert_frame_equal(obs[0], obs[1], rtol=1e-5)
     assert not parts_folder(two).exists()
 
 
@@ -89,7 +89,7 @@ def test_answers_of_another_job_are_not_used(annotator, source, tmp_path):
         (annotator, Options(resume=True, model_name={"version": 2})),
         (replace(annotator, novelty=None), Options(resume=True)),
     ):
-        with pytest.raises(DataError, match="another input, model or other options"):
+        with pytest.raises(DataError, match="another input, model or options"):
             annotate_h5ad(other, source, target, options)
     if source.is_file():
         os.utime(source, ns=(1, 1))

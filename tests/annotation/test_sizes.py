@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csc_matrix
 
 from canal.annotation.annotate import annotate_h5ad, label_h5ad
-from canal.annotation.labelled import read_noted
+from canal.annotation.labelled import read_back
 from canal.core.errors import DataError
 from canal.io.arrays import whole
 from canal.io.h5ad import open_h5ad
@@ -290,4 +290,4 @@ def test_a_note_that_is_no_text_is_refused(adata, tmp_path):
     with h5py.File(path, "r+") as file:
         file.create_dataset("uns/canal", (BILLION,), "S10", chunks=(1000,))
     with pytest.raises(DataError, match="no annotation record|expected one text"):
-        read_noted(path)
+        read_back(path)

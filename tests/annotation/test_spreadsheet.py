@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.annotation.labelled import read_noted
+from canal.annotation.labelled import read_back
 from canal.annotation.output import write_table
 from canal.annotation.records import Log, make_record
 from canal.core.digests import canonical_json
@@ -45,7 +45,7 @@ def test_labels_and_names_in_a_csv_are_texts_and_numbers_numbers(tmp_path):
     write_table(tmp_path / "t.csv", table, canonical_json(make_record(facts)), told.append)
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert lines[1:] == ["'+cell,'=cmd(),'-x,-0.500000", "'@cell,B,,0.250000", "cell,'=cmd(),B,1.000000"]
-    noted = read_noted(tmp_path / "t.csv", Log((json.loads(told[0]),), 0))
+    noted = read_back(tmp_path / "t.csv", Log((json.loads(told[0]),), 0))
     assert list(noted.types) == ["=cmd()", "B", "=cmd()"]
-    assert noted.misfit() == ""
+    assert noted.mismatch() == ""
     assert table.index.tolist() == ["+cell", "@cell", "cell"]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
-from canal.annotation.markers import tally
+from canal.annotation.markers import sum_expression
 from canal.annotation.query import query_file
-from canal.annotation.reading import begin
+from canal.annotation.reading import make_reading
 from canal.io.formats import open_cells
 from tests.support.cells import gene_names, make_adata, write_adata
 
@@ -27,8 +27,8 @@ def cells():
 
 def sums(adata, own, path, chunk):
     with open_cells(write_adata(adata, path)) as file:
-        reading = begin(query_file(file, "X", None), gene_names(60)[:20], "auto", 0.4)
-        return tally(reading, own, 3, chunk)
+        reading = make_reading(query_file(file, "X", None), gene_names(60)[:20], "auto", 0.4)
+        return sum_expression(reading, own, 3, chunk)
 
 
 def test_a_gene_comes_first_that_is_higher_than_in_each_of_the_others(cells, tmp_path):

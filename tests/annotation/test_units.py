@@ -66,7 +66,7 @@ def test_logarithms_of_another_sum_are_refused():
 def test_a_matrix_of_zeros_is_refused():
     adata = make_adata({"B": 30})
     adata.X = csr_matrix(adata.shape, dtype=np.float32)
-    with pytest.raises(DataError, match="zero in all 30 cells"):
+    with pytest.raises(DataError, match="zero in all 30 sampled cells"):
         find_values(query(adata), "auto")
 
 

@@ -46,11 +46,11 @@ def test_a_file_gains_two_columns_and_no_label_changes(annotator, adata, tmp_pat
     source = write_adata(adata, tmp_path / "in.h5ad")
     annotate_h5ad(annotator, source, tmp_path / "plain.h5ad")
     annotate_h5ad(annotator, source, tmp_path / "voted.h5ad", Options(vote=wish, chunk_cells=17))
-    plain, voted = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("plain", "voted"))
-    assert list(voted) == [*plain, "canal_vote", "canal_vote_share"]
-    pd.testing.assert_frame_equal(voted[list(plain)], plain, rtol=1e-5, atol=1e-6)
-    assert voted["canal_vote_share"].notna().sum() == (len(plain) if wish == "leiden" else len(plain) - 3)
-    assert set(voted["canal_vote"]) <= {*annotator.labels, "Unassigned"}
+    plain, add_vote = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("plain", "voted"))
+    assert list(add_vote) == [*plain, "canal_vote", "canal_vote_share"]
+    pd.testing.assert_frame_equal(add_vote[list(plain)], plain, rtol=1e-5, atol=1e-6)
+    assert add_vote["canal_vote_share"].notna().sum() == (len(plain) if wish == "leiden" else len(plain) - 3)
+    assert set(add_vote["canal_vote"]) <= {*annotator.labels, "Unassigned"}
 
 
 def test_clusters_of_the_representation_are_the_same_twice_and_for_an_adata(annotator, adata, tmp_path):
@@ -82,5 +82,5 @@ def test_a_column_that_is_not_there_is_refused_before_any_work(annotator, adata,
 
 def test_too_many_cells_to_cluster_are_refused_with_the_way_out(annotator, adata, monkeypatch):
     monkeypatch.setattr(clusters, "MOST_CELLS", 79)
-    with pytest.raises(DataError, match="at most 79 cells .* found 80: .* --vote COLUMN"):
+    with pytest.raises(DataError, match="clusters at most 79 cells, found 80: .* --vote COLUMN"):
         annotate_adata(annotator, adata, Options(vote="leiden"))

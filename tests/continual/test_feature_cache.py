@@ -160,7 +160,7 @@ def test_rounded_features_have_their_own_representations(tmp_path):
 def test_another_teacher_answers_for_itself(tmp_path):
     space, other = CacheSpace(tmp_path), make_annotator(config=DEEP)
     with torch.no_grad():
-        other.network.head.to_representation.bias += 1.0
+        other.network.head.to_representation.bias.add_(1.0)
     both = [
         representations(one.network, PrefixFeatures(one.network.backbone, TOKENS, space), space)
         for one in (ANNOTATOR, other)

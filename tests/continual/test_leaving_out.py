@@ -29,8 +29,8 @@ def scored(counts, seed):
 
 def gene_scores(labels, known, trained):
     """Without test cells: none is looked at."""
-    parts = ((scores, np.array(types, dtype=object)) for scores, types in (trained, known))
-    return GeneScores(labels, *parts, test=None)
+    train, kept = ((scores, np.array(types, dtype=object)) for scores, types in (trained, known))
+    return GeneScores(labels, train, kept, test=None)
 
 
 TRAINED = scored(dict.fromkeys(TYPES, 25), 0)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.novelty_choice import mix, mixture_threshold, quantile_threshold, raw_energy, with_rule
+from canal.continual.novelty_choice import mix, mixture_threshold, raw_energy, with_rule
 from canal.core.errors import TrainingError
+from canal.memory.prediction import quantile_threshold
 from canal.model.annotator import Annotator
 from canal.model.head import NoveltyRule
 from canal.model.places import Apart

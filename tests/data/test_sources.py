@@ -4,6 +4,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -203,7 +204,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        server = self.server
+        server: Any = self.server
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
         start = int(wanted.split("=")[1].rstrip("-")) if wanted and server.resumes else 0

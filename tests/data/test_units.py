@@ -79,7 +79,7 @@ def test_logarithms_of_raw_counts_are_whole_once_undone(counts, change, logs, ke
 def test_counts_are_counts_and_ones_are_no_counts(counts):
     assert judge_values(with_data(counts, same)).kind == "counts"
     found = judge_values(with_data(counts, np.ones_like))
-    assert (found.kind, found.told) == ("binary", "every value other than 0 is 1")
+    assert (found.kind, found.message) == ("binary", "every value other than 0 is 1")
 
 
 def test_size_factors_leave_totals_that_are_too_low(counts):
@@ -88,14 +88,14 @@ def test_size_factors_leave_totals_that_are_too_low(counts):
     noise = np.exp(np.random.default_rng(0).normal(0, 0.15, counts.shape[0]))
     found = judge_values(with_data(per(counts, 0, totals / totals.mean() * noise), log2p))
     assert (found.kind, found.logs, found.low) == ("multiples", (2.0,), True)
-    assert "over 3,000 genes" in found.told_totals
+    assert "over 3,000 genes" in found.totals_message
 
 
 def test_samples_of_two_depths_are_told(counts):
     halves = [per(counts[:40], 700), per(counts[40:], 1900)]
     found = judge_values(with_data(csr_matrix(vstack(halves)), np.log1p))
     assert (found.kind, found.logs) == ("depths", (E,))
-    assert "700 or 1,900" in found.told
+    assert "700 or 1,900" in found.message
 
 
 @pytest.mark.parametrize("genes", [1, 3])
@@ -105,7 +105,7 @@ def test_samples_of_two_units_are_mixed(counts, genes):
     assert judge_values(csr_matrix(vstack([natural, binary]))).kind == "mixed"
     raw = with_data(counts[40:, ::genes], same)
     found = judge_values(csr_matrix(vstack([natural, raw])))
-    assert (found.kind, found.told[:42]) == ("mixed", "40 of 80 cells hold whole numbers, the others"[:42])
+    assert (found.kind, found.message[:42]) == ("mixed", "40 of 80 cells hold whole numbers, the others"[:42])
 
 
 def test_noise_and_corrected_values_prove_nothing(counts):
@@ -128,7 +128,7 @@ def test_whole_numbers_of_which_none_is_zero_had_something_added():
     assert judge_values(csr_matrix(counts)).kind == "counts"
     finding = judge_values(csr_matrix(counts + 1))
     assert finding.kind == "binary"
-    assert finding.told == "all are whole numbers and none is 0 (was 1 added to each of them?)"
+    assert finding.message == "all are whole numbers and none is 0 (was 1 added to each of them?)"
     assert judge_values(csr_matrix(counts[:, :400] + 1)).kind == "counts"  # a panel of genes that all express
 
 
@@ -138,7 +138,7 @@ def test_counts_of_which_a_few_are_no_whole_numbers_are_no_logarithms():
     counts.data[5] += 0.3
     finding = judge_values(counts)
     assert (finding.kind, finding.logs) == ("mixed", ())
-    assert finding.told.startswith("1 of ")
+    assert finding.message.startswith("1 of ")
     logs = counts.copy()
     logs.data = np.log2(1 + np.rint(counts.data))
     assert judge_values(logs).kind == "log_of_counts"

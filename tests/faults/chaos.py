@@ -114,7 +114,7 @@ def learn_second() -> dict[str, Any]:
         with step_run(project.store, project.config, "second", step, run.info.run_id) as logged:
             getattr(_script(step), function)(project, logged)
     registry_sync(project)
-    return {version.number: version.key for version in project.store.versions() if version.ready}
+    return {str(version.number): version.key for version in project.store.versions() if version.ready}
 
 
 def sync() -> dict[str, Any]:

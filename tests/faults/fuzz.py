@@ -305,7 +305,7 @@ def _run(annotator: Annotator, command: Command) -> int:
     from canal.cli import app
 
     canal.app.annotating.load_annotator = lambda project, version, effort="full": annotator
-    Project.candidate = _candidate  # type: ignore[method-assign]
+    Project.candidate = _candidate  # type: ignore[method-assign, assignment]
     if command[0] == "import":
         _import(Path(command[1]))
         return ANSWERED

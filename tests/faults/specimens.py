@@ -117,17 +117,17 @@ def _write_cells(folder: Path) -> None:
 def _write_labelled(folder: Path, annotator: Annotator, model: dict[str, Any]) -> None:
     from canal.annotation.annotate import annotate_h5ad
     from canal.annotation.labelled import open_labelled
-    from canal.annotation.novel import Wishes, group_novel
+    from canal.annotation.novel import GroupingOptions, group_novel
     from canal.annotation.options import Options
     from canal.annotation.sheet import write_sheet
     from canal.core.digests import file_digest
 
     for source, target in (("csr.h5ad", "labelled.h5ad"), ("three.zarr", "labelled.zarr")):
         annotate_h5ad(annotator, folder / source, folder / target, Options(model_name=model))
-    path, wishes = folder / "labelled.h5ad", Wishes(min_cells=3, resolution=0.5)
+    path, options = folder / "labelled.h5ad", GroupingOptions(min_cells=3, resolution=0.5)
     with open_labelled(path) as labelled:
-        found = group_novel(annotator, labelled, wishes, lambda said: None)
-        write_sheet(folder / "sheet.csv", labelled, file_digest(path), found, wishes)
+        found = group_novel(annotator, labelled, options, lambda said: None)
+        write_sheet(folder / "sheet.csv", labelled, file_digest(path), found, options)
     with (folder / "sheet.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     for number, row in enumerate(rows):

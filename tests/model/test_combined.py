@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from canal.continual.novelty_choice import fit_network_places
 from canal.core.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import ExactAnnotator
-from canal.memory.prediction import Calibration
+from canal.memory.prediction import Calibration, unsqueezed
 from canal.model import COMBINATION
 from canal.model.annotator import Annotator
 from canal.model.combined import (
@@ -23,7 +23,6 @@ from canal.model.combined import (
     CombinedRule,
     FastAnnotator,
     read_combination,
-    unsqueezed,
 )
 from canal.model.load import load_model, method_of
 from tests.support.models import LABELS, make_combined
@@ -149,7 +148,7 @@ def test_a_score_is_told_as_it_was_before_it_was_squeezed():
 @pytest.mark.parametrize("fast", [False, True], ids=["full", "fast"])
 def test_an_answer_does_not_depend_on_neighbours(fast, gone):
     """But for the last bits of float32, where the network is asked; which cells it is asked about is sure."""
-    annotator = make_combined().without(gone)
+    annotator: CombinedAnnotator | FastAnnotator = make_combined().without(gone)
     if fast:
         annotator = FastAnnotator(annotator)
     whole = annotator.predict(CELLS)

@@ -132,7 +132,7 @@ def test_a_lineage_that_has_begun_keeps_its_basis(tmp_path, basis, tmp_path_fact
     line = copied(learned_by("exact", tmp_path_factory), tmp_path / "project")
     before = (line.root / "params.yaml").read_bytes()
     said = refused(line, "basis", "adopt", str(basis))
-    assert "has begun on a basis of its own" in said
+    assert "has started on a basis of its own" in said
     assert "canal stage relearn backbone" in said
     assert (line.root / "params.yaml").read_bytes() == before
     assert not (line.root / "bases").exists()
@@ -150,7 +150,7 @@ def test_an_adopted_basis_that_is_gone_or_another_is_told(tmp_path, basis, monke
     from canal.app.beginning import adopted_basis
     from canal.core.errors import SumsError
 
-    with pytest.raises(SumsError, match="run `canal basis adopt` for the one that is meant"):
+    with pytest.raises(SumsError, match="run `canal basis adopt` with the latter"):
         adopted_basis(line.project())
     shutil.rmtree(folder)
     with pytest.raises(SumsError, match="missing"):

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -130,9 +131,9 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
     if page != "docs/registry.md":  # which promotes by itself
         store = line.project().store
         with moving(store) as ledger:
-            for number in ("1", "2"):
+            for version in ("1", "2"):
                 promote(
-                    store, ledger, store.version(number), OVERRIDDEN, Decision("A. Person", "for the pages")
+                    store, ledger, store.version(version), OVERRIDDEN, Decision("A. Person", "for the pages")
                 )
     for number, command in enumerate(commands_of(page)):
         done = commands_of(page)[:number]
@@ -158,10 +159,11 @@ def test_commands_that_are_not_run_are_still_on_their_pages():
 
 def test_what_the_text_calls_a_command_is_one_with_such_options():
     """Of commands within sentences, such as `canal stage add NAME`, name and options are real."""
-    root, wrong = typer.main.get_command(app), []
+    root, wrong = typer.main.get_group(app), []
     for page in (*PAGES, "CONTRIBUTING.md"):
         for said in re.findall(r"`canal ([^`]+)`", (REPOSITORY / page).read_text(encoding="utf-8")):
-            at, words = root, re.split(r"[\s|\\\[\]]+", said)
+            at: Any = root
+            words = re.split(r"[\s|\\\[\]]+", said)
             while words and words[0] in getattr(at, "commands", ()):
                 at = at.commands[words.pop(0)]
             known = {name for one in at.params for name in one.opts} | {"--help"}

@@ -179,12 +179,12 @@ def test_changed_params_are_refused_and_changed_back_restored(line):
     assert "continual.distillation: learned with 0.1, asked for 2.0" in said
     assert "canal stage relearn" in said
     # DVC had deleted the model before the step could refuse: it lies there again.
-    assert "canal: models/first as before" in said
+    assert "canal: restored the previous models/first" in said
     assert file_digest(line.root / "models" / "first" / "key.json") == before["1"]
     assert all(path.is_dir() for path in (line.root / "models" / "second", line.root / "metrics" / "second"))
     said = line.run("python", "-m", "canal.app.pipeline", expect=1)
     assert said.count("the past is not retrained") == 1
-    assert "as before" not in said  # refused before DVC began
+    assert "restored the previous" not in said  # refused before DVC began
     line.edit(lambda document: document["continual"].update(distillation=0.1))
     lock = (line.root / "dvc.lock").read_text()
     (line.root / "dvc.lock").write_text("<<<<<<< HEAD\n" + lock)

@@ -49,7 +49,9 @@ def test_a_version_remembers_how_many_cells_it_has_seen_in_which_role(line):
     history = read_json(newest.folder / "history.json")
     assert len(memory.replayed(newest)) == history["n_replay"] > 0
     assert len(memory.watched(newest)) == history["n_probe"] > 0
-    (split,) = memory.divided(newest)
+    splits = memory.divided(newest)
+    assert splits is not None
+    (split,) = splits
     assert (split["set"] == "train").sum() == history["n_train"]
     found = said(line, "lineage", "--cell", a_replayed_cell(memory))["versions"]
     assert [(one["model"], "replayed" in one["roles"]) for one in found] == [
@@ -75,7 +77,9 @@ def test_a_labelled_file_says_which_version_labelled_which_bytes(line, labelled)
 
 def test_the_impact_of_a_cell_names_the_files_that_versions_with_it_labelled(line, labelled):
     memory = Memory(line.project().store)
-    (split,) = memory.divided(memory.versions[-1])
+    splits = memory.divided(memory.versions[-1])
+    assert splits is not None
+    (split,) = splits
     new = split["cell_id"][split["set"] == "train"].iloc[0]
     ids = {
         json.loads(anndata.read_h5ad(path).uns["canal"])["id"]: number for number, path in labelled.items()

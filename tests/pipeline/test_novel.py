@@ -86,7 +86,7 @@ def test_novel_cells_become_the_next_stage_and_are_learned(line, labelled, tmp_p
 def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_path):
     sheet, before = tmp_path / "sheet.csv", (line.root / "params.yaml").read_text()
     line.canal("novel", str(labelled), "-o", str(sheet))
-    assert "is there already" in refused(line, "novel", str(labelled), "-o", str(sheet))
+    assert "exists already" in refused(line, "novel", str(labelled), "-o", str(sheet))
     add = ("stage", "add", "dendritic", "--from-novel", str(sheet), "--min-genes", "1")
     assert "groups was given a type" in refused(line, *add)
     fill(sheet, "unassigned")
@@ -99,13 +99,13 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     assert "leave out --values" in refused(line, *add, "--values", "counts")
     assert "exists already" in refused(line, "stage", "add", "second", "--from-novel", str(sheet))
     assert "is not a name" in refused(line, "stage", "add", "../x", "--from-novel", str(sheet))
-    assert "give one of both" in refused(line, "stage", "add", "x")
+    assert "give one of the two" in refused(line, "stage", "add", "x")
     line.edit(lambda document: document["gate"].update(min_cells=500))
     assert "does not pass the gate" in refused(line, *add)
     line.edit(lambda document: document["gate"].update(min_cells=20))
 
     moved = labelled.rename(tmp_path / "moved.h5ad")
-    assert "say where it is with --file" in refused(line, *add)
+    assert "give its path with --file" in refused(line, *add)
     cells = anndata.read_h5ad(moved)
     cells.obs["mine"] = "x"
     cells.write_h5ad(labelled)
@@ -119,5 +119,5 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     cells.uns["canal"] = canonical_json(make_record(record))
     cells.write_h5ad(labelled)
     for command in ("novel", "explain"):
-        assert "registry does not hold it" in refused(line, command, str(labelled))
+        assert "registry does not hold that version" in refused(line, command, str(labelled))
     assert told(line, "explain", str(moved))

@@ -10,8 +10,7 @@ from canal.app.promoting import Decision, compare, judge_version, promote, retir
 from canal.app.versions import registry_sync
 from canal.cli import app
 from canal.core.errors import PolicyError, RegistryError
-from canal.registry.ledger.ledger import aliases_said
-from canal.registry.promotion import moves
+from canal.registry.ledger.ledger import Ledger, aliases_said
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.policy import failed
 
@@ -103,7 +102,7 @@ def test_a_move_that_was_cut_off_is_finished_by_the_next_command(project, monkey
         raise KilledError
 
     with monkeypatch.context() as dying:
-        owner = project.store.__class__ if stop == "point" else moves.Ledger
+        owner = project.store.__class__ if stop == "point" else Ledger
         dying.setattr(owner, stop, kill)
         with pytest.raises(KilledError):
             promote(project, judgement, MOVE)

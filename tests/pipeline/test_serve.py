@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import requests
 
-from canal.app.serving import complaint
+from canal.app.serving import body_error
 
 TOKEN = "a" * 32
 MIB = 1 << 20
@@ -64,7 +65,7 @@ def served(learned, tmp_path_factory):
 
     line = copied(learned[0], tmp_path_factory.mktemp("served") / "project")
     (line.root / "token").write_text(f"{TOKEN}\n")
-    server = Served(line, "--patience", "2", "--max-mb", "8")
+    server: Any = Served(line, "--patience", "2", "--max-mb", "8")
     server.line = line
     yield server
     server.end()
@@ -239,6 +240,6 @@ def test_a_version_that_cannot_be_proven_is_not_served(line):
     ],
 )
 def test_truth_values_are_no_numbers(sent, wrong):
-    found = complaint(json.dumps(sent).encode())
+    found = body_error(json.dumps(sent).encode())
     assert (found is not None) == bool(wrong)
     assert not wrong or wrong in found[1]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from canal.app.auditing import audit_project
-from canal.app.choosing import choose, ready, watch_trials
+from canal.app.choosing import choose, prepare_attempts, watch_trials
 from canal.app.project import Project
 from canal.core.digests import file_digest
 from canal.core.files import read_json
@@ -91,7 +91,7 @@ def test_a_trial_cannot_reach_a_test_cell(tuned, monkeypatch):
     monkeypatch.setattr(Project, "cells", guarded)
     splits = {stage: project.split(stage) for stage in ("first", "second")}
     tests = {name for split in splits.values() for name in split["cell_id"][split["set"] == "test"]}
-    attempts = ready(project, "second")
+    attempts = prepare_attempts(project, "second")
     given = attempts.lesson
     seen = {
         name

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation.columns import columns_of, joined
+from canal.annotation.columns import columns_of, join_blocks
 from canal.annotation.service import TOTALS
 from canal.registry.manifest.version_folder import assemble
 from canal.runtime.startup import quiet_libraries
@@ -115,7 +115,7 @@ def test_every_form_of_the_same_cells_has_the_same_answer(annotator, ask):
     counts = np.array(rows, dtype=np.float64)
     expression = np.log2(1 + counts[:, :20] / counts[:, 20:] * 1e4).astype(np.float32)
     columns = columns_of(annotator.predict(expression), np.zeros(3, dtype=bool), annotator.labels)
-    wanted = joined([columns], annotator.ontology)
+    wanted = join_blocks([columns], annotator.ontology)
     for body, kind in bodies:
         status, answer = ask(body, kind)
         assert status == 200

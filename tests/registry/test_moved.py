@@ -125,6 +125,6 @@ def test_a_copy_within_the_folder_of_the_other(registered, tmp_path, before, aft
 @pytest.mark.parametrize("name", ["a%20b", "a?b", "50%ab"])
 def test_a_folder_that_mlflow_would_misread_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match="which MLflow would read as .*: rename it"):
+    with pytest.raises(ConfigError, match="which MLflow would read as .*: rename the folder"):
         Project.open(tmp_path / name)
     assert [one.name for one in tmp_path.iterdir()] == [name]

@@ -272,6 +272,8 @@ def test_an_anchor_of_another_project_in_the_repository_is_told(root):
 def test_a_ledger_that_does_not_hold_is_not_anchored(root):
     REWRITE, *_ = REWRITES
     REWRITE(root)
-    with pytest.raises(LedgerError, match="nothing was anchored, for the ledger does not hold: .*rewrote"):
+    with pytest.raises(
+        LedgerError, match="nothing was anchored, because the ledger does not hold: .*rewrote"
+    ):
         anchor(root)
     assert git(root, "tag") == ""

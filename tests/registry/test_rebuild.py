@@ -101,7 +101,7 @@ def test_a_kill_and_a_move_under_way_are_completed(project, tmp_path, monkeypatc
     moved, details = {"champion": 2, "previous": 3}, promoted(2, 3, OVERRIDDEN)
     draft = Draft("promote", "canal-annotator", 2, key, record, "A", "w", moved, details)
     store.layout.pending.write_text(ledger.next(draft).line)
-    real, seen = rebuild.record, []
+    real, seen = rebuild.record, []  # type: ignore[attr-defined]
 
     def killed(*arguments):
         seen.append(1)

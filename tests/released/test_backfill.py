@@ -103,7 +103,7 @@ def test_a_version_gains_sums_and_keeps_network_and_request(line):
     assert sum("recomputed from" in one for one in notes) == 3
     assert f"sums were added to the version with key {old.key[:12]}" in line.canal("show", "4")
     unchanged = state(line)
-    with pytest.raises(HistoryError, match=r"version 4 \(third\) has sums already, of first, second, third"):
+    with pytest.raises(HistoryError, match=r"version 4 \(third\) already has sums of first, second, third"):
         backfill(project, "third", lambda line: None)
     assert state(line) == unchanged
 
@@ -137,12 +137,12 @@ def test_a_kill_leaves_the_project_as_it_was_or_is_completed(line, monkeypatch):
 
     before = state(line)
     with monkeypatch.context() as patch:
-        patch.setattr("canal.app.backfilling.measured", killed)
+        patch.setattr("canal.app.backfilling.evaluate_stage", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     assert state(line) == before
     with monkeypatch.context() as patch:
-        patch.setattr(canal.app.backfilling, "_place", killed)
+        patch.setattr(canal.app.backfilling, "_install", killed)
         with pytest.raises(KeyboardInterrupt):
             backfill(line.project(), "third", lambda line: None)
     files, keys = state(line)
@@ -152,7 +152,7 @@ def test_a_kill_leaves_the_project_as_it_was_or_is_completed(line, monkeypatch):
     made = backfill(line.project(), "third", lambda line: None)
     assert (made.before, made.after) == (3, 4)
     assert file_digest(line.root / "models" / "third" / "key.json") == keys["4"] == line.keys()["4"]
-    with pytest.raises(HistoryError, match="has sums already"):
+    with pytest.raises(HistoryError, match="already has sums"):
         backfill(line.project(), "third", lambda line: None)
 
 
@@ -208,8 +208,8 @@ def test_without_a_backfill_sums_begin_with_the_stage(line, monkeypatch):
 
 
 def test_sums_alone_do_not_go_on_from_a_version_without_sums(line):
-    from canal.app.tasks import exact_lesson
+    from canal.app.tasks import sums_task
 
     line.edit(lambda document: document["stages"]["third"].update(continual={"method": "exact"}))
     with pytest.raises(TrainingError, match="`canal sums backfill second`"):
-        exact_lesson(line.project(), "third")
+        sums_task(line.project(), "third")

@@ -1,1 +1,1 @@
-"""Labelling cells of any number with a model that is handed in: no training, no registry."""
+"""Annotation: label the cells of a file or AnnData with a given model; no training, no registry."""

@@ -1,4 +1,4 @@
-"""Labels for the cells of a file or an AnnData: type, confidence, novelty; kept on disk meanwhile."""
+"""Label the cells of a file or AnnData (cell type, confidence, novelty), in blocks that can be resumed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.annotation.clusters import clusters_of_adata, clusters_of_file, voted
-from canal.annotation.columns import columns_of, joined, told_left_over
-from canal.annotation.naming import doubt, rename
-from canal.annotation.options import Listeners, OnCells, Options, in_tenths
+from canal.annotation.clusters import add_vote, clusters_of_adata, clusters_of_file
+from canal.annotation.columns import columns_of, join_blocks, stale_columns_message
+from canal.annotation.naming import ambiguity_warning, rename
+from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.query_units import AUTO
-from canal.annotation.reading import begin
+from canal.annotation.reading import make_reading
 from canal.annotation.records import make_record
 from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 
 
 def _silent(message: str) -> None:
-    """Say nothing."""
+    """Drop a progress message."""
 
 
 def annotate_h5ad(
@@ -46,58 +46,58 @@ def annotate_h5ad(
     source: Path,
     target: Path | Output,
     options: Options | None = None,
-    listeners: Listeners | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Summary:
-    """Write a copy of a file of cells with labels; the input is not changed, memory does not grow with cells.
+    """Write a labelled copy of a file of cells; the input is not changed, memory does not grow with cells.
 
     obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
     confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text. An h5ad file or zarr
-    store is copied as it is; 10x and loom files become a new h5ad file. In memory are a block of cells, the
-    labels (some 40 bytes a cell) and, where cells do not lie together, what `canal.io.blocks` says.
+    store is copied; 10x and loom files become a new h5ad file. Memory holds a block of cells, the labels
+    (some 40 bytes a cell) and, for a matrix stored by gene, the buffers of `canal.io.blocks`.
 
     Parameters
     ----------
     annotator, source, target, options
-        Who labels, what is read and written (a path, or what `Output.find` said of it), and how.
-    listeners
-        Who is told how far it is.
+        The model, the input, the output (a path, or its `Output`), and how cells are read.
+    callbacks
+        Functions that receive progress, notices and the record.
 
     Raises
     ------
     DataError
-        If the file cannot be read, changes meanwhile, or has no cells, too few of the model's genes, or
-        values of no known units; or if the target is the source, or there and not to be replaced, or of
-        another format, or cannot be written.
+        If the file cannot be read, changes during the run, has no cells, too few of the model's genes, or
+        values of unknown units; or if the target is the source, exists already, has another format, or
+        cannot be written.
     """
-    options, listeners = options or Options(), listeners or Listeners()
-    place = target.target if isinstance(target, Output) else target
-    check_target(source, place, options.overwrite)
-    seen = Fingerprint.of(source)
+    options, callbacks = options or Options(), callbacks or Callbacks()
+    path = target.target if isinstance(target, Output) else target
+    check_target(source, path, options.overwrite)
+    fingerprint = Fingerprint.of(source)
     output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
     parts = Parts(
-        parts_folder(place), lambda: _job(annotator, seen, options), options.resume, listeners.notice
+        parts_folder(path), lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice
     )
-    told = listeners.on_cells or in_tenths(listeners.notice)
+    on_cells = callbacks.on_cells or in_tenths(callbacks.notice)
     with parts:
         with open_cells(source) as file:
             clusters = clusters_of_file(file, options.vote)
             query = query_file(file, options.layer, options.gene_column)
-            names = file.obs_names()  # of a copy, too: labels of cells whose names are damaged are no answer
-            table, summary = _label(annotator, query, options, told, parts)
-            table = voted(table, clusters, annotator, query, options, listeners.notice)
+            names = file.obs_names()  # read for copies as well: damaged cell names must raise an error
+            table, summary = _label(annotator, query, options, on_cells, parts)
+            table = add_vote(table, clusters, annotator, query, options, callbacks.notice)
             table.index = names if output.is_table else table.index
-        seen.check()
+        fingerprint.check()
         parts.labelled = True
 
-        def whole(note: str) -> None:
-            seen.check()
-            if listeners.on_record is not None:
-                listeners.on_record(note)
+        def on_complete(record: str) -> None:
+            fingerprint.check()
+            if callbacks.on_record is not None:
+                callbacks.on_record(record)
 
-        gone = output.write(table, canonical_json(_record(annotator, options, summary)), whole)
-    if gone:
-        listeners.notice(told_left_over(gone))
+        removed = output.write(table, canonical_json(_record(annotator, options, summary)), on_complete)
+    if removed:
+        callbacks.notice(stale_columns_message(removed))
     return summary
 
 
@@ -124,8 +124,8 @@ def annotate_adata(
 ) -> pd.DataFrame:
     """Return the columns that `annotate_h5ad` adds, one row a cell of an AnnData, which is not changed.
 
-    ``attrs["canal"]`` of the table is what the file would hold as ``uns["canal"]``; whatever makes the labels
-    less certain is also given as a `UserWarning`.
+    ``attrs["canal"]`` of the table is the record, as a file holds it in ``uns["canal"]``; the summary's
+    warnings are also raised as `UserWarning`.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def annotate_adata(
     query = query_adata(adata, options.layer, options.gene_column)
     clusters = clusters_of_adata(adata, options.vote)
     table, summary = _label(annotator, query, options, in_tenths(progress))
-    table = voted(table, clusters, annotator, query, options, progress)
+    table = add_vote(table, clusters, annotator, query, options, progress)
     for text in summary.warnings:
         warnings.warn(text, stacklevel=2)
     table.index = adata.obs_names.copy()
@@ -145,24 +145,24 @@ def annotate_adata(
 
 
 def _label(
-    annotator: CellAnnotator, query: Query, options: Options, tell: OnCells, parts: Parts | None = None
+    annotator: CellAnnotator, query: Query, options: Options, on_cells: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
-    renamed, how = rename(query, annotator.genes, options.naming, options.gene_column is not None)
+    renamed, renamings = rename(query, annotator.genes, options.naming, options.gene_column is not None)
     try:
-        reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+        reading = make_reading(renamed, annotator.genes, options.values, options.min_coverage, options.force)
     except DataError as error:
-        if unclear := doubt(how):
-            raise DataError(f"{error}; {unclear}") from error
+        if ambiguous := ambiguity_warning(renamings):
+            raise DataError(f"{error}; {ambiguous}") from error
         raise
-    asked = annotator.without(reading.coverage.missing)
+    restricted = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
-    tell(done, query.n_cells)
+    on_cells(done, query.n_cells)
     likeness = Likeness()
     with _computing(annotator, options):
         for block in reading.blocks(options.chunk_cells, done):
-            answer = asked.predict(block.expression)
+            answer = restricted.predict(block.expression)
             likeness.add(answer)
             frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
             if parts is None:
@@ -170,14 +170,14 @@ def _label(
             else:
                 parts.add(frame)
             done += len(frame)
-            tell(done, query.n_cells)
-    table = joined(frames, annotator.ontology)
+            on_cells(done, query.n_cells)
+    table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, summarise(annotator, table, reading, how, options.values == AUTO, study)
+    return table, summarise(annotator, table, reading, renamings, options.values == AUTO, study)
 
 
 def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
-    """Move an annotator to its device and return the block it computes in; sums need neither, nor torch."""
+    """Move a network to its device and return the context of its precision; sums need neither, nor torch."""
     if isinstance(annotator, ExactAnnotator):
         return nullcontext()
     from canal.model.compute import find_device, precision
@@ -194,15 +194,15 @@ def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dic
             "model": dict(options.model_name),
             "labels": list(annotator.labels),
             **annotator.about(),
-            "options": _asked(options),
+            "options": _decisive_options(options),
             **summary.to_json(),
             **({"vote": options.vote} if options.vote else {}),
         }
     )
 
 
-def _asked(options: Options) -> dict[str, Any]:
-    """Return the options that decide labels, as JSON values."""
+def _decisive_options(options: Options) -> dict[str, Any]:
+    """Return the options that determine labels, as JSON values."""
     return {
         "layer": options.layer,
         "values": options.values,
@@ -216,21 +216,21 @@ def _asked(options: Options) -> dict[str, Any]:
     }
 
 
-def _job(annotator: CellAnnotator, seen: Fingerprint, options: Options) -> dict[str, Any]:
-    """Return all that decides the answers: input, model and options."""
+def _job(annotator: CellAnnotator, fingerprint: Fingerprint, options: Options) -> dict[str, Any]:
+    """Return everything that determines the labels: input, model and options."""
     return {
         "canal": __version__,
-        "input": [list(file) for file in seen.files],
+        "input": [list(file) for file in fingerprint.files],
         "sha256": dict(options.origin.get("input", {})).get("sha256"),
         "model": dict(options.model_name),
         "labels": list(annotator.labels),
         "genes": list(annotator.genes),
         "answers": annotator.digest(),
-        "options": _asked(options),
+        "options": _decisive_options(options),
     }
 
 
-# Answers kept on disk while a long labelling lasts, so that it can go on where it was interrupted.
+# Partial results of a long run, kept on disk so that --resume can continue an interrupted run.
 
 _JOB = "job.json"
 _EVERY = 20.0
@@ -238,27 +238,26 @@ _EVERY = 20.0
 
 
 def parts_folder(target: Path) -> Path:
-    """Return where the answers for an output are kept: a hidden folder beside it."""
+    """Return the hidden folder beside an output that holds its partial results."""
     return target.parent / f".{target.name[:100]}.canal-parts"
 
 
 class Parts:
-    """The answers of a job, in the order of its cells; use it in a ``with`` block around all the work.
+    """The partial results of a job, in the order of its cells; use it in a ``with`` block around the work.
 
-    They are kept when the work is interrupted or killed, or the output of a long job cannot be written; they
-    are removed when it succeeds or the input is refused.
-    A job that is short keeps nothing.
+    Results are kept when the job is interrupted or killed, or when the output of a long job cannot be
+    written; they are removed when the job succeeds or its input is refused. A short job keeps nothing.
 
     Parameters
     ----------
     folder
-        Where they are kept.
+        Where results are kept.
     job
-        Returns all that decides the answers, as JSON values: those of another job are never used.
+        Returns everything that determines the results, as JSON values: results of another job are not used.
     resume
-        Whether to begin with what is there; otherwise it is removed.
+        Whether to start from existing results; otherwise they are removed.
     notice
-        Is told where a later run may go on, and why answers cannot be kept.
+        Receives messages: where a later run can resume, or why results cannot be kept.
     """
 
     def __init__(
@@ -268,14 +267,14 @@ class Parts:
         self.frames: list[pd.DataFrame] = []
         self.done = 0
         self.labelled = False
-        """Whether every cell has its answer, so that a later error is about the output alone."""
+        """Whether every cell is labelled, so that a later error concerns the output alone."""
         self._unsaved: list[pd.DataFrame] = []
         self._last, self._broken = time.monotonic(), False
 
     def __enter__(self) -> Parts:
         if self._resume and self._folder.is_dir():
             self._load()
-            self._notice(f"going on behind the first {self.done:,} cells")
+            self._notice(f"resuming after the first {self.done:,} cells")
         else:
             shutil.rmtree(self._folder, ignore_errors=True)
         return self
@@ -286,17 +285,17 @@ class Parts:
             return
         self._save()
         if self.done and not self._broken:
-            self._notice(f"interrupted: --resume goes on behind the first {self.done:,} cells")
+            self._notice(f"interrupted: --resume continues after the first {self.done:,} cells")
 
     def _worth_keeping(self, kind: type[BaseException]) -> bool:
-        """Return whether to keep answers after an error: after an interruption, else those of a long job."""
+        """Return whether to keep results after an error: after an interruption, or those of a long job."""
         if not self.labelled and not issubclass(kind, Exception):
             return True
         refused = issubclass(kind, CanalError) and not self.labelled
         return self._folder.is_dir() and not refused
 
     def add(self, frame: pd.DataFrame) -> None:
-        """Take the answers for the next cells."""
+        """Add the results of the next cells."""
         self.frames.append(frame)
         self._unsaved.append(frame)
         self.done += len(frame)
@@ -304,21 +303,21 @@ class Parts:
             self._save()
 
     def _save(self) -> None:
-        """Write what is not yet on disk as one file, whole or not at all."""
+        """Write unsaved results as one file, atomically."""
         import pandas as pd
 
         if not self._unsaved or self._broken:
             return
         frame = pd.concat(self._unsaved, ignore_index=True)
         try:
-            self._folder.mkdir(0o700, exist_ok=True)  # answers are about cells that others may not see
+            self._folder.mkdir(0o700, exist_ok=True)  # other users may not be allowed to see these cells
             if not (self._folder / _JOB).is_file():
                 write_json(self._folder / _JOB, json_digest(self._job()))
             with new_file(self._folder / f"{self.done - len(frame):012d}.parquet") as temporary:
                 frame.to_parquet(temporary)
         except OSError as error:
             self._broken = True
-            self._notice(f"{self._folder} cannot be written ({error}), so --resume will not know of this run")
+            self._notice(f"{self._folder} cannot be written ({error}), so --resume cannot continue this run")
             return
         self._unsaved, self._last = [], time.monotonic()
 
@@ -326,11 +325,11 @@ class Parts:
         import pandas as pd
 
         with reading(self._folder, _JOB):
-            known = read_json(self._folder / _JOB)
-        if known != json_digest(self._job()):
+            digest = read_json(self._folder / _JOB)
+        if digest != json_digest(self._job()):
             raise DataError(
-                f"{self._folder} holds answers for another input, model or other options; "
-                "leave --resume out to begin anew"
+                f"{self._folder} holds results of another input, model or options; "
+                "leave --resume out to start again"
             )
         for path in sorted(self._folder.glob("[0-9]*.parquet")):
             with reading(path, "answers"):

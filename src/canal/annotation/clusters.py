@@ -1,4 +1,4 @@
-"""Clusters of cells that a model sees as alike, and their majority vote beside each cell's own label."""
+"""Cluster cells by a model's representation (Leiden), and add each cluster's majority vote to the labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.sparse import csr_matrix, identity, triu
 
-from canal.annotation.columns import SHARE, TYPE, VOTE
+from canal.annotation.columns import CELL_TYPE, SHARE, VOTE
 from canal.annotation.naming import rename
 from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
-from canal.annotation.reading import begin
+from canal.annotation.reading import make_reading
 from canal.core.errors import DataError
 from canal.io.arrays import listed, strings
 from canal.io.formats import CellFile
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from canal.model.load import CellAnnotator
 
 LEIDEN = "leiden"
-"""The vote is over clusters that canal makes of the model's representation."""
+"""``--vote leiden``: clusters are computed from the model's representation, not read from obs."""
 
 COLUMN = "obs:"
-"""What may stand before the name of a column of obs, and has to before one called ``leiden``."""
+"""Optional prefix of a column of obs in ``--vote``; required for a column called ``leiden``."""
 
 MOST_CELLS = 200_000
-"""Cells that canal clusters by itself."""
+"""Most cells for which clusters are computed."""
 
 _RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (MOST_CELLS, 25.0))
-"""By number of cells: many small clusters, as CellTypist makes them for its vote."""
+"""Leiden resolution by number of cells: many small clusters, as CellTypist's majority voting uses."""
 
 
 def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
     """
     import pandas as pd
 
-    labels = table[TYPE].astype(str).to_numpy(dtype=object)
+    labels = table[CELL_TYPE].astype(str).to_numpy(dtype=object)
     votes, shares = labels.copy(), np.full(len(labels), np.nan, dtype=np.float32)
     for cluster, rows in pd.Series(clusters).groupby(clusters).indices.items():
         if cluster == "":
@@ -75,32 +75,32 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
     return result
 
 
-def clusters_of_file(file: CellFile, wish: str | None) -> np.ndarray | None:
-    """Return the clusters that stand in a file, str ``(n_cells,)``; None without a wish, or for `LEIDEN`.
+def clusters_of_file(file: CellFile, vote: str | None) -> np.ndarray | None:
+    """Return the clusters in a column of obs, str ``(n_cells,)``; None without a vote, or for `LEIDEN`.
 
     Raises
     ------
     DataError
-        If obs has no such column, or there are too many cells for canal's own clusters.
+        If obs has no such column, or there are too many cells for Leiden clusters.
     """
-    if wish is None or _is_own(wish, str(file.path), file.n_cells):
+    if vote is None or _is_leiden(vote, str(file.path), file.n_cells):
         return None
     if isinstance(file, H5adFile):
         columns: Mapping[str, Any] = {name: partial(file.obs_column, name) for name in file.obs_columns}
     else:
         obs = cast("TabledFile", file).tables()[0]
         columns = {str(name): partial(obs.get, name) for name in obs}
-    return _column(str(file.path), wish, columns)
+    return _column(str(file.path), vote, columns)
 
 
-def clusters_of_adata(adata: AnnData, wish: str | None) -> np.ndarray | None:
-    """Return as `clusters_of_file`, for an AnnData."""
-    if wish is None or _is_own(wish, IN_MEMORY, adata.n_obs):
+def clusters_of_adata(adata: AnnData, vote: str | None) -> np.ndarray | None:
+    """Return the clusters of an AnnData, as `clusters_of_file` does for a file."""
+    if vote is None or _is_leiden(vote, IN_MEMORY, adata.n_obs):
         return None
-    return _column(IN_MEMORY, wish, {str(name): partial(adata.obs.get, name) for name in adata.obs})
+    return _column(IN_MEMORY, vote, {str(name): partial(adata.obs.get, name) for name in adata.obs})
 
 
-def voted(
+def add_vote(
     table: pd.DataFrame,
     clusters: np.ndarray | None,
     annotator: CellAnnotator,
@@ -108,7 +108,7 @@ def voted(
     options: Options,
     notice: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Return the table `with_vote` where ``options.vote`` asks for one, over ``clusters`` or canal's own."""
+    """Return the table `with_vote` where ``options.vote`` is set, over ``clusters`` or Leiden clusters."""
     if options.vote is None:
         return table
     if clusters is None:
@@ -119,47 +119,47 @@ def voted(
 def _make_clusters(
     annotator: CellAnnotator, query: Query, options: Options, notice: Callable[[str], None]
 ) -> np.ndarray:
-    """Return clusters of the model's representation, str ``(n_cells,)``: the cells go through it once more.
+    """Return Leiden clusters of the model's representation, str ``(n_cells,)``; computes it for all cells.
 
-    Clusters are many and small, so that each is of one type. In memory are 512 bytes a cell.
+    Clusters are many and small, so that each holds one type. Memory: 512 bytes a cell.
     """
     renamed, _ = rename(query, annotator.genes, options.naming, options.gene_column is not None)
-    reading = begin(renamed, annotator.genes, options.values, options.min_coverage, options.force)
-    machine = Machine(options.chunk_cells, options.device, options.dtype)
-    every, tell = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
-    found = represent(annotator, reading, every, machine, tell)
+    reading = make_reading(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
+    every, on_cells = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
+    cells = represent(annotator, reading, every, compute, on_cells)
     resolution = next(value for most, value in _RESOLUTIONS if query.n_cells <= most)
-    return find_groups(found.manifold, resolution, seed=0).astype(str)
+    return find_groups(cells.manifold, resolution, seed=0).astype(str)
 
 
-def _is_own(wish: str, name: str, n_cells: int) -> bool:
-    if wish == LEIDEN and n_cells > MOST_CELLS:
+def _is_leiden(vote: str, name: str, n_cells: int) -> bool:
+    if vote == LEIDEN and n_cells > MOST_CELLS:
         raise DataError(
-            f"{name}: canal clusters at most {MOST_CELLS:,} cells by itself for --vote {LEIDEN}, found "
-            f"{n_cells:,}: cluster them with a program for that, and give --vote COLUMN of obs"
+            f"{name}: --vote {LEIDEN} clusters at most {MOST_CELLS:,} cells, found {n_cells:,}: cluster "
+            "them with another program (scanpy, rapids), and name the column of obs with --vote COLUMN"
         )
-    return wish == LEIDEN
+    return vote == LEIDEN
 
 
-def _column(name: str, wish: str, columns: Mapping[str, Any]) -> np.ndarray:
-    column = wish.removeprefix(COLUMN)
+def _column(name: str, vote: str, columns: Mapping[str, Any]) -> np.ndarray:
+    column = vote.removeprefix(COLUMN)
     if column not in columns:
         raise DataError(
             f"{name}: obs has no column {column!r} (--vote); it has {listed(list(columns))}; --vote {LEIDEN} "
-            "makes clusters of the model's representation"
+            "computes clusters from the model's representation"
         )
     return strings(columns[column]().to_numpy(dtype=object))
 
 
-# What a model makes of some cells of a query, for all who look at more than the label.
+# The model's representation of selected cells, for clusters and groups of novel cells.
 
 
 @dataclass(frozen=True)
-class Represented:
-    """Cells as a model sees them, one row each.
+class Representation:
+    """A model's representation of some cells, one row each.
 
-    ``rows`` are their positions in the query, rising; ``manifold`` ``(n, 128)`` of a network, or one
-    column a centroid of sums alone; ``logits`` ``(n, n_types)``.
+    ``rows`` are their positions in the query, ascending; ``manifold`` is ``(n, 128)`` of a network, or one
+    column a centroid of sums alone; ``logits`` is ``(n, n_types)``.
     """
 
     rows: np.ndarray
@@ -168,8 +168,8 @@ class Represented:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """How cells go through a network: so many at a time, where, and in which precision."""
+class ComputeOptions:
+    """How a model computes: cells at a time, device and precision."""
 
     chunk_cells: int = 2000
     device: str = "auto"
@@ -177,22 +177,22 @@ class Machine:
 
 
 def represent(
-    annotator: CellAnnotator, reading: Reading, wanted: np.ndarray, machine: Machine, tell: OnCells
-) -> Represented:
-    """Return what the model makes of the cells that are ``wanted``, bool ``(n_cells,)``, block by block.
+    annotator: CellAnnotator, reading: Reading, wanted: np.ndarray, compute: ComputeOptions, on_cells: OnCells
+) -> Representation:
+    """Return the representation of the ``wanted`` cells, bool ``(n_cells,)``, computed block by block.
 
-    In memory are a block of cells, and some 600 bytes of answers for each wanted cell.
+    Memory: a block of cells, and some 600 bytes for each wanted cell.
 
     Parameters
     ----------
     annotator, reading
-        The model, and cells read in its genes.
+        The model, and the cells in the model's genes.
     wanted
-        Which cells go through the network.
-    machine
-        How.
-    tell
-        Is told (wanted cells done, wanted cells in all) after every block.
+        Which cells to represent.
+    compute
+        Block size, device and precision.
+    on_cells
+        Called with (wanted cells done, wanted cells in all) after every block.
 
     Raises
     ------
@@ -201,30 +201,30 @@ def represent(
     """
     from canal.model.compute import find_device, precision
 
-    device = find_device(machine.device)
+    device = find_device(compute.device)
     annotator = annotator.on(device)
     total, done = int(wanted.sum()), 0
     manifolds, logits = (
         [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
     )
-    with precision(machine.dtype, device):
-        for block in reading.blocks(machine.chunk_cells):
+    with precision(compute.dtype, device):
+        for block in reading.blocks(compute.chunk_cells):
             chosen = wanted[block.start : block.start + len(block.expression)]
             if not chosen.any():
                 continue
-            manifold, answered = annotator.represented(block.expression[chosen])
+            manifold, block_logits = annotator.represented(block.expression[chosen])
             manifolds.append(manifold)
-            logits.append(answered)
+            logits.append(block_logits)
             done += int(chosen.sum())
-            tell(done, total)
-    return Represented(np.flatnonzero(wanted), np.concatenate(manifolds), np.concatenate(logits))
+            on_cells(done, total)
+    return Representation(np.flatnonzero(wanted), np.concatenate(manifolds), np.concatenate(logits))
 
 
-# Groups of like cells: Leiden on the graph of nearest neighbours of their representations.
+# Groups of similar cells: Leiden on the nearest-neighbour graph of their representations.
 
 NEIGHBOURS = 15
 MOST_IN_GRAPH = 50_000
-"""Cells of the graph; of more, a drawn sample makes the graph and the others join their neighbours in it."""
+"""Most cells of the graph; of more, a sample is clustered and the others join their neighbours' groups."""
 _AT_A_TIME = 1000
 
 
@@ -243,10 +243,10 @@ def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MO
     resolution
         Higher: more and smaller groups.
     seed
-        Of the algorithm's turns and of the sample.
+        Seed of Leiden and of the sample.
     most
-        Cells of the graph. Of more cells a sample of this size is grouped, and each of the others joins the
-        group of most of its neighbours in the sample.
+        Most cells of the graph. Of more cells a sample of this size is clustered, and each of the others
+        joins the group of most of its neighbours in the sample.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -287,7 +287,7 @@ def _leiden(graph: csr_matrix, resolution: float, seed: int) -> np.ndarray:
     network = igraph.Graph(n=graph.shape[0], edges=np.column_stack([edges.row, edges.col]))
     igraph.set_random_number_generator(random.Random(seed))  # noqa: S311 - not for secrets
     try:
-        found = network.community_leiden(
+        clustering = network.community_leiden(
             objective_function="modularity",
             weights=edges.data.tolist(),
             resolution=resolution,
@@ -295,17 +295,17 @@ def _leiden(graph: csr_matrix, resolution: float, seed: int) -> np.ndarray:
         )
     finally:
         igraph.set_random_number_generator(random)
-    return np.array(found.membership, dtype=np.int64)
+    return np.array(clustering.membership, dtype=np.int64)
 
 
 def _joined(index: NearestNeighbors, points: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return for cells outside the graph the group of most of their neighbours in it."""
-    around = groups[index.kneighbors(points, return_distance=False)]
-    return np.array([np.bincount(row).argmax() for row in around], dtype=np.int64)
+    neighbours = groups[index.kneighbors(points, return_distance=False)]
+    return np.array([np.bincount(row).argmax() for row in neighbours], dtype=np.int64)
 
 
 def _by_size(groups: np.ndarray) -> np.ndarray:
-    """Return the groups numbered by size, the largest first; of equal ones that of the earliest cell."""
+    """Return the groups numbered by size, the largest first; ties go to the group of the earliest cell."""
     _, first, inverse, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(sizes), dtype=np.int64)
     rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))

@@ -1,4 +1,4 @@
-"""What annotation says of each cell: the columns that a labelled file, table or AnnData gains."""
+"""The columns that annotation adds to obs: names, types, and how a block of predictions becomes a table."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
     from canal.memory.prediction import Prediction
 
-TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
+CELL_TYPE, BEST_TYPE, RUNNER_UP = "canal_cell_type", "canal_best_type", "canal_runner_up"
 CONFIDENCE, MARGIN = "canal_confidence", "canal_margin"
 NOVELTY, IS_NOVEL = "canal_novelty", "canal_is_novel"
 LOW_QUALITY = "canal_low_quality"
 BY_NETWORK = "canal_by_network"
-"""Of a fast answer: whether the network was asked about the cell, since the sums were unsure."""
+"""With ``--effort fast``: whether the network labelled the cell because the sums were unsure."""
 
 UNASSIGNED = "Unassigned"
 
 ONTOLOGY_ID, NO_ID = "cell_type_ontology_term_id", "unknown"
-"""Named as in CELLxGENE's schema, as is what stands there for a cell whose type has no id."""
+"""The column of Cell Ontology ids and its value for a type without an id, as in CELLxGENE's schema."""
 
 PROBABILITIES = "canal_probabilities"
-"""The key in obsm of all probabilities, ``(n_cells, n_types)``; the record's ``labels`` are their order."""
+"""The key in obsm of all probabilities, ``(n_cells, n_types)``, in the order of the record's ``labels``."""
 
 PROBABILITY_OF = "canal_p_"
-"""What a column of one type's probability begins with, in a table."""
+"""Prefix of the column of one type's probability, in a table."""
 
 VOTE, SHARE = "canal_vote", "canal_vote_share"
 
 _OWN = (
-    TYPE,
+    CELL_TYPE,
     BEST_TYPE,
     RUNNER_UP,
     CONFIDENCE,
@@ -46,41 +46,41 @@ _OWN = (
     VOTE,
     SHARE,
 )
-_NAMES = (TYPE, BEST_TYPE, RUNNER_UP)
+_NAMES = (CELL_TYPE, BEST_TYPE, RUNNER_UP)
 _MISSING = -1
-"""The code of no category, for pandas, and for numpy the last place."""
+"""The code of a missing category in pandas; as an index in numpy, the last element."""
 
 
 def columns_of(
     answer: Prediction, empty: np.ndarray, labels: Sequence[str], probabilities: bool = False
 ) -> pd.DataFrame:
-    """Return what is kept of a block's answer: a few values a cell, or one more for each type.
+    """Return the columns of a block of cells: a few values a cell, and on request one for each type.
 
     Parameters
     ----------
     answer
-        What the model says of the cells.
+        The model's prediction for the cells.
     empty
         Whether a cell expresses none of the model's genes, bool ``(n_cells,)``: it is "Unassigned".
     labels
-        The model's types, in the order of the probabilities.
+        The model's cell types, in the order of the probabilities.
     probabilities
-        Whether the probability of every type is kept, too.
+        Whether to keep the probability of every type.
     """
     import pandas as pd
 
-    kind, code = _kind(tuple(labels))
+    categories, code = _categories(tuple(labels))
     best = np.array([code[name] for name in answer.labels], dtype=np.int64)
     second, margin = _runner_up(answer.probabilities, answer.logits, labels)
     names = np.array([*(code[name] for name in labels), _MISSING])
     table = pd.DataFrame(
         {
-            TYPE: pd.Categorical.from_codes(
-                np.where(answer.is_novel | empty, code[UNASSIGNED], best), dtype=kind
+            CELL_TYPE: pd.Categorical.from_codes(
+                np.where(answer.is_novel | empty, code[UNASSIGNED], best), dtype=categories
             ),
-            BEST_TYPE: pd.Categorical.from_codes(best, dtype=kind),
+            BEST_TYPE: pd.Categorical.from_codes(best, dtype=categories),
             CONFIDENCE: answer.confidence.astype(np.float32),
-            RUNNER_UP: pd.Categorical.from_codes(names[second], dtype=kind),
+            RUNNER_UP: pd.Categorical.from_codes(names[second], dtype=categories),
             MARGIN: margin.astype(np.float32),
             NOVELTY: answer.novelty.astype(np.float32),
             IS_NOVEL: answer.is_novel.astype(bool),
@@ -97,10 +97,10 @@ def columns_of(
     return pd.concat([table, every], axis=1)
 
 
-def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.DataFrame:
-    """Return the columns of all blocks of cells as one table; what names types is categorical.
+def join_blocks(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.DataFrame:
+    """Return the columns of all blocks of cells as one table; columns of cell types are categorical.
 
-    Where the model knows ids of the Cell Ontology, the type's id stands beside it, or "unknown".
+    Where the model has Cell Ontology ids, the type's id (or "unknown") is added as a column.
     """
     import pandas as pd
 
@@ -108,27 +108,27 @@ def joined(frames: Sequence[pd.DataFrame], ontology: Mapping[str, str]) -> pd.Da
     for name in _NAMES:
         table[name] = table[name].astype("category").cat.remove_unused_categories()
     if ontology:
-        types = table[TYPE].cat
+        types = table[CELL_TYPE].cat
         own = [ontology.get(name, NO_ID) for name in types.categories]
-        kind = pd.CategoricalDtype(sorted(set(own)))
-        codes = kind.categories.get_indexer(pd.Index(own))[types.codes]
+        ids = pd.CategoricalDtype(sorted(set(own)))
+        codes = ids.categories.get_indexer(pd.Index(own))[types.codes]
         after = table.columns.tolist().index(LOW_QUALITY) + 1
-        table.insert(after, ONTOLOGY_ID, pd.Series(pd.Categorical.from_codes(codes, dtype=kind)))
+        table.insert(after, ONTOLOGY_ID, pd.Series(pd.Categorical.from_codes(codes, dtype=ids)))
     return table
 
 
-def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Return the columns that belong into obs, and what belongs into obsm, by key; both may be written."""
+def split_obsm(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Return the columns of obs, and the matrices of obsm by key."""
     own = [name for name in table if str(name).startswith(PROBABILITY_OF)]
     if not own:
         return table, {}
     return table.drop(columns=own), {PROBABILITIES: table[own].to_numpy(dtype=np.float32)}
 
 
-def left_over(obs: Iterable[object], new: Iterable[object]) -> list[str]:
-    """Return the columns of obs, in their order, that an earlier labelling wrote and this one does not.
+def stale_columns(obs: Iterable[object], new: Iterable[object]) -> list[str]:
+    """Return the columns of obs, in order, that an earlier annotation wrote and this one does not.
 
-    An id of the ontology is one where it stands behind canal's own columns, as canal adds it.
+    A column of Cell Ontology ids counts only directly after canal's own columns, where canal adds it.
     """
     written, names = {str(name) for name in new}, [str(name) for name in obs]
     own = {*_OWN, *(name for name in names if name.startswith(PROBABILITY_OF))}
@@ -137,10 +137,10 @@ def left_over(obs: Iterable[object], new: Iterable[object]) -> list[str]:
     return [name for name in names if name in own - written]
 
 
-def told_left_over(names: Sequence[str]) -> str:
-    """Return what to say of columns that were removed."""
+def stale_columns_message(names: Sequence[str]) -> str:
+    """Return the message that names columns that were removed."""
     return (
-        f"left out of the output, as they are of an earlier labelling and were not asked for now: "
+        "left out of the output, because an earlier annotation wrote them and this one does not: "
         f"{', '.join(names)}"
     )
 
@@ -148,9 +148,9 @@ def told_left_over(names: Sequence[str]) -> str:
 def _runner_up(
     probabilities: np.ndarray, logits: np.ndarray, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place of each cell's second likeliest type, and how much likelier the likeliest is.
+    """Return the index of each cell's second likeliest type, and how much likelier the likeliest is.
 
-    A model of one type knows no second one: the place is -1, the margin 1.
+    A model of one type has no second one: the index is -1, the margin 1.
     """
     if len(labels) < 2:
         return np.full(len(logits), _MISSING), np.ones(len(logits))
@@ -161,8 +161,8 @@ def _runner_up(
 
 
 @lru_cache(maxsize=8)
-def _kind(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
-    """Return the categories of a model's answers, the same object for each block, and their codes by name."""
+def _categories(labels: tuple[str, ...]) -> tuple[pd.CategoricalDtype, dict[str, int]]:
+    """Return the categorical dtype of a model's types, the same object for each block, and codes by name."""
     import pandas as pd
 
     names = sorted({*labels, UNASSIGNED})

@@ -1,4 +1,4 @@
-"""Marker genes: those that carry a type in the model's own eyes, and those higher in a group of cells."""
+"""Marker genes: by the model's attribution to a cell type, or by differential expression of a group."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _COLUMNS = ("cell_type", "n_cells", "rank", "gene", "attribution", "expressed")
 
 
 @dataclass(frozen=True)
-class Carrier:
-    """A gene that speaks for a type.
+class MarkerGene:
+    """A gene that supports the prediction of a cell type.
 
-    ``attribution`` is its mean over the cells looked at; ``expressed`` the share of them that express it.
+    ``attribution`` is the mean over the cells sampled; ``expressed`` the share of them that express the gene.
     """
 
     gene: str
@@ -39,11 +39,11 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What carries a type: how many of its cells were looked at, and its genes, strongest first."""
+    """The marker genes of a cell type, strongest first, and the number of cells sampled."""
 
     cell_type: str
     n_cells: int
-    genes: tuple[Carrier, ...]
+    genes: tuple[MarkerGene, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -55,17 +55,17 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How types are explained.
+class ExplainOptions:
+    """How cell types are explained.
 
     Attributes
     ----------
     cells : int
-        Cells of a type that are looked at, at most; they are drawn.
+        Most cells of a type that are sampled.
     top : int
-        Genes told of a type.
+        Most genes reported for a type.
     seed : int
-        Draws the cells.
+        Seed of the sample.
     naming : Naming
         The tables of gene names that the file was labelled with.
     chunk_cells : int
@@ -80,35 +80,35 @@ class Asked:
 
 
 def explain(
-    annotator: CellAnnotator, labelled: Labelled, asked: Asked, notice: Callable[[str], None]
+    annotator: CellAnnotator, labelled: Labelled, options: ExplainOptions, notice: Callable[[str], None]
 ) -> list[Explanation]:
-    """Return for each type in a labelled file the genes that carry it; see `canal.model.attribution`.
+    """Return the marker genes of each cell type in a labelled file; see `canal.model.attribution`.
 
-    "Unassigned" is no type. Genes that speak against a type on the whole are not told.
+    "Unassigned" is no type. Genes with negative mean attribution are left out.
 
     Raises
     ------
     DataError
         If no cell has a type of the model, or the file cannot be read as it was labelled.
     """
-    drawn = _drawn(labelled, annotator.labels, asked)
-    wanted = np.sort(np.concatenate(list(drawn.values())))
-    reading = labelled.reading(annotator, asked.naming)
+    sample = _sample(labelled, annotator.labels, options)
+    wanted = np.sort(np.concatenate(list(sample.values())))
+    reading = labelled.reading(annotator, options.naming)
     parts = []
-    for block in reading.blocks(asked.chunk_cells):
+    for block in reading.blocks(options.chunk_cells):
         start, stop = np.searchsorted(wanted, (block.start, block.start + len(block.expression)))
         parts.append(block.expression[wanted[start:stop] - block.start])
     expression = np.concatenate(parts)
     labelled.check_types(wanted, annotator.predict(expression).labels)
-    notice(f"looking at {len(wanted):,} cells of {len(drawn)} types")
+    notice(f"explaining {len(sample)} cell types by {len(wanted):,} cells")
     return [
-        _explained(annotator, name, expression[np.searchsorted(wanted, rows)], asked.top)
-        for name, rows in drawn.items()
+        _explain_type(annotator, cell_type, expression[np.searchsorted(wanted, rows)], options.top)
+        for cell_type, rows in sample.items()
     ]
 
 
 def write_explanations(path: Path, explanations: Sequence[Explanation]) -> None:
-    """Write a CSV file of a line a type and gene, whole or not at all; raises `DataError` if it cannot be."""
+    """Write a CSV file with a line for each type and gene, atomically; raises `DataError` on failure."""
     with (
         writing(path),
         new_file(path) as temporary,
@@ -130,43 +130,43 @@ def write_explanations(path: Path, explanations: Sequence[Explanation]) -> None:
             )
 
 
-def _drawn(labelled: Labelled, labels: Sequence[str], asked: Asked) -> dict[str, np.ndarray]:
-    """Return for each type the positions of the cells that are looked at, rising."""
-    generator = np.random.default_rng([asked.seed, *b"explain"])
-    found = {}
-    for name in labels:
-        rows = np.flatnonzero(labelled.types == name)
-        if len(rows) > asked.cells:
-            rows = np.sort(generator.choice(rows, size=asked.cells, replace=False))
+def _sample(labelled: Labelled, labels: Sequence[str], options: ExplainOptions) -> dict[str, np.ndarray]:
+    """Return for each type the positions of the sampled cells, ascending."""
+    generator = np.random.default_rng([options.seed, *b"explain"])
+    sample = {}
+    for cell_type in labels:
+        rows = np.flatnonzero(labelled.types == cell_type)
+        if len(rows) > options.cells:
+            rows = np.sort(generator.choice(rows, size=options.cells, replace=False))
         if len(rows):
-            found[name] = rows
-    if not found:
+            sample[cell_type] = rows
+    if not sample:
         raise DataError(
-            f"{labelled.path}: none of its {len(labelled.types):,} cells has a type: "
-            "there is nothing to explain"
+            f"{labelled.path}: none of its {len(labelled.types):,} cells has a cell type, so there is "
+            "nothing to explain"
         )
-    return found
+    return sample
 
 
-def _explained(annotator: CellAnnotator, name: str, expression: np.ndarray, top: int) -> Explanation:
+def _explain_type(annotator: CellAnnotator, cell_type: str, expression: np.ndarray, top: int) -> Explanation:
     from canal.model.attribution import attributions
 
-    types = np.full(len(expression), annotator.labels.index(name), dtype=np.int64)
+    types = np.full(len(expression), annotator.labels.index(cell_type), dtype=np.int64)
     mean = attributions(annotator, expression, types).mean(axis=0, dtype=np.float64)
     expressed = (expression > 0).mean(axis=0)
     best = np.lexsort((np.arange(len(mean)), -mean))[:top]
     genes = tuple(
-        Carrier(annotator.genes[i], round(float(mean[i]), 6), round(float(expressed[i]), 4))
+        MarkerGene(annotator.genes[i], round(float(mean[i]), 6), round(float(expressed[i]), 4))
         for i in best
         if mean[i] > 0
     )
-    return Explanation(name, len(expression), genes)
+    return Explanation(cell_type, len(expression), genes)
 
 
-# Genes that set classes of cells apart, from sums that stream: mean, spread and share of cells, by class.
+# Differential expression between classes of cells, from sums over blocks: mean, variance, share of cells.
 
 _FEWEST = 3
-"""Cells that a class must have to be compared with."""
+"""Fewest cells of a class that others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ class TopGene:
     ----------
     gene : str
     score : float
-        See `Tally.top`.
+        See `ExpressionSums.top`.
     change : float
-        Difference of mean log2(1 + counts per 10,000) to the cells of known types; NaN where there are none.
+        Difference of mean log2(1 + counts per 10,000) from the cells of known types; NaN without any.
     expressed, expressed_known : float
         Share of cells that express it: of the class, and of known types.
     """
@@ -191,7 +191,7 @@ class TopGene:
     expressed_known: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON document, rounded; what cannot be said is null."""
+        """Return the fields as a JSON document, rounded; NaN becomes null."""
         return {
             name: (None if np.isnan(value) else round(value, 4)) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -199,7 +199,7 @@ class TopGene:
 
 
 @dataclass(frozen=True, eq=False)
-class Tally:
+class ExpressionSums:
     """Sums of expression by class of cells.
 
     Attributes
@@ -218,7 +218,7 @@ class Tally:
     expressed: np.ndarray
 
     def top(self, one: Sequence[int], others: Sequence[Sequence[int]], known: int, n: int) -> list[TopGene]:
-        """Return the genes in which a set of classes stands out from each of several others, best first.
+        """Return the genes that are higher in a set of classes than in each of several others, best first.
 
         A gene's score against others is the difference of mean expression over (its standard error + the
         median standard error of all genes that the cells express): the latter keeps genes that vary by
@@ -228,13 +228,13 @@ class Tally:
         Parameters
         ----------
         one
-            Classes that are looked at together.
+            Classes that are pooled.
         others
-            Sets of classes to compare with; those of fewer than three cells are left out.
+            Sets of classes to compare with; sets of fewer than three cells are left out.
         known
-            The class of known types, for what is told of a gene.
+            The class of known types, for ``change`` and ``expressed_known``.
         n
-            How many genes at most; only those that are higher are returned.
+            Most genes to return; only genes with a positive score are.
         """
         count, mean, spread = self._of(one)
         scores = [
@@ -274,7 +274,7 @@ class Tally:
         return result
 
 
-def tally(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: int) -> Tally:
+def sum_expression(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: int) -> ExpressionSums:
     """Add up the expression of all genes of a query by class of cells, a block of cells at a time.
 
     Parameters
@@ -284,7 +284,7 @@ def tally(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: in
     classes
         The class of each cell, ``(n_cells,)``; a cell of class -1 is left out.
     n_classes
-        How many there are.
+        Number of classes.
     chunk_cells
         Cells held in memory at a time.
     """
@@ -296,10 +296,10 @@ def tally(reading: Reading, classes: np.ndarray, n_classes: int, chunk_cells: in
         cells = np.flatnonzero(own >= 0)
         ones = np.ones(len(cells))
         pick = csr_matrix((ones, (own[cells], cells)), shape=(n_classes, block.shape[0]))
-        block.eliminate_zeros()  # a zero of a cell without counts is no number of counts per 10,000
+        block.eliminate_zeros()  # counts per 10,000 are undefined for a cell without counts
         x = to_expression(block, whole.units.values, totals).astype(np.float64)
         sums += (pick @ x).toarray()
         squares += (pick @ x.power(2)).toarray()
         expressed += (pick @ (x > 0).astype(np.float64)).toarray()
     counts = np.bincount(classes[classes >= 0], minlength=n_classes)
-    return Tally(whole.panel, counts, sums, squares, expressed)
+    return ExpressionSums(whole.panel, counts, sums, squares, expressed)

@@ -1,4 +1,4 @@
-"""From whatever a query calls its genes to the names that a model knows, and how many of them were found."""
+"""Match a query's gene names to a model's genes by columns, ids, orthologs and aliases; measure coverage."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ NAME_COLUMNS = (
     *("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "gene_short_name"),
     *("symbol", "symbols", "hgnc_symbol", "Gene", "gene_ids", "gene_id", "ensembl_id", "Accession"),
 )
-"""Columns of var in which programs keep the other name of a gene."""
+"""Columns of var in which programs store symbols or ids of genes."""
 
 AMBIGUOUS = "ambiguous"
-"""What names that aliases left alone are recorded as."""
+"""Key of the record under which ambiguous names are listed."""
 
 _LOOKED_AT = 2000
 _ENOUGH = 0.8
-"""Share of the model's genes from which on the names are those it knows, and no column is looked into."""
+"""Share of the model's genes that the index must hold for columns of var not to be tried."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What a user says of a query's gene names.
+    """The options about a query's gene names.
 
     Attributes
     ----------
@@ -55,62 +55,62 @@ class Naming:
     gene_map: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was asked for, tables by name and SHA-256; empty where nothing was."""
+        """Return the options that were set, tables by name and SHA-256."""
         tables = {"orthologs": self.orthologs, "aliases": self.aliases, "gene_map": self.gene_map}
-        told: dict[str, Any] = {} if self.species == "auto" else {"species": self.species}
+        document: dict[str, Any] = {} if self.species == "auto" else {"species": self.species}
         for name, path in tables.items():
             if path is not None and path.is_file():
-                told[name] = {
+                document[name] = {
                     "name": path.name.encode("utf-8", "replace").decode(),
                     "sha256": file_digest(path),
                 }
-        return told
+        return document
 
 
 def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> tuple[Query, dict[str, Any]]:
-    """Return the query with its genes called as the model calls them, and how many were found by what.
+    """Return the query with the model's gene names, and how many genes each method of renaming found.
 
-    A gene that has the model's name keeps it. For the model's genes that are then still missing, in this
-    order: another column of var (unless one was ``chosen``), orthologs, the gene map, ids without their
-    version, names that differ in case alone, names that a program has added to or spelt anew (see
-    `_undressed` and `_plain`) and aliases, both where they are unambiguous. So nothing shadows an exact name.
+    A gene that has the model's name keeps it. The model's genes that are still missing are looked for, in
+    this order, by: another column of var (unless one was ``chosen``), orthologs, the gene map, ids without
+    version, case-insensitive names, names without decoration or punctuation (see `_undecorated` and
+    `_plain`), and aliases; the last two only where unambiguous. An exact name always takes precedence.
 
     Raises
     ------
     DataError
-        If the genes are a mouse's and the model's are not, without a table of orthologs; or a table cannot
-        be read.
+        If the query has mouse genes, the model human ones, and there is no table of orthologs; or if a table
+        cannot be read.
     """
     tables = {name: read_pairs(path) for name, path in _tables(naming)}
     aliases = None if naming.aliases is None else read_aliases(naming.aliases)
     names = [name.strip() for name in query.genes]
-    told: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     if not chosen:
         names, column = _from_column(query, names, panel)
-        told |= {"column": column} if column else {}
+        renamed |= {"column": column} if column else {}
     _refuse_mouse(query, names, panel, naming)
-    for how, step in _steps(tables, panel, names):
-        found = _filled(names, panel, step)
-        told |= {how: len(found)} if found else {}
-        names = [found.get(name, name) for name in names]
+    for method, step in _exact_steps(tables, panel, names):
+        targets = _filled(names, panel, step)
+        renamed |= {method: len(targets)} if targets else {}
+        names = [targets.get(name, name) for name in names]
     ambiguous: list[str] = []
-    for how, step in _doubtful_steps(tables, panel):
-        found, unclear = _clear(names, panel, step)
-        told |= {how: len(found)} if found else {}
+    for method, step in _ambiguous_steps(tables, panel):
+        targets, unclear = _unambiguous(names, panel, step)
+        renamed |= {method: len(targets)} if targets else {}
         ambiguous += unclear
-        names = [found.get(name, name) for name in names]
+        names = [targets.get(name, name) for name in names]
     if aliases is not None:
         renames = aliases.renames(names, panel)
-        told |= {"aliases": len(renames.found)} if renames.found else {}
+        renamed |= {"aliases": len(renames.found)} if renames.found else {}
         ambiguous += renames.ambiguous
         names = [renames.found.get(name, name) for name in names]
-    told |= {AMBIGUOUS: list(dict.fromkeys(ambiguous))} if ambiguous else {}
-    return replace(query, genes=names), told
+    renamed |= {AMBIGUOUS: list(dict.fromkeys(ambiguous))} if ambiguous else {}
+    return replace(query, genes=names), renamed
 
 
-def doubt(told: Mapping[str, Any]) -> str:
-    """Return what to say of names that may be more than one gene, or ``""``."""
-    names = told.get(AMBIGUOUS, ())
+def ambiguity_warning(renamed: Mapping[str, Any]) -> str:
+    """Return a warning about names that may be more than one gene, or ``""``."""
+    names = renamed.get(AMBIGUOUS, ())
     return (
         f"{len(names)} symbols may be a gene of the model that is missing, and may be another, too, so they "
         f"were left alone: {listed(names, EXAMPLES)}"
@@ -128,10 +128,10 @@ def _tables(naming: Naming) -> Iterable[tuple[str, Path]]:
 Step = Callable[[str], Sequence[str]]
 
 
-def _steps(
+def _exact_steps(
     tables: dict[str, Pairs], panel: Sequence[str], names: Sequence[str]
 ) -> Iterable[tuple[str, Step]]:
-    """Yield the ways to another name, each with the names that it leads to."""
+    """Yield each method of renaming with a function from a name to its candidates."""
 
     def look_up(pairs: Pairs) -> Step:
         bare = {_bare(name): values for name, values in pairs.items()}
@@ -143,26 +143,26 @@ def _steps(
             known.setdefault(key(gene), []).append(gene)
         return lambda name: known.get(key(name), ())
 
-    for how in ("orthologs", "gene_map"):
-        if how in tables:
-            yield how, look_up(tables[how])
+    for table in ("orthologs", "gene_map"):
+        if table in tables:
+            yield table, look_up(tables[table])
     yield "versions", by(_bare)
     yield "case", by(str.upper)
 
 
-def _doubtful_steps(tables: dict[str, Pairs], panel: Sequence[str]) -> Iterable[tuple[str, Step]]:
-    """Yield ways to another name that may lead two names of a query to one gene."""
+def _ambiguous_steps(tables: dict[str, Pairs], panel: Sequence[str]) -> Iterable[tuple[str, Step]]:
+    """Yield methods of renaming that may map two names of a query to one gene."""
     known = set(panel)
     pairs = {_bare(name): values for name, values in tables.get("gene_map", {}).items()}
 
-    def undressed(name: str) -> Sequence[str]:
-        forms = [form for part in _undressed(name) for form in (part, _bare(part))]
+    def undecorated(name: str) -> Sequence[str]:
+        forms = [form for part in _undecorated(name) for form in (part, _bare(part))]
         return [target for form in forms for target in (form, *pairs.get(form, ())) if target in known]
 
     plain: dict[str, list[str]] = {}
     for gene in panel:
         plain.setdefault(_plain(gene), []).append(gene)
-    yield "parts_of_names", undressed
+    yield "parts_of_names", undecorated
     yield "punctuation", lambda name: plain.get(_plain(name), ())
 
 
@@ -176,12 +176,11 @@ _WITH_ID = re.compile(
 )
 
 
-def _undressed(name: str) -> list[str]:
-    """Return what may be a gene's name within a name: without quotes, a genome before it, an id beside it.
+def _undecorated(name: str) -> list[str]:
+    """Return candidate names without quotes, genome prefix or appended id; empty for an undecorated name.
 
     ``"LYZ"``, ``hg19_LYZ``, ``GRCh38_LYZ``, ``LYZ (ENSG00000090382)``, ``LYZ_ENSG00000090382`` (CELLxGENE
-    where genes share a symbol) and ``ENSG00000090382_LYZ`` hold LYZ. A name that has nothing of this gives
-    nothing.
+    where genes share a symbol) and ``ENSG00000090382_LYZ`` give LYZ.
     """
     bare = name.strip(_QUOTES).strip()
     bare = _GENOME.sub("", bare, count=1) if _GENOME.match(bare) else bare
@@ -201,8 +200,8 @@ def _plain(name: str) -> str:
     return f"X{plain}" if plain[:1].isdigit() else plain
 
 
-def _clear(names: Sequence[str], panel: Sequence[str], step: Step) -> tuple[dict[str, str], list[str]]:
-    """Return names that alone lead to one missing gene of the panel, and those that may be several genes."""
+def _unambiguous(names: Sequence[str], panel: Sequence[str], step: Step) -> tuple[dict[str, str], list[str]]:
+    """Return the names that map one to one to missing genes of the panel, and the ambiguous names."""
     missing, known = set(panel) - set(names), set(panel)
     reached: dict[str, list[str]] = {}
     several: list[str] = []
@@ -213,21 +212,21 @@ def _clear(names: Sequence[str], panel: Sequence[str], step: Step) -> tuple[dict
             several.append(name)
         for target in targets.keys() & missing if len(targets) == 1 else ():
             reached.setdefault(target, []).append(name)
-    found = {own[0]: target for target, own in reached.items() if len(own) == 1}
+    unique = {own[0]: target for target, own in reached.items() if len(own) == 1}
     shared = [name for own in reached.values() if len(own) > 1 for name in own]
-    return found, [*several, *shared]
+    return unique, [*several, *shared]
 
 
 def _filled(names: Sequence[str], panel: Sequence[str], step: Step) -> dict[str, str]:
-    """Return for names that lead to a missing gene of the panel that gene."""
+    """Return the names that map to a missing gene of the panel, each with that gene."""
     missing, known = set(panel) - set(names), set(panel)
     if not missing:
         return {}
-    found: dict[str, str] = {}
+    targets: dict[str, str] = {}
     for name in dict.fromkeys(names):
         if name and name not in known and (target := next((t for t in step(name) if t in missing), None)):
-            found[name] = target
-    return found
+            targets[name] = target
+    return targets
 
 
 def _bare(name: str) -> str:
@@ -237,7 +236,7 @@ def _bare(name: str) -> str:
 
 
 def _from_column(query: Query, names: list[str], panel: Sequence[str]) -> tuple[list[str], str]:
-    """Return better names from a known column of var, and its name; else the names and ``""``."""
+    """Return the names in a column of var that fits better, and its name; else the names and ``""``."""
     wanted = {gene.upper() for gene in panel}
     best, best_names, column = _overlap(names, wanted), names, ""
     if best >= _ENOUGH * len(wanted):
@@ -258,11 +257,11 @@ def _refuse_mouse(query: Query, names: Sequence[str], panel: Sequence[str], nami
     mouse = naming.species == "mouse" or (naming.species == "auto" and _of_mouse(names))
     if not mouse or naming.orthologs is not None or _of_mouse(panel):
         return
-    said = "--species mouse was given" if naming.species == "mouse" else "These look like mouse symbols"
+    reason = "--species mouse was given" if naming.species == "mouse" else "These look like mouse symbols"
     raise DataError(
-        f"{query.name}: {said}, such as {listed(names[:EXAMPLES])}, and the model knows human genes such as "
-        f"{listed(list(panel)[:EXAMPLES])}: give --species mouse --orthologs FILE, a table of mouse and "
-        "human genes parted by a tab (or --species human if they are human after all)"
+        f"{query.name}: {reason}, such as {listed(names[:EXAMPLES])}, and the model knows human genes such "
+        f"as {listed(list(panel)[:EXAMPLES])}: give --species mouse --orthologs FILE, a tab-separated table "
+        "of mouse and human genes (or --species human if they are human after all)"
     )
 
 
@@ -273,10 +272,10 @@ def _of_mouse(names: Sequence[str]) -> bool:
     return 2 * of_mouse > len(looked) and kinds[ENSEMBL] + kinds[MOUSE] > 0
 
 
-# How many of a model's genes a query has, and what to do when they are too few.
+# Coverage: how many of a model's genes a query has, and what to do if there are too few.
 
 SOFT = 0.8
-"""Below this share the labels are given with a warning."""
+"""Below this share labels come with a warning."""
 
 _COLUMNS_LOOKED_AT = 20
 
@@ -296,7 +295,7 @@ class Coverage:
 
     @property
     def warning(self) -> str:
-        """What to say of a share below `SOFT`, else ``""``."""
+        """A warning for a share below `SOFT`, else ``""``."""
         if self.share >= SOFT:
             return ""
         return (
@@ -311,8 +310,8 @@ def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool =
     Raises
     ------
     DataError
-        If no gene is found, or the share is below ``min_coverage`` and not forced; the message
-        says what the genes look like, and names a column of var that fits better.
+        If no gene is found, or the share is below ``min_coverage`` and not forced; the message describes the
+        query's genes, and names a column of var that fits better.
     """
     own = _names(query.genes)
     missing = tuple(gene for gene in panel if gene not in own)
@@ -324,7 +323,7 @@ def cover(query: Query, panel: Sequence[str], min_coverage: float, force: bool =
             f"are needed ({min_coverage:.0%}). The model knows symbols such as {listed(panel[:EXAMPLES])}; "
             f"{query.layer} has {len(query.genes)} genes, such as "
             f"{listed([gene for gene in query.genes if gene][:EXAMPLES])}. "
-            + _way_out(query, panel, coverage.found)
+            + _advice(query, panel, coverage.found)
             + (". --force labels the cells nonetheless" if coverage.found else "")
         )
     return coverage
@@ -334,11 +333,11 @@ def _names(genes: Sequence[str]) -> set[str]:
     return {gene.strip() for gene in genes}
 
 
-def _way_out(query: Query, panel: Sequence[str], found: int) -> str:
-    if (turned := len(set(panel) & _names(query.cells()))) > found:
+def _advice(query: Query, panel: Sequence[str], found: int) -> str:
+    if (transposed := len(set(panel) & _names(query.cells()))) > found:
         return (
-            f"{turned} of them are names of its cells: it lies transposed, genes by cells; turn it "
-            "(anndata: adata.T)"
+            f"{transposed} of them are names of its cells: the matrix is transposed (genes by cells); "
+            "transpose it back (anndata: adata.T)"
         )
     better = _better_column(query, panel, found)
     if better:

@@ -1,4 +1,4 @@
-"""Novel cells in groups: how many, what sets them apart, which known types are near, from which batches."""
+"""Group the novel cells of a labelled file: marker genes, nearest known types and batches of each group."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.annotation.clusters import Machine, Represented, find_groups, represent
+from canal.annotation.clusters import ComputeOptions, Representation, find_groups, represent
 from canal.annotation.labelled import Labelled
-from canal.annotation.markers import TopGene, tally
+from canal.annotation.markers import TopGene, sum_expression
 from canal.annotation.naming import Naming
 from canal.annotation.options import in_tenths
 from canal.core.errors import DataError
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from canal.model.load import CellAnnotator
 
 BATCHES = ("batch", "donor", "donor_id", "sample", "sample_id", "patient", "patient_id", "orig.ident")
-"""Columns of obs that are taken for batches where none is named."""
+"""Columns of obs that are tried for batches where no column is named."""
 
 MOST_CELLS = 200_000
-"""Novel cells that are looked at; of more, a drawn sample."""
+"""Most novel cells that are grouped; of more cells, a random sample."""
 
 NEAREST = 3
 _LEAST_PROBABILITY = 0.005
@@ -34,23 +34,23 @@ _GENES_AT_A_TIME = 500
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """How novel cells are grouped, and what is told of a group.
+class GroupingOptions:
+    """How novel cells are grouped and described.
 
     Attributes
     ----------
     batch : str or None
-        Column of obs with batches; None: the first of `BATCHES` that is there.
+        Column of obs with batches; None: the first of `BATCHES` that exists.
     min_cells : int
         A smaller group is left out of the sheet.
     resolution : float
-        Of Leiden: higher makes more and smaller groups.
+        Resolution of Leiden: higher makes more and smaller groups.
     seed : int
     top : int
-        Genes told of a group.
+        Most genes reported for a group.
     naming : Naming
         The tables of gene names that the file was labelled with.
-    machine : Machine
+    compute : ComputeOptions
     """
 
     batch: str | None = None
@@ -59,12 +59,12 @@ class Wishes:
     seed: int = 0
     top: int = 10
     naming: Naming = Naming()
-    machine: Machine = Machine()
+    compute: ComputeOptions = ComputeOptions()
 
 
 @dataclass(frozen=True)
 class Group:
-    """Novel cells that are like each other.
+    """A group of similar novel cells.
 
     Attributes
     ----------
@@ -111,11 +111,11 @@ class Novel:
     ----------
     groups : tuple of Group
     n_novel : int
-        Novel cells that were looked at.
+        Novel cells that were grouped.
     left_out : int
         Cells of groups that are too small.
     batch : str or None
-        The column of obs that batches are from.
+        The column of obs that holds the batches.
     warnings : tuple of str
     """
 
@@ -137,71 +137,71 @@ class Novel:
 
 
 def group_novel(
-    annotator: CellAnnotator, labelled: Labelled, wishes: Wishes, notice: Callable[[str], None]
+    annotator: CellAnnotator, labelled: Labelled, options: GroupingOptions, notice: Callable[[str], None]
 ) -> Novel:
-    """Group the novel cells of a labelled file by the model's representation of them.
+    """Group the novel cells of a labelled file by the model's representation.
 
     The file is read twice, in blocks: once in the model's genes, for the representation (128 numbers a novel
-    cell), once in all genes, for what sets a group apart. Cells that express none of the model's genes are
-    left out. Where there are too few cells for two groups of ``min_cells``, they are one group.
+    cell), once in all genes, for the marker genes of the groups. Cells that express none of the model's
+    genes are left out. Too few cells for two groups of ``min_cells`` form one group.
 
     Parameters
     ----------
     annotator
         The model that labelled the file.
-    labelled, wishes
-        What is grouped, and how.
+    labelled, options
+        The file, and how its novel cells are grouped.
     notice
-        Is told how far it is.
+        Receives progress messages.
 
     Raises
     ------
     DataError
-        If no cell is novel, the batches' column is not there, or the file cannot be read as it was labelled.
+        If no cell is novel, obs lacks the batch column, or the file cannot be read as it was labelled.
     """
-    if not (np.isfinite(wishes.resolution) and wishes.resolution >= 0):
-        raise DataError(f"a resolution is a number of 0 or more, found {wishes.resolution}")
-    column = _batch_column(labelled, wishes.batch)
-    wanted, warnings = _wanted(labelled, wishes.seed)
-    reading = labelled.reading(annotator, wishes.naming)
-    found = represent(annotator, reading, wanted, wishes.machine, in_tenths(notice, what="looked at"))
-    labelled.check_types(found.rows, [annotator.labels[i] for i in found.logits.argmax(axis=1)])
-    groups, probabilities = _groups(found, wishes), annotator.probabilities(found.logits)
+    if not (np.isfinite(options.resolution) and options.resolution >= 0):
+        raise DataError(f"--resolution must be a number of at least 0, found {options.resolution}")
+    column = _batch_column(labelled, options.batch)
+    wanted, warnings = _wanted(labelled, options.seed)
+    reading = labelled.reading(annotator, options.naming)
+    cells = represent(annotator, reading, wanted, options.compute, in_tenths(notice, what="represented"))
+    labelled.check_types(cells.rows, [annotator.labels[i] for i in cells.logits.argmax(axis=1)])
+    groups, probabilities = _groups(cells, options), annotator.probabilities(cells.logits)
     sizes = np.bincount(groups)
-    kept = np.flatnonzero(sizes >= min(wishes.min_cells, sizes.max()))
-    notice(f"{len(found.rows):,} novel cells in {len(kept)} groups; looking for what sets them apart")
+    kept = np.flatnonzero(sizes >= min(options.min_cells, sizes.max()))
+    notice(f"{len(cells.rows):,} novel cells in {len(kept)} groups; computing their marker genes")
     batches = None if column is None else labelled.file.obs_column(column).to_numpy(dtype=object)
-    genes = _top_genes(reading, labelled, found.rows, groups, kept, wishes)
+    genes = _top_genes(reading, labelled, cells.rows, groups, kept, options)
     described = tuple(
         Group(
             number,
-            tuple(found.rows[groups == group].tolist()),
+            tuple(cells.rows[groups == group].tolist()),
             tuple(genes[int(group)]),
             _nearest(probabilities[groups == group], annotator.labels),
-            {} if batches is None else _counted(batches[found.rows[groups == group]]),
+            {} if batches is None else _counted(batches[cells.rows[groups == group]]),
         )
         for number, group in enumerate(kept, start=1)
     )
     left_out = int(sizes.sum() - sizes[kept].sum())
-    said = [*warnings, *_doubts(described, batches, column)]
-    return Novel(described, len(found.rows), left_out, column, tuple(said))
+    warnings += _batch_warnings(described, batches, column)
+    return Novel(described, len(cells.rows), left_out, column, tuple(warnings))
 
 
-def _batch_column(labelled: Labelled, wish: str | None) -> str | None:
-    there = labelled.file.obs_columns
-    if wish is not None and wish not in there:
-        raise DataError(f"{labelled.path}: obs has no column {wish!r} (--batch); it has {listed(there)}")
-    return wish or next((name for name in BATCHES if name in there), None)
+def _batch_column(labelled: Labelled, column: str | None) -> str | None:
+    columns = labelled.file.obs_columns
+    if column is not None and column not in columns:
+        raise DataError(f"{labelled.path}: obs has no column {column!r} (--batch); it has {listed(columns)}")
+    return column or next((name for name in BATCHES if name in columns), None)
 
 
 def _wanted(labelled: Labelled, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Return which cells are looked at, bool ``(n_cells,)``, and what is to be said of that."""
+    """Return which cells are grouped, bool ``(n_cells,)``, and warnings about the choice."""
     wanted = labelled.novel & ~labelled.empty
     n = int(wanted.sum())
     if not n:
         raise DataError(
-            f"{labelled.path}: none of its {len(wanted):,} cells is novel (canal_is_novel): "
-            "there is nothing to group"
+            f"{labelled.path}: none of its {len(wanted):,} cells is novel (canal_is_novel), so there is "
+            "nothing to group"
         )
     if n <= MOST_CELLS:
         return wanted, []
@@ -209,13 +209,13 @@ def _wanted(labelled: Labelled, seed: int) -> tuple[np.ndarray, list[str]]:
     drawn = generator.choice(np.flatnonzero(wanted), size=MOST_CELLS, replace=False)
     wanted = np.zeros(len(wanted), dtype=bool)
     wanted[drawn] = True
-    return wanted, [f"{n:,} cells are novel: a drawn sample of {MOST_CELLS:,} of them is grouped"]
+    return wanted, [f"{n:,} cells are novel: a random sample of {MOST_CELLS:,} of them is grouped"]
 
 
-def _groups(found: Represented, wishes: Wishes) -> np.ndarray:
-    if len(found.rows) < 2 * wishes.min_cells:
-        return np.zeros(len(found.rows), dtype=np.int64)
-    return find_groups(found.manifold, wishes.resolution, wishes.seed)
+def _groups(cells: Representation, options: GroupingOptions) -> np.ndarray:
+    if len(cells.rows) < 2 * options.min_cells:
+        return np.zeros(len(cells.rows), dtype=np.int64)
+    return find_groups(cells.manifold, options.resolution, options.seed)
 
 
 def _top_genes(
@@ -224,17 +224,17 @@ def _top_genes(
     rows: np.ndarray,
     groups: np.ndarray,
     kept: np.ndarray,
-    wishes: Wishes,
+    options: GroupingOptions,
 ) -> dict[int, list[TopGene]]:
-    """Return for each group that is kept its top genes; classes are the groups, and behind them the known."""
+    """Return the top genes of each group that is kept; classes are the groups, then the known types."""
     known = int(groups.max()) + 1
     classes = np.full(len(labelled.novel), -1, dtype=np.int64)
     classes[~labelled.novel & ~labelled.empty] = known
     classes[rows] = groups
-    size = min(wishes.machine.chunk_cells, _GENES_AT_A_TIME)
-    sums = tally(reading, classes, known + 1, size)
+    size = min(options.compute.chunk_cells, _GENES_AT_A_TIME)
+    sums = sum_expression(reading, classes, known + 1, size)
     rest = {group: [other for other in range(known) if other != group] for group in kept.tolist()}
-    return {group: sums.top([group], [[known], others], known, wishes.top) for group, others in rest.items()}
+    return {group: sums.top([group], [[known], others], known, options.top) for group, others in rest.items()}
 
 
 def _nearest(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
@@ -247,14 +247,15 @@ def _counted(values: np.ndarray) -> dict[str, int]:
     return dict(sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0])))
 
 
-def _doubts(groups: Sequence[Group], batches: np.ndarray | None, column: str | None) -> list[str]:
-    """Return warnings: a group from one batch alone may be that batch's noise, not a type."""
+def _batch_warnings(groups: Sequence[Group], batches: np.ndarray | None, column: str | None) -> list[str]:
+    """Return warnings about batches: a group from one batch alone may be a batch effect, not a type."""
     if batches is None:
         return [
-            "obs has no column of batches that canal knows: --batch COLUMN tells whether a group is one batch"
+            "obs has no column of batches with a usual name: name it with --batch COLUMN, to see whether a "
+            "group comes from one batch alone"
         ]
     if len(set(batches.tolist())) < 2:
-        return [f"all cells are of one batch ({column}): that does not tell a type from noise"]
+        return [f"all cells are of one batch ({column}): a new type cannot be told from a batch effect"]
     single = [str(group.number) for group in groups if len(group.batches) == 1]
     if not single:
         return []

@@ -1,4 +1,4 @@
-"""How `canal annotate` reads a query, what it writes beside the labels, and how it tells how far it is."""
+"""The options and callbacks of annotation: how cells are read, what is written, and progress messages."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class Options:
     min_coverage : float
         Share of the model's genes below which cells are not labelled.
     force : bool
-        Whether they are labelled nonetheless, with a warning.
+        Whether cells are labelled below that share, with a warning.
     naming : Naming
-        What is said of the genes' names.
+        The options about gene names.
     overwrite : bool
-        Whether an output that is there may be replaced.
+        Whether an existing output may be replaced.
     only_obs : bool
-        Whether a table of the labels alone is written; a suffix .csv or .parquet says so, too.
+        Whether only a table of labels is written; implied by a suffix .csv or .parquet.
     probabilities : bool
-        Whether the probability of every type is written, too: 4 bytes a cell and type.
+        Whether the probability of every type is also written: 4 bytes a cell and type.
     vote : str or None
         Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
         `canal.annotation.clusters`.
     resume : bool
-        Whether to go on where an interrupted run for the same output stopped.
+        Whether to continue an interrupted run for the same output.
     device : str
         auto, cpu or cuda.
     dtype : str
-        float32, or bfloat16: other last digits, and faster where the machine has instructions for it.
+        float32, or bfloat16: less precise, and faster where the machine has instructions for it.
     effort : str
         full, or fast: how the annotator was loaded; see `canal.model.load.load_model`.
     model_name : dict
-        What the model is, JSON values; written into the output.
+        Provenance of the model, JSON values; written into the record.
     origin : dict
-        When, and from which file, JSON values; written into the output beside the model.
+        Time and input file, JSON values; written into the record.
     """
 
     layer: str = "X"
@@ -77,21 +77,21 @@ class Options:
 
 
 OnCells = Callable[[int, int], None]
-"""Is told (cells done, cells in all)."""
+"""Called with (cells done, cells in all)."""
 
 
 @dataclass(frozen=True)
-class Listeners:
-    """Who is told while a file is labelled.
+class Callbacks:
+    """Functions that are called while a file is labelled.
 
     Attributes
     ----------
     notice : callable
-        Is told what a person may want to know; without ``on_cells`` also every tenth of the cells.
+        Receives messages for the user; without ``on_cells`` also progress at every tenth of the cells.
     on_cells : callable, optional
-        Is told (cells done, cells in all) after every block.
+        Called with (cells done, cells in all) after every block.
     on_record : callable, optional
-        Is told the record when the copy is whole, just before it appears under its name.
+        Receives the record when the output is complete, just before it is renamed into place.
     """
 
     notice: Callable[[str], None] = lambda message: None
@@ -99,7 +99,7 @@ class Listeners:
     on_record: Callable[[str], None] | None = None
 
 
-# How far a labelling is: lines at every tenth of the cells, with cells a second and the time left.
+# Progress: a message at every tenth of the cells, with cells a second and the time left.
 
 _TENTHS = 10
 
@@ -107,14 +107,14 @@ _TENTHS = 10
 def in_tenths(
     notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic, what: str = "labelled"
 ) -> OnCells:
-    """Return what tells ``notice`` a line at every tenth of the cells: ``what`` was done with how many.
+    """Return a progress callback that sends ``notice`` a message at every tenth of the cells.
 
-    The rate is that of this run: cells of an earlier, interrupted one do not count.
+    ``what`` is the participle in the message. The rate leaves out cells of an earlier, interrupted run.
     """
     before = began_at = -1
     began = clock()
 
-    def tell(done: int, total: int) -> None:
+    def on_cells(done: int, total: int) -> None:
         nonlocal before, began_at
         if before < 0:
             before = began_at = done
@@ -125,7 +125,7 @@ def in_tenths(
             left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
             notice(f"{what} {done:,} of {total:,} cells{left}")
 
-    return tell
+    return on_cells
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Cells to be labelled, read a block at a time: a file or an AnnData in memory."""
+"""The cells to label, from a file or an AnnData in memory, as one interface that reads blocks of cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STORED = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A matrix of cells with what a refusal has to tell of where it comes from.
+    """A matrix of cells, with the names that messages need.
 
     Attributes
     ----------
@@ -41,15 +41,15 @@ class Query:
     matrix : ByCell or ByEntries
         ``(n_cells, n_genes)``.
     genes : sequence of str
-        Names of the columns, as they are taken for symbols.
+        Names of the matrix's columns.
     layers : sequence of str
-        All matrices there are.
+        The names of all matrices.
     columns : dict
         For each column of var a function that reads it.
     cells : callable
         Reads the cells' names.
     not_genes : NotGenes or None
-        Columns of the matrix that are no genes; their names are ``""``.
+        Columns of the matrix that are not genes; their names are ``""``.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Query:
 
 
 def query_file(file: CellFile, layer: str, gene_column: str | None) -> Query:
-    """Return the query that an open file is.
+    """Return an open file as a query.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def query_file(file: CellFile, layer: str, gene_column: str | None) -> Query:
 
 
 def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
-    """Return the query that an AnnData is; nothing of it is changed.
+    """Return an AnnData as a query; the AnnData is not changed.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     """
     check_adata(adata)
     always = {"X": adata.X, "raw": adata.raw}
-    layers = [*(name for name, there in always.items() if there is not None), *adata.layers]
+    layers = [*(name for name, matrix in always.items() if matrix is not None), *adata.layers]
     if layer not in layers:
         raise DataError(f"{IN_MEMORY}: no matrix {layer!r}; there are {listed(layers)}")
     values = {"X": lambda: adata.X, "raw": lambda: adata.raw.X}.get(layer, lambda: adata.layers[layer])()
@@ -136,12 +136,12 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
 
 
 def check_adata(adata: Any) -> None:
-    """Raise unless cells are an AnnData, in memory or open in its own file.
+    """Raise unless ``adata`` is an AnnData, in memory or backed.
 
     Raises
     ------
     DataError
-        That names what it is, and how to make an AnnData of it.
+        With the type of the object, and how to convert it.
     """
     import pandas as pd
     from anndata import AnnData
@@ -180,7 +180,7 @@ def check_adata(adata: Any) -> None:
 
 
 def _matrix(values: Any) -> ByCell | ByEntries:
-    """Return a matrix of an AnnData; one by gene is not sliced by cell, which would read all of it."""
+    """Return a matrix of an AnnData; CSC is read by gene, since slicing cells would scan all of it."""
     if type(values).__module__.split(".")[0] == "dask":
         raise DataError(f"{IN_MEMORY}: its matrix is read lazily (dask): give adata.to_memory()")
     if getattr(values, "ndim", 2) != 2 or not hasattr(values, "dtype"):
@@ -188,7 +188,7 @@ def _matrix(values: Any) -> ByCell | ByEntries:
             f"{IN_MEMORY}: expected a matrix of cells by genes, found {type(values).__qualname__}"
         )
     if isinstance(values, np.ma.MaskedArray):
-        raise DataError(f"{IN_MEMORY}: its matrix is masked: fill it (values.filled(0)) where that is meant")
+        raise DataError(f"{IN_MEMORY}: its matrix is masked: fill it first, for example by values.filled(0)")
     if hasattr(values, "indptr") and not hasattr(values, "group"):
         _check_sparse(values)
     if getattr(values, "format", "") != "csc":
@@ -200,7 +200,7 @@ def _matrix(values: Any) -> ByCell | ByEntries:
 
 
 def _check_sparse(values: Any) -> None:
-    """Raise where a sparse matrix contradicts itself: scipy does not look, and reads beyond its arrays."""
+    """Raise where a sparse matrix is inconsistent: scipy does not check, and reads beyond its arrays."""
     major, minor = values.shape if values.format == "csr" else values.shape[::-1]
     pointers, indices = np.asarray(values.indptr), np.asarray(values.indices)
     sound = (
@@ -212,20 +212,20 @@ def _check_sparse(values: Any) -> None:
     )
     if not sound:
         raise DataError(
-            f"{IN_MEMORY}: its sparse matrix of {values.shape[0]:,} x {values.shape[1]:,} contradicts "
-            "itself: indices or indptr do not fit its shape (scipy: check_format)"
+            f"{IN_MEMORY}: its sparse matrix of {values.shape[0]:,} x {values.shape[1]:,} is damaged: "
+            "indices or indptr do not fit its shape (scipy: check_format)"
         )
 
 
 class _InMemory:
-    """Rows of any matrix that slices: dense, sparse, or an h5ad file that anndata holds open."""
+    """Rows of any matrix that can be sliced: dense, sparse, or backed by a file."""
 
     def __init__(self, values: Any) -> None:
         self._values = values
         self.shape: tuple[int, int] = (int(values.shape[0]), int(values.shape[1]))
 
     def rows(self, start: int, stop: int) -> csr_matrix:
-        """Return rows ``start`` to ``stop`` as float32 CSR of their own."""
+        """Return a copy of rows ``start`` to ``stop`` as float32 CSR."""
         block = self._values[start:stop]
         _check_numbers(block)
         result = csr_matrix(block, dtype=np.float32, copy=True)

@@ -1,4 +1,4 @@
-"""What units a query's values are in, when its user did not say; and whether they can be what he said."""
+"""Detect the units of a query's values, or check the units that the user gave against the values."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from canal.data.units import (
 from canal.io.arrays import listed
 from canal.io.blocks import ByCell, ByEntries
 
-Wish = Literal["auto", "counts", "log1p_10k", "log2p_10k"]
+UnitsOption = Literal["auto", "counts", "log1p_10k", "log2p_10k"]
 AUTO = "auto"
-WISHES: tuple[str, ...] = get_args(Wish)
+UNITS_OPTIONS: tuple[str, ...] = get_args(UnitsOption)
 
 _OFF = 0.05
-"""How far a cell's sum may lie from the depth once it is settled."""
+"""Relative deviation of a cell's sum from the detected depth that is tolerated."""
 _NEAR = 0.02
-"""How far a value may lie from a whole number where all are whole once a logarithm is undone."""
+"""Deviation from a whole number that is tolerated once a logarithm is undone."""
 _LARGEST_TOLD = 1e12
 _LOGS: dict[Values, Logs] = {values: (base,) for values, base in BASES.items()}
 _PLAIN = {logs: values for values, logs in _LOGS.items()}
@@ -41,19 +41,20 @@ _PLAIN = {logs: values for values, logs in _LOGS.items()}
 
 @dataclass(frozen=True)
 class Units:
-    """What a query's values are.
+    """The units of a query's values.
 
     Attributes
     ----------
     values : Values
-        What they are once ``logs`` are undone.
+        The units once ``logs`` are undone.
     depth : float
-        What each cell sums to once the logarithm is undone; 10,000 unless all cells share another sum.
+        The sum of each cell once the logarithm is undone; 10,000 unless all cells share another sum.
     strict : bool
-        Whether every value must be a whole number: they were taken for counts because some are.
+        Whether every value must be a whole number: counts were detected from a sample of cells.
     doubts : tuple of str
+        Warnings about the units.
     logs : tuple of float
-        Logarithms that are undone before anything else; see `converted`.
+        Bases of logarithms that are undone first; see `converted`.
     """
 
     values: Values
@@ -63,7 +64,7 @@ class Units:
     logs: Logs = ()
 
     def converted(self, query: Query) -> Query:
-        """Return the query in the units of ``values``, its logarithms undone where it holds other ones."""
+        """Return the query in the units of ``values``, with ``logs`` undone as it is read."""
         if not self.logs:
             return query
         if isinstance(query.matrix, ByEntries):
@@ -77,27 +78,27 @@ class Units:
             undone = np.log2(1 + undone)
         elif self.strict:
             whole = np.rint(undone)
-            # What is no whole number stays as it is, for `check_block` to find.
+            # Other values stay as they are, for `check_block` to report.
             undone = np.where(np.abs(undone - whole) <= _NEAR * np.maximum(1, whole / 100), whole, undone)
         plain: np.ndarray = undone.astype(np.float32)
         return plain
 
     def scaled(self, query: Query, block: csr_matrix, totals: np.ndarray, start: int) -> csr_matrix:
-        """Return logarithms of another depth as those of counts per 10,000, which is exact; else the block.
+        """Return a block of logarithms rescaled (exactly) from ``depth`` to counts per 10,000.
 
         Raises
         ------
         DataError
-            If a cell with values does not sum to the depth that all cells looked at share.
+            If a cell's sum is not the depth that all sampled cells share.
         """
         if self.depth == PER_TEN_THOUSAND:
             return block
         off = np.flatnonzero((totals > 0) & (np.abs(totals - self.depth) > _OFF * self.depth))
         if off.size:
             raise DataError(
-                f"{query.name}: the cells looked at first sum to {self.depth:,.0f} once the logarithm of "
+                f"{query.name}: the sampled cells sum to {self.depth:,.0f} once the logarithm of "
                 f"{query.layer} is undone, but {off.size} others do not, the first being cell "
-                f"{start + off[0]} (counted from 0) with {_figure(totals[off[0]])}: {_way_out(query)}"
+                f"{start + off[0]} (counted from 0) with {_figure(totals[off[0]])}: {_advice(query)}"
             )
         base = np.log(BASES[self.values])
         data = block.data.astype(np.float64)
@@ -110,7 +111,7 @@ class Units:
 
 
 class _UndoneByCell:
-    """A matrix whose logarithms are undone as it is read."""
+    """A matrix stored by cell whose logarithms are undone as it is read."""
 
     def __init__(self, matrix: ByCell, units: Units) -> None:
         self._matrix, self._units, self.shape = matrix, units, matrix.shape
@@ -122,7 +123,7 @@ class _UndoneByCell:
 
 
 class _UndoneByEntries:
-    """The same of a matrix whose cells do not lie together."""
+    """A matrix stored by gene whose logarithms are undone as it is read."""
 
     def __init__(self, matrix: ByEntries, units: Units) -> None:
         self._matrix, self._units, self.shape = matrix, units, matrix.shape
@@ -138,149 +139,150 @@ class _UndoneByEntries:
             yield cells, genes, self._units.plain(data)
 
 
-def find_units(query: Query, wish: str) -> Units:
-    """Return the units of a query, the depth its cells were scaled to, and what is doubtful about them.
+def find_units(query: Query, given: str) -> Units:
+    """Return the units of a query, the depth its cells were scaled to, and warnings.
 
-    `canal.data.units.judge_values` tells what the values are, by whole rows; docs/annotate.md has the table
-    of what is then decided. What can be converted exactly is converted, with a note; what can only be
-    guessed is refused, or taken with a warning where nothing speaks against it.
+    `canal.data.units.judge_values` classifies the values; docs/annotate.md has the table of decisions. Exact
+    conversions are made, with a warning that says so; uncertain units raise, or are accepted with a warning
+    where the values do not contradict them.
 
     Parameters
     ----------
     query
-        Up to 200 of its cells, evenly spread, are looked at.
-    wish
-        One of `WISHES`; anything but ``auto`` is taken as it is unless the values contradict it.
+        The cells; up to 200 of them, evenly spread, are sampled.
+    given
+        One of `UNITS_OPTIONS`; anything but ``auto`` is accepted unless the values contradict it.
 
     Raises
     ------
     DataError
-        If the wish is unknown, there are negative or no values, or no known units fit.
+        If the option is unknown, values are negative or all zero, or no known units fit.
     """
-    if wish not in WISHES:
-        raise DataError(f"values must be one of {', '.join(WISHES)}, found {wish!r}")
+    if given not in UNITS_OPTIONS:
+        raise DataError(f"--values must be one of {', '.join(UNITS_OPTIONS)}, found {given!r}")
     sample = query.sample
-    if (unsound := int((~np.isfinite(sample.data)).sum())) and wish == AUTO:
+    if (unsound := int((~np.isfinite(sample.data)).sum())) and given == AUTO:
         raise DataError(
-            f"{query.name}: {unsound} values of {query.layer} in {sample.shape[0]} cells are no finite "
-            f"number: {_way_out(query)}"
+            f"{query.name}: {unsound} values of {query.layer} in {sample.shape[0]} cells are not finite "
+            f"numbers: {_advice(query)}"
         )
     if negative := int((sample.data < 0).sum()):
         raise DataError(
             f"{query.name}: {query.layer} holds {negative} negative values in "
             f"{sample.shape[0]} cells, so it was scaled or centred and expression cannot be read from it: "
-            f"{_way_out(query)}"
+            f"{_advice(query)}"
         )
     if unsound:
-        return Units(_typed(wish), PER_TEN_THOUSAND, False, ())
+        return Units(_as_values(given), PER_TEN_THOUSAND, False, ())
     finding = judge_values(sample)
-    return _told(query, sample, finding) if wish == AUTO else _wished(query, wish, finding)
+    return _detect(query, sample, finding) if given == AUTO else _check_given(query, given, finding)
 
 
-def _told(query: Query, sample: csr_matrix, finding: Finding) -> Units:
-    """Return the units that the values tell of; raises `DataError` if they tell of none."""
+def _detect(query: Query, sample: csr_matrix, finding: Finding) -> Units:
+    """Return the units detected from the values; raises `DataError` if none fit."""
     if finding.kind == "counts":
         return Units("counts", PER_TEN_THOUSAND, True, ())
     if finding.kind == "log_of_counts":
-        note = f"{finding.told}: the values were taken for logarithms of counts and undone, which is exact"
+        note = f"{finding.message}: the values were taken for logarithms of counts and undone, which is exact"
         return Units("counts", PER_TEN_THOUSAND, True, (note,), finding.logs)
     if finding.kind in ("one_depth", "depths", "multiples"):
         return _scaled_counts(finding)
     if finding.kind == "unproven":
-        return _guessed(query, sample, finding)
+        return _guess(query, sample, finding)
     if finding.kind == "beyond":
         raise _beyond(query)
     why = {
-        "zeros": f"{query.layer} is zero in all {sample.shape[0]} cells looked at",
-        "binary": f"in {query.layer} {finding.told}, so expression cannot be read from it",
-        "mixed": f"{query.layer} mixes units: {finding.told}",
+        "zeros": f"{query.layer} is zero in all {sample.shape[0]} sampled cells",
+        "binary": f"in {query.layer} {finding.message}, so expression cannot be read from it",
+        "mixed": f"{query.layer} mixes units: {finding.message}",
     }
     raise _refusal(query, why[finding.kind], finding)
 
 
 def _scaled_counts(finding: Finding) -> Units:
-    """Return the units of counts that were scaled, with a logarithm or without, and how to convert them."""
+    """Return the units of scaled counts, with a logarithm or without."""
     values, logs, notes = _PLAIN.get(finding.logs), finding.logs, []
     if finding.kind == "multiples" and values:
         if finding.low:
             notes.append(
-                f"{finding.told_totals}: right if genes were left out of the file after the counts were "
+                f"{finding.totals_message}: right if genes were left out of the file after the counts were "
                 "scaled to 10,000; if none were, they were scaled to something else (scran, scater, a "
                 "median), and labels are less certain: give counts, or name the units with --values"
             )
         return Units(values, PER_TEN_THOUSAND, False, tuple(notes))
     if finding.kind == "one_depth" and values:
-        return Units(values, finding.depth or PER_TEN_THOUSAND, False, _told_depth(finding))
+        return Units(values, finding.depth or PER_TEN_THOUSAND, False, _depth_warning(finding))
     if finding.kind == "one_depth" and not logs:
         note = (
-            f"the values are no whole numbers, but {finding.told}: they were taken as "
+            f"the values are no whole numbers, but {finding.message}: they were taken as "
             "counts scaled to that total, without a logarithm"
         )
     elif finding.kind == "multiples" and not logs:
         note = (
-            f"the values are no whole numbers, but {finding.told}: they were taken as counts that were scaled"
+            f"the values are no whole numbers, but {finding.message}: they were taken as counts that were "
+            "scaled"
         )
     elif finding.kind == "depths":
         note = (
-            f"{finding.told}: samples were scaled to totals of their own; every cell was scaled to 10,000, "
-            "which is exact"
+            f"{finding.message}: samples were scaled to totals of their own; every cell was scaled to "
+            "10,000, which is exact"
         )
     else:
-        note = f"{finding.told}: {named(logs)} was undone, which is exact"
+        note = f"{finding.message}: {named(logs)} was undone, which is exact"
     if finding.kind == "multiples" and logs:
         return Units("log2p_10k", PER_TEN_THOUSAND, False, (note,), logs)
     return Units("counts", PER_TEN_THOUSAND, False, (note,), logs)
 
 
-def _guessed(query: Query, sample: csr_matrix, finding: Finding) -> Units:
-    """Return the base by what sums allow, with a warning; raises `DataError` where sums speak against it."""
+def _guess(query: Query, sample: csr_matrix, finding: Finding) -> Units:
+    """Return the base of the logarithm that sums allow, with a warning; raises `DataError` if none does."""
     if finding.total > MAX_TOTAL or float(_totals(sample, finding.logs).max()) > MAX_TOTAL:
         raise _beyond(query)
     values = _PLAIN[finding.logs]
     if finding.dense:
         raise _refusal(
             query,
-            f"{query.layer} has hardly a value of 0 over {finding.genes:,} genes, and {finding.told}: these "
-            "are no counts and no logarithms of counts (imputed, corrected or random values)",
+            f"{query.layer} has hardly a value of 0 over {finding.genes:,} genes, and {finding.message}: "
+            "these are no counts and no logarithms of counts (imputed, corrected or random values)",
             finding,
         )
     if finding.too_low:
-        raise _refusal(query, f"{finding.told}, and {finding.told_totals}", finding)
+        raise _refusal(query, f"{finding.message}, and {finding.totals_message}", finding)
     note = (
-        f"it cannot be proven what {query.layer} holds: {finding.told}; it was taken as {values}, whose "
+        f"it cannot be proven what {query.layer} holds: {finding.message}; it was taken as {values}, whose "
         f"cells sum to at most 10,000 (here {finding.total:,.0f} in the median), as after a correction"
     )
     return Units(values, PER_TEN_THOUSAND, False, (note,))
 
 
-def _wished(query: Query, wish: str, finding: Finding) -> Units:
-    """Return the units that were asked for, with what speaks against them."""
-    if finding.kind == "counts" and wish != "counts":
+def _check_given(query: Query, given: str, finding: Finding) -> Units:
+    """Return the units that the user gave, with warnings where the values do not fit."""
+    if finding.kind == "counts" and given != "counts":
         raise DataError(
             f"{query.name}: the values of {query.layer} are whole numbers, so they are no logarithms: "
             "use --values counts"
         )
-    values, depth = _typed(wish), PER_TEN_THOUSAND
+    values, depth = _as_values(given), PER_TEN_THOUSAND
     doubts: list[str] = []
     right = values in BASES and finding.logs == _LOGS[values] and finding.kind in ("one_depth", "multiples")
     if right and finding.kind == "one_depth":
         depth = finding.depth or depth
-        doubts += _told_depth(finding)
+        doubts += _depth_warning(finding)
     elif values == "counts" and finding.kind in ("one_depth", "depths", "multiples") and not finding.logs:
-        doubts.append(f"the values are no whole numbers, but {finding.told}: they were taken as counts")
+        doubts.append(f"the values are no whole numbers, but {finding.message}: they were taken as counts")
     elif not right and finding.kind not in ("counts", "zeros", "unproven"):
         like = _PLAIN.get(finding.logs) if finding.kind in ("one_depth", "multiples") else None
         doubts.append(
-            f"the values were taken as {values}, but {f'look like {like}: ' if like else ''}{finding.told}"
+            f"the values were taken as {values}, but {f'look like {like}: ' if like else ''}{finding.message}"
         )
     return Units(values, depth, False, tuple(doubts))
 
 
-def _typed(wish: str) -> Values:
-    return next(name for name in get_args(Values) if name == wish)
+def _as_values(given: str) -> Values:
+    return next(name for name in get_args(Values) if name == given)
 
 
-def _told_depth(finding: Finding) -> tuple[str, ...]:
+def _depth_warning(finding: Finding) -> tuple[str, ...]:
     if finding.depth == PER_TEN_THOUSAND:
         return ()
     return (
@@ -295,8 +297,8 @@ def _totals(sample: csr_matrix, logs: Logs) -> np.ndarray:
 
 
 def _refusal(query: Query, why: str, finding: Finding) -> DataError:
-    said = "" if finding.kind == "zeros" else "name its units with --values if you know them, or "
-    return DataError(f"{query.name}: {why}: {said}{_way_out(query)}")
+    option = "" if finding.kind == "zeros" else "name its units with --values if you know them, or "
+    return DataError(f"{query.name}: {why}: {option}{_advice(query)}")
 
 
 def _beyond(query: Query) -> DataError:
@@ -306,7 +308,7 @@ def _beyond(query: Query) -> DataError:
         f"{query.name}: the values of {query.layer} are no counts, and no logarithms of counts per "
         f"10,000: with base e a cell has {figure} counts per 10,000. "
         f"Scale counts to 10,000 before the logarithm, say --values counts if these are counts that were "
-        f"corrected, or {_way_out(query)}"
+        f"corrected, or {_advice(query)}"
     )
 
 
@@ -316,7 +318,7 @@ def check_block(query: Query, block: csr_matrix, start: int, whole: bool) -> Non
     Raises
     ------
     DataError
-        Naming the first cell (by position) with such a value, and how many values there are.
+        With the first cell (by position) that has such a value, and the number of values.
     """
     if not _sound(block.data, whole):
         check_entries(
@@ -331,13 +333,13 @@ def check_entries(query: Query, cells: np.ndarray, values: np.ndarray, whole: bo
     problems: Sequence[tuple[str, np.ndarray]] = (
         ("no finite number", ~np.isfinite(values)),
         ("negative", values < 0),
-        ("no whole number, where cells looked at first hold counts", values != np.rint(values)),
+        ("no whole number, where sampled cells hold counts", values != np.rint(values)),
     )
     for what, wrong in problems if whole else problems[:2]:
         if wrong.any():
             raise DataError(
                 f"{query.name}: {int(wrong.sum())} values of {query.layer} are {what}, the first in cell "
-                f"{cells[wrong].min()} (counted from 0): {_way_out(query)}"
+                f"{cells[wrong].min()} (counted from 0): {_advice(query)}"
             )
 
 
@@ -347,13 +349,13 @@ def _sound(values: np.ndarray, whole: bool) -> bool:
 
 
 def _figure(value: float) -> str:
-    """Return a number as a person reads it: values that are no logarithms undo to 150 digits."""
+    """Return a readable number: undoing a logarithm that was never taken gives up to 150 digits."""
     return (
         f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.0e}" if np.isfinite(value) else "infinitely many"
     )
 
 
-def _way_out(query: Query) -> str:
+def _advice(query: Query) -> str:
     others = [name for name in query.layers if name != query.layer]
     if others:
         raw = " (for raw: --use-raw)" if "raw" in others else ""

@@ -1,4 +1,4 @@
-"""From a query to expression in a model's own genes, a block of cells at a time; one pass where it pays."""
+"""Read a query as expression in a model's genes, a block of cells at a time, in one pass where possible."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from canal.data.expression import to_expression
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.data.units import PER_TEN_THOUSAND
 from canal.io.arrays import listed
-from canal.io.blocks import ByCell, ByEntries, Gathered, StoredRows
+from canal.io.blocks import ByCell, ByEntries, RegroupedMatrix, StoredRows
 from canal.io.matrices import Csr
 
 
 @dataclass(frozen=True)
 class Block:
-    """The next cells of a query.
+    """A block of consecutive cells of a query.
 
-    ``start`` is the position of the first; ``expression`` float32 ``(n_cells, n_panel_genes)``; ``empty``
-    tells the cells of which no gene of the model is expressed: nothing can be said of them.
+    ``start`` is the position of the first; ``expression`` is float32 ``(n_cells, n_panel_genes)``; ``empty``
+    marks the cells that express no gene of the model and so cannot be labelled.
     """
 
     start: int
@@ -36,7 +36,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A query that can be read, and how.
+    """A query with everything that is needed to read its expression.
 
     Attributes
     ----------
@@ -44,12 +44,12 @@ class Reading:
     panel : tuple of str
         The model's genes.
     genes : GeneMap
-        From the query's columns to unique symbols.
+        The map from the query's columns to unique symbols.
     units : Units
-        What its values are.
+        The units of its values.
     coverage : Coverage
     warnings : tuple of str
-        What makes labels less certain.
+        Why labels are less certain.
     """
 
     query: Query
@@ -60,37 +60,39 @@ class Reading:
     warnings: tuple[str, ...]
 
     def blocks(self, size: int, start: int = 0) -> Iterator[Block]:
-        """Yield the next ``size`` cells, from cell ``start`` on, until all were given.
+        """Yield blocks of ``size`` cells, from cell ``start`` on.
 
         Counts are scaled by the cell's total over all genes of the query, not over the panel. A matrix that
-        does not lie by cell is gathered first: see `canal.io.blocks`.
+        is stored by gene is regrouped by cell first: see `canal.io.blocks`.
 
         Raises
         ------
         DataError
             If a value is not finite, negative or, where units are strict, no whole number.
         """
-        asked = self.units.values == "counts" or self.units.depth != PER_TEN_THOUSAND
-        for first, found, totals in self._pieces(size, start, asked):
-            block = self.units.scaled(self.query, found, totals, first)
+        with_totals = self.units.values == "counts" or self.units.depth != PER_TEN_THOUSAND
+        for first, values, totals in self._raw_blocks(size, start, with_totals):
+            block = self.units.scaled(self.query, values, totals, first)
             expression = to_expression(block, self.units.values, totals).toarray()
             yield Block(first, expression, ~(expression > 0).any(axis=1))
 
     def values(self, size: int, start: int = 0) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
-        """Yield as `blocks` does, but (first cell, values, totals): the query's own units, not expression.
+        """Yield (first cell, values, totals) of the blocks of `blocks`, in the query's units, not expression.
 
         Values are float32 ``(n_cells, n_panel_genes)`` in the units of `units`, logarithms those of counts
-        per 10,000; totals ``(n_cells,)`` are what the cells' counts are scaled by.
+        per 10,000; totals ``(n_cells,)`` are the divisors of the cells' counts.
         """
-        for first, block, totals in self._pieces(size, start, totals=True):
+        for first, block, totals in self._raw_blocks(size, start, totals=True):
             yield first, self.units.scaled(self.query, block, totals, first), totals
 
     def of_all_genes(self) -> Reading:
-        """Return the same reading with every gene of the query for its panel."""
+        """Return the same reading with all genes of the query as its panel."""
         return replace(self, panel=self.genes.symbols)
 
-    def _pieces(self, size: int, start: int, totals: bool) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
-        """Yield (first cell, panel genes of the next cells, totals); totals not asked for may be 0."""
+    def _raw_blocks(
+        self, size: int, start: int, totals: bool
+    ) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
+        """Yield (first cell, panel genes of the next cells, totals); without ``totals`` they may be 0."""
         matrix = self.query.matrix
         if isinstance(matrix, ByEntries):
             yield from self._gathered(matrix, size, start)
@@ -106,32 +108,32 @@ class Reading:
             yield first, *self._row(matrix, first, min(first + size, self.query.n_cells))
 
     def _row(self, matrix: ByCell, first: int, stop: int) -> tuple[csr_matrix, np.ndarray]:
-        """Return (panel genes, totals) of neighbouring cells of a matrix that lies by cell."""
+        """Return (panel genes, totals) of consecutive cells of a matrix stored by cell."""
         block = matrix.rows(first, stop)
-        none, judged = self.query.not_genes, block
-        if none is not None and none.kinds:  # antibodies may be in units of their own
-            judged = csr_matrix(block[:, np.flatnonzero(none.is_gene)])
-        check_block(self.query, judged, first, whole=self.units.strict)
+        not_genes, genes_alone = self.query.not_genes, block
+        if not_genes is not None and not_genes.kinds:  # antibodies may be in units of their own
+            genes_alone = csr_matrix(block[:, np.flatnonzero(not_genes.is_gene)])
+        check_block(self.query, genes_alone, first, whole=self.units.strict)
         weighed = csr_matrix((self.units.undone(block.data), block.indices, block.indptr), shape=block.shape)
         return csr_matrix(block @ self._chosen), weighed @ self._counted.astype(np.float64)
 
     def _gathered(
         self, matrix: ByEntries, size: int, start: int
     ) -> Iterator[tuple[int, csr_matrix, np.ndarray]]:
-        """Yield as `_pieces` does; only columns of panel genes are kept on the way."""
+        """Yield as `_raw_blocks` does for a matrix stored by gene; only panel genes are kept meanwhile."""
         chosen = self._chosen
         wanted = np.flatnonzero(np.diff(chosen.indptr))
         columns = np.full(matrix.shape[1], -1, dtype=np.int64)
         columns[wanted] = np.arange(len(wanted))
 
-        none = self.query.not_genes
+        not_genes = self.query.not_genes
 
         def check(cells: np.ndarray, genes: np.ndarray, values: np.ndarray) -> None:
-            if none is not None and none.kinds:
-                cells, values = cells[none.is_gene[genes]], values[none.is_gene[genes]]
+            if not_genes is not None and not_genes.kinds:
+                cells, values = cells[not_genes.is_gene[genes]], values[not_genes.is_gene[genes]]
             check_entries(self.query, cells, values, whole=self.units.strict)
 
-        with Gathered(matrix, columns, self._counted, check, self.units.undone) as gathered:
+        with RegroupedMatrix(matrix, columns, self._counted, check, self.units.undone) as gathered:
             narrow = chosen[wanted]
             for first, block in gathered.chunks(size, start):
                 yield first, csr_matrix(block @ narrow), gathered.totals[first : first + block.shape[0]]
@@ -148,13 +150,15 @@ class Reading:
 
     @cached_property
     def _counted(self) -> np.ndarray:
-        """Whether a column belongs to a cell's total: it has a name."""
+        """Whether a column counts towards a cell's total: whether it has a name."""
         counted: np.ndarray = np.diff(self.genes.selector.indptr) > 0
         return counted
 
 
-def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, force: bool = False) -> Reading:
-    """Find out how a query is to be read.
+def make_reading(
+    query: Query, panel: Sequence[str], values: str, min_coverage: float, force: bool = False
+) -> Reading:
+    """Return a query as a reading, after checking its genes and units.
 
     Parameters
     ----------
@@ -162,51 +166,51 @@ def begin(query: Query, panel: Sequence[str], wish: str, min_coverage: float, fo
         The cells.
     panel
         The model's genes.
-    wish
+    values
         Units, or auto; see `canal.annotation.query_units.find_units`.
     min_coverage
         Share of the panel that the query must have.
     force
-        Whether cells are labelled with a smaller share, too.
+        Whether to accept a smaller share.
 
     Raises
     ------
     DataError
-        If it has no cells, too few of the model's genes, or values of no known units.
+        If the query has no cells, too few of the model's genes, or values of unknown units.
     """
     if not query.n_cells:
         raise DataError(f"{query.name}: there are no cells to label")
     coverage = cover(query, panel, min_coverage, force)
-    units = find_units(query, wish)
+    units = find_units(query, values)
     query = units.converted(query)
-    # Counts of two columns for one gene add up; logarithms do not, so their first column stands.
+    # Counts of two columns for one gene add up; logarithms do not, so the first column is kept.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
     repeated = ""
     if several := genes.repairs.get("duplicated_genes"):
         examples = listed(several["examples"], EXAMPLES)
         repeated = f"{several['n']} genes have more than one column ({several['done']}), such as {examples}"
-    none = "" if query.not_genes is None else query.not_genes.warning
-    warnings = [text for text in (none, coverage.warning, *units.doubts, repeated) if text]
+    features = "" if query.not_genes is None else query.not_genes.warning
+    warnings = [text for text in (features, coverage.warning, *units.doubts, repeated) if text]
     return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings))
 
 
-# A model's genes and the totals of cells that lie in a file, in one pass over what is stored.
+# The model's genes and the totals of cells in a CSR file, in one pass over the stored entries.
 
 _PORTION = 1 << 18
-"""Stored entries looked at together: they stay in the processor's cache for all that is asked of them."""
+"""Stored entries processed together: they stay in the processor's cache for all operations."""
 _WORTH = 4
-"""A pass pays where at most one of so many columns is wanted."""
+"""One pass is faster where at most one in so many columns is wanted."""
 _INFINITE = np.float32(np.inf).view(np.uint32)
-"""Bits of numbers from 0 on rise with them; those of negative ones and of NaN lie above, as whole numbers."""
+"""As unsigned integers, bits of floats from 0 on rise with the value; negative numbers and NaN come after."""
 _EXACT = 2.0**24
-"""Whole numbers below have a float32 of their own, and so has every sum of them that is below."""
+"""Whole numbers below this, and sums of them below this, are exact in float32."""
 
 
 class Picker:
-    """Takes a model's genes out of stored rows.
+    """Selects a model's genes from stored rows.
 
-    Rows in which anything is unusual (an index out of order or twice, a value that is not finite, negative
-    or, where it must be whole, is not) are left to who reads them by the book, and says what is wrong.
+    Irregular rows (an index out of order or repeated, a value that is not finite, negative or, where it must
+    be whole, is not) are left to the general path, which converts them or reports the error.
 
     Parameters
     ----------
@@ -217,8 +221,8 @@ class Picker:
     whole
         Whether every value must be a whole number.
     totals
-        Whether the cells' totals are wanted; only whole numbers are added up here, since their sum does not
-        depend on their order.
+        Whether the cells' totals are wanted; only whole numbers are summed here, since their sum does not
+        depend on the order.
     """
 
     def __init__(self, chosen: csr_matrix, counted: np.ndarray, whole: bool, totals: bool) -> None:
@@ -227,16 +231,16 @@ class Picker:
         self._n_columns, self._n_genes = chosen.shape
         self._is_wanted = np.zeros(self._n_columns, dtype=bool)
         self._is_wanted[wanted] = True
-        self._place = np.zeros(self._n_columns, dtype=np.int32)
+        self._target = np.zeros(self._n_columns, dtype=np.int32)
         alone = len(np.unique(narrow.indices)) == narrow.nnz == len(wanted)
         self._narrow = None if alone else narrow
-        self._place[wanted] = narrow.indices if alone else np.arange(len(wanted))
+        self._target[wanted] = narrow.indices if alone else np.arange(len(wanted))
         self._weights = None if counted.all() else counted.astype(np.float32)
         self._whole, self._totals = whole, totals
         self.pays = len(wanted) * _WORTH <= self._n_columns and (whole or not totals)
 
     def pick(self, rows: StoredRows) -> tuple[csr_matrix, np.ndarray] | None:
-        """Return (float32 values ``(n_cells, n_panel_genes)``, float64 totals), or None for unusual rows.
+        """Return (float32 values ``(n_cells, n_panel_genes)``, float64 totals), or None for irregular rows.
 
         Totals are 0 where they are not wanted.
         """
@@ -254,9 +258,9 @@ class Picker:
                 if summed is None:
                     return None
                 totals[first:stop] = summed
-            found = np.flatnonzero(self._is_wanted[indices.astype(np.intp, copy=False)])
-            lengths = np.diff(np.searchsorted(found, pointers))
-            parts.append((values[found], self._place[indices[found]], lengths))
+            chosen = np.flatnonzero(self._is_wanted[indices.astype(np.intp, copy=False)])
+            lengths = np.diff(np.searchsorted(chosen, pointers))
+            parts.append((values[chosen], self._target[indices[chosen]], lengths))
         data, columns, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths)])
         if self._narrow is None:

@@ -1,8 +1,8 @@
-"""Annotation records: what a labelled file says of the model that labelled it, and the log of all of them.
+"""Annotation records: the provenance of a labelled file (model, options, input), and the project's log.
 
-A record stands in the output as ``uns["canal"]`` and, the same text on one line, in the project's log. Its id
-is a digest of all else in it, so that a record that was edited is noticed. A CSV file has no place for it:
-its record stands in the log alone, and names the file by its digest.
+A record is stored in the output as ``uns["canal"]`` and, as the same text on one line, in the project's log.
+Its id is a digest of its content, so an edited record is detected. A CSV file cannot hold a record: its
+record is in the log alone, and names the file by its digest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from canal.core.files import parse_json
 if TYPE_CHECKING:
     from canal.io.h5ad import H5adFile
 
-NOTE = "canal"
-"""The name of the record in uns."""
+RECORD_KEY = "canal"
+"""The key of the record in uns."""
 
 FORMAT = 2
 _READ = (1, 2)
-"""Formats that are understood: the first had neither id nor time nor the input's digest."""
+"""Formats that can be read: the first had neither id nor time nor the input's digest."""
 
 _ID_DIGITS = 32
 _NEEDED = ("model", "options", "cell_types", "n_cells")
@@ -49,14 +49,14 @@ def make_record(facts: Mapping[str, Any]) -> Record:
     return {**record, "id": _id(record)}
 
 
-def of_output(note: str, sha256: str) -> str:
-    """Return a record, as text, that also names the file with this digest as what was written."""
-    facts = {name: value for name, value in json.loads(note).items() if name != "id"}
+def with_output_digest(record: str, sha256: str) -> str:
+    """Return a record (as text) with the digest of the output added."""
+    facts = {name: value for name, value in json.loads(record).items() if name != "id"}
     return canonical_json(make_record({**facts, "output": {"sha256": sha256}}))
 
 
 def genuine(record: Record) -> bool | None:
-    """Return whether a record is as it was written; None for the first format, which cannot tell."""
+    """Return whether a record is unedited, by its id; None for the first format, which has no id."""
     return None if "id" not in record else record["id"] == _id(record)
 
 
@@ -66,41 +66,41 @@ def read_record(file: H5adFile) -> Record:
     Raises
     ------
     DataError
-        If there is none, or it is of a format this canal does not know.
+        If the file has no record, or one of an unknown format.
     """
     try:
-        text = file.note(NOTE)
+        text = file.note(RECORD_KEY)
     except DataError as error:
         raise DataError(
-            f"{file.path}: uns holds no annotation record, so `canal annotate` did not write this file, or a "
-            "program that wrote it again left uns out"
+            f"{file.path}: uns holds no annotation record: `canal annotate` did not write this file, or "
+            "another program rewrote it without uns"
         ) from error
     record = parse_record(text)
     if isinstance(record, str):
-        raise DataError(f"{file.path}: uns['{NOTE}'] is no annotation record: {record}")
+        raise DataError(f"{file.path}: uns['{RECORD_KEY}'] is no annotation record: {record}")
     return record
 
 
 def parse_record(text: str) -> Record | str:
-    """Return the record that a text is, or what is wrong with it."""
+    """Return the record in a text, or a message that says what is wrong with the text."""
     try:
         record = parse_json(text)
-        canonical_json(record).encode()  # no NaN, and no half of a character, which nothing could show
+        canonical_json(record).encode()  # raises for NaN and for lone surrogates
     except ValueError:
         return "it is not JSON"
     if not isinstance(record, dict) or any(name not in record for name in _NEEDED):
         return f"it lacks some of {', '.join(_NEEDED)}"
     if record.get("format") not in _READ:
         return f"this canal reads formats {', '.join(map(str, _READ))}, found {record.get('format')!r}"
-    there = {name: shape for name, shape in _SHAPES.items() if name in record}
-    wrong = [name for name, shape in there.items() if not isinstance(record[name], shape)]
+    shapes = {name: shape for name, shape in _SHAPES.items() if name in record}
+    wrong = [name for name, shape in shapes.items() if not isinstance(record[name], shape)]
     if not wrong:
-        wrong = [name for name, fine in _details(record) if not fine]
+        wrong = [name for name, valid in _details(record) if not valid]
     return f"{', '.join(wrong)}: not what is expected there" if wrong else record
 
 
 def _details(record: Record) -> Iterator[tuple[str, bool]]:
-    """Yield what is looked up or counted by, and whether it can be."""
+    """Yield nested fields that other code relies on, and whether each is valid."""
     yield "model.key", isinstance(record["model"].get("key", ""), str)
     yield "cell_types", all(isinstance(n, int) for n in record["cell_types"].values())
     for name in ("name", "sha256") if "input" in record else ():
@@ -111,7 +111,7 @@ def _details(record: Record) -> Iterator[tuple[str, bool]]:
 
 @dataclass(frozen=True)
 class Log:
-    """What the log of a project holds: its records, oldest first, and how many lines are none."""
+    """A project's log: its records, oldest first, and the number of unreadable lines."""
 
     records: tuple[Record, ...]
     unreadable: int
@@ -122,12 +122,12 @@ class Log:
 
     def of_output(self, sha256: str) -> Record | None:
         """Return the latest record of a CSV file with this digest, if there is one."""
-        made = [one for one in self.records if "output" in one and one["output"]["sha256"] == sha256]
-        return made[-1] if made else None
+        records = [one for one in self.records if "output" in one and one["output"]["sha256"] == sha256]
+        return records[-1] if records else None
 
 
 def read_log(path: Path) -> Log:
-    """Return the log in ``path``; a file that is not there is an empty log."""
+    """Return the log in ``path``; a missing file is an empty log."""
     if not path.is_file():
         return Log((), 0)
     lines = path.read_text(encoding="utf-8", errors="replace").split(

@@ -1,4 +1,4 @@
-"""What a service answers: cells that come as a table of a model's genes, checked and labelled."""
+"""Label the cells of a request to the HTTP service: a table of the model's genes, checked and labelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.columns import columns_of, joined
+from canal.annotation.columns import columns_of, join_blocks
 from canal.core.errors import DataError
 from canal.data.expression import to_expression
 from canal.data.units import BASES, MAX_TOTAL, TELLING_GENES
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 def answer(
     annotator: CellAnnotator,
     table: pd.DataFrame,
-    turn: AbstractContextManager[object],
+    lock: AbstractContextManager[object],
     probabilities: bool = False,
 ) -> pd.DataFrame:
-    """Return the columns of `canal annotate` for each row of a table, in order; what is missing is None.
+    """Return the columns of `canal annotate` for each row of a table, in order; missing values are None.
 
     Parameters
     ----------
     annotator
-        Who labels.
+        The model.
     table
         See `canal.annotation.service.read_request`.
-    turn
-        Held, and let go, for every block of cells, such as a lock that all requests share: a large request
-        neither fills the memory nor keeps small ones waiting for all of it.
+    lock
+        Acquired for each block of cells and shared by all requests: a large request neither fills the memory
+        nor blocks small ones until it ends.
     probabilities
-        Whether the probability of every type is given, too.
+        Whether to return the probability of every type.
 
     Raises
     ------
@@ -49,31 +49,31 @@ def answer(
         As `read_request`.
     """
     request = read_request(table, annotator.genes)
-    asked, frames = annotator.without(request.missing), []
+    restricted, frames = annotator.without(request.missing), []
     for expression, empty in request.blocks():
-        with turn:
-            said = asked.predict(expression)
-        frames.append(columns_of(said, empty, annotator.labels, probabilities))
-    answers = joined(frames, annotator.ontology)
+        with lock:
+            prediction = restricted.predict(expression)
+        frames.append(columns_of(prediction, empty, annotator.labels, probabilities))
+    answers = join_blocks(frames, annotator.ontology)
     for name in answers.select_dtypes("category"):
         names = answers[name].astype(object)
         answers[name] = names.where(names.notna(), None)  # in JSON null, where NaN would be no JSON
     return answers
 
 
-# Cells that come as a table of a model's genes, as a service is sent them: checked, then expression.
+# The table of a request: checked, then converted to expression.
 
 TOTALS = "canal_total_counts"
 """Column of each cell's counts over all genes, the model's or not: with it, the genes' values are counts."""
 
 MOST_COUNTS = 1e8
-"""Counts that no cell has: a deeply sequenced one has some ten million."""
+"""Most counts of a cell: a deeply sequenced one has some ten million."""
 
 MIN_COVERAGE = 0.4
 """Share of the model's genes below which no cell is labelled, as in `canal.annotation.options.Options`."""
 
 BLOCK_CELLS = 256
-"""Cells that are labelled at a time: memory does not grow with the request beyond the request itself."""
+"""Cells labelled at a time: beyond the request itself, memory does not grow with its size."""
 
 _EXAMPLES = 5
 _NOT_SENT = "send 0 for a gene that is not expressed; leave a gene that was not measured out of all cells"
@@ -144,17 +144,16 @@ def read_request(table: pd.DataFrame, panel: Sequence[str]) -> Request:
     whole = np.zeros((len(values), len(panel)), dtype=np.float32)
     position = {gene: i for i, gene in enumerate(panel)}
     whole[:, [position[gene] for gene in sent]] = values
-    there = set(sent)
-    missing = tuple(gene for gene in panel if gene not in there)
+    missing = tuple(gene for gene in panel if gene not in set(sent))
     return Request(whole, "log1p_10k" if totals is None else "counts", totals, missing)
 
 
 def _sent(table: pd.DataFrame, panel: Sequence[str]) -> list[str]:
-    """Return the panel's genes that are there, if they are enough."""
+    """Return the panel's genes that the table has; raises if they are too few."""
     if twice := list(table.columns[table.columns.duplicated()].unique()):
         raise DataError(f"expected every column once, found {_listed(twice)} more than once")
-    there = set(table.columns)
-    sent = [gene for gene in panel if gene in there]
+    columns = set(table.columns)
+    sent = [gene for gene in panel if gene in columns]
     needed = max(1, math.ceil(MIN_COVERAGE * len(panel)))
     if len(sent) < needed:
         others = [name for name in table.columns if name not in {TOTALS, *panel}]
@@ -162,7 +161,7 @@ def _sent(table: pd.DataFrame, panel: Sequence[str]) -> list[str]:
         raise DataError(
             f"{len(sent)} of the model's {len(panel)} genes are columns of the request, at least {needed} "
             f"are needed ({MIN_COVERAGE:.0%}){found}. Columns of other names are not read. The model knows "
-            f"symbols such as {_listed(panel)}, all of which stand in its signature: {_WANTED}"
+            f"symbols such as {_listed(panel)}; its signature lists all of them: {_WANTED}"
         )
     if not len(table):
         raise DataError(f"the request has {len(sent)} of the model's genes, but no rows: send one row a cell")
@@ -222,7 +221,7 @@ def _check_counts(values: np.ndarray, totals: np.ndarray, sent: Sequence[str]) -
 
 
 def _check_logarithms(values: np.ndarray, sent: Sequence[str]) -> None:
-    """Raise where values look like counts, or are more than a cell's logarithms can be."""
+    """Raise where values look like counts, or are larger than logarithms of counts per 10,000 can be."""
     expressed = (values > 0).sum(axis=1)
     whole = (values == np.rint(values)).all(axis=1) & (expressed > 0)
     alone = expressed.any() and whole[expressed > 0].all()

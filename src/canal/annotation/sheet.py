@@ -1,7 +1,7 @@
-"""The labelling sheet: a line a group of novel cells, to be given a type by a person; beside it the cells.
+"""The labelling sheet: a CSV file in which a person names groups of novel cells, and a file of their cells.
 
-``SHEET.csv`` is for people. ``SHEET.cells.json`` holds the cells of each group and where they are from; its
-digest stands in every line of the sheet, so a sheet cannot be taken for cells that it was not made for.
+``SHEET.csv`` has a line for each group. ``SHEET.cells.json`` holds the cells of each group and their origin;
+its digest is in every line of the sheet, so a sheet cannot be used with other cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from canal.annotation.labelled import Labelled
-from canal.annotation.novel import Group, Novel, Wishes
+from canal.annotation.novel import Group, GroupingOptions, Novel
 from canal.core.digests import canonical_json, file_digest, json_digest
 from canal.core.errors import DataError
 from canal.core.files import new_file, read_json
@@ -46,11 +46,11 @@ class Sheet:
     ----------
     path : Path
     sha256 : str
-        Of the sheet as it is.
+        Digest of the filled-in sheet.
     about : dict
-        What `write_sheet` wrote beside it: ``file``, ``model``, ``batch``, ``asked``, ``groups``.
+        The content of ``SHEET.cells.json``: ``file``, ``model``, ``batch``, ``asked``, ``groups``.
     types : dict
-        The type given to each group, by its number; groups without one are left out.
+        The type given to each group, by its number; groups without a type are left out.
     """
 
     path: Path
@@ -60,18 +60,18 @@ class Sheet:
 
     @property
     def labelled(self) -> Path:
-        """Where the labelled file lay, seen from the sheet."""
+        """The path of the labelled file, relative to the sheet."""
         return self.path.parent / str(self.about["file"]["path"])
 
     def cells(self) -> list[tuple[int, str, int]]:
         """Return (row, cell's name, group) of every cell of a group that has a type, by row."""
         groups = {int(one["group"]): one for one in self.about["groups"]}
-        found = [
+        cells = [
             (int(row), str(name), number)
             for number in self.types
             for row, name in zip(groups[number]["rows"], groups[number]["cells"], strict=True)
         ]
-        return sorted(found)
+        return sorted(cells)
 
 
 def cells_file(sheet: Path) -> Path:
@@ -85,29 +85,29 @@ def check_sheet(sheet: Path, overwrite: bool) -> None:
     Raises
     ------
     DataError
-        If its name is not that of a CSV file, or it or the file beside it is there and not to be replaced.
+        If its suffix is not .csv, or one of its two files exists and may not be replaced.
     """
     if sheet.suffix != ".csv":
-        raise DataError(f"{sheet}: the labelling sheet is a CSV file: name it so")
-    there = [path for path in (sheet, cells_file(sheet)) if path.exists()]
-    if there and not overwrite:
+        raise DataError(f"{sheet}: the labelling sheet is a CSV file: give an output that ends in .csv")
+    existing = [path for path in (sheet, cells_file(sheet)) if path.exists()]
+    if existing and not overwrite:
         raise DataError(
-            f"{there[0]} is there already, maybe filled in: give another name, or use --overwrite"
+            f"{existing[0]} exists already, maybe filled in: give another name, or use --overwrite"
         )
 
 
-def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, wishes: Wishes) -> None:
-    """Write a sheet to be filled in, and the cells of its groups beside it.
+def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, options: GroupingOptions) -> None:
+    """Write a sheet to be filled in, and the file with the cells of its groups.
 
     Parameters
     ----------
     sheet
-        A CSV file.
+        The CSV file to write.
     labelled
-        The file that the cells are from.
+        The file that holds the cells.
     sha256
         Its digest.
-    novel, wishes
+    novel, options
         The groups, and how they were made.
 
     Raises
@@ -118,14 +118,14 @@ def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, wish
     names = labelled.file.obs_names()
     about = {
         "format": FORMAT,
-        "file": {"path": _seen_from(sheet.parent, labelled.path), "sha256": sha256},
+        "file": {"path": _relative_path(sheet.parent, labelled.path), "sha256": sha256},
         "model": labelled.record["model"],
         "record": labelled.record.get("id"),
         "batch": novel.batch,
         "asked": {
-            "min_cells": wishes.min_cells,
-            "resolution": wishes.resolution,
-            "seed": wishes.seed,
+            "min_cells": options.min_cells,
+            "resolution": options.resolution,
+            "seed": options.seed,
         },
         "groups": [
             {"group": one.number, "rows": list(one.rows), "cells": [names[row] for row in one.rows]}
@@ -152,8 +152,8 @@ def read_sheet(sheet: Path) -> Sheet:
     Raises
     ------
     DataError
-        If it or the file beside it is missing or no sheet, they do not belong together, a line names no
-        group or one twice, or no group was given a type.
+        If one of its two files is missing or malformed, they do not belong together, a line names an unknown
+        or repeated group, or no group was given a type.
     """
     lines = _lines(sheet)
     about = _about(sheet)
@@ -165,24 +165,24 @@ def read_sheet(sheet: Path) -> Sheet:
         number = _number(sheet, line["group"], known, seen)
         if line["sheet"].strip() != identity:
             raise DataError(
-                f"{sheet}: the line of group {number} is from another sheet ({line['sheet']!r}) than "
-                f"{cells_file(sheet).name} ({identity}): keep the column `sheet` as it was, and "
-                "both files of one sheet together"
+                f"{sheet}: the line of group {number} belongs to another sheet ({line['sheet']!r}) than "
+                f"{cells_file(sheet).name} ({identity}): do not edit the column `sheet`, and keep both files "
+                "of a sheet together"
             )
         if given := line["cell_type"].strip():
             types[number] = given
     if not types:
         raise DataError(
             f"{sheet}: none of its {len(lines)} groups was given a type: fill in the column cell_type "
-            "of those that you know"
+            "of the groups that you know"
         )
     return Sheet(sheet, file_digest(sheet), about, types)
 
 
-def _seen_from(folder: Path, file: Path) -> str:
-    """Return the way from a folder to a file: sheets hold no absolute paths, for folders are moved."""
-    way = os.path.relpath(file.resolve(), folder.resolve())
-    return Path(way).as_posix().encode("utf-8", "replace").decode()
+def _relative_path(folder: Path, file: Path) -> str:
+    """Return the relative path from a folder to a file; sheets hold no absolute paths, so they can move."""
+    relative = os.path.relpath(file.resolve(), folder.resolve())
+    return Path(relative).as_posix().encode("utf-8", "replace").decode()
 
 
 def _line(group: Group, identity: str) -> list[str]:
@@ -221,11 +221,11 @@ def _lines(sheet: Path) -> list[dict[str, str]]:
         ]
     except csv.Error as error:
         raise DataError(f"{sheet} is no CSV file ({error})") from error
-    there = list(rows[0]) if rows else []
-    if missing := [name for name in _NEEDED if name not in there]:
+    columns = list(rows[0]) if rows else []
+    if missing := [name for name in _NEEDED if name not in columns]:
         raise DataError(
-            f"{sheet}: expected the columns {', '.join(_NEEDED)} and a line a group, as `canal novel` writes "
-            f"them; missing are {', '.join(missing)}"
+            f"{sheet}: expected the columns {', '.join(_NEEDED)} and a line for each group, as `canal novel` "
+            f"writes them; missing are {', '.join(missing)}"
         )
     return [{name: row[name] or "" for name in _NEEDED} for row in rows]
 
@@ -234,27 +234,27 @@ def _about(sheet: Path) -> dict[str, Any]:
     path = cells_file(sheet)
     try:
         about = read_json(path)
-        canonical_json(about).encode()  # no NaN, and no half of a character, which have no digest
+        canonical_json(about).encode()  # raises for NaN and lone surrogates, which have no digest
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; it holds the cells of {sheet.name}, and `canal novel` wrote both: keep "
-            "them together, under one name"
+            "the two files together, and rename both or neither"
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}): write the sheet again with `canal novel`"
         ) from error
-    if not _whole(about):
+    if not _is_valid(about):
         raise DataError(
-            f"{path} is not what `canal novel` writes, or is of another format than {FORMAT}: write "
-            "the sheet again"
+            f"{path} was not written by `canal novel`, was edited, or has another format than {FORMAT}: "
+            "write the sheet again"
         )
     result: dict[str, Any] = about
     return result
 
 
-def _whole(about: Any) -> bool:
-    """Return whether a document is what `write_sheet` writes, as far as it is looked up by."""
+def _is_valid(about: Any) -> bool:
+    """Return whether a document has the fields that `write_sheet` writes and other code reads."""
     try:
         return bool(
             about["format"] == FORMAT
@@ -280,47 +280,46 @@ def _number(sheet: Path, text: str, known: set[int], seen: set[int]) -> int:
             f"{sheet}: there is no group {text.strip()[:20]!r}; the groups are 1 to {max(known, default=0)}"
         )
     if number in seen:
-        raise DataError(f"{sheet}: group {number} has two lines; leave one")
+        raise DataError(f"{sheet}: group {number} has two lines: keep one of them")
     seen.add(number)
     return number
 
 
-# Cells of a labelled file that a person named, written as the h5ad file that a stage is learned from.
+# The cells that a person named, written as an h5ad file that becomes the source of a stage.
 
-NOTE = "canal_novel"
-"""The name in uns of what says where a lesson's cells are from."""
+ORIGIN_KEY = "canal_novel"
+"""The key in uns of the origin of a stage file's cells."""
 
 LABEL, BATCH, GROUP = "cell_type", "batch", "canal_group"
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What has to be declared of a file to learn from: its units, and whether it has a column of batches."""
+class StageFile:
+    """What params.yaml must declare of a stage file: its units, and whether it has a column of batches."""
 
     values: str
     batch: bool
 
 
-def write_lesson(
+def write_stage_file(
     target: Path,
     labelled: Labelled,
     reading: Reading,
     sheet: Sheet,
-    note: Mapping[str, Any],
+    origin: Mapping[str, Any],
     chunk_cells: int = 500,
-) -> Lesson:
-    """Write the cells that were given a type, whole or not at all; memory does not grow with cells.
+) -> StageFile:
+    """Write the cells that were given a type, atomically; memory does not grow with cells.
 
-    Values are those of the layer that was labelled, in its own units: counts as they are, logarithms as they
-    are (those of counts that were scaled to another depth become counts per 10,000). Genes are all genes of
-    the file, called as the model calls them. obs holds `LABEL`, `GROUP` and, where batches are known,
-    `BATCH`; uns[`NOTE`] holds ``note`` as JSON.
+    Values are those of the labelled layer in its own units (logarithms of counts scaled to another depth are
+    rescaled to counts per 10,000). Genes are all genes of the file, under the model's names. obs holds
+    `LABEL`, `GROUP` and, where batches are known, `BATCH`; uns[`ORIGIN_KEY`] holds ``origin`` as JSON.
 
     Raises
     ------
     DataError
-        If the file does not hold the cells that the sheet names, or the new one cannot be written.
+        If the file does not hold the cells that the sheet names, or the new file cannot be written.
     """
     cells = sheet.cells()
     _check_cells(labelled, cells)
@@ -340,8 +339,8 @@ def write_lesson(
             chosen.sort_indices()
             writer.append(chosen)
         obs = _obs(labelled, sheet, cells, rows)
-        writer.finish(obs, _var(whole), {NOTE: canonical_json(note)})
-    return Lesson(reading.units.values, BATCH in obs)
+        writer.finish(obs, _var(whole), {ORIGIN_KEY: canonical_json(origin)})
+    return StageFile(reading.units.values, BATCH in obs)
 
 
 def _check_cells(labelled: Labelled, cells: list[tuple[int, str, int]]) -> None:
@@ -349,9 +348,9 @@ def _check_cells(labelled: Labelled, cells: list[tuple[int, str, int]]) -> None:
     wrong = [name for row, name, _ in cells if not (0 <= row < len(names) and names[row] == name)]
     twice = len(cells) - len({row for row, _, _ in cells})
     if wrong or twice:
-        found = f"{len(wrong):,} of {len(cells):,} cells are not where the sheet says"
-        found = f"{found}, such as {wrong[:_EXAMPLES]}" if wrong else f"{twice:,} cells are in two groups"
-        raise DataError(f"{labelled.path}: {found}; write the sheet again with `canal novel`")
+        problem = f"{len(wrong):,} of {len(cells):,} cells are not in the rows that the sheet names"
+        problem = f"{problem}, such as {wrong[:_EXAMPLES]}" if wrong else f"{twice:,} cells are in two groups"
+        raise DataError(f"{labelled.path}: {problem}; write the sheet again with `canal novel`")
 
 
 def _obs(

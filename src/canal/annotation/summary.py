@@ -1,4 +1,4 @@
-"""What is said of labels: a summary, what to expect of them, and how those of two models differ."""
+"""Summaries of labels: counts and warnings of one annotation, and the label changes between two models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.columns import (
+    CELL_TYPE,
     CONFIDENCE,
     LOW_QUALITY,
-    TYPE,
     UNASSIGNED,
 )
-from canal.annotation.naming import Coverage, doubt
+from canal.annotation.naming import Coverage, ambiguity_warning
 from canal.annotation.reading import Reading
 from canal.config.sections import Values
 from canal.core.files import new_file
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was done.
+    """The summary of an annotation.
 
     Attributes
     ----------
     n_cells : int
     values : str
-        The units the values were taken for.
+        The units of the values.
     detected : bool
-        Whether they were found out, not given.
+        Whether the units were detected, not given.
     coverage : Coverage
-        Which of the model's genes were there.
+        Which of the model's genes the query had.
     counts : dict
         Cells of each type, "Unassigned" included, most frequent first.
     warnings : tuple of str
-        What makes the labels less certain.
+        Why the labels are less certain.
     renamed : dict
-        Where genes were found by another name: the column of var, and how many genes by what.
+        Genes found by another name: the column of var, and the number of genes by method.
     lost : dict
-        Where genes are few: for each type the share of its weight that is lost.
+        Where coverage is low: for each type the share of its weight on missing genes.
     study : dict
-        How like the learned studies the cells are, and what follows; see `Likeness.to_json`.
+        How similar the cells are to those of the learned studies; see `Likeness.to_json`.
     """
 
     n_cells: int
@@ -74,12 +74,12 @@ class Summary:
         """Return a JSON document."""
         coverage = self.coverage
         genes = {"found": coverage.found, "panel": coverage.panel, "missing": list(coverage.missing)}
-        more = {"renamed": dict(self.renamed), "lost_weight": dict(self.lost)}
+        optional = {"renamed": dict(self.renamed), "lost_weight": dict(self.lost)}
         return {
             "n_cells": self.n_cells,
             "values": self.values,
             "values_detected": self.detected,
-            "genes": {**genes, **{name: found for name, found in more.items() if found}},
+            "genes": {**genes, **{name: value for name, value in optional.items() if value}},
             "cell_types": self.counts,
             "warnings": list(self.warnings),
             **({"study": dict(self.study)} if self.study else {}),
@@ -94,62 +94,70 @@ def summarise(
     detected: bool,
     study: Mapping[str, Any],
 ) -> Summary:
-    """Return the summary of a finished labelling.
+    """Return the summary of a finished annotation.
 
     Parameters
     ----------
     annotator, table, reading
-        Who labelled, the columns that it gave, and how the cells were read.
+        The model, the columns of its labels, and the reading of the cells.
     renamed, study
-        What genes were found by, and what `Likeness.to_json` says.
+        How genes were renamed, and the document of `Likeness.to_json`.
     detected
-        Whether units were found out, not given.
+        Whether units were detected, not given.
     """
-    types = table[TYPE].cat
+    types = table[CELL_TYPE].cat
     counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    coverage, said = reading.coverage, list(reading.warnings)
+    coverage, warnings = reading.coverage, list(reading.warnings)
     lost = lost_weight(annotator, coverage.missing) if coverage.warning else {}
-    said += [text for text in (told_lost(lost) if lost else "", doubt(renamed), told_shift(study)) if text]
+    warnings += [
+        text
+        for text in (
+            lost_weight_warning(lost) if lost else "",
+            ambiguity_warning(renamed),
+            shift_warning(study),
+        )
+        if text
+    ]
     if empty := int(table[LOW_QUALITY].sum()):
-        said.append(
+        warnings.append(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
         )
     return Summary(
-        len(table), reading.units.values, detected, coverage, ordered, tuple(said), renamed, lost, study
+        len(table), reading.units.values, detected, coverage, ordered, tuple(warnings), renamed, lost, study
     )
 
 
-# What to expect of labels: known cells left Unassigned, and types that missing genes cost most.
+# What to expect of labels: cells of known types left Unassigned, and types that lose most with missing genes.
 
 _MOST_LIKE = 0.5
-"""A file of which fewer cells lie among those of the learned studies is told to be of another kind."""
+"""Below this share of cells that resemble the learned studies, a warning says that the file is shifted."""
 
 
 @dataclass
 class Likeness:
-    """How many of the cells looked at lie among the cells of the learned studies."""
+    """How many of the cells seen so far resemble the cells of the learned studies."""
 
     n_cells: int = 0
     n_like: int = 0
 
     def add(self, answer: Prediction) -> None:
-        """Count the next cells, where their annotator can tell."""
+        """Count the next cells, where the model measures their similarity."""
         if answer.of_learned is not None:
             self.n_cells += len(answer.of_learned)
             self.n_like += int(answer.of_learned.sum())
 
     def to_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Return share of such cells, and the share of known cells to be expected Unassigned.
+        """Return the share of similar cells, and the expected share of known cells left Unassigned.
 
-        Of cells like those of the learned studies the rule's promise is expected, of others what known cells
-        of a learned study gave when the study was left out: lowest, mean and highest. Nothing is returned
-        where the model was not measured in this way.
+        For cells that resemble the learned studies the expected share is the rule's promise; for others it
+        is the share measured on a learned study that was held out: lowest, mean and highest. The document is
+        empty where the model was not measured in this way.
 
         Parameters
         ----------
         about
-            What `canal.model.load.CellAnnotator.about` says.
+            The document of `canal.model.load.CellAnnotator.about`.
         """
         strays = list(about.get("strays", {}).values())
         if not self.n_cells or not strays or not about.get("novelty"):
@@ -164,50 +172,50 @@ class Likeness:
         }
 
 
-def told_shift(found: Mapping[str, Any]) -> str:
-    """Return a warning where most cells lie outside of the learned studies, else nothing."""
-    if not found or found["like_learned"] >= _MOST_LIKE:
+def shift_warning(study: Mapping[str, Any]) -> str:
+    """Return a warning where most cells differ from those of the learned studies, else ``""``."""
+    if not study or study["like_learned"] >= _MOST_LIKE:
         return ""
-    expected = found["known_unassigned"]
+    expected = study["known_unassigned"]
     return (
-        f"{1 - found['like_learned']:.0%} of the cells lie outside of the studies that were learned: the "
+        f"{1 - study['like_learned']:.0%} of the cells lie outside of the studies that were learned: the "
         f"whole file is shifted, and of cells of known types some {expected['usual']:.0%} may be Unassigned "
         f"({expected['lowest']:.0%} to {expected['highest']:.0%}, as learned studies were when they were "
         "left out); learn a part of it with `canal stage add`"
     )
 
 
-# How much of what a model looks at for each type is lost with genes that a query does not have.
+# The weight of missing genes: how much of each type's gene weights is on genes that a query lacks.
 
-_TOLD = 5
+_MOST_TYPES = 5
 
 
 def lost_weight(annotator: CellAnnotator, missing: Sequence[str]) -> dict[str, float]:
-    """Return for each type the share of its weight that lies on ``missing`` genes, 0...1, largest first.
+    """Return for each type the share of its weight on ``missing`` genes, 0...1, largest first.
 
     Weights are those of `canal.model.load.CellAnnotator.gene_weights`, the same for every query.
     """
     weights = annotator.gene_weights()
     gone = np.isin(np.array(annotator.genes, dtype=object), list(missing))
     shares = weights[:, gone].sum(axis=1) / np.maximum(weights.sum(axis=1), np.finfo(float).tiny)
-    found = {label: round(float(share), 4) for label, share in zip(annotator.labels, shares, strict=True)}
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    lost = {label: round(float(share), 4) for label, share in zip(annotator.labels, shares, strict=True)}
+    return dict(sorted(lost.items(), key=lambda item: (-item[1], item[0])))
 
 
-def told_lost(lost: Mapping[str, float]) -> str:
-    """Return the types that lose most, for a warning."""
-    most = ", ".join(f"{label} {share:.0%}" for label, share in list(lost.items())[:_TOLD])
+def lost_weight_warning(lost: Mapping[str, float]) -> str:
+    """Return a warning that names the types with most weight on missing genes."""
+    most = ", ".join(f"{label} {share:.0%}" for label, share in list(lost.items())[:_MOST_TYPES])
     return f"of what the model looks at, these types lose most with the missing genes: {most}"
 
 
-# Cells that two models label differently, counted by old and new type.
+# Label changes between two models, counted by old and new type.
 
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of the labels of one file's cells.
+    """The label changes of a file's cells between two models.
 
     Attributes
     ----------
@@ -258,7 +266,7 @@ def label_changes(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Chang
 
     if list(before.index) != list(after.index):
         raise ValueError(f"the tables hold different cells: {len(before)} and {len(after)}")
-    old, new = (table[TYPE].astype(str).to_numpy() for table in (before, after))
+    old, new = (table[CELL_TYPE].astype(str).to_numpy() for table in (before, after))
     changed = old != new
     table = pd.DataFrame(
         {

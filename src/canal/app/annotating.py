@@ -1,4 +1,4 @@
-"""Labelling a file for the record: which version answers, what is noted, and where the note goes."""
+"""`canal annotate`, `canal who` and `canal.annotate`: label cells with a registered version, on record."""
 
 import os
 import sys
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import threadpool_limits
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.columns import PROBABILITIES, left_over, parted, told_left_over
-from canal.annotation.labelled import read_noted
+from canal.annotation.columns import PROBABILITIES, split_obsm, stale_columns, stale_columns_message
+from canal.annotation.labelled import read_back
 from canal.annotation.naming import Naming as Naming
-from canal.annotation.options import Listeners as Listeners
+from canal.annotation.options import Callbacks as Callbacks
 from canal.annotation.options import Options as Options
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
@@ -41,7 +41,7 @@ Notice = Callable[[str], None]
 
 
 def provenance(version: Version) -> dict[str, Any]:
-    """Return what a record says of the version that answers."""
+    """Return the provenance of a version, for an annotation record."""
     return {
         "model": version.model,
         "version": version.number,
@@ -52,21 +52,21 @@ def provenance(version: Version) -> dict[str, Any]:
 
 
 def now() -> str:
-    """Return the time as records have it."""
+    """Return the current time in the format of records."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Origin(Mapping[str, Any]):
-    """What a record says of the input: its name, size and digest, and when it was labelled.
+    """The input of a record (name, size and digest) and the time, as a mapping.
 
     The digest of a folder is that of the JSON document of its files' digests by name. A thread computes it
-    while the cells are read; who asks for ``input`` waits for it. Use it in a ``with`` block, which ends the
-    thread.
+    while the cells are read; reading the item ``input`` waits for it. Use an `Origin` in a ``with`` block,
+    which ends the thread.
 
     Raises
     ------
     DataError
-        If the input is not there or cannot be read; when ``input`` is asked for, if it changed meanwhile.
+        If the input cannot be read; on reading the item ``input``, if the file has changed meanwhile.
     """
 
     def __init__(self, source: Path) -> None:
@@ -109,9 +109,9 @@ class Origin(Mapping[str, Any]):
 
 
 def origin(source: Path) -> dict[str, Any]:
-    """Return what `Origin` says, once all of it is known."""
-    with Origin(source) as found:
-        return dict(found)
+    """Return the items of an `Origin`, after its digest is computed."""
+    with Origin(source) as items:
+        return dict(items)
 
 
 def digest_of(source: Path, given_up: Callable[[], bool] = lambda: False) -> str:
@@ -122,15 +122,15 @@ def digest_of(source: Path, given_up: Callable[[], bool] = lambda: False) -> str
 
 
 def readable(name: str) -> str:
-    """Return a file's name as text: bytes of it that are none become question marks."""
+    """Return a file's name as text, with question marks for bytes that cannot be decoded."""
     return name.encode("utf-8", "replace").decode()
 
 
-def logger(project: Project, notice: Notice) -> Callable[[str], None]:
-    """Return what adds a record to the project's log of annotations.
+def record_logger(project: Project, notice: Notice) -> Callable[[str], None]:
+    """Return a function that appends a record to the project's log of annotations.
 
-    Where the log cannot be written, as in a folder that is only lent for reading, a notice says so: the
-    record stands in the labelled file itself, too.
+    Where the log cannot be written, as in a read-only folder, a notice says so; the labelled file still holds
+    the record.
     """
     path = project.layout.annotations
 
@@ -140,8 +140,8 @@ def logger(project: Project, notice: Notice) -> Callable[[str], None]:
                 append_line(path, record)
         except (OSError, RegistryError) as error:
             notice(
-                f"{path} cannot be written ({_cause(error)}): the labelled file says which version made it, "
-                "but `canal impact` will not know of the file"
+                f"{path} cannot be written ({_cause(error)}): the labelled file holds its record, but "
+                "`canal impact` will not list the file"
             )
 
     return log
@@ -191,17 +191,17 @@ def annotate(
     check_adata(adata)
     project = Project.open(root)
     version = serving_version(project, model)
-    noted = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
-    table = annotate_adata(load_annotator(project, version, noted.effort), adata, noted)
+    options = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
+    table = annotate_adata(load_annotator(project, version, options.effort), adata, options)
     if write:
-        columns, matrices = parted(table)
-        gone = left_over(adata.obs, columns)
-        adata.obs = adata.obs.drop(columns=gone) if gone else adata.obs
+        columns, matrices = split_obsm(table)
+        stale = stale_columns(adata.obs, columns)
+        adata.obs = adata.obs.drop(columns=stale) if stale else adata.obs
         if PROBABILITIES in adata.obsm and PROBABILITIES not in matrices:
             del adata.obsm[PROBABILITIES]
-            gone.append(f"obsm {PROBABILITIES}")
-        if gone:
-            warnings.warn(told_left_over(gone), stacklevel=2)
+            stale.append(f"obsm {PROBABILITIES}")
+        if stale:
+            warnings.warn(stale_columns_message(stale), stacklevel=2)
         for name in columns:
             adata.obs[name] = columns[name].array
         for name, matrix in matrices.items():
@@ -215,27 +215,27 @@ def annotate_file(
     target: Path,
     options: Options,
     model: str | None,
-    listeners: Listeners,
+    callbacks: Callbacks,
     root: Path | None = None,
 ) -> Summary:
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
     project = Project.open(root)
     version = serving_version(project, model)
     if model is None and CHAMPION not in version.aliases:
-        listeners.notice(
-            f"no champion yet: version {version.number} ({version.stage}), the newest ready one, answers"
+        callbacks.notice(
+            f"no champion yet: version {version.number} ({version.stage}), the newest, labels the cells"
         )
     check_target(source, target, options.overwrite)
-    output = Output.find(source, target, options.only_obs)  # refused before the input is read for its digest
-    with Origin(source) as found:
-        noted = replace(options, model_name=provenance(version), origin=found)
+    output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
+    with Origin(source) as input_file:
+        options = replace(options, model_name=provenance(version), origin=input_file)
         annotator = load_annotator(project, version, options.effort)
-        heard = replace(listeners, on_record=logger(project, listeners.notice))
-        return annotate_h5ad(annotator, source, output, noted, heard)
+        callbacks = replace(callbacks, on_record=record_logger(project, callbacks.notice))
+        return annotate_h5ad(annotator, source, output, options, callbacks)
 
 
 def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
-    """Set how many cores annotation uses, and say where the precision asked for is slow on this machine."""
+    """Limit the cores that annotation uses, and warn where the chosen precision is slow on this machine."""
     if threads is not None:
         import numpy  # noqa: F401 - only libraries that are loaded can be limited
 
@@ -255,12 +255,12 @@ def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
 
 
 def serving_version(project: Project, model: str | None) -> Version:
-    """Return the version asked for; by default the champion, else the newest ready one.
+    """Return the version that ``model`` names; by default the champion, else the newest ready version.
 
     Raises
     ------
     RegistryError
-        If there is no such version, it was retired, there is none at all, or the store is half rebuilt.
+        If there is no such version, it was retired, the registry is empty, or its rebuilding is incomplete.
     """
     if model is not None:
         return project.store.serving(model)
@@ -273,12 +273,12 @@ def serving_version(project: Project, model: str | None) -> Version:
 
 
 def load_annotator(project: Project, version: Version, effort: Effort = "full") -> CellAnnotator:
-    """Return a version's annotator after its files are checked against its key.
+    """Return a version's annotator, after checking its files against its key.
 
     Raises
     ------
     ModelError
-        If the fast answer is asked of a version without sums.
+        If ``effort`` is fast and the version keeps no sums.
     """
     folder, _ = verified(project.store, version)
     return load_model(folder / "model", effort)
@@ -288,40 +288,39 @@ Document = dict[str, Any]
 
 
 def who(file: Path, root: Path | None = None) -> Document:
-    """Return the annotation record of a labelled file, and how it stands today.
+    """Return the annotation record of a labelled file, checked against the file and the registry.
 
-    ``record`` is what the file says; a CSV file says nothing, and the project's log is asked for it.
-    ``genuine`` is whether the record is as it was written (None: its format cannot tell); ``labels`` whether
-    the labels are still those that it counts. ``registry`` is what the project's registry says of the
-    version, or None, and then ``not_checked`` says why.
+    ``record`` is from the file, or for a CSV file from the project's log. ``genuine`` is whether the record
+    is unedited (None: its format has no id); ``labels`` whether the labels agree with the record's counts.
+    ``registry`` is the registry's view of the version, or None, and then ``not_checked`` says why.
 
     Raises
     ------
     DataError
-        If the file cannot be read, or no `canal annotate` wrote it.
+        If the file cannot be read, or `canal annotate` did not write it.
     """
-    project, log, why_not = _asked(root)
-    noted = read_noted(file, log)
-    why = noted.misfit()
-    found: Document = {
+    project, log, why_not = _project_and_log(root)
+    labels = read_back(file, log)
+    why = labels.mismatch()
+    document: Document = {
         "file": readable(str(file)),
-        "record": noted.record,
-        "genuine": genuine(noted.record),
-        "labels": {"as_written": not why, "n_cells": noted.n_cells, "why": why},
+        "record": labels.record,
+        "genuine": genuine(labels.record),
+        "labels": {"as_written": not why, "n_cells": labels.n_cells, "why": why},
         "registry": None,
         "not_checked": why_not,
     }
     if project is None or log is None:
-        return found
+        return document
     try:
-        found["registry"] = _standing(project, noted.record, log)
+        document["registry"] = _registry_view(project, labels.record, log)
     except CanalError as error:
-        found["not_checked"] = str(error)
-    return found
+        document["not_checked"] = str(error)
+    return document
 
 
-def _asked(root: Path | None) -> tuple[Project | None, Log | None, str | None]:
-    """Return a project and its log of annotations, or why there is none."""
+def _project_and_log(root: Path | None) -> tuple[Project | None, Log | None, str | None]:
+    """Return a project and its log of annotations, or None and the reason why they cannot be read."""
     try:
         project = Project.open(root)
     except CanalError as error:
@@ -329,18 +328,18 @@ def _asked(root: Path | None) -> tuple[Project | None, Log | None, str | None]:
     return project, read_log(project.layout.annotations), None
 
 
-def _standing(project: Project, record: Record, log: Log) -> Document:
-    """Return what a registry says of the version that a record names; it is found by its key."""
-    store, said = project.store, record["model"]
+def _registry_view(project: Project, record: Record, log: Log) -> Document:
+    """Return the registry's view of the version that a record names by its key."""
+    store, model = project.store, record["model"]
     versions = [one for one in store.versions() if one.ready]
-    version = next((one for one in versions if one.key and one.key == said.get("key")), None)
+    version = next((one for one in versions if one.key and one.key == model.get("key")), None)
     champion = next((one.number for one in versions if CHAMPION in one.aliases), None)
     return {
         "model": store.names.model,
         "known": version is not None,
         "version": version.number if version else None,
-        "same_number": version is not None and version.number == said.get("version"),
-        "same_record": version.record == said["record"] if version and "record" in said else None,
+        "same_number": version is not None and version.number == model.get("version"),
+        "same_record": version.record == model["record"] if version and "record" in model else None,
         "aliases": list(version.aliases) if version else [],
         "retired": version.retired if version else None,
         "champion": champion,

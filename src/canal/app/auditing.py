@@ -1,4 +1,4 @@
-"""What is proven: an audit of versions, one learned again, the ledger verified and anchored; its keys."""
+"""`canal audit`: verify every version from its files; with --reproduce, train a version again and compare."""
 
 import os
 import platform
@@ -43,7 +43,7 @@ from canal.registry.versions.history import restore_model, verified
 def audit_project(
     project: Project, wanted: str | None = None, keyring: Path | None = None, recompute: bool = False
 ) -> Report:
-    """Audit every version, or the one that a number or alias names.
+    """Audit every version, or the version that a number or alias names.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def audit_project(
     wanted : str, optional
         Number or alias.
     keyring : Path, optional
-        The keys that are trusted: a ledger entry that none of them signed, or may sign, is a finding.
+        The trusted keys: a ledger entry that is not signed by a key allowed to sign it is a finding.
     recompute : bool
-        Whether sums are added up again from the prepared cells, where those are still there.
+        Whether to recompute sums from the prepared cells, where those still exist.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def audit_project(
 
 
 TOLERANCE = 0.05
-"""How far accuracies may lie apart on another machine: a few cells of a small stage answer differently."""
+"""Tolerated difference of accuracies on another machine: predictions of a few cells of a stage may differ."""
 
 _WEIGHTS = ("model/weights.safetensors", "model/exact/weights.safetensors")
 _EVALUATION = "metrics/evaluation.json"
@@ -76,7 +76,7 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of learning a version again.
+    """The result of training a version again.
 
     Attributes
     ----------
@@ -86,13 +86,13 @@ class Reproduction:
     same_machine : bool
         Whether this machine must give the same bits: same system, same vector instructions, float32.
     same_key : bool
-        Whether everything that was learned is the same, byte for byte.
+        Whether the new key, and so every file it names, is identical.
     differing : tuple of str
-        Tensors that are not the same bits.
+        Tensors whose bits differ.
     accuracy : Mapping
-        By stage, where bits differ: ``[registered, learned again]``.
+        By stage, where bits differ: ``[registered, trained again]``.
     reproduced : bool
-        Bit for bit; on another machine, every accuracy within `TOLERANCE`.
+        Whether bits are identical; on another machine, whether every accuracy is within `TOLERANCE`.
     seconds : float
     """
 
@@ -111,13 +111,13 @@ class Reproduction:
 
 
 def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduction:
-    """Learn a version again and compare.
+    """Train a version again in a scratch folder, and compare the results.
 
     Raises
     ------
     AuditError
-        If it cannot be: learned elsewhere or from uncommitted code, in another environment, from data that
-        are gone; or if learning fails.
+        If the version was learned elsewhere, from uncommitted code or in another environment, if its data are
+        gone, or if training fails.
     """
     began = time.monotonic()
     version = project.store.version(wanted)
@@ -127,15 +127,15 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     for one in ancestry(project.store, version)[1:]:
         if "backfilled" in one.key:
             raise AuditError(
-                f"version {version.number} was learned on {one.name}, to which sums were added later; from "
-                "the beginning it would be learned without those: `canal audit --recompute` proves its sums"
+                f"version {version.number} was learned on {one.name}, to which sums were added later; "
+                "trained again, it would lack those sums: use `canal audit --recompute`, which verifies them"
             )
     with _worktree(project.layout.root, commit) as tree:
         config = load_config(tree.params)
         _check_tree(tree, config, key, commit)
-        _bring_data(project, config, tree)
-        _bring_backbone(project, config, tree)
-        notice(f"learning {version.stage} again at commit {commit[:12]}, with all it was learned on")
+        _link_data(project, config, tree)
+        _restore_backbone(project, config, tree)
+        notice(f"training {version.stage} again at commit {commit[:12]}, with its ancestors")
         _repro(tree.root, f"finetune@{version.stage}")
         again = tree.model(version.stage)
         same_key = file_digest(again / KEY_FILE) == version.key
@@ -143,7 +143,7 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
         same_machine = _same_machine(record, config)
         accuracy: dict[str, tuple[float | None, float | None]] = {}
         if differing:
-            notice(f"{len(differing)} tensors differ; measuring what was learned")
+            notice(f"{len(differing)} tensors differ; evaluating the new model")
             _repro(tree.root, f"evaluate@{version.stage}")
             accuracy = _accuracies(folder / _EVALUATION, tree.metrics(version.stage) / "evaluation.json")
     near = all(_near(*pair) for pair in accuracy.values())
@@ -160,46 +160,46 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
 
 
 def _differing(one: Path, other: Path) -> tuple[str, ...]:
-    """Return the tensors of network and sums that are not the same bits; whole files where one lacks them."""
-    found = []
+    """Return the tensors of network and sums whose bits differ; files that only one folder has."""
+    names = []
     for name in _WEIGHTS:
         left, right = one / name, other / name
         if left.is_file() and right.is_file():
-            found += differing_tensors(left, right)
+            names += differing_tensors(left, right)
         elif left.is_file() or right.is_file():
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def _commit(project: Project, number: int, key: Key, record: Record) -> str:
-    """Return the commit that a version can be learned again from."""
+    """Return the commit to train a version from; raises where it cannot be trained again."""
     if "imported_from" in record:
         raise AuditError(f"version {number} was learned elsewhere: reproduce it in the project it came from")
     if "backfilled" in key:
         raise AuditError(
-            f"version {number} is the one with key {key['backfilled'][:12]}... and sums that were added to "
-            "it: reproduce that one; its sums are added up again by `canal audit --recompute`"
+            f"version {number} is the version with key {key['backfilled'][:12]}... and sums that were added "
+            "later: reproduce that version; `canal audit --recompute` verifies the sums"
         )
     commit, root = record["git_commit"], project.layout.root
     if commit is None or record["dirty"]:
         what = "outside git" if commit is None else "from code or parameters that no commit holds"
-        raise AuditError(
-            f"version {number} was registered {what}, so it cannot be learned again the same way"
-        )
+        raise AuditError(f"version {number} was registered {what}, so it cannot be reproduced")
     if key["lock"] != lock_digest(root):
         raise AuditError(
             f"version {number} was learned with another constraints.txt (sha256 {str(key['lock'])[:12]}...) "
-            f"than this one ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make its "
-            "environment (make run), and reproduce it there"
+            f"than this environment ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make "
+            "its environment (make run), and reproduce the version there"
         )
     if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
-        raise AuditError(f"commit {commit} of version {number} is not in this repository: git fetch it")
+        raise AuditError(
+            f"commit {commit} of version {number} is not in this repository: fetch it (git fetch)"
+        )
     return str(commit)
 
 
 @contextmanager
 def _worktree(root: Path, commit: str) -> Iterator[Layout]:
-    """Give the project as it was at a commit, in a scratch folder that is removed afterwards."""
+    """Yield a git worktree of the project at a commit, in a scratch folder that is removed afterwards."""
     try:
         with scratch_folder("reproduce") as scratch:
             tree = scratch / "tree"
@@ -215,55 +215,57 @@ def _worktree(root: Path, commit: str) -> Iterator[Layout]:
             )
             yield layout
     finally:
-        _git(root, "worktree", "prune")  # forgets the tree, which is gone
+        _git(root, "worktree", "prune")  # unregister the removed worktree
 
 
 def _check_tree(tree: Layout, config: Config, key: Key, commit: str) -> None:
-    """Check that the commit is the one that the version was learned at: it notes where it was registered."""
+    """Raise unless the commit holds the version's code and request; the record names a later one at times."""
     stage = key["stage"]
     if code_digest(tree.root, tree.root / "src" / "canal") != key["code"]:
         raise AuditError(
-            f"commit {commit[:12]} holds other code than the version was learned with: it was registered "
-            "later, or the code was changed before it was committed"
+            f"commit {commit[:12]} holds other code than the version was learned with: the version was "
+            "registered at a later commit, or the code was changed before it was committed"
         )
     if stage not in config.stages or request_digest(config, stage) != key["request_digest"]:
         raise AuditError(f"params.yaml of commit {commit[:12]} asks for another {stage!r} than was learned")
 
 
-def _bring_data(project: Project, config: Config, tree: Layout) -> None:
-    """Link the raw bytes of every source to where ingest looks for them, so that it needs no network."""
+def _link_data(project: Project, config: Config, tree: Layout) -> None:
+    """Link the raw files of all sources into the worktree, so that ingest needs no network."""
     used = {stage.source for stage in config.stages.values()}
     for name, source in config.sources.items():
         if name in used and not source.available:
-            raise AuditError(f"the cells of {name!r} were gone at that commit already: nothing to learn from")
-        place = (
+            raise AuditError(
+                f"source {name!r} was marked available: false at that commit: nothing to learn from"
+            )
+        path = (
             tree.root / source.path if source.path else tree.private / "downloads" / f"{source.sha256}.h5ad"
         )
-        if not source.available or place.is_file():
+        if not source.available or path.is_file():
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(_bytes_of(project.layout, name, source))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(_find_bytes(project.layout, name, source))
 
 
-def _bytes_of(layout: Layout, name: str, source: Source) -> Path:
+def _find_bytes(layout: Layout, name: str, source: Source) -> Path:
     """Return a file of the project with the bytes of a source."""
-    places = [
+    paths = [
         layout.private / "downloads" / f"{source.sha256}.h5ad",
         layout.source(name) / "cells.h5ad",
         layout.incoming / name / "cells.h5ad",
     ]
-    places += [layout.root / source.path] if source.path else []
-    for place in places:
-        if place.is_file() and file_digest(place) == source.sha256:
-            return place
+    paths += [layout.root / source.path] if source.path else []
+    for path in paths:
+        if path.is_file() and file_digest(path) == source.sha256:
+            return path
     raise AuditError(
-        f"the bytes of source {name!r} (sha256 {source.sha256[:12]}...) are not here any more: `dvc pull`, "
-        "then reproduce again"
+        f"no file of this project has the bytes of source {name!r} (sha256 {source.sha256[:12]}...): restore "
+        "them (`dvc pull`), then reproduce again"
     )
 
 
-def _bring_backbone(project: Project, config: Config, tree: Layout) -> None:
-    """Put an imported backbone where params.yaml of the commit names it."""
+def _restore_backbone(project: Project, config: Config, tree: Layout) -> None:
+    """Restore an imported backbone to the path that params.yaml of the commit names."""
     wanted = config.backbone.imported
     if wanted is None:
         return
@@ -277,7 +279,7 @@ def _bring_backbone(project: Project, config: Config, tree: Layout) -> None:
 
 
 def _repro(root: Path, target: str) -> None:
-    """Run the pipeline up to a step, with the worktree's own code and a store of its own."""
+    """Run `dvc repro` up to a step in the worktree, with its own code and MLflow store."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     environment = kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -291,11 +293,11 @@ def _repro(root: Path, target: str) -> None:
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-15:])
-        raise AuditError(f"{target} failed when it was learned again:\n  {tail}")
+        raise AuditError(f"{target} failed in the worktree:\n  {tail}")
 
 
 def _same_machine(record: Record, config: Config) -> bool:
-    """Whether the bits must be the same: one system, one kind of processor, products that do not round."""
+    """Whether bits must be identical: same system, same processor features, float32 throughout."""
     here = (platform.platform(), cpu_capability())
     exact = config.compute.dtype == "float32" and config.cache.dtype == "float32"
     return exact and here == (record["platform"], record.get("cpu"))
@@ -313,7 +315,7 @@ def _near(before: float | None, after: float | None) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git says, or None where it fails."""
+    """Return git's output, or None where git fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     except OSError:
@@ -326,7 +328,7 @@ def entries(project: Project) -> list[dict[str, Any]]:
     return [entry.document for entry in ledger_of(project.store).entries()]
 
 
-def brought(project: Project) -> int:
+def fetch_entries(project: Project) -> int:
     """Bring the entries that the tracking server has and this folder has not; return how many."""
     return len(catch_up(project.store))
 
@@ -361,7 +363,7 @@ def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> A
     found = verify_ledger(project)
     if found.findings:
         raise LedgerError(
-            f"nothing was anchored, for the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
+            f"nothing was anchored, because the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
         )
     ledger = ledger_of(project.store)
     return make_anchor(GitFile(ledger.path), ledger.entries(), who, key)

@@ -1,8 +1,8 @@
-"""`canal sums backfill`: a version that was learned without sums gains them; its network stays as it is.
+"""`canal sums backfill`: add sums to a stage that was learned without them; the network is kept.
 
-The version is made in a scratch folder that looks like the project, and registered from there: a version is
-visible only when whole, so a kill leaves the project as it was, or with a version that is yet to be put into
-``models/`` and ``metrics/``, which a second call does.
+The version is made in a scratch folder that mirrors the project, and registered from there. A version is
+visible only when complete, so a killed call leaves the project unchanged, or with a registered version that
+a second call installs into ``models/`` and ``metrics/``.
 """
 
 import shutil
@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.app.learning import measured
+from canal.app.learning import evaluate_stage
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
-from canal.app.tasks import added_up, first_basis
+from canal.app.tasks import add_up_stage, first_basis
 from canal.app.versions import registry_sync
 from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml
@@ -51,7 +51,7 @@ with Repo() as repo:
     for step in sys.argv[1:]:
         try:
             repo.commit(step, force=True)
-        except Exception:  # something that the step reads is gone: its outs alone, then
+        except Exception:  # a dependency of the step is missing: commit its outs alone
             with repo.lock:
                 for stage in repo.stage.collect(step):
                     for out in stage.outs:
@@ -63,7 +63,7 @@ with Repo() as repo:
 
 @dataclass(frozen=True)
 class Backfilled:
-    """What came of a backfill.
+    """The result of a backfill.
 
     Attributes
     ----------
@@ -71,11 +71,11 @@ class Backfilled:
     before, after : int
         Numbers of the version without sums and of the one with them.
     sums : dict
-        Stage -> cells that were added up.
+        Stage -> number of cells summed.
     gone : tuple of str
-        Stages whose cells are gone, and whose sums no version keeps.
+        Stages without sums: their cells are gone, and no version keeps their sums.
     lacking : tuple of str
-        Types that only the network knows, for no cell of them could be added up.
+        Types without sums, which only the network knows.
     """
 
     stage: str
@@ -91,30 +91,30 @@ class Backfilled:
 
 
 def backfill(project: Project, stage: str, notice: Notice, sign: Sign | None = None) -> Backfilled:
-    """Make a version of ``stage`` with sums from the prepared cells of it and of its ancestors.
+    """Register a version of ``stage`` with sums of its prepared cells and those of its ancestors.
 
     The network is the old version's, bit for bit; network and sums are combined on the stage's validation
-    cells and its probe. The new version answers to the same request, so nothing is learned again, and the
-    next stage is learned on it.
+    cells and its probe. The new version has the same request, so nothing is trained again, and the next
+    stage is learned on it.
 
     Raises
     ------
     HistoryError
-        If the stage was never learned, has sums already, or its cells are gone.
+        If the stage was not learned, has sums already, or its cells are gone.
     """
     project.store.settle()
     version = _version_of(project, stage)
     _, key = verified(project.store, version)
     if stage in key.get("sums", {}):
-        before = _unfinished(project, version, key)
-        notice(f"{stage}: version {version.number} has its sums already; putting it into models/{stage}")
-        _place(project, version)
-        return _told(project, version, before)
-    with _beside(project, stage) as made:
-        _make(project, made, version, notice)
-        after = _registered(project, made, stage, sign)
-    _place(project, after)
-    return _told(project, after, version.number)
+        before = _unfinished_backfill(project, version, key)
+        notice(f"{stage}: version {version.number} has sums already; restoring it into models/{stage}")
+        _install(project, version)
+        return _result(project, version, before)
+    with _scratch_project(project, stage) as scratch:
+        _write_version(project, scratch, version, notice)
+        after = _register(project, scratch, stage, sign)
+    _install(project, after)
+    return _result(project, after, version.number)
 
 
 def _version_of(project: Project, stage: str) -> Version:
@@ -123,14 +123,14 @@ def _version_of(project: Project, stage: str) -> Version:
     version = project.learned(stage)
     if version is None:
         raise HistoryError(
-            f"stage {stage!r} was never learned as params.yaml asks for it, so there is no version to add "
-            "sums to: `make run` learns it, with sums where continual.method is combined or exact"
+            f"stage {stage!r} has no version as params.yaml describes it, so there is nothing to add sums "
+            "to: `make run` learns it, with sums where continual.method is combined or exact"
         )
     return version
 
 
-def _unfinished(project: Project, version: Version, key: Key) -> int:
-    """Return the number of the version without sums, where an interrupted call left the last steps undone.
+def _unfinished_backfill(project: Project, version: Version, key: Key) -> int:
+    """Return the number of the version without sums, if an interrupted call has to be completed.
 
     Raises
     ------
@@ -143,19 +143,19 @@ def _unfinished(project: Project, version: Version, key: Key) -> int:
         found = Found()
         if (layout.root / ".dvc").is_dir():
             check_workspace(layout, project.config, [stage], found)
-        places = (f"models/{stage}", f"metrics/{stage}", f"scores/{stage}")
+        folders = (f"models/{stage}", f"metrics/{stage}", f"scores/{stage}")
         model = layout.model(stage)
-        there = (model / "key.json").is_file() and key_digest(model) == version.key
-        if old and (not there or any(place in one.what for one in found.findings for place in places)):
+        installed = (model / "key.json").is_file() and key_digest(model) == version.key
+        if old and (not installed or any(path in one.what for one in found.findings for path in folders)):
             return old[0].number
     raise HistoryError(
-        f"version {version.number} ({stage}) has sums already, of {', '.join(key['sums'])}: nothing to do"
+        f"version {version.number} ({stage}) already has sums of {', '.join(key['sums'])}: nothing to do"
     )
 
 
 @contextmanager
-def _beside(project: Project, stage: str) -> Iterator[Project]:
-    """Give a project that reads this one's files, but keeps model and measures of ``stage`` to itself."""
+def _scratch_project(project: Project, stage: str) -> Iterator[Project]:
+    """Yield a scratch project: links to this project's files, but its own model and metrics of ``stage``."""
     project.layout.private.mkdir(exist_ok=True)
     with scratch_folder("backfill") as scratch:
         own = Layout(scratch)
@@ -165,14 +165,14 @@ def _beside(project: Project, stage: str) -> Iterator[Project]:
         for folder in (own.model(stage).parent, own.metrics(stage).parent):
             folder.mkdir()
         for name in project.config.ancestors(stage):
-            _bring(project, name)
+            _restore_stage(project, name)
             own.model(name).symlink_to(project.layout.model(name))
             own.metrics(name).symlink_to(project.layout.metrics(name))
         yield Project(own, project.config)
 
 
-def _bring(project: Project, stage: str) -> None:
-    """Restore model and measures of a learned stage where they are not in the project's folder."""
+def _restore_stage(project: Project, stage: str) -> None:
+    """Restore model and metrics of a learned stage where the project's folder lacks them."""
     version, layout = _version_of(project, stage), project.layout
     if not (layout.model(stage) / KEY_FILE).is_file():
         restore_model(project.store, version, layout.model(stage))
@@ -180,14 +180,14 @@ def _bring(project: Project, stage: str) -> None:
         restore_metrics(project.store, version, layout.metrics(stage))
 
 
-def _make(project: Project, made: Project, version: Version, notice: Notice) -> None:
-    """Write model and measures of the version with sums to the folder of ``made``."""
+def _write_version(project: Project, scratch: Project, version: Version, notice: Notice) -> None:
+    """Write model and metrics of the version with sums into the scratch project."""
     stage = version.stage
-    sums, batches = _gathered(project, stage, notice)
+    sums, batches = _collect_sums(project, stage, notice)
     folder, key = verified(project.store, version)
     validation = project.cells(stage, "validation", _genes(folder))
     annotator = backfilled(folder, stage, validation, sums, project.config)
-    with new_folder(made.layout.model(stage)) as target:
+    with new_folder(scratch.layout.model(stage)) as target:
         annotator.save(target / "model")
         for name in key["files"]:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -198,16 +198,15 @@ def _make(project: Project, made: Project, version: Version, notice: Notice) -> 
         facts = {name: value for name, value in key.items() if name not in _FACTS_MADE_ANEW}
         facts |= {"backfilled": version.key, "memory": project.config.memory.numbers()}
         write_key(target, facts | sums_facts(sums), key["parent"])
-    notice(f"{stage}: measuring network and sums together")
-    with new_folder(made.layout.metrics(stage)) as target:
-        write_evaluation(target, measured(made, stage))
+    notice(f"{stage}: evaluating network and sums together")
+    with new_folder(scratch.layout.metrics(stage)) as target:
+        write_evaluation(target, evaluate_stage(scratch, stage))
 
 
-def _gathered(project: Project, stage: str, notice: Notice) -> tuple[StageSums, Sums | None]:
-    """Return the sums of a stage and its ancestors, and the stage's own by batch.
+def _collect_sums(project: Project, stage: str, notice: Notice) -> tuple[StageSums, Sums | None]:
+    """Return the sums of a stage and its ancestors, and the stage's own sums by batch.
 
-    Sums begin with those that the newest ancestor with sums keeps; else at the first stage whose cells are
-    still there.
+    Sums of the newest ancestor that keeps some are reused; the others are computed where cells still exist.
     """
     names = (*project.config.ancestors(stage), stage)
     learned = {name: verified(project.store, _version_of(project, name)) for name in names}
@@ -216,25 +215,25 @@ def _gathered(project: Project, stage: str, notice: Notice) -> tuple[StageSums, 
     for name, (folder, key) in learned.items():
         if known is not None and name in known.stages:
             continue
-        if why := _not_there(project, name, key):
-            notice(f"{name}: {why}: no sums of it")
+        if why := _why_unavailable(project, name, key):
+            notice(f"{name}: left out of the sums: {why}")
             continue
-        notice(f"{name}: adding up its training cells")
+        notice(f"{name}: summing its training cells")
         known = known or StageSums(first_basis(project, name, _genes(folder)))
-        own, batches, missing = added_up(project, name, known.basis)
+        own, batches, missing = add_up_stage(project, name, known.basis)
         known = known.plus(name, own, missing)
     if known is None or stage not in known.stages:
         raise HistoryError(
-            f"the cells of {stage} are gone (prepared/ lacks them, or they are not those that it was "
-            "learned from), so no sums of it can be made: bring them back (dvc pull, dvc checkout), or let "
-            "sums begin with the next stage, by continual.method: combined"
+            f"the cells of {stage} are gone (prepared/ lacks them, or holds other cells than it was learned "
+            "from), so its sums cannot be computed: restore them (dvc pull, dvc checkout), or start sums "
+            "with the next stage, by continual.method: combined"
         )
     ordered = {name: known.stages[name] for name in names if name in known.stages}
     return StageSums(known.basis, ordered, known.missing), batches
 
 
-def _not_there(project: Project, stage: str, key: Key) -> str | None:
-    """Return why the cells that a version was learned from cannot be added up; None where they can."""
+def _why_unavailable(project: Project, stage: str, key: Key) -> str | None:
+    """Return why the cells that a version was learned from cannot be summed; None where they can."""
     layout, prepared = project.layout, key["data"]["prepared_sha256"]
     cells = layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
     if not cells.is_file():
@@ -251,15 +250,15 @@ def _genes(folder: Path) -> tuple[str, ...]:
     return read_names(folder / "model", GENES)
 
 
-def _registered(project: Project, made: Project, stage: str, sign: Sign | None) -> Version:
-    """Register the version in the folder of ``made``, and return it."""
-    key = key_digest(made.layout.model(stage))
-    registry_sync(project, sign, made.layout)
+def _register(project: Project, scratch: Project, stage: str, sign: Sign | None) -> Version:
+    """Register the version in the scratch project, and return it."""
+    key = key_digest(scratch.layout.model(stage))
+    registry_sync(project, sign, scratch.layout)
     return next(one for one in project.store.versions() if one.ready and one.key == key)
 
 
-def _place(project: Project, version: Version) -> None:
-    """Put a version into models/ and metrics/, and let dvc.lock name it, so that DVC finds it unchanged."""
+def _install(project: Project, version: Version) -> None:
+    """Restore a version into models/ and metrics/, and commit it to dvc.lock: DVC then finds it unchanged."""
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
@@ -273,13 +272,15 @@ def _place(project: Project, version: Version) -> None:
     done = subprocess.run(command, cwd=layout.root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CanalError(
-            f"version {version.number} is registered and in place, but DVC would not take it into {LOCK}: "
-            f"{done.stderr.strip()[-500:]}: `make run` does it"
+            f"version {version.number} is registered and restored, but DVC could not commit it to {LOCK}: "
+            f"{done.stderr.strip()[-500:]}: run `make run`, which does"
         )
 
 
-def _told(project: Project, version: Version, before: int) -> Backfilled:
-    """Return what a version with sums came to hold."""
+def _result(project: Project, version: Version, before: int) -> Backfilled:
+    """Return the result for a version with sums."""
+    from canal.model.storage import read_names
+
     folder, key = verified(project.store, version)
     names = (*project.config.ancestors(version.stage), version.stage)
     sums = StageSums.load(folder, names)

@@ -1,6 +1,6 @@
-"""What a lineage begins with that others made: published weights, or the basis of another lineage.
+"""`canal backbone import`, `canal basis`: start a lineage from published weights or another lineage's basis.
 
-Sums can be put together, and are equal byte for byte in any order, on one basis alone.
+Only sums on the same basis can be merged.
 """
 
 import re
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """What somebody published: weights, the genes of their rows, and perhaps the vectors of the genes."""
+    """Published files: a checkpoint, the genes of its rows, and optionally the genes' vectors."""
 
     checkpoint: Path
     genes: Path
@@ -48,15 +48,15 @@ class PublishedFiles:
 
     @property
     def name(self) -> str:
-        """The checkpoint's name as a folder's: letters, digits, ``-`` and ``_``."""
+        """The name of the import's folder, from the checkpoint's: letters, digits, ``-`` and ``_``."""
         return re.sub(r"[^a-z0-9_]+", "-", self.checkpoint.stem.lower()).strip("-_")[:64] or "published"
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What came of an import.
+class BackboneImport:
+    """The result of an import.
 
-    ``conflict`` says why `make run` will refuse, where this branch of the backbone was learned otherwise.
+    ``conflict`` says why `make run` will fail, where this branch already has another backbone.
     """
 
     backbone: "Backbone"
@@ -65,11 +65,11 @@ class Imported:
     conflict: str | None
 
 
-def import_published(project: Project, files: PublishedFiles, sign: Sign | None = None) -> Imported:
-    """Bring published weights into the project; the same files a second time change nothing.
+def import_published(project: Project, files: PublishedFiles, sign: Sign | None = None) -> BackboneImport:
+    """Import published weights into the project; importing the same files again changes nothing.
 
-    The folder appears whole or not at all, then the version, then params.yaml names both by the key's digest:
-    a kill between leaves what a second call completes.
+    The folder is written atomically, then the version is registered, then params.yaml names both by the key's
+    digest: after a kill, a second call completes the import.
 
     Raises
     ------
@@ -86,10 +86,10 @@ def import_published(project: Project, files: PublishedFiles, sign: Sign | None 
     folder = project.layout.imported(files.name)
     with new_folder(folder) as temporary:
         key = _write(backbone, files, temporary)
-        if (folder / KEY_FILE).is_file() and (found := key_digest(folder)) != key:
+        if (folder / KEY_FILE).is_file() and (digest := key_digest(folder)) != key:
             raise RegistryError(
-                f"{folder} holds another import (key {found[:12]}..., this one has {key[:12]}...); give the "
-                "checkpoint another file name, or remove the folder: the registry keeps its version"
+                f"{folder} holds another import (key {digest[:12]}..., the new one has {key[:12]}...); "
+                "rename the checkpoint's file, or remove the folder: the registry keeps its version"
             )
         before = project.layout.params.read_text(encoding="utf-8")
         text = with_import(before, folder.relative_to(project.layout.root).as_posix(), key)
@@ -98,11 +98,11 @@ def import_published(project: Project, files: PublishedFiles, sign: Sign | None 
         enter(project.store, ledger, version, sign)
     if text != before:
         save(project.layout.params, text)
-    return Imported(backbone, folder, version, _conflict(Project.open(project.layout.root)))
+    return BackboneImport(backbone, folder, version, _conflict(Project.open(project.layout.root)))
 
 
 def read_backbone(files: PublishedFiles, preset: str) -> "Backbone":
-    """Return what the files hold, all checks made; see `import_published` for what is raised."""
+    """Return the backbone in the files, checked; raises as `import_published`."""
     from canal.model.published import read_published, require_gene_vectors
 
     backbone = read_published(files.checkpoint, read_gene_list(files.genes))
@@ -119,16 +119,16 @@ def read_gene_vectors(path: Path, backbone: "Backbone") -> np.ndarray:
     Raises
     ------
     DataError
-        If the file is missing, of another kind (a pickle is never opened), or lacks a gene.
+        If the file is missing, has another format (a pickle is never opened), or lacks a gene.
     """
     if path.suffix == ".npy":
         try:
-            found = np.load(path, allow_pickle=False)
+            vectors = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} is no matrix of numbers as numpy writes it ({error})") from error
-        if not isinstance(found, np.ndarray) or not np.issubdtype(found.dtype, np.number):
+        if not isinstance(vectors, np.ndarray) or not np.issubdtype(vectors.dtype, np.number):
             raise DataError(f"{path} holds no numbers; give gene vectors as .npy, .csv or .tsv")
-        return found
+        return vectors
 
     values, missing = read_gene_embedding(path, backbone.vocabulary, backbone.config.dim)
     if missing:
@@ -159,7 +159,7 @@ def imported_vocabulary(project: Project) -> frozenset[str] | None:
     Raises
     ------
     RegistryError
-        If the import is not there, or not the one that params.yaml names.
+        If the import is missing, or is not the one that params.yaml names.
     """
     wanted = project.config.backbone.imported
     if wanted is None:
@@ -168,12 +168,12 @@ def imported_vocabulary(project: Project) -> frozenset[str] | None:
 
 
 def import_folder(project: Project, wanted: ImportedBackbone) -> Path:
-    """Return the folder of an import after checking its key and every file; a lost one is restored.
+    """Return the folder of an import, after checking its key and files; a missing folder is restored.
 
     Raises
     ------
     RegistryError
-        If it is neither on disk nor in the registry, or holds other bytes than those that are meant.
+        If the import is neither on disk nor in the registry, or its key differs from that in params.yaml.
     """
     folder = project.layout.root / wanted.path
     if not folder.exists():
@@ -182,13 +182,13 @@ def import_folder(project: Project, wanted: ImportedBackbone) -> Path:
     if (found := file_digest(folder / KEY_FILE)) != wanted.key:
         raise RegistryError(
             f"backbone.imported: {folder} holds another import (key {found[:12]}...) than params.yaml names "
-            f"({wanted.key[:12]}...); run `canal backbone import` again for the one that is meant"
+            f"({wanted.key[:12]}...); run `canal backbone import` again with the files of the latter"
         )
     check_files(folder, key["files"])
     return folder
 
 
-def adopt(project: Project, wanted: ImportedBackbone, target: Path) -> None:
+def adopt_backbone(project: Project, wanted: ImportedBackbone, target: Path) -> None:
     """Fill ``target``, the future models/backbone, with the import instead of a trained network.
 
     Raises
@@ -205,7 +205,8 @@ def adopt(project: Project, wanted: ImportedBackbone, target: Path) -> None:
     if missing := sorted(set(panel) - set(vocabulary)):
         raise ModelError(
             f"{len(missing)} of {len(panel)} panel genes are not among the {len(vocabulary)} of the imported "
-            f"backbone, such as {missing[:5]}: the panel was chosen without it; run `dvc repro --force panel`"
+            f"backbone, such as {missing[:5]}: the panel was chosen before the import; run `dvc repro "
+            "--force panel`"
         )
     adopt_import(folder, target)
     write_json(target / "history.json", {"format": 1, "epochs": [], "best_epoch": 0, "imported": wanted.key})
@@ -217,7 +218,7 @@ def _restore(project: Project, wanted: ImportedBackbone, folder: Path) -> None:
             restore_model(project.store, version, folder)
             return
     raise RegistryError(
-        f"backbone.imported: {folder} is not there, and no registered version has its key "
+        f"backbone.imported: {folder} does not exist, and no registered version has its key "
         f"({wanted.key[:12]}...); run `canal backbone import` with the same files again"
     )
 
@@ -227,7 +228,7 @@ _IN_VERSION = "model/exact/basis/basis.json"
 
 @dataclass(frozen=True)
 class Adopted:
-    """What came of an adoption: the basis's folder, its digest, its size, and whose cells chose it."""
+    """The result of adopting a basis: its folder, digest, number of genes, and the stages that chose it."""
 
     path: str
     digest: str
@@ -246,7 +247,7 @@ def export_basis(project: Project, wanted: str, output: Path) -> Path:
     Raises
     ------
     RegistryError
-        If there is no such version, or it keeps no sums; or another file lies there.
+        If there is no such version, it keeps no sums, or ``output`` exists and differs.
     """
     version = project.store.version(wanted)
     folder, key = verified(project.store, version)
@@ -258,24 +259,24 @@ def export_basis(project: Project, wanted: str, output: Path) -> Path:
     content = (folder / _IN_VERSION).read_bytes()
     target = output if output.suffix == ".json" else output / "basis.json"
     if target.exists() and (not target.is_file() or target.read_bytes() != content):
-        raise RegistryError(f"{target} is there already and is something else: name another place")
+        raise RegistryError(f"{target} exists already with other content: give another output")
     with new_file(target) as temporary:
         temporary.write_bytes(content)
     return target
 
 
 def adopt_basis(project: Project, source: Path) -> Adopted:
-    """Make another lineage's basis that of this project's, which has not begun; again, it changes nothing.
+    """Adopt another lineage's basis in a project without a backbone; adopting it again changes nothing.
 
-    The basis is copied to ``bases/NAME``, then params.yaml names it: a kill between leaves what a second call
-    completes.
+    The basis is copied to ``bases/NAME``, then params.yaml names it: after a kill, a second call completes
+    the adoption.
 
     Raises
     ------
     SumsError
         If the file is missing, damaged, or no basis.
     HistoryError
-        If the lineage has begun on a basis of its own.
+        If the lineage has started on a basis of its own.
     RegistryError
         If another basis of that name was adopted.
     """
@@ -284,7 +285,7 @@ def adopt_basis(project: Project, source: Path) -> Adopted:
     folder = layout.basis(_name(path))
     relative = folder.relative_to(layout.root).as_posix()
     if adopted is None or adopted.digest != basis.digest:
-        _refuse_begun(project)
+        _require_unlearned(project)
     elif adopted.path != relative and adopted_basis(project) is not None:
         return Adopted(adopted.path, basis.digest, basis.size, basis.seen, changed=False)
     if (folder / "basis.json").is_file() and Basis.load(folder).digest != basis.digest:
@@ -304,7 +305,7 @@ def adopted_basis(project: Project) -> Basis | None:
     Raises
     ------
     SumsError
-        If it is not there, or not the one that is meant.
+        If the basis is missing, or its digest differs from that in params.yaml.
     """
     wanted = project.config.memory.basis
     if wanted is None:
@@ -313,26 +314,26 @@ def adopted_basis(project: Project) -> Basis | None:
     if basis.digest != wanted.digest:
         raise SumsError(
             f"memory.basis: {wanted.path} holds the basis {basis.digest[:12]}..., params.yaml names "
-            f"{wanted.digest[:12]}...: run `canal basis adopt` for the one that is meant"
+            f"{wanted.digest[:12]}...: run `canal basis adopt` with the latter"
         )
     return basis
 
 
-def _refuse_begun(project: Project) -> None:
-    """Refuse where the backbone was learned: its panel is another, and every request would change."""
+def _require_unlearned(project: Project) -> None:
+    """Raise where the backbone was learned: another basis would change the request of every stage."""
     try:
-        begun = project.learned(BACKBONE) is not None
+        learned = project.learned(BACKBONE) is not None
     except HistoryError:
-        begun = True
-    if begun:
+        learned = True
+    if learned:
         raise HistoryError(
-            "this lineage has begun on a basis of its own: on another one each of its stages would be asked "
-            "for otherwise, and the past is not learned again. Adopt the basis in a new project folder, "
-            "before its first `make run`, or begin anew here: `canal stage relearn backbone`, then adopt"
+            "this lineage has started on a basis of its own; another basis would change the request of every "
+            "stage, and learned stages are never changed. Adopt the basis in a new project folder before its "
+            "first `make run`, or start a new branch here: `canal stage relearn backbone`, then adopt it"
         )
 
 
 def _name(path: Path) -> str:
-    """Return a folder's name for a basis: that of its file, or of the folder of a ``basis.json``."""
+    """Return the name of a basis's folder, from its file's name or the folder of a ``basis.json``."""
     stem = path.resolve().parent.name if path.name == "basis.json" else path.stem
     return re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-_")[:64] or "basis"

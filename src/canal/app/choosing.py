@@ -1,4 +1,4 @@
-"""Lambda and L of a stage, chosen by a study: from a project's files to the tuning room and back."""
+"""`canal tune`: run the Optuna study that chooses lambda and L of a stage, in parallel processes."""
 
 import multiprocessing
 import sys
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from canal.app.declaring import tuning_of
 from canal.app.project import Project
-from canal.app.tasks import features_kept, lesson
+from canal.app.tasks import stage_task, training_hooks
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError, tell
 from canal.quality.verdict import require_passing
@@ -35,19 +35,19 @@ from canal.tuning.study import Plan, Study, Watch
 if TYPE_CHECKING:
     Watching = Callable[[Study], AbstractContextManager[Watch]]
 
-_BEGINNING = ("model/", "bank/", "probe/")
-"""Folders of a parent that its child's trials see."""
+_TRIAL_INPUTS = ("model/", "bank/", "probe/")
+"""Folders of a parent's model that the trials of its child depend on."""
 
 
 def choose(project: Project, stage: str, watching: "Watching", jobs: int | None = None) -> Document:
-    """Run a stage's study to its end and return what ``tuned/<stage>.json`` says.
+    """Run a stage's study to its end and return the document of ``tuned/<stage>.json``.
 
     Trials that an earlier call finished are not run again.
 
     Parameters
     ----------
     watching
-        Makes, from the open study, the block in which its trials are watched.
+        Returns, for the open study, a context manager that reports its trials.
     jobs
         Processes that share the study; by default ``tuning.jobs``.
 
@@ -60,50 +60,50 @@ def choose(project: Project, stage: str, watching: "Watching", jobs: int | None 
     jobs = jobs or tuning.jobs
     deadline = None if tuning.max_minutes is None else time.monotonic() + 60 * tuning.max_minutes
     torch.set_num_threads(max(1, project.config.threads // jobs))
-    attempts = ready(project, stage)
+    attempts = prepare_attempts(project, stage)
     study = Study.open(plan(project, stage, attempts))
     with watching(study) as watch:
         with _helpers(project.layout.root, stage, jobs - 1, deadline):
             study.work(attempts, watch, deadline, shared=jobs > 1)
-        study.work(attempts, watch, deadline, shared=jobs > 1)  # what a helper left that was killed
+        study.work(attempts, watch, deadline, shared=jobs > 1)  # trials of helpers that were killed
     device = attempts.hooks.device
     doubts = [] if device == "cpu" else [f"trained on {device}, where bits do not repeat"]
     return study_document(study, _facts(attempts), doubts)
 
 
-def ready(project: Project, stage: str) -> Attempts:
-    """Return a stage ready to be attempted, from training and validation cells, bank and probes alone.
+def prepare_attempts(project: Project, stage: str) -> Attempts:
+    """Return the trials' task of a stage: its training and validation cells, bank and probes; no test cells.
 
     Raises
     ------
     HistoryError, GateError
-        If the stage's cells are not there, or have not passed the gate.
+        If the stage's cells are missing, or have not passed the gate.
     """
     from canal.tuning.attempts import Attempts
 
     config, layout = project.config, project.layout
     require_available(config, stage)
     require_passing(layout.verdict(stage), project.prepared_digest(stage), stage)
-    task, past = lesson(project, stage, bank_size=0)
-    hooks = replace(features_kept(project), on_notice=_once(stage))
+    task, parent_state = stage_task(project, stage, bank_size=0)
+    hooks = replace(training_hooks(project), on_notice=_report_once(stage))
     tuning = tuning_of(project, stage)
-    return Attempts(task, past.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
+    return Attempts(task, parent_state.bank, config.learning(stage), tuning, config.bank.capacity, hooks)
 
 
-def _once(stage: str) -> Callable[[str], None]:
-    """Return what tells a notice the first time: every trial may have the same one."""
-    told: set[str] = set()
+def _report_once(stage: str) -> Callable[[str], None]:
+    """Return a function that prints a notice only once, since every trial may repeat it."""
+    reported: set[str] = set()
 
-    def tell_once(notice: str) -> None:
-        if notice not in told:
-            told.add(notice)
+    def report_once(notice: str) -> None:
+        if notice not in reported:
+            reported.add(notice)
             tell(f"{stage}: {notice}")
 
-    return tell_once
+    return report_once
 
 
 def plan(project: Project, stage: str, attempts: Attempts) -> Plan:
-    """Return the study that params.yaml and the files of a stage ask for."""
+    """Return the plan of a stage's study, from params.yaml and the stage's files."""
     config, layout, tuning = project.config, project.layout, attempts.tuning
     n_old = sum(int((project.split(name)["set"] == "train").sum()) for name in config.ancestors(stage))
     space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.lesson.old_labels))
@@ -111,10 +111,10 @@ def plan(project: Project, stage: str, attempts: Attempts) -> Plan:
 
 
 def study_digest(project: Project, stage: str) -> str:
-    """Return a SHA-256 over all that decides what a study chooses, and the libraries that compute it.
+    """Return a SHA-256 over all inputs of a study and the versions of its libraries.
 
-    Of the parent that is what a trial begins with, not its key, which changes with each line of code: a
-    study draws the same trials until something that they see has changed.
+    The parent counts by the files that trials read, not by its key, which changes with each line of code: a
+    study's trials are reused until one of their inputs changes.
     """
     layout = project.layout
     files = read_key(layout.model(project.config.stages[stage].parent))["files"]
@@ -124,16 +124,16 @@ def study_digest(project: Project, stage: str) -> str:
             "prepared": project.prepared_digest(stage),
             "split": file_digest(layout.split(stage)),
             "panel": file_digest(layout.panel),
-            "parent": {path: digest for path, digest in files.items() if path.startswith(_BEGINNING)},
+            "parent": {path: digest for path, digest in files.items() if path.startswith(_TRIAL_INPUTS)},
             "made with": {name: version(name) for name in ("optuna", "torch")},
         }
     )
 
 
 def _facts(attempts: Attempts) -> Document:
-    """Return what stands beside the trials: which cells judged them, and what L is a part of."""
-    lesson, probe = attempts.lesson, attempts.lesson.probe
-    validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]
+    """Return the facts of a study: numbers of cells that its trials were validated on, and of the bank."""
+    task, probe = attempts.lesson, attempts.lesson.probe
+    validation = task.judges(attempts.own.max_validation_cells)[task.stage]
     return {
         "n_validation": len(validation),
         "n_effective": round(effective_cells(validation.cell_types), 1),
@@ -145,7 +145,7 @@ def _facts(attempts: Attempts) -> Document:
 
 @contextmanager
 def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator[None]:
-    """Let ``n`` more processes work on a stage's study while the block lasts, and until they are done."""
+    """Run ``n`` more processes on a stage's study during the block, and wait for them at its end."""
     context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and open stores
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     arguments = (root, stage, n + 1, left)
@@ -162,23 +162,25 @@ def _helpers(root: Path, stage: str, n: int, deadline: float | None) -> Iterator
 
 
 def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
-    """Work on a study in a process of its own; ends with the process that began it."""
+    """Run trials of a study in a helper process, which ends when the process that started it does."""
+    import torch
+
     begin()
     deadline = None if seconds is None else time.monotonic() + seconds
-    beginner = multiprocessing.parent_process()
+    parent = multiprocessing.parent_process()
 
-    def look(_: object, __: int) -> None:
-        if beginner is not None and not beginner.is_alive():
+    def check_parent(_: object, __: int) -> None:
+        if parent is not None and not parent.is_alive():
             sys.exit("the study's first process is gone")
 
     try:
         project = Project.open(root)
         torch.set_num_threads(max(1, project.config.threads // jobs))
-        attempts = ready(project, stage)
+        attempts = prepare_attempts(project, stage)
         study = Study.open(plan(project, stage, attempts))
-        study.work(attempts, Watch(look, lambda: None), deadline, shared=True)
+        study.work(attempts, Watch(check_parent, lambda: None), deadline, shared=True)
     except CanalError as error:
-        tell(f"{stage}: a process that helps ended early: {error}")
+        tell(f"{stage}: a helper process ended early: {error}")
         sys.exit(1)
 
 
@@ -186,11 +188,11 @@ def _help(root: Path, stage: str, jobs: int, seconds: float | None) -> None:
 def watch_trials(
     study: Study, log: Callable[[dict[int, Document]], None] = lambda _: None
 ) -> Iterator[Watch]:
-    """Show a study's trials and the best so far; ``log`` is called with all finished ones as they end."""
+    """Show a study's trials and the best so far; ``log`` is called with all finished trials after each."""
     stage, tuning = study.plan.stage, study.plan.tuning
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    told: set[int] = set()
+    reported: set[int] = set()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{stage}: tuning", total=tuning.n_trials)
 
@@ -203,10 +205,10 @@ def watch_trials(
             log(trials)
             bar.update(task, completed=len(trials), description=f"{stage}: tuning{_best(study)}")
             for number, trial in trials.items():
-                if number not in told and not console.is_terminal:
+                if number not in reported and not console.is_terminal:
                     what = f"trial {trial['number'] + 1} of {tuning.n_trials}, {_settings(trial['settings'])}"
                     tell(f"{stage}: {what}: {_outcome(trial)}{_best(study)}")
-                told.add(number)
+                reported.add(number)
 
         on_trial()
         yield Watch(on_epoch, on_trial)

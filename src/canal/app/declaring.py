@@ -1,4 +1,7 @@
-"""Stages as params.yaml declares them: judged by the gate, added, relearned, tuned, compared with parents."""
+"""`canal validate` and `canal stage`: declare a stage, run the gate on it, and add it to params.yaml.
+
+Also compares a stage's labels with the predictions of its parent's model.
+"""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -38,7 +41,7 @@ LABELS_FILE = "validation/labels.json"
 
 
 def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict:
-    """Judge any h5ad file as if it were a stage's source (default: the last stage's), as that is declared."""
+    """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
     stage = stage or last_stage(config)
@@ -52,7 +55,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
 
 @dataclass(frozen=True)
 class Addition:
-    """A stage that may be added: the new params.yaml, and what the gate said."""
+    """A proposed stage: the new text of params.yaml, and the verdict of the gate."""
 
     name: str
     text: str
@@ -67,10 +70,10 @@ def propose_stage(
     fixed: bool = False,
     grow: int = 0,
 ) -> Addition:
-    """Declare a new stage and judge its file; nothing is written.
+    """Declare a new stage and run the gate on its file; nothing is written.
 
-    It is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add ``grow``
-    genes to its parent's panel.
+    The stage is tuned where params.yaml has a section ``tuning``, unless ``fixed``; it may add ``grow`` genes
+    to its parent's panel.
 
     Raises
     ------
@@ -80,15 +83,15 @@ def propose_stage(
     project = Project.open(root)
     text = project.layout.params.read_text(encoding="utf-8")
     text = with_stage(text, name, source, parent or last_stage(project.config), fixed, grow)
-    wished = Project(project.layout, parse(text))
-    settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
-    subject = wished.candidate(name)
-    ask = ask_parent(wished, name)
-    return Addition(name, text, judge_file(subject, settings, wished.config.gate, ask=ask))
+    proposed = Project(project.layout, parse(text))
+    settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
+    subject = proposed.candidate(name)
+    ask = ask_parent(proposed, name)
+    return Addition(name, text, judge_file(subject, settings, proposed.config.gate, ask=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
-    """Write the new params.yaml, and commit it where asked.
+    """Write the new params.yaml, and commit it if ``commit``.
 
     Raises
     ------
@@ -104,21 +107,22 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
 
 
 def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
-    """Start a new branch of the lineage from stage ``name`` on; return the stages it touches."""
+    """Start a new branch of the lineage at stage ``name``; return the stages that are learned again."""
     project = Project.open(root)
-    text, touched = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
+    text, relearned = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
     save(project.layout.params, text)
     if commit:
-        project.commit(f"Relearn {', '.join(touched)}")
-    return touched
+        project.commit(f"Relearn {', '.join(relearned)}")
+    return relearned
 
 
 def declare(
-    file: Path, wishes: Mapping[str, Any], label_map: Path | None, root: Path | None
+    file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
 ) -> dict[str, Any]:
     """Return the params.yaml entry of an h5ad file on disk.
 
-    The path is kept relative to the project where the file lies inside it; wishes that are None are left out.
+    The path is relative to the project where the file is inside it; declared values that are None are left
+    out.
 
     Raises
     ------
@@ -128,15 +132,15 @@ def declare(
         If the label map is no CSV of two columns.
     """
     if not file.is_file():
-        found = "is no file" if file.exists() else "not found"
-        raise SourceError(f"{file} {found}; give the path of an h5ad file")
-    place, project = file.resolve(), (root or Path.cwd()).resolve()
-    inside = place.is_relative_to(project)
+        problem = "is no file" if file.exists() else "not found"
+        raise SourceError(f"{file} {problem}; give the path of an h5ad file")
+    path, project = file.resolve(), (root or Path.cwd()).resolve()
+    inside = path.is_relative_to(project)
     entry: dict[str, Any] = {
-        "path": (place.relative_to(project) if inside else place).as_posix(),
+        "path": (path.relative_to(project) if inside else path).as_posix(),
         "sha256": file_digest(file),
     }
-    entry |= {name: value for name, value in wishes.items() if value is not None}
+    entry |= {name: value for name, value in declared.items() if value is not None}
     if label_map is not None:
         entry["label_map"] = read_label_map(label_map)
     return entry
@@ -152,12 +156,11 @@ def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | No
     column
         The column of obs that holds the labels.
     given
-        The map that a person gave, without blanks; without one the entries of all labels are returned, if
-        any label has such blanks.
+        The user's label map, without blanks; None returns entries for all labels if any has such blanks.
     """
     with open_h5ad(file) as opened:
         if column not in opened.obs_columns:
-            return {}  # the gate says so
+            return {}  # the gate reports the missing column
         labels = [label for label in opened.obs_column(column).unique() if label.strip()]
     if given is not None:
         known = (label for label in labels if label not in given and label.strip() in given)
@@ -175,15 +178,17 @@ def read_label_map(path: Path) -> dict[str, str | None]:
         rows = [row for row in csv.reader(stream) if row]
     wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
     if wrong or not rows:
-        found = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
-        raise ConfigError(f"label map {path} must hold lines of two columns, label,cell type; found {found}")
+        problem = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
+        raise ConfigError(
+            f"label map {path} must hold lines of two columns, label,cell type; found {problem}"
+        )
     return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
 
 
 def ask_parent(project: Project, stage: str) -> Ask | None:
-    """Return what asks the model of a stage's parent what it calls cells; None where there is no such model.
+    """Return a function that predicts cells with the model of a stage's parent; None where there is no model.
 
-    A backbone knows no cell types; a parent that is not learned yet, or lies nowhere, is not asked.
+    A backbone has no cell types; the parent's model may not be learned yet, or not be on this disk.
     """
     parent = project.config.stages[stage].parent
     folder = project.layout.model(parent) / "model"
@@ -192,10 +197,12 @@ def ask_parent(project: Project, stage: str) -> Ask | None:
 
     def ask(prepared: PreparedCells, cell_ids: Sequence[str]) -> "pd.DataFrame":
         annotator = load_model(folder)
-        asked = annotator.without(prepared.missing(annotator.genes))
-        found = asked.predict(prepared.expression(cell_ids, annotator.genes))
+        restricted = annotator.without(prepared.missing(annotator.genes))
+        result = restricted.predict(prepared.expression(cell_ids, annotator.genes))
         obs = prepared.obs.loc[list(cell_ids)]
-        answers = ["" if novel else label for label, novel in zip(found.labels, found.is_novel, strict=True)]
+        answers = [
+            "" if novel else label for label, novel in zip(result.labels, result.is_novel, strict=True)
+        ]
         labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
         return compare(list(labels), list(types), answers, annotator.labels)
 
@@ -205,19 +212,19 @@ def ask_parent(project: Project, stage: str) -> Ask | None:
 def contradicted(
     project: Project, stage: str, cell_ids: list[str]
 ) -> "tuple[pd.DataFrame, RuleResult] | None":
-    """Return the cells whose label the parent's sums contradict by a high margin, and what the rule says."""
+    """Return the cells whose label the parent's sums contradict by a high margin, and the rule's result."""
     config = project.config
     table = ask_sums(project, stage, cell_ids)
     if table is None:
         return None
     most = config.gate.max_contradiction
     rule = contradiction_rule(config.stages[stage].source, config.stages[stage].parent, most)
-    found = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
-    return table[table["margin"] > most].sort_values("name"), found
+    result = check_contradictions(table, rule, f"{stage}-cells", project.layout.data_docs(f"{stage}-cells"))
+    return table[table["margin"] > most].sort_values("name"), result
 
 
 def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataFrame | None":
-    """Return what the sums of a stage's parent say of its cells (`canal.quality.gate.contradictions`).
+    """Return what the parent's sums predict for a stage's cells (`canal.quality.gate.contradictions`).
 
     None where the parent keeps no sums.
     """
@@ -226,37 +233,37 @@ def ask_sums(project: Project, stage: str, cell_ids: Sequence[str]) -> "pd.DataF
     if parent == BACKBONE or not folder.is_dir():
         return None
     prepared, annotator = project.prepared(stage), ExactAnnotator.load(folder)
-    asked = annotator.without(prepared.missing(annotator.genes))
+    restricted = annotator.without(prepared.missing(annotator.genes))
     known, types = annotator.classifier.labels, prepared.obs["cell_type"].astype(str)
     ids, answers, margins = list[str](), list[str](), list[float]()
     for chunk, expression in prepared.chunks(cell_ids, annotator.genes):
-        said = asked.predict(expression)
+        result = restricted.predict(expression)
         own = [annotator.labels.index(name) if name in known else -1 for name in types.loc[chunk]]
-        ids, answers = ids + chunk, answers + said.labels
-        margins += (said.confidence - said.probabilities[np.arange(len(own)), own]).tolist()
+        ids, answers = ids + chunk, answers + result.labels
+        margins += (result.confidence - result.probabilities[np.arange(len(own)), own]).tolist()
     return contradictions(ids, list(types.loc[ids]), answers, np.array(margins), known)
 
 
 def chosen_settings(project: Project, stage: str) -> Continual:
-    """Return what a stage is learned with: from params.yaml, or from the study where it is tuned.
+    """Return the settings of a stage: from params.yaml, or from its study where the stage is tuned.
 
     Raises
     ------
     TrainingError
-        If there is no choice yet, or it is that of another study than params.yaml asks for.
+        If the study has not run, or params.yaml now asks for another study.
     """
     path, tuning = project.layout.tuned(stage), project.config.study(stage)
     settings = settings_of(project.config, stage, path)
     if tuning is not None and read_tuned(path)["tuning"] != tuning.asked():
         raise TrainingError(
-            f"{path.relative_to(project.layout.root)} was chosen by another study than params.yaml asks for "
+            f"{path.relative_to(project.layout.root)} was written by another study than params.yaml asks for "
             f"(section `tuning`): run `dvc repro`, which tunes {stage} again"
         )
     return settings
 
 
 def tuning_of(project: Project, stage: str) -> Tuning:
-    """Return how a stage is tuned.
+    """Return the study settings of a stage.
 
     Raises
     ------
@@ -270,19 +277,19 @@ def tuning_of(project: Project, stage: str) -> Tuning:
     if tuning is None:
         settings = config.learning(stage)
         raise ConfigError(
-            f"stage {stage!r} is not tuned: params.yaml has lambda {settings.distillation:g} and "
-            f"L {settings.bank_size} for it; tuned are {', '.join(config.finetune.tuned) or 'none'}"
+            f"stage {stage!r} is not tuned: params.yaml sets lambda {settings.distillation:g} and "
+            f"L {settings.bank_size}; tuned stages: {', '.join(config.finetune.tuned) or 'none'}"
         )
     return tuning
 
 
 def tuned_document(project: Project, stage: str) -> Document:
-    """Return what a stage's study found: the pipeline's out, else what the stage's model was learned with.
+    """Return the document of a stage's study: from ``tuned/``, else from the stage's model folder.
 
     Raises
     ------
     TrainingError
-        If the stage was not tuned yet.
+        If the study has not run.
     """
     tuning_of(project, stage)
     path, kept = project.layout.tuned(stage), project.layout.model(stage) / TUNED_FILE

@@ -1,4 +1,4 @@
-"""Looking into a labelled file with the version that labelled it: novel cells, and what carries a type."""
+"""`canal novel`, `canal explain`, stages from a sheet: analyse a file with the version that labelled it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.annotation.clusters import Machine as Machine
+from canal.annotation.clusters import ComputeOptions as ComputeOptions
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.labelled import Labelled, open_labelled
-from canal.annotation.markers import Asked as Asked
+from canal.annotation.markers import ExplainOptions as ExplainOptions
 from canal.annotation.markers import Explanation, write_explanations
-from canal.annotation.markers import explain as look
+from canal.annotation.markers import explain as explain_types
 from canal.annotation.naming import Naming as Naming
+from canal.annotation.novel import GroupingOptions as GroupingOptions
 from canal.annotation.novel import Novel, group_novel
-from canal.annotation.novel import Wishes as Wishes
 from canal.annotation.output import check_target
 from canal.annotation.records import Record
 from canal.annotation.sheet import (
     BATCH,
     LABEL,
-    Lesson,
     Sheet,
+    StageFile,
     check_sheet,
     read_sheet,
-    write_lesson,
     write_sheet,
+    write_stage_file,
 )
 from canal.app.annotating import digest_of, load_annotator, readable
 from canal.app.declaring import Addition, declare, propose_stage
@@ -44,7 +44,7 @@ Notice = Callable[[str], None]
 def novel(
     file: Path,
     sheet: Path | None,
-    wishes: Wishes,
+    options: GroupingOptions,
     overwrite: bool,
     notice: Notice,
     root: Path | None = None,
@@ -54,62 +54,67 @@ def novel(
     Parameters
     ----------
     file
-        What `canal annotate` wrote.
+        A file that `canal annotate` wrote.
     sheet
-        Where the sheet goes; None writes none.
-    wishes
+        The sheet to write; None for no sheet.
+    options
         How cells are grouped.
     overwrite
-        Whether a sheet that is there may be replaced.
+        Whether an existing sheet may be replaced.
     notice
-        Is told how far it is.
+        Receives progress messages.
     root
         The project folder; by default the working directory.
 
     Raises
     ------
     CanalError
-        If the file was not labelled, or by a version that is not here; or the sheet may not be written.
+        If the file was not labelled, its version is not in the registry, or the sheet may not be written.
     """
     if sheet is not None:
         check_sheet(sheet, overwrite)
-    seen = Fingerprint.of(file)
-    with opened(file, Project.open(root)) as (labelled, annotator):
-        found = group_novel(annotator, labelled, wishes, notice)
+    fingerprint = Fingerprint.of(file)
+    with open_with_model(file, Project.open(root)) as (labelled, annotator):
+        groups = group_novel(annotator, labelled, options, notice)
         if sheet is not None:
             sha256 = digest_of(file)
-            seen.check()
-            write_sheet(sheet, labelled, sha256, found, wishes)
-    return found
+            fingerprint.check()
+            write_sheet(sheet, labelled, sha256, groups, options)
+    return groups
 
 
 def explain(
-    file: Path, target: Path | None, asked: Asked, overwrite: bool, notice: Notice, root: Path | None = None
+    file: Path,
+    target: Path | None,
+    options: ExplainOptions,
+    overwrite: bool,
+    notice: Notice,
+    root: Path | None = None,
 ) -> Sequence[Explanation]:
-    """Return for each type of a labelled file the genes that carry it, and write them to ``target``.
+    """Return the marker genes of each cell type in a labelled file, and write them to ``target``.
 
     Raises
     ------
     CanalError
-        If the file was not labelled, or by a version that is not here; or ``target`` may not be written.
+        If the file was not labelled, its version is not in the registry, or ``target`` may not be written.
     """
     if target is not None:
         check_target(file, target, overwrite)
-    with opened(file, Project.open(root)) as (labelled, annotator):
-        found = look(annotator, labelled, asked, notice)
+    with open_with_model(file, Project.open(root)) as (labelled, annotator):
+        explanations = explain_types(annotator, labelled, options, notice)
     if target is not None:
-        write_explanations(target, found)
-    return found
+        write_explanations(target, explanations)
+    return explanations
 
 
 @contextmanager
-def opened(file: Path, project: Project) -> Iterator[tuple[Labelled, CellAnnotator]]:
-    """Open a labelled file together with the version that labelled it, checked against its key.
+def open_with_model(file: Path, project: Project) -> Iterator[tuple[Labelled, CellAnnotator]]:
+    """Open a labelled file and load the version that labelled it, checked against its key.
 
     Raises
     ------
     DataError
-        If the file was not labelled, or the labels are not those that were written.
+        If the file was not labelled, or its labels were changed.
     RegistryError
         If the registry does not hold the version, or it was retired.
     """
@@ -119,23 +124,23 @@ def opened(file: Path, project: Project) -> Iterator[tuple[Labelled, CellAnnotat
 
 
 def version_of(file: Path, record: Record, project: Project) -> Version:
-    """Return the version whose key a record names; a number alone may mean another one elsewhere.
+    """Return the version whose key a record names (numbers differ between registries).
 
     Raises
     ------
     RegistryError
-        If the registry does not hold it, or it was retired.
+        If the registry does not hold the version, or it was retired.
     """
-    said = record["model"]
+    model = record["model"]
     version = next(
-        (one for one in project.store.versions() if one.ready and one.key == said.get("key")), None
+        (one for one in project.store.versions() if one.ready and one.key == model.get("key")), None
     )
     if version is None:
-        known = "records no key" if not said.get("key") else f"has key {said['key'][:12]}..."
+        key = "has no key in the record" if not model.get("key") else f"has key {model['key'][:12]}..."
         raise RegistryError(
-            f"{file} was labelled by {said.get('model', 'a model')} version {said.get('version', '?')}, "
-            f"which {known}, and this project's registry does not hold it: name its project with "
-            "--root, bring the version with `canal import`, or label the file again"
+            f"{file} was labelled by {model.get('model', 'a model')} version {model.get('version', '?')}, "
+            f"which {key}, and this project's registry does not hold that version: name its project with "
+            "--root, import the version with `canal import`, or label the file again"
         )
     return project.store.serving(str(version.number))
 
@@ -144,15 +149,15 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class FromNovel:
-    """What a person says of a stage that is made from a sheet.
+class SheetOptions:
+    """The options of a stage that is made from a sheet.
 
     Attributes
     ----------
     sheet : Path
         The sheet, filled in.
     file : Path or None
-        The labelled file; by default where it lay when the sheet was written.
+        The labelled file; by default its path when the sheet was written.
     naming : Naming
         The tables of gene names that the file was labelled with.
     parent : str or None
@@ -174,90 +179,90 @@ class FromNovel:
     grow: int = 0
 
 
-def propose_from_novel(name: str, wish: FromNovel, root: Path | None = None) -> Addition:
+def propose_from_novel(name: str, options: SheetOptions, root: Path | None = None) -> Addition:
     """Write the cells that a sheet names to ``novel/NAME.h5ad``, declare them as a source, and run the gate.
 
-    The file stays only if the gate passes; params.yaml is not changed, see `canal.app.declaring.add_stage`.
+    The file is kept only if the gate passes; params.yaml is not changed, see `canal.app.declaring.add_stage`.
 
     Raises
     ------
     CanalError
-        If the sheet is not filled in or does not fit the labelled file, a name is none, the version that
-        labelled is not here, or the declaration breaks a rule.
+        If the sheet is not filled in or does not fit the labelled file, a name is invalid, the version that
+        labelled the file is not in the registry, or the declaration breaks a rule.
     """
     project = Project.open(root)
     target = _target(project, name)
-    lesson, about = _write(project, target, wish)
+    stage_file, about = _write(project, target, options)
     try:
-        wishes = {
+        declared = {
             "label": LABEL,
-            "values": lesson.values,
-            "batch": BATCH if lesson.batch else None,
-            "min_genes": wish.min_genes,
+            "values": stage_file.values,
+            "batch": BATCH if stage_file.batch else None,
+            "min_genes": options.min_genes,
             "citation": _citation(about),
         }
-        source = declare(target, wishes, None, project.layout.root)
-        addition = propose_stage(name, source, wish.parent, root, wish.fixed, wish.grow)
+        source = declare(target, declared, None, project.layout.root)
+        addition = propose_stage(name, source, options.parent, root, options.fixed, options.grow)
     except BaseException:
-        _take_back(target)
+        _remove_stage_file(target)
         raise
     if not addition.verdict.passed:
-        _take_back(target)
+        _remove_stage_file(target)
     return addition
 
 
-def _take_back(target: Path) -> None:
-    """Remove a lesson, and its folder where it was the only one."""
+def _remove_stage_file(target: Path) -> None:
+    """Remove a stage file, and its folder if that is empty then."""
     target.unlink(missing_ok=True)
-    with suppress(OSError):  # others lie in it
+    with suppress(OSError):  # the folder holds other files
         target.parent.rmdir()
 
 
 def _target(project: Project, name: str) -> Path:
-    """Return where a lesson goes, if the name of its stage is free."""
+    """Return the path of a new stage file, after checking that the stage's name is free."""
     try:
         check_name(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if name in project.config.stages or name in project.config.sources:
         raise ConfigError(f"{name} exists already in params.yaml; choose another name")
-    target = project.layout.lesson(name)
+    target = project.layout.stage_file(name)
     if target.exists():
         raise DataError(
-            f"{target} is there already, though no source of params.yaml is called {name}; another branch "
-            "of the project may need it: choose another name, or move it away"
+            f"{target} exists already, though no source of params.yaml is called {name}; another branch "
+            "of the project may need it: choose another name, or move the file away"
         )
     return target
 
 
-def _write(project: Project, target: Path, wish: FromNovel) -> "tuple[Lesson, Document]":
-    sheet = read_sheet(wish.sheet)
+def _write(project: Project, target: Path, options: SheetOptions) -> tuple[StageFile, Document]:
+    sheet = read_sheet(options.sheet)
     _check_types(sheet)
-    file = wish.file or sheet.labelled
+    file = options.file or sheet.labelled
     if not file.exists():
+        raise DataError(f"{file}: no such file; {options.sheet} was made from it: give its path with --file")
+    fingerprint, digest, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
+    if digest != wanted:
         raise DataError(
-            f"{file}: the labelled file of {wish.sheet} is not there; say where it is with --file"
+            f"{file} is not the file that {options.sheet} was made from, or was changed since (expected "
+            f"sha256 {wanted[:12]}..., found {digest[:12]}...): give the file with --file, or write a new "
+            "sheet with `canal novel`"
         )
-    seen, found, wanted = Fingerprint.of(file), digest_of(file), sheet.about["file"]["sha256"]
-    if found != wanted:
-        raise DataError(
-            f"{file} is not the file that {wish.sheet} was made for, or was changed since (expected sha256 "
-            f"{wanted[:12]}..., found {found[:12]}...): name that file with --file, or write a new sheet "
-            "with `canal novel`"
-        )
-    with opened(file, project) as (labelled, annotator):
+    with open_with_model(file, project) as (labelled, annotator):
         about = _about(sheet, file, labelled.record)
-        lesson = write_lesson(target, labelled, labelled.reading(annotator, wish.naming), sheet, about)
+        stage_file = write_stage_file(
+            target, labelled, labelled.reading(annotator, options.naming), sheet, about
+        )
     try:
-        seen.check()
+        fingerprint.check()
     except DataError:
-        _take_back(target)
+        _remove_stage_file(target)
         raise
-    return lesson, about
+    return stage_file, about
 
 
 def _check_types(sheet: Sheet) -> None:
-    """Refuse names that no type may have, or that differ in case or blanks alone."""
+    """Raise for names that no cell type may have, or that differ only in case or blanks."""
     spelled: dict[str, str] = {}
     for group, given in sheet.types.items():
         checked = plain_name(given, f"{sheet.path}: the cell_type of group {group}")
@@ -279,7 +284,7 @@ def _check_types(sheet: Sheet) -> None:
 
 
 def _about(sheet: Sheet, file: Path, record: Mapping[str, Any]) -> Document:
-    """Return where the cells of a lesson are from, as JSON values."""
+    """Return the origin of a stage file's cells, as JSON values."""
     return {
         "format": 1,
         "sheet": {"name": readable(sheet.path.name), "sha256": sheet.sha256},
@@ -294,7 +299,7 @@ def _about(sheet: Sheet, file: Path, record: Mapping[str, Any]) -> Document:
 
 
 def _citation(about: Document) -> str:
-    """Return what params.yaml says of where the cells are from."""
+    """Return the citation of the source in params.yaml."""
     model, given = about["model"], about["input"]
     origin = f", labelled from {given['name']} (sha256 {given['sha256']})" if given else ""
     return (

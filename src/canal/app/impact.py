@@ -1,4 +1,4 @@
-"""`canal lineage` and `canal impact`: what came of some cells, and how to learn again without them."""
+"""`canal lineage`, `canal impact`: versions that learned from some cells, and how to relearn without them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: a command to ``run``, lines of params.yaml to ``edit``, or something to ``know``."""
+    """One step of a plan: a command to ``run``, lines of params.yaml to ``edit``, or a fact to ``know``."""
 
     kind: Literal["run", "edit", "know"]
     text: str
@@ -33,27 +33,27 @@ class Step:
 
 @dataclass(frozen=True)
 class Impact:
-    """Everything that the chosen cells touched.
+    """All versions, records and aliases that the chosen cells contributed to.
 
     Attributes
     ----------
     chosen : Chosen
     found : Found
-    touched : sequence of Touch
-        Versions, parents first; a version that was only measured on the cells is among them.
+    exposures : sequence of Touch
+        Versions, parents first, including those only measured on the cells.
     same_bytes : dict
-        Other sources that are cut from the same file -> its SHA-256.
+        Other sources that read the same file -> its SHA-256.
     records : sequence of dict
-        Annotation records of versions that learned from the cells or were steered by them.
+        Annotation records of versions that learned from the cells or were validated on them.
     unreadable : int
-        Lines of the log of annotations that are no records.
+        Lines of the log of annotations that cannot be read.
     steps : sequence of Step
-        What to do, in order.
+        The plan, in order.
     """
 
     chosen: Chosen
     found: Found
-    touched: Sequence[Touch]
+    exposures: Sequence[Touch]
     same_bytes: dict[str, str]
     records: Sequence[Document]
     unreadable: int
@@ -61,7 +61,7 @@ class Impact:
 
     def to_json(self) -> Document:
         """Return a JSON document."""
-        marked = marking(self.touched)
+        marked = affected(self.exposures)
         return {
             "format": 1,
             "source": self.chosen.source,
@@ -71,11 +71,11 @@ class Impact:
             "same_content": sorted(self.found.same),
             "reserve": len(self.found.reserve),
             "same_bytes": self.same_bytes,
-            "versions": [touch.to_json() for touch in self.touched],
+            "versions": [exposure.to_json() for exposure in self.exposures],
             "aliases": {
-                alias: touch.version.version.number
-                for touch in marked
-                for alias in touch.version.version.aliases
+                alias: exposure.version.version.number
+                for exposure in marked
+                for alias in exposure.version.version.aliases
             },
             "annotations": [_short(record) for record in self.records],
             "unreadable_annotations": self.unreadable,
@@ -84,32 +84,32 @@ class Impact:
 
 
 def impact(project: Project, chosen: Chosen) -> Impact:
-    """Return what a source, or a batch or a cell of it, touched.
+    """Return everything that a source, or a batch or a cell of it, contributed to.
 
     Raises
     ------
     RegistryError
-        If no version knows it, or a version's documents are not those that were registered.
+        If no version has seen the cells, or a version's documents are not those that were registered.
     """
     memory = Memory(project.store)
     found = find(memory, chosen)
-    touched = touches(memory, found)
+    exposures = touches(memory, found)
     log = read_log(project.layout.annotations)
-    keys = {touch.version.version.key for touch in marking(touched)}
+    keys = {exposure.version.version.key for exposure in affected(exposures)}
     return Impact(
         chosen=chosen,
         found=found,
-        touched=touched,
+        exposures=exposures,
         same_bytes=_same_bytes(project, found.sources),
         records=log.of_versions(keys),
         unreadable=log.unreadable,
-        steps=plan(project, chosen, found, touched),
+        steps=plan(project, chosen, found, exposures),
     )
 
 
-def marking(touched: Sequence[Touch]) -> list[Touch]:
-    """Return the versions that the cells left a mark on: not those that were only measured on them."""
-    return [touch for touch in touched if touch.grade != "tested"]
+def affected(exposures: Sequence[Touch]) -> list[Touch]:
+    """Return the versions that the cells influenced: all but those only measured on them."""
+    return [exposure for exposure in exposures if exposure.grade != "tested"]
 
 
 def _same_bytes(project: Project, names: Sequence[str]) -> dict[str, str]:
@@ -119,7 +119,7 @@ def _same_bytes(project: Project, names: Sequence[str]) -> dict[str, str]:
 
 
 def _short(record: Document) -> Document:
-    """Return what identifies a record, and how many cells it labelled."""
+    """Return the fields that identify a record, and its number of cells."""
     return {
         "id": record.get("id"),
         "time": record.get("time"),
@@ -129,20 +129,20 @@ def _short(record: Document) -> Document:
     }
 
 
-# The way to learn again without some cells: what to change in params.yaml, and the commands that follow.
+# The plan to learn again without some cells: changes of params.yaml, and commands.
 
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 
-def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch]) -> list[Step]:
-    """Return what to do, in order, so that nothing that serves has learned from the chosen cells.
+def plan(project: Project, chosen: Chosen, found: Found, exposures: Sequence[Touch]) -> list[Step]:
+    """Return the steps, in order, after which no serving version has learned from the chosen cells.
 
-    Cells and batches are excluded and their stages learned again; a whole source takes its stages out, since
-    a stage without cells passes no gate, and the stages behind them are learned again on what is left.
+    Cells and batches are excluded and their stages learned again. The stages of a whole source are removed,
+    since a stage without cells cannot pass the gate, and the stages after them are learned again.
     """
     config = project.config
     whole = chosen.batch is None and chosen.cell is None
-    if not whole and not touched and (stages := _settled(project, found)):
+    if not whole and not exposures and (stages := _settled(project, found)):
         why = (
             "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for "
             f"another {stages[0]}; name them there when {' or '.join(stages)} is learned again for another "
@@ -152,7 +152,7 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     out = [stage for stage, one in config.stages.items() if one.source in found.sources] if whole else []
     narrowed = found.same if whole else found.ids
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
-    steps = [*_rollback(project, touched)]
+    steps = [*_rollback(project, exposures)]
     steps += _taken_out(config, out) if whole else []
     steps += _excluded(config, chosen, found, sorted(names))
     again = _first_stages(
@@ -167,15 +167,15 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     if again:
         steps.append(Step("run", "make run", "learns and registers the new branch"))
         steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
-    steps += _retirements(project, touched)
+    steps += _retirements(project, exposures)
     steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
     return steps
 
 
 def _settled(project: Project, found: Found) -> list[str]:
-    """Return the stages that draw from the sources, if each is learned as it is asked for; else none.
+    """Return the stages that use the sources, if all of them are learned as params.yaml describes; else none.
 
-    One that is still to be learned may yet draw cells that no version has met.
+    A stage that is still to be learned may use cells that no version has seen.
     """
     stages = [name for name, one in project.config.stages.items() if one.source in found.sources]
     try:
@@ -184,9 +184,9 @@ def _settled(project: Project, found: Found) -> list[str]:
         return []
 
 
-def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
-    """Yield what can be done at once where the champion is touched."""
-    marked = {touch.version.version.key for touch in touched if touch.grade != "tested"}
+def _rollback(project: Project, exposures: Sequence[Touch]) -> Iterator[Step]:
+    """Yield the rollback to a clean version, where the champion has learned from the cells."""
+    marked = {exposure.version.version.key for exposure in exposures if exposure.grade != "tested"}
     versions = project.store.versions()
     if not any(CHAMPION in one.aliases and one.key in marked for one in versions):
         return
@@ -201,7 +201,7 @@ def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
 
 
 def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]) -> Iterator[Step]:
-    """Yield the ``exclude`` of each source, with what it excludes already."""
+    """Yield the new ``exclude`` of each source, including what it excludes already."""
     for name in names:
         if name not in config.sources:
             yield Step(
@@ -223,7 +223,7 @@ def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]
 
 
 def _exclude_lines(name: str, cells: Sequence[str], batches: Sequence[str]) -> str:
-    """Return the lines of params.yaml; a list in JSON is one in YAML, whatever the names hold."""
+    """Return the lines of params.yaml; lists are written as JSON, which is YAML for any names."""
     lines = ["sources:", f"  {name}:", "    exclude:"]
     for what, names in (("cells", cells), ("batches", batches)):
         if names:
@@ -232,7 +232,7 @@ def _exclude_lines(name: str, cells: Sequence[str], batches: Sequence[str]) -> s
 
 
 def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
-    """Yield the change of params.yaml that takes stages out and hangs their children on what is left."""
+    """Yield the change of params.yaml that removes stages and gives their children new parents."""
     if not out:
         yield Step("know", "no stage of params.yaml learns from it any more", "nothing to take out")
         return
@@ -251,8 +251,8 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
         lines += _rehung(config, changed)
     if (root := next(stage for stage, parent in parents.items() if parent == BACKBONE)) != config.root_stage:
         lines += ["panel:", f"  stage: {root}"]
-    gone = [stage for stage in config.backbone.extra_stages if stage in out]
-    if gone:
+    removed = [stage for stage in config.backbone.extra_stages if stage in out]
+    if removed:
         kept = [stage for stage in config.backbone.extra_stages if stage not in out]
         lines += ["backbone:", f"  extra_stages: {json.dumps(kept)}"]
     yield Step("edit", "\n".join(lines), "in params.yaml: without the data set, a stage has nothing to learn")
@@ -283,7 +283,7 @@ def _group(config: Config, stage: str) -> str:
 
 
 def _new_parents(config: Config, out: Sequence[str]) -> dict[str, str]:
-    """Return the parent of each stage that is left: the nearest ancestor that is left, and one root only."""
+    """Return the new parent of each remaining stage: its nearest remaining ancestor, with one root only."""
     parents: dict[str, str] = {}
     root: str | None = None
     for stage in config.stages:
@@ -300,21 +300,21 @@ def _new_parents(config: Config, out: Sequence[str]) -> dict[str, str]:
 
 
 def _heirs(config: Config, out: Sequence[str]) -> list[str]:
-    """Return what hung on the stages that are taken out: the backbone where it has seen their cells."""
+    """Return the children of removed stages; the backbone where it was pretrained on their cells."""
     if set(out) & {config.root_stage, *config.backbone.extra_stages}:
         return [BACKBONE]
     return [stage for stage, one in config.stages.items() if one.parent in out and stage not in out]
 
 
 def _first_stages(config: Config, stages: Sequence[str]) -> list[str]:
-    """Return the first of ``stages`` on each branch; the backbone where it has seen their cells."""
+    """Return the first of ``stages`` on each branch; the backbone where it was pretrained on their cells."""
     if set(stages) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
         return [BACKBONE]
     return [stage for stage in dict.fromkeys(stages) if not set(config.ancestors(stage)) & set(stages)]
 
 
 def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> Iterator[Step]:
-    """Yield a warning for each source that is needed again and marked as gone."""
+    """Yield a warning for each source that is needed again and marked ``available: false``."""
     needed = [
         stage
         for stage in config.stages
@@ -331,37 +331,37 @@ def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> It
         )
 
 
-def _retirements(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
-    for touch in touched:
-        version = touch.version.version
-        here = version.model == project.store.names.model and not touch.version.elsewhere
-        if touch.grade != "tested" and here and not version.retired:
+def _retirements(project: Project, exposures: Sequence[Touch]) -> Iterator[Step]:
+    for exposure in exposures:
+        version = exposure.version.version
+        here = version.model == project.store.names.model and not exposure.version.elsewhere
+        if exposure.grade != "tested" and here and not version.retired:
             yield Step(
                 "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
             )
 
 
-# Where a version comes from, and which versions came of some cells: what `canal lineage` calls.
+# `canal lineage`: backward from a version to its data, forward from data to versions.
 
 
 def backward(project: Project, wanted: str) -> Graph:
-    """Return the graph from a version back to the raw bytes.
+    """Return the graph from a version back to the raw files.
 
     Raises
     ------
     RegistryError
-        If there is no such ready version, an ancestor is not registered, or a file on the way is damaged.
+        If there is no such ready version, an ancestor is not registered, or a file of the lineage is damaged.
     """
     return lineage(project.store, project.store.version(wanted))
 
 
 def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
-    """Return every version that a data set or a cell touched, and how, as a JSON document.
+    """Return every version that has seen a data set or a cell, and how, as a JSON document.
 
     Raises
     ------
     RegistryError
-        If no version knows it, or a version's documents are not those that were registered.
+        If no version has seen the cells, or a version's documents are not those that were registered.
     """
     memory = Memory(project.store)
     found = find(memory, chosen)
@@ -372,5 +372,5 @@ def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
         "cells": len(found.cells),
         "same_content": sorted(found.same),
         "reserve": len(found.reserve),
-        "versions": [touch.to_json() for touch in touches(memory, found)],
+        "versions": [exposure.to_json() for exposure in touches(memory, found)],
     }

@@ -1,4 +1,4 @@
-"""A stage learned and measured: from a project's files to `canal.continual`, with progress shown."""
+"""Train and evaluate a stage from a project's files with `canal.continual`, with progress and logging."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from canal.app.declaring import LABELS_FILE
 from canal.app.project import Project
-from canal.app.tasks import corpus, exact_lesson, features_kept, lesson, parent_sums, stage_sums
+from canal.app.tasks import corpus, parent_sums, stage_sums, stage_task, sums_task, training_hooks
 from canal.config.sections import BACKBONE, Continual
 from canal.continual import evaluation as measures
 from canal.continual.bank import Probe
@@ -39,43 +39,43 @@ from canal.registry.store.tracking import StepRun
 from canal.tuning.document import TUNED_FILE, settings_of
 
 
-def pretrained(project: Project, logged: StepRun) -> tuple[Backbone, dict[str, Any]]:
-    """Return the backbone pretrained on the first and extra stages, and its epochs, shown and logged."""
+def pretrain_backbone(project: Project, logged: StepRun) -> tuple[Backbone, dict[str, Any]]:
+    """Pretrain the backbone on the first and extra stages; return it and its history. Epochs are logged."""
     settings = project.config.backbone
-    with watch(project, logged, BACKBONE, settings.max_epochs) as hooks:
+    with watch_training(project, logged, BACKBONE, settings.max_epochs) as hooks:
         shape = PRESETS[settings.preset].backbone
         return pretrain(corpus(project), shape, settings, project.config.seed, hooks)
 
 
-def learned_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
-    """Return a stage as network, sums or both learned it; epochs of a training are shown and logged."""
+def train_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+    """Learn a stage by network, sums or both; return its artifacts. Epochs are shown and logged."""
     if settings.method != "exact":
-        return _trained(project, logged, stage, settings)
-    task = exact_lesson(project, stage)
-    finished = finish_exact(
-        stage, task.labels, task.genes, task.validation, task.past, task.sums, project.config
+        return _train_network(project, logged, stage, settings)
+    task = sums_task(project, stage)
+    artifacts = finish_exact(
+        stage, task.labels, task.genes, task.validation, task.parent_state, task.sums, project.config
     )
-    return replace(finished, batches=task.batches)
+    return replace(artifacts, batches=task.batches)
 
 
-def _trained(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
-    """Return the stage as a network learned it; by the combined method, with its sums."""
-    task, past = lesson(project, stage, settings.bank_size)
+def _train_network(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+    """Train the network of a stage; by the combined method, add its sums."""
+    task, parent_state = stage_task(project, stage, settings.bank_size)
     sums, batches = None, None
     if settings.method == "combined":
         sums, batches = stage_sums(project, stage, task.genes, parent_sums(project, stage))
-    with watch(project, logged, stage, settings.max_epochs) as hooks:
+    with watch_training(project, logged, stage, settings.max_epochs) as hooks:
         learned = learn_stage(task, settings, hooks)
-        finished = finish(task, learned, past, project.config, hooks, sums)
-    return replace(finished, batches=batches)
+        artifacts = finish(task, learned, parent_state, project.config, hooks, sums)
+    return replace(artifacts, batches=batches)
 
 
 @contextmanager
-def watch(project: Project, logged: StepRun, stage: str, max_epochs: int) -> Iterator[Hooks]:
-    """Show a training's epochs and log them; keep its checkpoints until the block ends well.
+def watch_training(project: Project, logged: StepRun, stage: str, max_epochs: int) -> Iterator[Hooks]:
+    """Yield hooks that show and log epochs, and keep checkpoints until the block succeeds.
 
-    They lie in ``.canal/`` under the stage's request, since DVC deletes a stage's outs before it reruns it:
-    what was killed goes on where it was. Frozen features stay: the next stage needs those of the bank.
+    Checkpoints are in ``.canal/`` under the stage's request, since DVC deletes a stage's outs before it
+    reruns the stage: a killed training resumes from them. Cached features are kept for later stages.
     """
     scratch = project.layout.training(f"{stage}-{request_digest(project.config, stage)[:16]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -94,7 +94,7 @@ def watch(project: Project, logged: StepRun, stage: str, max_epochs: int) -> Ite
                 tell(line)
 
         yield replace(
-            features_kept(project),
+            training_hooks(project),
             on_epoch=show,
             checkpoint_dir=scratch,
             on_notice=lambda notice: console.print(
@@ -107,24 +107,25 @@ def watch(project: Project, logged: StepRun, stage: str, max_epochs: int) -> Ite
 _SHOWN = ("loss", "held_out_loss", "validation_accuracy", "score")
 
 
-def measured(project: Project, stage: str) -> Evaluation:
-    """Return how a stage's model does on the test cells of every stage so far, and on held-out types."""
+def evaluate_stage(project: Project, stage: str) -> Evaluation:
+    """Return the evaluation of a stage's model: test cells of every stage so far, and held-out types."""
     annotator = load_model(project.layout.model(stage) / "model")
     exam = examination(project, stage)
-    found = evaluate(annotator, exam, noticed(project, stage, annotator, exam), project.config.seed)
-    alone = _alone(project.layout.model(stage) / "model", exam)
-    return replace(found, document=found.document | alone)
+    novelty = evaluate_novelty(project, stage, annotator, exam)
+    evaluation = evaluate(annotator, exam, novelty, project.config.seed)
+    alone = _accuracy_alone(project.layout.model(stage) / "model", exam)
+    return replace(evaluation, document=evaluation.document | alone)
 
 
-def _alone(folder: Path, exam: Examination) -> dict[str, Any]:
-    """Return the accuracy of network and of sums alone on each stage, where a version is of both."""
+def _accuracy_alone(folder: Path, exam: Examination) -> dict[str, Any]:
+    """Return the accuracy of the network alone and of the sums alone, for a combined model."""
     if method_of(folder) != "combined":
         return {}
     sides: dict[str, CellAnnotator] = {
         "network": Annotator.load(folder),
         "sums": ExactAnnotator.load(folder / "exact"),
     }
-    found = {
+    accuracies = {
         name: {
             stage: measures.accuracy(
                 cells.cell_types,
@@ -134,27 +135,29 @@ def _alone(folder: Path, exam: Examination) -> dict[str, Any]:
         }
         for name, side in sides.items()
     }
-    return {"alone": found}
+    return {"alone": accuracies}
 
 
-def noticed(project: Project, stage: str, annotator: CellAnnotator, exam: Examination) -> dict[str, Any]:
-    """Return how well types that were held out are noticed by the stage's model."""
-    config, cells, kept = project.config, shadow_cells(project, stage, exam), features_kept(project)
+def evaluate_novelty(
+    project: Project, stage: str, annotator: CellAnnotator, exam: Examination
+) -> dict[str, Any]:
+    """Return how well the stage's model detects types that were held out."""
+    config, cells, hooks = project.config, held_out_cells(project, stage, exam), training_hooks(project)
     if isinstance(annotator, Annotator):
-        return shadow_heads(annotator, cells, config.novelty, config.seed, kept)
+        return shadow_heads(annotator, cells, config.novelty, config.seed, hooks)
     assert isinstance(annotator, ExactAnnotator | CombinedAnnotator)  # noqa: S101 - loaded in full
     sums = StageSums.load(project.layout.model(stage), (*config.ancestors(stage), stage))
     assert sums is not None  # noqa: S101 - its method keeps them
-    return held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed, kept)
+    return held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed, hooks)
 
 
 def examination(project: Project, stage: str) -> Examination:
-    """Return what a stage's model is measured on: test cells of every stage so far, and all probes."""
+    """Return the cells that a stage's model is evaluated on: test cells of every stage so far, and probes."""
     config, layout, genes = project.config, project.layout, _panel_of(project, stage)
     parent = config.stages[stage].parent
     earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
     stages = (*config.ancestors(stage), stage)
-    sums = StageSums.load(layout.model(stage), stages)  # they tell which genes each stage's file lacks
+    sums = StageSums.load(layout.model(stage), stages)  # for the genes that each stage's file lacks
     return Examination(
         tests={
             name: project.cells(name, "test", genes) if project.available(name) else None for name in stages
@@ -166,12 +169,12 @@ def examination(project: Project, stage: str) -> Examination:
     )
 
 
-def shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
-    """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
+def held_out_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+    """Return the cells of held-out-type heads: training cells of the stage, validation and test cells."""
     if project.config.learning(stage).method == "exact":
-        return _exact_shadow_cells(project, stage, exam)
+        return _sums_held_out_cells(project, stage, exam)
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
-    task, _ = lesson(project, stage, settings.bank_size, _panel_of(project, stage))
+    task, _ = stage_task(project, stage, settings.bank_size, _panel_of(project, stage))
     nothing = LabelledCells.empty(len(task.genes))
     return ShadowCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
@@ -180,8 +183,8 @@ def shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells
     )
 
 
-def _exact_shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
-    """Return as `shadow_cells` does for a stage of sums, which keep what they learned from themselves."""
+def _sums_held_out_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+    """Return the cells of `held_out_cells` for a stage learned by sums alone."""
     genes, parent = _panel_of(project, stage), project.config.stages[stage].parent
     nothing = LabelledCells.empty(len(genes))
     probe = nothing
@@ -202,7 +205,7 @@ def _panel_of(project: Project, stage: str) -> tuple[str, ...]:
 
 
 def keep_inputs(project: Project, stage: str, folder: Path) -> None:
-    """Copy a stage's split, verdicts and choice beside its model: it is restored where its data are gone."""
+    """Copy a stage's split, verdicts and study beside its model, to restore them where its data are gone."""
     split, verdict = project.layout.split(stage), project.layout.verdict(stage)
     (folder / "split").mkdir()
     (folder / "validation").mkdir()

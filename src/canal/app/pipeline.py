@@ -1,6 +1,7 @@
-"""`make run`: refuse before anything is touched, let DVC run what is due, register it, say what git lacks.
+"""`make run`: check params.yaml, run `dvc repro`, register new versions, and list the files to commit.
 
-``python -m canal.app.pipeline`` is all of it; with the word ``dvc`` it is `dvc repro` with its errors alone.
+``python -m canal.app.pipeline`` does all of this; with the argument ``dvc`` it runs `dvc repro` alone, which
+prints only errors. Scripts in ``pipelines/`` use `run`, `argument` and `project_step`.
 """
 
 import argparse
@@ -32,17 +33,17 @@ _NEW = {
     "dvc.lock": "which bytes were made from which: `dvc pull` restores by it",
     "ledger.jsonl": "who registered what: `canal audit` compares it with git's copy",
 }
-"""What of a run belongs into git, and why."""
+"""Files of a run that belong into git, and why."""
 
 _WRITING_S = 0.5
-_STOPPED = "canal: the run did not get through: what stopped it is said above, before the table"
+_STOPPED = "canal: the run failed: see the error above, before the table"
 
 
 def main() -> int:
     """Run the pipeline of the project in this folder; return the exit code."""
     begin()
     try:
-        refuse_early()
+        check_before_run()
         complete_params(Path.cwd() / "params.yaml")
         stopped = _run("canal.runtime.warm", "python", "-m", "canal.app.pipeline", "dvc")
         code = _run("canal.cli", "registry", "sync") or stopped
@@ -50,7 +51,7 @@ def main() -> int:
         tell(f"canal: {error}")
         return 1
     except KeyboardInterrupt:
-        tell("canal: interrupted; `make run` goes on from what was done")
+        tell("canal: interrupted; `make run` continues after the steps that are done")
         return INTERRUPTED
     if stopped and code == stopped:
         tell(_STOPPED)
@@ -59,18 +60,18 @@ def main() -> int:
     return code
 
 
-def refuse_early() -> None:
-    """Refuse a change of what was learned while everything still lies where it lay: DVC deletes outs first.
+def check_before_run() -> None:
+    """Raise for a change of learned stages before DVC runs, since DVC deletes outs before it runs a step.
 
     Raises
     ------
     ConfigError, HistoryError
-        What the first step concerned would say; or the project may only be read, or is amid a merge.
+        As the first step concerned would; or if the project is read-only, or has unresolved merge conflicts.
     """
     project = Project.open()
     root = project.layout.root
     if not os.access(root, os.W_OK):
-        raise ConfigError(f"{root} may only be read by this user: `make run` writes there; copy the project")
+        raise ConfigError(f"{root} is read-only for this user, and `make run` writes there: copy the project")
     for path in (root / name for name in ("dvc.lock", "data.dvc", "dvc.yaml")):
         if path.is_file():
             check_merged(path.read_bytes(), path.name)
@@ -79,15 +80,15 @@ def refuse_early() -> None:
 
 
 def complete_params(path: Path) -> None:
-    """Give params.yaml the section ``memory`` where it comes from before there was one: DVC compares it."""
+    """Add an empty section ``memory`` to a params.yaml of an older canal: DVC compares the section."""
     before = path.read_text(encoding="utf-8")
     if (text := with_memory(before)) != before:
         save(path, text)
-        tell(f"{path.name} got an empty section memory, which DVC looks for; nothing changes by it")
+        tell(f"added an empty section `memory` to {path.name}, which DVC compares; nothing else changes")
 
 
 def reproduce() -> int:
-    """Run `dvc repro` and return its exit code: steps speak for themselves, DVC where it fails."""
+    """Run `dvc repro` and return its exit code; of DVC's own output only errors are shown."""
     from dvc.cli import main as dvc
     from dvc.logger import set_loggers_level
     from dvc.ui import ui
@@ -100,10 +101,10 @@ def reproduce() -> int:
 
 
 def mend_locks(root: Path) -> None:
-    """Remove DVC's list of who reads and writes what where a kill or Ctrl-C cut it short.
+    """Remove DVC's file of read and write locks where a kill or Ctrl-C truncated it.
 
-    DVC would refuse it for ever. It says nothing any more, no less than the empty one that DVC then makes.
-    One that DVC is writing at this moment is whole soon.
+    DVC would fail on it for ever; a missing file is the same as an empty one. A file that DVC is writing at
+    this moment is complete after a short wait.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     for pause in (_WRITING_S, 0):
@@ -119,15 +120,15 @@ def mend_locks(root: Path) -> None:
 
 
 def _not_interrupted(record: logging.LogRecord) -> bool:
-    """Whether DVC reports something else than Ctrl-C, of which the person knows."""
-    said, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+    """Whether a log record of DVC reports something other than Ctrl-C."""
+    text, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
     while error is not None:
-        said, error = f"{said} {error}", error.__cause__
-    return "interrupted by the user" not in said and f"exited with {INTERRUPTED}" not in said
+        text, error = f"{text} {error}", error.__cause__
+    return "interrupted by the user" not in text and f"exited with {INTERRUPTED}" not in text
 
 
 def to_commit(root: Path) -> list[str]:
-    """Return what a person is told of files that git does not have as they are; nothing outside of git."""
+    """Return lines that list new or changed files to commit; none outside a git repository."""
     git = shutil.which("git")
     if git is None:
         return []
@@ -140,14 +141,14 @@ def to_commit(root: Path) -> list[str]:
     width = max(len(name) for name in names)
     return [
         "",
-        "New or changed, and not in git yet: with it, another clone restores and proves what was learned",
+        "New or changed, and not in git yet: once committed, other clones restore and verify the versions",
         *(f"  {name:<{width}}  {_NEW[name]}" for name in names),
         f'  git add {" ".join(names)} && git commit -m "Learn what params.yaml asks for"',
     ]
 
 
 def _run(module: str, *arguments: str) -> int:
-    """Run a module of canal and return its exit code; an interruption is waited for, then raised."""
+    """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise."""
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
     try:
         code = process.wait()
@@ -159,9 +160,7 @@ def _run(module: str, *arguments: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-if __name__ == "__main__":
-    sys.exit(reproduce() if sys.argv[1:] == ["dvc"] else main())
-
+# The frame of a pipeline step: its argument, its errors, and its MLflow run.
 
 _PATIENCE_S = 120
 
@@ -172,7 +171,7 @@ def argument(name: str, known: Collection[str]) -> str:
     Raises
     ------
     ConfigError
-        If it is not among ``known``, the names that params.yaml has.
+        If the value is not among ``known``, the names in params.yaml.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument(f"--{name}", required=True)
@@ -183,51 +182,50 @@ def argument(name: str, known: Collection[str]) -> str:
 
 
 def run(step: Callable[[], None]) -> None:
-    """Run a step; an error made for people ends it with one message and exit code 1.
+    """Run a step; a `CanalError` ends it with one message and exit code 1.
 
-    DVC has deleted the step's outs before it began: those of a step that did not come to its end are brought
-    back as they were.
+    DVC deletes a step's outs before it runs the step: after a failure the previous outs are restored.
     """
     begin()
     try:
         step()
     except CanalError as error:
         tell(f"canal: {error}")
-        _bring_back()
+        _restore_outs()
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        _bring_back(quietly=True)
+        _restore_outs(quietly=True)
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
-        said = system_refusal(error)
-        if said is None:
-            _bring_back()
+        message = system_refusal(error)
+        if message is None:
+            _restore_outs()
             raise
-        tell(f"canal: {said}")
-        _bring_back()
+        tell(f"canal: {message}")
+        _restore_outs()
         raise SystemExit(1) from None
     except BaseException:
-        _bring_back()
+        _restore_outs()
         raise
 
 
-def _bring_back(quietly: bool = False) -> None:
-    """Restore the outs that this step had before, as dvc.lock and DVC's cache have them, where they do.
+def _restore_outs(quietly: bool = False) -> None:
+    """Restore the step's previous outs from DVC's cache, as dvc.lock names them, where possible.
 
-    Whatever happens here must not hide why the step ended.
+    Errors are suppressed: they must not hide why the step failed.
     """
     with suppress(Exception):
-        outs = [name for name in _outs_before(Path.cwd() / "dvc.lock") if not Path(name).exists()]
+        outs = [name for name in _previous_outs(Path.cwd() / "dvc.lock") if not Path(name).exists()]
         if outs:
             command = [sys.executable, "-m", "dvc", "checkout", "--quiet", *outs]
             subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False)
-        back = [name for name in outs if Path(name).exists()]
-        if back and not quietly:
-            tell(f"canal: {', '.join(back)} as before")
+        restored = [name for name in outs if Path(name).exists()]
+        if restored and not quietly:
+            tell(f"canal: restored the previous {', '.join(restored)}")
 
 
-def _outs_before(lock: Path) -> list[str]:
-    """Return the outs of the step that this script is, as DVC's last run of it left them."""
+def _previous_outs(lock: Path) -> list[str]:
+    """Return the outs of this script's step after its last run, from dvc.lock."""
     if not lock.is_file():
         return []
     command = ["python", *sys.argv]
@@ -242,7 +240,7 @@ def project_step(
     """Run ``learn`` as an MLflow Project step.
 
     DVC starts the script outside MLflow: the script then has MLflow start it again as an entry point, below
-    the stage's parent run. ``mlflow run . -e finetune -P stage=...`` gets there at once.
+    the stage's parent run. ``mlflow run . -e finetune -P stage=...`` starts the entry point directly.
     """
     run_id = handed_run(project.store, entry_point, stage)
     if run_id is None:
@@ -253,3 +251,7 @@ def project_step(
     torch.set_num_threads(project.config.threads)
     with step_run(project.store, project.config, stage, entry_point, run_id) as logged:
         learn(project, logged)
+
+
+if __name__ == "__main__":
+    sys.exit(reproduce() if sys.argv[1:] == ["dvc"] else main())

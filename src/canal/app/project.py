@@ -1,4 +1,4 @@
-"""A project folder opened: its parameters, its files as cells, and its registry."""
+"""An open project folder: its parameters, cells and registry, for every command and pipeline step."""
 
 import subprocess
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ CellSet = Literal["train", "validation", "test", "reserve"]
 
 @dataclass(frozen=True)
 class Project:
-    """What every step, command and page begins with."""
+    """A project folder with its parameters."""
 
     layout: Layout
     config: Config
@@ -44,7 +44,7 @@ class Project:
         Raises
         ------
         ConfigError
-            If params.yaml describes no run, or the folder's path would be misread by MLflow.
+            If params.yaml is invalid, or MLflow would misread the folder's path.
         """
         layout = Layout((root or Path.cwd()).resolve())
         _check_path(layout.root)
@@ -74,7 +74,7 @@ class Project:
         return str(self.summary(stage)["sha256"])
 
     def available(self, stage: str) -> bool:
-        """Whether the stage's cells are there."""
+        """Whether the stage's prepared cells are on disk."""
         return (self.layout.prepared(self._source(stage)) / "cells.h5ad").is_file()
 
     def prepared(self, stage: str) -> PreparedCells:
@@ -83,10 +83,13 @@ class Project:
         Raises
         ------
         DataError
-            If they are not there.
+            If they are not on disk.
         """
         if not self.available(stage):
-            raise DataError(f"the cells of stage {stage!r} are not there (source {self._source(stage)!r})")
+            raise DataError(
+                f"the prepared cells of stage {stage!r} are missing (source {self._source(stage)!r}): run "
+                "`dvc repro`, which prepares them"
+            )
         return PreparedCells(self.layout.prepared(self._source(stage)) / "cells.h5ad")
 
     def split(self, stage: str) -> "pd.DataFrame":
@@ -108,7 +111,7 @@ class Project:
         )
 
     def subject(self, stage: str) -> Subject:
-        """Return what the gate is asked about a stage whose cells are prepared and divided."""
+        """Return the subject of the gate for a stage whose cells are prepared and split."""
         source = self._source(stage)
         return replace(
             self.candidate(stage),
@@ -118,7 +121,7 @@ class Project:
         )
 
     def candidate(self, stage: str) -> Subject:
-        """Return what the gate is asked about a stage's file as it lies on disk."""
+        """Return the subject of the gate for a stage's raw file on disk."""
         source = self._source(stage)
         declared = self.config.sources[source]
         return Subject(
@@ -132,7 +135,7 @@ class Project:
         )
 
     def earlier(self, stage: str) -> EarlierStage:
-        """Return what is known of an earlier stage: from its cells, or from its version if they are gone.
+        """Return the profile of an earlier stage, from its cells, or from its version if they are gone.
 
         Raises
         ------
@@ -145,17 +148,17 @@ class Project:
         version = self.learned(stage)
         if version is None:
             require_available(self.config, stage)
-            raise DataError(f"the cells of stage {stage!r} are not there; run the pipeline from ingest")
+            raise DataError(f"the cells of stage {stage!r} are missing: run the pipeline from ingest on")
         verdict = read_verdict(self.store.artifacts(version) / "validation" / "verdict.json")
         return EarlierStage(split, verdict.profile)
 
     def commit(self, message: str, *also: str) -> None:
-        """Commit params.yaml to git, and the files ``also``.
+        """Commit params.yaml and the files ``also`` to git.
 
         Raises
         ------
         CanalError
-            If git does not commit it; params.yaml stays written.
+            If git fails; params.yaml keeps its new content.
         """
         if also:
             subprocess.run(["git", "add", "--", *also], cwd=self.layout.root, check=False)
@@ -167,9 +170,9 @@ class Project:
             check=False,
         )
         if done.returncode:
-            found = (done.stderr or done.stdout).strip().splitlines()
+            lines = (done.stderr or done.stdout).strip().splitlines()
             raise CanalError(
-                f"params.yaml is written, but git would not commit it: {found[-1] if found else '?'}"
+                f"params.yaml is written, but git did not commit it: {lines[-1] if lines else 'no reason'}"
             )
 
     def _source(self, stage: str) -> str:
@@ -177,10 +180,10 @@ class Project:
 
 
 def _check_path(root: Path) -> None:
-    """Refuse a folder whose name is another one in the address of a database: MLflow would write there."""
+    """Raise for a path that means another folder in a database URI: MLflow would write there."""
     read = unquote(str(root)).partition("?")[0]
     if read != str(root):
         raise ConfigError(
-            f"the project lies in {root}, which MLflow would read as {read}, another folder: rename it so "
-            'that its path holds no "?" and no "%" with two digits or letters a to f behind it'
+            f"the project is in {root}, which MLflow would read as {read}, another folder: rename the folder "
+            'so that its path holds no "?" and no "%" followed by two hexadecimal digits'
         )

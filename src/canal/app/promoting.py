@@ -1,4 +1,4 @@
-"""A version compared, judged and moved: what `canal promote`, `compare`, `rollback` and `retire` call."""
+"""`canal promote`, `compare`, `rollback`, `retire`, `diff`: judge versions by the policy, move aliases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ from canal.registry.versions.history import recorded, verified
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the policy says of a version, and against which champion."""
+    """The policy's rulings about a version, and the champion it was compared with."""
 
     version: Version
     champion: Version | None
@@ -51,7 +51,7 @@ class Judgement:
 
     @property
     def passed(self) -> bool:
-        """Whether no rule stands against the version."""
+        """Whether no ruling blocks promotion."""
         return not failed(self.rulings)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,18 +65,18 @@ class Judgement:
 
 
 def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) -> Judgement:
-    """Ask every rule of the policy about a version; nothing is changed.
+    """Apply every rule of the policy to a version; nothing is changed.
 
     Raises
     ------
     RegistryError
-        If there is no such ready version, it was retired, or it is the champion already; or if this user may
-        only read here.
+        If there is no such ready version, it was retired, or it is the champion already; or if the registry
+        is read-only for this user.
     PolicyError
         If an override names no rule.
     """
     store = project.store
-    # Before minutes are spent on judging: who is behind, or may only read here, cannot promote.
+    # Checked before minutes of judging: an outdated ledger or a read-only registry rules promotion out.
     refuse_behind(store, ledger_of(store))
     with store.lock("registry"):
         pass
@@ -102,15 +102,15 @@ def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry
     Raises
     ------
     RegistryError
-        If a rule fails that nobody overrode, or another champion serves by now.
+        If a rule fails and was not overridden, or the champion has changed.
     """
     with moving(project.store) as ledger:
         now = promotion.holder(project.store, CHAMPION)
         before = judgement.champion
         if (now.number if now else None) != (before.number if before else None):
             raise RegistryError(
-                f"the champion is version {now.number if now else 'none'} by now: somebody else was quicker; "
-                "promote again, and the version is judged against that one"
+                f"the champion has changed to version {now.number if now else 'none'} meanwhile: promote "
+                "again, to compare the version with the new champion"
             )
         return promotion.promote(project.store, ledger, judgement.version, judgement.rulings, decision)
 
@@ -138,12 +138,12 @@ def compare(
     candidate, champion = project.store.version(wanted), project.store.version(against)
     if candidate.number == champion.number:
         raise RegistryError(
-            f"version {candidate.number} cannot be compared with itself; name another with --with"
+            f"version {candidate.number} cannot be compared with itself; name another version with --with"
         )
     return compare_versions(project, champion, candidate, file, stage)
 
 
-# Candidate and champion on the same cells: recorded answers where there are some, new ones elsewhere.
+# Candidate and champion on the same cells: recorded predictions where they exist, new ones elsewhere.
 
 _PREDICTIONS = "metrics/predictions.csv"
 
@@ -171,51 +171,51 @@ def compare_versions(
     """
     policy = project.config.policy
     sampling = Sampling(policy.confidence, policy.resamples, project.config.seed)
-    before, after = answers(project, champion), answers(project, candidate)
+    before, after = recorded_predictions(project, champion), recorded_predictions(project, candidate)
     stages: dict[str, StageComparison] = {}
     not_compared: dict[str, str] = {}
     for name in dict.fromkeys([*before, *after]):
         theirs, ours = before.get(name), after.get(name)
         try:
-            theirs = _asked(project, champion, name) if theirs is None else theirs
-            ours = _asked(project, candidate, name) if ours is None else ours
+            theirs = _predict_stage(project, champion, name) if theirs is None else theirs
+            ours = _predict_stage(project, candidate, name) if ours is None else ours
             stages[name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
         except CanalError as error:
             not_compared[name] = str(error)
     if file is not None:
-        theirs, ours = _on_file(project, (champion, candidate), file, stage)
+        theirs, ours = _predict_file(project, (champion, candidate), file, stage)
         stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
     return Comparison(champion.number, candidate.number, stages, not_compared, tuple(before))
 
 
-def answers(project: Project, version: Version) -> dict[str, pd.DataFrame]:
-    """Return what a version said of the test cells it was measured on, a table a stage; bytes checked.
+def recorded_predictions(project: Project, version: Version) -> dict[str, pd.DataFrame]:
+    """Return a version's recorded predictions for test cells, a table for each stage, digests checked.
 
     Raises
     ------
     RegistryError
-        If the recorded answers are not the registered ones.
+        If the predictions on disk are not the registered ones.
     """
     path = recorded(project.store, version, _PREDICTIONS)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return {str(stage): rows.reset_index(drop=True) for stage, rows in table.groupby("stage", sort=False)}
 
 
-def _asked(project: Project, version: Version, stage: str) -> pd.DataFrame:
-    """Return what a version says of a stage's test cells, which it was not measured on."""
+def _predict_stage(project: Project, version: Version, stage: str) -> pd.DataFrame:
+    """Return a version's predictions for the test cells of a stage that it was not evaluated on."""
     if stage not in project.config.stages or not project.available(stage):
         raise RegistryError(
-            f"version {version.number} was not measured on {stage!r}, and its cells are not there"
+            f"version {version.number} was not evaluated on {stage!r}, whose cells are not available"
         )
     annotator = _annotator(project, version)
     cells = project.cells(stage, "test", annotator.genes)
-    return _said(annotator, cells.cell_ids, cells.cell_types, cells.expression)
+    return _predictions(annotator, cells.cell_ids, cells.cell_types, cells.expression)
 
 
-def _on_file(
+def _predict_file(
     project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
 ) -> list[pd.DataFrame]:
-    """Return what versions say of the cells of a labelled file."""
+    """Return the predictions of several versions for the cells of a labelled file."""
     name = stage or list(project.config.stages)[-1]
     if name not in project.config.stages:
         raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
@@ -226,12 +226,12 @@ def _on_file(
         prepare(file, source, project.config.sources[source], settings, into)
         cells = PreparedCells(into / "cells.h5ad")
         ids, types = tuple(cells.obs.index.astype(str)), tuple(cells.obs["cell_type"].astype(str))
-        found = []
+        tables = []
         for version in versions:
             annotator = _annotator(project, version)
             annotator = annotator.without(cells.missing(annotator.genes))
-            found.append(_said(annotator, ids, types, cells.expression(ids, annotator.genes)))
-    return found
+            tables.append(_predictions(annotator, ids, types, cells.expression(ids, annotator.genes)))
+    return tables
 
 
 def _annotator(project: Project, version: Version) -> CellAnnotator:
@@ -239,7 +239,7 @@ def _annotator(project: Project, version: Version) -> CellAnnotator:
     return load_model(folder / "model")
 
 
-def _said(
+def _predictions(
     annotator: CellAnnotator, ids: tuple[str, ...], truth: tuple[str, ...], expression: np.ndarray
 ) -> pd.DataFrame:
     return pd.DataFrame({"cell_id": ids, "truth": truth, "predicted": annotator.predict(expression).labels})
@@ -247,7 +247,7 @@ def _said(
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs; ``document`` is JSON, ``cells`` are a file's, where one was given."""
+    """The differences of two versions: a JSON document, and a file's label changes where one was given."""
 
     document: dict[str, Any]
     cells: Changes | None = None
@@ -265,7 +265,7 @@ def diff(
     options: Options | None = None,
     notice: Callable[[str], None] = lambda message: None,
 ) -> Difference:
-    """Return what differs between two versions, and the cells of a file that they label differently.
+    """Return the differences between two versions, and the cells of a file that they label differently.
 
     Raises
     ------
@@ -276,7 +276,7 @@ def diff(
     """
     old, new = project.store.version(before), project.store.version(after)
     if old.number == new.number:
-        raise RegistryError(f"{before} and {after} are both version {old.number}; name two")
+        raise RegistryError(f"{before} and {after} are both version {old.number}: name two versions")
     document = difference(project.store, old, new)
     if file is None:
         return Difference(document)

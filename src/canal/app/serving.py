@@ -1,7 +1,7 @@
-"""A version over HTTP: MLflow's scoring server behind limits that its own command does not set.
+"""`canal serve`: MLflow's scoring server over HTTP, with limits that `mlflow models serve` does not set.
 
-What a body must be is said before MLflow reads it; clients that are slow or silent are hung up on; a worker
-that dies is started anew by uvicorn's supervisor; memory that a large body took is given back.
+Bodies are checked before MLflow reads them; slow or silent clients are disconnected; a worker that dies is
+restarted by uvicorn's supervisor; memory of a large body is returned to the system.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from canal.app.project import Project
 from canal.core.errors import ConfigError, RegistryError, tell
 
 _SETTINGS = "CANAL_SERVING"
-"""Environment variable by which workers are told what to serve."""
+"""Environment variable that passes the settings to workers."""
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 _LARGE = 4 << 20
-"""Bytes of a body after which freed memory is handed back to the system."""
+"""Size of a body in bytes from which on freed memory is returned to the system."""
 
 _SHORTEST_TOKEN = 16
 _FORM = '{"dataframe_split": {"columns": [genes], "data": [[values of a cell]]}}'
 
 Answer = tuple[int, str]
-"""An HTTP status and what it is answered with."""
+"""An HTTP status and the message of its body."""
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServeOptions:
     """How a version is served.
 
     Attributes
     ----------
     host, port : str and int
-        Where it listens.
+        The address to listen at.
     workers : int
-        Processes, each with a model of its own.
+        Processes, each with its own model.
     timeout : int
-        Seconds that an answer may take; then it is given up, with 504.
+        Most seconds for an answer; then status 504.
     patience : int
-        Seconds in which a request must have come whole, counted from the connection or the last answer.
+        Seconds in which a request must be complete, counted from the connection or the last answer.
     max_mb : int
-        Megabytes of a request's body.
+        Most megabytes of a request's body.
     token_file : Path or None
-        A file with a token that every request for labels must bear; None: anybody who reaches it may ask.
+        A file with a bearer token that requests for labels need; None: no token.
     """
 
     host: str = "127.0.0.1"
@@ -69,51 +69,61 @@ class Serving:
     token_file: Path | None = None
 
 
-def serve(project: Project, wanted: str | None, how: Serving) -> None:
-    """Serve a version (default: the champion, else the newest) until the process is told to end.
+def serve(project: Project, wanted: str | None, options: ServeOptions) -> None:
+    """Serve a version (default: the champion, else the newest) until the process is terminated.
 
     Raises
     ------
     ConfigError
-        If the file of the token holds none.
+        If the token file holds no valid token.
     RegistryError
-        If there is no such version, an audit of it finds anything, or the address is taken.
+        If there is no such version, its audit has findings, or the address is taken.
     """
     from uvicorn import Config
     from uvicorn.supervisors import Multiprocess
 
-    if how.token_file is not None:
-        _token(how.token_file)
+    if options.token_file is not None:
+        _token(options.token_file)
     version = serving_version(project, wanted)
-    _require_proof(project, version.number)
+    _require_clean_audit(project, version.number)
     folder = project.store.artifacts(version)
-    told = {"folder": str(folder), "max_bytes": how.max_mb << 20, "patience": how.patience}
-    told |= {"token_file": str(how.token_file.resolve())} if how.token_file else {}
-    os.environ |= {_SETTINGS: json.dumps(told), "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(how.timeout)}
-    if how.host not in _HERE and how.token_file is None:
-        tell(f"{how.host}: anybody who reaches port {how.port} may ask; --token-file asks for a token")
+    settings = {"folder": str(folder), "max_bytes": options.max_mb << 20, "patience": options.patience}
+    settings |= {"token_file": str(options.token_file.resolve())} if options.token_file else {}
+    os.environ |= {
+        _SETTINGS: json.dumps(settings),
+        "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(options.timeout),
+    }
+    if options.host not in _HERE and options.token_file is None:
+        tell(
+            f"{options.host}: everybody who can reach port {options.port} may send requests; --token-file "
+            "requires a token"
+        )
     config = Config(
         "canal.app.serving:application",
         factory=True,
-        host=how.host,
-        port=how.port,
-        workers=how.workers,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
         http=PatientProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",
-        timeout_worker_healthcheck=how.timeout,
+        timeout_worker_healthcheck=options.timeout,
     )
     try:
         socket = config.bind_socket()
-    except SystemExit as error:  # uvicorn has told why
-        raise RegistryError(f"cannot listen at {how.host}:{how.port}: choose another --port") from error
-    tell(f"version {version.number} ({version.stage}) answers at http://{how.host}:{how.port}/invocations")
+    except SystemExit as error:  # uvicorn has printed the reason
+        raise RegistryError(
+            f"cannot listen at {options.host}:{options.port}: choose another --port"
+        ) from error
+    tell(
+        f"version {version.number} ({version.stage}) answers at http://{options.host}:{options.port}/invocations"
+    )
     Multiprocess(config, sockets=[socket]).run()
 
 
-def _require_proof(project: Project, number: int) -> None:
-    """Raise where an audit of the version finds anything: what cannot be proven must not serve."""
+def _require_clean_audit(project: Project, number: int) -> None:
+    """Raise where an audit of the version has findings: only verified versions serve."""
     report = audit_project(project, str(number))
     if report.findings:
         first = report.findings[0]
@@ -140,41 +150,43 @@ def _token(path: Path) -> str:
 
 
 def application() -> Checked:
-    """Return the application of a worker, which uvicorn calls for; the model is loaded here."""
+    """Return the application of a worker, for uvicorn; loads the model."""
     import mlflow
     from mlflow.pyfunc import scoring_server
 
-    told = _told()
-    token = _token(Path(told["token_file"])) if "token_file" in told else ""
-    return Checked(scoring_server.init(mlflow.pyfunc.load_model(told["folder"])), told["max_bytes"], token)
+    settings = _worker_settings()
+    token = _token(Path(settings["token_file"])) if "token_file" in settings else ""
+    return Checked(
+        scoring_server.init(mlflow.pyfunc.load_model(settings["folder"])), settings["max_bytes"], token
+    )
 
 
 @cache
-def _told() -> dict[str, Any]:
-    """Return what this worker was told when it was started."""
-    told: dict[str, Any] = json.loads(os.environ[_SETTINGS])
-    return told
+def _worker_settings() -> dict[str, Any]:
+    """Return the settings of this worker, from the environment."""
+    settings: dict[str, Any] = json.loads(os.environ[_SETTINGS])
+    return settings
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP of one connection; it is closed where a request has not come whole after some seconds.
+    """The HTTP protocol of one connection, closed if a request is not complete after some seconds.
 
-    uvicorn itself waits for ever for the first line, and for a body that comes a byte a minute.
+    uvicorn itself waits for ever for the first line, and for a body that arrives a byte a minute.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Start the timer of the first request."""
         super().connection_made(transport)
         self._waiting: asyncio.TimerHandle | None = None
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come, and wait for the rest of a request that is not whole."""
+        """Process received bytes, and start or stop the timer."""
         super().data_received(data)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the timer."""
         self._stop()
         super().connection_lost(exc)
 
@@ -184,7 +196,7 @@ class PatientProtocol(H11Protocol):
         if self.conn.their_state not in (IDLE, SEND_BODY):
             self._stop()
         elif self._waiting is None:
-            self._waiting = self.loop.call_later(_told()["patience"], self.transport.close)
+            self._waiting = self.loop.call_later(_worker_settings()["patience"], self.transport.close)
 
     def _stop(self) -> None:
         if self._waiting is not None:
@@ -194,16 +206,16 @@ class PatientProtocol(H11Protocol):
 
 @dataclass(frozen=True)
 class Checked:
-    """MLflow's application, asked only for bodies that it can read.
+    """MLflow's application behind checks of headers and body.
 
     Attributes
     ----------
     app : callable
         An ASGI application.
     max_bytes : int
-        What a body may have.
+        Most bytes of a body.
     token : str
-        What requests for labels must bear; nothing where it is empty.
+        The bearer token that requests for labels need; empty for none.
     """
 
     app: Any
@@ -211,7 +223,7 @@ class Checked:
     token: str
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, or hand it on."""
+        """Refuse a request, or pass it on to MLflow."""
         if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -220,19 +232,19 @@ class Checked:
         if refusal is None:
             refusal, body, whole = await self._body(receive)
         if refusal is None and _media_type(headers) == "application/json":
-            refusal = await asyncio.to_thread(complaint, body)
+            refusal = await asyncio.to_thread(body_error, body)
         if refusal is not None:
             await _refuse(send, *refusal, None if whole else receive)
         else:
             await self.app(scope, _again(body, receive), send)
         if len(body) > _LARGE:
             del body
-            await asyncio.to_thread(give_back)
+            await asyncio.to_thread(release_memory)
 
     def _refused(self, headers: dict[bytes, bytes]) -> Answer | None:
-        """Return why a request is refused by its headers alone."""
-        borne = headers.get(b"authorization", b"")
-        if self.token and not hmac.compare_digest(borne, f"Bearer {self.token}".encode()):
+        """Return the refusal of a request by its headers, or None."""
+        authorization = headers.get(b"authorization", b"")
+        if self.token and not hmac.compare_digest(authorization, f"Bearer {self.token}".encode()):
             return 401, "a token is needed: send the header `Authorization: Bearer TOKEN`"
         if not _media_type(headers):
             return 400, (
@@ -250,7 +262,7 @@ class Checked:
         return 413, f"a body may have {self.max_bytes >> 20} MB: send fewer cells at a time"
 
     async def _body(self, receive: Any) -> tuple[Answer | None, bytes, bool]:
-        """Return why a body is refused, the body, and whether all that the client sends has come."""
+        """Return the refusal of a body or None, the body, and whether the request is complete."""
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -264,8 +276,8 @@ class Checked:
         return None, b"".join(parts), True
 
 
-def complaint(body: bytes) -> Answer | None:
-    """Return why a JSON body cannot be read as cells, or None; MLflow takes true for 1 without a word."""
+def body_error(body: bytes) -> Answer | None:
+    """Return why a JSON body cannot be read as cells, or None; MLflow would silently read true as 1."""
     try:
         document = json.loads(body)
     except RecursionError:
@@ -285,8 +297,8 @@ def complaint(body: bytes) -> Answer | None:
     return None
 
 
-def give_back() -> None:
-    """Hand memory that is no longer used back to the system, where the C library can."""
+def release_memory() -> None:
+    """Return unused memory to the system, where the C library can."""
     gc.collect()
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -299,7 +311,7 @@ def _media_type(headers: dict[bytes, bytes]) -> str:
 
 
 def _again(body: bytes, receive: Any) -> Callable[[], Any]:
-    """Return what hands on a body that has been read, and then what comes after it."""
+    """Return a receive function that replays a body, then receives further messages."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Any:
@@ -309,11 +321,11 @@ def _again(body: bytes, receive: Any) -> Callable[[], Any]:
 
 
 async def _refuse(send: Any, status: int, message: str, receive: Any | None) -> None:
-    """Answer with a refusal, and close; `receive` gives what the client is still sending.
+    """Send a refusal and close the connection; ``receive`` drains what the client is still sending.
 
-    The answer goes out at once, but the connection is closed only once the body has come to its end (or the
-    client's patience has): a connection closed on bytes that nobody read is reset, and what the client has
-    not yet read of the answer is lost with it (RFC 9112, section 9.6).
+    The answer is sent at once, but the connection is closed only after the whole body was read (or the timer
+    ran out): closing a connection with unread bytes resets it, and the client loses what it has not yet read
+    of the answer (RFC 9112, section 9.6).
     """
     code = {401: "UNAUTHENTICATED", 413: "RESOURCE_EXHAUSTED"}.get(status, "BAD_REQUEST")
     text = json.dumps({"error_code": code, "message": message}).encode()

@@ -1,4 +1,4 @@
-"""What a stage is trained on, from a project's files: a corpus, a task with its replayed cells, sums."""
+"""Build training inputs from a project's files: the pre-training corpus, a stage's task, and its sums."""
 
 from dataclasses import dataclass
 
@@ -39,10 +39,10 @@ def corpus(project: Project) -> Corpus:
     expression = first.expression_csr(list(split["cell_id"][split["set"] == "train"]))
     vocabulary = _vocabulary(project.panel, first.genes, np.diff(expression.tocsc().indptr), size.vocabulary)
     if config.backbone.gene_embedding is None:
-        place = {gene: i for i, gene in enumerate(first.genes)}
-        there = [column for column, gene in enumerate(vocabulary) if gene in place]
+        position = {gene: i for i, gene in enumerate(first.genes)}
+        known = [column for column, gene in enumerate(vocabulary) if gene in position]
         columns = np.zeros((expression.shape[0], len(vocabulary)), dtype=np.float32)
-        columns[:, there] = expression[:, [place[vocabulary[column]] for column in there]].toarray()
+        columns[:, known] = expression[:, [position[vocabulary[column]] for column in known]].toarray()
         embedding = embed_genes(columns, size.backbone.dim, config.seed)
     else:
         path = project.layout.root / config.backbone.gene_embedding
@@ -56,19 +56,19 @@ def corpus(project: Project) -> Corpus:
     )
 
 
-def lesson(
+def stage_task(
     project: Project, stage: str, bank_size: int, genes: tuple[str, ...] | None = None
 ) -> tuple[Lesson, Past]:
-    """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone.
+    """Return the task of ``stage`` and the parent state, which is read from the parent's model folder alone.
 
-    Cells of the past were stored over the parent's panel: genes that this stage adds count as zero in them.
+    Bank and probe cells were stored over the parent's panel: genes that this stage adds are zero in them.
 
     Parameters
     ----------
     bank_size
-        L: how many cells of the parent's bank are replayed at most.
+        L: most cells of the parent's bank that are replayed.
     genes
-        The panel that the stage was learned with; by default its parent's and the genes that it is to add.
+        The panel of the stage; by default its parent's panel and the genes that the stage adds.
     """
     config, name = project.config, project.config.stages[stage].parent
     folder = project.layout.model(name)
@@ -76,11 +76,11 @@ def lesson(
     parent: Backbone | Annotator
     if name == BACKBONE:
         genes = tuple(project.panel)
-        parent, past = Backbone.load(folder / "model"), Past.none(len(genes))
+        parent, parent_state = Backbone.load(folder / "model"), Past.none(len(genes))
     else:
         parent = Annotator.load(folder / "model")
         genes = genes or _grown_panel(project, stage, parent.genes)
-        past = Past.load(folder, parent.genes, config).widened(len(genes))
+        parent_state = Past.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
     train, validation = project.cells(stage, "train", genes), project.cells(stage, "validation", genes)
     task = Lesson(
@@ -90,81 +90,78 @@ def lesson(
         new_labels=tuple(label for label in train.types if label not in old),
         train=train,
         validation=validation,
-        replay=cut(past.bank, bank_size, max(1, len(old))).cells,
-        probe=past.probe.cells,
+        replay=cut(parent_state.bank, bank_size, max(1, len(old))).cells,
+        probe=parent_state.probe.cells,
         seed=config.seed,
     )
-    return task, past
+    return task, parent_state
 
 
 @dataclass(frozen=True, eq=False)
-class ExactLesson:
-    """What a stage is learned from by sums alone.
+class SumsTask:
+    """The task of a stage that is learned by sums alone.
 
-    ``labels`` and ``genes`` are those that the stage ends with, ``past`` the parent's probe, ``sums`` those
-    of all stages, its own among them, and ``batches`` its own by batch.
+    ``labels`` and ``genes`` are those of the stage's model, ``parent_state`` holds the parent's probe,
+    ``sums`` those of all stages up to this one, and ``batches`` its own by batch.
     """
 
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     validation: LabelledCells
-    past: Past
+    parent_state: Past
     sums: StageSums
     batches: Sums | None
 
 
-def exact_lesson(project: Project, stage: str) -> ExactLesson:
-    """Return what ``stage`` is learned from by sums; of the past it needs the parent's model folder alone.
+def sums_task(project: Project, stage: str) -> SumsTask:
+    """Return the task of ``stage`` by sums; earlier stages enter by the parent's model folder alone.
 
     Raises
     ------
     TrainingError
-        If the parent keeps no sums: its types would be forgotten.
+        If the parent keeps no sums: its types would be lost.
     """
     config, name = project.config, project.config.stages[stage].parent
     folder, no_labels = project.layout.model(name), tuple[str, ...]()
     before = parent_sums(project, stage)
     if name != BACKBONE and before is None:
         raise TrainingError(
-            f"stage {stage!r} is to be learned by sums alone, but its parent {name!r} keeps none, so all "
-            f"that it knows would be forgotten: add them first (`canal sums backfill {name}`), or set "
+            f"stage {stage!r} is to be learned by sums alone, but its parent {name!r} keeps no sums, so the "
+            f"parent's types would be lost: add its sums first (`canal sums backfill {name}`), or set "
             f"stages.{stage}.continual.method: combined"
         )
     if name == BACKBONE:
         genes, old = tuple(project.panel), no_labels
-        past = Past.none(len(genes))
+        parent_state = Past.none(len(genes))
     else:
         own = read_names(folder / "model", GENES)
         genes, old = _grown_panel(project, stage, own), read_names(folder / "model", LABELS)
-        past = Past.load(folder, own, config).widened(len(genes))
+        parent_state = Past.load(folder, own, config).widened(len(genes))
     sums, batches = stage_sums(project, stage, genes, before)
     new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
     validation = project.cells(stage, "validation", genes)
-    return ExactLesson((*old, *new), genes, validation, past, sums, batches)
+    return SumsTask((*old, *new), genes, validation, parent_state, sums, batches)
 
 
 def stage_sums(
     project: Project, stage: str, genes: tuple[str, ...], parent: StageSums | None
 ) -> tuple[StageSums, Sums | None]:
-    """Return the sums of a lineage with those of ``stage`` added, and the stage's own by batch.
+    """Return the sums of a lineage with those of ``stage`` added, and the stage's own sums by batch.
 
     Parameters
     ----------
     genes
-        The panel that the stage is learned with.
+        The panel of the stage.
     parent
-        The sums of the stages before; None where they begin here, on a basis of the panel.
+        The sums of earlier stages; None to start sums here, on a basis of the panel.
     """
     known = parent or StageSums(first_basis(project, stage, genes))
-    own, batches, missing = added_up(project, stage, known.basis)
+    own, batches, missing = add_up_stage(project, stage, known.basis)
     return known.plus(stage, own, missing), batches
 
 
 def first_basis(project: Project, stage: str, genes: tuple[str, ...]) -> Basis:
-    """Return the basis of sums that begin at ``stage``: its panel, and whose cells chose that.
-
-    Where another lineage's was adopted, it is that one.
-    """
+    """Return the basis of sums that start at ``stage``: the adopted basis, else one of the stage's panel."""
     if (adopted := adopted_basis(project)) is not None:
         return adopted
     seen = dict.fromkeys((project.config.root_stage, stage))
@@ -173,11 +170,11 @@ def first_basis(project: Project, stage: str, genes: tuple[str, ...]) -> Basis:
     return Basis(genes, chosen if grown else {project.config.root_stage: chosen[project.config.root_stage]})
 
 
-def added_up(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums | None, tuple[str, ...]]:
-    """Return the sums of a stage's cells, those by batch where they are kept, and the genes its file lacks.
+def add_up_stage(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums | None, tuple[str, ...]]:
+    """Return the sums of a stage's cells, the sums by batch where kept, and the genes that its file lacks.
 
-    Added are all training cells of its split, those in reserve, too. They are read in chunks; types of the
-    sums by batch are JSON lists of batch and type.
+    All training cells of the split are summed, including those in reserve. Cells are read in chunks; types of
+    the sums by batch are JSON lists of batch and type.
     """
     split, cells = project.split(stage), project.prepared(stage)
     learned = split[split["set"].isin(SUMMED)]
@@ -186,13 +183,13 @@ def added_up(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums | N
     names = [batch_and_type(*pair) for pair in pairs] if by_batch else list(learned["cell_type"])
     types = dict(zip(learned["cell_id"], names, strict=True))
     chunks = cells.chunks(list(types), basis.genes)
-    found = add_up(basis, ((expression, [types[one] for one in ids]) for ids, expression in chunks))
+    sums = add_up(basis, ((expression, [types[one] for one in ids]) for ids, expression in chunks))
     missing = cells.missing(basis.genes)
-    return (by_type(found), found, missing) if by_batch else (found, None, missing)
+    return (by_type(sums), sums, missing) if by_batch else (sums, None, missing)
 
 
 def parent_sums(project: Project, stage: str) -> StageSums | None:
-    """Return the sums that a stage's parent keeps; None where it keeps none."""
+    """Return the sums of a stage's parent, or None."""
     name = project.config.stages[stage].parent
     if name == BACKBONE:
         return None
@@ -200,12 +197,12 @@ def parent_sums(project: Project, stage: str) -> StageSums | None:
 
 
 def _fits(size: int, rows: int, most_mb: float) -> bool:
-    """Whether sums of so many features and rows take at most so many megabytes."""
+    """Whether sums of ``size`` features and ``rows`` rows take at most ``most_mb`` megabytes."""
     return rows * size * (size + 3) * 4 <= most_mb * 1e6
 
 
 def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the panel that a stage is learned with: its parent's ``genes``, then those that it adds.
+    """Return the panel of a stage: its parent's ``genes``, then the genes that the stage adds.
 
     Raises
     ------
@@ -215,9 +212,9 @@ def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[
     panel, config = project.panel, project.config
     if list(genes[: len(panel)]) != panel:
         raise TrainingError(
-            f"stage {stage}: panel.json ({len(panel)} genes) is not what the panel of its parent "
-            f"{config.stages[stage].parent} ({len(genes)} genes) begins with; a lineage keeps one panel: "
-            "run `dvc repro --force panel`, which restores it"
+            f"stage {stage}: the panel of its parent {config.stages[stage].parent} ({len(genes)} genes) does "
+            f"not start with panel.json ({len(panel)} genes), but a lineage keeps one panel: run `dvc repro "
+            "--force panel`, which restores panel.json"
         )
     grow = config.stages[stage].panel.grow
     if not grow:
@@ -227,15 +224,15 @@ def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[
 
 
 def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int) -> tuple[str, ...]:
-    """Return the panel, then other genes by the number of cells that express them."""
+    """Return the panel, followed by other genes in order of the number of cells that express them."""
     known = set(panel)
     order = np.argsort(-cells, kind="stable")
     others = [genes[i] for i in order if genes[i] not in known and cells[i] > 0]
     return (*panel, *others[: max(0, size - len(panel))])
 
 
-def features_kept(project: Project) -> Hooks:
-    """Return hooks that name where the project's trainings keep frozen features, and how they compute."""
+def training_hooks(project: Project) -> Hooks:
+    """Return hooks with the project's feature cache, device and precision."""
     compute = project.config.compute
     return Hooks(
         cache_dir=project.layout.features,

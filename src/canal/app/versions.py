@@ -1,6 +1,6 @@
-"""The versions of a project: listed, shown, registered, rebuilt, exported, imported, drawn on one page.
+"""`canal versions`, `show`, `registry`, `export`, `import`, `report`: the registered versions of a project.
 
-And what the ledger says of a version for ever: who let it serve, why, past which rules; who retired it.
+Each version comes with the ledger's decisions: who promoted or retired it, why, and with which overrides.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ Document = dict[str, Any]
 
 
 def version_rows(project: Project) -> list[Document]:
-    """Return one row a ready version, oldest first: number, stage, aliases, figures, parent, key, standing.
+    """Return a row for each ready version, oldest first: number, aliases, metrics, parent, key, decisions.
 
     Raises
     ------
     LedgerError
-        If the ledger does not hold: what it says of a version would not be the truth.
+        If the ledger is not valid: its decisions could not be trusted.
     """
     entries = ledger_of(project.store).entries()
     return [_row(project, version, entries) for version in project.store.versions() if version.ready]
@@ -49,7 +49,7 @@ def version_view(project: Project, wanted: str) -> Document:
     Raises
     ------
     RegistryError
-        If there is no such ready version, or the ledger does not hold.
+        If there is no such ready version, or the ledger is not valid.
     """
     version = project.store.version(wanted)
     entries = ledger_of(project.store).entries()
@@ -77,7 +77,7 @@ def version_view(project: Project, wanted: str) -> Document:
 
 
 def evaluations(project: Project) -> list[Document]:
-    """Return evaluation.json of every stage in params.yaml that was measured, oldest first."""
+    """Return evaluation.json of every evaluated stage in params.yaml, oldest first."""
     paths = [project.layout.metrics(stage) / "evaluation.json" for stage in project.config.stages]
     return [read_json(path) for path in paths if path.is_file()]
 
@@ -93,28 +93,29 @@ def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Docume
         "types": types,
         "parent": int(version.parent) if version.parent and parent_stage != BACKBONE else None,
         "key": version.key,
-        **standing(entries, version),
+        **decisions(entries, version),
     }
 
 
 def _numbers(project: Project, version: Version) -> tuple[float | None, float | None, int, str]:
     """Return accuracy on the own stage, average, number of types and parent stage of a version.
 
-    They are read from its files where these lie on this disk, else from its tags: a list of versions fetches
-    none of them whole.
+    They are read from its files where those are on this disk, else from its tags, so that listing versions
+    does not download them.
     """
-    told = version.figures
-    if len(told) == len(FIGURES) and project.store.local_artifacts(version) is None:
+    figures = version.figures
+    if len(figures) == len(FIGURES) and project.store.local_artifacts(version) is None:
         try:
-            numbers = [float(told[name]) if told[name] else None for name in FIGURES[:2]]
-            return numbers[0], numbers[1], int(told["types"]), told["parent_stage"]
+            numbers = [float(figures[name]) if figures[name] else None for name in FIGURES[:2]]
+            return numbers[0], numbers[1], int(figures["types"]), figures["parent_stage"]
         except ValueError:
-            pass  # somebody changed a tag; the files know
+            pass  # a tag was edited: read the files
     folder = project.store.artifacts(version)
     path = folder / "metrics" / "evaluation.json"
     if not path.is_file():
         raise RegistryError(
-            f"version {version.number} holds no metrics/evaluation.json; its artifacts are damaged"
+            f"version {version.number} has no metrics/evaluation.json: its artifacts are damaged; run `canal "
+            f"audit {version.number}`"
         )
     evaluation = read_json(path)
     parent = read_key(folder)["request"]["parent"]["stage"]
@@ -122,22 +123,22 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
 
 
-def standing(entries: Sequence[Entry], version: Version) -> Document:
-    """Return what was decided about a version, oldest first, as a JSON document.
+def decisions(entries: Sequence[Entry], version: Version) -> Document:
+    """Return the decisions about a version, oldest first, as a JSON document.
 
-    ``served`` holds each promotion and rollback to it, with the rules that were overridden; ``overrides`` all
-    rules that ever were; ``retirement`` who retired it and why, or None. A version is found by its key: it
-    keeps what was decided about it where a rebuilt registry gave it another number.
+    ``served`` holds each promotion and rollback to the version, with the overridden rules; ``overrides`` all
+    rules that were ever overridden; ``retirement`` who retired it and why, or None. Entries are found by the
+    version's key, since a rebuilt registry may give it another number.
     """
     mine = [
         entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
     ]
     served = [
-        {**_decided(entry), "overrides": list(entry.document["details"].get("overrides", ()))}
+        {**_decision(entry), "overrides": list(entry.document["details"].get("overrides", ()))}
         for entry in mine
         if entry.kind in ("promote", "rollback")
     ]
-    retired = [_decided(entry) for entry in mine if entry.kind == "retire"]
+    retired = [_decision(entry) for entry in mine if entry.kind == "retire"]
     return {
         "served": served,
         "overrides": sorted({rule for one in served for rule in one["overrides"]}),
@@ -146,7 +147,7 @@ def standing(entries: Sequence[Entry], version: Version) -> Document:
     }
 
 
-def _decided(entry: Entry) -> Document:
+def _decision(entry: Entry) -> Document:
     document = entry.document
     return {
         "entry": entry.seq,
@@ -158,20 +159,22 @@ def _decided(entry: Entry) -> Document:
 
 
 def registry_sync(project: Project, sign: Sign | None = None, made_in: Layout | None = None) -> Synced:
-    """Register every finished stage that the registry does not know; ``sign`` signs the ledger's entries.
+    """Register every finished stage that is not registered; ``sign`` signs the ledger's entries.
 
-    Stages lie in the project's folder, or in that of ``made_in``.
+    Stages are read from the project's folder, or from that of ``made_in``.
 
-    A store without versions beside a ledger that names some was lost, or never came along to this clone: it
-    is made again first, with the numbers and aliases that the ledger has; a rebuilding that was interrupted
-    is gone on with. A store that came from another folder is told where its files lie now.
+    A store without versions, beside a ledger that names some, was lost or is missing in this clone: it is
+    rebuilt first, with the ledger's numbers and aliases; an interrupted rebuilding is resumed. The paths in a
+    store that was copied from another folder are updated.
     """
     moved = project.store.settle()
-    wishes = _wishes(project, None, "the store had no versions, or not all of them", sign=sign)
-    if rebuilt := rebuild_lost(project.store, wishes, _figures_for(project)):
+    options = _rebuild_options(project, None, "the store had no versions, or not all of them", sign=sign)
+    if rebuilt := rebuild_lost(project.store, options, _figures_for(project)):
         return Synced(rebuilt.made, (), moved)
     layout = made_in or project.layout
-    synced = sync(project.store, layout, project.config, lambda stage: _drawn(project, stage, layout), sign)
+    synced = sync(
+        project.store, layout, project.config, lambda stage: _figures_folder(project, stage, layout), sign
+    )
     return replace(synced, moved=moved)
 
 
@@ -183,24 +186,26 @@ def registry_rebuild(
     without: Sequence[int] = (),
     sign: Sign | None = None,
 ) -> Rebuilt:
-    """Make a lost registry again; see `canal.registry.versions.rebuild`.
+    """Rebuild a lost registry; see `canal.registry.versions.rebuild`.
 
     Parameters
     ----------
     by, why
         Who and why, for the ledger; by default this user, since the store was lost.
     also
-        Other project folders whose models/ and metrics/ are looked through.
+        Other project folders whose models/ and metrics/ are searched.
     without
-        Numbers of versions that are given up.
+        Numbers of versions to give up.
     sign
         Signs the ledger's entries.
     """
-    return rebuild(project.store, _wishes(project, by, why, also, without, sign), _figures_for(project))
+    return rebuild(
+        project.store, _rebuild_options(project, by, why, also, without, sign), _figures_for(project)
+    )
 
 
-def _drawn(project: Project, stage: str, made_in: Layout | None = None) -> Path:
-    """Return the folder of a stage's figures; they are drawn where evaluate did not run on this machine."""
+def _figures_folder(project: Project, stage: str, made_in: Layout | None = None) -> Path:
+    """Return the folder of a stage's figures; they are drawn if `evaluate` did not run on this machine."""
     layout = made_in or project.layout
     folder = project.layout.figures(key_digest(layout.model(stage)))
     if not folder.is_dir():
@@ -209,7 +214,7 @@ def _drawn(project: Project, stage: str, made_in: Layout | None = None) -> Path:
     return folder
 
 
-def _wishes(
+def _rebuild_options(
     project: Project,
     by: str | None,
     why: str | None,
@@ -219,24 +224,24 @@ def _wishes(
 ) -> Wishes:
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
-        raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
+        raise RegistryError(f"--also {missing[0]}: no folder models/ in it; give a project folder")
     return Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
 
 
 def _figures_for(project: Project) -> DrawFigures:
-    return lambda layout, stage: _drawn(project, stage, layout)
+    return lambda layout, stage: _figures_folder(project, stage, layout)
 
 
 def write_page(project: Project, output: Path) -> Path:
-    """Write one offline page of the run with its figures into a folder; return its path.
+    """Write the offline HTML report of the run into a folder; return its path.
 
     Raises
     ------
     CanalError
-        If no stage was measured yet.
+        If no stage has been evaluated.
     """
     stages = collect(project.layout, list(project.config.stages), version_rows(project))
     if not stages:
-        raise CanalError("nothing is measured yet; run `make run` first")
+        raise CanalError("no stage has been evaluated yet; run `make run` first")
     title = project.config.registry.model
     return write_report(stages, output / "index.html", title, backbone_history(project.layout))

@@ -1,4 +1,4 @@
-"""Commands about cells: annotate, validate, novel, explain, who; and serve, which labels them over HTTP."""
+"""Commands that read cells: annotate, validate, novel, explain, who, and serve (annotation over HTTP)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Root, note, opened, show_result
+from canal.cli.parsing import AsJson, Root, note, open_project, show_result
 from canal.core.errors import CanalError
 from canal.report.cell_tables import explanation_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
-from canal.report.terminal import annotation_table, cells_told
+from canal.report.terminal import annotation_table, cells_progress
 
 
 def add_to(to: typer.Typer) -> None:
@@ -79,7 +79,7 @@ def annotate(
 ) -> None:
     """Label the cells of a file: type, confidence, novelty; a cell of no known type is "Unassigned"."""
     if use_raw and layer != "X":
-        raise CanalError(f"--use-raw is --layer raw, but --layer {layer} was given, too: leave one out")
+        raise CanalError(f"--use-raw means --layer raw, but --layer {layer} was also given: leave one out")
     options = app.annotating.Options(
         layer="raw" if use_raw else layer,
         values=values,
@@ -97,9 +97,9 @@ def annotate(
         effort=effort,
     )
     app.annotating.use_machine(threads, options, note)
-    with cells_told() as on_cells:
+    with cells_progress() as on_cells:
         summary = app.annotating.annotate_file(
-            source, output, options, model, app.annotating.Listeners(note, on_cells), root
+            source, output, options, model, app.annotating.Callbacks(note, on_cells), root
         )
     if as_json:
         show_result(summary.to_json(), as_json)
@@ -125,7 +125,7 @@ def validate(
 File = Annotated[
     Path, typer.Argument(metavar="LABELLED.h5ad", help="What `canal annotate` wrote; .zarr, too.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of whatever is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random samples.")]
 GeneMap = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Aliases = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Orthologs = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
@@ -158,14 +158,11 @@ def novel(
 ) -> None:
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    wishes = app.discovering.Wishes(
-        batch, min_cells, resolution, seed, top, naming, app.discovering.Machine(chunk_cells, device)
+    options = app.discovering.GroupingOptions(
+        batch, min_cells, resolution, seed, top, naming, app.discovering.ComputeOptions(chunk_cells, device)
     )
-    found = app.discovering.novel(file, output, wishes, overwrite, note, root)
-    if as_json:
-        show_result(found.to_json(), as_json)
-    else:
-        show_result(novel_table(found.to_json()), as_json=False)
+    groups = app.discovering.novel(file, output, options, overwrite, note, root).to_json()
+    show_result(groups if as_json else novel_table(groups), as_json)
     if output is not None:
         note(
             f"wrote {output}: fill in the column cell_type of the groups that you know, then "
@@ -178,8 +175,8 @@ def explain(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A CSV file of types and genes.")
     ] = None,
-    cells: Annotated[int, typer.Option(min=1, help="Cells of a type that are looked at, at most.")] = 100,
-    top: Annotated[int, typer.Option(min=1, help="Genes told of a type.")] = 20,
+    cells: Annotated[int, typer.Option(min=1, help="Most cells sampled for a type.")] = 100,
+    top: Annotated[int, typer.Option(min=1, help="Most genes shown for a type.")] = 20,
     seed: Seed = 0,
     gene_map: GeneMap = None,
     aliases: Aliases = None,
@@ -189,14 +186,13 @@ def explain(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show for each type in a labelled file the genes that carry it: gradient times input, averaged."""
+    """Show the marker genes of each cell type in a labelled file: gradient times input, averaged."""
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    asked = app.discovering.Asked(cells, top, seed, naming, chunk_cells)
-    found = [one.to_json() for one in app.discovering.explain(file, output, asked, overwrite, note, root)]
-    if as_json:
-        show_result(found, as_json)
-    else:
-        show_result(explanation_table(found), as_json=False)
+    options = app.discovering.ExplainOptions(cells, top, seed, naming, chunk_cells)
+    explanations = [
+        one.to_json() for one in app.discovering.explain(file, output, options, overwrite, note, root)
+    ]
+    show_result(explanations if as_json else explanation_table(explanations), as_json)
     if output is not None:
         note(f"wrote {output}")
 
@@ -209,7 +205,7 @@ def who(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which version labelled a file, when and how; and, in a project, how that version stands today."""
+    """Show which version labelled a file, when and how, and its present status in the registry."""
     document = app.annotating.who(file, root)
     show_result(document if as_json else who_group(document), as_json)
 
@@ -224,13 +220,13 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where on that machine.")] = 5001,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds an answer may take.")] = 60,
-    patience: Annotated[int, typer.Option(min=1, help="Seconds in which a request must have come.")] = 60,
+    patience: Annotated[int, typer.Option(min=1, help="Seconds in which a request must be complete.")] = 60,
     max_mb: Annotated[int, typer.Option(min=1, help="Megabytes a request may have.")] = 64,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with a token that requests must bear.", dir_okay=False)
+        Path | None, typer.Option(help="File with a bearer token that requests need.", dir_okay=False)
     ] = None,
     root: Root = None,
 ) -> None:
-    """Answer cells over HTTP with the labels of `canal annotate`, after an audit of the version."""
-    how = app.serving.Serving(host, port, workers, timeout, patience, max_mb, token_file)
-    app.serving.serve(opened(root), version, how)
+    """Serve the labels of `canal annotate` over HTTP, after an audit of the version."""
+    how = app.serving.ServeOptions(host, port, workers, timeout, patience, max_mb, token_file)
+    app.serving.serve(open_project(root), version, how)

@@ -1,4 +1,4 @@
-"""Commands that prove: ledger, anchors, keys, audit, schema; export and import carry the proof elsewhere."""
+"""Commands about provenance: ledger, keys, audit, schema, and export and import of a version's bundle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import SigningError
 from canal.report.registry_tables import audit_report, ledger_table, reproduction_report
 
@@ -45,7 +45,7 @@ def ledger(
         ),
     ] = False,
     catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="Bring what the tracking server has and this folder has not.")
+        bool, typer.Option("--catch-up", help="Fetch entries that only the tracking server has.")
     ] = False,
     root: Root = None,
     as_json: AsJson = False,
@@ -54,9 +54,9 @@ def ledger(
     if context.invoked_subcommand is not None:
         return
 
-    project = opened(root)
+    project = open_project(root)
     if catch_up:
-        note(f"{app.auditing.brought(project)} entries brought from {project.store.shown}")
+        note(f"fetched {app.auditing.fetch_entries(project)} entries from {project.store.shown}")
     if verify:
         _verify(project, as_json)
         return
@@ -77,7 +77,7 @@ def anchor(
     Signed by git where user.signingKey is configured, or with --sign; audit compares the ledger with it.
     """
     key = None if sign is None else app.auditing.open_key(sign)
-    made = app.auditing.anchor_ledger(opened(root), by, key)
+    made = app.auditing.anchor_ledger(open_project(root), by, key)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -160,7 +160,7 @@ def add(
 
 
 def show_line(line: str) -> None:
-    """Print a line as it is: it is to be copied, so it is never folded or coloured."""
+    """Print a line to be copied: never wrapped or coloured."""
     typer.echo(line)
 
 
@@ -174,11 +174,11 @@ def audit(
     reproduce: Annotated[
         bool,
         typer.Option(
-            "--reproduce", help="Learn the version again in a scratch folder, and compare the bits."
+            "--reproduce", help="Train the version again in a scratch folder, and compare the bits."
         ),
     ] = False,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Add up each stage's sums again, where its cells are there.")
+        bool, typer.Option("--recompute", help="Recompute each stage's sums, where its cells are available.")
     ] = False,
     require_signed: Annotated[
         Path | None,
@@ -190,8 +190,8 @@ def audit(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute everything that was registered, and name what does not hold; exit code 1 if anything."""
-    project = opened(root)
+    """Verify everything that was registered, and list findings; exit code 1 if there are any."""
+    project = open_project(root)
     if reproduce and version is None:
         raise typer.BadParameter("--reproduce needs the number or alias of one version")
     report = app.auditing.audit_project(project, None if everything else version, require_signed, recompute)
@@ -223,29 +223,29 @@ def export_version(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version, with the proof of where it comes from, into one file for another team."""
-    made = app.versions.export_parcel(opened(root).store, version, output, overwrite)
+    """Write a version with its provenance into one file, for another team."""
+    made = app.versions.export_parcel(open_project(root).store, version, output, overwrite)
     if as_json:
         show_result(made.to_json(), as_json)
         return
     note(f"wrote {made.path}: {made.files} files, {made.size / 1e6:.1f} MB, sha256 {made.sha256}")
-    note("whoever imports it should get that sha256 from you by another way")
+    note("send that sha256 to whoever imports the file, by another channel than the file")
 
 
 def import_version(
-    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `canal export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="A file that `canal export` wrote.")],
     sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version that was learned elsewhere, after everything in the file is proven."""
+    """Register a version that was learned elsewhere, after verifying everything in the file."""
     signed = signer(sign)
-    imported = app.versions.import_parcel(opened(root).store, file, signed)
+    imported = app.versions.import_parcel(open_project(root).store, file, signed)
     if as_json:
         show_result(imported.to_json(), as_json)
         return
     version = imported.version
     name = f"{version.model} {version.number} ({version.stage})"
-    note(f"registered {name}" if imported.made else f"nothing to do: it is registered as {name}")
+    note(f"registered {name}" if imported.made else f"nothing to do: already registered as {name}")
     for line in imported.notes:
         note(line)

@@ -1,4 +1,4 @@
-"""Options that many commands share, and how a command says what it found."""
+"""Options that several commands share, and functions that print results and notes."""
 
 import json
 import sys
@@ -43,17 +43,17 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
 
 
 def note(line: str) -> None:
-    """Tell the person at the terminal something that is not the result."""
+    """Print a message that is not the result, to the error stream."""
     tell(line)
 
 
-def opened(root: Path | None) -> "Project":
+def open_project(root: Path | None) -> "Project":
     """Return the project in ``root``; by default the one in the working directory."""
     return app.project.Project.open(root)
 
 
 def signer(key: Path | None, by: str | None = None) -> "Sign | None":
-    """Return what signs the entries that name ``by`` (None: those of sync); None where no key is given."""
+    """Return a function that signs the entries of ``by`` (None: those of sync); None without a key."""
     if key is None:
         return None
 

@@ -1,4 +1,4 @@
-"""The command line: read arguments, call one function of the API, print what it says."""
+"""The command line's entry point `main`, and the commands versions, show, registry and report."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -7,7 +7,7 @@ import typer
 
 from canal import app
 from canal.cli import cells_commands, ledger_commands, stages_commands, versions_commands
-from canal.cli.parsing import AsJson, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
 from canal.report.registry_tables import rebuilt_table, rebuilt_view
@@ -29,7 +29,7 @@ command_line.add_typer(registry_app, name="registry")
 
 
 def main() -> NoReturn:
-    """Run the command line; an error made for people is one message and exit code 1."""
+    """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
     code = 0
     try:
@@ -38,10 +38,10 @@ def main() -> NoReturn:
         tell(f"canal: {error}")
         code = 1
     except OSError as error:
-        said = system_refusal(error)
-        if said is None:
+        message = system_refusal(error)
+        if message is None:
             raise
-        tell(f"canal: {said}")
+        tell(f"canal: {message}")
         code = 1
     except KeyboardInterrupt:
         tell("canal: interrupted")
@@ -53,8 +53,8 @@ def main() -> NoReturn:
 
 @command_line.command(epilog="Example: canal versions --json | jq '.[].stage'")
 def versions(root: Root = None, as_json: AsJson = False) -> None:
-    """List the registered versions with their aliases and figures."""
-    rows = app.versions.version_rows(opened(root))
+    """List the registered versions with their aliases and metrics."""
+    rows = app.versions.version_rows(open_project(root))
     show_result(rows if as_json else versions_table(rows), as_json)
 
 
@@ -64,19 +64,19 @@ def show(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version: where it comes from, what it learned, how it does."""
-    view = app.versions.version_view(opened(root), version)
+    """Show one version: its provenance, cell types and metrics."""
+    view = app.versions.version_view(open_project(root), version)
     show_result(view if as_json else version_panel(view), as_json)
 
 
 @registry_app.command("sync", epilog="Example: canal registry sync")
 def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Register every finished stage that the registry does not know, and show where the lineage stands."""
+    """Register every finished stage that is not registered yet, and show the state of the lineage."""
     signed = signer(sign)
-    project = opened(root)
+    project = open_project(root)
     synced = app.versions.registry_sync(project, signed)
     if synced.moved:
-        note(f"this project was moved or copied: {synced.moved} paths in mlflow.db name this folder now")
+        note(f"this project was moved or copied: updated {synced.moved} paths in mlflow.db to this folder")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
     note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = app.versions.version_rows(project), app.versions.evaluations(project)
@@ -106,10 +106,10 @@ def registry_rebuild(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a lost MLflow store again from models and ledger: same numbers, keys, aliases."""
+    """Rebuild a lost MLflow store from models and ledger: same numbers, keys, aliases."""
     signed = signer(sign, by)
     view = rebuilt_view(
-        app.versions.registry_rebuild(opened(root), by, why, also or (), without or (), signed)
+        app.versions.registry_rebuild(open_project(root), by, why, also or (), without or (), signed)
     )
     show_result(view if as_json else rebuilt_table(view), as_json)
     note("next: canal audit, then commit ledger.jsonl")
@@ -120,8 +120,8 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html.")] = Path("report"),
     root: Root = None,
 ) -> None:
-    """Write one offline HTML page of the run with its figures."""
-    note(f"wrote {app.versions.write_page(opened(root), output)}")
+    """Write the offline HTML report of the run, with its figures."""
+    note(f"wrote {app.versions.write_page(open_project(root), output)}")
 
 
 if __name__ == "__main__":

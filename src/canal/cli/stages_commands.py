@@ -1,4 +1,4 @@
-"""Commands about what is learned: stage, tune, sums, basis, backbone."""
+"""Commands about training: stage, tune, sums, basis, backbone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import ConfigError
 from canal.report.registry_tables import verdict_table
 from canal.report.study_figures import front_rows, tuning_table
@@ -71,10 +71,10 @@ def add(
     min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
     parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="λ and L from params.yaml, though it has a section tuning.")
+        bool, typer.Option("--fixed", help="Do not tune: take λ and L from params.yaml.")
     ] = False,
     grow: Annotated[
-        int, typer.Option(min=0, help="Genes that it may add to its parent's panel; docs/panel.md.")
+        int, typer.Option(min=0, help="Most genes added to the parent's panel; docs/panel.md.")
     ] = 0,
     commit: Commit = False,
     root: Root = None,
@@ -92,8 +92,8 @@ def add(
     else:
         _refuse_options_of_a_file(of_file)
         naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-        wish = app.discovering.FromNovel(from_novel, file, naming, parent, fixed, min_genes, grow)
-        addition = app.discovering.propose_from_novel(name, wish, root)
+        options = app.discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
+        addition = app.discovering.propose_from_novel(name, options, root)
     show_result(verdict_table(addition.verdict), as_json=False)
     app.declaring.add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
@@ -105,45 +105,45 @@ def relearn(
     root: Root = None,
 ) -> None:
     """Start a new branch of the lineage from this stage on; old versions stay as they are."""
-    touched = app.declaring.relearn(name, commit, root)
-    note(f"new branch for {', '.join(touched)}; `make run` learns them, old versions stay")
+    relearned = app.declaring.relearn(name, commit, root)
+    note(f"new branch for {', '.join(relearned)}; `make run` learns them, old versions stay")
 
 
-def _of_file(name: str, file: Path | None, wishes: dict[str, Any], place: dict[str, Any]) -> "Addition":
-    if file is None or wishes["values"] is None:
+def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[str, Any]) -> "Addition":
+    if file is None or options["values"] is None:
         missing = "" if file is None else f"; --values, the units of {file}, is missing"
         raise ConfigError(
-            "a stage is made from --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or from "
-            f"--from-novel SHEET.csv: give one of both{missing}"
+            "a stage needs --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or --from-novel "
+            f"SHEET.csv: give one of the two{missing}"
         )
-    label_map = wishes.pop("label_map")
-    declared = {**wishes, "label": wishes["label"] or "cell_type", "layer": wishes["layer"] or "X"}
+    label_map = options.pop("label_map")
+    declared = {**options, "label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
     source = app.declaring.declare(file, declared, label_map, place["root"])
     given = source.get("label_map")
     if trimmed := app.declaring.trimmed_labels(file, declared["label"], given):
         source["label_map"] = (given or {}) | trimmed
     if blank := [label for label in trimmed if label != label.strip()]:
         examples = ", ".join(map(repr, blank[:5]))
-        note(f"{len(blank)} labels have blanks at their ends ({examples}): label_map maps them without")
+        note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
     return app.declaring.propose_stage(name, source, **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
-    if found := [name for name, value in given.items() if value is not None]:
+    if names := [name for name, value in given.items() if value is not None]:
         options = ", ".join(
-            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in found
+            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in names
         )
         raise ConfigError(
-            f"--from-novel reads the cells as they were read when they were labelled: leave out {options}"
+            f"--from-novel reads the cells with the options that they were labelled with: leave out {options}"
         )
 
 
-StageName = Annotated[str, typer.Argument(help="A stage that stands in finetune.tuned.")]
+StageName = Annotated[str, typer.Argument(help="A stage in finetune.tuned.")]
 
 
 def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
-    """Show the trials that no other one beats, the published point and what was chosen."""
-    document = app.declaring.tuned_document(opened(root), stage)
+    """Show the Pareto-optimal trials, the published point and the choice."""
+    document = app.declaring.tuned_document(open_project(root), stage)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
 
@@ -156,11 +156,11 @@ def run(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage's study ahead of `make run`, which then finds its trials done; nothing is learned."""
-    document = app.choosing.choose(opened(root), stage, app.choosing.watch_trials, jobs)
+    """Run a stage's study ahead of `make run`, which then reuses its trials; no stage is learned."""
+    document = app.choosing.choose(open_project(root), stage, app.choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
-    note("next: make run, which takes these trials and learns the stage")
+    note("next: make run, which reuses these trials and learns the stage")
 
 
 def backfill(
@@ -169,16 +169,16 @@ def backfill(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a version of a stage with sums of its cells and its network as it is; nothing is relearned."""
+    """Register a version of a stage with sums of its cells; its network is kept, nothing is trained."""
     signed = signer(sign)
-    made = app.backfilling.backfill(opened(root), stage, note, signed)
+    made = app.backfilling.backfill(open_project(root), stage, note, signed)
     if as_json:
         show_result(made.to_json(), as_json)
     else:
-        _tell(made)
+        _report(made)
 
 
-def _tell(made: "Backfilled") -> None:
+def _report(made: "Backfilled") -> None:
     cells = ", ".join(f"{n:,} cells of {stage}" for stage, n in made.sums.items())
     note(f"version {made.after} ({made.stage}) is version {made.before} with sums of {cells}")
     if made.gone:
@@ -195,19 +195,19 @@ def export(
     ],
     root: Root = None,
 ) -> None:
-    """Write the basis of a version, for another lineage that is to be comparable with this one."""
-    path = app.beginning.export_basis(opened(root), version, output)
+    """Write the basis of a version, for another lineage whose sums are to be compatible."""
+    path = app.beginning.export_basis(open_project(root), version, output)
     note(f"wrote {path}; next, in the other project: canal basis adopt {path.name}")
 
 
 def adopt(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="What canal basis export wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file that canal basis export wrote.")],
     commit: Commit = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a project that has not begun add up its cells on another lineage's basis."""
-    project = opened(root)
+    """Adopt another lineage's basis, in a project without learned stages."""
+    project = open_project(root)
     made = app.beginning.adopt_basis(project, path)
     if commit:
         project.commit(f"Adopt basis {made.digest[:12]}", made.path)
@@ -229,8 +229,8 @@ def backbone_import(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Begin the lineage with published weights: checked, registered, named in params.yaml."""
-    signed, project = signer(sign), opened(root)
+    """Start the lineage from published weights: check them, register them, name them in params.yaml."""
+    signed, project = signer(sign), open_project(root)
     imported = app.beginning.import_published(
         project, app.beginning.PublishedFiles(checkpoint, genes, gene2vec), signed
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, opened, show_result, signer
+from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import forward_group, impact_group
 from canal.report.lineage_page import dot as as_dot
@@ -44,7 +44,7 @@ def promote(
 ) -> None:
     """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
     decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
-    project = opened(root)
+    project = open_project(root)
     judgement = app.promoting.judge_version(project, version, override or ())
     document = judgement.to_json()
     if decision is None:
@@ -62,7 +62,11 @@ def promote(
         raise
     if as_json:
         show_result({**document, "entry": entry.document}, as_json)
-    note(_told(f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq))
+    note(
+        _ledger_message(
+            f"version {judgement.version.number} ({judgement.version.stage}) is the champion", entry.seq
+        )
+    )
 
 
 def compare(
@@ -76,7 +80,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Score a version and the champion on the same cells: intervals, McNemar's test, types lost."""
-    document = app.promoting.compare(opened(root), version, against, file, stage).to_json()
+    document = app.promoting.compare(open_project(root), version, against, file, stage).to_json()
     show_result(document if as_json else comparison_table(document), as_json)
 
 
@@ -89,9 +93,9 @@ def rollback(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Let the previous champion, or any ready version, serve again: one move, recorded."""
-    entry = app.promoting.rollback(opened(root), to, app.promoting.Decision(by, why, signer(sign, by)))
-    note(_told(f"version {entry.version} is the champion again", entry.seq))
+    """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
+    entry = app.promoting.rollback(open_project(root), to, app.promoting.Decision(by, why, signer(sign, by)))
+    note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
 
 
 def retire(
@@ -101,12 +105,14 @@ def retire(
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
-    """Let a version never serve again; its artifacts are kept."""
-    entry = app.promoting.retire(opened(root), version, app.promoting.Decision(by, why, signer(sign, by)))
-    note(_told(f"version {entry.version} is retired", entry.seq))
+    """Retire a version: it never serves again; its artifacts are kept."""
+    entry = app.promoting.retire(
+        open_project(root), version, app.promoting.Decision(by, why, signer(sign, by))
+    )
+    note(_ledger_message(f"version {entry.version} is retired", entry.seq))
 
 
-def _told(what: str, seq: int) -> str:
+def _ledger_message(what: str, seq: int) -> str:
     return f"{what}; entry {seq} of ledger.jsonl says who and why (commit it: git add ledger.jsonl)"
 
 
@@ -125,16 +131,16 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Show where a version comes from, or which versions learned from a data set or a cell."""
-    asked = [one for one in (version, data, cell) if one is not None]
-    if len(asked) != 1:
-        raise RegistryError("ask one thing: a version, --data NAME or --cell ID")
+    given = [one for one in (version, data, cell) if one is not None]
+    if len(given) != 1:
+        raise RegistryError("give exactly one of: a version, --data NAME, --cell ID")
     if version is None:
         if dot or html is not None:
-            raise RegistryError("--dot and --html draw the lineage of a version: name one")
-        document = app.impact.forward(opened(root), app.impact.Chosen(source=data, cell=cell))
+            raise RegistryError("--dot and --html draw the lineage of a version: name a version")
+        document = app.impact.forward(open_project(root), app.impact.Chosen(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
-    graph = app.impact.backward(opened(root), version)
+    graph = app.impact.backward(open_project(root), version)
     if html is not None:
         note(f"wrote {write_lineage(graph, html)}")
     if dot:
@@ -152,8 +158,8 @@ def impact(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
-    document = app.impact.impact(opened(root), app.impact.Chosen(source, batch, cell)).to_json()
+    """List what learned from a data set, a donor or a cell, and the commands to relearn without it."""
+    document = app.impact.impact(open_project(root), app.impact.Chosen(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 
@@ -172,15 +178,15 @@ def diff(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what differs between two versions, and which labels of a file change, by old and new type."""
+    """Show the differences between two versions, and the label changes of a file, by old and new type."""
     if cells is not None and file is None:
-        raise RegistryError("--cells lists the cells of a file: name one")
+        raise RegistryError("--cells lists the cells of a file: name the file")
     options = None
     if file is not None:
         options = app.promoting.Options(layer=layer, values=values, gene_column=gene_column)
-    found = app.promoting.diff(opened(root), before, after, file, options, note)
-    if cells is not None and found.cells is not None:
-        found.cells.write(cells)
-        note(f"wrote {cells}: {len(found.cells.table)} cells")
-    document = found.to_json()
+    difference = app.promoting.diff(open_project(root), before, after, file, options, note)
+    if cells is not None and difference.cells is not None:
+        difference.cells.write(cells)
+        note(f"wrote {cells}: {len(difference.cells.table)} cells")
+    document = difference.to_json()
     show_result(document if as_json else difference_group(document), as_json)

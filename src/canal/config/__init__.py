@@ -1,1 +1,1 @@
-"""params.yaml: its sections, how it is read and edited, and where a project's files lie."""
+"""Configuration: the sections of params.yaml, reading and editing the file, and the paths of a project."""

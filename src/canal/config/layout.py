@@ -1,4 +1,4 @@
-"""Where things lie in a project folder: the one place that knows the names of files and folders."""
+"""The paths of a project: the only module that knows the names of its files and folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,27 +37,27 @@ class Layout:
 
     @property
     def pending(self) -> Path:
-        """The entry of a move that is under way; it is gone when the move is whole."""
+        """The ledger entry of a transaction in progress; removed when the transaction is complete."""
         return self.root / "ledger.pending.json"
 
     @property
     def annotations(self) -> Path:
-        """A line for each file that was labelled; beside the project, since labelled files travel."""
+        """The log of annotations: a line for each labelled file, since labelled files leave the project."""
         return self.root / "annotations.jsonl"
 
     @property
     def features(self) -> Path:
-        """Frozen features of cells, which all trainings share."""
+        """The cache of frozen features of cells, shared by all trainings."""
         return self.private / "features"
 
     @property
     def studies(self) -> Path:
-        """Journals of studies over lambda and L, and the locks of who works on them."""
+        """Journals of studies over lambda and L, and their locks."""
         return self.private / "tuning"
 
     @property
     def incoming(self) -> Path:
-        """What ingest fetched; data.dvc imports it as ``data/``."""
+        """Files fetched by ingest; data.dvc imports them as ``data/``."""
         return self.root / "incoming"
 
     @property
@@ -70,16 +70,16 @@ class Layout:
         """The raw files of all sources, as data.dvc holds them."""
         return self.root / "data"
 
-    def lesson(self, name: str) -> Path:
-        """File of cells that were novel and that a person named: the source ``name``."""
+    def stage_file(self, name: str) -> Path:
+        """The h5ad file of novel cells that a person named: the source ``name``."""
         return self.root / "novel" / f"{name}.h5ad"
 
     def imported(self, name: str) -> Path:
-        """Folder of a backbone that `canal backbone import` brought; params.yaml names its key."""
+        """Folder of a backbone that `canal backbone import` wrote; params.yaml names its key."""
         return self.root / "backbones" / name
 
     def basis(self, name: str) -> Path:
-        """Folder of a basis that `canal basis adopt` brought; params.yaml names its digest."""
+        """Folder of a basis that `canal basis adopt` wrote; params.yaml names its digest."""
         return self.root / "bases" / name
 
     def source(self, name: str) -> Path:
@@ -95,31 +95,31 @@ class Layout:
         return self.root / "splits" / f"{stage}.csv"
 
     def verdict(self, stage: str) -> Path:
-        """What the gate said of a stage."""
+        """The verdict of the gate on a stage."""
         return self.root / "verdicts" / stage / "verdict.json"
 
     def labels(self, stage: str) -> Path:
-        """Whether a stage's labels agree with what its parent's model calls its cells."""
+        """The comparison of a stage's labels with the predictions of its parent's model."""
         return self.root / "labels" / f"{stage}.json"
 
     def data_docs(self, stage: str) -> Path:
-        """Great Expectations' pages of a stage; they hold times, so they are no out of DVC."""
+        """Great Expectations' pages of a stage; not an out of DVC, since they contain times."""
         return self.private / "data_docs" / stage
 
     def tuned(self, stage: str) -> Path:
-        """What a study chose for a stage, and all its trials."""
+        """The document of a stage's study: the choice and all trials."""
         return self.root / "tuned" / f"{stage}.json"
 
     def model(self, stage: str) -> Path:
-        """Everything a stage learned."""
+        """Folder of a stage's model and everything stored with it."""
         return self.root / "models" / stage
 
     def metrics(self, stage: str) -> Path:
-        """Everything measured of a stage's model."""
+        """Folder of the evaluation of a stage's model."""
         return self.root / "metrics" / stage
 
     def scores(self, stage: str) -> Path:
-        """Folder of what `dvc metrics` and `dvc plots` show of a stage."""
+        """Folder of the files that `dvc metrics` and `dvc plots` show."""
         return self.root / "scores" / stage
 
     def figures(self, key: str) -> Path:
@@ -127,5 +127,5 @@ class Layout:
         return self.private / "figures" / key
 
     def training(self, key: str) -> Path:
-        """Folder of a training's checkpoints, while it lasts."""
+        """Folder of the checkpoints of a training in progress."""
         return self.private / "training" / key

@@ -1,4 +1,4 @@
-"""params.yaml as one frozen, typed configuration; what is wrong is named by the path of its key."""
+"""The `Config` of params.yaml: one frozen, typed object whose validation errors name the path of the key."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -32,26 +32,26 @@ from canal.config.sections import (
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
-_HOW = {"jobs", "storage", "max_minutes"}
-"""Keys of `Tuning` that say how a study is run, not what is asked for."""
+_EXECUTION_KEYS = {"jobs", "storage", "max_minutes"}
+"""Keys of `Tuning` that affect how a study is run, not its result."""
 
 
-class Learner(Section):
-    """A stage's source and parent once more: DVC runs over a whole mapping, and takes both from it."""
+class StageReference(Section):
+    """A stage's source and parent, repeated for DVC, whose foreach needs a complete mapping."""
 
     source: Name
     parent: Name
 
 
 class Finetune(Section):
-    """Every stage stands in one of two groups: lambda and L from params.yaml, or from a study."""
+    """The two groups of stages: lambda and L from params.yaml (fixed), or from a study (tuned)."""
 
-    fixed: dict[Name, Learner]
-    tuned: dict[Name, Learner]
+    fixed: dict[Name, StageReference]
+    tuned: dict[Name, StageReference]
 
 
 class Strengths(Section):
-    """The range of lambda, log-uniform; ``with_zero`` tries no distillation at all, too."""
+    """The range of lambda, log-uniform; ``with_zero`` adds a trial without distillation."""
 
     low: float = Field(default=0.01, gt=0)
     high: float = Field(default=10.0, gt=0)
@@ -69,7 +69,7 @@ class Strengths(Section):
 
 
 class Tuning(Section):
-    """A study over lambda and L: what is tried, how an attempt is judged, which one is taken.
+    """A study over lambda and L: its search space, objective and rule of choice.
 
     ``bank_shares`` are shares of all training cells of the earlier stages. ``size_price`` is what replaying a
     whole bank (L = ``bank.capacity``) costs, in units of the harmonic mean. ``least_gain`` is by how many
@@ -94,7 +94,7 @@ class Tuning(Section):
 
     @model_validator(mode="after")
     def check_sizes(self) -> Self:
-        """Refuse sizes of banks that there cannot be."""
+        """Raise for invalid bank sizes and shares."""
         if not self.bank_sizes and not self.bank_shares:
             raise ValueError("give bank_sizes (cells) or bank_shares (of all old training cells)")
         if wrong := [size for size in self.bank_sizes if size < 0]:
@@ -104,15 +104,17 @@ class Tuning(Section):
         return self
 
     def asked(self) -> dict[str, Any]:
-        """Return what decides the choice: not how many processes look for it, where, and for how long.
+        """Return the settings that determine the choice, without jobs, storage and time limit.
 
-        At 0 ``least_gain`` is not named, so that stages from before it are asked for as they were.
+        ``least_gain`` is left out at 0, so that requests of stages from before it stay the same.
         """
-        return self.model_dump(mode="json", exclude=_HOW if self.least_gain else _HOW | {"least_gain"})
+        return self.model_dump(
+            mode="json", exclude=_EXECUTION_KEYS if self.least_gain else _EXECUTION_KEYS | {"least_gain"}
+        )
 
     @property
     def varied(self) -> frozenset[str]:
-        """Names of `Continual` that a study chooses."""
+        """The settings of `Continual` that a study chooses."""
         return frozenset({"distillation", "bank_size", *self.dimensions})
 
 
@@ -123,7 +125,7 @@ class Config(Section):
     threads: int = Field(default=2, ge=1)
     sources: dict[Name, Source]
     stages: dict[Name, Stage]
-    finetune: Finetune = Finetune(fixed={}, tuned={})  # refused, but with what is to be written there
+    finetune: Finetune = Finetune(fixed={}, tuned={})  # invalid, but with a message that says what to add
     tuning: Tuning | None = None
     prepare: Prepare = Prepare()
     gate: Gate = Gate()
@@ -163,16 +165,16 @@ class Config(Section):
 
     @property
     def trains_network(self) -> bool:
-        """Whether a backbone is pretrained: not where the first stage, and so all, learn by sums alone."""
+        """Whether a backbone is pretrained; false if the first stage (and so every stage) uses sums alone."""
         return self.learning(self.root_stage).method != "exact"
 
     @property
     def imported_backbone(self) -> ImportedBackbone | None:
-        """The published weights that the lineage begins with; none where no network is trained."""
+        """The published weights that the lineage starts from; None where no network is trained."""
         return self.backbone.imported if self.trains_network else None
 
     def study(self, stage: str) -> Tuning | None:
-        """Return how lambda and L of ``stage`` are looked for; None where params.yaml fixes them."""
+        """Return the study of ``stage``; None where params.yaml fixes lambda and L."""
         return self.tuning if stage in self.finetune.tuned else None
 
     def ancestors(self, stage: str) -> list[str]:
@@ -196,7 +198,7 @@ class Config(Section):
 
 
 def _check_references(config: Config) -> None:
-    """Raise where a stage, the panel or the backbone names what does not exist or does not go together."""
+    """Raise for names of sources and stages that do not exist, and for settings that exclude each other."""
     known = ", ".join(config.sources) or "none"
     seen: list[str] = []
     for name, stage in config.stages.items():
@@ -233,7 +235,7 @@ def _check_references(config: Config) -> None:
 
 
 def _check_methods(config: Config) -> None:
-    """Raise where a network is to go on from a stage that has none, or an exact stage is to be tuned."""
+    """Raise where a network's parent is an exact stage, which has none, or where an exact stage is tuned."""
     methods = {name: config.learning(name).method for name in config.stages}
     for name, stage in config.stages.items():
         path = f"stages.{name}.continual.method"
@@ -259,21 +261,21 @@ def _check_ontology(config: Config) -> None:
 
 
 def check_groups(config: Config) -> None:
-    """Raise where a stage is not in exactly one group as it stands in ``stages``, or cannot be tuned."""
+    """Raise unless each stage is in exactly one group, with its source and parent, tuned only if possible."""
     for problem in (*_misplaced(config), *_untunable(config)):
         raise problem
 
 
 def _misplaced(config: Config) -> Iterator[DanglingNameError]:
     groups = {"fixed": config.finetune.fixed, "tuned": config.finetune.tuned}
-    for group, learners in groups.items():
-        for name, learner in learners.items():
+    for group, references in groups.items():
+        for name, reference in references.items():
             path = f"finetune.{group}.{name}"
             if name not in config.stages:
                 yield DanglingNameError(path, f"no stage {name!r}; there are {', '.join(config.stages)}")
                 continue
             for key in ("source", "parent"):
-                here, there = getattr(learner, key), getattr(config.stages[name], key)
+                here, there = getattr(reference, key), getattr(config.stages[name], key)
                 if here != there:
                     yield DanglingNameError(
                         f"{path}.{key}", f"{here!r}, but stages.{name}.{key} is {there!r}"
@@ -281,7 +283,7 @@ def _misplaced(config: Config) -> Iterator[DanglingNameError]:
             if group == "tuned" and name in config.finetune.fixed:
                 yield DanglingNameError(path, "stands in finetune.fixed, too; a stage is fixed or tuned")
     for name, stage in config.stages.items():
-        if not any(name in learners for learners in groups.values()):
+        if not any(name in references for references in groups.values()):
             entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
             yield DanglingNameError(
                 "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"

@@ -1,4 +1,4 @@
-"""The sections of params.yaml: frozen, strict, with names that are safe everywhere; those of tuning apart."""
+"""The sections of params.yaml as frozen, strict pydantic models (those of tuning: `canal.config.params`)."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -40,7 +40,7 @@ class Section(BaseModel):
 
 
 class DanglingNameError(ValueError):
-    """A name that points nowhere, or does not go with another key; with the path of its key."""
+    """A reference to a missing name, or a conflict with another key; its message starts with the path."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -65,7 +65,7 @@ _NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation", "on
 
 
 class Source(Section):
-    """One h5ad file: where its bytes are, and what a reader has to know to understand them.
+    """One h5ad file: its location and digest, and how to read it.
 
     ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
     Without a map, labels are taken as they are. ``ontology`` names cell types by their Cell Ontology id; a
@@ -94,10 +94,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def require_one_place(self) -> Self:
-        """Refuse none or several places, and sums of logarithms."""
-        places = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
-        if len(places) != 1:
-            raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(places) or 'none'}")
+        """Raise unless there is exactly one location; and for sums of logarithms."""
+        given = [name for name in ("path", "url", "wheel") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of path, url and wheel; found {', '.join(given) or 'none'}")
         if self.duplicates == "sum" and self.values != "counts":
             raise ValueError(
                 f"duplicates: sum needs values: counts (logarithms do not add up), found {self.values}"
@@ -107,14 +107,14 @@ class Source(Section):
     @field_validator("label_map")
     @classmethod
     def refuse_reserved_types(cls, types: dict[str, str | None] | None) -> dict[str, str | None] | None:
-        """Refuse a label that is mapped to what canal says of cells of no known type."""
+        """Raise for a label that is mapped to Unassigned, which is reserved for cells of no known type."""
         reserved = [
             label for label, name in (types or {}).items() if name and name.strip().casefold() == "unassigned"
         ]
         if reserved:
             raise ValueError(
-                f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is what canal "
-                "says of cells of no known type: map to null, which leaves their cells out"
+                f"{', '.join(map(repr, reserved[:5]))} must not be mapped to Unassigned, which is reserved "
+                "for cells of no known type: map to null, which leaves their cells out"
             )
         return types
 
@@ -130,7 +130,7 @@ class Source(Section):
         return self
 
     def declaration(self) -> dict[str, Any]:
-        """Return what decides which cells and values are learned from: not place, licence, citation, ids."""
+        """Return the settings that determine cells and values: no location, licence, citation or ontology."""
         return self.model_dump(mode="json", exclude=_NOT_DECLARED)
 
 
@@ -336,7 +336,7 @@ class Registry(Section):
 
 
 class Policy(Section):
-    """What a version must show before it becomes the champion; why these numbers: docs/registry.md."""
+    """The bounds that a version must meet to become the champion; docs/registry.md explains the defaults."""
 
     min_accuracy: float = Field(default=0.7, ge=0, le=1)
     max_loss: float = Field(default=0.1, ge=0, le=1)
@@ -355,7 +355,7 @@ class StagePanel(Section):
 
 
 class Stage(Section):
-    """One lesson: the cells of ``source``, learned on top of ``parent``.
+    """One stage of the lineage: the cells of ``source``, learned on top of ``parent``.
 
     ``branch`` counts explicit relearnings: ``canal stage relearn`` raises it, which starts a new branch
     of the lineage and leaves the old versions as they are.

@@ -1,4 +1,4 @@
-"""params.yaml as a file: read with care, its errors told in plain words, and edited line by line."""
+"""Read, check and edit the file params.yaml; edits keep its comments and formatting."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,23 +21,23 @@ _MARKS = ("<<<<<<< ", ">>>>>>> ")
 _ADDRESSES = ("url", "storage")
 """Keys whose values may hold a password."""
 _LARGEST, _DEEPEST = 200_000, 50
-"""Values in a YAML text, aliases written out, and how deep they may lie: params.yaml has hundreds."""
+"""Most values of a YAML text with aliases expanded, and the deepest nesting; params.yaml has hundreds."""
 
 
 def parse_yaml(text: str | bytes, name: str) -> Any:
-    """Return what a YAML text says, after counting what its aliases unfold to.
+    """Return the value of a YAML text, after limiting the size of its expanded aliases.
 
     Parameters
     ----------
     text
         UTF-8, as bytes or decoded.
     name
-        What a message calls it.
+        The file's name, for messages.
 
     Raises
     ------
     ConfigError
-        If it is no YAML, nests or unfolds far beyond what a person writes, or an alias is in what it names.
+        If the text is no YAML, has too many values or levels, or an alias refers to itself.
     """
     try:
         _count(YAML(typ="safe").parse(text), name)
@@ -46,30 +46,30 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
         check_merged(text, name)
         raise ConfigError(f"{name} is no valid YAML: {error}") from error
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
-        # Values that are none of what they look like, as the date 2001-99-99, raise what Python raises.
+        # Invalid scalars, such as the date 2001-99-99, raise Python's own errors.
         raise ConfigError(f"{name} holds a value that cannot be read: {str(error)[:200]}") from error
 
 
 def check_merged(text: str | bytes, name: str) -> None:
-    """Refuse a text in which git left two sides of a merge that a person has to choose from.
+    """Raise for a text with git's merge conflict markers.
 
     Raises
     ------
     ConfigError
-        Naming the lines.
+        With the numbers of the lines.
     """
     lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).splitlines()
     marked = [str(number) for number, line in enumerate(lines, start=1) if line.startswith(_MARKS)]
     if marked:
         raise ConfigError(
-            f"{name} holds two sides of an unsettled merge (git's marks <<<<<<< and >>>>>>> in lines "
-            f"{', '.join(marked[:6])}): keep what is right, take the marks out, then run this again. "
+            f"{name} has an unresolved merge conflict (git's markers <<<<<<< and >>>>>>> in lines "
+            f"{', '.join(marked[:6])}): resolve it, remove the markers, then run this again. "
             f"`git checkout --ours {Path(name).name}` keeps your side alone, `--theirs` the other one"
         )
 
 
 def _count(events: Iterable[Any], name: str) -> None:
-    """Raise `ConfigError` where values are too many, aliases written out, or lie too deep."""
+    """Raise `ConfigError` for too many values (aliases expanded) or too deep nesting."""
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
     total = 0
@@ -77,7 +77,7 @@ def _count(events: Iterable[Any], name: str) -> None:
         kind = type(event).__name__
         if kind == "AliasEvent":
             if event.anchor in (anchor for anchor, _ in open_nodes):
-                raise ConfigError(f"{name}: the alias *{event.anchor} lies in what it stands for")
+                raise ConfigError(f"{name}: the alias *{event.anchor} refers to a value that contains it")
             total += sizes.get(event.anchor, 1)
         elif kind == "ScalarEvent":
             total += 1
@@ -89,13 +89,13 @@ def _count(events: Iterable[Any], name: str) -> None:
             anchor, before = open_nodes.pop()
             sizes |= {anchor: total - before} if anchor else {}
         if len(open_nodes) > _DEEPEST:
-            raise ConfigError(f"{name}: values lie more than {_DEEPEST} deep, which no key of it needs")
+            raise ConfigError(f"{name}: values are nested more than {_DEEPEST} levels deep")
         if total > _LARGEST:
-            raise ConfigError(f"{name} holds more than {_LARGEST:,} values, aliases written out")
+            raise ConfigError(f"{name} holds more than {_LARGEST:,} values (aliases expanded)")
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
-    """Yield one line a problem, beginning with the path of the key."""
+    """Yield a line for each problem, starting with the path of the key."""
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"] if part != "[key]")
         if item["type"] == "extra_forbidden":
@@ -191,17 +191,17 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
     config = parse(text)
     if name != BACKBONE and name not in config.stages:
         raise ConfigError(f"no stage {name!r}; there are {', '.join((BACKBONE, *config.stages))}")
-    touched = [
+    relearned = [
         stage for stage in config.stages if name == BACKBONE or name in (*config.ancestors(stage), stage)
     ]
     yaml = _round_trip()
     document = yaml.load(text)
-    for stage in touched:
+    for stage in relearned:
         document["stages"][stage]["branch"] = config.stages[stage].branch + 1
     if name == BACKBONE:
         document["backbone"]["branch"] = config.backbone.branch + 1
-        touched = [BACKBONE, *touched]
-    return _dumped(document), touched
+        relearned = [BACKBONE, *relearned]
+    return _dumped(document), relearned
 
 
 def with_import(text: str, path: str, key: str) -> str:
@@ -235,9 +235,9 @@ def with_basis(text: str, path: str, digest: str) -> str:
 
 
 def _put(section: Any, name: str, entry: dict[str, str]) -> None:
-    """Set an entry of a section of a round-trip document; a new one stands at the top.
+    """Set an entry of a section of a round-trip document; a new entry is inserted at the top.
 
-    What follows the section's last line (a blank, a comment) belongs to the next section.
+    Blank lines and comments after the section's last line belong to the next section.
     """
     if name in section:
         section[name] = entry
@@ -246,9 +246,9 @@ def _put(section: Any, name: str, entry: dict[str, str]) -> None:
 
 
 def with_memory(text: str) -> str:
-    """Return params.yaml's text with a section ``memory``, which DVC compares; one from before sums has none.
+    """Return params.yaml's text with a section ``memory``, which DVC compares; older files have none.
 
-    An empty one says what none says, so requests stay as they are.
+    An empty section means the same as none, so requests do not change.
     """
     if re.search(r"^memory\s*:", text, re.MULTILINE):
         return text
@@ -261,7 +261,7 @@ def parse(text: str) -> Config:
 
 
 def save(path: Path, text: str) -> None:
-    """Replace params.yaml, whole or not at all."""
+    """Replace params.yaml atomically."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -290,9 +290,9 @@ def _append(text: str, section: str, entry: Mapping[str, Any], group: str = "") 
 
 
 def _block(lines: list[str], name: str, within: range, indent: str) -> tuple[int, int]:
-    """Return the line of a mapping's name and the line behind its last entry; it may be empty: ``{}``.
+    """Return the line of a mapping's name and the line after its last entry; the mapping may be ``{}``.
 
-    Blanks and comments that follow the last entry belong to what comes next.
+    Blank lines and comments after the last entry belong to the next section.
     """
     opening = re.compile(rf"{indent}{name}:\s*(\{{\s*\}}\s*)?(#.*)?$")
     start = next((i for i in within if opening.match(lines[i])), None)

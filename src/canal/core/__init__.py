@@ -1,3 +1,3 @@
-"""What every room stands on: errors, files, digests, and messages for people."""
+"""Utilities of all packages: errors, atomic file writes, digests, and messages for users."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""SHA-256 of files and of JSON documents: what identifies bytes everywhere in canal."""
+"""SHA-256 digests of files, folders and JSON documents."""
 
 import hashlib
 import json
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK = 1 << 18
-"""Bytes at a time: they are in the processor's cache when they are looked at."""
+"""Bytes read at a time, few enough for the processor's cache."""
 
 
 def file_digest(path: Path, given_up: Callable[[], bool] = lambda: False) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits, read in blocks of 256 KiB.
 
-    Once ``given_up`` says that nobody will look at it, the digest is that of a part.
+    Reading stops once ``given_up`` returns True; the digest is then incomplete and must not be used.
     """
     digest, block = hashlib.sha256(), bytearray(_BLOCK)
     view = memoryview(block)

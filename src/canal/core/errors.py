@@ -7,34 +7,34 @@ import sys
 from urllib.parse import quote, quote_plus, unquote
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the system's errors that want of room causes."""
+"""Error numbers of a full disk or quota."""
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""Numbers of the system's errors that want of rights causes."""
+"""Error numbers of missing permissions."""
 
 
 LONGEST = 2000
-"""Characters of a message: what an input holds may be quoted in it, however long that is."""
+"""Most characters of a message, which may quote input of any length."""
 
 
 class CanalError(Exception):
-    """Root of every error a user may meet; the command line prints it without a traceback.
+    """The base class of errors for users; the command line prints them without a traceback.
 
-    Of a message of more than `LONGEST` characters the middle is left out: what was expected stands at its
-    beginning, what to do at its end.
+    The middle of a message of more than `LONGEST` characters is left out: its beginning says what was
+    expected, its end what to do.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
         if len(text) <= LONGEST:
             return text
-        told = f" [... {len(text) - LONGEST:,} characters more ...] "
+        marker = f" [... {len(text) - LONGEST:,} characters more ...] "
         end = LONGEST // 3
-        return text[: LONGEST - end - len(told)] + told + text[-end:]
+        return text[: LONGEST - end - len(marker)] + marker + text[-end:]
 
 
 class ConfigError(CanalError):
-    """params.yaml does not describe a run: names the path of the key."""
+    """params.yaml is invalid; the message names the path of the key."""
 
 
 class SourceError(CanalError):
@@ -46,35 +46,35 @@ class DataError(CanalError):
 
 
 class GateError(CanalError):
-    """A stage did not pass its gate, or the verdict is not for these bytes."""
+    """A stage did not pass its gate, or its verdict is about other bytes."""
 
 
 class ModelError(CanalError):
-    """A stored model is incomplete, damaged, or of a format this canal does not know."""
+    """A stored model is incomplete, damaged, or of an unknown format."""
 
 
 class SumsError(CanalError):
-    """Sums of the exact memory cannot be made, put together, or read."""
+    """Sums of the exact memory cannot be computed, merged, or read."""
 
 
 class TrainingError(CanalError):
-    """A stage cannot be learned from what it was given."""
+    """A stage cannot be trained with its inputs or settings."""
 
 
 class HistoryError(CanalError):
-    """Something asked for would rewrite what was already learned."""
+    """A change would rewrite stages that are already learned."""
 
 
 class RegistryError(CanalError):
-    """The registry does not hold what was asked for, or holds it damaged."""
+    """A version is missing from the registry, damaged, or not allowed."""
 
 
 class ReadOnlyError(RegistryError):
-    """Something is to be written where this user, or anybody, may only read."""
+    """The registry or its files are read-only for this user."""
 
 
 class LedgerError(RegistryError):
-    """The ledger does not hold, or an entry cannot be added to it."""
+    """Verification of the ledger failed, or an entry cannot be added."""
 
 
 class PolicyError(RegistryError):
@@ -82,7 +82,7 @@ class PolicyError(RegistryError):
 
 
 class AuditError(RegistryError):
-    """Something in the registry is not what it was registered as."""
+    """The registry differs from what was registered, or a version cannot be reproduced."""
 
 
 class SigningError(RegistryError):

@@ -1,4 +1,4 @@
-"""Writing that is whole or not there: temporary neighbours, then one rename."""
+"""Atomic writes of files and folders (temporary neighbour, fsync, rename), and checks of paths."""
 
 import ctypes
 import errno
@@ -28,12 +28,12 @@ _KINDS = (
 
 
 def checked_path(path: Path) -> Path:
-    """Return a path that the system can be asked about, whether or not anything is there.
+    """Return a path if it is valid on this system, whether or not it exists.
 
     Raises
     ------
     DataError
-        If the system knows no such names, as one of 5,000 characters.
+        If the path is invalid, such as a name of 5,000 characters.
     """
     try:
         path.exists()
@@ -43,7 +43,7 @@ def checked_path(path: Path) -> Path:
 
 
 def kind_of(mode: int) -> str | None:
-    """Return what a file that is no regular one is, by its mode; None for a regular file."""
+    """Return the kind of a special file or folder in words, by its mode; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     return next((kind for test, kind in _KINDS if test(mode)), "no regular file")
@@ -62,7 +62,7 @@ def regular_file(path: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be looked at ({error})") from error
+        raise DataError(f"{path}: cannot be accessed ({error})") from error
     if kind:
         raise DataError(f"{path} is {kind}: expected a file")
     return path
@@ -80,9 +80,9 @@ _UNUSABLE = (
 
 
 def system_refusal(error: OSError) -> str | None:
-    """Return what to tell a person whose system did not let canal read or write; None for any other error.
+    """Return a message about a full disk, missing permissions or an unusable path; None for other errors.
 
-    Temporary files have names of canal's own making: their folder is named.
+    For canal's temporary files the message names the folder, not the file.
     """
     if error.errno in DISK_FULL:
         return f"{error}: make room, then run this again"
@@ -100,9 +100,9 @@ def system_refusal(error: OSError) -> str | None:
 def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
-    The neighbour lies in the same folder, so the rename is atomic; it is flushed to disk first. What killed
-    runs left in that folder is removed. The file may be read by whom the umask lets read it, but by nobody
-    who may not read the file that it replaces, or ``like``, the file that its content is from.
+    The temporary file is in the same folder, so the rename is atomic; it is flushed to disk first. Leftovers
+    of killed runs in that folder are removed. Permissions follow the umask, restricted to those of the file
+    that is replaced and of ``like``, the file that the content comes from.
     """
     mode = _allowed(path) & (_FILE if like is None else _allowed(like)) | _OWN_FILE
     with _neighbour(path, mode) as temporary:
@@ -113,14 +113,14 @@ def new_file(path: Path, like: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def first_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path``, which nobody else made before.
+    """Yield a temporary path that becomes ``path``, which must not exist.
 
-    Of several processes that make the same file at once, on whichever machine, one makes it.
+    Of several processes that create the same file at once, on any machine, one succeeds.
 
     Raises
     ------
     FileExistsError
-        If something is there by then; it stays as it is.
+        If ``path`` exists by then; it is not changed.
     """
     with _neighbour(path, mode) as temporary:
         yield temporary
@@ -129,7 +129,7 @@ def first_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
             path.hardlink_to(temporary)
         except FileExistsError:
             raise
-        except OSError:  # a file system without a second name for a file
+        except OSError:  # a file system without hard links
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             temporary.replace(path)
@@ -137,7 +137,7 @@ def first_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def _neighbour(path: Path, mode: int) -> Iterator[Path]:
-    """Yield an empty file beside ``path`` that is gone afterwards, unless it got another name."""
+    """Yield an empty temporary file beside ``path``, removed afterwards unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     temporary = path.parent / _temporary_name(path, path.suffix)
@@ -152,9 +152,9 @@ def _neighbour(path: Path, mode: int) -> Iterator[Path]:
 def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without an error.
 
-    Rights and leftovers are as with `new_file`. What is at ``path`` takes the place of the new folder in one
-    step, and is removed there: a kill leaves the one or the other, whole. Where the system cannot exchange
-    two folders, a kill in the moment between two renames may leave neither.
+    Permissions and leftovers are as with `new_file`. The old and new folder are exchanged in one step, then
+    the old one is removed: after a kill one of them is complete at ``path``. Where the system cannot exchange
+    folders, a kill between two renames may leave neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -178,7 +178,7 @@ def new_folder(path: Path, like: Path | None = None) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; return whether the system and its file system know how.
+    """Exchange two paths in one step; return whether the system and file system support it.
 
     Linux does (renameat2, RENAME_EXCHANGE), on its own file systems.
     """
@@ -190,14 +190,14 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 _HERE, _EXCHANGE = -100, 2
-"""What Linux calls paths that are not below an open folder (AT_FDCWD), and the exchange of two of them."""
+"""Linux constants: AT_FDCWD (paths relative to the working directory) and RENAME_EXCHANGE."""
 
 
 @contextmanager
 def scratch_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
-    """Yield a folder for temporary files that is gone afterwards, as are those that killed runs left.
+    """Yield a folder for temporary files, removed afterwards; leftovers of killed runs are removed first.
 
-    It lies in ``place``, by default where the system has temporary files.
+    The folder is in ``place``, by default the system's folder of temporary files.
     """
     place = place or Path(tempfile.gettempdir())
     _sweep(place)
@@ -211,9 +211,9 @@ def scratch_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def usual_rights(path: Path) -> Iterator[None]:
-    """Let a file that a library makes in this block for its user alone be read by whom the umask lets.
+    """Give a file that a library writes in this block the permissions of the umask.
 
-    safetensors does so: nobody else could audit, or label with, the versions of a folder that is shared.
+    safetensors makes its files private, so that other users of a shared folder could not read its models.
     """
     path.touch()
     mode = path.stat().st_mode & _FILE
@@ -235,7 +235,7 @@ def unreadable(folder: Path) -> list[Path]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file to where none is; nobody may read the copy who may not read the original."""
+    """Copy a file to a new path; the copy is readable only by users who may read the original."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL, _FILE & source.stat().st_mode | _OWN_FILE))
     shutil.copyfile(source, target)
 
@@ -247,7 +247,7 @@ _swept: set[Path] = set()
 
 
 def _temporary_name(path: Path, suffix: str = "") -> str:
-    """Return a hidden name that tells whose it is: this machine's, this process's."""
+    """Return the name of a hidden temporary file that identifies this machine and process."""
     name = path.name.encode("utf-8", "surrogateescape")[:_LONGEST].decode("utf-8", "ignore")
     suffix = suffix if len(suffix.encode("utf-8", "surrogateescape")) <= _LONGEST else ""
     return f".{name}.canal-{_place()}-{os.getpid()}-{os.urandom(4).hex()}{suffix}"
@@ -255,7 +255,7 @@ def _temporary_name(path: Path, suffix: str = "") -> str:
 
 @cache
 def _place() -> str:
-    """Return a digest of where process numbers count: the machine, and its container."""
+    """Return a digest of the machine and its container, within which process ids are unique."""
     try:
         numbers = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -264,7 +264,7 @@ def _place() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what runs of canal that were killed left in a folder; looked for once by each process."""
+    """Remove leftovers of killed runs from a folder, once in each process."""
     if folder in _swept:
         return
     _swept.add(folder)
@@ -277,7 +277,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _left_over(name: str) -> bool:
-    """Return whether a name is that of a temporary file of a process of this place that is no more."""
+    """Return whether a name is that of a temporary file of a process of this machine that has ended."""
     match = _TEMPORARY.fullmatch(name)
     if match is None or match["place"] != _place():
         return False
@@ -291,7 +291,7 @@ def _left_over(name: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder, also where folders in it may not be written; what cannot be removed stays."""
+    """Remove a file or folder, even with read-only folders inside; ignore what cannot be removed."""
     if not path.is_dir() or path.is_symlink():
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def _remove(path: Path) -> None:
 
 
 def _allowed(path: Path) -> int:
-    """Return the rights that a file gives, or a folder and the files in it; all where nothing is there."""
+    """Return the permissions of a file, or those common to a folder and its files; all if nothing exists."""
     try:
         rights = path.stat().st_mode & _FOLDER
         files = [entry for entry in os.scandir(path) if entry.is_file()] if path.is_dir() else []
@@ -315,14 +315,14 @@ def _allowed(path: Path) -> int:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line at the end of a file, whole and on disk, or not at all; callers take turns by a lock.
+    """Append a line to a file atomically and flush it to disk; callers must hold a lock.
 
-    Where a kill left half a line, the new one begins behind it.
+    After half a line that a kill left, the new line starts on a line of its own.
 
     Raises
     ------
     OSError
-        If it cannot be written; the file is as it was.
+        If the line cannot be written; the file is unchanged.
     """
     new = not path.exists()
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

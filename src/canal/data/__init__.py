@@ -1,1 +1,1 @@
-"""Data: sources fetched and made canonical, units, expression, gene names, splits, the gene panel."""
+"""Preparation of data: sources, canonical files, units, expression, gene names, splits, gene panel."""

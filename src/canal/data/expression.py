@@ -1,4 +1,4 @@
-"""From a source's own units to expression, log2(1 + counts per 10,000), a list of genes, and tokens."""
+"""Convert values to expression, log2(1 + counts per 10,000), align them to genes, and tokenize them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LOG_OF_2 = float.fromhex("0x1.62e42fefa39efp-1")
 """The natural logarithm of 2, the same on every machine."""
 
 _BELOW = (1 << 29) - 1
-"""The bits that a float64 has and a float32 has not, but for very small numbers."""
+"""The bits of a float64 that a float32 lacks (for normal numbers)."""
 _MIDDLE = 1 << 28
-"""What they are where a number lies in the middle between two of float32."""
+"""The value of these bits halfway between two float32 numbers."""
 _DOUBT = 16
-"""Units in the last place of float64 by which a machine's logarithm is wrong at most; usual are 1 to 4."""
+"""Largest error of a machine's logarithm in units of float64's last place; usually 1 to 4."""
 _EXACT = Context(prec=60, Emax=10**6, Emin=-(10**6))
 
 
@@ -37,7 +37,7 @@ def to_expression(matrix: csr_matrix, values: Values, totals: np.ndarray | None 
     values
         The units of ``matrix``. Logarithms are taken as they are, for their file may have lost genes since.
     totals
-        What each cell's counts are scaled by, ``(n_cells,)``; by default their sum.
+        The divisor of each cell's counts, ``(n_cells,)``; by default their sum.
     """
     data = matrix.data.astype(np.float64)
     if values == "counts":

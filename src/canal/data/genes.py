@@ -1,4 +1,4 @@
-"""Names of genes: a source's symbols cleaned and made unique, and lists and tables that a person brings."""
+"""Gene names: unique symbols of a file, and users' gene lists and tables of ids, orthologs and aliases."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def map_genes(
 
     Blanks around a name go, its case stays; a column without a name is dropped. Of columns with one name the
     first is kept (``refuse``: the gate refuses the source and says why) or all are added up (``sum``).
-    ``none`` tells the columns that are no genes, whose names are ``""``.
+    ``none`` holds the columns that are not genes, whose names are ``""``.
     """
     cleaned = [name.strip() for name in names]
     counts = Counter(name for name in cleaned if name)
@@ -142,7 +142,7 @@ def _check(path: Path, names: list[str]) -> None:
         )
 
 
-# Tables of two columns that a user brings: old and new symbols, ids and symbols, mouse and human genes.
+# Users' tables of two columns: old and new symbols, ids and symbols, mouse and human genes.
 
 Pairs = dict[str, tuple[str, ...]]
 
@@ -160,19 +160,19 @@ def read_pairs(path: Path) -> Pairs:
     """
     lines = read_text(path).splitlines()
     comma = "," if path.suffix == ".csv" else "\t"
-    found: dict[str, list[str]] = {}
+    pairs: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         fields = [field.strip().strip('"') for field in line.split(comma)]
         if len(fields) < 2 or not fields[0]:
             by = "a comma" if comma == "," else "a tab"
-            raise DataError(f"{path}: line {number} has no two columns parted by {by}: {line[:80]!r}")
+            raise DataError(f"{path}: line {number} has no two columns separated by {by}: {line[:80]!r}")
         if fields[1]:
-            found.setdefault(fields[0], []).append(fields[1])
-    if not found:
-        raise DataError(f"{path}: there is no pair in it; expected two columns parted by a tab")
-    return {key: tuple(values) for key, values in found.items()}
+            pairs.setdefault(fields[0], []).append(fields[1])
+    if not pairs:
+        raise DataError(f"{path}: no pairs found; expected two columns separated by a tab")
+    return {key: tuple(values) for key, values in pairs.items()}
 
 
 def read_text(path: Path) -> str:
@@ -180,10 +180,10 @@ def read_text(path: Path) -> str:
     try:
         return regular_file(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}; expected a table of two columns parted by a tab") from error
+        raise DataError(f"{path}: {error}; expected a table of two columns separated by a tab") from error
 
 
-# Outdated gene symbols: which gene a symbol stands for, and which of them a query may hold.
+# Outdated gene symbols: the genes that a symbol may mean.
 
 _SYMBOL, _PREVIOUS, _ALIAS = "symbol", "prev_symbol", "alias_symbol"
 _PARTED = "|"
@@ -193,7 +193,7 @@ Meanings = dict[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class Renames:
-    """What a table of symbols does to a query.
+    """The renamings of a query's genes by a table of symbols.
 
     Attributes
     ----------
@@ -236,14 +236,14 @@ class Aliases:
         missing = [gene for gene in panel if gene not in there]
         wanted = Counter(meaning for gene in missing for meaning in self.meanings(gene))
         own = {meaning: gene for gene in missing for meaning in self.meanings(gene)}
-        asked = {
+        candidates = {
             name: meanings
             for name in there
             if name and name not in known and (meanings := self.meanings(name)) & wanted.keys()
         }
-        given = Counter(meaning for meanings in asked.values() for meaning in meanings)
+        given = Counter(meaning for meanings in candidates.values() for meaning in meanings)
         found, ambiguous = {}, []
-        for name, meanings in asked.items():
+        for name, meanings in candidates.items():
             gene = own[next(iter(meanings & wanted.keys()))]
             clear = len(meanings) == 1 == len(self.meanings(gene))
             if clear and all(given[one] == wanted[one] == 1 for one in meanings):
@@ -287,7 +287,7 @@ def _of_hgnc(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
             names = (name.strip() for name in fields.get(column, "").split(_PARTED))
             pairs += [(name, symbol) for name in names if name]
     if not found[_PREVIOUS] and not found[_ALIAS]:
-        raise DataError(f"{path}: no line has {_PREVIOUS} or {_ALIAS}: there is nothing to go by")
+        raise DataError(f"{path}: no line has a value in {_PREVIOUS} or {_ALIAS}, so nothing can be renamed")
     return Aliases(_meanings([*found[_SYMBOL], *found[_PREVIOUS]]), _meanings(found[_ALIAS]))
 
 

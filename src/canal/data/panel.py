@@ -1,4 +1,4 @@
-"""The gene panel of a lineage, from training cells of its first stage; and what a later stage adds to it."""
+"""Choose the gene panel of a lineage from its first stage, and the genes that later stages add."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NATURAL = float(np.log(2))
 
 @dataclass(frozen=True)
 class ChosenPanel:
-    """Genes, best first, and the rule that brought each in."""
+    """Genes, best first, and the rule that chose each."""
 
     genes: tuple[str, ...]
     origin: dict[str, str]

@@ -1,4 +1,4 @@
-"""Making a source canonical: one h5ad of symbols, labels and ids, in the units its declaration names."""
+"""Prepare a source: write its canonical h5ad file with unique symbols, mapped labels and cell ids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TABLE = ("cell_type", "cell_type_original", "batch", "source")
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What prepare needs besides the declaration."""
+    """The settings of preparation besides the declaration."""
 
     min_genes: int
     """A cell with fewer expressed genes is dropped."""
@@ -43,7 +43,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepared.json says of a source."""
+    """The content of prepared.json."""
 
     source: str
     available: bool
@@ -180,7 +180,7 @@ def _obs(table: pd.DataFrame, digests: list[str]) -> pd.DataFrame:
     return obs
 
 
-# Which cells of a source are learned from, and what is known of each: everything but expression.
+# The cells of a source that the declaration keeps, with everything but expression.
 
 Repairs = dict[str, Any]
 
@@ -290,10 +290,10 @@ def _kept(
     return kept, repairs
 
 
-# Words that stand where a cell type should, and spellings of one type.
+# Labels that are no cell type, and spellings of one type.
 
 RESERVED = "unassigned"
-"""What canal says of a cell of no known type, in small letters."""
+"""The label of cells of no known type, in lower case."""
 
 NO_TYPES = frozenset(
     {
@@ -316,7 +316,7 @@ def is_no_type(label: str) -> bool:
 
 
 def spelling(label: str) -> str:
-    """Return what labels share that differ in case or blanks alone."""
+    """Return a key that is equal for labels that differ only in case or blanks."""
     return "".join(_folded(label).split())
 
 

@@ -1,4 +1,4 @@
-"""Canonical cells on disk, read by id: their table, their genes, their expression."""
+"""Read the canonical cells of a source by cell id: their table, genes and expression."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHUNK_CELLS = 2000
 
 
 class PreparedCells:
-    """The cells of ``prepared/<source>/cells.h5ad``; rows are read when asked for, a block at a time."""
+    """The cells of ``prepared/<source>/cells.h5ad``; rows are read on demand, a block at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

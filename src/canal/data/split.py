@@ -1,4 +1,4 @@
-"""Which cells of a stage train, validate and test: stratified, and nothing stands in two sets."""
+"""Split a stage's cells into training, validation and test sets: stratified, no content in two sets."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def write_split(
     write_json(path.with_suffix(".json"), summary)
 
 
-def sets_told(present: Container[str]) -> tuple[str, ...]:
-    """Return the sets that a person is told of: `SETS`, and `RESERVE` where ``present`` holds it."""
+def reported_sets(present: Container[str]) -> tuple[str, ...]:
+    """Return the sets to report: `SETS`, and `RESERVE` where ``present`` holds it."""
     return _WORDS if RESERVE in present else SETS
 
 
@@ -260,7 +260,7 @@ def divide_groups(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
     Large groups are placed first, each where it fits best; then single moves and exchanges improve the
     division until none helps. The misfit of a division is the sum over types and sets of the squared
-    difference between the share of the type's cells in the set and the wished one.
+    difference between the share of the type's cells in the set and the set's target share.
 
     Parameters
     ----------
@@ -284,14 +284,14 @@ class _Division:
 
     def __init__(self, weights: np.ndarray, shares: Sequence[float]) -> None:
         self._weights = weights
-        self._wished = np.asarray(shares)[:, None]
+        self._targets = np.asarray(shares)[:, None]
         self._held = np.zeros((len(shares), weights.shape[1]))
         self.chosen = np.full(len(weights), -1)
         self.members = np.zeros(len(shares), dtype=np.int64)
 
     def misfit(self, changes: dict[int, int]) -> float:
         """Return the misfit after ``changes``, {group: set}."""
-        return float(((self._after(changes) - self._wished) ** 2).sum())
+        return float(((self._after(changes) - self._targets) ** 2).sum())
 
     def move(self, changes: dict[int, int]) -> None:
         """Make ``changes``."""

@@ -1,6 +1,6 @@
-"""What the numbers of a matrix are: counts, logarithms of which base and depth, or none that can be told.
+"""Classify the values of a matrix: counts, logarithms with their base and depth, or neither.
 
-`judge_values` alone decides, for `canal annotate` and for the gate; docs/annotate.md has its table.
+`canal annotate` and the gate both use `judge_values`; docs/annotate.md has the table of its results.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _DENSE, _DENSE_GENES = 0.9, 500
 
 @dataclass(frozen=True)
 class Finding:
-    """What the values of some cells are, with the figures that tell it.
+    """The classification of some cells' values, with its figures.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Finding:
         The logarithms that were taken.
     depth
         What every cell sums to once they are undone, where that is the same.
-    told
+    message
         A clause with the figures, for messages.
     total
         The median of what cells sum to once the logarithms are undone; of the first base that leaves each
@@ -86,13 +86,13 @@ class Finding:
     dense
         Whether nearly every value is other than 0, which counts of thousands of genes never are.
     whole_libraries
-        Whether, scaled to 10,000, each cell's one count tells a whole number of counts in all.
+        Whether, scaled to 10,000, the value of one count implies a whole total of counts in each cell.
     """
 
     kind: Kind
     logs: Logs = ()
     depth: float | None = None
-    told: str = ""
+    message: str = ""
     total: float = 0.0
     genes: int = 0
     dense: bool = False
@@ -111,8 +111,8 @@ class Finding:
         return far and not self.whole_libraries
 
     @property
-    def told_totals(self) -> str:
-        """A clause that tells the totals."""
+    def totals_message(self) -> str:
+        """A clause about the totals, for messages."""
         return (
             f"a median cell sums to {self.total:,.0f} over {self.genes:,} genes once the logarithm is "
             "undone, not to 10,000"
@@ -120,7 +120,7 @@ class Finding:
 
 
 def judge_values(sample: csr_matrix) -> Finding:
-    """Return what the values of some cells are.
+    """Classify the values of some cells.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def judge_values(sample: csr_matrix) -> Finding:
         ``(n_cells, n_genes)``, *all* genes of the file, without stored zeros; finite, not negative.
     """
     if not sample.nnz:
-        return Finding("zeros", told="every value is 0")
+        return Finding("zeros", message="every value is 0")
     cells = _Cells(sample)
     return (
         _whole(cells) or _shared_depth(cells) or _own_depths(cells) or _multiples(cells) or cells.unproven()
@@ -136,7 +136,7 @@ def judge_values(sample: csr_matrix) -> Finding:
 
 
 class _Cells:
-    """A sample, with the logarithms undone as often as they are asked for."""
+    """A sample of cells, with a cache of its values after undoing logarithms."""
 
     def __init__(self, sample: csr_matrix) -> None:
         self.sample, self.n = sample, sample.shape[0]
@@ -167,24 +167,24 @@ class _Cells:
         small = np.bincount(self.rows[near & (values < _FEW)], minlength=self.n) > 0
         enough = n_looked >= TELLING_GENES // 2
         whole = (n_near >= _SHARE * np.maximum(n_looked, 1)) & enough & small
-        told: np.ndarray = whole[self.telling]
-        return told
+        informative: np.ndarray = whole[self.telling]
+        return informative
 
-    def finding(self, kind: Kind, logs: Logs, told: str, depth: float | None = None) -> Finding:
+    def finding(self, kind: Kind, logs: Logs, message: str, depth: float | None = None) -> Finding:
         totals = self.totals(logs)
         total = float(np.median(totals[totals > 0])) if (totals > 0).any() else 0.0
         density = self.sample.nnz / max(1, self.n * self.sample.shape[1])
         dense = density > _DENSE and self.sample.shape[1] >= _DENSE_GENES
         libraries = kind == "multiples" and _whole_libraries(self.sample, self.undone(logs))
-        return Finding(kind, logs, depth, told, total, self.sample.shape[1], dense, libraries)
+        return Finding(kind, logs, depth, message, total, self.sample.shape[1], dense, libraries)
 
     def unproven(self) -> Finding:
         fits = [logs for logs in _KNOWN if self.totals(logs).max() <= MAX_TOTAL]
-        told = (
+        message = (
             "they are no whole multiples of a cell's smallest value, and cells do not share one sum, "
             "whatever logarithm is undone"
         )
-        return self.finding("unproven", fits[0] if fits else NATURAL, told)
+        return self.finding("unproven", fits[0] if fits else NATURAL, message)
 
 
 def undo(data: np.ndarray, logs: Logs) -> np.ndarray:
@@ -223,13 +223,13 @@ def wholeness(values: csr_matrix, logs: Logs) -> np.ndarray:
 
 
 def middle(shares: np.ndarray) -> float:
-    """Return the median of what `wholeness` returns, 0 where no cell tells."""
-    told = shares[~np.isnan(shares)]
-    return float(np.median(told)) if told.size else 0.0
+    """Return the median of the shares of `wholeness`, 0 where all are NaN."""
+    valid = shares[~np.isnan(shares)]
+    return float(np.median(valid)) if valid.size else 0.0
 
 
 def _whole(cells: _Cells) -> Finding | None:
-    """Tell counts, logarithms of counts, and cells of which some are that and others are not."""
+    """Detect counts, logarithms of counts, and mixtures of either with other values."""
     data, n_telling = cells.sample.data, int(cells.telling.sum())
     if np.ptp(data) == 0 and n_telling >= _ENOUGH:
         return cells.finding("binary", (), f"every value other than 0 is {data[0]:g}")
@@ -243,31 +243,31 @@ def _whole(cells: _Cells) -> Finding | None:
         share = float(cells.whole(logs).mean())
         # 2^x - 1 of whole numbers are whole numbers, too.
         if share >= 1 - _PART / 2 and share > plain:
-            told = f"all are whole numbers once {named(logs)} is undone"
-            return cells.finding("log_of_counts", logs, told)
+            message = f"all are whole numbers once {named(logs)} is undone"
+            return cells.finding("log_of_counts", logs, message)
     if plain >= 1 - _PART / 2:
-        told = f"{off:,} of {data.size:,} values are no whole numbers, the others are"
-        return cells.finding("mixed", (), told)
+        message = f"{off:,} of {data.size:,} values are no whole numbers, the others are"
+        return cells.finding("mixed", (), message)
     for logs in ((), *_KNOWN):
         whole = cells.whole(logs)
         if whole.mean() >= _PART and whole.sum() >= _ENOUGH:
             undone = f" once {named(logs)} is undone" if logs else ""
-            told = f"{int(whole.sum())} of {n_telling} cells hold whole numbers{undone}, the others do not"
-            return cells.finding("mixed", logs, told)
+            message = f"{int(whole.sum())} of {n_telling} cells hold whole numbers{undone}, the others do not"
+            return cells.finding("mixed", logs, message)
     return None
 
 
 def _counts(cells: _Cells) -> Finding:
-    """Tell counts by whole numbers, unless something was added to all: no cell has all of many genes."""
+    """Detect counts by whole numbers, unless none is 0: no cell expresses all of many genes."""
     if cells.sample.nnz == np.prod(cells.sample.shape) and cells.sample.shape[1] >= _DENSE_GENES:
         least = float(cells.sample.data.min())
-        told = f"all are whole numbers and none is 0 (was {least:g} added to each of them?)"
-        return cells.finding("binary", (), told)
+        message = f"all are whole numbers and none is 0 (was {least:g} added to each of them?)"
+        return cells.finding("binary", (), message)
     return cells.finding("counts", (), "all are whole numbers")
 
 
 def _shared_depth(cells: _Cells) -> Finding | None:
-    """Tell values that were scaled to one depth, all genes being there."""
+    """Detect values that were scaled to one depth, with no genes removed."""
     spreads: dict[Logs, float] = {}
     for logs in (*_KNOWN, (), *_OTHER):
         spread = _spread(cells.totals(logs))
@@ -292,7 +292,7 @@ def _spread(totals: np.ndarray) -> float:
 
 
 def _own_depths(cells: _Cells) -> Finding | None:
-    """Tell samples of different depths: many cells share a total to the last digits, but not all one."""
+    """Detect samples of different depths: many cells share a total exactly, but not all the same one."""
     for logs in (*_KNOWN, (), _OTHER[0]):
         totals = np.sort(cells.totals(logs)[cells.telling])
         if len(totals) < 2 * _ENOUGH or not np.isfinite(totals).all():
@@ -306,27 +306,27 @@ def _own_depths(cells: _Cells) -> Finding | None:
         if len(large) in range(2, _MOST_DEPTHS + 1) and covered >= _FITS * len(totals):
             depths = " or ".join(f"{np.median(group):,.0f}" for group in large[:3])
             more = " …" if len(large) > 3 else ""
-            told = f"cells sum to {len(large)} different totals{undone}: {depths}{more}"
-            return cells.finding("depths", logs, told)
+            message = f"cells sum to {len(large)} different totals{undone}: {depths}{more}"
+            return cells.finding("depths", logs, message)
         most = large[0] if large else totals[:0]
         if len(most) < max(2 * _ENOUGH, _PART * len(totals)):
             continue
         at = float(np.median(most))
         # Beside cells of all genes there may be a sample that lost some after the scaling.
         if abs(at - PER_TEN_THOUSAND) > _SAME * at or (logs and totals[-1] > MAX_TOTAL):
-            told = f"{len(most)} of {len(totals)} cells sum to {at:,.0f}{undone}, the others do not"
-            return cells.finding("mixed", logs, told)
+            message = f"{len(most)} of {len(totals)} cells sum to {at:,.0f}{undone}, the others do not"
+            return cells.finding("mixed", logs, message)
     return None
 
 
 def _multiples(cells: _Cells) -> Finding | None:
-    """Tell scaled counts, of which genes may be gone, by whole multiples of a cell's smallest value."""
+    """Detect scaled counts, even with genes removed, by whole multiples of a cell's smallest value."""
     shares = {logs: wholeness(cells.sample, logs) for logs in _KNOWN}
     natural, binary = (shares[logs] for logs in _KNOWN)
     either = [int(((a >= _FITS) & (b < _HALF)).sum()) for a, b in ((natural, binary), (binary, natural))]
     if min(either) >= max(_ENOUGH, _PART * cells.n):
-        told = f"{either[0]} cells look like natural logarithms, {either[1]} like logarithms to base 2"
-        return cells.finding("mixed", NATURAL, told)
+        message = f"{either[0]} cells look like natural logarithms, {either[1]} like logarithms to base 2"
+        return cells.finding("mixed", NATURAL, message)
     fits = {logs: middle(share) for logs, share in shares.items()}
     best = max(fits, key=fits.__getitem__)
     if min(fits.values()) >= _FITS:
@@ -337,13 +337,13 @@ def _multiples(cells: _Cells) -> Finding | None:
             return None
         best = others[0]
     undone = f" once {named(best)} is undone" if best else ""
-    told = f"each cell's values are whole multiples of its smallest{undone}"
+    message = f"each cell's values are whole multiples of its smallest{undone}"
     beyond = bool(best) and float(cells.totals(best).max()) > MAX_TOTAL
-    return cells.finding("beyond" if beyond else "multiples", best, told)
+    return cells.finding("beyond" if beyond else "multiples", best, message)
 
 
 def _whole_libraries(sample: csr_matrix, undone: np.ndarray) -> bool:
-    """Return whether what a count became tells a whole number of counts in nearly every cell.
+    """Return whether the scaled value of one count implies a whole number of counts in nearly every cell.
 
     A cell of N counts scaled to 10,000 has 10,000 / N for a count, so 10,000 by that is N; scaled by another
     factor it is whole by chance only.

@@ -1,1 +1,1 @@
-"""Files of cells, read and written: h5ad, zarr, 10x and loom, matrices by cells or by genes."""
+"""Input and output of cell files: h5ad, zarr, 10x and loom, in blocks of cells."""

@@ -1,4 +1,4 @@
-"""Arrays of HDF5 and zarr: values of their own file, not far more than it can hold, read as text."""
+"""Read arrays of HDF5 and zarr safely: no external data, no implausible sizes, texts decoded to str."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 _ALWAYS = 1 << 28
-"""Bytes that any file may ask for."""
+"""Bytes that any file may announce."""
 _TIMES = 64
-"""Bytes more, for each byte that is stored: no sound table is compressed as much."""
+"""Further bytes that may be announced for each stored byte: no valid table is compressed more."""
 ROW = 100
-"""Bytes that a short text takes in memory, and so each cell or gene at least: its name."""
+"""Least bytes in memory of a cell or gene: those of its name."""
 _SMALL = 1 << 26
-"""Files below this size are not believed in the lengths of their texts either."""
+"""Files below this size get stricter checks of text lengths."""
 _POINTER = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
-"""How HDF5 stores a text of any length: where it lies in a heap."""
+"""Type of HDF5's variable-length strings: pointers into a heap."""
 _PIECES = 100_000
-"""Chunks that any array may have, and those of a small file that has none of them."""
+"""Most chunks of any array, and most missing chunks of a small file."""
 
 
 def whole(node: Any, path: Path, name: str, length: int | None = None) -> np.ndarray:
@@ -66,17 +66,17 @@ def whole(node: Any, path: Path, name: str, length: int | None = None) -> np.nda
 
 
 def check_announced(node: Any, path: Path, name: str, size: int) -> None:
-    """Raise `DataError` if ``size`` bytes are more than a sound file of this weight can mean."""
+    """Raise `DataError` if ``size`` bytes are implausible for the size of the file."""
     if size > _ALWAYS and size > (most := _ALWAYS + _TIMES * _weight(node, path)):
         raise DataError(
-            f"{path}: {name} has the shape {tuple(node.shape)}, which takes {size:,} bytes; a file that "
-            f"stores {_weight(node, path):,} bytes is believed up to {most:,}: it is damaged, or made to "
-            "fill the memory"
+            f"{path}: {name} has the shape {tuple(node.shape)}, which takes {size:,} bytes; expected at most "
+            f"{most:,} for a file that stores {_weight(node, path):,} bytes: the file is damaged, or made to "
+            "fill the memory; fetch it again"
         )
 
 
 def check_chunks(node: Any, path: Path, name: str) -> None:
-    """Raise `DataError` if an array's chunks are far larger, or many more, than what is stored."""
+    """Raise `DataError` if an array's chunks are much larger, or many more, than the stored data."""
     chunks = getattr(node, "shards", None) or node.chunks
     if not chunks:
         return
@@ -89,12 +89,12 @@ def check_chunks(node: Any, path: Path, name: str) -> None:
     if pieces > _PIECES + _TIMES * stored:
         raise DataError(
             f"{path}: {name} has the shape {tuple(node.shape)} in {pieces:,} chunks, of which {stored:,} are "
-            "stored: it is damaged, or made to take for ever"
+            "stored: the file is damaged, or made to be read for ever; fetch it again"
         )
 
 
 def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
-    """Raise unless a dataset's values lie in its own file, compressed by filters that are at hand.
+    """Raise unless a dataset's values are in its own file, compressed by available filters.
 
     Raises
     ------
@@ -110,9 +110,9 @@ def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
         other = os.fsdecode(made.get_external(0)[0])
         raise outside(path, name, f"a dataset whose values are stored in the file {other!r}")
     for place in range(made.get_nfilters()):
-        number, _, _, told = made.get_filter(place)
+        number, _, _, label = made.get_filter(place)
         if not (h5py.h5z.filter_avail(number) or _more_filters(number)):
-            called = told.decode("utf-8", "replace") or "without a name"
+            called = label.decode("utf-8", "replace") or "without a name"
             raise DataError(
                 f"{path}: {name!r} is compressed by HDF5 filter {number} ({called}), which neither HDF5 nor "
                 "hdf5plugin has here: install hdf5plugin (pip install hdf5plugin) or the filter's own "
@@ -121,7 +121,7 @@ def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
 
 
 def _more_filters(number: int) -> bool:
-    """Return whether a filter is there once hdf5plugin has added its own (zstd, Blosc, LZ4, bitshuffle …)."""
+    """Return whether a filter is available, with those of hdf5plugin (zstd, Blosc, LZ4, bitshuffle …)."""
     try:
         import hdf5plugin  # noqa: F401
     except ImportError:
@@ -130,15 +130,15 @@ def _more_filters(number: int) -> bool:
 
 
 def outside(path: Path, name: str, what: str) -> DataError:
-    """Return the refusal of something that leads out of a file."""
+    """Return the error for a link or dataset that refers to another file."""
     return DataError(
-        f"{path}: {name!r} is {what}. canal reads and writes nothing outside of the file it was given: "
-        "write the cells into one file (anndata: read_h5ad and write_h5ad), then give that"
+        f"{path}: {name!r} is {what}. canal does not follow references to other files: write all cells into "
+        "one file (anndata: read_h5ad and write_h5ad), then use that file"
     )
 
 
 def _texts(node: h5py.Dataset, path: Path, name: str) -> np.ndarray:
-    """Read texts of any length: what HDF5 is told of lengths it believes, and takes the memory at once.
+    """Read variable-length texts after checking their lengths: HDF5 allocates any announced length.
 
     They lie in heaps, to which the array points. Several may point at one long text, which is stored once.
     """
@@ -163,7 +163,7 @@ def _texts(node: h5py.Dataset, path: Path, name: str) -> np.ndarray:
 
 
 def _lengths(node: h5py.Dataset) -> np.ndarray | None:
-    """Return the lengths that the pointers to texts tell, None where they do not lie one behind the other."""
+    """Return the lengths of texts from their pointers; None where texts are not contiguous."""
     offset, size = node.id.get_offset(), len(node) * _POINTER.itemsize
     if offset is None or node.file.userblock_size or node.id.get_storage_size() != size:
         return None
@@ -175,7 +175,8 @@ def _lengths(node: h5py.Dataset) -> np.ndarray | None:
 def _too_long(path: Path, name: str, weight: int) -> DataError:
     return DataError(
         f"{path}: the texts of {name} take more than {_ALWAYS + _TIMES * weight:,} bytes, or one of them "
-        f"more than the {weight:,} that are stored: it is damaged, or made to fill the memory"
+        f"more than the {weight:,} that are stored: the file is damaged, or made to fill the memory; fetch "
+        "it again"
     )
 
 
@@ -190,7 +191,7 @@ EXAMPLES = 5
 
 @contextmanager
 def reading(path: Path, key: str) -> Iterator[None]:
-    """Turn whatever h5py or zarr raises on damaged bytes into a `DataError` that names file and key."""
+    """Convert any error that h5py or zarr raises on damaged data to a `DataError` with file and key."""
     try:
         yield
     except DataError:
@@ -203,7 +204,7 @@ def reading(path: Path, key: str) -> Iterator[None]:
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
-    """Return ``names`` for a message: at most ``limit`` of them, and how many more there are."""
+    """Return ``names`` for a message: at most ``limit`` of them, and the number of others."""
     shown = ", ".join(repr(name) for name in names[:limit]) or "none"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
@@ -226,7 +227,7 @@ def strings(values: np.ndarray) -> np.ndarray:
 
 
 def _decoded(values: list[Any]) -> list[str]:
-    """Return byte strings as str, all at once, which takes a fifth of the time; nothing where that fails."""
+    """Decode byte strings all at once, five times as fast as one by one; an empty list where that fails."""
     if set(map(type, values)) != {bytes}:
         return []
     try:

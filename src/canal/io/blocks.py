@@ -1,4 +1,4 @@
-"""A matrix in blocks of cells: rows read ahead by threads, or gathered in one pass where they lie by gene."""
+"""Read a matrix in blocks of cells: by threads ahead of use, or regrouped in one pass if stored by gene."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from canal.core.errors import DataError
 
 
 class ByCell(Protocol):
-    """A matrix that gives blocks of cells."""
+    """A matrix that is read in blocks of cells."""
 
     shape: tuple[int, int]
 
@@ -28,7 +28,7 @@ class ByCell(Protocol):
 
 
 class Matrix(Protocol):
-    """Cells by genes on disk."""
+    """A matrix of cells by genes on disk."""
 
     shape: tuple[int, int]
 
@@ -43,7 +43,7 @@ class Matrix(Protocol):
 
 @runtime_checkable
 class ByEntries(Protocol):
-    """A matrix whose cells do not lie together: by gene, or in no order at all."""
+    """A matrix that is stored by gene or in no order, and is read entry by entry."""
 
     shape: tuple[int, int]
 
@@ -57,17 +57,17 @@ class ByEntries(Protocol):
         ...
 
 
-# The stored arrays of a CSR matrix, read and worked on by threads while the cells before are answered.
+# The stored arrays of a CSR matrix, read and processed by threads while earlier cells are labelled.
 
 _THREADS = 2
-"""HDF5 reads for one of them at a time, so that more would wait for it."""
+"""Reading threads; HDF5 serves one at a time, so more would wait."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """The next cells of a CSR matrix, as they are stored: nothing of them was looked at.
+    """The next cells of a CSR matrix, as stored and unchecked.
 
     Attributes
     ----------
@@ -144,12 +144,12 @@ def without_cache(group: Any, name: str) -> Any:
         return node
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_chunk_cache(1, 0, 1.0)
-    del node  # HDF5 heeds the wish only where nobody else holds the array open
+    del node  # HDF5 applies the cache setting only if the array is not open elsewhere
     return h5py.Dataset(h5py.h5d.open(group.id, name.encode(), access))
 
 
 def _filled(node: Any, begin: int, end: int, into: np.ndarray) -> np.ndarray:
-    """Return entries ``begin`` to ``end`` of an array, in the first places of ``into`` where HDF5 reads."""
+    """Read entries ``begin`` to ``end`` of an array, into the start of ``into`` where HDF5 allows."""
     if not isinstance(node, h5py.Dataset):
         found: np.ndarray = node[begin:end]
         return found
@@ -158,19 +158,19 @@ def _filled(node: Any, begin: int, end: int, into: np.ndarray) -> np.ndarray:
     return into[: end - begin]
 
 
-# A matrix that does not lie cell by cell, gathered in one pass and little memory.
+# A matrix that is not stored by cell, regrouped in one pass with little memory.
 
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float32)])
 _BUCKET = 1 << 22
-"""Entries of a bucket, about: 48 MiB on disk, a few times that in memory while it is read."""
+"""Approximate entries of a bucket: 48 MiB on disk, a few times that in memory while it is read."""
 _MOST_BUCKETS = 400
 
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Undone = Callable[[np.ndarray], np.ndarray]
 
 
-class Gathered:
-    """What was kept of a matrix, by cell; use it in a ``with`` block, which frees the temporary files.
+class RegroupedMatrix:
+    """The chosen columns of a matrix, regrouped by cell; a ``with`` block frees its temporary files.
 
     Cells are parted into buckets of neighbours, one unnamed temporary file each. One pass over the matrix
     throws each entry into its cell's bucket, so memory holds a block of entries, one bucket and 8 bytes a
@@ -206,14 +206,14 @@ class Gathered:
         except OSError as error:
             self._stack.close()
             raise DataError(
-                f"the temporary folder {tempfile.gettempdir()} does not hold the cells' values ({error}): "
-                "make room, or name another one with TMPDIR"
+                f"the temporary folder {tempfile.gettempdir()} has no space for the cells' values ({error}): "
+                "free space, or name another folder with TMPDIR"
             ) from error
         except BaseException:
             self._stack.close()
             raise
 
-    def __enter__(self) -> Gathered:
+    def __enter__(self) -> RegroupedMatrix:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Which format a file or folder of cells is of, opening it, and telling that it changed meanwhile."""
+"""Detect the format of a file or folder of cells, open it, and detect changes of the file during a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CellFile(Protocol):
-    """An open file of cells, in whatever format; ``layer`` names one of its matrices everywhere."""
+    """The interface of an open file of cells in any format; ``layer`` names one of its matrices."""
 
     path: Path
 
@@ -38,7 +38,7 @@ class CellFile(Protocol):
 
     @property
     def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
+        """The names that `matrix` accepts."""
         ...
 
     def matrix(self, layer: str) -> ByCell | ByEntries:
@@ -67,7 +67,7 @@ class CellFile(Protocol):
 
 
 class TabledFile(CellFile, Protocol):
-    """A file of a format that is not anndata's, which can be written as one that is."""
+    """The interface of a file that is not anndata's and can be written as h5ad."""
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return obs and var."""
@@ -79,7 +79,7 @@ KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, and loom"
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file or folder by what it holds, not by its name.
+    """Return the format of a file or folder by its content, not by its name.
 
     Raises
     ------
@@ -145,14 +145,14 @@ def _format_of_hdf5(file: h5py.File, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the file system says of a file, or of every file in a folder: inode, size, time of change."""
+    """The inode, size and modification time of a file, or of every file in a folder."""
 
     path: Path
     files: tuple[tuple[str, int, int, int], ...]
 
     @classmethod
     def of(cls, path: Path) -> Fingerprint:
-        """Return the fingerprint as it is now.
+        """Return the present fingerprint of a file or folder.
 
         Raises
         ------
@@ -171,11 +171,11 @@ class Fingerprint:
         )
 
     def check(self) -> None:
-        """Raise `DataError` if the file is no longer the one that was looked at."""
+        """Raise `DataError` if the file has changed since the fingerprint was taken."""
         if Fingerprint.of(self.path) != self:
             raise DataError(
-                f"{self.path} changed while it was read, so its labels would be those of no file: "
-                "wait until the program that writes it is done, then try again; nothing was written"
+                f"{self.path} changed while it was read, so labels could not be assigned to its cells; "
+                "nothing was written: wait until the program that writes the file is done, then try again"
             )
 
 
@@ -187,7 +187,7 @@ _BLOCK = 1 << 24
 
 
 class LoomFile:
-    """An open loom file: X is ``matrix``; what has one value a cell or gene is read, the rest is left."""
+    """An open loom file: X is ``matrix``; attributes with one value for each cell or gene are read."""
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.path, self._file = path, file
@@ -205,7 +205,7 @@ class LoomFile:
 
     @property
     def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
+        """The names that `matrix` accepts."""
         with reading(self.path, "layers"):
             layers = self._file.get("layers", ())
             return ["X", *sorted(name for name in layers if name)]

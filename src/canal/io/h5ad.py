@@ -1,4 +1,4 @@
-"""Reading an h5ad file or zarr store as a stream: its tables, its matrices, and which features are genes."""
+"""Read an h5ad file or zarr store as a stream: tables, matrices, and which features are genes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_h5ad(path: Path) -> Iterator[H5adFile]:
-    """Open an h5ad file for reading; nothing but tables' indices is read before it is asked for.
+    """Open an h5ad file for reading; matrices and columns are read on demand.
 
     Raises
     ------
@@ -71,7 +71,7 @@ class H5adFile:
 
     @property
     def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
+        """The names that `matrix` accepts."""
         with reading(self.path, "layers"):
             found = ["X"] if "X" in self._file else []
             found += ["raw"] if self._raw_prefix() else []
@@ -142,7 +142,7 @@ class H5adFile:
         return next((prefix for prefix in ("raw/", "raw.") if f"{prefix}X" in self._file), "")
 
     def _muon(self) -> str:
-        """Return how to take a modality out of a file of MuData; ``""`` for any other."""
+        """Return advice for a MuData file on how to extract a modality; ``""`` for other files."""
         if "mod" not in self._file:
             return ""
         with reading(self.path, "mod"):
@@ -288,10 +288,10 @@ class Table:
 # Which rows of var are genes: antibodies, hashtags, guides and spike-ins are none, and count nowhere.
 
 COLUMNS = ("feature_types", "feature_type", "feature_biotype")
-"""Columns of var in which programs say what a feature is."""
+"""Columns of var that hold the type of a feature."""
 
 _EXPRESSION = frozenset({"gene expression", "gex", "rna"})
-"""What says that a feature is a gene, and so that those called otherwise are none."""
+"""Values that mark genes; where one occurs, features with other values are not genes."""
 
 _NO_GENES = frozenset(
     {
@@ -302,12 +302,12 @@ _NO_GENES = frozenset(
         *("spike in", "spikein", "ercc", "synthetic"),
     }
 )
-"""What is no gene even where nothing in the column says ``Gene Expression``."""
+"""Values that mark features that are not genes, even where no value marks genes."""
 
 
 @dataclass(frozen=True, eq=False)
 class NotGenes:
-    """The features that are no genes.
+    """The features of a matrix that are not genes.
 
     Attributes
     ----------
@@ -333,7 +333,7 @@ class NotGenes:
 
     @property
     def warning(self) -> str:
-        """What to say of them; empty where all features are genes."""
+        """A warning about them; empty where all features are genes."""
         if not self.kinds:
             return ""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
@@ -341,14 +341,14 @@ class NotGenes:
 
 
 def not_genes(n: int, columns: Mapping[str, Callable[[], Iterable[str]]]) -> NotGenes:
-    """Return which of ``n`` features are no genes, by the `COLUMNS` that there are.
+    """Return which of ``n`` features are not genes, by the `COLUMNS` that exist.
 
     Where a column calls some features ``Gene Expression``, those called otherwise are none, as CellRanger
     means it. Else it may hold biotypes of genes (protein_coding, lncRNA), and only what is known to be none
-    is left out. A feature of which nothing is said is a gene.
+    is left out. A feature without a stated type is a gene.
     """
     is_gene = np.ones(n, dtype=bool)
-    said: dict[int, str] = {}
+    stated: dict[int, str] = {}
     for name in COLUMNS:
         if name not in columns:
             continue
@@ -363,8 +363,8 @@ def not_genes(n: int, columns: Mapping[str, Callable[[], Iterable[str]]]) -> Not
         for place, value in enumerate(values) if none else ():
             if value in none:
                 is_gene[place] = False
-                said.setdefault(place, value)
-    return NotGenes(is_gene, dict(sorted(Counter(said.values()).items())))
+                stated.setdefault(place, value)
+    return NotGenes(is_gene, dict(sorted(Counter(stated.values()).items())))
 
 
 def _plain(value: str) -> str:

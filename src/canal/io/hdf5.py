@@ -1,4 +1,4 @@
-"""The one place where HDF5 files are opened: regular files, in which nothing leads out of the file."""
+"""Open HDF5 files safely: the only module that does; regular files alone, without links to other files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from canal.core.files import regular_file
 from canal.io.arrays import EXAMPLES, check_dataset, listed, outside, reading
 
 _DEEPEST = 256
-"""Groups within groups; more are no data, and no program walks through them."""
+"""Deepest nesting of groups that is accepted."""
 _GZIP = b"\x1f\x8b"
 _MATRIX_MARKET = b"%%MatrixMarket"
 _CACHE = 1 << 24
-"""Bytes of decompressed chunks that HDF5 keeps of an array that is read in pieces."""
+"""HDF5's chunk cache in bytes for an array that is read in pieces."""
 
 _HEAD = re.compile(rb"GCOL\x01\x00\x00\x00")
 _OBJECT = 16
 """Bytes before an object of a heap: its number, how many point at it, its size."""
 _OBJECT_HEAD = Struct("<HxxxxxxQ")
 _SEARCHED = 1 << 28
-"""Larger files are not searched: it would take longer than what is asked of them."""
+"""Larger files are not searched, which would take too long."""
 _SECONDS = 120
 _CPU_SECONDS = 3
 """A file that is searched is read in less, or never."""
@@ -64,8 +64,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     small = state.st_size <= _SEARCHED
     if small and not _sound(real, state.st_ino, state.st_size, state.st_mtime_ns):
         raise DataError(
-            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of no size); it is "
-            "damaged or was cut short: fetch it again"
+            f"{path}: its texts cannot be read (a heap of the HDF5 file has objects of size 0): the file is "
+            "damaged or was cut short, so fetch it again"
         )
     with _opened(path, "r") as file:
         check_open(file, path)
@@ -74,7 +74,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def edit_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open the copy of a file that was read for writing; what its soft links name gets that name itself.
+    """Open the copy of a file for writing; soft links are replaced by hard links to their targets.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
 
 
 def _refuse_other_formats(path: Path) -> None:
-    """Raise `DataError` that names the format, where the first bytes tell one that is often given."""
+    """Raise `DataError` that names the format, where the first bytes show a common other format."""
     try:
         with path.open("rb") as stream:
             head = stream.read(len(_MATRIX_MARKET))
@@ -130,7 +130,7 @@ _Soft = tuple[str, str, str]
 
 
 def check_open(file: h5py.File, path: Path) -> list[_Soft]:
-    """Look at every link and dataset of an open file, following none.
+    """Check every link and dataset of an open file, without following links.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def check_open(file: h5py.File, path: Path) -> list[_Soft]:
 
 
 class _Walk:
-    """One look at all groups of a file, none of them twice."""
+    """A walk through all groups of a file, each visited once."""
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self._file, self._path = file, path
@@ -174,7 +174,7 @@ class _Walk:
         self._refuse_cycles()
 
     def _group(self, address: int, name: str) -> Iterator[tuple[int, str]]:
-        """Yield (address, name) of the groups in a group that were not met before; check all else."""
+        """Yield (address, name) of groups in a group that were not visited yet; check all other members."""
         node = self._file[name].id
         found: list[tuple[bytes, int]] = []
         node.links.iterate(lambda member, info: found.append((member, info.type)), info=True)
@@ -202,21 +202,21 @@ class _Walk:
                     yield below, member
 
     def _follow(self, group: str, address: int, member: str, aim: str) -> None:
-        """Note a soft link, all other links of the file being known by now."""
+        """Record a soft link; all other links of the file are known by now."""
         where = self._file[group]
         try:
             item = h5py.h5o.open(where.id, aim.encode("utf-8", "surrogateescape"))
         except (KeyError, RuntimeError, OSError, ValueError) as error:
             raise DataError(
-                f"{self._path}: the soft link {member!r} leads to {aim!r}, which is not there or leads back "
-                "to the link: write the file anew without it"
+                f"{self._path}: the soft link {member!r} points to {aim!r}, which does not exist or points "
+                "back to the link: write the file again without it"
             ) from error
         self.soft.append((group, member.rsplit("/", 1)[1], aim))
         if isinstance(item, h5py.h5g.GroupID):
             self._within[address].add(self._address(item))
 
     def _refuse_cycles(self) -> None:
-        """Raise where a group lies in itself, by whatever links: who walks through it never ends."""
+        """Raise where a group contains itself by links: a walk through it would never end."""
         inner = {address: set(below) for address, below in self._within.items()}
         outer: dict[int, list[int]] = {}
         for address, below in inner.items():
@@ -233,8 +233,8 @@ class _Walk:
         if inner:
             names = sorted(self._names[address] for address in inner)
             raise DataError(
-                f"{self._path}: {len(names)} groups lie within themselves by links, such as "
-                f"{listed(names, EXAMPLES)}: write the file anew without these links"
+                f"{self._path}: {len(names)} groups contain themselves by links, such as "
+                f"{listed(names, EXAMPLES)}: write the file again without these links"
             )
 
     @staticmethod
@@ -244,7 +244,7 @@ class _Walk:
 
 @lru_cache(maxsize=64)
 def _sound(path: Path, *_state: int) -> bool:
-    """Return whether no damaged heap of texts makes HDF5 turn in a circle, which nothing ends."""
+    """Return whether the file has no damaged heap that sends HDF5 into an endless loop."""
     if not _doubtful(path):
         return True
     command = [sys.executable, "-c", _READ_ALL, str(path), str(_CPU_SECONDS)]
@@ -255,7 +255,7 @@ def _sound(path: Path, *_state: int) -> bool:
 
 
 def _doubtful(path: Path) -> bool:
-    """Return whether walking through a heap of the file would not arrive at its end."""
+    """Return whether a walk through a heap of the file would never end."""
     if not path.stat().st_size:
         return False
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""The matrices of an h5ad file or zarr store, read a block of rows at a time: CSR, CSC and dense."""
+"""Read the matrices of an h5ad file or zarr store in blocks of rows: CSR, CSC and dense."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DENSE_BLOCK = 1 << 24
 
 
 def open_matrix(file: Any, path: Path, key: str, expected: tuple[int, int]) -> Matrix:
-    """Return the matrix stored under ``key``, whatever its layout.
+    """Return the matrix stored under ``key``, in any layout.
 
     ``file`` is an HDF5 file, or a zarr group that anndata wrote: both answer alike.
 
@@ -46,12 +46,12 @@ def open_matrix(file: Any, path: Path, key: str, expected: tuple[int, int]) -> M
 
 
 def _check_shape(shape: Any, path: Path, key: str, expected: tuple[int, int]) -> None:
-    """Raise `DataError` where a matrix is not as large as obs and var, before any of it is read."""
+    """Raise `DataError` where a matrix does not have the shape of obs and var, before reading it."""
     found = tuple(int(size) for size in shape)
     if found == expected:
         return
     if found == expected[::-1]:
-        turned = f"{found[0]} genes by {found[1]} cells: it lies transposed (anndata: write adata.T)"
+        turned = f"{found[0]} genes by {found[1]} cells: it is transposed (anndata: write adata.T)"
         raise DataError(f"{path}: {key!r} is {turned}; obs has {expected[0]} rows, var has {expected[1]}")
     raise DataError(
         f"{path}: {key!r} is {' x '.join(map(str, found)) or 'a single value'}, "
@@ -60,7 +60,7 @@ def _check_shape(shape: Any, path: Path, key: str, expected: tuple[int, int]) ->
 
 
 class _Rows:
-    """Reading row blocks on top of ``_block``."""
+    """Base class that reads row blocks by ``_block``."""
 
     shape: tuple[int, int]
     _path: Path
@@ -101,7 +101,7 @@ class Dense(_Rows):
 
 
 class _Sparse(_Rows):
-    """What CSR and CSC share: three arrays, checked against each other."""
+    """Base class of CSR and CSC: three arrays, checked against each other."""
 
     def __init__(self, node: Any, path: Path, shape: tuple[int, int]) -> None:
         _check_numbers(node["data"])
@@ -135,7 +135,7 @@ class _Sparse(_Rows):
 
 
 class Csr(_Sparse):
-    """Compressed by cell: a block of rows is a slice."""
+    """A CSR matrix: a block of rows is a slice."""
 
     def _block(self, start: int, stop: int) -> csr_matrix:
         first, last = self._pointers[start], self._pointers[stop]
@@ -150,7 +150,7 @@ class Csr(_Sparse):
 
 
 class Csc(_Sparse):
-    """Compressed by gene: turned once, block by block, into CSR arrays in unnamed temporary files."""
+    """A CSC matrix: converted once, block by block, into CSR arrays in unnamed temporary files."""
 
     def __init__(self, node: Any, path: Path, shape: tuple[int, int]) -> None:
         super().__init__(node, path, shape)
@@ -186,7 +186,7 @@ class Csc(_Sparse):
         return genes
 
     def _turn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (indptr, indices, values) by row: one pass counts, one pass places.
+        """Return (indptr, indices, values) by row: one pass counts, one pass writes.
 
         Genes are visited in order, so that a row's indices come out sorted.
         """
@@ -211,7 +211,7 @@ class Csc(_Sparse):
 
 
 def _scratch(size: int, dtype: type) -> np.ndarray:
-    """Return an array of ``size`` on disk that vanishes with its last user."""
+    """Return an array of ``size`` on disk that is deleted with its last reference."""
     if not size:
         return np.empty(0, dtype=dtype)
     with tempfile.TemporaryFile(prefix="canal-") as file:
@@ -219,7 +219,7 @@ def _scratch(size: int, dtype: type) -> np.ndarray:
 
 
 def _check_sizes(data: Any, indices: Any, path: Path, name: str, shape: tuple[int, int]) -> int:
-    """Return the number of stored values; raise where there cannot be so many."""
+    """Return the number of stored values; raise for implausible numbers."""
     stored = int(data.shape[0]) if len(data.shape) == 1 else -1
     if stored < 0 or tuple(data.shape) != tuple(indices.shape):
         raise ValueError(f"data has the shape {tuple(data.shape)}, indices {tuple(indices.shape)}")
@@ -232,7 +232,7 @@ def _check_sizes(data: Any, indices: Any, path: Path, name: str, shape: tuple[in
 
 
 def _check_missing(data: Any, indices: Any, pointers: np.ndarray) -> None:
-    """Raise where a zarr array lacks chunks that cannot be zeros: zarr stores no chunk of zeros.
+    """Raise where a zarr array lacks chunks that cannot be zeros: zarr does not store chunks of zeros.
 
     A chunk of ``data`` that is not there was lost, or is one of stored zeros, which no one can tell. One of
     ``indices`` would give the first gene to each of its values: right only where each is of another cell.
@@ -264,6 +264,6 @@ def _check_numbers(node: Any) -> None:
 
 
 def _single(values: np.ndarray) -> np.ndarray:
-    """Return ``values`` as float32; what does not fit becomes infinite, which the gate refuses."""
+    """Return ``values`` as float32; values out of range become infinite, which the gate rejects."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Files and folders of 10x: CellRanger's HDF5 files, and matrix.mtx with its barcodes and features."""
+"""Read 10x data sets: CellRanger's HDF5 files, and folders with matrix.mtx, barcodes and features."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Features:
 
 
 class Barcoded:
-    """Cells that are called by their barcodes, with features for genes."""
+    """Base class of 10x data sets: barcodes, features, and one matrix, X."""
 
     def __init__(self, path: Path, barcodes: Sequence[str], features: Features) -> None:
         self.path, self.features = path, features
@@ -75,7 +75,7 @@ class Barcoded:
 
     @property
     def layers(self) -> list[str]:
-        """What `matrix` can be asked for."""
+        """The names that `matrix` accepts."""
         return ["X"]
 
     def obs_names(self) -> list[str]:
@@ -106,7 +106,7 @@ class Barcoded:
 
 
 def only_x(path: Path, layer: str) -> None:
-    """Raise `DataError` unless ``layer`` is X: a file of 10x has no other."""
+    """Raise `DataError` unless ``layer`` is X, the only matrix of 10x."""
     if layer != "X":
         raise DataError(f"{path}: no matrix {layer!r}; there is 'X' alone")
 
@@ -126,7 +126,7 @@ _ALWAYS, _TIMES = 1 << 28, 64
 
 
 class MtxFolder(Barcoded):
-    """A folder of CellRanger or of like programs; it has one matrix, X."""
+    """A folder of CellRanger or a similar program; it has one matrix, X."""
 
     def __init__(self, path: Path) -> None:
         self._matrix = MtxMatrix(_file(path, _MATRIX), path)
@@ -137,15 +137,15 @@ class MtxFolder(Barcoded):
         columns = {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS[:width]) if i != 1}
         super().__init__(path, barcodes, Features(path, symbols, columns if width > 1 else {}))
         if self._matrix.shape != (len(barcodes), len(symbols)):
-            raise self._misfit(len(symbols), len(barcodes))
+            raise self._shape_error(len(symbols), len(barcodes))
         self._matrix.check_sizes()
 
-    def _misfit(self, n_genes: int, n_cells: int) -> DataError:
+    def _shape_error(self, n_genes: int, n_cells: int) -> DataError:
         cells, genes = self._matrix.shape
         found = f"{self.path}: the matrix is {genes} features of {cells} cells"
         if (cells, genes) == (n_genes, n_cells):
             return DataError(
-                f"{self.path}: the matrix lies transposed, {genes} cells by {cells} features, as kallisto "
+                f"{self.path}: the matrix is transposed, {genes} cells by {cells} features, as kallisto "
                 "and alevin write it: write it features by cells (scipy.io.mmwrite of the transposed matrix)"
             )
         if (n_genes - genes, n_cells - cells) in ((0, 1), (1, 0), (1, 1)):
@@ -156,7 +156,7 @@ class MtxFolder(Barcoded):
             )
         return DataError(
             f"{found}, but there are {n_genes} features and {n_cells} barcodes: the files are "
-            "not of one folder, or one was cut short"
+            "from different folders, or one was cut short"
         )
 
     @staticmethod
@@ -166,7 +166,7 @@ class MtxFolder(Barcoded):
 
     @staticmethod
     def likely(path: Path) -> str:
-        """Return what to say of files that are called nearly as those of a 10x folder; ``""`` without any."""
+        """Return a hint about files whose names resemble those of a 10x folder; ``""`` without any."""
         ends = tuple(f"{name}{end}" for name in _MATRIX for end in ("", ".gz"))
         named = sorted(file.name for file in path.iterdir() if file.name.endswith(ends))
         if not named:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from canal.core.errors import CanalError, DataError
-from canal.io.blocks import ByEntries, Gathered
+from canal.io.blocks import ByEntries, RegroupedMatrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def write_element(group: Any, key: str, element: Any) -> None:
     write_elem(group, key, element)
 
 
-class Room:
+class DiskSpace:
     """Disk space taken before HDF5 writes to it: HDF5 does not survive a disk that fills meanwhile.
 
     What was taken and not used is given back when the file is opened for writing and closed again.
@@ -141,7 +141,7 @@ _STORED = 8
 """Bytes of a stored value and its gene."""
 
 
-def write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries, room: Room) -> None:
+def write_matrix(file: h5py.File, key: str, matrix: ByCell | ByEntries, room: DiskSpace) -> None:
     """Write a matrix as float32 CSR, a block of cells at a time; memory does not grow with cells."""
     group = file.create_group(key)
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
@@ -167,7 +167,7 @@ def _blocks(matrix: ByCell | ByEntries) -> Iterator[csr_matrix]:
     if isinstance(matrix, ByEntries):
         everything = np.arange(matrix.shape[1])
         nothing = np.zeros(matrix.shape[1], dtype=bool)
-        gathered = Gathered(
+        gathered = RegroupedMatrix(
             matrix, everything, nothing, lambda cells, genes, values: None, lambda values: values
         )
         with gathered:

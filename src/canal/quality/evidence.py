@@ -318,15 +318,15 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
 def contradiction(finding: Finding, declared: Values) -> str | None:
     """Return what speaks against the units that are declared; None where nothing does."""
     if declared == "counts":
-        return finding.told if finding.kind == "binary" else None
+        return finding.message if finding.kind == "binary" else None
     if finding.kind in ("zeros", "beyond"):  # told cell by cell
         return None
     if finding.kind == "unproven":
         if finding.dense:
-            return f"hardly a value is 0, and {finding.told}"
-        return f"{finding.told}, and {finding.told_totals}" if finding.too_low else None
+            return f"hardly a value is 0, and {finding.message}"
+        return f"{finding.message}, and {finding.totals_message}" if finding.too_low else None
     plain = finding.kind == "multiples" or finding.depth == PER_TEN_THOUSAND
-    return None if plain and finding.logs == (BASES[declared],) else finding.told
+    return None if plain and finding.logs == (BASES[declared],) else finding.message
 
 
 def doubt(finding: Finding, declared: Values) -> str | None:
@@ -334,8 +334,8 @@ def doubt(finding: Finding, declared: Values) -> str | None:
     if declared == "counts" or contradiction(finding, declared) is not None:
         return None
     if finding.kind == "unproven":
-        return finding.told
-    return finding.told_totals if finding.kind == "multiples" and finding.low else None
+        return finding.message
+    return finding.totals_message if finding.kind == "multiples" and finding.low else None
 
 
 def looks_like(values: csr_matrix) -> str | None:

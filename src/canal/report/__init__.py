@@ -1,1 +1,1 @@
-"""What a run looks like: figures, one static page, and the tables on the terminal."""
+"""Output for people: figures, static HTML pages, and tables on the terminal."""

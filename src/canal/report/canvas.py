@@ -1,4 +1,4 @@
-"""The one look of every figure: colours, type and lines, and how a figure becomes bytes."""
+"""The common style of all figures (colours, fonts, lines), and saving figures as reproducible files."""
 
 import base64
 import functools
@@ -68,7 +68,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Return ``draw`` so that it runs in canal's style and leaves matplotlib's settings as they were."""
+    """Decorate ``draw`` to run in canal's style and leave matplotlib's settings unchanged."""
 
     @functools.wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -91,7 +91,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def heat_map(axes: "Axes", values: Any, shape: tuple[int, int]) -> None:
-    """Fill ``axes`` with one square a value in [0, 1], NaN left open, row 0 on top; vector graphics."""
+    """Fill ``axes`` with a square for each value in [0, 1], NaN left blank, row 0 on top; vector graphics."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -106,17 +106,17 @@ def heat_map(axes: "Axes", values: Any, shape: tuple[int, int]) -> None:
 
 
 def ink_on(share: float) -> str:
-    """Return the colour of a number that stands on a heat map's square of this value."""
+    """Return the text colour of a number on a heat map's square of this value."""
     return "#ffffff" if share > 0.55 else "#1c2833"
 
 
 def number_or_gap(value: float | None) -> float:
-    """Return ``value``, or NaN, which every plot leaves open."""
+    """Return ``value``, or NaN for None, which plots leave blank."""
     return math.nan if value is None else float(value)
 
 
 def short(name: str) -> str:
-    """Return a name that fits beside an axis, both ends kept; '$' would start matplotlib's mathematics."""
+    """Return a name shortened in the middle for an axis; '$', which would start mathematics, is escaped."""
     return (name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}").replace("$", r"\$")
 
 
@@ -141,7 +141,7 @@ def svg_uri(figure: "Figure") -> str:
 
 
 def _lay_out(figure: "Figure") -> None:
-    """Make room for the labels once; left to `savefig`, every save draws the figure twice for it."""
+    """Compute the layout once, instead of at every `savefig`."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -149,12 +149,12 @@ def _lay_out(figure: "Figure") -> None:
 
 
 def _no_metadata(kind: str) -> dict[str, None]:
-    """Return what keeps versions and times out of a file of this kind."""
+    """Return metadata that keep versions and times out of a file of this kind."""
     return {"Software": None} if kind == "png" else dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def _follow_scheme(svg: str) -> str:
-    """Turn the neutral colours of an SVG into variables that a dark page redefines."""
+    """Replace the neutral colours of an SVG by CSS variables, which follow the page's dark mode."""
     light, dark = [], []
     for number, (colour, at_night) in enumerate(_DARK.items()):
         svg = svg.replace(colour, f"var(--c{number})")

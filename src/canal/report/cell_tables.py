@@ -1,4 +1,4 @@
-"""A labelled file on a terminal: groups of novel cells, what carries a type, which version labelled it."""
+"""Terminal tables about cells: groups of novel cells, marker genes, provenance of labels, impact of data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Document = Mapping[str, Any]
 
 
 def novel_table(found: Mapping[str, Any]) -> Group:
-    """Return the groups of `canal.annotation.novel.Novel.to_json`, and warnings."""
+    """Return the table of the groups of `canal.annotation.novel.Novel.to_json`, and warnings."""
     rows = table(f"{found['n_novel']:,} novel cells in {len(found['groups'])} groups")
     rows.add_column("group", justify="right", style="bold")
     rows.add_column("cells", justify="right")
@@ -37,7 +37,7 @@ def novel_table(found: Mapping[str, Any]) -> Group:
 
 
 def explanation_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the types of `canal.annotation.markers.Explanation.to_json` with the genes that carry them."""
+    """Return the table of marker genes by type, from `canal.annotation.markers.Explanation.to_json`."""
     rows = table("Genes that carry a type, strongest first")
     rows.add_column("cell type", overflow="fold", style="bold")
     rows.add_column("cells", justify="right")
@@ -57,7 +57,7 @@ def _batches(group: Mapping[str, Any]) -> str:
 
 
 def who_group(document: Document) -> Group:
-    """Return which version labelled a file, and how that stands today; see `canal.app.annotating.who`."""
+    """Return the provenance of a labelled file and its present status; see `canal.app.annotating.who`."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
@@ -109,8 +109,8 @@ _GRADES = {"learned": "bold red", "steered": "yellow", "tested": "dim"}
 _MOST = 20
 
 
-def touches_table(title: str, versions: Sequence[Document]) -> Table:
-    """Return how each version touched some cells, a row a version (`canal.registry.provenance.exposure`)."""
+def exposure_table(title: str, versions: Sequence[Document]) -> Table:
+    """Return the exposure of each version to some cells, a row a version (`provenance.exposure`)."""
     found = table(title)
     found.add_column("version", overflow="fold")
     found.add_column("stage", overflow="fold")
@@ -131,45 +131,45 @@ def touches_table(title: str, versions: Sequence[Document]) -> Table:
     return found
 
 
-def _touched(title: str, document: Document) -> list[Any]:
-    """Return the table of versions, or that there are none, and how many cells no version has met."""
+def _versions(title: str, document: Document) -> list[Any]:
+    """Return the table of versions, or a line that there are none, and the number of unused cells."""
     versions, n = document["versions"], document["reserve"]
     them = "it" if n == 1 else "them"
-    parts: list[Any] = [touches_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
+    parts: list[Any] = [exposure_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
     if n:
         parts.append(
             text(
-                f"in reserve: {count(n)} beyond split.max_cells_per_type; no version has learned from "
-                f"{them}, and none was judged or measured on {them}"
+                f"in reserve: {count(n)} beyond split.max_cells_per_type; no version was trained, validated "
+                f"or tested on {them}"
             )
         )
     return parts
 
 
 def forward_group(document: Document) -> Group:
-    """Return what came of a data set or a cell; see `canal.app.impact.forward`."""
+    """Return the versions that have seen a data set or a cell; see `canal.app.impact.forward`."""
     about = document["cell"] or document["source"]
-    title = f"Versions that {about} touched ({count(document['cells'])})"
-    return Group(*_touched(title, document), *_alike(document))
+    title = f"Versions that have seen {about} ({count(document['cells'])})"
+    return Group(*_versions(title, document), *_alike(document))
 
 
 def impact_group(document: Document) -> Group:
-    """Return everything that a source touched, and what to do; see `canal.app.impact.Impact`."""
+    """Return everything that learned from a source, and the plan; see `canal.app.impact.Impact`."""
     narrowed = [f"{name} {document[name]}" for name in ("batch", "cell") if document[name]]
     about = " of ".join([*narrowed, f"source {document['source']}"])
-    parts: list[Any] = _touched(f"{about} touched ({count(document['cells'])})", document)
+    parts: list[Any] = _versions(f"Versions that have seen {about} ({count(document['cells'])})", document)
     parts += _alike(document)
     for name, digest in document["same_bytes"].items():
-        parts.append(text(f"{name} is cut from the same file ({digest[:12]}): canal impact {name}", "yellow"))
+        parts.append(text(f"{name} reads the same file ({digest[:12]}): canal impact {name}", "yellow"))
     aliases = ", ".join(
         f"{alias} (version {number})" for alias, number in sorted(document["aliases"].items())
     )
-    parts += [Text(), text(f"aliases that point to what learned from them: {aliases or 'none'}")]
+    parts += [Text(), text(f"aliases of versions that learned from them: {aliases or 'none'}")]
     return Group(*parts, *_records(document), Text(), *_steps(document["steps"]))
 
 
 def how(one: Document) -> str:
-    """Return in words how a version touched the cells."""
+    """Return in words how a version used the cells."""
     words = {
         "trained": "trained on {}",
         "replayed": "replayed {} from its parent's bank",
@@ -179,18 +179,18 @@ def how(one: Document) -> str:
         "tested": "measured on {}",
         "kept": "holds {} in its bank or probe sets",
     }
-    said = [
+    clauses = [
         sentence.format("cells that cannot be counted any more" if one["roles"][role] is None
                         else count(one["roles"][role]))
         for role, sentence in words.items() if role in one["roles"]
     ]  # fmt: skip
     if one["inherited_from"]:
-        said.append(f"inherited through {_name(one['inherited_from'])}")
-    return "; ".join(said)
+        clauses.append(f"inherited through {_name(one['inherited_from'])}")
+    return "; ".join(clauses)
 
 
 def _name(one: Document) -> str:
-    """Return a version's model and number; 0 is one that was never registered here."""
+    """Return a version's model and number; 0 means that it was never registered here."""
     return f"{one['model']} {one['version'] or 'elsewhere'}"
 
 

@@ -1,4 +1,4 @@
-"""From a project's folders to what the report is made from."""
+"""Collect the documents of a report from a project's folders, and write the files that DVC plots."""
 
 import csv
 from collections import Counter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def collect(
     layout: Layout, stages: Sequence[str], versions: Sequence[Mapping[str, Any]] = ()
 ) -> list[StageReport]:
-    """Return the report of every stage that was learned and measured, in the order of ``stages``.
+    """Return the report of every stage that was learned and evaluated, in the order of ``stages``.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def _measured(layout: Layout, stage: str) -> bool:
 
 
 def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) -> StageReport:
-    """Read one stage's files; only its evaluation and its history must be there."""
+    """Read one stage's files; only its evaluation and its history are required."""
     model, metrics = layout.model(stage), layout.metrics(stage)
     digest = file_digest(model / "key.json") if (model / "key.json").is_file() else ""
     version = by_key.get(digest, {})
@@ -100,7 +100,7 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
 
 
 def _verdict(layout: Layout, stage: str) -> Document | None:
-    """Return what the gate said, the comparison of labels with the parent's answers among its rules."""
+    """Return the gate's verdict, with the comparison of labels with the parent's predictions as a rule."""
     verdict: Document | None = _optional_json(layout.verdict(stage))
     if verdict is None or not layout.labels(stage).is_file():
         return verdict
@@ -113,7 +113,7 @@ def _optional_json(path: Path) -> Any:
 
 
 def _bank(path: Path) -> dict[str, dict[str, int]]:
-    """Return how many cells of each type a bank holds from each stage."""
+    """Return the number of cells in a bank by type and stage."""
     if not path.is_file():
         return {}
     with open_h5ad(path) as file:
@@ -125,7 +125,7 @@ def _bank(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _scores(path: Path) -> tuple[float, ...]:
-    """Return the novelty of every test cell, as predictions.csv has it."""
+    """Return the novelty of every test cell, from predictions.csv."""
     if not path.is_file():
         return ()
     with path.open(encoding="utf-8", newline="") as stream:
@@ -141,7 +141,7 @@ _EPOCH = ("epoch", "loss", "cross_entropy", "distillation", "validation_accuracy
 
 
 def write_scores(layout: Layout, stage: str) -> None:
-    """Write ``scores/<stage>`` from what was measured, and how the stage was learned.
+    """Write ``scores/<stage>`` from the stage's evaluation and training history.
 
     Equal measures give equal bytes. A stage that was learned by sums alone has no epochs.
     """
@@ -159,11 +159,11 @@ def write_scores(layout: Layout, stage: str) -> None:
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a stage, flat enough for a table."""
-    said = measures(evaluation)
+    """Return the metrics of a stage as a flat document."""
+    metrics = measures(evaluation)
     return {
         "accuracy": evaluation["row"][evaluation["stage"]],
-        **{name: said.get(name) for name in _SHOWN},
+        **{name: metrics.get(name) for name in _SHOWN},
         "types": len(evaluation["labels"]),
         "by_stage": evaluation["row"],
     }

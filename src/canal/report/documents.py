@@ -1,7 +1,4 @@
-"""What a report is made from: the documents of one stage, and the R matrix of all of them.
-
-And what answers in a version, in words: for the terminal and for the page.
-"""
+"""The data of a report: the documents of each stage, the R matrix, and a version's method in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +10,7 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class StageReport:
-    """Everything known of one stage; what is None or empty is left out of the page.
+    """All documents of one stage; fields that are None or empty are left out of the page.
 
     Parameters
     ----------
@@ -67,7 +64,7 @@ def accuracy_matrix(evaluations: Sequence[Document]) -> tuple[list[str], list[li
 
 
 def before_learning(evaluations: Sequence[Document]) -> dict[tuple[str, str], float]:
-    """Return how the parent of each stage did on its test cells: {(parent, stage): accuracy}.
+    """Return the accuracy of each stage's parent on the stage's test cells: {(parent, stage): accuracy}.
 
     Versions measured before canal did this have none.
     """
@@ -85,7 +82,7 @@ def lineage(evaluations: Sequence[Document], stage: str) -> list[Document]:
 
 
 def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what answers, and of which stages there are sums; see `version_folder.method_view`."""
+    """Yield lines about the method: what predicts, and which stages have sums (`method_view`)."""
     if method["name"] == "published":
         yield "answers", "the network (published method)"
         return

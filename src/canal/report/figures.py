@@ -1,8 +1,7 @@
-"""The figures of a run, drawn from the plain documents that training and evaluation write.
+"""The figures of a run, drawn from the JSON documents of training and evaluation.
 
-Curves over epochs: how a stage and the backbone were learned. Heat maps with their numbers: confusion of
-types, and accuracy of every model on every stage. Point plots: what was forgotten, and how far confidence and
-novelty may be trusted.
+Curves over epochs: training of a stage and of the backbone. Heat maps with numbers: confusion of types, and
+accuracy of every model on every stage. Point plots: forgetting, calibration and novelty detection.
 """
 
 import math
@@ -47,7 +46,7 @@ __all__ = [
 
 @styled
 def loss_curves(history: Mapping[str, Any]) -> "Figure":
-    """Draw how a stage was learned: its losses, and the accuracy on new and on earlier cells.
+    """Draw the training of a stage: its losses, and the accuracy on new and on earlier cells.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ def pretraining(history: Mapping[str, Any]) -> "Figure":
 
 
 def _curves(axis: "Axes", epochs: Sequence[Mapping[str, Any]], names: Mapping[str, str], title: str) -> None:
-    """Draw one line for each measure that the epochs hold."""
+    """Draw a line for each measure in the epochs."""
     steps = [epoch["epoch"] for epoch in epochs]
     for number, (key, name) in enumerate(names.items()):
         if any(epoch.get(key) is not None for epoch in epochs):
@@ -110,7 +109,7 @@ def _accuracy_curves(axis: "Axes", epochs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _line(axis: "Axes", steps: Sequence[int], values: Sequence[float], name: str, number: int) -> None:
-    """Draw one curve; with its colour its marker changes, for eyes and printers that see no colour."""
+    """Draw one curve; colour and marker both vary, so that curves differ without colour."""
     axis.plot(
         steps,
         values,
@@ -135,7 +134,7 @@ def _finish_curves(axis: "Axes", with_legend: bool) -> None:
 
 
 def _mark_best(axis: "Axes", best: int | None) -> None:
-    """Mark the epoch whose weights were kept; the words stand below, where no curve runs."""
+    """Mark the epoch whose weights were kept, with the text below the curves."""
     if best is not None:
         axis.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
         axis.set_xlabel(f"Epoch (weights kept: {best})")
@@ -211,7 +210,7 @@ def r_matrix(
 
 
 def _compact(document: Mapping[str, Any]) -> tuple[list[list[int]], list[str], list[str]]:
-    """Return counts, row names and column names without what stays empty."""
+    """Return counts, row names and column names without empty rows and columns."""
     labels, counts = document["labels"], document["counts"]
     rows = [index for index, line in enumerate(counts) if sum(line)]
     columns = [index for index in range(len(labels)) if index in rows or any(line[index] for line in counts)]
@@ -220,13 +219,13 @@ def _compact(document: Mapping[str, Any]) -> tuple[list[list[int]], list[str], l
 
 
 def _number(axis: "Axes", place: tuple[int, int], text: str, ink: str, size: float) -> None:
-    """Write ``text`` into the middle of a heat map's square (row, column)."""
+    """Write ``text`` into the centre of a heat map's square (row, column)."""
     row, column = place
     axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=size)
 
 
 def _name_squares(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Name a heat map's rows and columns; long column names stand slanted."""
+    """Label a heat map's rows and columns; long column names are slanted."""
     axis.set_yticks([index + 0.5 for index in range(len(rows))], [short(name) for name in rows])
     axis.set_xticks([index + 0.5 for index in range(len(columns))], [short(name) for name in columns])
     axis.tick_params(axis="x", rotation=45)
@@ -236,7 +235,7 @@ def _name_squares(axis: "Axes", rows: Sequence[str], columns: Sequence[str]) -> 
 
 @styled
 def recall_by_type(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Draw each type's recall just after its stage and now: what fell was forgotten.
+    """Draw each type's recall just after its stage and now: a decrease is forgetting.
 
     Parameters
     ----------
@@ -257,7 +256,7 @@ def recall_by_type(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
 
 @styled
 def reliability(calibration: Mapping[str, Any]) -> "Figure":
-    """Draw accuracy against stated confidence; on the diagonal a confidence means what it says.
+    """Draw accuracy against stated confidence; the diagonal is perfect calibration.
 
     Parameters
     ----------
@@ -280,7 +279,7 @@ def reliability(calibration: Mapping[str, Any]) -> "Figure":
 
 @styled
 def novelty(measured: Mapping[str, Any], scores: Sequence[float] = ()) -> "Figure":
-    """Draw how well types left out of the head are noticed, and the scores of the test cells.
+    """Draw how well held-out types are detected as novel, and the novelty of the test cells.
 
     Parameters
     ----------
@@ -320,7 +319,7 @@ def _recall_groups(
 
 
 def _recall_rows(axis: "Axes", types: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draw one row a type: hollow where its recall began, filled where it is now."""
+    """Draw a row for each type: hollow marker at its first recall, filled marker at the present one."""
     for row, points in enumerate(types.values()):
         values = [value for _, value in points]
         first, last = values[0], values[-1]
@@ -358,7 +357,7 @@ def _calibration_title(calibration: Mapping[str, Any]) -> str:
 
 
 def _holdout_rows(axis: "Axes", holdouts: Sequence[Mapping[str, Any]]) -> None:
-    """Draw one row a left-out type: accuracy on known and unknown cells, and AUROC."""
+    """Draw a row for each held-out type: accuracy on known and unknown cells, and AUROC."""
     measures = {"known_accuracy": "known", "unknown_accuracy": "unknown", "auroc": "AUROC"}
     for number, (key, name) in enumerate(measures.items()):
         values = [number_or_gap(one.get(key)) for one in holdouts]
@@ -377,7 +376,7 @@ def _holdout_rows(axis: "Axes", holdouts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _score_histogram(axis: "Axes", scores: Sequence[float], threshold: float | None) -> None:
-    """Draw the test cells' novelty; what lies right of the threshold is called Unassigned."""
+    """Draw the test cells' novelty; cells to the right of the threshold are Unassigned."""
     axis.hist(scores, bins=40, range=(0, 1), color=BLUE, alpha=0.75)
     axis.set(xlim=(0, 1), xlabel="Novelty score", ylabel="Test cells")
     axis.set_title("Novelty of the test cells", pad=24)

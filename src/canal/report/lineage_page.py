@@ -1,6 +1,6 @@
-"""A lineage as one static page that needs neither network nor script: a picture, and all facts below it.
+"""A lineage as a static offline HTML page (picture and facts), as a terminal tree, and as Graphviz DOT.
 
-In the picture it is laid out with a column a kind and a band of rows a version, the oldest on top.
+The picture has a column for each kind of node and a band of rows for each version, the oldest on top.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from canal.registry.provenance.lineage import Fact, Graph, Kind, Node
 
 _LETTERS = 21
-"""What fits into a box at the size of its text; the whole name is below the picture, and in the tooltip."""
+"""Letters that fit into a box; the full name is below the picture and in the tooltip."""
 
 _TITLES = {
     "version": "Versions",
@@ -53,7 +53,7 @@ _MARGIN = 8
 
 @dataclass(frozen=True)
 class Box:
-    """Where a node stands: its upper left corner, in units of the picture."""
+    """The position of a node: its upper left corner, in units of the picture."""
 
     node: Node
     x: int
@@ -62,7 +62,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve from an origin to what came of it, as the path of an SVG, and what it means."""
+    """A curve from an origin to a product, as an SVG path, and its meaning."""
 
     path: str
     kind: str
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Picture:
-    """Boxes and lines, and how large they are together."""
+    """Boxes and lines, and the size of the picture."""
 
     boxes: tuple[Box, ...]
     lines: tuple[Line, ...]
@@ -105,7 +105,7 @@ def write_lineage(graph: Graph, out: Path) -> Path:
 
 
 def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:
-    """Return what the template draws of a box."""
+    """Return the template's values for a box."""
     node = box.node
     return {
         "x": box.x,
@@ -119,14 +119,14 @@ def _box(box: Box, places: dict[str, str]) -> dict[str, Any]:
 
 
 def _name(node: Node) -> str:
-    """Return a node's label, that of a version without the model, which is the same all along a lineage."""
+    """Return a node's label; of a version without the model's name, which is the same in a lineage."""
     if node.kind != "version":
         return node.label
     return f"{node.facts.get('version', 'elsewhere')} {node.facts['stage']}"
 
 
 def _gist(node: Node) -> str:
-    """Return the one line that says most of a node beside its label."""
+    """Return the most informative line about a node, shown beside its label."""
     facts = node.facts
     if node.kind in ("version", "backbone"):
         return str(facts.get("aliases") or f"key {shown(facts['key'])}")
@@ -144,12 +144,12 @@ def _gist(node: Node) -> str:
 
 
 def _cut(words: str) -> str:
-    """Return a name that fits into a box, both ends kept."""
+    """Return a name shortened in the middle to fit into a box."""
     return words if len(words) <= _LETTERS else f"{words[:11]}…{words[-9:]}"
 
 
 def _columns(picture: Picture) -> list[dict[str, Any]]:
-    """Return a heading for each column that holds something."""
+    """Return a heading for each column that is not empty."""
     names = {
         "bytes": "raw bytes",
         "source": "source",
@@ -211,7 +211,7 @@ def lay_out(graph: Graph) -> Picture:
 
 
 def _brought(graph: Graph, version: Node) -> list[Node]:
-    """Return a version and all that it comes from but other versions, nearest first."""
+    """Return a version and all its origins except other versions, nearest first."""
     found, left = {version.id: version}, [version]
     while left:
         for node in graph.origins(left.pop(0).id):
@@ -222,7 +222,7 @@ def _brought(graph: Graph, version: Node) -> list[Node]:
 
 
 def _path(origin: Box, product: Box) -> str:
-    """Return a curve between two boxes that leaves and enters them where they face each other."""
+    """Return a curve between two boxes that leaves and enters them on facing sides."""
     if origin.x == product.x:
         x = origin.x + WIDTH // 2
         upper, lower = sorted((origin, product), key=lambda box: box.y)
@@ -246,7 +246,7 @@ _PLAIN = "note"
 
 
 def lineage_tree(graph: Graph) -> Group:
-    """Return the tree of a lineage; what stands in it already is named again, not repeated."""
+    """Return the tree of a lineage; nodes that occur again are named, not expanded."""
     chain = graph.chain
     tree = Tree(text(f"Lineage of {chain[0].label}", "bold"), guide_style="dim")
     seen: set[str] = set()
@@ -261,7 +261,7 @@ def lineage_tree(graph: Graph) -> Group:
 
 
 def shown(value: Fact) -> str:
-    """Return a fact as people read it: a digest by its first digits, yes and no in words."""
+    """Return a fact in readable form: digests shortened, yes and no in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -286,13 +286,13 @@ def _how(graph: Graph, node: Node, parent: Node) -> str:
 
 
 def _line(node: Node, style: str) -> Any:
-    """Return a node's label with its facts behind it."""
+    """Return a node's label followed by its facts."""
     facts = ", ".join(f"{name} {shown(value)}" for name, value in node.facts.items() if name not in _IN_LABEL)
     return text(node.label, style).append_text(text(f"  {facts}" if facts else "", "dim"))
 
 
 def dot(graph: Graph) -> str:
-    """Return the graph as a digraph in DOT; arrows lead from an origin to what came of it."""
+    """Return the graph in DOT; arrows lead from origins to products."""
     return "".join(f"{line}\n" for line in _lines(graph))
 
 
@@ -319,6 +319,6 @@ def _lines(graph: Graph) -> Iterator[str]:
 
 
 def _label(node: Node) -> str:
-    """Return a node's label and facts, a line each, by the escape that Graphviz reads as a line break."""
+    """Return a node's label and facts, one a line, with Graphviz's escape for line breaks."""
     lines = [node.label, *(f"{name}: {shown(value)}" for name, value in node.facts.items())]
     return '"' + "\\n".join(quoted(line)[1:-1] for line in lines) + '"'

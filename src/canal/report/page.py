@@ -1,6 +1,6 @@
-"""One static page of a run that needs neither network nor script: text, tables, figures inside.
+"""The report of a run as one static offline HTML page with text, tables and figures.
 
-Numbers stand there as a reader wants them: percent, points, decimals; what was not measured says so.
+Numbers are formatted as percent, percentage points or decimals; missing measurements are marked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.core.files import new_file
-from canal.data.split import sets_told
+from canal.data.split import reported_sets
 from canal.report import figures
 from canal.report.collect import confusion_figures, matrix_figure, stage_figures
 from canal.report.documents import (
@@ -38,7 +38,7 @@ NOT_MEASURED = "–"
 def write_report(
     stages: Sequence[StageReport], out: Path, title: str = "canal", pretraining: Document | None = None
 ) -> Path:
-    """Write the page of a run; the same input gives the same bytes.
+    """Write the report page of a run; the same input gives the same bytes.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def write_report(
 
 
 def _run(stages: Sequence[StageReport]) -> dict[str, Any] | None:
-    """Return what stands above the stages: the newest model's sums and the R matrix."""
+    """Return the summary above the stages: the newest model's metrics and the R matrix."""
     if not stages:
         return None
     names, matrix = accuracy_matrix([stage.evaluation for stage in stages])
@@ -108,14 +108,14 @@ def _run(stages: Sequence[StageReport]) -> dict[str, Any] | None:
 
 
 def _square(value: float | None, row: int, column: int) -> str:
-    """Return a square of R as text: a dash where it could not be measured, nothing for the future."""
+    """Return a square of R as text: a dash where not measured, empty for stages not learned yet."""
     if value is None:
         return "–" if column <= row else ""
     return f"{100 * value:.1f}"
 
 
 def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
-    """Return what the template shows of each stage."""
+    """Return the template's values for each stage."""
     labels, words = {stage.name: stage.evaluation["labels"] for stage in stages}, _sets(stages)
     named_by_key = {stage.key_digest: stage.name for stage in stages if stage.key_digest}
     evaluations = [stage.evaluation for stage in stages]
@@ -145,8 +145,8 @@ def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] 
 
 
 def _sets(stages: Sequence[StageReport]) -> tuple[str, ...]:
-    """Return the sets that cells were divided into."""
-    return sets_told({name for stage in stages for sets in stage.cells.values() for name in sets})
+    """Return the sets of the split: training, validation, test, and the reserve where it is used."""
+    return reported_sets({name for stage in stages for sets in stage.cells.values() for name in sets})
 
 
 def _cells_table(
@@ -169,7 +169,7 @@ def _cells_table(
 
 
 def _rules(verdict: Document | None) -> list[Document]:
-    """Return the gate's rules, those that do not hold first, errors before warnings."""
+    """Return the gate's rules, failed ones first, errors before warnings."""
     if verdict is None:
         return []
     return sorted(verdict["rules"], key=lambda rule: (rule["passed"], rule["severity"] != "error"))
@@ -191,7 +191,7 @@ def _bank_table(stage: StageReport) -> dict[str, Any] | None:
 
 
 def _tuning(tuned: Document | None) -> dict[str, Any] | None:
-    """Return the study's figures and its trials that no other one beats, marked; None without a study."""
+    """Return the study's figures and its Pareto-optimal trials, marked; None without a study."""
     if tuned is None:
         return None
     return {
@@ -203,7 +203,7 @@ def _tuning(tuned: Document | None) -> dict[str, Any] | None:
 
 
 def _place(labels: Sequence[str]) -> Callable[[str], tuple[int, str]]:
-    """Return the sort key that puts types in the model's order, unknown ones last."""
+    """Return a sort key that orders types as the model does, unknown types last."""
     places = {name: index for index, name in enumerate(labels)}
     return lambda name: (places.get(name, len(places)), name)
 

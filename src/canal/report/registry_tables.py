@@ -1,7 +1,4 @@
-"""The registry on a terminal: rulings, two models compared, the ledger; and the verdict of the gate.
-
-And what an audit found, what a reproduction gave, and what a rebuilding made.
-"""
+"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding and verdicts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,7 +36,7 @@ def rulings_table(judgement: Document) -> Table:
 
 
 def comparison_table(comparison: Document) -> Group:
-    """Return two models on the same cells, a row a stage and type; see `canal.registry.promotion.policy`."""
+    """Return the comparison of two models, a row a stage and type (`canal.registry.promotion.policy`)."""
     title = f"Version {comparison['candidate']} against version {comparison['champion']}, on the same cells"
     found = table(title)
     found.add_column("test cells of", overflow="fold")
@@ -115,19 +112,19 @@ def _what(entry: Document) -> str:
 
 
 def audit_report(document: Document) -> Group:
-    """Return what `canal.registry.audit.full_audit.Report.to_json` gives: findings, notes, counts."""
+    """Return the findings, notes and counts of `canal.registry.audit.full_audit.Report.to_json`."""
     findings, notes = document["findings"], document["notes"]
     parts: list[Any] = [_table("Does not hold", findings)] if findings else []
     parts += [_table("To know", notes)] if notes else []
     looked = ", ".join(f"{name} {number:,}" for name, number in document["counts"].items() if number)
     number = len(document["findings"])
-    said = "everything holds" if not number else f"findings: {number}"
-    said += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
-    return Group(*parts, Text(said, "bold" if number else ""))
+    message = "everything holds" if not number else f"findings: {number}"
+    message += f" ({looked or 'nothing is registered'}; {document['seconds']:.1f} s)"
+    return Group(*parts, Text(message, "bold" if number else ""))
 
 
 def reproduction_report(document: Document) -> Group:
-    """Return what `canal.app.auditing.Reproduction.to_json` gives, in a few lines."""
+    """Return the result of `canal.app.auditing.Reproduction.to_json`, in a few lines."""
     name, commit = f"version {document['version']}", document["commit"][:12]
     if not document["differing"]:
         what = "everything, byte for byte" if document["same_key"] else "the same weights, bit for bit"
@@ -152,7 +149,7 @@ def _share(value: float | None) -> str:
 
 
 def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
-    """Return what a rebuilding made, and what it could not, as a JSON document."""
+    """Return the result of a rebuilding as a JSON document: versions rebuilt, versions lost."""
     return {
         "versions": [
             {
@@ -172,7 +169,7 @@ def rebuilt_view(rebuilt: "Rebuilt") -> dict[str, Any]:
 
 
 def rebuilt_table(view: Document) -> Group:
-    """Return `rebuilt_view` as tables: the versions that are there again, and those that are gone."""
+    """Return `rebuilt_view` as tables: versions rebuilt, and versions lost."""
     table = _plain("Registered again", ("model", "no.", "stage", "aliases", "key"))
     for one in view["versions"]:
         aliases = ", ".join([*one["aliases"], *(["retired"] if one["retired"] else [])])
@@ -206,7 +203,7 @@ _SHOWN = 8
 
 
 def difference_group(document: Document) -> Group:
-    """Return what differs between two versions; see `canal.registry.provenance.diff.difference`."""
+    """Return the differences between two versions; see `canal.registry.provenance.diff.difference`."""
     before, after = document["before"], document["after"]
     heading = f"From version {before['version']} ({before['stage']}) to {after['version']} ({after['stage']})"
     added, removed = document["labels"]["added"], document["labels"]["removed"]
@@ -218,8 +215,8 @@ def difference_group(document: Document) -> Group:
     more, fewer = document["genes"]["added"], document["genes"]["removed"]
     if more or fewer:
         parts.append(text(f"genes added: {_some(more)}; removed: {_some(fewer)}"))
-    if said := sums_told(document["sums"]):
-        parts.append(text(said))
+    if message := shared_sums(document["sums"]):
+        parts.append(text(message))
     for name in ("params", "data", "code"):
         parts += [Text(), _changes_table(name, document[name])]
     parts += [Text(), _recall_table(document)]
@@ -228,8 +225,8 @@ def difference_group(document: Document) -> Group:
     return Group(*parts)
 
 
-def sums_told(sums: Document) -> str:
-    """Return in words which sums two versions share; empty where none of them has any."""
+def shared_sums(sums: Document) -> str:
+    """Return in words which sums two versions share; empty if neither has any."""
     stages = sums["stages"]
     if not stages:
         return ""
@@ -237,9 +234,9 @@ def sums_told(sums: Document) -> str:
     kinds = {
         word: [stage for stage, one in stages.items() if one["same"] is same] for same, word in words.items()
     }
-    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
+    description = "; ".join(f"{word}: {', '.join(names)}" for word, names in kinds.items() if names)
     basis = {True: "one basis", False: "of two bases", None: "kept by one of them alone"}
-    return f"sums ({basis[sums['basis']['same']]}): {told}"
+    return f"sums ({basis[sums['basis']['same']]}): {description}"
 
 
 def _changes_table(name: str, changes: Sequence[Document]) -> Any:
@@ -254,7 +251,7 @@ def _changes_table(name: str, changes: Sequence[Document]) -> Any:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return how many names there are and the first of them."""
+    """Return the number of names and the first of them."""
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     return f"{len(names)} ({shown})" if names else "none"
 
@@ -320,16 +317,23 @@ def verdict_table(verdict: "Verdict", only_failed: bool = False) -> Table:
         if rule.passed and only_failed:
             continue
         word = "passed" if rule.passed else rule.severity
-        told = rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
+        description = (
+            rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
+        )
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
         style = "" if rule.passed else _STYLE[word]
-        cells = [text(rule.rule, style), text(word, _STYLE[word]), text(rule.expected), text(told, style)]
+        cells = [
+            text(rule.rule, style),
+            text(word, _STYLE[word]),
+            text(rule.expected),
+            text(description, style),
+        ]
         found.add_row(*cells, text(rule.hint))
     return found
 
 
 def verdict_line(verdict: "Verdict") -> str:
-    """Return one line: passed or refused, by how many rules, and how many cells and types there are."""
+    """Return one line: passed or refused, by how many rules, and the number of cells and types."""
     errors, warnings = len(verdict.failures("error")), len(verdict.failures("warning"))
     word = "passed" if verdict.passed else "refused"
     cells, types = verdict.counts["cells"], len(verdict.counts["types"])

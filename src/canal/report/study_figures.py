@@ -1,7 +1,4 @@
-"""How lambda and L of a stage were chosen: what each attempt kept and learned, and what decided it.
-
-As figures, and as a table: a study's front with what was chosen, beside what is published.
-"""
+"""Figures and a table of a study: accuracy and retention of each trial, the Pareto front, and the choice."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -54,7 +51,7 @@ def tuning_figures(document: Document) -> dict[str, "Figure"]:
 
 @styled
 def pareto_front(document: Document) -> "Figure":
-    """Draw what every finished trial learned and kept; the line joins those that none beats in both."""
+    """Draw retention and accuracy of every finished trial; a line joins the Pareto front."""
     figure = new_figure(5.2, 4.0)
     axis = figure.subplots()
     done = _complete(document)
@@ -74,7 +71,7 @@ def pareto_front(document: Document) -> "Figure":
 
 @styled
 def lambda_by_l(document: Document) -> "Figure":
-    """Draw every trial at its lambda and L, the better the darker; a cross was ended early."""
+    """Draw every trial at its lambda and L, darker for better; a cross marks pruned trials."""
     from matplotlib.colors import LinearSegmentedColormap
 
     figure = new_figure(5.6, 4.0)
@@ -108,7 +105,7 @@ def lambda_by_l(document: Document) -> "Figure":
 
 @styled
 def optimisation(document: Document) -> "Figure":
-    """Draw the value of every trial in the order they were made, and the best until then."""
+    """Draw the value of every trial in order, and the best value so far."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(5.2, 3.4)
@@ -135,7 +132,7 @@ def optimisation(document: Document) -> "Figure":
 
 @styled
 def importances(document: Document) -> "Figure":
-    """Draw how much of the value's variance over the finished trials each parameter explains."""
+    """Draw the share of the value's variance that each parameter explains."""
     found = sorted(document["importances"].items(), key=lambda item: item[1])
     figure = new_figure(5.2, 1.3 + 0.4 * len(found))
     axis = figure.subplots()
@@ -158,7 +155,7 @@ def _points(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
 
 
 def _mark(axis: "Axes", document: Document, place: Any) -> None:
-    """Ring the trial that was chosen, and put a diamond on the published one."""
+    """Ring the chosen trial, and mark the published point with a diamond."""
     done = _complete(document)
     chosen, published = (
         done[document["chosen"]],
@@ -182,14 +179,14 @@ def _cut(published: Trial) -> str:
 
 
 def _strength_axis(axis: "Axes", document: Document, zero: float) -> None:
-    asked = document["tuning"]["distillation"]
-    powers = range(math.ceil(math.log10(asked["low"])), math.floor(math.log10(asked["high"])) + 1)
-    ticks = {zero: "0"} if asked["with_zero"] else {}
+    bounds = document["tuning"]["distillation"]
+    powers = range(math.ceil(math.log10(bounds["low"])), math.floor(math.log10(bounds["high"])) + 1)
+    ticks = {zero: "0"} if bounds["with_zero"] else {}
     ticks |= {10.0**power: f"{10.0**power:g}" for power in powers}
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set_xticks([], minor=True)
-    axis.set_xlim(zero / 1.6, asked["high"] * 1.6)
+    axis.set_xlim(zero / 1.6, bounds["high"] * 1.6)
     axis.set_xlabel("λ: weight of staying near the teacher")
 
 
@@ -200,7 +197,7 @@ def _finish(figure: "Figure", axis: "Axes") -> None:
 
 
 def front_rows(document: Document) -> list[Row]:
-    """Return the trials that none beats in both aims, and the published and the chosen one, marked.
+    """Return the Pareto front, the published and the chosen trial, marked.
 
     A row has ``number``, ``marks``, the settings, ``accuracy``, ``retention``, ``harmonic_mean``, ``value``.
     """
@@ -217,7 +214,7 @@ def front_rows(document: Document) -> list[Row]:
 
 
 def tuning_table(document: Document) -> Group:
-    """Return the front of a study as a table, with what was chosen and why."""
+    """Return the Pareto front of a study as a table, with the choice and its reason."""
     found = table(f"Stage {document['stage']}: trials that no other one beats in both aims")
     found.add_column("trial", justify="right", style="bold")
     extra = [name for name in document["choice"] if name not in ("distillation", "bank_size")]

@@ -1,4 +1,4 @@
-"""What a run looks like on a terminal of 80 columns, with colour or without."""
+"""Terminal tables about versions, evaluations and annotation, for 80 columns with or without colour."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +36,13 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
 
 
 def lineage_report(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
-    """Return `summary` with the commands that a person may want to try next."""
+    """Return `summary` with suggestions of commands to run next."""
     newest = versions[-1]["version"] if versions else "candidate"
     return Group(summary(evaluations, versions), Text(), next_commands(newest))
 
 
 def matrix_table(evaluations: Sequence[Document]) -> Table:
-    """Return R as a table: a row a model, a column a stage's test cells, accuracy in percent.
+    """Return R as a table: a row for each model, a column for each stage's test cells, in percent.
 
     Where the stages' names are too many or too long for columns, there is a row a stage instead: its
     accuracy when it was learned, and now.
@@ -90,7 +90,7 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def version_panel(view: Mapping[str, Any]) -> Group:
-    """Return one version: where it comes from, what it is made of, and how it does on every stage.
+    """Return one version: its provenance, its parts, and its accuracy on every stage.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def version_panel(view: Mapping[str, Any]) -> Group:
 
 
 def annotation_table(summary: Mapping[str, Any]) -> Group:
-    """Return what `canal annotate` did: cells of each type, how they were read, and warnings."""
+    """Return the summary of `canal annotate`: cells of each type, units and genes, warnings."""
     rows = table(f"{summary['n_cells']:,} cells labelled")
     rows.add_column("cell type", overflow="fold")
     rows.add_column("cells", justify="right")
@@ -127,7 +127,7 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
 
 
 def _study(study: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how like the learned studies a file is, and how many known cells may be Unassigned."""
+    """Yield how similar a file is to the learned studies, and how many known cells may be Unassigned."""
     if study:
         expected = study["known_unassigned"]
         lowest, usual, highest = (f"{expected[name]:.0%}" for name in ("lowest", "usual", "highest"))
@@ -201,7 +201,7 @@ def _facts(view: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _decisions(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield who let a version serve and why, past which rules, and who retired it."""
+    """Yield who promoted a version and why, with which overrides, and who retired it."""
     for one in view.get("served", ()):
         word = "promoted" if one["kind"] == "promote" else "rolled back to"
         despite = f"; overridden: {', '.join(one['overrides'])}" if one["overrides"] else ""
@@ -231,8 +231,8 @@ def _sums(evaluation: Document) -> Any:
     for name, by_stage in (evaluation.get("alone") or {}).items():
         measured = [by_stage[stage] for stage in evaluation["stages"] if stage in by_stage]
         shares = [*measured, sum(measured) / len(measured)]
-        told = "the network alone (published method)" if name == "network" else f"the {name} alone"
-        line.append(f"\n{told}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
+        description = "the network alone (published method)" if name == "network" else f"the {name} alone"
+        line.append(f"\n{description}: {' '.join(_percent(one, '') for one in shares[:-1])}", style="dim")
         line.append(", on average ", style="dim").append(_percent(shares[-1], " %"), style="bold")
     return line
 
@@ -297,7 +297,7 @@ OnCells = Callable[[int, int], None]
 
 
 @contextmanager
-def cells_told() -> Iterator[OnCells | None]:
+def cells_progress() -> Iterator[OnCells | None]:
     """Yield what shows (cells done, cells in all) as a bar with cells a second and the time left.
 
     Yields None where the error stream is no terminal: lines tell it there.

@@ -1,1 +1,1 @@
-"""How a process of canal begins and ends, and how steps share one that has imported its libraries."""
+"""Start-up and exit of processes, and a fork server that lets pipeline steps share imported libraries."""

@@ -1,4 +1,4 @@
-"""What every process of canal does before it imports anything large, and last; how one becomes a script."""
+"""Process start-up and exit: settings made before large imports, running a script in-process, fast exit."""
 
 import atexit
 import gc
@@ -17,15 +17,15 @@ INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
 _OBJECTS = 200_000
-_LOST = 120
-"""Python's exit code where all went well but what was said could not be written."""
+_OUTPUT_LOST = 120
+"""Python's exit code after success when output could not be flushed."""
 
 
 def begin() -> None:
-    """Have Python look for garbage less often, and streams spell out what their encoding lacks.
+    """Collect garbage less often, and escape characters that the terminal's encoding lacks.
 
-    Imports make a million objects and hardly any garbage. Looking for it every 700 objects takes a seventh
-    of the time that torch and MLflow need to be imported. A Latin-1 terminal has no λ.
+    Imports create a million objects and hardly any garbage: collecting every 700 objects takes a seventh of
+    the time to import torch and MLflow. A Latin-1 terminal has no λ.
     """
     gc.set_threshold(_OBJECTS)
     for stream in (sys.stdout, sys.stderr):
@@ -46,7 +46,7 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Variables that libraries read, as canal wants them where the user says nothing else."""
+"""Default values of environment variables that libraries read; the user's values take precedence."""
 
 
 def quiet_libraries() -> None:
@@ -59,9 +59,9 @@ def quiet_libraries() -> None:
 
 
 def run_script(command: Sequence[str], folder: str) -> int:
-    """Run ``python SCRIPT.py ...`` in this process, as its main program, and return its exit code.
+    """Run ``python SCRIPT.py ...`` in this process as the main program; return its exit code.
 
-    An error that Python would print a traceback for is raised.
+    Uncaught exceptions are raised.
     """
     os.chdir(folder)
     sys.argv = [*command]
@@ -74,22 +74,21 @@ def run_script(command: Sequence[str], folder: str) -> int:
     return 0
 
 
-def exit_code(said: str | int | None) -> int:
-    """Return the exit code that Python gives a `SystemExit`; what is no number is printed, as it does."""
-    if said is None or isinstance(said, int):
-        return said or 0
-    sys.stderr.write(f"{said}\n")
+def exit_code(value: str | int | None) -> int:
+    """Return the exit code of a `SystemExit` value as Python does: a value that is no number is printed."""
+    if value is None or isinstance(value, int):
+        return value or 0
+    sys.stderr.write(f"{value}\n")
     return 1
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as Python would, except that its modules stay as they are.
+    """Exit as Python does, but without tearing down modules, which takes a second with MLflow and torch.
 
-    To take MLflow and torch apart takes Python a second, in a fork more. The order is Python's own: threads,
-    then what is registered for the exit, then the streams.
+    The order is Python's own: threads, then exit handlers, then the streams.
     """
-    _spare_torch_its_end()
-    threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing ends its forks by it, too
+    _unregister_torch_exit()
+    threading._shutdown()  # type: ignore[attr-defined]  # multiprocessing does the same in its forks
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -97,12 +96,12 @@ def leave(code: int) -> NoReturn:
         except (ValueError, BrokenPipeError):  # closed, or nobody reads it any more
             pass
         except OSError:  # a full disk
-            code = code or _LOST
+            code = code or _OUTPUT_LOST
     os._exit(code)
 
 
-def _spare_torch_its_end() -> None:
-    """Take off what torch does at the exit: times for a log that nobody keeps, operators taken apart."""
+def _unregister_torch_exit() -> None:
+    """Unregister torch's exit handlers: compile times for a log that is not kept, and operator teardown."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is not None:
         atexit.unregister(dynamo.dump_compile_times)

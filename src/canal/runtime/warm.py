@@ -1,12 +1,11 @@
-"""``python -m canal.runtime.warm dvc repro`` runs a command whose Python scripts have imported what is large.
+"""A fork server for pipeline steps: ``python -m canal.runtime.warm dvc repro`` imports large libraries once.
 
-DVC starts Python anew for every step, and to import MLflow, torch and Great Expectations takes longer than
-most steps of a small stage. Here they are imported once, from the first step on; each step is then a fork.
-Only libraries are imported ahead, never canal: a step runs the code as it is when the step starts, which is
-what DVC notes down. A ``python`` before all others on PATH (`canal.runtime.warm_python`) hands the scripts
-over.
+DVC starts a new Python for every step, and importing MLflow, torch and Great Expectations takes longer than
+most steps of a small stage. The server imports them once, from the first step on, and forks for each step.
+Only libraries are imported ahead, never canal: a step runs the code of the moment when it starts, which is
+what DVC records. A ``python`` placed first on PATH (`canal.runtime.warm_python`) sends scripts to the server.
 
-Forking is sound on Linux alone; elsewhere, and on Linux before 5.3, the command is simply run.
+Forking is safe on Linux alone; elsewhere, and on Linux before 5.3, the command is run without a server.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ LIBRARIES = (
     "optuna",
     "rich.progress",
 )
-"""In the order in which a pipeline's steps need them: none waits for what only a later one needs."""
+"""Libraries in the order in which the pipeline's steps need them."""
 
 _READ_ON_IMPORT = ("CUDA_", "GX_", "MKL_", "MLFLOW_", "OMP_", "PYTHON", "TORCH")
-"""Variables that libraries read when they are imported: a script with others gets a Python of its own."""
+"""Prefixes of variables that libraries read on import: a script with other values gets its own Python."""
 
 _STREAMS = ("stdin", "stdout", "stderr")
 _PATIENCE = 10.0
@@ -70,7 +69,7 @@ _USAGE = (
 
 @dataclass(frozen=True)
 class Order:
-    """A script to run: its command line after ``python``, where, and with which variables."""
+    """A request to run a script: its command line after ``python``, working folder and environment."""
 
     command: list[str]
     folder: str
@@ -79,7 +78,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Script:
-    """A fork that runs one: its process, a descriptor that tells its end, and who waits for that."""
+    """A fork that runs a script: its process id, a descriptor of its exit, and the waiting client."""
 
     pid: int
     ended: int
@@ -92,13 +91,13 @@ def main(command: Sequence[str]) -> int:
         sys.stderr.write(_USAGE)
         return 0 if command else 2
     if shutil.which(command[0]) is None:
-        sys.stderr.write(f"canal: there is no command {command[0]!r}\n")
+        sys.stderr.write(f"canal: command {command[0]!r} not found on PATH\n")
         return 127
     if not _can_serve():
         return subprocess.run(command, check=False).returncode
     begin()
     quiet_libraries()
-    folder = Path(mkdtemp(prefix="canal-warm-"))  # each fork would delete a TemporaryDirectory at its end
+    folder = Path(mkdtemp(prefix="canal-warm-"))  # a TemporaryDirectory would be deleted by each fork
     server = Server(folder)
     process = _start(command, folder)
     order = server.serve(process)
@@ -109,7 +108,7 @@ def main(command: Sequence[str]) -> int:
 
 
 def _can_serve() -> bool:
-    """Whether this system tells the end of a process by a descriptor: Linux since 5.3 does."""
+    """Whether the system has process file descriptors (pidfd): Linux since 5.3."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -118,46 +117,46 @@ def _can_serve() -> bool:
 
 
 def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command that finds the ``python`` in ``folder`` first; being ended means ending it."""
+    """Start a command with the ``python`` in ``folder`` first on PATH; SIGTERM is forwarded to it."""
     started: list[subprocess.Popen[bytes]] = []
-    ending: list[int] = []
+    received: list[int] = []
 
-    def end(number: int, _: object) -> None:
-        ending.append(number)
+    def forward(number: int, _: object) -> None:
+        received.append(number)
         for process in started:
             process.terminate()
 
-    # Before the command is there, or a signal that comes at once would leave it behind.
-    signal.signal(signal.SIGTERM, end)
+    # Installed before the command starts: an early signal must reach it, too.
+    signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command, too
     path = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     process = subprocess.Popen(command, env=os.environ | {"PATH": path})
     started.append(process)
-    if ending:
+    if received:
         process.terminate()
     return process
 
 
 class Server:
-    """Waits at a socket in ``folder`` for scripts, and forks for each; makes the ``python`` there."""
+    """Listens at a socket in ``folder`` for scripts and forks for each; writes the ``python`` there."""
 
     def __init__(self, folder: Path) -> None:
-        place = folder / "socket"
+        address = folder / "socket"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(place))
+        self._listener.bind(str(address))
         self._listener.listen()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._environment = {**os.environ}
         self._ahead: list[str] = []
         self._asked = False
-        words = shlex.join((sys.executable, "-IS", warm_python.__file__, str(place)))
+        command = shlex.join((sys.executable, "-IS", warm_python.__file__, str(address)))
         python = folder / "python"
-        python.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+        python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
         python.chmod(0o755)
 
     def serve(self, process: subprocess.Popen[bytes]) -> Order | None:
-        """Serve until ``process`` ends, and return None; in a fork, return what is to be run there."""
+        """Serve until ``process`` exits, and return None; in a fork, return the order to run."""
         self._selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ)
         while process.poll() is None:
             events = self._selector.select(0 if self._ahead else None)
@@ -166,7 +165,7 @@ class Server:
                     if (order := self._accept()) is not None:
                         return order
                 elif isinstance(key.data, Script):
-                    self._look_after(key.data)
+                    self._check_script(key.data)
             if not events:
                 self._import_next()
         for script in {key.data for key in self._selector.get_map().values() if key.data}:
@@ -174,32 +173,32 @@ class Server:
         return None
 
     def _accept(self) -> Order | None:
-        """Take an order and fork for it; in the fork, return it."""
+        """Accept an order and fork for it; in the fork, return the order."""
         client, _ = self._listener.accept()
-        found = self._receive(client)
-        if found is None:
+        request = self._receive(client)
+        if request is None:
             client.close()
             return None
-        order, streams = found
+        order, streams = request
         try:
             client.sendall(warm_python.YES)
-        except OSError:  # interrupted while it waited for its turn
+        except OSError:  # the client was interrupted while it waited
             for stream in streams:
                 os.close(stream)
             client.close()
             return None
         if not self._asked:
             self._asked, self._ahead = True, [*LIBRARIES]
-        gc.freeze()  # what is shared with forks is looked at for garbage in none of them
-        importlib.invalidate_caches()  # here: a fork would copy what hundreds of finders lie in
+        gc.freeze()  # objects shared with forks are not scanned for garbage there
+        importlib.invalidate_caches()  # in the server: in a fork it would copy hundreds of memory pages
         pid = os.fork()
         if pid == 0:
-            self._leave()
+            self._close_in_fork()
             client.close()
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
-            _take_place(order, self._environment)
+            _apply_environment(order, self._environment)
             return order
         for stream in streams:
             os.close(stream)
@@ -209,28 +208,28 @@ class Server:
         return None
 
     def _receive(self, client: socket.socket) -> tuple[Order, list[int]] | None:
-        """Return what a client wants, and its three streams; None where that needs a Python of its own."""
+        """Return a client's order and its three streams; None where the script needs its own Python."""
         client.settimeout(_PATIENCE)
         streams: list[int] = []
         try:
             _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
             with client.makefile("r", encoding="utf-8") as sent:
                 order = Order(**json.loads(sent.readline(_LONGEST)))
-            # A script of a script hands on what libraries have set here: no wish of its own.
-            own = dict(order.environment.items() - _set_since(self._environment).items())
+            # A script started by a script passes on variables that libraries have set in this process.
+            own = dict(order.environment.items() - _changed_variables(self._environment).items())
             same = _read_on_import(QUIET | own) == _read_on_import(self._environment)
             if same and len(streams) == len(_STREAMS):
                 client.settimeout(None)
                 return order, streams
             client.sendall(warm_python.NO)
         except (OSError, ValueError, TypeError):
-            pass  # no client of ours, or one that is gone
+            pass  # not one of our clients, or a client that is gone
         for stream in streams:
             os.close(stream)
         return None
 
-    def _look_after(self, script: Script) -> None:
-        """Tell a client that its script has ended, or end the script of a client that is gone."""
+    def _check_script(self, script: Script) -> None:
+        """Send the exit code of a finished script to its client, or interrupt the script of a lost client."""
         watched = self._selector.get_map()
         pid, status = os.waitpid(script.pid, os.WNOHANG)
         if not pid:
@@ -247,12 +246,12 @@ class Server:
         script.client.close()
 
     def _import_next(self) -> None:
-        """Import one library; one that cannot be imported is left to the script that needs it."""
+        """Import the next library; an ImportError is left to the script that needs the library."""
         with suppress(ImportError):
             importlib.import_module(self._ahead.pop(0))
 
-    def _leave(self) -> None:
-        """Close what is the server's, in a fork."""
+    def _close_in_fork(self) -> None:
+        """Close the server's sockets and restore signal handlers, in a fork."""
         for key in [*self._selector.get_map().values()]:
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
@@ -264,7 +263,7 @@ class Server:
 
 
 def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that libraries read; where Python looks for modules is set anew in a fork."""
+    """Return the variables that libraries read on import, without PYTHONPATH, which a fork applies itself."""
     return {
         name: value
         for name, value in environment.items()
@@ -272,27 +271,27 @@ def _read_on_import(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _set_since(before: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of this process that are new or others than in ``before``."""
+def _changed_variables(before: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of this process that are new or changed since ``before``."""
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
-def _take_place(order: Order, before: Mapping[str, str]) -> None:
-    """Give a fork the variables and the search path that a Python started for the script would have.
+def _apply_environment(order: Order, before: Mapping[str, str]) -> None:
+    """Set the environment and sys.path of a fork as in a new Python started for the script.
 
-    ``before`` are the server's variables from before its imports; what libraries set stays set.
+    ``before`` is the server's environment before its imports; variables that libraries set are kept.
     """
-    by_libraries = _set_since(before)
+    by_libraries = _changed_variables(before)
     os.environ.clear()
     os.environ.update(by_libraries | order.environment)
     beside = str(Path(order.folder, order.command[0]).parent)
-    sys.path[: 1 + len(_listed(before))] = [beside, *_listed(order.environment)]
+    sys.path[: 1 + len(_search_path(before))] = [beside, *_search_path(order.environment)]
     for name in [name for name in sys.modules if name == "canal" or name.startswith("canal.")]:
         del sys.modules[name]
 
 
-def _listed(environment: Mapping[str, str]) -> list[str]:
-    """Return the folders that Python is told to look for modules in."""
+def _search_path(environment: Mapping[str, str]) -> list[str]:
+    """Return the folders in PYTHONPATH."""
     return [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 

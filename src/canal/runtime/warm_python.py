@@ -1,28 +1,28 @@
-"""The ``python`` of `canal.runtime.warm`: hands ``python SCRIPT.py ...`` over, leaves the rest to Python.
+"""The ``python`` of `canal.runtime.warm`: sends ``python SCRIPT.py`` to the fork server, or runs real Python.
 
-Started by its path, without site-packages, so that it is there in a few hundredths of a second: the standard
-library alone.
+It is started by its path, without site-packages, and imports the standard library alone, to start within a
+few hundredths of a second.
 """
 
 import os
 import sys
 
 INTERRUPTED = 130
-"""As in `canal.runtime.startup`, which is not to be had here."""
+"""As in `canal.runtime.startup`, which cannot be imported here."""
 
 try:
     import json
     import signal
     import socket
-except KeyboardInterrupt:  # most of the time before a script begins is spent here
+except KeyboardInterrupt:  # most of the start-up time is spent in these imports
     sys.exit(INTERRUPTED)
 
 YES, NO = b"y", b"n"
-"""First byte of an answer. Yes: the script runs, its exit code will follow. No: it needs its own Python."""
+"""First byte of an answer. Yes: the script runs, its exit code follows. No: it needs its own Python."""
 
 
 def hand_over(place: str, command: list[str]) -> int | None:
-    """Have the server at a socket run a script, and return its exit code; None where it cannot."""
+    """Let the server at a socket run a script, and return its exit code; None where the server cannot."""
     if not command or not command[0].endswith(".py"):
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
@@ -39,30 +39,30 @@ def hand_over(place: str, command: list[str]) -> int | None:
                 return None
         except OSError:
             return None
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script gets it as well, and ends as it wants to
-        return _ended(server)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script receives it as well, and exits by itself
+        return _wait_for_exit_code(server)
 
 
-def _ended(server: socket.socket) -> int:
-    """Wait for the exit code: 128 and the signal's number where one ended the script, as in a shell."""
-    said = b""
+def _wait_for_exit_code(server: socket.socket) -> int:
+    """Wait for the exit code: 128 + the signal's number if the script was killed, as in a shell."""
+    answer = b""
     while part := server.recv(64):
-        said += part
-    if not said:
-        sys.stderr.write("canal: the process that ran this script is gone\n")
+        answer += part
+    if not answer:
+        sys.stderr.write("canal: the process that ran this script was killed\n")
         return 1
-    code = int(said)
+    code = int(answer)
     return code if code >= 0 else 128 - code
 
 
 def main(place: str, command: list[str]) -> int:
-    """Hand a script over and return its exit code, or become the Python that was asked for."""
+    """Send a script to the server and return its exit code, or replace this process by real Python."""
     try:
         code = hand_over(place, command)
-    except KeyboardInterrupt:  # before the script began: the next run makes again what DVC had removed
+    except KeyboardInterrupt:  # before the script started: the next run restores outs that DVC removed
         return INTERRUPTED
     if code is None:
-        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - that is what it stands for
+        os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - the purpose of this file
     return code
 
 

@@ -262,7 +262,7 @@ def _signature(genes: list[str]) -> Any:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     answers = {
-        "string": (columns.TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
+        "string": (columns.CELL_TYPE, columns.BEST_TYPE, columns.RUNNER_UP, columns.ONTOLOGY_ID),
         "float": (columns.CONFIDENCE, columns.MARGIN, columns.NOVELTY),
         "boolean": (columns.IS_NOVEL, columns.LOW_QUALITY),
     }

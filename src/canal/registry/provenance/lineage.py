@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from canal.core.digests import json_digest
 from canal.core.files import read_json
-from canal.data.split import sets_told
+from canal.data.split import reported_sets
 from canal.registry.provenance.registered import RegisteredVersion, ancestry
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
@@ -220,7 +220,7 @@ def _split(one: RegisteredVersion) -> Node:
     digest, facts = one.key["split"], {}
     if one.holds(_SPLIT):
         counts = read_json(one.folder / _SPLIT)["counts"].values()
-        words = sets_told(set().union(*counts))
+        words = reported_sets(set().union(*counts))
         facts = {name: sum(sets[name] for sets in counts) for name in words}
     label = f"split of {one.key['data']['source']}"
     return Node(f"split:{digest}", "split", label, {**facts, "sha256": digest})
