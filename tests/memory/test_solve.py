@@ -56,8 +56,8 @@ def test_an_answer_does_not_depend_on_neighbours(gone, size):
         assert part.labels == whole.labels[rows]
         for name in ("confidence", "novelty", "probabilities", "logits"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
-        for name, values in annotator.apart(levels[rows]).items():
-            np.testing.assert_array_equal(values, annotator.apart(levels)[name][rows])
+        for name, values in annotator.novelty_parts(levels[rows]).items():
+            np.testing.assert_array_equal(values, annotator.novelty_parts(levels)[name][rows])
 
 
 def test_many_types_are_added_up_alike_for_one_cell_and_for_many():

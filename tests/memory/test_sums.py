@@ -245,7 +245,7 @@ def test_highest_levels_of_many_cells_fit():
     assert many.minus(added([("B", [63] * 6)])).n_cells == n - 1
     with pytest.raises(SumsError, match="may not fit in 64 bits"):
         many.plus(many)
-    with pytest.raises(SumsError, match="sums of no cells"):
+    with pytest.raises(SumsError, match="no cells can have these sums"):
         Sums(BASIS.digest, ("B",), np.array([2**62]), many.totals, many.products)
 
 

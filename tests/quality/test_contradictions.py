@@ -23,7 +23,7 @@ from canal.quality.gate import (
     write_labels,
 )
 from tests.make import make_adata, make_config, source_of, write_adata
-from tests.quality.lessons import SETTINGS
+from tests.quality.cases import SETTINGS
 
 RULE = contradiction_rule("pbmc", "first", 0.95)
 KNOWN = ("B", "NK", "T")

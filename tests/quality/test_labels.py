@@ -18,7 +18,7 @@ from canal.quality.gate import (
     write_labels,
 )
 from tests.make import make_adata, source_of, write_adata
-from tests.quality.lessons import SETTINGS
+from tests.quality.cases import SETTINGS
 
 RULE = label_rule("pbmc", "first", 0.5)
 

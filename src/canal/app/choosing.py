@@ -106,7 +106,7 @@ def plan(project: Project, stage: str, attempts: Attempts) -> Plan:
     """Return the study that params.yaml and the files of a stage ask for."""
     config, layout, tuning = project.config, project.layout, attempts.tuning
     n_old = sum(int((project.split(name)["set"] == "train").sum()) for name in config.ancestors(stage))
-    space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.lesson.old_labels))
+    space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.task.old_labels))
     return Plan(stage, study_digest(project, stage), space, tuning, layout.studies, layout.root)
 
 
@@ -132,8 +132,8 @@ def study_digest(project: Project, stage: str) -> str:
 
 def _facts(attempts: Attempts) -> Document:
     """Return what stands beside the trials: which cells judged them, and what L is a part of."""
-    lesson, probe = attempts.lesson, attempts.lesson.probe
-    validation = lesson.judges(attempts.own.max_validation_cells)[lesson.stage]
+    task, probe = attempts.task, attempts.task.probe
+    validation = task.validation_cells(attempts.own.max_validation_cells)[task.stage]
     return {
         "n_validation": len(validation),
         "n_effective": round(effective_cells(validation.cell_types), 1),

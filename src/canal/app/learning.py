@@ -15,14 +15,16 @@ from canal.app.project import Project
 from canal.app.tasks import corpus, exact_lesson, features_kept, lesson, parent_sums, stage_sums
 from canal.config.sections import BACKBONE, Continual
 from canal.continual import evaluation as measures
-from canal.continual.bank import Probe
+from canal.continual.bank import PROBE, Probe
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import held_out_types
 from canal.continual.evaluation import EVALUATION, Evaluation, Examination, evaluate
+from canal.continual.exact_learner import ExactLearner
 from canal.continual.fit import Hooks
+from canal.continual.held_out_heads import HeadCells, held_out_type_heads
 from canal.continual.pretraining import pretrain
-from canal.continual.shadow import ShadowCells, shadow_heads
-from canal.continual.stage import PROBE, Finished, Past, finish, finish_exact
+from canal.continual.stage import StageArtifacts, finish, finish_exact
+from canal.continual.task import ParentState
 from canal.continual.trainer import learn_stage
 from canal.core.errors import tell, visible
 from canal.core.files import read_json
@@ -47,18 +49,14 @@ def pretrained(project: Project, logged: StepRun) -> tuple[Backbone, dict[str, A
         return pretrain(corpus(project), shape, settings, project.config.seed, hooks)
 
 
-def learned_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+def learned_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> StageArtifacts:
     """Return a stage as network, sums or both learned it; epochs of a training are shown and logged."""
     if settings.method != "exact":
         return _trained(project, logged, stage, settings)
-    task = exact_lesson(project, stage)
-    finished = finish_exact(
-        stage, task.labels, task.genes, task.validation, task.past, task.sums, project.config
-    )
-    return replace(finished, batches=task.batches)
+    return finish_exact(stage, exact_lesson(project, stage), project.config)
 
 
-def _trained(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+def _trained(project: Project, logged: StepRun, stage: str, settings: Continual) -> StageArtifacts:
     """Return the stage as a network learned it; by the combined method, with its sums."""
     task, past = lesson(project, stage, settings.bank_size)
     sums, batches = None, None
@@ -141,11 +139,12 @@ def noticed(project: Project, stage: str, annotator: CellAnnotator, exam: Examin
     """Return how well types that were held out are noticed by the stage's model."""
     config, cells, kept = project.config, shadow_cells(project, stage, exam), features_kept(project)
     if isinstance(annotator, Annotator):
-        return shadow_heads(annotator, cells, config.novelty, config.seed, kept)
+        return held_out_type_heads(annotator, cells, config.novelty, config.seed, kept)
     assert isinstance(annotator, ExactAnnotator | CombinedAnnotator)  # noqa: S101 - loaded in full
     sums = StageSums.load(project.layout.model(stage), (*config.ancestors(stage), stage))
     assert sums is not None  # noqa: S101 - its method keeps them
-    return held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed, kept)
+    learner = ExactLearner(sums, config.memory, config.novelty)
+    return held_out_types(annotator, learner, cells, config.seed, kept)
 
 
 def examination(project: Project, stage: str) -> Examination:
@@ -166,21 +165,21 @@ def examination(project: Project, stage: str) -> Examination:
     )
 
 
-def shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+def shadow_cells(project: Project, stage: str, exam: Examination) -> HeadCells:
     """Return what shadow heads learn from: what the stage was trained on, and what measures it."""
     if project.config.learning(stage).method == "exact":
         return _exact_shadow_cells(project, stage, exam)
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
     task, _ = lesson(project, stage, settings.bank_size, _panel_of(project, stage))
     nothing = LabelledCells.empty(len(task.genes))
-    return ShadowCells(
+    return HeadCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
-        known=LabelledCells.concatenate([task.validation, task.probe]),
+        validation=LabelledCells.concatenate([task.validation, task.probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
 
 
-def _exact_shadow_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+def _exact_shadow_cells(project: Project, stage: str, exam: Examination) -> HeadCells:
     """Return as `shadow_cells` does for a stage of sums, which keep what they learned from themselves."""
     genes, parent = _panel_of(project, stage), project.config.stages[stage].parent
     nothing = LabelledCells.empty(len(genes))
@@ -188,10 +187,10 @@ def _exact_shadow_cells(project: Project, stage: str, exam: Examination) -> Shad
     if parent != BACKBONE:
         folder = project.layout.model(parent)
         own = read_names(folder / "model", GENES)
-        probe = Past.load(folder, own, project.config).widened(len(genes)).probe.cells
-    return ShadowCells(
+        probe = ParentState.load(folder, own, project.config).widened(len(genes)).probe.cells
+    return HeadCells(
         train=LabelledCells.concatenate([project.cells(stage, "train", genes), probe]),
-        known=LabelledCells.concatenate([project.cells(stage, "validation", genes), probe]),
+        validation=LabelledCells.concatenate([project.cells(stage, "validation", genes), probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
 

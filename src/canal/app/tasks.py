@@ -1,17 +1,14 @@
 """What a stage is trained on, from a project's files: a corpus, a task with its replayed cells, sums."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from canal.app.beginning import adopted_basis
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import cut
-from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
-from canal.continual.stage import Lesson, Past
+from canal.continual.task import ExactTask, ParentState, Task
 from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
 from canal.data.panel import choose_more
@@ -58,7 +55,7 @@ def corpus(project: Project) -> Corpus:
 
 def lesson(
     project: Project, stage: str, bank_size: int, genes: tuple[str, ...] | None = None
-) -> tuple[Lesson, Past]:
+) -> tuple[Task, ParentState]:
     """Return what ``stage`` is learned from; of the past it needs the parent's model folder alone.
 
     Cells of the past were stored over the parent's panel: genes that this stage adds count as zero in them.
@@ -76,14 +73,14 @@ def lesson(
     parent: Backbone | Annotator
     if name == BACKBONE:
         genes = tuple(project.panel)
-        parent, past = Backbone.load(folder / "model"), Past.none(len(genes))
+        parent, past = Backbone.load(folder / "model"), ParentState.none(len(genes))
     else:
         parent = Annotator.load(folder / "model")
         genes = genes or _grown_panel(project, stage, parent.genes)
-        past = Past.load(folder, parent.genes, config).widened(len(genes))
+        past = ParentState.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
     train, validation = project.cells(stage, "train", genes), project.cells(stage, "validation", genes)
-    task = Lesson(
+    task = Task(
         stage=stage,
         parent=parent,
         genes=genes,
@@ -97,23 +94,7 @@ def lesson(
     return task, past
 
 
-@dataclass(frozen=True, eq=False)
-class ExactLesson:
-    """What a stage is learned from by sums alone.
-
-    ``labels`` and ``genes`` are those that the stage ends with, ``past`` the parent's probe, ``sums`` those
-    of all stages, its own among them, and ``batches`` its own by batch.
-    """
-
-    labels: tuple[str, ...]
-    genes: tuple[str, ...]
-    validation: LabelledCells
-    past: Past
-    sums: StageSums
-    batches: Sums | None
-
-
-def exact_lesson(project: Project, stage: str) -> ExactLesson:
+def exact_lesson(project: Project, stage: str) -> ExactTask:
     """Return what ``stage`` is learned from by sums; of the past it needs the parent's model folder alone.
 
     Raises
@@ -132,15 +113,15 @@ def exact_lesson(project: Project, stage: str) -> ExactLesson:
         )
     if name == BACKBONE:
         genes, old = tuple(project.panel), no_labels
-        past = Past.none(len(genes))
+        past = ParentState.none(len(genes))
     else:
         own = read_names(folder / "model", GENES)
         genes, old = _grown_panel(project, stage, own), read_names(folder / "model", LABELS)
-        past = Past.load(folder, own, config).widened(len(genes))
+        past = ParentState.load(folder, own, config).widened(len(genes))
     sums, batches = stage_sums(project, stage, genes, before)
     new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
     validation = project.cells(stage, "validation", genes)
-    return ExactLesson((*old, *new), genes, validation, past, sums, batches)
+    return ExactTask((*old, *new), genes, validation, past, sums, batches)
 
 
 def stage_sums(

@@ -1,8 +1,8 @@
-"""A folder of computed rows: files that never change, how much it may hold, what goes when it is full.
+"""The cache folder of computed rows: its files, its size limit, and which files are removed when it is full.
 
 A segment is two files, ``<name>.npy`` with the rows and ``<name>.json``, its index, which is written last:
-without a whole index there is no segment. The name is a digest of the cells, so equal cells, equal names.
-Each row is found by its cell and checked before it is believed.
+without a complete index the rows are ignored. The name is a digest of the cells, so equal cells have equal
+names. Each row is found by its cell, and its checksum is verified before it is used.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RowKind:
 
 
 class DamagedError(Exception):
-    """A segment does not hold what its index says; whoever meets it removes the segment."""
+    """A segment does not hold what its index says; the caller removes the segment."""
 
 
 class Segment:
@@ -123,7 +123,7 @@ class Segment:
 class SegmentRows:
     """The rows of a segment, mapped into memory; they stay good when another process removes the files.
 
-    Made, it marks the segment as used just now.
+    The constructor marks the segment as used just now.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class SegmentRows:
 def write_segment(folder: Path, kind: RowKind, cells: Sequence[str], rows: Iterable[np.ndarray]) -> Segment:
     """Write stored rows, one for each of ``cells``, and return the segment.
 
-    Rows are written as they come, so memory holds one at a time. The segment is whole or not there.
+    Rows are written as they come, so memory holds one at a time. A segment is written whole or not at all.
     """
     index = folder / f"{_name(cells)}{_INDEX}"
     checksums: list[int] = []
@@ -195,7 +195,7 @@ def remove_segment(index: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left in ``folder``; nobody may be writing there."""
+    """Remove what killed writers left in ``folder``; no process may be writing there."""
     for path in folder.iterdir():
         torn = path.suffix == ".npy" and not path.with_suffix(_INDEX).exists()
         if torn or (path.name.startswith(".") and path.suffix in (".npy", _INDEX)):
@@ -269,7 +269,7 @@ class CacheSpace:
         Raises
         ------
         TrainingError
-            If ``n_bytes`` do not fit, even after the segments that nobody here uses are removed.
+            If ``n_bytes`` do not fit, even after the segments that this training does not use are removed.
         """
         old = sum(segment_size(index) for index in self._idle())
         if n_bytes > self._free() + old:
@@ -290,7 +290,7 @@ class CacheSpace:
         Stops without an error when all that is left is in use.
         """
         if self._over(n_bytes) > 0:
-            # What killed writers left goes first, wherever nobody is writing now.
+            # What killed writers left goes first, wherever no process is writing now.
             for lock in self.folder.glob(f"*/{_LOCK}"):
                 with suppress(Timeout), FileLock(lock, timeout=0):
                     sweep(lock.parent)

@@ -1,6 +1,6 @@
 """Model folders: sizes of the network, weights in safetensors, everything else in JSON, checked when read.
 
-Free of torch until weights are read or written: a panel is chosen by a preset's size alone.
+Torch is imported only where weights are read or written: to choose a panel, a preset's size is enough.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def read_names(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, to be read by whom the umask lets: equal values, equal bytes."""
+    """Write tensors as safetensors, with the rights of the umask; equal values give equal bytes."""
     from safetensors.torch import save_file
 
     with usual_rights(path):
@@ -228,7 +228,7 @@ def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list
 
 
 def read_ontology(folder: Path, labels: Sequence[str]) -> dict[str, str]:
-    """Return the ids of a model folder by label, none where it has no file of them.
+    """Return the Cell Ontology ids of a model folder by label; empty without a file of them.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from canal.config.params import Dimension, Strengths, Tuning
 from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION, Continual
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.core.digests import json_digest
 
@@ -49,7 +49,7 @@ class Attempts:
 
     Attributes
     ----------
-    lesson : Lesson
+    task : Task
         The stage; its replay is replaced. It has no test cells, so no attempt can see one.
     bank : Bank
         The parent's bank, not cut.
@@ -62,7 +62,7 @@ class Attempts:
         Device and caches; attempts keep no checkpoints, they are short.
     """
 
-    lesson: Lesson
+    task: Task
     bank: Bank
     own: Continual
     tuning: Tuning
@@ -72,9 +72,9 @@ class Attempts:
     @cached_property
     def teacher(self) -> dict[str, float]:
         """The teacher's accuracy on each earlier stage's probe set."""
-        assert self.lesson.teacher is not None, "a first stage is not tuned"  # noqa: S101
-        teacher = self.lesson.teacher
-        return accuracy_by_stage(teacher, self.lesson.probe.narrowed(len(teacher.genes)))
+        assert self.task.teacher is not None, "a first stage is not tuned"  # noqa: S101
+        teacher = self.task.teacher
+        return accuracy_by_stage(teacher, self.task.probe.narrowed(len(teacher.genes)))
 
     def learn(self, changes: Changes, report: Report) -> Attempt:
         """Learn the stage for a few epochs; the score is that of the epoch which a training would keep.
@@ -90,23 +90,23 @@ class Attempts:
             found = score(epoch, self.teacher)
             report(epoch["epoch"], found, found.value(price))
 
-        lesson = self._lesson(changes)
+        task = self._task(changes)
         hooks = replace(self.hooks, on_epoch=tell, checkpoint_dir=None)
-        history = learn_stage(lesson, self._settings(changes), hooks).history
+        history = learn_stage(task, self._settings(changes), hooks).history
         best = history["best_epoch"]
         found = score(history["epochs"][best - 1], self.teacher)
-        return Attempt(found, found.value(price), best, len(lesson.replay))
+        return Attempt(found, found.value(price), best, len(task.replay))
 
     def identity(self, changes: Changes) -> str:
         """Return a digest of all that tells this attempt from others: two with the same learn the same."""
         settings = self._settings(changes).model_dump(
             mode="json", exclude={"bank_size", "method"}, exclude_none=True
         )
-        return json_digest([settings, self._lesson(changes).replay.cell_ids])
+        return json_digest([settings, self._task(changes).replay.cell_ids])
 
-    def _lesson(self, changes: Changes) -> Lesson:
+    def _task(self, changes: Changes) -> Task:
         size = int(changes["bank_size"])
-        return replace(self.lesson, replay=cut(self.bank, size, len(self.lesson.old_labels)).cells)
+        return replace(self.task, replay=cut(self.bank, size, len(self.task.old_labels)).cells)
 
     def _settings(self, changes: Changes) -> Continual:
         settings = self.own.model_copy(update=dict(changes))
