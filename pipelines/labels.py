@@ -6,7 +6,7 @@ from canal.app.declaring import LABELS_FILE, ask_parent, contradicted
 from canal.app.pipeline import argument, run
 from canal.app.project import Project
 from canal.core.errors import tell
-from canal.quality.gate import cells_to_ask, check_labels, label_rule, write_labels
+from canal.quality.gate import cells_to_compare, check_labels, label_rule, write_labels
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.versions.history import require_available, restore_file
 
@@ -33,7 +33,7 @@ def check(project: Project, stage: str) -> None:
     require_available(config, stage)
     split = project.split(stage)
     prepared = project.prepared(stage)
-    cells = cells_to_ask(prepared, split["cell_id"][split["set"] != "test"])
+    cells = cells_to_compare(prepared, split["cell_id"][split["set"] != "test"])
     rule = label_rule(config.stages[stage].source, parent, config.gate.max_confused)
     docs = project.layout.data_docs(f"{stage}-labels")
     result = check_labels(ask(prepared, cells), rule, f"{stage}-labels", docs)

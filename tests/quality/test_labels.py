@@ -9,8 +9,8 @@ from canal.core.errors import GateError
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.gate import (
-    CELLS_ASKED,
-    cells_to_ask,
+    CELLS_COMPARED,
+    cells_to_compare,
     check_labels,
     compare,
     label_rule,
@@ -66,10 +66,10 @@ def test_few_cells_of_each_label_are_asked_and_no_test_cell(tmp_path):
     prepare(raw, "s", source_of(raw), SETTINGS, tmp_path / "prepared")
     prepared = PreparedCells(tmp_path / "prepared" / "cells.h5ad")
     ids = list(prepared.obs.index)
-    chosen = cells_to_ask(prepared, ids[::2])
+    chosen = cells_to_compare(prepared, ids[::2])
     assert set(chosen) <= set(ids[::2])
     counts = prepared.obs.loc[chosen, "cell_type"].value_counts()
-    assert counts["B"] == CELLS_ASKED
+    assert counts["B"] == CELLS_COMPARED
     assert counts["NK"] == len(set(ids[::2]) & set(prepared.obs.index[prepared.obs["cell_type"] == "NK"]))
 
 
@@ -94,5 +94,5 @@ def test_the_bound_is_a_parameter():
 
 def test_labels_of_too_few_cells_are_said_not_to_be_compared(tmp_path):
     """In the gate, too, whose suite looks at an empty table."""
-    for found in (check_labels(table([]), RULE, "second"), RULE.tell(table([]), table([]))):
+    for found in (check_labels(table([]), RULE, "second"), RULE.describe(table([]), table([]))):
         assert found.found == "no label with 5 cells, so none was compared"

@@ -20,7 +20,7 @@ from canal.io.h5ad import open_h5ad
 from canal.memory.answer import ExactAnnotator
 from canal.model.load import load_model
 from canal.quality.gate import (
-    Ask,
+    ParentComparison,
     check_contradictions,
     compare,
     contradiction_rule,
@@ -47,7 +47,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
-    return judge_file(subject, settings, config.gate, ask=ask_parent(project, stage))
+    return judge_file(subject, settings, config.gate, comparison=ask_parent(project, stage))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def propose_stage(
     settings = PrepareSettings(wished.config.min_genes(name), wished.config.prepare.chunk_cells)
     subject = wished.candidate(name)
     ask = ask_parent(wished, name)
-    return Addition(name, text, judge_file(subject, settings, wished.config.gate, ask=ask))
+    return Addition(name, text, judge_file(subject, settings, wished.config.gate, comparison=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
@@ -180,7 +180,7 @@ def read_label_map(path: Path) -> dict[str, str | None]:
     return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
 
 
-def ask_parent(project: Project, stage: str) -> Ask | None:
+def ask_parent(project: Project, stage: str) -> ParentComparison | None:
     """Return what asks the model of a stage's parent what it calls cells; None where there is no such model.
 
     A backbone knows no cell types; a parent that is not learned yet, or lies nowhere, is not asked.

@@ -233,11 +233,11 @@ def _parts(stages: Mapping[str, Sums], sums: StageSums) -> _Parts:
             scatter = scatter - np.outer(present, present @ scatter) / present.sum()
             scatter = scatter - np.outer(scatter @ present, present) / present.sum()
             rows.append((sums.types.index(label), origin, n, _centred(mean, present), scatter))
-    owners, origins, n, means, scatters = zip(*rows, strict=True)
+    owners, origins, sizes, means, scatters = zip(*rows, strict=True)
     return _Parts(
         np.array(owners),
         np.array(origins),
-        np.array(n, dtype=np.float64),
+        np.array(sizes, dtype=np.float64),
         np.array(means),
         np.array(scatters),
     )
