@@ -75,8 +75,8 @@ def test_a_blend_from_before_angles_does_not_look_at_them():
     assert OLD.score(LOGITS, apart(50.0, 0.9)) == pytest.approx(0.5)
 
 
-def test_a_blend_needs_to_know_how_far_cells_are():
-    with pytest.raises(ModelError, match="how far cells are"):
+def test_a_blend_needs_the_distances_to_the_centroids():
+    with pytest.raises(ModelError, match="needs the distances of cells"):
         BLENDED.score(LOGITS)
 
 

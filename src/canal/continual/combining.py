@@ -265,7 +265,7 @@ def distances_in_network(head: Head, centroids: NetworkCentroids, scores: Tensor
 
 
 def fast_margin(probabilities: np.ndarray) -> float:
-    """Return the margin between the two likeliest types below which `FAST_SHARE` of the cells lie."""
+    """Return the margin of the two likeliest types that a share `FAST_SHARE` of cells does not reach."""
     if not len(probabilities) or probabilities.shape[1] < 2:
         return 0.0
     return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))

@@ -92,7 +92,7 @@ class Examination:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured: the document of evaluation.json, and one row a test cell."""
+    """The results: the document of evaluation.json, and one row a test cell."""
 
     document: dict[str, Any]
     predictions: pd.DataFrame
@@ -207,16 +207,18 @@ def _calibration(
 ) -> dict[str, Any] | None:
     """Return the calibration over the test cells of all stages together; None without any.
 
-    ``uncalibrated`` is what it would be without the annotator's ``temperature``.
+    ``uncalibrated`` is the calibration error without the annotator's ``temperature``.
     """
     if not tests:
         return None
     truth = np.array([name for cells in tests.values() for name in cells.cell_types], dtype=object)
-    said = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
+    predicted = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
 
     def of(confidences: Iterable[np.ndarray]) -> dict[str, Any]:
         generator = np.random.default_rng([seed, *b"calibration"])
-        return calibration(np.concatenate(list(confidences)).astype(np.float64), truth == said, generator)
+        return calibration(
+            np.concatenate(list(confidences)).astype(np.float64), truth == predicted, generator
+        )
 
     before = of(softmax(answers[stage].logits).max(axis=1) for stage in tests)
     return {
@@ -271,9 +273,9 @@ def ari(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 def recall_by_type(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return for each type present in ``truth``, sorted, its number of cells and the share that is right."""
-    true, said = np.array(truth, dtype=object), np.array(predicted, dtype=object)
+    true, named = np.array(truth, dtype=object), np.array(predicted, dtype=object)
     return {
-        name: {"n": int((true == name).sum()), "recall": float(np.mean(said[true == name] == name))}
+        name: {"n": int((true == name).sum()), "recall": float(np.mean(named[true == name] == name))}
         for name in sorted(set(truth))
     }
 

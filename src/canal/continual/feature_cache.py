@@ -1,7 +1,7 @@
 """Cache what cannot change during a stage: the frozen blocks' outputs and the teacher's representations.
 
 Everything here is computed one cell at a time, by one thread of torch. A cell's values are then the same bits
-whatever cells are asked for with it and however many are computed side by side, so a training that reads them
+whatever other cells are computed with it, and however many side by side, so a training that reads them
 from a file and one that computes them anew for every batch end with the same weights.
 
 `CachedRows` returns rows by cell; `RowFinder` finds the segment that holds the row of a cell, whichever
@@ -81,7 +81,7 @@ class PrefixFeatures:
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept.
+        If the disk cannot hold the rows that are to be stored.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class CachedRows:
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept.
+        If the disk cannot hold the rows that are to be stored.
     """
 
     def __init__(
@@ -226,9 +226,9 @@ class CachedRows:
         """
         wanted = [int(position) for position in positions]
         rows = np.empty((len(wanted), *self._kind.shape), dtype=self._kind.stored)
-        found = len(self._finder or ())
+        n_before = len(self._finder or ())
         missing = self._read(wanted, rows)
-        if len(self._finder or ()) < found:
+        if len(self._finder or ()) < n_before:
             self._keep()
             missing = self._read(wanted, rows)
         if missing:
@@ -348,7 +348,8 @@ def keep_missing(finder: RowFinder, compute: ComputeCells) -> None:
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept: before anything is computed, unless others fill the disk.
+        If the disk cannot hold the rows that are to be stored: raised before anything is computed, unless other
+        processes fill the disk.
     """
     finder.refresh()
     if finder.missing:
@@ -386,7 +387,7 @@ def _write(finder: RowFinder, compute: ComputeCells, folder: Path, chosen: list[
 
 
 def _rows(finder: RowFinder, compute: ComputeCells, chosen: list[str]) -> Iterator[np.ndarray]:
-    """Yield the rows to store: copies of those that lie in another segment, then the computed ones."""
+    """Yield the rows to store: copies of those in another segment, then the computed ones."""
     encode = finder.kind.encode
     missing = [cell for cell in chosen if cell not in finder]
     for cell in chosen[: len(chosen) - len(missing)]:

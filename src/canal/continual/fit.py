@@ -29,10 +29,10 @@ from canal.model.compute import Precision, in_threads
 from canal.model.storage import weights_digest
 
 Epoch = dict[str, Any]
-"""Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
+"""Record of an epoch: its number as ``epoch``, and its measures, JSON values only."""
 
 Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
-"""How good an epoch was: tuples compare, the larger the better. Patience looks at the first entry alone."""
+"""The merit of an epoch: a tuple, the larger the better. Patience uses its first entry alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -238,7 +238,7 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     """Return a CPU generator that depends on nothing but its three arguments.
 
-    ``number`` counts uses of one purpose, such as epochs: a resumed training draws what it would have drawn.
+    ``number`` counts uses of one purpose, such as epochs: a resumed training draws the same numbers.
     """
     entropy = [seed, number, *purpose.encode()]
     state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
@@ -272,7 +272,7 @@ def sum_gradients(
     groups
         The batch, divided.
     losses
-        A group's share of the batch's losses, a vector whose first entry is what is minimised.
+        A group's share of the batch's losses, a vector whose first entry is minimised.
 
     Returns
     -------

@@ -39,7 +39,7 @@ _LOCK = "lock"
 
 @dataclass(frozen=True)
 class RowKind:
-    """What a row is: float32 values of ``shape``, kept as float32 or rounded to bfloat16."""
+    """The format of rows: float32 values of ``shape``, stored as float32 or rounded to bfloat16."""
 
     shape: tuple[int, ...]
     dtype: RowDtype = "float32"
@@ -55,7 +55,7 @@ class RowKind:
         return self.stored.itemsize * int(np.prod(self.shape))
 
     def segment_bytes(self, n_rows: int) -> int:
-        """Return what a segment of ``n_rows`` takes at most, index included."""
+        """Return the bytes that a segment of ``n_rows`` takes at most, index included."""
         return n_rows * (self.row_bytes + _BYTES_PER_INDEX_ROW) + _BYTES_PER_SEGMENT
 
     def rows_within(self, n_bytes: int) -> int:
@@ -148,7 +148,7 @@ class SegmentRows:
     def row(self, place: int) -> np.ndarray:
         """Return one row as it is stored; raises `DamagedError` if it fails its checksum.
 
-        A row is checked the first time it is asked for.
+        The checksum of a row is verified at its first use.
         """
         values: np.ndarray = self._values[place]
         if not self._verified[place]:
@@ -184,7 +184,7 @@ def indexes(folder: Path) -> list[Path]:
 
 
 def segment_size(index: Path) -> int:
-    """Return the bytes on disk of the segment with this index; what is gone counts nothing."""
+    """Return the bytes on disk of the segment with this index; missing files count 0."""
     return sum(path.stat().st_size for path in (index, _values_path(index)) if path.exists())
 
 
@@ -229,7 +229,7 @@ class CacheSpace:
         The segments used longest ago are removed so that the folder holds at most this much. Those that this
         training uses stay.
     segment_bytes : int
-        About how large a segment becomes: what a process that is killed loses at most.
+        Approximate size of a segment, which a process that is killed loses at most.
     """
 
     folder: Path
@@ -264,7 +264,7 @@ class CacheSpace:
             yield place
 
     def require(self, n_bytes: int, what: str) -> None:
-        """Refuse to begin what the disk cannot hold.
+        """Raise if the disk cannot hold ``n_bytes`` more.
 
         Raises
         ------

@@ -32,7 +32,7 @@ from canal.model.storage import ONTOLOGY
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A learned stage: the annotator (no novelty rule yet), what it was distilled from, and its epochs."""
+    """A trained network: the annotator (no novelty rule yet), its teacher, and the history of its epochs."""
 
     annotator: Annotator
     teacher: Annotator | None

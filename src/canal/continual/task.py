@@ -18,7 +18,7 @@ from canal.model.backbone import Backbone
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """All that decides what a stage learns, but for the settings.
+    """Everything that decides the result of a training beside its settings.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ def _check_labels(task: Task) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ParentState:
-    """What a stage takes over from its parent: bank and probe sets, without excluded cells."""
+    """Bank and probe sets that a stage takes over from its parent, without excluded cells."""
 
     bank: Bank
     probe: Probe
@@ -157,7 +157,7 @@ class ParentState:
 
 @dataclass(frozen=True, eq=False)
 class ExactTask:
-    """What a stage is learned from by sums alone.
+    """Everything that a stage is learned from by sums alone.
 
     Attributes
     ----------

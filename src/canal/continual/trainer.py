@@ -117,7 +117,7 @@ class _Material:
         trained = [task.train, task.replay]
         validation = task.validation_cells(settings.max_validation_cells)
         ends = np.cumsum([len(cells) for cells in (*trained, *validation.values())])
-        # All cells at once, so that a disk too small for them is noticed before anything is computed.
+        # All cells at once, so that too small a disk raises before anything is computed.
         tokens = np.concatenate([cells.tokens() for cells in (*trained, *validation.values())])
         space = None if hooks.cache_dir is None else CacheSpace(hooks.cache_dir, hooks.cache.max_bytes)
         features = PrefixFeatures(annotator.network.backbone, tokens, space, hooks.cache.dtype)
@@ -161,7 +161,7 @@ def starting_annotator(task: Task) -> Annotator:
 def _train_epoch(
     network: AnnotatorNetwork, material: _Material, fit: Fit, settings: Continual, task: Task
 ) -> Epoch:
-    """Show every cell once and return the epoch's rate and mean losses."""
+    """Train on every cell once and return the epoch's learning rate and mean losses."""
     number, device = len(fit.epochs) + 1, fit.hooks.device
     rate = learning_rate(number, settings)
     distillation = distillation_weight(settings.distillation, len(task.old_labels), len(task.labels))
@@ -176,13 +176,13 @@ def _train_epoch(
                 remembered = None if material.remembered is None else material.remembered[chosen].to(device)
                 answer = network.finish(features.to(device, non_blocking=True))
                 targets = material.targets[chosen].to(device)
-                found = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
-                return torch.stack(found) * (len(chosen) / size)
+                parts = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
+                return torch.stack(parts) * (len(chosen) / size)
 
             groups = zip(groups_of(batch, network.backbone), groups_of(rows, network.backbone), strict=True)
-            found = sum_gradients(parameters, list(groups), losses).double().cpu()
-            fit.step(float(found[0]), rate)
-            sums += len(batch) * found.numpy()
+            values = sum_gradients(parameters, list(groups), losses).double().cpu()
+            fit.step(float(values[0]), rate)
+            sums += len(batch) * values.numpy()
     means = zip(("loss", "cross_entropy", "distillation"), (sums / len(order)).tolist(), strict=True)
     return {"epoch": number, "learning_rate": rate, **dict(means)}
 
@@ -240,7 +240,7 @@ def history_document(task: Task, settings: Continual, fit: Fit) -> dict[str, Any
 
 
 class Losses(NamedTuple):
-    """Scalars of a batch: ``total`` is what is minimised, ``distillation`` is not yet weighted."""
+    """Scalars of a batch: ``total`` is minimised, ``distillation`` is not yet weighted."""
 
     total: Tensor
     cross_entropy: Tensor

@@ -333,8 +333,8 @@ def _without_genes(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactA
     return replace(annotator, classifier=annotator.classifier.without(missing))
 
 
-def _names(found: Sequence[Any]) -> tuple[str, ...]:
-    names = tuple(str(name) for name in found)
+def _names(values: Sequence[Any]) -> tuple[str, ...]:
+    names = tuple(str(name) for name in values)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"names must be unique and at least one, found {list(names)[:10]}")
     return names

@@ -285,8 +285,8 @@ class ExactClassifier:
         return found
 
     def _wholes(self) -> dict[str, Whole]:
-        found = {name: getattr(self, name) for name in _LINEARS}
-        return {name: value for name, value in found.items() if value is not None}
+        linears = {name: getattr(self, name) for name in _LINEARS}
+        return {name: value for name, value in linears.items() if value is not None}
 
     def _stored(self) -> dict[str, np.ndarray]:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
@@ -305,23 +305,23 @@ class ExactClassifier:
         }
 
 
-def _check(found: ExactClassifier, folder: Path) -> None:
-    n, size = len(found.owners), found.basis.size
+def _check(classifier: ExactClassifier, folder: Path) -> None:
+    n, size = len(classifier.owners), classifier.basis.size
     shapes = {
         "owners": (n,),
         "origins": (n,),
-        "patterns": (len(found.stages), size),
+        "patterns": (len(classifier.stages), size),
         "centroids": (n, size),
         "covariance": (size, size),
-        "apart": (len(found.apart), size),
+        "apart": (len(classifier.apart), size),
     }
     fits = (
-        all(getattr(found, name).shape == shape for name, shape in shapes.items())
-        and all(whole.fits(n, size) for whole in found._wholes().values())
-        and sorted(set(found.owners.tolist())) == list(range(len(found.labels)))
-        and sorted(set(found.origins.tolist())) == list(range(len(found.stages)))
-        and all(np.isfinite(getattr(found, name)).all() for name in _ARRAYS[3:])
-        and found.soft > 0
+        all(getattr(classifier, name).shape == shape for name, shape in shapes.items())
+        and all(whole.fits(n, size) for whole in classifier._wholes().values())
+        and sorted(set(classifier.owners.tolist())) == list(range(len(classifier.labels)))
+        and sorted(set(classifier.origins.tolist())) == list(range(len(classifier.stages)))
+        and all(np.isfinite(getattr(classifier, name)).all() for name in _ARRAYS[3:])
+        and classifier.soft > 0
     )
     if not fits:
         raise SumsError(f"{folder}: labels, centroids and weights do not fit together; restore the model")

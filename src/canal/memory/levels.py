@@ -37,7 +37,7 @@ _LEVELS = {"steps_per_doubling": STEPS, "highest": HIGHEST}
 _WHOLE_FLOAT = 2**53
 
 _FINEST = 32
-"""Binary places of the stored weights at most: far finer than what they are solved to."""
+"""Binary places of the stored weights at most: far finer than the precision of their solution."""
 
 _ABOUT = "about"
 

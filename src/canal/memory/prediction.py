@@ -219,28 +219,30 @@ class PartsRule:
             )
 
     @classmethod
-    def fitted(cls, found: Mapping[str, np.ndarray], parts: Sequence[str], share: float) -> Self | None:
+    def fitted(cls, components: Mapping[str, np.ndarray], parts: Sequence[str], share: float) -> Self | None:
         """Return the rule of these components that calls at most a ``share`` of validation cells novel.
 
         Parameters
         ----------
-        found
+        components
             Each component of the validation cells, ``(n_cells,)``; without cells there is no rule. A constant
             component gets a standard deviation of 1.
         """
-        if not len(found[parts[0]]):
+        if not len(components[parts[0]]):
             return None
-        usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
-        return cls(usual, quantile_threshold(cls(usual, 0.0).score(found), share))
+        usual = {
+            name: (float(components[name].mean()), float(components[name].std()) or 1.0) for name in parts
+        }
+        return cls(usual, quantile_threshold(cls(usual, 0.0).score(components), share))
 
-    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+    def score(self, components: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the sum of components in standard deviations above their means, squeezed into 0...1."""
         parts = sorted(self.parts.items())  # as JSON has them: the sum's last bits are those of a stored rule
-        total = sum((found[name] - mean) / spread for name, (mean, spread) in parts)
+        total = sum((components[name] - mean) / spread for name, (mean, spread) in parts)
         return squeezed(np.asarray(total, dtype=np.float64))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
+        """Return for each score whether it is above the threshold."""
         result: np.ndarray = np.asarray(score) > self.threshold
         return result
 

@@ -115,21 +115,21 @@ def by_type(batches: Sums) -> Sums:
 
 def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
     try:
-        found = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
+        missing = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-    fits = set(found) == set(stages) and all(
+    fits = set(missing) == set(stages) and all(
         set(genes) <= set(basis.genes)
         and len(set(genes)) == len(genes)
         and not stages[name].totals[:, ~basis.present(genes)].any()
-        for name, genes in found.items()
+        for name, genes in missing.items()
     )
     if not fits:
         raise SumsError(
             f"{path} must name genes of the basis that have no sums, for each of {', '.join(stages)}; "
             "restore the model"
         )
-    return found
+    return missing
 
 
 # The classifier that the sums make.

@@ -365,7 +365,7 @@ def _joined(left: Sums, right: Sums, sign: int) -> Sums:
 
 
 def _diagonal(size: int) -> np.ndarray:
-    """Return where the diagonal lies in the upper triangle by rows."""
+    """Return the positions of the diagonal in the upper triangle by rows."""
     rows = np.arange(size)
     result: np.ndarray = rows * size - rows * (rows - 1) // 2
     return result

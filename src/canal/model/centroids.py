@@ -316,22 +316,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is damaged ({error}); restore the model") from error
 
 
-def _shapes(found: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in sorted(found.items())}
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in sorted(tensors.items())}
 
 
-def _fits(found: dict[str, Tensor], n_scores: int) -> bool:
-    if sorted(found) not in (sorted(_DISTANCE), sorted(_DISTANCE + _ANGLE)):
+def _fits(tensors: dict[str, Tensor], n_scores: int) -> bool:
+    if sorted(tensors) not in (sorted(_DISTANCE), sorted(_DISTANCE + _ANGLE)):
         return False
-    n_types = len(found["centres"])
+    n_types = len(tensors["centres"])
     shapes = {
         "centres": (n_types, n_scores),
         "whitening": (n_scores, n_scores),
         "profiles": (n_types, n_scores),
         "spread": (n_scores,),
     }
-    right = all(value.shape == shapes[name] and _is_number(value) for name, value in found.items())
-    return right and n_types > 0 and bool((found.get("spread", torch.ones(1)) > 0).all())
+    right = all(value.shape == shapes[name] and _is_number(value) for name, value in tensors.items())
+    return right and n_types > 0 and bool((tensors.get("spread", torch.ones(1)) > 0).all())
 
 
 def _is_number(value: Tensor) -> bool:

@@ -43,8 +43,8 @@ class Combination:
     calibration : Calibration
         From combined log probabilities to probabilities.
     fast_margin : float
-        Difference of the two largest probabilities of the sums' answer below which a cell is unsure: with
-        ``--effort fast`` the network is asked about these cells alone.
+        Difference of the two largest probabilities by the sums below which a cell is unsure: with
+        ``--effort fast`` the network predicts these cells alone.
     """
 
     weight: float

@@ -51,21 +51,21 @@ _CACHE_BYTES = 2 << 20
 _LOG2_E = math.log2(math.e)
 
 
-def find_device(wish: str) -> str:
-    """Return the torch device that ``wish`` means: auto is a GPU where there is one, else the CPU.
+def find_device(name: str) -> str:
+    """Return the torch device for a name: ``auto`` is a GPU if torch sees one, else the CPU.
 
     Raises
     ------
     ModelError
-        If a GPU is asked for and torch sees none, or ``wish`` is no device.
+        If a GPU is required and torch sees none, or ``name`` is no device.
     """
-    if wish == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no GPU here; use auto or cpu")
-    if wish not in ("cpu", "cuda"):
-        raise ModelError(f"a device is auto, cpu or cuda, found {wish[:40]!r}")
-    return wish
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda needs a GPU, but torch sees none here; use auto or cpu")
+    if name not in ("cpu", "cuda"):
+        raise ModelError(f"a device is auto, cpu or cuda, found {name[:40]!r}")
+    return name
 
 
 def precision(dtype: Precision, device: str) -> AbstractContextManager[object]:

@@ -111,13 +111,13 @@ def empty_head(dim: int, positions: int, n_types: int) -> Head:
 def new_head(hidden: Tensor, n_types: int, generator: torch.Generator) -> Head:
     """Return a head whose every layer is alive on ``hidden`` ``(cells, positions, dim)``.
 
-    A randomly drawn filter may lie below zero at every gene; its ReLU then passes nothing, and neither values
-    nor gradients come through. Or it may see the differences between genes alone, which say nothing about
-    types. So the filter looks along the direction in which genes vary most over cells, to the side of its
-    longer tail, where the rarer, expressed levels lie; and each layer is scaled or shifted by what it makes
-    of these cells: the filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two
-    layers to mean 0. (Scaling these units to one spread too makes much of noise: measured, it costs 2 to 3
-    points of accuracy on the embedded first stage.)
+    A randomly drawn filter may be below zero at every gene; its ReLU then passes neither values nor
+    gradients. Or it may depend on the differences between genes alone, which carry no information about
+    types. So the filter is the direction in which genes vary most over cells, towards its longer tail, where
+    the rarer, expressed levels are; and each layer is scaled or shifted by its outputs for these cells: the
+    filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two layers to mean 0.
+    (Scaling these units to one spread too makes much of noise: measured, it costs 2 to 3 points of accuracy
+    on the embedded first stage.)
     """
     head = empty_head(hidden.shape[2], hidden.shape[1], n_types).to_empty(device="cpu")
     head.filter.weight.copy_(widest_direction(hidden))
@@ -323,7 +323,7 @@ class NoveltyRule:
         return self.blend.of(published, *(part.double().numpy() for part in distances))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
+        """Return for each score whether it is above the threshold."""
         result: np.ndarray = np.asarray(score) > self.threshold
         return result
 

@@ -265,7 +265,7 @@ class Translated:
     tensors: dict[str, Tensor]
 
 
-def translate(found: Mapping[str, object]) -> Translated:
+def translate(state: Mapping[str, object]) -> Translated:
     """Return the network that a checkpoint's ``model_state_dict`` holds.
 
     Depth, widths and number of genes are taken from the tensors, whose shapes must agree. Weights in half or
@@ -277,9 +277,9 @@ def translate(found: Mapping[str, object]) -> Translated:
         If a tensor is missing, not known, no matrix of floating-point numbers, of a shape that does not fit
         the others, or holds a value that is not finite; says how many and which.
     """
-    names = _names(found)
-    _refuse("are no plain tensors of floating-point numbers", _unreadable({n: found[n] for n in names}))
-    tensors = {here: found[there] for there, here in names.items()}
+    names = _names(state)
+    _refuse("are no plain tensors of floating-point numbers", _unreadable({n: state[n] for n in names}))
+    tensors = {here: state[there] for there, here in names.items()}
     values = {name: value.detach() for name, value in tensors.items() if isinstance(value, Tensor)}
     published = {here: there for there, here in names.items()}
     config = _config(values, published)
@@ -301,17 +301,17 @@ def translate(found: Mapping[str, object]) -> Translated:
     return Translated(config, n_genes, values)
 
 
-def _names(found: Mapping[str, object]) -> dict[str, str]:
+def _names(state: Mapping[str, object]) -> dict[str, str]:
     """Return published name -> name here, after checking that all are there and none is unknown."""
-    layers = {match[1] for name in found if (match := _LAYER.match(name))}
+    layers = {match[1] for name in state if (match := _LAYER.match(name))}
     depth = max(2, len(layers))
     names = _AROUND | {
         f"performer.net.layers.{i}.{there}": f"blocks.{i}.{here}"
         for i in range(depth)
         for there, here in _BLOCK.items()
     }
-    missing = [name for name in names if name not in found]
-    unknown = sorted(found.keys() - names.keys() - _DROPPED)
+    missing = [name for name in names if name not in state]
+    unknown = sorted(state.keys() - names.keys() - _DROPPED)
     if missing or unknown:
         raise ModelError(
             f"model_state_dict is not scBERT's layout: {_some(missing)} missing, {_some(unknown)} not known"
@@ -319,9 +319,9 @@ def _names(found: Mapping[str, object]) -> dict[str, str]:
     return names
 
 
-def _unreadable(found: Mapping[str, object]) -> list[str]:
+def _unreadable(state: Mapping[str, object]) -> list[str]:
     lines = []
-    for name, value in found.items():
+    for name, value in state.items():
         if not isinstance(value, Tensor):
             lines.append(f"{name} ({type(value).__name__})")
         elif value.dtype not in _FLOATS or value.layout != torch.strided or value.device.type != "cpu":

@@ -211,13 +211,13 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _problems(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
     import torch
 
-    lines = [f"{name}: missing" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"{name}: not expected" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        want, have = wanted[name], found[name]
+    lines = [f"{name}: missing" for name in sorted(wanted.keys() - loaded.keys())]
+    lines += [f"{name}: not expected" for name in sorted(loaded.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & loaded.keys()):
+        want, have = wanted[name], loaded[name]
         if want.shape != have.shape or want.dtype != have.dtype:
             lines.append(
                 f"{name}: expected {want.dtype} {tuple(want.shape)}, found {have.dtype} {tuple(have.shape)}"

@@ -186,7 +186,7 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
 
 
 def _features(none: NotGenes) -> pd.DataFrame:
-    """Return one row a feature of the file: what it is called where it is no gene."""
+    """Return one row a feature of the file, with its kind where it is no gene."""
     kinds = np.full(len(none.is_gene), None, dtype=object)
     kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
     return new_table({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
@@ -291,7 +291,7 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
     values
         ``(n_cells, n_genes)``, as the file has them.
     declared
-        The units the file is said to hold.
+        The declared units of the file.
 
     Returns
     -------
@@ -322,7 +322,7 @@ def contradiction(finding: Finding, declared: Values) -> str | None:
     """Return the evidence against the declared units; None without any."""
     if declared == "counts":
         return finding.told if finding.kind == "binary" else None
-    if finding.kind in ("zeros", "beyond"):  # told cell by cell
+    if finding.kind in ("zeros", "beyond"):  # other rules report these cell by cell
         return None
     if finding.kind == "unproven":
         if finding.dense:

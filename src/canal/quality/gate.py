@@ -272,7 +272,7 @@ def write_labels(
     path: Path,
     stage: str,
     parent: str,
-    asked: int,
+    n_compared: int,
     result: RuleResult | None,
     contradicted: tuple[pd.DataFrame, RuleResult] | None = None,
 ) -> None:
@@ -285,13 +285,13 @@ def write_labels(
         "format": FORMAT,
         "stage": stage,
         "parent": parent,
-        "cells_asked": asked,
+        "cells_asked": n_compared,
         "rule": None if result is None else _document(result),
     }
     if contradicted is not None:
-        cells, found = contradicted
+        cells, contradiction = contradicted
         document["contradicted"] = {
-            "rule": _document(found),
+            "rule": _document(contradiction),
             "cells": [
                 {"cell_id": cell, "label": label, "like": like, "margin": round(margin, 4)}
                 for cell, label, like, margin in cells.to_numpy().tolist()

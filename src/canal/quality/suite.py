@@ -147,7 +147,7 @@ _REMOTE = re.compile(
 )
 _REMOTE_STYLE = re.compile(r"url\(['\"]?https?://[^)]*\)")
 
-# Bootstrap and Font Awesome, which the pages would fetch, hide dialogues and draw the marks; this stands in.
+# Replaces Bootstrap and Font Awesome, which the pages would fetch: it hides dialogues and draws the marks.
 _STYLE = """<style>
 body { font-family: sans-serif; margin: 1.5em; max-width: 90em }
 .modal, .d-none, .navbar, .collapse, footer, button, .ge-index-page-tabs-container { display: none }

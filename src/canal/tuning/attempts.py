@@ -184,22 +184,22 @@ class Space:
     def changes(self, params: Params) -> Changes:
         """Return the settings for a trial's parameters; lambda has three digits."""
         strength = float(f"{params['distillation']:.3g}")
-        found: Changes = {
+        settings: Changes = {
             "distillation": 0.0 if strength < self.strengths.low else strength,
             "bank_size": int(params["bank_size"]),
         }
-        return found | {name: params[name] for name in self.dimensions}
+        return settings | {name: params[name] for name in self.dimensions}
 
     def published(self) -> dict[str, Any]:
         """Return the parameters of the first trial: the published lambda and L, all else as params.yaml."""
-        found: dict[str, Any] = {
+        params: dict[str, Any] = {
             "distillation": PUBLISHED_DISTILLATION,
             "bank_size": self.published_size,
         }
         own = {name: getattr(self.own, name) for name in self.dimensions}
         if "max_epochs" in own:
             own["max_epochs"] = self.epochs
-        return found | own
+        return params | own
 
     def distribution_of(self, name: Dimension) -> BaseDistribution:
         """Return the distribution of a further setting, around the stage's own value."""

@@ -103,13 +103,13 @@ def trial_documents(study: Study) -> dict[int, Document]:
 
 def trial_times(study: Study) -> dict[int, tuple[int, int]]:
     """Return when each trial that counts began and ended, in milliseconds since 1970, by Optuna's number."""
-    found = {}
+    times = {}
     for trial in study.kept():
         began = trial.datetime_start or trial.datetime_complete
         ended = trial.datetime_complete or began
         if began is not None and ended is not None:
-            found[trial.number] = (round(began.timestamp() * 1000), round(ended.timestamp() * 1000))
-    return found
+            times[trial.number] = (round(began.timestamp() * 1000), round(ended.timestamp() * 1000))
+    return times
 
 
 def read_tuned(path: Path) -> Document:
@@ -269,12 +269,12 @@ def front(candidates: Sequence[Candidate]) -> list[int]:
 
     Of trials with equal scores only the one with the smallest L is returned.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     kept = -1.0
     for one in sorted(
         candidates, key=lambda one: (-one.score.accuracy, -one.score.retention, one.bank_size, one.number)
     ):
         if one.score.retention > kept:
-            found.append(one.number)
+            numbers.append(one.number)
             kept = one.score.retention
-    return found
+    return numbers
