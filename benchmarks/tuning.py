@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from canal.app.choosing import plan, ready, settings_of, watch_trials
+from canal.app.choosing import plan, ready, watch_trials
 from canal.app.project import Project
 from canal.app.tasks import lesson
 from canal.continual.trainer import learn_stage
-from canal.tuning.document import TUNED_FILE, study_document
+from canal.tuning.document import TUNED_FILE, settings_of, study_document
 from canal.tuning.study import Study
 
 TARGET = 4.0

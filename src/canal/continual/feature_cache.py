@@ -348,8 +348,8 @@ def keep_missing(finder: RowFinder, compute: ComputeCells) -> None:
     Raises
     ------
     TrainingError
-        If the disk cannot hold the rows that are to be stored: raised before anything is computed, unless other
-        processes fill the disk.
+        If the disk cannot hold the rows that are to be stored: raised before anything is computed, unless
+        other processes fill the disk.
     """
     finder.refresh()
     if finder.missing:

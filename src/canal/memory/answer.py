@@ -221,8 +221,8 @@ class ExactAnnotator:
 
     def with_ontology(self, ids: Mapping[str, str]) -> ExactAnnotator:
         """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
-        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
-        return replace(self, ontology=known)
+        own = {name: ids[name] for name in self.labels if name in ids}
+        return replace(self, ontology={**self.ontology, **own})
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``.
@@ -230,12 +230,12 @@ class ExactAnnotator:
         The largest change over a type's centroids of its score, less the mean of all centroids, by a step of
         the gene, times the gene's standard deviation within types.
         """
-        known = self.classifier
-        linear = known.own.linear.weights
-        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(known.covariance))
+        classifier = self.classifier
+        linear = classifier.own.linear.weights
+        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(classifier.covariance))
         weights = np.zeros((len(self.labels), len(self.genes)))
         for owner, position in enumerate(self.positions):
-            weights[position, : made.shape[1]] = made[known.owners == owner].max(axis=0)
+            weights[position, : made.shape[1]] = made[classifier.owners == owner].max(axis=0)
         return weights
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,8 +243,8 @@ class ExactAnnotator:
 
         Centroids' scores span the space in which the types differ; each cell's are taken from their mean.
         """
-        levels, known = self.levels(expression), self.classifier
-        scores = known.own.scores(known.centred(levels), int(known.there.sum()))
+        levels, classifier = self.levels(expression), self.classifier
+        scores = classifier.own.scores(classifier.centred(levels), int(classifier.there.sum()))
         return scores - scores.mean(axis=1, keepdims=True), self.logits_of(levels)
 
     @property

@@ -153,8 +153,8 @@ class Annotator:
 
     def with_ontology(self, ids: Mapping[str, str]) -> Annotator:
         """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
-        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
-        return replace(self, ontology=known)
+        own = {name: ids[name] for name in self.labels if name in ids}
+        return replace(self, ontology={**self.ontology, **own})
 
     def answers(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Answer:
         """Return manifold, representation and logits, as CPU tensors, for expression ``(n_cells, n_genes)``.

@@ -51,15 +51,17 @@ def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types:
 
     Scores are linear, so this is level times weight, for the type's centroid that is nearest to the cell.
     """
-    known = annotator.classifier
+    classifier = annotator.classifier
     result = np.zeros(expression.shape, dtype=np.float32)
-    levels, n = annotator.levels(expression), int(known.there.sum())
-    scores, linear = known.own.scores(known.centred(levels), n), known.own.linear.weights
-    linear = linear - linear[:, known.there].mean(axis=1, keepdims=True)  # levels are centred
-    mean = np.stack([linear[known.owners == owner].mean(axis=0) for owner in range(len(known.labels))])
+    levels, n = annotator.levels(expression), int(classifier.there.sum())
+    scores, linear = classifier.own.scores(classifier.centred(levels), n), classifier.own.linear.weights
+    linear = linear - linear[:, classifier.there].mean(axis=1, keepdims=True)  # levels are centred
+    mean = np.stack(
+        [linear[classifier.owners == owner].mean(axis=0) for owner in range(len(classifier.labels))]
+    )
     for owner, position in enumerate(annotator.positions):
         rows = np.flatnonzero(types == position)
-        own = np.flatnonzero(known.owners == owner)
+        own = np.flatnonzero(classifier.owners == owner)
         nearest = own[scores[rows][:, own].argmax(axis=1)]
         others = np.delete(mean, owner, axis=0).mean(axis=0)
         result[rows, : levels.shape[1]] = levels[rows] * (linear[nearest] - others)

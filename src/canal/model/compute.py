@@ -62,7 +62,7 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda needs a GPU, but torch sees none here; use auto or cpu")
+        raise ModelError("device cuda was requested, but torch sees no GPU here; use auto or cpu")
     if name not in ("cpu", "cuda"):
         raise ModelError(f"a device is auto, cpu or cuda, found {name[:40]!r}")
     return name
