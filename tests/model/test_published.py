@@ -52,7 +52,7 @@ def another_reader(folder, monkeypatch, script):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("kill -9 $$", r"died with exit code -9 \(it said nothing\)"),
+        ("kill -9 $$", r"died with exit code -9 \(it wrote no message\)"),
         ("echo 'MemoryError: no' >&2; exit 1", r"exit code 1 \(MemoryError: no\)"),
         ("exit 0", r"died with exit code 0"),
     ],
