@@ -32,7 +32,7 @@ def validation_levels(n=12, stages=STAGES, sums=SUMS):
     return LabelledLevels.of_cells(LabelledCells.concatenate([LabelledCells.empty(20), *parts]), sums)
 
 
-def test_cells_are_asked_without_the_genes_that_their_file_lacks():
+def test_cells_are_predicted_without_the_genes_that_their_file_lacks():
     validation, bare = validation_levels(), uncalibrated(SUMS, LABELS, GENES, MEMORY)
     first = [stage == "first" for stage in validation.stages]
     np.testing.assert_array_equal(validation.logits(bare)[first], bare.logits_of(validation.levels[first]))

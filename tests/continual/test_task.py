@@ -32,13 +32,13 @@ def test_a_panel_that_did_not_grow_at_its_end_is_refused(genes, message):
         replace(grown_task(), genes=genes)
 
 
-def test_judges_are_each_earlier_stage_and_this_one():
+def test_validation_cells_are_of_each_earlier_stage_and_this_one():
     validation_cells = second_task().validation_cells(None)
     assert list(validation_cells) == ["first", "second"]
     assert [set(cells.stages) for cells in validation_cells.values()] == [{"first"}, {"second"}]
 
 
-def test_at_most_so_many_of_its_own_cells_judge_whatever_their_order():
+def test_at_most_so_many_of_its_own_cells_validate_whatever_their_order():
     task = second_task()
     all_of_them = task.validation_cells(None)
     for enough in (len(task.validation), 1000):

@@ -92,7 +92,7 @@ def test_history_says_what_happened(kept):
         assert record["loss"] == pytest.approx(record["cross_entropy"] + weighted, rel=1e-5)
 
 
-def test_where_not_all_validation_cells_judge_the_score_is_of_those_that_do(kept):
+def test_where_not_all_validation_cells_are_used_the_score_is_of_those_that_are(kept):
     few = SHORT.model_copy(update={"max_validation_cells": 6})
     history = learn_stage(second_task(), few, kept()).history
     assert history["n_validation"] == 6
@@ -156,7 +156,7 @@ def test_with_and_without_cache_the_weights_are_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_told(tmp_path, dtype):
+def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_reported(tmp_path, dtype):
     told, small = [], Cache(max_gb=2e-5, dtype=dtype)
     hooks = Hooks(cache_dir=tmp_path, cache=small, on_notice=told.append)
     some = learn_stage(second_task(), SHORT, hooks)

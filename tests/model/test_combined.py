@@ -136,7 +136,7 @@ def test_what_is_no_novelty_rule_is_refused(values):
         CombinedRule(*values)
 
 
-def test_a_score_is_told_as_it_was_before_it_was_squeezed():
+def test_unsqueezed_is_the_inverse_of_squeezed():
     values = np.array([-30.0, -1.0, 0.0, 2.0, 30.0])
     np.testing.assert_allclose(unsqueezed(0.5 + 0.5 * np.tanh(values / 4)), values, rtol=1e-3)
     assert np.isfinite(unsqueezed(np.array([0.0, 1.0]))).all()
@@ -175,7 +175,7 @@ def test_network_and_sums_must_be_of_one_lineage():
 # Fast
 
 
-def test_the_network_is_asked_about_unsure_cells_alone(monkeypatch):
+def test_the_network_predicts_unsure_cells_alone(monkeypatch):
     margins = np.sort(make_combined().exact.predict(CELLS).probabilities, axis=1)[:, -2:]
     margin = float(np.quantile(margins[:, 1] - margins[:, 0], 0.3))
     annotator, asked = FastAnnotator(make_combined(fast_margin=margin)), []
@@ -208,7 +208,7 @@ def test_sure_cells_never_wake_the_network(monkeypatch):
     assert said.labels == make_combined().exact.predict(CELLS).labels
 
 
-def test_fast_and_full_are_told_apart():
+def test_fast_and_full_have_different_records():
     whole = make_combined()
     assert FastAnnotator(whole).digest() != whole.digest()
     assert FastAnnotator(whole).about()["effort"] == "fast"

@@ -130,7 +130,7 @@ def test_an_earlier_profile_on_another_panel_is_refused(subject):
         judge(moved, Gate())
 
 
-def test_structural_faults_are_told_by_prepare(tmp_path):
+def test_structural_faults_are_raised_by_prepare(tmp_path):
     with pytest.raises(DataError, match="lineage"):
         StageCase(declaration={"label": "lineage"}).judged(tmp_path)
     subject = dataclasses.replace(StageCase().subject(tmp_path), raw=tmp_path / "gone.h5ad")

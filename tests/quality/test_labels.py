@@ -50,18 +50,18 @@ def test_what_is_no_confusion(answers):
     assert check_labels(table([*answers], known=("CD14 Mono", "CD16 Mono", "B")), RULE, "second").passed
 
 
-def test_a_new_type_that_is_an_old_one_by_another_name_is_told():
+def test_a_new_type_that_is_an_old_one_by_another_name_is_reported():
     result = check_labels(table(["B"] * 50, "B lineage", "B lineage"), RULE, "second")
     assert result.examples == ("B lineage: 50 of 50 cells look like B",)
 
 
-def test_each_published_label_is_judged_for_itself():
+def test_each_published_label_is_compared_on_its_own():
     labels = ["naive"] * 20 + ["memory"] * 20
     found = compare(labels, ["CD4 T"] * 40, ["CD4 T"] * 20 + ["CD8 T"] * 20, ["CD4 T", "CD8 T"])
     assert dict(zip(found["name"], found["alike"], strict=True)) == {"memory (CD4 T)": 20, "naive (CD4 T)": 0}
 
 
-def test_few_cells_of_each_label_are_asked_and_no_test_cell(tmp_path):
+def test_few_cells_of_each_label_are_compared_and_no_test_cell(tmp_path):
     raw = write_adata(make_adata({"B": 150, "NK": 40}), tmp_path / "cells.h5ad")
     prepare(raw, "s", source_of(raw), SETTINGS, tmp_path / "prepared")
     prepared = PreparedCells(tmp_path / "prepared" / "cells.h5ad")

@@ -40,7 +40,7 @@ class Bank:
     ----------
     cells : LabelledCells
     ranks : numpy.ndarray
-        int64 ``(n_cells,)``: 1 is the best cell of its type in the stage that brought it.
+        int64 ``(n_cells,)``: 1 is the best cell of its type among those of its stage.
     stages : tuple of str
         The stages that occur in ``cells``, oldest first.
 
@@ -200,7 +200,7 @@ def _check(cells: LabelledCells, ranks: np.ndarray, stages: Sequence[str]) -> No
             f"found {ranks.dtype} of shape {ranks.shape}, such as {ranks.ravel()[:5].tolist()}"
         )
     if unknown := sorted(set(cells.stages) - set(stages)):
-        raise TrainingError(f"the bank's stages {list(stages)} lack {unknown[:5]}, which brought cells")
+        raise TrainingError(f"the bank's stages {list(stages)} lack {unknown[:5]}, of which it holds cells")
 
 
 def _positions_within(groups: np.ndarray) -> np.ndarray:
@@ -293,6 +293,6 @@ def probe_quotas(cells: LabelledCells, max_cells: int) -> dict[str, int]:
     first = np.zeros(len(names), dtype=np.int64)
     if total >= len(names):
         first += 1
-    # What is left after one cell a type goes out in proportion to what is left of the types.
+    # After one cell for each type, the rest is divided in proportion to the remaining cells of the types.
     rest = largest_remainder(total - int(first.sum()), (counts - first).tolist())
     return dict(zip(names, (first + rest).tolist(), strict=True))

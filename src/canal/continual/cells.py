@@ -50,7 +50,7 @@ class LabelledCells:
     Attributes
     ----------
     cell_ids, cell_types, stages, sources, batches : tuple of str
-        One entry a cell; ``stages`` names the stage that brought the cell, ``sources`` its data source,
+        One entry a cell; ``stages`` names the stage that the cell belongs to, ``sources`` its data source,
         ``batches`` its batch within that source.
     expression : numpy.ndarray
         float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``, genes in panel order.
@@ -159,7 +159,7 @@ class LabelledCells:
         return replace(self, expression=np.ascontiguousarray(self.expression[:, :n_genes]))
 
     def of_stage(self, stage: str) -> LabelledCells:
-        """Return the cells that ``stage`` brought."""
+        """Return the cells of ``stage``."""
         return self.take([i for i, name in enumerate(self.stages) if name == stage])
 
     @property

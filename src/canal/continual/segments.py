@@ -74,7 +74,7 @@ class RowKind:
         """Return stored values as float32; exact."""
         if self.dtype == "float32":
             return stored
-        # By numpy, not torch: a thread that prefetches shall not call up torch's pool of threads.
+        # By numpy, not torch: a thread that prefetches must not start torch's pool of threads.
         wide = stored.astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
