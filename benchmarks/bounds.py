@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from engine import OLD, annotator_of, cells_of, lesson_of, peak
+from engine import OLD, annotator_of, cells_of, peak, task_of
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -105,12 +105,12 @@ def annotation(preset: str, genes: int, n: int) -> Profile:
 
 def epoch(preset: str, genes: int, n: int) -> Profile:
     """Profile a warm epoch of a second stage."""
-    lesson = lesson_of(annotator_of(preset, genes), n)
+    task = task_of(annotator_of(preset, genes), n)
 
     def learn(start: Callable[[], None]) -> None:
         with TemporaryDirectory() as folder:
             hooks = Hooks(lambda _: start(), cache_dir=Path(folder))
-            learn_stage(lesson, Continual(max_epochs=2, patience=99), hooks)
+            learn_stage(task, Continual(max_epochs=2, patience=99), hooks)
 
     return profiled(f"warm epoch, {preset}, {genes:,} genes", n, learn)
 

@@ -34,7 +34,7 @@ def measured(project: Project, stage: str) -> dict[str, Any]:
     torch.set_num_threads(project.config.threads)
     annotator = Annotator.load(project.layout.model(stage) / "model")
     exam = examination(project, stage)
-    known = held_out_cells(project, stage, exam).known
+    known = held_out_cells(project, stage, exam).validation
     logits = annotator.predict(known.expression).logits
     temperature = fit_temperature(logits, known.targets(annotator.labels))
     tests = exam.measured

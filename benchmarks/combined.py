@@ -31,7 +31,8 @@ from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
 from canal.app.tasks import training_hooks
 from canal.continual.combining import held_out_types
-from canal.continual.shadow import shadow_heads
+from canal.continual.exact_learner import ExactLearner
+from canal.continual.held_out_heads import held_out_type_heads
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import calibration
 from canal.memory.stage_sums import StageSums
@@ -95,13 +96,14 @@ def noticed(project: Project, stage: str) -> dict[str, dict[str, Any]]:
     sums = StageSums.load(folder, (*config.ancestors(stage), stage))
     assert sums is not None
     every, kept = config.novelty.model_copy(update={"holdouts": whole.labels}), training_hooks(project)
+    learner = ExactLearner(sums, config.memory, every)
 
     def by(annotator: CombinedAnnotator | ExactAnnotator) -> dict[str, Any]:
-        return held_out_types(annotator, sums, cells, config.memory, every, config.seed, kept)
+        return held_out_types(annotator, learner, cells, config.seed, kept)
 
     of_sums = by(whole.exact)
     return {
-        "network": shadow_heads(whole.network, cells, every, config.seed, kept),
+        "network": held_out_type_heads(whole.network, cells, every, config.seed, kept),
         "sums": of_sums,
         "both": by(whole) if whole.combination.weight else of_sums,
     }

@@ -30,7 +30,7 @@ from rich.table import Table
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone, new_performer
@@ -75,10 +75,10 @@ def annotator_of(preset: str, genes: int) -> Annotator:
     return Annotator.start(backbone, backbone.vocabulary, OLD, start, random)
 
 
-def lesson_of(annotator: Annotator, n: int) -> Lesson:
+def task_of(annotator: Annotator, n: int) -> Task:
     """Return a second stage of ``n`` cells, a third of them from the bank, with teacher and probe."""
     genes, old = len(annotator.genes), n // 3
-    return Lesson(
+    return Task(
         stage="second",
         parent=annotator,
         genes=annotator.genes,
@@ -91,36 +91,36 @@ def lesson_of(annotator: Annotator, n: int) -> Lesson:
     )
 
 
-def engine_epochs(lesson: Lesson, threads: int) -> tuple[float, float]:
+def engine_epochs(task: Task, threads: int) -> tuple[float, float]:
     """Return seconds to fill the cache, and of one warm epoch (its judging included)."""
     torch.set_num_threads(threads)
     marks = [time.perf_counter()]
     settings = Continual(max_epochs=1 + WARM_EPOCHS, patience=99)
     with TemporaryDirectory() as folder:
         hooks = Hooks(lambda _: marks.append(time.perf_counter()), cache_dir=Path(folder))
-        learn_stage(lesson, settings, hooks)
+        learn_stage(task, settings, hooks)
     warm = (marks[-1] - marks[1]) / WARM_EPOCHS
     return max(0.0, marks[1] - marks[0] - warm), warm
 
 
-def yardstick_epoch(lesson: Lesson, threads: int) -> float:
+def yardstick_epoch(task: Task, threads: int) -> float:
     """Return seconds of one epoch of the plain loop over the same cells."""
     torch.set_num_threads(threads)
-    student = lesson.teacher.grown(NEW, torch.Generator().manual_seed(0))  # type: ignore[union-attr]
-    weights, teacher = reference.weights_of(student), reference.weights_of(lesson.teacher)  # type: ignore[arg-type]
-    together = LabelledCells.concatenate([lesson.train, lesson.replay])
+    student = task.teacher.grown(NEW, torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    weights, teacher = reference.weights_of(student), reference.weights_of(task.teacher)  # type: ignore[arg-type]
+    together = LabelledCells.concatenate([task.train, task.replay])
     optimizer = reference.optimizer_of(weights, 2e-4)
-    cells = (together.expression, together.targets(lesson.labels))
+    cells = (together.expression, together.targets(task.labels))
     began = time.perf_counter()
-    reference.train_epoch(weights, teacher, cells, optimizer, 0.1 * len(OLD) / len(lesson.labels))
+    reference.train_epoch(weights, teacher, cells, optimizer, 0.1 * len(OLD) / len(task.labels))
     return time.perf_counter() - began
 
 
 def epoch(preset: str, genes: int, n: int, pairs: int, threads: int) -> list[Row]:
     """Measure one warm epoch of a second stage, and a whole stage with a cold cache."""
-    lesson = lesson_of(annotator_of(preset, genes), n)
+    task = task_of(annotator_of(preset, genes), n)
     ours, theirs = in_turns(
-        lambda: engine_epochs(lesson, threads), lambda: yardstick_epoch(lesson, threads), pairs
+        lambda: engine_epochs(task, threads), lambda: yardstick_epoch(task, threads), pairs
     )
     stage = [fill + EPOCHS_OF_A_STAGE * warm for fill, warm in ours]
     name = f"{preset}, {genes:,} genes, {n} cells"

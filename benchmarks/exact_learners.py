@@ -14,7 +14,7 @@ import canal.memory
 from canal.config.params import Config
 from canal.continual.cells import LabelledCells
 from canal.continual.evaluation import accuracy
-from canal.continual.remembering import plain
+from canal.continual.exact_learner import uncalibrated
 from canal.core.digests import file_digest, json_digest
 from canal.memory.answer import ExactAnnotator
 from canal.memory.levels import Basis
@@ -247,7 +247,7 @@ def sums_of(basis: Basis, cells: LabelledCells) -> Sums:
 
 def solved(drawn: Drawn, sums: StageSums) -> ExactAnnotator:
     """Return the annotator that sums make by the parameters."""
-    return plain(sums, sums.types, drawn.genes, drawn.config.memory)
+    return uncalibrated(sums, sums.types, drawn.genes, drawn.config.memory)
 
 
 def said(answer: Answer, cells: LabelledCells, missing: Collection[str]) -> list[str]:

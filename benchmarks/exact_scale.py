@@ -31,7 +31,7 @@ from scipy.sparse import csr_matrix
 
 from canal.config.sections import Memory, Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.remembering import Known, plain, solved
+from canal.continual.exact_learner import ExactLearner, LabelledLevels, uncalibrated
 from canal.core.digests import canonical_json
 from canal.data.prepared import PreparedCells
 from canal.io.writer import H5adWriter
@@ -129,7 +129,7 @@ def learn(path: Path, before: Path, n_genes: int) -> Cost:
     began, busy = time.perf_counter(), time.process_time()
     sums = known.plus("more", _added(cells, basis))
     added = time.perf_counter()
-    plain(sums, sums.types, basis.genes, Memory())
+    uncalibrated(sums, sums.types, basis.genes, Memory())
     solving = time.perf_counter() - added
     chosen = list(cells.obs.index[::5])
     validation = LabelledCells(
@@ -141,7 +141,8 @@ def learn(path: Path, before: Path, n_genes: int) -> Cost:
         ("one",) * len(chosen),
     )
     read = time.perf_counter()
-    solved(sums, sums.types, basis.genes, Known.of_cells(validation, sums), Memory(), Novelty())
+    levels = LabelledLevels.of_cells(validation, sums)
+    ExactLearner(sums, Memory(), Novelty()).annotator(sums.types, basis.genes, levels)
     return Cost(
         n_cells=len(cells.obs),
         n_nonzero=_nonzero(path),

@@ -27,8 +27,8 @@ from threadpoolctl import threadpool_limits
 
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import held_out_types
-from canal.continual.remembering import Known, solved
-from canal.continual.shadow import ShadowCells
+from canal.continual.exact_learner import ExactLearner, LabelledLevels
+from canal.continual.held_out_heads import HeadCells
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 
@@ -40,8 +40,9 @@ Figures = dict[tuple[str, str], list[float]]
 def answering(drawn: Drawn, sums: StageSums) -> ExactAnnotator:
     """Return what some stages' sums answer, set on their validation cells."""
     parts = [drawn.stages[name].validation for name in sums.stages]
-    known = Known.of_cells(LabelledCells.concatenate(parts), sums)
-    return solved(sums, sums.types, drawn.genes, known, drawn.config.memory, drawn.config.novelty)
+    validation = LabelledLevels.of_cells(LabelledCells.concatenate(parts), sums)
+    learner = ExactLearner(sums, drawn.config.memory, drawn.config.novelty)
+    return learner.annotator(sums.types, drawn.genes, validation)
 
 
 def left_out(drawn: Drawn, sums: StageSums, found: Figures) -> None:
@@ -77,14 +78,15 @@ def changed(drawn: Drawn, sums: StageSums, found: Figures) -> None:
 def noticed(drawn: Drawn, sums: StageSums, found: Figures) -> None:
     """Leave types out of all studies."""
     config, stages = drawn.config, drawn.stages.values()
-    cells = ShadowCells(
+    cells = HeadCells(
         *(
             LabelledCells.concatenate([getattr(one, part) for one in stages])
             for part in ("train", "validation", "test")
         )
     )
     annotator = answering(drawn, sums)
-    asked = held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed)
+    learner = ExactLearner(sums, config.memory, config.novelty)
+    asked = held_out_types(annotator, learner, cells, config.seed)
     for name in ("h_score", "auroc"):
         found["types left out", name].append(float(asked[name]))
 

@@ -18,13 +18,13 @@ from sklearn.preprocessing import StandardScaler
 from canal.app.project import Project
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.core.files import read_json
 from canal.model.backbone import Backbone
 
 
-def joint_lesson(project: Project) -> Lesson:
+def joint_task(project: Project) -> Task:
     """Return one lesson that holds every stage's training and validation cells."""
     stages = list(project.config.stages)
     train = LabelledCells.concatenate([project.cells(stage, "train") for stage in stages])
@@ -32,7 +32,7 @@ def joint_lesson(project: Project) -> Lesson:
     genes = tuple(project.panel)
     nothing = LabelledCells.empty(len(genes))
     backbone = Backbone.load(project.layout.model("backbone") / "model")
-    return Lesson(
+    return Task(
         "joint", backbone, genes, train.types, train, validation, nothing, nothing, project.config.seed
     )
 
@@ -43,12 +43,12 @@ def main() -> None:
     torch.set_num_threads(project.config.threads)
     stages = list(project.config.stages)
     tests = {stage: project.cells(stage, "test") for stage in stages}
-    lesson = joint_lesson(project)
+    task = joint_task(project)
     with TemporaryDirectory() as scratch:
         hooks = Hooks(cache_dir=Path(scratch))
-        annotator = learn_stage(lesson, project.config.continual, hooks).annotator
+        annotator = learn_stage(task, project.config.continual, hooks).annotator
     reserve = [project.cells(stage, "reserve") for stage in stages]
-    everything = LabelledCells.concatenate([lesson.train, *reserve])
+    everything = LabelledCells.concatenate([task.train, *reserve])
     joint = {
         stage: _share(annotator.predict(cells.expression).labels, list(cells.cell_types))
         for stage, cells in tests.items()
@@ -58,7 +58,7 @@ def main() -> None:
         {
             "canal, stage by stage": last,
             "same network, jointly": joint,
-            "logistic regression, jointly": logistic(lesson.train, tests),
+            "logistic regression, jointly": logistic(task.train, tests),
             "… with the cells in reserve": logistic(everything, tests),
         },
         stages,

@@ -23,7 +23,7 @@ from engine import OLD, annotator_of, backbone_of, cells_of
 from canal.config.sections import Cache, Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Fit, Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 
 
@@ -58,14 +58,14 @@ def peak_of(work: Callable[[], None]) -> tuple[float, float]:
     return max(largest), time.perf_counter() - began
 
 
-def first_stage(preset: str, genes: int, n: int) -> Lesson:
+def first_stage(preset: str, genes: int, n: int) -> Task:
     """Return a first stage of ``n`` cells; a teacher would add 256 bytes a cell."""
     backbone, nothing = backbone_of(preset, genes), LabelledCells.empty(genes)
     train, validation = cells_of(n, genes, OLD, 1, "big"), cells_of(4, genes, OLD, 2, "judge")
-    return Lesson("big", backbone, backbone.vocabulary, OLD, train, validation, nothing, nothing, seed=0)
+    return Task("big", backbone, backbone.vocabulary, OLD, train, validation, nothing, nothing, seed=0)
 
 
-def train(lesson: Lesson, steps: int, folder: Path, max_gb: float) -> None:
+def train(task: Task, steps: int, folder: Path, max_gb: float) -> None:
     """Make ``steps`` steps of the stage."""
     made, step = [0], Fit.step
 
@@ -78,7 +78,7 @@ def train(lesson: Lesson, steps: int, folder: Path, max_gb: float) -> None:
 
     Fit.step = counted  # type: ignore[method-assign]
     try:
-        learn_stage(lesson, Continual(max_epochs=1), hooks_of(folder, max_gb))
+        learn_stage(task, Continual(max_epochs=1), hooks_of(folder, max_gb))
     except EnoughError:
         sys.stderr.write("\n")
     finally:
@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument("--cache-gb", type=float, default=0.1)
     parser.add_argument("--annotate", type=int, default=200, help="cells annotated")
     arguments = parser.parse_args()
-    lesson = first_stage(arguments.preset, arguments.genes, arguments.cells)
+    task = first_stage(arguments.preset, arguments.genes, arguments.cells)
     with TemporaryDirectory() as scratch:
-        stage, seconds = peak_of(lambda: train(lesson, arguments.steps, Path(scratch), arguments.cache_gb))
+        stage, seconds = peak_of(lambda: train(task, arguments.steps, Path(scratch), arguments.cache_gb))
     query = cells_of(arguments.annotate, arguments.genes, OLD, 7, "query").expression
     annotator = annotator_of(arguments.preset, arguments.genes)
     annotation, _ = peak_of(lambda: annotator.predict(query) and None)
-    width = lesson.parent.network.config.dim
+    width = task.parent.network.config.dim
     disk = arguments.cells * (arguments.genes + 1) * width * 4 / 1e9
     sys.stdout.write(
         f"{torch.get_num_threads()} threads, preset {arguments.preset}, {arguments.cells:,} cells, "

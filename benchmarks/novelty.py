@@ -31,6 +31,15 @@ from canal.app.learning import examination, held_out_cells
 from canal.app.project import Project
 from canal.config.sections import Novelty
 from canal.continual.evaluation import harmonic_mean
+from canal.continual.held_out_heads import (
+    ChoiceScores,
+    GeneScores,
+    HeldOutHead,
+    best_parts,
+    learn_without,
+    left_out,
+    obstacle,
+)
 from canal.continual.novelty_choice import (
     chosen_cells,
     fit_distance,
@@ -40,11 +49,10 @@ from canal.continual.novelty_choice import (
     raw_energy,
     rule_of,
 )
-from canal.continual.shadow import GeneScores, HScores, Shadow, best_parts, learn_without, left_out, obstacle
 from canal.model.annotator import Annotator
-from canal.model.compute import in_lanes
+from canal.model.centroids import PARTS, TypeCentroids
+from canal.model.compute import in_threads
 from canal.model.head import NoveltyRule
-from canal.model.places import PARTS, TypePlaces
 
 PUBLISHED = "published, query-scaled"
 CANAL = "chosen of these three (canal)"
@@ -61,7 +69,7 @@ class Asked:
     ``chosen`` is what canal adds to the published score.
     """
 
-    shadow: Shadow
+    held_out: HeldOutHead
     settings: Novelty
     seed: int
     chosen: Sequence[str]
@@ -69,37 +77,37 @@ class Asked:
     @cached_property
     def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Gene scores of known and of test cells."""
-        return self.shadow.known[0], self.shadow.test[0]
+        return self.held_out.validation[0], self.held_out.test[0]
 
     @cached_property
     def manifolds(self) -> tuple[torch.Tensor, ...]:
         """Manifolds ``(n_cells, 128)``."""
-        return tuple(self.shadow.head.from_scores(part).manifold for part in self.parts)
+        return tuple(self.held_out.head.from_scores(part).manifold for part in self.parts)
 
     @cached_property
     def logits(self) -> tuple[np.ndarray, ...]:
         """Logits ``(n_cells, n_types)``."""
-        return tuple(self.shadow.head.answer(one).logits.numpy() for one in self.manifolds)
+        return tuple(self.held_out.head.answer(one).logits.numpy() for one in self.manifolds)
 
     @cached_property
     def trained(self) -> tuple[torch.Tensor, list[str]]:
         """Gene scores and types of trained cells, at most 200 a type."""
-        scores, types = self.shadow.train
+        scores, types = self.held_out.train
         rows = chosen_cells(types.tolist())
         return scores[torch.from_numpy(rows)], types[rows].tolist()
 
     @cached_property
-    def places(self) -> TypePlaces:
+    def centroids(self) -> TypeCentroids:
         """Where the types lie of trained cells, among gene scores."""
-        return self.shadow.places()
+        return self.held_out.centroids()
 
     @cached_property
     def mixed(self) -> np.ndarray:
         """Logits of pseudo-novel cells."""
         random = np.random.default_rng(self.seed)
-        types = self.shadow.known[1].tolist()
+        types = self.held_out.validation[1].tolist()
         mixtures = mix(self.manifolds[0], types, self.settings.mixtures, random)
-        logits: np.ndarray = self.shadow.head.answer(mixtures).logits.numpy()
+        logits: np.ndarray = self.held_out.head.answer(mixtures).logits.numpy()
         return logits
 
     def rule(self, energies: np.ndarray) -> NoveltyRule:
@@ -145,9 +153,9 @@ def mahalanobis(asked: Asked, manifold: bool) -> Scores:
     """Return the distance to the nearest type (Lee et al. 2018), of gene scores or of the manifold."""
     trained, types = asked.trained
     if manifold:
-        distance = fit_distance(asked.shadow.head.from_scores(trained).manifold, types)
+        distance = fit_distance(asked.held_out.head.from_scores(trained).manifold, types)
     else:
-        distance = asked.places.distance
+        distance = asked.centroids.distance
     known, test = (distance.of(part).numpy() for part in (asked.manifolds if manifold else asked.parts))
     return known, test
 
@@ -155,7 +163,7 @@ def mahalanobis(asked: Asked, manifold: bool) -> Scores:
 def neighbours(asked: Asked, manifold: bool) -> Scores:
     """Return 1 - the cosine to the fifth nearest trained cell (Sun et al. 2022)."""
     trained = asked.trained[0]
-    trained = asked.shadow.head.from_scores(trained).manifold if manifold else trained
+    trained = asked.held_out.head.from_scores(trained).manifold if manifold else trained
     there = torch.nn.functional.normalize(trained)
 
     def of(cells: torch.Tensor) -> np.ndarray:
@@ -169,19 +177,19 @@ def neighbours(asked: Asked, manifold: bool) -> Scores:
 
 def angle(asked: Asked) -> Scores:
     """Return 1 - the cosine to the nearest type's centre, gene scores in units of their spread."""
-    known, test = (asked.places.of(part).angle.numpy() for part in asked.parts)
+    known, test = (asked.centroids.of(part).angle.numpy() for part in asked.parts)
     return known, test
 
 
 def canal(asked: Asked, parts: Sequence[str] | None = None) -> Scores:
     """Return the score of a version that adds these parts to the published score, by default the chosen."""
     parts = asked.chosen if parts is None else parts
-    places = asked.places.only(parts)
+    centroids = asked.centroids.only(parts)
     random = np.random.default_rng(asked.seed)
-    known = (asked.parts[0], asked.shadow.known[1].tolist())
-    rule = rule_of(asked.shadow.head, known, places, asked.settings, random)
+    known = (asked.parts[0], asked.held_out.validation[1].tolist())
+    rule = rule_of(asked.held_out.head, known, centroids, asked.settings, random)
     pairs = zip(asked.logits, asked.parts, strict=True)
-    first, second = (rule.score(logits, places.of(part) if places else None) for logits, part in pairs)
+    first, second = (rule.score(logits, centroids.of(part) if centroids else None) for logits, part in pairs)
     return first, second
 
 
@@ -218,17 +226,22 @@ class Case:
 
 
 def case(
-    name: str, stage: str, scores: GeneScores, settings: Novelty, seed: int, noticed: Mapping[str, HScores]
+    name: str,
+    stage: str,
+    scores: GeneScores,
+    settings: Novelty,
+    seed: int,
+    noticed: Mapping[str, ChoiceScores],
 ) -> Case:
     """Learn a head without type ``name`` and ask every method.
 
     What canal adds to the published score is chosen as it is for a version, but for type ``name``, which has
     no say: ``noticed`` is what `left_out` found.
     """
-    shadow = learn_without(name, scores, settings.shadow_epochs, seed)
+    held_out = learn_without(name, scores, settings.shadow_epochs, seed)
     chosen = best_parts([one for other, one in noticed.items() if other != name])
-    asked, truth = Asked(shadow, settings, seed, chosen), shadow.test[1]
-    said = np.array(shadow.labels, dtype=object)[asked.logits[1].argmax(axis=1)]
+    asked, truth = Asked(held_out, settings, seed, chosen), held_out.test[1]
+    said = np.array(held_out.labels, dtype=object)[asked.logits[1].argmax(axis=1)]
     found = {method: function(asked) for method, function in METHODS.items()}
     thresholds = {
         method: quantile_threshold(known, settings.false_unassigned) for method, (known, _) in found.items()
@@ -262,7 +275,7 @@ def cases(project: Project, settings: Novelty) -> Iterator[Case]:
         )
         chosen = " + ".join(("published", *best_parts(list(noticed.values()))))
         sys.stderr.write(f"{project.layout.root.name}, {stage}: {len(names)} types; {chosen}\n")
-        yield from in_lanes(one, names)
+        yield from in_threads(one, names)
 
 
 def auroc(score: np.ndarray, unknown: np.ndarray) -> float:

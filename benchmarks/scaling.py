@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import reference
 import torch
-from engine import OLD, annotator_of, cells_of, engine_epochs, lesson_of, peak, timed
+from engine import OLD, annotator_of, cells_of, engine_epochs, peak, task_of, timed
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +46,7 @@ def by_genes(sizes: Iterable[int], n: int, threads: int) -> tuple[Curve, Curve, 
         annotator.predict(cells[:8])
         seconds = fastest(annotator, cells)
         annotation.append((genes, seconds))
-        epochs.append((genes, engine_epochs(lesson_of(annotator, n), threads)[1]))
+        epochs.append((genes, engine_epochs(task_of(annotator, n), threads)[1]))
         speeds.append(reference.nominal_flops(annotator.network.backbone.config, genes) * n / seconds / 1e9)
     return annotation, epochs, speeds
 

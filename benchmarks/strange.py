@@ -50,7 +50,8 @@ class Judge:
         annotator = Annotator.load(project.layout.model(stage) / "model")
         cells, settings = held_out_cells(project, stage, examination(project, stage)), project.config.novelty
         known, trained = (
-            (annotator.gene_scores(some.expression), some.cell_types) for some in (cells.known, cells.train)
+            (annotator.gene_scores(some.expression), some.cell_types)
+            for some in (cells.validation, cells.train)
         )
         annotator = with_rule(annotator, known, trained, settings, project.config.seed)
         thresholds = {
@@ -64,11 +65,11 @@ class Judge:
 @torch.no_grad()
 def scored(annotator: Annotator, gene_scores: torch.Tensor) -> dict[str, np.ndarray]:
     """Return canal's novelty of cells, and that of its parts; the larger, the stranger."""
-    rule, places = annotator.novelty, annotator.places
+    rule, centroids = annotator.novelty, annotator.centroids
     assert rule is not None
     assert rule.blend is not None
-    assert places is not None
-    logits, apart = annotator.network.head.from_scores(gene_scores).logits.numpy(), places.of(gene_scores)
+    assert centroids is not None
+    logits, apart = annotator.network.head.from_scores(gene_scores).logits.numpy(), centroids.of(gene_scores)
     without_angle = replace(rule, blend=replace(rule.blend, angle_mean=None, angle_spread=None))
     both = without_angle.score(logits, apart)
     values = (rule.published_score(logits), both, apart.angle.double().numpy(), rule.score(logits, apart))

@@ -6,7 +6,7 @@ from canal.app.declaring import LABELS_FILE, ask_parent, contradicted
 from canal.app.pipeline import argument, run
 from canal.app.project import Project
 from canal.core.errors import tell
-from canal.quality.gate import cells_to_ask, check_labels, label_rule, write_labels
+from canal.quality.gate import cells_to_compare, check_labels, label_rule, write_labels
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.versions.history import require_available, restore_file
 
@@ -34,7 +34,7 @@ def check(project: Project, stage: str) -> None:
     split = project.split(stage)
     prepared = project.prepared(stage)
     ids = split["cell_id"][split["set"] != "test"].astype(str)
-    cells = cells_to_ask(prepared, ids)
+    cells = cells_to_compare(prepared, ids)
     rule = label_rule(config.stages[stage].source, parent, config.gate.max_confused)
     docs = project.layout.data_docs(f"{stage}-labels")
     result = check_labels(ask(prepared, cells), rule, f"{stage}-labels", docs)

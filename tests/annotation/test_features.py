@@ -15,7 +15,7 @@ from canal.annotation.options import Options
 from canal.core.digests import file_digest
 from canal.data.prepare import PrepareSettings, prepare
 from canal.io.h5ad import not_genes
-from tests.quality.lessons import TYPES, Lesson, failed
+from tests.quality.cases import TYPES, StageCase, failed
 from tests.support.cells import gene_names, make_adata, source_of, write_adata
 from tests.support.formats import write_csc, write_csr, write_dense, write_zarr2, write_zarr3
 
@@ -123,17 +123,17 @@ def test_a_column_that_calls_all_features_genes_changes_no_byte(genes, tmp_path)
 
 @pytest.mark.xdist_group("gate")
 def test_the_gate_warns_of_them_and_judges_the_genes_alone(tmp_path):
-    lesson = Lesson()
-    genes = lesson.adata
+    case = StageCase()
+    genes = case.adata
     others = anndata.AnnData(X=csr_matrix(np.full((genes.n_obs, 3), -0.5, dtype=np.float32)), obs=genes.obs)
     others.var_names = ["CD3_TotalSeqB", "CD4_TotalSeqB", "CD8_TotalSeqB"]
     both = anndata.concat([genes, others], axis=1)
     both.obs = genes.obs
     both.var["feature_types"] = ["Gene Expression"] * genes.n_vars + ["Antibody Capture"] * 3
     assert sum(TYPES.values()) == both.n_obs
-    alone = lesson.judged(tmp_path / "alone")
-    lesson.adata = both
-    verdict = lesson.judged(tmp_path / "both")
+    alone = case.judged(tmp_path / "alone")
+    case.adata = both
+    verdict = case.judged(tmp_path / "both")
     assert [name for name in failed(verdict) if name not in failed(alone)] == ["features_are_genes"]
     rule = next(rule for rule in verdict.rules if rule.rule == "features_are_genes")
     assert rule.severity == "warning"

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from canal.config.sections import Novelty
-from canal.continual.shadow import CHOICES, GeneScores
-from canal.model.places import PARTS
+from canal.continual.held_out_heads import CHOICES, GeneScores
+from canal.model.centroids import PARTS
 
 pytestmark = pytest.mark.xdist_group("novelty")  # what its tests share is made once
 

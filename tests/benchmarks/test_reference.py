@@ -9,7 +9,7 @@ from canal.continual.cells import LabelledCells
 from canal.continual.fit import generator
 from canal.continual.trainer import learn_stage
 from canal.model.storage import PRESETS
-from tests.continual.lessons import SETTINGS, second_lesson
+from tests.continual.tasks import SETTINGS, second_task
 from tests.support.models import DEEP, make_annotator, make_expression
 
 
@@ -20,15 +20,15 @@ def test_logits_are_the_engines():
 
 
 def test_an_epoch_ends_with_the_engines_weights():
-    lesson = second_lesson()
+    task = second_task()
     settings = SETTINGS.model_copy(update={"max_epochs": 1, "warmup_epochs": 0})
-    learned = learn_stage(lesson, settings)
+    learned = learn_stage(task, settings)
 
-    student = lesson.parent.grown(lesson.new_labels, generator(lesson.seed, f"head of {lesson.stage}"))
-    weights, teacher = reference.weights_of(student), reference.weights_of(lesson.parent)
-    together = LabelledCells.concatenate([lesson.train, lesson.replay])
-    order = torch.randperm(len(together), generator=generator(lesson.seed, "order", 1)).numpy()
-    cells = (together.expression[order], together.targets(lesson.labels)[order])
+    student = task.parent.grown(task.new_labels, generator(task.seed, f"head of {task.stage}"))
+    weights, teacher = reference.weights_of(student), reference.weights_of(task.parent)
+    together = LabelledCells.concatenate([task.train, task.replay])
+    order = torch.randperm(len(together), generator=generator(task.seed, "order", 1)).numpy()
+    cells = (together.expression[order], together.targets(task.labels)[order])
     optimizer = reference.optimizer_of(weights, settings.learning_rate)
     loss = reference.train_epoch(weights, teacher, cells, optimizer, settings.distillation * 2 / 3)
 

@@ -41,7 +41,7 @@ def test_equal_cells_are_computed_once(tmp_path):
     assert (len(rows), rows.kept) == (4, 4)
 
 
-def test_without_a_folder_everything_is_computed_when_asked_for():
+def test_without_a_folder_everything_is_computed_at_each_use():
     computer = Computer()
     rows = computer.rows(names(1, 2), None)
     assert computer.computed == []
@@ -56,7 +56,7 @@ def test_no_cells(tmp_path):
 
 
 @pytest.mark.parametrize("max_rows", [0, 4])
-def test_cells_without_room_are_computed_when_asked_for(tmp_path, max_rows):
+def test_cells_that_do_not_fit_are_computed_at_each_use(tmp_path, max_rows):
     computer, cells = Computer(), names(*range(9))
     rows = computer.rows(cells, space_of(tmp_path, max_rows))
     assert rows.kept == max_rows == len(computer.computed)
@@ -279,7 +279,7 @@ REQUESTS = st.lists(
 
 @settings(deadline=None, max_examples=30)
 @given(REQUESTS, st.sampled_from([0, 1, 3, 7, 1000]))
-def test_whatever_was_asked_before_rows_equal_the_computed_ones(requests, max_rows):
+def test_whatever_rows_were_read_before_they_equal_the_computed_ones(requests, max_rows):
     # Without waiting for the disk: a hundred flushes of it take seconds.
     with tempfile.TemporaryDirectory() as folder, mock.patch("canal.core.files._flush"):
         for numbers, positions, dtype, segment_rows in requests:

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 
 from canal.config.sections import Novelty
-from canal.continual.combining import FAST_SHARE, WEIGHTS, _margin, chosen_weight, combine, rule_of
-from canal.continual.remembering import Known
+from canal.continual.combining import (
+    FAST_SHARE,
+    WEIGHTS,
+    NetworkOutputs,
+    chosen_weight,
+    combine,
+    fast_margin,
+    rule_of,
+)
+from canal.continual.exact_learner import LabelledLevels
 from canal.memory.prediction import Calibration
 from canal.model.combined import NETWORK_PART, Combination, FastAnnotator, network_parts
 from tests.support.learning import make_cells as labelled
@@ -29,12 +37,12 @@ def test_sums_that_know_all_answer_alone():
     assert chosen_weight(PLAIN, network, exact, targets) == 0.0
 
 
-def test_a_network_that_knows_more_is_heard():
+def test_a_better_network_gets_the_largest_weight():
     targets, network, exact = said(300, (0.95, 0.6))
     assert chosen_weight(PLAIN, network, exact, targets) == WEIGHTS[-1]
 
 
-def test_two_that_err_about_other_cells_are_heard_alike():
+def test_two_that_err_on_other_cells_get_equal_weights():
     targets, network, exact = said(2000, (0.85, 0.85))
     assert chosen_weight(PLAIN, network, exact, targets) == 0.5
 
@@ -43,8 +51,8 @@ def cost(weight, network, exact, targets):
     return -Combination(weight, 1.0).of(network, exact)[np.arange(len(targets)), targets]
 
 
-@pytest.mark.parametrize(("n", "heard"), [(8, False), (6000, True)])
-def test_within_one_standard_error_the_sums_answer_alone(n, heard):
+@pytest.mark.parametrize(("n", "used"), [(8, False), (6000, True)])
+def test_within_one_standard_error_the_sums_answer_alone(n, used):
     """What a network gains that is right a little more often than chance: of few cells, no more than luck."""
     random = np.random.default_rng(0)
     targets, exact = np.zeros(n, dtype=int), np.tile(np.log([0.6, 0.4]), (n, 1))
@@ -55,41 +63,41 @@ def test_within_one_standard_error_the_sums_answer_alone(n, heard):
     gain = costs[0.0] - costs[best]
     by_hand = best if gain.mean() > gain.std(ddof=1) / np.sqrt(n) else 0.0
     assert chosen_weight(PLAIN, network, exact, targets) == by_hand
-    assert (by_hand > 0) is heard
+    assert (by_hand > 0) is used
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_with_no_cells_both_are_heard_and_with_one_the_sums(n):
+def test_without_cells_weights_are_equal_and_with_one_cell_the_sums_answer(n):
     targets, network, exact = said(n, (1.0, 0.0))
     assert chosen_weight(PLAIN, network, exact, targets) == (0.0 if n else 0.5)
 
 
-def test_the_network_is_asked_about_two_cells_in_a_hundred():
+def test_two_cells_in_a_hundred_are_predicted_by_the_network():
     _, exact, _ = said(5000, (0.9, 0.9), sure=4)
     top = np.sort(np.exp(exact), axis=1)
-    unsure = (top[:, -1] - top[:, -2] < _margin(np.exp(exact))).mean()
+    unsure = (top[:, -1] - top[:, -2] < fast_margin(np.exp(exact))).mean()
     assert 0.5 * FAST_SHARE < unsure <= FAST_SHARE == 0.02
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5, 1)])
-def test_without_cells_or_types_to_be_unsure_of_nobody_is_asked(shape):
-    assert _margin(np.ones(shape)) == 0.0
+def test_without_cells_or_with_one_type_the_margin_is_zero(shape):
+    assert fast_margin(np.ones(shape)) == 0.0
 
 
-def known(n):
+def validation(n):
     expression, types = make_cells(("B", "NK", "T", "Mono"), 60, stage="first", seed=4)
     expression, types = expression[:n], types[:n]
-    return Known.of_cells(labelled(types, "first", expression), make_sums()), expression
+    return LabelledLevels.of_cells(labelled(types, "first", expression), make_sums()), expression
 
 
 @pytest.mark.parametrize("n", [0, 1, 60])
 def test_network_and_sums_are_put_together_on_any_number_of_cells(n):
-    given, (cells, expression) = make_combined(), known(n)
-    told = given.network.predict(expression.reshape(-1, 20)) if n else None
-    logits = told.logits if told else np.zeros((0, 4), dtype=np.float32)
-    novelty = told.novelty if told else np.zeros(0)
-    apart = network_parts(given.network, logits, novelty)
-    made = combine(given.network, given.exact, cells, logits, apart, Novelty(), (NETWORK_PART, "angle"))
+    given, (cells, expression) = make_combined(), validation(n)
+    predicted = given.network.predict(expression.reshape(-1, 20)) if n else None
+    logits = predicted.logits if predicted else np.zeros((0, 4), dtype=np.float32)
+    novelty = predicted.novelty if predicted else np.zeros(0)
+    outputs = NetworkOutputs(logits, network_parts(given.network, logits, novelty))
+    made = combine(given.network, given.exact, cells, outputs, Novelty(), (NETWORK_PART, "angle"))
     assert (made.novelty is None) == (n == 0)
     assert made.combination.weight in WEIGHTS
     assert made.combination.weight == (0.5 if n == 0 else 0.0)  # this network has learned nothing

@@ -54,14 +54,14 @@ def test_the_row_and_the_matrix(evaluation):
     assert document["not_measured"] == {"gone": "its source is not available"}
 
 
-def test_the_probe_is_asked_also_where_test_cells_are_gone(evaluation):
+def test_the_probe_is_evaluated_also_where_test_cells_are_gone(evaluation):
     assert evaluation.document["probe"] == {
         "gone": {"n": 4, "accuracy": 0.75},
         "ant": {"n": 5, "accuracy": 1.0},
     }
 
 
-def test_each_stage_is_told_in_full(evaluation):
+def test_each_stage_has_all_measures(evaluation):
     one = evaluation.document["per_stage"]["zebra"]
     assert one["n"] == 10
     assert sum(sum(row) for row in one["confusion"]["counts"]) == 10
@@ -144,7 +144,7 @@ def test_a_stage_without_test_cells_says_so(annotator, tmp_path):
     assert (tmp_path / "predictions.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
-def test_a_given_reason_is_told(annotator, exam):
+def test_a_given_reason_is_in_the_document(annotator, exam):
     told = Examination(exam.tests, exam.earlier, exam.probe, {"gone": "withdrawn by its owner"})
     document = evaluate(annotator, told, NOVELTY, seed=0).document
     assert document["not_measured"] == {"gone": "withdrawn by its owner"}
@@ -166,6 +166,6 @@ def test_what_the_parent_made_of_a_stage_before_it_was_learned(annotator, exam):
     assert before == {"n": len(known), "accuracy": right / len(known)}
 
 
-def test_a_parent_that_knows_none_of_the_types_is_not_asked(annotator, exam):
+def test_a_parent_that_knows_none_of_the_types_is_not_evaluated(annotator, exam):
     asked = Examination(exam.tests, exam.earlier, exam.probe, parent=make_annotator(("mast", "pDC")))
     assert "before" not in evaluate(annotator, asked, NOVELTY, seed=0).document

@@ -128,7 +128,7 @@ def test_rounded_features_are_the_same_kept_or_not_and_near_the_exact_ones(space
     assert ((kept - exact).abs() <= exact.abs() * 2.0**-8).all()
 
 
-def test_cells_without_room_are_told_of_and_have_the_same_features(tmp_path, backbone):
+def test_cells_that_do_not_fit_are_reported_and_have_the_same_features(tmp_path, backbone):
     two = RowKind((21, 16)).segment_bytes(2)
     few = PrefixFeatures(backbone, TOKENS, CacheSpace(tmp_path, two))
     assert few.kept == 2

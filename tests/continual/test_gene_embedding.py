@@ -41,7 +41,7 @@ def courses(n_cells, seed):
     return (random.normal(size=(n_cells, 8)) @ mixing + noise).astype(np.float32)
 
 
-def test_a_new_gene_is_placed_among_those_of_like_course():
+def test_a_new_gene_is_placed_among_co_expressed_genes():
     whole = embed_genes(courses(300, seed=1), 16, seed=0)
     known = embed_genes(courses(300, seed=1)[:, :32], 16, seed=0)
     placed = place_genes(courses(300, seed=2), known)

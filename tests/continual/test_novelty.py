@@ -12,8 +12,8 @@ from canal.continual.novelty_choice import mix, mixture_threshold, raw_energy, w
 from canal.core.errors import TrainingError
 from canal.memory.prediction import quantile_threshold
 from canal.model.annotator import Annotator
+from canal.model.centroids import CentroidDistances
 from canal.model.head import NoveltyRule
-from canal.model.places import Apart
 from canal.model.storage import weights_digest
 from tests.support.learning import make_cells
 from tests.support.models import make_annotator, make_expression
@@ -25,9 +25,9 @@ def random(seed=0):
     return np.random.default_rng(seed)
 
 
-def rule_from(annotator, known, trained, settings, seed):
+def rule_from(annotator, validation, trained, settings, seed):
     """Return the annotator with a rule from cells."""
-    parts = ((annotator.gene_scores(cells.expression), cells.cell_types) for cells in (known, trained))
+    parts = ((annotator.gene_scores(cells.expression), cells.cell_types) for cells in (validation, trained))
     return with_rule(annotator, *parts, settings, seed)
 
 
@@ -36,17 +36,17 @@ def annotator():
     return make_annotator()
 
 
-def known(n=60, seed=1):
+def validation(n=60, seed=1):
     return make_cells(["B", "NK", "T"] * (n // 3), expression=make_expression(n, seed=seed), n_genes=20)
 
 
 def trained(n=90, seed=2):
-    return known(n, seed)
+    return validation(n, seed)
 
 
 @pytest.fixture(scope="module")
 def judge(annotator):
-    return rule_from(annotator, known(), trained(), SETTINGS, seed=0)
+    return rule_from(annotator, validation(), trained(), SETTINGS, seed=0)
 
 
 def test_energy_by_hand():
@@ -54,8 +54,8 @@ def test_energy_by_hand():
     assert raw_energy(logits, 0.8) == pytest.approx([-0.8 * np.log(2), -0.8 * np.log(np.exp(10) + 1)])
 
 
-def test_at_most_the_promised_share_of_known_cells_is_unassigned(annotator):
-    cells = known()
+def test_at_most_the_promised_share_of_validation_cells_is_unassigned(annotator):
+    cells = validation()
     for share in (0.01, 0.05, 0.3):
         promised = SETTINGS.model_copy(update={"false_unassigned": share})
         judge = rule_from(annotator, cells, trained(), promised, seed=0)
@@ -71,8 +71,8 @@ def test_the_quantile_is_exact_with_ties():
     assert quantile_threshold(scores, 0.05) == 0.5
 
 
-def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
-    cells = known()
+def test_the_bounds_hold_all_validation_cells_and_mixtures(annotator):
+    cells = validation()
     judge = rule_from(annotator, cells, trained(), SETTINGS, seed=0)
     rule = judge.novelty
     energies = raw_energy(annotator.predict(cells.expression).logits, SETTINGS.temperature)
@@ -83,9 +83,9 @@ def test_the_bounds_hold_all_known_cells_and_mixtures(annotator):
 
 
 def test_a_rule_repeats_with_its_seed(annotator):
-    one, two = (rule_from(annotator, known(), trained(), SETTINGS, seed=3) for _ in range(2))
+    one, two = (rule_from(annotator, validation(), trained(), SETTINGS, seed=3) for _ in range(2))
     assert one.novelty == two.novelty
-    assert weights_digest(one.places.tensors()) == weights_digest(two.places.tensors())
+    assert weights_digest(one.centroids.tensors()) == weights_digest(two.centroids.tensors())
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,10 +111,10 @@ def test_an_answer_does_not_depend_on_the_other_cells_of_a_query(
 
 
 def test_a_cell_far_from_every_type_is_novel_though_the_head_is_sure(judge):
-    answer = judge.predict(known().expression)
+    answer = judge.predict(validation().expression)
     sure = answer.logits[:1] + np.array([[9.0, 0.0, 0.0]])
     usual, far = (
-        judge.novelty.score(sure, Apart(torch.tensor([distance]), torch.tensor([0.0])))
+        judge.novelty.score(sure, CentroidDistances(torch.tensor([distance]), torch.tensor([0.0])))
         for distance in (0.0, 1e4)
     )
     assert not judge.novelty.is_novel(usual)[0]
@@ -126,8 +126,8 @@ def test_cells_that_lack_genes_are_not_novel_for_that(annotator):
         cells.expression[:, :10] += 5
         return cells
 
-    judge = rule_from(annotator, expressed(known()), expressed(trained()), SETTINGS, seed=0)
-    query = expressed(known(seed=4)).expression
+    judge = rule_from(annotator, expressed(validation()), expressed(trained()), SETTINGS, seed=0)
+    query = expressed(validation(seed=4)).expression
     query[:, :10] = 0
     counted, left_out = (one.predict(query) for one in (judge, judge.without(judge.genes[:10])))
     assert left_out.labels == counted.labels
@@ -146,13 +146,13 @@ def test_a_rule_and_its_distances_come_back_from_a_file(judge, tmp_path):
     np.testing.assert_array_equal(loaded.predict(query).novelty, judge.predict(query).novelty)
 
 
-def test_without_known_cells_there_is_no_rule(annotator):
+def test_without_validation_cells_there_is_no_rule(annotator):
     with pytest.raises(TrainingError, match="not trained on"):
         rule_from(annotator, LabelledCells.empty(20), trained(), SETTINGS, seed=0)
 
 
 def test_a_single_type_still_gives_a_rule(annotator):
-    cells = known().take(range(1))
+    cells = validation().take(range(1))
     judge = rule_from(annotator, cells, cells, SETTINGS, seed=0)
     assert judge.novelty.energy_high > judge.novelty.energy_low
     assert not judge.predict(cells.expression).is_novel[0]

@@ -26,7 +26,7 @@ def test_the_next_is_loaded_while_the_consumer_works():
         assert second.wait(timeout=10)
 
 
-def test_no_more_than_asked_for_waits():
+def test_no_more_than_the_bound_waits():
     taken = []
 
     def items():

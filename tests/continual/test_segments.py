@@ -114,7 +114,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_does_not_hold_is_noticed(tmp_path, damage):
+def test_damage_is_detected(tmp_path, damage):
     segment = write(tmp_path)
     DAMAGES[damage](segment.index, segment.index.with_suffix(".npy"))
     with pytest.raises(DamagedError, match=segment.index.stem):

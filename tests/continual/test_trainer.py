@@ -12,13 +12,13 @@ from canal.continual.fit import CHECKPOINT, Hooks
 from canal.continual.trainer import learn_stage, learning_rate
 from canal.model.backbone import Performer
 from canal.model.storage import weights_digest
-from tests.continual.lessons import (
+from tests.continual.tasks import (
     SETTINGS,
     first_learned,
-    first_lesson,
-    grown_lesson,
+    first_task,
+    grown_task,
     make_cells,
-    second_lesson,
+    second_task,
 )
 
 LONGER = SETTINGS.model_copy(update={"max_epochs": 16, "cycle_epochs": 16, "patience": 16})
@@ -52,7 +52,7 @@ def interrupt_after(epoch):
 
 
 def test_two_types_are_learned(kept):
-    learned = learn_stage(first_lesson(), LONGER, kept())
+    learned = learn_stage(first_task(), LONGER, kept())
     unseen = make_cells({"B": 30, "T": 30}, "unseen", seed=77)
     assert accuracy(learned.annotator, unseen) > 0.9
     assert learned.annotator.labels == ("B", "T")
@@ -60,7 +60,7 @@ def test_two_types_are_learned(kept):
 
 
 def test_a_second_stage_learns_the_new_and_keeps_the_old(kept):
-    learned = learn_stage(second_lesson(), LONGER, kept())
+    learned = learn_stage(second_task(), LONGER, kept())
     assert learned.annotator.labels == ("B", "T", "NK")
     assert learned.teacher is first_learned().annotator
     assert accuracy(learned.annotator, make_cells({"NK": 40}, "unseen", seed=78)) > 0.7
@@ -69,7 +69,7 @@ def test_a_second_stage_learns_the_new_and_keeps_the_old(kept):
 
 def test_history_says_what_happened(kept):
     told = []
-    history = learn_stage(second_lesson(), SHORT, kept(on_epoch=told.append)).history
+    history = learn_stage(second_task(), SHORT, kept(on_epoch=told.append)).history
     assert history["epochs"] == told
     assert [record["epoch"] for record in told] == [1, 2, 3]
     assert [record["learning_rate"] for record in told] == [learning_rate(e, SHORT) for e in (1, 2, 3)]
@@ -92,25 +92,25 @@ def test_history_says_what_happened(kept):
         assert record["loss"] == pytest.approx(record["cross_entropy"] + weighted, rel=1e-5)
 
 
-def test_where_not_all_validation_cells_judge_the_score_is_of_those_that_do(kept):
+def test_where_not_all_validation_cells_are_used_the_score_is_of_those_that_are(kept):
     few = SHORT.model_copy(update={"max_validation_cells": 6})
-    history = learn_stage(second_lesson(), few, kept()).history
+    history = learn_stage(second_task(), few, kept()).history
     assert history["n_validation"] == 6
     for record in history["epochs"]:
         assert record["validation_accuracy"] * 6 == pytest.approx(round(record["validation_accuracy"] * 6))
 
 
 def test_the_returned_annotator_is_the_best_epochs(kept):
-    lesson = second_lesson()
-    learned = learn_stage(lesson, LONGER, kept())
+    task = second_task()
+    learned = learn_stage(task, LONGER, kept())
     best = learned.history["epochs"][learned.history["best_epoch"] - 1]
-    assert accuracy(learned.annotator, lesson.validation) == pytest.approx(best["validation_accuracy"])
-    assert accuracy(learned.annotator, lesson.probe) == pytest.approx(best["probe_accuracy"]["first"])
+    assert accuracy(learned.annotator, task.validation) == pytest.approx(best["validation_accuracy"])
+    assert accuracy(learned.annotator, task.probe) == pytest.approx(best["probe_accuracy"]["first"])
 
 
 def test_training_ends_when_patience_runs_out(kept):
     impatient = SETTINGS.model_copy(update={"max_epochs": 100, "patience": 2, "learning_rate": 1e-6})
-    history = learn_stage(first_lesson(), impatient, kept()).history
+    history = learn_stage(first_task(), impatient, kept()).history
     assert history["stopped"] == "patience"
     assert len(history["epochs"]) < 20
 
@@ -118,7 +118,7 @@ def test_training_ends_when_patience_runs_out(kept):
 def test_only_trained_parameters_change_and_the_parent_does_not(kept):
     parent = first_learned().annotator
     before = copy.deepcopy(parent.network.state_dict())
-    learned = learn_stage(second_lesson(), SHORT, kept())
+    learned = learn_stage(second_task(), SHORT, kept())
     assert weights_digest(parent.network.state_dict()) == weights_digest(before)
     after, trained = learned.annotator.network.state_dict(), learned.annotator.network.trained()
     frozen = [name for name in before if name not in trained]
@@ -128,17 +128,17 @@ def test_only_trained_parameters_change_and_the_parent_does_not(kept):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(kept):
-    first, again = (weights(learn_stage(first_lesson(), SHORT)) for _ in range(2))
+    first, again = (weights(learn_stage(first_task(), SHORT)) for _ in range(2))
     torch.manual_seed(99)
-    assert first == again == weights(learn_stage(first_lesson(), SHORT, kept()))
-    assert first != weights(learn_stage(first_lesson(seed=1), SHORT, kept()))
+    assert first == again == weights(learn_stage(first_task(), SHORT, kept()))
+    assert first != weights(learn_stage(first_task(seed=1), SHORT, kept()))
 
 
 def test_the_number_of_threads_changes_no_bit():
-    one = learn_stage(second_lesson(), SHORT)
+    one = learn_stage(second_task(), SHORT)
     torch.set_num_threads(2)
     try:
-        two = learn_stage(second_lesson(), SHORT)
+        two = learn_stage(second_task(), SHORT)
     finally:
         torch.set_num_threads(1)
     assert weights(one) == weights(two)
@@ -146,23 +146,23 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 def test_with_and_without_cache_the_weights_are_the_same_bits(tmp_path):
-    plain = learn_stage(second_lesson(), SHORT)
-    filled = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
+    plain = learn_stage(second_task(), SHORT)
+    filled = learn_stage(second_task(), SHORT, Hooks(cache_dir=tmp_path))
     kept = [np.load(path).shape for path in tmp_path.rglob("*.npy")]
     assert sorted(kept) == [(52, 64), (84, 25, 16)]
-    found = learn_stage(second_lesson(), SHORT, Hooks(cache_dir=tmp_path))
+    found = learn_stage(second_task(), SHORT, Hooks(cache_dir=tmp_path))
     assert weights(plain) == weights(filled) == weights(found)
     assert plain.history == filled.history == found.history
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_told(tmp_path, dtype):
+def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_reported(tmp_path, dtype):
     told, small = [], Cache(max_gb=2e-5, dtype=dtype)
     hooks = Hooks(cache_dir=tmp_path, cache=small, on_notice=told.append)
-    some = learn_stage(second_lesson(), SHORT, hooks)
+    some = learn_stage(second_task(), SHORT, hooks)
     assert len(told) == 1
     assert re.match(r"the features of [1-9]\d? of 84 cells are kept", told[0])
-    none = learn_stage(second_lesson(), SHORT, Hooks(cache=small, on_notice=told.append))
+    none = learn_stage(second_task(), SHORT, Hooks(cache=small, on_notice=told.append))
     assert len(told) == 1
     assert weights(some) == weights(none)
 
@@ -170,10 +170,10 @@ def test_with_too_small_a_cache_the_weights_are_the_same_bits_and_it_is_told(tmp
 def test_rounded_features_give_other_weights_and_resume_no_exact_training(kept, tmp_path):
     rounded = Cache(dtype="bfloat16")
     with pytest.raises(InterruptionError):
-        learn_stage(second_lesson(), SHORT, kept(interrupt_after(1), tmp_path))
-    resumed = learn_stage(second_lesson(), SHORT, kept(checkpoint_dir=tmp_path, cache=rounded))
-    assert weights(resumed) == weights(learn_stage(second_lesson(), SHORT, kept(cache=rounded)))
-    assert weights(resumed) != weights(learn_stage(second_lesson(), SHORT, kept()))
+        learn_stage(second_task(), SHORT, kept(interrupt_after(1), tmp_path))
+    resumed = learn_stage(second_task(), SHORT, kept(checkpoint_dir=tmp_path, cache=rounded))
+    assert weights(resumed) == weights(learn_stage(second_task(), SHORT, kept(cache=rounded)))
+    assert weights(resumed) != weights(learn_stage(second_task(), SHORT, kept()))
 
 
 def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch):
@@ -184,12 +184,12 @@ def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch)
         computed.append(len(tokens))
         return encode(self, tokens)
 
-    learn_stage(first_lesson(), SHORT, hooks)
+    learn_stage(first_task(), SHORT, hooks)
     monkeypatch.setattr(Performer, "encode_prefix", counted)
-    lesson = second_lesson()
-    learn_stage(lesson, SHORT, hooks)
-    assert sum(computed) == len(lesson.train) + len(lesson.validation) == 48
-    learn_stage(lesson, SHORT, hooks)
+    task = second_task()
+    learn_stage(task, SHORT, hooks)
+    assert sum(computed) == len(task.train) + len(task.validation) == 48
+    learn_stage(task, SHORT, hooks)
     assert sum(computed) == 48
 
 
@@ -197,68 +197,68 @@ def test_the_next_stage_finds_the_cells_of_bank_and_probe(tmp_path, monkeypatch)
 def test_an_interrupted_training_ends_with_the_same_weights(kept, tmp_path, epoch):
     settings = SETTINGS.model_copy(update={"max_epochs": 5})
     with pytest.raises(InterruptionError):
-        learn_stage(second_lesson(), settings, kept(interrupt_after(epoch), tmp_path))
+        learn_stage(second_task(), settings, kept(interrupt_after(epoch), tmp_path))
     told = []
-    resumed = learn_stage(second_lesson(), settings, kept(told.append, tmp_path))
-    straight = learn_stage(second_lesson(), settings, kept())
+    resumed = learn_stage(second_task(), settings, kept(told.append, tmp_path))
+    straight = learn_stage(second_task(), settings, kept())
     assert weights(resumed) == weights(straight)
     assert resumed.history == straight.history
     assert told == straight.history["epochs"]
 
 
 def test_a_finished_training_is_not_repeated(kept, tmp_path, monkeypatch):
-    first = learn_stage(first_lesson(), SHORT, kept(checkpoint_dir=tmp_path))
+    first = learn_stage(first_task(), SHORT, kept(checkpoint_dir=tmp_path))
     monkeypatch.setattr("canal.continual.trainer._train_epoch", lambda *_: pytest.fail("trained again"))
-    again = learn_stage(first_lesson(), SHORT, kept(checkpoint_dir=tmp_path))
+    again = learn_stage(first_task(), SHORT, kept(checkpoint_dir=tmp_path))
     assert weights(first) == weights(again)
 
 
-@pytest.mark.parametrize("change", ["damaged", "another lesson", "other settings"])
+@pytest.mark.parametrize("change", ["damaged", "another task", "other settings"])
 def test_a_checkpoint_that_does_not_count_starts_over(kept, tmp_path, change):
-    lesson, settings = first_lesson(), SHORT
+    task, settings = first_task(), SHORT
     with pytest.raises(InterruptionError):
-        learn_stage(lesson, settings, kept(interrupt_after(2), tmp_path))
+        learn_stage(task, settings, kept(interrupt_after(2), tmp_path))
     if change == "damaged":
         path = tmp_path / CHECKPOINT
         path.write_bytes(path.read_bytes()[:-40])
-    elif change == "another lesson":
-        lesson = first_lesson(train=make_cells({"B": 20, "T": 20}, "first", seed=5))
+    elif change == "another task":
+        task = first_task(train=make_cells({"B": 20, "T": 20}, "first", seed=5))
     else:
         settings = SHORT.model_copy(update={"label_smoothing": 0.2})
-    resumed = learn_stage(lesson, settings, kept(checkpoint_dir=tmp_path))
-    assert weights(resumed) == weights(learn_stage(lesson, settings, kept()))
+    resumed = learn_stage(task, settings, kept(checkpoint_dir=tmp_path))
+    assert weights(resumed) == weights(learn_stage(task, settings, kept()))
 
 
 def test_a_stronger_teacher_keeps_representations_nearer(kept):
-    lesson = second_lesson()
-    old = lesson.parent.represent(lesson.replay.expression)
+    task = second_task()
+    old = task.parent.represent(task.replay.expression)
 
     def distance(strength):
         settings = SETTINGS.model_copy(update={"distillation": strength, "max_epochs": 6, "cycle_epochs": 6})
-        new = learn_stage(lesson, settings, kept()).annotator.represent(lesson.replay.expression)
+        new = learn_stage(task, settings, kept()).annotator.represent(task.replay.expression)
         return float(((new - old) ** 2).mean())
 
     assert distance(100.0) < 0.1 * distance(0.0)
 
 
 def test_a_stage_without_replay_and_new_types(kept):
-    lesson = second_lesson(
+    task = second_task(
         new_labels=(),
         train=make_cells({"T": 16}, "second", seed=3),
         validation=make_cells({"T": 8}, "second", seed=4),
         replay=LabelledCells.empty(24),
     )
-    assert learn_stage(lesson, SHORT, kept()).annotator.labels == ("B", "T")
+    assert learn_stage(task, SHORT, kept()).annotator.labels == ("B", "T")
 
 
 def test_a_panel_that_grows_keeps_what_is_frozen_and_trains_the_new_columns(tmp_path):
     parent, told = first_learned().annotator, []
-    learned = learn_stage(grown_lesson(), SHORT, Hooks(cache_dir=tmp_path, on_notice=told.append))
+    learned = learn_stage(grown_task(), SHORT, Hooks(cache_dir=tmp_path, on_notice=told.append))
     assert told == ["the panel grows by 3 genes, such as NEW1, NEW2, NEW3"]
-    assert weights(learned) == weights(learn_stage(grown_lesson(), SHORT))
+    assert weights(learned) == weights(learn_stage(grown_task(), SHORT))
     assert learned.teacher is parent
     child = learned.annotator
-    assert (child.genes, child.labels) == (grown_lesson().genes, ("B", "T", "NK"))
+    assert (child.genes, child.labels) == (grown_task().genes, ("B", "T", "NK"))
     before, after = parent.network.state_dict(), child.network.state_dict()
     vectors = "backbone.pos_emb.weight"
     frozen = [name for name in before if name not in child.network.trained() and name != vectors]
@@ -268,10 +268,10 @@ def test_a_panel_that_grows_keeps_what_is_frozen_and_trains_the_new_columns(tmp_
 
 
 def test_the_teacher_of_a_grown_student_reads_its_own_panel(tmp_path):
-    lesson = grown_lesson()
-    learn_stage(lesson, SHORT, Hooks(cache_dir=tmp_path))
+    task = grown_task()
+    learn_stage(task, SHORT, Hooks(cache_dir=tmp_path))
     (kept,) = (rows for path in tmp_path.rglob("*.npy") if (rows := np.load(path)).ndim == 2)
-    trained = np.concatenate([lesson.train.expression, lesson.replay.expression])[:, :24]
+    trained = np.concatenate([task.train.expression, task.replay.expression])[:, :24]
     expected = first_learned().annotator.represent(trained)
     assert kept.shape == expected.shape
     apart = np.abs(kept[:, None] - expected[None]).max(axis=2)

@@ -43,7 +43,7 @@ _MODULES = (
     "canal.app.annotating",
     "canal.app.choosing",
     "canal.continual.evaluation",
-    "canal.continual.shadow",
+    "canal.continual.held_out_heads",
     "canal.continual.trainer",
     "canal.app.tasks",
     "canal.app.promoting",

@@ -37,7 +37,7 @@ def accuracy(annotator, stage="first", types=("B", "NK", "T")):
     return np.mean(np.array(annotator.predict(cells).labels) == np.array(labels))
 
 
-def test_what_was_added_is_told_again():
+def test_types_that_were_added_are_predicted():
     assert accuracy(make_exact()) > 0.9
     assert accuracy(make_exact(), "second", ("B", "Mono", "T")) > 0.9
 
@@ -56,8 +56,8 @@ def test_an_answer_does_not_depend_on_neighbours(gone, size):
         assert part.labels == whole.labels[rows]
         for name in ("confidence", "novelty", "probabilities", "logits"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
-        for name, values in annotator.apart(levels[rows]).items():
-            np.testing.assert_array_equal(values, annotator.apart(levels)[name][rows])
+        for name, values in annotator.novelty_parts(levels[rows]).items():
+            np.testing.assert_array_equal(values, annotator.novelty_parts(levels)[name][rows])
 
 
 def test_many_types_are_added_up_alike_for_one_cell_and_for_many():
@@ -247,7 +247,7 @@ def one_more(sums, stage, name, cells):
     return sums.plus(stage, sums.stages[stage].plus(add_up(sums.basis, [(cells, [name] * len(cells))])))
 
 
-def test_a_type_of_one_cell_is_told():
+def test_a_type_of_one_cell_is_predicted():
     own, _ = make_cells(("DC",), 20)
     annotator = make_exact(one_more(make_sums(), "first", "DC", own[:1]))
     assert annotator.predict(own[:1]).labels == ["DC"]
@@ -283,7 +283,7 @@ def test_genes_that_never_vary_have_no_part_in_an_answer():
     assert accuracy(annotator.without(("GENE005", "GENE006", "GENE007"))) > 0.9
 
 
-def test_a_covariance_without_inverse_is_told():
+def test_a_covariance_without_inverse_is_refused():
     """Fewer cells than genes, and nothing that draws the covariance to its diagonal."""
     with pytest.raises(SumsError, match=r"no inverse .*raise memory\.shrinkage"):
         solve(make_sums(n=2), SolveSettings(shrinkage=0.0, stage_share=0.0))

@@ -12,8 +12,8 @@ from canal.core.digests import tree_digests
 from canal.core.errors import ModelError
 from canal.model.annotator import Annotator
 from canal.model.backbone import empty_performer
+from canal.model.centroids import TypeAngle, TypeCentroids, TypeDistance
 from canal.model.head import Blend, NoveltyRule
-from canal.model.places import TypeAngle, TypeDistance, TypePlaces
 from canal.model.storage import PRESETS
 from tests.support.models import DEEP, make_annotator, make_backbone, make_expression, seeded
 
@@ -218,29 +218,30 @@ def test_ids_of_no_label_are_refused(saved, ids, said):
         Annotator.load(saved)
 
 
-OLD_PLACES = TypePlaces(TypeDistance(torch.zeros(3, 21), torch.eye(21)))
-PLACES = TypePlaces(OLD_PLACES.distance, TypeAngle(torch.ones(3, 21), torch.ones(21)))
+OLD_CENTROIDS = TypeCentroids(TypeDistance(torch.zeros(3, 21), torch.eye(21)))
+CENTROIDS = TypeCentroids(OLD_CENTROIDS.distance, TypeAngle(torch.ones(3, 21), torch.ones(21)))
 OLD_BLEND = Blend(0.3, 0.1, 20.0, 9.0)
 BLEND = Blend(0.3, 0.1, 20.0, 9.0, 0.2, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("blend", "places", "others"), [(BLEND, PLACES, OLD_PLACES), (OLD_BLEND, OLD_PLACES, PLACES)]
+    ("blend", "centroids", "others"),
+    [(BLEND, CENTROIDS, OLD_CENTROIDS), (OLD_BLEND, OLD_CENTROIDS, CENTROIDS)],
 )
-def test_a_rule_and_its_places_belong_together(saved, blend, places, others):
+def test_a_rule_and_its_centroids_belong_together(saved, blend, centroids, others):
     blended = replace(RULE, blend=blend)
-    before = ANNOTATOR.with_novelty(blended, places)
+    before = ANNOTATOR.with_novelty(blended, centroids)
     before.save(saved)
     found = Annotator.load(saved)
-    assert sorted(found.places.tensors()) == sorted(places.tensors())
+    assert sorted(found.centroids.tensors()) == sorted(centroids.tensors())
     np.testing.assert_array_equal(found.predict(CELLS).novelty, before.predict(CELLS).novelty)
     for other in (others, None):
         with pytest.raises(ModelError, match="restore the model"):
             ANNOTATOR.with_novelty(blended, other)
-    with pytest.raises(ModelError, match="asks for nothing .* found distance"):
-        ANNOTATOR.with_novelty(RULE, places)
+    with pytest.raises(ModelError, match="needs no component .* found distance"):
+        ANNOTATOR.with_novelty(RULE, centroids)
     (saved / "novelty.safetensors").unlink()
-    with pytest.raises(ModelError, match="asks for distance.*found nothing"):
+    with pytest.raises(ModelError, match="needs distance.*found none"):
         Annotator.load(saved)
 
 
@@ -258,9 +259,9 @@ def test_a_rule_and_its_places_belong_together(saved, blend, places, others):
         {"more": torch.ones(1)},
     ],
 )
-def test_places_of_another_model_are_refused(saved, change):
-    ANNOTATOR.with_novelty(replace(RULE, blend=BLEND), PLACES).save(saved)
-    tensors = {name: value for name, value in (PLACES.tensors() | change).items() if value is not None}
+def test_centroids_of_another_model_are_refused(saved, change):
+    ANNOTATOR.with_novelty(replace(RULE, blend=BLEND), CENTROIDS).save(saved)
+    tensors = {name: value for name, value in (CENTROIDS.tensors() | change).items() if value is not None}
     save_file(tensors, saved / "novelty.safetensors")
     with pytest.raises(ModelError, match="restore the model"):
         Annotator.load(saved)

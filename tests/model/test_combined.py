@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from canal.continual.novelty_choice import fit_network_places
+from canal.continual.novelty_choice import fit_network_centroids
 from canal.core.errors import CanalError, ModelError, SumsError
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import Calibration, unsqueezed
@@ -135,7 +135,7 @@ def test_what_is_no_novelty_rule_is_refused(values):
         CombinedRule(*values)
 
 
-def test_a_score_is_told_as_it_was_before_it_was_squeezed():
+def test_unsqueezed_is_the_inverse_of_squeezed():
     values = np.array([-30.0, -1.0, 0.0, 2.0, 30.0])
     np.testing.assert_allclose(unsqueezed(0.5 + 0.5 * np.tanh(values / 4)), values, rtol=1e-3)
     assert np.isfinite(unsqueezed(np.array([0.0, 1.0]))).all()
@@ -174,7 +174,7 @@ def test_network_and_sums_must_be_of_one_lineage():
 # Fast
 
 
-def test_the_network_is_asked_about_unsure_cells_alone(monkeypatch):
+def test_the_network_predicts_unsure_cells_alone(monkeypatch):
     margins = np.sort(make_combined().exact.predict(CELLS).probabilities, axis=1)[:, -2:]
     margin = float(np.quantile(margins[:, 1] - margins[:, 0], 0.3))
     annotator, asked = FastAnnotator(make_combined(fast_margin=margin)), []
@@ -207,7 +207,7 @@ def test_sure_cells_never_wake_the_network(monkeypatch):
     assert said.labels == make_combined().exact.predict(CELLS).labels
 
 
-def test_fast_and_full_are_told_apart():
+def test_fast_and_full_have_different_records():
     whole = make_combined()
     assert FastAnnotator(whole).digest() != whole.digest()
     assert FastAnnotator(whole).about()["effort"] == "fast"
@@ -267,13 +267,13 @@ def placed(*parts):
     combined = make_combined()
     cells, types = make_cells(LABELS, 40, stage="third", seed=11)
     scores = combined.network.gene_scores(cells)
-    places = fit_network_places(combined.network.network.head, scores, types).only(parts)
+    centroids = fit_network_centroids(combined.network.network.head, scores, types).only(parts)
     rule = CombinedRule({"relative": (0.0, 5.0), **dict.fromkeys(parts, (0.5, 500.0))}, 0.5)
-    return replace(combined, novelty=rule, places=places)
+    return replace(combined, novelty=rule, centroids=centroids)
 
 
 @pytest.mark.parametrize("parts", [("manifold",), ("network_angle",), ("network_angle", "manifold")])
-def test_places_in_the_network_are_kept_with_the_model(tmp_path, parts):
+def test_centroids_in_the_network_are_kept_with_the_model(tmp_path, parts):
     combined = placed(*parts)
     combined.save(tmp_path / "model")
     loaded = CombinedAnnotator.load(tmp_path / "model")
@@ -290,7 +290,7 @@ def test_every_file_of_a_model_may_be_read_by_whom_the_umask_lets(tmp_path, umas
     before = os.umask(umask)
     try:
         placed("network_angle", "manifold").save(tmp_path / "model")
-        replace(make_combined().network, places=None).save(tmp_path / "teacher")
+        replace(make_combined().network, centroids=None).save(tmp_path / "teacher")
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -298,10 +298,10 @@ def test_every_file_of_a_model_may_be_read_by_whom_the_umask_lets(tmp_path, umas
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
-def test_places_in_the_network_differ_with_where_the_types_lie():
+def test_centroids_in_the_network_differ_with_where_the_types_lie():
     moved = placed("manifold")
-    further = replace(moved.places.manifold, centres=moved.places.manifold.centres + 50)
-    other = replace(moved, places=replace(moved.places, manifold=further))
+    further = replace(moved.centroids.manifold, centres=moved.centroids.manifold.centres + 50)
+    other = replace(moved, centroids=replace(moved.centroids, manifold=further))
     assert other.digest() != moved.digest()
     assert (other.predict(CELLS).novelty > moved.predict(CELLS).novelty).all()
 
@@ -310,13 +310,13 @@ def test_the_angle_leaves_out_genes_that_were_never_measured():
     combined = placed("network_angle", "manifold")
     gone = combined.genes[:5]
     without = combined.without(gone)
-    assert without.places.angle.spread[:5].isinf().all()
-    assert without.places.manifold is combined.places.manifold
+    assert without.centroids.angle.spread[:5].isinf().all()
+    assert without.centroids.manifold is combined.centroids.manifold
     assert np.isfinite(without.predict(CELLS).novelty).all()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "nan", "half", "more types", "spread"])
-def test_damaged_places_in_the_network_are_refused(tmp_path, damage):
+def test_damaged_centroids_in_the_network_are_refused(tmp_path, damage):
     folder = tmp_path / "model"
     placed("network_angle", "manifold").save(folder)
     path = folder / "network_places.safetensors"
@@ -344,7 +344,7 @@ def test_a_published_version_has_no_fast_answer(tmp_path):
     make_combined().network.save(tmp_path / "model")
     assert method_of(tmp_path / "model") == "published"
     assert isinstance(load_model(tmp_path / "model"), Annotator)
-    with pytest.raises(ModelError, match=r"leave --effort out, or add them with `canal sums backfill`"):
+    with pytest.raises(ModelError, match=r"leave --effort out, or add sums with `canal sums backfill`"):
         load_model(tmp_path / "model", "fast")
 
 

@@ -22,7 +22,7 @@ def test_a_device_of_another_name_is_refused():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_bfloat16_answers_nearly_the_same_in_every_lane(threads):
+def test_bfloat16_answers_nearly_the_same_in_every_thread(threads):
     annotator, cells = make_annotator(config=DEEP), make_expression(12, seed=3)
     exact = annotator.answers(cells)
     torch.set_num_threads(threads)

@@ -82,7 +82,7 @@ def test_a_grown_annotator_is_saved_and_read_back(tmp_path):
 def test_a_rule_for_other_genes_does_not_stay():
     parent = PARENT.with_novelty(NoveltyRule(0.8, -1.0, 1.0, 0.5)).with_temperature(2.0)
     grown = with_genes(parent, names(1), vectors(1))
-    assert (grown.novelty, grown.places, grown.temperature) == (None, None, 1.0)
+    assert (grown.novelty, grown.centroids, grown.temperature) == (None, None, 1.0)
 
 
 @pytest.mark.parametrize(

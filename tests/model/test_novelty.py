@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import ModelError
+from canal.model.centroids import CentroidDistances
 from canal.model.head import Blend, NoveltyRule
-from canal.model.places import Apart
 
 RULE = NoveltyRule(temperature=0.8, energy_low=-4.0, energy_high=0.0, threshold=0.5)
 LOGITS = np.zeros((1, 2))
@@ -20,7 +20,7 @@ OLD, BLENDED = (replace(RULE, blend=blend) for blend in (OLD_BLEND, BLEND))
 
 
 def apart(distance, angle):
-    return Apart(torch.tensor([distance]), torch.tensor([angle]))
+    return CentroidDistances(torch.tensor([distance]), torch.tensor([angle]))
 
 
 def test_energy_by_hand():
@@ -75,8 +75,8 @@ def test_a_blend_from_before_angles_does_not_look_at_them():
     assert OLD.score(LOGITS, apart(50.0, 0.9)) == pytest.approx(0.5)
 
 
-def test_a_blend_needs_to_know_how_far_cells_are():
-    with pytest.raises(ModelError, match="how far cells are"):
+def test_a_blend_needs_the_distances_to_the_centroids():
+    with pytest.raises(ModelError, match="needs the distances of cells"):
         BLENDED.score(LOGITS)
 
 

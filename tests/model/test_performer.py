@@ -71,7 +71,7 @@ def test_new_networks_draw_from_their_generator_alone():
     assert all(torch.isfinite(value).all() for value in first.values())
 
 
-def test_a_gene_of_another_place_matters():
+def test_the_position_of_a_gene_matters():
     network = make_backbone().network
     tokens = torch.zeros(2, 20, dtype=torch.uint8)
     tokens[0, 0] = tokens[1, 1] = 5

@@ -26,7 +26,7 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path, monkeypatch):
     assert not any(value.requires_grad for value in backbone.network.parameters())
 
 
-def test_a_refusal_of_the_other_process_is_told_and_no_code_runs(tmp_path, monkeypatch):
+def test_a_refusal_of_the_other_process_is_raised_and_no_code_runs(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)  # a torch.py in the working directory is not taken for torch
     path = save_checkpoint(tmp_path / "x.pth", {}, losses=Code(tmp_path / "trap"))
@@ -35,7 +35,7 @@ def test_a_refusal_of_the_other_process_is_told_and_no_code_runs(tmp_path, monke
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_missing_file_is_told():
+def test_a_missing_file_is_refused():
     with pytest.raises(ModelError, match=r"nowhere\.pth not found"):
         read_published(Path("nowhere.pth"), GENES)
 
@@ -52,7 +52,7 @@ def another_reader(folder, monkeypatch, script):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("kill -9 $$", r"died with exit code -9 \(it said nothing\)"),
+        ("kill -9 $$", r"died with exit code -9 \(it wrote no message\)"),
         ("echo 'MemoryError: no' >&2; exit 1", r"exit code 1 \(MemoryError: no\)"),
         ("exit 0", r"died with exit code 0"),
     ],

@@ -109,7 +109,7 @@ def test_a_plain_pickle_is_refused(tmp_path):
     assert not trap.exists()
 
 
-def test_a_changed_byte_is_noticed(sound, tmp_path):
+def test_a_changed_byte_is_detected(sound, tmp_path):
     content = bytearray(sound.read_bytes())
     content[content.index(published_state(TINY, n_genes=9)["norm.bias"].numpy().tobytes())] ^= 1
     (tmp_path / "x.pth").write_bytes(content)

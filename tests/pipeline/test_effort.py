@@ -1,4 +1,4 @@
-"""A version of the published method has no sums to answer fast from, and says so."""
+"""A version of the published method has no sums for a fast prediction, and says so."""
 
 import pytest
 from typer.testing import CliRunner
@@ -18,8 +18,8 @@ def test_a_fast_answer_is_refused_and_nothing_is_written(learned, tmp_path, targ
     done = CliRunner().invoke(app, [*asked, "--effort", "fast"])
     assert isinstance(done.exception, ModelError)
     said = str(done.exception)
-    assert "learned by the published method and has no sums to answer fast from" in said
-    assert "leave --effort out, or add them with `canal sums backfill`" in said
+    assert "learned by the published method and has no sums for --effort fast" in said
+    assert "leave --effort out, or add sums with `canal sums backfill`" in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.h5ad"]
 
 

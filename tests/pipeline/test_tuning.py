@@ -92,7 +92,7 @@ def test_a_trial_cannot_reach_a_test_cell(tuned, monkeypatch):
     splits = {stage: project.split(stage) for stage in ("first", "second")}
     tests = {name for split in splits.values() for name in split["cell_id"][split["set"] == "test"]}
     attempts = prepare_attempts(project, "second")
-    given = attempts.lesson
+    given = attempts.task
     seen = {
         name
         for part in (given.train, given.validation, given.probe, attempts.bank.cells)

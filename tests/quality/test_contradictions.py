@@ -22,7 +22,7 @@ from canal.quality.gate import (
     read_labels,
     write_labels,
 )
-from tests.quality.lessons import SETTINGS
+from tests.quality.cases import SETTINGS
 from tests.support.cells import make_adata, make_config, source_of, write_adata
 
 RULE = contradiction_rule("pbmc", "first", 0.95)
@@ -85,7 +85,7 @@ def test_planted_wrong_labels_are_listed_with_the_right_pair(planted):
     assert len(stub.prepared("second").obs) == 160  # none is dropped
 
 
-def test_cells_of_new_types_are_not_judged(planted):
+def test_cells_of_new_types_are_not_compared(planted):
     stub, _ = planted
     obs = stub.prepared("second").obs
     table = ask_sums(stub, "second", list(obs.index))
@@ -97,7 +97,7 @@ def test_cells_of_new_types_are_not_judged(planted):
     assert told.found == "no cell of a type that the parent's sums know, so none was compared"
 
 
-def test_only_the_cells_asked_about_are_listed_whatever_their_order(planted):
+def test_only_the_compared_cells_are_listed_whatever_their_order(planted):
     stub, _ = planted
     ids = list(stub.prepared("second").obs.index)
     whole = ask_sums(stub, "second", ids).set_index("name")

@@ -15,7 +15,7 @@ from canal.core.errors import DataError, GateError
 from canal.data.prepare import prepare, prepare_absent
 from canal.quality.gate import judge, judge_file
 from canal.quality.verdict import EarlierStage
-from tests.quality.lessons import NO_SPLIT, PANEL, SETTINGS, Lesson, relabelled
+from tests.quality.cases import NO_SPLIT, PANEL, SETTINGS, StageCase, relabelled
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 @pytest.fixture
 def subject(earlier, tmp_path):
     """Return an intact stage, prepared."""
-    subject = Lesson(earlier=dict(earlier)).subject(tmp_path)
+    subject = StageCase(earlier=dict(earlier)).subject(tmp_path)
     prepare(subject.raw, "second", subject.source, SETTINGS, tmp_path / "prepared")
     return dataclasses.replace(subject, prepared=tmp_path / "prepared", split_sha256="7" * 64)
 
@@ -51,10 +51,10 @@ def test_a_file_and_its_prepared_folder_get_the_same_verdict(subject):
 
 
 def test_great_expectations_writes_pages_that_need_no_network(tmp_path):
-    lesson = Lesson(gate={"min_cells": 1000})
+    case = StageCase(gate={"min_cells": 1000})
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "old.html").write_text("left from before")
-    lesson.judged(tmp_path, tmp_path / "docs")
+    case.judged(tmp_path, tmp_path / "docs")
     assert not (tmp_path / "docs" / "old.html").exists()
     pages = {page.relative_to(tmp_path / "docs"): page.read_text() for page in tmp_path.rglob("*.html")}
     remote = re.compile(r"<(?:link|script|img)\b[^>]*https?://|url\(['\"]?https?://")
@@ -73,9 +73,9 @@ def words_of(page):
 
 
 def test_pages_of_a_gate_that_warns_tell_names_and_shares_of_what_is_meant(tmp_path):
-    lesson = Lesson(gate={"max_imbalance": 4.5})
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "plasma")[:, 20:].copy()
-    verdict = lesson.judged(tmp_path, tmp_path / "docs")
+    case = StageCase(gate={"max_imbalance": 4.5})
+    case.adata = relabelled(case.adata, slice(0, 6), "plasma")[:, 20:].copy()
+    verdict = case.judged(tmp_path, tmp_path / "docs")
     assert verdict.passed
     (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
     told = words_of(page)
@@ -91,9 +91,9 @@ def test_pages_of_a_gate_that_warns_tell_names_and_shares_of_what_is_meant(tmp_p
 
 
 def test_pages_name_the_genes_that_drifted(earlier, tmp_path):
-    lesson = Lesson(earlier=dict(earlier))
-    lesson.adata.X = lesson.adata.X[:, ::-1].copy()
-    verdict = lesson.judged(tmp_path, tmp_path / "docs")
+    case = StageCase(earlier=dict(earlier))
+    case.adata.X = case.adata.X[:, ::-1].copy()
+    verdict = case.judged(tmp_path, tmp_path / "docs")
     (drifted,) = (rule.examples for rule in verdict.rules if rule.rule == "tokens_like_before")
     (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
     told = words_of(page)
@@ -130,10 +130,10 @@ def test_an_earlier_profile_on_another_panel_is_refused(subject):
         judge(moved, Gate())
 
 
-def test_structural_faults_are_told_by_prepare(tmp_path):
+def test_structural_faults_are_raised_by_prepare(tmp_path):
     with pytest.raises(DataError, match="lineage"):
-        Lesson(declaration={"label": "lineage"}).judged(tmp_path)
-    subject = dataclasses.replace(Lesson().subject(tmp_path), raw=tmp_path / "gone.h5ad")
+        StageCase(declaration={"label": "lineage"}).judged(tmp_path)
+    subject = dataclasses.replace(StageCase().subject(tmp_path), raw=tmp_path / "gone.h5ad")
     with pytest.raises(DataError, match="no such file"):
         judge_file(subject, SETTINGS, Gate())
 

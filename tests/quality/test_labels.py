@@ -9,15 +9,15 @@ from canal.core.errors import GateError
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.gate import (
-    CELLS_ASKED,
-    cells_to_ask,
+    CELLS_COMPARED,
+    cells_to_compare,
     check_labels,
     compare,
     label_rule,
     read_labels,
     write_labels,
 )
-from tests.quality.lessons import SETTINGS
+from tests.quality.cases import SETTINGS
 from tests.support.cells import make_adata, source_of, write_adata
 
 RULE = label_rule("pbmc", "first", 0.5)
@@ -50,26 +50,26 @@ def test_what_is_no_confusion(answers):
     assert check_labels(table([*answers], known=("CD14 Mono", "CD16 Mono", "B")), RULE, "second").passed
 
 
-def test_a_new_type_that_is_an_old_one_by_another_name_is_told():
+def test_a_new_type_that_is_an_old_one_by_another_name_is_reported():
     result = check_labels(table(["B"] * 50, "B lineage", "B lineage"), RULE, "second")
     assert result.examples == ("B lineage: 50 of 50 cells look like B",)
 
 
-def test_each_published_label_is_judged_for_itself():
+def test_each_published_label_is_compared_on_its_own():
     labels = ["naive"] * 20 + ["memory"] * 20
     found = compare(labels, ["CD4 T"] * 40, ["CD4 T"] * 20 + ["CD8 T"] * 20, ["CD4 T", "CD8 T"])
     assert dict(zip(found["name"], found["alike"], strict=True)) == {"memory (CD4 T)": 20, "naive (CD4 T)": 0}
 
 
-def test_few_cells_of_each_label_are_asked_and_no_test_cell(tmp_path):
+def test_few_cells_of_each_label_are_compared_and_no_test_cell(tmp_path):
     raw = write_adata(make_adata({"B": 150, "NK": 40}), tmp_path / "cells.h5ad")
     prepare(raw, "s", source_of(raw), SETTINGS, tmp_path / "prepared")
     prepared = PreparedCells(tmp_path / "prepared" / "cells.h5ad")
     ids = list(prepared.obs.index)
-    chosen = cells_to_ask(prepared, ids[::2])
+    chosen = cells_to_compare(prepared, ids[::2])
     assert set(chosen) <= set(ids[::2])
     counts = prepared.obs.loc[chosen, "cell_type"].value_counts()
-    assert counts["B"] == CELLS_ASKED
+    assert counts["B"] == CELLS_COMPARED
     assert counts["NK"] == len(set(ids[::2]) & set(prepared.obs.index[prepared.obs["cell_type"] == "NK"]))
 
 
@@ -94,5 +94,5 @@ def test_the_bound_is_a_parameter():
 
 def test_labels_of_too_few_cells_are_said_not_to_be_compared(tmp_path):
     """In the gate, too, whose suite looks at an empty table."""
-    for found in (check_labels(table([]), RULE, "second"), RULE.tell(table([]), table([]))):
+    for found in (check_labels(table([]), RULE, "second"), RULE.describe(table([]), table([]))):
         assert found.found == "no label with 5 cells, so none was compared"

@@ -10,12 +10,12 @@ import pytest
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.verdict import EarlierStage
-from tests.quality.lessons import (
+from tests.quality.cases import (
     NO_SPLIT,
     PANEL,
     SETTINGS,
     TYPES,
-    Lesson,
+    StageCase,
     changed,
     failed,
     relabelled,
@@ -27,111 +27,111 @@ pytestmark = pytest.mark.xdist_group("gate")  # one process imports Great Expect
 
 LABEL_MAP = {name: name for name in TYPES}
 TESTED_BEFORE = "not_tested_on_before"
-BREAKS: dict[str, tuple[str, Callable[[Lesson], str]]] = {}
+BREAKS: dict[str, tuple[str, Callable[[StageCase], str]]] = {}
 
 
-def breaks(rule: str) -> Callable[[Callable[[Lesson], str]], Callable[[Lesson], str]]:
+def breaks(rule: str) -> Callable[[Callable[[StageCase], str]], Callable[[StageCase], str]]:
     """Register a function that breaks ``rule`` and returns what the refusal has to say."""
 
-    def register(function: Callable[[Lesson], str]) -> Callable[[Lesson], str]:
+    def register(function: Callable[[StageCase], str]) -> Callable[[StageCase], str]:
         BREAKS[function.__name__] = (rule, function)
         return function
 
     return register
 
 
-def of_values(values: str) -> Lesson:
-    return Lesson(adata=make_adata(TYPES, seed=1, values=values), declaration={"values": values})
+def of_values(values: str) -> StageCase:
+    return StageCase(adata=make_adata(TYPES, seed=1, values=values), declaration={"values": values})
 
 
 @breaks("has_genes")
-def no_genes(lesson):
-    lesson.adata, lesson.earlier, lesson.panel = lesson.adata[:, :0].copy(), {}, []
+def no_genes(case):
+    case.adata, case.earlier, case.panel = case.adata[:, :0].copy(), {}, []
     return "0 named genes"
 
 
 @breaks("has_cells")
-def no_cells(lesson):
-    lesson.adata = lesson.adata[:0].copy()
+def no_cells(case):
+    case.adata = case.adata[:0].copy()
     return "0 cells"
 
 
 @breaks("enough_cells")
-def few_cells(lesson):
-    lesson.adata = lesson.adata[:49].copy()
+def few_cells(case):
+    case.adata = case.adata[:49].copy()
     return "49 prepared cells"
 
 
 @breaks("cell_ids_unique")
-def repeated_cells(lesson):
-    lesson.adata.obs_names = ["twin", "twin", *lesson.adata.obs_names[2:]]
+def repeated_cells(case):
+    case.adata.obs_names = ["twin", "twin", *case.adata.obs_names[2:]]
     return "twin (2 times)"
 
 
 @breaks("genes_unique")
-def repeated_genes(lesson):
-    lesson.adata = renamed(lesson.adata, {"GENE119": "GENE120"})
+def repeated_genes(case):
+    case.adata = renamed(case.adata, {"GENE119": "GENE120"})
     return "GENE120 (2 times)"
 
 
 @breaks("values_finite")
-def not_a_number(lesson):
-    lesson.adata.X.data[3] = np.nan
+def not_a_number(case):
+    case.adata.X.data[3] = np.nan
     return "1 of 90 cells"
 
 
 @breaks("values_not_negative")
-def below_zero(lesson):
-    lesson.adata.X.data[3] = -1
+def below_zero(case):
+    case.adata.X.data[3] = -1
     return "(1 values)"
 
 
 @breaks("values_not_negative")
-def z_scored(lesson):
+def z_scored(case):
     logarithms = of_values("log1p_10k")
-    lesson.adata, lesson.declaration = logarithms.adata, logarithms.declaration
-    lesson.adata.layers["plain"] = lesson.adata.X.copy()
-    lesson.adata = changed(lesson.adata, lambda x: (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-3))
+    case.adata, case.declaration = logarithms.adata, logarithms.declaration
+    case.adata.layers["plain"] = case.adata.X.copy()
+    case.adata = changed(case.adata, lambda x: (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-3))
     return "the file has X, plain"
 
 
 @breaks("counts_are_whole")
-def logarithms_as_counts(lesson):
-    lesson.adata, lesson.earlier = of_values("log1p_10k").adata, {}
+def logarithms_as_counts(case):
+    case.adata, case.earlier = of_values("log1p_10k").adata, {}
     return "look like log1p_10k: declare values: log1p_10k"
 
 
 @breaks("logarithms_not_counts")
-def counts_as_logarithms(lesson):
-    lesson.declaration, lesson.earlier = {"values": "log1p_10k"}, {}
+def counts_as_logarithms(case):
+    case.declaration, case.earlier = {"values": "log1p_10k"}, {}
     return "declare values: counts"
 
 
 @breaks("totals_within_10k")
-def base_two_as_natural(lesson):
-    lesson.adata, lesson.declaration = of_values("log2p_10k").adata, {"values": "log1p_10k"}
-    lesson.earlier = {}
+def base_two_as_natural(case):
+    case.adata, case.declaration = of_values("log2p_10k").adata, {"values": "log1p_10k"}
+    case.earlier = {}
     return "declare values: log2p_10k"
 
 
 @breaks("totals_within_10k")
-def another_depth(lesson):
-    scaled = changed(lesson.adata, lambda x: np.log2(1 + 2e4 * x / x.sum(axis=1, keepdims=True)))
-    lesson.adata, lesson.declaration, lesson.earlier = scaled, {"values": "log2p_10k"}, {}
+def another_depth(case):
+    scaled = changed(case.adata, lambda x: np.log2(1 + 2e4 * x / x.sum(axis=1, keepdims=True)))
+    case.adata, case.declaration, case.earlier = scaled, {"values": "log2p_10k"}, {}
     return "base 2 of counts scaled to another sum than 10,000"
 
 
 @breaks("logarithm_base")
-def natural_as_base_two(lesson):
-    lesson.adata, lesson.declaration = of_values("log1p_10k").adata, {"values": "log2p_10k"}
-    lesson.earlier = {}
+def natural_as_base_two(case):
+    case.adata, case.declaration = of_values("log1p_10k").adata, {"values": "log2p_10k"}
+    case.earlier = {}
     return "declare values: log1p_10k"
 
 
-def units_of(lesson, change, values):
-    lesson.adata = changed(make_adata(TYPES, n_genes=300, seed=1), change)
-    lesson.declaration, lesson.earlier = {"values": values}, {}
-    return lesson
+def units_of(case, change, values):
+    case.adata = changed(make_adata(TYPES, n_genes=300, seed=1), change)
+    case.declaration, case.earlier = {"values": values}, {}
+    return case
 
 
 def per_cell(x):
@@ -139,129 +139,129 @@ def per_cell(x):
 
 
 @breaks("values_as_declared")
-def logarithms_of_raw_counts(lesson):
-    units_of(lesson, np.log1p, "log1p_10k")
+def logarithms_of_raw_counts(case):
+    units_of(case, np.log1p, "log1p_10k")
     return "all are whole numbers once the natural logarithm is undone"
 
 
 @breaks("values_as_declared")
-def logarithms_of_samples_of_two_depths(lesson):
+def logarithms_of_samples_of_two_depths(case):
     depths = np.where(np.arange(90) < 45, 800.0, 2000.0)[:, None]
-    units_of(lesson, lambda x: np.log1p(depths * per_cell(x)), "log1p_10k")
+    units_of(case, lambda x: np.log1p(depths * per_cell(x)), "log1p_10k")
     return "800 or 2,000"
 
 
 @breaks("values_beyond_doubt")
-def corrected_logarithms(lesson):
+def corrected_logarithms(case):
     noise = np.random.default_rng(0).uniform(0.6, 0.95, (90, 300))
-    units_of(lesson, lambda x: np.log1p(1e4 * per_cell(x)) * noise, "log1p_10k")
+    units_of(case, lambda x: np.log1p(1e4 * per_cell(x)) * noise, "log1p_10k")
     return "no whole multiples"
 
 
 @breaks("labels_present")
-def null_labels(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 4), None)
+def null_labels(case):
+    case.adata = relabelled(case.adata, slice(0, 4), None)
     return "4 of 90 cells"
 
 
 @breaks("labels_in_map")
-def unmapped_labels(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 7), "Mystery")
-    lesson.declaration = {"label_map": LABEL_MAP}
+def unmapped_labels(case):
+    case.adata = relabelled(case.adata, slice(0, 7), "Mystery")
+    case.declaration = {"label_map": LABEL_MAP}
     return "Mystery (7 cells)"
 
 
 @breaks("enough_cells_per_type")
-def rare_type(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 4), "plasma")
+def rare_type(case):
+    case.adata = relabelled(case.adata, slice(0, 4), "plasma")
     return "plasma (4 cells)"
 
 
 @breaks("types_are_types")
-def labels_through_astype_str(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "nan")
+def labels_through_astype_str(case):
+    case.adata = relabelled(case.adata, slice(0, 6), "nan")
     return "'nan' (6 cells)"
 
 
 @breaks("types_are_types")
-def low_quality_mapped_to_itself(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "Low_quality")
-    lesson.declaration = {"label_map": LABEL_MAP | {"Low_quality": "Low_quality"}}
+def low_quality_mapped_to_itself(case):
+    case.adata = relabelled(case.adata, slice(0, 6), "Low_quality")
+    case.declaration = {"label_map": LABEL_MAP | {"Low_quality": "Low_quality"}}
     return "'Low_quality' (6 cells)"
 
 
 @breaks("types_told_apart")
-def types_that_differ_in_case_and_blanks(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "t reg")
+def types_that_differ_in_case_and_blanks(case):
+    case.adata = relabelled(case.adata, slice(0, 6), "t reg")
     return "'t reg' beside 'Treg'"
 
 
 @breaks("types_told_apart")
-def a_blank_at_the_end(lesson):
-    lesson.adata = relabelled(lesson.adata, slice(0, 6), "plasma ")
+def a_blank_at_the_end(case):
+    case.adata = relabelled(case.adata, slice(0, 6), "plasma ")
     return "'plasma ' beside 'plasma'"
 
 
 @breaks("types_told_apart")
-def a_type_of_an_earlier_stage_spelt_otherwise(lesson):
+def a_type_of_an_earlier_stage_spelt_otherwise(case):
     split = NO_SPLIT.reindex(range(1)).assign(set=["train"], cell_digest=["0"], cell_type=["treg"])
-    lesson.earlier = {name: EarlierStage(split, one.profile) for name, one in lesson.earlier.items()}
+    case.earlier = {name: EarlierStage(split, one.profile) for name, one in case.earlier.items()}
     return "'Treg' beside 'treg'"
 
 
 @breaks("types_balanced")
-def lopsided(lesson):
-    lesson.adata, lesson.gate = relabelled(lesson.adata, slice(0, 6), "plasma"), {"max_imbalance": 4.5}
+def lopsided(case):
+    case.adata, case.gate = relabelled(case.adata, slice(0, 6), "plasma"), {"max_imbalance": 4.5}
     return "plasma ("
 
 
 @breaks("symbols_not_ensembl")
-def ensembl_ids(lesson):
-    names = {name: f"ENSG{number:011d}" for number, name in enumerate(lesson.adata.var_names)}
-    lesson.adata, lesson.earlier, lesson.panel = renamed(lesson.adata, names), {}, []
+def ensembl_ids(case):
+    names = {name: f"ENSG{number:011d}" for number, name in enumerate(case.adata.var_names)}
+    case.adata, case.earlier, case.panel = renamed(case.adata, names), {}, []
     return "gene_column"
 
 
 @breaks("symbols_human")
-def mouse_genes(lesson):
-    names = {name: name.capitalize() for name in lesson.adata.var_names}
-    lesson.adata, lesson.earlier, lesson.panel = renamed(lesson.adata, names), {}, []
+def mouse_genes(case):
+    names = {name: name.capitalize() for name in case.adata.var_names}
+    case.adata, case.earlier, case.panel = renamed(case.adata, names), {}, []
     return "another species"
 
 
 @breaks("panel_covered")
-def few_panel_genes(lesson):
-    lesson.adata = renamed(lesson.adata, {name: f"OTHER-{name}" for name in PANEL[:40]})
+def few_panel_genes(case):
+    case.adata = renamed(case.adata, {name: f"OTHER-{name}" for name in PANEL[:40]})
     return "33% (20 of 60)"
 
 
 @breaks("panel_well_covered")
-def some_panel_genes(lesson):
-    lesson.adata = renamed(lesson.adata, {name: f"OTHER-{name}" for name in PANEL[:20]})
+def some_panel_genes(case):
+    case.adata = renamed(case.adata, {name: f"OTHER-{name}" for name in PANEL[:20]})
     return "67% (40 of 60)"
 
 
 @breaks("tokens_like_before")
-def shuffled_genes(lesson):
+def shuffled_genes(case):
     order = np.roll(np.arange(120), 7)
-    lesson.adata = changed(lesson.adata, lambda x: x[:, order])
+    case.adata = changed(case.adata, lambda x: x[:, order])
     return "(PSI "
 
 
 @breaks("depth_like_before")
-def shallow(lesson):
+def shallow(case):
     generator = np.random.default_rng(0)
-    lesson.adata = changed(lesson.adata, lambda x: generator.binomial(x.astype(int), 0.1))
-    lesson.gate = {"max_drift": 100.0}
+    case.adata = changed(case.adata, lambda x: generator.binomial(x.astype(int), 0.1))
+    case.gate = {"max_drift": 100.0}
     return "a median cell expresses"
 
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_file_breaks_exactly_one_rule(name, earlier, tmp_path):
     rule, function = BREAKS[name]
-    lesson = Lesson(earlier=dict(earlier))
-    said = function(lesson)
-    verdict = lesson.judged(tmp_path)
+    case = StageCase(earlier=dict(earlier))
+    said = function(case)
+    verdict = case.judged(tmp_path)
     assert failed(verdict) == [rule]
     result = next(result for result in verdict.rules if result.rule == rule)
     assert said in " ".join([result.found, *result.examples, result.hint])
@@ -270,25 +270,25 @@ def test_a_broken_file_breaks_exactly_one_rule(name, earlier, tmp_path):
 
 
 def test_a_cell_that_an_earlier_stage_tests_on_is_refused(earlier, tmp_path):
-    lesson = Lesson()
-    subject = lesson.subject(tmp_path)
+    case = StageCase()
+    subject = case.subject(tmp_path)
     prepare(subject.raw, "first", subject.source, SETTINGS, tmp_path / "first")
     digests = PreparedCells(tmp_path / "first" / "cells.h5ad").obs["cell_digest"].tolist()
     split = NO_SPLIT.reindex(range(4)).assign(
         set=["test", "test", "train", "validation"], cell_digest=digests[:4]
     )
-    lesson.earlier = {"first": EarlierStage(split, earlier["first"].profile)}
-    verdict = lesson.judged(tmp_path)
+    case.earlier = {"first": EarlierStage(split, earlier["first"].profile)}
+    verdict = case.judged(tmp_path)
     assert failed(verdict) == [TESTED_BEFORE]
     assert verdict.failures("error")[0].examples == ("first (2 cells)",)
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
 def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
-    lesson = of_values(values)
-    lesson.declaration["label_map"] = LABEL_MAP
-    lesson.earlier = dict(earlier)
-    verdict = lesson.judged(tmp_path)
+    case = of_values(values)
+    case.declaration["label_map"] = LABEL_MAP
+    case.earlier = dict(earlier)
+    verdict = case.judged(tmp_path)
     assert failed(verdict) == []
     assert verdict.passed
     assert verdict.counts["types"] == TYPES
@@ -297,31 +297,31 @@ def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
 
 
 def test_words_for_no_type_may_be_mapped_to_null_or_to_a_type(earlier, tmp_path):
-    lesson = Lesson(earlier=dict(earlier))
-    lesson.adata = relabelled(relabelled(lesson.adata, slice(0, 5), "doublet"), slice(5, 8), "b")
-    lesson.declaration = {"label_map": LABEL_MAP | {"doublet": None, "b": "B"}}
-    assert failed(lesson.judged(tmp_path)) == []
+    case = StageCase(earlier=dict(earlier))
+    case.adata = relabelled(relabelled(case.adata, slice(0, 5), "doublet"), slice(5, 8), "b")
+    case.declaration = {"label_map": LABEL_MAP | {"doublet": None, "b": "B"}}
+    assert failed(case.judged(tmp_path)) == []
 
 
 def test_what_the_declaration_leaves_out_breaks_nothing(earlier, tmp_path):
-    lesson = Lesson(earlier=dict(earlier))
-    lesson.adata = relabelled(renamed(lesson.adata, {"GENE119": "GENE120"}), slice(0, 2), "ILC3")
-    lesson.declaration = {"label_map": {**LABEL_MAP, "ILC3": None}, "duplicates": "sum"}
-    verdict = lesson.judged(tmp_path)
+    case = StageCase(earlier=dict(earlier))
+    case.adata = relabelled(renamed(case.adata, {"GENE119": "GENE120"}), slice(0, 2), "ILC3")
+    case.declaration = {"label_map": {**LABEL_MAP, "ILC3": None}, "duplicates": "sum"}
+    verdict = case.judged(tmp_path)
     assert failed(verdict) == []
     assert verdict.counts["cells"] == 88
     assert verdict.counts["genes"] == 119
 
 
 def test_all_rules_are_reported_not_just_the_first(tmp_path):
-    lesson = Lesson(panel=gene_names(120))
-    lesson.adata = relabelled(lesson.adata, slice(0, 2), None)
-    lesson.adata.X.data[:2] = [-1, np.nan]
-    assert failed(lesson.judged(tmp_path)) == ["values_finite", "values_not_negative", "labels_present"]
+    case = StageCase(panel=gene_names(120))
+    case.adata = relabelled(case.adata, slice(0, 2), None)
+    case.adata.X.data[:2] = [-1, np.nan]
+    assert failed(case.judged(tmp_path)) == ["values_finite", "values_not_negative", "labels_present"]
 
 
 def test_a_first_stage_has_nothing_to_drift_from(tmp_path):
-    verdict = Lesson().judged(tmp_path)
+    verdict = StageCase().judged(tmp_path)
     found = {rule.rule: rule.found for rule in verdict.rules}
     assert verdict.passed
     assert found["tokens_like_before"] == found["depth_like_before"] == "nothing to compare with"

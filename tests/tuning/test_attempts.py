@@ -7,12 +7,12 @@ import pytest
 
 from canal.continual.bank import Bank
 from canal.continual.fit import Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.core.errors import TrainingError
 from canal.model.backbone import Performer
 from canal.tuning.attempts import Attempts, accuracy_by_stage, score
-from tests.continual.lessons import SETTINGS, first_lesson, grown_lesson, second_lesson
+from tests.continual.tasks import SETTINGS, first_task, grown_task, second_task
 from tests.support.studies import make_tuning
 
 PUBLISHED = {"distillation": 0.1, "bank_size": 40}
@@ -27,8 +27,8 @@ def silent(epoch, found, value):
 
 
 def make_attempts(hooks=None, **changes):
-    bank = Bank(first_lesson().train, np.arange(1, 41), ("first",))
-    attempts = Attempts(second_lesson(), bank, SETTINGS, make_tuning(), 40, hooks or Hooks())
+    bank = Bank(first_task().train, np.arange(1, 41), ("first",))
+    attempts = Attempts(second_task(), bank, SETTINGS, make_tuning(), 40, hooks or Hooks())
     return replace(attempts, **changes)
 
 
@@ -38,9 +38,9 @@ def test_an_attempt_is_the_beginning_of_the_training_with_its_settings():
     found = attempts.learn(changes, lambda *args: told.append(args))
     assert [epoch for epoch, _, _ in told] == [1, 2, 3]
     settings = SETTINGS.model_copy(update=changes)
-    lesson = second_lesson(replay=attempts._lesson(changes).replay)
-    history = learn_stage(lesson, settings).history
-    teacher = accuracy_by_stage(lesson.teacher, lesson.probe)
+    task = second_task(replay=attempts._task(changes).replay)
+    history = learn_stage(task, settings).history
+    teacher = accuracy_by_stage(task.teacher, task.probe)
     wanted = [score(epoch, teacher) for epoch in history["epochs"][:3]]
     assert [one for _, one, _ in told] == wanted
     assert found.score == wanted[found.epoch - 1]
@@ -98,15 +98,15 @@ def test_no_more_epochs_than_a_trial_has():
     assert len(told) == 2
 
 
-def test_a_lesson_has_no_place_for_test_cells():
+def test_a_task_has_no_place_for_test_cells():
     """What an attempt is given: training, replayed, validation and probe cells, and no others."""
-    cells = {name for name, kind in Lesson.__annotations__.items() if kind == "LabelledCells"}
+    cells = {name for name, kind in Task.__annotations__.items() if kind == "LabelledCells"}
     assert cells == {"train", "validation", "replay", "probe"}
-    assert set(Attempts.__annotations__) == {"lesson", "bank", "own", "tuning", "capacity", "hooks"}
+    assert set(Attempts.__annotations__) == {"task", "bank", "own", "tuning", "capacity", "hooks"}
 
 
 def test_a_stage_whose_panel_grows_is_attempted_beside_a_teacher_that_reads_less():
-    bank = Bank(first_lesson().train, np.arange(1, 41), ("first",))
-    grown = make_attempts(lesson=grown_lesson(), bank=bank.widened(27))
+    bank = Bank(first_task().train, np.arange(1, 41), ("first",))
+    grown = make_attempts(task=grown_task(), bank=bank.widened(27))
     assert grown.teacher == make_attempts().teacher
     assert grown.learn(PUBLISHED, silent).value > 0

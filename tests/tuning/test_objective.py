@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.tuning.attempts import Score, accuracy_by_stage, effective_cells, retention, score
-from tests.continual.lessons import first_learned, make_cells, second_lesson
+from tests.continual.tasks import first_learned, make_cells, second_task
 
 shares = st.floats(0, 1)
 
@@ -55,7 +55,7 @@ def test_the_score_is_that_of_new_validation_cells_and_all_probes():
 
 
 def test_the_teachers_accuracy_is_taken_stage_by_stage():
-    teacher, probe = first_learned().annotator, second_lesson().probe
+    teacher, probe = first_learned().annotator, second_task().probe
     found = accuracy_by_stage(teacher, probe)
     right = np.array(teacher.predict(probe.expression).labels) == np.array(probe.cell_types)
     assert found == {"first": pytest.approx(right.mean())}

@@ -39,7 +39,7 @@ def killed_in(trial, epoch):
     return before
 
 
-def test_the_first_trial_is_the_published_point_and_there_are_as_many_as_asked_for(tmp_path):
+def test_the_first_trial_is_the_published_point_and_n_trials_are_run(tmp_path):
     learner = FakeLearner()
     found = document(run(make_plan(tmp_path), learner))
     first = found["trials"][0]
@@ -191,7 +191,7 @@ def test_a_storage_that_cannot_be_opened_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["postgresql://ada:hunter2@127.0.0.1:1/db", "ada:hunter2@host/db"])
-def test_a_storages_password_is_not_told(tmp_path, storage):
+def test_a_storages_password_is_in_no_message(tmp_path, storage):
     with pytest.raises(ConfigError, match=r"tuning\.storage") as error:
         Study.open(make_plan(tmp_path, storage=storage))
     assert "hunter2" not in str(error.value)
@@ -258,7 +258,7 @@ def test_no_trial_begins_when_the_time_is_over_but_one_always_ends(tmp_path):
     assert document(run(make_plan(tmp_path)))["reproducible"]
 
 
-def test_each_end_of_a_trial_is_told(tmp_path):
+def test_each_end_of_a_trial_is_reported(tmp_path):
     from canal.tuning.study import Watch
 
     study, seen, epochs = Study.open(make_plan(tmp_path)), [], []

@@ -363,7 +363,8 @@ def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> A
     found = verify_ledger(project)
     if found.findings:
         raise LedgerError(
-            f"nothing was anchored, because the ledger does not hold: {'; '.join(map(str, found.findings[:5]))}"
+            "nothing was anchored, because the ledger does not hold: "
+            f"{'; '.join(map(str, found.findings[:5]))}"
         )
     ledger = ledger_of(project.store)
     return make_anchor(GitFile(ledger.path), ledger.entries(), who, key)

@@ -106,7 +106,7 @@ def plan(project: Project, stage: str, attempts: Attempts) -> Plan:
     """Return the plan of a stage's study, from params.yaml and the stage's files."""
     config, layout, tuning = project.config, project.layout, attempts.tuning
     n_old = sum(int((project.split(name)["set"] == "train").sum()) for name in config.ancestors(stage))
-    space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.lesson.old_labels))
+    space = Space.of(tuning, attempts.own, config.bank.capacity, n_old, len(attempts.task.old_labels))
     return Plan(stage, study_digest(project, stage), space, tuning, layout.studies, layout.root)
 
 
@@ -132,8 +132,8 @@ def study_digest(project: Project, stage: str) -> str:
 
 def _facts(attempts: Attempts) -> Document:
     """Return the facts of a study: numbers of cells that its trials were validated on, and of the bank."""
-    task, probe = attempts.lesson, attempts.lesson.probe
-    validation = task.judges(attempts.own.max_validation_cells)[task.stage]
+    task, probe = attempts.task, attempts.task.probe
+    validation = task.validation_cells(attempts.own.max_validation_cells)[task.stage]
     return {
         "n_validation": len(validation),
         "n_effective": round(effective_cells(validation.cell_types), 1),

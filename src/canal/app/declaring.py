@@ -23,7 +23,7 @@ from canal.io.h5ad import open_h5ad
 from canal.memory.answer import ExactAnnotator
 from canal.model.load import load_model
 from canal.quality.gate import (
-    Ask,
+    ParentComparison,
     check_contradictions,
     compare,
     contradiction_rule,
@@ -50,7 +50,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
-    return judge_file(subject, settings, config.gate, ask=ask_parent(project, stage))
+    return judge_file(subject, settings, config.gate, comparison=ask_parent(project, stage))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def propose_stage(
     settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
     subject = proposed.candidate(name)
     ask = ask_parent(proposed, name)
-    return Addition(name, text, judge_file(subject, settings, proposed.config.gate, ask=ask))
+    return Addition(name, text, judge_file(subject, settings, proposed.config.gate, comparison=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
@@ -185,7 +185,7 @@ def read_label_map(path: Path) -> dict[str, str | None]:
     return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
 
 
-def ask_parent(project: Project, stage: str) -> Ask | None:
+def ask_parent(project: Project, stage: str) -> ParentComparison | None:
     """Return a function that predicts cells with the model of a stage's parent; None where there is no model.
 
     A backbone has no cell types; the parent's model may not be learned yet, or not be on this disk.

@@ -15,14 +15,16 @@ from canal.app.project import Project
 from canal.app.tasks import corpus, parent_sums, stage_sums, stage_task, sums_task, training_hooks
 from canal.config.sections import BACKBONE, Continual
 from canal.continual import evaluation as measures
-from canal.continual.bank import Probe
+from canal.continual.bank import PROBE, Probe
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import held_out_types
 from canal.continual.evaluation import EVALUATION, Evaluation, Examination, evaluate
+from canal.continual.exact_learner import ExactLearner
 from canal.continual.fit import Hooks
+from canal.continual.held_out_heads import HeadCells, held_out_type_heads
 from canal.continual.pretraining import pretrain
-from canal.continual.shadow import ShadowCells, shadow_heads
-from canal.continual.stage import PROBE, Finished, Past, finish, finish_exact
+from canal.continual.stage import StageArtifacts, finish, finish_exact
+from canal.continual.task import ParentState
 from canal.continual.trainer import learn_stage
 from canal.core.errors import tell, visible
 from canal.core.files import read_json
@@ -47,18 +49,14 @@ def pretrain_backbone(project: Project, logged: StepRun) -> tuple[Backbone, dict
         return pretrain(corpus(project), shape, settings, project.config.seed, hooks)
 
 
-def train_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+def train_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> StageArtifacts:
     """Learn a stage by network, sums or both; return its artifacts. Epochs are shown and logged."""
     if settings.method != "exact":
         return _train_network(project, logged, stage, settings)
-    task = sums_task(project, stage)
-    artifacts = finish_exact(
-        stage, task.labels, task.genes, task.validation, task.parent_state, task.sums, project.config
-    )
-    return replace(artifacts, batches=task.batches)
+    return finish_exact(stage, sums_task(project, stage), project.config)
 
 
-def _train_network(project: Project, logged: StepRun, stage: str, settings: Continual) -> Finished:
+def _train_network(project: Project, logged: StepRun, stage: str, settings: Continual) -> StageArtifacts:
     """Train the network of a stage; by the combined method, add its sums."""
     task, parent_state = stage_task(project, stage, settings.bank_size)
     sums, batches = None, None
@@ -144,11 +142,12 @@ def evaluate_novelty(
     """Return how well the stage's model detects types that were held out."""
     config, cells, hooks = project.config, held_out_cells(project, stage, exam), training_hooks(project)
     if isinstance(annotator, Annotator):
-        return shadow_heads(annotator, cells, config.novelty, config.seed, hooks)
+        return held_out_type_heads(annotator, cells, config.novelty, config.seed, hooks)
     assert isinstance(annotator, ExactAnnotator | CombinedAnnotator)  # noqa: S101 - loaded in full
     sums = StageSums.load(project.layout.model(stage), (*config.ancestors(stage), stage))
     assert sums is not None  # noqa: S101 - its method keeps them
-    return held_out_types(annotator, sums, cells, config.memory, config.novelty, config.seed, hooks)
+    learner = ExactLearner(sums, config.memory, config.novelty)
+    return held_out_types(annotator, learner, cells, config.seed, hooks)
 
 
 def examination(project: Project, stage: str) -> Examination:
@@ -169,21 +168,21 @@ def examination(project: Project, stage: str) -> Examination:
     )
 
 
-def held_out_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+def held_out_cells(project: Project, stage: str, exam: Examination) -> HeadCells:
     """Return the cells of held-out-type heads: training cells of the stage, validation and test cells."""
     if project.config.learning(stage).method == "exact":
         return _sums_held_out_cells(project, stage, exam)
     settings = settings_of(project.config, stage, project.layout.model(stage) / TUNED_FILE)
     task, _ = stage_task(project, stage, settings.bank_size, _panel_of(project, stage))
     nothing = LabelledCells.empty(len(task.genes))
-    return ShadowCells(
+    return HeadCells(
         train=LabelledCells.concatenate([task.train, task.replay]),
-        known=LabelledCells.concatenate([task.validation, task.probe]),
+        validation=LabelledCells.concatenate([task.validation, task.probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
 
 
-def _sums_held_out_cells(project: Project, stage: str, exam: Examination) -> ShadowCells:
+def _sums_held_out_cells(project: Project, stage: str, exam: Examination) -> HeadCells:
     """Return the cells of `held_out_cells` for a stage learned by sums alone."""
     genes, parent = _panel_of(project, stage), project.config.stages[stage].parent
     nothing = LabelledCells.empty(len(genes))
@@ -191,10 +190,10 @@ def _sums_held_out_cells(project: Project, stage: str, exam: Examination) -> Sha
     if parent != BACKBONE:
         folder = project.layout.model(parent)
         own = read_names(folder / "model", GENES)
-        probe = Past.load(folder, own, project.config).widened(len(genes)).probe.cells
-    return ShadowCells(
+        probe = ParentState.load(folder, own, project.config).widened(len(genes)).probe.cells
+    return HeadCells(
         train=LabelledCells.concatenate([project.cells(stage, "train", genes), probe]),
-        known=LabelledCells.concatenate([project.cells(stage, "validation", genes), probe]),
+        validation=LabelledCells.concatenate([project.cells(stage, "validation", genes), probe]),
         test=LabelledCells.concatenate([nothing, *exam.measured.values()]),
     )
 

@@ -1,17 +1,14 @@
 """Build training inputs from a project's files: the pre-training corpus, a stage's task, and its sums."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from canal.app.beginning import adopted_basis
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import cut
-from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
-from canal.continual.stage import Lesson, Past
+from canal.continual.task import ExactTask, ParentState, Task
 from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
 from canal.data.panel import choose_more
@@ -58,7 +55,7 @@ def corpus(project: Project) -> Corpus:
 
 def stage_task(
     project: Project, stage: str, bank_size: int, genes: tuple[str, ...] | None = None
-) -> tuple[Lesson, Past]:
+) -> tuple[Task, ParentState]:
     """Return the task of ``stage`` and the parent state, which is read from the parent's model folder alone.
 
     Bank and probe cells were stored over the parent's panel: genes that this stage adds are zero in them.
@@ -76,14 +73,14 @@ def stage_task(
     parent: Backbone | Annotator
     if name == BACKBONE:
         genes = tuple(project.panel)
-        parent, parent_state = Backbone.load(folder / "model"), Past.none(len(genes))
+        parent, parent_state = Backbone.load(folder / "model"), ParentState.none(len(genes))
     else:
         parent = Annotator.load(folder / "model")
         genes = genes or _grown_panel(project, stage, parent.genes)
-        parent_state = Past.load(folder, parent.genes, config).widened(len(genes))
+        parent_state = ParentState.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
     train, validation = project.cells(stage, "train", genes), project.cells(stage, "validation", genes)
-    task = Lesson(
+    task = Task(
         stage=stage,
         parent=parent,
         genes=genes,
@@ -97,23 +94,7 @@ def stage_task(
     return task, parent_state
 
 
-@dataclass(frozen=True, eq=False)
-class SumsTask:
-    """The task of a stage that is learned by sums alone.
-
-    ``labels`` and ``genes`` are those of the stage's model, ``parent_state`` holds the parent's probe,
-    ``sums`` those of all stages up to this one, and ``batches`` its own by batch.
-    """
-
-    labels: tuple[str, ...]
-    genes: tuple[str, ...]
-    validation: LabelledCells
-    parent_state: Past
-    sums: StageSums
-    batches: Sums | None
-
-
-def sums_task(project: Project, stage: str) -> SumsTask:
+def sums_task(project: Project, stage: str) -> ExactTask:
     """Return the task of ``stage`` by sums; earlier stages enter by the parent's model folder alone.
 
     Raises
@@ -132,15 +113,15 @@ def sums_task(project: Project, stage: str) -> SumsTask:
         )
     if name == BACKBONE:
         genes, old = tuple(project.panel), no_labels
-        parent_state = Past.none(len(genes))
+        parent_state = ParentState.none(len(genes))
     else:
         own = read_names(folder / "model", GENES)
         genes, old = _grown_panel(project, stage, own), read_names(folder / "model", LABELS)
-        parent_state = Past.load(folder, own, config).widened(len(genes))
+        parent_state = ParentState.load(folder, own, config).widened(len(genes))
     sums, batches = stage_sums(project, stage, genes, before)
     new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
     validation = project.cells(stage, "validation", genes)
-    return SumsTask((*old, *new), genes, validation, parent_state, sums, batches)
+    return ExactTask((*old, *new), genes, validation, parent_state, sums, batches)
 
 
 def stage_sums(

@@ -1,1 +1,1 @@
-"""Learning stage after stage: replay, distillation, the trainer, and what is measured of it."""
+"""Learning stage after stage: tasks, replay, distillation, novelty rules, caches and evaluation."""

@@ -1,7 +1,7 @@
-"""Cells that a stage leaves to later ones: an example bank to replay, probe sets to watch forgetting.
+"""Cells that a stage keeps for later stages: an example bank to replay, probe sets to measure forgetting.
 
-The bank holds ranked training cells of every stage, an equal share for each type (bbae047); a probe a few
-validation cells, which are never trained on.
+The bank holds ranked training cells of every stage, an equal share for each type (bbae047). A probe set
+holds a few validation cells of a stage, which are never trained on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from canal.continual.cells import (
 from canal.core.errors import ModelError, TrainingError
 from canal.data.split import largest_remainder
 
+BANK = "bank/bank.h5ad"
+PROBE = "probe/probe.h5ad"
+
 
 @dataclass(frozen=True, eq=False)
 class Bank:
@@ -37,14 +40,14 @@ class Bank:
     ----------
     cells : LabelledCells
     ranks : numpy.ndarray
-        int64 ``(n_cells,)``: 1 is the best cell of its type in the stage that brought it.
+        int64 ``(n_cells,)``: 1 is the best cell of its type among those of its stage.
     stages : tuple of str
         The stages that occur in ``cells``, oldest first.
 
     Raises
     ------
     TrainingError
-        If there is not one rank from 1 up a cell, or ``stages`` lacks a stage of the cells.
+        If the cells do not have one rank from 1 up each, or ``stages`` lacks a stage of the cells.
     """
 
     cells: LabelledCells
@@ -54,7 +57,10 @@ class Bank:
     def __post_init__(self) -> None:
         ranks = np.asarray(self.ranks)
         _check(self.cells, ranks, self.stages)
-        order = _order(self.cells, ranks, self.stages)
+        age = {stage: number for number, stage in enumerate(self.stages)}
+        ages = (age[stage] for stage in self.cells.stages)
+        keys = list(zip(self.cells.cell_types, ranks.tolist(), ages, self.cells.cell_ids, strict=True))
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
         occurring = set(self.cells.stages)
         object.__setattr__(self, "cells", self.cells.take(order))
         object.__setattr__(self, "ranks", ranks[order].astype(np.int64))
@@ -62,7 +68,7 @@ class Bank:
 
     @classmethod
     def empty(cls, n_genes: int) -> Bank:
-        """Return a bank without cells: what the first stage starts from."""
+        """Return a bank without cells, for the first stage."""
         return cls(LabelledCells.empty(n_genes), np.zeros(0, dtype=np.int64), ())
 
     def __len__(self) -> int:
@@ -118,7 +124,7 @@ def rank_candidates(
     merit = (represented * prototypes.astype(np.float64)[targets]).sum(axis=1)
     order = np.lexsort((np.array(cells.cell_ids), -merit, targets))
     ranks = np.empty(len(cells), dtype=np.int64)
-    ranks[order] = _places_within(targets[order]) + 1
+    ranks[order] = _positions_within(targets[order]) + 1
     return ranks
 
 
@@ -128,8 +134,8 @@ def admit(
     """Return the bank after a stage: the best ``capacity // len(labels)`` cells of each type.
 
     Old cells keep their rank and compete with the candidates for their type's quota. Every stage ranks from
-    1, so ties are the rule where two stages know a type; they go to the older stage, whose cells may exist
-    nowhere else any more, then to the smaller cell id. A type within its quota keeps all its cells.
+    1, so ties are frequent where two stages have a type; the older stage wins them, whose cells may exist
+    nowhere else, then the smaller cell id. A type within its quota keeps all its cells.
 
     Parameters
     ----------
@@ -182,7 +188,7 @@ def _quota(size: int, n_types: int, key: str) -> int:
 def _best(bank: Bank, quota: int) -> Bank:
     """Return the first ``quota`` cells of each type; counting them is exact whatever the ranks are."""
     types = np.array(bank.cells.cell_types, dtype=object)
-    keep = np.flatnonzero(_places_within(types) < quota)
+    keep = np.flatnonzero(_positions_within(types) < quota)
     return Bank(bank.cells.take(keep), bank.ranks[keep], bank.stages)
 
 
@@ -194,24 +200,17 @@ def _check(cells: LabelledCells, ranks: np.ndarray, stages: Sequence[str]) -> No
             f"found {ranks.dtype} of shape {ranks.shape}, such as {ranks.ravel()[:5].tolist()}"
         )
     if unknown := sorted(set(cells.stages) - set(stages)):
-        raise TrainingError(f"the bank's stages {list(stages)} lack {unknown[:5]}, which brought cells")
+        raise TrainingError(f"the bank's stages {list(stages)} lack {unknown[:5]}, of which it holds cells")
 
 
-def _order(cells: LabelledCells, ranks: np.ndarray, stages: Sequence[str]) -> np.ndarray:
-    age = {stage: place for place, stage in enumerate(stages)}
-    keys = zip(cells.cell_types, ranks.tolist(), (age[s] for s in cells.stages), cells.cell_ids, strict=True)
-    ordered = sorted(enumerate(keys), key=lambda item: item[1])
-    return np.array([row for row, _ in ordered], dtype=np.int64)
-
-
-def _places_within(groups: np.ndarray) -> np.ndarray:
+def _positions_within(groups: np.ndarray) -> np.ndarray:
     """Return 0, 1, 2, ... within each run of equal ``groups``, which must be sorted."""
     if not len(groups):
         return np.zeros(0, dtype=np.int64)
     starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
     lengths = np.diff(np.append(starts, len(groups)))
-    places: np.ndarray = np.arange(len(groups)) - np.repeat(starts, lengths)
-    return places
+    positions: np.ndarray = np.arange(len(groups)) - np.repeat(starts, lengths)
+    return positions
 
 
 # The probe sets.
@@ -231,7 +230,7 @@ class Probe:
 
     @classmethod
     def empty(cls, n_genes: int) -> Probe:
-        """Return a probe without cells: what the first stage starts from."""
+        """Return a probe without cells, for the first stage."""
         return cls(LabelledCells.empty(n_genes))
 
     def __len__(self) -> int:
@@ -271,8 +270,8 @@ def extend(probe: Probe, new: LabelledCells) -> Probe:
 def choose_probe(validation: LabelledCells, max_cells: int, seed: int) -> LabelledCells:
     """Return at most ``max_cells`` validation cells, types in proportion, sorted by cell id.
 
-    Which cells are taken depends on the seed and on their ids alone, not on the order of the rows. As long as
-    there is room, every type has a cell: accuracy on a type that is not watched could fall unseen.
+    The choice depends on the seed and the cell ids alone, not on the order of the rows. Every type gets a
+    cell as long as ``max_cells`` allows: the accuracy on a type without probe cells could fall unnoticed.
     """
     types = np.array(validation.cell_types, dtype=object)
     ids = validation.cell_ids
@@ -281,18 +280,19 @@ def choose_probe(validation: LabelledCells, max_cells: int, seed: int) -> Labell
     def lot(row: int) -> bytes:
         return hashlib.blake2b(f"{seed}:{ids[row]}".encode(), digest_size=16).digest()
 
-    for name, quota in _quotas(validation, max_cells).items():
+    for name, quota in probe_quotas(validation, max_cells).items():
         chosen += sorted(np.flatnonzero(types == name).tolist(), key=lot)[:quota]
     return validation.take(sorted(chosen, key=lambda row: ids[row]))
 
 
-def _quotas(cells: LabelledCells, max_cells: int) -> dict[str, int]:
+def probe_quotas(cells: LabelledCells, max_cells: int) -> dict[str, int]:
+    """Return by cell type how many cells the probe takes: in proportion, one at least where room allows."""
     names = cells.types
     counts = np.array([cells.cell_types.count(name) for name in names], dtype=np.int64)
     total = min(max_cells, len(cells))
     first = np.zeros(len(names), dtype=np.int64)
     if total >= len(names):
         first += 1
-    # What is left after one cell a type goes out in proportion to what is left of the types.
+    # After one cell for each type, the rest is divided in proportion to the remaining cells of the types.
     rest = largest_remainder(total - int(first.sum()), (counts - first).tolist())
     return dict(zip(names, (first + rest).tolist(), strict=True))

@@ -1,7 +1,7 @@
-"""Labelled cells, as arrays and as h5ad files: what a stage learns from, replays and is measured on.
+"""Labelled cells in memory and in h5ad files, as stages train on, replay and evaluate them.
 
-A file's bytes depend on its content alone, and are checked when read. Cells that must not be learned from any
-more are taken out of what older stages left behind.
+A file's bytes depend on its content alone, and are checked when read. Cells that params.yaml excludes are
+removed from the banks and probe sets of earlier stages here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LabelledCells:
     Attributes
     ----------
     cell_ids, cell_types, stages, sources, batches : tuple of str
-        One entry a cell; ``stages`` names the stage that brought the cell, ``sources`` its data source,
+        One entry a cell; ``stages`` names the stage that the cell belongs to, ``sources`` its data source,
         ``batches`` its batch within that source.
     expression : numpy.ndarray
         float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``, genes in panel order.
@@ -159,7 +159,7 @@ class LabelledCells:
         return replace(self, expression=np.ascontiguousarray(self.expression[:, :n_genes]))
 
     def of_stage(self, stage: str) -> LabelledCells:
-        """Return the cells that ``stage`` brought."""
+        """Return the cells of ``stage``."""
         return self.take([i for i, name in enumerate(self.stages) if name == stage])
 
     @property
@@ -188,7 +188,7 @@ class LabelledCells:
 
 @dataclass(frozen=True, eq=False)
 class StoredCells:
-    """Cells as they stand in a file.
+    """Cells as they are stored in a file.
 
     Attributes
     ----------
@@ -261,7 +261,12 @@ def load_cells(path: Path, genes: Sequence[str], ranked: bool) -> StoredCells:
     if note.get("digest") != _digest(stored):
         raise ModelError(f"{path} is not what was written: its content does not match its digest; restore it")
     if stored.genes != tuple(genes):
-        raise ModelError(_other_panel(path, stored.genes, genes))
+        missing = [gene for gene in genes if gene not in set(stored.genes)]
+        detail = f"it lacks {', '.join(missing[:_SHOWN])}" if missing else "their order differs"
+        raise ModelError(
+            f"{path} holds cells of another panel: expected {len(genes)} genes, found {len(stored.genes)}, "
+            f"{detail}; a lineage keeps one panel"
+        )
     return stored
 
 
@@ -297,17 +302,8 @@ def _digest(stored: StoredCells) -> str:
     return digest.hexdigest()
 
 
-def _other_panel(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
-    missing = [gene for gene in wanted if gene not in set(found)]
-    detail = f"it lacks {', '.join(missing[:_SHOWN])}" if missing else "their order differs"
-    return (
-        f"{path} holds cells of another panel: expected {len(wanted)} genes, found {len(found)}, {detail}; "
-        "a lineage keeps one panel"
-    )
-
-
 def kept_cells(cells: LabelledCells, exclusions: Mapping[str, Exclusion]) -> np.ndarray:
-    """Return for each cell whether it may stay, bool ``(n_cells,)``.
+    """Return for each cell whether it is kept, bool ``(n_cells,)``.
 
     Parameters
     ----------

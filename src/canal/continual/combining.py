@@ -1,6 +1,6 @@
-"""How network and sums become one answer: weights, temperatures and novelty, set on known cells.
+"""Combine network and sums into one annotator: weight, temperatures and novelty rule, by validation cells.
 
-Also how well that answer notices a type that neither sums nor network ever learned.
+Also how well the combined annotator detects a type that neither network nor sums have learned.
 """
 
 from __future__ import annotations
@@ -14,24 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canal.config.sections import Memory, Novelty
-from canal.continual.fit import Hooks
-from canal.continual.novelty_choice import fit_network_places
-from canal.continual.remembering import (
-    AskedParts,
-    Known,
-    Noticed,
-    asked_without,
+from canal.config.sections import Novelty
+from canal.continual.exact_learner import (
+    ExactLearner,
+    HeldOutResult,
+    LabelledLevels,
+    NoveltyParts,
     best_choice,
-    can_be_left_out,
+    can_be_held_out,
     summary,
-    without_type,
 )
-from canal.continual.shadow import GeneScores, Part, Shadow, ShadowCells, ask, learn_without, obstacle
+from canal.continual.fit import Hooks
+from canal.continual.held_out_heads import (
+    GeneScores,
+    HeadCells,
+    HeldOutHead,
+    Part,
+    evaluate_head,
+    learn_without,
+    obstacle,
+)
+from canal.continual.novelty_choice import fit_network_centroids
 from canal.memory.answer import ExactAnnotator
 from canal.memory.prediction import PARTS, SumsRule, fit_calibration, unsqueezed
-from canal.memory.stage_sums import StageSums
 from canal.model.annotator import Annotator
+from canal.model.centroids import NETWORK_PARTS, NetworkCentroids
 from canal.model.combined import (
     NETWORK_PART,
     PUBLISHED_PART,
@@ -39,17 +46,16 @@ from canal.model.combined import (
     CombinedAnnotator,
     CombinedRule,
     margins,
-    told_apart,
+    named_distances,
 )
-from canal.model.compute import in_lanes
+from canal.model.compute import in_threads
 from canal.model.head import Head
-from canal.model.places import NETWORK_PARTS, NetworkPlaces
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 """Weights of the network that are tried; at 0 the sums answer alone."""
 
 FAST_SHARE = 0.02
-"""Share of known cells about which the network is asked where a fast answer is wanted."""
+"""Share of validation cells that the network predicts with ``--effort fast``."""
 
 CHOICES: tuple[tuple[str, ...], ...] = (
     (NETWORK_PART,),
@@ -67,62 +73,78 @@ CHOICES: tuple[tuple[str, ...], ...] = (
     (NETWORK_PARTS[1], *PARTS[:1]),
     (PUBLISHED_PART, *NETWORK_PARTS),
 )
-"""What the novelty of both may be made of."""
+"""Choices of components for the combined novelty score."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkOutputs:
+    """Outputs of a network for validation cells.
+
+    Attributes
+    ----------
+    logits : numpy.ndarray
+        ``(n_cells, n_types)``.
+    novelty_parts : dict
+        The network's components of their novelty, ``(n_cells,)`` each.
+    """
+
+    logits: np.ndarray
+    novelty_parts: Mapping[str, np.ndarray]
 
 
 def combine(
     network: Annotator,
     exact: ExactAnnotator,
-    known: Known,
-    logits: np.ndarray,
-    apart: Mapping[str, np.ndarray],
+    validation: LabelledLevels,
+    outputs: NetworkOutputs,
     settings: Novelty,
     parts: Sequence[str],
 ) -> CombinedAnnotator:
     """Return network and sums as one annotator.
 
-    The weight is the one with the least cross-entropy on known cells, unless the sums alone come within one
-    standard error of it: then they answer alone, and the network is never run (the one-standard-error rule;
-    Breiman et al. 1984).
+    The weight is the one with the least cross-entropy on validation cells, unless the sums alone come within
+    one standard error of it: then they answer alone, and the network is never run (the one-standard-error
+    rule; Breiman et al. 1984).
 
     Parameters
     ----------
     network, exact
         Each with its own temperature and novelty rule.
-    known
+    validation
         Cells that neither has learned from.
-    logits, apart
-        What the network says of them, ``(n_cells, n_types)``, and its parts of their novelty.
+    outputs
+        The network's, for these cells.
     settings
-        What share of known cells may be called Unassigned.
+        Which share of validation cells may be called Unassigned.
     parts
-        What the novelty of both is made of, where both answer.
+        Components of the combined novelty score, where both answer.
     """
-    said = exact.log_probabilities(known.logits(exact))
-    targets = np.array([network.labels.index(name) for name in known.cell_types], dtype=np.int64)
+    log_probabilities = exact.log_probabilities(validation.logits(exact))
+    targets = np.array([network.labels.index(name) for name in validation.cell_types], dtype=np.int64)
     plain = Combination(0.0, network.temperature)
-    weight = chosen_weight(plain, logits, said, targets)
-    chosen = replace(plain, weight=weight, fast_margin=_margin(np.exp(said)))
-    calibration = fit_calibration(chosen.of(logits, said), targets)
-    whole = CombinedAnnotator(network, exact, replace(chosen, calibration=calibration))
-    return with_rule(whole, known, apart, settings, parts)
+    weight = chosen_weight(plain, outputs.logits, log_probabilities, targets)
+    chosen = replace(plain, weight=weight, fast_margin=fast_margin(np.exp(log_probabilities)))
+    calibration = fit_calibration(chosen.of(outputs.logits, log_probabilities), targets)
+    combined = CombinedAnnotator(network, exact, replace(chosen, calibration=calibration))
+    return with_rule(combined, validation, outputs.novelty_parts, settings, parts)
 
 
 def with_rule(
-    whole: CombinedAnnotator,
-    known: Known,
-    apart: Mapping[str, np.ndarray],
+    combined: CombinedAnnotator,
+    validation: LabelledLevels,
+    network_parts: Mapping[str, np.ndarray],
     settings: Novelty,
     parts: Sequence[str],
-    places: NetworkPlaces | None = None,
+    centroids: NetworkCentroids | None = None,
 ) -> CombinedAnnotator:
-    """Return an annotator whose novelty is made of some parts, its rule set on known cells; as `combine`.
+    """Return the annotator with a novelty rule of some components, fitted on validation cells.
 
-    ``places`` are those in the network, needed where one of the parts is theirs.
+    ``network_parts`` are the network's components for these cells; ``centroids`` are needed where one of the
+    chosen components is a distance to them.
     """
-    rule = rule_of({**apart, **known.apart(whole.exact)}, parts, settings)
-    kept = None if rule is None or places is None else places.only(parts)
-    return replace(whole, novelty=rule, places=kept)
+    rule = rule_of({**network_parts, **validation.novelty_parts(combined.exact)}, parts, settings)
+    kept = None if rule is None or centroids is None else centroids.only(parts)
+    return replace(combined, novelty=rule, centroids=kept)
 
 
 def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, targets: np.ndarray) -> float:
@@ -135,172 +157,158 @@ def chosen_weight(plain: Combination, network: np.ndarray, exact: np.ndarray, ta
         logs = np.maximum(replace(plain, weight=weight).of(network, exact), np.log(1e-12))
         costs[weight] = -logs[rows, targets]
     best = min(WEIGHTS, key=lambda weight: (costs[weight].mean(), weight))
-    apart = costs[WEIGHTS[0]] - costs[best]
-    error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.inf
-    return WEIGHTS[0] if apart.mean() <= error else best
+    gain = costs[WEIGHTS[0]] - costs[best]
+    error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+    return WEIGHTS[0] if gain.mean() <= error else best
 
 
-def rule_of(found: Mapping[str, np.ndarray], parts: Sequence[str], settings: Novelty) -> CombinedRule | None:
-    """Return a rule of these parts that keeps its promise on known cells; None without any."""
-    return CombinedRule.fitted(found, parts, settings.false_unassigned)
+def rule_of(
+    components: Mapping[str, np.ndarray], parts: Sequence[str], settings: Novelty
+) -> CombinedRule | None:
+    """Return the novelty rule of these components, fitted on validation cells; None without cells."""
+    return CombinedRule.fitted(components, parts, settings.false_unassigned)
 
 
 @dataclass(frozen=True, eq=False)
-class LeavingOut:
-    """Types left out of network and sums, each in turn.
+class ComponentChoice:
+    """Leave-one-type-out validation of network and sums together.
 
     Attributes
     ----------
     scores : GeneScores
-        What the network makes of trained, known and tested cells.
-    sums : StageSums
-    known, test : Known
-        The known and the tested cells in the basis, in the order of ``scores``.
-    memory, novelty, seed
-        As in `canal.config.params.Config`.
+        The network's gene scores of training, validation and test cells.
+    learner : ExactLearner
+        The sums, and how they are solved.
+    validation, test : LabelledLevels
+        Validation and test cells in the basis, in the order of ``scores``.
+    seed : int
     parts : sequence of str
-        What the network's own novelty is made of.
+        Components of the network's own novelty score.
     combination : Combination
-        Of the annotator itself.
+        That of the annotator itself.
     """
 
     scores: GeneScores
-    sums: StageSums
-    known: Known
-    test: Known
-    memory: Memory
-    novelty: Novelty
+    learner: ExactLearner
+    validation: LabelledLevels
+    test: LabelledLevels
     seed: int
     parts: Sequence[str]
     combination: Combination
 
-    def chosen_parts(self, shadows: dict[str, Shadow]) -> tuple[str, ...]:
-        """Return what of `CHOICES` best notices types that neither network nor sums have learned.
+    def chosen_parts(self, heads: dict[str, HeldOutHead]) -> tuple[str, ...]:
+        """Return the entry of `CHOICES` that best detects held-out types.
 
-        Of two choices alike the one of fewer parts; where no type can be left out, all parts. ``shadows``
-        are heads that were learned without a type already; more are added.
+        Of two equal choices the one with fewer components is taken; where no type can be held out, all
+        components of the sums with the published score. ``heads`` are held-out-type heads that were learned
+        before; further ones are added.
         """
-        labels, types = self.scores.labels, self.known.cell_types
-        found = [
-            self._noticed(name, shadows) for name in labels if can_be_left_out(name, self.sums.types, types)
+        on_validation = replace(
+            self, scores=replace(self.scores, test=self.scores.validation), test=self.validation
+        )
+        share, known = self.learner.novelty.false_unassigned, self.learner.sums.types
+        h_scores = [
+            on_validation._novelty_parts(name, heads).h_scores(CombinedRule, CHOICES, share)
+            for name in self.scores.labels
+            if can_be_held_out(name, known, self.validation.cell_types)
         ]
-        return best_choice(found, CHOICES, (PUBLISHED_PART, *PARTS))
+        return best_choice(h_scores, CHOICES, (PUBLISHED_PART, *PARTS))
 
-    def measured(self, name: str, parts: Sequence[str], shadows: dict[str, Shadow]) -> Noticed:
-        """Return how the tested cells look to network and sums that never learned type ``name``."""
-        return self._asked(name, shadows).noticed(CombinedRule, parts, self.novelty.false_unassigned)
+    def result(self, cell_type: str, parts: Sequence[str], heads: dict[str, HeldOutHead]) -> HeldOutResult:
+        """Return the predictions of test cells by network and sums that never learned ``cell_type``."""
+        share = self.learner.novelty.false_unassigned
+        return self._novelty_parts(cell_type, heads).result(CombinedRule, parts, share)
 
-    def _noticed(self, name: str, shadows: dict[str, Shadow]) -> dict[tuple[str, ...], float]:
-        known = replace(self, scores=replace(self.scores, test=self.scores.known), test=self.known)
-        return known._asked(name, shadows).h_scores(CombinedRule, CHOICES, self.novelty.false_unassigned)
-
-    def _asked(self, name: str, shadows: dict[str, Shadow]) -> AskedParts:
-        """Return all that network and sums without type ``name`` say of known and tested cells."""
-        if name not in shadows:
-            shadows[name] = learn_without(name, self.scores, self.novelty.shadow_epochs, self.seed)
-        shadow = shadows[name]
-        labels = tuple(shadow.labels)
-        exact = without_type(self.sums, name, labels, self.known, self.memory, self.novelty, PARTS)
-        known, test = self.known.of(labels), self.test.of({*labels, name})
+    def _novelty_parts(self, cell_type: str, heads: dict[str, HeldOutHead]) -> NoveltyParts:
+        """Return all components for validation and test cells, by network and sums without a type."""
+        if cell_type not in heads:
+            epochs = self.learner.novelty.shadow_epochs
+            heads[cell_type] = learn_without(cell_type, self.scores, epochs, self.seed)
+        held_out = heads[cell_type]
+        labels = tuple(held_out.labels)
+        exact = self.learner.without_type(cell_type, labels, self.validation, PARTS)
+        validation, test = self.validation.of_types(labels), self.test.of_types({*labels, cell_type})
         with torch.no_grad():
-            logits = shadow.head.from_scores(shadow.test[0]).logits.numpy()
+            logits = held_out.head.from_scores(held_out.test[0]).logits.numpy()
         truth = np.array(test.cell_types, dtype=object)
-        said = self.combination.of(logits, exact.log_probabilities(test.logits(exact))).argmax(axis=1)
-        ask_network = self._asking(shadow, name)
-        return AskedParts(
-            {**ask_network(shadow.known), **known.apart(exact)},
-            {**ask_network(shadow.test), **test.apart(exact)},
-            truth == name,
-            np.array(labels, dtype=object)[said] == truth,
+        combined = self.combination.of(logits, exact.log_probabilities(test.logits(exact)))
+        network_parts_of = self._network_parts(held_out)
+        return NoveltyParts(
+            {**network_parts_of(held_out.validation), **validation.novelty_parts(exact)},
+            {**network_parts_of(held_out.test), **test.novelty_parts(exact)},
+            truth == cell_type,
+            np.array(labels, dtype=object)[combined.argmax(axis=1)] == truth,
         )
 
-    def _asking(self, shadow: Shadow, name: str) -> Callable[[Part], dict[str, np.ndarray]]:
-        """Return what tells the network's parts of novelty of cells, given what a head makes of them."""
-        train, types = shadow.train
-        in_network = fit_network_places(shadow.head, train, types.tolist())
-        places = {NETWORK_PART: shadow.places().only(self.parts), PUBLISHED_PART: None}
+    def _network_parts(self, held_out: HeldOutHead) -> Callable[[Part], dict[str, np.ndarray]]:
+        """Return a function from gene scores of cells to the network's components of their novelty."""
+        train, types = held_out.train
+        in_network = fit_network_centroids(held_out.head, train, types.tolist())
+        centroids = {NETWORK_PART: held_out.centroids().only(self.parts), PUBLISHED_PART: None}
 
         def parts_of(cells: Part) -> dict[str, np.ndarray]:
-            asked, seed = replace(shadow, test=cells), [self.seed, *name.encode()]
+            tested, seed = replace(held_out, test=cells), [self.seed, *held_out.cell_type.encode()]
             scores = {
-                part: ask(asked, self.novelty, np.random.default_rng(seed), place).score
-                for part, place in places.items()
+                part: evaluate_head(tested, self.learner.novelty, np.random.default_rng(seed), own).score
+                for part, own in centroids.items()
             }
-            beside = apart_in_network(shadow.head, in_network, cells[0])
-            return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART]), **beside}
+            distances = distances_in_network(held_out.head, in_network, cells[0])
+            return {**scores, NETWORK_PART: unsqueezed(scores[NETWORK_PART]), **distances}
 
         return parts_of
 
 
 @torch.no_grad()
-def apart_in_network(head: Head, places: NetworkPlaces, scores: Tensor) -> dict[str, np.ndarray]:
-    """Return what places in a network tell of cells of gene scores ``(n_cells, n_genes + 1)``."""
-    return told_apart(places, places.of(scores, head.from_scores(scores).manifold))
+def distances_in_network(head: Head, centroids: NetworkCentroids, scores: Tensor) -> dict[str, np.ndarray]:
+    """Return by name how far cells of gene scores ``(n_cells, n_genes + 1)`` are from the centroids."""
+    return named_distances(centroids, centroids.of(scores, head.from_scores(scores).manifold))
 
 
-def _margin(probabilities: np.ndarray) -> float:
-    """Return the margin below which about `FAST_SHARE` of known cells lie."""
+def fast_margin(probabilities: np.ndarray) -> float:
+    """Return the margin of the two likeliest types that a share `FAST_SHARE` of cells does not reach."""
     if not len(probabilities) or probabilities.shape[1] < 2:
         return 0.0
     return float(np.quantile(margins(probabilities), FAST_SHARE, method="lower"))
 
 
-# Types that were held out.
+# Held-out types.
 
 
 def held_out_types(
     annotator: ExactAnnotator | CombinedAnnotator,
-    sums: StageSums,
-    cells: ShadowCells,
-    memory: Memory,
-    novelty: Novelty,
+    learner: ExactLearner,
+    cells: HeadCells,
     seed: int,
     hooks: Hooks | None = None,
 ) -> dict[str, Any]:
-    """Return how well each type of ``novelty.holdouts`` is noticed; as `canal.continual.shadow.shadow_heads`.
+    """Return how well each type of ``novelty.holdouts`` is detected.
 
-    From the sums a type is left out with its scatter, exactly; of a network its head is learned anew. The
-    rule is set without the type, of the parts that the annotator's own is made of.
+    As `canal.continual.held_out_heads.held_out_type_heads`, for annotators with sums: a type is left out of
+    the sums with its scatter, exactly; a network's head is learned anew without the type. The rule is fitted
+    without the type, with the components of the annotator's own rule.
     """
+    novelty = learner.novelty
     reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
     names = [name for name, reason in reasons.items() if not reason]
-    one = _asker(annotator, sums, cells, memory, novelty, seed, hooks, names) if names else None
-    measured = [] if one is None else [one(name).document(name) for name in names]
-    return summary(measured, reasons)
-
-
-def _asker(
-    annotator: ExactAnnotator | CombinedAnnotator,
-    sums: StageSums,
-    cells: ShadowCells,
-    memory: Memory,
-    novelty: Novelty,
-    seed: int,
-    hooks: Hooks | None,
-    names: Sequence[str],
-) -> Callable[[str], Noticed]:
-    """Return what asks about the tested cells, given the name of the type that is left out."""
-    known, test = (Known.of_cells(some, sums) for some in (cells.known, cells.test))
+    if not names:
+        return summary([], reasons)
+    validation, test = (
+        LabelledLevels.of_cells(some, learner.sums) for some in (cells.validation, cells.test)
+    )
     parts = tuple(annotator.novelty.parts) if annotator.novelty else ()
     if isinstance(annotator, ExactAnnotator):
-        labels, share = annotator.labels, novelty.false_unassigned
-        return lambda name: asked_without(name, sums, labels, known, test, memory, novelty).noticed(
-            SumsRule, parts, share
-        )
-    network = annotator.network
-    leaving = LeavingOut(
-        GeneScores.of(network, cells, hooks),
-        sums,
-        known,
-        test,
-        memory,
-        novelty,
-        seed,
-        network.novelty.parts if network.novelty else (),
-        annotator.combination,
-    )
-    heads = in_lanes(
-        partial(learn_without, scores=leaving.scores, epochs=novelty.shadow_epochs, seed=seed), names
-    )
-    shadows = dict(zip(names, heads, strict=True))
-    return lambda name: leaving.measured(name, parts, shadows)
+        results = [
+            learner.parts_without_type(name, annotator.labels, validation, test).result(
+                SumsRule, parts, novelty.false_unassigned
+            )
+            for name in names
+        ]
+    else:
+        network = annotator.network
+        own_parts = network.novelty.parts if network.novelty else ()
+        scores = GeneScores.of(network, cells, hooks)
+        choice = ComponentChoice(scores, learner, validation, test, seed, own_parts, annotator.combination)
+        learn = partial(learn_without, scores=scores, epochs=novelty.shadow_epochs, seed=seed)
+        heads = dict(zip(names, in_threads(learn, names), strict=True))
+        results = [choice.result(name, parts, heads) for name in names]
+    return summary([one.document(name) for name, one in zip(names, results, strict=True)], reasons)

@@ -1,6 +1,6 @@
-"""A model measured on the test cells of every stage it has learned: evaluation.json, predictions.csv.
+"""Evaluate a model on the test cells of every stage that it has learned: evaluation.json, predictions.csv.
 
-By accuracy and its kin, and by what continual learning adds to them.
+Holds the measures, too: accuracy, calibration, and those of continual learning (forgetting, transfer).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Row = Sequence[float | None]
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """What a model is measured on.
+    """Test cells, probe sets and earlier results that a model is evaluated with.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Examination:
     reasons : dict
         Why a stage's test cells are not available.
     missing : dict
-        Stage -> genes of the panel that its file lacks, where the model is to know.
+        Stage -> genes of the panel that its file lacks, where the model uses that.
     parent : CellAnnotator or None
         The model that the stage was learned on; None for a lineage's first stage.
 
@@ -92,7 +92,7 @@ class Examination:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured: the document of evaluation.json, and one row a test cell."""
+    """The results: the document of evaluation.json, and one row a test cell."""
 
     document: dict[str, Any]
     predictions: pd.DataFrame
@@ -103,17 +103,17 @@ def evaluate(
 ) -> Evaluation:
     """Measure a stage's model.
 
-    Accuracy and its kin judge the likeliest type, Unassigned or not, as published; how many cells are
-    Unassigned stands beside them.
+    Accuracy and the measures of agreement use the likeliest type, Unassigned or not, as published; the share
+    of Unassigned cells is reported beside them.
 
     Parameters
     ----------
     annotator
         The model, with its novelty rule if it has one.
     exam
-        The cells it is measured on, and what was measured of its ancestors.
+        The cells, and the results of the stages before.
     novelty
-        From `canal.continual.shadow.shadow_heads`.
+        Results for held-out types, from `canal.continual.held_out_heads.held_out_type_heads`.
     seed
         Draws the resamples of the calibration error's interval.
     """
@@ -125,6 +125,8 @@ def evaluate(
         stage: _stage_measures(cells, answers[stage], annotator.labels)
         for stage, cells in exam.measured.items()
     }
+    truth = [name for cells in exam.measured.values() for name in cells.cell_types]
+    novel = [bool(one) for stage in exam.measured for one in answers[stage].is_novel]
     row = {stage: per_stage[stage]["accuracy"] if stage in per_stage else None for stage in exam.tests}
     matrix = [*(list(earlier) for earlier in exam.earlier), list(row.values())]
     document = {
@@ -134,7 +136,7 @@ def evaluate(
         "labels": list(annotator.labels),
         "row": row,
         "matrix": matrix,
-        **_before(exam),
+        **accuracy_before(exam),
         "average_accuracy": average_accuracy(matrix),
         "backward_transfer": backward_transfer(matrix),
         "forgetting": forgetting(matrix),
@@ -143,7 +145,7 @@ def evaluate(
         "calibration": _calibration(exam.measured, answers, annotator, seed),
         "novelty": {
             "threshold": rule["threshold"] if (rule := annotator.about()["novelty"]) else None,
-            "false_unassigned": _false_unassigned(exam.measured, answers),
+            "false_unassigned": unassigned_by_type(truth, novel),
             **novelty,
         },
         "not_measured": exam.not_measured,
@@ -159,54 +161,45 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _stage_measures(cells: LabelledCells, answer: Prediction, labels: Sequence[str]) -> dict[str, Any]:
-    truth, said = cells.cell_types, answer.labels
+    truth, predicted = cells.cell_types, answer.labels
     names = [*labels, *sorted(set(truth) - set(labels))]
     return {
         "n": len(cells),
-        "accuracy": accuracy(truth, said),
-        "balanced_accuracy": balanced_accuracy(truth, said),
-        "macro_f1": macro_f1(truth, said),
-        "ari": ari(truth, said),
+        "accuracy": accuracy(truth, predicted),
+        "balanced_accuracy": balanced_accuracy(truth, predicted),
+        "macro_f1": macro_f1(truth, predicted),
+        "ari": ari(truth, predicted),
         "unassigned": float(np.mean(answer.is_novel)),
-        "recall": recall_by_type(truth, said),
-        "confusion": {"labels": names, "counts": confusion(truth, said, names)},
+        "recall": recall_by_type(truth, predicted),
+        "confusion": {"labels": names, "counts": confusion(truth, predicted, names)},
     }
 
 
-def _before(exam: Examination) -> dict[str, Any]:
-    """Return how the parent's model did on the new stage's test cells, before it was learned.
+def accuracy_before(exam: Examination) -> dict[str, Any]:
+    """Return the parent model's accuracy on the new stage's test cells of types that it knows.
 
-    Only cells of types that it knows are judged; nothing is returned where there is none of them.
+    Empty where there is no parent, or no such cell.
     """
     stage = list(exam.tests)[-1]
     cells = exam.measured.get(stage)
     if exam.parent is None or cells is None:
         return {}
-    known = [place for place, name in enumerate(cells.cell_types) if name in exam.parent.labels]
+    known = [row for row, name in enumerate(cells.cell_types) if name in exam.parent.labels]
     if not known:
         return {}
     parent = exam.parent.without(exam.missing.get(stage, ()))
-    said = parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
-    right = accuracy([cells.cell_types[place] for place in known], said)
+    predicted = parent.predict(cells.expression[known][:, : len(exam.parent.genes)]).labels
+    right = accuracy([cells.cell_types[row] for row in known], predicted)
     return {"before": {"n": len(known), "accuracy": right}}
 
 
 def _probe_measures(annotator: CellAnnotator, exam: Examination) -> dict[str, Any]:
-    found = {}
+    measures = {}
     for stage in exam.probe.stage_names:
         cells = exam.probe.of_stage(stage)
-        said = annotator.without(exam.missing.get(stage, ())).predict(cells.expression).labels
-        found[stage] = {"n": len(cells), "accuracy": accuracy(cells.cell_types, said)}
-    return found
-
-
-def _false_unassigned(
-    tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]
-) -> dict[str, dict[str, Any]]:
-    """Return by type how many test cells of all stages are called Unassigned; all types are known."""
-    truth = [name for cells in tests.values() for name in cells.cell_types]
-    novel = [bool(one) for stage in tests for one in answers[stage].is_novel]
-    return unassigned_by_type(truth, novel)
+        predicted = annotator.without(exam.missing.get(stage, ())).predict(cells.expression).labels
+        measures[stage] = {"n": len(cells), "accuracy": accuracy(cells.cell_types, predicted)}
+    return measures
 
 
 def _calibration(
@@ -214,16 +207,18 @@ def _calibration(
 ) -> dict[str, Any] | None:
     """Return the calibration over the test cells of all stages together; None without any.
 
-    ``uncalibrated`` is what it would be without the annotator's ``temperature``.
+    ``uncalibrated`` is the calibration error without the annotator's ``temperature``.
     """
     if not tests:
         return None
     truth = np.array([name for cells in tests.values() for name in cells.cell_types], dtype=object)
-    said = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
+    predicted = np.array([name for stage in tests for name in answers[stage].labels], dtype=object)
 
     def of(confidences: Iterable[np.ndarray]) -> dict[str, Any]:
         generator = np.random.default_rng([seed, *b"calibration"])
-        return calibration(np.concatenate(list(confidences)).astype(np.float64), truth == said, generator)
+        return calibration(
+            np.concatenate(list(confidences)).astype(np.float64), truth == predicted, generator
+        )
 
     before = of(softmax(answers[stage].logits).max(axis=1) for stage in tests)
     return {
@@ -278,9 +273,9 @@ def ari(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 def recall_by_type(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return for each type present in ``truth``, sorted, its number of cells and the share that is right."""
-    true, said = np.array(truth, dtype=object), np.array(predicted, dtype=object)
+    true, named = np.array(truth, dtype=object), np.array(predicted, dtype=object)
     return {
-        name: {"n": int((true == name).sum()), "recall": float(np.mean(said[true == name] == name))}
+        name: {"n": int((true == name).sum()), "recall": float(np.mean(named[true == name] == name))}
         for name in sorted(set(truth))
     }
 

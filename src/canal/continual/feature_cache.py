@@ -1,11 +1,11 @@
-"""What cannot change during a stage, computed once: the frozen blocks' outputs and the teacher's answers.
+"""Cache what cannot change during a stage: the frozen blocks' outputs and the teacher's representations.
 
 Everything here is computed one cell at a time, by one thread of torch. A cell's values are then the same bits
-whatever cells are asked for with it and however many are computed side by side, so a training that reads them
+whatever other cells are computed with it, and however many side by side, so a training that reads them
 from a file and one that computes them anew for every batch end with the same weights.
 
-`CachedRows` is what is asked; `RowFinder` knows in which segment, that some stage, run or process has left,
-the row of each cell lies; `keep_missing` computes and keeps what the cache lacks, once among all processes.
+`CachedRows` returns rows by cell; `RowFinder` finds the segment that holds the row of a cell, whichever
+stage, run or process wrote it; `keep_missing` computes and stores missing rows, once among all processes.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from canal.model.storage import weights_digest
 FORMAT = 2
 
 Compute = Callable[[Sequence[int]], Iterator[np.ndarray]]
-"""Gives the float32 row of each position asked for, in order; its bits may not depend on the others."""
+"""Computes the float32 row of each position, in order; its bits may not depend on the other positions."""
 
 ComputeCells = Callable[[Sequence[str]], Iterator[np.ndarray]]
-"""Gives the float32 row of each cell asked for by its digest, in that order."""
+"""Computes the float32 row of each cell, given by its digest, in that order."""
 
 _SPARSE = 0.5
 
@@ -64,7 +64,7 @@ class PrefixFeatures:
     space
         Where to keep the outputs, ``(n_genes + 1, dim)`` a cell, read through memory maps, so memory does not
         grow with cells. A cell is found by its tokens: epochs, trials and stages with one prefix share it.
-        None: keep nothing, compute each cell when it is asked for.
+        None: keep nothing, compute each cell at each use.
     dtype
         "bfloat16" rounds the outputs, kept or not, and halves the space.
 
@@ -81,7 +81,7 @@ class PrefixFeatures:
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept.
+        If the disk cannot hold the rows that are to be stored.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class PrefixFeatures:
 
     @property
     def kept(self) -> int:
-        """How many cells' outputs lie on disk; the others are computed whenever they are asked for."""
+        """How many cells' outputs are on disk; the others are computed at each use."""
         return self._rows.kept
 
     @property
     def shortage(self) -> str:
-        """A sentence that says how many cells found no room in the cache; empty where all did."""
+        """A message on how many cells do not fit the cache; empty where all do."""
         if self._space is None or self.kept == len(self):
             return ""
         return (
@@ -123,13 +123,13 @@ class PrefixFeatures:
         return torch.from_numpy(self._rows.take(indices))
 
     def _compute(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        return each_alone(self._cell, indices)
+        @torch.inference_mode()
+        def one(index: int) -> np.ndarray:
+            tokens = torch.from_numpy(self._tokens[index : index + 1]).to(self.device)
+            result: np.ndarray = self._performer.encode_prefix(tokens)[0].cpu().numpy()
+            return result
 
-    @torch.inference_mode()
-    def _cell(self, index: int) -> np.ndarray:
-        tokens = torch.from_numpy(self._tokens[index : index + 1]).to(self.device)
-        result: np.ndarray = self._performer.encode_prefix(tokens)[0].cpu().numpy()
-        return result
+        return each_alone(one, indices)
 
 
 def representations(
@@ -181,8 +181,8 @@ def _code_digest() -> str:
 class CachedRows:
     """The rows of a set of cells.
 
-    Made, it computes and keeps what the cache lacks; see `keep_missing`. Cells beyond the cache's size are
-    computed whenever they are asked for.
+    The constructor computes and stores the missing rows; see `keep_missing`. Cells beyond the cache's size
+    are computed at each use.
 
     Parameters
     ----------
@@ -195,12 +195,12 @@ class CachedRows:
     space
         Where rows are kept; None: nowhere.
     key
-        Names all that decides the rows but the cells.
+        Digest of all that decides the rows beside the cells.
 
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept.
+        If the disk cannot hold the rows that are to be stored.
     """
 
     def __init__(
@@ -216,19 +216,19 @@ class CachedRows:
 
     @property
     def kept(self) -> int:
-        """How many of the cells lie on disk; the others are computed whenever they are asked for."""
+        """How many of the cells are on disk; the others are computed at each use."""
         return 0 if self._finder is None else sum(cell in self._finder for cell in self._cells)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the rows of the cells at ``positions``, float32 ``(len(positions), *shape)``.
 
-        If a row proves damaged, its segment is removed and its cells are computed anew.
+        If a row is damaged, its segment is removed and its cells are computed anew.
         """
         wanted = [int(position) for position in positions]
         rows = np.empty((len(wanted), *self._kind.shape), dtype=self._kind.stored)
-        found = len(self._finder or ())
+        n_before = len(self._finder or ())
         missing = self._read(wanted, rows)
-        if len(self._finder or ()) < found:
+        if len(self._finder or ()) < n_before:
             self._keep()
             missing = self._read(wanted, rows)
         if missing:
@@ -242,7 +242,7 @@ class CachedRows:
             keep_missing(self._finder, lambda cells: self._compute([self._position[c] for c in cells]))
 
     def _read(self, wanted: list[int], rows: np.ndarray) -> list[int]:
-        """Fill in the rows that are stored and return the places of the others."""
+        """Fill in the rows that are stored and return the positions of the others."""
         missing = []
         for place, position in enumerate(wanted):
             row = None if self._finder is None else self._finder.row(self._cells[position])
@@ -264,33 +264,37 @@ class RowFinder:
         self.kind, self.space, self.key = kind, space, key
         self._wanted = tuple(dict.fromkeys(cells))
         self._known: dict[Path, Segment] = {}
-        self._places: dict[str, tuple[SegmentRows, int]] = {}
+        self._found: dict[str, tuple[SegmentRows, int]] = {}
         self._changing = RLock()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._found)
 
     def __contains__(self, cell: str) -> bool:
-        return cell in self._places
+        return cell in self._found
 
     @property
     def missing(self) -> list[str]:
         """The wanted cells that no segment holds, each once, in order."""
-        return [cell for cell in self._wanted if cell not in self._places]
+        return [cell for cell in self._wanted if cell not in self._found]
 
     def row(self, cell: str) -> np.ndarray | None:
-        """Return the stored row of ``cell``; None if there is none, or its segment just proved damaged."""
-        if (where := self._places.get(cell)) is None:
+        """Return the stored row of ``cell``; None if it is not stored, or its segment is damaged."""
+        if (where := self._found.get(cell)) is None:
             return None
         rows, place = where
         try:
             return rows.row(place)
         except DamagedError:
-            self._drop(rows)
+            with self._changing:
+                remove_segment(rows.segment.index)
+                self.space.release(rows.segment)
+                self._known.pop(rows.segment.index, None)
+                self._found = {cell: where for cell, where in self._found.items() if where[0] is not rows}
             return None
 
-    def look(self) -> None:
-        """Look for missing cells among the segments there are now."""
+    def refresh(self) -> None:
+        """Search the segments that are on disk now for missing cells."""
         with self._changing:
             listed = set(indexes(self.space.place(self.key)))
             self._known = {index: segment for index, segment in self._known.items() if index in listed}
@@ -305,7 +309,7 @@ class RowFinder:
             for index in sorted(overlap, key=lambda index: (-overlap[index], index)):
                 if not missing.isdisjoint(self._known[index].cells):
                     self.hold(self._known[index], missing)
-                    missing -= self._places.keys()
+                    missing -= self._found.keys()
 
     def hold(self, segment: Segment, cells: Set[str]) -> None:
         """Take the rows of ``cells`` from ``segment``, as far as it has them, and keep it on disk."""
@@ -316,44 +320,38 @@ class RowFinder:
             return
         self.space.use(segment)
         with self._changing:
-            places = {cell: (rows, place) for place, cell in enumerate(segment.cells) if cell in cells}
-            self._places = self._places | places
+            found = {cell: (rows, place) for place, cell in enumerate(segment.cells) if cell in cells}
+            self._found = self._found | found
 
     def release_sparse(self) -> list[str]:
-        """Let those segments be removed of which little is needed; return their wanted cells.
+        """Release the segments of which few rows are needed; return their wanted cells.
 
-        A few cells of a bank would otherwise pin all of an old stage's segments. The rows can be read as
-        before, and be copied, but their segments may be gone when the next process looks.
+        A few cells of a bank would otherwise keep all of an old stage's segments on disk. The rows can still
+        be read and copied, but the next process may not find their segments.
         """
-        needed = Counter(rows for rows, _ in self._places.values())
+        needed = Counter(rows for rows, _ in self._found.values())
         sparse = {rows for rows, n in needed.items() if n < _SPARSE * len(rows.segment.cells)}
         for rows in sparse:
             self.space.release(rows.segment)
-        cells = [cell for cell in self._wanted if cell in self and self._places[cell][0] in sparse]
+        cells = [cell for cell in self._wanted if cell in self and self._found[cell][0] in sparse]
         for cell in cells:
             self.row(cell)  # verifies: what is damaged is then missing, and not copied
         return [cell for cell in cells if cell in self]
 
-    def _drop(self, rows: SegmentRows) -> None:
-        with self._changing:
-            remove_segment(rows.segment.index)
-            self.space.release(rows.segment)
-            self._known.pop(rows.segment.index, None)
-            self._places = {cell: where for cell, where in self._places.items() if where[0] is not rows}
-
 
 def keep_missing(finder: RowFinder, compute: ComputeCells) -> None:
-    """Compute what ``finder`` misses and keep it, a segment at a time: what is finished stays.
+    """Compute and store the rows that ``finder`` misses, a segment at a time; complete segments stay.
 
-    Where another process computes rows of the same key, this one waits and finds them. Cells for which there
-    is no room, even after all that nobody here uses is removed, stay missing.
+    Where another process computes rows of the same key, this one waits and then finds them. Cells that do not
+    fit, even after all unused segments are removed, stay missing.
 
     Raises
     ------
     TrainingError
-        If the disk cannot hold what is to be kept: before anything is computed, unless others fill the disk.
+        If the disk cannot hold the rows that are to be stored: raised before anything is computed, unless
+        other processes fill the disk.
     """
-    finder.look()
+    finder.refresh()
     if finder.missing:
         _fill(finder, compute)
     finder.space.make_room(0)
@@ -368,7 +366,7 @@ def _fill(finder: RowFinder, compute: ComputeCells) -> None:
         space.require(n_bytes, f"the features of {n_rows:,} cells")
     while finder.missing:
         with space.writing(finder.key) as folder:
-            finder.look()  # another process may have been here first
+            finder.refresh()  # another process may have been here first
             wanted = [*moving, *finder.missing]
             chosen = wanted[: kind.rows_within(min(space.room, space.segment_bytes))]
             if not chosen:
@@ -389,7 +387,7 @@ def _write(finder: RowFinder, compute: ComputeCells, folder: Path, chosen: list[
 
 
 def _rows(finder: RowFinder, compute: ComputeCells, chosen: list[str]) -> Iterator[np.ndarray]:
-    """Yield the rows to store: copies of those that lie in another segment, then the computed ones."""
+    """Yield the rows to store: copies of those in another segment, then the computed ones."""
     encode = finder.kind.encode
     missing = [cell for cell in chosen if cell not in finder]
     for cell in chosen[: len(chosen) - len(missing)]:

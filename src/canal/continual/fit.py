@@ -1,8 +1,9 @@
-"""Parameters being fitted: gradients, optimiser, best values so far, patience, and checkpoints to resume.
+"""The training loop's state: gradients, optimiser, best values so far, patience, and checkpoints to resume.
 
-A checkpoint is one safetensors file, which an epoch replaces, with the training's state as JSON inside; what
-is resumed ends with the same bits. Random generators are made by purpose: each draw has its own, so no draw
-shifts another. A batch's gradients come from groups of its cells, which lanes work on side by side.
+A checkpoint is one safetensors file, replaced after each epoch, with the training's state as JSON inside; a
+resumed training ends with the same bits. Each random draw has a generator of its own, named by its purpose,
+so that no draw shifts another. A batch's gradients are sums over groups of its cells, which are computed in
+threads side by side.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from canal.config.sections import Cache
 from canal.core.errors import TrainingError
 from canal.core.files import new_file
 from canal.model.backbone import Performer
-from canal.model.compute import Precision, in_lanes
+from canal.model.compute import Precision, in_threads
 from canal.model.storage import weights_digest
 
 Epoch = dict[str, Any]
-"""Record of an epoch: its number as ``epoch``, and what was measured, JSON values only."""
+"""Record of an epoch: its number as ``epoch``, and its measures, JSON values only."""
 
 Merit = Callable[[Mapping[str, Any]], tuple[float, ...]]
-"""How good an epoch was: tuples compare, the larger the better. Patience looks at the first entry alone."""
+"""The merit of an epoch: a tuple, the larger the better. Patience uses its first entry alone."""
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -43,19 +44,19 @@ Group = TypeVar("Group")
 _LEAST_GROUPS = 2
 
 
-def _silent(told: object) -> None:
-    """Take no notice."""
+def _silent(_: object) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a training is watched, and where it keeps what it may lose.
+    """How a training reports its progress, and where it keeps checkpoints and cached features.
 
     Attributes
     ----------
     on_epoch : callable
         Called with each epoch's record once its checkpoint is written; a resumed training calls it for the
-        restored epochs first. What it raises ends the training, which can be resumed.
+        restored epochs first. An exception that it raises ends the training, which can be resumed.
     checkpoint_dir : Path or None
         Folder of ``checkpoint.safetensors``; None: no checkpoints.
     cache_dir : Path or None
@@ -67,7 +68,7 @@ class Hooks:
     cache : Cache
         How large the folder may become, and the type of the features, which holds with or without a folder.
     on_notice : callable
-        Called with a sentence for the person who watches.
+        Called with a message for the user.
     """
 
     on_epoch: Callable[[Epoch], None] = _silent
@@ -105,8 +106,8 @@ class Fit:
     def __post_init__(self) -> None:
         self._optimizer = torch.optim.Adam(list(self.parameters.values()), amsgrad=True, fused=True)
         self._best = self._values()
-        if self._path is not None and (found := read_checkpoint(self._path, self.fingerprint)):
-            self._restore(found)
+        if self._path is not None and (checkpoint := read_checkpoint(self._path, self.fingerprint)):
+            self._restore(checkpoint)
         for record in self.epochs:
             self.hooks.on_epoch(record)
 
@@ -125,8 +126,8 @@ class Fit:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        # In a lane, by one thread: a second one would go on spinning on a lane's core.
-        in_lanes(lambda _: self._optimizer.step(), [None])
+        # In one of the threads of `in_threads`: torch's own would go on spinning on their cores.
+        in_threads(lambda _: self._optimizer.step(), [None])
 
     def end_epoch(self, record: Epoch) -> None:
         """Add an epoch's record, keep its values if they are the best, write a checkpoint, tell the hook."""
@@ -237,7 +238,7 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
     """Return a CPU generator that depends on nothing but its three arguments.
 
-    ``number`` counts uses of one purpose, such as epochs: a resumed training draws what it would have drawn.
+    ``number`` counts uses of one purpose, such as epochs: a resumed training draws the same numbers.
     """
     entropy = [seed, number, *purpose.encode()]
     state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
@@ -250,7 +251,7 @@ def generator(seed: int, purpose: str, number: int = 0) -> torch.Generator:
 def groups_of(rows: Tensor, performer: Performer) -> tuple[Tensor, ...]:
     """Return ``rows`` of a batch in groups that go through ``performer`` at a time, at least two groups.
 
-    How a batch is divided depends on its size and the network's shape, never on the number of lanes or on a
+    How a batch is divided depends on its size and the network's shape, never on the number of threads or on a
     measurement: sums of gradients, and so the weights, are the same bits on one core and on many.
     """
     size = performer.cells_at_a_time
@@ -271,7 +272,7 @@ def sum_gradients(
     groups
         The batch, divided.
     losses
-        A group's share of the batch's losses, a vector whose first entry is what is minimised.
+        A group's share of the batch's losses, a vector whose first entry is minimised.
 
     Returns
     -------
@@ -284,16 +285,16 @@ def sum_gradients(
             values = losses(group)
             return values.detach(), torch.autograd.grad(values[0], parameters)
 
-    values, gradients = zip(*in_lanes(one, groups), strict=True)
-    # In lanes as well: an operation of several threads would leave one of them spinning on a lane's core.
-    added = in_lanes(_added, zip(*gradients, strict=True))
+    values, gradients = zip(*in_threads(one, groups), strict=True)
+    # By `in_threads` as well: torch's own threads would go on spinning on their cores.
+    added = in_threads(_added, zip(*gradients, strict=True))
     for parameter, gradient in zip(parameters, added, strict=True):
         parameter.grad = gradient
     return _added(values)
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum in the order of the groups; the first part's memory is used for it."""
+    """Return the sum in the order of the groups, in the memory of the first part."""
     total = parts[0]
     for part in parts[1:]:
         total += part

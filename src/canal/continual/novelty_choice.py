@@ -1,6 +1,6 @@
-"""When a cell is none of the known types: a rule fixed while a stage is learned, from known cells alone.
+"""Fit the novelty rule of a network on validation cells, and the centroids of the learned types.
 
-Also where the learned types lie among gene scores, and how their cells usually stray.
+The rule decides when a cell is none of the known types; it is fixed while a stage is learned.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from canal.continual.segments import CacheSpace
 from canal.core.errors import TrainingError
 from canal.memory.prediction import quantile_threshold
 from canal.model.annotator import Annotator, spread
-from canal.model.compute import in_lanes
+from canal.model.centroids import (
+    PARTS,
+    CentroidDistances,
+    NetworkCentroids,
+    TypeAngle,
+    TypeCentroids,
+    TypeDistance,
+)
+from canal.model.compute import in_threads
 from canal.model.head import Blend, Head, NoveltyRule
-from canal.model.places import PARTS, Apart, NetworkPlaces, TypeAngle, TypeDistance, TypePlaces
 
 _NARROWEST = 1e-6
 
@@ -30,20 +37,20 @@ Scored = tuple[Tensor, Sequence[str]]
 """Gene scores ``(n_cells, n_genes + 1)`` of cells, and the type of each."""
 
 _EXACT = ("cpu", "float32", "float32")
-"""Device, products and features of a training that has kept what the network computes when it is asked."""
+"""Device, products and features with which a training's cache holds the same values as a prediction."""
 
 MOST_CELLS_A_TYPE = 200
-"""Cells of a type that are looked at: bounds time and memory, and no frequent type outweighs the others."""
+"""Cells of a type that are used at most: bounds time and memory, and no frequent type outweighs others."""
 
 _LEAST_SHRINKAGE = 1e-3
 
 _LEAST_SPREAD = 0.1
-"""Of the spread of all gene scores, what each counts with at least: a silent gene must not decide."""
+"""Share of the spread of all gene scores that is added to each gene's: a silent gene must not decide."""
 
 
 def with_rule(
     annotator: Annotator,
-    known: Scored,
+    validation: Scored,
     trained: Scored,
     settings: Novelty,
     seed: int,
@@ -51,49 +58,49 @@ def with_rule(
 ) -> Annotator:
     """Return ``annotator`` with the rule by which it calls a cell Unassigned.
 
-    The bounds between which energy is scaled are those of known cells and of mixtures of them, so that a
-    query's answer never depends on its neighbours; bbae047 scales over the query set. To the published score
-    are added ``parts``: distance and angle to the nearest learned type (docs/novelty.md). The
-    threshold is that of `quantile_threshold`: it keeps a promise about known cells (at most
-    ``settings.false_unassigned`` of them are called Unassigned) which the published `mixture_threshold` does
-    not, for the mean over mixtures may fall anywhere among the scores of known cells.
+    The energy is scaled between bounds taken from validation cells and mixtures of them, so that the result
+    for a cell never depends on the other cells of a query; bbae047 scales over the query set. ``parts`` are
+    added to the published score: distance and angle to the nearest centroid (docs/novelty.md). The threshold
+    is that of `quantile_threshold`: at most ``settings.false_unassigned`` of the validation cells are called
+    Unassigned. The published `mixture_threshold` has no such bound: the mean over mixtures may fall anywhere
+    among the scores of known cells.
 
     Parameters
     ----------
     annotator
         A learned stage.
-    known
-        Gene scores and types of cells of known types that were not trained on: the stage's validation cells
-        and the probe.
+    validation
+        Gene scores and types of cells that were not trained on: the stage's validation cells and the probe
+        sets.
     trained
-        Those of cells that were: its training cells and the replayed ones. They say where the types lie.
+        Those of its training cells and the replayed ones, which give the centroids.
     settings
-        Temperature, number of mixtures and share of known cells that may be called Unassigned.
+        Temperature, number of mixtures and share of validation cells that may be called Unassigned.
     seed
         Draws the mixtures.
     parts
-        What is added to the published score; see `canal.continual.shadow.chosen_parts`.
+        What is added to the published score; see `canal.continual.held_out_heads.chosen_parts`.
 
     Raises
     ------
     TrainingError
-        If there are no known cells.
+        If there are no validation cells.
     """
-    places = fit_places(*trained).only(parts)
+    centroids = fit_centroids(*trained).only(parts)
     generator = np.random.default_rng([seed, *b"novelty"])
-    rule = rule_of(annotator.network.head, known, places, settings, generator)
-    return annotator.with_novelty(rule, places)
+    rule = rule_of(annotator.network.head, validation, centroids, settings, generator)
+    return annotator.with_novelty(rule, centroids)
 
 
 def rule_of(
     head: Head,
-    known: Scored,
-    places: TypePlaces | None,
+    validation: Scored,
+    centroids: TypeCentroids | None,
     settings: Novelty,
     generator: np.random.Generator,
 ) -> NoveltyRule:
-    """Return the rule of a head from known cells."""
-    scores, cell_types = known
+    """Return the novelty rule of a head, fitted on validation cells."""
+    scores, cell_types = validation
     if not len(scores):
         raise TrainingError(
             "the novelty threshold needs cells of known types that were not trained on, found none: "
@@ -107,16 +114,18 @@ def rule_of(
     low = float(energies.min())
     high = max(float(energies.max()), low + _NARROWEST)
     published = NoveltyRule(settings.temperature, low, high, threshold=1.0)
-    rule, apart = published, None
-    if places is not None:
-        apart = places.of(scores)
-        rule = replace(published, blend=blend_of(published.score(logits), apart, places.parts))
-    return replace(rule, threshold=quantile_threshold(rule.score(logits, apart), settings.false_unassigned))
+    rule, distances = published, None
+    if centroids is not None:
+        distances = centroids.of(scores)
+        rule = replace(published, blend=blend_of(published.score(logits), distances, centroids.parts))
+    return replace(
+        rule, threshold=quantile_threshold(rule.score(logits, distances), settings.false_unassigned)
+    )
 
 
-def blend_of(scores: np.ndarray, apart: Apart, names: Sequence[str]) -> Blend:
-    """Return what the parts of known cells' novelty usually are; what never varies weighs 1."""
-    parts = (scores, *(getattr(apart, name).double().numpy() for name in names))
+def blend_of(scores: np.ndarray, distances: CentroidDistances, names: Sequence[str]) -> Blend:
+    """Return mean and standard deviation of each component over validation cells; 1 for a constant one."""
+    parts = (scores, *(getattr(distances, name).double().numpy() for name in names))
     return Blend(*(value for part in parts for value in (float(part.mean()), float(part.std()) or 1.0)))
 
 
@@ -126,7 +135,7 @@ def mixture_threshold(rule: NoveltyRule, mixed: np.ndarray) -> float:
     Parameters
     ----------
     rule
-        Its temperature and bounds; its own threshold is not looked at.
+        Its temperature and bounds; its own threshold is not used.
     mixed
         Logits of mixtures, ``(n_mixtures, n_types)``.
     """
@@ -156,10 +165,10 @@ def raw_energy(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None = None) -> Tensor:
-    """Return what the head's filter makes of each position of cells, ``(n_cells, n_genes + 1)``.
+    """Return the output of the head's filter at each position, ``(n_cells, n_genes + 1)``.
 
-    Where ``hooks`` keep frozen features as they are, those are read (and kept, of cells that are new), and
-    only the two blocks behind them are computed; else the network is asked.
+    Where ``hooks`` name a cache of unrounded features, those are read (and stored, for new cells), and only
+    the two blocks behind them are computed; else the whole network.
     """
     if hooks is None or hooks.cache_dir is None or (hooks.device, hooks.dtype, hooks.cache.dtype) != _EXACT:
         return annotator.gene_scores(cells.expression)
@@ -171,51 +180,51 @@ def gene_scores(annotator: Annotator, cells: LabelledCells, hooks: Hooks | None 
         return network.head.gene_scores(network.backbone.encode_rest(features.rows(rows.numpy())))
 
     groups = torch.split(torch.arange(len(cells)), network.backbone.cells_at_a_time)
-    return torch.cat(in_lanes(some, groups))
+    return torch.cat(in_threads(some, groups))
 
 
-# Where the learned types lie.
+# Centroids of the learned types.
 
 
 def chosen_cells(cell_types: Sequence[str]) -> np.ndarray:
-    """Return the rows of at most 200 cells of each type, evenly spread over those there are, ascending."""
+    """Return the rows of at most 200 cells of each type, evenly spread over its cells, ascending."""
     types = np.array(cell_types, dtype=object)
     groups = [np.flatnonzero(types == name) for name in sorted(set(cell_types))]
     chosen = [rows[spread(len(rows), MOST_CELLS_A_TYPE)] for rows in groups]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def fit_places(scores: Tensor, cell_types: Sequence[str]) -> TypePlaces:
-    """Return where the types lie of cells that were trained on: `fit_distance` and `fit_angle` of some.
+def fit_centroids(scores: Tensor, cell_types: Sequence[str]) -> TypeCentroids:
+    """Return the centroids of training cells: `fit_distance` and `fit_angle` of the `chosen_cells`.
 
     Parameters
     ----------
     scores
-        Gene scores ``(n_cells, n_genes + 1)`` of at least one cell; see `chosen_cells` for those that count.
+        Gene scores ``(n_cells, n_genes + 1)`` of at least one cell.
     cell_types
         The type of each.
     """
     rows = chosen_cells(cell_types)
     some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
-    return TypePlaces(fit_distance(some, types), fit_angle(some, types))
+    return TypeCentroids(fit_distance(some, types), fit_angle(some, types))
 
 
 @torch.no_grad()
-def fit_network_places(head: Head, scores: Tensor, cell_types: Sequence[str]) -> NetworkPlaces:
-    """Return where the types lie for a network that answers with sums; as `fit_places`, in the manifold too.
+def fit_network_centroids(head: Head, scores: Tensor, cell_types: Sequence[str]) -> NetworkCentroids:
+    """Return the centroids for a network that is combined with sums: angle, and distance in the manifold.
 
-    Types come in the order of their names.
+    Types are in the order of their names.
     """
     rows = chosen_cells(cell_types)
     some, types = scores[torch.from_numpy(rows)], [cell_types[row] for row in rows]
-    return NetworkPlaces(fit_angle(some, types), fit_distance(head.from_scores(some).manifold, types))
+    return NetworkCentroids(fit_angle(some, types), fit_distance(head.from_scores(some).manifold, types))
 
 
 def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
-    """Return the Mahalanobis distance to the nearest type (Lee et al. 2018) of cells that were trained on.
+    """Return the Mahalanobis distance to the nearest type (Lee et al. 2018), fitted on training cells.
 
-    The types share one covariance, of their cells about their own mean, shrunk as Ledoit and Wolf (2004)
-    have it, for there may be fewer cells than genes.
+    The types share one covariance, of their cells about their own mean, shrunk as by Ledoit and Wolf (2004),
+    since there may be fewer cells than genes.
 
     Parameters
     ----------
@@ -224,36 +233,39 @@ def fit_distance(scores: Tensor, cell_types: Sequence[str]) -> TypeDistance:
     cell_types
         The type of each.
     """
-    centres, strays = _centred(scores, cell_types)
-    whitening = np.linalg.cholesky(np.linalg.inv(_covariance(strays)))
+    centres, deviations = _centred(scores, cell_types)
+    whitening = np.linalg.cholesky(np.linalg.inv(shrunk_covariance(deviations)))
     return TypeDistance(_float32(centres @ whitening), _float32(whitening))
 
 
 def fit_angle(scores: Tensor, cell_types: Sequence[str]) -> TypeAngle:
-    """Return the angle to the nearest type of cells that were trained on; see `fit_distance`.
+    """Return the angle to the nearest type, fitted on training cells; see `fit_distance`.
 
-    A score counts in units of its spread within types, and a tenth of the spread of all scores more.
+    Each score is divided by its spread within types plus a tenth of the spread of all scores.
     """
-    centres, strays = _centred(scores, cell_types)
-    usual = strays.std(axis=0) + (_LEAST_SPREAD * strays.std() or 1.0)  # 0 where each type has one cell
+    centres, deviations = _centred(scores, cell_types)
+    usual = deviations.std(axis=0) + (
+        _LEAST_SPREAD * deviations.std() or 1.0
+    )  # 0 where each type has one cell
     return TypeAngle(_float32(centres / usual), _float32(usual))
 
 
 def _centred(scores: Tensor, cell_types: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return each type's mean gene scores, and how each cell strays from its type's."""
+    """Return each type's mean gene scores, and each cell's deviation from its type's mean."""
     values = scores.double().numpy()
     names, own = np.unique(np.array(cell_types, dtype=object), return_inverse=True)
-    centres = np.stack([values[own == place].mean(axis=0) for place in range(len(names))])
+    centres = np.stack([values[own == number].mean(axis=0) for number in range(len(names))])
     return centres, values - centres[own]
 
 
-def _covariance(strays: np.ndarray) -> np.ndarray:
+def shrunk_covariance(deviations: np.ndarray) -> np.ndarray:
+    """Return the Ledoit-Wolf covariance of deviations from the mean, invertible whatever they are."""
     from sklearn.covariance import ledoit_wolf
 
-    unit = np.eye(strays.shape[1])
-    if not strays.any():  # one cell a type
+    unit = np.eye(deviations.shape[1])
+    if not deviations.any():  # one cell a type
         return unit
-    covariance, _ = ledoit_wolf(strays, assume_centered=True)
+    covariance, _ = ledoit_wolf(deviations, assume_centered=True)
     result: np.ndarray = covariance + _LEAST_SHRINKAGE * np.trace(covariance) / len(unit) * unit
     return result
 

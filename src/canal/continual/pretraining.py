@@ -1,6 +1,6 @@
-"""Pre-training the backbone by masked expression (scBERT, Yang et al. 2022): predict a gene's level.
+"""Pre-train the backbone by masked expression (scBERT, Yang et al. 2022): predict the level of masked genes.
 
-The gene embeddings it is built on are fixed: from co-expression in training cells, or from a file.
+Its gene embeddings are fixed before: from co-expression in training cells, or from a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from canal.core.digests import json_digest
 from canal.core.errors import DataError, TrainingError
 from canal.data.expression import MASK_TOKEN, tokenize
 from canal.model.backbone import Backbone, Performer, new_performer
-from canal.model.compute import in_lanes, precision
+from canal.model.compute import in_threads, precision
 from canal.model.storage import BackboneConfig, weights_digest
 
 HISTORY_FORMAT = 1
@@ -33,7 +33,7 @@ _RIDGE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What a backbone is pretrained on; labels are not looked at.
+    """Cells and genes that a backbone is pretrained on; labels are not used.
 
     Attributes
     ----------
@@ -115,7 +115,12 @@ def pretrain(
         "n_train": len(corpus.train),
         "n_held_out": len(corpus.held_out),
     }
-    return _with_vocabulary(task.performer.to("cpu"), backbone), history
+    # The trained network reads the panel alone; the embeddings of the whole vocabulary are kept.
+    values = task.performer.to("cpu").state_dict()
+    values["pos_emb.weight"] = backbone.network.pos_emb.weight.detach()
+    backbone.network.load_state_dict(values)
+    backbone.network.eval().requires_grad_(False)
+    return backbone, history
 
 
 def mask_expressed(tokens: Tensor, share: float, random: torch.Generator) -> Tensor:
@@ -146,9 +151,10 @@ class _MaskedTask(nn.Module):
 
 
 def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: int, fit: Fit) -> None:
-    """Run epochs until ``fit`` has had enough."""
+    """Run epochs until ``fit`` stops the training."""
     train, held_out = torch.from_numpy(tokenize(corpus.train)), torch.from_numpy(tokenize(corpus.held_out))
     held_out_mask = mask_expressed(held_out, settings.mask_share, generator(seed, "held-out mask"))
+    held_out_groups = groups_of(torch.arange(len(held_out)), task.performer)
     parameters = list(fit.parameters.values())
     while not fit.stopped(settings.patience, settings.max_epochs):
         number = len(fit.epochs) + 1
@@ -166,7 +172,11 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
                 fit.step(value, settings.learning_rate)
                 loss, weight = loss + n * value, weight + n
         record: Epoch = {"epoch": number, "loss": loss / max(weight, 1)}
-        fit.end_epoch(record | {"held_out_loss": _masked_loss(task, held_out, held_out_mask)})
+        with torch.no_grad():
+            losses_of = in_threads(
+                lambda own: float(_loss(task, held_out, held_out_mask, own)), held_out_groups
+            )
+        fit.end_epoch(record | {"held_out_loss": sum(losses_of) / max(int(held_out_mask.sum()), 1)})
 
 
 def _loss(task: _MaskedTask, tokens: Tensor, masked: Tensor, rows: Tensor) -> Tensor:
@@ -174,23 +184,6 @@ def _loss(task: _MaskedTask, tokens: Tensor, masked: Tensor, rows: Tensor) -> Te
     device = task.to_out.weight.device
     loss: Tensor = task(tokens[rows].to(device), masked[rows].to(device))
     return loss
-
-
-@torch.no_grad()
-def _masked_loss(task: _MaskedTask, tokens: Tensor, masked: Tensor) -> float:
-    """Return the mean cross-entropy over all masked tokens."""
-    groups = groups_of(torch.arange(len(tokens)), task.performer)
-    losses = in_lanes(lambda rows: float(_loss(task, tokens, masked, rows)), groups)
-    return sum(losses) / max(int(masked.sum()), 1)
-
-
-def _with_vocabulary(performer: Performer, backbone: Backbone) -> Backbone:
-    """Return ``backbone`` with the weights of ``performer``, which reads the panel only."""
-    values = performer.state_dict()
-    values["pos_emb.weight"] = backbone.network.pos_emb.weight.detach()
-    backbone.network.load_state_dict(values)
-    backbone.network.eval().requires_grad_(False)
-    return backbone
 
 
 def _fingerprint(corpus: Corpus, settings: BackboneSettings, seed: int, task: _MaskedTask) -> str:
@@ -217,7 +210,7 @@ def _merit(record: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def embed_genes(expression: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """Return gene embeddings by truncated SVD, float32 ``(n_genes, dim)``: genes of like course lie together.
+    """Return gene embeddings by truncated SVD, float32 ``(n_genes, dim)``: co-expressed genes are close.
 
     Parameters
     ----------
@@ -254,9 +247,9 @@ def place_genes(expression: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     """Return vectors of genes that an embedding lacks, in its space, float32 ``(n_new, dim)``.
 
     Of an embedding by `embed_genes`, the inner product of two genes is their correlation, times a constant.
-    So a new gene's vector is the one whose inner products with the known genes' vectors come nearest to its
-    correlations with them (ridge regression), the constant being that of the known genes among themselves. It
-    needs no space of its own to be turned into the old one, and an embedding from a file will do as well.
+    A new gene's vector is the one whose inner products with the known genes' vectors are closest to its
+    correlations with them (ridge regression), the constant being that of the known genes among themselves. No
+    rotation between two spaces is needed, and an embedding from a file works as well.
 
     Parameters
     ----------
@@ -268,10 +261,10 @@ def place_genes(expression: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        None longer than the longest known vector; zeros for a gene that does not vary.
+        At most as long as the longest known vector; zeros for a constant gene.
     """
     n_known = len(embedding)
-    values = _standardised(expression)
+    values = standardised(expression)
     used = np.flatnonzero(values[:, :n_known].any(axis=0))
     vectors = embedding[used].astype(np.float64)
     known, new = values[:, used], values[:, n_known:]
@@ -325,7 +318,7 @@ def read_gene_embedding(path: Path, genes: Sequence[str], dim: int) -> tuple[np.
     return values, missing
 
 
-def _standardised(expression: np.ndarray) -> np.ndarray:
+def standardised(expression: np.ndarray) -> np.ndarray:
     """Return expression with mean 0 and variance 1 gene by gene, float64; a constant gene is zeros."""
     values = expression.astype(np.float64) - expression.mean(axis=0, dtype=np.float64)
     spread = values.std(axis=0)

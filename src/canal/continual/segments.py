@@ -1,8 +1,8 @@
-"""A folder of computed rows: files that never change, how much it may hold, what goes when it is full.
+"""The cache folder of computed rows: its files, its size limit, and which files are removed when it is full.
 
 A segment is two files, ``<name>.npy`` with the rows and ``<name>.json``, its index, which is written last:
-without a whole index there is no segment. The name is a digest of the cells, so equal cells, equal names.
-Each row is found by its cell and checked before it is believed.
+without a complete index the rows are ignored. The name is a digest of the cells, so equal cells have equal
+names. Each row is found by its cell, and its checksum is verified before it is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOCK = "lock"
 
 @dataclass(frozen=True)
 class RowKind:
-    """What a row is: float32 values of ``shape``, kept as float32 or rounded to bfloat16."""
+    """The format of rows: float32 values of ``shape``, stored as float32 or rounded to bfloat16."""
 
     shape: tuple[int, ...]
     dtype: RowDtype = "float32"
@@ -55,7 +55,7 @@ class RowKind:
         return self.stored.itemsize * int(np.prod(self.shape))
 
     def segment_bytes(self, n_rows: int) -> int:
-        """Return what a segment of ``n_rows`` takes at most, index included."""
+        """Return the bytes that a segment of ``n_rows`` takes at most, index included."""
         return n_rows * (self.row_bytes + _BYTES_PER_INDEX_ROW) + _BYTES_PER_SEGMENT
 
     def rows_within(self, n_bytes: int) -> int:
@@ -74,14 +74,14 @@ class RowKind:
         """Return stored values as float32; exact."""
         if self.dtype == "float32":
             return stored
-        # By numpy, not torch: a thread that prefetches shall not call up torch's pool of threads.
+        # By numpy, not torch: a thread that prefetches must not start torch's pool of threads.
         wide = stored.astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
 
 
 class DamagedError(Exception):
-    """A segment does not hold what its index says; whoever meets it removes the segment."""
+    """A segment does not hold what its index says; the caller removes the segment."""
 
 
 class Segment:
@@ -123,7 +123,7 @@ class Segment:
 class SegmentRows:
     """The rows of a segment, mapped into memory; they stay good when another process removes the files.
 
-    Made, it marks the segment as used just now.
+    The constructor marks the segment as used just now.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class SegmentRows:
     def row(self, place: int) -> np.ndarray:
         """Return one row as it is stored; raises `DamagedError` if it fails its checksum.
 
-        A row is checked the first time it is asked for.
+        The checksum of a row is verified at its first use.
         """
         values: np.ndarray = self._values[place]
         if not self._verified[place]:
@@ -161,7 +161,7 @@ class SegmentRows:
 def write_segment(folder: Path, kind: RowKind, cells: Sequence[str], rows: Iterable[np.ndarray]) -> Segment:
     """Write stored rows, one for each of ``cells``, and return the segment.
 
-    Rows are written as they come, so memory holds one at a time. The segment is whole or not there.
+    Rows are written as they come, so memory holds one at a time. A segment is written whole or not at all.
     """
     index = folder / f"{_name(cells)}{_INDEX}"
     checksums: list[int] = []
@@ -184,7 +184,7 @@ def indexes(folder: Path) -> list[Path]:
 
 
 def segment_size(index: Path) -> int:
-    """Return the bytes on disk of the segment with this index; what is gone counts nothing."""
+    """Return the bytes on disk of the segment with this index; missing files count 0."""
     return sum(path.stat().st_size for path in (index, _values_path(index)) if path.exists())
 
 
@@ -195,7 +195,7 @@ def remove_segment(index: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left in ``folder``; nobody may be writing there."""
+    """Remove what killed writers left in ``folder``; no process may be writing there."""
     for path in folder.iterdir():
         torn = path.suffix == ".npy" and not path.with_suffix(_INDEX).exists()
         if torn or (path.name.startswith(".") and path.suffix in (".npy", _INDEX)):
@@ -229,7 +229,7 @@ class CacheSpace:
         The segments used longest ago are removed so that the folder holds at most this much. Those that this
         training uses stay.
     segment_bytes : int
-        About how large a segment becomes: what a process that is killed loses at most.
+        Approximate size of a segment, which a process that is killed loses at most.
     """
 
     folder: Path
@@ -264,12 +264,12 @@ class CacheSpace:
             yield place
 
     def require(self, n_bytes: int, what: str) -> None:
-        """Refuse to begin what the disk cannot hold.
+        """Raise if the disk cannot hold ``n_bytes`` more.
 
         Raises
         ------
         TrainingError
-            If ``n_bytes`` do not fit, even after the segments that nobody here uses are removed.
+            If ``n_bytes`` do not fit, even after the segments that this training does not use are removed.
         """
         old = sum(segment_size(index) for index in self._idle())
         if n_bytes > self._free() + old:
@@ -290,7 +290,7 @@ class CacheSpace:
         Stops without an error when all that is left is in use.
         """
         if self._over(n_bytes) > 0:
-            # What killed writers left goes first, wherever nobody is writing now.
+            # What killed writers left goes first, wherever no process is writing now.
             for lock in self.folder.glob(f"*/{_LOCK}"):
                 with suppress(Timeout), FileLock(lock, timeout=0):
                     sweep(lock.parent)

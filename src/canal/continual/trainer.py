@@ -1,6 +1,6 @@
-"""Learning a stage: replay and distillation on cached features, early stopping on old and new cells.
+"""Train a stage: replay and distillation on cached features, early stopping by validation cells and probes.
 
-Also what a stage minimises, the learning rate of each epoch, and loading batches ahead.
+Holds the loss, the learning rate of each epoch, and the loading of batches in the background, too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
 from canal.continual.pretraining import place_genes
 from canal.continual.segments import CacheSpace
-from canal.continual.stage import Learned, Lesson
+from canal.continual.stage import Learned
+from canal.continual.task import Task
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, gene_vectors, with_genes
 from canal.model.backbone import MOST_CELLS
-from canal.model.compute import in_lanes, precision
+from canal.model.compute import in_threads, precision
 from canal.model.head import AnnotatorNetwork, Answer
 from canal.model.storage import weights_digest
 
@@ -39,15 +40,15 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None) -> Learned:
+def learn_stage(task: Task, settings: Continual, hooks: Hooks | None = None) -> Learned:
     """Learn a stage (bbae047) and return the annotator of its best epoch.
 
     All training and replayed cells are shuffled anew each epoch. After an epoch the new stage's validation
-    cells and each earlier stage's probe are answered; the mean of their accuracies, an estimate of the
+    cells and each earlier stage's probe set are predicted; the mean of their accuracies, an estimate of the
     average accuracy A_t, is the epoch's score. The best epoch is kept, a tie going to the lower
     cross-entropy; training ends after ``settings.patience`` epochs without a better score.
 
-    The same lesson, settings and machine give the same weights bit for bit, on however many threads, with or
+    The same task, settings and machine give the same weights bit for bit, on however many threads, with or
     without the cache, interrupted and resumed or not.
 
     Raises
@@ -56,32 +57,32 @@ def learn_stage(lesson: Lesson, settings: Continual, hooks: Hooks | None = None)
         If the loss stops being finite, or the disk cannot hold the features that are to be kept.
     """
     hooks = hooks or Hooks()
-    annotator = _first(lesson)
+    annotator = starting_annotator(task)
     network = annotator.network.to(hooks.device)
-    fit = Fit(network.trained(), _merit, hooks, fingerprint(lesson, settings, annotator, hooks))
+    fit = Fit(network.trained(), _merit, hooks, fingerprint(task, settings, annotator, hooks))
     if not fit.stopped(settings.patience, settings.max_epochs):
-        if more := lesson.added_genes:
+        if more := task.added_genes:
             hooks.on_notice(f"the panel grows by {len(more)} genes, such as {', '.join(more[:8])}")
         with precision(hooks.dtype, hooks.device):
-            material = _gather(lesson, settings, annotator, hooks)
+            material = _Material.of(task, settings, annotator, hooks)
             while not fit.stopped(settings.patience, settings.max_epochs):
-                record = _train_epoch(network, material, fit, settings, lesson)
-                fit.end_epoch(record | _judge(network, material, lesson.stage))
+                record = _train_epoch(network, material, fit, settings, task)
+                fit.end_epoch(record | _validate(network, material, task.stage))
     fit.take_best()
     network.to("cpu")
-    return Learned(annotator, lesson.teacher, _history(lesson, settings, fit))
+    return Learned(annotator, task.teacher, history_document(task, settings, fit))
 
 
-def fingerprint(lesson: Lesson, settings: Continual, start: Annotator, hooks: Hooks) -> str:
+def fingerprint(task: Task, settings: Continual, start: Annotator, hooks: Hooks) -> str:
     """Return a SHA-256 over all that decides what `learn_stage` learns, and the torch that does it."""
-    cells = (lesson.train, lesson.validation, lesson.replay, lesson.probe)
+    cells = (task.train, task.validation, task.replay, task.probe)
     arrays = {str(i): torch.from_numpy(part.tokens()) for i, part in enumerate(cells)}
     return json_digest(
         {
-            "stage": lesson.stage,
-            "labels": lesson.labels,
-            "genes": lesson.genes,
-            "seed": lesson.seed,
+            "stage": task.stage,
+            "labels": task.labels,
+            "genes": task.genes,
+            "seed": task.seed,
             "settings": settings.model_dump(mode="json", exclude={"method"}, exclude_none=True),
             "start": weights_digest(start.network.state_dict()),
             "tokens": weights_digest(arrays),
@@ -94,73 +95,77 @@ def fingerprint(lesson: Lesson, settings: Continual, start: Annotator, hooks: Ho
 
 @dataclass(frozen=True, eq=False)
 class _Material:
-    """Cells as the network is fed them: training cells, then replayed ones, then by stage those that judge.
+    """Features of all cells of a training: training cells, replayed cells, then validation cells by stage.
 
-    ``features`` holds all of them, ``targets`` and ``remembered`` those that are trained on; ``judges`` has
-    the rows of each stage's judges in ``features``, and their targets.
+    ``features`` holds all of them, ``targets`` and ``remembered`` (the teacher's representations) those that
+    are trained on; ``validation`` has the rows of each stage's validation cells in ``features``, and their
+    targets.
     """
 
     features: PrefixFeatures
     targets: Tensor
     remembered: Tensor | None
-    judges: dict[str, tuple[Tensor, Tensor]]
+    validation: dict[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, task: Task, settings: Continual, annotator: Annotator, hooks: Hooks) -> _Material:
+        """Return the features of the task's cells, cached where ``hooks`` say so."""
+
+        def targets(cells: LabelledCells) -> Tensor:
+            return torch.from_numpy(cells.targets(annotator.labels))
+
+        trained = [task.train, task.replay]
+        validation = task.validation_cells(settings.max_validation_cells)
+        ends = np.cumsum([len(cells) for cells in (*trained, *validation.values())])
+        # All cells at once, so that too small a disk raises before anything is computed.
+        tokens = np.concatenate([cells.tokens() for cells in (*trained, *validation.values())])
+        space = None if hooks.cache_dir is None else CacheSpace(hooks.cache_dir, hooks.cache.max_bytes)
+        features = PrefixFeatures(annotator.network.backbone, tokens, space, hooks.cache.dtype)
+        if features.shortage:
+            hooks.on_notice(features.shortage)
+        remembered = None
+        if task.teacher is not None:
+            teacher, seen = task.teacher.network.to(hooks.device), features
+            if task.added_genes:
+                # The teacher reads its own panel, so its prefix is another; kept are its answers alone.
+                own = np.ascontiguousarray(tokens[: ends[1], : len(task.teacher.genes)])
+                seen = PrefixFeatures(teacher.backbone, own, None, hooks.cache.dtype)
+            remembered = torch.from_numpy(representations(teacher, seen, space, int(ends[1])))
+            teacher.to("cpu")
+        rows = [torch.arange(first, last) for first, last in pairwise(ends[1:].tolist())]
+        return cls(
+            features,
+            torch.cat([targets(cells) for cells in trained]),
+            remembered,
+            {name: (part, targets(validation[name])) for name, part in zip(validation, rows, strict=True)},
+        )
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the features of the cells at ``rows``; pinned, where a GPU is to read them."""
-        found = self.features.rows(rows.numpy())
-        return found if self.features.device.type == "cpu" else found.pin_memory()
+        features = self.features.rows(rows.numpy())
+        return features if self.features.device.type == "cpu" else features.pin_memory()
 
 
-def _first(lesson: Lesson) -> Annotator:
+def starting_annotator(task: Task) -> Annotator:
     """Return the annotator before its first epoch."""
-    random = generator(lesson.seed, f"head of {lesson.stage}")
-    if not isinstance(lesson.parent, Annotator):
-        return Annotator.start(lesson.parent, lesson.genes, lesson.labels, lesson.train.expression, random)
-    annotator = lesson.parent.grown(lesson.new_labels, random)
-    if not lesson.added_genes:
+    random = generator(task.seed, f"head of {task.stage}")
+    if not isinstance(task.parent, Annotator):
+        return Annotator.start(task.parent, task.genes, task.labels, task.train.expression, random)
+    annotator = task.parent.grown(task.new_labels, random)
+    if not task.added_genes:
         return annotator
-    vectors = place_genes(lesson.train.expression, gene_vectors(annotator))
-    return with_genes(annotator, lesson.added_genes, vectors)
-
-
-def _gather(lesson: Lesson, settings: Continual, annotator: Annotator, hooks: Hooks) -> _Material:
-    def targets(cells: LabelledCells) -> Tensor:
-        return torch.from_numpy(cells.targets(annotator.labels))
-
-    trained, judges = [lesson.train, lesson.replay], lesson.judges(settings.max_validation_cells)
-    ends = np.cumsum([len(cells) for cells in (*trained, *judges.values())])
-    # All cells at once, so that a disk too small for them is noticed before anything is computed.
-    tokens = np.concatenate([cells.tokens() for cells in (*trained, *judges.values())])
-    space = None if hooks.cache_dir is None else CacheSpace(hooks.cache_dir, hooks.cache.max_bytes)
-    features = PrefixFeatures(annotator.network.backbone, tokens, space, hooks.cache.dtype)
-    if features.shortage:
-        hooks.on_notice(features.shortage)
-    remembered = None
-    if lesson.teacher is not None:
-        teacher, seen = lesson.teacher.network.to(hooks.device), features
-        if lesson.added_genes:
-            # The teacher reads its own panel, so its prefix is another; kept are its answers alone.
-            own = np.ascontiguousarray(tokens[: ends[1], : len(lesson.teacher.genes)])
-            seen = PrefixFeatures(teacher.backbone, own, None, hooks.cache.dtype)
-        remembered = torch.from_numpy(representations(teacher, seen, space, int(ends[1])))
-        teacher.to("cpu")
-    rows = [torch.arange(first, last) for first, last in pairwise(ends[1:].tolist())]
-    return _Material(
-        features,
-        torch.cat([targets(cells) for cells in trained]),
-        remembered,
-        {name: (part, targets(judges[name])) for name, part in zip(judges, rows, strict=True)},
-    )
+    vectors = place_genes(task.train.expression, gene_vectors(annotator))
+    return with_genes(annotator, task.added_genes, vectors)
 
 
 def _train_epoch(
-    network: AnnotatorNetwork, material: _Material, fit: Fit, settings: Continual, lesson: Lesson
+    network: AnnotatorNetwork, material: _Material, fit: Fit, settings: Continual, task: Task
 ) -> Epoch:
-    """Show every cell once and return the epoch's rate and mean losses."""
+    """Train on every cell once and return the epoch's learning rate and mean losses."""
     number, device = len(fit.epochs) + 1, fit.hooks.device
     rate = learning_rate(number, settings)
-    distillation = distillation_weight(settings.distillation, len(lesson.old_labels), len(lesson.labels))
-    order = torch.randperm(len(material.targets), generator=generator(lesson.seed, "order", number))
+    distillation = distillation_weight(settings.distillation, len(task.old_labels), len(task.labels))
+    order = torch.randperm(len(material.targets), generator=generator(task.seed, "order", number))
     parameters, sums = list(fit.parameters.values()), np.zeros(3)
     batches = torch.split(order, settings.batch_size)
     with closing(prefetched(batches, material.batch)) as loaded:
@@ -171,22 +176,22 @@ def _train_epoch(
                 remembered = None if material.remembered is None else material.remembered[chosen].to(device)
                 answer = network.finish(features.to(device, non_blocking=True))
                 targets = material.targets[chosen].to(device)
-                found = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
-                return torch.stack(found) * (len(chosen) / size)
+                parts = stage_losses(answer, targets, remembered, distillation, settings.label_smoothing)
+                return torch.stack(parts) * (len(chosen) / size)
 
             groups = zip(groups_of(batch, network.backbone), groups_of(rows, network.backbone), strict=True)
-            found = sum_gradients(parameters, list(groups), losses).double().cpu()
-            fit.step(float(found[0]), rate)
-            sums += len(batch) * found.numpy()
+            values = sum_gradients(parameters, list(groups), losses).double().cpu()
+            fit.step(float(values[0]), rate)
+            sums += len(batch) * values.numpy()
     means = zip(("loss", "cross_entropy", "distillation"), (sums / len(order)).tolist(), strict=True)
     return {"epoch": number, "learning_rate": rate, **dict(means)}
 
 
 @torch.no_grad()
-def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
-    """Return accuracy on each stage's judges, their mean as the score, and the mean cross-entropy.
+def _validate(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
+    """Return the accuracy on each stage's validation cells, their mean as score, and the mean cross-entropy.
 
-    Of the new stage's cells there is the balanced accuracy, too: no type outweighs another.
+    For the new stage the balanced accuracy is returned, too: in it no type outweighs another.
     """
     accuracy: dict[str, float] = {}
     balanced: dict[str, float] = {}
@@ -196,9 +201,9 @@ def _judge(network: AnnotatorNetwork, material: _Material, stage: str) -> Epoch:
     def answer(features: Tensor) -> Tensor:
         return network.finish(features.to(device, non_blocking=True)).logits.cpu()
 
-    for name, (rows, targets) in material.judges.items():
+    for name, (rows, targets) in material.validation.items():
         with closing(prefetched(torch.split(rows, MOST_CELLS), material.batch)) as loaded:
-            parts = [in_lanes(answer, groups_of(batch, network.backbone)) for batch in loaded]
+            parts = [in_threads(answer, groups_of(batch, network.backbone)) for batch in loaded]
         logits = torch.cat([part for group in parts for part in group])
         right = (logits.argmax(1) == targets).double()
         accuracy[name] = float(right.mean())
@@ -217,24 +222,25 @@ def _merit(record: Mapping[str, Any]) -> tuple[float, ...]:
     return record["score"], -record["validation_cross_entropy"]
 
 
-def _history(lesson: Lesson, settings: Continual, fit: Fit) -> dict[str, Any]:
+def history_document(task: Task, settings: Continual, fit: Fit) -> dict[str, Any]:
+    """Return history.json: every epoch, which one was kept, and how many cells took part."""
     return {
         "format": HISTORY_FORMAT,
-        "stage": lesson.stage,
+        "stage": task.stage,
         "epochs": fit.epochs,
         "best_epoch": fit.best_epoch,
         "stopped": fit.stopped(settings.patience, settings.max_epochs),
-        "n_train": len(lesson.train),
-        "n_replay": len(lesson.replay),
-        "n_validation": len(lesson.judges(settings.max_validation_cells)[lesson.stage]),
-        "n_probe": len(lesson.probe),
+        "n_train": len(task.train),
+        "n_replay": len(task.replay),
+        "n_validation": len(task.validation_cells(settings.max_validation_cells)[task.stage]),
+        "n_probe": len(task.probe),
         "bank_size": settings.bank_size,
         "distillation": settings.distillation,
     }
 
 
 class Losses(NamedTuple):
-    """Scalars of a batch: ``total`` is what is minimised, ``distillation`` is not yet weighted."""
+    """Scalars of a batch: ``total`` is minimised, ``distillation`` is not yet weighted."""
 
     total: Tensor
     cross_entropy: Tensor

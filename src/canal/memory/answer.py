@@ -1,4 +1,4 @@
-"""What the exact memory says of cells: types, confidence and novelty, from sums alone."""
+"""The annotator by sums alone: cell types, confidence and novelty from a solved exact memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONFIG = "answer.json"
 FORMAT = 1
 
 PROMISE = 0.05
-"""Share of known cells that a rule calls Unassigned at most, where a model does not say another."""
+"""Share of known cells that a rule calls Unassigned at most, where a model states no other."""
 
 
 @dataclass(frozen=True, eq=False)
-class Novelness:
-    """The parts of novelty of a classifier's types.
+class NoveltyScores:
+    """The components of the novelty score, by the centroids of a classifier.
 
     Attributes
     ----------
@@ -36,14 +36,14 @@ class Novelness:
     classifier: ExactClassifier
 
     def of_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each part for cells that `ExactClassifier.centred` has centred, float64 ``(n_cells,)``.
+        """Return each component for levels from `ExactClassifier.centred`, float64 ``(n_cells,)``.
 
-        The larger, the stranger. ``relative`` is the squared Mahalanobis distance to the nearest centroid
+        The larger, the more novel. ``relative`` is the squared Mahalanobis distance to the nearest centroid
         less that to the one Gaussian of all cells (Ren et al. 2021); ``angle`` is 1 - the cosine to the
         nearest centroid, levels in units of their spread. The spread is that within types and between
-        studies: a cell is no stranger for being of a study as far off as the learned ones are from each
-        other. Where genes are missing, both are of the genes that are there, the distance scaled to the
-        number of all.
+        studies: a cell is no more novel for being of a study as distant as the learned ones are from each
+        other. Where genes are missing, both use the genes that are present, and the distance is scaled to
+        the number of all.
         """
         there = self.classifier.there
         n, size = int(there.sum()), len(self._centroids)
@@ -59,7 +59,7 @@ class Novelness:
 
     @cached_property
     def _columns(self) -> Whole:
-        """All that a cell is multiplied by, in whole numbers: no answer depends on how many are asked."""
+        """All that cells are multiplied by, in whole numbers: no result depends on the number of cells."""
         profiles = self._centroids / self._spread
         profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-12)
         bent, linear, _ = self._around
@@ -69,7 +69,7 @@ class Novelness:
         return Whole.of(Linear(self._all(rows), bias))
 
     def _all(self, values: np.ndarray) -> np.ndarray:
-        """Return values ``(..., n_present)`` of the genes that are there for all genes, 0 for others."""
+        """Return values ``(..., n_present)`` of present genes over all genes, 0 for missing ones."""
         there = self.classifier.there
         result = np.zeros((*values.shape[:-1], len(there)))
         result[..., there] = values
@@ -83,7 +83,7 @@ class Novelness:
 
     @cached_property
     def _wide(self) -> np.ndarray:
-        """Covariance within types and between studies, of the genes that are there."""
+        """Covariance within types and between studies, of the present genes."""
         there = self.classifier.there
         rows = self.classifier.apart[:, there]
         result: np.ndarray = self.classifier.covariance[np.ix_(there, there)] + rows.T @ rows
@@ -119,13 +119,13 @@ class Novelness:
 
 @dataclass(frozen=True, eq=False)
 class ExactAnnotator:
-    """A solved memory with the lineage's labels and genes: it annotates without any network.
+    """A solved memory with the lineage's labels and genes; it needs no network.
 
     Attributes
     ----------
     classifier : ExactClassifier
     labels : tuple of str
-        Cell types in the lineage's order; one without cells in the sums is never answered.
+        Cell types in the lineage's order; one without cells in the sums is never predicted.
     genes : tuple of str
         The panel, in the order of the columns of ``expression``; the basis's genes are its beginning.
     calibration : Calibration
@@ -135,10 +135,10 @@ class ExactAnnotator:
     ontology : dict
         Cell Ontology ids of labels.
     strays : dict
-        Stage -> share of its known cells that is Unassigned where it is left out of the sums: what to expect
-        of a new study.
+        Stage -> share of its known cells that is Unassigned where it is left out of the sums: an estimate for
+        a new study.
     promise : float
-        The share of known cells of learned studies that the rule calls Unassigned at most.
+        The share of known cells of learned studies that the rule may call Unassigned.
     """
 
     classifier: ExactClassifier
@@ -151,10 +151,10 @@ class ExactAnnotator:
     promise: float = PROMISE
 
     def __post_init__(self) -> None:
-        if strange := [name for name in self.classifier.labels if name not in self.labels]:
-            raise SumsError(f"the sums know types that are no labels: {', '.join(strange[:5])}")
+        if unknown := [name for name in self.classifier.labels if name not in self.labels]:
+            raise SumsError(f"the sums hold types that are no labels: {', '.join(unknown[:5])}")
         if self.genes[: len(self.classifier.basis.genes)] != self.classifier.basis.genes:
-            raise SumsError("the basis's genes are not what the panel begins with; restore the model")
+            raise SumsError("the panel does not begin with the genes of the basis; restore the model")
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``.
@@ -168,7 +168,7 @@ class ExactAnnotator:
         logits, learned = self.answered_centred(centred)
         novelty = None
         if self.novelty is not None:
-            score = self.novelty.score(self.apart_centred(centred))
+            score = self.novelty.score(self.novelty_parts_centred(centred))
             novelty = score, self.novelty.is_novel(score)
         return Prediction.of(self.labels, logits, self.probabilities(logits), novelty, learned)
 
@@ -186,34 +186,34 @@ class ExactAnnotator:
         return self.answered_centred(self.classifier.centred(levels))[0]
 
     def answered_centred(self, centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return `logits_of` of centred levels, and whether a cell lies among the learned studies'."""
+        """Return `logits_of` of centred levels, and whether a cell resembles those of the learned studies."""
         logits = np.full((len(centred), len(self.labels)), -np.inf)
-        logits[:, self.places], learned = self.classifier.answered_centred(centred)
+        logits[:, self.positions], learned = self.classifier.answered_centred(centred)
         return logits, learned
 
     def logits(self, expression: np.ndarray) -> np.ndarray:
         """Return as `logits_of` does for expression ``(n_cells, n_genes)``."""
         return self.logits_of(self.levels(expression))
 
-    def apart(self, levels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the parts of novelty of cells; see `Novelness`."""
-        return self.apart_centred(self.classifier.centred(levels))
+    def novelty_parts(self, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the components of the novelty of cells; see `NoveltyScores`."""
+        return self.novelty_parts_centred(self.classifier.centred(levels))
 
-    def apart_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
-        """Return as `apart` does for levels that `ExactClassifier.centred` has centred."""
-        return self._novelness.of_centred(centred)
+    def novelty_parts_centred(self, centred: np.ndarray) -> dict[str, np.ndarray]:
+        """Return as `novelty_parts` does for levels that `ExactClassifier.centred` has centred."""
+        return self.novelty_scores.of_centred(centred)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
         return self.calibration.probabilities(logits)
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return logarithms of `probabilities`; -inf for a type without sums alone."""
+        """Return logarithms of `probabilities`; -inf only for a type without sums."""
         return self.calibration.log_probabilities(logits)
 
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
-        return _without(self, frozenset(missing)) if missing else self
+        return _without_genes(self, frozenset(missing)) if missing else self
 
     def with_rule(self, calibration: Calibration, novelty: SumsRule | None) -> ExactAnnotator:
         """Return this annotator with another calibration and novelty rule."""
@@ -221,21 +221,21 @@ class ExactAnnotator:
 
     def with_ontology(self, ids: Mapping[str, str]) -> ExactAnnotator:
         """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
-        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
-        return replace(self, ontology=known)
+        own = {name: ids[name] for name in self.labels if name in ids}
+        return replace(self, ontology={**self.ontology, **own})
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``.
 
-        The largest over a type's centroids of what a step of the gene changes its score by, beside the mean
-        of all centroids, times how far the gene strays within types.
+        The largest change over a type's centroids of its score, less the mean of all centroids, by a step of
+        the gene, times the gene's standard deviation within types.
         """
-        known = self.classifier
-        linear = known.own.linear.weights
-        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(known.covariance))
+        classifier = self.classifier
+        linear = classifier.own.linear.weights
+        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(classifier.covariance))
         weights = np.zeros((len(self.labels), len(self.genes)))
-        for owner, place in enumerate(self.places):
-            weights[place, : made.shape[1]] = made[known.owners == owner].max(axis=0)
+        for owner, position in enumerate(self.positions):
+            weights[position, : made.shape[1]] = made[classifier.owners == owner].max(axis=0)
         return weights
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,26 +243,26 @@ class ExactAnnotator:
 
         Centroids' scores span the space in which the types differ; each cell's are taken from their mean.
         """
-        levels, known = self.levels(expression), self.classifier
-        scores = known.own.scores(known.centred(levels), int(known.there.sum()))
+        levels, classifier = self.levels(expression), self.classifier
+        scores = classifier.own.scores(classifier.centred(levels), int(classifier.there.sum()))
         return scores - scores.mean(axis=1, keepdims=True), self.logits_of(levels)
 
     @property
     def temperature(self) -> float:
-        """What scores are divided by before they become probabilities."""
+        """Divides scores before they become probabilities."""
         return self.calibration.temperature
 
     def on(self, device: str) -> ExactAnnotator:
-        """Return this annotator: sums are solved and asked on the CPU, where whole numbers are exact."""
+        """Return this annotator: sums are computed on the CPU, where whole numbers are exact."""
         return self
 
     def about(self) -> dict[str, Any]:
-        """Return what an annotation's record says of how cells are judged."""
+        """Return the settings of a prediction, for an annotation's record."""
         rule = None if self.novelty is None else self.novelty.to_json()
         return {"novelty": rule, **self.calibration.to_json(), "method": "exact", **self.expected()}
 
     def expected(self) -> dict[str, Any]:
-        """Return how many known cells will be Unassigned, as far as leaving studies out has told it."""
+        """Return the expected shares of Unassigned known cells, where they were estimated."""
         if not self.strays:
             return {}
         promised = {} if self.promise == PROMISE else {"false_unassigned": self.promise}
@@ -273,13 +273,14 @@ class ExactAnnotator:
         return json_digest([self.classifier.digest(), list(self.labels), list(self.genes), self.about()])
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """Where the sums' types stand among the labels, int64 ``(n_types of the sums,)``."""
+    def positions(self) -> np.ndarray:
+        """Positions of the sums' types among the labels, int64 ``(n_types of the sums,)``."""
         return np.array([self.labels.index(name) for name in self.classifier.labels], dtype=np.int64)
 
     @cached_property
-    def _novelness(self) -> Novelness:
-        return Novelness(self.classifier)
+    def novelty_scores(self) -> NoveltyScores:
+        """The components of the novelty score, whose solution is kept between predictions."""
+        return NoveltyScores(self.classifier)
 
     def save(self, folder: Path) -> None:
         """Write classifier, basis, labels, genes and rule to ``folder``, whole or not at all."""
@@ -328,12 +329,12 @@ class ExactAnnotator:
 
 
 @lru_cache(maxsize=8)  # a service's client sends the same genes again and again
-def _without(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactAnnotator:
+def _without_genes(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactAnnotator:
     return replace(annotator, classifier=annotator.classifier.without(missing))
 
 
-def _names(found: Sequence[Any]) -> tuple[str, ...]:
-    names = tuple(str(name) for name in found)
+def _names(values: Sequence[Any]) -> tuple[str, ...]:
+    names = tuple(str(name) for name in values)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"names must be unique and at least one, found {list(names)[:10]}")
     return names

@@ -1,4 +1,4 @@
-"""The solved exact memory: whole-number weights that say of a cell how well each type explains it."""
+"""The classifier that sums are solved to: whole-number weights for the score of each cell type."""
 
 from __future__ import annotations
 
@@ -38,42 +38,42 @@ FEW_MISSING = 0.05
 
 @dataclass(frozen=True, eq=False)
 class ExactClassifier:
-    """Linear discriminants with a centroid for each type and stage, and two answers.
+    """Linear discriminants with a centroid for each type and stage, and two ways to score a cell.
 
-    A cell that lies among the cells of the learned studies is answered by their own centroids, each study's
-    under a covariance that is partly its own; a cell that lies as cells of another study may lie is answered
-    under a covariance that holds how far studies lie apart, too. Which answer a cell gets is decided by its
-    own density under both, so that it does not depend on its neighbours.
+    A cell like those of the learned studies is scored by their own centroids, each study's under a covariance
+    that is partly its own; a cell as of another study is scored under a covariance that includes how far
+    studies are apart. The cell's own density under both decides which way is taken, so that its result does
+    not depend on other cells.
 
     Attributes
     ----------
     basis : Basis
-        Whose levels are looked at.
+        The genes whose levels are used.
     labels : tuple of str
         Cell types with at least one cell, in the order of the columns of `scores`.
     stages : tuple of str
         Stages that have centroids.
     owners, origins : numpy.ndarray
-        Of each centroid, its type's place in ``labels`` and its stage's in ``stages``, int64
+        For each centroid the position of its type in ``labels`` and of its stage in ``stages``, int64
         ``(n_centroids,)``.
     patterns : numpy.ndarray
-        Of each stage, which genes its file has, bool ``(n_stages, n_genes)``.
+        For each stage which genes its file has, bool ``(n_stages, n_genes)``.
     own, within, new : Whole
         Scores of the centroids under the common covariance, under each stage's, and under that for new
-        studies (None while no type was seen in two stages).
+        studies (None while no type was learned in two stages).
     centroids : numpy.ndarray
         Of centred levels, float64 ``(n_centroids, n_genes)``.
     covariance : numpy.ndarray
         Within types, shrunk, float64 ``(n_genes, n_genes)``.
     apart : numpy.ndarray
-        How far studies lie apart: rows whose products are added to the covariance for new studies, float64
-        ``(n_rows, n_genes)``; no row while no type was seen in two stages.
+        How far studies are apart: rows whose products are added to the covariance for new studies, float64
+        ``(n_rows, n_genes)``; no row while no type was learned in two stages.
     soft, bonus : float
         As ``soft`` and ``own`` of `canal.memory.stage_sums.SolveSettings`.
     present : numpy.ndarray
         Genes that a data set has, bool ``(n_genes,)``; by default all.
     strange : bool
-        Whether no learned study has just these genes: then its cells are of a new study, all of them.
+        Whether no learned study has just these genes: then all cells count as of a new study.
     """
 
     basis: Basis
@@ -95,16 +95,16 @@ class ExactClassifier:
 
     @property
     def there(self) -> np.ndarray:
-        """Genes that count, bool ``(n_genes,)``."""
+        """Genes that are present, bool ``(n_genes,)``."""
         return self.present if len(self.present) else np.ones(self.basis.size, dtype=bool)
 
     def without(self, missing: Collection[str]) -> ExactClassifier:
         """Return the classifier for cells of which some genes were never measured.
 
-        Levels are then taken from their mean over the other genes, and a gene that is missing lies at that
-        mean, as it does for a learned study that lacks it. Where a file lacks more than a few genes and no
-        learned study lacks just these, it is a new study, and its answer is solved without them. With all
-        genes missing, they count as not expressed.
+        Levels are then centred by their mean over the other genes, and a missing gene has that mean, as for a
+        learned study that lacks it. Where a file lacks more than a few genes and no learned study lacks just
+        these, it is a new study, and its scores are solved without them. With all genes missing, they count
+        as not expressed.
         """
         present = self.there & self.basis.present(missing)
         if (present == self.there).all() or not present.any():
@@ -115,9 +115,9 @@ class ExactClassifier:
         return replace(self, present=present, strange=True, new=self._solved_among(present))
 
     def _solved_among(self, present: np.ndarray) -> Whole:
-        """Return scores for new studies from some genes alone, each cell taken from its mean over them."""
+        """Return scores for new studies from some genes alone, each cell centred by its mean over them."""
         n = int(present.sum())
-        if n == 1:  # a single gene lies at its own mean, whatever its level
+        if n == 1:  # a single gene equals its own mean, whatever its level
             return Whole.of(Linear(np.zeros_like(self.centroids), np.zeros(len(self.centroids))))
         centring = np.eye(n) - 1.0 / n
         block = np.ix_(present, present)
@@ -143,7 +143,7 @@ class ExactClassifier:
         return result
 
     def scores(self, levels: np.ndarray) -> np.ndarray:
-        """Return log probabilities of each type, all alike beforehand, float64 ``(n_cells, n_types)``."""
+        """Return log probabilities of each type, with equal priors, float64 ``(n_cells, n_types)``."""
         return self.answered(levels)[0]
 
     def answered(self, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,14 +159,18 @@ class ExactClassifier:
         if self.new is None:
             return self._of_learned(own, self.within.scores(centred, n)), np.ones(len(centred), dtype=bool)
         new = self.new.scores(centred, n)
-        mine = self._gain(centred, own, new) + self.bonus > 0
+        # By how many nats a cell is likelier among the learned studies than among others.
+        factor, constant = self.density_ratio
+        curved = np.square(factor.scores(centred, n)).sum(axis=1)
+        gain = log_sum_exp(own) - log_sum_exp(new) + constant - 0.5 * curved
+        learned: np.ndarray = gain + self.bonus > 0
         result = np.empty((len(centred), len(self.labels)))
-        result[mine] = self._of_learned(own[mine], self.within.scores(centred[mine], n))
-        result[~mine] = self._of_new(new[~mine])
-        return result, mine
+        result[learned] = self._of_learned(own[learned], self.within.scores(centred[learned], n))
+        result[~learned] = self._of_new(new[~learned])
+        return result, learned
 
     def _of_learned(self, own: np.ndarray, within: np.ndarray) -> np.ndarray:
-        """Return log probabilities: which stage a cell is like, and which of the stage's types."""
+        """Return log probabilities by the stage that a cell resembles, and the types of that stage."""
         stages = range(len(self.stages))
         shares = np.stack([log_sum_exp(own[:, self.origins == one]) for one in stages], axis=1)
         shares = log_normalised(shares)
@@ -177,15 +181,15 @@ class ExactClassifier:
         return log_normalised(self._by_type(refined))
 
     def _of_new(self, new: np.ndarray) -> np.ndarray:
-        """Return log probabilities where a type's centroids in all stages count alike."""
-        return log_normalised(self._by_type(new, self.soft) - self._unearned)
+        """Return log probabilities where a type's centroids in all stages have equal weights."""
+        return log_normalised(self._by_type(new, self.soft) - self.sharing_penalty)
 
     @cached_property
-    def _unearned(self) -> np.ndarray:
-        """Return what each type's score loses: the premium for stages that it shares, where few types do.
+    def sharing_penalty(self) -> np.ndarray:
+        """The part of a type's premium for being learned in several stages that is taken off its score.
 
-        That a type was learned in several stages speaks for it in a new one as far as types are shared at
-        all: in full where a third of the types or more are, in proportion below.
+        To be learned in several stages makes a type likelier in a new one, as far as types are shared at all:
+        in full where a third of the types or more are shared, in proportion below.
         """
         shared = np.bincount(self.owners, minlength=len(self.labels))
         earned = min(1.0, 3 * float((shared > 1).mean()))
@@ -195,35 +199,29 @@ class ExactClassifier:
     def _by_type(self, scores: np.ndarray, soft: float = 1.0) -> np.ndarray:
         """Return the log-sum-exp of the scores of each type's centroids."""
         columns = [
-            log_sum_exp(scores[:, self.owners == place] * soft) / soft for place in range(len(self.labels))
+            log_sum_exp(scores[:, self.owners == owner] * soft) / soft for owner in range(len(self.labels))
         ]
         return np.stack(columns, axis=1)
 
-    def _gain(self, whole: np.ndarray, own: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Return by how many nats a cell is likelier among learned studies than among others."""
-        bent, constant = self._densities
-        curved = np.square(bent.scores(whole, int(self.there.sum()))).sum(axis=1)
-        result: np.ndarray = log_sum_exp(own) - log_sum_exp(new) + constant - 0.5 * curved
-        return result
-
     @cached_property
-    def _densities(self) -> tuple[Whole, float]:
-        """Return what turns x into y so that y . y is by how much x counts less under the wider covariance.
+    def density_ratio(self) -> tuple[Whole, float]:
+        """The factor F and constant of the log ratio of a cell's densities under both covariances.
 
-        And half the difference of the logarithms of both determinants (Woodbury's identity). In whole numbers
-        as all that cells are multiplied with: else the last bits of a cell's answer would depend on how many
-        cells are asked at a time.
+        The squared length of F x is the difference of the squared distances of x under both, the constant
+        half the difference of the logarithms of both determinants (Woodbury's identity). F is in whole
+        numbers, as all that cells are multiplied by: else the last bits of a cell's result would depend on
+        the number of cells.
         """
         with one_thread():
             solved = np.linalg.solve(self.covariance, self.apart.T)
             inner = np.eye(len(self.apart)) + self.apart @ solved
             factor = np.linalg.cholesky(np.linalg.inv(inner))
             constant = 0.5 * np.linalg.slogdet(inner)[1]
-        bent = (solved @ factor).T
-        return Whole.of(Linear(bent, np.zeros(len(bent)))), float(constant)
+        rows = (solved @ factor).T
+        return Whole.of(Linear(rows, np.zeros(len(rows)))), float(constant)
 
     def like(self, other: ExactClassifier) -> bool:
-        """Whether another one is solved alike, but for its weights: as near as two machines compute."""
+        """Whether another classifier equals this one but for its weights, up to rounding between machines."""
         pairs = [(getattr(self, name), getattr(other, name)) for name in _ARRAYS]
         return self._document() == other._document() and all(
             left.shape == right.shape and np.allclose(left, right, rtol=1e-6, atol=1e-6)
@@ -287,8 +285,8 @@ class ExactClassifier:
         return found
 
     def _wholes(self) -> dict[str, Whole]:
-        found = {name: getattr(self, name) for name in _LINEARS}
-        return {name: value for name, value in found.items() if value is not None}
+        linears = {name: getattr(self, name) for name in _LINEARS}
+        return {name: value for name, value in linears.items() if value is not None}
 
     def _stored(self) -> dict[str, np.ndarray]:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
@@ -307,23 +305,23 @@ class ExactClassifier:
         }
 
 
-def _check(found: ExactClassifier, folder: Path) -> None:
-    n, size = len(found.owners), found.basis.size
+def _check(classifier: ExactClassifier, folder: Path) -> None:
+    n, size = len(classifier.owners), classifier.basis.size
     shapes = {
         "owners": (n,),
         "origins": (n,),
-        "patterns": (len(found.stages), size),
+        "patterns": (len(classifier.stages), size),
         "centroids": (n, size),
         "covariance": (size, size),
-        "apart": (len(found.apart), size),
+        "apart": (len(classifier.apart), size),
     }
     fits = (
-        all(getattr(found, name).shape == shape for name, shape in shapes.items())
-        and all(whole.fits(n, size) for whole in found._wholes().values())
-        and sorted(set(found.owners.tolist())) == list(range(len(found.labels)))
-        and sorted(set(found.origins.tolist())) == list(range(len(found.stages)))
-        and all(np.isfinite(getattr(found, name)).all() for name in _ARRAYS[3:])
-        and found.soft > 0
+        all(getattr(classifier, name).shape == shape for name, shape in shapes.items())
+        and all(whole.fits(n, size) for whole in classifier._wholes().values())
+        and sorted(set(classifier.owners.tolist())) == list(range(len(classifier.labels)))
+        and sorted(set(classifier.origins.tolist())) == list(range(len(classifier.stages)))
+        and all(np.isfinite(getattr(classifier, name)).all() for name in _ARRAYS[3:])
+        and classifier.soft > 0
     )
     if not fits:
         raise SumsError(f"{folder}: labels, centroids and weights do not fit together; restore the model")

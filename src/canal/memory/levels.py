@@ -1,8 +1,8 @@
-"""Expression in whole-number levels, linear scores of levels, and their files: the same on every machine.
+"""Levels of expression as whole numbers, linear scores of them, and their files: equal on every machine.
 
-A lineage's basis says which genes' levels are added up. It is chosen once, at the first stage with sums, and
-never changes. Everything here is whole numbers, so that sums and scores are the same whatever machine, thread
-count or order of cells made them.
+A lineage's basis names the genes whose levels are added up. It is chosen once, at the first stage with sums,
+and never changes. Everything here is in whole numbers, so that sums and scores do not depend on the machine,
+the number of threads or the order of cells.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEVELS = {"steps_per_doubling": STEPS, "highest": HIGHEST}
 _WHOLE_FLOAT = 2**53
 
 _FINEST = 32
-"""Binary places of the stored weights at most: far finer than what they are solved to."""
+"""Binary places of the stored weights at most: far finer than the precision of their solution."""
 
 _ABOUT = "about"
 
@@ -51,7 +51,7 @@ class Basis:
     genes : tuple of str
         In the order of the columns of ``expression``.
     seen : dict
-        Whose cells the genes were chosen on: stage -> SHA-256 of its split.
+        The cells that the genes were chosen on: stage -> SHA-256 of its split.
     """
 
     genes: tuple[str, ...]
@@ -64,13 +64,13 @@ class Basis:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides a level; whose cells the basis has seen stands outside."""
+        """SHA-256 of all that decides a level; ``seen`` is not part of it."""
         return json_digest(self._values())
 
     def levels(self, expression: np.ndarray) -> np.ndarray:
         """Return levels of expression ``(n_cells, >= n_genes)``, whole float64 ``(n_cells, n_genes)``.
 
-        Columns behind the basis's genes, which a panel gained later, are not looked at.
+        Columns behind the basis's genes, which were added to the panel later, are ignored.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class Basis:
             document = read_json(path)
             if document["format"] != FORMAT or document["levels"] != _LEVELS:
                 raise SumsError(f"{path} is of a format that this canal does not know")
-            genes, seen, said = document["genes"], document["seen"], str(document["digest"])
+            genes, seen, recorded = document["genes"], document["seen"], str(document["digest"])
             right = isinstance(genes, list) and genes and all(isinstance(one, str) for one in genes)
             if not right or len(set(genes)) < len(genes) or not isinstance(seen, dict):
                 raise SumsError(f"{path} must hold genes, each once, and whose cells chose them")
@@ -121,9 +121,9 @@ class Basis:
             digest = found.digest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-        if digest != said:
+        if digest != recorded:
             raise SumsError(
-                f"{path}: the basis has digest {digest[:12]}..., recorded is {said[:12]}...; "
+                f"{path}: the basis has digest {digest[:12]}..., recorded is {recorded[:12]}...; "
                 "restore the model"
             )
         return found
@@ -160,7 +160,7 @@ def levels(expression: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """Linear scores as they were solved: weights @ levels + bias.
+    """Linear scores as they are solved: weights @ levels + bias.
 
     ``weights`` are float64 ``(n_centroids, n_genes)``, ``bias`` float64 ``(n_centroids,)``.
     """
@@ -210,7 +210,7 @@ class Whole:
 
     @property
     def linear(self) -> Linear:
-        """The scores as fractions: exact, but for what was rounded when they became whole."""
+        """The scores as fractions: exact, but for the rounding to whole numbers."""
         weights, bias = self.weights.astype(np.float64), self.bias.astype(np.float64)
         return Linear(np.ldexp(weights, -self.places), np.ldexp(bias, -self.places))
 
@@ -233,7 +233,7 @@ class Whole:
 
 
 def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Return Gaussian scores of centroids under one covariance, less what all centroids share.
+    """Return Gaussian scores of centroids under one covariance, less the term that all centroids share.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def one_thread() -> AbstractContextManager[object]:
 
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     """Return the logarithm of the sum of exponentials of each row, ``(n_cells,)``."""
-    scores = np.ascontiguousarray(scores)  # rows are added up alike, however many there are
+    scores = np.ascontiguousarray(scores)  # rows are added up in one order, however many there are
     highest = scores.max(axis=1)
     result: np.ndarray = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
     return result

@@ -1,7 +1,7 @@
-"""From scores to what is said of a cell: its type, how sure that is, and whether it is of none that is known.
+"""From logits to predictions: cell type, calibrated confidence, and whether a cell is Unassigned.
 
-A confidence is calibrated on known cells (Guo et al. 2017), as is the threshold of novelty. How far a stated
-confidence may be believed is measured, too: expected calibration error, and the bins of its diagram.
+Confidences are calibrated on validation cells (Guo et al. 2017), which set the threshold of novelty, too.
+The expected calibration error and the bins of its diagram are computed here as well.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DIGITS = 4
 _LEAST = 1e-300
 
 PARTS = ("relative", "angle")
-"""What the novelty of sums may be made of: how much worse the nearest type explains a cell than all cells do,
-and how unlike the pattern of every type the cell is."""
+"""Components of the novelty score of sums: the relative Mahalanobis distance to the nearest type, and the
+angle to the pattern of the nearest type."""
 
 N_BINS = 15
 N_RESAMPLES = 1000
@@ -36,14 +36,13 @@ _RESAMPLES_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an annotator says of cells, one row a cell.
+    """Predictions of an annotator, one row a cell.
 
     ``labels`` are the likeliest types whether or not the cell is novel; ``confidence`` is the probability of
     that type, ``novelty`` the score in 0...1 (0 without a rule), ``is_novel`` whether it is above the
     threshold; ``probabilities``, as the annotator's temperature has them, and ``logits``, as they came, are
-    ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` tells the cells that the network
-    was asked about, ``of_learned`` those that lie among the cells of the learned studies; None where nobody
-    can tell.
+    ``(n_cells, n_types)``, types in the order of the labels. ``by_network`` marks the cells that the network
+    predicted, ``of_learned`` those that resemble cells of the learned studies; None where that is not known.
     """
 
     labels: list[str]
@@ -64,7 +63,7 @@ class Prediction:
         novelty: tuple[np.ndarray, np.ndarray] | None,
         of_learned: np.ndarray | None = None,
     ) -> Prediction:
-        """Return what logits and probabilities say; ``novelty`` are score and whether that is novel."""
+        """Return the prediction; ``novelty`` is the score of each cell, and whether it is novel."""
         best = logits.argmax(axis=1)
         none = np.zeros(len(best))
         score, novel = (none, none.astype(bool)) if novelty is None else novelty
@@ -82,7 +81,7 @@ class Calibration:
     temperature : float
         Above 0.
     floor : float
-        Share of the probability that is spread over all types that may be answered, 0...1.
+        Share of the probability that is spread over all types that can be predicted, 0...1.
     """
 
     temperature: float = 1.0
@@ -123,19 +122,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Return the temperature at which the probabilities of known cells fit what the cells are.
+    """Return the temperature at which the probabilities of validation cells fit their types best.
 
-    It minimises the cross-entropy of softmax(logits / T) over log T. Label smoothing teaches a network to
-    be less sure than it is right, so T is usually below 1. A normal prior on log T, of mean 0 and standard
-    deviation log 2, is added: hundreds of cells do not notice it, but a handful that all happen to be right
-    do not make the model certain, and without cells T is 1.
+    It minimises the cross-entropy of softmax(logits / T) over log T. Label smoothing makes a network less
+    confident than it is accurate, so T is usually below 1. A normal prior on log T, of mean 0 and standard
+    deviation log 2, is added: it does not matter for hundreds of cells, but a handful that all happen to be
+    right do not make the model certain, and without cells T is 1.
 
     Parameters
     ----------
     logits
         Of cells that were not trained on, ``(n_cells, n_types)``.
     targets
-        The place of each cell's true type among the types, int ``(n_cells,)``.
+        The position of each cell's true type among the types, int ``(n_cells,)``.
     """
     values, rows = np.asarray(logits, dtype=np.float64), np.arange(len(targets))
 
@@ -146,18 +145,18 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     if not len(targets):
         return 1.0
-    found = _least(cost)
-    return round(math.exp(float(found.x)), _DIGITS)
+    minimum = _least(cost)
+    return round(math.exp(float(minimum.x)), _DIGITS)
 
 
 def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
-    """Return temperature and floor at which the probabilities of known cells fit what the cells are.
+    """Return temperature and floor at which the probabilities of validation cells fit their types best.
 
     As `fit_temperature`, with a share of the probability spread over all types: a few cells that are
-    confidently wrong would else drag the temperature of all others. Where no cell of n is wrong, the share
-    is about 1/n (a prior of Beta(2, 1), which is Laplace's rule of succession): that no error was seen
-    among a few hundred cells does not mean that there is none, and an answer that is certain of one costs
-    more than all others together.
+    confidently wrong would else change the temperature of all others. Where no cell of n is wrong, the share
+    is about 1/n (a prior of Beta(2, 1), which is Laplace's rule of succession): no error among a few hundred
+    cells does not prove that errors are impossible, and one certain error costs more than all other cells
+    together.
 
     Parameters
     ----------
@@ -171,35 +170,35 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> Calibration:
     for floor in FLOORS:
 
         def cost(log_temperature: float, floor: float = floor) -> float:
-            found = Calibration(math.exp(log_temperature), floor).probabilities(values)
-            fit = -float(np.log(np.maximum(found[rows, targets], _LEAST)).sum())
+            shares = Calibration(math.exp(log_temperature), floor).probabilities(values)
+            fit = -float(np.log(np.maximum(shares[rows, targets], _LEAST)).sum())
             return fit + (log_temperature / _SPREAD) ** 2 / 2 - math.log(floor)
 
-        found = _least(cost)
-        if best is None or float(found.fun) < best[0]:
-            best = float(found.fun), Calibration(round(math.exp(float(found.x)), _DIGITS), floor)
+        minimum = _least(cost)
+        if best is None or float(minimum.fun) < best[0]:
+            best = float(minimum.fun), Calibration(round(math.exp(float(minimum.x)), _DIGITS), floor)
     assert best is not None  # noqa: S101 - there are floors
     return best[1]
 
 
 def _least(cost: Callable[[float], float]) -> Any:
-    """Return where among the logarithms of temperatures a cost is least, as scipy tells it."""
+    """Return scipy's result for the logarithm of a temperature at which a cost is least."""
     from scipy.optimize import minimize_scalar
 
     return minimize_scalar(cost, bounds=(math.log(LOWEST), math.log(HIGHEST)), method="bounded")
 
 
-# When a cell is none of the known types.
+# Novelty rules.
 
 
 @dataclass(frozen=True)
 class PartsRule:
-    """Parts of a novelty score, each in standard deviations above what known cells have, and a threshold.
+    """A novelty rule: components in standard deviations above the mean of known cells, and a threshold.
 
     Attributes
     ----------
     parts : dict
-        Of each part that counts, its mean and standard deviation over known cells.
+        Component -> its mean and standard deviation over validation cells.
     threshold : float
         A score above it is novel.
     """
@@ -220,28 +219,30 @@ class PartsRule:
             )
 
     @classmethod
-    def fitted(cls, found: Mapping[str, np.ndarray], parts: Sequence[str], share: float) -> Self | None:
-        """Return the rule of these parts that calls at most a ``share`` of known cells novel, or None.
+    def fitted(cls, components: Mapping[str, np.ndarray], parts: Sequence[str], share: float) -> Self | None:
+        """Return the rule of these components that calls at most a ``share`` of validation cells novel.
 
         Parameters
         ----------
-        found
-            Each part of the known cells, ``(n_cells,)``; without any there is no rule. What never varies has
-            a spread of 1.
+        components
+            Each component of the validation cells, ``(n_cells,)``; without cells there is no rule. A constant
+            component gets a standard deviation of 1.
         """
-        if not len(found[parts[0]]):
+        if not len(components[parts[0]]):
             return None
-        usual = {name: (float(found[name].mean()), float(found[name].std()) or 1.0) for name in parts}
-        return cls(usual, quantile_threshold(cls(usual, 0.0).score(found), share))
+        usual = {
+            name: (float(components[name].mean()), float(components[name].std()) or 1.0) for name in parts
+        }
+        return cls(usual, quantile_threshold(cls(usual, 0.0).score(components), share))
 
-    def score(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the parts, each in standard deviations above its mean and summed, squeezed into 0...1."""
+    def score(self, components: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the sum of components in standard deviations above their means, squeezed into 0...1."""
         parts = sorted(self.parts.items())  # as JSON has them: the sum's last bits are those of a stored rule
-        total = sum((found[name] - mean) / spread for name, (mean, spread) in parts)
+        total = sum((components[name] - mean) / spread for name, (mean, spread) in parts)
         return squeezed(np.asarray(total, dtype=np.float64))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
+        """Return for each score whether it is above the threshold."""
         result: np.ndarray = np.asarray(score) > self.threshold
         return result
 
@@ -261,16 +262,16 @@ class PartsRule:
 
 
 class SumsRule(PartsRule):
-    """A rule of the sums' own parts."""
+    """A novelty rule of the sums' own components."""
 
 
 def quantile_threshold(scores: np.ndarray, false_unassigned: float) -> float:
-    """Return the lowest known score that at most a share ``false_unassigned`` of known scores exceeds."""
+    """Return the lowest of the scores that at most a share ``false_unassigned`` of them exceeds."""
     return float(np.quantile(scores, 1.0 - false_unassigned, method="higher"))
 
 
 def squeezed(total: np.ndarray) -> np.ndarray:
-    """Return standard deviations as a score in 0...1; 0.5 is what known cells have on average."""
+    """Return standard deviations as a score in 0...1; 0.5 is the average of known cells."""
     result: np.ndarray = 0.5 + 0.5 * np.tanh(total / 4.0)
     return result
 
@@ -282,7 +283,7 @@ def unsqueezed(score: np.ndarray) -> np.ndarray:
     return result
 
 
-# How far a stated confidence may be believed.
+# Calibration error.
 
 
 def calibration(

@@ -1,8 +1,8 @@
-"""The sums of a lineage, a file a stage in every model folder, and the classifier they make in closed form.
+"""The sums of a lineage, one file a stage in every model folder, and the classifier that they are solved to.
 
 Streaming linear discriminant analysis (SLDA; Hayes & Kanan 2020) with more than one centroid a type, since
-laboratories and chemistries differ and a type has its place in each. docs/memory.md tells what each number
-is for and what it was measured to be worth; `docs/adr` why it is this and not random features.
+laboratories and chemistries differ and a type has its own centroid in each. docs/memory.md explains each
+number and its measured effect, `docs/adr` why random features are not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OWN_BATCHES = "batches/own.safetensors"
 """In a model folder: sums by stage, and those of its own stage by batch and type."""
 
 MISSING = "missing.json"
-"""Beside the sums: of each stage, the genes of the basis that its file lacks."""
+"""Beside the sums: for each stage the genes of the basis that its file lacks."""
 
 BASIS = "model/exact/basis"
 _LEAST_VARIANCE = 1e-9
@@ -42,7 +42,7 @@ class StageSums:
     ----------
     basis : Basis
     stages : dict
-        Stage -> its sums, oldest first; a stage that was learned before sums were kept has none.
+        Stage -> its sums, oldest first; a stage that was learned by the published method has none.
     missing : dict
         Stage -> genes of the basis that its file lacks.
     """
@@ -63,9 +63,9 @@ class StageSums:
         files = {path.stem: path for path in sorted((folder / SUMS).glob("*.safetensors"))}
         if not files:
             return None
-        if strange := sorted(set(files) - set(stages)):
+        if unknown := sorted(set(files) - set(stages)):
             raise SumsError(
-                f"{folder / SUMS} holds sums of {', '.join(strange[:5])}, which is no stage of this lineage "
+                f"{folder / SUMS} holds sums of {', '.join(unknown[:5])}, which is no stage of this lineage "
                 f"({', '.join(stages)}); restore the model"
             )
         basis = Basis.load(folder / BASIS)
@@ -99,7 +99,7 @@ class StageSums:
         return tuple(sorted({name for sums in self.stages.values() for name in sums.types}, key=str.encode))
 
     def lacking(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Return the labels of which no cell was ever added."""
+        """Return the labels of which the sums hold no cell."""
         return tuple(name for name in labels if name not in self.types)
 
 
@@ -115,21 +115,21 @@ def by_type(batches: Sums) -> Sums:
 
 def _read_missing(path: Path, basis: Basis, stages: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
     try:
-        found = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
+        missing = {str(name): tuple(map(str, genes)) for name, genes in read_json(path).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SumsError(f"{path} is missing or damaged ({error}); restore the model") from error
-    fits = set(found) == set(stages) and all(
+    fits = set(missing) == set(stages) and all(
         set(genes) <= set(basis.genes)
         and len(set(genes)) == len(genes)
         and not stages[name].totals[:, ~basis.present(genes)].any()
-        for name, genes in found.items()
+        for name, genes in missing.items()
     )
     if not fits:
         raise SumsError(
             f"{path} must name genes of the basis that have no sums, for each of {', '.join(stages)}; "
             "restore the model"
         )
-    return found
+    return missing
 
 
 # The classifier that the sums make.
@@ -142,22 +142,22 @@ class SolveSettings:
     Attributes
     ----------
     shrinkage : float
-        Share by which covariances are drawn to their diagonal, 0...1 (Friedman 1989).
+        Share by which covariances are shrunk to their diagonal, 0...1 (Friedman 1989).
     type_power : float
-        A type of n cells counts n to this power in the covariance, so that no type owns it.
+        A type of n cells has the weight n to this power in the covariance, so that no type dominates.
     few : float
         A stage's centroid of n cells keeps n / (n + few) of itself; the rest is the type's mean.
     stage_share : float
         Of a stage's own covariance among its types, times n / (n + genes).
     between : float
-        How much of the scatter of a type's centroids between stages is added to the covariance in the answer
-        for studies that were never learned.
+        How much of the scatter of a type's centroids between stages is added to the covariance for studies
+        that were never learned.
     reliable : float
-        A centroid of n cells counts n / (n + reliable) in it.
+        A centroid of n cells has the weight n / (n + reliable) in that scatter.
     soft : float
-        Inverse temperature of the log-sum-exp over stages in that answer.
+        Inverse temperature of the log-sum-exp over stages in the scores for such studies.
     own : float
-        Nats by which a cell is taken for one of a learned study rather than of a new one.
+        Nats by which a cell is favoured as one of a learned study over one of a new study.
     """
 
     shrinkage: float = 0.4
@@ -183,8 +183,8 @@ class _Parts(NamedTuple):
 def solve(sums: StageSums, settings: SolveSettings) -> ExactClassifier:
     """Return the classifier of the sums of some stages.
 
-    Each cell's levels are taken from their mean over the genes that its file has: that is linear, so it is
-    done to the sums. The same sums give the same classifier on one platform, whatever the order of stages.
+    Each cell's levels are centred by their mean over the genes that its file has; that is linear, so the sums
+    are centred instead. The same sums give the same classifier on one platform, whatever the order of stages.
 
     Raises
     ------
@@ -229,14 +229,15 @@ def _parts(stages: Mapping[str, Sums], sums: StageSums) -> _Parts:
             n = int(one.counts[row])
             mean = one.totals[row].astype(np.float64) / n
             scatter = one.scatter(row) - n * np.outer(mean, mean)
-            rows.append(
-                (sums.types.index(label), origin, n, _centred(mean, present), _centred_both(scatter, present))
-            )
-    owners, origins, n, means, scatters = zip(*rows, strict=True)
+            # As if each cell's levels had been centred by their mean over the present genes.
+            scatter = scatter - np.outer(present, present @ scatter) / present.sum()
+            scatter = scatter - np.outer(scatter @ present, present) / present.sum()
+            rows.append((sums.types.index(label), origin, n, _centred(mean, present), scatter))
+    owners, origins, sizes, means, scatters = zip(*rows, strict=True)
     return _Parts(
         np.array(owners),
         np.array(origins),
-        np.array(n, dtype=np.float64),
+        np.array(sizes, dtype=np.float64),
         np.array(means),
         np.array(scatters),
     )
@@ -248,22 +249,15 @@ def _centred(mean: np.ndarray, present: np.ndarray) -> np.ndarray:
     return result
 
 
-def _centred_both(scatter: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Return the scatter of levels that are each taken from their mean over the genes present."""
-    one = scatter - np.outer(present, present @ scatter) / present.sum()
-    result: np.ndarray = one - np.outer(one @ present, present) / present.sum()
-    return result
-
-
 def _pooled(parts: _Parts, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the weighed covariance within types of some rows."""
+    """Return the weighted covariance within types of some rows."""
     degrees = (weights[rows] * (parts.n[rows] - 1)).sum()
     result: np.ndarray = np.tensordot(weights[rows], parts.scatters[rows], 1) / max(degrees, 1e-9)
     return result
 
 
 def _shrunk(covariance: np.ndarray, pooled: np.ndarray, share: float) -> np.ndarray:
-    """Return a covariance drawn to its diagonal; what never varies in ``pooled`` stands apart, with 1."""
+    """Return a covariance shrunk to its diagonal; genes that are constant in ``pooled`` get variance 1."""
     result = (1 - share) * covariance
     np.fill_diagonal(result, np.diag(covariance))
     still = np.diag(pooled) <= _LEAST_VARIANCE
@@ -274,7 +268,7 @@ def _shrunk(covariance: np.ndarray, pooled: np.ndarray, share: float) -> np.ndar
 
 
 def _centroids(parts: _Parts, settings: SolveSettings) -> np.ndarray:
-    """Return a centroid a row: of few cells, it is drawn to the mean of all cells of its type."""
+    """Return a centroid a row; one of few cells is shrunk to the mean of all cells of its type."""
     types = np.array(
         [
             np.average(parts.means[parts.owners == one], axis=0, weights=parts.n[parts.owners == one])
@@ -307,9 +301,9 @@ def _within(
 
 
 def _apart(parts: _Parts, settings: SolveSettings) -> np.ndarray:
-    """Return how far stages lie apart: rows whose products are what is added to the covariance.
+    """Return how far stages are apart: rows whose products are added to the covariance for new studies.
 
-    ``(n_rows, n_genes)``: the centroids of each type that has several, less their mean; without any, no row.
+    ``(n_rows, n_genes)``: the centroids of each type with several, less their mean; none without such types.
     """
     reliable = parts.n / (parts.n + settings.reliable)
     rows, total, n_types = [np.zeros((0, parts.means.shape[1]))], 0.0, 0

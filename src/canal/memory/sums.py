@@ -1,7 +1,7 @@
-"""Sums over the training cells of a stage, by cell type: all that the exact memory keeps of them.
+"""Sums over the training cells of a stage by cell type: all that the exact memory stores of them.
 
-For each type n, s = sum of levels and G = sum of products of levels, as whole numbers: adding is exact,
-so the order of cells, chunks and stages, threads and machines cannot be told from them.
+For each type n, s = sum of levels and G = sum of products of levels, as whole numbers: adding is exact, so
+the order of cells, chunks and stages, threads and machines make no difference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHOLE_INT = 2**63 - 1
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What was added up.
+    """Sums of cells by cell type.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Sums:
     Raises
     ------
     SumsError
-        If shapes or types of the arrays do not fit, or sums are such as no cells have.
+        If shapes or types of the arrays do not fit, or no cells can have such sums.
     """
 
     basis: str
@@ -134,11 +134,11 @@ class Sums:
         Raises
         ------
         SumsError
-            If they are not of one basis, or what is to go cannot be in them.
+            If they are not of one basis, or do not contain the cells to remove.
         """
         self._check_same(other)
-        if strange := [name for name in other.types if name not in self.types]:
-            raise SumsError(f"cells of {', '.join(strange[:5])} cannot be left out: these sums have none")
+        if unknown := [name for name in other.types if name not in self.types]:
+            raise SumsError(f"cells of {', '.join(unknown[:5])} cannot be removed: these sums have none")
         return _joined(self, other, -1)
 
     def without(self, types: Collection[str]) -> Sums:
@@ -203,7 +203,7 @@ class Sums:
             )
 
     def _check_possible(self) -> None:
-        """Raise unless n > 0, 0 <= s <= n * highest, likewise the diagonal of G, and a single cell is one."""
+        """Raise unless n > 0, 0 <= s <= n * highest, likewise the diagonal of G, and `_is_of_few` holds."""
         n = self.counts[:, None]
         diagonal = self.products[:, _diagonal(self.size)]
         right = (
@@ -216,8 +216,8 @@ class Sums:
         )
         if not right:
             raise SumsError(
-                "these are sums of no cells: a count, a sum or a product of levels lies outside of what "
-                f"{self.n_cells:,} cells with levels of 0...{HIGHEST} can have"
+                "no cells can have these sums: a count, a sum or a product of levels is outside of the range "
+                f"of {self.n_cells:,} cells with levels of 0...{HIGHEST}"
             )
 
     def _is_of_few(self) -> bool:
@@ -238,7 +238,7 @@ class Adder:
     Parameters
     ----------
     basis
-        What levels are made by.
+        Turns expression into levels.
     """
 
     def __init__(self, basis: Basis) -> None:
@@ -261,7 +261,17 @@ class Adder:
             raise SumsError(f"{len(levels)} cells need one type each, found {len(cell_types)}")
         names = np.array(cell_types, dtype=object)
         for name in sorted(set(cell_types)):
-            self._add_type(name, levels[names == name])
+            own = levels[names == name]
+            products = exact_products(own)[self._triangle]
+            total = own.sum(axis=0).astype(np.int64)  # whole numbers below 2**53
+            if name not in self._counts:
+                self._counts[name], self._totals[name], self._products[name] = len(own), total, products
+                continue
+            self._counts[name] += len(own)
+            if self._counts[name] * HIGHEST**2 > _WHOLE_INT:
+                raise SumsError(f"{self._counts[name]:,} cells of {name} are too many for sums of 64 bits")
+            self._totals[name] += total
+            self._products[name] += products
 
     def sums(self) -> Sums:
         """Return the sums of all cells so far."""
@@ -275,18 +285,6 @@ class Adder:
             np.stack([self._totals[name] for name in types]),
             np.stack([self._products[name] for name in types]),
         )
-
-    def _add_type(self, name: str, levels: np.ndarray) -> None:
-        products = exact_products(levels)[self._triangle]
-        total = levels.sum(axis=0).astype(np.int64)  # whole numbers below 2**53
-        if name not in self._counts:
-            self._counts[name], self._totals[name], self._products[name] = len(levels), total, products
-            return
-        self._counts[name] += len(levels)
-        if self._counts[name] * HIGHEST**2 > _WHOLE_INT:
-            raise SumsError(f"{self._counts[name]:,} cells of {name} are too many for sums of 64 bits")
-        self._totals[name] += total
-        self._products[name] += products
 
 
 def add_up(basis: Basis, chunks: Iterable[tuple[np.ndarray, Sequence[str]]]) -> Sums:
@@ -355,17 +353,19 @@ def _joined(left: Sums, right: Sums, sign: int) -> Sums:
         for name in _ARRAYS:
             made[name][rows] += factor * getattr(sums, name)
     if (made["counts"] < 0).any():
-        raise SumsError("more cells of a type cannot be left out than there are in the sums")
+        raise SumsError("more cells of a type were to be removed than the sums hold")
     gone = made["counts"] == 0
     if any(made[name][gone].any() for name in _ARRAYS):
-        raise SumsError("what is left out is not what was added: no cell of a type is left, but its sums are")
+        raise SumsError(
+            "the cells to remove are not those that were added: a type has sums left, but no cell"
+        )
     kept = np.flatnonzero(~gone)
     names = tuple(types[row] for row in kept)
     return Sums(left.basis, names, *(made[name][kept] for name in _ARRAYS))
 
 
 def _diagonal(size: int) -> np.ndarray:
-    """Return where the diagonal lies in the upper triangle by rows."""
+    """Return the positions of the diagonal in the upper triangle by rows."""
     rows = np.arange(size)
     result: np.ndarray = rows * size - rows * (rows - 1) // 2
     return result

@@ -1,4 +1,4 @@
-"""The annotator: network, labels and genes in one, which turns expression into cell types."""
+"""The annotator by a network: weights, labels and genes, with which expression is turned into cell types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from canal.core.files import new_folder, write_json
 from canal.data.expression import tokenize
 from canal.memory.prediction import Prediction
 from canal.model.backbone import MOST_CELLS, Backbone, empty_performer
-from canal.model.compute import in_lanes
+from canal.model.centroids import CentroidDistances, TypeCentroids
+from canal.model.compute import in_threads
 from canal.model.head import (
     AnnotatorNetwork,
     Answer,
@@ -31,7 +32,6 @@ from canal.model.head import (
     wider_backbone,
     wider_head,
 )
-from canal.model.places import Apart, TypePlaces
 from canal.model.storage import (
     CONFIG,
     FORMAT,
@@ -51,7 +51,7 @@ TEMPERATURE = "temperature"
 _FIRST_CELLS = 256
 
 Measure = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""What is measured of cells from gene scores ``(n_cells, n_genes + 1)`` and manifold ``(n_cells, 128)``."""
+"""A function of gene scores ``(n_cells, n_genes + 1)`` and manifold ``(n_cells, 128)`` of cells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ class Annotator:
     temperature : float
         Logits are divided by it before they become probabilities. It changes no label; at 1, and in models
         from before canal fitted it, probabilities are as the network learned to state them.
-    places : TypePlaces or None
-        Where the learned types lie: what a rule with a blend adds to the published score.
+    centroids : TypeCentroids or None
+        Centroids of the learned types, for a rule with a blend.
     ontology : dict
         Cell Ontology ids of labels, such as ``{"B": "CL:0000236"}``; those of no label may be missing.
     """
@@ -80,7 +80,7 @@ class Annotator:
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     novelty: NoveltyRule | None = None
-    places: TypePlaces | None = None
+    centroids: TypeCentroids | None = None
     temperature: float = 1.0
     ontology: Mapping[str, str] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ class Annotator:
         rows = spread(len(expression), _FIRST_CELLS)
         with torch.no_grad():
             tokens = torch.from_numpy(tokenize(expression[rows]))
-            hidden = torch.cat(in_lanes(performer, torch.split(tokens, performer.cells_at_a_time)))
+            hidden = torch.cat(in_threads(performer, torch.split(tokens, performer.cells_at_a_time)))
         network = AnnotatorNetwork(performer, new_head(hidden, len(labels), generator))
         network.freeze_backbone()
         return cls(network, tuple(labels), tuple(genes))
@@ -115,35 +115,35 @@ class Annotator:
         network.freeze_backbone()
         return Annotator(network, (*self.labels, *labels), self.genes, ontology=self.ontology)
 
-    def with_novelty(self, rule: NoveltyRule, places: TypePlaces | None = None) -> Annotator:
-        """Return this annotator with another novelty rule and what it needs; the network is shared.
+    def with_novelty(self, rule: NoveltyRule, centroids: TypeCentroids | None = None) -> Annotator:
+        """Return this annotator with another novelty rule and its centroids; the network is shared.
 
         Raises
         ------
         ModelError
-            If the rule needs places and there are none, or the other way round.
+            If the rule needs centroids that are not given, or the other way round.
         """
-        found = places.parts if places else ()
-        if rule.parts != found:
+        given = centroids.parts if centroids else ()
+        if rule.parts != given:
             raise ModelError(
-                f"the novelty rule asks for {', '.join(rule.parts) or 'nothing'} from the places of the "
-                f"learned types, found {', '.join(found) or 'nothing'}; restore the model"
+                f"the novelty rule needs {', '.join(rule.parts) or 'no component'} from the centroids of the "
+                f"learned types, found {', '.join(given) or 'none'}; restore the model"
             )
-        return replace(self, novelty=rule, places=places)
+        return replace(self, novelty=rule, centroids=centroids)
 
     def without(self, missing: Collection[str]) -> Annotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared.
 
-        The network reads them as not expressed, but the places of the learned types leave them out: cells
-        that lack genes would seem novel for that alone. What is missing belongs to the data set, not to a
-        cell, so a cell's answer still does not depend on the cells beside it.
+        The network reads them as not expressed, but distances to the centroids leave them out: cells that
+        lack genes would seem novel for that alone. Missing genes are those of the data set, not of a cell, so
+        a cell's result still does not depend on other cells.
         """
-        if self.places is None or not missing:
+        if self.centroids is None or not missing:
             return self
-        return replace(self, places=self.places.among(self.present(missing)))
+        return replace(self, centroids=self.centroids.among(self.present(missing)))
 
     def present(self, missing: Collection[str]) -> np.ndarray:
-        """Return which gene scores are of no missing gene, bool ``(n_genes + 1,)``."""
+        """Return which gene scores are of genes that are present, bool ``(n_genes + 1,)``."""
         gone = set(missing)
         return np.array([gene not in gone for gene in self.genes] + [True])  # the last closes the sequence
 
@@ -153,26 +153,32 @@ class Annotator:
 
     def with_ontology(self, ids: Mapping[str, str]) -> Annotator:
         """Return this annotator with more Cell Ontology ids, but for those of no label of its own."""
-        known = {**self.ontology, **{name: ids[name] for name in self.labels if name in ids}}
-        return replace(self, ontology=known)
+        own = {name: ids[name] for name in self.labels if name in ids}
+        return replace(self, ontology={**self.ontology, **own})
 
     def answers(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Answer:
         """Return manifold, representation and logits, as CPU tensors, for expression ``(n_cells, n_genes)``.
 
         Cells go through the network at most ``batch_size`` at a time, fewer where that is faster. A cell's
-        answer does not depend on the cells beside it, but for the last bits of fp32.
+        answer does not depend on other cells, but for the last bits of fp32.
 
         Raises
         ------
         ModelError
             If the number of columns is not the number of genes.
         """
-        parts = in_lanes(self._answer, self._parts(expression, batch_size))
+
+        @torch.inference_mode()
+        def one(part: np.ndarray) -> Answer:
+            answer = self.network.head.from_scores(self._scores(part))
+            return Answer(*(values.cpu() for values in answer))
+
+        parts = in_threads(one, self._parts(expression, batch_size))
         return Answer(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def gene_scores(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> Tensor:
-        """Return what the head's filter makes of each position, ``(n_cells, n_genes + 1)``; see `answers`."""
-        parts = in_lanes(self._scores, self._parts(expression, batch_size))
+        """Return the output of the head's filter, ``(n_cells, n_genes + 1)``; see `answers`."""
+        parts = in_threads(self._scores, self._parts(expression, batch_size))
         return torch.cat([part.cpu() for part in parts])
 
     def represent(self, expression: np.ndarray, batch_size: int = MOST_CELLS) -> np.ndarray:
@@ -187,12 +193,12 @@ class Annotator:
     def predict_beside(
         self, expression: np.ndarray, measure: Measure, batch_size: int = MOST_CELLS
     ) -> tuple[Prediction, list[Tensor]]:
-        """Return what `predict` does, and what is measured of the cells on the way, ``(n_cells,)`` each."""
-        parts = in_lanes(partial(self._judge, measure=measure), self._parts(expression, batch_size))
+        """Return the prediction, and the values of ``measure`` for the cells, ``(n_cells,)`` each."""
+        parts = in_threads(partial(self._outputs, measure=measure), self._parts(expression, batch_size))
         logits, distance, angle, *beside = (torch.cat(column) for column in zip(*parts, strict=True))
         values, novelty = logits.float().numpy(), None
         if self.novelty is not None:
-            score = self.novelty.score(values, Apart(distance, angle))
+            score = self.novelty.score(values, CentroidDistances(distance, angle))
             novelty = score, self.novelty.is_novel(score)
         return Prediction.of(self.labels, values, self.probabilities(values), novelty), beside
 
@@ -208,7 +214,7 @@ class Annotator:
         return self
 
     def about(self) -> dict[str, Any]:
-        """Return what an annotation's record says of how cells are judged."""
+        """Return the settings of a prediction, for an annotation's record."""
         rule = None if self.novelty is None else self.novelty.to_json()
         return {"novelty": rule, "temperature": self.temperature}
 
@@ -216,7 +222,7 @@ class Annotator:
         """Return the SHA-256 of all numbers that decide an answer."""
         tensors = dict(self.network.state_dict())
         tensors |= (
-            {} if self.places is None else {f"novelty.{k}": v for k, v in self.places.tensors().items()}
+            {} if self.centroids is None else {f"novelty.{k}": v for k, v in self.centroids.tensors().items()}
         )
         return json_digest([weights_digest(tensors), list(self.labels), list(self.genes), self.about()])
 
@@ -255,8 +261,8 @@ class Annotator:
             write_json(temporary / GENES, list(self.genes))
             if self.ontology:
                 write_json(temporary / ONTOLOGY, dict(self.ontology))
-            if self.places is not None:
-                self.places.save(temporary)
+            if self.centroids is not None:
+                self.centroids.save(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
@@ -281,7 +287,7 @@ class Annotator:
         )
         if rule is None:
             return loaded
-        return loaded.with_novelty(NoveltyRule.from_json(rule), TypePlaces.load(folder, len(genes) + 1))
+        return loaded.with_novelty(NoveltyRule.from_json(rule), TypeCentroids.load(folder, len(genes) + 1))
 
     def _parts(self, expression: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Return ``expression`` in pieces that go through the network at a time, at least one."""
@@ -301,17 +307,12 @@ class Annotator:
         return network.head.gene_scores(network.backbone(tokens))
 
     @torch.inference_mode()
-    def _judge(self, expression: np.ndarray, measure: Measure) -> tuple[Tensor, ...]:
-        """Return logits of one piece, how far its cells are from the learned types, and what is measured."""
+    def _outputs(self, expression: np.ndarray, measure: Measure) -> tuple[Tensor, ...]:
+        """Return logits of one piece, its distances to the centroids, and the values of ``measure``."""
         scores = self._scores(expression)
         answer, none = self.network.head.from_scores(scores), torch.zeros(len(scores))
-        apart = Apart(none, none) if self.places is None else self.places.of(scores)
-        return answer.logits.cpu(), *apart, *measure(scores, answer.manifold)
-
-    @torch.inference_mode()
-    def _answer(self, expression: np.ndarray) -> Answer:
-        answer = self.network.head.from_scores(self._scores(expression))
-        return Answer(*(part.cpu() for part in answer))
+        distances = CentroidDistances(none, none) if self.centroids is None else self.centroids.of(scores)
+        return answer.logits.cpu(), *distances, *measure(scores, answer.manifold)
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
@@ -333,10 +334,10 @@ def gene_vectors(annotator: Annotator) -> np.ndarray:
 def with_genes(annotator: Annotator, genes: Sequence[str], vectors: np.ndarray) -> Annotator:
     """Return a copy that reads ``genes`` behind its own, without novelty rule and temperature.
 
-    The new genes' vectors ``(len(genes), dim)`` stand behind the old ones and before the closing position,
-    which stays the last; so do the columns of the head's first layer, which are zero: what a new gene says
+    The new genes' vectors ``(len(genes), dim)`` are inserted behind the old ones and before the closing
+    position, which stays the last; likewise the columns of the head's first layer, which are zero: a new gene
     has no weight until it is trained. All old parameters keep their bits. Answers do not: attention is over
-    all positions, and there are more of them.
+    all positions, whose number grows.
 
     Raises
     ------
@@ -358,4 +359,4 @@ def with_genes(annotator: Annotator, genes: Sequence[str], vectors: np.ndarray) 
     network = AnnotatorNetwork(backbone, wider_head(annotator.network.head, len(genes)))
     network.freeze_backbone()
     panel = (*annotator.genes, *genes)
-    return replace(annotator, network=network, genes=panel, novelty=None, places=None, temperature=1.0)
+    return replace(annotator, network=network, genes=panel, novelty=None, centroids=None, temperature=1.0)

@@ -1,4 +1,4 @@
-"""Which genes speak for a type: the gradient of its logit times what expression adds to the input."""
+"""Attribution of a cell type to genes: the gradient of its logit times what expression adds to the input."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from canal.data.expression import tokenize
 from canal.memory.answer import ExactAnnotator
 from canal.model.annotator import Annotator
 from canal.model.combined import CombinedAnnotator, FastAnnotator
-from canal.model.compute import in_lanes
+from canal.model.compute import in_threads
 from canal.model.load import CellAnnotator
 
 _CELLS_AT_A_TIME = 8
 
 
 def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
-    """Return how much each gene of each cell speaks for a type of that cell, float32 ``(n_cells, n_genes)``.
+    """Return the attribution of a type of each cell to its genes, float32 ``(n_cells, n_genes)``.
 
-    Of a network as `network_attributions`; of sums as `exact_attributions`; of both, each over its
-    temperature and by its weight, as they are combined.
+    For a network from `network_attributions`, for sums from `exact_attributions`; for both the sum of these,
+    each divided by its temperature and times its weight.
 
     Parameters
     ----------
@@ -49,17 +49,19 @@ def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.nda
 def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
     """Return how much each gene's level changes a type's score beside the mean of all other types' scores.
 
-    Scores are linear, so this is level times weight, of the type's centroid that is nearest to the cell.
+    Scores are linear, so this is level times weight, for the type's centroid that is nearest to the cell.
     """
-    known = annotator.classifier
+    classifier = annotator.classifier
     result = np.zeros(expression.shape, dtype=np.float32)
-    levels, n = annotator.levels(expression), int(known.there.sum())
-    scores, linear = known.own.scores(known.centred(levels), n), known.own.linear.weights
-    linear = linear - linear[:, known.there].mean(axis=1, keepdims=True)  # levels are centred
-    mean = np.stack([linear[known.owners == owner].mean(axis=0) for owner in range(len(known.labels))])
-    for owner, place in enumerate(annotator.places):
-        rows = np.flatnonzero(types == place)
-        own = np.flatnonzero(known.owners == owner)
+    levels, n = annotator.levels(expression), int(classifier.there.sum())
+    scores, linear = classifier.own.scores(classifier.centred(levels), n), classifier.own.linear.weights
+    linear = linear - linear[:, classifier.there].mean(axis=1, keepdims=True)  # levels are centred
+    mean = np.stack(
+        [linear[classifier.owners == owner].mean(axis=0) for owner in range(len(classifier.labels))]
+    )
+    for owner, position in enumerate(annotator.positions):
+        rows = np.flatnonzero(types == position)
+        own = np.flatnonzero(classifier.owners == owner)
         nearest = own[scores[rows][:, own].argmax(axis=1)]
         others = np.delete(mean, owner, axis=0).mean(axis=0)
         result[rows, : levels.shape[1]] = levels[rows] * (linear[nearest] - others)
@@ -67,41 +69,38 @@ def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types:
 
 
 def network_attributions(annotator: Annotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
-    """Return how much each gene speaks for a type in a network's eyes, float32 ``(n_cells, n_genes)``.
+    """Return the attribution of types to genes by a network, float32 ``(n_cells, n_genes)``.
 
     Gradient times input: the input of a gene is the embedding of its level, and "not expressed" is its zero,
     so a gene counts with (embedding of its level - embedding of level 0) times the gradient there. A gene at
-    level 0 has 0. What is differentiated is the type's logit less the mean of all others: a gene that speaks
-    for every type speaks for none. Parameters are those of `attributions`.
+    level 0 has 0. The type's logit less the mean of all others is differentiated: a gene that favours every
+    type favours none. Parameters are those of `attributions`.
     """
     pieces = [
         (expression[start : start + _CELLS_AT_A_TIME], types[start : start + _CELLS_AT_A_TIME])
         for start in range(0, len(expression), _CELLS_AT_A_TIME)
     ]
+    backbone, head = annotator.network.backbone, annotator.network.head
+    device = head.filter.weight.device
 
-    def piece(one: tuple[np.ndarray, np.ndarray]) -> Tensor:
-        return _attributions(annotator, *one)
+    @torch.enable_grad()
+    def of_piece(piece: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        expressed, targets = piece
+        tokens = functional.pad(torch.from_numpy(tokenize(expressed)).long(), (0, 1)).to(device)
+        level = backbone.token_emb(tokens).detach()
+        inputs = (level + backbone.pos_emb.weight.detach()).requires_grad_(True)
+        hidden = inputs
+        for block in backbone.blocks:
+            hidden = block(hidden)
+        logits = head(backbone.norm(hidden)).logits
+        chosen = functional.one_hot(torch.from_numpy(targets).to(device), logits.shape[1]).to(logits)
+        others = (1.0 - chosen) / max(logits.shape[1] - 1, 1)
+        (slope,) = torch.autograd.grad((logits * (chosen - others)).sum(), inputs)
+        added = level - backbone.token_emb.weight[0].detach()
+        attributed: Tensor = (slope * added).sum(-1)[:, :-1].float().cpu()
+        return attributed
 
-    parts = in_lanes(piece, pieces)
+    parts = in_threads(of_piece, pieces)
     empty = torch.zeros((0, len(annotator.genes)))
     result: np.ndarray = torch.cat([empty, *parts]).numpy()
     return result
-
-
-@torch.enable_grad()
-def _attributions(annotator: Annotator, expression: np.ndarray, types: np.ndarray) -> Tensor:
-    backbone, head = annotator.network.backbone, annotator.network.head
-    device = head.filter.weight.device
-    tokens = functional.pad(torch.from_numpy(tokenize(expression)).long(), (0, 1)).to(device)
-    level = backbone.token_emb(tokens).detach()
-    place = (level + backbone.pos_emb.weight.detach()).requires_grad_(True)
-    hidden = place
-    for block in backbone.blocks:
-        hidden = block(hidden)
-    logits = head(backbone.norm(hidden)).logits
-    chosen = functional.one_hot(torch.from_numpy(types).to(device), logits.shape[1]).to(logits)
-    others = (1.0 - chosen) / max(logits.shape[1] - 1, 1)
-    (slope,) = torch.autograd.grad((logits * (chosen - others)).sum(), place)
-    added = level - backbone.token_emb.weight[0].detach()
-    spoken: Tensor = (slope * added).sum(-1)[:, :-1].float().cpu()
-    return spoken

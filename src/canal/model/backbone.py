@@ -1,10 +1,10 @@
-"""The backbone: scBERT's Performer in plain torch, and the genes that it has embeddings of.
+"""The backbone: scBERT's Performer in plain torch, and the vocabulary of genes that it has embeddings of.
 
-After Yang et al. 2022 and Choromanski et al. 2021. Its first block is looked up where no gradient is asked
-for: its input at a position is one of seven vectors, whatever the cell. A position is a gene at one of six
-levels, or masked, so LayerNorm, queries, keys, values and features of the first block are computed once for
-each gene and level, and a cell picks its rows. What depends on the whole cell is left: the maximum that
-stabilises its keys, the two products of linear attention, and all behind them.
+After Yang et al. 2022 and Choromanski et al. 2021. Without gradients, its first block is a lookup table: the
+input at a position is one of seven vectors, whatever the cell, since a position is a gene at one of six
+levels, or masked. LayerNorm, queries, keys, values and features of the first block are computed once for each
+gene and level, and a cell selects its rows. The rest depends on the whole cell: the maximum that stabilises
+its keys, the two products of linear attention, and everything behind them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from canal.model.compute import (
     KERNEL_EPSILON,
     favor_attention,
     heads_at_a_time,
-    in_lanes,
+    in_threads,
     raw_features,
     scaled_projection,
     with_ones,
@@ -172,7 +172,7 @@ class Block(nn.Module):
 class Performer(nn.Module):
     """Token and gene embeddings, blocks and a final LayerNorm, over ``n_genes + 1`` positions.
 
-    Made without values: give it some with `initialise` or `load_state_dict`.
+    Made without values: `new_performer` draws them, `load_state_dict` loads them.
     """
 
     def __init__(self, config: BackboneConfig, n_genes: int) -> None:
@@ -203,7 +203,7 @@ class Performer(nn.Module):
         return self.config.depth - 2
 
     def encode_prefix(self, tokens: Tensor) -> Tensor:
-        """Return what never changes between stages: embeddings and frozen blocks.
+        """Return the output of embeddings and frozen blocks, which never changes between stages.
 
         ``tokens`` is ``(cells, n_genes)`` of an integer type, the result ``(cells, n_genes + 1, dim)``. The
         closing position, token 0, is added here.
@@ -297,12 +297,12 @@ def orthogonal_projection(n_features: int, dim: int, generator: torch.Generator)
     return projection
 
 
-# The first block by looking up.
+# The first block as a lookup table.
 
 
 @dataclass(frozen=True, eq=False)
 class FirstBlock:
-    """What the first block makes of every gene at every level; row ``gene * n_tokens + token``.
+    """The lookup table of the first block, for every gene at every level; row ``gene * n_tokens + token``.
 
     Attributes
     ----------
@@ -328,7 +328,7 @@ class FirstBlock:
 
     @classmethod
     def of(cls, performer: Performer) -> FirstBlock:
-        """Return the tables of a network as its weights are now."""
+        """Return the lookup table for a network's present weights."""
         block = cast("Block", performer.blocks[0])
         hidden = (performer.pos_emb.weight[:, None] + performer.token_emb.weight).flatten(0, 1)
         attention = block.attention
@@ -372,14 +372,14 @@ _lock = threading.Lock()
 
 
 def first_block(performer: Performer) -> FirstBlock:
-    """Return the tables of ``performer``, made anew where a weight has changed since the last call."""
+    """Return the lookup table of ``performer``, computed anew if a weight has changed since the last call."""
     used = (performer.token_emb, performer.pos_emb, performer.blocks[0])
     weights = ((one.data_ptr(), one._version) for part in used for one in part.state_dict().values())
     state = (torch.is_autocast_enabled(performer.token_emb.weight.device.type), *weights)
     with _lock:
-        found = _known.get(performer)
-        if found is None or found[0] != state:
-            # In a lane, so that the tables' bits do not depend on the number of threads.
-            found = (state, in_lanes(FirstBlock.of, [performer])[0])
-            _known[performer] = found
-    return found[1]
+        cached = _known.get(performer)
+        if cached is None or cached[0] != state:
+            # By a single thread, so that the table's bits do not depend on the number of threads.
+            cached = (state, in_threads(FirstBlock.of, [performer])[0])
+            _known[performer] = cached
+    return cached[1]

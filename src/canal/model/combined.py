@@ -1,4 +1,4 @@
-"""Network and sums in one answer: each knows what the other does not, and validation cells say how much."""
+"""The annotator that combines a network and sums, with weights that were fitted on validation cells."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from canal.memory.levels import log_normalised
 from canal.memory.prediction import PARTS, Calibration, PartsRule, Prediction, softmax, unsqueezed
 from canal.model import COMBINATION, EXACT
 from canal.model.annotator import Annotator
+from canal.model.centroids import NETWORK_PARTS, NetworkCentroids
 from canal.model.head import is_number
-from canal.model.places import NETWORK_PARTS, NetworkPlaces
 from canal.model.storage import read_document, weights_digest
 
-FORMAT, FORMAT_OF_PLACES = 1, 2
-"""Of combination.json: without, and with a file of where types lie in the network beside it."""
+FORMAT, FORMAT_WITH_CENTROIDS = 1, 2
+"""Of combination.json: without, and with a file of the network's centroids beside it."""
 
 NETWORK_PART, PUBLISHED_PART = "network", "published"
-"""Parts of a combined novelty: the network's own score, and what bbae047 published of it alone."""
+"""Components of a combined novelty score: the network's own score, and the published one (bbae047)."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """How two answers become one: log-linear, each at its own temperature.
+    """How network and sums are combined: log-linear, each at its own temperature.
 
     Attributes
     ----------
@@ -39,12 +39,12 @@ class Combination:
         Of the network's log probabilities, 0...1; those of the sums have the rest. At 0 the sums answer
         alone, and the network is never run.
     network_temperature : float
-        What the network's logits are divided by before they are combined.
+        Divides the network's logits before they are combined.
     calibration : Calibration
         From combined log probabilities to probabilities.
     fast_margin : float
-        Difference of the two largest probabilities of the sums' answer below which a cell is unsure: with
-        ``--effort fast`` the network is asked about these cells alone.
+        Difference of the two largest probabilities by the sums below which a cell is unsure: with
+        ``--effort fast`` the network predicts these cells alone.
     """
 
     weight: float
@@ -93,7 +93,7 @@ class Combination:
 
 
 class CombinedRule(PartsRule):
-    """A rule of the network's own score, the published one alone, places in the network, and sums' parts."""
+    """A rule with components of the network (two scores, distances to its centroids) and of the sums."""
 
     allowed = (NETWORK_PART, PUBLISHED_PART, *NETWORK_PARTS, *PARTS)
     error = ModelError
@@ -101,41 +101,41 @@ class CombinedRule(PartsRule):
 
     @property
     def in_network(self) -> tuple[str, ...]:
-        """The parts that ask where types lie in the network, as `NetworkPlaces.parts` has them."""
+        """The components that need the network's centroids, as in `NetworkCentroids.parts`."""
         return tuple(name for name in NETWORK_PARTS if name in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class CombinedAnnotator:
-    """A network and a solved memory that answer together.
+    """A network and a solved memory whose predictions are combined.
 
     Attributes
     ----------
     network : Annotator
-        As the published method has it, with its own temperature and novelty rule.
+        As by the published method, with its own temperature and novelty rule.
     exact : ExactAnnotator
     combination : Combination
     novelty : CombinedRule or None
         Without one, no cell is novel.
-    places : NetworkPlaces or None
-        Where the types lie in the network, if the rule asks for it.
+    centroids : NetworkCentroids or None
+        The network's, if the rule needs them.
     """
 
     network: Annotator
     exact: ExactAnnotator
     combination: Combination
     novelty: CombinedRule | None = None
-    places: NetworkPlaces | None = None
+    centroids: NetworkCentroids | None = None
 
     def __post_init__(self) -> None:
         if (self.network.labels, self.network.genes) != (self.exact.labels, self.exact.genes):
             raise ModelError("network and sums are of other types or genes; restore the model")
-        asked = self.novelty.in_network if self.novelty else ()
-        found = self.places.parts if self.places else ()
-        if asked != found:
+        needed = self.novelty.in_network if self.novelty else ()
+        given = self.centroids.parts if self.centroids else ()
+        if needed != given:
             raise ModelError(
-                f"the novelty rule asks for {', '.join(asked) or 'nothing'} of where types lie in the "
-                f"network, found {', '.join(found) or 'nothing'}; restore the model"
+                f"the novelty rule needs {', '.join(needed) or 'no component'} from the network's centroids, "
+                f"found {', '.join(given) or 'none'}; restore the model"
             )
 
     @property
@@ -155,22 +155,22 @@ class CombinedAnnotator:
 
     @property
     def temperature(self) -> float:
-        """What combined log probabilities are divided by."""
+        """Divides combined log probabilities before they become probabilities."""
         return self.combination.calibration.temperature
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
-        places = self.places or NetworkPlaces()
-        said, measured = self.network.predict_beside(expression, places.of)
+        centroids = self.centroids or NetworkCentroids()
+        by_network, measured = self.network.predict_beside(expression, centroids.of)
         centred = self.exact.classifier.centred(self.exact.levels(expression))
         own, learned = self.exact.answered_centred(centred)
-        logits = self.combination.of(said.logits, self.exact.log_probabilities(own))
+        logits = self.combination.of(by_network.logits, self.exact.log_probabilities(own))
         novelty = None
         if self.novelty is not None:
             parts = {
-                **network_parts(self.network, said.logits, said.novelty),
-                **told_apart(places, measured),
-                **self.exact.apart_centred(centred),
+                **network_parts(self.network, by_network.logits, by_network.novelty),
+                **named_distances(centroids, measured),
+                **self.exact.novelty_parts_centred(centred),
             }
             score = self.novelty.score(parts)
             novelty = score, self.novelty.is_novel(score)
@@ -182,10 +182,10 @@ class CombinedAnnotator:
 
     def without(self, missing: Collection[str]) -> CombinedAnnotator:
         """Return this annotator for cells of which some genes were never measured; the network is shared."""
-        found = replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
-        if self.places is None or not missing:
-            return found
-        return replace(found, places=self.places.among(self.network.present(missing)))
+        without = replace(self, network=self.network.without(missing), exact=self.exact.without(missing))
+        if self.centroids is None or not missing:
+            return without
+        return replace(without, centroids=self.centroids.among(self.network.present(missing)))
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
@@ -207,7 +207,7 @@ class CombinedAnnotator:
         return self
 
     def about(self) -> dict[str, Any]:
-        """Return what an annotation's record says of how cells are judged."""
+        """Return the settings of a prediction, for an annotation's record."""
         return {
             "novelty": None if self.novelty is None else self.novelty.to_json(),
             **self.combination.calibration.to_json(),
@@ -219,20 +219,20 @@ class CombinedAnnotator:
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
         own = [self.combination.to_json(), self.about()]
-        own += [] if self.places is None else [{"places": weights_digest(self.places.tensors())}]
+        own += [] if self.centroids is None else [{"places": weights_digest(self.centroids.tensors())}]
         return json_digest([self.network.digest(), self.exact.digest(), *own])
 
     def save(self, folder: Path) -> None:
         """Write the network's files as the published method does, ``exact/`` and ``combination.json``.
 
-        Where the rule asks where types lie in the network, that is one more file.
+        Where the rule needs the network's centroids, they are one more file.
         """
         self.network.save(folder)
         self.exact.save(folder / EXACT)
         rule = None if self.novelty is None else self.novelty.to_json()
-        number = FORMAT if self.places is None else FORMAT_OF_PLACES
-        if self.places is not None:
-            self.places.save(folder)
+        number = FORMAT if self.centroids is None else FORMAT_WITH_CENTROIDS
+        if self.centroids is not None:
+            self.centroids.save(folder)
         write_json(folder / COMBINATION, {"format": number, **self.combination.to_json(), "novelty": rule})
 
     @classmethod
@@ -240,16 +240,17 @@ class CombinedAnnotator:
         """Read what `save` wrote; raises `CanalError` if anything is missing, damaged or does not fit."""
         combination, rule = read_combination(folder)
         network, exact = Annotator.load(folder), ExactAnnotator.load(folder / EXACT)
-        places = NetworkPlaces.load(folder, len(network.genes) + 1, len(network.labels))
-        return cls(network, exact, combination, rule, places)
+        centroids = NetworkCentroids.load(folder, len(network.genes) + 1, len(network.labels))
+        return cls(network, exact, combination, rule, centroids)
 
 
 @dataclass(frozen=True, eq=False)
 class FastAnnotator:
-    """The sums answer; the network is asked about cells of which they are unsure.
+    """The sums predict, and the network the cells of which the sums are unsure.
 
-    A cell is unsure where the two likeliest types of the sums' answer lie nearer than a margin that was set
-    on validation cells, so that 2 % of them are: a cell's answer does not depend on its neighbours.
+    A cell is unsure where the probabilities of the two likeliest types by the sums differ by less than a
+    margin, which was set so that 2 % of the validation cells are unsure: the result for a cell does not
+    depend on other cells.
 
     Attributes
     ----------
@@ -275,25 +276,25 @@ class FastAnnotator:
 
     @property
     def temperature(self) -> float:
-        """That of the sums' answer."""
+        """That of the sums."""
         return self.whole.exact.temperature
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``.
 
-        ``logits`` are log probabilities, since cells are answered in two ways.
+        ``logits`` are log probabilities, since cells are predicted in two ways.
         """
-        said = self.whole.exact.predict(expression)
-        logits = self.whole.exact.log_probabilities(said.logits)
-        unsure = margins(said.probabilities) < self.whole.combination.fast_margin
-        labels = np.array(said.labels, dtype=object)
+        fast = self.whole.exact.predict(expression)
+        logits = self.whole.exact.log_probabilities(fast.logits)
+        unsure = margins(fast.probabilities) < self.whole.combination.fast_margin
+        labels = np.array(fast.labels, dtype=object)
         if unsure.any():
             more = self.whole.predict(expression[unsure])
             labels[unsure] = more.labels
-            said.confidence[unsure], said.novelty[unsure] = more.confidence, more.novelty
-            said.is_novel[unsure], said.probabilities[unsure] = more.is_novel, more.probabilities
+            fast.confidence[unsure], fast.novelty[unsure] = more.confidence, more.novelty
+            fast.is_novel[unsure], fast.probabilities[unsure] = more.is_novel, more.probabilities
             logits[unsure] = self.whole.combination.calibration.log_probabilities(more.logits)
-        return replace(said, labels=labels.tolist(), logits=logits, by_network=unsure)
+        return replace(fast, labels=labels.tolist(), logits=logits, by_network=unsure)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits), ``(n_cells, n_types)``."""
@@ -304,11 +305,11 @@ class FastAnnotator:
         return FastAnnotator(self.whole.without(missing))
 
     def gene_weights(self) -> np.ndarray:
-        """Return the weight of each gene for each type in the sums, which answer most cells."""
+        """Return the weight of each gene for each type in the sums, which predict most cells."""
         return self.whole.exact.gene_weights()
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the network's manifold ``(n_cells, 128)`` and the logits that labels were taken from."""
+        """Return the network's manifold ``(n_cells, 128)`` and the logits that give the labels."""
         return self.whole.represented(expression)[0], self.predict(expression).logits
 
     def on(self, device: str) -> FastAnnotator:
@@ -317,7 +318,7 @@ class FastAnnotator:
         return self
 
     def about(self) -> dict[str, Any]:
-        """Return what an annotation's record says of how cells are judged."""
+        """Return the settings of a prediction, for an annotation's record."""
         return {**self.whole.about(), "effort": "fast", "fast_margin": self.whole.combination.fast_margin}
 
     def digest(self) -> str:
@@ -326,33 +327,33 @@ class FastAnnotator:
 
 
 def network_parts(network: Annotator, logits: np.ndarray, novelty: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the parts of novelty that a network gives, from its logits and its own score of cells."""
+    """Return the network's components of novelty, from its logits and its own score of cells."""
     rule = network.novelty
     published = novelty if rule is None else rule.published_score(logits)
     return {NETWORK_PART: unsqueezed(novelty), PUBLISHED_PART: published}
 
 
-def told_apart(places: NetworkPlaces, measured: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Return by name what `NetworkPlaces.of` measured of cells, float64."""
-    return {name: one.double().numpy() for name, one in zip(places.parts, measured, strict=True)}
+def named_distances(centroids: NetworkCentroids, measured: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Return the distances from `NetworkCentroids.of` by name, float64."""
+    return {name: one.double().numpy() for name, one in zip(centroids.parts, measured, strict=True)}
 
 
 def margins(probabilities: np.ndarray) -> np.ndarray:
-    """Return by how much the likeliest type leads the second, ``(n_cells,)``; of one type, what it has."""
+    """Return the probability of the likeliest type less that of the second, ``(n_cells,)``."""
     top = np.sort(probabilities, axis=1)
     result: np.ndarray = top[:, -1] - top[:, -2] if top.shape[1] > 1 else top[:, 0]
     return result
 
 
 def read_combination(folder: Path) -> tuple[Combination, CombinedRule | None]:
-    """Return what ``combination.json`` of a model folder says; raises `ModelError` if it is damaged."""
+    """Read ``combination.json`` of a model folder; raises `ModelError` if it is damaged."""
     document = dict(read_document(folder, COMBINATION))
     try:
         number, rule = document.pop("format"), document.pop("novelty")
-        if number not in (FORMAT, FORMAT_OF_PLACES):
+        if number not in (FORMAT, FORMAT_WITH_CENTROIDS):
             raise ModelError(f"{folder / COMBINATION} is of a format that this canal does not know")
         found = None if rule is None else CombinedRule.from_json(rule)
-        if (number == FORMAT_OF_PLACES) != bool(found and found.in_network):
+        if (number == FORMAT_WITH_CENTROIDS) != bool(found and found.in_network):
             raise ModelError(
                 f"{folder / COMBINATION} is damaged: no rule of format {number} is {rule!r:.200}; "
                 "restore the model"

@@ -1,15 +1,15 @@
-"""How a network computes: on which device, how precisely, a cell to a thread, attention within the cache.
+"""How a network computes: device and precision, a thread for each cell, and attention that fits the cache.
 
-Lanes are threads that each work on cells of their own, with one thread's arithmetic. Cells do not depend on
-each other, so two cores are used best by two cells at a time: each core keeps its own cell in its cache, and
-none waits for the other within an operation. Since every cell is computed by a single thread, its answer is
-the same bits whatever the number of lanes.
+`in_threads` runs one thread on each core, and each thread computes whole cells. Cells do not depend on each
+other, so cores are used best by a cell each: every core keeps its own cell in its cache, and none waits for
+another within an operation. Since every cell is computed by a single thread, its result is the same bits
+whatever the number of threads.
 
 FAVOR+ attention of one group of heads, forward and backward, is written to stay in a processor's cache:
 positive orthogonal random features of the softmax kernel (Choromanski et al., ICLR 2021). A feature is
-exp(w . x - |x|^2 / 2 - max) + epsilon. What is written differently from the formula, and is equal to it:
+exp(w . x - |x|^2 / 2 - max) + epsilon. The code differs from this formula, with equal results:
 
-- epsilon is never added to a feature; what it contributes to a sum over features or positions is added there.
+- epsilon is never added to a feature; its contribution to a sum over features or positions is added there.
 - exp(a) is 2^(a log2 e), the faster of the two, with the factor in the projection.
 - A column of ones beside the values makes the keys' sums and the normaliser part of two matrix products.
 """
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 _here = threading.local()
 
 _AHEAD = 32
-"""Cells computed before the first of them is written: lanes wait for each other once in so many."""
+"""Cells computed before the first of them is written: threads wait for each other once in so many."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -51,21 +51,21 @@ _CACHE_BYTES = 2 << 20
 _LOG2_E = math.log2(math.e)
 
 
-def find_device(wish: str) -> str:
-    """Return the torch device that ``wish`` means: auto is a GPU where there is one, else the CPU.
+def find_device(name: str) -> str:
+    """Return the torch device for a name: ``auto`` is a GPU if torch sees one, else the CPU.
 
     Raises
     ------
     ModelError
-        If a GPU is asked for and torch sees none, or ``wish`` is no device.
+        If a GPU is required and torch sees none, or ``name`` is no device.
     """
-    if wish == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no GPU here; use auto or cpu")
-    if wish not in ("cpu", "cuda"):
-        raise ModelError(f"a device is auto, cpu or cuda, found {wish[:40]!r}")
-    return wish
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was requested, but torch sees no GPU here; use auto or cpu")
+    if name not in ("cpu", "cuda"):
+        raise ModelError(f"a device is auto, cpu or cuda, found {name[:40]!r}")
+    return name
 
 
 def precision(dtype: Precision, device: str) -> AbstractContextManager[object]:
@@ -78,38 +78,38 @@ def bfloat16_speed(device: str) -> float:
 
     Below 1 where the processor has no instructions for it: emulated, it can be a hundred times slower.
     """
-    seconds = {dtype: _product(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones((_SIDE, _SIDE), dtype=dtype, device=device)
+        times = []
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            float((a @ a)[0, 0])
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def _product(dtype: torch.dtype, device: str) -> float:
-    a = torch.ones((_SIDE, _SIDE), dtype=dtype, device=device)
-    times = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        float((a @ a)[0, 0])
-        times.append(time.perf_counter() - began)
-    return min(times)
+# Per-cell threads.
 
 
-# Lanes.
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return ``function`` of every item, in order, computed in as many threads as torch has.
 
-
-def in_lanes(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Return ``function`` of every item, in order, computed in as many lanes as torch has threads.
-
-    An error in a lane is raised here. Called within a lane, it computes there, one item after the other.
+    An error in a thread is raised here. Called within one of these threads, it computes the items there, one
+    after the other.
     """
-    lanes = torch.get_num_threads()
-    if lanes == 1 or getattr(_here, "inside", False):
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or getattr(_here, "inside", False):
         return [function(item) for item in items]
-    return list(_pool(lanes).map(_with_modes(function), items))
+    return list(_pool(n_threads).map(_with_modes(function), items))
 
 
 def each_alone(work: Callable[[int], Result], indices: Sequence[int]) -> Iterator[Result]:
-    """Yield ``work(index)`` of each index in order, each in a lane of its own, a few ahead."""
+    """Yield ``work(index)`` of each index in order, each computed by one thread, a few ahead."""
     for start in range(0, len(indices), _AHEAD):
-        yield from in_lanes(work, indices[start : start + _AHEAD])
+        yield from in_threads(work, indices[start : start + _AHEAD])
 
 
 def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
@@ -130,28 +130,27 @@ def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
 
 
 @cache
-def _pool(lanes: int) -> ThreadPoolExecutor:
-    _keep_pages()
-    pool = ThreadPoolExecutor(lanes, thread_name_prefix="canal-lane", initializer=_enter)
-    started = threading.Barrier(lanes + 1)
-    for _ in range(lanes):
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    def enter() -> None:
+        _here.inside = True
+        torch.get_num_threads()  # the first call gives a thread the process's number, over one set before
+        torch.set_num_threads(1)
+
+    keep_freed_memory()
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="canal-cells", initializer=enter)
+    started = threading.Barrier(n_threads + 1)
+    for _ in range(n_threads):
         pool.submit(started.wait)
     started.wait()
-    torch.set_num_threads(lanes)  # the last number set is also what any new thread begins with
+    torch.set_num_threads(n_threads)  # the last number set is also what any new thread begins with
     return pool
 
 
-def _enter() -> None:
-    _here.inside = True
-    torch.get_num_threads()  # the first question gives a thread the process's number, over one set before
-    torch.set_num_threads(1)
-
-
 @cache
-def _keep_pages() -> None:
-    """Have glibc keep freed memory: a megabyte given back and asked for anew costs more than its arithmetic.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory: to release a megabyte and request it anew costs more than its arithmetic.
 
-    Of other C libraries nothing is asked.
+    Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -208,12 +207,12 @@ def favor_attention(qkv: Tensor, heads: int, projection: Projection) -> Tensor:
 
 
 def heads_at_a_time(positions: int, heads: int, n_features: int) -> int:
-    """Return of how many heads the features stay in a processor's cache together, at least one."""
+    """Return the number of heads whose features fit into a processor's cache together, at least one."""
     return max(1, min(heads, _CACHE_BYTES // (4 * positions * n_features)))
 
 
 class _Kept(NamedTuple):
-    """What the backward direction needs of a group of heads."""
+    """Intermediate results of a group of heads that the backward direction needs."""
 
     queries: Tensor
     keys: Tensor
@@ -254,8 +253,8 @@ class _Favor(torch.autograd.Function):
 def _groups(qkv: Tensor, mixed: Tensor, heads: int, n_features: int) -> list[tuple[Tensor, ...]]:
     """Return views of queries, keys, values and result, each ``(..., positions, head_dim)``, by groups.
 
-    Where all heads of a cell fit into the cache (or on a GPU), all cells are one group, for the caller gives
-    few cells at a time then; else a group is a few heads of one cell.
+    Where all heads of a cell fit into the cache (or on a GPU), all cells are one group, since the caller
+    passes few cells at a time then; else a group is a few heads of one cell.
     """
     cells, positions, width = qkv.shape
     size = width // 3 // heads

@@ -1,4 +1,4 @@
-"""The trained part of a network: its head, and the rule by which a cell is of none of the head's types."""
+"""The trained part of a network: its head, and the rule by which a cell is called Unassigned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from canal.core.errors import ModelError
 from canal.memory.prediction import squeezed
 from canal.model.backbone import Performer, empty_performer
-from canal.model.places import PARTS, Apart
+from canal.model.centroids import PARTS, CentroidDistances
 from canal.model.storage import MANIFOLD, REPRESENTATION
 
 _FILTER_SPREAD = 0.5
@@ -23,7 +23,7 @@ _NUMBERS = ("temperature", "energy_low", "energy_high", "threshold")
 _BLEND = "blend"
 
 _OLD = 4
-"""How many of a blend's numbers it had before there were angles."""
+"""How many of its numbers a blend has in models of the first format, without angles."""
 
 
 class AnnotatorNetwork(nn.Module):
@@ -54,7 +54,7 @@ class AnnotatorNetwork(nn.Module):
 
 
 class Answer(NamedTuple):
-    """What the head makes of cells.
+    """Outputs of the head for cells.
 
     ``manifold`` ``(cells, 128)``, ``representation`` h ``(cells, 64)``, ``logits`` ``(cells, n_types)``.
     """
@@ -111,16 +111,16 @@ def empty_head(dim: int, positions: int, n_types: int) -> Head:
 def new_head(hidden: Tensor, n_types: int, generator: torch.Generator) -> Head:
     """Return a head whose every layer is alive on ``hidden`` ``(cells, positions, dim)``.
 
-    A randomly drawn filter may lie below zero at every gene; its ReLU then passes nothing, and neither values
-    nor gradients come through. Or it may see the differences between genes alone, which say nothing about
-    types. So the filter looks along the direction in which genes vary most over cells, to the side of its
-    longer tail, where the rarer, expressed levels lie; and each layer is scaled or shifted by what it makes
-    of these cells: the filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two
-    layers to mean 0. (Scaling these units to one spread too makes much of noise: measured, it costs 2 to 3
-    points of accuracy on the embedded first stage.)
+    A randomly drawn filter may be below zero at every gene; its ReLU then passes neither values nor
+    gradients. Or it may depend on the differences between genes alone, which carry no information about
+    types. So the filter is the direction in which genes vary most over cells, towards its longer tail, where
+    the rarer, expressed levels are; and each layer is scaled or shifted by its outputs for these cells: the
+    filter to mean 0 and a standard deviation over cells of 0.5, each unit of the two layers to mean 0.
+    (Scaling these units to one spread too makes much of noise: measured, it costs 2 to 3 points of accuracy
+    on the embedded first stage.)
     """
     head = empty_head(hidden.shape[2], hidden.shape[1], n_types).to_empty(device="cpu")
-    head.filter.weight.copy_(_widest(hidden))
+    head.filter.weight.copy_(widest_direction(hidden))
     head.filter.bias.zero_()
     for layer in (head.to_manifold, head.to_representation):
         layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
@@ -154,12 +154,12 @@ def grow(head: Head, n_new: int, generator: torch.Generator) -> Head:
 
 @torch.no_grad()
 def centre(layer: nn.Linear, inputs: Tensor) -> None:
-    """Shift each unit to mean 0 over ``inputs`` ``(cells, in)``: its ReLU then stops some and passes some."""
+    """Shift each unit to mean 0 over ``inputs`` ``(cells, in)``, so that its ReLU passes some of them."""
     layer.bias.zero_()
     layer.bias.copy_(-layer(inputs).mean(dim=0))
 
 
-def _widest(hidden: Tensor) -> Tensor:
+def widest_direction(hidden: Tensor) -> Tensor:
     """Return the unit vector ``(dim,)`` along which positions vary most over cells, longer tail ahead."""
     centred = (hidden - hidden.mean(dim=0)).flatten(0, 1)
     direction: Tensor = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, -1].float()
@@ -197,21 +197,21 @@ def _before_last(old: Tensor, new: Tensor, dim: int) -> Tensor:
     return torch.cat([old.narrow(dim, 0, last), new.to(old), old.narrow(dim, last, 1)], dim=dim)
 
 
-# When a cell is none of the known types: the score, and the threshold above which it is Unassigned.
+# The novelty score, and the threshold above which a cell is Unassigned.
 
 
 @dataclass(frozen=True)
 class Blend:
-    """What the parts of a novelty score usually are: over known cells.
+    """Means and standard deviations of the components of a novelty score over validation cells.
 
     Attributes
     ----------
     score_mean, score_spread : float
         Mean and standard deviation of the published score.
     distance_mean, distance_spread : float
-        Likewise of `canal.model.places.TypeDistance`.
+        Likewise of `canal.model.centroids.TypeDistance`.
     angle_mean, angle_spread : float or None
-        Likewise of `canal.model.places.TypeAngle`; None in models from before canal looked at it.
+        Likewise of `canal.model.centroids.TypeAngle`; None in models of the first format.
     """
 
     score_mean: float
@@ -229,7 +229,7 @@ class Blend:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it takes from `canal.model.places.TypePlaces`, which names its parts alike."""
+        """The components that come from `canal.model.centroids.TypeCentroids`."""
         return PARTS[:1] if self.angle_mean is None else PARTS
 
     def of(self, score: np.ndarray, distance: np.ndarray, angle: np.ndarray) -> np.ndarray:
@@ -241,7 +241,7 @@ class Blend:
         return squeezed(total)
 
     def to_json(self) -> dict[str, float]:
-        """Return the numbers that there are, by name."""
+        """Return the numbers by name, without those that are None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -254,12 +254,12 @@ class NoveltyRule:
     temperature : float
         T of the energy E(x) = -T log sum_c exp(logit_c / T).
     energy_low, energy_high : float
-        Energies that are scaled to 0 and 1. They are stored, so a cell's score does not depend on the cells
-        it is asked with.
+        Energies that are scaled to 0 and 1. They are stored, so a cell's score does not depend on the other
+        cells of a query.
     threshold : float
         A score above it is novel.
     blend : Blend or None
-        How the cell's place among the learned types is added; models from before canal had it do without.
+        How distances to the centroids are added; None in models of the first format.
     """
 
     temperature: float
@@ -278,7 +278,7 @@ class NoveltyRule:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it takes from `canal.model.places.TypePlaces`: nothing without a blend."""
+        """The components that come from `canal.model.centroids.TypeCentroids`: none without a blend."""
         return () if self.blend is None else self.blend.parts
 
     def energy(self, logits: np.ndarray) -> np.ndarray:
@@ -300,30 +300,30 @@ class NoveltyRule:
         result: np.ndarray = (self.energy(values) + 1.0 - confidence) / 2.0
         return result
 
-    def score(self, logits: np.ndarray, apart: Apart | None = None) -> np.ndarray:
+    def score(self, logits: np.ndarray, distances: CentroidDistances | None = None) -> np.ndarray:
         """Return the novelty of each cell in 0...1.
 
         Parameters
         ----------
         logits
             ``(n_cells, n_types)``.
-        apart
-            From `canal.model.places.TypePlaces`, ``(n_cells,)`` each; a rule without a blend needs none.
+        distances
+            To the centroids, ``(n_cells,)`` each; not needed without a blend.
 
         Raises
         ------
         ModelError
-            If it is needed and not there.
+            If distances are needed and not given.
         """
         published = self.published_score(logits)
         if self.blend is None:
             return published
-        if apart is None:
-            raise ModelError("this novelty rule needs to know how far cells are from the learned types")
-        return self.blend.of(published, *(part.double().numpy() for part in apart))
+        if distances is None:
+            raise ModelError("this novelty rule needs the distances of cells to the centroids of the types")
+        return self.blend.of(published, *(part.double().numpy() for part in distances))
 
     def is_novel(self, score: np.ndarray) -> np.ndarray:
-        """Return for each score whether it lies above the threshold."""
+        """Return for each score whether it is above the threshold."""
         result: np.ndarray = np.asarray(score) > self.threshold
         return result
 

@@ -1,4 +1,4 @@
-"""From a model folder to what annotates, whatever method made it; torch is loaded only where it is needed."""
+"""Load the annotator of a model folder, whatever its method; torch is imported only where it is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Effort = Literal["full", "fast"]
 
 
 class CellAnnotator(Protocol):
-    """What labels cells: a network, sums, or both.
+    """An annotator of cells: a network, sums, or both.
 
     ``labels`` are cell types in the order of the logits, ``genes`` the panel in the order of the columns of
     expression, ``ontology`` Cell Ontology ids of labels.
@@ -41,7 +41,7 @@ class CellAnnotator(Protocol):
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
+        """Divides logits before they become probabilities."""
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
@@ -56,13 +56,13 @@ class CellAnnotator(Protocol):
         """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``."""
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where cells lie among the types, ``(n_cells, any)``, and logits ``(n_cells, n_types)``."""
+        """Return an embedding of cells, ``(n_cells, any)``, and their logits, ``(n_cells, n_types)``."""
 
     def on(self, device: str) -> Self:
-        """Move what computes on a device there, and return the annotator."""
+        """Move the network, if there is one, to a device, and return the annotator."""
 
     def about(self) -> dict[str, Any]:
-        """Return what an annotation's record says of how cells are judged."""
+        """Return the settings of a prediction, for an annotation's record."""
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
@@ -84,22 +84,22 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
         ``model/`` of a version.
     effort
         ``full``: network and sums as the version combines them. ``fast``: the sums, and the network for cells
-        of which they are unsure. Where a version is of one of them alone, that one answers; where the network
-        alone knows some of the types, it is always asked, for sums cannot be unsure of what they never held.
+        of which they are unsure. A version with one of them alone is loaded as it is. Where some types are
+        known to the network alone, it always predicts: sums cannot be unsure of types that they never held.
 
     Raises
     ------
     CanalError
         If anything is missing, damaged or does not fit.
     ModelError
-        If the fast answer is asked of a version without sums.
+        If ``effort`` is fast and the version has no sums.
     """
     method = method_of(folder)
     if method == "published":
         if effort == "fast":
             raise ModelError(
-                "this version was learned by the published method and has no sums to answer fast from: leave "
-                "--effort out, or add them with `canal sums backfill`"
+                "this version was learned by the published method and has no sums for --effort fast: leave "
+                "--effort out, or add sums with `canal sums backfill`"
             )
         from canal.model.annotator import Annotator
 
@@ -114,7 +114,7 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
 
 
 def types_without_sums(folder: Path) -> tuple[str, ...]:
-    """Return the types of a model folder of which no cell was added up."""
+    """Return the types of a model folder of which the sums hold no cell."""
     path = folder / EXACT / "solution.json"
     try:
         known = set(read_json(path)["labels"])
@@ -124,7 +124,7 @@ def types_without_sums(folder: Path) -> tuple[str, ...]:
 
 
 def _weight(folder: Path) -> float:
-    """Return the network's weight in a combination; damage is told by who reads the whole of it."""
+    """Return the network's weight in a combination; `read_combination` checks the rest of the file."""
     try:
         return float(read_json(folder / COMBINATION)["weight"])
     except (ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
-"""Published weights: scBERT's checkpoint (Yang et al. 2022) as a `Backbone`.
+"""Read published weights: scBERT's checkpoint (Yang et al. 2022) as a `Backbone`.
 
-A pickle can run code, so a process of its own opens it: tensors in, safetensors and JSON out. It runs this
+A pickle can run code, so a separate process opens it and writes safetensors and JSON. That process runs this
 module: ``python -m canal.model.published CHECKPOINT FOLDER``; `read_published` starts it.
 """
 
@@ -75,8 +75,8 @@ _EXAMPLES = 5
 def read_published(checkpoint: Path, genes: Sequence[str], limit: float = TIME_LIMIT) -> Backbone:
     """Return the backbone that a checkpoint of scBERT's layout holds.
 
-    A pickle can run code, so this process never opens it: another one reads tensors alone, checks them and
-    hands over safetensors and JSON, which are checked again.
+    A pickle can run code, so this process never opens it: another process reads tensors alone, checks them
+    and returns safetensors and JSON, which are checked again.
 
     Parameters
     ----------
@@ -113,9 +113,9 @@ def read_published(checkpoint: Path, genes: Sequence[str], limit: float = TIME_L
 def require_gene_vectors(backbone: Backbone, vectors: np.ndarray, origin: Path) -> None:
     """Refuse gene vectors that are not those of the backbone.
 
-    They never replace the backbone's: its blocks were trained on top of the rows that it brings, so other
-    rows could only make it worse. What they are good for is proof: vectors found by symbol show that the list
-    of genes is in the order of the rows.
+    They never replace the backbone's: its blocks were trained on the rows of the checkpoint, so other rows
+    could only make it worse. They are a proof: vectors found by symbol show that the list of genes is in the
+    order of the rows.
 
     Parameters
     ----------
@@ -155,10 +155,10 @@ def _read_apart(checkpoint: Path, folder: Path, limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"{checkpoint}: reading it took more than {limit:g} s and was ended") from error
     if done.returncode or not (folder / ANSWER).is_file():
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it wrote no message"])[-1]
         raise ModelError(
-            f"{checkpoint}: the process that reads it died with exit code {done.returncode} ({said[:300]}); "
-            "nothing was imported. Is there enough memory?"
+            f"{checkpoint}: the process that reads it died with exit code {done.returncode} "
+            f"({reason[:300]}); nothing was imported. Is there enough memory?"
         )
     answer: dict[str, Any] = read_json(folder / ANSWER)
     return answer
@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def read_state(path: Path) -> Mapping[str, object]:
-    """Return ``model_state_dict`` of a checkpoint; what else stands beside it is not looked at.
+    """Return ``model_state_dict`` of a checkpoint; its other entries are ignored.
 
     The archive is checked before torch reads it, the pickle inside before anything is made from it, and then
     torch's own restricted reader (``weights_only``) makes nothing but containers, numbers and tensors, which
@@ -248,7 +248,7 @@ def _check_pickle(path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Translated:
-    """A checkpoint in canal's words.
+    """A checkpoint with the names that canal's network has for its tensors.
 
     Attributes
     ----------
@@ -265,11 +265,11 @@ class Translated:
     tensors: dict[str, Tensor]
 
 
-def translate(found: Mapping[str, object]) -> Translated:
+def translate(state: Mapping[str, object]) -> Translated:
     """Return the network that a checkpoint's ``model_state_dict`` holds.
 
-    Nothing is assumed of its size: depth, widths and number of genes are those of the tensors, which have to
-    agree. Weights in half or double precision become float32; scBERT's gene embedding is float64.
+    Depth, widths and number of genes are taken from the tensors, whose shapes must agree. Weights in half or
+    double precision become float32; scBERT's gene embedding is float64.
 
     Raises
     ------
@@ -277,30 +277,41 @@ def translate(found: Mapping[str, object]) -> Translated:
         If a tensor is missing, not known, no matrix of floating-point numbers, of a shape that does not fit
         the others, or holds a value that is not finite; says how many and which.
     """
-    names = _names(found)
-    _refuse("are no plain tensors of floating-point numbers", _unreadable({n: found[n] for n in names}))
-    tensors = {here: found[there] for there, here in names.items()}
+    names = _names(state)
+    _refuse("are no plain tensors of floating-point numbers", _unreadable({n: state[n] for n in names}))
+    tensors = {here: state[there] for there, here in names.items()}
     values = {name: value.detach() for name, value in tensors.items() if isinstance(value, Tensor)}
     published = {here: there for there, here in names.items()}
     config = _config(values, published)
     n_genes = len(values["pos_emb.weight"]) - 1
-    _refuse("have a shape that does not fit the others", _misshapen(values, published, config, n_genes))
+    wanted = empty_performer(config, n_genes).state_dict()
+    misshapen = [
+        f"{published[name]} (expected {tuple(wanted[name].shape)}, found {tuple(value.shape)})"
+        for name, value in values.items()
+        if value.shape != wanted[name].shape
+    ]
+    _refuse("have a shape that does not fit the others", misshapen)
     values = {name: value.to(torch.float32).contiguous() for name, value in values.items()}
-    _refuse("hold values that are not finite in float32", _not_finite(values, published))
+    not_finite = [
+        f"{published[name]} ({count} of {value.numel()})"
+        for name, value in values.items()
+        if (count := int((~torch.isfinite(value)).sum()))
+    ]
+    _refuse("hold values that are not finite in float32", not_finite)
     return Translated(config, n_genes, values)
 
 
-def _names(found: Mapping[str, object]) -> dict[str, str]:
+def _names(state: Mapping[str, object]) -> dict[str, str]:
     """Return published name -> name here, after checking that all are there and none is unknown."""
-    layers = {match[1] for name in found if (match := _LAYER.match(name))}
+    layers = {match[1] for name in state if (match := _LAYER.match(name))}
     depth = max(2, len(layers))
     names = _AROUND | {
         f"performer.net.layers.{i}.{there}": f"blocks.{i}.{here}"
         for i in range(depth)
         for there, here in _BLOCK.items()
     }
-    missing = [name for name in names if name not in found]
-    unknown = sorted(found.keys() - names.keys() - _DROPPED)
+    missing = [name for name in names if name not in state]
+    unknown = sorted(state.keys() - names.keys() - _DROPPED)
     if missing or unknown:
         raise ModelError(
             f"model_state_dict is not scBERT's layout: {_some(missing)} missing, {_some(unknown)} not known"
@@ -308,9 +319,9 @@ def _names(found: Mapping[str, object]) -> dict[str, str]:
     return names
 
 
-def _unreadable(found: Mapping[str, object]) -> list[str]:
+def _unreadable(state: Mapping[str, object]) -> list[str]:
     lines = []
-    for name, value in found.items():
+    for name, value in state.items():
         if not isinstance(value, Tensor):
             lines.append(f"{name} ({type(value).__name__})")
         elif value.dtype not in _FLOATS or value.layout != torch.strided or value.device.type != "cpu":
@@ -321,7 +332,7 @@ def _unreadable(found: Mapping[str, object]) -> list[str]:
 
 
 def _config(values: Mapping[str, Tensor], published: Mapping[str, str]) -> BackboneConfig:
-    """Return the shape that follows from the first block; the other tensors are held against it."""
+    """Return the shape that follows from the first block; the other tensors are compared with it later."""
     block = "blocks.0."
     names = ("attention.projection_matrix", "attention.to_q.weight", "feed_forward.w1.weight")
     deciding = ("token_emb.weight", "pos_emb.weight", *(block + name for name in names))
@@ -337,25 +348,6 @@ def _config(values: Mapping[str, Tensor], published: Mapping[str, str]) -> Backb
             )
     depth = len({name.split(".")[1] for name in values if name.startswith("blocks.")})
     return BackboneConfig(dim, depth, inner // head_dim, head_dim, n_features, hidden // dim, n_tokens)
-
-
-def _misshapen(
-    values: Mapping[str, Tensor], published: Mapping[str, str], config: BackboneConfig, n_genes: int
-) -> list[str]:
-    wanted = empty_performer(config, n_genes).state_dict()
-    return [
-        f"{published[name]} (expected {tuple(wanted[name].shape)}, found {tuple(value.shape)})"
-        for name, value in values.items()
-        if value.shape != wanted[name].shape
-    ]
-
-
-def _not_finite(values: Mapping[str, Tensor], published: Mapping[str, str]) -> list[str]:
-    return [
-        f"{published[name]} ({count} of {value.numel()})"
-        for name, value in values.items()
-        if (count := int((~torch.isfinite(value)).sum()))
-    ]
 
 
 def _refuse(what: str, lines: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Model folders: sizes of the network, weights in safetensors, everything else in JSON, checked when read.
 
-Free of torch until weights are read or written: a panel is chosen by a preset's size alone.
+Torch is imported only where weights are read or written: to choose a panel, a preset's size is enough.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def read_names(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, to be read by whom the umask lets: equal values, equal bytes."""
+    """Write tensors as safetensors, with the rights of the umask; equal values give equal bytes."""
     from safetensors.torch import save_file
 
     with usual_rights(path):
@@ -211,13 +211,13 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _problems(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
     import torch
 
-    lines = [f"{name}: missing" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"{name}: not expected" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        want, have = wanted[name], found[name]
+    lines = [f"{name}: missing" for name in sorted(wanted.keys() - loaded.keys())]
+    lines += [f"{name}: not expected" for name in sorted(loaded.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & loaded.keys()):
+        want, have = wanted[name], loaded[name]
         if want.shape != have.shape or want.dtype != have.dtype:
             lines.append(
                 f"{name}: expected {want.dtype} {tuple(want.shape)}, found {have.dtype} {tuple(have.shape)}"
@@ -228,7 +228,7 @@ def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list
 
 
 def read_ontology(folder: Path, labels: Sequence[str]) -> dict[str, str]:
-    """Return the ids of a model folder by label, none where it has no file of them.
+    """Return the Cell Ontology ids of a model folder by label; empty without a file of them.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""The gate: what a stage's cells must be like before anything learns from them."""
+"""The gate: rules that a stage's cells must fulfil before anything learns from them."""

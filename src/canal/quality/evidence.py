@@ -1,4 +1,4 @@
-"""Everything the rules look at: one small table a kind of thing, gathered in one pass over the cells."""
+"""Gather the evidence that the rules are checked on: small tables, from one pass over the cells."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HUMAN, MOUSE, ENSEMBL = "human", "mouse", "Ensembl id"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was found about a stage.
+    """Evidence about a stage.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Evidence:
     layers
         Matrices the source file holds, for hints.
     units
-        The units that the values look like; None where that cannot be told.
+        The units that the values look like; None where that is unknown.
     profile
         The prepared cells over the panel.
     """
@@ -79,7 +79,7 @@ class Evidence:
 
 
 def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
-    """Look at a stage's source file and its prepared cells.
+    """Gather the evidence about a stage's source file and its prepared cells.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
     units = None if sample is None else looks_like(sample)
     profile = profile_of(prepared, list(prepared.obs.index), subject.panel)
     tables = {
-        "file": _file(subject, profile, _told_by_values(subject, measured, sample, units)),
+        "file": _file(subject, profile, _unit_evidence(subject, measured, sample, units)),
         "cell": measured,
         "prepared cell": _prepared_cells(prepared, subject),
         "cell type": _cell_types(prepared, subject),
@@ -145,12 +145,12 @@ def _cells(file: H5adFile, subject: Subject) -> tuple[pd.DataFrame, csr_matrix |
     return cells.join(measures), csr_matrix(vstack(sample)) if sample else None
 
 
-def _told_by_values(
+def _unit_evidence(
     subject: Subject, cells: pd.DataFrame, sample: csr_matrix | None, units: str | None
 ) -> dict[str, str | None]:
-    """Return what the values say of the file; nothing where a rule about single cells already objects.
+    """Return the evidence of the values on their units; None each where a rule on single cells fails already.
 
-    ``units`` is the base that they look like, ``contradiction`` what speaks against the declaration,
+    ``units`` is the base that they look like, ``contradiction`` the evidence against the declaration,
     ``doubt`` what makes it less certain.
     """
     nothing: dict[str, str | None] = {"units": None, "contradiction": None, "doubt": None}
@@ -166,8 +166,11 @@ def _told_by_values(
         return nothing | {"units": units}
     sample.eliminate_zeros()
     finding = judge_values(sample)
-    told = {"contradiction": contradiction(finding, declared), "doubt": doubt(finding, declared)}
-    return {"units": None if declared == "counts" else units, **told}
+    return {
+        "units": None if declared == "counts" else units,
+        "contradiction": contradiction(finding, declared),
+        "doubt": doubt(finding, declared),
+    }
 
 
 def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
@@ -183,7 +186,7 @@ def _genes(file: H5adFile, subject: Subject) -> pd.DataFrame:
 
 
 def _features(none: NotGenes) -> pd.DataFrame:
-    """Return one row a feature of the file: what it is called where it is no gene."""
+    """Return one row a feature of the file, with its kind where it is no gene."""
     kinds = np.full(len(none.is_gene), None, dtype=object)
     kinds[~none.is_gene] = [kind for kind, count in none.kinds.items() for _ in range(count)]
     return new_table({"name": [str(i) for i in range(len(kinds))], "no_gene": kinds})
@@ -209,8 +212,8 @@ def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
 def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     """Return how many cells each mapped type has, and how many times fewer that is than the most.
 
-    ``no_type`` is there where its name is a word for no type, ``twin`` where another type, of this source or
-    of an earlier stage, is called the same but for case and blanks.
+    ``no_type`` is set where its name is a word for no type, ``twin`` where another type, of this source or
+    of an earlier stage, has the same name but for case and blanks.
     """
     known, original = subject.source.label_map, prepared.obs["cell_type_original"]
     mapped = original != "" if known is None else original.isin(list(known))
@@ -229,14 +232,14 @@ def _cell_types(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
             "cells": counts,
             "times_fewer": counts.max(initial=0.0) / counts,
             "no_type": np.array([name if is_no_type(name) else None for name in names], dtype=object),
-            "twin": np.array([_twin(name, {*names, *before}) for name in names], dtype=object),
+            "twin": np.array([spelling_twin(name, {*names, *before}) for name in names], dtype=object),
         },
         columns=["name", "cells", "times_fewer", "no_type", "twin"],
     )
 
 
-def _twin(name: str, others: Collection[str]) -> str | None:
-    """Return another of several names that differs in case or blanks alone, or the name without blanks."""
+def spelling_twin(name: str, others: Collection[str]) -> str | None:
+    """Return another name that differs in case or blanks alone, or the name without blanks at its ends."""
     same = sorted(other for other in others if other != name and spelling(other) == spelling(name))
     return same[0] if same else (None if name == name.strip() else name.strip())
 
@@ -260,9 +263,9 @@ def _panel_genes(
     )
 
 
-def _file(subject: Subject, profile: Profile, told: Mapping[str, str | None]) -> pd.DataFrame:
+def _file(subject: Subject, profile: Profile, units: Mapping[str, str | None]) -> pd.DataFrame:
     """Return the one row about the file: its units, and how its depth compares with the nearest before."""
-    row = {"name": subject.source_name, **told, "depth": profile.depth}
+    row = {"name": subject.source_name, **units, "depth": profile.depth}
     before = [earlier.profile.depth for earlier in subject.earlier.values()]
     ratios = [(_times(profile.depth, depth), depth) for depth in before if depth > 0]
     comparable = ratios and profile.counts.any()
@@ -275,7 +278,7 @@ def _times(one: float, other: float) -> float:
     return max(one, other) / max(min(one, other), max(one, other) * 1e-6)
 
 
-# What the numbers of a matrix say about their units, cell by cell.
+# Evidence for the units of a matrix, cell by cell.
 
 _FITS = 0.9
 
@@ -288,7 +291,7 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
     values
         ``(n_cells, n_genes)``, as the file has them.
     declared
-        The units the file is said to hold.
+        The declared units of the file.
 
     Returns
     -------
@@ -316,10 +319,10 @@ def measure_cells(values: csr_matrix, declared: Values) -> pd.DataFrame:
 
 
 def contradiction(finding: Finding, declared: Values) -> str | None:
-    """Return what speaks against the units that are declared; None where nothing does."""
+    """Return the evidence against the declared units; None without any."""
     if declared == "counts":
         return finding.message if finding.kind == "binary" else None
-    if finding.kind in ("zeros", "beyond"):  # told cell by cell
+    if finding.kind in ("zeros", "beyond"):  # other rules report these cell by cell
         return None
     if finding.kind == "unproven":
         if finding.dense:
@@ -330,7 +333,7 @@ def contradiction(finding: Finding, declared: Values) -> str | None:
 
 
 def doubt(finding: Finding, declared: Values) -> str | None:
-    """Return what makes units uncertain that nothing contradicts; None where nothing does."""
+    """Return what makes the declared units uncertain where nothing contradicts them; None without doubt."""
     if declared == "counts" or contradiction(finding, declared) is not None:
         return None
     if finding.kind == "unproven":
@@ -368,13 +371,13 @@ def _count(rows: np.ndarray, which: np.ndarray, n_cells: int) -> np.ndarray:
     return np.bincount(rows[which], minlength=n_cells)
 
 
-# Human gene symbols told from those of a mouse and from Ensembl ids by their spelling.
+# Human gene symbols, mouse symbols and Ensembl ids, distinguished by their spelling.
 
 
 def kind_of(symbol: str) -> str:
     """Return ``HUMAN``, ``MOUSE`` (``Cd3e``, ``mt-Co1``, ``1700001C02Rik``) or ``ENSEMBL`` (``ENSG00…``).
 
-    What cannot be told apart counts as human: the rules ask what most symbols of a file look like.
+    Symbols that may be either count as human: the rules use what most symbols of a file look like.
     """
     if _ENSEMBL.fullmatch(symbol):
         return ENSEMBL

@@ -1,6 +1,6 @@
-"""The gate: judges a stage's source file, its declaration, its prepared bytes and its labels.
+"""The gate: validate a stage's source file, its declaration, its prepared cells and its labels.
 
-Labels of a new data set are compared with what the parent's model calls the same cells.
+Labels of a new data set are compared with the parent model's predictions for the same cells.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from canal.core.files import read_json, regular_file, scratch_folder, write_json
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.evidence import gather, new_table
-from canal.quality.rule import Rule, Told, between
+from canal.quality.rule import Rule, RuleFinding, between
 from canal.quality.rules import rules_for
 from canal.quality.suite import run_suite
 from canal.quality.verdict import RuleResult, Subject, Verdict
@@ -32,31 +32,33 @@ FORMAT = 1
 
 LABEL_TABLE, CELL_TABLE = "label", "cell"
 
-CELLS_ASKED = 50
-"""Cells of a label that the parent's model is asked about, at most."""
+CELLS_COMPARED = 50
+"""Cells of a label that are compared with the parent's model at most."""
 
 _PAIRS = 8
-"""Confused pairs that are told."""
+"""Confused pairs that are named."""
 
-FEWEST_ASKED = 5
-"""A label with fewer cells is not judged."""
+FEWEST_CELLS = 5
+"""A label with fewer cells is not compared."""
 
-_NONE = f"no label with {FEWEST_ASKED} cells, so none was compared"
+_NONE = f"no label with {FEWEST_CELLS} cells, so none was compared"
 
-Ask = Callable[[PreparedCells, Sequence[str]], "pd.DataFrame"]
-"""Takes cells and ids of some of them; returns what `compare` does."""
+ParentComparison = Callable[[PreparedCells, Sequence[str]], "pd.DataFrame"]
+"""Takes cells and the ids of some of them; returns the table of `compare`."""
 
 
-def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | None = None) -> Verdict:
-    """Check every rule on ``subject`` and return what was found; a failed rule is no exception.
+def judge(
+    subject: Subject, gate: Gate, docs: Path | None = None, comparison: ParentComparison | None = None
+) -> Verdict:
+    """Check every rule on ``subject`` and return the verdict; a failed rule raises no exception.
 
     Parameters
     ----------
     docs
         Folder for Great Expectations' Data Docs; None writes none. They hold times.
-    ask
-        Asks the model of the parent stage about some cells, where it is there: labels are then compared with
-        what it says. In the line, where the parent is learned after the gate, `check_labels` does it.
+    comparison
+        Compares labels with the predictions of the parent's model, where that is learned. In the pipeline,
+        where the parent is learned after the gate, `check_labels` does it.
 
     Raises
     ------
@@ -76,9 +78,9 @@ def judge(subject: Subject, gate: Gate, docs: Path | None = None, ask: Ask | Non
             raise GateError(f"the profile of stage {name} is about another panel: run its gate again")
     evidence = gather(subject, prepared / CELLS, gate.max_drift)
     rules, tables = rules_for(subject, evidence, gate), dict(evidence.tables)
-    if ask is not None:
+    if comparison is not None:
         cells = PreparedCells(prepared / CELLS)
-        tables[LABEL_TABLE] = ask(cells, cells_to_ask(cells))
+        tables[LABEL_TABLE] = comparison(cells, cells_to_compare(cells))
         parent = list(subject.earlier)[-1]
         rules.append(label_rule(subject.source_name, parent, gate.max_confused))
     results = run_suite(rules, tables, subject.stage, docs)
@@ -100,12 +102,12 @@ def judge_file(
     settings: PrepareSettings,
     gate: Gate,
     docs: Path | None = None,
-    ask: Ask | None = None,
+    comparison: ParentComparison | None = None,
 ) -> Verdict:
     """Judge ``subject.raw``, whatever its digest, as `judge` would after preparing it.
 
     It is prepared in a temporary folder with the declaration ``subject.source``; ``subject.prepared`` and the
-    declared sha256 are not looked at.
+    declared sha256 are ignored.
 
     Raises
     ------
@@ -117,7 +119,7 @@ def judge_file(
     with scratch_folder("gate") as folder:
         prepared = folder / "prepared"
         prepare(subject.raw, subject.source_name, source, settings, prepared)
-        return judge(replace(subject, source=source, prepared=prepared), gate, docs, ask)
+        return judge(replace(subject, source=source, prepared=prepared), gate, docs, comparison)
 
 
 def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
         "the declaration": (about["declaration_digest"], json_digest(subject.source.declaration())),
         "the prepared file": (about["sha256"], file_digest(prepared / CELLS)),
     }
-    changed = [name for name, (noted, found) in pairs.items() if noted != found]
+    changed = [name for name, (recorded, found) in pairs.items() if recorded != found]
     if changed:
         raise GateError(
             f"source {subject.source_name}: {' and '.join(changed)} changed since it was prepared; "
@@ -141,11 +143,11 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
     return about
 
 
-# Whether labels agree with what the parent's model says.
+# Comparison of labels with the parent's model.
 
 
-def cells_to_ask(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
-    """Return the ids of at most `CELLS_ASKED` cells of each published label, drawn by their content.
+def cells_to_compare(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
+    """Return the ids of at most `CELLS_COMPARED` cells of each published label, drawn by their content.
 
     Parameters
     ----------
@@ -156,34 +158,34 @@ def cells_to_ask(prepared: PreparedCells, allowed: Collection[str] | None = None
     if allowed is not None:
         obs = obs[obs.index.isin(list(allowed))]
     drawn = obs.sort_values("cell_digest", kind="stable").groupby("cell_type_original", observed=True)
-    chosen = set(drawn.head(CELLS_ASKED).index)
+    chosen = set(drawn.head(CELLS_COMPARED).index)
     return [str(cell) for cell in obs.index if cell in chosen]
 
 
 def compare(
     labels: Sequence[str], types: Sequence[str], answers: Sequence[str], known: Collection[str]
 ) -> pd.DataFrame:
-    """Return one row a published label: which other known type its cells look like most.
+    """Return one row a published label, with the other known type that most of its cells look like.
 
     Parameters
     ----------
     labels, types, answers
-        Of each cell: the label as published, the cell type it is mapped to, and what the parent's model
-        says, which may be no known type.
+        For each cell the label as published, the cell type that it is mapped to, and the prediction of the
+        parent's model, which may be no known type.
     known
         The cell types that the parent's model knows.
 
     Returns
     -------
     pandas.DataFrame
-        ``name`` (the label, with its cell type where that has another name), ``cells`` asked about, ``like``
-        (the other known type that most of them are called, or ``""``), ``alike`` (how many) and ``share``.
+        ``name`` (the label, with its cell type where that has another name), ``cells`` compared, ``like``
+        (the other known type that most of them look like, or ``""``), ``alike`` (how many) and ``share``.
     """
     frame = new_table({"label": list(labels), "type": list(types), "answer": list(answers)}, dtype=object)
     rows = []
     for (label, cell_type), own in frame.groupby(["label", "type"], sort=True):
         others = own["answer"][own["answer"].isin(list(known)) & (own["answer"] != cell_type)]
-        if len(own) < FEWEST_ASKED:
+        if len(own) < FEWEST_CELLS:
             continue
         counts = sorted(others.value_counts().items(), key=lambda item: (-item[1], str(item[0])))
         like, alike = counts[0] if counts else ("", 0)
@@ -200,16 +202,16 @@ def contradictions(
     margins: np.ndarray,
     known: Collection[str],
 ) -> pd.DataFrame:
-    """Return one row a cell of a known type: what the parent's sums call it, and by what margin.
+    """Return one row a cell of a known type, with the prediction of the parent's sums and its margin.
 
     Parameters
     ----------
     cell_ids, types, answers
-        Of each cell: its id, its type, and the likeliest type by the parent's sums.
+        For each cell its id, its type, and the likeliest type by the parent's sums.
     margins
         Probability of the answer less that of the cell's own type, ``(n_cells,)``.
     known
-        The types that the sums know: a cell of another type is not judged.
+        The types that the sums know: cells of other types are left out.
 
     Returns
     -------
@@ -217,8 +219,8 @@ def contradictions(
         ``name`` (the cell), ``label``, ``like`` (the other type, or ``""`` where they agree) and ``margin``.
     """
     rows = [
-        (cell, own, "" if own == said else said, 0.0 if own == said else float(margin))
-        for cell, own, said, margin in zip(cell_ids, types, answers, margins, strict=True)
+        (cell, own, "" if own == predicted else predicted, 0.0 if own == predicted else float(margin))
+        for cell, own, predicted, margin in zip(cell_ids, types, answers, margins, strict=True)
         if own in known
     ]
     table = new_table(rows, columns=["name", "label", "like", "margin"])
@@ -234,7 +236,7 @@ def contradiction_rule(source: str, parent: str, most: float) -> Rule:
         f"no cell whose label the sums of stage {parent} contradict by a margin of more than {most:g}",
         f"look at these cells, which labels/ lists one by one; none is dropped: a wrong one is left out with "
         f"sources.{source}.exclude.cells",
-        _pairs_told,
+        describe_contradicted,
     )
 
 
@@ -247,7 +249,7 @@ def check_contradictions(table: pd.DataFrame, rule: Rule, title: str, docs: Path
 
 
 def label_rule(source: str, parent: str, most: float) -> Rule:
-    """Return the rule, a warning, that the parent's model does not call a label's cells another type."""
+    """Return the rule, a warning, that the parent's model predicts no label's cells as another type."""
     return Rule(
         "labels_like_parent",
         "warning",
@@ -255,7 +257,7 @@ def label_rule(source: str, parent: str, most: float) -> Rule:
         f"at most {most:.0%} of a label's cells that the model of stage {parent} calls one other known type",
         f"look at these cells: a wrong label is mapped to its type or to null in sources.{source}.label_map; "
         "a new or finer type may stay as it is",
-        _told,
+        describe_confused,
     )
 
 
@@ -270,26 +272,26 @@ def write_labels(
     path: Path,
     stage: str,
     parent: str,
-    asked: int,
+    n_compared: int,
     result: RuleResult | None,
     contradicted: tuple[pd.DataFrame, RuleResult] | None = None,
 ) -> None:
     """Write the check of a stage's labels; ``result`` is None where the parent knows no cell types.
 
-    ``contradicted`` are the cells whose label the parent's sums contradict by more than the rule allows, and
-    what the rule found; None where it keeps no sums.
+    ``contradicted`` are the cells whose label the parent's sums contradict by more than the rule allows, with
+    the result of the rule; None where the parent keeps no sums.
     """
     document = {
         "format": FORMAT,
         "stage": stage,
         "parent": parent,
-        "cells_asked": asked,
+        "cells_asked": n_compared,
         "rule": None if result is None else _document(result),
     }
     if contradicted is not None:
-        cells, found = contradicted
+        cells, contradiction = contradicted
         document["contradicted"] = {
-            "rule": _document(found),
+            "rule": _document(contradiction),
             "cells": [
                 {"cell_id": cell, "label": label, "like": like, "margin": round(margin, 4)}
                 for cell, label, like, margin in cells.to_numpy().tolist()
@@ -318,24 +320,24 @@ def read_labels(path: Path) -> dict[str, Any]:
     return document
 
 
-def _pairs_told(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
-    """Tell how many cells are contradicted, and by which pairs of types, the most frequent first."""
+def describe_contradicted(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe how many cells are contradicted, and the most frequent pairs of types."""
     pairs = failing.groupby(["label", "like"]).size().sort_values(ascending=False, kind="stable")
     examples = []
     for label, like in pairs.index.tolist()[:_PAIRS]:
         own = failing[(failing["label"] == label) & (failing["like"] == like)]
         worst = own.sort_values("margin", ascending=False, kind="stable")["name"].iloc[0]
         examples.append(f"{len(own)} {label} look like {like}, such as {worst}")
-    return Told(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
+    return RuleFinding(f"{len(failing):,} of {len(rows):,} cells", tuple(examples))
 
 
-def _told(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
-    """Tell how many labels look like another type, and name the pairs, the surest first."""
+def describe_confused(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe how many labels look like another type, and name the pairs by falling share."""
     if not len(rows):
-        return Told(_NONE)
+        return RuleFinding(_NONE)
     worst = failing.sort_values("share", ascending=False, kind="stable")
     examples = [
         f"{row.name_}: {row.alike:.0f} of {row.cells:.0f} cells look like {row.like}"
         for row in worst.rename(columns={"name": "name_"}).itertuples()
     ]
-    return Told(f"{len(failing)} of {len(rows)} labels", tuple(examples))
+    return RuleFinding(f"{len(failing)} of {len(rows)} labels", tuple(examples))

@@ -1,4 +1,4 @@
-"""What a rule is: a Great Expectations check on one table, and words for its bound, finding, advice."""
+"""A rule of the gate: a Great Expectations check on one table, with texts for bound, finding and advice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_DRIFTED = 10
 class Check:
     """A check on one table of `canal.quality.evidence.Evidence`.
 
-    ``expectation`` names a class in ``great_expectations.expectations``; ``arguments`` are what it is given
+    ``expectation`` names a class in ``great_expectations.expectations``; ``arguments`` are its arguments
     besides the table.
     """
 
@@ -31,14 +31,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of the gate; ``tell`` puts what was found into words."""
+    """One rule of the gate; ``describe`` returns its finding as a text."""
 
     name: str
     severity: Severity
     check: Check
     expected: str
     hint: str
-    tell: Tell
+    describe: Describe
 
 
 def at_least_rows(table: str, least: int) -> Check:
@@ -47,14 +47,14 @@ def at_least_rows(table: str, least: int) -> Check:
 
 
 def between(table: str, column: str, *, least: float | None = None, most: float | None = None) -> Check:
-    """Check that a column's values lie within bounds; a missing value does."""
+    """Check that a column's values are within bounds; missing values pass."""
     bounds = {"min_value": least, "max_value": most}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
     return Check(table, "ExpectColumnValuesToBeBetween", {"column": column, **given})
 
 
 def among(table: str, column: str, values: Sequence[Any], mostly: float = 1.0) -> Check:
-    """Check that at least the share ``mostly`` of a column's values are among ``values``, or missing."""
+    """Check that at least the share ``mostly`` of a column's values are among ``values`` or missing."""
     arguments = {"column": column, "value_set": list(values), "mostly": mostly}
     return Check(table, "ExpectColumnValuesToBeInSet", arguments)
 
@@ -66,7 +66,7 @@ def not_among(table: str, column: str, values: Sequence[Any], mostly: float = 1.
 
 
 def unique(table: str, column: str) -> Check:
-    """Check that no value of a column is there twice."""
+    """Check that no value of a column occurs twice."""
     return Check(table, "ExpectColumnValuesToBeUnique", {"column": column})
 
 
@@ -91,108 +91,108 @@ def no_more_than(table: str, column: str, bound: str) -> Check:
     return Check(table, "ExpectColumnPairValuesAToBeGreaterThanB", arguments)
 
 
-# What a rule found: a sentence, and the names of some offenders.
+# Findings of a rule: a text, and the names of some rows that fail.
 
 
-class Told(NamedTuple):
-    """What was found, and at most a few offenders."""
+class RuleFinding(NamedTuple):
+    """The finding of a rule as a text, with a few of the rows that fail."""
 
     found: str
     examples: tuple[str, ...] = ()
 
 
-Tell = Callable[["pd.DataFrame", "pd.DataFrame"], Told]
-"""Takes the rows a rule looked at and those of them that fail it."""
+Describe = Callable[["pd.DataFrame", "pd.DataFrame"], RuleFinding]
+"""Takes the rows that a rule was checked on, and those of them that fail."""
 
 
-def tell_row_count(things: str) -> Tell:
-    """Tell how many rows there are."""
-    return lambda rows, _: Told(f"{len(rows)} {things}")
+def describe_row_count(things: str) -> Describe:
+    """Describe the number of rows."""
+    return lambda rows, _: RuleFinding(f"{len(rows)} {things}")
 
 
-def tell_names(things: str) -> Tell:
-    """Tell how many fail, and name the first."""
-    return lambda rows, failing: Told(_share(things, rows, failing), tuple(failing["name"][:EXAMPLES]))
+def describe_names(things: str) -> Describe:
+    """Describe how many rows fail, and name the first."""
+    return lambda rows, failing: RuleFinding(_share(things, rows, failing), tuple(failing["name"][:EXAMPLES]))
 
 
-def tell_values(things: str, column: str, noun: str, *, smallest: bool = False) -> Tell:
-    """Tell how many fail, and name those with the largest (or smallest) value."""
+def describe_values(things: str, column: str, noun: str, *, smallest: bool = False) -> Describe:
+    """Describe how many rows fail, and name those with the largest (or smallest) value."""
 
-    def tell(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+    def describe(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
         worst = failing.sort_values(column, ascending=smallest, kind="stable")[:EXAMPLES]
         pairs = zip(worst["name"], worst[column], strict=True)
-        return Told(
+        return RuleFinding(
             _share(things, rows, failing), tuple(f"{name} ({_number(value)} {noun})" for name, value in pairs)
         )
 
-    return tell
+    return describe
 
 
-def tell_groups(things: str, column: str, noun: str) -> Tell:
-    """Tell how many fail, and the most frequent of their values with how often each is there."""
+def describe_groups(things: str, column: str, noun: str) -> Describe:
+    """Describe how many rows fail, and the most frequent of their values with their numbers."""
 
-    def tell(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+    def describe(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
         sizes = failing[column].value_counts()
         ordered = sorted(sizes.items(), key=lambda item: (-item[1], str(item[0])))[:EXAMPLES]
-        return Told(
+        return RuleFinding(
             _share(things, rows, failing), tuple(f"{value} ({count:,} {noun})" for value, count in ordered)
         )
 
-    return tell
+    return describe
 
 
-def tell_quoted(column: str) -> Tell:
-    """Tell how many types fail, and name the first in quotation marks, with what ``column`` says of them."""
+def describe_quoted(column: str) -> Describe:
+    """Describe how many types fail, and quote the first with their value of ``column``."""
 
-    def tell(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
+    def describe(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
         worst = failing[:EXAMPLES]
         beside = "{!r} beside {!r}" if column == "twin" else "{!r} ({:,.0f} cells)"
         pairs = zip(worst["name"], worst[column], strict=True)
-        return Told(_share("types", rows, failing), tuple(beside.format(*pair) for pair in pairs))
+        return RuleFinding(_share("types", rows, failing), tuple(beside.format(*pair) for pair in pairs))
 
-    return tell
+    return describe
 
 
-def tell_coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
-    """Tell what share of the panel the source has, and name some genes it lacks."""
+def describe_coverage(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe the share of the panel that the source has, and name some genes that it lacks."""
     if not len(rows):
-        return Told("no panel yet")
+        return RuleFinding("no panel yet")
     has = len(rows) - len(failing)
     lacking = tuple(f"no {name}" for name in failing["name"][:EXAMPLES])
-    return Told(f"{has / len(rows):.0%} ({has} of {len(rows)})", lacking)
+    return RuleFinding(f"{has / len(rows):.0%} ({has} of {len(rows)})", lacking)
 
 
-def tell_units(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
-    """Tell what units the values look like."""
-    return Told(_word(rows["units"].iloc[0], "nothing that contradicts it"))
+def describe_units(rows: pd.DataFrame, _: pd.DataFrame) -> RuleFinding:
+    """Describe the units that the values look like."""
+    return RuleFinding(_word(rows["units"].iloc[0], "nothing that contradicts it"))
 
 
-def tell_said(column: str) -> Tell:
-    """Tell what a column of the row about the file says."""
+def describe_column(column: str) -> Describe:
+    """Describe a file by a column of its row."""
 
-    def tell(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
-        return Told(_word(rows[column].iloc[0], "nothing"))
+    def describe(rows: pd.DataFrame, _: pd.DataFrame) -> RuleFinding:
+        return RuleFinding(_word(rows[column].iloc[0], "nothing"))
 
-    return tell
+    return describe
 
 
-def tell_drift(rows: pd.DataFrame, failing: pd.DataFrame) -> Told:
-    """Tell how many genes drifted, and name the ten that drifted most."""
+def describe_drift(rows: pd.DataFrame, failing: pd.DataFrame) -> RuleFinding:
+    """Describe how many genes drifted, and name the ten that drifted most."""
     compared = int(rows["drift"].notna().sum())
     if not compared:
-        return Told("nothing to compare with")
+        return RuleFinding("nothing to compare with")
     worst = failing.sort_values("drift", ascending=False, kind="stable")[:MOST_DRIFTED]
     pairs = zip(worst["name"], worst["drift"], strict=True)
     found = f"{len(failing)} of {compared} genes ({len(failing) / compared:.0%})"
-    return Told(found, tuple(f"{name} (PSI {value:.2f})" for name, value in pairs))
+    return RuleFinding(found, tuple(f"{name} (PSI {value:.2f})" for name, value in pairs))
 
 
-def tell_depth(rows: pd.DataFrame, _: pd.DataFrame) -> Told:
-    """Tell the typical cell's share of panel genes, now and in the earlier stage that is nearest."""
+def describe_depth(rows: pd.DataFrame, _: pd.DataFrame) -> RuleFinding:
+    """Describe the median share of panel genes per cell, in this and in the nearest earlier stage."""
     row = rows.iloc[0]
     if row["depth_ratio"] != row["depth_ratio"]:
-        return Told("nothing to compare with")
-    return Told(
+        return RuleFinding("nothing to compare with")
+    return RuleFinding(
         f"{row['depth_ratio']:.1f} times: a median cell expresses {row['depth']:.1%} of the panel genes that "
         f"the source has, before {row['depth_before']:.1%}"
     )

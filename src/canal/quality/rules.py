@@ -1,4 +1,4 @@
-"""The rules of the gate, in the order they are reported, and what each advises."""
+"""The rules of the gate in the order in which they are reported, each with its bound and its advice."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from canal.quality.rule import (
     among,
     at_least_rows,
     between,
+    describe_column,
+    describe_coverage,
+    describe_depth,
+    describe_drift,
+    describe_groups,
+    describe_names,
+    describe_quoted,
+    describe_row_count,
+    describe_units,
+    describe_values,
     no_more_than,
     not_among,
     present,
-    tell_coverage,
-    tell_depth,
-    tell_drift,
-    tell_groups,
-    tell_names,
-    tell_quoted,
-    tell_row_count,
-    tell_said,
-    tell_units,
-    tell_values,
     unique,
 )
 
@@ -41,22 +41,23 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
     """Return the rules that apply to ``subject``."""
     logarithms = subject.source.values != "counts"
     return [
-        *_sizes(subject, evidence, gate),
-        *_identities(subject),
-        *_any_values(subject, evidence),
-        *(_logarithms(subject, evidence) if logarithms else _counts(subject, evidence)),
-        *_units(subject, evidence),
-        *_labels(subject),
-        *_types(subject, gate),
-        *_symbols(subject),
-        *(_features() if "feature" in evidence.tables else ()),
-        *_panel(subject, evidence, gate),
-        *_comparison(subject, gate),
+        *size_rules(subject, evidence, gate),
+        *identity_rules(subject),
+        *value_rules(subject, evidence),
+        *(logarithm_rules(subject, evidence) if logarithms else count_rules(subject, evidence)),
+        *unit_rules(subject, evidence),
+        *label_map_rules(subject),
+        *type_rules(subject, gate),
+        *symbol_rules(subject),
+        *(feature_rules() if "feature" in evidence.tables else ()),
+        *panel_rules(subject, evidence, gate),
+        *comparison_rules(subject, gate),
     ]
 
 
-def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
-    # A declaration that leaves no cells is has_cells' affair alone.
+def size_rules(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+    """Return the rules on the numbers of genes and cells."""
+    # A declaration that leaves no cells fails has_cells alone.
     least = gate.min_cells if len(evidence.tables["cell"]) else 0
     source = f"sources.{subject.source_name}"
     return [
@@ -66,7 +67,7 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("gene", 1),
             "at least 1 named gene",
             f"check {source}.layer and gene_column",
-            tell_row_count("named genes"),
+            describe_row_count("named genes"),
         ),
         Rule(
             "has_cells",
@@ -74,7 +75,7 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("cell", 1),
             "at least 1 cell",
             f"check the file, and {source}.where, exclude and label_map",
-            tell_row_count("cells that the declaration keeps"),
+            describe_row_count("cells that the declaration keeps"),
         ),
         Rule(
             "enough_cells",
@@ -82,12 +83,13 @@ def _sizes(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             at_least_rows("prepared cell", least),
             f"at least {gate.min_cells} prepared cells",
             f"give more cells, or lower min_genes (for {source}) or gate.min_cells",
-            tell_row_count("prepared cells"),
+            describe_row_count("prepared cells"),
         ),
     ]
 
 
-def _identities(subject: Subject) -> list[Rule]:
+def identity_rules(subject: Subject) -> list[Rule]:
+    """Return the rules on names of cells and genes, and on cells that an earlier stage tests on."""
     source = f"sources.{subject.source_name}"
     return [
         Rule(
@@ -96,7 +98,7 @@ def _identities(subject: Subject) -> list[Rule]:
             unique("cell", "cell_id"),
             "every cell name once",
             "make the names in obs unique in the file (anndata: obs_names_make_unique)",
-            tell_groups("cells", "cell_id", "times"),
+            describe_groups("cells", "cell_id", "times"),
         ),
         Rule(
             "genes_unique",
@@ -104,7 +106,7 @@ def _identities(subject: Subject) -> list[Rule]:
             unique("gene", "symbol"),
             "every gene symbol once",
             f"declare {source}.duplicates: sum (counts only), or make them unique in the file",
-            tell_groups("genes", "symbol", "times"),
+            describe_groups("genes", "symbol", "times"),
         ),
         Rule(
             "not_tested_on_before",
@@ -112,12 +114,13 @@ def _identities(subject: Subject) -> list[Rule]:
             absent("prepared cell", "tested_in"),
             "no cell that an earlier stage tests on, compared by content",
             f"leave them out ({source}.exclude.cells or where): learning them makes old tests worthless",
-            tell_groups("cells", "tested_in", "cells"),
+            describe_groups("cells", "tested_in", "cells"),
         ),
     ]
 
 
-def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
+def value_rules(subject: Subject, evidence: Evidence) -> list[Rule]:
+    """Return the rules that hold for values of any unit."""
     return [
         Rule(
             "values_finite",
@@ -125,7 +128,7 @@ def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "nonfinite", most=0),
             "no NaN and no infinite value",
             f"repair the file, or {layer_advice(subject, evidence)}",
-            tell_values("cells", "nonfinite", "values"),
+            describe_values("cells", "nonfinite", "values"),
         ),
         Rule(
             "values_not_negative",
@@ -133,12 +136,13 @@ def _any_values(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "negative", most=0),
             "no value below 0",
             f"the matrix looks scaled or centred: {layer_advice(subject, evidence)}",
-            tell_values("cells", "negative", "values"),
+            describe_values("cells", "negative", "values"),
         ),
     ]
 
 
-def _counts(subject: Subject, evidence: Evidence) -> list[Rule]:
+def count_rules(subject: Subject, evidence: Evidence) -> list[Rule]:
+    """Return the rule for values that are declared as counts."""
     return [
         Rule(
             "counts_are_whole",
@@ -146,12 +150,13 @@ def _counts(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "fractional", most=0),
             "counts: whole numbers only",
             units_advice(subject, evidence),
-            tell_values("cells", "fractional", "fractional values"),
+            describe_values("cells", "fractional", "fractional values"),
         )
     ]
 
 
-def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
+def logarithm_rules(subject: Subject, evidence: Evidence) -> list[Rule]:
+    """Return the rules for values that are declared as logarithms."""
     declared, advice = subject.source.values, units_advice(subject, evidence)
     return [
         Rule(
@@ -160,7 +165,7 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "fractional", least=1),
             f"{declared}: no cell of whole numbers only",
             advice,
-            tell_names("cells"),
+            describe_names("cells"),
         ),
         Rule(
             "totals_within_10k",
@@ -168,7 +173,7 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             between("cell", "total", most=MAX_TOTAL),
             f"{declared}: with the logarithm undone, at most {MAX_TOTAL:,.0f} in a cell",
             advice,
-            tell_values("cells", "total", "in all"),
+            describe_values("cells", "total", "in all"),
         ),
         Rule(
             "logarithm_base",
@@ -176,12 +181,13 @@ def _logarithms(subject: Subject, evidence: Evidence) -> list[Rule]:
             among("file", "units", [declared, declared.removesuffix("_10k")]),
             f"{declared}: with the logarithm undone, whole multiples of a cell's smallest value",
             advice,
-            tell_units,
+            describe_units,
         ),
     ]
 
 
-def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
+def unit_rules(subject: Subject, evidence: Evidence) -> list[Rule]:
+    """Return the rules on the evidence of whole cells for the declared unit."""
     declared = subject.source.values
     way_out = f"give counts and declare values: counts, or {layer_advice(subject, evidence)}"
     return [
@@ -191,7 +197,7 @@ def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
             absent("file", "contradiction"),
             f"nothing that whole cells tell against {declared}",
             way_out,
-            tell_said("contradiction"),
+            describe_column("contradiction"),
         ),
         Rule(
             "values_beyond_doubt",
@@ -199,12 +205,13 @@ def _units(subject: Subject, evidence: Evidence) -> list[Rule]:
             absent("file", "doubt"),
             f"values that whole cells prove to be {declared}",
             f"if genes were left out or values corrected after scaling, this is right; else {way_out}",
-            tell_said("doubt"),
+            describe_column("doubt"),
         ),
     ]
 
 
-def _labels(subject: Subject) -> list[Rule]:
+def label_map_rules(subject: Subject) -> list[Rule]:
+    """Return the rules on published labels and their map to cell types."""
     source, known = f"sources.{subject.source_name}", subject.source.label_map
     rules = [
         Rule(
@@ -213,7 +220,7 @@ def _labels(subject: Subject) -> list[Rule]:
             present("prepared cell", "label"),
             f"a label in obs[{subject.source.label!r}] for every cell",
             f"leave unlabelled cells out ({source}.where or exclude.cells)",
-            tell_names("cells"),
+            describe_names("cells"),
         )
     ]
     if known is not None:
@@ -224,13 +231,14 @@ def _labels(subject: Subject) -> list[Rule]:
                 among("prepared cell", "label", sorted(known)),
                 f"one of the {len(known)} labels in {source}.label_map",
                 "add them to the map; a label mapped to null is left out",
-                tell_groups("cells", "label", "cells"),
+                describe_groups("cells", "label", "cells"),
             )
         )
     return rules
 
 
-def _types(subject: Subject, gate: Gate) -> list[Rule]:
+def type_rules(subject: Subject, gate: Gate) -> list[Rule]:
+    """Return the rules on names and numbers of cell types."""
     label_map = f"sources.{subject.source_name}.label_map"
     return [
         Rule(
@@ -239,7 +247,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             absent("cell type", "no_type"),
             "names of cell types, not words for cells of none (unknown, nan, doublet …)",
             f"map such labels to a cell type, or to null, in {label_map} (canal stage add: --map CSV)",
-            tell_quoted("cells"),
+            describe_quoted("cells"),
         ),
         Rule(
             "types_told_apart",
@@ -247,7 +255,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             absent("cell type", "twin"),
             "no blanks at the ends of a name, and no two types that differ in case or blanks alone",
             f"map them to one name in {label_map} (canal stage add: --map CSV)",
-            tell_quoted("twin"),
+            describe_quoted("twin"),
         ),
         Rule(
             "enough_cells_per_type",
@@ -255,7 +263,7 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             between("cell type", "cells", least=gate.min_cells_per_type),
             f"at least {gate.min_cells_per_type} cells of every type",
             f"map the type to null or to another in sources.{subject.source_name}.label_map",
-            tell_values("types", "cells", "cells", smallest=True),
+            describe_values("types", "cells", "cells", smallest=True),
         ),
         Rule(
             "types_balanced",
@@ -263,12 +271,13 @@ def _types(subject: Subject, gate: Gate) -> list[Rule]:
             between("cell type", "times_fewer", most=gate.max_imbalance),
             f"no type with {gate.max_imbalance:g} times fewer cells than the largest",
             "give more cells of the rare types; until then read their recall, not accuracy",
-            tell_values("types", "times_fewer", "times fewer"),
+            describe_values("types", "times_fewer", "times fewer"),
         ),
     ]
 
 
-def _symbols(subject: Subject) -> list[Rule]:
+def symbol_rules(subject: Subject) -> list[Rule]:
+    """Return the rules on the kind of gene symbols."""
     return [
         Rule(
             "symbols_not_ensembl",
@@ -276,7 +285,7 @@ def _symbols(subject: Subject) -> list[Rule]:
             not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_HUMAN),
             "gene symbols, not Ensembl ids",
             f"set sources.{subject.source_name}.gene_column to the column of var that holds symbols",
-            tell_names("genes"),
+            describe_names("genes"),
         ),
         Rule(
             "symbols_human",
@@ -284,13 +293,13 @@ def _symbols(subject: Subject) -> list[Rule]:
             not_among("gene", "kind", [MOUSE], mostly=MOSTLY_HUMAN),
             "symbols spelt as human ones are (CD3E, not Cd3e)",
             "this looks like another species: canal does not translate orthologues",
-            tell_names("genes"),
+            describe_names("genes"),
         ),
     ]
 
 
-def _features() -> list[Rule]:
-    """Return the rule of files that hold more than genes; no other is judged by it."""
+def feature_rules() -> list[Rule]:
+    """Return the rule for files that hold features other than genes."""
     return [
         Rule(
             "features_are_genes",
@@ -298,12 +307,13 @@ def _features() -> list[Rule]:
             absent("feature", "no_gene"),
             "gene expression alone",
             "what is no gene is left out of genes and totals; write the genes alone to be told no more",
-            tell_groups("features", "no_gene", "features"),
+            describe_groups("features", "no_gene", "features"),
         )
     ]
 
 
-def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+def panel_rules(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
+    """Return the rules on how many of the panel's genes the source has."""
     shared = evidence.tables["panel gene"]["shared"]
     coverage = float(shared.mean()) if len(shared) else 1.0
     # Below the hard bound the soft one has nothing to add.
@@ -316,7 +326,7 @@ def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             among("panel gene", "shared", [1.0], mostly=gate.coverage_hard),
             f"at least {gate.coverage_hard:.0%} of the panel's genes",
             hint,
-            tell_coverage,
+            describe_coverage,
         ),
         Rule(
             "panel_well_covered",
@@ -324,12 +334,13 @@ def _panel(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
             among("panel gene", "shared", [1.0], mostly=soft),
             f"at least {gate.coverage_soft:.0%} of the panel's genes",
             hint,
-            tell_coverage,
+            describe_coverage,
         ),
     ]
 
 
-def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
+def comparison_rules(subject: Subject, gate: Gate) -> list[Rule]:
+    """Return the rules that compare the stage with earlier stages."""
     check = f"if new cell types or another protocol do not explain it, check sources.{subject.source_name}"
     return [
         Rule(
@@ -338,7 +349,7 @@ def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
             no_more_than("panel gene", "drift", "drift_allowed"),
             f"population stability index (PSI) of each gene at most {gate.max_drift:g}, or within chance",
             f"{check}.values and layer",
-            tell_drift,
+            describe_drift,
         ),
         Rule(
             "depth_like_before",
@@ -346,16 +357,16 @@ def _comparison(subject: Subject, gate: Gate) -> list[Rule]:
             between("file", "depth_ratio", most=gate.max_depth_ratio),
             f"median genes per cell within {gate.max_depth_ratio:g} times of an earlier stage",
             f"{check}.layer and min_genes",
-            tell_depth,
+            describe_depth,
         ),
     ]
 
 
-# What to do when values contradict their declaration.
+# Advice where values contradict their declaration.
 
 
 def layer_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return how to point the declaration at another matrix, with those the file has."""
+    """Return the advice to declare another matrix, with the names of those in the file."""
     return (
         f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
         f"the file has {', '.join(evidence.layers)}"
@@ -363,7 +374,7 @@ def layer_advice(subject: Subject, evidence: Evidence) -> str:
 
 
 def units_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return which declaration fits the values, as far as they tell."""
+    """Return the advice to declare the units that fit the values, as far as these are known."""
     units, declared = evidence.units, subject.source.values
     if units is None:
         known = f"counts, {', '.join(BASES)}"

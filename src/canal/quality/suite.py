@@ -1,4 +1,4 @@
-"""Running the rules as one Great Expectations suite over one frame of evidence, and its pages."""
+"""Run the rules as one Great Expectations suite over one frame of evidence, and write its pages."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ def run_suite(
     Raises
     ------
     GateError
-        If a rule could not be evaluated: no verdict is better than a guessed one.
+        If a rule could not be evaluated.
     """
     quiet_libraries()
     import great_expectations
+    import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = great_expectations.get_context(mode="ephemeral")
@@ -53,7 +54,11 @@ def run_suite(
         name=title, data=asset.add_batch_definition_whole_dataframe("cells"), suite=context.suites.add(suite)
     )
     validation = context.validation_definitions.add(validation)
-    frame = _one_frame(tables)
+    # One frame of all tables; its column ``table`` names the table of a row.
+    parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
+    columns = list(dict.fromkeys(column for part in parts for column in part.columns))
+    filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
+    frame = pd.concat(filled, ignore_index=True).reindex(columns=columns)
     with publishing(context, docs):
         outcome: Any = validation.run(
             batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
@@ -62,21 +67,11 @@ def run_suite(
         results = [_result(rule, by_name[rule.name], frame) for rule in rules]
         if docs is not None:
             for rule, result in zip(rules, results, strict=True):
-                _retell(rule, result, by_name[rule.name], frame)
+                _rewrite(rule, result, by_name[rule.name], frame)
             # A warning stops nothing, so it is no failure of the page.
             outcome.success = all(result.passed for result in results if result.severity == "error")
             store_again(context, outcome)
     return results
-
-
-def _one_frame(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the tables below each other; ``table`` says which one a row is of."""
-    import pandas as pd
-
-    parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
-    columns = dict.fromkeys(column for part in parts for column in part.columns)
-    filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True).reindex(columns=list(columns))
 
 
 def _expectation(rule: Rule) -> Any:
@@ -84,7 +79,7 @@ def _expectation(rule: Rule) -> Any:
     from great_expectations.expectations.row_conditions import Column
 
     kind = getattr(expectations, rule.check.expectation)
-    # Elsewhere a column is missing, which these two alone do not take for right; conditions are slow.
+    # In rows of other tables columns are missing, which fails these two checks alone; conditions are slow.
     rows_matter = rule.check.expectation in (
         "ExpectTableRowCountToBeBetween",
         "ExpectColumnValuesToNotBeNull",
@@ -99,10 +94,10 @@ def _expectation(rule: Rule) -> Any:
     )
 
 
-def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -> None:
-    """Put an outcome in terms of the rule's own table, for the pages: its rows, and their names.
+def _rewrite(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -> None:
+    """Rewrite an outcome for the pages: numbers and names of rows of the rule's own table.
 
-    Great Expectations counts all rows of the frame, and numbers them.
+    Great Expectations counts and numbers all rows of the frame.
     """
     config, facts = outcome.expectation_config, outcome.result
     config.description = f"{config.description}; found {result.found}"
@@ -124,21 +119,21 @@ def _retell(rule: Rule, result: RuleResult, outcome: Any, frame: pd.DataFrame) -
 
 
 def _result(rule: Rule, outcome: Any, frame: pd.DataFrame) -> RuleResult:
-    """Return what Great Expectations found, in words."""
+    """Return the outcome of Great Expectations as the result of a rule."""
     if outcome.exception_info.get("raised_exception", True):
         message = outcome.exception_info.get("exception_message", outcome.exception_info)
         raise GateError(f"rule {rule.name} could not be evaluated: {message}")
     rows = frame[frame["table"] == rule.check.table]
     failing = frame.loc[sorted(outcome.result.get("unexpected_index_list") or [])]
-    told = rule.tell(rows, failing)
+    finding = rule.describe(rows, failing)
     passed = bool(outcome.success)
     return RuleResult(
         rule=rule.name,
         severity=rule.severity,
         passed=passed,
         expected=rule.expected,
-        found=told.found,
-        examples=told.examples,
+        found=finding.found,
+        examples=finding.examples,
         hint="" if passed else rule.hint,
     )
 
@@ -152,7 +147,7 @@ _REMOTE = re.compile(
 )
 _REMOTE_STYLE = re.compile(r"url\(['\"]?https?://[^)]*\)")
 
-# Bootstrap and Font Awesome, which the pages would fetch, hide dialogues and draw the marks; this stands in.
+# Replaces Bootstrap and Font Awesome, which the pages would fetch: it hides dialogues and draws the marks.
 _STYLE = """<style>
 body { font-family: sans-serif; margin: 1.5em; max-width: 90em }
 .modal, .d-none, .navbar, .collapse, footer, button, .ge-index-page-tabs-container { display: none }
@@ -171,33 +166,30 @@ def publishing(context: Any, docs: Path | None) -> Iterator[None]:
         yield
         return
     with new_folder(docs) as folder:
-        context.add_data_docs_site("docs", _site(folder))
+        site = {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(folder.resolve()),
+            },
+        }
+        context.add_data_docs_site("docs", site)
         yield
         context.build_data_docs(site_names=["docs"])
         _make_offline(folder)
 
 
 def store_again(context: Any, outcome: Any) -> None:
-    """Have the pages tell ``outcome``, the one that ``context`` holds, as it is now."""
+    """Store ``outcome`` again in ``context``, so that the pages show its changes."""
     store = context.validation_results_store
     (key,) = store.list_keys()
     store.set(key, outcome)
 
 
-def _site(folder: Path) -> dict[str, Any]:
-    return {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {
-            "class_name": "TupleFilesystemStoreBackend",
-            "base_directory": str(folder.resolve()),
-        },
-    }
-
-
 def _make_offline(folder: Path) -> None:
-    """Take out of every page below ``folder`` what it would fetch, and do its work without that."""
+    """Remove from every page below ``folder`` what it would fetch, and add a style and links instead."""
     pages = sorted(folder.rglob("*.html"))
     for page in pages:
         text = _REMOTE.sub("", page.read_text(encoding="utf-8"))

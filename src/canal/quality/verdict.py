@@ -1,7 +1,7 @@
-"""A stage before its gate and after it: what is judged, its cells in a few hundred numbers, and the verdict.
+"""The subject of the gate, the profile of its cells in a few hundred numbers, and the verdict.
 
-A verdict is kept as verdict.json, asked for by whatever trains, and shown as a table. The numbers of the
-cells, a profile, let later stages be compared without their data.
+A verdict is stored as verdict.json, required by every training, and shown as a table. The profile lets later
+stages be compared without the data of this one.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _CHANCE = 0.05
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule: what it expected and what it found.
+    """The result of one rule.
 
-    ``examples`` are the worst or first offenders; ``hint`` says what to do, empty where the rule holds.
+    ``examples`` are the worst or first rows that fail; ``hint`` is the advice, empty where the rule holds.
     """
 
     rule: str
@@ -53,7 +53,7 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found; the same bytes and params give the same verdict."""
+    """The results of all rules on a stage; the same bytes and params give the same verdict."""
 
     stage: str
     source: str
@@ -171,12 +171,12 @@ def require_passing(verdict: Verdict | Mapping[str, Any] | Path, prepared_sha256
     return verdict
 
 
-# What is judged: a source, its prepared cells and the stages before, each in numbers.
+# The subject: a source, its prepared cells, and earlier stages in numbers.
 
 
 @dataclass(frozen=True)
 class EarlierStage:
-    """What is left of a stage learned before, whether its source is still there or not.
+    """Split and profile of a stage learned before, whether its source is still available or not.
 
     Attributes
     ----------
@@ -203,7 +203,7 @@ class Subject:
     prepared
         The folder that prepare made of it; None where it has not been prepared.
     split_sha256
-        Digest of the stage's own split table; None when a file is only looked at.
+        Digest of the stage's own split table; None where a file is validated alone.
     earlier
         The stages it builds on, by name; empty for the first.
     chunk_cells

@@ -1,1 +1,1 @@
-"""The study over lambda and L: what is tried, how it is judged, and which attempt is taken."""
+"""The study over lambda and L: its search space, its trials, and the choice among them."""

@@ -1,6 +1,6 @@
-"""Attempts at a stage: what a study varies, learning with it for a few epochs, and how good that is.
+"""Attempts at a stage: the search space of a study, short trainings with its settings, and their score.
 
-Only validation cells of the new stage and probe sets of the earlier ones are looked at.
+Only validation cells of the new stage and probe sets of the earlier ones are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from canal.config.params import Dimension, Strengths, Tuning
 from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION, Continual
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
-from canal.continual.stage import Lesson
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.core.digests import json_digest
 
@@ -49,20 +49,20 @@ class Attempts:
 
     Attributes
     ----------
-    lesson : Lesson
-        The stage; its replay is replaced. It has no test cells, so no attempt can see one.
+    task : Task
+        The stage; its replay is replaced. It has no test cells, so no attempt can use one.
     bank : Bank
         The parent's bank, not cut.
     own : Continual
         Settings that an attempt does not change.
     tuning : Tuning
     capacity : int
-        Cells that a version stores: L is priced as a share of it.
+        Cells that a version stores: the price of L is its share of them.
     hooks : Hooks
         Device and caches; attempts keep no checkpoints, they are short.
     """
 
-    lesson: Lesson
+    task: Task
     bank: Bank
     own: Continual
     tuning: Tuning
@@ -72,12 +72,12 @@ class Attempts:
     @cached_property
     def teacher(self) -> dict[str, float]:
         """The teacher's accuracy on each earlier stage's probe set."""
-        assert self.lesson.teacher is not None, "a first stage is not tuned"  # noqa: S101
-        teacher = self.lesson.teacher
-        return accuracy_by_stage(teacher, self.lesson.probe.narrowed(len(teacher.genes)))
+        assert self.task.teacher is not None, "a first stage is not tuned"  # noqa: S101
+        teacher = self.task.teacher
+        return accuracy_by_stage(teacher, self.task.probe.narrowed(len(teacher.genes)))
 
     def learn(self, changes: Changes, report: Report) -> Attempt:
-        """Learn the stage for a few epochs; the score is that of the epoch which a training would keep.
+        """Learn the stage for a few epochs; the score is that of the epoch that a training would keep.
 
         Raises
         ------
@@ -86,39 +86,39 @@ class Attempts:
         """
         price = self.tuning.size_price * changes["bank_size"] / self.capacity
 
-        def tell(epoch: Epoch) -> None:
-            found = score(epoch, self.teacher)
-            report(epoch["epoch"], found, found.value(price))
+        def on_epoch(epoch: Epoch) -> None:
+            present = score(epoch, self.teacher)
+            report(epoch["epoch"], present, present.value(price))
 
-        lesson = self._lesson(changes)
-        hooks = replace(self.hooks, on_epoch=tell, checkpoint_dir=None)
-        history = learn_stage(lesson, self._settings(changes), hooks).history
+        task = self._task(changes)
+        hooks = replace(self.hooks, on_epoch=on_epoch, checkpoint_dir=None)
+        history = learn_stage(task, self._settings(changes), hooks).history
         best = history["best_epoch"]
-        found = score(history["epochs"][best - 1], self.teacher)
-        return Attempt(found, found.value(price), best, len(lesson.replay))
+        best_score = score(history["epochs"][best - 1], self.teacher)
+        return Attempt(best_score, best_score.value(price), best, len(task.replay))
 
     def identity(self, changes: Changes) -> str:
-        """Return a digest of all that tells this attempt from others: two with the same learn the same."""
+        """Return a digest of all that distinguishes this attempt: equal digests learn equal weights."""
         settings = self._settings(changes).model_dump(
             mode="json", exclude={"bank_size", "method"}, exclude_none=True
         )
-        return json_digest([settings, self._lesson(changes).replay.cell_ids])
+        return json_digest([settings, self._task(changes).replay.cell_ids])
 
-    def _lesson(self, changes: Changes) -> Lesson:
+    def _task(self, changes: Changes) -> Task:
         size = int(changes["bank_size"])
-        return replace(self.lesson, replay=cut(self.bank, size, len(self.lesson.old_labels)).cells)
+        return replace(self.task, replay=cut(self.bank, size, len(self.task.old_labels)).cells)
 
     def _settings(self, changes: Changes) -> Continual:
         settings = self.own.model_copy(update=dict(changes))
         return settings.model_copy(update={"max_epochs": min(self.tuning.epochs, settings.max_epochs)})
 
 
-# What is varied.
+# The search space.
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is varied for one stage.
+    """The search space of one stage.
 
     Attributes
     ----------
@@ -128,9 +128,9 @@ class Space:
         Values of L, ascending; the published one, cut to what a version stores, is among them.
     published_size : int
     dimensions : tuple of str
-        What else is varied.
+        Further settings that are varied.
     own : Continual
-        The stage's settings, of which the first trial has all but lambda and L.
+        The stage's settings; the first trial has them all but for lambda and L.
     epochs : int
         The most a trial runs.
     """
@@ -144,7 +144,7 @@ class Space:
 
     @classmethod
     def of(cls, tuning: Tuning, own: Continual, capacity: int, n_old_cells: int, n_old_types: int) -> Space:
-        """Return what ``tuning`` asks for.
+        """Return the search space for the section ``tuning`` of params.yaml.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class Space:
         n_old_cells
             Training cells of all earlier stages, whose shares ``bank_shares`` are.
         n_old_types
-            A smaller L but 0 would leave no cell for each of them: it is raised to this number.
+            A smaller L, but for 0, would leave no cell for some of them: it is raised to this number.
         """
         published = max(n_old_types, min(PUBLISHED_BANK_SIZE, capacity))
         shares = [min(capacity, round(share * n_old_cells)) for share in tuning.bank_shares]
@@ -165,43 +165,44 @@ class Space:
         )
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Return what Optuna draws from.
+        """Return the distributions that Optuna draws from.
 
-        Exactly 0 is a tenth of lambda's logarithmic range, below ``low``: a value from there means 0. A
-        switch of its own would spend half of the first trials on it, and hide from the sampler that 0 is
-        the neighbour of a small lambda.
+        Exactly 0 is represented by a tenth of lambda's logarithmic range, below ``low``. A switch of its own
+        would spend half of the first trials on it, and hide from the sampler that 0 is next to a small
+        lambda.
         """
         lowest, high = self.strengths.low, self.strengths.high
         if self.strengths.with_zero:
             lowest *= (lowest / high) ** (_ZERO_SHARE / (1 - _ZERO_SHARE))
         strength = FloatDistribution(lowest, high, log=True)
-        found: dict[str, BaseDistribution] = {
+        both: dict[str, BaseDistribution] = {
             "distillation": strength,
             "bank_size": CategoricalDistribution(self.sizes),
         }
-        return found | {name: self._extra(name) for name in self.dimensions}
+        return both | {name: self.distribution_of(name) for name in self.dimensions}
 
     def changes(self, params: Params) -> Changes:
-        """Return the settings that a trial's parameters stand for; lambda has three digits."""
+        """Return the settings for a trial's parameters; lambda has three digits."""
         strength = float(f"{params['distillation']:.3g}")
-        found: Changes = {
+        settings: Changes = {
             "distillation": 0.0 if strength < self.strengths.low else strength,
             "bank_size": int(params["bank_size"]),
         }
-        return found | {name: params[name] for name in self.dimensions}
+        return settings | {name: params[name] for name in self.dimensions}
 
     def published(self) -> dict[str, Any]:
         """Return the parameters of the first trial: the published lambda and L, all else as params.yaml."""
-        found: dict[str, Any] = {
+        params: dict[str, Any] = {
             "distillation": PUBLISHED_DISTILLATION,
             "bank_size": self.published_size,
         }
         own = {name: getattr(self.own, name) for name in self.dimensions}
         if "max_epochs" in own:
             own["max_epochs"] = self.epochs
-        return found | own
+        return params | own
 
-    def _extra(self, name: Dimension) -> BaseDistribution:
+    def distribution_of(self, name: Dimension) -> BaseDistribution:
+        """Return the distribution of a further setting, around the stage's own value."""
         if name == "learning_rate":
             rate = self.own.learning_rate
             return FloatDistribution(rate / _RATE_FACTOR, rate * _RATE_FACTOR, log=True)
@@ -210,7 +211,7 @@ class Space:
         return IntDistribution(1, self.epochs)
 
 
-# How good an attempt is.
+# The score of an attempt.
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,12 @@ class Score:
 
     @property
     def harmonic_mean(self) -> float:
-        """High only where both are: neither can be bought with the other."""
+        """The harmonic mean of both, which is high only where both are high."""
         total = self.accuracy + self.retention
         return 2 * self.accuracy * self.retention / total if total else 0.0
 
     def value(self, price: float) -> float:
-        """Return the one number that is maximised: the harmonic mean less the price of the replayed bank."""
+        """Return the value that is maximised: the harmonic mean less the price of the replayed bank."""
         return self.harmonic_mean - price
 
     def to_json(self) -> dict[str, float]:
@@ -246,14 +247,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of an attempt.
+    """The result of an attempt.
 
     Attributes
     ----------
     score : Score
         Of the epoch that a training would keep.
     value : float
-        The one number of it that is maximised.
+        The value that is maximised.
     epoch : int
     n_replay : int
         Bank cells that were replayed.
@@ -266,7 +267,7 @@ class Attempt:
 
 
 Report = Callable[[int, Score, float], None]
-"""Told an epoch's number, score and value; may raise to end the attempt."""
+"""Called with an epoch's number, score and value; an exception ends the attempt."""
 
 
 def score(epoch: Mapping[str, Any], teacher: Mapping[str, float]) -> Score:
@@ -275,31 +276,31 @@ def score(epoch: Mapping[str, Any], teacher: Mapping[str, float]) -> Score:
 
 
 def retention(student: Mapping[str, float], teacher: Mapping[str, float]) -> float:
-    """Return the mean share of the teacher's accuracy that is kept, over its stages; 1 where there is none.
+    """Return the mean share of the teacher's accuracy that is kept, over its stages; 1 without stages.
 
-    A stage counts 1 at most, so that what is gained on one hides no loss on another, and 1 where the teacher
-    knew nothing.
+    A stage counts 1 at most, so that a gain on one hides no loss on another, and 1 where the teacher's
+    accuracy is 0.
     """
     shares = [min(1.0, student[stage] / accuracy) if accuracy else 1.0 for stage, accuracy in teacher.items()]
     return float(np.mean(shares)) if shares else 1.0
 
 
 def effective_cells(types: Sequence[str]) -> float:
-    """Return the number of cells of which an accuracy is as uncertain as the balanced one of these.
+    """Return the number of cells whose accuracy is as uncertain as the balanced accuracy of these cells.
 
     Where K types with n_k cells have equal recalls p, their mean has the variance p(1 - p) / K² · Σ 1/n_k,
-    an accuracy of n cells p(1 - p) / n: n = K² / Σ 1/n_k. A type of two cells is as heavy as one of a
-    hundred, so this is far below the number of cells. ``types``: one entry a cell; 0.0 for none.
+    an accuracy of n cells p(1 - p) / n: n = K² / Σ 1/n_k. A type of two cells weighs as much as one
+    of a hundred, so this is far below the number of cells. ``types``: one entry a cell; 0.0 for none.
     """
     counts = Counter(types).values()
     return len(counts) ** 2 / sum(1 / n for n in counts) if counts else 0.0
 
 
 def accuracy_by_stage(annotator: Annotator, cells: LabelledCells) -> dict[str, float]:
-    """Return the share of each stage's cells that an annotator names right."""
-    found = {}
+    """Return the annotator's accuracy on each stage's cells."""
+    accuracies = {}
     for stage in cells.stage_names:
         part = cells.of_stage(stage)
         right = np.array(annotator.predict(part.expression).labels) == np.array(part.cell_types)
-        found[stage] = float(right.mean())
-    return found
+        accuracies[stage] = float(right.mean())
+    return accuracies

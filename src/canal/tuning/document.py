@@ -1,6 +1,6 @@
-"""``tuned/<stage>.json``: what was chosen, from which trials; the same study gives the same bytes.
+"""``tuned/<stage>.json``: the trials of a study, and the chosen one; the same study gives the same bytes.
 
-Of the trials those are found which nothing else beats, and the one that is taken. Reading it needs no Optuna.
+The choice and the Pareto front of the trials are computed here. Reading the document needs no Optuna.
 """
 
 from __future__ import annotations
@@ -30,35 +30,43 @@ TUNED_FILE = "tuned.json"
 Document = dict[str, Any]
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-_NOTED = ("accuracy", "retention", "harmonic_mean", "epoch", "n_replay", "reason")
+_RECORDED = ("accuracy", "retention", "harmonic_mean", "epoch", "n_replay", "reason")
 
 
 def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) -> Document:
-    """Return what a study found.
+    """Return the document of a study.
 
     Parameters
     ----------
     study
         A study that has run.
     facts
-        What to say beside it; among them ``n_effective`` (see `choose`).
+        Further entries, ``n_effective`` (see `choose`) among them.
     doubts
-        Why the same study might choose otherwise another time, beside what it knows itself.
+        Reasons why the same study might choose otherwise another time, beside those of the study itself.
 
     Raises
     ------
     TrainingError
-        If no trial ran to its end; says why each of them did not.
+        If no trial was completed; the message has the reason for each of them.
     """
     tuning = study.plan.tuning
     trials = list(trial_documents(study).values())
-    candidates = [_candidate(one) for one in trials if one["state"] == "complete"]
+    candidates = [Candidate.of(one) for one in trials if one["state"] == "complete"]
     if not candidates:
-        raise TrainingError(_all_failed(study.plan.stage, trials))
+        lines = [
+            f"trial {one['number']} ({', '.join(f'{k} {v}' for k, v in one['settings'].items())}): "
+            f"{one['reason'] or one['state']}"
+            for one in trials
+        ]
+        raise TrainingError(
+            f"no trial of stage {study.plan.stage!r} ran to its end ({len(trials)} tried):\n  "
+            + "\n  ".join(lines)
+        )
     choice = choose(candidates, tuning, facts["n_effective"])
     chosen = trials[choice.number]
     states = Counter(one["state"] for one in trials)
-    because = [*doubts, *_not_reproducible(study, len(trials))]
+    because = [*doubts, *irreproducibility(study, len(trials))]
     return {
         "format": FORMAT,
         "stage": study.plan.stage,
@@ -77,7 +85,7 @@ def study_document(study: Study, facts: Document, doubts: Sequence[str] = ()) ->
         "states": {name: states[name] for name in _STATES.values()},
         "tuning": tuning.asked(),
         "front": front(candidates),
-        "importances": _importances(study),
+        "importances": importances(study),
         "reproducible": not because,
         "because": because,
         **facts,
@@ -90,18 +98,18 @@ def trial_documents(study: Study) -> dict[int, Document]:
     They have numbers of their own, from 0: Optuna counts trials that were given up, too.
     """
     varied = sorted(study.plan.tuning.varied)
-    return {one.number: _trial(one, number, varied) for number, one in enumerate(study.kept())}
+    return {one.number: trial_document(one, number, varied) for number, one in enumerate(study.kept())}
 
 
 def trial_times(study: Study) -> dict[int, tuple[int, int]]:
     """Return when each trial that counts began and ended, in milliseconds since 1970, by Optuna's number."""
-    found = {}
+    times = {}
     for trial in study.kept():
         began = trial.datetime_start or trial.datetime_complete
         ended = trial.datetime_complete or began
         if began is not None and ended is not None:
-            found[trial.number] = (round(began.timestamp() * 1000), round(ended.timestamp() * 1000))
-    return found
+            times[trial.number] = (round(began.timestamp() * 1000), round(ended.timestamp() * 1000))
+    return times
 
 
 def read_tuned(path: Path) -> Document:
@@ -110,7 +118,7 @@ def read_tuned(path: Path) -> Document:
     Raises
     ------
     TrainingError
-        If it is not there, or of a format that this canal does not know.
+        If the file is missing, or of a format that this canal does not know.
     """
     if not path.is_file():
         raise TrainingError(f"{path} not found: this stage is tuned first; run `dvc repro`")
@@ -122,7 +130,7 @@ def read_tuned(path: Path) -> Document:
 
 
 def settings_of(config: Config, stage: str, tuned: Path) -> Continual:
-    """Return what a stage is learned with: params.yaml, and what the study chose where the stage is tuned.
+    """Return the settings of a stage's training: those of params.yaml, and the choice of its study, if any.
 
     ``tuned`` is the study's document: ``tuned/<stage>.json``, or its copy in a model folder.
     """
@@ -132,7 +140,8 @@ def settings_of(config: Config, stage: str, tuned: Path) -> Continual:
     return settings.model_copy(update=read_tuned(tuned)["choice"])
 
 
-def _trial(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
+def trial_document(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
+    """Return the document of one trial; ``varied`` are the settings that the study varies."""
     attrs = trial.user_attrs
     return {
         "number": number,
@@ -141,20 +150,12 @@ def _trial(trial: FrozenTrial, number: int, varied: list[str]) -> Document:
         "settings": {name: attrs[name] for name in varied},
         "value": trial.value if trial.state.name == "COMPLETE" else None,
         "curve": {str(epoch): value for epoch, value in sorted(trial.intermediate_values.items())},
-        **{name: attrs.get(name) for name in _NOTED},
+        **{name: attrs.get(name) for name in _RECORDED},
     }
 
 
-def _candidate(trial: Document) -> Candidate:
-    from canal.tuning.attempts import Score
-
-    score = Score(trial["accuracy"], trial["retention"])
-    bank_size, published = trial["settings"]["bank_size"], trial["published"]
-    return Candidate(trial["number"], score, trial["value"], bank_size, published)
-
-
-def _not_reproducible(study: Study, n_trials: int) -> list[str]:
-    """Return why the same study might choose otherwise another time; nothing where it would not."""
+def irreproducibility(study: Study, n_trials: int) -> list[str]:
+    """Return the reasons why the same study might choose otherwise another time; empty without any."""
     because = []
     if n_trials < study.plan.tuning.n_trials:
         because.append(f"max_minutes ended it after {n_trials} of {study.plan.tuning.n_trials} trials")
@@ -163,8 +164,8 @@ def _not_reproducible(study: Study, n_trials: int) -> list[str]:
     return because
 
 
-def _importances(study: Study) -> dict[str, float]:
-    """Return how much of the value's variance each parameter explains (fANOVA); too few trials: nothing."""
+def importances(study: Study) -> dict[str, float]:
+    """Return the share of the value's variance by parameter (fANOVA); empty with too few trials."""
     import optuna
 
     done = [one for one in study.kept() if one.state is optuna.trial.TrialState.COMPLETE]
@@ -174,18 +175,9 @@ def _importances(study: Study) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study.optuna, evaluator=evaluator))
 
 
-def _all_failed(stage: str, trials: list[Document]) -> str:
-    lines = [
-        f"trial {one['number']} ({', '.join(f'{k} {v}' for k, v in one['settings'].items())}): "
-        f"{one['reason'] or one['state']}"
-        for one in trials
-    ]
-    return f"no trial of stage {stage!r} ran to its end ({len(trials)} tried):\n  " + "\n  ".join(lines)
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """A trial that ran to its end.
+    """A completed trial.
 
     Attributes
     ----------
@@ -194,7 +186,7 @@ class Candidate:
     value : float
         What Optuna maximised.
     bank_size : int
-        L: of two trials as good as each other the smaller one is taken.
+        L: of two equally good trials the one with the smaller L is chosen.
     published : bool
         Whether it tried the published lambda and L.
     """
@@ -205,18 +197,27 @@ class Candidate:
     bank_size: int
     published: bool = False
 
+    @classmethod
+    def of(cls, trial: Document) -> Candidate:
+        """Return the candidate for the document of a completed trial."""
+        from canal.tuning.attempts import Score
+
+        score = Score(trial["accuracy"], trial["retention"])
+        bank_size, published = trial["settings"]["bank_size"], trial["published"]
+        return cls(trial["number"], score, trial["value"], bank_size, published)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial that is taken.
+    """The trial that is chosen.
 
     Attributes
     ----------
     number : int
     below : bool
-        None kept as much of the past as was wanted.
+        Whether no trial reached ``tuning.min_retention``.
     passed_over : int or None
-        The trial that looked better than the published point, which was taken, but not clearly so.
+        The trial that was better than the published point, but not clearly, so that the latter is chosen.
     """
 
     number: int
@@ -232,30 +233,31 @@ _RULES: dict[str, Callable[[Candidate], float]] = {
 
 
 def choose(candidates: Sequence[Candidate], tuning: Tuning, n_effective: float) -> Choice:
-    """Return the best trial by ``tuning.rule`` among those that keep ``tuning.min_retention`` of the past.
+    """Return the best trial by ``tuning.rule`` among those that reach ``tuning.min_retention``.
 
-    Where none does it is the trial that keeps most. Ties go to the smaller L, then to the earlier trial. The
-    best gives way to the published point where that keeps enough, too, and is worse by less than
-    ``tuning.least_gain`` standard errors of its accuracy (after the one-standard-error rule of Breiman et al.
-    1984): on few cells the best of several trials looks better than it is. ``candidates`` must not be empty.
+    Where none reaches that, it is the trial of highest retention. Ties go to the smaller L, then to the
+    earlier trial. The published point is chosen instead of the best trial where its retention is high enough,
+    too, and it is worse by less than ``tuning.least_gain`` standard errors of its accuracy (after the
+    one-standard-error rule of Breiman et al. 1984): on few cells the best of several trials looks better than
+    it is. ``candidates`` must not be empty.
 
     Parameters
     ----------
     n_effective
-        Of how many cells an accuracy is as uncertain as these are (`canal.tuning.attempts.effective_cells`).
+        The number of cells from `canal.tuning.attempts.effective_cells`.
     """
     enough = [one for one in candidates if one.score.retention >= tuning.min_retention]
     rule = _RULES[tuning.rule if enough else "retention"]
     best = max(enough or candidates, key=lambda one: (rule(one), -one.bank_size, -one.number))
     usual = next((one for one in enough if one.published), best)
-    margin = tuning.least_gain * _error(usual.score, tuning.rule, n_effective)
+    margin = tuning.least_gain * standard_error(usual.score, tuning.rule, n_effective)
     if usual is not best and rule(best) - rule(usual) < margin:
         return Choice(usual.number, below=False, passed_over=best.number)
     return Choice(best.number, below=not enough)
 
 
-def _error(score: Score, rule: str, n: float) -> float:
-    """Return the standard error of what a rule looks at, by that of its accuracy alone."""
+def standard_error(score: Score, rule: str, n: float) -> float:
+    """Return the standard error of a rule's value, from that of the accuracy alone, for ``n`` cells."""
     error = math.sqrt(score.accuracy * (1 - score.accuracy) / n) if n and rule != "retention" else 0.0
     total = score.accuracy + score.retention
     # By how much the harmonic mean changes with accuracy.
@@ -263,16 +265,16 @@ def _error(score: Score, rule: str, n: float) -> float:
 
 
 def front(candidates: Sequence[Candidate]) -> list[int]:
-    """Return the numbers of the trials that no other one beats in both aims, by falling accuracy.
+    """Return the numbers of the trials on the Pareto front of both aims, by falling accuracy.
 
-    Of trials with the same two numbers the one with the smallest L stands for all.
+    Of trials with equal scores only the one with the smallest L is returned.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     kept = -1.0
     for one in sorted(
         candidates, key=lambda one: (-one.score.accuracy, -one.score.retention, one.bank_size, one.number)
     ):
         if one.score.retention > kept:
-            found.append(one.number)
+            numbers.append(one.number)
             kept = one.score.retention
-    return found
+    return numbers

@@ -1,9 +1,9 @@
-"""A study over lambda and L: trials asked for, run and told, by one process or many, killed or not.
+"""The study of a stage over lambda and L, with Optuna: run by one process or several, and resumable.
 
-Two things make a study that was killed end as if it had not been: the sampler is seeded anew before each ask
-from the study's digest and the number of trials by then (its state is in no storage), and a trial that lost
-its process is given up and its parameters are tried again. A process is at work as long as it holds its lock,
-however it ends. A study is kept in a journal below ``.canal/``, or any place that Optuna knows by a URL.
+A study that was killed and resumed gives the same result as one that was not: the sampler is seeded anew
+before each trial from the study's digest and the number of trials so far (its state is in no storage), and a
+trial whose process ended is failed and its parameters are queued again. A process counts as running as long
+as it holds its lock. A study is stored in a journal below ``.canal/``, or at a URL that Optuna can open.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _SQLITE = "sqlite:///"
 
 
 class Learner(Protocol):
-    """What runs a trial; see `canal.tuning.attempts`."""
+    """Runs a trial; see `canal.tuning.attempts`."""
 
     def learn(self, changes: Changes, report: Report) -> Attempt:
-        """Learn a stage with these settings, telling each epoch."""
+        """Learn a stage with these settings, and report each epoch."""
         ...
 
     def identity(self, changes: Changes) -> str:
-        """Return what is the same for two attempts that learn the same."""
+        """Return a digest that is equal for attempts that learn equal weights."""
         ...
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told what happens: each epoch of this process' trials, and each time a trial of its ends."""
+    """Callbacks of this process: after each epoch of its trials, and after each of its trials."""
 
     on_epoch: Callable[[Changes, int], None]
     on_trial: Callable[[], None]
@@ -57,13 +57,13 @@ class Watch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that is to be.
+    """The settings of a study.
 
     Attributes
     ----------
     stage : str
     digest : str
-        Of all that decides what comes out; the study's name holds it, so that no other one is taken for it.
+        Of all that decides the result; it is part of the study's name, so that studies are not confused.
     space : Space
     tuning : Tuning
     folder : Path
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def journal(self) -> Path:
-        """The file that holds the study where no storage is named."""
+        """The file that stores the study where no storage is configured."""
         return self.folder / f"{self.name}.log"
 
 
@@ -99,7 +99,7 @@ class Study:
 
     @classmethod
     def open(cls, plan: Plan) -> Study:
-        """Open the study, a new one or what there is of it."""
+        """Open the study, and create it if it does not exist."""
         storage = open_storage(plan.tuning.storage, plan.journal, plan.root)
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=plan.tuning.startup_trials, n_warmup_steps=plan.tuning.warmup_epochs + 1
@@ -112,27 +112,27 @@ class Study:
     def work(
         self, learner: Learner, watch: Watch, deadline: float | None = None, shared: bool = False
     ) -> None:
-        """Run trials until there are as many as asked for, or the time is over.
+        """Run trials until ``tuning.n_trials`` are done, or the deadline has passed.
 
-        A trial whose training fails is told as failed, with the reason, and the next one is begun.
+        A trial whose training fails is recorded as failed, with the reason, and the next one begins.
 
         Parameters
         ----------
         deadline
-            The monotonic clock's time from which on no trial is begun, unless none has run to its end yet.
+            Time of the monotonic clock after which no trial begins, unless none has been completed yet.
         shared
             Whether other processes work on the study, too.
         """
-        with at_work(self._claims) as me:
+        with at_work(self._claims) as worker:
             while deadline is None or time.monotonic() < deadline or not self._complete:
-                asked = self._ask(learner, me, shared)
-                if asked is None:
+                drawn = self._next_trial(learner, worker, shared)
+                if drawn is None:
                     return
-                self._run(*asked, learner, watch)
+                self._run(*drawn, learner, watch)
                 watch.on_trial()
 
     def kept(self) -> list[FrozenTrial]:
-        """Return the trials that count, the published one first: finished, and not given up."""
+        """Return the trials that count, the published one first: done, and not given up."""
         trials = [one for one in self.optuna.get_trials(deepcopy=False) if _counts(one)]
         return sorted(trials, key=lambda one: (not one.user_attrs.get(PUBLISHED, False), one.number))
 
@@ -144,8 +144,8 @@ class Study:
     def _claims(self) -> Path:
         return self.plan.folder / f"{self.plan.name}.workers"
 
-    def _ask(self, learner: Learner, me: str, shared: bool) -> tuple[Trial, Changes] | None:
-        """Return the next trial, or None if there are enough; one process asks at a time."""
+    def _next_trial(self, learner: Learner, worker: str, shared: bool) -> tuple[Trial, Changes] | None:
+        """Return the next trial, or None if there are enough; one process at a time."""
         with FileLock(self._claims / "ask.lock"):
             self._give_up_lost()
             trials = self.optuna.get_trials(deepcopy=False)
@@ -155,21 +155,23 @@ class Study:
             if begun >= self.plan.tuning.n_trials:
                 return None
             trial, changes, identity = self._draw(learner, begun)
-            for name, value in {**changes, "training": identity, "shared": shared, "worker": me}.items():
+            for name, value in {**changes, "training": identity, "shared": shared, "worker": worker}.items():
                 trial.set_user_attr(name, value)
         return trial, changes
 
     def _draw(self, learner: Learner, begun: int) -> tuple[Trial, Changes, str]:
-        """Draw a trial that learns what no other one does: to learn the same twice tells nothing.
+        """Draw a trial that learns other weights than all trials before.
 
         ``begun`` trials count by now; for one process alone that is those that are finished.
         """
         space, tuning = self.plan.space, self.plan.tuning
         known = {one.user_attrs.get("training") for one in (*self.kept(), *self._running())}
         for draw in range(_DRAWS):
-            # A sampler that sees one good point may draw nothing else: it is sent anywhere then.
+            # A sampler with one good point may draw only that: after some draws it draws at random.
             startup = tuning.startup_trials if draw < _DRAWS // 2 else tuning.n_trials + 1
-            seed = _seed(self.plan.digest, begun, draw)
+            # The study and the number of trials alone decide what is drawn next.
+            text = f"{self.plan.digest}:{begun}:{draw}"
+            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
             self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
             trial = self.optuna.ask(space.distributions())
             changes = space.changes(trial.params)
@@ -186,21 +188,21 @@ class Study:
             last[:] = [score]
             trial.report(value, epoch)
             watch.on_epoch(changes, epoch)
-            last_one = epoch >= self.plan.tuning.epochs  # to end it then would save nothing
-            if not last_one and not trial.user_attrs.get(PUBLISHED) and trial.should_prune():
+            is_last = epoch >= self.plan.tuning.epochs  # to prune it then would save nothing
+            if not is_last and not trial.user_attrs.get(PUBLISHED) and trial.should_prune():
                 raise optuna.TrialPruned
 
         try:
-            found = learner.learn(changes, report)
+            attempt = learner.learn(changes, report)
         except optuna.TrialPruned:
-            _note(trial, last[0])
+            _record(trial, last[0])
             self.optuna.tell(trial, state=TrialState.PRUNED)
         except TrainingError as error:
             trial.set_user_attr("reason", str(error))
             self.optuna.tell(trial, state=TrialState.FAIL)
         else:
-            _note(trial, found.score, epoch=found.epoch, n_replay=found.n_replay)
-            self.optuna.tell(trial, found.value)
+            _record(trial, attempt.score, epoch=attempt.epoch, n_replay=attempt.n_replay)
+            self.optuna.tell(trial, attempt.value)
 
     def _running(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -212,10 +214,10 @@ class Study:
         self.optuna.enqueue_trial(params, user_attrs={QUEUED: params} | marks)
 
     def _give_up_lost(self) -> None:
-        """Fail the trials whose process is gone, and queue their parameters again.
+        """Fail the trials whose process has ended, and queue their parameters again.
 
-        They are queued first: a kill in between leaves a trial that is found lost again, but not its
-        parameters lost. A trial that no process had taken when it was killed is drawn again instead.
+        They are queued first, so that a kill in between does not lose the parameters. A trial that no process
+        had taken yet is drawn again instead.
         """
         for trial in self._running():
             worker = trial.user_attrs.get("worker")
@@ -231,26 +233,20 @@ class Study:
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is finished and was not given up; a failure that counts has a reason."""
+    """Whether a trial is done and was not given up; a failure that counts has a reason."""
     if trial.state is TrialState.FAIL:
         return "reason" in trial.user_attrs
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def _note(trial: Trial, score: Score, **others: Any) -> None:
+def _record(trial: Trial, score: Score, **others: Any) -> None:
     for name, value in (score.to_json() | others).items():
         trial.set_user_attr(name, value)
 
 
-def _seed(digest: str, begun: int, draw: int) -> int:
-    """Return the sampler's seed: nothing but the study and what is known by now decides what comes next."""
-    text = f"{digest}:{begun}:{draw}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
-
-
 @contextmanager
 def at_work(folder: Path) -> Iterator[str]:
-    """Give this process a name that `is_alive` knows until the block ends or the process is killed."""
+    """Yield a name for this process that `is_alive` finds until the block or the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     name = uuid4().hex
     try:
@@ -261,7 +257,7 @@ def at_work(folder: Path) -> Iterator[str]:
 
 
 def is_alive(folder: Path, name: str) -> bool:
-    """Whether the process of this name is still at work; the lock of one that was killed is removed."""
+    """Whether the process of this name is still running; the lock of a killed process is removed."""
     path = _lock_of(folder, name)
     if not path.is_file():
         return False
@@ -286,7 +282,7 @@ def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
     Raises
     ------
     ConfigError
-        If there is nothing at the URL that Optuna can open.
+        If Optuna cannot open the URL.
     TrainingError
         If the journal is damaged.
     """
@@ -300,8 +296,8 @@ def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:  # whatever a database's driver raises
-        said = str(error).splitlines()[0] if str(error) else ""
-        shown = without_secrets(f"{type(error).__name__}: {said}", url)
+        reason = str(error).splitlines()[0] if str(error) else ""
+        shown = without_secrets(f"{type(error).__name__}: {reason}", url)
         raise ConfigError(
             f"tuning.storage: Optuna cannot open it ({shown[:200]}); "
             "leave it out for a journal below .canal/tuning, or give a URL such as sqlite:///tuning.db"
@@ -311,11 +307,15 @@ def open_storage(url: str | None, journal: Path, root: Path) -> BaseStorage:
 def _journal(path: Path) -> JournalStorage:
     """Return a journal storage; a last line that a crash of the machine cut off is removed first.
 
-    Its lock ends with its process: Optuna's own outlives a kill by half a minute.
+    The lock is released with its process: Optuna's own lock would last half a minute after a kill.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        _mend(path)
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("rb+") as stream:
+                stream.truncate(whole)
     try:
         # FileLock is not of Optuna's class of locks, but is acquired and released as they are.
         lock: Any = FileLock(path.with_suffix(".lock"))
@@ -324,13 +324,3 @@ def _journal(path: Path) -> JournalStorage:
         raise TrainingError(
             f"{path} is damaged, or no journal of Optuna's ({error}): delete it, and the study starts over"
         ) from error
-
-
-def _mend(path: Path) -> None:
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("rb+") as stream:
-            stream.truncate(whole)

@@ -15,7 +15,7 @@ import numpy as np
 from canal.config.layout import Layout
 from canal.config.sections import Memory
 from canal.continual.cells import StoredCells
-from canal.continual.remembering import plain
+from canal.continual.exact_learner import uncalibrated
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, SumsError
 from canal.data.prepared import PreparedCells
@@ -277,7 +277,7 @@ def _check_solution(member: RegisteredVersion, sums: StageSums, found: Found) ->
     stored = ExactAnnotator.load(member.folder / Path(EXACT).parent)
     asked = member.key["request"].get("memory") or member.key.get("memory") or {}
     memory = Memory.model_validate({name: value for name, value in asked.items() if name != "basis"})
-    again = plain(sums, stored.labels, stored.genes, memory)
+    again = uncalibrated(sums, stored.labels, stored.genes, memory)
     if member.labels is not None and list(stored.labels) != member.labels:
         found.wrong(member.name, _CHECK, f"the sums answer with other types than {LABELS}")
     if not stored.classifier.like(again.classifier):

@@ -1,4 +1,4 @@
-"""Small lessons on synthetic cells: ``from tests.continual.lessons import first_lesson``."""
+"""Small tasks on synthetic cells: ``from tests.continual.tasks import first_task``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.stage import Learned, Lesson
+from canal.continual.stage import Learned
+from canal.continual.task import Task
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from tests.support.cells import gene_names, make_adata
@@ -44,9 +45,9 @@ def make_cells(counts: dict[str, int], stage: str, seed: int) -> LabelledCells:
     )
 
 
-def first_lesson(**changes: object) -> Lesson:
+def first_task(**changes: object) -> Task:
     """Return a stage of two types on an untrained backbone with one frozen block."""
-    lesson = Lesson(
+    task = Task(
         stage="first",
         parent=make_backbone(24, DEEP),
         genes=GENES,
@@ -57,20 +58,20 @@ def first_lesson(**changes: object) -> Lesson:
         probe=LabelledCells.empty(24),
         seed=0,
     )
-    return replace(lesson, **changes)
+    return replace(task, **changes)
 
 
 @cache
 def first_learned() -> Learned:
     """Return the first stage, learned once a test session; nobody may change it."""
-    return learn_stage(first_lesson(), SETTINGS, Hooks())
+    return learn_stage(first_task(), SETTINGS, Hooks())
 
 
-def second_lesson(**changes: object) -> Lesson:
+def second_task(**changes: object) -> Task:
     """Return a stage that brings NK and shows T again, with replay and probe of the first."""
     parent: Annotator = first_learned().annotator
-    first = first_lesson()
-    lesson = Lesson(
+    first = first_task()
+    task = Task(
         stage="second",
         parent=parent,
         genes=GENES,
@@ -81,12 +82,12 @@ def second_lesson(**changes: object) -> Lesson:
         probe=first.validation,
         seed=0,
     )
-    return replace(lesson, **changes)
+    return replace(task, **changes)
 
 
-def grown_lesson() -> Lesson:
+def grown_task() -> Task:
     """Return the second stage with three more genes, of which only its own cells have values."""
-    lesson = second_lesson()
+    task = second_task()
 
     def more(cells: LabelledCells) -> LabelledCells:
         marks = {"NK": [4.0, 0.0, 2.0], "T": [0.0, 3.0, 2.0]}
@@ -95,10 +96,10 @@ def grown_lesson() -> Lesson:
         return replace(cells, expression=np.concatenate([cells.expression, new], axis=1).astype(np.float32))
 
     return replace(
-        lesson,
+        task,
         genes=(*GENES, "NEW1", "NEW2", "NEW3"),
-        train=more(lesson.train),
-        validation=more(lesson.validation),
-        replay=lesson.replay.widened(27),
-        probe=lesson.probe.widened(27),
+        train=more(task.train),
+        validation=more(task.validation),
+        replay=task.replay.widened(27),
+        probe=task.probe.widened(27),
     )

@@ -8,8 +8,8 @@ from canal.continual.novelty_choice import (
     MOST_CELLS_A_TYPE,
     chosen_cells,
     fit_angle,
+    fit_centroids,
     fit_distance,
-    fit_places,
 )
 
 TYPES = ["A"] * 300 + ["B"] * 300
@@ -70,11 +70,11 @@ def test_known_cells_are_as_far_with_half_of_the_scores():
     assert distance.among(np.ones(40, dtype=bool)) is distance
 
 
-def test_fewer_cells_than_genes_still_give_places():
+def test_fewer_cells_than_genes_still_give_centroids():
     random = torch.Generator().manual_seed(0)
     scores = torch.rand(5, 40, generator=random)
     for types in (["A"] * 5, ["A", "B", "C", "D", "E"], ["A", "A", "B", "B", "B"]):
-        for found in fit_places(scores, types).of(torch.rand(8, 40, generator=random)):
+        for found in fit_centroids(scores, types).of(torch.rand(8, 40, generator=random)):
             assert torch.isfinite(found).all()
             assert (found > 0).all()
 

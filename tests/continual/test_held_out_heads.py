@@ -7,8 +7,8 @@ import torch
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.shadow import GeneScores, ShadowCells, shadow_heads
-from canal.model.places import PARTS
+from canal.continual.held_out_heads import GeneScores, HeadCells, held_out_type_heads
+from canal.model.centroids import PARTS
 from tests.support.learning import make_cells
 from tests.support.models import make_annotator, make_expression
 
@@ -45,19 +45,19 @@ def annotator():
 
 @pytest.fixture(scope="module")
 def cells():
-    return ShadowCells(
+    return HeadCells(
         train=separable(dict.fromkeys(TYPES, 40), "train", 0),
-        known=separable(dict.fromkeys(TYPES, 20), "known", 1),
+        validation=separable(dict.fromkeys(TYPES, 20), "known", 1),
         test=separable({"B": 20, "NK": 20, "T": 20, "plasma": 12}, "test", 2),
     )
 
 
 @pytest.fixture(scope="module")
 def measured(annotator, cells):
-    return shadow_heads(annotator, cells, SETTINGS, seed=0)
+    return held_out_type_heads(annotator, cells, SETTINGS, seed=0)
 
 
-def test_a_type_unlike_the_others_is_noticed(measured):
+def test_a_type_unlike_the_others_is_detected(measured):
     [one] = measured["holdouts"]
     assert one["type"] == "plasma"
     assert (one["n_known"], one["n_unknown"]) == (60, 12)
@@ -76,7 +76,7 @@ def test_h_score_is_the_harmonic_mean(measured):
 
 
 def test_the_same_seed_measures_the_same(annotator, cells, measured):
-    assert shadow_heads(annotator, cells, SETTINGS, seed=0) == measured
+    assert held_out_type_heads(annotator, cells, SETTINGS, seed=0) == measured
 
 
 def test_the_head_never_sees_the_type(annotator, cells, measured):
@@ -85,14 +85,14 @@ def test_the_head_never_sees_the_type(annotator, cells, measured):
     def without(part):
         return part.take([i for i, name in enumerate(part.cell_types) if name != "plasma"])
 
-    blind = ShadowCells(without(cells.train), without(cells.known), cells.test)
-    assert shadow_heads(annotator, blind, SETTINGS, seed=0) == measured
+    blind = HeadCells(without(cells.train), without(cells.validation), cells.test)
+    assert held_out_type_heads(annotator, blind, SETTINGS, seed=0) == measured
 
 
 def test_what_cannot_be_measured_says_why(annotator, cells):
-    few = ShadowCells(cells.train, cells.known, cells.test.take(range(63)))
+    few = HeadCells(cells.train, cells.validation, cells.test.take(range(63)))
     settings = SETTINGS.model_copy(update={"holdouts": ("plasma", "mast")})
-    found = shadow_heads(annotator, few, settings, seed=0)
+    found = held_out_type_heads(annotator, few, settings, seed=0)
     assert found["not_measured"] == {
         "plasma": "3 test cells, at least 5 are needed",
         "mast": "not learned yet",
@@ -102,11 +102,11 @@ def test_what_cannot_be_measured_says_why(annotator, cells):
     assert found["auroc"] is None
 
 
-def test_without_known_cells_nothing_is_measured(annotator, cells):
-    blind = ShadowCells(cells.train, LabelledCells.empty(N_GENES), cells.test)
-    assert "validation" in shadow_heads(annotator, blind, SETTINGS, seed=0)["not_measured"]["plasma"]
-    single = ShadowCells(cells.train.take(range(40)), cells.known, cells.test)
-    assert "other types" in shadow_heads(annotator, single, SETTINGS, seed=0)["not_measured"]["plasma"]
+def test_without_validation_cells_nothing_is_measured(annotator, cells):
+    blind = HeadCells(cells.train, LabelledCells.empty(N_GENES), cells.test)
+    assert "validation" in held_out_type_heads(annotator, blind, SETTINGS, seed=0)["not_measured"]["plasma"]
+    single = HeadCells(cells.train.take(range(40)), cells.validation, cells.test)
+    assert "other types" in held_out_type_heads(annotator, single, SETTINGS, seed=0)["not_measured"]["plasma"]
 
 
 def test_gene_scores_are_what_the_head_goes_on_with():
@@ -121,7 +121,7 @@ def test_a_real_annotator_can_be_measured():
     annotator = make_annotator(labels=TYPES, n_genes=N_GENES)
     parts = [separable(dict.fromkeys(TYPES, 6), stage, seed) for seed, stage in enumerate("abc")]
     settings = SETTINGS.model_copy(update={"shadow_epochs": 2})
-    [one] = shadow_heads(annotator, ShadowCells(*parts), settings, seed=0)["holdouts"]
+    [one] = held_out_type_heads(annotator, HeadCells(*parts), settings, seed=0)["holdouts"]
     assert 0 <= one["auroc"] <= 1
 
 
@@ -129,8 +129,8 @@ def test_features_are_kept_of_cells_that_a_training_has_seen_and_of_no_test_cell
     annotator = make_annotator(labels=TYPES, n_genes=N_GENES)
     parts = [separable(dict.fromkeys(TYPES, n), stage, n) for n, stage in ((6, "a"), (5, "b"), (4, "c"))]
     kept, plain = (
-        GeneScores.of(annotator, ShadowCells(*parts), hooks) for hooks in (Hooks(cache_dir=tmp_path), None)
+        GeneScores.of(annotator, HeadCells(*parts), hooks) for hooks in (Hooks(cache_dir=tmp_path), None)
     )
     assert sum(len(np.load(path)) for path in tmp_path.rglob("*.npy")) == len(parts[0]) + len(parts[1])
-    for name in ("train", "known", "test"):
+    for name in ("train", "validation", "test"):
         torch.testing.assert_close(getattr(kept, name)[0], getattr(plain, name)[0], atol=1e-5, rtol=1e-5)

@@ -24,7 +24,7 @@ NO_SPLIT = pd.DataFrame({"set": [], "cell_digest": []}, dtype=object)
 
 
 @dataclass
-class Lesson:
+class StageCase:
     """A file to be, its declaration, and the gate it meets; tests change what they want to break."""
 
     adata: AnnData = field(default_factory=lambda: make_adata(TYPES, seed=1))

@@ -1,7 +1,7 @@
-"""Where the learned types lie among gene scores, and how far from all of them a cell is.
+"""Centroids of the learned types among gene scores, and the distance of cells to the nearest one.
 
-`TypeDistance` is the Mahalanobis distance of a cell's gene scores; `TypeAngle` says how unlike their pattern
-is, however strong they are.
+`TypeDistance` is the Mahalanobis distance of a cell's gene scores; `TypeAngle` compares their pattern,
+whatever their strength. Both are components of the novelty score.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from torch.nn.functional import normalize
 from canal.core.errors import ModelError
 from canal.model.storage import MANIFOLD, write_tensors
 
-PLACES, NETWORK_PLACES = "novelty.safetensors", "network_places.safetensors"
+CENTROIDS, NETWORK_CENTROIDS = "novelty.safetensors", "network_places.safetensors"
 _DISTANCE, _ANGLE = ("centres", "whitening"), ("profiles", "spread")
 PARTS = ("distance", "angle")
-"""What places may tell of a cell, the first alone or both."""
+"""Components of `TypeCentroids`: the first alone, or both."""
 _GENE_ANGLE, _MANIFOLD = ("angle.profiles", "angle.spread"), ("manifold.centres", "manifold.whitening")
 NETWORK_PARTS = ("network_angle", "manifold")
-"""What `NetworkPlaces` may tell of a cell, each alone or both."""
+"""Components of `NetworkCentroids`: each alone, or both."""
 
 
 @dataclass(frozen=True, eq=False)
 class TypeDistance:
-    """Centres of the learned types among gene scores, and what makes their common spread a unit ball.
+    """Centroids of the learned types among gene scores, with the whitening of their common covariance.
 
     Attributes
     ----------
     centres : Tensor
         Float32 ``(n_types, n_genes + 1)``, already whitened.
     whitening : Tensor
-        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right. Of `among`,
-        it has a column for each position that is there, and zeros in the rows of all others.
+        Float32 ``(n_genes + 1, n_genes + 1)``; gene scores are multiplied by it from the right. From
+        `among`, it has a column for each position that is present, and zeros in the rows of all others.
     """
 
     centres: Tensor
@@ -51,21 +51,21 @@ class TypeDistance:
     def of(self, scores: Tensor) -> Tensor:
         """Return each cell's squared distance to the nearest centre, float32 ``(n_cells,)`` on the CPU.
 
-        Gene scores ``(n_cells, n_genes + 1)`` may lie on any device. A cell's distance is its own, and in
-        float32 whatever the precision of the network.
+        Gene scores ``(n_cells, n_genes + 1)`` may be on any device. A cell's distance does not depend on
+        other cells, and is float32 whatever the precision of the network.
         """
         with torch.autocast("cpu", enabled=False):
-            placed = scores.float().cpu() @ self.whitening
-            # Differences, not a matrix product: that loses the digits of what is near.
-            apart = torch.cdist(placed, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
-            return apart.amin(dim=1).square()
+            whitened = scores.float().cpu() @ self.whitening
+            # Differences, not a matrix product, which loses the digits of small distances.
+            distances = torch.cdist(whitened, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return distances.amin(dim=1).square()
 
     def among(self, present: np.ndarray) -> TypeDistance:
         """Return the distance among these positions alone, as if the others had never been scored.
 
-        The others are marginalised: centres and the covariance are those of the positions that are there.
-        Squared distances are scaled by n_genes + 1 over their number, which is how much shorter they are
-        where strays are as the covariance has them: scores of known cells stay as high as they were.
+        The others are marginalised: centroids and covariance are those of the present positions. Squared
+        distances are scaled by n_genes + 1 over their number, by which they are shorter where deviations
+        follow the covariance: scores of known cells stay as high as they were.
 
         Parameters
         ----------
@@ -92,19 +92,19 @@ def _among(distance: TypeDistance, which: bytes) -> TypeDistance:
 
 @dataclass(frozen=True, eq=False)
 class TypeAngle:
-    """Centres of the learned types among gene scores, each score in units of its usual spread.
+    """Centroids of the learned types among gene scores, each score in units of its usual spread.
 
-    Distance grows where all of a cell's scores are high or low together, as a deeper or shallower library
-    makes them; the angle to a centre does not, and asks for the pattern alone.
+    Distance grows where all of a cell's scores are high or low together, as in a deeper or shallower library;
+    the angle to a centroid does not, and depends on the pattern alone.
 
     Attributes
     ----------
     profiles : Tensor
         Float32 ``(n_types, n_genes + 1)``: centres over spread.
     spread : Tensor
-        Float32 ``(n_genes + 1,)``, above 0: how far scores stray within a type.
+        Float32 ``(n_genes + 1,)``, above 0: how much scores vary within a type.
     factors : Tensor or None
-        Float32 ``(n_types,)``: what angles to each profile are multiplied by; 1 without.
+        Float32 ``(n_types,)``, by which the angles to each profile are multiplied; None: by 1.
     """
 
     profiles: Tensor
@@ -114,19 +114,19 @@ class TypeAngle:
     def of(self, scores: Tensor) -> Tensor:
         """Return 1 - the cosine to the nearest profile, float32 ``(n_cells,)`` on the CPU, from 0 up.
 
-        Gene scores ``(n_cells, n_genes + 1)``, none below 0, may lie on any device. A cell without any score
+        Gene scores ``(n_cells, n_genes + 1)``, none below 0, may be on any device. A cell without any score
         is at a right angle to all. Float32 whatever the precision of the network.
         """
         with torch.autocast("cpu", enabled=False):
-            apart = 1 - normalize(scores.float().cpu() / self.spread) @ normalize(self.profiles).T
-            return (apart if self.factors is None else apart * self.factors).amin(dim=1).clamp(min=0)
+            angles = 1 - normalize(scores.float().cpu() / self.spread) @ normalize(self.profiles).T
+            return (angles if self.factors is None else angles * self.factors).amin(dim=1).clamp(min=0)
 
     def among(self, present: np.ndarray) -> TypeAngle:
         """Return the angle among these gene scores alone, as if the others had never been scored.
 
-        Among some scores a type's cells usually lie wider of its profile, or less wide, than among all: by
-        that the angle is multiplied, so that known cells stay as near as they were. A cell strays from a
-        profile p by about 1 in each of n scores, which makes the cosine |p| / sqrt(|p|^2 + n).
+        Among some scores the angle of a type's cells to its profile is usually larger or smaller than among
+        all: the angle is divided by that ratio, so that known cells stay as near as they were. A cell
+        deviates from a profile p by about 1 in each of n scores, so the cosine is |p| / sqrt(|p|^2 + n).
 
         Parameters
         ----------
@@ -146,38 +146,40 @@ def _usual(profiles: Tensor, n: int) -> Tensor:
     return 1 - (lengths / (lengths + n)).sqrt()
 
 
-class Apart(NamedTuple):
-    """How far cells are from the nearest learned type: of `TypeDistance` and `TypeAngle`, ``(n_cells,)``."""
+class CentroidDistances(NamedTuple):
+    """Distances of cells to the nearest centroid, by `TypeDistance` and `TypeAngle`, ``(n_cells,)`` each."""
 
     distance: Tensor
     angle: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class TypePlaces:
-    """Where the learned types lie; models from before canal looked at angles have none."""
+class TypeCentroids:
+    """Centroids of the learned types; models of the first format have no angle."""
 
     distance: TypeDistance
     angle: TypeAngle | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it tells of a cell."""
+        """The components that can be computed."""
         return PARTS[:1] if self.angle is None else PARTS
 
-    def only(self, parts: Collection[str]) -> TypePlaces | None:
-        """Return the places that tell these of its parts alone; for nothing there are none."""
+    def only(self, parts: Collection[str]) -> TypeCentroids | None:
+        """Return the centroids for these components alone; None without components."""
         return replace(self, angle=self.angle if "angle" in parts else None) if parts else None
 
-    def of(self, scores: Tensor) -> Apart:
+    def of(self, scores: Tensor) -> CentroidDistances:
         """Return how far cells of gene scores ``(n_cells, n_genes + 1)`` are; angles are 0 without one."""
         distance = self.distance.of(scores)
-        return Apart(distance, torch.zeros_like(distance) if self.angle is None else self.angle.of(scores))
+        return CentroidDistances(
+            distance, torch.zeros_like(distance) if self.angle is None else self.angle.of(scores)
+        )
 
-    def among(self, present: np.ndarray) -> TypePlaces:
-        """Return the places among these positions alone, bool ``(n_genes + 1,)``, at least one."""
+    def among(self, present: np.ndarray) -> TypeCentroids:
+        """Return the centroids among these positions alone, bool ``(n_genes + 1,)``, at least one."""
         angle = None if self.angle is None else self.angle.among(present)
-        return TypePlaces(self.distance.among(present), angle)
+        return TypeCentroids(self.distance.among(present), angle)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored, by name."""
@@ -188,18 +190,18 @@ class TypePlaces:
 
     def save(self, folder: Path) -> None:
         """Write ``novelty.safetensors`` into ``folder``."""
-        write_tensors(self.tensors(), folder / PLACES)
+        write_tensors(self.tensors(), folder / CENTROIDS)
 
     @classmethod
-    def load(cls, folder: Path, n_scores: int) -> TypePlaces | None:
-        """Return what a model folder holds, for ``n_scores`` gene scores a cell; None without the file.
+    def load(cls, folder: Path, n_scores: int) -> TypeCentroids | None:
+        """Return the centroids of a model folder, for ``n_scores`` gene scores a cell; None without the file.
 
         Raises
         ------
         ModelError
             If the file is damaged or does not fit the model.
         """
-        path = folder / PLACES
+        path = folder / CENTROIDS
         if not path.is_file():
             return None
         found = _read(path)
@@ -215,8 +217,8 @@ class TypePlaces:
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkPlaces:
-    """Where the learned types lie for a network that answers together with sums.
+class NetworkCentroids:
+    """Centroids of the learned types for a network that is combined with sums.
 
     Attributes
     ----------
@@ -231,18 +233,18 @@ class NetworkPlaces:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it tells of a cell."""
+        """The components that can be computed."""
         there = (self.angle is not None, self.manifold is not None)
         return tuple(name for name, has in zip(NETWORK_PARTS, there, strict=True) if has)
 
-    def only(self, parts: Collection[str]) -> NetworkPlaces | None:
-        """Return the places that tell these of its parts alone; for nothing there are none."""
+    def only(self, parts: Collection[str]) -> NetworkCentroids | None:
+        """Return the centroids for these components alone; None without components."""
         angle, manifold = (name in parts for name in NETWORK_PARTS)
-        kept = NetworkPlaces(self.angle if angle else None, self.manifold if manifold else None)
+        kept = NetworkCentroids(self.angle if angle else None, self.manifold if manifold else None)
         return kept if kept.parts else None
 
     def of(self, scores: Tensor, manifold: Tensor) -> list[Tensor]:
-        """Return each of its parts of cells, ``(n_cells,)``.
+        """Return the cells' distances, ``(n_cells,)`` for each component.
 
         Parameters
         ----------
@@ -250,12 +252,12 @@ class NetworkPlaces:
             Gene scores ``(n_cells, n_genes + 1)`` and manifold ``(n_cells, 128)``, on any device.
         """
         both = (self.angle, scores), (self.manifold, manifold)
-        return [place.of(values) for place, values in both if place is not None]
+        return [centroids.of(values) for centroids, values in both if centroids is not None]
 
-    def among(self, present: np.ndarray) -> NetworkPlaces:
-        """Return the places among these positions alone, bool ``(n_genes + 1,)``, at least one.
+    def among(self, present: np.ndarray) -> NetworkCentroids:
+        """Return the centroids among these positions alone, bool ``(n_genes + 1,)``, at least one.
 
-        The manifold is what the network makes of all positions, and stays.
+        The manifold is computed from all positions, and stays.
         """
         return replace(self, angle=None if self.angle is None else self.angle.among(present))
 
@@ -270,24 +272,24 @@ class NetworkPlaces:
 
     def save(self, folder: Path) -> None:
         """Write ``network_places.safetensors`` into ``folder``."""
-        write_tensors(self.tensors(), folder / NETWORK_PLACES)
+        write_tensors(self.tensors(), folder / NETWORK_CENTROIDS)
 
     @classmethod
-    def load(cls, folder: Path, n_scores: int, n_types: int) -> NetworkPlaces | None:
-        """Return what a model folder holds, for ``n_scores`` gene scores a cell; None without the file.
+    def load(cls, folder: Path, n_scores: int, n_types: int) -> NetworkCentroids | None:
+        """Return the centroids of a model folder, for ``n_scores`` gene scores a cell; None without the file.
 
         Raises
         ------
         ModelError
             If the file is damaged or does not fit the model.
         """
-        path = folder / NETWORK_PLACES
+        path = folder / NETWORK_CENTROIDS
         if not path.is_file():
             return None
         found = _read(path)
         whole = [names for names in (_GENE_ANGLE, _MANIFOLD) if set(names) <= set(found)]
         some = sum(whole, ())
-        n = len(found[some[0]]) if some else 0  # a type without trained cells has no place
+        n = len(found[some[0]]) if some else 0  # a type without training cells has no centroid
         sizes = ((n, n_scores), (n_scores,), (n, MANIFOLD), (MANIFOLD, MANIFOLD))
         shapes = dict(zip(_GENE_ANGLE + _MANIFOLD, sizes, strict=True))
         right = set(some) == set(found) and all(
@@ -314,22 +316,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is damaged ({error}); restore the model") from error
 
 
-def _shapes(found: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in sorted(found.items())}
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in sorted(tensors.items())}
 
 
-def _fits(found: dict[str, Tensor], n_scores: int) -> bool:
-    if sorted(found) not in (sorted(_DISTANCE), sorted(_DISTANCE + _ANGLE)):
+def _fits(tensors: dict[str, Tensor], n_scores: int) -> bool:
+    if sorted(tensors) not in (sorted(_DISTANCE), sorted(_DISTANCE + _ANGLE)):
         return False
-    n_types = len(found["centres"])
+    n_types = len(tensors["centres"])
     shapes = {
         "centres": (n_types, n_scores),
         "whitening": (n_scores, n_scores),
         "profiles": (n_types, n_scores),
         "spread": (n_scores,),
     }
-    right = all(value.shape == shapes[name] and _is_number(value) for name, value in found.items())
-    return right and n_types > 0 and bool((found.get("spread", torch.ones(1)) > 0).all())
+    right = all(value.shape == shapes[name] and _is_number(value) for name, value in tensors.items())
+    return right and n_types > 0 and bool((tensors.get("spread", torch.ones(1)) > 0).all())
 
 
 def _is_number(value: Tensor) -> bool:

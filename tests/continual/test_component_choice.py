@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.config.sections import Novelty
-from canal.continual.remembering import LEAST_CELLS
-from canal.continual.shadow import CHOICES, GeneScores, best_parts, chosen_parts, left_out
-from canal.model.places import PARTS
+from canal.continual.exact_learner import LEAST_CELLS
+from canal.continual.held_out_heads import CHOICES, GeneScores, best_parts, chosen_parts, left_out
+from canal.model.centroids import PARTS
 
 SETTINGS = Novelty(mixtures=50, shadow_epochs=40)
 TYPES = ("B", "NK", "T", "plasma")
@@ -27,32 +27,32 @@ def scored(counts, seed):
     return torch.from_numpy(scores), types
 
 
-def gene_scores(labels, known, trained):
+def gene_scores(labels, validation, trained):
     """Without test cells: none is looked at."""
-    train, kept = ((scores, np.array(types, dtype=object)) for scores, types in (trained, known))
+    train, kept = ((scores, np.array(types, dtype=object)) for scores, types in (trained, validation))
     return GeneScores(labels, train, kept, test=None)
 
 
 TRAINED = scored(dict.fromkeys(TYPES, 25), 0)
-KNOWN = scored({"B": 25, "NK": 25, "T": LEAST_CELLS, "plasma": LEAST_CELLS - 1}, 1)
+VALIDATION = scored({"B": 25, "NK": 25, "T": LEAST_CELLS, "plasma": LEAST_CELLS - 1}, 1)
 
 
 @pytest.fixture(scope="module")
-def noticed():
-    return left_out(gene_scores(TYPES, KNOWN, TRAINED), SETTINGS, seed=0)
+def h_scores():
+    return left_out(gene_scores(TYPES, VALIDATION, TRAINED), SETTINGS, seed=0)
 
 
-def test_types_with_enough_known_cells_are_left_out_in_turn(noticed):
-    assert list(noticed) == ["B", "NK", "T"]
-    for one in noticed.values():
+def test_types_with_enough_validation_cells_are_left_out_in_turn(h_scores):
+    assert list(h_scores) == ["B", "NK", "T"]
+    for one in h_scores.values():
         assert set(one) == set(CHOICES)
         assert all(0 <= value <= 1 for value in one.values())
         assert one[BOTH] > 0.9  # no type is like another one
 
 
-def test_the_choice_is_the_same_again_and_one_of_those_that_there_are(noticed):
-    found = chosen_parts(TYPES, KNOWN, TRAINED, SETTINGS, seed=0)
-    assert found == best_parts(list(noticed.values()))
+def test_the_choice_is_the_same_again_and_one_of_those_that_there_are(h_scores):
+    found = chosen_parts(TYPES, VALIDATION, TRAINED, SETTINGS, seed=0)
+    assert found == best_parts(list(h_scores.values()))
     assert found in CHOICES
 
 

@@ -3,16 +3,13 @@ import pytest
 
 from canal.config.sections import Memory, Novelty
 from canal.continual.cells import LabelledCells
-from canal.continual.remembering import (
+from canal.continual.exact_learner import (
     CHOICES,
-    Known,
-    can_be_left_out,
-    chosen_parts,
-    plain,
+    ExactLearner,
+    LabelledLevels,
+    can_be_held_out,
     rule_of,
-    solved,
-    strays_of_studies,
-    without_type,
+    uncalibrated,
 )
 from canal.memory.prediction import FLOORS, PARTS, Calibration, fit_calibration, fit_temperature
 from tests.support.learning import make_cells as labelled
@@ -21,63 +18,66 @@ from tests.support.sums import STAGES, make_cells, make_sums
 MEMORY, NOVELTY = Memory(), Novelty(false_unassigned=0.05)
 MISSING = {"second": ("GENE001", "GENE004", "GENE005")}
 SUMS = make_sums(missing=MISSING)
+LEARNER = ExactLearner(SUMS, MEMORY, NOVELTY)
 LABELS = ("B", "NK", "T", "Mono")
 GENES = SUMS.basis.genes
 
 
-def known_cells(n=12, stages=STAGES, sums=SUMS):
+def validation_levels(n=12, stages=STAGES, sums=SUMS):
     """Return cells that the sums have not seen, of the types of their stages."""
     parts = []
     for stage, types in stages.items():
         expression, names = make_cells(types, n, stage=stage, seed=3)
         parts.append(labelled(names, stage, expression * sums.basis.present(sums.missing.get(stage, ()))))
-    return Known.of_cells(LabelledCells.concatenate([LabelledCells.empty(20), *parts]), sums)
+    return LabelledLevels.of_cells(LabelledCells.concatenate([LabelledCells.empty(20), *parts]), sums)
 
 
-def test_cells_are_asked_without_the_genes_that_their_file_lacks():
-    known, bare = known_cells(), plain(SUMS, LABELS, GENES, MEMORY)
-    first = [stage == "first" for stage in known.stages]
-    np.testing.assert_array_equal(known.logits(bare)[first], bare.logits_of(known.levels[first]))
+def test_cells_are_predicted_without_the_genes_that_their_file_lacks():
+    validation, bare = validation_levels(), uncalibrated(SUMS, LABELS, GENES, MEMORY)
+    first = [stage == "first" for stage in validation.stages]
+    np.testing.assert_array_equal(validation.logits(bare)[first], bare.logits_of(validation.levels[first]))
     others = ~np.array(first)
     lacking = bare.without(MISSING["second"])
-    np.testing.assert_array_equal(known.logits(bare)[others], lacking.logits_of(known.levels[others]))
-    for name, values in lacking.apart(known.levels[others]).items():
-        np.testing.assert_array_equal(known.apart(bare)[name][others], values)
+    np.testing.assert_array_equal(
+        validation.logits(bare)[others], lacking.logits_of(validation.levels[others])
+    )
+    for name, values in lacking.novelty_parts(validation.levels[others]).items():
+        np.testing.assert_array_equal(validation.novelty_parts(bare)[name][others], values)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
-def test_the_rule_calls_no_more_known_cells_unassigned_than_promised(share):
-    known, bare = known_cells(), plain(SUMS, LABELS, GENES, MEMORY)
+def test_the_rule_calls_no_more_validation_cells_unassigned_than_promised(share):
+    validation, bare = validation_levels(), uncalibrated(SUMS, LABELS, GENES, MEMORY)
     for parts in CHOICES:
-        rule = rule_of(bare, known, parts, Novelty(false_unassigned=share))
+        rule = rule_of(bare, validation, parts, Novelty(false_unassigned=share))
         assert tuple(rule.parts) == parts
-        novel = rule.is_novel(rule.score(known.apart(bare))).mean()
-        assert share - 2 / len(known.levels) <= novel <= share
+        novel = rule.is_novel(rule.score(validation.novelty_parts(bare))).mean()
+        assert share - 2 / len(validation.levels) <= novel <= share
 
 
 def test_the_same_cells_and_sums_make_the_same_annotator():
-    one, other = (solved(SUMS, LABELS, GENES, known_cells(), MEMORY, NOVELTY) for _ in range(2))
+    one, other = (LEARNER.annotator(LABELS, GENES, validation_levels()) for _ in range(2))
     assert one.digest() == other.digest()
     assert one.novelty is not None
 
 
-def test_without_known_cells_there_is_no_rule_and_no_temperature():
-    made = solved(SUMS, LABELS, GENES, known_cells(stages={}), MEMORY, NOVELTY)
+def test_without_validation_cells_there_is_no_rule_and_no_temperature():
+    made = LEARNER.annotator(LABELS, GENES, validation_levels(stages={}))
     assert (made.novelty, made.calibration, dict(made.strays)) == (None, Calibration(), {})
 
 
-def test_one_known_cell_is_enough_not_to_break():
-    made = solved(SUMS, LABELS, GENES, known_cells(1, {"first": ("B",)}), MEMORY, NOVELTY)
+def test_one_validation_cell_is_enough_not_to_break():
+    made = LEARNER.annotator(LABELS, GENES, validation_levels(1, {"first": ("B",)}))
     assert made.novelty is not None
     assert all(spread == 1.0 for _, spread in made.novelty.parts.values())
     assert np.isfinite(made.predict(make_cells(("B", "T"), 3)[0]).novelty).all()
 
 
-def test_known_cells_of_types_without_sums_have_no_say():
+def test_validation_cells_of_types_without_sums_have_no_say():
     """Sums may begin at a later stage: then the probe holds types that they lack."""
     labels = (*LABELS, "DC")
     without, rest = (
-        solved(SUMS, labels, GENES, known_cells(stages=stages), MEMORY, NOVELTY)
+        LEARNER.annotator(labels, GENES, validation_levels(stages=stages))
         for stages in (STAGES, {**STAGES, "third": ("DC",)})
     )
     assert rest.calibration == without.calibration
@@ -85,26 +85,26 @@ def test_known_cells_of_types_without_sums_have_no_say():
 
 
 def test_a_type_that_is_left_out_leaves_no_trace():
-    known = known_cells()
-    made = without_type(SUMS, "Mono", LABELS, known, MEMORY, NOVELTY, PARTS)
+    validation = validation_levels()
+    made = LEARNER.without_type("Mono", LABELS, validation, PARTS)
     types = {stage: [one for one in own if one != "Mono"] for stage, own in STAGES.items()}
     assert made.labels == ("B", "NK", "T")
     assert made.classifier.labels == ("B", "NK", "T")
-    never = known.of({name for own in types.values() for name in own})
-    again = solved(SUMS.without_types(["Mono"]), made.labels, GENES, never, MEMORY, NOVELTY)
+    never = validation.of_types({name for own in types.values() for name in own})
+    again = ExactLearner(SUMS.without_types(["Mono"]), MEMORY, NOVELTY).annotator(made.labels, GENES, never)
     assert again.classifier.digest() == made.classifier.digest()
     assert again.calibration == made.calibration
 
 
-def test_a_type_that_was_never_learned_is_noticed():
-    known = known_cells()
-    made = without_type(SUMS, "Mono", LABELS, known, MEMORY, NOVELTY, PARTS)
+def test_a_type_that_was_never_learned_is_detected():
+    validation = validation_levels()
+    made = LEARNER.without_type("Mono", LABELS, validation, PARTS)
     cells, _ = make_cells(("Mono",), 30, stage="second", seed=5)
     assert made.predict(cells).is_novel.mean() > 0.7
 
 
 @pytest.mark.parametrize(
-    ("labels", "known", "can"),
+    ("labels", "validation", "can"),
     [
         (("B", "T", "NK"), ["B"] * 5 + ["T"] * 5, True),
         (("B", "T", "NK"), ["B"] * 4 + ["T"] * 5, False),
@@ -114,25 +114,25 @@ def test_a_type_that_was_never_learned_is_noticed():
         (("B", "T", "NK"), [], False),
     ],
 )
-def test_when_a_type_can_be_left_out(labels, known, can):
-    assert can_be_left_out("B", labels, known) is can
+def test_when_a_type_can_be_held_out(labels, validation, can):
+    assert can_be_held_out("B", labels, validation) is can
 
 
 def test_parts_are_chosen_by_types_left_out_and_all_are_taken_where_none_can_be():
-    known = known_cells()
-    assert chosen_parts(SUMS, SUMS.types, known, MEMORY, NOVELTY) in CHOICES
-    assert chosen_parts(SUMS, SUMS.types, known_cells(1), MEMORY, NOVELTY) == PARTS
+    validation = validation_levels()
+    assert LEARNER.chosen_parts(SUMS.types, validation) in CHOICES
+    assert LEARNER.chosen_parts(SUMS.types, validation_levels(1)) == PARTS
 
 
 def test_each_study_is_left_out_to_tell_what_a_new_one_has_to_expect():
-    known = known_cells()
-    found = strays_of_studies(SUMS, known, MEMORY, NOVELTY, PARTS)
+    validation = validation_levels()
+    found = LEARNER.strays_by_study(validation, PARTS)
     assert set(found) == {"first", "second"}
     assert all(0 <= share <= 1 for share in found.values())
     one = make_sums({"first": ("B", "NK", "T")})
-    assert strays_of_studies(one, known_cells(sums=one), MEMORY, NOVELTY, PARTS) == {}
+    assert ExactLearner(one, MEMORY, NOVELTY).strays_by_study(validation_levels(sums=one), PARTS) == {}
     lone = make_sums({"first": ("B",), "second": ("B", "T")})
-    asked = strays_of_studies(lone, known_cells(sums=lone), MEMORY, NOVELTY, PARTS)
+    asked = ExactLearner(lone, MEMORY, NOVELTY).strays_by_study(validation_levels(sums=lone), PARTS)
     assert set(asked) == {"first"}  # without the second, one type is left
 
 
