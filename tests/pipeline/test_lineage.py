@@ -9,7 +9,7 @@ import pytest
 from canal.annotation.records import genuine
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from canal.registry.provenance.exposure import Memory
+from canal.registry.provenance.exposure import CellsSeen
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,14 +30,14 @@ def test_from_raw_bytes_to_labelled_files_and_back(line, tmp_path):
     chain = [node["label"] for node in graph["nodes"] if node["kind"] in ("version", "backbone")]
     assert chain == ["canal-annotator 2 (second)", "canal-annotator 1 (first)", "canal-backbone 1"]
 
-    memory = Memory(store)
-    newest = memory.versions[-1]
+    cells_seen = CellsSeen(store)
+    newest = cells_seen.versions[-1]
     history = read_json(newest.folder / "history.json")
-    assert len(memory.replayed(newest)) == history["n_replay"] > 0
-    assert len(memory.watched(newest)) == history["n_probe"] > 0
-    (split,) = memory.divided(newest)
+    assert len(cells_seen.replayed(newest)) == history["n_replay"] > 0
+    assert len(cells_seen.probed(newest)) == history["n_probe"] > 0
+    (split,) = cells_seen.splits(newest)
     assert (split["set"] == "train").sum() == history["n_train"]
-    replayed = sorted(memory.replayed(newest))[0]
+    replayed = sorted(cells_seen.replayed(newest))[0]
     found = said(line, "lineage", "--cell", replayed)["versions"]
     assert [(one["model"], "replayed" in one["roles"]) for one in found] == [
         ("canal-backbone", False),
@@ -63,12 +63,12 @@ def test_from_raw_bytes_to_labelled_files_and_back(line, tmp_path):
     log = (line.root / "annotations.jsonl").read_text().splitlines()
     assert log == [cells.uns["canal"] for cells in labelled.values()]
 
-    touched = said(line, "impact", "first", "--cell", replayed)
-    assert [one["model"]["version"] for one in touched["annotations"]] == [1, 2]
+    exposures = said(line, "impact", "first", "--cell", replayed)
+    assert [one["model"]["version"] for one in exposures["annotations"]] == [1, 2]
     new = split["cell_id"][split["set"] == "train"].iloc[0]
-    touched = said(line, "impact", "second", "--cell", new)
-    assert [one["model"]["version"] for one in touched["annotations"]] == [2]
-    assert touched["aliases"] == {"candidate": 2}
+    exposures = said(line, "impact", "second", "--cell", new)
+    assert [one["model"]["version"] for one in exposures["annotations"]] == [2]
+    assert exposures["aliases"] == {"candidate": 2}
 
     cells = tmp_path / "changed.csv"
     file = str(line.root / "raw" / "third.h5ad")

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
-from canal.registry.ledger.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
+from canal.registry.ledger.ledger import (
+    Draft,
+    Ledger,
+    entry_hash,
+    ledger_aliases,
+    ledger_records,
+    ledger_retired,
+)
 
 MODEL = "canal-annotator"
 
@@ -130,10 +137,10 @@ def test_the_last_word_on_aliases_retirements_and_records(ledger):
     ledger.append(ledger.next(draft(4, "retire", aliases={"previous": None})))
     ledger.append(ledger.next(draft(2, "rebuild", record="c" * 64)))
     entries = ledger.entries()
-    assert aliases_said(entries, MODEL) == {"candidate": 5, "champion": 5}
-    assert aliases_said(entries, "another") == {}
-    assert retired_said(entries, MODEL) == {4}
-    assert records_said(entries)[MODEL, 2].document["record"] == "c" * 64
+    assert ledger_aliases(entries, MODEL) == {"candidate": 5, "champion": 5}
+    assert ledger_aliases(entries, "another") == {}
+    assert ledger_retired(entries, MODEL) == {4}
+    assert ledger_records(entries)[MODEL, 2].document["record"] == "c" * 64
 
 
 def test_a_signature_is_kept_and_stands_outside_the_hash(tmp_path):

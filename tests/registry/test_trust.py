@@ -9,7 +9,7 @@ from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.errors import LedgerError, SigningError
 from canal.registry.audit.ledger_entries import check_entries
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.signing import add_to_keyring, new_key, open_key
 from canal.registry.promotion.moves import ledger_of, moving, record, recover, to_be_signed
 from canal.registry.promotion.promotion import Decision, rollback
@@ -91,10 +91,10 @@ def test_a_project_that_names_a_keyring_takes_signed_entries_alone(store, keys):
         assert not trusted.layout.pending.exists()
         assert len(ledger.entries()) == 5
         record(trusted, ledger, one, keys["CI"].sign)
-    found = Found()
-    check_entries(ledger_of(trusted).entries(), trusted, None, found)
-    assert found.findings == []
-    assert "5 entries are of before the ledger was signed" in str(found.notes[0])
+    log = AuditLog()
+    check_entries(ledger_of(trusted).entries(), trusted, None, log)
+    assert log.findings == []
+    assert "5 entries are of before the ledger was signed" in str(log.notes[0])
 
 
 def test_no_move_is_made_on_entries_that_the_keyring_does_not_stand_for(store, keys):

@@ -11,8 +11,8 @@ from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError
 from canal.registry.ledger.ledger_rules import CHAMPION
-from canal.registry.provenance.exposure import Chosen as Chosen
-from canal.registry.provenance.exposure import Found, Memory, Touch, find, touches
+from canal.registry.provenance.exposure import CellQuery as CellQuery
+from canal.registry.provenance.exposure import CellsSeen, Exposure, MatchedCells, find_cells, find_exposures
 from canal.registry.provenance.lineage import Graph, lineage
 
 Document = dict[str, Any]
@@ -51,9 +51,9 @@ class Impact:
         What to do, in order.
     """
 
-    chosen: Chosen
-    found: Found
-    touched: Sequence[Touch]
+    query: CellQuery
+    found: MatchedCells
+    exposures: Sequence[Exposure]
     same_bytes: dict[str, str]
     records: Sequence[Document]
     unreadable: int
@@ -61,21 +61,21 @@ class Impact:
 
     def to_json(self) -> Document:
         """Return a JSON document."""
-        marked = marking(self.touched)
+        marked = marking(self.exposures)
         return {
             "format": 1,
-            "source": self.chosen.source,
-            "batch": self.chosen.batch,
-            "cell": self.chosen.cell,
+            "source": self.query.source,
+            "batch": self.query.batch,
+            "cell": self.query.cell,
             "cells": len(self.found.cells),
             "same_content": sorted(self.found.same),
             "reserve": len(self.found.reserve),
             "same_bytes": self.same_bytes,
-            "versions": [touch.to_json() for touch in self.touched],
+            "versions": [exposure.to_json() for exposure in self.exposures],
             "aliases": {
-                alias: touch.version.version.number
-                for touch in marked
-                for alias in touch.version.version.aliases
+                alias: exposure.version.version.number
+                for exposure in marked
+                for alias in exposure.version.version.aliases
             },
             "annotations": [_short(record) for record in self.records],
             "unreadable_annotations": self.unreadable,
@@ -83,7 +83,7 @@ class Impact:
         }
 
 
-def impact(project: Project, chosen: Chosen) -> Impact:
+def impact(project: Project, query: CellQuery) -> Impact:
     """Return what a source, or a batch or a cell of it, touched.
 
     Raises
@@ -91,25 +91,25 @@ def impact(project: Project, chosen: Chosen) -> Impact:
     RegistryError
         If no version knows it, or a version's documents are not those that were registered.
     """
-    memory = Memory(project.store)
-    found = find(memory, chosen)
-    touched = touches(memory, found)
+    cells_seen = CellsSeen(project.store)
+    found = find_cells(cells_seen, query)
+    exposures = find_exposures(cells_seen, found)
     log = read_log(project.layout.annotations)
-    keys = {touch.version.version.key for touch in marking(touched)}
+    keys = {exposure.version.version.key for exposure in marking(exposures)}
     return Impact(
-        chosen=chosen,
+        query=query,
         found=found,
-        touched=touched,
+        exposures=exposures,
         same_bytes=_same_bytes(project, found.sources),
         records=log.of_versions(keys),
         unreadable=log.unreadable,
-        steps=plan(project, chosen, found, touched),
+        steps=plan(project, query, found, exposures),
     )
 
 
-def marking(touched: Sequence[Touch]) -> list[Touch]:
+def marking(exposures: Sequence[Exposure]) -> list[Exposure]:
     """Return the versions that the cells left a mark on: not those that were only measured on them."""
-    return [touch for touch in touched if touch.grade != "tested"]
+    return [exposure for exposure in exposures if exposure.grade != "tested"]
 
 
 def _same_bytes(project: Project, names: Sequence[str]) -> dict[str, str]:
@@ -134,15 +134,17 @@ def _short(record: Document) -> Document:
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 
-def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch]) -> list[Step]:
+def plan(
+    project: Project, query: CellQuery, found: MatchedCells, exposures: Sequence[Exposure]
+) -> list[Step]:
     """Return what to do, in order, so that nothing that serves has learned from the chosen cells.
 
     Cells and batches are excluded and their stages learned again; a whole source takes its stages out, since
     a stage without cells passes no gate, and the stages behind them are learned again on what is left.
     """
     config = project.config
-    whole = chosen.batch is None and chosen.cell is None
-    if not whole and not touched and (stages := _settled(project, found)):
+    whole = query.batch is None and query.cell is None
+    if not whole and not exposures and (stages := _settled(project, found)):
         why = (
             "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for "
             f"another {stages[0]}; name them there when {' or '.join(stages)} is learned again for another "
@@ -152,9 +154,9 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     out = [stage for stage, one in config.stages.items() if one.source in found.sources] if whole else []
     narrowed = found.same if whole else found.ids
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
-    steps = [*_rollback(project, touched)]
+    steps = [*_rollback(project, exposures)]
     steps += _taken_out(config, out) if whole else []
-    steps += _excluded(config, chosen, found, sorted(names))
+    steps += _excluded(config, query, found, sorted(names))
     again = _first_stages(
         config, [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
     )
@@ -167,12 +169,12 @@ def plan(project: Project, chosen: Chosen, found: Found, touched: Sequence[Touch
     if again:
         steps.append(Step("run", "make run", "learns and registers the new branch"))
         steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
-    steps += _retirements(project, touched)
+    steps += _retirements(project, exposures)
     steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
     return steps
 
 
-def _settled(project: Project, found: Found) -> list[str]:
+def _settled(project: Project, found: MatchedCells) -> list[str]:
     """Return the stages that draw from the sources, if each is learned as it is asked for; else none.
 
     One that is still to be learned may yet draw cells that no version has met.
@@ -184,9 +186,9 @@ def _settled(project: Project, found: Found) -> list[str]:
         return []
 
 
-def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
+def _rollback(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
     """Yield what can be done at once where the champion is touched."""
-    marked = {touch.version.version.key for touch in touched if touch.grade != "tested"}
+    marked = {exposure.version.version.key for exposure in exposures if exposure.grade != "tested"}
     versions = project.store.versions()
     if not any(CHAMPION in one.aliases and one.key in marked for one in versions):
         return
@@ -200,7 +202,7 @@ def _rollback(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
         yield Step("know", what, "it serves until another one is promoted")
 
 
-def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]) -> Iterator[Step]:
+def _excluded(config: Config, query: CellQuery, found: MatchedCells, names: Sequence[str]) -> Iterator[Step]:
     """Yield the ``exclude`` of each source, with what it excludes already."""
     for name in names:
         if name not in config.sources:
@@ -209,13 +211,13 @@ def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]
             )
             continue
         before = config.sources[name].exclude
-        by_batch = chosen.batch is not None and name in found.sources
+        by_batch = query.batch is not None and name in found.sources
         named = found.same if by_batch else found.ids
         mine = {cell.partition(":")[2] for cell in named if cell.startswith(f"{name}:")}
         cells = [*before.cells, *sorted(mine - set(before.cells))]
         batches = list(before.batches)
-        if by_batch and chosen.batch is not None and chosen.batch not in batches:
-            batches.append(chosen.batch)
+        if by_batch and query.batch is not None and query.batch not in batches:
+            batches.append(query.batch)
         if (cells, batches) == (list(before.cells), list(before.batches)):
             yield Step("know", f"sources.{name}.exclude names them already", "nothing to change there")
         else:
@@ -331,11 +333,11 @@ def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> It
         )
 
 
-def _retirements(project: Project, touched: Sequence[Touch]) -> Iterator[Step]:
-    for touch in touched:
-        version = touch.version.version
-        here = version.model == project.store.names.model and not touch.version.elsewhere
-        if touch.grade != "tested" and here and not version.retired:
+def _retirements(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
+    for exposure in exposures:
+        version = exposure.version.version
+        here = version.model == project.store.names.model and not exposure.version.elsewhere
+        if exposure.grade != "tested" and here and not version.retired:
             yield Step(
                 "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
             )
@@ -355,7 +357,7 @@ def backward(project: Project, wanted: str) -> Graph:
     return lineage(project.store, project.store.version(wanted))
 
 
-def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
+def forward(project: Project, query: CellQuery) -> dict[str, Any]:
     """Return every version that a data set or a cell touched, and how, as a JSON document.
 
     Raises
@@ -363,14 +365,14 @@ def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
     RegistryError
         If no version knows it, or a version's documents are not those that were registered.
     """
-    memory = Memory(project.store)
-    found = find(memory, chosen)
+    cells_seen = CellsSeen(project.store)
+    found = find_cells(cells_seen, query)
     return {
         "format": 1,
-        "source": chosen.source,
-        "cell": chosen.cell,
+        "source": query.source,
+        "cell": query.cell,
         "cells": len(found.cells),
         "same_content": sorted(found.same),
         "reserve": len(found.reserve),
-        "versions": [touch.to_json() for touch in touches(memory, found)],
+        "versions": [exposure.to_json() for exposure in find_exposures(cells_seen, found)],
     }

@@ -24,7 +24,7 @@ from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import export_parcel as export_parcel
 from canal.registry.transfer.exchange import import_parcel as import_parcel
 from canal.registry.versions.publish import Synced, sync
-from canal.registry.versions.rebuild import DrawFigures, Rebuilt, Wishes, rebuild, rebuild_lost
+from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
 from canal.report.page import write_report
 
@@ -93,7 +93,7 @@ def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Docume
         "types": types,
         "parent": int(version.parent) if version.parent and parent_stage != BACKBONE else None,
         "key": version.key,
-        **standing(entries, version),
+        **decisions(entries, version),
     }
 
 
@@ -122,7 +122,7 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
 
 
-def standing(entries: Sequence[Entry], version: Version) -> Document:
+def decisions(entries: Sequence[Entry], version: Version) -> Document:
     """Return what was decided about a version, oldest first, as a JSON document.
 
     ``served`` holds each promotion and rollback to it, with the rules that were overridden; ``overrides`` all
@@ -216,11 +216,13 @@ def _wishes(
     also: Sequence[Path] = (),
     without: Sequence[int] = (),
     sign: Sign | None = None,
-) -> Wishes:
+) -> RebuildOptions:
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
         raise RegistryError(f"--also {missing[0]}: there is no folder models/; name a project folder")
-    return Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
+    return RebuildOptions(
+        by or user(), why or "the store was lost", (project.layout, *folders), without, sign
+    )
 
 
 def _figures_for(project: Project) -> DrawFigures:

@@ -131,7 +131,7 @@ def lineage(
     if version is None:
         if dot or html is not None:
             raise RegistryError("--dot and --html draw the lineage of a version: name one")
-        document = app.impact.forward(opened(root), app.impact.Chosen(source=data, cell=cell))
+        document = app.impact.forward(opened(root), app.impact.CellQuery(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
     graph = app.impact.backward(opened(root), version)
@@ -153,7 +153,7 @@ def impact(
     as_json: AsJson = False,
 ) -> None:
     """List everything that a data set, a donor or a cell touched, and the commands that learn without it."""
-    document = app.impact.impact(opened(root), app.impact.Chosen(source, batch, cell)).to_json()
+    document = app.impact.impact(opened(root), app.impact.CellQuery(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 

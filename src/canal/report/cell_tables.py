@@ -109,7 +109,7 @@ _GRADES = {"learned": "bold red", "steered": "yellow", "tested": "dim"}
 _MOST = 20
 
 
-def touches_table(title: str, versions: Sequence[Document]) -> Table:
+def exposures_table(title: str, versions: Sequence[Document]) -> Table:
     """Return how each version touched some cells, a row a version (`canal.registry.provenance.exposure`)."""
     found = table(title)
     found.add_column("version", overflow="fold")
@@ -135,7 +135,7 @@ def _touched(title: str, document: Document) -> list[Any]:
     """Return the table of versions, or that there are none, and how many cells no version has met."""
     versions, n = document["versions"], document["reserve"]
     them = "it" if n == 1 else "them"
-    parts: list[Any] = [touches_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
+    parts: list[Any] = [exposures_table(title, versions)] if versions else [text(f"{title}: none", "bold")]
     if n:
         parts.append(
             text(

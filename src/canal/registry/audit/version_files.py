@@ -89,14 +89,14 @@ class Finding:
 
 
 @dataclass
-class Found:
+class AuditLog:
     """Where checks leave what they found, and how much they looked at."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def wrong(self, subject: str, check: str, what: str) -> None:
+    def finding(self, subject: str, check: str, what: str) -> None:
         """Add a finding, once."""
         _once(self.findings, Finding(subject, check, what))
 
@@ -122,43 +122,43 @@ def _once(kept: list[Finding], one: Finding) -> None:
 
 
 def read_manifest_key(
-    name: str, folder: Path, version: Version, entry: Entry | None, found: Found
+    name: str, folder: Path, version: Version, entry: Entry | None, log: AuditLog
 ) -> Key | None:
     """Return key.json if it is the one that was registered; None, and a finding, where it is not."""
     path = folder / KEY_FILE
-    if not _registered(name, path, version.key, _said(entry, "key"), found):
+    if not _registered(name, path, version.key, _recorded(entry, "key"), log):
         return None
     try:
         key = read_key(folder)
     except CanalError as error:
-        found.wrong(name, "schema", str(error))
+        log.finding(name, "schema", str(error))
         return None
     broken = schema_complaints("key", key)
     for what in broken:
-        found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {what}")
+        log.finding(name, "schema", f"{KEY_FILE} breaks its schema: {what}")
     return None if broken else key
 
 
-def check_key(member: RegisteredVersion, found: Found) -> None:
+def check_key(member: RegisteredVersion, log: AuditLog) -> None:
     """Check what key.json says of itself: the same digest stands in several places."""
     key, files = member.key, member.files
     pairs = {
         "request_digest": (key["request_digest"], json_digest(key["request"])),
-        "split": (key.get("split"), files.get(SPLIT)) if member.taught else None,
-        "verdict": (key.get("verdict"), files.get(VERDICT)) if member.taught else None,
-        "teacher": (key.get("teacher"), files.get(TEACHER)) if member.taught else None,
+        "split": (key.get("split"), files.get(SPLIT)) if member.is_annotator else None,
+        "verdict": (key.get("verdict"), files.get(VERDICT)) if member.is_annotator else None,
+        "teacher": (key.get("teacher"), files.get(TEACHER)) if member.is_annotator else None,
         "panel": (key.get("panel"), files.get(PANEL)) if member.stage == "backbone" else None,
     }
     for name, pair in pairs.items():
         if pair is not None and pair[0] != pair[1]:
-            found.wrong(
+            log.finding(
                 member.name,
                 "key",
                 f"{KEY_FILE}: {name} is {_short(pair[0])}, but what it names has {_short(pair[1])}",
             )
 
 
-def check_files(member: RegisteredVersion, found: Found) -> None:
+def check_files(member: RegisteredVersion, log: AuditLog) -> None:
     """Check every file that key.json names.
 
     Of an ancestor that came with an import only some are there: without those that a chain is checked with,
@@ -167,52 +167,47 @@ def check_files(member: RegisteredVersion, found: Found) -> None:
     for name, digest in sorted(member.files.items()):
         there = member.sum(name)
         if there is None and member.elsewhere:
-            _check_carried(member, name, found)
+            if name in CARRIED:
+                what = f"{name} did not come along: what was learned on it cannot be checked without"
+                log.finding(member.name, "files", f"{what}; ask for the bundle again")
+            elif name in CARRIED_LATELY:
+                what = f"{name} did not come along (an older canal exported it)"
+                log.note(member.name, "files", f"{what}: genes without sums are not compared")
             continue
-        found.counts["files"] += 1
+        log.counts["files"] += 1
         if there != digest:
-            found.wrong(member.name, "files", _differs(name, there, digest))
-
-
-def _check_carried(member: RegisteredVersion, name: str, found: Found) -> None:
-    """Name a document of an ancestor that did not come along, though a check needs it."""
-    if name in CARRIED:
-        what = f"{name} did not come along: what was learned on it cannot be checked without"
-        found.wrong(member.name, "files", f"{what}; ask for the bundle again")
-    elif name in CARRIED_LATELY:
-        what = f"{name} did not come along (an older canal exported it): genes without sums are not compared"
-        found.note(member.name, "files", what)
+            log.finding(member.name, "files", _differs(name, there, digest))
 
 
 def check_record(
-    member: RegisteredVersion, version: Version, entry: Entry | None, found: Found
+    member: RegisteredVersion, version: Version, entry: Entry | None, log: AuditLog
 ) -> Record | None:
     """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
     path = member.folder / RECORD_FILE
-    if not _registered(member.name, path, version.record, _said(entry, "record"), found):
+    if not _registered(member.name, path, version.record, _recorded(entry, "record"), log):
         return None
     try:
         record = read_record(member.folder)
     except CanalError as error:
-        found.wrong(member.name, "schema", str(error))
+        log.finding(member.name, "schema", str(error))
         return None
     broken = schema_complaints("record", record)
     for what in broken:
-        found.wrong(member.name, "schema", f"{RECORD_FILE} breaks its schema: {what}")
+        log.finding(member.name, "schema", f"{RECORD_FILE} breaks its schema: {what}")
     if broken:
         return None
     if record["key"] != member.digest:
         what = f"{RECORD_FILE} is about key {_short(record['key'])}, {KEY_FILE} has {_short(member.digest)}"
-        found.wrong(member.name, "record", what)
+        log.finding(member.name, "record", what)
     for name, digest in sorted(record["files"].items()):
-        found.counts["files"] += 1
+        log.counts["files"] += 1
         if (there := member.sum(name)) != digest:
-            found.wrong(member.name, "files", _differs(name, there, digest))
+            log.finding(member.name, "files", _differs(name, there, digest))
     listed = {**member.files, **record["files"]}
     for name in unlisted(member.folder, {*listed, *MANIFESTS}):
         if _left_by_loading(member, version, name, listed):
             continue
-        found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
+        log.finding(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
     return record
 
 
@@ -244,12 +239,12 @@ def _names_version(path: Path, version: Version) -> bool:
     if path.stat().st_size > _LONGEST_NOTE:
         return False
     try:
-        said = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        note = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError):
         return False
-    if not isinstance(said, dict) or said.keys() != {"model_name", "model_version"}:
+    if not isinstance(note, dict) or note.keys() != {"model_name", "model_version"}:
         return False
-    names = (said["model_name"], said["model_version"])
+    names = (note["model_name"], note["model_version"])
     return names in ((version.model, version.number), (version.model, str(version.number)), (None, None))
 
 
@@ -272,23 +267,23 @@ def unlisted(folder: Path, known: set[str]) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in there} - known)
 
 
-def _registered(name: str, path: Path, tag: str, said: str | None, found: Found) -> bool:
+def _registered(name: str, path: Path, tag: str, recorded: str | None, log: AuditLog) -> bool:
     """Whether a manifest is the one that tag or ledger name; says so where one of them does not."""
     if not path.is_file():
-        found.wrong(name, "files", f"{path.name}: missing ({path})")
+        log.finding(name, "files", f"{path.name}: missing ({path})")
         return False
     there = file_digest(path)
-    found.counts["files"] += 1
-    names = {"the tag": tag, "the ledger": said}
+    log.counts["files"] += 1
+    names = {"the tag": tag, "the ledger": recorded}
     wrong = {who: digest for who, digest in names.items() if digest is not None and digest != there}
     if not wrong:
         return True
     registered = examples([f"{who} says {_short(digest)}" for who, digest in wrong.items()])
-    found.wrong(name, "files", f"{path.name} has sha256 {_short(there)}, but {registered}")
+    log.finding(name, "files", f"{path.name} has sha256 {_short(there)}, but {registered}")
     return len(wrong) < len([digest for digest in names.values() if digest is not None])
 
 
-def _said(entry: Entry | None, field: str) -> str | None:
+def _recorded(entry: Entry | None, field: str) -> str | None:
     return None if entry is None else str(entry.document[field])
 
 
@@ -303,7 +298,7 @@ def _short(digest: object) -> str:
     return f"{text[:12]}..." if len(text) > 12 else text
 
 
-def check_origin_record(member: RegisteredVersion, record: Record, found: Found) -> None:
+def check_origin_record(member: RegisteredVersion, record: Record, log: AuditLog) -> None:
     """Check that an imported version is the one that was registered where it was learned."""
     about = record.get("imported_from")
     if about is None:
@@ -314,30 +309,27 @@ def check_origin_record(member: RegisteredVersion, record: Record, found: Found)
     for name, digest in names.items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
-            found.wrong(member.name, "origin", f"{place}/{name} is not the one that record.json names")
+            log.finding(member.name, "origin", f"{place}/{name} is not the one that record.json names")
             return
     before = read_record(folder)
     if before["key"] != member.digest:
-        found.wrong(member.name, "origin", f"{place}/{RECORD_FILE} is about another key")
+        log.finding(member.name, "origin", f"{place}/{RECORD_FILE} is about another key")
     path = folder / "ledger.jsonl"
     entries = [read_entry(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    said = {
+    registered = {
         (one.model, one.version, one.document["key"], one.document["record"])
         for one in entries
         if not isinstance(one, str)
     }
-    if (about["model"], about["version"], member.digest, about["record"]) not in said:
-        found.wrong(
+    if (about["model"], about["version"], member.digest, about["record"]) not in registered:
+        log.finding(
             member.name, "origin", f"{place}/ledger.jsonl does not say that it was registered as claimed"
         )
     for name, digest in before["files"].items():
         kept = record["files"].get(name)
-        if kept is not None and kept != digest and not _made_here(name):
-            found.wrong(
+        # An import makes the pyfunc anew: nothing that runs is taken over.
+        of_pyfunc = name.startswith("code/") or "/" not in name
+        if kept is not None and kept != digest and not of_pyfunc:
+            log.finding(
                 member.name, "origin", f"{name} is not the file that it was registered with elsewhere"
             )
-
-
-def _made_here(name: str) -> bool:
-    """Whether a file belongs to the pyfunc, which an import makes anew: nothing that runs is taken over."""
-    return name.startswith("code/") or "/" not in name

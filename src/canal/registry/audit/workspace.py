@@ -18,7 +18,7 @@ from canal.config.yaml_file import parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError
 from canal.core.files import unreadable
-from canal.registry.audit.version_files import Found, examples
+from canal.registry.audit.version_files import AuditLog, examples
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.provenance.registered import RegisteredVersion
 
@@ -33,53 +33,53 @@ class Out:
 
     path: str
     md5: str
-    said_by: str
+    listed_in: str
 
 
-def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
+def check_workspace(layout: Layout, config: Config, stages: Collection[str], log: AuditLog) -> None:
     """Check what the pipeline made for ``stages``: data, cells, splits, verdicts, models, measures."""
     if not (layout.root / LOCK).is_file():
-        found.note("workspace", "dvc", f"{LOCK} is not there: nothing to compare files with")
+        log.note("workspace", "dvc", f"{LOCK} is not there: nothing to compare files with")
         return
     lock, data = (_read(layout.root / name) for name in (LOCK, _DATA))
     if lock is None or data is None:
         name = LOCK if lock is None else _DATA
         what = f"{name} is no YAML that can be read: nothing was compared with it; git checkout -- {name}"
-        found.wrong("workspace", "dvc", what)
+        log.finding("workspace", "dvc", what)
         return
     try:
         outs = list(_outs(lock, data, _wanted(config, stages)))
     except (KeyError, TypeError, AttributeError):
-        found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
+        log.finding("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
         return
     listings = Listings(_caches(layout.root), outs)
-    _check_git(layout.root, found)
+    _check_git(layout.root, log)
     sums, missing = Sums(), []
     for out in outs:
         path = layout.root / out.path
         if not path.exists():
             missing.append(out.path)
         elif not os.access(path, os.R_OK) or (path.is_dir() and unreadable(path)):
-            what = f"this user may not read {out.path}, or all of it: not compared with {out.said_by}"
-            found.wrong("workspace", "dvc", what)
+            what = f"this user may not read {out.path}, or all of it: not compared with {out.listed_in}"
+            log.finding("workspace", "dvc", what)
         elif (differing := _differs(path, out, listings, sums)) is not None:
-            what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
-            found.wrong("workspace", "dvc", what)
+            what = f"{differing} is not what {out.listed_in} has: dvc status, dvc checkout"
+            log.finding("workspace", "dvc", what)
     if missing:
         what = f"not in this folder, not compared with {LOCK}: {examples(missing, 8)}; dvc checkout, dvc pull"
-        found.note("workspace", "dvc", what)
-    found.counts["files of DVC"] += sums.number
+        log.note("workspace", "dvc", what)
+    log.counts["files of DVC"] += sums.number
 
 
-def check_origin(member: RegisteredVersion, layout: Layout, found: Found) -> None:
+def check_origin(member: RegisteredVersion, layout: Layout, log: AuditLog) -> None:
     """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
     present = layout.model(member.stage) / "key.json"
-    if not member.taught or not present.is_file() or file_digest(present) != member.digest:
+    if not member.is_annotator or not present.is_file() or file_digest(present) != member.digest:
         return
     data = member.key["data"]
     raw = layout.source(str(data["source"])) / "cells.h5ad"
     if raw.is_file() and file_digest(raw) != data["source_sha256"]:
-        found.wrong(
+        log.finding(
             member.name, "data", f"{raw.relative_to(layout.root)} is not the file it was learned from"
         )
 
@@ -120,18 +120,18 @@ def _caches(root: Path) -> list[Path]:
     return [cache / "files" / "md5" for cache in caches]
 
 
-def _check_git(root: Path, found: Found) -> None:
+def _check_git(root: Path, log: AuditLog) -> None:
     """Check that git holds dvc.lock: without, whoever changes a file changes its sum in the same breath."""
     lock = GitFile(root / LOCK)
     if lock.line("rev-parse", "--is-inside-work-tree") != "true":
-        found.wrong(
+        log.finding(
             "workspace",
             "dvc",
             f"{LOCK} lies in no git repository: that files are what it says proves nothing, for whoever "
             f"changes one may change both; git init, git add {LOCK}, then commit it",
         )
     elif lock.at("HEAD") != lock.path.read_bytes():  # not `git status`, which runs filters that settings name
-        found.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
+        log.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
 
 
 def _wanted(config: Config, stages: Collection[str]) -> set[str]:
@@ -140,12 +140,12 @@ def _wanted(config: Config, stages: Collection[str]) -> set[str]:
     A lock keeps the steps that learn a stage without a study, once it was learned so, and the other way
     round.
     """
-    found = {"ingest", "split", "panel", "pretrain"}
+    steps = {"ingest", "split", "panel", "pretrain"}
     for stage in stages:
         learning = ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
-        found |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
-        found.add(f"prepare@{config.stages[stage].source}")
-    return found
+        steps |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
+        steps.add(f"prepare@{config.stages[stage].source}")
+    return steps
 
 
 def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:

@@ -93,8 +93,8 @@ class GitFile:
             done = self._run(("rev-parse", "--git-dir"))
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return said[0] if done.returncode and said and "not a git repository" not in said[0] else None
+        output = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return output[0] if done.returncode and output and "not a git repository" not in output[0] else None
 
     def at(self, revision: str) -> bytes | None:
         """Return the file as a revision has it; None where that lacks it, or is not there."""
@@ -107,11 +107,11 @@ class GitFile:
         list of cuts hides nothing.
         """
         order = ("--full-history", "--topo-order", "--reverse", "--parents", "HEAD", "--", self.path.name)
-        said = self.ask("--shallow-file", "", "rev-list", *order)
-        cut = said is None
-        if said is None:
-            said = self.ask("rev-list", *order)
-        rows = (line.split() for line in (said or b"").decode("ascii", "replace").splitlines())
+        output = self.ask("--shallow-file", "", "rev-list", *order)
+        cut = output is None
+        if output is None:
+            output = self.ask("rev-list", *order)
+        rows = (line.split() for line in (output or b"").decode("ascii", "replace").splitlines())
         return [Commit(sha, tuple(parents)) for sha, *parents in rows], cut
 
     @property
@@ -141,10 +141,10 @@ class GitFile:
 class Reader:
     """Reads a file at one commit after the other."""
 
-    def __init__(self, git: GitFile, ask: IO[bytes], said: IO[bytes]) -> None:
+    def __init__(self, git: GitFile, ask: IO[bytes], output: IO[bytes]) -> None:
         self._git = git
-        self._ask = ask
-        self._said = said
+        self._input = ask
+        self._output = output
 
     def at(self, sha: str) -> bytes | None:
         """Return the file as a commit has it, or None.
@@ -155,12 +155,12 @@ class Reader:
             If the commit has it, but git cannot read it.
         """
         name = f"{sha}:./{self._git.path.name}"
-        self._ask.write(f"{name}\n".encode())
-        self._ask.flush()
-        head = self._said.readline().split()
+        self._input.write(f"{name}\n".encode())
+        self._input.flush()
+        head = self._output.readline().split()
         if len(head) == 3 and head[1] == b"blob":
-            content = self._said.read(int(head[2]))
-            self._said.read(1)
+            content = self._output.read(int(head[2]))
+            self._output.read(1)
             return content
         if len(head) == 3 or not head or self._git.line("rev-parse", "--verify", "--quiet", name):
             raise RegistryError(f"git cannot read {self._git.path.name} of commit {sha[:12]}: git fsck")
@@ -193,8 +193,8 @@ class Anchor:
     @property
     def signature(self) -> dict[str, str] | None:
         """Canal's own signature."""
-        found: dict[str, str] | None = self.document.get("signature")
-        return found
+        signature: dict[str, str] | None = self.document.get("signature")
+        return signature
 
     @property
     def digest(self) -> str:
@@ -224,9 +224,9 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
         )
     last = entries[-1]
     tag = f"{FOLDER}/{last.seq}-{last.hash[:12]}"
-    for found in anchors(git):
-        if isinstance(found, Anchor) and found.tag == tag:
-            return found
+    for anchor in anchors(git):
+        if isinstance(anchor, Anchor) and anchor.tag == tag:
+            return anchor
     document = {
         "format": FORMAT,
         "path": place(git),
@@ -245,15 +245,15 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
 
 def anchors(git: GitFile) -> Iterator[Anchor | str]:
     """Yield the anchors in this repository; for a tag that is none, what is wrong with it."""
-    said = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
-    for line in said.splitlines():
+    output = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
+    for line in output.splitlines():
         kind, _, tag = line.partition(" ")
         content = git.ask("cat-file", "tag", f"refs/tags/{tag}") if kind == "tag" else None
-        found = None if content is None else _parse(content)
-        if found is None:
+        document = None if content is None else _parse(content)
+        if document is None:
             yield f"the tag {tag} is no anchor as canal writes it: it names no hash that can be compared"
         else:
-            yield Anchor(tag, found, _SIGNATURE in (content or b""))
+            yield Anchor(tag, document, _SIGNATURE in (content or b""))
 
 
 def place(git: GitFile) -> str:
@@ -268,18 +268,18 @@ def _parse(content: bytes) -> dict[str, Any] | None:
         return None
     line = next((one for one in message.splitlines() if one.startswith(b"{")), b"")
     try:
-        found = parse_json(line)
-        json_digest(found)
+        document = parse_json(line)
+        json_digest(document)
     except ValueError:
         return None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
-    signature = found.get("signature", {"key": "", "value": ""})
-    typed = all(isinstance(found.get(name), kind) for name, kind in _FIELDS.items())
+    signature = document.get("signature", {"key": "", "value": ""})
+    typed = all(isinstance(document.get(name), kind) for name, kind in _FIELDS.items())
     signed = isinstance(signature, dict) and all(
         isinstance(signature.get(one), str) for one in ("key", "value")
     )
-    return found if typed and signed and set(found) <= {*_FIELDS, "signature"} else None
+    return document if typed and signed and set(document) <= {*_FIELDS, "signature"} else None
 
 
 def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
@@ -302,6 +302,6 @@ def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
         git.ask("tag", "-d", tag)  # git 2.39 makes a tag without a signature where the key is not there
         made = False
     if not made:
-        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
+        output = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
         other = "; or sign with a key of canal: --sign FILE" if how == _SIGNED else ""
-        raise LedgerError(f"git could not make the tag {tag}: {said}{other}; nothing was anchored")
+        raise LedgerError(f"git could not make the tag {tag}: {output}{other}; nothing was anchored")

@@ -185,13 +185,13 @@ class Ledger:
             if len(wrong) > _MOST_WRONG:
                 wrong.append(f"line {number} and those behind it are not looked at: too much does not hold")
                 break
-            found = _parse(line)
-            if isinstance(found, str):
-                wrong.append(f"line {number}: {found}")
+            document = _parse(line)
+            if isinstance(document, str):
+                wrong.append(f"line {number}: {document}")
                 continue
-            wrong += [f"line {number}: {what}" for what in _complaints(found, number, previous)]
-            previous = str(found["hash"])
-            entries.append(Entry(found))
+            wrong += [f"line {number}: {what}" for what in _complaints(document, number, previous)]
+            previous = str(document["hash"])
+            entries.append(Entry(document))
         return entries, wrong
 
     def head(self) -> Entry | None:
@@ -271,12 +271,12 @@ def checked_entry(line: str | bytes, seq: int | None) -> Entry:
     LedgerError
         If it is not the line of entry ``seq`` (None: of any), or was changed.
     """
-    found = _parse(line.encode() if isinstance(line, str) else line)
-    if isinstance(found, str):
-        raise LedgerError(found)
-    if wrong := _complaints(found, found["seq"] if seq is None else seq, str(found["previous"])):
+    document = _parse(line.encode() if isinstance(line, str) else line)
+    if isinstance(document, str):
+        raise LedgerError(document)
+    if wrong := _complaints(document, document["seq"] if seq is None else seq, str(document["previous"])):
         raise LedgerError("; ".join(wrong))
-    return Entry(found)
+    return Entry(document)
 
 
 def follows(entry: Entry, head: Entry | None) -> bool:
@@ -286,35 +286,35 @@ def follows(entry: Entry, head: Entry | None) -> bool:
     return entry.document["previous"] == head.hash and entry.seq == head.seq + 1
 
 
-def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:
+def ledger_aliases(entries: list[Entry], model: str) -> dict[str, int]:
     """Return where the aliases of ``model`` point by the ledger's last word on each."""
-    said: dict[str, int | None] = {}
+    pointed: dict[str, int | None] = {}
     for entry in entries:
         if entry.model == model:
-            said |= entry.aliases
-    return {alias: number for alias, number in said.items() if number is not None}
+            pointed |= entry.aliases
+    return {alias: number for alias, number in pointed.items() if number is not None}
 
 
-def records_said(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
+def ledger_records(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
     """Return the last registration (or rebuilding) of each version, by model and number."""
     return {(entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")}
 
 
-def retired_said(entries: list[Entry], model: str) -> set[int]:
+def ledger_retired(entries: list[Entry], model: str) -> set[int]:
     """Return the numbers of the versions of ``model`` that were retired."""
     return {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
 
 
 def read_entry(line: bytes) -> Entry | str:
     """Return the entry in one line that stands alone, or what is wrong with it: its place is not checked."""
-    found = _parse(line)
-    if isinstance(found, str):
-        return found
+    document = _parse(line)
+    if isinstance(document, str):
+        return document
     try:
-        holds = found["hash"] == entry_hash(found)
+        holds = document["hash"] == entry_hash(document)
     except ValueError:
         holds = False
-    return Entry(found) if holds else "its content does not have the hash that it names"
+    return Entry(document) if holds else "its content does not have the hash that it names"
 
 
 def plain_name(text: str, what: str) -> str:
@@ -336,28 +336,28 @@ def plain_reason(text: str, what: str = "the reason (--why)") -> str:
 def _parse(line: bytes) -> Document | str:
     """Return the document of a line, or what is wrong with it."""
     try:
-        found = parse_json(line)
+        document = parse_json(line)
     except ValueError:
         return "not JSON"
-    if not isinstance(found, dict):
-        return f"expected an object, found {type(found).__name__}"
-    if found.get("format") != FORMAT:
-        return f"this canal reads ledger format {FORMAT}, found {_shown(found.get('format'))}"
-    missing = sorted(_FIELDS.keys() - found.keys())
-    unknown = sorted(found.keys() - _FIELDS.keys() - {"signature"})
+    if not isinstance(document, dict):
+        return f"expected an object, found {type(document).__name__}"
+    if document.get("format") != FORMAT:
+        return f"this canal reads ledger format {FORMAT}, found {_shown(document.get('format'))}"
+    missing = sorted(_FIELDS.keys() - document.keys())
+    unknown = sorted(document.keys() - _FIELDS.keys() - {"signature"})
     if missing or unknown:
         return (
             f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
         )
-    wrong = [name for name, shape in _FIELDS.items() if not isinstance(found[name], shape)]
-    if not wrong and not all(one is None or isinstance(one, int) for one in found["aliases"].values()):
+    wrong = [name for name, shape in _FIELDS.items() if not isinstance(document[name], shape)]
+    if not wrong and not all(one is None or isinstance(one, int) for one in document["aliases"].values()):
         wrong = ["aliases"]
-    signature = found.get("signature", {"key": "", "value": ""})
+    signature = document.get("signature", {"key": "", "value": ""})
     if not isinstance(signature, dict) or not all(
         isinstance(signature.get(n), str) for n in ("key", "value")
     ):
         wrong.append("signature")
-    return f"{', '.join(wrong)}: not what is expected there" if wrong else found
+    return f"{', '.join(wrong)}: not what is expected there" if wrong else document
 
 
 def _shown(value: Any) -> str:

@@ -49,8 +49,8 @@ def claimed(store: Store) -> Iterator[None]:
         return
     store.make_model(store.names.model)
     own = _own_claim(store)
-    said = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    store.model_tag(store.names.model, own, json.dumps(said))
+    claim = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.model_tag(store.names.model, own, json.dumps(claim))
     try:
         _refuse_claimed(store, own)
         yield
@@ -106,8 +106,8 @@ def mirrored(store: Store) -> dict[int, Entry]:
         Naming a tag that was changed.
     """
     tags = store.model_tags(store.names.model)
-    found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
-    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
+    matches = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
+    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in matches if one)}
 
 
 def refuse_behind(store: Store, ledger: Ledger) -> None:
@@ -173,9 +173,9 @@ def _claim_file(store: Store) -> Path:
 def _own_claim(store: Store) -> str:
     """Return the name of this folder's claim: a new one, or that of a command that was killed."""
     path = _claim_file(store)
-    found = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if re.fullmatch(r"[0-9a-f]{16}", found):
-        return _CLAIM + found
+    token = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if re.fullmatch(r"[0-9a-f]{16}", token):
+        return _CLAIM + token
     token = token_hex(8)
     with new_file(path) as temporary:
         temporary.write_text(token, encoding="utf-8")
@@ -206,8 +206,8 @@ def _given_up(claim: str) -> bool:
 
 def _claimant(claim: str) -> tuple[str, datetime]:
     """Return whose a claim is, and since when."""
-    said = json.loads(claim)
-    return f"{said['who']} on {said['host']}"[:200], datetime.fromisoformat(said["time"])
+    content = json.loads(claim)
+    return f"{content['who']} on {content['host']}"[:200], datetime.fromisoformat(content["time"])
 
 
 def _write(store: Store, entry: Entry) -> None:

@@ -164,7 +164,16 @@ def new_key(path: Path, name: str) -> PublicKey:
     """
     key = SigningKey(checked_name(name), Ed25519PrivateKey.generate())
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _write_once(path, f"{_HEADING}{key.name}\n".encode() + pem)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with first_file(path, 0o600) as temporary:
+            temporary.write_bytes(f"{_HEADING}{key.name}\n".encode() + pem)
+    except OSError as error:
+        if path.exists():
+            raise SigningError(
+                f"{path} is there already and is never overwritten; name another file with -o"
+            ) from error
+        raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
     return key.public
 
 
@@ -203,10 +212,10 @@ def checked_name(name: str) -> str:
     RegistryError
         If `plain_name` refuses it, or it reads as a comment.
     """
-    found = " ".join(plain_name(name, "the name of the key's owner (--name)").split())
-    if found.startswith("#"):
-        raise SigningError(f"the name {found!r} begins with #, which makes a line of a keyring a comment")
-    return found
+    cleaned = " ".join(plain_name(name, "the name of the key's owner (--name)").split())
+    if cleaned.startswith("#"):
+        raise SigningError(f"the name {cleaned!r} begins with #, which makes a line of a keyring a comment")
+    return cleaned
 
 
 def read_keyring(path: Path) -> Keyring:
@@ -270,11 +279,11 @@ def parse_line(line: str) -> PublicKey:
     RegistryError
         Saying what is wrong with it.
     """
-    said, roles = line.strip(), None
-    before, _, last = said.rpartition(" ")
+    text, roles = line.strip(), None
+    before, _, last = text.rpartition(" ")
     if last.startswith(ROLES_ARE):
-        said, roles = before, checked_roles(last.removeprefix(ROLES_ARE))
-    parts = said.rsplit(maxsplit=2)
+        text, roles = before, checked_roles(last.removeprefix(ROLES_ARE))
+    parts = text.rsplit(maxsplit=2)
     if len(parts) != 3:
         raise SigningError(f"expected `NAME {KIND} BASE64` (see `canal keys show`), found {line[:80]!r}")
     name, kind, text = parts
@@ -316,8 +325,8 @@ def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
     keyring : Mapping
         The keys that are trusted; see `read_keyring`.
     """
-    found = ((entry, _finding(entry, keyring)) for entry in entries)
-    return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in found if what]
+    pairs = ((entry, _finding(entry, keyring)) for entry in entries)
+    return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in pairs if what]
 
 
 def _finding(entry: Entry, keyring: Keyring) -> str | None:
@@ -366,19 +375,6 @@ def _private_bytes(path: Path) -> bytes:
             "if they may have read it, make a new one and take this one off the keyring"
         )
     return content
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with first_file(path, 0o600) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        if path.exists():
-            raise SigningError(
-                f"{path} is there already and is never overwritten; name another file with -o"
-            ) from error
-        raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
 
 
 def _text(path: Path) -> str:

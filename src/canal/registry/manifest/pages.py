@@ -122,32 +122,32 @@ class Pages:
     def evaluation(self) -> Mapping[str, Any] | None:
         """What it was measured to do; None of a backbone."""
         path = self.folder / EVALUATION
-        found: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
-        return found
+        document: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
+        return document
 
     @cached_property
     def tags(self) -> dict[str, str]:
         """Tags of the version, without ``canal.``: what `canal versions` shows of it."""
-        found = {"parent_stage": self._parent_stage, "gate": self._gate}
+        tags = {"parent_stage": self._parent_stage, "gate": self._gate}
         if self.evaluation is not None:
-            found |= {
+            tags |= {
                 "accuracy": _text(self.evaluation["row"][self.stage]),
                 "average_accuracy": _text(self.evaluation["average_accuracy"]),
                 "types": str(len(self.evaluation["labels"])),
             }
-        return found
+        return tags
 
     @cached_property
     def params(self) -> dict[str, str]:
         """Parameters of its logged model: what was asked for, what a study chose, how large it is."""
-        asked = self.key["request"].get("backbone" if self.evaluation is None else "continual")
-        found = dict(flat(asked or {})) | dict(self.key.get("choice") or {})
-        found |= {"stage": self.stage, "parent": self._parent_stage or "none"}
-        found |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
+        settings = self.key["request"].get("backbone" if self.evaluation is None else "continual")
+        params = dict(flat(settings or {})) | dict(self.key.get("choice") or {})
+        params |= {"stage": self.stage, "parent": self._parent_stage or "none"}
+        params |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
         for name, file in (("genes", GENES), ("types", LABELS)):
             if (self.folder / file).is_file():
-                found[name] = len(read_json(self.folder / file))
-        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(found.items())}
+                params[name] = len(read_json(self.folder / file))
+        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(params.items())}
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
@@ -166,8 +166,23 @@ class Pages:
 
     def description(self, number: int) -> str:
         """Return what the page of version ``number`` says, in Markdown."""
-        lines = [*self._what(), "", *self._accuracies(), *self._types(), *self._origin(), ""]
-        lines += self._promoting(number)
+        lines = [*self._what(), "", *self._accuracies(), *self._types()]
+        about, commit = self.record.get("imported_from"), self.record["git_commit"]
+        if about is not None:
+            lines.append(
+                f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
+            )
+        code = f"commit {commit[:12]}" if commit else "code outside of git"
+        changed = " and changes that were not committed" if self.record["dirty"] else ""
+        lines += [f"Registered with {code}{changed}.", ""]
+        if self.evaluation is None:
+            lines.append("It answers no cells: stages are learned on it.")
+        else:
+            lines.append(
+                f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and "
+                "writes the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds "
+                "what the ledger does not say."
+            )
         text = "\n".join(lines)
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
@@ -184,8 +199,10 @@ class Pages:
         rules = read_json(path)["rules"]
         failed = [one for one in rules if not one["passed"]]
         warned = sum(one["severity"] == "warning" for one in failed)
-        said = "passed" if len(failed) == warned else "FAILED"
-        return f"{said}, {len(rules)} rules" + (f", {warned} warning{'s' * (warned > 1)}" if warned else "")
+        outcome = "passed" if len(failed) == warned else "FAILED"
+        return f"{outcome}, {len(rules)} rules" + (
+            f", {warned} warning{'s' * (warned > 1)}" if warned else ""
+        )
 
     def _figures(self) -> Iterator[tuple[str, float | None, DataSet | None]]:
         evaluation = self.evaluation or {}
@@ -244,11 +261,11 @@ class Pages:
             "h_score": "H-score of unknown types",
             "ece": "calibration error",
         }
-        said = {one.name: one.value for one in self.measures}
-        told = [f"{word} {said[name]:.3f}" for name, word in names.items() if name in said]
+        values = {one.name: one.value for one in self.measures}
+        figures = [f"{word} {values[name]:.3f}" for name, word in names.items() if name in values]
         missing = [_plain(stage) for stage in self.evaluation["not_measured"]]
         yield ""
-        yield f"{', '.join(told)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
+        yield f"{', '.join(figures)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
         yield ""
 
     def _types(self) -> Iterator[str]:
@@ -260,23 +277,6 @@ class Pages:
         yield ""
         yield f"Gate: {self._gate}."
         yield ""
-
-    def _origin(self) -> Iterator[str]:
-        about, commit = self.record.get("imported_from"), self.record["git_commit"]
-        if about is not None:
-            yield f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
-        code = f"commit {commit[:12]}" if commit else "code outside of git"
-        yield f"Registered with {code}{' and changes that were not committed' * bool(self.record['dirty'])}."
-
-    def _promoting(self, number: int) -> Iterator[str]:
-        if self.evaluation is None:
-            yield "It answers no cells: stages are learned on it."
-            return
-        yield (
-            f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and writes "
-            "the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds what the "
-            "ledger does not say."
-        )
 
 
 def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, parent_id: str | None) -> None:
@@ -306,7 +306,7 @@ def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, paren
     client.log_inputs(run_id, inputs, [LoggedModelInput(parent_id)] if parent_id else [])
     client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
     now = int(time.time() * 1000)
-    found = [
+    metrics = [
         Metric(
             one.name,
             one.value,
@@ -318,11 +318,11 @@ def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, paren
         )
         for one in pages.measures
     ]
-    client.log_batch(run_id, metrics=found)
+    client.log_batch(run_id, metrics=metrics)
 
 
 @dataclass(frozen=True)
-class Told:
+class PageContent:
     """What MLflow was told of a version beside the tags that every version has."""
 
     description: str = ""
@@ -331,12 +331,12 @@ class Told:
     measures: tuple[Measure, ...] = ()
 
 
-def told_of(folder: Path, key: Key, record: Record, number: int) -> Told:
+def page_content(folder: Path, key: Key, record: Record, number: int) -> PageContent:
     """Return what MLflow was told of version ``number``: nothing, if an older canal registered it."""
     if record.get(FLAG) != FORMAT:
-        return Told()
+        return PageContent()
     pages = Pages(folder, key, record)
-    return Told(pages.description(number), pages.tags, pages.params, pages.measures)
+    return PageContent(pages.description(number), pages.tags, pages.params, pages.measures)
 
 
 def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:

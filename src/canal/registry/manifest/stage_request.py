@@ -56,15 +56,15 @@ class Change:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Change]:
     """Return every leaf in which two documents differ, named by its dotted key, sorted."""
-    found: list[Change] = []
+    changed: list[Change] = []
     for key in sorted(before.keys() | after.keys()):
         here = f"{path}.{key}" if path else key
         left, right = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += changes(left, right, here)
+            changed += changes(left, right, here)
         elif left != right:
-            found.append(Change(here, left, right))
-    return found
+            changed.append(Change(here, left, right))
+    return changed
 
 
 def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
@@ -77,7 +77,13 @@ def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[st
 
 def _backbone_request(config: Config) -> Request:
     names = (config.root_stage, *config.backbone.extra_stages)
-    basis = _basis_request(config)
+    basis, imported = _basis_request(config), config.backbone.imported
+    if not config.trains_network:
+        backbone: Request = {"network": False}
+    elif imported is not None:  # its key, and nothing that only pre-training reads
+        backbone = {"preset": config.backbone.preset, "imported": imported.key}
+    else:
+        backbone = config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
     return (
         _products(config)
         | ({"memory": basis} if basis else {})
@@ -86,7 +92,7 @@ def _backbone_request(config: Config) -> Request:
             "branch": config.backbone.branch,
             "cells": {name: _cells_request(config, name) for name in names},
             "panel": config.panel.model_dump(mode="json"),
-            "backbone": _origin_request(config),
+            "backbone": backbone,
             "seed": config.seed,
         }
     )
@@ -101,16 +107,6 @@ def _basis_request(config: Config) -> Request:
     """Return the basis that was adopted, by what it is and not by where it lies; nothing without one."""
     adopted = config.memory.basis
     return {} if adopted is None else {"basis": adopted.digest}
-
-
-def _origin_request(config: Config) -> Request:
-    """Return how the backbone comes to be; an import is its key, and nothing that only pre-training reads."""
-    if not config.trains_network:
-        return {"network": False}
-    imported = config.backbone.imported
-    if imported is not None:
-        return {"preset": config.backbone.preset, "imported": imported.key}
-    return config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
 
 
 def _learning_request(config: Config, stage: str) -> Request:

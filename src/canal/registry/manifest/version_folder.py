@@ -128,19 +128,19 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
         Naming every file that is missing or holds other bytes.
     """
     wrong = [_complaint(folder / path, digest) for path, digest in sorted(digests.items())]
-    found = [line for line in wrong if line]
-    if found:
+    complaints = [line for line in wrong if line]
+    if complaints:
         raise RegistryError(
-            f"{folder} does not hold what its manifest says ({len(found)} of {len(digests)} files):\n  "
-            + "\n  ".join(found)
+            f"{folder} does not hold what its manifest says ({len(complaints)} of {len(digests)} files):\n  "
+            + "\n  ".join(complaints)
         )
 
 
 def _complaint(path: Path, digest: str) -> str:
     if not path.is_file():
         return f"{path.name}: missing ({path})"
-    found = file_digest(path)
-    return "" if found == digest else f"{path}: sha256 {found[:12]}... instead of {digest[:12]}..."
+    actual = file_digest(path)
+    return "" if actual == digest else f"{path}: sha256 {actual[:12]}... instead of {digest[:12]}..."
 
 
 def assemble(
@@ -294,21 +294,21 @@ def method_view(folder: Path, key: Key) -> Document:
         Its key.json.
     """
     model = folder / "model"
-    found: Document = {"name": method_of(model)}
-    if found["name"] == "published":
-        return found
+    view: Document = {"name": method_of(model)}
+    if view["name"] == "published":
+        return view
     exact = read_json(model / "exact" / CONFIG)
     sums = key.get("sums", {})
     parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
-    found["lacking"] = list(types_without_sums(model))
-    found |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
-    found["novelty"] = parts
-    if found["name"] == "combined":
+    view["lacking"] = list(types_without_sums(model))
+    view |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
+    view["novelty"] = parts
+    if view["name"] == "combined":
         combination = read_json(model / "combination.json")
-        found["network_weight"] = combination["weight"]
-        if combination["weight"] or found["lacking"]:
-            found["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
-    return found
+        view["network_weight"] = combination["weight"]
+        if combination["weight"] or view["lacking"]:
+            view["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
+    return view
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -330,16 +330,16 @@ def schema_complaints(name: str, document: Any) -> list[str]:
     ``name`` is key, record or evaluation.
     """
     errors = Draft202012Validator(_read(name)).iter_errors(document)
-    return [_told(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
+    return [_message(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
 
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
-    return found
+    document: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
+    return document
 
 
-def _told(error: Any) -> str:
+def _message(error: Any) -> str:
     place = ".".join(str(part) for part in error.absolute_path) or "the document"
     message = error.message if len(error.message) <= _SHOWN else f"{error.message[:_SHOWN]}..."
     return f"{place}: {message}"

@@ -124,11 +124,13 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     require_intent(store, ledger, entry)
     if store.remote and entry.seq not in mirrored(store):
         path.unlink()
-        tell(f"{path.name}: {store.shown} never heard of this move, so nothing was moved: {told(entry)}")
+        tell(
+            f"{path.name}: {store.shown} never heard of this move, so nothing was moved: {entry_text(entry)}"
+        )
         return None
     if not store.remote:  # elsewhere the store has the entry, and others may have gone on from it
         require_possible(store, entry)
-    tell(f"{path.name}: finishing what was cut off: {told(entry)}")
+    tell(f"{path.name}: finishing what was cut off: {entry_text(entry)}")
     _finish(store, ledger, entry)
     return entry
 
@@ -144,7 +146,7 @@ def adopt(store: Store, ledger: Ledger) -> Entry | None:
     entry, head = read_intent(store.layout.pending), ledger.head()
     if head is None or head.hash != entry.hash:
         require_intent(store, ledger, entry)
-        tell(f"{store.layout.pending.name}: taken as made, though the store is lost: {told(entry)}")
+        tell(f"{store.layout.pending.name}: taken as made, though the store is lost: {entry_text(entry)}")
         ledger.append(entry)
     store.layout.pending.unlink()
     return entry
@@ -165,13 +167,13 @@ def catch_up(store: Store) -> list[Entry]:
     with store.lock("registry"), claimed(store):
         ledger = ledger_of(store)
         recover(store, ledger)
-        found = missing(store, ledger)
-        _require_sound(store, [*ledger.entries(), *found])
-        if found:
-            _move(store, found[-1])
-        for entry in found:
+        new_entries = missing(store, ledger)
+        _require_sound(store, [*ledger.entries(), *new_entries])
+        if new_entries:
+            _move(store, new_entries[-1])
+        for entry in new_entries:
             ledger.append(entry)
-        return found
+        return new_entries
 
 
 def read_intent(path: Path) -> Entry:
@@ -284,13 +286,13 @@ def keyring_of(store: Store) -> Keyring | None:
 def to_be_signed(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries of each group from its first signed one on."""
     begun: set[bool] = set()
-    found = []
+    signed = []
     for entry in entries:
         if "signature" in entry.document:
             begun.add(_decided(entry))
         if _decided(entry) in begun:
-            found.append(entry)
-    return found
+            signed.append(entry)
+    return signed
 
 
 def require_signatures(store: Store, entries: Sequence[Entry]) -> None:
@@ -345,7 +347,7 @@ def intent_complaint(store: Store, entries: Sequence[Entry], entry: Entry) -> st
     return None
 
 
-def told(entry: Entry) -> str:
+def entry_text(entry: Entry) -> str:
     """Return what an entry does, for a person."""
     document = entry.document
     moved = [f"{alias} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
@@ -384,8 +386,9 @@ def _require_sound(store: Store, entries: list[Entry]) -> None:
 
 def _refuse(path: Path, entry: Entry, wrong: list[str]) -> None:
     raise LedgerError(
-        f"{path} notes a move that canal would not finish: {told(entry)}. {'; '.join(wrong)}. Nothing was "
-        f"moved. Find out who wrote it; then delete {path.name}, and make the move again if it is meant"
+        f"{path} notes a move that canal would not finish: {entry_text(entry)}. {'; '.join(wrong)}. "
+        f"Nothing was moved. Find out who wrote it; then delete {path.name}, and make the move again if it "
+        "is meant"
     )
 
 

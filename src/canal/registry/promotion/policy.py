@@ -83,8 +83,8 @@ def compare_answers(
     n = len(truth)
     if not n or not n == len(champion) == len(candidate):
         raise ValueError(f"expected the same cells thrice, found {n}, {len(champion)} and {len(candidate)}")
-    right_before = [one == said for one, said in zip(truth, champion, strict=True)]
-    right_after = [one == said for one, said in zip(truth, candidate, strict=True)]
+    right_before = [one == answer for one, answer in zip(truth, champion, strict=True)]
+    right_after = [one == answer for one, answer in zip(truth, candidate, strict=True)]
     pairs = list(zip(right_before, right_after, strict=True))
     lost, gained = pairs.count((True, False)), pairs.count((False, True))
     generator = np.random.default_rng([sampling.seed, n, lost, gained])
@@ -258,9 +258,11 @@ class Evidence:
 
 def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
     """Return one ruling for each rule that applies, in the order in which people read them."""
+    findings = list(evidence.findings)
+    note = "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
     return [
         _gate(evidence),
-        _audit(evidence),
+        Ruling("audit", f"{len(findings)} findings", "none", not findings, note),
         _clean(evidence),
         _accuracy(policy, evidence.evaluation),
         *_retention(policy, evidence.comparison),
@@ -282,17 +284,17 @@ def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
     known = [ruling.rule for ruling in rulings]
     chosen: set[str] = set()
     for name in names:
-        found = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
-        if not found:
+        matching = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
+        if not matching:
             raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
-        chosen |= found
+        chosen |= matching
     return [
         replace(ruling, overridden=True) if ruling.rule in chosen and not ruling.passed else ruling
         for ruling in rulings
     ]
 
 
-def failed(rulings: Sequence[Ruling]) -> list[Ruling]:
+def blocking_rulings(rulings: Sequence[Ruling]) -> list[Ruling]:
     """Return the rulings that stand in the way."""
     return [ruling for ruling in rulings if not ruling.passed and not ruling.overridden]
 
@@ -303,12 +305,6 @@ def _gate(evidence: Evidence) -> Ruling:
     note = "" if same else "the verdict is for other bytes than were learned"
     passed = bool(verdict.get("passed")) and same
     return Ruling("gate", "passed" if passed else "not passed", "passed for these bytes", passed, note)
-
-
-def _audit(evidence: Evidence) -> Ruling:
-    found = list(evidence.findings)
-    note = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-    return Ruling("audit", f"{len(found)} findings", "none", not found, note)
 
 
 def _clean(evidence: Evidence) -> Ruling:
@@ -343,22 +339,19 @@ def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling
         )
         return
     for stage in comparison.old:
-        if stage in comparison.stages:
-            yield from _kept_stage(policy, stage, comparison.stages[stage])
-        else:
+        compared = comparison.stages.get(stage)
+        if compared is None:
             why = comparison.not_compared.get(stage, "")
             bound = f"loses <= {policy.max_loss:.3f}"
             yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
-
-
-def _kept_stage(policy: Policy, stage: str, found: StageComparison) -> Iterator[Ruling]:
-    yield _kept(f"retention:{stage}", found.whole, policy.max_loss)
-    for name, pair in found.types.items():
-        yield _kept(f"retention:{stage}/{name}", pair, policy.max_loss_per_type)
-    if found.too_few:
-        listed = ", ".join(f"{name} ({n})" for name, n in found.too_few.items())
-        bound = f"from {policy.min_cells_per_type} cells on"
-        yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
+            continue
+        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss)
+        for cell_type, pair in compared.types.items():
+            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type)
+        if compared.too_few:
+            listed = ", ".join(f"{cell_type} ({n})" for cell_type, n in compared.too_few.items())
+            bound = f"from {policy.min_cells_per_type} cells on"
+            yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
 
 
 def _kept(rule: str, pair: Paired, max_loss: float) -> Ruling:
@@ -379,9 +372,9 @@ def _h_score(policy: Policy, evaluation: Document) -> Ruling:
 
 
 def _ece(policy: Policy, evaluation: Document) -> Ruling:
-    found = evaluation["calibration"]
+    calibration = evaluation["calibration"]
     bound = f"<= {policy.max_ece:.3f}"
-    if not found:
+    if not calibration:
         return Ruling("ece", "not measured", bound, False, "no test cells")
-    note = f"[{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
-    return Ruling("ece", f"{found['ece']:.3f}", bound, found["ece"] <= policy.max_ece, note)
+    note = f"[{calibration['low']:.3f}, {calibration['high']:.3f}], n = {calibration['n']}"
+    return Ruling("ece", f"{calibration['ece']:.3f}", bound, calibration["ece"] <= policy.max_ece, note)

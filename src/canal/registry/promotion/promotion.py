@@ -14,15 +14,15 @@ from canal.registry.ledger.ledger import (
     Kind,
     Ledger,
     Sign,
-    aliases_said,
+    ledger_aliases,
+    ledger_records,
     plain_name,
     plain_reason,
-    records_said,
 )
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import user
 from canal.registry.promotion.moves import record
-from canal.registry.promotion.policy import Ruling, failed
+from canal.registry.promotion.policy import Ruling, blocking_rulings
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
@@ -65,11 +65,11 @@ def promote(
     """
     champion = holder(store, CHAMPION)
     require_other(version, champion)
-    standing = failed(rulings)
-    if standing:
-        names = ", ".join(ruling.rule for ruling in standing)
+    blocking = blocking_rulings(rulings)
+    if blocking:
+        names = ", ".join(ruling.rule for ruling in blocking)
         raise PolicyError(
-            f"version {version.number} was not promoted: {len(standing)} of {len(rulings)} rules fail "
+            f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
             f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
             "with your reason"
         )
@@ -145,10 +145,20 @@ def enter(
     RegistryError
         If the ledger gave the number to another version.
     """
-    known = records_said(ledger.entries()).get((version.model, version.number))
+    known = ledger_records(ledger.entries()).get((version.model, version.number))
     if known is not None:
-        _require_same(store, version, known)
-        return
+        if (known.document["key"], known.document["record"]) == (version.key, version.record):
+            return
+        raise RegistryError(
+            f"{store.shown} has {version.model} {version.number} ({version.stage}), but "
+            f"{store.layout.ledger.name} gave that number to another one (entry {known.seq}): this store is "
+            "not the one that the ledger was written with, such as an older copy of it. Bring that one back; "
+            "or set this one aside (mlflow.db and mlartifacts/), then `canal registry rebuild`"
+        )
+    newest = False
+    if version.model == store.names.model:
+        serving = [one.number for one in store.versions() if one.ready and not one.retired]
+        newest = version.number == max(serving, default=None)
     record(
         store,
         ledger,
@@ -159,7 +169,7 @@ def enter(
             key=version.key,
             record=version.record,
             who=f"{by} ({user()})",
-            aliases={CANDIDATE: version.number} if _newest(store, version) else {},
+            aliases={CANDIDATE: version.number} if newest else {},
             details=_details(version),
         ),
         sign,
@@ -185,10 +195,10 @@ def _serving(
 ) -> tuple[dict[str, int | None], dict[str, Any]]:
     """Return the aliases that a new champion moves, and from which version to which it goes."""
     entries, served = ledger.entries(), champion.number if champion else None
-    if champion is not None and (champion.model, champion.number) not in records_said(entries):
+    if champion is not None and (champion.model, champion.number) not in ledger_records(entries):
         # What MLflow calls the champion was never registered: the ledger's counts.
-        said = aliases_said(entries, champion.model).get(CHAMPION)
-        served = None if said == version.number else said
+        champion_said = ledger_aliases(entries, champion.model).get(CHAMPION)
+        served = None if champion_said == version.number else champion_said
     aliases: dict[str, int | None] = {CHAMPION: version.number}
     if served is not None:
         aliases[PREVIOUS] = served
@@ -215,18 +225,6 @@ def _draft(
     )
 
 
-def _require_same(store: Store, version: Version, known: Entry) -> None:
-    if (known.document["key"], known.document["record"]) == (version.key, version.record):
-        return
-    ledger = store.layout.ledger.name
-    raise RegistryError(
-        f"{store.shown} has {version.model} {version.number} ({version.stage}), but {ledger} gave that "
-        f"number to another one (entry {known.seq}): this store is not the one that the ledger was written "
-        "with, such as an older copy of it. Bring that one back; or set this one aside (mlflow.db and "
-        "mlartifacts/), then `canal registry rebuild`"
-    )
-
-
 def _details(version: Version) -> dict[str, Any]:
     """Return what a rebuilt registry would not know of the version otherwise."""
     details = {
@@ -238,11 +236,3 @@ def _details(version: Version) -> dict[str, Any]:
         "dirty": version.dirty,
     }
     return details | ({"imported": version.imported} if version.imported else {})
-
-
-def _newest(store: Store, version: Version) -> bool:
-    """Whether a version of the annotator is the newest that may serve."""
-    if version.model != store.names.model:
-        return False
-    serving = [one.number for one in store.versions() if one.ready and not one.retired]
-    return bool(serving) and version.number == max(serving)

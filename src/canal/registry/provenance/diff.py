@@ -49,7 +49,10 @@ def difference(store: Store, before: Version, after: Version) -> Document:
         "labels": _names(first, second, _LABELS),
         "genes": _names(first, second, _GENES),
         "accuracy": _accuracy(*measures),
-        "recall": _recall(*measures),
+        "recall": {
+            stage: _by_type(*(one["per_stage"].get(stage, {}).get("recall", {}) for one in measures))
+            for stage in dict.fromkeys(stage for one in measures for stage in one["per_stage"])
+        },
     }
 
 
@@ -82,8 +85,8 @@ def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]
 
 
 def _params(one: RegisteredVersion) -> Document:
-    asked = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
-    return asked | ({"memory": one.key["memory"]} if "memory" in one.key else {})
+    request = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
+    return request | ({"memory": one.key["memory"]} if "memory" in one.key else {})
 
 
 def _sums(before: Key, after: Key) -> Document:
@@ -142,14 +145,6 @@ def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
     return {stage: _pair(before["row"].get(stage), after["row"].get(stage)) for stage in stages}
 
 
-def _recall(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
-    old, new = before["per_stage"], after["per_stage"]
-    return {
-        stage: _by_type(old.get(stage, {}).get("recall", {}), new.get(stage, {}).get("recall", {}))
-        for stage in dict.fromkeys([*old, *new])
-    }
-
-
 def _by_type(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
     return {
         name: {
@@ -165,5 +160,5 @@ def _pair(before: float | None, after: float | None) -> Document:
     return {"before": before, "after": after, "change": change}
 
 
-def _listed(found: Sequence[Change]) -> list[Document]:
-    return [{"path": one.path, "before": one.before, "after": one.after} for one in found]
+def _listed(changed: Sequence[Change]) -> list[Document]:
+    return [{"path": one.path, "before": one.before, "after": one.after} for one in changed]

@@ -31,7 +31,7 @@ _LEARNED, _STEERED = ("trained", "replayed", "summed"), ("validated", "panel")
 _SHORTEST_DIGEST = 8
 
 
-class Memory:
+class CellsSeen:
     """All ready versions of a registry, and the tables that say which cells each of them met.
 
     Only keys, splits, banks, probe sets and test answers are read, each checked against its digest, once.
@@ -49,7 +49,7 @@ class Memory:
         self._by_key = {one.version.key: one for one in self.versions}
         self._splits: dict[str, pd.DataFrame] = {}
         for one in self.versions:
-            if one.taught and one.key["split"] not in self._splits:
+            if one.is_annotator and one.key["split"] not in self._splits:
                 split = read_split(one.file(SPLIT))
                 self._splits[one.key["split"]] = split.assign(source=one.key["data"]["source"])
 
@@ -64,18 +64,25 @@ class Memory:
         """Return the version that ``one`` was learned on; None where it is not registered, or has none."""
         return self._by_key.get(one.key["parent"] or "")
 
-    def divided(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
+    def splits(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
         """Return the splits that a version learned by; None where one of them is not known any more."""
         if one.imported:
             return []
-        if one.taught:
+        if one.is_annotator:
             return [self._splits[one.key["split"]]]
-        request = one.key["request"]
-        first, others = request["panel"]["stage"], dict(request["cells"])
-        del others[first]
-        found = [self._root_split(one, first), *(self._asked_split(*other) for other in others.items())]
-        tables = [table for table in found if table is not None]
-        return tables if len(tables) == len(found) else None
+        first, digest = one.key["request"]["panel"]["stage"], one.key["split"]
+        path = self._layout.split(first)  # the project's own, before a version has it
+        if digest not in self._splits and path.is_file() and file_digest(path) == digest:
+            self._splits[digest] = read_split(path).assign(source=one.key["data"]["source"])
+        splits = {first: self._splits.get(digest)}
+        learned = [other for other in self.versions if other.is_annotator]
+        for stage, cells in one.key["request"]["cells"].items():
+            if stage != first:
+                alike = (o for o in learned if o.stage == stage and o.key["request"]["cells"] == cells)
+                version = next(alike, None)
+                splits[stage] = None if version is None else self._splits[version.key["split"]]
+        known = [split for split in splits.values() if split is not None]
+        return known if len(known) == len(splits) else None
 
     def replayed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version replayed from its parent's bank.
@@ -83,7 +90,7 @@ class Memory:
         The bank lies on disk in the order in which it is cut: within a type the first cells stay.
         """
         parent = self.parent(one)
-        if not one.taught or parent is None or not parent.taught:
+        if not one.is_annotator or parent is None or not parent.is_annotator:
             return set()
         # Without a bank the parent is an ancestor elsewhere: what was replayed of it, it learned itself.
         if one.by_sums_alone or not parent.holds(BANK):
@@ -96,50 +103,33 @@ class Memory:
 
     def summed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
-        found: set[str] = set()
-        stages, at = set(one.key.get("sums", {})), one if one.taught else None
-        while at is not None and at.taught:
+        ids: set[str] = set()
+        stages, at = set(one.key.get("sums", {})), one if one.is_annotator else None
+        while at is not None and at.is_annotator:
             if at.key["stage"] in stages:
                 split = self._splits[at.key["split"]]
-                found |= set(split["cell_id"][split["set"].isin(SUMMED)])
+                ids |= set(split["cell_id"][split["set"].isin(SUMMED)])
             at = self.parent(at)
-        return found
+        return ids
 
-    def watched(self, one: RegisteredVersion) -> set[str]:
+    def probed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
         parent = self.parent(one)
-        if not one.taught or parent is None or not parent.taught or not parent.holds(PROBE):
+        if not one.is_annotator or parent is None or not parent.is_annotator or not parent.holds(PROBE):
             return set()
         return set(_stored(parent, PROBE)["cell_id"])
 
     def kept(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
-        if not one.taught:
+        if not one.is_annotator:
             return set()
         return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
 
     def tested(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the test cells of all stages that a version was measured on."""
-        if not one.taught or not one.holds(_PREDICTIONS):
+        if not one.is_annotator or not one.holds(_PREDICTIONS):
             return set()
         return set(pd.read_csv(one.file(_PREDICTIONS), dtype=str, keep_default_na=False)["cell_id"])
-
-    def _root_split(self, one: RegisteredVersion, stage: str) -> pd.DataFrame | None:
-        """Return the split that a backbone's key names: a version's, or the project's before there is one."""
-        digest = one.key["split"]
-        if digest not in self._splits:
-            path = self._layout.split(stage)
-            if not path.is_file() or file_digest(path) != digest:
-                return None
-            self._splits[digest] = read_split(path).assign(source=one.key["data"]["source"])
-        return self._splits[digest]
-
-    def _asked_split(self, stage: str, request: Mapping[str, object]) -> pd.DataFrame | None:
-        """Return the split of a stage that a backbone saw besides the first, from a version of that stage."""
-        for one in self.versions:
-            if one.taught and one.key["stage"] == stage and one.key["request"]["cells"] == request:
-                return self._splits[one.key["split"]]
-        return None
 
 
 def exclusions(config: Config) -> dict[str, Exclusion]:
@@ -151,23 +141,23 @@ def exclusions(config: Config) -> dict[str, Exclusion]:
     }
 
 
-def excluded_cells(memory: Memory, config: Config) -> dict[str, str]:
+def excluded_cells(cells_seen: CellsSeen, config: Config) -> dict[str, str]:
     """Return the excluded cells that some version knows: digest of the content -> one of its cell ids.
 
     A cell is known by what it holds: the same content under another id, or in another source, is excluded
     as well.
     """
-    cells = memory.cells
-    found: dict[str, str] = {}
+    cells = cells_seen.cells
+    ids: dict[str, str] = {}
     for name, one in exclusions(config).items():
         named = cells["cell_id"].isin([f"{name}:{cell}" for cell in one.cells])
         rows = cells[(cells["source"] == name) & (named | cells["batch"].isin(one.batches))]
-        found |= dict(zip(rows["cell_digest"], rows["cell_id"], strict=True))
-    return found
+        ids |= dict(zip(rows["cell_digest"], rows["cell_id"], strict=True))
+    return ids
 
 
 @dataclass(frozen=True)
-class Chosen:
+class CellQuery:
     """The cells that are asked about.
 
     Attributes
@@ -186,7 +176,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Found:
+class MatchedCells:
     """What was chosen, in the registry.
 
     Attributes
@@ -213,7 +203,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Touch:
+class Exposure:
     """How a version touched the chosen cells.
 
     Attributes
@@ -254,7 +244,7 @@ class Touch:
         }
 
 
-def find(memory: Memory, chosen: Chosen) -> Found:
+def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
     """Return the cells that are meant, and all others of the same content.
 
     Raises
@@ -262,41 +252,49 @@ def find(memory: Memory, chosen: Chosen) -> Found:
     RegistryError
         If no version knows such a source, batch or cell, or a cell's name is that of several sources.
     """
-    cells = memory.cells
+    cells = cells_seen.cells
     rows = cells
-    if chosen.source is not None:
-        rows = _of_source(memory, rows, chosen.source)
-    if chosen.batch is not None:
-        known, rows = rows["batch"], rows[rows["batch"] == chosen.batch]
+    if query.source is not None:
+        rows = _of_source(cells_seen, rows, query.source)
+    if query.batch is not None:
+        known, rows = rows["batch"], rows[rows["batch"] == query.batch]
         if rows.empty:
             raise RegistryError(
-                f"no registered version knows a batch {str(chosen.batch)[:80]!r} of {chosen.source}; there "
+                f"no registered version knows a batch {str(query.batch)[:80]!r} of {query.source}; there "
                 f"are {listed(sorted(set(known)), EXAMPLES)}"
             )
-    if chosen.cell is not None:
-        rows = _of_cell(rows, chosen.cell)
+    if query.cell is not None:
+        rows = _of_cell(rows, query.cell)
     named = frozenset(rows["cell_id"])
     alike = frozenset(cells["cell_id"][cells["cell_digest"].isin(set(rows["cell_digest"]))])
-    sources = tuple(sorted(set(rows["source"]))) or ((chosen.source,) if chosen.source else ())
+    sources = tuple(sorted(set(rows["source"]))) or ((query.source,) if query.source else ())
     mine = cells[cells["cell_id"].isin(alike | named)]
-    summed = {cell for one in memory.versions for cell in memory.summed(one)}
+    summed = {cell for one in cells_seen.versions for cell in cells_seen.summed(one)}
     met = set(mine["cell_digest"][(mine["set"] != RESERVE) | mine["cell_id"].isin(summed)])
     unmet = mine["cell_id"][~mine["cell_digest"].isin(met)]
-    return Found(named, alike - named, sources, frozenset(unmet))
+    return MatchedCells(named, alike - named, sources, frozenset(unmet))
 
 
-def touches(memory: Memory, found: Found) -> list[Touch]:
+def find_exposures(cells_seen: CellsSeen, matched: MatchedCells) -> list[Exposure]:
     """Return every version that touched the cells, parents first; their descendants too."""
-    ids = found.ids
-    done: dict[str, Touch] = {}
-    for one in memory.versions:
-        roles = _roles(memory, one, found, ids)
-        parent = memory.parent(one)
+    ids = matched.ids
+    done: dict[str, Exposure] = {}
+    for one in cells_seen.versions:
+        roles = _roles(cells_seen, one, matched, ids)
+        parent = cells_seen.parent(one)
         above = done.get(parent.version.key) if parent else None
         inherits = above if above is not None and above.grade != "tested" else None
-        grade = _grade(roles, inherits)
-        if grade is not None:
-            done[one.version.key] = Touch(one, roles, inherits.version if inherits else None, grade)
+        inherited = inherits.grade if inherits else None
+        grade: Grade
+        if inherited == "learned" or any(role in roles for role in _LEARNED):
+            grade = "learned"
+        elif inherited == "steered" or any(role in roles for role in _STEERED):
+            grade = "steered"
+        elif roles:
+            grade = "tested"
+        else:
+            continue
+        done[one.version.key] = Exposure(one, roles, inherits.version if inherits else None, grade)
     return list(done.values())
 
 
@@ -321,14 +319,14 @@ def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVers
 
 
 def _roles(
-    memory: Memory, one: RegisteredVersion, found: Found, ids: frozenset[str]
+    cells_seen: CellsSeen, one: RegisteredVersion, matched: MatchedCells, ids: frozenset[str]
 ) -> dict[Role, int | None]:
     if one.imported:
         return {}
-    splits = memory.divided(one)
+    splits = cells_seen.splits(one)
     if splits is None:
         seen = {cells["source"] for cells in one.key["request"]["cells"].values()}
-        return {"trained": None} if seen & set(found.sources) else {}
+        return {"trained": None} if seen & set(matched.sources) else {}
     sets = {
         name: sum(int((table["set"].eq(name) & table["cell_id"].isin(ids)).sum()) for table in splits)
         for name in ("train", "validation")
@@ -339,33 +337,23 @@ def _roles(
     else:
         counts = {
             "trained": 0 if one.by_sums_alone else sets["train"],
-            "replayed": len(memory.replayed(one) & ids),
-            "summed": len(memory.summed(one) & ids),
-            "validated": sets["validation"] + len(memory.watched(one) & ids),
-            "tested": len(memory.tested(one) & ids),
-            "kept": len(memory.kept(one) & ids),
+            "replayed": len(cells_seen.replayed(one) & ids),
+            "summed": len(cells_seen.summed(one) & ids),
+            "validated": sets["validation"] + len(cells_seen.probed(one) & ids),
+            "tested": len(cells_seen.tested(one) & ids),
+            "kept": len(cells_seen.kept(one) & ids),
         }
     return {role: n for role, n in counts.items() if n}
 
 
-def _grade(roles: Mapping[Role, int | None], inherits: Touch | None) -> Grade | None:
-    """Return the strongest way in which a version touched the cells; None if it did not."""
-    above = inherits.grade if inherits else None
-    if above == "learned" or any(role in roles for role in _LEARNED):
-        return "learned"
-    if above == "steered" or any(role in roles for role in _STEERED):
-        return "steered"
-    return "tested" if roles else None
-
-
-def _of_source(memory: Memory, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+def _of_source(cells_seen: CellsSeen, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """Return the rows of a source: by its name, or by its files' SHA-256, which versions know."""
     known: dict[str, set[str]] = {}
-    for one in memory.versions:
+    for one in cells_seen.versions:
         if not one.imported:
             data, requests = one.key["data"], one.key["request"]["cells"]
             known.setdefault(data["source"], set()).add(data["source_sha256"])
-            for cells in [requests] if one.taught else requests.values():
+            for cells in [requests] if one.is_annotator else requests.values():
                 known.setdefault(cells["source"], set()).add(cells["declaration"]["sha256"])
     if wanted in known:
         return rows[rows["source"] == wanted]
@@ -384,10 +372,10 @@ def _of_source(memory: Memory, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """Return the rows of a cell: by its id, or by its name in the file where only one cell has it."""
-    found = rows[rows["cell_id"] == wanted]
-    if found.empty:
-        found = rows[rows["cell_id"].str.partition(":")[2] == wanted]
-    names = sorted(set(found["cell_id"]))
+    matching = rows[rows["cell_id"] == wanted]
+    if matching.empty:
+        matching = rows[rows["cell_id"].str.partition(":")[2] == wanted]
+    names = sorted(set(matching["cell_id"]))
     if not names:
         raise RegistryError(
             f"no registered version knows a cell {wanted[:80]!r}; ids are SOURCE:NAME, such as "
@@ -397,4 +385,4 @@ def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
         raise RegistryError(
             f"{wanted[:80]!r} is the name of several cells: {listed(names, EXAMPLES)}; give one of these"
         )
-    return found
+    return matching

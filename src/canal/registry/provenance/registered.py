@@ -25,7 +25,7 @@ from canal.registry.manifest.version_folder import (
     check_files,
     read_key,
 )
-from canal.registry.store.database import READY, Version
+from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 if TYPE_CHECKING:
@@ -94,7 +94,12 @@ class RegisteredVersion:
         self.key = key
         self.digest = digest
         self.elsewhere = version is None
-        self.version = version or _stranger(key, digest)
+        self.version = version or replace(
+            Version.unregistered("", 0, digest, ""),
+            stage=key["stage"],
+            branch=key["branch"],
+            request=key["request_digest"],
+        )
         self.record = record or {}
         self._found: dict[str, str | None] = {}
 
@@ -110,7 +115,7 @@ class RegisteredVersion:
         return parent
 
     @property
-    def taught(self) -> bool:
+    def is_annotator(self) -> bool:
         """Whether it is an annotator; a backbone is not."""
         return self.stage not in (BACKBONE, IMPORTED)
 
@@ -122,18 +127,18 @@ class RegisteredVersion:
     @property
     def adopted(self) -> bool:
         """Whether it is the backbone of a project that began with published weights: nothing was trained."""
-        return "cells" in self.key["request"] and self.parent is not None and not self.taught
+        return "cells" in self.key["request"] and self.parent is not None and not self.is_annotator
 
     @property
     def trained(self) -> bool:
         """Whether a network was trained: not where a stage was learned by sums alone."""
-        asked = self.key["request"].get("continual")
-        return not (isinstance(asked, Mapping) and asked.get("method") == "exact")
+        request = self.key["request"].get("continual")
+        return not (isinstance(request, Mapping) and request.get("method") == "exact")
 
     @property
     def by_sums_alone(self) -> bool:
         """Whether a stage was learned by sums alone, by no network."""
-        return self.taught and not self.trained
+        return self.is_annotator and not self.trained
 
     @property
     def files(self) -> dict[str, str]:
@@ -194,7 +199,7 @@ class RegisteredVersion:
     @cached_property
     def genes(self) -> list[str] | None:
         """The panel, in order; a backbone's is in panel.json."""
-        if self.taught:
+        if self.is_annotator:
             return _names(self.document(GENES))
         document = self.document(PANEL)
         return _names(document.get("genes")) if isinstance(document, dict) else None
@@ -202,8 +207,8 @@ class RegisteredVersion:
     @property
     def extra_stages(self) -> tuple[str, ...]:
         """The stages beside the first that a backbone was asked to be pretrained on."""
-        asked = self.key["request"].get("backbone")
-        extra = asked.get("extra_stages", ()) if isinstance(asked, Mapping) else ()
+        request = self.key["request"].get("backbone")
+        extra = request.get("extra_stages", ()) if isinstance(request, Mapping) else ()
         return tuple(extra) if isinstance(extra, (list, tuple)) else ()
 
     @property
@@ -261,10 +266,10 @@ def proven(store: Store, version: Version) -> RegisteredVersion:
     folder = store.artifacts(version)
     for name, wanted in ((KEY_FILE, version.key), (RECORD_FILE, version.record)):
         path = folder / name
-        found = file_digest(path) if path.is_file() else "none"
-        if found != wanted:
+        digest = file_digest(path) if path.is_file() else "none"
+        if digest != wanted:
             raise RegistryError(
-                f"{version.model} {version.number}: {name} has sha256 {found[:12]}, registered was "
+                f"{version.model} {version.number}: {name} has sha256 {digest[:12]}, registered was "
                 f"{wanted[:12]}...; `canal audit` says what else does not hold"
             )
     name, record = f"{version.model} {version.number}", read_json(folder / RECORD_FILE)
@@ -276,11 +281,11 @@ def every_version(store: Store) -> list[RegisteredVersion]:
 
     Backbones, then annotators, each oldest first; those from elsewhere last.
     """
-    found = [
+    versions = [
         proven(store, version) for name in store.models for version in store.versions(name) if version.ready
     ]
-    known = {one.version.key: one for one in found}
-    for one in found:
+    known = {one.version.key: one for one in versions}
+    for one in versions:
         chain = [one]
         while (parent := chain[-1].key["parent"]) is not None and parent not in known:
             if (older := _from_elsewhere(store, chain, parent)) is None:
@@ -324,9 +329,9 @@ def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) 
         return None
     about, record = read_key(folder), read_json(folder / RECORD_FILE)
     model = store.names.model if "continual" in about["request"] else store.names.backbone
-    found = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
-    found.version = replace(
-        found.version,
+    ancestor = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
+    ancestor.version = replace(
+        ancestor.version,
         model=model,
         record=file_digest(folder / RECORD_FILE),
         run_id=record["run"],
@@ -334,26 +339,7 @@ def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) 
         commit=record["git_commit"],
         dirty=record["dirty"],
     )
-    return found
-
-
-def _stranger(key: Key, digest: str) -> Version:
-    """Return what is known of a version that is not registered here."""
-    return Version(
-        model="",
-        number=0,
-        stage=key["stage"],
-        branch=key["branch"],
-        key=digest,
-        request=key["request_digest"],
-        record="",
-        parent="",
-        status=READY,
-        aliases=(),
-        run_id="",
-        source="",
-        created=0,
-    )
+    return ancestor
 
 
 def _names(document: Any) -> list[str] | None:

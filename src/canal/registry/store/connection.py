@@ -137,7 +137,7 @@ class Connection:
         self.layout = layout
         self.names = names
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(layout)
-        self.lent: dict[str, Path] = {}
+        self.temporary_copies: dict[str, Path] = {}
         """Copies of versions outside of a project that may only be read, by the digest of their record."""
 
     @property
@@ -161,7 +161,7 @@ class Connection:
         """The address as people may read it: without a password."""
         return shown_address(self.uri)
 
-    def said(self, error: BaseException) -> str:
+    def error_line(self, error: BaseException) -> str:
         """Return the first line of what MLflow or a database said, without a password."""
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         return without_secrets(first, self.uri)
@@ -206,17 +206,25 @@ class Connection:
                     if self._file is not None:
                         ensure_database(self._file)
                 client = mlflow.MlflowClient()
-                if writing:
-                    self._make_experiment(client)
+                if writing and client.get_experiment_by_name(self.names.experiment) is None:
+                    with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
+                        client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
         except (MlflowException, OSError, _database_error()) as error:
-            raise RegistryError(_unopened(self, error)) from error
+            if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+                raise RegistryError(
+                    f"the MLflow server {self.shown} wants a user and a password, or refused the ones it "
+                    "got: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ) from error
+            raise RegistryError(
+                f"cannot open the MLflow store {self.shown}: {self.error_line(error)}"
+            ) from error
         return client
 
     @cached_property
     def experiment_id(self) -> str:
         """MLflow's id of the project's experiment."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             experiment = client.get_experiment_by_name(self.names.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise RegistryError(
@@ -272,7 +280,7 @@ class Connection:
         if self.model_tags(model):
             return
         client = self.client
-        with self.speaking(), _unless("RESOURCE_ALREADY_EXISTS"):
+        with self.translated_errors(), _unless("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(model, description="Made by `canal registry sync`.")
 
     @property
@@ -291,21 +299,21 @@ class Connection:
         if database := self.database:
             return database.model_tags(model)
         client = self.client
-        with self.speaking(), _unless("RESOURCE_DOES_NOT_EXIST"):
+        with self.translated_errors(), _unless("RESOURCE_DOES_NOT_EXIST"):
             return dict(client.get_registered_model(model).tags)
         return {}
 
     def model_tag(self, model: str, name: str, value: str | None) -> None:
         """Set a tag of a registered model; None removes it."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             if value is None:
                 client.delete_registered_model_tag(model, name)
             else:
                 client.set_registered_model_tag(model, name, value)
 
     @contextmanager
-    def speaking(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """Turn what MLflow or its store refuses into an error for people.
 
         Raises
@@ -319,15 +327,9 @@ class Connection:
             yield
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"the MLflow store {self.shown} refused: {self.said(error)}; what was begun is finished by "
-                "the next `canal registry sync`"
+                f"the MLflow store {self.shown} refused: {self.error_line(error)}; what was begun is "
+                "finished by the next `canal registry sync`"
             ) from error
-
-    def _make_experiment(self, client: "MlflowClient") -> None:
-        if client.get_experiment_by_name(self.names.experiment) is not None:
-            return
-        with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
-            client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
 
     def _artifact_root(self) -> str | None:
         """Return where artifacts go; a server knows that itself, a database does not."""
@@ -361,13 +363,3 @@ def _database_error() -> type[Exception]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return SQLAlchemyError
-
-
-def _unopened(store: Connection, error: BaseException) -> str:
-    """Return why a store that answers cannot be opened."""
-    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
-        return (
-            f"the MLflow server {store.shown} wants a user and a password, or refused the ones it got: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    return f"cannot open the MLflow store {store.shown}: {store.said(error)}"

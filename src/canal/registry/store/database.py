@@ -91,6 +91,14 @@ class Version:
     imported: str = ""
     figures: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    @classmethod
+    def unregistered(cls, model: str, number: int, key: str, record: str) -> "Version":
+        """Return what is known of a version that is not registered here; the rest is empty."""
+        return cls(
+            model=model, number=number, stage="", branch=0, key=key, request="", record=record, parent="",
+            status=READY, aliases=(), run_id="", source="", created=0,
+        )  # fmt: skip
+
     @property
     def ready(self) -> bool:
         """Whether all its parts were registered; nothing else may be used."""
@@ -115,7 +123,7 @@ class Database:
 
     def versions(self, model: str) -> list[Row]:
         """Return every version of a registered model that was not deleted, in the order of their numbers."""
-        found = self.rows(
+        records = self.rows(
             "SELECT version, source, run_id, creation_time FROM model_versions "
             "WHERE workspace = 'default' AND name = ? AND current_stage IS NOT ? ORDER BY version",
             model,
@@ -123,7 +131,7 @@ class Database:
         )
         rows = {
             number: Row(model, number, source or "", run_id or "", int(created))
-            for number, source, run_id, created in found
+            for number, source, run_id, created in records
         }
         tags = "SELECT version, key, value FROM model_version_tags WHERE workspace = 'default' AND name = ?"
         for number, key, value in self.rows(tags, model):
@@ -144,8 +152,8 @@ class Database:
     def artifact_location(self, model_id: str) -> str | None:
         """Return where the artifacts of a logged model lie, or None if there is no such model."""
         query = "SELECT artifact_location FROM logged_models WHERE model_id = ?"
-        found = self.rows(query, model_id)
-        return str(found[0][0]) if found else None
+        locations = self.rows(query, model_id)
+        return str(locations[0][0]) if locations else None
 
     def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         """Return what a query finds; raises `RegistryError` where the file cannot be read."""
@@ -331,12 +339,12 @@ def _home(database: sqlite3.Connection, names: Registry) -> Path | None:
     """Return the folder that the project's experiment keeps its files in; None where there is none yet."""
     query = "SELECT artifact_location FROM experiments WHERE name = ?"
     try:
-        found = database.execute(query, (names.experiment,)).fetchall()
+        locations = database.execute(query, (names.experiment,)).fetchall()
     except sqlite3.OperationalError as error:
         if "no such" in str(error):
             return None  # a table or a column: MLflow makes it, or says what it cannot read
         raise
-    return local_path(str(found[0][0])) if found else None
+    return local_path(str(locations[0][0])) if locations else None
 
 
 def _places(names: Registry) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.config.layout import Layout
 from canal.core.digests import file_digest
 from canal.core.errors import ReadOnlyError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder
@@ -42,7 +41,7 @@ MAKING, NUMBERED, DONE = "making", "numbered", "done"
 
 _DIGITS = 10
 
-Bring = Callable[[Version], Path]
+Fetch = Callable[[Version], Path]
 """Returns the folder of a version's artifacts on this disk."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,7 +61,7 @@ class Store(Connection):
         if database := self.database:
             return _versions(database.versions(name), database.aliases(name))
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             rows = list(_rows(client, name))
             aliases = client.get_registered_model(name).aliases if rows else {}
         return _versions(rows, ((alias, int(number)) for alias, number in aliases.items()))
@@ -109,7 +108,7 @@ class Store(Connection):
     def point(self, model: str, alias: str, number: int | None) -> None:
         """Let an alias point to a version; None removes it. Only `promotion.moves` calls this."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             if number is None:
                 client.delete_registered_model_alias(model, alias)
             else:
@@ -118,7 +117,7 @@ class Store(Connection):
     def tag(self, model: str, number: int, name: str, value: str) -> None:
         """Set a tag of a version."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             client.set_model_version_tag(model, str(number), name, value)
 
     def local_artifacts(self, version: Version) -> Path | None:
@@ -126,6 +125,11 @@ class Store(Connection):
 
         Those of the project's own store lie in the project, whatever the database says: it may have been
         moved or copied here.
+
+        Raises
+        ------
+        RegistryError
+            If the database names another folder, and this project has no such files.
         """
         database, model_id = self.database, version.source.removeprefix(LOGGED)
         location = database.artifact_location(model_id) if database else None
@@ -133,7 +137,15 @@ class Store(Connection):
         if folder is None:
             return None
         if not self.remote:
-            folder = _own(self.layout, folder, version)
+            here = inside(self.layout, folder)
+            if here is None or not (here.is_dir() or folder.is_relative_to(self.layout.root)):
+                raise RegistryError(
+                    f"version {version.number} ({version.stage}): {self.layout.database.name} says that its "
+                    f"files lie in {folder}, which is not in this project, and "
+                    f"{here or self.layout.artifacts} is not there. Was the project copied without its "
+                    "mlartifacts/? Bring that folder along, too (docs/registry.md, Move, copy, back up)"
+                )
+            folder = here
         return folder if folder.is_dir() else None
 
     def artifacts(self, version: Version) -> Path:
@@ -172,25 +184,6 @@ def require_rebuilt(store: Store) -> None:
         )
 
 
-def _own(layout: Layout, folder: Path, version: Version) -> Path:
-    """Return where artifacts lie in the project, whose database says that they lie in ``folder``.
-
-    Raises
-    ------
-    RegistryError
-        If that is another folder's, and this project has no such files.
-    """
-    here = inside(layout, folder)
-    if here is None or not (here.is_dir() or folder.is_relative_to(layout.root)):
-        raise RegistryError(
-            f"version {version.number} ({version.stage}): {layout.database.name} says that its files lie in "
-            f"{folder}, which is not in this project, and {here or layout.artifacts} is not there. Was the "
-            "project copied without its mlartifacts/? Bring that folder along, too (docs/registry.md, Move, "
-            "copy, back up)"
-        )
-    return here
-
-
 def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:
     """Yield the versions that a server or a database of another schema has; it hands them out by pages."""
     token = None
@@ -208,8 +201,8 @@ def _versions(rows: Iterable[Row], aliases: Iterable[tuple[str, int]]) -> list[V
     names: dict[int, list[str]] = {}
     for alias, number in aliases:
         names.setdefault(number, []).append(alias)
-    found = (_version(row, tuple(sorted(names.get(row.number, [])))) for row in rows)
-    return sorted(found, key=lambda version: version.number)
+    versions = (_version(row, tuple(sorted(names.get(row.number, [])))) for row in rows)
+    return sorted(versions, key=lambda version: version.number)
 
 
 def _version(row: Row, aliases: tuple[str, ...]) -> Version:
@@ -252,20 +245,20 @@ def downloaded(store: Store, version: Version) -> Path:
         If the store does not hand them out, or they are not what was registered; nothing is kept then.
     """
     folder = _place(store, version)
-    if lent := store.lent.get(version.record):
-        return lent
+    if temporary_copies := store.temporary_copies.get(version.record):
+        return temporary_copies
     if _is_of(folder, version):
         return folder
     try:
         with store.lock("versions"):
             if not _is_of(folder, version):
-                _bring(store, version, folder)
+                _fetch(store, version, folder)
     except ReadOnlyError:
-        return _lend(store, version)
+        return _fetch_for_now(store, version)
     return folder
 
 
-def bring_again(store: Store, version: Version) -> bool:
+def fetch_again(store: Store, version: Version) -> bool:
     """Exchange a copy that does not hold for a whole one; return whether copies of the version are kept."""
     if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
@@ -274,38 +267,41 @@ def bring_again(store: Store, version: Version) -> bool:
             try:
                 _require_whole(_place(store, version), version)
             except (RegistryError, OSError, ValueError, KeyError):
-                _bring(store, version, _place(store, version))
+                _fetch(store, version, _place(store, version))
     except ReadOnlyError:
-        _lend(store, version)
+        _fetch_for_now(store, version)
     return True
 
 
 @contextmanager
-def fresh_copies(store: Store) -> Iterator[Bring]:
+def fresh_copies(store: Store) -> Iterator[Fetch]:
     """Give a function that returns what the store hands out of a version now, not a copy of before.
 
     What is downloaded lies in a folder of this process that is gone afterwards, except that what nobody has
     a copy of yet stays.
     """
-    brought: dict[str, Path] = {}
+    fetched: dict[str, Path] = {}
     with ExitStack() as stack:
 
-        def bring(version: Version) -> Path:
+        def fetch(version: Version) -> Path:
             if local := store.local_artifacts(version):
                 return local
             place = _place(store, version)
-            if not brought:
-                brought[""] = stack.enter_context(scratch_folder("versions", _writable(place.parent)))
-            if version.record not in brought:
-                folder = brought[""] / version.record
-                _bring(store, version, folder)
-                brought[version.record] = folder
-            return brought[version.record]
+            if not fetched:
+                with suppress(OSError):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                beside = place.parent if os.access(place.parent, os.W_OK) else None
+                fetched[""] = stack.enter_context(scratch_folder("versions", beside))
+            if version.record not in fetched:
+                folder = fetched[""] / version.record
+                _fetch(store, version, folder)
+                fetched[version.record] = folder
+            return fetched[version.record]
 
         try:
-            yield bring
+            yield fetch
         finally:
-            _keep(store, brought)
+            _keep(store, fetched)
 
 
 def download(store: Store, version: Version, target: Path) -> None:
@@ -325,42 +321,35 @@ def download(store: Store, version: Version, target: Path) -> None:
     except (MlflowException, OSError) as error:
         raise RegistryError(
             f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
-            f"{store.said(error)}. Can this machine reach the place where they lie ({version.source})?"
+            f"{store.error_line(error)}. Can this machine reach the place where they lie ({version.source})?"
         ) from error
     (target / LOADED_FILE).unlink(missing_ok=True)
 
 
-def _bring(store: Store, version: Version, folder: Path) -> None:
+def _fetch(store: Store, version: Version, folder: Path) -> None:
     with new_folder(folder) as temporary:
         download(store, version, temporary)
         _require_whole(temporary, version)
 
 
-def _lend(store: Store, version: Version) -> Path:
+def _fetch_for_now(store: Store, version: Version) -> Path:
     """Bring a version into a folder that is gone with the store, or at the latest with this process."""
-    if version.record not in store.lent:
+    if version.record not in store.temporary_copies:
         stack, owner = ExitStack(), os.getpid()
         folder = stack.enter_context(scratch_folder("versions")) / version.record
         weakref.finalize(store, lambda: stack.close() if os.getpid() == owner else None)
-        _bring(store, version, folder)
-        store.lent[version.record] = folder
-    return store.lent[version.record]
+        _fetch(store, version, folder)
+        store.temporary_copies[version.record] = folder
+    return store.temporary_copies[version.record]
 
 
-def _writable(folder: Path) -> Path | None:
-    """Return a folder, made where it is not there; None where nothing may be written into it."""
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else None
-
-
-def _keep(store: Store, brought: dict[str, Path]) -> None:
+def _keep(store: Store, fetched: dict[str, Path]) -> None:
     """Leave to all processes what was brought of versions that none has a copy of."""
-    if not brought or brought[""].parent != store.layout.private / "versions":
+    if not fetched or fetched[""].parent != store.layout.private / "versions":
         return
     with suppress(RegistryError), store.lock("versions"):
-        for record, folder in brought.items():
-            shared = brought[""].parent / record
+        for record, folder in fetched.items():
+            shared = fetched[""].parent / record
             if record and not shared.exists():
                 folder.rename(shared)
 

@@ -59,7 +59,7 @@ def _started_for(store: Store, run_id: str, entry_point: str, stage: str) -> boo
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 
-    with store.speaking():
+    with store.translated_errors():
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -85,14 +85,14 @@ def parent_run(store: Store, stage: str, digest: str) -> str:
     wanted = f"{stage}-{digest[:16]}"
     tags = {STAGE_KEY: wanted, f"{TAG}stage": stage, f"{TAG}step": "stage"}
     client = store.client
-    with store.speaking():
-        found = client.search_runs(
+    with store.translated_errors():
+        runs = client.search_runs(
             [store.experiment_id],
             f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",
             max_results=1,
         )
-        if found:
-            return str(found[0].info.run_id)
+        if runs:
+            return str(runs[0].info.run_id)
         run = client.create_run(store.experiment_id, run_name=stage, tags=tags)
         client.set_terminated(run.info.run_id, "FINISHED")
         return str(run.info.run_id)
@@ -168,8 +168,10 @@ class StepRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [Metric(name, float(value), now, step) for name, value in values.items() if value is not None]
-        self.store.client.log_batch(self.run_id, metrics=found)
+        entities = [
+            Metric(name, float(value), now, step) for name, value in values.items() if value is not None
+        ]
+        self.store.client.log_batch(self.run_id, metrics=entities)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""

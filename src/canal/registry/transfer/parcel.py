@@ -50,6 +50,13 @@ class Content:
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, source: Path | bytes) -> "Content":
+        """Return size and digest of a file, or of bytes."""
+        if isinstance(source, bytes):
+            return cls(len(source), hashlib.sha256(source).hexdigest())
+        return cls(source.stat().st_size, file_digest(source))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -191,18 +198,12 @@ def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes]) ->
         If a name cannot stand in a parcel, or a file changes while it is read.
     """
     check_names([MANIFEST, *files])
-    contents = {name: _content(source) for name, source in files.items()}
+    contents = {name: Content.of(source) for name, source in files.items()}
     manifest = Manifest(about.model, about.version, about.key, about.record, contents)
     with new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, MANIFEST, manifest.text().encode(), None)
         for name in sorted(files):
             _add(archive, name, files[name], contents[name])
-
-
-def _content(source: Path | bytes) -> Content:
-    if isinstance(source, bytes):
-        return Content(len(source), hashlib.sha256(source).hexdigest())
-    return Content(source.stat().st_size, file_digest(source))
 
 
 def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Content | None) -> None:
@@ -233,7 +234,20 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
     with _opened(path) as archive:
         members = _checked_members(archive, path)
         manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST))
-        _check_listing(members, manifest)
+        names = members.keys() - {MANIFEST}
+        unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
+        if unknown or missing:
+            what = (
+                f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
+            )
+            raise AuditError(
+                f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
+            )
+        for name, content in manifest.files.items():
+            if (size := members[name].file_size) != content.size:
+                raise AuditError(
+                    f"{name} has {size:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
+                )
         total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
         if total > free:
             raise AuditError(
@@ -285,10 +299,10 @@ def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.
             f"{path} claims to unpack to {total:,} bytes: it weighs {weight:,}, and at most {MOST_BYTES:,} "
             "are taken; nothing was written"
         )
-    found = {member.filename: member for member in members}
-    if MANIFEST not in found:
+    by_name = {member.filename: member for member in members}
+    if MANIFEST not in by_name:
         raise AuditError(f"{path} holds no {MANIFEST}: it is no parcel of `canal export`")
-    return found
+    return by_name
 
 
 def _bad_member(member: zipfile.ZipInfo) -> str | None:
@@ -302,23 +316,6 @@ def _bad_member(member: zipfile.ZipInfo) -> str | None:
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         return "is compressed, which a parcel's members are not"
     return None
-
-
-def _check_listing(members: dict[str, zipfile.ZipInfo], manifest: Manifest) -> None:
-    """Check that the manifest names every member, and every member's size."""
-    names = members.keys() - {MANIFEST}
-    unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
-    if unknown or missing:
-        what = f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
-        raise AuditError(
-            f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
-        )
-    for name, content in manifest.files.items():
-        if members[name].file_size != content.size:
-            found = members[name].file_size
-            raise AuditError(
-                f"{name} has {found:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
-            )
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:

@@ -7,7 +7,7 @@ from canal.config.params import Config
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder
-from canal.registry.ledger.ledger import records_said
+from canal.registry.ledger.ledger import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.manifest.stage_request import differences, stage_request
 from canal.registry.manifest.version_folder import (
@@ -21,7 +21,7 @@ from canal.registry.manifest.version_folder import (
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.store.connection import local_uri
 from canal.registry.store.database import Version
-from canal.registry.store.store import Store, bring_again, require_rebuilt
+from canal.registry.store.store import Store, fetch_again, require_rebuilt
 
 
 def learned(store: Store, config: Config, stage: str) -> Version | None:
@@ -61,7 +61,7 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
     """
     require_rebuilt(store)
     model, entries = store.model_of(stage), ledger_of(store).entries()
-    for entry in reversed(records_said(entries).values()):
+    for entry in reversed(ledger_records(entries).values()):
         details = entry.document["details"]
         if (entry.model, details.get("stage"), details.get("branch")) != (model, stage, branch):
             continue
@@ -125,7 +125,7 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
     try:
         return folder, _checked_key(folder, version)
     except RegistryError:
-        if not bring_again(store, version):
+        if not fetch_again(store, version):
             raise
     folder = store.artifacts(version)
     return folder, _checked_key(folder, version)
@@ -133,10 +133,10 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
 
 def _checked_key(folder: Path, version: Version) -> Key:
     key = read_key(folder)
-    found = file_digest(folder / KEY_FILE)
-    if found != version.key:
+    digest = file_digest(folder / KEY_FILE)
+    if digest != version.key:
         raise RegistryError(
-            f"version {version.number}: key.json has sha256 {found[:12]}..., "
+            f"version {version.number}: key.json has sha256 {digest[:12]}..., "
             f"registered was {version.key[:12]}..."
         )
     check_files(folder, key["files"])

@@ -106,7 +106,7 @@ def published(store: Store, model: str, key: str) -> Version | None:
         if not version.ready:
             if not version.key:
                 continue
-            with store.speaking():
+            with store.translated_errors():
                 store.client.delete_model_version(model, str(version.number))
         elif version.key == key:
             return version
@@ -117,31 +117,23 @@ def publish(store: Store, what: Publication) -> Version:
     """Store the bundle, make the version and return it; the caller holds the registry's lock."""
     with scratch_folder("version") as scratch:
         bundle = scratch / "version"
-        model_id = _begin(store, what)
+        with store.translated_errors():
+            experiment = store.client.get_experiment(store.experiment_id)
+            for name in KIND.keys() - experiment.tags.keys():  # of an experiment that an older canal made
+                store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
+            made = store.client.create_logged_model(
+                experiment_id=store.experiment_id,
+                name=read_key(what.folder)["stage"],
+                source_run_id=what.run_id,
+                model_type="canal",
+            )
+        model_id = str(made.model_id)  # which stands among the version's files
         assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
         write_record(bundle, {**_facts(store, what), **what.facts, FLAG: FORMAT})
-        with store.speaking():
+        with store.translated_errors():
             store.client.log_model_artifacts(model_id, str(bundle))
             store.client.finalize_logged_model(model_id, "READY")
         return _enlist(store, bundle, what, model_id)
-
-
-def _begin(store: Store, what: Publication) -> str:
-    """Make the logged model that will hold a version's files, and return its id, which stands among them.
-
-    An experiment that an older canal made is told its kind.
-    """
-    with store.speaking():
-        there = store.client.get_experiment(store.experiment_id).tags
-        for name in KIND.keys() - there.keys():
-            store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
-        made = store.client.create_logged_model(
-            experiment_id=store.experiment_id,
-            name=read_key(what.folder)["stage"],
-            source_run_id=what.run_id,
-            model_type="canal",
-        )
-    return str(made.model_id)
 
 
 def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
@@ -162,7 +154,7 @@ def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Ver
     }
     tags = {f"{TAG}{name}": value for name, value in tags.items()}
     store.make_model(what.model)
-    with store.speaking():
+    with store.translated_errors():
         parent_id = None if parent is None else parent.source.removeprefix(LOGGED)
         show(store.client, pages, what.run_id, model_id, parent_id)
         number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import LedgerError, SigningError
+from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.ledger_entries import check_anchors
-from canal.registry.audit.past import check_past
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Ledger
 from canal.registry.ledger.signing import add_to_keyring, new_key
@@ -42,11 +42,11 @@ def root(template, tmp_path, monkeypatch):
 
 
 def looked(root, keyring=None):
-    ledger, found = Ledger(root / NAME), Found()
+    ledger, log = Ledger(root / NAME), AuditLog()
     content = ledger.path.read_bytes() if ledger.path.is_file() else b""
-    check_past(GitFile(ledger.path), content, found)
-    check_anchors(GitFile(ledger.path), ledger.read()[0], keyring, found)
-    return [str(one) for one in found.findings], [str(one) for one in found.notes]
+    check_committed(GitFile(ledger.path), content, log)
+    check_anchors(GitFile(ledger.path), ledger.read()[0], keyring, log)
+    return [str(one) for one in log.findings], [str(one) for one in log.notes]
 
 
 def verify(root, *arguments):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from canal.app.versions import standing
+from canal.app.versions import decisions
 from canal.registry.ledger.ledger import Draft, Ledger
 from tests.registry.made import two_stages
 
@@ -24,7 +24,7 @@ def test_a_version_nobody_decided_about_has_no_history(made):
     version = made.project.store.version("2")
     entries = note(made, "promote", made.project.store.version("1"), overrides=["ece"])
     wanted = {"served": [], "overrides": [], "retired": False, "retirement": None}
-    assert standing(entries, version) == wanted
+    assert decisions(entries, version) == wanted
 
 
 def test_an_override_is_told_for_ever(made):
@@ -33,7 +33,7 @@ def test_an_override_is_told_for_ever(made):
     note(made, "promote", second)
     note(made, "rollback", first, "second is worse")
     entries = note(made, "retire", first, "donor withdrew")
-    found = standing(entries, first)
+    found = decisions(entries, first)
     assert [(one["kind"], one["why"], one["overrides"]) for one in found["served"]] == [
         ("promote", "needed today", ["h_score", "accuracy"]),
         ("rollback", "second is worse", []),
@@ -41,7 +41,7 @@ def test_an_override_is_told_for_ever(made):
     assert found["overrides"] == ["accuracy", "h_score"]
     assert found["retired"]
     assert (found["retirement"]["who"], found["retirement"]["why"]) == ("A. Person", "donor withdrew")
-    assert standing(entries, second)["overrides"] == []
+    assert decisions(entries, second)["overrides"] == []
 
 
 def test_a_version_keeps_its_history_under_another_number(made):
@@ -49,5 +49,5 @@ def test_a_version_keeps_its_history_under_another_number(made):
 
     version = made.project.store.version("1")
     entries = note(made, "promote", version, overrides=["ece"])
-    assert standing(entries, replace(version, number=9))["overrides"] == ["ece"]
-    assert standing(entries, replace(version, key="f" * 64))["served"] == []
+    assert decisions(entries, replace(version, number=9))["overrides"] == ["ece"]
+    assert decisions(entries, replace(version, key="f" * 64))["served"] == []
