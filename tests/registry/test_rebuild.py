@@ -160,7 +160,7 @@ def test_a_kill_at_any_moment_is_gone_on_with_and_nothing_else_is_done_meanwhile
             pass
         with pytest.raises(RegistryError, match="is half rebuilt"):
             store.serving("1")
-        assert "a rebuilding of it was interrupted" in " ".join(map(str, audited(store).findings))
+        assert "a rebuild of the store was interrupted" in " ".join(map(str, audited(store).findings))
     options = RebuildOptions("A. Person", "again", (store.layout,), [2, 3])
     assert (rebuild.rebuild_lost(store, options, no_figures) is None) == done
     assert rebuild.rebuild_lost(store, options, no_figures) is None

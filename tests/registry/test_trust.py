@@ -81,7 +81,7 @@ def test_a_project_that_names_a_keyring_takes_signed_entries_alone(store, keys):
     )
     with moving(trusted) as ledger:
         for wish, sign, said in (
-            (one, None, r"is not signed.*--sign FILE, by a key with the role register"),
+            (one, None, r"is not signed.*--sign FILE, a key with the role register"),
             (one, keys[ADA].sign, r"signed by 'Ada Lovelace', whose roles .* do not allow register"),
             (two, keys["CI"].sign, r"signed by 'CI', whose roles .* do not allow rollback"),
             (two, keys["Eve"].sign, "which is not in the keyring"),
@@ -107,7 +107,7 @@ def test_no_move_is_made_on_entries_that_the_keyring_does_not_stand_for(store, k
         pass
     put(store, [*whole, following(whole, draft("register", 3, {"candidate": 3}))])
     with pytest.raises(
-        SigningError, match=r"does not stand for 1 entries .*\n.*entry 6 .*is not signed\n.*git log"
+        SigningError, match=r"does not accept 1 entries .*\n.*entry 6 .*is not signed\n.*git log"
     ):
         moving(trusted).__enter__()
     with moving(store):
@@ -191,7 +191,7 @@ def test_what_it_finishes_is_told(store, capsys):
     with moving(store) as ledger:
         assert [entry.seq for entry in ledger.entries()] == [1, 2, 3]
     assert capsys.readouterr().err == (
-        "ledger.pending.json: finishing what was cut off: register of canal-annotator 2 by "
+        "ledger.pending.json: finishing an interrupted move: register of canal-annotator 2 by "
         "'canal registry sync (root)': 'reviewed' (no alias moves, not signed)\n"
     )
     assert not store.layout.pending.exists()

@@ -1,6 +1,6 @@
-"""Which cells a version learned from: bank and probe against the splits of its chain, no test cell in any.
+"""Audit of the cells that a version learned from: bank and probe sets against the splits of its chain.
 
-And none that may not be learned from any more: those never reappear, neither by id nor by content.
+No test cell is in any of them, and no excluded cell reappears, neither by id nor by content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearnedFrom:
-    """What a chain of stages was taught from.
+    """The cells that a chain of stages learned from.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class LearnedFrom:
     sources : Mapping
         The source of each stage.
     whole : bool
-        Whether the chain goes back to its beginning; where it breaks off, older stages are unknown.
+        Whether the chain goes back to the backbone; older stages of an incomplete chain are unknown.
     """
 
     splits: Mapping[str, Rows]
@@ -63,7 +63,7 @@ def check_cells(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
 
 
 def _check_labels(newest: RegisteredVersion, rows: Rows, log: AuditLog) -> None:
-    """Check that what was trained on has labels of the model, and that each new label has training cells."""
+    """Check that the model has a label for the cell type of every training cell."""
     if newest.labels is None:
         return
     learned_from = {cell_type for cell_type, _, _, chosen in rows.values() if chosen == "train"}
@@ -72,9 +72,9 @@ def _check_labels(newest: RegisteredVersion, rows: Rows, log: AuditLog) -> None:
 
 
 def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows], log: AuditLog) -> None:
-    """Check that no training or bank cell of the chain is held back by it, by id or by content.
+    """Check that no training or bank cell is a validation or test cell of the chain, by id or content.
 
-    Two stages that share a cell in this way are the fault of the later one, which had to follow the other.
+    Where two stages share a cell in this way, the finding is about the later one.
     """
     order = {member.stage: place for place, member in enumerate(stages)}
     held: dict[str, tuple[str, str]] = {}
@@ -98,7 +98,7 @@ def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows]
 
 
 def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
-    """Yield file, stage and id of every cell that the chain trained on."""
+    """Yield file, stage and id of every training cell of the chain."""
     for stage, rows in splits.items():
         for cell, (_, _, _, chosen) in rows.items():
             if chosen == "train" or (chosen == RESERVE and newest.key.get("sums")):
@@ -111,7 +111,7 @@ def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[
 def _check_stored(
     newest: RegisteredVersion, name: str, cells: LabelledCells, learned_from: LearnedFrom, log: AuditLog
 ) -> None:
-    """Check that stored cells stand in the split of the stage they claim, in its set, with its label."""
+    """Check that stored cells are in the split of their stage, in the right set, with the same label."""
     wrong: dict[str, list[str]] = {}
     fields = (cells.cell_ids, cells.cell_types, cells.stages, cells.sources, cells.batches)
     for cell, cell_type, stage, source, batch in zip(*fields, strict=True):
@@ -134,7 +134,7 @@ def _check_stored(
 def _complaint(
     name: str, stage: str, row: tuple[str, str, str, str] | None, claim: tuple[str, str, bool]
 ) -> str | None:
-    """Return what is wrong with a stored cell, given its row in the split and what it claims to be."""
+    """Return the fault of a stored cell, given its row in the split and the fields stored with it."""
     cell_type, batch, own_source = claim
     wanted, shown = ("train", "training") if name == BANK else ("validation", "validation")
     if row is None:
@@ -151,7 +151,7 @@ def _complaint(
 def _check_bank(
     newest: RegisteredVersion, bank: StoredCells, splits: Mapping[str, Rows], log: AuditLog
 ) -> None:
-    """Check a bank's size, the share of each type and the ranks."""
+    """Check a bank's size, the number of cells of each type, and the ranks."""
     capacity, labels = int(newest.key["request"]["bank"]["capacity"]), newest.labels
     counts = Counter(bank.cells.cell_types)
     if len(bank.cells) > capacity:
@@ -185,7 +185,7 @@ def _check_bank(
 
 
 def _check_handed_on(newest: RegisteredVersion, parent: RegisteredVersion | None, log: AuditLog) -> None:
-    """Check that what a bank holds of older stages was in the parent's bank, with the same rank."""
+    """Check that a bank's cells of older stages were in the parent's bank, with the same rank."""
     if newest.bank is None or parent is None or parent.bank is None:
         return
     before = set(_ranked(parent.bank))
@@ -206,7 +206,7 @@ def _ranked(bank: StoredCells) -> list[tuple[str, str, int]]:
 
 @dataclass
 class Excluded:
-    """What is excluded of one source: obs names of cells, and batches."""
+    """The excluded cells (obs names) and batches of one source."""
 
     cells: set[str] = field(default_factory=set)
     batches: set[str] = field(default_factory=set)
@@ -221,7 +221,7 @@ Exclusions = Mapping[str, Excluded]
 
 @dataclass(frozen=True)
 class HeldCell:
-    """A cell as a version holds it; its content digest is empty where no split is left that knows it."""
+    """A cell that a version holds; its content digest is empty where no split has it any more."""
 
     place: str
     cell: str
@@ -243,16 +243,16 @@ def check_exclusions(
     config: Config,
     log: AuditLog,
 ) -> None:
-    """Check the newest member of each chain (oldest first) against what is, and was, declared as excluded.
+    """Check the newest member of each chain (oldest first) against past and present exclusions.
 
-    A version that was learned after an exclusion was declared must not hold such a cell. An older one may:
-    that it does is a note.
+    A version that was learned after an exclusion was declared must not hold such a cell. In an older version
+    the cell is a note.
 
     Parameters
     ----------
-    everybody
-        Gives all members there are, whose splits tell the contents of excluded cells; asked only where
-        something is excluded.
+    all_members
+        Returns all members, whose splits hold the contents of excluded cells; called only where something is
+        excluded.
     """
     now = {
         name: Excluded(set(one.exclude.cells), set(one.exclude.batches))
@@ -272,10 +272,10 @@ def check_exclusions(
                 wrong.setdefault(one.place, []).append(one.cell)
             elif one.excluded(now) or one.digest in now_out:
                 later.setdefault(one.place, []).append(one.cell)
-        _tell(chain[-1], wrong, later, log)
+        _report(chain[-1], wrong, later, log)
 
 
-def _tell(
+def _report(
     newest: RegisteredVersion, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], log: AuditLog
 ) -> None:
     for place, cells in wrong.items():
@@ -285,13 +285,13 @@ def _tell(
     for place, cells in later.items():
         what = (
             f"{place}: {len(cells)} cells that are excluded by now: {examples(sorted(cells))}; "
-            "`canal impact` lists what they touched, `canal stage relearn` learns without them"
+            "`canal impact` lists the exposed versions, `canal stage relearn` learns without the cells"
         )
         log.note(newest.name, "exclusion", what)
 
 
 def declared_exclusions(chain: Sequence[RegisteredVersion]) -> dict[str, Excluded]:
-    """Return what the requests of a chain declare as excluded."""
+    """Return the exclusions in the requests of a chain, by source."""
     declared: dict[str, Excluded] = {}
     for member in chain:
         requests = member.key["request"].get("cells") or {}  # a backbone has one for each stage
@@ -304,7 +304,7 @@ def declared_exclusions(chain: Sequence[RegisteredVersion]) -> dict[str, Exclude
 
 
 def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[HeldCell]:
-    """Yield all cells that the newest member of a chain holds: its split, sums, bank and probe."""
+    """Yield all cells of the newest member of a chain: in its split, sums, bank and probe sets."""
     newest = chain[-1]
     yield from _split_cells(newest)
     for member in chain:

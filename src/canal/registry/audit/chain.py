@@ -1,7 +1,7 @@
-"""Versions as chains of keys back to where each began: labels, panel and teacher of each link.
+"""Audit of lineages: the chain of keys from a version to its backbone, and labels, panel and teacher of each.
 
-Each version is opened once, and its manifests are checked then. Of a chain's newest also the gate's verdict:
-passed, and about the very bytes that were learned from.
+Each version is opened once, and its manifests are checked then. The gate's verdict of the newest version must
+have passed, for the very bytes that were learned from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,10 @@ from canal.registry.store.store import Fetch, Store
 
 
 class VersionReader:
-    """The versions of both registered models, and the ledger's last word on each.
+    """Opens the versions of both registered models, once each, and checks their manifests.
 
-    ``bring`` returns the folder with a version's artifacts (`canal.registry.store.store.fresh_copies`): a
-    server's own bytes are judged, not a copy that was good once.
+    ``fetch`` returns the folder of a version's artifacts (`canal.registry.store.store.fresh_copies`): of a
+    remote store, the bytes that it holds now, not an earlier copy.
     """
 
     def __init__(
@@ -73,23 +73,24 @@ class VersionReader:
         self._opened: dict[tuple[str, int], RegisteredVersion | None] = {}
 
     def member(self, version: Version) -> RegisteredVersion | None:
-        """Return a version whose key.json holds; None, and findings, where it does not."""
+        """Return a version with a valid key.json; None, and findings, otherwise."""
         place = (version.model, version.number)
         if place not in self._opened:
             self._opened[place] = self._open(version)
         return self._opened[place]
 
     def record(self, member: RegisteredVersion) -> Record | None:
-        """Check record.json and all it covers, and return it if it holds."""
+        """Check record.json and the files that it covers; return it if it is valid."""
         if member.elsewhere:
             return None
         version = member.version
         return check_record(member, version, self._entry(version), self._log)
 
     def chain(self, member: RegisteredVersion) -> list[RegisteredVersion]:
-        """Return a member's ancestors and itself, oldest first; a finding says where the chain breaks off.
+        """Return a member's ancestors and the member, oldest first; a missing ancestor is a finding.
 
-        A parent is looked for among the registered versions, then among what came with an imported one.
+        A parent is looked for among the registered versions, then among the ancestors that came along with an
+        imported version.
         """
         chain, came_with = [member], member
         while (parent := chain[0].parent) is not None:
@@ -132,7 +133,7 @@ class VersionReader:
 
 
 def ancestor(folder: Path, digest: str, of: str, log: AuditLog) -> RegisteredVersion | None:
-    """Return what came with an imported version of one of its ancestors, if its key.json holds."""
+    """Return an ancestor that came along with an imported version, if its key.json is valid."""
     if not (folder / KEY_FILE).is_file():
         return None
     name = f"{of}, ancestor {digest[:12]}"
@@ -267,7 +268,7 @@ def _same(one: object, other: object) -> bool:
 def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     """Check validation/verdict.json of the newest member of a chain, if it is a stage, against its key.
 
-    The gate looks at the genes that the lineage began with, whatever stages have added to them.
+    The gate judges the genes that the lineage began with, without those that stages added.
     """
     member = chain[-1]
     if not member.is_annotator or not member.intact(VERDICT):

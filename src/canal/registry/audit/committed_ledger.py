@@ -1,9 +1,8 @@
-"""The ledger against every state of it that was committed: each has to be the beginning of the next.
+"""Audit of the ledger against all its committed states: each has to be the beginning of the next.
 
-Only HEAD's copy says nothing of a ledger that was rewritten and committed on top. So each commit that touches
-the ledger is compared with those before it, along all branches that lead to HEAD. That is what git can prove
-unsigned: whoever rewrites the commits themselves, in every clone, is found by an anchor alone
-(`canal.registry.ledger.git_history`).
+A comparison with HEAD alone would miss a ledger that was rewritten and committed. So each commit that changes
+the ledger is compared with its parents, along all branches that lead to HEAD. Commits that were themselves
+rewritten, in every clone, are detected by an anchor alone (`canal.registry.ledger.git_history`).
 """
 
 import hashlib
@@ -20,10 +19,7 @@ _MOST = 20
 
 @dataclass(frozen=True)
 class _State:
-    """What the ledger was in one commit, or in the last one before that had it.
-
-    ``removed`` is the commit that took it away since.
-    """
+    """The ledger in one commit, or, where ``removed`` names the commit that deleted it, before that."""
 
     commit: Commit
     size: int
@@ -65,7 +61,7 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
 
 
 def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -> _State | None:
-    """Compare each commit with its parents, and return the last state."""
+    """Compare each commit with its parents; return the state at HEAD."""
     states: dict[str, _State] = {}
     for commit in commits:
         content = reader.at(commit.sha)
@@ -90,7 +86,7 @@ def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -
 
 
 def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditLog) -> bool:
-    """Whether a ledger was removed, and another begun that is about none of its versions: then note it."""
+    """Whether a ledger was deleted and another one, about other versions, was begun; notes it."""
     if state.removed is None or state.begins(content):
         return False
     if not content:
@@ -119,7 +115,7 @@ def _say(log: AuditLog, commit: Commit, name: str, what: str, line: int) -> None
 def _check_joined(
     commit: Commit, gone: Sequence[_State], content: bytes, reader: Reader, name: str, log: AuditLog
 ) -> None:
-    """Check a merge whose ledger goes on from one of its parents alone: something of the others is gone."""
+    """Check a merge whose ledger continues only some of its parents: entries of the others are gone."""
     for state in gone:
         other = reader.at(state.commit.sha) or b""
         line = _first_difference(other, content)
@@ -141,7 +137,7 @@ def _check_joined(
 
 
 def _harmless(lost: Sequence[Entry], kept: Sequence[Entry]) -> bool:
-    """Whether nothing but registrations is gone, of versions of which nothing else is said now."""
+    """Whether only registrations are gone, and no kept registration contradicts them."""
     keys: Mapping[tuple[str, int], str] = {
         (entry.model, entry.version): entry.document["key"] for entry in kept if entry.kind == "register"
     }
@@ -154,7 +150,7 @@ def _harmless(lost: Sequence[Entry], kept: Sequence[Entry]) -> bool:
 
 
 def _entries(lines: Sequence[bytes]) -> list[Entry] | None:
-    """Return the entries of lines; None where one of them is none."""
+    """Return the entries of lines; None where a line is malformed."""
     read = [read_entry(line) for line in lines if line]
     entries = [one for one in read if isinstance(one, Entry)]
     return entries if len(entries) == len(read) else None
@@ -176,7 +172,7 @@ def _check_file(last: _State, reader: Reader, content: bytes, name: str, log: Au
 
 
 def _check_upstream(git: GitFile, content: bytes, name: str, log: AuditLog) -> None:
-    """Check the branch that HEAD's follows: of two ledgers, one has to be the beginning of the other."""
+    """Check the upstream branch: one of the two ledgers has to be the beginning of the other."""
     upstream = git.line("rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
     theirs = git.at("@{upstream}") if upstream else None
     if theirs is None or content.startswith(theirs):

@@ -1,7 +1,6 @@
-"""Everything that was registered, recomputed: what does not hold is named.
+"""The complete audit of a registry: every check of this room, on all versions or some, in one report.
 
-The checks lie in the modules beside, one a subject. Nothing here imports torch, nor MLflow where the registry
-is a local database.
+Nothing here imports torch, nor MLflow where the registry is a local database.
 """
 
 import time
@@ -50,25 +49,25 @@ from canal.registry.store.shown import read_shown
 from canal.registry.store.store import Store, fresh_copies
 
 _PATIENCE_S, _GLANCE_S = 60.0, 0.2
-"""How long an audit waits for others to rest who move something in a shared store."""
+"""How long an audit waits until no other folder moves aliases in a shared store."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit looked at and what it found.
+    """The result of an audit.
 
     Attributes
     ----------
     findings : tuple of Finding
-        What does not hold.
+        The faults.
     notes : tuple of Finding
-        What holds, or cannot be told, but should be known.
+        What is no fault, or cannot be checked, but should be known.
     versions : tuple of str
         The versions that were audited.
     counts : Mapping
-        How many files, cells, ledger entries ... were looked at.
+        How many files, cells, ledger entries ... were checked.
     seconds : float
-        How long it took.
+        Duration.
     """
 
     findings: tuple[Finding, ...]
@@ -97,10 +96,10 @@ def audit(
     again: bool = False,
     keyring: Keyring | None = None,
 ) -> Report:
-    """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
+    """Audit versions (default: all) with their ancestors, the ledger and the aliases.
 
-    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
-    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
+    Of an ancestor that is not among ``versions``, only the files that its key covers are audited. The caller
+    does not hold the registry's lock. ``again`` recomputes the sums of each stage whose cells still exist;
     ``keyring`` holds the keys by which every entry of the ledger has to be signed.
     """
     began, log = time.monotonic(), AuditLog()
@@ -145,7 +144,7 @@ def audit(
 
 
 def _checked_ledger(store: Store, keyring: Keyring | None, log: AuditLog) -> Snapshot:
-    """Check the ledger against itself, git, the store and its aliases; return what both said."""
+    """Check the ledger against itself, git, the store and its aliases; return the snapshot of both."""
     snapshot = _snapshot(store, log)
     ledger = ledger_of(store)
     check_ledger(ledger, snapshot, store, log)
@@ -160,7 +159,7 @@ def _checked_ledger(store: Store, keyring: Keyring | None, log: AuditLog) -> Sna
 def _check_chains(
     chains: Sequence[Sequence[RegisteredVersion]], layout: Layout, again: bool, log: AuditLog
 ) -> None:
-    """Check what each version was learned on and from; what several chains share is read once."""
+    """Check ancestors, cells, sums and values of each chain; shared files are read once."""
     _check_ancestors(chains, log)
     files = CellFiles(layout)
     for chain in chains:
@@ -174,7 +173,7 @@ def _check_chains(
 def _audit_version(
     reader: VersionReader, version: Version, layout: Layout, log: AuditLog
 ) -> tuple[list[RegisteredVersion], Record | None]:
-    """Check a version by itself; return what it was learned on and it, and its record, if they hold."""
+    """Check a version by itself; return its chain, and its record if that is valid."""
     member = reader.member(version)
     if member is None:
         return [], None
@@ -189,7 +188,7 @@ def _audit_version(
 
 
 def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], log: AuditLog) -> None:
-    """Check links, and files of ancestors that are not audited themselves, once each."""
+    """Check each chain's links, and the files of ancestors that are not audited themselves."""
     audited = {id(chain[-1]) for chain in chains}
     for chain in chains:
         for member in chain:
@@ -200,13 +199,13 @@ def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], log: AuditLo
 
 
 def _stages(chains: Sequence[Sequence[RegisteredVersion]], config: Config, everything: bool) -> list[str]:
-    """Return the stages of params.yaml whose files are compared with what DVC has."""
+    """Return the stages of params.yaml whose files are compared with dvc.lock."""
     learned = {member.stage for chain in chains for member in chain}
     return [stage for stage in config.stages if everything or stage in learned]
 
 
 def _snapshot(store: Store, log: AuditLog) -> Snapshot:
-    """Finish what a kill left, then read ledger and store while nobody moves anything."""
+    """Finish an interrupted move, then read ledger and store while no other folder moves aliases."""
     ledger = ledger_of(store)
     with store.lock("registry", needed=False) as writing:
         if store.layout.pending.is_file():
@@ -217,19 +216,19 @@ def _snapshot(store: Store, log: AuditLog) -> Snapshot:
             if before is not None and movements(store) == before:
                 return snapshot
             if time.monotonic() > end:
-                what = "another folder moved something all the while: audit again when it rests"
+                what = "another folder was moving aliases all the while: audit again when it has finished"
                 log.note(LEDGER, "ledger", what)
                 return snapshot
             time.sleep(_GLANCE_S)
 
 
 def _settle(store: Store, ledger: Ledger, writing: bool, log: AuditLog) -> None:
-    """Finish the move that a kill left half made; where nothing may be written, tell of it."""
+    """Finish an interrupted move; in a read-only folder, report it instead."""
     if not writing:
-        what = (
-            f"{store.layout.pending.name} notes a move that was interrupted, and nothing may be written here"
+        what = f"{store.layout.pending.name} holds an interrupted move, and this folder is read-only"
+        log.finding(
+            LEDGER, "ledger", f"{what}: `canal registry sync`, run by a user who may write, finishes it"
         )
-        log.finding(LEDGER, "ledger", f"{what}: `canal registry sync`, by who may write, finishes it")
         return
     try:
         recover(store, ledger)

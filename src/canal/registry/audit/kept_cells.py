@@ -1,6 +1,6 @@
-"""What a version keeps of cells, sums and stored values, against the cells themselves where they are there.
+"""Audit of the values and sums that a version stores, against the prepared cells where they still exist.
 
-Of sums: of whose cells they are, that they add up, that they solve to what answers.
+Sums must cover the right cells, add up, and solve to the stored weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHECK = "sums"
 
 
 class CellFiles:
-    """The prepared files of a project that are the ones a version names, each looked at once."""
+    """The prepared cells of a project's sources, where their digest is the one in a version's key."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -41,7 +41,7 @@ class CellFiles:
         self._read: dict[tuple[str, tuple[str, ...]], dict[str, np.ndarray]] = {}
 
     def of(self, member: RegisteredVersion) -> PreparedCells | None:
-        """Return the canonical cells that a member was learned from; None where they are gone or others."""
+        """Return the prepared cells that a member learned from; None where they are gone or changed."""
         source, wanted = str(member.key["data"]["source"]), member.key["data"]["prepared_sha256"]
         path = self._layout.prepared(source) / "cells.h5ad"
         if source not in self._digests:
@@ -51,7 +51,7 @@ class CellFiles:
         return self._opened.setdefault(source, PreparedCells(path))
 
     def expression(self, prepared: PreparedCells, ids: Sequence[str], genes: Sequence[str]) -> np.ndarray:
-        """Return the expression of cells; what later versions store of them again is read once."""
+        """Return the expression of cells; each cell is read once, however many versions store it."""
         known = self._read.setdefault((str(prepared.path), tuple(genes)), {})
         if new := [cell for cell in dict.fromkeys(ids) if cell not in known]:
             known.update(zip(new, prepared.expression(new, genes), strict=True))
@@ -108,7 +108,7 @@ def _check_stored(
         known = set(prepared.obs.index)
         rows = [row for row, cell in enumerate(part.cell_ids) if cell in known]
         ids = [part.cell_ids[row] for row in rows]
-        # What a stage after it added to the panel was not stored of its cells: there they hold zeros.
+        # Cells stored before a later stage added genes hold zeros for these.
         own = stages[stage].genes or stored.genes
         there = np.pad(files.expression(prepared, ids, own), ((0, 0), (0, len(stored.genes) - len(own))))
         same = np.all(there == part.expression[rows], axis=1)
@@ -146,9 +146,9 @@ def check_sums(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
 
 
 def recompute(chain: Sequence[RegisteredVersion], files: CellFiles, log: AuditLog) -> None:
-    """Add up the cells of the newest member again, from the prepared cells where they are still there.
+    """Recompute the sums of the newest member from the prepared cells, where they still exist.
 
-    So are those of ancestors whose own versions keep no sums, for they were added up with the newest member.
+    Sums of ancestors whose own versions have none are recomputed too: they were made with the newest member.
     """
     newest = chain[-1]
     recorded = newest.key.get("sums", {}) if newest.is_annotator else {}
@@ -208,7 +208,7 @@ def _check_digests(member: RegisteredVersion, sums: StageSums, log: AuditLog) ->
 
 
 def _check_basis(chain: Sequence[RegisteredVersion], sums: StageSums, log: AuditLog) -> None:
-    """Check whose cells chose the basis, and that a lineage keeps it."""
+    """Check which cells chose the basis, and that the lineage keeps one basis."""
     newest, recorded = chain[-1], chain[-1].key["basis"]
     if recorded["seen"] != sums.basis.seen:
         log.finding(newest.name, _CHECK, "basis.json names other cells that chose it than key.json")
@@ -231,7 +231,7 @@ def _check_basis(chain: Sequence[RegisteredVersion], sums: StageSums, log: Audit
 def _check_cells(
     newest: RegisteredVersion, member: RegisteredVersion, sums: StageSums, log: AuditLog
 ) -> None:
-    """Check that as many cells of each type were added up as the split lets train, those in reserve, too."""
+    """Check that the sums hold as many cells of each type as the split has in training and reserve."""
     own = sums.stages.get(member.stage)
     if not member.is_annotator or own is None or member.rows is None:
         return
@@ -244,7 +244,7 @@ def _check_cells(
 
 
 def _check_handed_on(chain: Sequence[RegisteredVersion], sums: StageSums, log: AuditLog) -> None:
-    """Check that what is held of older stages is what their own versions hold."""
+    """Check that sums of older stages are those of the stages' own versions."""
     newest = chain[-1]
     for member in chain[:-1]:
         kept = member.key.get("sums", {}) if member.is_annotator else {}
@@ -263,7 +263,7 @@ def _check_handed_on(chain: Sequence[RegisteredVersion], sums: StageSums, log: A
 
 
 def _check_solution(member: RegisteredVersion, sums: StageSums, log: AuditLog) -> None:
-    """Check that the sums, solved again, give the stored weights: at most one unit off on another machine."""
+    """Check that solving the sums again gives the stored weights, within one unit on another machine."""
     stored = ExactAnnotator.load(member.folder / Path(EXACT).parent)
     settings = member.key["request"].get("memory") or member.key.get("memory") or {}
     memory = Memory.model_validate({name: value for name, value in settings.items() if name != "basis"})
@@ -284,7 +284,7 @@ def _check_solution(member: RegisteredVersion, sums: StageSums, log: AuditLog) -
 
 
 def _units_apart(stored: ExactAnnotator, again: ExactAnnotator) -> int | None:
-    """Return by how many units stored whole-number weights differ at most; None where shapes do."""
+    """Return the largest difference of whole-number weights, in units; None where shapes differ."""
     apart = 0
     for name in ("own", "within", "new"):
         one, other = getattr(stored.classifier, name), getattr(again.classifier, name)

@@ -1,7 +1,4 @@
-"""The ledger against itself, git, the aliases and tags of the registry, and the versions that are there.
-
-And what its entries say: against what canal writes, who signed them, and the anchors with which it begins.
-"""
+"""Audit of the ledger: its chain, its rules, its signatures and anchors, git, and the registry's aliases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,14 +34,14 @@ _READ_FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What ledger and store said at one moment.
+    """The state of ledger and store at one moment.
 
     Attributes
     ----------
     entries : list of Entry
-        The lines of the ledger that can be read and understood.
+        The readable entries of the ledger.
     wrong : list of str
-        What is wrong with lines.
+        The faults of its lines.
     content : bytes
         The ledger's file.
     versions : list of Version
@@ -61,19 +58,19 @@ class Snapshot:
 
     @property
     def ready(self) -> list[Version]:
-        """The versions that are whole."""
+        """The versions whose registration is complete."""
         return [version for version in self.versions if version.ready]
 
     @cached_property
     def records(self) -> dict[tuple[str, int], Entry]:
-        """The ledger's last word on the manifests of each version, by model and number."""
+        """The last registration of each version, by model and number."""
         return ledger_records(self.known)
 
     @cached_property
     def known(self) -> list[Entry]:
-        """The ledger's entries, and those by which a shared store goes on where the ledger ends.
+        """The ledger's entries, and those by which a shared store continues it.
 
-        Where this folder is behind, which is a finding, what others moved is not held against them.
+        A folder that is behind is a finding; the moves of other folders are none.
         """
         known = [*self.entries]
         there = {} if isinstance(self.there, str) else self.there
@@ -83,7 +80,7 @@ class Snapshot:
 
 
 def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
-    """Return what ledger and store say; the caller holds the registry's lock."""
+    """Return the state of ledger and store; the caller holds the registry's lock."""
     entries, wrong = ledger.read()
     entries = [
         entry
@@ -101,7 +98,7 @@ def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
 
 
 def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, log: AuditLog) -> None:
-    """Check the chain of entries, and that what git and a server have of them is still there."""
+    """Check the chain of entries, and that the ledger begins with what git and a server have of it."""
     name = ledger.path.name
     log.counts["ledger entries"] = len(snapshot.entries)
     for what in snapshot.wrong:
@@ -116,7 +113,7 @@ def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, log: AuditLog
 def check_registered(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
     """Check that ledger and store know the same versions."""
     if half_rebuilt(store):
-        what = "a rebuilding of it was interrupted, or is at work: `canal registry sync` goes on with it"
+        what = "a rebuild of the store was interrupted, or is under way: `canal registry sync` continues it"
         log.finding(STORE, "ledger", what)
     records = snapshot.records
     ready = {(version.model, version.number) for version in snapshot.ready}
@@ -124,7 +121,7 @@ def check_registered(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
         if (version.model, version.number) not in records:
             name = version_name(store, version.model, version.number)
             again = "`canal import` the file again" if version.imported else "run `canal registry sync`"
-            what = f"it is registered, but not in the ledger: if a kill left it so, {again}"
+            what = f"it is registered, but has no entry in the ledger: if a kill is the cause, {again}"
             log.finding(name, "ledger", what)
     for (model, number), entry in sorted(records.items()):
         if (model, number) in ready:
@@ -138,7 +135,7 @@ def check_registered(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
 
 
 def check_places(store: Store, log: AuditLog) -> None:
-    """Check that the project's own database names no folder of another project."""
+    """Check that the paths in the project's own database are in this project."""
     if store.remote:
         return
     paths = foreign(store.layout, store.names)
@@ -148,7 +145,8 @@ def check_places(store: Store, log: AuditLog) -> None:
             STORE,
             "places",
             f"{name} still names the folder that the project was moved or copied from, {len(moved)} times, "
-            f"such as {moved[0].path}: canal reads what lies here; `canal registry sync` tells MLflow, too",
+            f"such as {moved[0].path}: canal reads the files in this folder; `canal registry sync` updates "
+            "the paths for MLflow",
         )
     if others := [one for one in paths if one.here is None]:
         shown = examples([f"{one.path} ({one.table})" for one in others])
@@ -156,7 +154,7 @@ def check_places(store: Store, log: AuditLog) -> None:
 
 
 def check_aliases(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
-    """Check aliases and retirements against the ledger's last word on each."""
+    """Check aliases and retirements in MLflow against the ledger."""
     model = store.names.model
     recorded = ledger_aliases(snapshot.known, model)
     there = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
@@ -165,7 +163,7 @@ def check_aliases(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
         if recorded.get(alias) != there.get(alias):
             what = (
                 f"{alias} points to {_number(there.get(alias))} in MLflow, to "
-                f"{_number(recorded.get(alias))} by the ledger: it was moved behind the ledger's back"
+                f"{_number(recorded.get(alias))} by the ledger: it was moved without an entry"
             )
             log.finding("aliases", "aliases", what)
     retired = {name: ledger_retired(snapshot.known, name) for name in store.models}
@@ -200,7 +198,7 @@ def _check_mirror(store: Store, snapshot: Snapshot, name: str, log: AuditLog) ->
 def check_promotions(
     entries: Sequence[Entry], versions: Sequence[Version], reader: VersionReader, log: AuditLog
 ) -> None:
-    """Check that rulings passed with what the documents of the version say, where it is the same record."""
+    """Check that the values in rulings are those in the version's documents, for the same record."""
     there = {(version.model, version.number, version.record): version for version in versions}
     for entry in entries:
         version = there.get((entry.model, entry.version, entry.document["record"]))
@@ -213,9 +211,9 @@ def check_promotions(
 def check_entries(
     entries: Sequence[Entry], store: Store, keyring: Keyring | None, log: AuditLog
 ) -> Keyring | None:
-    """Check that each entry moves what its kind may move, and is signed by whom it has to be.
+    """Check that each entry keeps the rules of its kind and has the signature that it needs.
 
-    Returns the keyring that was asked: the one given, or the project's own.
+    Returns the keyring that was used: the given one, or the project's own.
 
     Parameters
     ----------
@@ -245,12 +243,12 @@ def check_entries(
         log.finding(LEDGER, "signature", what)
     if len(to_sign) < len(entries):
         what = f"{len(entries) - len(to_sign)} entries are of before the ledger was signed"
-        log.note(LEDGER, "signature", f"{what}: {store.names.keyring} says nothing of them")
+        log.note(LEDGER, "signature", f"{what}: they are not checked against {store.names.keyring}")
     return own
 
 
 def check_anchors(git: GitFile, entries: Sequence[Entry], keyring: Keyring | None, log: AuditLog) -> None:
-    """Check the ledger's entries against every anchor in the repository, and who signed that."""
+    """Check the ledger's entries against every anchor in the repository, and the anchors' signatures."""
     by_seq = {entry.seq: entry for entry in entries}
     own = place(git)
     for anchor in anchors(git):
@@ -289,7 +287,7 @@ def _compare(anchor: Anchor, entry: Entry | None, number: int, log: AuditLog) ->
 
 
 def _check_signer(git: GitFile, anchor: Anchor, keyring: Keyring | None, log: AuditLog) -> None:
-    """Check who signed an anchor, as far as this machine can tell."""
+    """Check the signature of an anchor, as far as this machine can verify it."""
     if anchor.by_git and git.ask("verify-tag", f"refs/tags/{anchor.tag}") is None:
         what = f"git cannot verify the signature of the anchor {anchor.tag} here: git verify-tag {anchor.tag}"
         log.note(LEDGER, "anchor", what)

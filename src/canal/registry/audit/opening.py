@@ -1,8 +1,8 @@
-"""Every model opened and asked before it is believed, in a bounded process beside this one.
+"""Audit of models by opening each and predicting two cells, in a child process with bounded time and memory.
 
-That process runs this module. Each line of its input names a model, each model begun and each one done gives
-a line of output. What reads bytes that nobody vouches for may take just so much time and memory; the process
-ends with it, not canal.
+The child runs this module: each line of its input names a model, and it prints a line when it begins a
+model and when it has finished. Files from elsewhere may crash or exhaust the libraries that read them: the
+child ends then, not canal.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _CHECK = "model"
 _PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
 _SECONDS, _BYTES_A_SECOND = 20, 10_000_000
 _MEMORY, _TIMES_ITS_SIZE = 2 << 30, 8
-"""What opening a model may take: a bound beyond what the libraries have, and more for a large one."""
+"""Bounds for opening a model, beyond the libraries' own use, and more for a large model."""
 
 _PATIENCE_S = 240
-"""Beyond that time: libraries are slow to be read on a machine that has other work."""
+"""Seconds beyond these bounds: libraries load slowly on a busy machine."""
 
 _known: dict[tuple[tuple[str, str], ...], list[str]] = {}
-"""What was found of models in this process, by the digests of all their files."""
+"""Faults of the models that this process has opened, by the digests of all their files."""
 
 _ARRAYS = ("model", "teacher", "sums", "batches")
 _NETWORKS = ("model", "teacher", ".")
@@ -58,7 +58,7 @@ class Opening:
     Attributes
     ----------
     members : sequence of RegisteredVersion
-        Versions whose files hold; of one that lacks a file, or holds other bytes, that is told elsewhere.
+        Versions to open; one with a missing or changed file is skipped, since other checks report it.
     cells : bool
         Whether stored cells are read, too.
     """
@@ -69,7 +69,7 @@ class Opening:
     _process: subprocess.Popen[str] | None = None
 
     def start(self) -> Opening:
-        """Begin to open them; `tell` waits for the end."""
+        """Begin to open the models; `report` waits for the end."""
         whole = [member for member in self.members if all(member.intact(name) for name in _files(member))]
         self._pending = {
             number: member for number, member in enumerate(whole) if self._signature(member) not in _known
@@ -79,7 +79,7 @@ class Opening:
         return self
 
     def report(self, log: AuditLog) -> None:
-        """Wait, and name every model that cannot be opened, or does not answer."""
+        """Wait for the end, and report every model that cannot be opened or does not annotate."""
         while self._process is not None:
             self._collect(self._process)
             self._process = _started(self._lines()) if self._pending else None
@@ -111,7 +111,7 @@ class Opening:
         }
 
     def _collect(self, process: subprocess.Popen[str]) -> None:
-        """Note what a process found; one that died did so by the model that it had begun."""
+        """Read the child's output; where the child died, blame the model that it had begun."""
         seconds = _PATIENCE_S + 4 * sum(self._about(one)["seconds"] for one in self._pending.values())
         try:
             output, _ = process.communicate(timeout=seconds)
@@ -141,20 +141,20 @@ def _kind(member: RegisteredVersion) -> str:
 
 
 def _method(member: RegisteredVersion) -> str:
-    """Return the method that a stage was asked to be learned by."""
+    """Return the method in a stage's request."""
     settings = member.key["request"].get("continual")
     return str(settings.get("method", "published")) if isinstance(settings, Mapping) else "published"
 
 
 def _files(member: RegisteredVersion) -> list[str]:
-    """Return the files that a model is opened from; those of an import lie beside its key."""
+    """Return the files that a model is read from."""
     if member.stage == IMPORTED:
         return list(member.files)
     return [name for name in member.files if name.startswith(_PLACES) or name == "panel.json"]
 
 
 def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a Python that opens what ``lines`` name: this canal's own, on the processor, with one thread."""
+    """Start a child that opens the models in ``lines``, with this canal, on the CPU, with one thread."""
     own = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -168,7 +168,7 @@ def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
         encoding="utf-8",
     )
     stream = cast("IO[str]", process.stdin)
-    with suppress(BrokenPipeError):  # what ended it is told by how it ended
+    with suppress(BrokenPipeError):  # its exit code says why it ended
         stream.write("".join(f"{line}\n" for line in lines))
         stream.close()
     process.stdin = None
@@ -186,10 +186,10 @@ def _parsed(output: str) -> Iterator[Mapping[str, Any]]:
 
 
 def main() -> None:
-    """Open the models that the input names, one after the other."""
+    """Open the models that standard input names, one after the other."""
     requests = [json.loads(line) for line in sys.stdin]
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints goes to stderr
     _import(requests)
     for one in requests:
         _print_line(out, {"begun": one["number"]})
@@ -203,7 +203,7 @@ def _print_line(out: Any, document: dict[str, Any]) -> None:
 
 
 def _import(requests: Sequence[dict[str, Any]]) -> None:
-    """Import what networks need before anything is bounded: libraries are canal's own, and large."""
+    """Import the libraries of networks before memory is bounded: they are large."""
     if any(
         (Path(one["folder"]) / place / "weights.safetensors").is_file()
         for one in requests
@@ -230,13 +230,13 @@ def _bound(seconds: int, memory: int) -> None:
 
 
 def _lower(what: int, bound: int) -> None:
-    """Set a bound of this process, or keep the one that whoever started it has set, if that is lower."""
+    """Set a bound of this process, unless the parent process has set a lower one."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
 
 
 def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
-    """Return what does not hold of the model in a version's folder, one sentence each; no errors."""
+    """Return the faults of the model in a version's folder, one sentence each; raises nothing."""
     steps: list[Callable[[], None]] = [lambda: _check_arrays(folder)]
     if about["kind"] == "annotator":
         steps.append(lambda: _check_annotator(folder, about["method"]))
@@ -257,7 +257,7 @@ def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
             wrong.append(_short(str(error)))
         except MemoryError:
             wrong.append("it needs more memory than a model of its size may take")
-        except Exception as error:  # bytes that nobody vouches for may raise anything in a library
+        except Exception as error:  # damaged bytes may raise anything in a library
             wrong.append(_short(f"{type(error).__name__}: {error}"))
     return wrong
 
@@ -282,7 +282,7 @@ def _check_arrays(folder: Path) -> None:
 
 
 def _check_annotator(folder: Path, method_asked: str) -> None:
-    """Check that network, sums, labels and genes fit together, and that the whole of it answers."""
+    """Check that network, sums, labels and genes fit together, and that the model annotates cells."""
     model = folder / "model"
     parts: list[Any] = []
     method = method_of(model)
@@ -340,7 +340,7 @@ def _check_cells(folder: Path) -> None:
 
 
 def _check_backbone(place: Path, panel: Path) -> None:
-    """Check that a backbone, where there is one, is whole and has embeddings of the panel's genes."""
+    """Check that a backbone, if any, can be read and has embeddings of the panel's genes."""
     if not (place / "config.json").is_file():
         _require(not (place / "weights.safetensors").is_file(), "weights without a config.json")
         return

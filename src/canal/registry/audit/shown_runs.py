@@ -1,6 +1,6 @@
-"""Parameters and metrics that MLflow's runs show, against the documents of the versions that they made.
+"""Audit of MLflow's runs: their parameters and metrics against the documents of their versions.
 
-A stage may have been learned or measured several times below one run; one of them must agree with it.
+A stage may have been learned or measured several times below one run; one of these must agree with it.
 """
 
 import re
@@ -34,9 +34,9 @@ _STAGE_KEY = f"{TAG}stage_key"
 
 @dataclass(frozen=True)
 class CheckedVersion:
-    """A version, its record, and whether it was registered once learned, not rebuilt: then it has runs.
+    """A version, its record, and whether it was registered after learning, not rebuilt: then it has runs.
 
-    ``told`` is what `canal.registry.audit.shown_versions.what_was_told` returns.
+    ``page`` comes from `canal.registry.audit.shown_versions.expected_page`.
     """
 
     member: RegisteredVersion
@@ -52,7 +52,7 @@ class CheckedVersion:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the runs of one step of a version should show, and the document that says so.
+    """The expected content of the runs of one step of a version, and the document it comes from.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Expected:
 
 
 def check_runs(shown: Shown, checked: Sequence[CheckedVersion], everything: bool, log: AuditLog) -> None:
-    """Check the runs of versions; ``everything`` says that there are no others, whose a run may be."""
+    """Check the runs of versions; ``everything``: no run can belong to a version that is not audited."""
     agreeing: set[str] = set()
     for one in checked:
         run = shown.runs.get(str(one.record["run"]))
@@ -95,7 +95,7 @@ def check_runs(shown: Shown, checked: Sequence[CheckedVersion], everything: bool
 def _check_parent_run(
     shown: Shown, run: ShownRun, one: CheckedVersion, checked: Sequence[CheckedVersion], log: AuditLog
 ) -> None:
-    """Check where the run of a stage keeps its files, and what its tags say."""
+    """Check the artifact folder and the tags of the run of a stage."""
     member, parent = one.member, one.record["parent"]
     _check_place(shown, run, member, log)
     numbers = {
@@ -126,9 +126,9 @@ def _check_parent_run(
 
 
 def _check_own_figures(shown: Shown, run: ShownRun, one: CheckedVersion, log: AuditLog) -> None:
-    """Compare the metrics of a stage's own run with what its newest version does.
+    """Compare the metrics of a stage's run with those of its newest version.
 
-    Points before the last are of a version that had the run before, or of a registration that a kill ended.
+    Earlier points are those of an earlier version of the run, or of a killed registration.
     """
     if one.page is None:
         return
@@ -170,9 +170,9 @@ def _wrong_tag(
 
 
 def _expected(one: CheckedVersion) -> Iterator[Expected]:
-    """Yield what each step of a version should show, as far as documents hold and are there.
+    """Yield the expected content of each step's runs, from the documents that are intact.
 
-    Where sums were added to a version, its runs are still those of the version that it was.
+    The runs of a version to which sums were added later are those of the version before.
     """
     member, key = one.member, one.member.key
     if (not member.is_annotator and member.stage != BACKBONE) or key.get("backfilled"):
@@ -217,7 +217,7 @@ def _evaluation(one: CheckedVersion) -> Any:
         evaluation = read_json(one.member.folder / _EVALUATION)
         measures(evaluation)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # of its form other checks speak
+        return None  # other checks report its schema
     return evaluation
 
 
@@ -261,7 +261,7 @@ def _check_step(
 def _check_step_run(
     shown: Shown, run: ShownRun, member: RegisteredVersion, wanted: Expected, key: str, log: AuditLog
 ) -> None:
-    """Check the tags of a run that agrees, and name what it shows beside what the version knows."""
+    """Check the tags of a run that agrees, and note metrics that the version's document lacks."""
     _check_place(shown, run, member, log)
     tags = {f"{TAG}stage": member.stage, _STAGE_KEY: key, f"{TAG}step": wanted.step, RUN_NAME: run.name}
     if f"{TAG}step" in run.tags and ENTRY_POINT in run.tags:
@@ -278,7 +278,7 @@ def _check_step_run(
 
 
 def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
-    """Return what a run shows otherwise than a version's document says."""
+    """Return the differences between a run and a version's document."""
     wrong = [
         f"{name} {run.params.get(name, 'is gone')}, not {texts[0]}"
         for name, texts in sorted(wanted.params.items())
@@ -296,7 +296,7 @@ def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
 def _other_points(
     run: ShownRun, points: Mapping[str, Points], wanted: Mapping[tuple[str, int], float]
 ) -> Iterator[str]:
-    """Yield epochs that a run shows otherwise, and last values that are not those of its last epoch."""
+    """Yield epochs with other values, and last values that are not those of the last epoch."""
     names = {name for name, _ in wanted}
     for name, values in sorted(points.items()):
         if name not in names:
@@ -312,7 +312,7 @@ def _other_points(
 
 
 def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, log: AuditLog) -> None:
-    """Check the runs of a study's trials; a trial of which MLflow shows nothing is noted."""
+    """Check the runs of a study's trials; a trial without a run is noted."""
     tuned = member.document(_TUNED)
     below = [run for above in runs for run in shown.below(above.id)]
     for number, trial in enumerate(tuned["trials"]):
@@ -335,5 +335,5 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
 
 
 def _all_same(points: Points, value: float) -> bool:
-    """Whether a number that belongs to no epoch is shown as one value, of step 0."""
+    """Whether all points of a metric have this value at step 0."""
     return bool(points) and all(step == 0 and same(there, value) for step, there in points)

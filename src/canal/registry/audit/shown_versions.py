@@ -1,6 +1,6 @@
-"""A version as MLflow loads and shows it, against its own documents: where it lies, whose it is, its tags.
+"""Audit of versions in MLflow: path, run, status, tags, description and figures against the documents.
 
-What is served may be turned to other files by one cell of MLflow's database, or one call of a server's API.
+One cell of MLflow's database, or one call of a server's API, could make MLflow serve other files.
 """
 
 from collections.abc import Iterator
@@ -26,9 +26,10 @@ _LONGEST = 120
 def check_shown(
     shown: Shown, member: RegisteredVersion, record: Record, page: PageContent | None, log: AuditLog
 ) -> None:
-    """Check the rows that MLflow has of a version, and its tags, against key.json and record.json.
+    """Check MLflow's rows and tags of a version against key.json and record.json.
 
-    What it was ``told`` beside is compared unless that is None; see `what_was_told`.
+    The description, figures and parameters are compared with ``page`` unless that is None; see
+    `expected_page`.
     """
     row = shown.versions.get((member.version.model, member.version.number))
     if member.elsewhere or row is None:
@@ -55,7 +56,7 @@ def check_shown(
         what = f"model_versions.source is {_quoted(row.source)}, expected a logged model ({LOGGED}m-...)"
         log.finding(member.name, _CHECK, what)
         return
-    # What canal audits lies where the logged model says; what MLflow serves, where the version says.
+    # canal audits the folder of the logged model; MLflow serves the folder in the version's row.
     _compare(member, "model_versions.storage_location", row.location, model.location, log)
     for name, there, wanted in _model_pairs(shown, model, member, record):
         _compare(member, name, there, wanted, log)
@@ -64,9 +65,9 @@ def check_shown(
 
 
 def expected_page(member: RegisteredVersion, record: Record) -> PageContent | None:
-    """Return what MLflow was told of a version; None where a file that this is made of is damaged.
+    """Return the page that was written to MLflow; None where a file that it is made from is damaged.
 
-    Other checks name such a file. Of a version that an older canal registered no file is read.
+    Other checks report such a file. Versions of an older canal have no page, and no file of theirs is read.
     """
     if member.elsewhere:
         return None
@@ -117,7 +118,7 @@ def _metric(place: tuple[str, str, str]) -> str:
 
 
 def check_others(shown: Shown, snapshot: Snapshot, store: Store, log: AuditLog) -> None:
-    """Name aliases that are not canal's, and versions that canal never made."""
+    """Report aliases that are not canal's, and versions that canal did not register."""
     ours = {CHAMPION, PREVIOUS, CANDIDATE, *ledger_aliases(snapshot.entries, store.names.model)}
     if shown.versions and shown.lifecycle != ACTIVE:
         name = store.names.experiment
@@ -131,7 +132,7 @@ def check_others(shown: Shown, snapshot: Snapshot, store: Store, log: AuditLog) 
             log.note(
                 "aliases",
                 _CHECK,
-                f"{_quoted(alias)} points to {name}: it is not canal's, the ledger knows nothing of it",
+                f"{_quoted(alias)} points to {name}: it is no alias of canal, and the ledger lacks it",
             )
     for version in snapshot.versions:
         known = (version.model, version.number) in snapshot.records
@@ -140,12 +141,14 @@ def check_others(shown: Shown, snapshot: Snapshot, store: Store, log: AuditLog) 
 
 
 def _name_stranger(shown: Shown, version: Version, store: Store, log: AuditLog) -> None:
-    """Name a version that is not whole: left by a kill, held while rebuilding, or made by another hand."""
+    """Report an incomplete version: left by a kill, a placeholder of a rebuild, or not made by canal."""
     name = version_name(store, version.model, version.number)
     row = shown.versions.get((version.model, version.number))
     tags = {} if row is None else row.tags
     if version.key:
-        what = "it was never made whole, and nothing uses it: the next `canal registry sync` removes it"
+        what = (
+            "its registration is incomplete, and nothing uses it: the next `canal registry sync` removes it"
+        )
         log.note(name, _CHECK, what)
     elif tags.get(f"{TAG}placeholder") == "true":
         log.note(name, _CHECK, "it holds a number while the registry is rebuilt: `canal registry rebuild`")
@@ -171,7 +174,7 @@ def _model_pairs(
 def _check_tags(
     row: ShownVersion, member: RegisteredVersion, record: Record, page: PageContent | None, log: AuditLog
 ) -> None:
-    """Check every tag that canal wrote, whether it says something else or is gone."""
+    """Check the value of every tag that canal wrote."""
     figures = {} if page is None else {f"{TAG}{name}": value for name, value in page.tags.items()}
     for name, wanted in (expected_tags(member, record) | figures).items():
         there = row.tags.get(name)
@@ -186,7 +189,7 @@ def _check_tags(
 
 
 def expected_tags(member: RegisteredVersion, record: Record) -> dict[str, str]:
-    """Return what tags of a version say; those of its manifests and its retirement are checked elsewhere."""
+    """Return the tags of a version, but those of its manifests and retirement, which other checks cover."""
     key, parent, about = member.key, record["parent"], record.get("imported_from")
     tags = {
         "stage": str(key["stage"]),

@@ -1,7 +1,7 @@
-"""What checks say, and every file of a version against its two manifests.
+"""Findings and notes of an audit, and the audit of a version's files against its two manifests.
 
-Findings do not hold, notes hold but should be known. The manifests are held against their digests in tags and
-ledger; an imported version also against what came with it: its record, the ledger's word on it, its manifest.
+A finding is a fault, a note is something to know. The manifests are compared with their digests in tags and
+ledger; an imported version also with the record, ledger entries and manifest that came along.
 """
 
 import subprocess
@@ -43,7 +43,7 @@ from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 LEDGER = "ledger"
-"""What a finding about the ledger is about."""
+"""The subject of a finding about the ledger."""
 
 MANIFESTS = (KEY_FILE, RECORD_FILE)
 
@@ -64,12 +64,12 @@ sys.exit(marshal.loads(content[16:]) != wanted)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not hold, or, among the notes, one thing to know.
+    """A fault, or, among the notes, something to know.
 
     Attributes
     ----------
     subject : str
-        What it is about, such as ``version 3`` or ``ledger``.
+        The version or file concerned, such as ``version 3`` or ``ledger``.
     check : str
         Name of the check.
     what : str
@@ -90,7 +90,7 @@ class Finding:
 
 @dataclass
 class AuditLog:
-    """Where checks leave what they found, and how much they looked at."""
+    """The findings and notes of checks, and counts of what they checked."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
@@ -112,7 +112,7 @@ def examples(names: list[str], limit: int = 5) -> str:
 
 
 def version_name(store: Store, model: str, number: int) -> str:
-    """Return what findings call a version: the annotator's name goes without saying."""
+    """Return a version's name in findings; the annotator's model name is left out."""
     return f"version {number}" if model == store.names.model else f"{model} {number}"
 
 
@@ -124,7 +124,7 @@ def _once(kept: list[Finding], one: Finding) -> None:
 def read_manifest_key(
     name: str, folder: Path, version: Version, entry: Entry | None, log: AuditLog
 ) -> Key | None:
-    """Return key.json if it is the one that was registered; None, and a finding, where it is not."""
+    """Return key.json if it has its registered digest; None, and a finding, otherwise."""
     path = folder / KEY_FILE
     if not _registered(name, path, version.key, _recorded(entry, "key"), log):
         return None
@@ -140,7 +140,7 @@ def read_manifest_key(
 
 
 def check_key(member: RegisteredVersion, log: AuditLog) -> None:
-    """Check what key.json says of itself: the same digest stands in several places."""
+    """Check that digests which key.json holds twice agree."""
     key, files = member.key, member.files
     pairs = {
         "request_digest": (key["request_digest"], json_digest(key["request"])),
@@ -161,8 +161,8 @@ def check_key(member: RegisteredVersion, log: AuditLog) -> None:
 def check_files(member: RegisteredVersion, log: AuditLog) -> None:
     """Check every file that key.json names.
 
-    Of an ancestor that came with an import only some are there: without those that a chain is checked with,
-    nothing would be claimed of it.
+    An ancestor that came along with an import has only some files; those that its chain is checked with must
+    be among them.
     """
     for name, digest in sorted(member.files.items()):
         there = member.sum(name)
@@ -182,7 +182,7 @@ def check_files(member: RegisteredVersion, log: AuditLog) -> None:
 def check_record(
     member: RegisteredVersion, version: Version, entry: Entry | None, log: AuditLog
 ) -> Record | None:
-    """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
+    """Check record.json, its files, and that there are no others; return it if it is valid."""
     path = member.folder / RECORD_FILE
     if not _registered(member.name, path, version.record, _recorded(entry, "record"), log):
         return None
@@ -214,10 +214,10 @@ def check_record(
 def _left_by_loading(
     member: RegisteredVersion, version: Version, name: str, listed: Mapping[str, str]
 ) -> bool:
-    """Whether MLflow or Python left a file when the version was loaded from its folder, and it adds nothing.
+    """Whether MLflow or Python wrote a file when the version was loaded from its folder.
 
-    MLflow notes which version it loaded, Python keeps the shipped code as it compiled it: such a file must be
-    what that code compiles to, since Python would run it instead.
+    MLflow writes which version it loaded, Python caches the compiled code of the version: such a cache must
+    be what the code compiles to, since Python would run it instead.
     """
     path = member.folder / name
     if path.is_symlink() or not path.is_file():
@@ -235,7 +235,7 @@ def _left_by_loading(
 
 
 def _names_version(path: Path, version: Version) -> bool:
-    """Whether MLflow's note names just this version; of a logged model it names none."""
+    """Whether MLflow's file names this version, or none, as for a logged model."""
     if path.stat().st_size > _LONGEST_NOTE:
         return False
     try:
@@ -249,9 +249,9 @@ def _names_version(path: Path, version: Version) -> bool:
 
 
 def _compiles_to(source: Path, compiled: Path) -> bool:
-    """Whether a file holds what this Python compiles a source to; one of another Python cannot be told.
+    """Whether a file holds what this Python compiles a source to; False for a file of another Python.
 
-    A process of its own reads it: bytes that somebody made up can end the Python that takes them apart.
+    A child process reads the file: forged bytes can crash Python.
     """
     command = [sys.executable, "-I", "-S", "-c", _COMPARE, str(source), str(compiled)]
     try:
@@ -268,7 +268,7 @@ def unlisted(folder: Path, known: set[str]) -> list[str]:
 
 
 def _registered(name: str, path: Path, tag: str, recorded: str | None, log: AuditLog) -> bool:
-    """Whether a manifest is the one that tag or ledger name; says so where one of them does not."""
+    """Whether a manifest has the digest in tag or ledger; a difference to either is a finding."""
     if not path.is_file():
         log.finding(name, "files", f"{path.name}: missing ({path})")
         return False
@@ -299,7 +299,7 @@ def _short(digest: object) -> str:
 
 
 def check_origin_record(member: RegisteredVersion, record: Record, log: AuditLog) -> None:
-    """Check that an imported version is the one that was registered where it was learned."""
+    """Check that an imported version has the record and ledger entry of its original registry."""
     about = record.get("imported_from")
     if about is None:
         return

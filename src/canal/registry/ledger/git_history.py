@@ -1,11 +1,11 @@
-"""What git has of a file, state by state, and anchors: annotated tags that name the ledger's last hash.
+"""The committed states of a file in git, and anchors: annotated tags that hold the ledger's last hash.
 
-A file's states along HEAD's history are read without what would show another one.
+States are read without replace refs, grafts and commit graphs, which could show another history.
 
 Whoever can rewrite the ledger can rewrite the commits that hold it. An anchor that was pushed to a server, or
-mailed, is out of reach: a ledger that no longer begins with what it names was rewritten since. It is signed
-by git (``git tag -s``) where a key is configured, or with a key of canal in its message; unsigned, it proves
-as much as the place where it is kept.
+mailed, is out of reach: a ledger without the hash that it names was rewritten since. An anchor is signed by
+git (``git tag -s``) where a key is configured, or with a key of canal in its message; an unsigned anchor
+proves as much as the place where it is kept.
 """
 
 import os
@@ -32,9 +32,9 @@ _PLAIN = {
 }
 """Objects as they were committed: no replace refs, no grafts."""
 _NO_GRAPH = ("git", "--no-pager", "-c", "core.commitGraph=false", "-c", "core.fsmonitor=false")
-"""Nor the commit graph: a file beside the objects, which nothing compares with them."""
+"""No commit graph either: a file beside the objects, which nothing compares with them."""
 _READING = (*_NO_GRAPH, "-c", "safe.directory=*")
-"""Another user's repository is read, too: what is asked of it runs no program that its settings name."""
+"""Another user's repository is read, too: reading commands run no program from its settings."""
 _RUNS_PROGRAMS = ("verify-tag", "tag")
 
 FORMAT = 1
@@ -47,7 +47,7 @@ _FIELDS = {"format": int, "path": str, "entries": int, "hash": str, "who": str}
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that touches the file or joins histories, with those before it that do."""
+    """A commit that changes the file or merges, with those of its ancestors that do."""
 
     sha: str
     parents: Sequence[str]
@@ -65,7 +65,7 @@ class GitFile:
         self.path = path
 
     def ask(self, *arguments: str) -> bytes | None:
-        """Return what git prints; None where it says no, or is not there."""
+        """Return the output of git; None where it fails or is not installed."""
         try:
             done = self._run(arguments)
         except (OSError, subprocess.TimeoutExpired):
@@ -83,12 +83,12 @@ class GitFile:
         )
 
     def line(self, *arguments: str) -> str:
-        """Return the one line that git prints, or nothing."""
+        """Return the output of git as text; empty where it fails."""
         return (self.ask(*arguments) or b"").decode("utf-8", "replace").strip()
 
     @property
     def refusal(self) -> str | None:
-        """Why git says nothing of a repository, such as that of another owner; None where it does."""
+        """Why git refuses a repository, such as that of another owner; None where it does not."""
         try:
             done = self._run(("rev-parse", "--git-dir"))
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -97,14 +97,13 @@ class GitFile:
         return output[0] if done.returncode and output and "not a git repository" not in output[0] else None
 
     def at(self, revision: str) -> bytes | None:
-        """Return the file as a revision has it; None where that lacks it, or is not there."""
+        """Return the file in a revision; None where the revision or the file does not exist."""
         return self.ask("cat-file", "blob", f"{revision}:./{self.path.name}")
 
     def commits(self) -> tuple[list[Commit], bool]:
-        """Return the commits up to HEAD that touch the file, and all merges, each after its parents.
+        """Return the commits up to HEAD that change the file, and all merges, each after its parents.
 
-        And whether the history is cut off: a shallow clone lacks what was before. Where nothing is lacking, a
-        list of cuts hides nothing.
+        The second value says whether the history is cut off, as in a shallow clone.
         """
         order = ("--full-history", "--topo-order", "--reverse", "--parents", "HEAD", "--", self.path.name)
         output = self.ask("--shallow-file", "", "rev-list", *order)
@@ -116,14 +115,14 @@ class GitFile:
 
     @property
     def disguises(self) -> list[str]:
-        """What makes git show another history than was committed."""
+        """Replace refs and grafts of the repository, which make git show another history."""
         refs = self.line("for-each-ref", "--count=1", "--format=%(refname)", "refs/replace/")
         grafts = self.path.parent / (self.line("rev-parse", "--git-path", "info/grafts") or ".")
         return [*(["replace refs"] if refs else []), *(["grafts"] if grafts.is_file() else [])]
 
     @contextmanager
     def reading(self) -> Iterator["Reader"]:
-        """Give a reader of the file at many commits: one process, one state in memory at a time."""
+        """Give a reader of the file at many commits: one git process, one state in memory at a time."""
         with subprocess.Popen(
             [*_READING, "cat-file", "--batch"],
             cwd=self.path.parent,
@@ -147,7 +146,7 @@ class Reader:
         self._output = output
 
     def at(self, sha: str) -> bytes | None:
-        """Return the file as a commit has it, or None.
+        """Return the file in a commit, or None.
 
         Raises
         ------
@@ -176,7 +175,7 @@ class Anchor:
     tag : str
         Its name.
     document : dict
-        What its message says: path of the ledger in the repository, number of entries, last hash, who.
+        The document in its message: path of the ledger in the repository, number of entries, last hash, who.
     by_git : bool
         Whether git signed it.
     """
@@ -198,7 +197,7 @@ class Anchor:
 
     @property
     def digest(self) -> str:
-        """What canal's own signature covers."""
+        """The digest that canal's own signature covers."""
         return json_digest({name: value for name, value in self.document.items() if name != "signature"})
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +207,7 @@ class Anchor:
 
 
 def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | None) -> Anchor:
-    """Tag HEAD with the hash of the ledger's last entry; an anchor that is there already is returned.
+    """Tag HEAD with the hash of the ledger's last entry; return an existing anchor of it.
 
     Raises
     ------
@@ -244,7 +243,7 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
 
 
 def anchors(git: GitFile) -> Iterator[Anchor | str]:
-    """Yield the anchors in this repository; for a tag that is none, what is wrong with it."""
+    """Yield the anchors in this repository; for a malformed tag, a sentence about it."""
     output = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
     for line in output.splitlines():
         kind, _, tag = line.partition(" ")
@@ -283,7 +282,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
-    """Make a tag as the user would: with their name and key."""
+    """Make a tag with the user's own git settings: their name and key."""
     command = ["git", "tag", how, "--cleanup=verbatim", "-F", "-", tag, "HEAD"]
     try:
         done = subprocess.run(

@@ -1,9 +1,9 @@
-"""What an entry of the ledger may say: which kind moves which alias, of which version, past which rules.
+"""The rules that every entry of the ledger keeps: which kind moves which alias, of which version.
 
-A hash that fits says that nobody changed an entry after it was written. It says nothing of who wrote it:
-whoever may write the file can compute one. So each entry is also held against what canal would have written
-there, given the entries before. Audit names what breaks a rule; no move is made on top of it. A promotion
-holds the rulings of the policy on its version: all hold, or are overridden by name.
+A valid hash proves that an entry was not changed after it was written, not who wrote it: anybody who may
+write the file can compute one. So each entry is also checked against what canal would have written, given the
+entries before it. Audits report breaches; no move is made on top of a ledger with one. A promotion holds the
+rulings of the policy on its version: each passed, or is overridden by name.
 """
 
 import re
@@ -16,14 +16,14 @@ from canal.registry.ledger.ledger import Entry
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 LOST = "lost"
-"""In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
+"""Field in the details of a rebuild entry: the version could not be rebuilt, its number stays free."""
 
 DECIDED = ("promote", "rollback", "retire")
-"""Kinds of entry that a person decides on; the others are written for whoever runs the command."""
+"""Kinds of entry that a person decides on; the others are written by commands."""
 KINDS = ("register", *DECIDED, "rebuild")
 
 ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
-"""Rules that every canal has asked at every promotion; retention goes by its stages."""
+"""Rules of every promotion; there is a ruling on retention for each stage."""
 
 _FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
 _BOUND = re.compile(r"(<=|>=) (\d+\.\d+)")
@@ -32,13 +32,13 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 @dataclass(frozen=True)
 class Breach:
-    """One thing that an entry says and canal would not have written there.
+    """A content of an entry that canal would not have written.
 
     Attributes
     ----------
     entry : Entry
     what : str
-        What it says, and what it may say.
+        What the entry holds, and what is allowed.
     grave : bool
         False where an older canal wrote it honestly after somebody had moved an alias with plain MLflow.
     """
@@ -55,7 +55,7 @@ class Breach:
 
 @dataclass
 class _ModelState:
-    """What the entries so far say of one registered model."""
+    """The state of one registered model after the entries so far."""
 
     aliases: dict[str, int] = field(default_factory=dict)
     records: dict[int, Entry] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class _ModelState:
 
 
 def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
-    """Return what breaks a rule, in the order of the ledger.
+    """Return the breaches of rules, in the order of the ledger.
 
     Parameters
     ----------
@@ -113,12 +113,12 @@ def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
 
 
 def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
-    """Refuse to build on a ledger that says what canal never writes.
+    """Refuse a ledger with grave breaches.
 
     Raises
     ------
     LedgerError
-        Naming each such entry, and how to get rid of it.
+        Naming each such entry, and how to restore the ledger.
     """
     grave = [one for one in breaches(entries, backbone) if one.grave]
     if not grave:
@@ -133,7 +133,7 @@ def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
 
 
 def next_breaches(entries: Sequence[Entry], entry: Entry, backbone: str) -> list[Breach]:
-    """Return what an entry would break as the next one after ``entries``, and an older canal never wrote."""
+    """Return the grave breaches of an entry as the next one after ``entries``."""
     return [one for one in breaches([*entries, entry], backbone) if one.grave and one.entry is entry]
 
 
@@ -143,7 +143,7 @@ def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
     Raises
     ------
     LedgerError
-        Saying which.
+        Naming the rules.
     """
     if wrong := next_breaches(entries, entry, backbone):
         raise LedgerError(
@@ -188,7 +188,7 @@ def check_rollback(entry: Entry, state: _ModelState, later: Later, complain: Com
 
 
 def _serve(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
-    """Check what makes a version the champion, and the champion of before ``previous``."""
+    """Check an entry that makes a version the champion, and the former champion ``previous``."""
     details, before = entry.document["details"], state.aliases.get(CHAMPION)
     _decided(entry, state, later, complain)
     if entry.version in state.retired:
@@ -206,11 +206,7 @@ def _serve(entry: Entry, state: _ModelState, later: Later, complain: Complain) -
     known = former is None or former in state.records or _registered_later(entry, former, later)
     complain(
         f"it says that {named} served before, by the ledger it was {before or 'none'}"
-        + (
-            ": the alias had been moved behind the ledger's back"
-            if known
-            else ", and that was never registered"
-        ),
+        + (": the alias had been moved without an entry" if known else ", and that was never registered"),
         not known,
     )
 
@@ -243,7 +239,7 @@ def check_retirement(entry: Entry, state: _ModelState, later: Later, complain: C
 
 
 def _registered_later(entry: Entry, number: int | None, later: Later) -> bool:
-    """Whether a version that a kill left without an entry was registered after all."""
+    """Whether a later entry registers a version, which a kill had left without one."""
     return any((model, one) == (entry.model, number) for model, one, _ in later)
 
 
@@ -267,7 +263,7 @@ def check_rebuild(entry: Entry, state: _ModelState, later: Later, complain: Comp
 
 
 def _decided(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
-    """Check that a person decided, for a reason, about a version that was registered as they name it."""
+    """Check that an entry names person and reason, and a registered version with its digests."""
     for name in ("who", "why"):
         if not str(entry.document[name]).strip():
             complain(f"it does not say {name}")
@@ -305,7 +301,7 @@ def _short(value: Any, longest: int = 60) -> str:
 
 
 def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the rulings and overrides of a promotion, as its details hold them."""
+    """Yield the faults of the rulings and overrides in the details of a promotion."""
     rulings = details.get("rulings")
     if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
         yield "it holds no rulings that can be read"

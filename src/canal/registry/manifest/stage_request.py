@@ -1,8 +1,8 @@
-"""What a stage is asked to be and was made from: its request, and what key.json says of inputs and code.
+"""The request of a stage, and the facts of its inputs and code for key.json.
 
-A request is the part of params.yaml that decides what a stage learns. It never looks at code, environment or
-files, so it can be computed where the data are long gone; the source's SHA-256 stands in it. Requests chain
-through the parent, so a change in stage 1 changes every stage.
+A request is the part of params.yaml that decides what a stage learns. It depends on no code, environment or
+file, so it can be computed after the data are gone; it holds the source's SHA-256. Requests chain through the
+parent, so a change in stage 1 changes every stage.
 """
 
 import platform
@@ -28,7 +28,7 @@ Request = dict[str, Any]
 _ABSENT = "absent"
 
 CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
-"""What counts for *dirty*: results such as dvc.lock, data.dvc and the ledger do not."""
+"""Paths whose uncommitted changes make a version *dirty*: not dvc.lock, data.dvc or the ledger."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
@@ -36,7 +36,7 @@ _AVX2 = {"avx2", "fma"}
 
 
 def stage_request(config: Config, stage: str) -> Request:
-    """Return what ``stage`` is asked to be; ``"backbone"`` names the pretrained network."""
+    """Return the request of a stage; ``"backbone"`` names the pretrained network."""
     return _backbone_request(config) if stage == BACKBONE else _lesson_request(config, stage)
 
 
@@ -47,7 +47,7 @@ def request_digest(config: Config, stage: str) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """One leaf in which two documents differ; what is not there at all is ``"absent"``."""
+    """One leaf in which two documents differ; ``"absent"`` stands for a missing leaf."""
 
     path: str
     before: Any
@@ -99,22 +99,22 @@ def _backbone_request(config: Config) -> Request:
 
 
 def _products(config: Config) -> Request:
-    """Return the type of matrix products where they round: a request of float32 names none."""
+    """Return the type of matrix products, which requests of float32 leave out."""
     return {} if config.compute.dtype == "float32" else {"compute": {"dtype": config.compute.dtype}}
 
 
 def _basis_request(config: Config) -> Request:
-    """Return the basis that was adopted, by what it is and not by where it lies; nothing without one."""
+    """Return the digest of an adopted basis, without its path; empty without one."""
     adopted = config.memory.basis
     return {} if adopted is None else {"basis": adopted.digest}
 
 
 def _learning_request(config: Config, stage: str) -> Request:
-    """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
+    """Return how a stage is learned: its settings, and the study that chooses the others, if any."""
     settings = config.learning(stage).model_dump(mode="json", exclude_none=True)
     study = config.study(stage)
     if config.learning(stage).method == "published":
-        del settings["method"]  # requests from before there were methods name none
+        del settings["method"]  # left out, as in requests of before there were methods
         memory = {}
     else:
         memory = {"memory": config.memory.numbers() | _basis_request(config)}
@@ -129,7 +129,7 @@ def _learning_request(config: Config, stage: str) -> Request:
 def _lesson_request(config: Config, stage: str) -> Request:
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     ids = config.sources[config.stages[stage].source].ontology
-    # By what rule genes are added is asked for by the backbone, to which requests chain.
+    # The rule by which genes are added is in the request of the backbone, to which requests chain.
     grow = config.stages[stage].panel.grow
     by_network = config.learning(stage).method != "exact"
     return (
@@ -205,7 +205,7 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
 
 
 def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
-    """Return what key.json says of sums: the basis, whose cells chose it, and the digest of each stage's."""
+    """Return the facts of sums for key.json: the basis, the cells that chose it, each stage's digest."""
     if sums is None:
         return {}
     return {
@@ -215,13 +215,13 @@ def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
 
 
 def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
-    """Return what is known of a stage's canonical cells."""
+    """Return prepared.json of a stage's source."""
     known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
     return known
 
 
 def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
-    """Return what a backbone was pretrained on beside the first stage; nothing where there is none."""
+    """Return the facts of the further stages that a backbone was pretrained on; empty without any."""
     if not config.backbone.extra_stages:
         return {}
     return {
@@ -245,7 +245,7 @@ class Commit:
 
 
 def current_commit(root: Path) -> Commit:
-    """Return the commit of the project folder; without git there is none, and everything is dirty."""
+    """Return the commit of the project folder; outside git there is none, and the code counts as dirty."""
     sha = _git(root, "rev-parse", "HEAD")
     if not sha:
         return Commit(None, dirty=True)
@@ -253,9 +253,9 @@ def current_commit(root: Path) -> Commit:
 
 
 def code_digest(root: Path, package: Path | None = None) -> str:
-    """Return one digest of canal's own source and the project's pipelines, independent of where they lie.
+    """Return one digest of canal's own source and the project's pipelines, independent of their paths.
 
-    ``package`` is the folder of canal's source: by default that of the running one.
+    ``package`` is the folder of canal's source, by default that of the running canal.
     """
     package = package or Path(__file__).resolve().parents[2]
     files = {f"canal/{path.relative_to(package).as_posix()}": path for path in package.rglob("*.py")}

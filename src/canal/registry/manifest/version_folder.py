@@ -1,8 +1,8 @@
-"""The folder of a version: key.json and record.json, their published schemas, and how the rest is gathered.
+"""The folder of a version: key.json, record.json and their schemas, and how the folder is assembled.
 
-key.json says what a stage's model is, by digest, without times, paths or ids; keys chain to the backbone.
-Same inputs, parameters and code on the same machine give the same key (design: "A model version").
-record.json says how the version came to be, and covers what key.json does not.
+key.json identifies a model by digests, without times, paths or ids; keys chain to the backbone. The same
+inputs, parameters and code on the same machine give the same key. record.json says how the version was made,
+and covers the files that key.json does not.
 """
 
 import re
@@ -25,12 +25,12 @@ from canal.memory.answer import CONFIG
 from canal.model.load import method_of, types_without_sums
 
 IMPORTED = "imported"
-"""What the key and the tag ``canal.stage`` of an import say instead of a stage's name."""
+"""The stage in the key and in the tag ``canal.stage`` of an imported backbone."""
 
 IMPORT_KEY = "imported.json"
 
 FORMATS = (1, 2)
-"""Of keys that are read: 1 of versions without sums, 2 of those with sums."""
+"""Formats of key.json: 1 without sums, 2 with sums."""
 
 KEY_FILE = "key.json"
 
@@ -39,7 +39,7 @@ Key = dict[str, Any]
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
 LOADED_FILE = "registered_model_meta"
-"""What MLflow adds to a version's folder, or to a copy of it, when it loads it; no manifest knows it."""
+"""The file that MLflow adds to a version's folder when it loads it; no manifest lists it."""
 
 Record = dict[str, Any]
 
@@ -59,7 +59,7 @@ _SHIPPED = (
     ),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/service.py"),
 )
-"""What of canal a version needs to read a request and to answer: no training code."""
+"""The part of canal that a version needs to read a request and to answer: no training code."""
 
 _REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
 
@@ -157,9 +157,9 @@ def assemble(
     target : Path
         An empty folder.
     pyfunc : bool
-        Whether the model answers (an annotator does, a backbone does not).
+        Whether the model annotates cells: an annotator does, a backbone does not.
     model_id : str or None
-        What MLflow calls it; MLmodel says so.
+        Its id in MLflow, for the file MLmodel.
     """
     if pyfunc:
         _save_pyfunc(model, target, model_id)
@@ -173,7 +173,7 @@ def assemble(
 
 
 def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``record.json``: digests of what key.json does not cover, and how the version came to be."""
+    """Write ``record.json``: how the version was made, and digests of files that key.json does not cover."""
     covered = {*read_key(folder)["files"], KEY_FILE, RECORD_FILE}
     files = {path: digest for path, digest in tree_digests(folder).items() if path not in covered}
     record = {"format": RECORD_FORMAT, "key": key_digest(folder), **facts, "files": files}
@@ -232,8 +232,8 @@ def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
 def _ship(scratch: Path) -> tuple[Path, Path]:
     """Put the code of a version into ``scratch``; return its package and the file that MLflow runs.
 
-    The package is called after its content: MLflow puts it first on Python's path, where one called canal
-    would hide the installed canal, and that of another version.
+    The package is named after its content: MLflow puts it first on Python's path, where a package named canal
+    would hide the installed canal and that of another version.
     """
     package = Path(__file__).resolve().parents[2]
     shipped = [package / name for name in _SHIPPED]
@@ -252,12 +252,12 @@ def _ship(scratch: Path) -> tuple[Path, Path]:
 
 
 def _renamed(text: str, name: str) -> str:
-    """Return Python code whose imports take canal by another name."""
+    """Return Python code with imports of canal renamed."""
     return _IMPORT.sub(rf"\1{name}", text)
 
 
 def _signature(genes: list[str]) -> Any:
-    """Return what the pyfunc takes and gives; no column must be there: it says itself what is missing."""
+    """Return the signature of the pyfunc; no column is required: the pyfunc names missing ones itself."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -282,9 +282,9 @@ def _signature(genes: list[str]) -> Any:
 
 
 def method_view(folder: Path, key: Key) -> Document:
-    """Return by what method a version answers: its parts, their weight, and the sums that it keeps.
+    """Return the method by which a version annotates: its parts, their weight, and its sums.
 
-    ``lacking`` names the types of which no cell was added up: only the network knows them.
+    ``lacking`` names the cell types without sums, which only the network knows.
 
     Parameters
     ----------
@@ -325,7 +325,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def schema_complaints(name: str, document: Any) -> list[str]:
-    """Return one sentence for each place where a document breaks the schema, in the order of the places.
+    """Return one sentence for each field in which a document breaks its schema, in the order of the fields.
 
     ``name`` is key, record or evaluation.
     """

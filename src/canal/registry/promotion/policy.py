@@ -1,7 +1,7 @@
-"""The promotion policy: each rule with its value, its bound and whether it holds.
+"""The promotion policy: one ruling for each rule, with value, bound and result.
 
-What it reads of two models on the same cells, stage by stage and type by type: lost and gained, with a paired
-bootstrap interval and McNemar's test.
+Candidate and champion are compared on the same cells, stage by stage and type by type: lost and gained cells,
+with a paired bootstrap interval and McNemar's test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an interval is drawn: its confidence, the number of resamples, and the seed."""
+    """Settings of the bootstrap interval: confidence, number of resamples, and seed."""
 
     confidence: float
     resamples: int
@@ -117,7 +117,7 @@ class StageComparison:
     types : dict
         Each type with at least the policy's number of cells.
     too_few : dict
-        The other types, with their number of cells: too few to judge.
+        The other types, with their number of cells.
     """
 
     whole: Paired
@@ -144,7 +144,7 @@ class Comparison:
     stages : dict
         Stages (and files) that both were scored on.
     old : tuple of str
-        Stages that the champion has learned: what the candidate is to keep.
+        Stages that the champion has learned, whose accuracy the candidate must keep.
     not_compared : dict
         The others, each with the reason.
     """
@@ -175,7 +175,7 @@ def compare_stage(
     Raises
     ------
     RegistryError
-        If they share no cell, or disagree on what a shared cell is.
+        If they share no cell, or have different true types for a shared cell.
     """
     both = champion.merge(candidate, on="cell_id", suffixes=("_champion", "_candidate"))
     if both.empty:
@@ -207,19 +207,19 @@ def _pair(cells: pd.DataFrame, sampling: Sampling) -> Paired:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What one rule says of a version.
+    """The result of one rule for a version.
 
     Attributes
     ----------
     rule : str
         Its name, as ``--override`` takes it.
     value, bound : str
-        What was found and what is asked for, as people read them.
+        The measured and the required value, as text.
     passed : bool
     note : str
-        What else there is to know: interval, counts, why it was not measured.
+        Further facts: interval, counts, why it was not measured.
     overridden : bool
-        Whether a person let it pass; it is recorded with the reason.
+        Whether a person overrode the rule; recorded with the reason.
     """
 
     rule: str
@@ -236,14 +236,14 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a version when it is judged.
+    """The documents and comparisons on which a version is judged.
 
     Attributes
     ----------
     evaluation, verdict, record, key : dict
         The version's documents.
     findings : sequence of str
-        What audit found wrong with it.
+        Findings of the audit.
     comparison : Comparison or None
         Against the champion; None where there is none yet.
     """
@@ -257,7 +257,7 @@ class Evidence:
 
 
 def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
-    """Return one ruling for each rule that applies, in the order in which people read them."""
+    """Return one ruling for each rule that applies, in the order of the report."""
     findings = list(evidence.findings)
     note = "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
     return [
@@ -274,12 +274,12 @@ def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
 def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
     """Return the rulings, the failed ones among ``names`` marked as overridden.
 
-    A name may be a pattern, such as ``retention:lung/*``; each rule that passes so is on record itself.
+    A name may be a pattern, such as ``retention:lung/*``; each overridden rule is recorded by its own name.
 
     Raises
     ------
     PolicyError
-        If a name fits no rule of this version; names those there are.
+        If a name matches no rule of this version; lists the rules.
     """
     known = [ruling.rule for ruling in rulings]
     chosen: set[str] = set()
@@ -295,7 +295,7 @@ def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
 
 
 def blocking_rulings(rulings: Sequence[Ruling]) -> list[Ruling]:
-    """Return the rulings that stand in the way."""
+    """Return the rulings that block promotion."""
     return [ruling for ruling in rulings if not ruling.passed and not ruling.overridden]
 
 
@@ -329,9 +329,9 @@ def _accuracy(policy: Policy, evaluation: Document) -> Ruling:
 
 
 def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling]:
-    """Yield a ruling for each stage of the champion and each of its types with cells enough.
+    """Yield a ruling for each stage of the champion and each of its types with enough cells.
 
-    The lower end of the interval is judged: that no more was lost has to be shown, not only to be likely.
+    The lower end of the interval is compared: that no more was lost has to be shown, not just be likely.
     """
     if comparison is None:
         yield Ruling(

@@ -1,6 +1,6 @@
-"""Who serves: a version's registration, promotion past the policy, rollback, retirement.
+"""Registration, promotion, rollback and retirement of versions, each an entry of the ledger.
 
-Nothing else moves ``champion``; a registration, a version's first entry in the ledger, moves ``candidate``.
+Only these move aliases: promotion and rollback move ``champion``, a registration moves ``candidate``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ from canal.registry.store.store import Store
 
 @dataclass(frozen=True)
 class Decision:
-    """Who decided, why, and what signs the entry of the ledger that says so.
+    """The person and reason of a decision, and the signing function for its entry in the ledger.
 
     Raises
     ------
     RegistryError
-        If who or why is empty, or not fit to be kept in a line of the ledger.
+        If person or reason is empty, or cannot be kept in a line of the ledger.
     """
 
     by: str
@@ -59,7 +59,7 @@ def promote(
     Raises
     ------
     PolicyError
-        If a rule fails that nobody overrode.
+        If a rule fails and is not overridden.
     RegistryError
         If it is the champion already, or was retired.
     """
@@ -70,8 +70,8 @@ def promote(
         names = ", ".join(ruling.rule for ruling in blocking)
         raise PolicyError(
             f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
-            f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
-            "with your reason"
+            f"({names}). Learn a better version, or override a rule with --override RULE, which the ledger "
+            "keeps with your reason"
         )
     aliases, details = _serving(ledger, version, champion)
     details |= {
@@ -82,12 +82,12 @@ def promote(
 
 
 def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
-    """Let an earlier version serve again, by default ``previous``, past no policy; the caller is `moving`.
+    """Make an earlier version, by default ``previous``, the champion again; the caller is `moving`.
 
     Raises
     ------
     RegistryError
-        If there is no champion, nothing to go back to, or the version was retired.
+        If there is no champion, no previous one, or the version was retired.
     """
     champion = holder(store, CHAMPION)
     if champion is None:
@@ -101,7 +101,7 @@ def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decisio
 
 
 def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -> Entry:
-    """Let a version never serve again; its artifacts stay, and its stage is still restored, not retrained.
+    """Retire a version: it never serves again; its artifacts stay, and its stage is still restored.
 
     Raises
     ------
@@ -134,11 +134,10 @@ def enter(
     sign: Sign | None = None,
     by: str = "canal registry sync",
 ) -> None:
-    """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
+    """Write the registration of a ready version into the ledger, unless it is there.
 
-    ``by`` is the command that made the version.
-
-    A kill between the version and its entry leaves a ready version without one: the next sync writes it.
+    The newest version becomes ``candidate``. ``by`` is the command that made the version. A ready version
+    that a kill left without an entry gets it from the next sync.
 
     Raises
     ------
@@ -177,12 +176,12 @@ def enter(
 
 
 def require_other(version: Version, champion: Version | None) -> None:
-    """Refuse a version that serves already, or may not.
+    """Refuse a version that is the champion already, or was retired.
 
     Raises
     ------
     RegistryError
-        Saying which.
+        Saying which of both.
     """
     if version.retired:
         raise RegistryError(f"version {version.number} ({version.stage}) was retired and serves no more")
@@ -196,7 +195,7 @@ def _serving(
     """Return the aliases that a new champion moves, and from which version to which it goes."""
     entries, served = ledger.entries(), champion.number if champion else None
     if champion is not None and (champion.model, champion.number) not in ledger_records(entries):
-        # What MLflow calls the champion was never registered: the ledger's counts.
+        # MLflow's champion is not a registered version: the ledger's champion counts.
         champion_said = ledger_aliases(entries, champion.model).get(CHAMPION)
         served = None if champion_said == version.number else champion_said
     aliases: dict[str, int | None] = {CHAMPION: version.number}
@@ -226,7 +225,7 @@ def _draft(
 
 
 def _details(version: Version) -> dict[str, Any]:
-    """Return what a rebuilt registry would not know of the version otherwise."""
+    """Return the facts of a version that a rebuild of the registry needs."""
     details = {
         "stage": version.stage,
         "branch": version.branch,

@@ -1,4 +1,4 @@
-"""What became different from one version to another: parameters, data, code, labels, recall."""
+"""The difference of two versions: parameters, data, code, labels, accuracy and recall (`canal diff`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,18 +16,17 @@ Document = dict[str, Any]
 
 _EVALUATION, _LABELS, _GENES = "metrics/evaluation.json", "model/labels.json", "model/genes.json"
 _ELSEWHERE = ("stage", "branch", "cells", "parent")
-"""What a request says that is shown as data or as lineage, not as a parameter."""
+"""Parts of a request that are shown as data or as lineage, not as parameters."""
 
 
 def difference(store: Store, before: Version, after: Version) -> Document:
     """Return what differs between two versions, as a JSON document.
 
-    Its parts: ``before``, ``after`` and ``relation`` say which versions these are; ``params``, ``data`` and
-    ``code`` list ``{"path", "before", "after"}``; ``sums`` tells of basis and of each stage's sums the
-    digests, and whether they are the ``same``, None where one of the versions has none; ``labels`` and
-    ``genes`` have ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` have for each
-    stage, and each type of it, both numbers and the change, None where one of the versions was not measured
-    on it.
+    Its parts: ``before``, ``after`` and ``relation`` name the versions; ``params``, ``data`` and ``code``
+    list ``{"path", "before", "after"}``; ``sums`` holds the digests of the basis and of each stage's sums,
+    and whether they are the ``same``, None where one of the versions has none; ``labels`` and ``genes`` have
+    ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` hold for each stage, and each
+    cell type of it, both numbers and the change, None where a version was not measured on it.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def _named(one: RegisteredVersion) -> Document:
 
 
 def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]) -> str:
-    """Return in words how two ancestries belong together."""
+    """Return in words how two versions are related, given the ancestry of each."""
     first, second = old[0], new[0]
     if first.version.key == second.version.key:
         return f"{first.name} and {second.name} are the same model"
@@ -90,7 +89,7 @@ def _params(one: RegisteredVersion) -> Document:
 
 
 def _sums(before: Key, after: Key) -> Document:
-    """Return which stages' sums two versions share, and whether they are sums of the same."""
+    """Return the digests of basis and sums of two versions, and whether they are the same."""
     old, new = before.get("sums", {}), after.get("sums", {})
     bases = [key.get("basis", {}).get("digest") for key in (before, after)]
     return {
@@ -131,7 +130,7 @@ def _code(one: RegisteredVersion) -> Document:
 
 
 def _names(first: RegisteredVersion, second: RegisteredVersion, file: str) -> Document:
-    """Return which names of a list both versions have, and which only one of them."""
+    """Return the names of a list that were added and removed, and how many both versions have."""
     old, new = (read_json(one.file(file)) for one in (first, second))
     return {
         "added": [name for name in new if name not in old],

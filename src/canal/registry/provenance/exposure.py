@@ -1,6 +1,7 @@
-"""Which cells each version has met: its split, its parent's bank and probe sets, what measured it.
+"""Which cells each version has seen, and which versions were exposed to a data set, a batch or a cell.
 
-And the other way round: which versions learned from a data set, a batch or a cell, and how they touched it.
+Read from splits, banks, probe sets and test answers of all registered versions; `canal impact` and `canal
+lineage --cell` use it when cells have to be withdrawn.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ _SHORTEST_DIGEST = 8
 
 
 class CellsSeen:
-    """All ready versions of a registry, and the tables that say which cells each of them met.
+    """All ready versions of a registry, with the tables of the cells that each of them has seen.
 
     Only keys, splits, banks, probe sets and test answers are read, each checked against its digest, once.
 
     Attributes
     ----------
     versions : list of RegisteredVersion
-        A parent always stands before its children. What imported versions were learned on elsewhere is among
-        them: its split is known, its bank, probe sets and answers are not.
+        Parents before their children. Ancestors that came along with an imported version are among them:
+        their splits are known, their banks, probe sets and answers are not.
     """
 
     def __init__(self, store: Store) -> None:
@@ -65,7 +66,7 @@ class CellsSeen:
         return self._by_key.get(one.key["parent"] or "")
 
     def splits(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
-        """Return the splits that a version learned by; None where one of them is not known any more."""
+        """Return the splits of the stages that a version learned from; None where one is no longer known."""
         if one.imported:
             return []
         if one.is_annotator:
@@ -87,22 +88,22 @@ class CellsSeen:
     def replayed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version replayed from its parent's bank.
 
-        The bank lies on disk in the order in which it is cut: within a type the first cells stay.
+        The bank file is sorted in the order in which the bank is cut: the first cells of a type stay.
         """
         parent = self.parent(one)
         if not one.is_annotator or parent is None or not parent.is_annotator:
             return set()
-        # Without a bank the parent is an ancestor elsewhere: what was replayed of it, it learned itself.
+        # A parent without a bank came along with an import: the cells replayed of it are in its own split.
         if one.by_sums_alone or not parent.holds(BANK):
             return set()
         bank = _stored(parent, BANK)
-        # A tuned stage is asked for without L: its study chose it.
+        # The request of a tuned stage has no L: its study chose it.
         size = (one.key["request"]["continual"] | one.key.get("choice", {}))["bank_size"]
         quota = size // max(1, len(read_json(parent.file(LABELS))))
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
     def summed(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
+        """Return the ids of the cells in a version's sums, those of its ancestors' stages included."""
         ids: set[str] = set()
         stages, at = set(one.key.get("sums", {})), one if one.is_annotator else None
         while at is not None and at.is_annotator:
@@ -113,14 +114,14 @@ class CellsSeen:
         return ids
 
     def probed(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
+        """Return the ids of the probe cells of earlier stages that a version was validated on in training."""
         parent = self.parent(one)
         if not one.is_annotator or parent is None or not parent.is_annotator or not parent.holds(PROBE):
             return set()
         return set(_stored(parent, PROBE)["cell_id"])
 
     def kept(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
+        """Return the ids of the cells whose expression a version stores: its bank and probe sets."""
         if not one.is_annotator:
             return set()
         return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
@@ -142,10 +143,10 @@ def exclusions(config: Config) -> dict[str, Exclusion]:
 
 
 def excluded_cells(cells_seen: CellsSeen, config: Config) -> dict[str, str]:
-    """Return the excluded cells that some version knows: digest of the content -> one of its cell ids.
+    """Return the excluded cells that some version has seen: digest of the content -> one of its cell ids.
 
-    A cell is known by what it holds: the same content under another id, or in another source, is excluded
-    as well.
+    Cells are compared by content: a cell of the same content under another id, or in another source, is
+    excluded as well.
     """
     cells = cells_seen.cells
     ids: dict[str, str] = {}
@@ -158,7 +159,7 @@ def excluded_cells(cells_seen: CellsSeen, config: Config) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CellQuery:
-    """The cells that are asked about.
+    """A question for cells: a source, or a batch or a cell of it.
 
     Attributes
     ----------
@@ -177,7 +178,7 @@ class CellQuery:
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """What was chosen, in the registry.
+    """The cells of the registry that match a query.
 
     Attributes
     ----------
@@ -188,7 +189,7 @@ class MatchedCells:
     sources : tuple of str
         Sources of the cells that were named.
     reserve : frozenset of str
-        Those of all these ids whose content every split holds in reserve: no version has met it.
+        Those of all these ids whose content is in reserve in every split: no version has seen it.
     """
 
     cells: frozenset[str]
@@ -204,19 +205,19 @@ class MatchedCells:
 
 @dataclass(frozen=True)
 class Exposure:
-    """How a version touched the chosen cells.
+    """How a version was exposed to the queried cells.
 
     Attributes
     ----------
     version : RegisteredVersion
     roles : dict
-        Role -> number of cells; None where they cannot be counted, for the split is not known any more.
+        Role -> number of cells; None where the split is no longer known, so that they cannot be counted.
     through : RegisteredVersion or None
         Its parent, where that learned from the cells or was steered by them.
     grade : str
-        ``learned``: they are in its weights or sums, by training, by replay or by its parent.
-        ``steered``: they judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they
-        only measured it.
+        ``learned``: the cells are in its weights or sums, by training, by replay or through its parent.
+        ``steered``: they were validation or probe cells of it or of an ancestor, or chose the genes.
+        ``tested``: they were test cells only.
     """
 
     version: RegisteredVersion
@@ -245,7 +246,7 @@ class Exposure:
 
 
 def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
-    """Return the cells that are meant, and all others of the same content.
+    """Return the cells that match a query, and all others of the same content.
 
     Raises
     ------
@@ -276,7 +277,7 @@ def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
 
 
 def find_exposures(cells_seen: CellsSeen, matched: MatchedCells) -> list[Exposure]:
-    """Return every version that touched the cells, parents first; their descendants too."""
+    """Return the exposure of every version that saw the cells, and of its descendants; parents first."""
     ids = matched.ids
     done: dict[str, Exposure] = {}
     for one in cells_seen.versions:
@@ -305,14 +306,14 @@ def _stored(one: RegisteredVersion, name: str) -> pd.DataFrame:
 
 
 def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVersion]:
-    """Return versions so that each stands behind the one it was learned on."""
+    """Return versions in an order in which parents come before their children."""
     left = {one.version.key: one for one in versions}
     ordered: list[RegisteredVersion] = []
     while left:
         ready = [one for one in left.values() if (one.key["parent"] or "") not in left]
         if not ready:
             raise RegistryError(
-                f"{next(iter(left.values())).name} descends from itself: its key is no digest"
+                f"{next(iter(left.values())).name} is its own ancestor by key.json: the keys were edited"
             )
         ordered += [left.pop(one.version.key) for one in ready]
     return ordered

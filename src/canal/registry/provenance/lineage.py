@@ -1,4 +1,4 @@
-"""Where a version comes from, as a graph: versions, runs, data sets, splits, verdicts, sources, raw bytes."""
+"""The provenance graph of a version: versions, runs, data sets, splits, verdicts, sources and raw bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors
 
 @dataclass(frozen=True)
 class Node:
-    """One thing that a version comes from, or the version itself.
+    """A node of the provenance graph: a version, or something that it was made from.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Node:
     label : str
         A short name for people.
     facts : dict
-        What else is known of it; digests are whole.
+        What else is known; digests are not shortened.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """``product`` came to be by means of ``origin``; both are ids of nodes, ``kind`` says how."""
+    """``product`` was made from ``origin``; both are ids of nodes, ``kind`` says how."""
 
     product: str
     origin: str
@@ -66,7 +66,7 @@ class Graph:
     Attributes
     ----------
     nodes : tuple of Node
-        The version first, then each ancestor, each followed by what it alone brings.
+        The version first, then each ancestor, each followed by the nodes that it adds.
     edges : tuple of Edge
         Every edge leads from a node to one further back.
     """
@@ -80,7 +80,7 @@ class Graph:
         return [node for node in self.nodes if node.kind in ("version", "backbone")]
 
     def origins(self, product: str) -> list[Node]:
-        """Return what a node came to be by means of."""
+        """Return the nodes that a node was made from."""
         by_id = {node.id: node for node in self.nodes}
         return [by_id[edge.origin] for edge in self.edges if edge.product == product]
 
@@ -94,7 +94,7 @@ class Graph:
 
 
 def lineage(store: Store, version: Version) -> Graph:
-    """Return the graph from a version back to the raw bytes, every file on the way checked.
+    """Return the graph from a version back to the raw bytes, after checking every file on the way.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def graph(chain: Sequence[RegisteredVersion]) -> Graph:
 
 
 def _nodes(one: RegisteredVersion) -> list[Node]:
-    """Return a version with everything that its documents name; stages know more of a node than backbones."""
+    """Return a version and all that its documents name; a stage's documents say more than a backbone's."""
     nodes = [_version(one), _run(one)]
     if one.imported:
         return [*nodes, *_import_bytes(one)]

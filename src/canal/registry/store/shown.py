@@ -1,8 +1,8 @@
-"""What MLflow loads and shows of a project's versions: rows of its database, or what a server's API says.
+"""What MLflow shows of a project's versions, models and runs, for audits to compare with canal's documents.
 
-A local database of the one schema that is known is read from its tables, in milliseconds; a server, or a
-database of another schema, through MLflow's client. `docs/registry.md` lists the fields;
-`canal.registry.audit.shown_versions` compares each with what canal knows.
+A local database of the known schema is read from its tables, in milliseconds; a server, or a database of
+another schema, through MLflow's client. `docs/registry.md` lists the fields;
+`canal.registry.audit.shown_versions` compares them.
 """
 
 import math
@@ -31,7 +31,7 @@ ACTIVE = "active"
 OF_MLFLOW = "mlflow."
 
 _STATUS = {"1": "PENDING", "2": "READY", "3": "FAILED"}
-"""How the database writes the status of a logged model."""
+"""Status of a logged model, as the database writes it."""
 
 _MINE = "run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = ?)"
 
@@ -91,7 +91,7 @@ class ShownRun:
 
     @property
     def steps(self) -> frozenset[str]:
-        """Which step of a stage it was: canal's word and MLflow's, which are one unless a tag was changed."""
+        """Names of the step by canal's tag and MLflow's; they differ only where a tag was changed."""
         return frozenset(self.tags.get(name, "") for name in ("canal.step", ENTRY_POINT)) - {""}
 
 
@@ -104,7 +104,7 @@ class Shown:
     experiment : str
         Id of the project's experiment.
     home : str
-        The address below which its artifacts lie; all others begin with it.
+        The address of its artifacts, with which the addresses of runs and models begin.
     lifecycle : str
         Whether the experiment is active.
     aliases : Mapping
@@ -123,7 +123,7 @@ class Shown:
     history: Callable[[str], Mapping[str, Points]]
 
     def address(self, place: str) -> str:
-        """Return an address below that of the experiment: a project that was moved moves all of them."""
+        """Return an address below that of the experiment, as the project's present folder has it."""
         return f"{self.home.rstrip('/')}/{place}"
 
     def below(self, run_id: str) -> Iterator[ShownRun]:
@@ -224,7 +224,7 @@ def _table_models(database: Database) -> dict[str, ShownModel]:
 
 
 def _table_runs(database: Database, experiment: str, referred: set[str]) -> dict[str, ShownRun]:
-    """Return the runs of the project's experiment, and those elsewhere that a version names."""
+    """Return the runs of the project's experiment, and runs of other experiments that a version names."""
     rows = database.rows(
         "SELECT run_uuid, name, lifecycle_stage, artifact_uri, experiment_id, start_time FROM runs"
     )

@@ -1,13 +1,13 @@
 """The MLflow store of a project: its versions as plain data, and their files on this disk.
 
-A store that was lost is made again (`canal.registry.versions.rebuild`); whether that is at work at this
-moment, or was left half done, its own tag says.
+A lost store is rebuilt by `canal.registry.versions.rebuild`; a tag of the registered model says whether a
+rebuild is under way or was interrupted.
 
-Versions of a store that is not on this disk are downloaded once, under the digest of their record. What lies
-in ``.canal/versions`` was whole when it came, is shared by all processes of the project, and is never taken
-away from them: a copy that was damaged is exchanged for a whole one. Whoever reads a file of it checks that
-file, as ever; a whole check (`canal.registry.versions.history.verified`) has a damaged copy brought again. An
-audit judges what the store hands out now, in a folder of its own.
+Versions of a remote store are downloaded once, into ``.canal/versions``, under the digest of their record,
+and checked on arrival. All processes of the project share these copies: a damaged one is replaced, never just
+deleted. Readers check each file that they use; a complete check
+(`canal.registry.versions.history.verified`) downloads a damaged copy again. Audits download into a folder of
+their own, so that they check what the store holds now.
 """
 
 import os
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _PAGE = 1000
 TAG = "canal."
 FIGURES = ("accuracy", "average_accuracy", "types", "parent_stage", "gate")
-"""Tags by which versions are listed where their files would have to be fetched."""
+"""Tags from which remote versions are listed, without downloading their files."""
 
 REBUILDING = f"{TAG}rebuilding"
-"""The tag of the registered model that says how far the rebuilding got."""
+"""The tag of the registered model that says how far a rebuild got."""
 
 MAKING, NUMBERED, DONE = "making", "numbered", "done"
 
@@ -54,7 +54,7 @@ class Store(Connection):
     """
 
     def versions(self, model: str | None = None) -> list[Version]:
-        """Return every version of ``model`` (default: the annotator), oldest first; whole ones and others."""
+        """Return every version of ``model`` (default: the annotator), oldest first, complete or not."""
         if not self.exists:
             return []
         name = model or self.names.model
@@ -72,16 +72,16 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If there is none, or it is not whole; names the ones there are.
+            If there is none, or its registration is incomplete; names the ready versions.
         """
         versions = self.versions()
         named = [one for one in versions if wanted.removeprefix("v") == str(one.number)]
-        # A number means that version, even where somebody called an alias so.
+        # A number names a version, even where an alias has that name.
         for version in named or [one for one in versions if wanted in one.aliases]:
             if version.ready:
                 return version
             raise RegistryError(
-                f"version {version.number} was never registered whole; run `canal registry sync`"
+                f"registration of version {version.number} is incomplete; run `canal registry sync`"
             )
         known = ", ".join(
             f"{one.number} ({', '.join((one.stage, *one.aliases))})" for one in versions if one.ready
@@ -89,12 +89,12 @@ class Store(Connection):
         raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
 
     def serving(self, wanted: str) -> Version:
-        """Return `version`, unless it was retired: such a version answers no more.
+        """Return `version`, unless it was retired.
 
         Raises
         ------
         RegistryError
-            If there is none, it is not whole, or it was retired; or if the store is half rebuilt.
+            If there is none, it is incomplete or was retired, or the store is half rebuilt.
         """
         require_rebuilt(self)
         version = self.version(wanted)
@@ -121,10 +121,10 @@ class Store(Connection):
             client.set_model_version_tag(model, str(number), name, value)
 
     def local_artifacts(self, version: Version) -> Path | None:
-        """Return the folder of a version's artifacts where it lies on this disk, else None.
+        """Return the folder of a version's artifacts where it is on this disk, else None.
 
-        Those of the project's own store lie in the project, whatever the database says: it may have been
-        moved or copied here.
+        Artifacts of the project's own store are looked for in the project, whatever path the database holds:
+        the project may have been moved or copied.
 
         Raises
         ------
@@ -154,28 +154,28 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If the store does not hand them out, or they are not what was registered.
+            If the download fails, or the files are not the registered ones.
         """
         return self.local_artifacts(version) or downloaded(self, version)
 
 
 def rebuilding(store: Store) -> str:
-    """Return how far the rebuilding got; nothing where the store was never made again."""
+    """Return how far a rebuild got; an empty text where the store was never rebuilt."""
     return store.model_tags(store.names.model).get(REBUILDING, "")
 
 
 def half_rebuilt(store: Store) -> bool:
-    """Whether versions and aliases are not all there yet: a rebuilding was interrupted, or is at work."""
+    """Whether a rebuild was interrupted or is under way, so that versions or aliases are missing."""
     return rebuilding(store) in (MAKING, NUMBERED)
 
 
 def require_rebuilt(store: Store) -> None:
-    """Refuse a store that holds only a part of its versions.
+    """Refuse a half rebuilt store.
 
     Raises
     ------
     RegistryError
-        Saying how the rest comes.
+        Saying how to finish the rebuild.
     """
     if half_rebuilt(store):
         raise RegistryError(
@@ -185,7 +185,7 @@ def require_rebuilt(store: Store) -> None:
 
 
 def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:
-    """Yield the versions that a server or a database of another schema has; it hands them out by pages."""
+    """Yield the versions of a server, or of a database of another schema, page by page."""
     token = None
     while True:
         page = client.search_model_versions(f"name='{model}'", max_results=_PAGE, page_token=token)
@@ -230,19 +230,19 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
 
 
 def _whole(text: str) -> int:
-    """Return a whole number; 0 for what is none, which an audit names."""
+    """Return a whole number; 0 for any other text, which an audit reports."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def downloaded(store: Store, version: Version) -> Path:
     """Return the folder of a version's artifacts on this disk; only the first call downloads them.
 
-    Where nothing may be written into the project, they come into a folder that is gone with this process.
+    For a read-only project they are downloaded into a temporary folder of this process.
 
     Raises
     ------
     RegistryError
-        If the store does not hand them out, or they are not what was registered; nothing is kept then.
+        If the download fails, or the files are not the registered ones; nothing is kept then.
     """
     folder = _place(store, version)
     if temporary_copies := store.temporary_copies.get(version.record):
@@ -259,7 +259,7 @@ def downloaded(store: Store, version: Version) -> Path:
 
 
 def fetch_again(store: Store, version: Version) -> bool:
-    """Exchange a copy that does not hold for a whole one; return whether copies of the version are kept."""
+    """Replace a damaged copy by downloading it again; return whether the version is kept as a copy."""
     if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
     try:
@@ -275,10 +275,9 @@ def fetch_again(store: Store, version: Version) -> bool:
 
 @contextmanager
 def fresh_copies(store: Store) -> Iterator[Fetch]:
-    """Give a function that returns what the store hands out of a version now, not a copy of before.
+    """Give a function that downloads a version from the store as it is now, whatever copies there are.
 
-    What is downloaded lies in a folder of this process that is gone afterwards, except that what nobody has
-    a copy of yet stays.
+    Downloads go to a temporary folder; afterwards those of versions without a copy are kept as copies.
     """
     fetched: dict[str, Path] = {}
     with ExitStack() as stack:
@@ -305,12 +304,12 @@ def fresh_copies(store: Store) -> Iterator[Fetch]:
 
 
 def download(store: Store, version: Version, target: Path) -> None:
-    """Put what the store holds of a version into ``target``: nothing is checked, nothing remembered.
+    """Download the files of a version into ``target``, unchecked.
 
     Raises
     ------
     RegistryError
-        If the store does not hand it out.
+        If the download fails.
     """
     _ = store.client
     from mlflow.artifacts import download_artifacts
@@ -320,8 +319,8 @@ def download(store: Store, version: Version, target: Path) -> None:
         download_artifacts(artifact_uri=version.source, dst_path=str(target), tracking_uri=store.uri)
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
-            f"{store.error_line(error)}. Can this machine reach the place where they lie ({version.source})?"
+            f"the files of version {version.number} of {version.model} cannot be downloaded from "
+            f"{store.shown}: {store.error_line(error)}. Can this machine reach {version.source}?"
         ) from error
     (target / LOADED_FILE).unlink(missing_ok=True)
 
@@ -333,7 +332,7 @@ def _fetch(store: Store, version: Version, folder: Path) -> None:
 
 
 def _fetch_for_now(store: Store, version: Version) -> Path:
-    """Bring a version into a folder that is gone with the store, or at the latest with this process."""
+    """Download a version into a temporary folder that is deleted with the store object or this process."""
     if version.record not in store.temporary_copies:
         stack, owner = ExitStack(), os.getpid()
         folder = stack.enter_context(scratch_folder("versions")) / version.record
@@ -344,7 +343,7 @@ def _fetch_for_now(store: Store, version: Version) -> Path:
 
 
 def _keep(store: Store, fetched: dict[str, Path]) -> None:
-    """Leave to all processes what was brought of versions that none has a copy of."""
+    """Keep downloads of versions without a copy as copies for all processes."""
     if not fetched or fetched[""].parent != store.layout.private / "versions":
         return
     with suppress(RegistryError), store.lock("versions"):
@@ -358,13 +357,13 @@ def _place(store: Store, version: Version) -> Path:
     if not _SHA256.fullmatch(version.record):
         raise RegistryError(
             f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
-            "no SHA-256; `canal audit` says what else was changed"
+            "no SHA-256: it was changed; `canal audit` names every such change"
         )
     return store.layout.private / "versions" / version.record
 
 
 def _is_of(folder: Path, version: Version) -> bool:
-    """Whether a folder holds the manifests of a version: it came whole, but may have been cleared since."""
+    """Whether a folder holds the two manifests of a version."""
     manifests = {RECORD_FILE: version.record, KEY_FILE: version.key}
     return all(
         (folder / name).is_file() and file_digest(folder / name) == digest
@@ -381,5 +380,5 @@ def _require_whole(folder: Path, version: Version) -> None:
     try:
         check_files(folder, {**read_json(folder / RECORD_FILE)["files"], **read_key(folder)["files"]})
     except RegistryError as error:
-        text = str(error).replace(f"{folder}/", "").replace(str(folder), "what was brought")
+        text = str(error).replace(f"{folder}/", "").replace(str(folder), "the download")
         raise RegistryError(f"version {version.number} of {version.model}: {text}") from error

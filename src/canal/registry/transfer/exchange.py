@@ -1,6 +1,6 @@
-"""`canal export` and `canal import`: a version and the proof of its ancestry leave one registry for another.
+"""`canal export` and `canal import`: move a version, with the proof of its ancestry, to another registry.
 
-Both prove the unpacked parcel: that it holds what it claims, the version, its ancestors, the ledger's word.
+Both check the unpacked parcel completely: the version, its ancestors, and its entries of the ledger.
 """
 
 import shutil
@@ -46,17 +46,17 @@ from canal.registry.transfer.parcel import LEDGER, MANIFEST, VERSION, About, Man
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
 _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
-"""What the record goes on saying of how the version came to be."""
+"""Fields of the record that an import keeps: how the version was made."""
 
 _EVALUATION, _PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
 _REGISTERED = ("register", "rebuild")
 _KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
-"""What a model may consist of: nothing that runs when it is read."""
+"""Suffixes of a model's files: none of them runs code when it is read."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A parcel that was written."""
+    """A written parcel."""
 
     path: Path
     files: int
@@ -74,9 +74,9 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     Raises
     ------
     RegistryError
-        If there is no such version, or the file is there already.
+        If there is no such version, or the file exists already.
     AuditError
-        If anything about the version does not hold; names it.
+        If the audit of the version has findings; names them.
     """
     if path.exists() and not overwrite:
         raise RegistryError(f"{path} is there already; --overwrite replaces it")
@@ -94,7 +94,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
 
 
 def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
-    """Return what goes into the parcel of a version, by name, after all of it is checked."""
+    """Return the files of a version's parcel, by name, after checking all of them."""
     log, snapshot = AuditLog(), take_snapshot(store, ledger_of(store))
     reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
     member = reader.member(version)
@@ -106,7 +106,7 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
         check_files(one, log)
     if log.findings or member is None or record is None:
         raise AuditError(
-            f"version {version.number} was not exported, it does not hold:\n  "
+            f"version {version.number} was not exported, for its audit has findings:\n  "
             + "\n  ".join(str(one) for one in log.findings)
         )
     files: dict[str, Path | bytes] = {
@@ -114,7 +114,7 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     }
     for one in chain[:-1]:
         if one.folder.parent != member.folder / ANCESTORS:
-            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # what the chain is checked with travels
+            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # the files that its chain is checked with
                 if (one.folder / name).is_file():
                     files[f"{ANCESTORS}/{one.digest}/{name}"] = one.folder / name
     keys = {one.digest for one in chain}
@@ -130,7 +130,7 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
 
 @dataclass(frozen=True)
 class ImportedVersion:
-    """A version that came in a parcel; ``made`` says whether it was not there before."""
+    """An imported version; ``made`` says whether the import registered it."""
 
     version: Version
     made: bool
@@ -144,17 +144,17 @@ class ImportedVersion:
 
 
 def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
-    """Register the version in a parcel, unless it is registered; nothing is written before all is proven.
+    """Register the version in a parcel, unless it is registered; nothing is written before all checks pass.
 
-    ``sign`` signs the entry that the ledger gets.
+    ``sign`` signs the new entry of the ledger.
 
-    What could run is not taken from the file: the pyfunc is this canal's own, and HTML pages stay behind. The
+    No code is taken from the parcel: the pyfunc is made by this canal, and HTML pages are left out. The
     version keeps its ancestors' keys, so that it can be audited where they are not registered.
 
     Raises
     ------
     AuditError
-        If the file is not what `canal export` writes, or does not prove what it claims.
+        If the file is no parcel, or a check of it fails.
     RegistryError
         If a disk is full, or the store refuses.
     """
@@ -164,7 +164,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
             version, made = _registered(store, folder, manifest, chain, sign)
     except OSError as error:
         raise RegistryError(
-            f"{path} could not be registered: {error}; nothing half-made can be seen, import it again"
+            f"{path} could not be registered: {error}; no incomplete version is visible, import it again"
         ) from error
     return ImportedVersion(version, made, tuple(_notes(store, version, chain)) if made else ())
 
@@ -172,7 +172,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
 def _registered(
     store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion], sign: Sign | None
 ) -> tuple[Version, bool]:
-    """Return the version of a proven parcel, and whether it was made now."""
+    """Return the version of a checked parcel, and whether it was registered now."""
     with moving(store) as ledger:
         version = published(store, store.names.model, manifest.key)
         made = version is None
@@ -185,7 +185,7 @@ def _registered(
 def _publication(
     store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion]
 ) -> Publication:
-    """Return what becomes the version: the model, its measures and figures, and what came with it."""
+    """Return the content of the new version: the model, its metrics and figures, its ancestors and origin."""
     source, member = folder / VERSION, chain[-1]
     record, parent = read_record(source), member.parent
     model = folder / "model"
@@ -226,7 +226,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -> Iterator[str]:
-    """Yield what a person should know of a version that came from elsewhere."""
+    """Yield notes about an imported version."""
     strangers = [member.stage for member in chain[:-1] if ready_version(store, member.digest) is None]
     if strangers:
         yield (
@@ -240,12 +240,12 @@ def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -
 
 
 def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
-    """Return the chain of an unpacked parcel, oldest first, if everything about it holds.
+    """Return the chain of an unpacked parcel, oldest first, if all checks pass.
 
     Raises
     ------
     AuditError
-        Naming everything that does not hold.
+        Naming every finding.
     """
     log = AuditLog()
     try:
@@ -285,19 +285,19 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
             log.finding(one.name, "files", what)
     Opening([member], cells=True).start().report(log)
     if log.findings:
-        return chain  # what its own files are not good for is not read any further
+        return chain  # faulty files are not read any further
     check_verdict(chain, log)
     check_chain(chain, log)
     check_cells(chain, log)
     check_sums(chain, log)
-    _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # what commands will have to read
+    _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
     _check_answers(member, log)
     _check_ancestors(chain, folder / ANCESTORS, entries, log)
     return chain
 
 
 def _entries(path: Path, log: AuditLog) -> list[Entry]:
-    """Return the ledger's entries that travel with the version; each proves itself, not the chain."""
+    """Return the registrations in the parcel's ledger; each is checked by itself, without the chain."""
     entries = []
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
@@ -310,7 +310,7 @@ def _entries(path: Path, log: AuditLog) -> list[Entry]:
 
 
 def _chain(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[RegisteredVersion]:
-    """Return the ancestors that travel with the version, and the version."""
+    """Return the version's ancestors in the parcel, oldest first, and the version."""
     chain = [member]
     while (parent := chain[0].parent) is not None:
         places = (folder / ANCESTORS / parent, folder / VERSION / ANCESTORS / parent)
@@ -323,7 +323,7 @@ def _chain(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[Regis
 
 
 def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
-    """Check what every command reads of a version: its labels, which people see, and its measures."""
+    """Check the documents that every command reads: labels, evaluation and predictions."""
     try:
         for label in member.labels or ():
             plain_name(label, f"the label {ascii(label[:60])}")
@@ -351,7 +351,7 @@ def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
 def _check_ancestors(
     chain: list[RegisteredVersion], folder: Path, entries: list[Entry], log: AuditLog
 ) -> None:
-    """Check that nothing lies among the ancestors but files of the chain's members, and records of theirs."""
+    """Check that the folder of ancestors holds only files of the chain's members, with their records."""
     known = {f"{member.digest}/{name}" for member in chain for name in (*member.files, *MANIFESTS)}
     for name in unlisted(folder, known):
         what = "it belongs to nothing that the version was learned on"

@@ -1,12 +1,12 @@
-"""A finished folder becomes a version, visible only when whole: one by one, or all by `canal registry sync`.
+"""Registration of model folders as versions, one by one or all by `canal registry sync`.
 
-Artifacts first, then manifests, then the version, then its ``status=ready`` tag; then the ledger notes it and
-the ``candidate`` alias follows. `sync` stands outside DVC, since DVC restores outs without running what made
-them.
+Artifacts are stored first, then manifests, then the version, then its ``status=ready`` tag, without which no
+version is visible; last come the ledger's entry and the ``candidate`` alias. `sync` is no DVC stage, since
+DVC restores outs without running the command that made them.
 
-An imported backbone is the beginning of a lineage that was not learned here. ``backbones/<name>`` holds the
-weights with a key of their own. ``models/backbone`` holds the same bytes under ``model/`` and that key as
-``imported.json``, so that sync can rebuild the import from what DVC pulled.
+An imported backbone begins a lineage that was not learned here. ``backbones/<name>`` holds the weights with a
+key of their own. ``models/backbone`` holds the same bytes under ``model/`` and that key as ``imported.json``,
+so that sync can register the import from what DVC pulled.
 """
 
 import json
@@ -50,7 +50,7 @@ from canal.registry.store.store import TAG, Store
 from canal.registry.store.tracking import parent_run, stage_run
 
 MODEL_VERSIONS = "mlflow.modelVersions"
-"""The tag by which MLflow's page of a logged model links to its version."""
+"""The tag that links a logged model to its version in MLflow's pages."""
 
 DrawFigures = Callable[[str], Path]
 """Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
@@ -59,24 +59,24 @@ _MODEL = "model"
 
 @dataclass(frozen=True)
 class Publication:
-    """What is to become a version.
+    """The content of a version to be registered.
 
     Attributes
     ----------
     model : str
         The registered model.
     folder : Path
-        What was learned, or imported, with its key.json.
+        The folder of the model, with its key.json.
     run_id : str
-        The MLflow run it belongs to.
+        The MLflow run of its stage.
     parent : Version or None
-        The version whose key it names as its parent.
+        The version with the parent's key.
     extras : Mapping
         Name in the version -> file or folder; see `canal.registry.manifest.version_folder.assemble`.
     pyfunc : bool
-        Whether the model answers.
+        Whether the model annotates cells.
     facts : Mapping
-        What record.json says instead of, or beside, what is found here and now.
+        Facts for record.json, before those of this machine and moment.
     tags : Mapping
         Tags of the version beside those that every version has.
     """
@@ -92,15 +92,15 @@ class Publication:
 
 
 def whole_key(folder: Path) -> str:
-    """Return the digest of a folder's key; raises `RegistryError` if a file is not what the key says."""
+    """Return the digest of a folder's key; raises `RegistryError` if a file differs from its digest there."""
     check_files(folder, read_key(folder)["files"])
     return key_digest(folder)
 
 
 def published(store: Store, model: str, key: str) -> Version | None:
-    """Return the ready version with this key; what was left half made by a kill is removed first.
+    """Return the ready version with this key; incomplete versions, left by a kill, are deleted on the way.
 
-    A version without a key was made by somebody else's hand: it is not canal's to remove.
+    A version without a key was not made by canal, and is left alone.
     """
     for version in store.versions(model):
         if not version.ready:
@@ -114,7 +114,7 @@ def published(store: Store, model: str, key: str) -> Version | None:
 
 
 def publish(store: Store, what: Publication) -> Version:
-    """Store the bundle, make the version and return it; the caller holds the registry's lock."""
+    """Store the files of a version, register it and return it; the caller holds the registry's lock."""
     with scratch_folder("version") as scratch:
         bundle = scratch / "version"
         with store.translated_errors():
@@ -137,7 +137,7 @@ def publish(store: Store, what: Publication) -> Version:
 
 
 def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
-    """Make a version of a folder that is stored whole, manifests and all, and return it."""
+    """Register a version whose files and manifests are stored, and return it."""
     key, record, parent = read_key(bundle), read_record(bundle), what.parent
     pages = Pages(bundle, key, record)
     tags = {
@@ -164,7 +164,7 @@ def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Ver
 def _create_version(
     store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
 ) -> int:
-    """Make the version; ``status=ready`` comes last of all: what a kill leaves before it is no version."""
+    """Create the version; ``status=ready`` comes last: without it, a kill leaves an incomplete version."""
     client, model, parent = store.client, what.model, what.parent
     made = client.create_model_version(
         model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
@@ -195,7 +195,7 @@ def _facts(store: Store, what: Publication) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Synced:
-    """What sync found: versions made now, versions that were there, and paths of a moved project mended."""
+    """The result of sync: versions made now, known versions, and the number of updated paths."""
 
     made: tuple[Version, ...]
     known: tuple[Version, ...]
@@ -203,14 +203,14 @@ class Synced:
 
 
 def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
-    """Register every finished stage, oldest first; a second call finds nothing to do.
+    """Register every measured stage, oldest first; a second call changes nothing.
 
-    ``sign`` signs the entries that the ledger gets, and with them the digests of keys and records.
+    ``sign`` signs the new entries of the ledger, and with them the digests of keys and records.
 
     Raises
     ------
     RegistryError
-        If a model folder does not hold what its key says, or a stage's parent is not registered.
+        If a file differs from its digest in the key, or a stage's parent is not registered.
     """
     made: list[Version] = []
     known: list[Version] = []
@@ -218,7 +218,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
         if adopted := register_adopted(store, layout.model(BACKBONE)):
             (made if adopted[1] else known).append(adopted[0])
         for stage in (BACKBONE, *config.stages):
-            # Learned and measured: DVC makes outs whole, so their manifests tell.
+            # DVC makes outs atomically, so the two files show that a stage was learned and measured.
             measured = stage == BACKBONE or (layout.metrics(stage) / "evaluation.json").is_file()
             if not measured or not (layout.model(stage) / KEY_FILE).is_file():
                 continue
@@ -245,7 +245,7 @@ def _publication(store: Store, layout: Layout, config: Config, stage: str, draw:
 
 
 def parent_version(store: Store, key: Key, stage: str) -> Version | None:
-    """Find the parent by its key, never by an alias; None where a lineage begins.
+    """Return the version with the parent's key; None where a lineage begins.
 
     Raises
     ------
@@ -272,7 +272,7 @@ def ready_version(store: Store, key: str) -> Version | None:
 
 
 def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
-    """Return what a version holds beside its model; see `canal.registry.manifest.version_folder.assemble`."""
+    """Return the files beside a version's model; see `canal.registry.manifest.version_folder.assemble`."""
     return {
         "metrics": layout.metrics(stage),
         "validation/data_docs": layout.data_docs(stage),
@@ -281,10 +281,10 @@ def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
 
 
 def import_facts(checkpoint: str, genes: str, gene_vectors: str | None) -> dict[str, Any]:
-    """Return what an import's key says beside the digests of its own files: those of the files it came from.
+    """Return the facts for the key of an import: the digests of the published files.
 
-    No code and no place: an import computes nothing, it renames tensors, and its own files' digests say what
-    came of it. So the same files give the same key with any version of canal.
+    They name no code and no path: an import only renames tensors, and the digests of its own files cover the
+    result. So the same files give the same key with any version of canal.
     """
     request = {"stage": IMPORTED, "checkpoint": checkpoint, "genes": genes, "gene_vectors": gene_vectors}
     return {"stage": IMPORTED, "branch": 1, "request": request, "request_digest": json_digest(request)}
@@ -304,7 +304,7 @@ def register_import(store: Store, folder: Path) -> tuple[Version, bool]:
     Raises
     ------
     RegistryError
-        If the folder does not hold what its key says.
+        If a file differs from its digest in the key.
     """
     model, key = store.names.backbone, whole_key(folder)
     if version := published(store, model, key):
@@ -314,7 +314,7 @@ def register_import(store: Store, folder: Path) -> tuple[Version, bool]:
 
 
 def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | None:
-    """Return `register_import` of what ``models/backbone`` was adopted from, or None where it was learned."""
+    """Return `register_import` of the import in ``models/backbone``; None where the backbone was learned."""
     path = backbone / IMPORT_KEY
     if not path.is_file():
         return None
@@ -326,7 +326,7 @@ def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | Non
 
 
 def import_of(backbone: Path, scratch: Path) -> Path:
-    """Return a folder below ``scratch`` with the import that ``models/backbone`` was adopted from."""
+    """Return a folder below ``scratch`` with the import in ``models/backbone``."""
     folder = scratch / IMPORTED
     shutil.copytree(backbone / _MODEL, folder)
     shutil.copyfile(backbone / IMPORT_KEY, folder / KEY_FILE)

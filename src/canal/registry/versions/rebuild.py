@@ -1,9 +1,8 @@
-"""`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
+"""`canal registry rebuild`: restores a lost MLflow store from the models in DVC and the ledger.
 
-The ledger says which number had which key; the models that lie in project folders are found by key. Numbers
-whose model is not there are used up by placeholders, so that none is given twice: MLflow numbers versions by
-the highest number that a model ever had, so a deleted version keeps its number. Aliases and retirements are
-those of the ledger's last word. What a kill leaves, the same command completes.
+The ledger has the key of every version; model folders of projects are looked up by key. A number without a
+model folder gets a placeholder, which is deleted at the end: MLflow never gives the number of a deleted
+version again. Aliases and retirements follow the ledger. The same command continues an interrupted rebuild.
 """
 
 import tempfile
@@ -50,14 +49,14 @@ DrawFigures = Callable[[Layout, str], Path]
 
 @dataclass(frozen=True)
 class RebuildOptions:
-    """Who rebuilds, why, where models may lie, and which versions are given up.
+    """Options of a rebuild: person, reason, project folders to search, and versions to give up.
 
     Attributes
     ----------
     layouts : sequence of Layout
         Project folders with ``models/`` and ``metrics/``; the first is the project's own.
     without : collection of int
-        Numbers of annotators that are given up though an alias points to them.
+        Numbers of annotators to give up though an alias points to them.
     """
 
     by: str
@@ -81,7 +80,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The versions that are there again, and those that are gone."""
+    """The rebuilt versions, and those that could not be rebuilt."""
 
     made: tuple[Version, ...]
     gone: tuple[Gap, ...]
@@ -89,18 +88,18 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One model folder.
+    """A model folder on disk.
 
     Attributes
     ----------
     folder : Path
-        With a key.json; for an import that only models/backbone remembers, the folder of that.
+        With a key.json; for an import without a folder of its own, models/backbone, which holds its files.
     layout : Layout
-        The project folder that it lies in.
+        The project folder.
     stage : str or None
-        The stage that it was learned as; None for an import.
+        The stage of the model; None for an import.
     adopted : bool
-        Whether the import has to be taken out of models/backbone.
+        Whether the import has to be extracted from models/backbone.
     """
 
     folder: Path
@@ -111,7 +110,7 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """What was found, and what was looked for in vain."""
+    """The model folders of some projects by key, and the project folders that were searched."""
 
     by_key: Mapping[str, ModelFolder]
     places: tuple[Path, ...]
@@ -121,19 +120,19 @@ class ModelFolders:
         model = self.by_key.get(key)
         if model is None:
             looked = ", ".join(str(place / "models") for place in self.places)
-            return f"no model with key {key[:12]}... lies in {looked}"
+            return f"no model with key {key[:12]}... was found in {looked}"
         metrics = model.layout.metrics(str(model.stage))
         measured = model.stage in (None, BACKBONE) or (metrics / "evaluation.json").is_file()
         return None if measured else f"{metrics} holds no evaluation.json"
 
     @contextmanager
     def folder(self, key: str) -> Iterator[ModelFolder]:
-        """Give the folder of a model, checked file by file.
+        """Give the folder of a model, with every file checked.
 
         Raises
         ------
         RegistryError
-            Naming every file that is not what the key says.
+            Naming every file that differs from its digest in the key.
         """
         model = self.by_key[key]
         whole_key(model.folder)
@@ -150,22 +149,22 @@ def is_lost(store: Store) -> bool:
 
 
 def rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt:
-    """Make an empty or lost store again, or go on where that was interrupted.
+    """Rebuild an empty or lost store, or continue an interrupted rebuild.
 
     Raises
     ------
     RegistryError
         If the store holds versions, the ledger none, a model folder is damaged, or an alias points to a
-        version whose model is not there and that is not given up.
+        version without a model folder that is not given up.
     LedgerError
-        If the ledger does not hold.
+        If the ledger is damaged.
     """
     with store.lock("rebuild"):
         return _rebuild(store, options, draw)
 
 
 def rebuild_lost(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt | None:
-    """Do as `rebuild` where the store is lost or half rebuilt; return None where it is not."""
+    """Call `rebuild` for a lost or half rebuilt store; return None for any other."""
     if not (half_rebuilt(store) or is_lost(store)):
         return None
     with store.lock("rebuild"):  # another process may have done it meanwhile
@@ -173,10 +172,10 @@ def rebuild_lost(store: Store, options: RebuildOptions, draw: DrawFigures) -> Re
 
 
 def _rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt:
-    """Make versions in the order of their numbers, then release the numbers that only were held.
+    """Make versions in the order of their numbers, then delete the placeholders.
 
-    A tag of the registered model says how far it got, from before the first version on: as long as it does
-    not say that all is done, nobody else moves anything, and this goes on where a kill ended it.
+    A tag of the registered model says how far the rebuild got, from before the first version on. Until it
+    says that all is done, no alias can be moved, and another call continues the rebuild.
     """
     who, why = plain_name(options.by, "the person (--by)"), plain_reason(options.why)
     _require_lost(store)
@@ -210,7 +209,7 @@ def _rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuil
 
 @dataclass(frozen=True)
 class _Maker:
-    """What making one version needs beside its number."""
+    """Makes versions and their entries in the ledger during a rebuild."""
 
     store: Store
     ledger: Ledger
@@ -221,7 +220,7 @@ class _Maker:
     sign: Sign | None
 
     def make(self, model: str, gaps: Collection[tuple[str, int]]) -> None:
-        """Give every number of a model its version again, in order, or hold it."""
+        """Make the version of every number of a model, in order, or a placeholder."""
         entries = self.ledger.entries()
         known = {number: entry for (name, number), entry in ledger_records(entries).items() if name == model}
         for number in range(1, max(known, default=0) + 1):
@@ -236,7 +235,7 @@ class _Maker:
                 self._record(entry, version.record, {"run": version.run_id, "parent": version.parent}, number)
 
     def _version(self, entry: Entry, retired: bool) -> Version:
-        """Return the version of an entry: there since the kill of an earlier try, completed, or made."""
+        """Return the version of an entry: made by an interrupted rebuild, completed, or made now."""
         there = self.store.versions(entry.model)
         version = next((one for one in there if one.number == entry.version), None)
         if version is not None and version.key == entry.document["key"]:
@@ -264,7 +263,7 @@ class _Maker:
         )
 
     def _record(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
-        """Write the ledger's entry, which moves the aliases to where they were (None: they are removed)."""
+        """Write an entry that points the version's aliases to ``number`` (None removes them)."""
         current = ledger_aliases(self.ledger.entries(), entry.model)
         before = {name: value for name, value in entry.document["details"].items() if name != LOST}
         record(
@@ -323,7 +322,7 @@ def _require_aliases(
     there = sorted(number for number in options.without if (model, number) not in gaps)
     if there:
         raise RegistryError(
-            f"version {there[0]} can be rebuilt, or never was: leave out --without {there[0]}"
+            f"version {there[0]} can be rebuilt, or is not in the ledger: leave out --without {there[0]}"
         )
     lines = [
         f"{gaps[model, number]} ({', '.join(aliases)} points to it)"
@@ -341,7 +340,7 @@ def _require_aliases(
 
 
 def find_model_folders(layouts: Sequence[Layout]) -> ModelFolders:
-    """Look through ``models/`` and ``backbones/`` of project folders; what comes first counts."""
+    """Search ``models/`` and ``backbones/`` of project folders; the first folder of a key counts."""
     by_key: dict[str, ModelFolder] = {}
     for layout in layouts:
         for key in sorted((layout.root / "models").glob(f"*/{KEY_FILE}")):
@@ -355,18 +354,18 @@ def find_model_folders(layouts: Sequence[Layout]) -> ModelFolders:
 
 
 def hold_number(store: Store, model: str, number: int) -> None:
-    """Make a version without artifacts that has this number, unless there is one; it is never ready.
+    """Create a placeholder: a version with this number and no artifacts, which is never ready.
 
     Raises
     ------
     RegistryError
-        If a whole version has the number, or the store gives another one.
+        If a complete version has the number, or the store gives another number.
     """
     there = {version.number: version for version in store.versions(model)}
     if number in there:
         if there[number].ready:
             raise RegistryError(
-                f"{model} {number} is registered, though nothing is known of it: `canal audit`"
+                f"{model} {number} is registered, but has no entry in the ledger: run `canal audit`"
             )
         return
     run_id = parent_run(store, "placeholder", "0" * 64)
@@ -386,12 +385,12 @@ def release_numbers(store: Store, model: str) -> None:
 
 
 def require_number(model: str, given: int, wanted: int) -> None:
-    """Refuse a number that the store gave instead of the one that comes next.
+    """Refuse another number than the one that comes next.
 
     Raises
     ------
     RegistryError
-        Saying how to begin again.
+        Saying how to start again.
     """
     if given != wanted:
         raise RegistryError(
