@@ -96,7 +96,7 @@ def test_branches_of_which_one_moved_something_join(root):
 def test_of_two_branches_that_both_registered_the_one_that_is_gone_is_told(root):
     """As an older canal advised: keep your own side. Another version under a number that is kept is found."""
     before = documents(root)
-    for number, told in ((3, True), (2, False)):
+    for number, noticed in ((3, True), (2, False)):
         git(root, "checkout", "--quiet", "--force", "-B", "side", "main~1")
         one = following(BOOK[:4], draft("register", number, {"candidate": number}, key="9" * 64))
         write(root, [*before[:4], one.document])
@@ -104,7 +104,7 @@ def test_of_two_branches_that_both_registered_the_one_that_is_gone_is_told(root)
         git(root, "checkout", "--quiet", "-B", "joined", "main")
         git(root, "merge", "--quiet", "-s", "ours", "-m", "merge", "side")
         findings, notes = looked(root)
-        assert (len(findings), len(notes)) == ((0, 1) if told else (1, 0))
+        assert (len(findings), len(notes)) == ((0, 1) if noticed else (1, 0))
         assert "joined branches that both wrote into it from line 5 on" in (notes or findings)[0]
 
 

@@ -28,7 +28,7 @@ def cells_seen(made):
     return CellsSeen(made.project.store)
 
 
-def told(cells_seen, **chosen):
+def exposures(cells_seen, **chosen):
     """What each version did with the chosen cells: grade, roles and where it was inherited from."""
     found = {}
     for exposure in find_exposures(cells_seen, find_cells(cells_seen, CellQuery(**chosen))):
@@ -40,7 +40,7 @@ def told(cells_seen, **chosen):
 
 
 def test_a_training_cell_is_in_the_backbone_the_stage_and_its_heirs(cells_seen):
-    assert told(cells_seen, cell="first:B-1") == {
+    assert exposures(cells_seen, cell="first:B-1") == {
         "backbone 1": ("learned", {"trained": 1}, None),
         "annotator 1": ("learned", {"trained": 1, "kept": 1}, 1),
         "annotator 2": ("learned", {"replayed": 1, "kept": 1}, 1),
@@ -49,7 +49,7 @@ def test_a_training_cell_is_in_the_backbone_the_stage_and_its_heirs(cells_seen):
 
 def test_a_cell_of_the_bank_that_is_not_replayed_is_inherited_all_the_same(cells_seen):
     """The second stage replays two cells a type: B-3 is the third."""
-    assert told(cells_seen, cell="first:B-3")["annotator 2"] == ("learned", {}, 1)
+    assert exposures(cells_seen, cell="first:B-3")["annotator 2"] == ("learned", {}, 1)
 
 
 def test_what_a_tuned_stage_replayed_follows_from_the_bank_size_that_its_study_chose(tmp_path):
@@ -60,27 +60,27 @@ def test_what_a_tuned_stage_replayed_follows_from_the_bank_size_that_its_study_c
     made.set_params(**{name: document[name] for name in ("sources", "continual", "tuning", "finetune")})
     made.stage("second", first, SECOND, ["B", "T", "Mono"])
     cells_seen = CellsSeen(made.project.store)
-    assert told(cells_seen, cell="first:B-1")["annotator 3"][1] == {"replayed": 1, "kept": 1}
-    assert told(cells_seen, cell="first:B-2")["annotator 2"][1] == {"replayed": 1}
-    assert told(cells_seen, cell="first:B-2")["annotator 3"] == ("learned", {}, 1)
+    assert exposures(cells_seen, cell="first:B-1")["annotator 3"][1] == {"replayed": 1, "kept": 1}
+    assert exposures(cells_seen, cell="first:B-2")["annotator 2"][1] == {"replayed": 1}
+    assert exposures(cells_seen, cell="first:B-2")["annotator 3"] == ("learned", {}, 1)
 
 
 def test_a_validation_cell_steers_and_a_probe_cell_steers_on(cells_seen):
-    assert told(cells_seen, cell="first:B-4") == {
+    assert exposures(cells_seen, cell="first:B-4") == {
         "backbone 1": ("steered", {"validated": 1}, None),
         "annotator 1": ("steered", {"validated": 1, "kept": 1}, 1),
         "annotator 2": ("steered", {"validated": 1, "kept": 1}, 1),
     }
-    assert told(cells_seen, cell="first:T-4")["annotator 2"] == ("steered", {}, 1)
+    assert exposures(cells_seen, cell="first:T-4")["annotator 2"] == ("steered", {}, 1)
 
 
 def test_a_test_cell_only_measures(cells_seen):
-    found = told(cells_seen, cell="first:B-5")
+    found = exposures(cells_seen, cell="first:B-5")
     assert found == {name: ("tested", {"tested": 1}, None) for name in ("annotator 1", "annotator 2")}
 
 
 def test_a_new_stage_s_cell_is_unknown_to_the_stages_before(cells_seen):
-    assert told(cells_seen, cell="second:Mono-1") == {
+    assert exposures(cells_seen, cell="second:Mono-1") == {
         "annotator 2": ("learned", {"trained": 1, "kept": 1}, None)
     }
 
@@ -90,12 +90,12 @@ def test_the_same_content_under_another_name_counts(cells_seen, cell):
     found = find_cells(cells_seen, CellQuery(cell=cell))
     assert found.ids == {"second:Mono-2", "first:T-2"}
     assert found.same == found.ids - {cell}
-    assert told(cells_seen, cell=cell)["annotator 2"][1] == {"trained": 1, "replayed": 1}
+    assert exposures(cells_seen, cell=cell)["annotator 2"][1] == {"trained": 1, "replayed": 1}
 
 
 @pytest.mark.parametrize("name", ["first", "1" * 64, "1" * 8])
 def test_a_data_set_is_found_by_its_name_and_by_its_bytes(cells_seen, name):
-    found = told(cells_seen, source=name)
+    found = exposures(cells_seen, source=name)
     assert list(found) == ["backbone 1", "annotator 1", "annotator 2"]
     assert found["annotator 1"][1] == {"trained": 6, "validated": 2, "tested": 2, "kept": 7}
     assert found["annotator 2"][:2] == (
@@ -105,7 +105,7 @@ def test_a_data_set_is_found_by_its_name_and_by_its_bytes(cells_seen, name):
 
 
 def test_a_batch_is_narrower_than_its_data_set(cells_seen):
-    found = told(cells_seen, source="first", batch="donor-1")
+    found = exposures(cells_seen, source="first", batch="donor-1")
     assert found["annotator 1"][1] == {"trained": 2, "kept": 2}
     assert found["annotator 2"][1] == {"replayed": 2, "kept": 2}
 
@@ -136,16 +136,16 @@ def test_an_adopted_backbone_learned_from_no_cell_but_its_genes_were_chosen_on_t
     made = Made(tmp_path / "project", {})
     made.stage("first", made.backbone(FIRST, made.imported()), FIRST, ["B", "T"])
     cells_seen = CellsSeen(made.project.store)
-    found = told(cells_seen, source="first")
+    found = exposures(cells_seen, source="first")
     assert found["backbone 2"] == ("steered", {"panel": 6}, None)
     assert found["annotator 1"][0] == "learned"
-    assert list(told(cells_seen, cell="first:B-5")) == ["annotator 1"]
+    assert list(exposures(cells_seen, cell="first:B-5")) == ["annotator 1"]
 
 
 def test_a_backbone_without_a_stage_yet_knows_its_cells_by_the_project_s_split(tmp_path):
     made = Made(tmp_path / "project", {})
     made.backbone(FIRST)
-    assert told(CellsSeen(made.project.store), source="first") == {
+    assert exposures(CellsSeen(made.project.store), source="first") == {
         "backbone 1": ("learned", {"trained": None}, None)
     }
     split = made.project.layout.split("first")
@@ -153,7 +153,7 @@ def test_a_backbone_without_a_stage_yet_knows_its_cells_by_the_project_s_split(t
     split.write_bytes((made.root / "scratch" / "backbone" / "split" / "cells.csv").read_bytes())
     cells_seen = CellsSeen(made.project.store)
     cells_seen.splits(cells_seen.versions[0])
-    assert told(cells_seen, source="first")["backbone 1"][1] == {"trained": 6, "validated": 2}
+    assert exposures(cells_seen, source="first")["backbone 1"][1] == {"trained": 6, "validated": 2}
 
 
 def test_a_backbone_saw_the_cells_of_its_extra_stages(tmp_path):
@@ -162,7 +162,7 @@ def test_a_backbone_saw_the_cells_of_its_extra_stages(tmp_path):
     )
     first = made.stage("first", made.backbone(FIRST), FIRST, ["B", "T"])
     made.stage("second", first, SECOND, ["B", "T", "Mono"])
-    found = told(CellsSeen(made.project.store), cell="second:Mono-1")
+    found = exposures(CellsSeen(made.project.store), cell="second:Mono-1")
     assert found["backbone 1"] == ("learned", {"trained": 1}, None)
     assert found["annotator 1"] == ("learned", {}, 1)
 
@@ -174,7 +174,7 @@ def test_a_branch_without_the_cell_has_not_touched_it(tmp_path):
     made.set_params(stages=document["stages"], continual={"bank_size": 4})
     without = replace(SECOND, train=["T-1"], bank=["T-1"], like={})
     made.stage("second", made.project.store.version("1"), without, ["B", "T", "Mono"])
-    assert list(told(CellsSeen(made.project.store), cell="second:Mono-1")) == ["annotator 2"]
+    assert list(exposures(CellsSeen(made.project.store), cell="second:Mono-1")) == ["annotator 2"]
 
 
 def test_half_made_versions_do_not_count(tmp_path):
@@ -182,7 +182,7 @@ def test_half_made_versions_do_not_count(tmp_path):
     with sqlite3.connect(made.root / "mlflow.db") as database:
         database.execute("DELETE FROM model_version_tags WHERE key = 'status' AND version = 2")
     database.close()
-    assert list(told(CellsSeen(made.project.store), cell="first:B-1")) == ["backbone 1", "annotator 1"]
+    assert list(exposures(CellsSeen(made.project.store), cell="first:B-1")) == ["backbone 1", "annotator 1"]
 
 
 @pytest.mark.parametrize("name", ["split/cells.csv", "bank/bank.h5ad", "metrics/predictions.csv", "key.json"])
@@ -191,7 +191,7 @@ def test_damaged_tables_are_never_believed(tmp_path, name):
     path = made.folder(made.project.store.version("2")) / name
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(RegistryError, match=name.replace(".", r"\.")):
-        told(CellsSeen(made.project.store), cell="first:B-1")
+        exposures(CellsSeen(made.project.store), cell="first:B-1")
 
 
 def test_exclusions_are_known_by_content(cells_seen):
@@ -219,8 +219,8 @@ def test_a_cell_in_reserve_is_met_by_no_version_unless_another_stage_has_its_con
     first = made.stage("first", made.backbone(stage_cells), stage_cells, ["B", "T"])
     made.stage("second", first, replace(SECOND, like={"Mono-2": "first:B-7"}), ["B", "T", "Mono"])
     cells_seen = CellsSeen(made.project.store)
-    assert told(cells_seen, cell="first:B-6") == {}
+    assert exposures(cells_seen, cell="first:B-6") == {}
     assert find_cells(cells_seen, CellQuery(cell="first:B-6")).reserve == {"first:B-6"}
-    assert told(cells_seen, cell="first:B-7")["annotator 2"][0] == "learned"
+    assert exposures(cells_seen, cell="first:B-7")["annotator 2"][0] == "learned"
     assert find_cells(cells_seen, CellQuery(cell="first:B-7")).reserve == frozenset()
     assert find_cells(cells_seen, CellQuery(source="first")).reserve == {"first:B-6"}

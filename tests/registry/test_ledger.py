@@ -196,10 +196,10 @@ def test_a_line_that_is_nested_too_deep_or_far_too_long_is_told_in_short(ledger)
     with ledger.path.open("a") as stream:
         stream.write("[" * 100_000 + "\n")
         stream.write(json.dumps(json.loads(lines(ledger)[0]) | {"format": "x" * 50_000}) + "\n")
-    with pytest.raises(LedgerError, match="2 findings") as told:
+    with pytest.raises(LedgerError, match="2 findings") as raised:
         ledger.entries()
-    assert "line 6: not JSON" in str(told.value)
-    assert len(str(told.value)) < 1000
+    assert "line 6: not JSON" in str(raised.value)
+    assert len(str(raised.value)) < 1000
 
 
 def test_a_ledger_that_is_another_file_is_not_read_to_its_end(ledger):

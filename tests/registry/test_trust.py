@@ -80,14 +80,14 @@ def test_a_project_that_names_a_keyring_takes_signed_entries_alone(store, keys):
         draft("rollback", 1, {"champion": 1, "previous": 2}, {"from": 2, "to": 1}),
     )
     with moving(trusted) as ledger:
-        for wish, sign, said in (
+        for entry_draft, sign, said in (
             (one, None, r"is not signed.*--sign FILE, a key with the role register"),
             (one, keys[ADA].sign, r"signed by 'Ada Lovelace', whose roles .* do not allow register"),
             (two, keys["CI"].sign, r"signed by 'CI', whose roles .* do not allow rollback"),
             (two, keys["Eve"].sign, "which is not in the keyring"),
         ):
             with pytest.raises(SigningError, match=f"nothing was moved: entry 6 .*{said}"):
-                record(trusted, ledger, wish, sign)
+                record(trusted, ledger, entry_draft, sign)
         assert not trusted.layout.pending.exists()
         assert len(ledger.entries()) == 5
         record(trusted, ledger, one, keys["CI"].sign)
@@ -186,8 +186,10 @@ def test_what_it_finishes_is_told(store, capsys):
     """What a kill left of a sync, word by word."""
     version = store.version("2")
     put(store, BOOK[:2])
-    wish = draft("register", 2, {}, key=version.key, record=version.record, who="canal registry sync (root)")
-    intend(store, following(BOOK[:2], wish))
+    entry_draft = draft(
+        "register", 2, {}, key=version.key, record=version.record, who="canal registry sync (root)"
+    )
+    intend(store, following(BOOK[:2], entry_draft))
     with moving(store) as ledger:
         assert [entry.seq for entry in ledger.entries()] == [1, 2, 3]
     assert capsys.readouterr().err == (

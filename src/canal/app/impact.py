@@ -33,13 +33,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Impact:
-    """Everything that the chosen cells touched.
+    """Everything that was exposed to the queried cells.
 
     Attributes
     ----------
-    chosen : Chosen
-    found : Found
-    touched : sequence of Touch
+    query : CellQuery
+    found : MatchedCells
+    exposures : sequence of Exposure
         Versions, parents first; a version that was only measured on the cells is among them.
     same_bytes : dict
         Other sources that are cut from the same file -> its SHA-256.
@@ -84,7 +84,7 @@ class Impact:
 
 
 def impact(project: Project, query: CellQuery) -> Impact:
-    """Return what a source, or a batch or a cell of it, touched.
+    """Return the impact of a source, or of a batch or a cell of it.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _settled(project: Project, found: MatchedCells) -> list[str]:
 
 
 def _rollback(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
-    """Yield what can be done at once where the champion is touched."""
+    """Yield what can be done at once where the champion was exposed."""
     marked = {exposure.version.version.key for exposure in exposures if exposure.grade != "tested"}
     versions = project.store.versions()
     if not any(CHAMPION in one.aliases and one.key in marked for one in versions):
@@ -358,7 +358,7 @@ def backward(project: Project, wanted: str) -> Graph:
 
 
 def forward(project: Project, query: CellQuery) -> dict[str, Any]:
-    """Return every version that a data set or a cell touched, and how, as a JSON document.
+    """Return every version that was exposed to a data set or a cell, and how, as a JSON document.
 
     Raises
     ------

@@ -82,8 +82,8 @@ def _check_split(newest: RegisteredVersion, prepared: PreparedCells | None, log:
         return
     columns = ["cell_type", "batch", "cell_digest"]
     split = newest.split.set_index("cell_id")[columns]
-    there = prepared.obs[columns].astype(str).reindex(split.index)
-    wrong = [str(cell) for cell in split.index[(split != there).any(axis=1)]]
+    actual = prepared.obs[columns].astype(str).reindex(split.index)
+    wrong = [str(cell) for cell in split.index[(split != actual).any(axis=1)]]
     if wrong:
         what = (
             f"{SPLIT}: {len(wrong)} cells are not in the prepared cells as they stand here: {examples(wrong)}"
@@ -110,8 +110,8 @@ def _check_stored(
         ids = [part.cell_ids[row] for row in rows]
         # Cells stored before a later stage added genes hold zeros for these.
         own = stages[stage].genes or stored.genes
-        there = np.pad(files.expression(prepared, ids, own), ((0, 0), (0, len(stored.genes) - len(own))))
-        same = np.all(there == part.expression[rows], axis=1)
+        actual = np.pad(files.expression(prepared, ids, own), ((0, 0), (0, len(stored.genes) - len(own))))
+        same = np.all(actual == part.expression[rows], axis=1)
         if wrong := [cell for cell, right in zip(ids, same, strict=True) if not right]:
             what = f"{name}: {len(wrong)} cells have other values than the data of {stage}: {examples(wrong)}"
             log.finding(newest.name, "values", what)
@@ -195,16 +195,16 @@ def _read(member: RegisteredVersion) -> StageSums:
 
 
 def _check_digests(member: RegisteredVersion, sums: StageSums, log: AuditLog) -> None:
-    recorded, there = member.key["sums"], {stage: one.digest for stage, one in sums.stages.items()}
-    for stage in sorted(recorded.keys() | there.keys()):
-        if recorded.get(stage) != there.get(stage):
-            what = f"the sums of {stage} have digest {there.get(stage)}, key.json says {recorded.get(stage)}"
+    recorded, actual = member.key["sums"], {stage: one.digest for stage, one in sums.stages.items()}
+    for stage in sorted(recorded.keys() | actual.keys()):
+        if recorded.get(stage) != actual.get(stage):
+            what = f"the sums of {stage} have digest {actual.get(stage)}, key.json says {recorded.get(stage)}"
             log.finding(member.name, _CHECK, what)
     if member.key["basis"]["digest"] != sums.basis.digest:
         log.finding(member.name, _CHECK, "the basis is not the one that key.json names")
     if strange := [stage for stage, one in sums.stages.items() if one.basis != sums.basis.digest]:
         log.finding(member.name, _CHECK, f"the sums of {examples(strange)} are of another basis")
-    log.counts["sums"] += len(there)
+    log.counts["sums"] += len(actual)
 
 
 def _check_basis(chain: Sequence[RegisteredVersion], sums: StageSums, log: AuditLog) -> None:
@@ -236,9 +236,9 @@ def _check_cells(
     if not member.is_annotator or own is None or member.rows is None:
         return
     wanted = Counter(cell_type for cell_type, _, _, chosen in member.rows.values() if chosen in SUMMED)
-    there = dict(zip(own.types, own.counts.tolist(), strict=True))
-    if wrong := [name for name in sorted({*wanted, *there}) if wanted.get(name, 0) != there.get(name, 0)]:
-        shown = examples([f"{name}: {there.get(name, 0)} of {wanted.get(name, 0)}" for name in wrong])
+    actual = dict(zip(own.types, own.counts.tolist(), strict=True))
+    if wrong := [name for name in sorted({*wanted, *actual}) if wanted.get(name, 0) != actual.get(name, 0)]:
+        shown = examples([f"{name}: {actual.get(name, 0)} of {wanted.get(name, 0)}" for name in wrong])
         whose = SPLIT if member is newest else f"{SPLIT} of {member.name}"
         log.finding(newest.name, _CHECK, f"sums of other cells than {whose} lets train: {shown}")
 
@@ -250,8 +250,8 @@ def _check_handed_on(chain: Sequence[RegisteredVersion], sums: StageSums, log: A
         kept = member.key.get("sums", {}) if member.is_annotator else {}
         whole = member is chain[-2]
         for stage, recorded in kept.items() if whole else [(member.stage, kept.get(member.stage))]:
-            there = sums.stages.get(stage)
-            if recorded is not None and (there is None or there.digest != recorded):
+            actual = sums.stages.get(stage)
+            if recorded is not None and (actual is None or actual.digest != recorded):
                 log.finding(newest.name, _CHECK, f"the sums of {stage} are not those of {member.name}")
     handed = chain[-2].document(f"{SUMS}/{MISSING}") if len(chain) > 1 and chain[-2].is_annotator else None
     for stage, genes in handed.items() if isinstance(handed, dict) else ():

@@ -46,7 +46,7 @@ class Snapshot:
         The ledger's file.
     versions : list of Version
         Of both registered models, ready or not.
-    there : mapping of int to Entry, or str
+    mirror : mapping of int to Entry, or str
         The entries that a shared store has, by number, or why they cannot be read; empty for another store.
     """
 
@@ -54,7 +54,7 @@ class Snapshot:
     wrong: list[str]
     content: bytes
     versions: list[Version]
-    there: Mapping[int, Entry] | str = field(default_factory=dict)
+    mirror: Mapping[int, Entry] | str = field(default_factory=dict)
 
     @property
     def ready(self) -> list[Version]:
@@ -73,8 +73,8 @@ class Snapshot:
         A folder that is behind is a finding; the moves of other folders are none.
         """
         known = [*self.entries]
-        there = {} if isinstance(self.there, str) else self.there
-        while (one := there.get(len(known) + 1)) and known and one.document["previous"] == known[-1].hash:
+        mirror = {} if isinstance(self.mirror, str) else self.mirror
+        while (one := mirror.get(len(known) + 1)) and known and one.document["previous"] == known[-1].hash:
             known.append(one)
         return known
 
@@ -89,12 +89,12 @@ def take_snapshot(store: Store, ledger: Ledger) -> Snapshot:
     ]
     content = ledger.path.read_bytes() if ledger.path.is_file() else b""
     versions = [version for name in store.models for version in store.versions(name)]
-    there: Mapping[int, Entry] | str = {}
+    mirror: Mapping[int, Entry] | str = {}
     try:
-        there = mirrored(store) if store.remote else {}
+        mirror = mirrored(store) if store.remote else {}
     except CanalError as error:
-        there = str(error)
-    return Snapshot(entries, wrong, content, versions, there)
+        mirror = str(error)
+    return Snapshot(entries, wrong, content, versions, mirror)
 
 
 def check_ledger(ledger: Ledger, snapshot: Snapshot, store: Store, log: AuditLog) -> None:
@@ -157,12 +157,12 @@ def check_aliases(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
     """Check aliases and retirements in MLflow against the ledger."""
     model = store.names.model
     recorded = ledger_aliases(snapshot.known, model)
-    there = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
+    actual = {alias: one.number for one in snapshot.versions if one.model == model for alias in one.aliases}
     ours = (CHAMPION, PREVIOUS, CANDIDATE)
     for alias in (*ours, *sorted(set(recorded) - {*ours})):
-        if recorded.get(alias) != there.get(alias):
+        if recorded.get(alias) != actual.get(alias):
             what = (
-                f"{alias} points to {_number(there.get(alias))} in MLflow, to "
+                f"{alias} points to {_number(actual.get(alias))} in MLflow, to "
                 f"{_number(recorded.get(alias))} by the ledger: it was moved without an entry"
             )
             log.finding("aliases", "aliases", what)
@@ -182,16 +182,16 @@ def _number(number: int | None) -> str:
 
 
 def _check_mirror(store: Store, snapshot: Snapshot, name: str, log: AuditLog) -> None:
-    there = snapshot.there
-    if isinstance(there, str):
-        log.finding(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {there}")
+    mirror = snapshot.mirror
+    if isinstance(mirror, str):
+        log.finding(LEDGER, "ledger", f"the ledger of {store.shown} cannot be read: {mirror}")
         return
     for mine in snapshot.entries:
-        if mine.seq in there and there[mine.seq].hash != mine.hash:
+        if mine.seq in mirror and mirror[mine.seq].hash != mine.hash:
             log.finding(LEDGER, "ledger", f"{name} and {store.shown} differ from entry {mine.seq} on")
             return
-    if len(there) != len(snapshot.entries):
-        what = f"{name} has {len(snapshot.entries)} entries, {store.shown} has {len(there)}"
+    if len(mirror) != len(snapshot.entries):
+        what = f"{name} has {len(snapshot.entries)} entries, {store.shown} has {len(mirror)}"
         log.finding(LEDGER, "ledger", f"{what}: canal ledger --catch-up")
 
 
@@ -199,9 +199,9 @@ def check_promotions(
     entries: Sequence[Entry], versions: Sequence[Version], reader: VersionReader, log: AuditLog
 ) -> None:
     """Check that the values in rulings are those in the version's documents, for the same record."""
-    there = {(version.model, version.number, version.record): version for version in versions}
+    by_record = {(version.model, version.number, version.record): version for version in versions}
     for entry in entries:
-        version = there.get((entry.model, entry.version, entry.document["record"]))
+        version = by_record.get((entry.model, entry.version, entry.document["record"]))
         if entry.kind != "promote" or version is None or (member := reader.member(version)) is None:
             continue
         for what in unproven(entry.document["details"], member.folder):
@@ -223,7 +223,7 @@ def check_entries(
         Names the model of backbones, and the project's own keyring.
     keyring : Mapping or None
         Keys by which every entry has to be signed; None asks for no more than the project's keyring does.
-    found : Found
+    log : AuditLog
     """
     for breach in breaches(entries, store.names.backbone):
         (log.finding if breach.grave else log.note)(LEDGER, "rules", str(breach))
@@ -274,15 +274,15 @@ def _compare(anchor: Anchor, entry: Entry | None, number: int, log: AuditLog) ->
     named = str(anchor.document["hash"])
     if entry is not None and entry.hash == named:
         return
-    there = (
+    described = (
         f"it has {number} entries" if entry is None else f"entry {entry.seq} has hash {entry.hash[:12]}..."
     )
     log.finding(
         LEDGER,
         "anchor",
         f"the ledger no longer begins with the {anchor.entries} entries that the anchor {anchor.tag} (by "
-        f"{anchor.document['who'][:200]!r}) names, the last with hash {named[:12]}...: {there}. What it was: "
-        f"git show {anchor.tag}^{{}}:./{anchor.document['path'].rpartition('/')[2]}",
+        f"{anchor.document['who'][:200]!r}) names, the last with hash {named[:12]}...: {described}. What "
+        f"it was: git show {anchor.tag}^{{}}:./{anchor.document['path'].rpartition('/')[2]}",
     )
 
 

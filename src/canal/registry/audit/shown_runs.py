@@ -153,19 +153,19 @@ def _check_own_figures(shown: Shown, run: ShownRun, one: CheckedVersion, log: Au
 
 def _check_place(shown: Shown, run: ShownRun, member: RegisteredVersion, log: AuditLog) -> None:
     wanted = shown.address(f"{run.id}/artifacts")
-    for field, there, expected in (
+    for field, actual, expected in (
         ("artifact_uri", run.location, wanted),
         ("experiment_id", run.experiment, shown.experiment),
     ):
-        if there != expected:
-            what = f"runs.{field} of run {run.id} in MLflow is {there!r}, expected {expected!r}"
+        if actual != expected:
+            what = f"runs.{field} of run {run.id} in MLflow is {actual!r}, expected {expected!r}"
             log.finding(member.name, _CHECK, what)
 
 
 def _wrong_tag(
-    member: RegisteredVersion, run: ShownRun, name: str, there: str | None, wanted: str, log: AuditLog
+    member: RegisteredVersion, run: ShownRun, name: str, actual: str | None, wanted: str, log: AuditLog
 ) -> None:
-    state = "is gone" if there is None else f"says {there[:120]!r}"
+    state = "is gone" if actual is None else f"says {actual[:120]!r}"
     log.finding(member.name, _CHECK, f"the tag {name} of run {run.id} {state}, expected {wanted!r}")
 
 
@@ -336,4 +336,4 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
 
 def _all_same(points: Points, value: float) -> bool:
     """Whether all points of a metric have this value at step 0."""
-    return bool(points) and all(step == 0 and same(there, value) for step, there in points)
+    return bool(points) and all(step == 0 and same(actual, value) for step, actual in points)

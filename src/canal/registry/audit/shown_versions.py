@@ -58,8 +58,8 @@ def check_shown(
         return
     # canal audits the folder of the logged model; MLflow serves the folder in the version's row.
     _compare(member, "model_versions.storage_location", row.location, model.location, log)
-    for name, there, wanted in _model_pairs(shown, model, member, record):
-        _compare(member, name, there, wanted, log)
+    for name, actual, wanted in _model_pairs(shown, model, member, record):
+        _compare(member, name, actual, wanted, log)
     if page is not None:
         _check_model(model, member, page, log)
 
@@ -83,7 +83,7 @@ def expected_page(member: RegisteredVersion, record: Record) -> PageContent | No
 
 def _check_model(model: ShownModel, member: RegisteredVersion, page: PageContent, log: AuditLog) -> None:
     """Compare parameters and metrics of a logged model with the version's documents."""
-    there = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
+    actual = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
     wanted = {_place(one): one.value for one in page.measures}
     wrong = [
         f"{name} {_quoted(model.params[name]) if name in model.params else 'is gone'}, not {_quoted(value)}"
@@ -91,18 +91,20 @@ def _check_model(model: ShownModel, member: RegisteredVersion, page: PageContent
         if model.params.get(name) != value
     ]
     wrong += [
-        f"{_metric(place)} {there.get(place, 'is gone')}, not {value}"
+        f"{_metric(place)} {actual.get(place, 'is gone')}, not {value}"
         for place, value in wanted.items()
-        if not same(there.get(place), value) or sum(one[:3] == place for one in model.metrics) > 1
+        if not same(actual.get(place), value) or sum(one[:3] == place for one in model.metrics) > 1
     ]
     names = {name for name, _, _ in wanted}
     wrong += [
-        f"{_metric(place)}, which canal did not write" for place in there.keys() - wanted if place[0] in names
+        f"{_metric(place)}, which canal did not write"
+        for place in actual.keys() - wanted
+        if place[0] in names
     ]
     if wrong:
         what = f"its logged model in MLflow differs from its documents: {examples(sorted(wrong))}"
         log.finding(member.name, _CHECK, what)
-    strange = {*model.params} - {*page.params} | {name for name, _, _ in there} - names | {*model.tags}
+    strange = {*model.params} - {*page.params} | {name for name, _, _ in actual} - names | {*model.tags}
     if strange:
         what = f"its logged model in MLflow shows {examples(sorted(strange))}, which canal did not write"
         log.note(member.name, _CHECK, what)
@@ -124,8 +126,8 @@ def check_others(shown: Shown, snapshot: Snapshot, store: Store, log: AuditLog) 
         name = store.names.experiment
         what = f"experiments.lifecycle_stage of {name} in MLflow is {shown.lifecycle!r}, expected {ACTIVE!r}"
         log.finding("store", _CHECK, what)
-    for model, there in sorted(shown.aliases.items()):
-        for alias, number in sorted(there.items()):
+    for model, aliases in sorted(shown.aliases.items()):
+        for alias, number in sorted(aliases.items()):
             if model == store.names.model and alias in ours:
                 continue
             name = version_name(store, model, number)
@@ -177,14 +179,14 @@ def _check_tags(
     """Check the value of every tag that canal wrote."""
     figures = {} if page is None else {f"{TAG}{name}": value for name, value in page.tags.items()}
     for name, wanted in (expected_tags(member, record) | figures).items():
-        there = row.tags.get(name)
-        if there != wanted:
-            what = f"the tag {name} " + ("is gone" if there is None else f"says {_quoted(there)}")
+        actual = row.tags.get(name)
+        if actual != wanted:
+            what = f"the tag {name} " + ("is gone" if actual is None else f"says {_quoted(actual)}")
             where = "its documents say" if name in figures else "key.json and record.json say"
             log.finding(member.name, "tags", f"{what}, {where} {_quoted(wanted)}")
     about = record.get("imported_from")
-    if about is None and (there := row.tags.get(f"{TAG}imported_from")) is not None:
-        what = f"the tag {TAG}imported_from says {_quoted(there)}, but it was learned in this registry"
+    if about is None and (actual := row.tags.get(f"{TAG}imported_from")) is not None:
+        what = f"the tag {TAG}imported_from says {_quoted(actual)}, but it was learned in this registry"
         log.finding(member.name, "tags", what)
 
 
@@ -205,9 +207,9 @@ def expected_tags(member: RegisteredVersion, record: Record) -> dict[str, str]:
     return {f"{TAG}{name}": value for name, value in tags.items()}
 
 
-def _compare(member: RegisteredVersion, name: str, there: str, wanted: str, log: AuditLog) -> None:
-    if there != wanted:
-        log.finding(member.name, _CHECK, f"{name} in MLflow is {_quoted(there)}, expected {_quoted(wanted)}")
+def _compare(member: RegisteredVersion, name: str, actual: str, wanted: str, log: AuditLog) -> None:
+    if actual != wanted:
+        log.finding(member.name, _CHECK, f"{name} in MLflow is {_quoted(actual)}, expected {_quoted(wanted)}")
 
 
 def _quoted(text: str) -> str:

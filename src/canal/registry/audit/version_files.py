@@ -165,8 +165,8 @@ def check_files(member: RegisteredVersion, log: AuditLog) -> None:
     be among them.
     """
     for name, digest in sorted(member.files.items()):
-        there = member.sum(name)
-        if there is None and member.elsewhere:
+        actual = member.sum(name)
+        if actual is None and member.elsewhere:
             if name in CARRIED:
                 what = f"{name} did not come along: what was learned on it cannot be checked without"
                 log.finding(member.name, "files", f"{what}; ask for the bundle again")
@@ -175,8 +175,8 @@ def check_files(member: RegisteredVersion, log: AuditLog) -> None:
                 log.note(member.name, "files", f"{what}: genes without sums are not compared")
             continue
         log.counts["files"] += 1
-        if there != digest:
-            log.finding(member.name, "files", _differs(name, there, digest))
+        if actual != digest:
+            log.finding(member.name, "files", _differs(name, actual, digest))
 
 
 def check_record(
@@ -201,8 +201,8 @@ def check_record(
         log.finding(member.name, "record", what)
     for name, digest in sorted(record["files"].items()):
         log.counts["files"] += 1
-        if (there := member.sum(name)) != digest:
-            log.finding(member.name, "files", _differs(name, there, digest))
+        if (actual := member.sum(name)) != digest:
+            log.finding(member.name, "files", _differs(name, actual, digest))
     listed = {**member.files, **record["files"]}
     for name in unlisted(member.folder, {*listed, *MANIFESTS}):
         if _left_by_loading(member, version, name, listed):
@@ -263,8 +263,8 @@ def _compiles_to(source: Path, compiled: Path) -> bool:
 
 def unlisted(folder: Path, known: set[str]) -> list[str]:
     """Return the files (and links) below a folder that are not among the known ones, sorted."""
-    there = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(folder).as_posix() for path in there} - known)
+    actual = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in actual} - known)
 
 
 def _registered(name: str, path: Path, tag: str, recorded: str | None, log: AuditLog) -> bool:
@@ -272,14 +272,14 @@ def _registered(name: str, path: Path, tag: str, recorded: str | None, log: Audi
     if not path.is_file():
         log.finding(name, "files", f"{path.name}: missing ({path})")
         return False
-    there = file_digest(path)
+    actual = file_digest(path)
     log.counts["files"] += 1
     names = {"the tag": tag, "the ledger": recorded}
-    wrong = {who: digest for who, digest in names.items() if digest is not None and digest != there}
+    wrong = {who: digest for who, digest in names.items() if digest is not None and digest != actual}
     if not wrong:
         return True
     registered = examples([f"{who} says {_short(digest)}" for who, digest in wrong.items()])
-    log.finding(name, "files", f"{path.name} has sha256 {_short(there)}, but {registered}")
+    log.finding(name, "files", f"{path.name} has sha256 {_short(actual)}, but {registered}")
     return len(wrong) < len([digest for digest in names.values() if digest is not None])
 
 
@@ -287,10 +287,10 @@ def _recorded(entry: Entry | None, field: str) -> str | None:
     return None if entry is None else str(entry.document[field])
 
 
-def _differs(name: str, there: str | None, digest: str) -> str:
-    if there is None:
+def _differs(name: str, actual: str | None, digest: str) -> str:
+    if actual is None:
         return f"{name}: missing"
-    return f"{name} has sha256 {_short(there)} instead of {_short(digest)}"
+    return f"{name} has sha256 {_short(actual)} instead of {_short(digest)}"
 
 
 def _short(digest: object) -> str:

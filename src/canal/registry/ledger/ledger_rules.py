@@ -306,8 +306,8 @@ def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
         yield "it holds no rulings that can be read"
         return
-    asked = {str(one["rule"]).partition(":")[0] for one in rulings}
-    if missing := [rule for rule in ALWAYS if rule not in asked]:
+    ruled = {str(one["rule"]).partition(":")[0] for one in rulings}
+    if missing := [rule for rule in ALWAYS if rule not in ruled]:
         yield f"it holds no ruling on {', '.join(missing)}"
     failing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
     if failing:

@@ -154,10 +154,10 @@ class Pages:
         """Metrics of its logged model, and of its stage's run."""
         if self.evaluation is None:
             return ()
-        found = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
+        measured = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
         if (path := self.folder / COMBINATION).is_file():
-            found.append(Measure("network_weight", float(read_json(path)["weight"])))
-        return tuple(found)
+            measured.append(Measure("network_weight", float(read_json(path)["weight"])))
+        return tuple(measured)
 
     @cached_property
     def data(self) -> tuple[DataSet, ...]:
@@ -341,13 +341,15 @@ def page_content(folder: Path, key: Key, record: Record, number: int) -> PageCon
 
 def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the metrics of an evaluation's run, from metrics/evaluation.json."""
-    found = {f"accuracy.{name}": value for name, value in evaluation["row"].items()}
-    found |= {name: evaluation.get(name) for name in ("average_accuracy", "forgetting", "backward_transfer")}
-    found |= {name: evaluation["novelty"].get(name) for name in ("h_score", "auroc")}
+    figures = {f"accuracy.{name}": value for name, value in evaluation["row"].items()}
+    figures |= {
+        name: evaluation.get(name) for name in ("average_accuracy", "forgetting", "backward_transfer")
+    }
+    figures |= {name: evaluation["novelty"].get(name) for name in ("h_score", "auroc")}
     if evaluation["calibration"]:
         before = evaluation["calibration"]["uncalibrated"]
-        found |= {"ece": evaluation["calibration"]["ece"], "ece_uncalibrated": before["ece"]}
-    return found
+        figures |= {"ece": evaluation["calibration"]["ece"], "ece_uncalibrated": before["ece"]}
+    return figures
 
 
 def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

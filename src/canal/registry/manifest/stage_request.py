@@ -37,7 +37,7 @@ _AVX2 = {"avx2", "fma"}
 
 def stage_request(config: Config, stage: str) -> Request:
     """Return the request of a stage; ``"backbone"`` names the pretrained network."""
-    return _backbone_request(config) if stage == BACKBONE else _lesson_request(config, stage)
+    return _backbone_request(config) if stage == BACKBONE else _task_request(config, stage)
 
 
 def request_digest(config: Config, stage: str) -> str:
@@ -67,11 +67,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "")
     return changed
 
 
-def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
+def differences(request: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
     """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
     return [
         f"{one.path}: learned with {_short(one.before)}, asked for {_short(one.after)}"
-        for one in changes(learned, asked)
+        for one in changes(learned, request)
     ]
 
 
@@ -126,7 +126,7 @@ def _learning_request(config: Config, stage: str) -> Request:
     return {"continual": kept, "tuning": study.asked(), **memory}
 
 
-def _lesson_request(config: Config, stage: str) -> Request:
+def _task_request(config: Config, stage: str) -> Request:
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     ids = config.sources[config.stages[stage].source].ontology
     # The rule by which genes are added is in the request of the backbone, to which requests chain.

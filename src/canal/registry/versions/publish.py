@@ -254,8 +254,8 @@ def parent_version(store: Store, key: Key, stage: str) -> Version | None:
     """
     if key["parent"] is None:
         return None
-    if found := ready_version(store, key["parent"]):
-        return found
+    if parent := ready_version(store, key["parent"]):
+        return parent
     raise RegistryError(
         f"stage {stage!r} was learned from a model with key {key['parent'][:12]}... that is not registered; "
         "run `make run`, or bring the registry that holds it"

@@ -236,8 +236,8 @@ class _Maker:
 
     def _version(self, entry: Entry, retired: bool) -> Version:
         """Return the version of an entry: made by an interrupted rebuild, completed, or made now."""
-        there = self.store.versions(entry.model)
-        version = next((one for one in there if one.number == entry.version), None)
+        versions = self.store.versions(entry.model)
+        version = next((one for one in versions if one.number == entry.version), None)
         if version is not None and version.key == entry.document["key"]:
             if not version.ready:
                 self.store.tag(entry.model, entry.version, "status", READY)
@@ -319,10 +319,10 @@ def _require_aliases(
     pointed: dict[int, list[str]] = {}
     for alias, number in ledger_aliases(list(entries), model).items():
         pointed.setdefault(number, []).append(alias)
-    there = sorted(number for number in options.without if (model, number) not in gaps)
-    if there:
+    given = sorted(number for number in options.without if (model, number) not in gaps)
+    if given:
         raise RegistryError(
-            f"version {there[0]} can be rebuilt, or is not in the ledger: leave out --without {there[0]}"
+            f"version {given[0]} can be rebuilt, or is not in the ledger: leave out --without {given[0]}"
         )
     lines = [
         f"{gaps[model, number]} ({', '.join(aliases)} points to it)"
@@ -361,9 +361,9 @@ def hold_number(store: Store, model: str, number: int) -> None:
     RegistryError
         If a complete version has the number, or the store gives another number.
     """
-    there = {version.number: version for version in store.versions(model)}
-    if number in there:
-        if there[number].ready:
+    versions = {version.number: version for version in store.versions(model)}
+    if number in versions:
+        if versions[number].ready:
             raise RegistryError(
                 f"{model} {number} is registered, but has no entry in the ledger: run `canal audit`"
             )
