@@ -3,8 +3,6 @@
 One cell of MLflow's database, or one call of a server's API, could make MLflow serve other files.
 """
 
-from collections.abc import Iterator
-
 from canal.core.errors import CanalError
 from canal.registry.audit.ledger_entries import Snapshot
 from canal.registry.audit.version_files import AuditLog, examples, version_name
@@ -58,8 +56,17 @@ def check_shown(
         return
     # canal audits the folder of the logged model; MLflow serves the folder in the version's row.
     _compare(member, "model_versions.storage_location", row.location, model.location, log)
-    for name, actual, wanted in _model_pairs(shown, model, member, record):
-        _compare(member, name, actual, wanted, log)
+    for column, actual, wanted in (
+        ("artifact_location", model.location, shown.address(f"models/{model.id}/artifacts")),
+        ("name", model.name, member.stage),
+        ("status", model.status, _READY),
+        ("status_message", model.status_message, ""),
+        ("model_type", model.kind, "canal"),
+        ("lifecycle_stage", model.lifecycle, ACTIVE),
+        ("source_run_id", model.run_id, str(record["run"])),
+        ("experiment_id", model.experiment, shown.experiment),
+    ):
+        _compare(member, f"logged_models.{column}", actual, wanted, log)
     if page is not None:
         _check_model(model, member, page, log)
 
@@ -157,20 +164,6 @@ def _name_stranger(shown: Shown, version: Version, store: Store, log: AuditLog) 
     else:
         what = "canal never registered it, but MLflow loads it by its number: delete it in MLflow"
         log.finding(name, _CHECK, what)
-
-
-def _model_pairs(
-    shown: Shown, model: ShownModel, member: RegisteredVersion, record: Record
-) -> Iterator[tuple[str, str, str]]:
-    place = shown.address(f"models/{model.id}/artifacts")
-    yield "logged_models.artifact_location", model.location, place
-    yield "logged_models.name", model.name, member.stage
-    yield "logged_models.status", model.status, _READY
-    yield "logged_models.status_message", model.status_message, ""
-    yield "logged_models.model_type", model.kind, "canal"
-    yield "logged_models.lifecycle_stage", model.lifecycle, ACTIVE
-    yield "logged_models.source_run_id", model.run_id, str(record["run"])
-    yield "logged_models.experiment_id", model.experiment, shown.experiment
 
 
 def _check_tags(

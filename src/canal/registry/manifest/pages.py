@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 LONGEST = 6000
 """How many characters MLflow keeps of a parameter."""
-
 TRIAL_MEASURES = ("accuracy", "retention", "harmonic_mean", "value")
 """Metrics of a trial's run."""
-
 FLAG, FORMAT = "pages", 1
 """Field and format in record.json of versions that have such pages; earlier versions have no field.
 
@@ -122,8 +120,7 @@ class Pages:
     def evaluation(self) -> Mapping[str, Any] | None:
         """Its evaluation.json; None for a backbone."""
         path = self.folder / EVALUATION
-        document: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
-        return document
+        return dict(read_json(path)) if path.is_file() else None
 
     @cached_property
     def tags(self) -> dict[str, str]:

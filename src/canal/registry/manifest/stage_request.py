@@ -37,7 +37,7 @@ _AVX2 = {"avx2", "fma"}
 
 def stage_request(config: Config, stage: str) -> Request:
     """Return the request of a stage; ``"backbone"`` names the pretrained network."""
-    return _backbone_request(config) if stage == BACKBONE else _task_request(config, stage)
+    return backbone_request(config) if stage == BACKBONE else task_request(config, stage)
 
 
 def request_digest(config: Config, stage: str) -> str:
@@ -75,7 +75,8 @@ def differences(request: Mapping[str, Any], learned: Mapping[str, Any]) -> list[
     ]
 
 
-def _backbone_request(config: Config) -> Request:
+def backbone_request(config: Config) -> Request:
+    """Return the request of the backbone: its stages' cells, the panel, and how it is made."""
     names = (config.root_stage, *config.backbone.extra_stages)
     basis, imported = _basis_request(config), config.backbone.imported
     if not config.trains_network:
@@ -126,7 +127,8 @@ def _learning_request(config: Config, stage: str) -> Request:
     return {"continual": kept, "tuning": study.asked(), **memory}
 
 
-def _task_request(config: Config, stage: str) -> Request:
+def task_request(config: Config, stage: str) -> Request:
+    """Return the request of a stage that learns: its cells, settings and parent."""
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     ids = config.sources[config.stages[stage].source].ontology
     # The rule by which genes are added is in the request of the backbone, to which requests chain.
@@ -177,11 +179,17 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     origin = config.root_stage if stage == BACKBONE else stage
     source, prepared = config.stages[origin].source, _prepared(layout, config, origin)
     request = stage_request(config, stage)
-    if stage == BACKBONE:
-        own = _extra_stages(layout, config)
-    elif config.study(stage) is None:
-        own = {}
-    else:
+    own: dict[str, Any] = {}
+    if stage == BACKBONE and config.backbone.extra_stages:
+        own["extra_stages"] = {
+            name: {
+                "prepared_sha256": _prepared(layout, config, name)["sha256"],
+                "split": file_digest(layout.split(name)),
+                "verdict": file_digest(layout.verdict(name)),
+            }
+            for name in config.backbone.extra_stages
+        }
+    elif stage != BACKBONE and config.study(stage) is not None:
         path = layout.tuned(stage)
         own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
     return own | {
@@ -218,22 +226,6 @@ def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     """Return prepared.json of a stage's source."""
     known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
     return known
-
-
-def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
-    """Return the facts of the further stages that a backbone was pretrained on; empty without any."""
-    if not config.backbone.extra_stages:
-        return {}
-    return {
-        "extra_stages": {
-            name: {
-                "prepared_sha256": _prepared(layout, config, name)["sha256"],
-                "split": file_digest(layout.split(name)),
-                "verdict": file_digest(layout.verdict(name)),
-            }
-            for name in config.backbone.extra_stages
-        }
-    }
 
 
 @dataclass(frozen=True)

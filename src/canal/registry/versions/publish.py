@@ -157,25 +157,23 @@ def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Ver
     with store.translated_errors():
         parent_id = None if parent is None else parent.source.removeprefix(LOGGED)
         show(store.client, pages, what.run_id, model_id, parent_id)
-        number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)
+        client, model = store.client, what.model
+        made = client.create_model_version(
+            model,
+            source=f"{LOGGED}{model_id}",
+            run_id=what.run_id,
+            tags={**tags, **what.tags},
+            model_id=model_id,
+        )
+        number = int(made.version)
+        links = json.dumps([{"name": model, "version": number}])
+        client.update_model_version(model, str(number), pages.description(number))
+        client.set_logged_model_tags(model_id, {MODEL_VERSIONS: links})
+        client.set_tag(what.run_id, f"{TAG}version", str(number))
+        client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
+        # Last of all: without this tag, a kill leaves an incomplete version, which nothing uses.
+        client.set_model_version_tag(model, str(number), "status", READY)
     return next(version for version in store.versions(what.model) if version.number == number)
-
-
-def _create_version(
-    store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
-) -> int:
-    """Create the version; ``status=ready`` comes last: without it, a kill leaves an incomplete version."""
-    client, model, parent = store.client, what.model, what.parent
-    made = client.create_model_version(
-        model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
-    )
-    number = int(made.version)
-    client.update_model_version(model, str(number), pages.description(number))
-    client.set_logged_model_tags(model_id, {MODEL_VERSIONS: json.dumps([{"name": model, "version": number}])})
-    client.set_tag(what.run_id, f"{TAG}version", str(number))
-    client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
-    client.set_model_version_tag(model, str(number), "status", READY)
-    return number
 
 
 def _facts(store: Store, what: Publication) -> dict[str, Any]:
