@@ -120,7 +120,8 @@ class Pages:
     def evaluation(self) -> Mapping[str, Any] | None:
         """Its evaluation.json; None for a backbone."""
         path = self.folder / EVALUATION
-        return dict(read_json(path)) if path.is_file() else None
+        document: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
+        return document
 
     @cached_property
     def tags(self) -> dict[str, str]:
