@@ -17,17 +17,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote, urlparse
 
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.errors import RegistryError
 from canal.core.files import first_file
-
-if TYPE_CHECKING:
-    pass
-
 
 READY = "ready"
 LOGGED = "models:/"
