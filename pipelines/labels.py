@@ -31,8 +31,7 @@ def check(project: Project, stage: str) -> None:
         write_labels(target, stage, parent, 0, None)
         return
     require_available(config, stage)
-    split = project.split(stage)
-    prepared = project.prepared(stage)
+    split, prepared = project.split(stage), project.prepared(stage)
     ids = split["cell_id"][split["set"] != "test"].astype(str)
     cells = cells_to_compare(prepared, ids)
     rule = label_rule(config.stages[stage].source, parent, config.gate.max_confused)

@@ -13,7 +13,7 @@ from canal.app.impact import impact
 from canal.config.yaml_file import parse, with_branch
 from canal.core.digests import canonical_json
 from canal.registry.manifest.stage_request import request_digest
-from canal.registry.provenance.exposure import Chosen
+from canal.registry.provenance.exposure import CellQuery
 from tests.support.cells import make_tuned_document
 from tests.support.registry_made import FIRST, Made, two_stages
 
@@ -24,7 +24,7 @@ def made(tmp_path):
 
 
 def asked(made, source, **narrowed):
-    return impact(made.project, Chosen(source, **narrowed)).to_json()
+    return impact(made.project, CellQuery(source, **narrowed)).to_json()
 
 
 def labelled(made, wanted, name):
@@ -214,8 +214,8 @@ def test_a_stage_that_becomes_the_first_one_adds_no_genes_any_more(made):
 
 def with_reserve(folder):
     made = Made(folder, {})
-    taught = replace(FIRST, reserve=["B-6"])
-    made.stage("first", made.backbone(taught), taught, ["B", "T"])
+    stage_cells = replace(FIRST, reserve=["B-6"])
+    made.stage("first", made.backbone(stage_cells), stage_cells, ["B", "T"])
     return made
 
 

@@ -75,8 +75,8 @@ class TestBackend:
             store.client.delete_registered_model(model)
         assert state(folder.project().store) == []
 
-        wishes = rebuild.Wishes("Ada", "the disk died", (store.layout,))
-        made = rebuild.rebuild(folder.project().store, wishes, no_figures)
+        options = rebuild.RebuildOptions("Ada", "the disk died", (store.layout,))
+        made = rebuild.rebuild(folder.project().store, options, no_figures)
         assert made.gone == ()
         assert state(folder.project().store) == before
         assert folder.aliases() == {"candidate": 2, "champion": 1}

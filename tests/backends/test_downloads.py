@@ -135,5 +135,5 @@ def _version(store):
 def test_a_place_that_this_machine_cannot_reach_is_named(server, new_folder):
     store = new_folder("a").project().store
     version = replace(_version(store), record="0" * 64)
-    with pytest.raises(RegistryError, match=r"cannot be brought from http://.*models:/m-0"):
+    with pytest.raises(RegistryError, match=r"cannot be downloaded from http://.*models:/m-0"):
         store.artifacts(version)

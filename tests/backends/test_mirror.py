@@ -115,7 +115,7 @@ def test_one_move_at_a_time(two):
     ada, ben = two
     with moves.moving(ada.project().store):
         for attempt in (lambda: ben.promote(1), lambda: catch_up(ben)):
-            with pytest.raises(LedgerError, match="somebody else moves something .* at this moment"):
+            with pytest.raises(LedgerError, match="another folder is moving aliases in .* at this moment"):
                 attempt()
     ben.promote(1)
     assert ben.aliases()["champion"] == 1
@@ -155,7 +155,7 @@ def test_a_move_killed_before_the_aliases_is_finished_by_the_same_folder(two, mo
 def test_a_move_killed_before_the_aliases_is_finished_by_another_folder_and_not_twice(two, monkeypatch):
     ada, ben = two
     killed_at(monkeypatch, Store, "point", lambda: ada.promote(1))
-    with pytest.raises(LedgerError, match="given up after an hour"):
+    with pytest.raises(LedgerError, match="expires after an hour"):
         catch_up(ben)
     an_hour_passes(ada)
     with pytest.raises(LedgerError, match="--catch-up"):
@@ -191,7 +191,7 @@ def test_an_intent_that_the_store_never_heard_of_moves_nothing(two, monkeypatch,
     with moves.moving(ada.project().store):
         pass
     assert (
-        "never heard of this move, so nothing was moved: promote of two-annotator 1"
+        "has no entry of this move, so nothing was moved: promote of two-annotator 1"
         in capsys.readouterr().err
     )
     assert not (ada.root / "ledger.pending.json").exists()

@@ -180,7 +180,7 @@ def test_the_account_of_a_database_stays_out_of_what_people_see(use, new_folder)
     opened = store(new_folder("a"))
     assert opened.versions() == []
     assert opened.shown == f"postgresql+psycopg2://admin:***@127.0.0.1:{server.port}/postgres"
-    assert PASSWORD not in opened.said(ValueError(f"bad {server.uri} or {PASSWORD}"))
+    assert PASSWORD not in opened.error_line(ValueError(f"bad {server.uri} or {PASSWORD}"))
 
 
 def test_only_the_project_s_own_file_is_its_alone(new_folder, monkeypatch, tmp_path):

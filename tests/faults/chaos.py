@@ -151,7 +151,7 @@ def whole() -> dict[str, Any]:
     """Audit everything; return the findings, the aliases, the ledger's last word on them, its kinds."""
     from canal.app.project import Project
     from canal.registry.audit.full_audit import audit
-    from canal.registry.ledger.ledger import aliases_said
+    from canal.registry.ledger.ledger import ledger_aliases
     from canal.registry.promotion.moves import ledger_of
 
     project = Project.open()
@@ -161,7 +161,7 @@ def whole() -> dict[str, Any]:
     return {
         "findings": [str(finding) for finding in report.findings],
         "aliases": {alias: version.number for version in versions for alias in version.aliases},
-        "said": aliases_said(entries, project.store.names.model),
+        "said": ledger_aliases(entries, project.store.names.model),
         "kinds": [entry.kind for entry in entries],
         "ready": {version.stage: version.key for version in versions if version.ready},
         "pending": project.layout.pending.exists(),

@@ -30,7 +30,7 @@ from tests.support.servers import shared, why_not
 POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
 BUSY = (
     "catch-up",
-    "somebody else",
+    "another folder",
     "is the champion already",
     "there is no previous",
     "there is no champion",

@@ -149,7 +149,9 @@ def test_a_changed_ledger_is_found_line_by_line(project):
     with changed(path, "".join([lines[0], lines[2]]).encode()):
         said = found(project)
         assert "ledger: ledger.jsonl, line 2: entry number 3, expected 2" in said
-        assert any(one.startswith("version 1: it is registered, but not in the ledger") for one in said)
+        assert any(
+            one.startswith("version 1: it is registered, but has no entry in the ledger") for one in said
+        )
     with changed(path, "".join([lines[1], lines[0], lines[2]]).encode()):
         assert "ledger: ledger.jsonl, line 1: entry number 2, expected 1" in found(project)
     with changed(path, "".join(lines[:2]).encode()):
@@ -193,7 +195,7 @@ def test_what_is_moved_behind_the_ledgers_back_is_found(project, newest):
     client.delete_model_version_tag(model, "1", "canal.retired")
     client.set_model_version_tag(model, "2", "canal.key", newest.key)
     client.set_model_version_tag(model, "1", "canal.stage", "first")
-    behind = "by the ledger: it was moved behind the ledger's back"
+    behind = "by the ledger: it was moved without an entry"
     assert f"aliases: champion points to version 1 in MLflow, to nothing {behind}" in said
     assert f"aliases: candidate points to version 1 in MLflow, to version 2 {behind}" in said
     assert "version 1: MLflow says it is retired, the ledger does not" in said

@@ -9,7 +9,7 @@ import pytest
 from canal.annotation.records import genuine
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from canal.registry.provenance.exposure import Memory
+from canal.registry.provenance.exposure import CellsSeen
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,9 +30,9 @@ def labelled(line, tmp_path):
     return paths
 
 
-def a_replayed_cell(memory):
+def a_replayed_cell(cells_seen):
     """A cell of the first stage that the newest version learned from its bank."""
-    return sorted(memory.replayed(memory.versions[-1]))[0]
+    return sorted(cells_seen.replayed(cells_seen.versions[-1]))[0]
 
 
 def test_the_lineage_of_a_version_ends_at_the_raw_bytes(line):
@@ -44,16 +44,16 @@ def test_the_lineage_of_a_version_ends_at_the_raw_bytes(line):
 
 
 def test_a_version_remembers_how_many_cells_it_has_seen_in_which_role(line):
-    memory = Memory(line.project().store)
-    newest = memory.versions[-1]
+    cells_seen = CellsSeen(line.project().store)
+    newest = cells_seen.versions[-1]
     history = read_json(newest.folder / "history.json")
-    assert len(memory.replayed(newest)) == history["n_replay"] > 0
-    assert len(memory.watched(newest)) == history["n_probe"] > 0
-    splits = memory.divided(newest)
+    assert len(cells_seen.replayed(newest)) == history["n_replay"] > 0
+    assert len(cells_seen.probed(newest)) == history["n_probe"] > 0
+    splits = cells_seen.splits(newest)
     assert splits is not None
     (split,) = splits
     assert (split["set"] == "train").sum() == history["n_train"]
-    found = said(line, "lineage", "--cell", a_replayed_cell(memory))["versions"]
+    found = said(line, "lineage", "--cell", a_replayed_cell(cells_seen))["versions"]
     assert [(one["model"], "replayed" in one["roles"]) for one in found] == [
         ("canal-backbone", False),
         ("canal-annotator", False),
@@ -76,15 +76,15 @@ def test_a_labelled_file_says_which_version_labelled_which_bytes(line, labelled)
 
 
 def test_the_impact_of_a_cell_names_the_files_that_versions_with_it_labelled(line, labelled):
-    memory = Memory(line.project().store)
-    splits = memory.divided(memory.versions[-1])
+    cells_seen = CellsSeen(line.project().store)
+    splits = cells_seen.splits(cells_seen.versions[-1])
     assert splits is not None
     (split,) = splits
     new = split["cell_id"][split["set"] == "train"].iloc[0]
     ids = {
         json.loads(anndata.read_h5ad(path).uns["canal"])["id"]: number for number, path in labelled.items()
     }
-    for stage, cell, versions in (("first", a_replayed_cell(memory), ["1", "2"]), ("second", new, ["2"])):
+    for stage, cell, versions in (("first", a_replayed_cell(cells_seen), ["1", "2"]), ("second", new, ["2"])):
         touched = said(line, "impact", stage, "--cell", cell)
         assert [ids[one["id"]] for one in touched["annotations"] if one["id"] in ids] == versions
     assert touched["aliases"] == {"candidate": 2}

@@ -12,7 +12,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError
 from canal.registry.audit import opening
 from canal.registry.audit.opening import Opening, complaints
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import key_digest, read_key
 from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.transfer.exchange import export_parcel, import_parcel
@@ -40,9 +40,9 @@ def opened(folder):
     key = read_key(folder)
     key["files"] = {name: file_digest(folder / name) for name in key["files"] if (folder / name).is_file()}
     member = RegisteredVersion("version 3", folder, key, key_digest(folder), None)
-    found = Found()
-    Opening([member]).start().tell(found)
-    return [str(one) for one in found.findings]
+    log = AuditLog()
+    Opening([member]).start().report(log)
+    return [str(one) for one in log.findings]
 
 
 def test_every_change_of_every_file_is_named(newest):

@@ -10,9 +10,9 @@ from canal.app.promoting import Decision, compare, judge_version, promote, retir
 from canal.app.versions import registry_sync
 from canal.cli import app
 from canal.core.errors import PolicyError, RegistryError
-from canal.registry.ledger.ledger import Ledger, aliases_said
+from canal.registry.ledger.ledger import Ledger, ledger_aliases
 from canal.registry.promotion.moves import ledger_of
-from canal.registry.promotion.policy import failed
+from canal.registry.promotion.policy import blocking_rulings
 
 pytestmark = pytest.mark.pipeline
 
@@ -32,7 +32,7 @@ def aliases(project):
 
 def agree(project):
     """Aliases are the ledger's last word, and no move is under way."""
-    said = aliases_said(ledger_of(project.store).entries(), project.store.names.model)
+    said = ledger_aliases(ledger_of(project.store).entries(), project.store.names.model)
     assert aliases(project) == said
     assert not project.layout.pending.exists()
     return said
@@ -131,7 +131,7 @@ def test_the_default_policy_judges_a_dirty_version(line):
     assert rules["gate"].passed
     assert rules["audit"].passed, rules["audit"].note
     assert {"clean", "accuracy", "retention", "h_score", "ece"} <= rules.keys()
-    assert all(ruling.value and ruling.bound for ruling in failed(judgement.rulings))
+    assert all(ruling.value and ruling.bound for ruling in blocking_rulings(judgement.rulings))
 
 
 def test_an_audit_can_ask_for_signatures(project, line, monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ def flip(path):
 def test_a_version_without_its_ready_tag_does_not_exist_and_is_made_again(project):
     newest = ready(project)[-1]
     project.store.client.delete_model_version_tag(newest.model, str(newest.number), "status")
-    with pytest.raises(RegistryError, match="never registered whole"):
+    with pytest.raises(RegistryError, match="is incomplete; run `canal registry sync`"):
         project.store.version(str(newest.number))
     synced = registry_sync(project)
     assert [version.stage for version in synced.made] == [newest.stage]

@@ -7,7 +7,7 @@ from canal.config.sections import Exclusion
 from canal.core.files import read_json, write_json
 from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import check_chain, check_verdict, differing_tensors
-from canal.registry.audit.version_files import Found, check_files, check_key
+from canal.registry.audit.version_files import AuditLog, check_files, check_key
 from canal.registry.manifest.version_folder import NAMES, schema, schema_complaints
 from tests.support.cells import make_config
 from tests.support.lineage import add_records, make_lineage, make_specs, members, tensors
@@ -18,15 +18,15 @@ def findings(tmp_path, change=lambda specs: None):
     specs = make_specs()
     change(specs)
     chain = members(make_lineage(tmp_path, specs))
-    found = Found()
+    log = AuditLog()
     for length in range(1, len(chain) + 1):
         newest = chain[length - 1]
-        check_key(newest, found)
-        check_files(newest, found)
-        check_verdict(chain[:length], found)
-        check_chain(chain[:length], found)
-        check_cells(chain[:length], found)
-    return [str(one) for one in found.findings]
+        check_key(newest, log)
+        check_files(newest, log)
+        check_verdict(chain[:length], log)
+        check_chain(chain[:length], log)
+        check_cells(chain[:length], log)
+    return [str(one) for one in log.findings]
 
 
 def test_a_sound_lineage_has_no_findings(tmp_path):
@@ -47,10 +47,10 @@ def test_cells_that_a_backbone_saw_of_a_later_stage_are_those_of_its_split(tmp_p
         split = chain[-1].key["split"] if seen == "its own" else seen
         key["extra_stages"] = {"second": {"prepared_sha256": "2" * 64, "split": split, "verdict": "3" * 64}}
     assert schema_complaints("key", key) == []
-    found = Found()
-    check_chain(chain, found)
-    assert found.findings == []
-    assert [str(note).split(":")[0] for note in found.notes] == noted
+    log = AuditLog()
+    check_chain(chain, log)
+    assert log.findings == []
+    assert [str(note).split(":")[0] for note in log.notes] == noted
 
 
 def test_a_panel_that_grew_as_it_was_asked_to_has_no_findings(tmp_path):
@@ -205,9 +205,9 @@ def excluded(tmp_path, change, exclude):
     config = make_config()
     source = config.sources["first"].model_copy(update={"exclude": Exclusion(**exclude)})
     config = config.model_copy(update={"sources": {**config.sources, "first": source}})
-    found = Found()
-    check_exclusions([chain[:2], chain], lambda: chain, config, found)
-    return [str(one) for one in found.findings], [str(one) for one in found.notes]
+    log = AuditLog()
+    check_exclusions([chain[:2], chain], lambda: chain, config, log)
+    return [str(one) for one in log.findings], [str(one) for one in log.notes]
 
 
 def test_without_an_exclusion_nothing_is_said(tmp_path):
@@ -250,9 +250,9 @@ def test_the_key_contradicting_itself_is_found(tmp_path):
     folders = make_lineage(tmp_path, make_specs())
     key = read_json(folders["second"] / "key.json")
     write_json(folders["second"] / "key.json", key | {"split": "0" * 64, "request_digest": "0" * 64})
-    found = Found()
-    check_key(members(folders)[-1], found)
-    assert [one.what.split(" is ")[0] for one in found.findings] == [
+    log = AuditLog()
+    check_key(members(folders)[-1], log)
+    assert [one.what.split(" is ")[0] for one in log.findings] == [
         "key.json: request_digest",
         "key.json: split",
     ]

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
-from canal.registry.ledger.ledger import Draft, Ledger, aliases_said, entry_hash, records_said, retired_said
+from canal.registry.ledger.ledger import (
+    Draft,
+    Ledger,
+    entry_hash,
+    ledger_aliases,
+    ledger_records,
+    ledger_retired,
+)
 
 MODEL = "canal-annotator"
 
@@ -130,10 +137,10 @@ def test_the_last_word_on_aliases_retirements_and_records(ledger):
     ledger.append(ledger.next(draft(4, "retire", aliases={"previous": None})))
     ledger.append(ledger.next(draft(2, "rebuild", record="c" * 64)))
     entries = ledger.entries()
-    assert aliases_said(entries, MODEL) == {"candidate": 5, "champion": 5}
-    assert aliases_said(entries, "another") == {}
-    assert retired_said(entries, MODEL) == {4}
-    assert records_said(entries)[MODEL, 2].document["record"] == "c" * 64
+    assert ledger_aliases(entries, MODEL) == {"candidate": 5, "champion": 5}
+    assert ledger_aliases(entries, "another") == {}
+    assert ledger_retired(entries, MODEL) == {4}
+    assert ledger_records(entries)[MODEL, 2].document["record"] == "c" * 64
 
 
 def test_a_signature_is_kept_and_stands_outside_the_hash(tmp_path):
@@ -189,10 +196,10 @@ def test_a_line_that_is_nested_too_deep_or_far_too_long_is_told_in_short(ledger)
     with ledger.path.open("a") as stream:
         stream.write("[" * 100_000 + "\n")
         stream.write(json.dumps(json.loads(lines(ledger)[0]) | {"format": "x" * 50_000}) + "\n")
-    with pytest.raises(LedgerError, match="2 findings") as told:
+    with pytest.raises(LedgerError, match="2 findings") as raised:
         ledger.entries()
-    assert "line 6: not JSON" in str(told.value)
-    assert len(str(told.value)) < 1000
+    assert "line 6: not JSON" in str(raised.value)
+    assert len(str(raised.value)) < 1000
 
 
 def test_a_ledger_that_is_another_file_is_not_read_to_its_end(ledger):

@@ -11,8 +11,8 @@ from canal.registry.promotion.policy import (
     Evidence,
     Sampling,
     StageComparison,
+    blocking_rulings,
     compare_answers,
-    failed,
     judge,
     override,
 )
@@ -56,14 +56,14 @@ def changed(**changes):
 
 def test_a_good_version_passes_and_few_cells_are_said():
     rulings = judge(Policy(), evidence())
-    assert failed(rulings) == []
+    assert blocking_rulings(rulings) == []
     few = next(ruling for ruling in rulings if ruling.value == "too few to judge")
     assert "NK (4)" in few.note
 
 
 def test_the_first_promotion_skips_what_compares_and_says_so():
     rulings = judge(Policy(), evidence(comparison=None))
-    assert failed(rulings) == []
+    assert blocking_rulings(rulings) == []
     assert any("first promotion" in ruling.note for ruling in rulings)
 
 
@@ -88,9 +88,9 @@ def test_the_first_promotion_skips_what_compares_and_says_so():
 )
 def test_each_rule_fails_alone_and_can_be_overridden(rule, given):
     rulings = judge(Policy(), given)
-    assert [ruling.rule for ruling in failed(rulings)] == [rule]
+    assert [ruling.rule for ruling in blocking_rulings(rulings)] == [rule]
     passed = override(rulings, [rule])
-    assert failed(passed) == []
+    assert blocking_rulings(passed) == []
     assert [ruling.rule for ruling in passed if ruling.overridden] == [rule]
 
 
@@ -115,7 +115,7 @@ def test_overriding_what_passes_changes_nothing_and_an_unknown_rule_is_refused()
 def test_a_pattern_overrides_each_rule_by_its_own_name():
     rulings = judge(Policy(), evidence(comparison=comparison(lost=40, lost_of_type=12)))
     passed = override(rulings, ["retention:*"])
-    assert failed(passed) == []
+    assert blocking_rulings(passed) == []
     assert [one.rule for one in passed if one.overridden] == ["retention:first", "retention:first/B"]
 
 

@@ -13,7 +13,7 @@ from canal.registry.promotion.promotion import enter
 from canal.registry.store.store import half_rebuilt
 from canal.registry.versions import rebuild
 from canal.registry.versions.publish import register_adopted
-from canal.registry.versions.rebuild import Wishes
+from canal.registry.versions.rebuild import RebuildOptions
 from tests.support.registered import (
     EMPTY,
     OVERRIDDEN,
@@ -38,9 +38,11 @@ def project(registered):
     return registered, state(store), {one.number: one.record for one in store.versions()}
 
 
-def again(store, **wishes):
-    folders = wishes.pop("layouts", (store.layout,))
-    return rebuild.rebuild(store, Wishes("A. Person", "the disk died", folders, **wishes), no_figures)
+def again(store, **options):
+    folders = options.pop("layouts", (store.layout,))
+    return rebuild.rebuild(
+        store, RebuildOptions("A. Person", "the disk died", folders, **options), no_figures
+    )
 
 
 def test_everything_is_there_again_and_says_where_it_came_from(project, tmp_path):
@@ -159,10 +161,10 @@ def test_a_kill_at_any_moment_is_gone_on_with_and_nothing_else_is_done_meanwhile
             pass
         with pytest.raises(RegistryError, match="is half rebuilt"):
             store.serving("1")
-        assert "a rebuilding of it was interrupted" in " ".join(map(str, audited(store).findings))
-    wishes = Wishes("A. Person", "again", (store.layout,), [2, 3])
-    assert (rebuild.rebuild_lost(store, wishes, no_figures) is None) == done
-    assert rebuild.rebuild_lost(store, wishes, no_figures) is None
+        assert "a rebuild of the store was interrupted" in " ".join(map(str, audited(store).findings))
+    options = RebuildOptions("A. Person", "again", (store.layout,), [2, 3])
+    assert (rebuild.rebuild_lost(store, options, no_figures) is None) == done
+    assert rebuild.rebuild_lost(store, options, no_figures) is None
     assert state(store) == before[:2]
     assert audited(store).findings == ()
     shutil.copytree(root / "models" / "second", store.layout.model("second"))

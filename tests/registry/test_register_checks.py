@@ -17,7 +17,7 @@ from canal.registry.audit.ledger_entries import (
     check_registered,
     take_snapshot,
 )
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.audit.workspace import check_workspace
 from canal.registry.ledger.ledger import Ledger, entry_hash
 from tests.support.cells import make_config
@@ -32,13 +32,13 @@ def store(registered):
 def findings(store, content, path):
     """Return what is found where ``content`` is the ledger."""
     path.write_bytes(content)
-    ledger, found = Ledger(path), Found()
+    ledger, log = Ledger(path), AuditLog()
     snapshot = take_snapshot(store, ledger)
-    check_ledger(ledger, snapshot, store, found)
-    check_entries(snapshot.entries, store, None, found)
-    check_registered(snapshot, store, found)
-    check_aliases(snapshot, store, found)
-    return [str(one) for one in found.findings]
+    check_ledger(ledger, snapshot, store, log)
+    check_entries(snapshot.entries, store, None, log)
+    check_registered(snapshot, store, log)
+    check_aliases(snapshot, store, log)
+    return [str(one) for one in log.findings]
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ def test_a_file_of_dvc_that_cannot_be_read_is_found_and_one_that_is_not_there_is
     layout, config = Layout(tmp_path), make_config()
 
     def looked():
-        found = Found()
-        check_workspace(layout, config, ["first"], found)
-        return [str(one) for one in found.findings], [str(one) for one in found.notes]
+        log = AuditLog()
+        check_workspace(layout, config, ["first"], log)
+        return [str(one) for one in log.findings], [str(one) for one in log.notes]
 
     findings, notes = looked()
     assert (findings, len(notes)) == ([], 1)
@@ -168,6 +168,6 @@ def test_a_cache_that_projects_share_tells_which_file_of_a_folder_differs(tmp_pa
     (tmp_path / "splits" / "b.csv").write_text("changed\n")
     outs = f"outs: [{{path: splits, md5: {digest}}}]"
     (tmp_path / "dvc.lock").write_text(f"stages: {{split: {{cmd: x, {outs}}}}}\n")
-    found = Found()
-    check_workspace(Layout(tmp_path), make_config(), ["first"], found)
-    assert any("splits/b.csv is not what dvc.lock" in str(one) for one in found.findings)
+    log = AuditLog()
+    check_workspace(Layout(tmp_path), make_config(), ["first"], log)
+    assert any("splits/b.csv is not what dvc.lock" in str(one) for one in log.findings)

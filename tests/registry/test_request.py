@@ -171,7 +171,7 @@ def test_a_refused_change_names_what_a_person_wrote_and_what_helps(
     made = two_stages(tmp_path / "project")
     document = json.loads(made.project.layout.params.read_text())
     document[section] |= changed
-    with pytest.raises(HistoryError, match="the past is not retrained") as refused:
+    with pytest.raises(HistoryError, match="a learned stage is not retrained") as refused:
         learned(made.project.store, parse_config(document), stage)
     assert said in str(refused.value)
     assert unsaid not in str(refused.value)

@@ -74,7 +74,7 @@ def test_what_an_older_canal_wrote_after_a_move_behind_its_back_is_told_and_not_
     entries.append(following(entries, draft("register", 3)))
     found = breaches(entries, BACKBONE)
     assert [one.grave for one in found] == [False, False]
-    assert "by the ledger it was 2: the alias had been moved behind" in found[0].what
+    assert "by the ledger it was 2: the alias had been moved without an entry" in found[0].what
     assert "registered only later (entry 8)" in found[1].what
     require_rules(entries, BACKBONE, "ledger.jsonl")
 

@@ -45,8 +45,8 @@ def draft(kind="promote", who=ADA, version=1):
 
 
 def written(ledger, *entries):
-    for wish, sign in entries:
-        ledger.append(ledger.next(wish, sign))
+    for entry_draft, sign in entries:
+        ledger.append(ledger.next(entry_draft, sign))
     return ledger.entries()
 
 

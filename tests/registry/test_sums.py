@@ -24,7 +24,7 @@ from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
 from canal.registry.audit.full_audit import audit
 from canal.registry.audit.kept_cells import check_sums
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import KEY_FILE, read_key
 from canal.registry.provenance.registered import RegisteredVersion
 from tests.pipeline.conftest import Line, copied
@@ -64,9 +64,9 @@ def forged(line: Line, tmp_path: Path, change: Callable[[Path, dict[str, Any]], 
     basis = Basis.load(folder / "model" / "exact" / "basis")
     key["basis"] = {"digest": basis.digest, "seen": basis.seen}
     key["sums"] = {one.stem: Sums.load(one).digest for one in (folder / "sums").glob("*.safetensors")}
-    found = Found()
-    check_sums(members(line, folder, key), found)
-    return [one.what for one in found.findings]
+    log = AuditLog()
+    check_sums(members(line, folder, key), log)
+    return [one.what for one in log.findings]
 
 
 def test_untouched_sums_hold(line, tmp_path):
@@ -209,8 +209,8 @@ def test_every_flipped_byte_is_named(line):
         content[len(content) // 2] ^= 1
         (folder / name).write_bytes(content)
     report = audit(project.store, project.layout, project.config)
-    told = [one.what for one in report.findings if one.subject == "version 3"]
-    assert [name for name in names if not any(one.startswith(f"{name} has sha256") for one in told)] == []
+    messages = [one.what for one in report.findings if one.subject == "version 3"]
+    assert [name for name in names if not any(one.startswith(f"{name} has sha256") for one in messages)] == []
 
 
 def test_sums_are_added_up_again_where_the_cells_are(line):
@@ -244,8 +244,10 @@ def test_a_cell_that_is_excluded_later_is_still_in_the_sums(line):
     report = json.loads(line.canal("audit", "--json"))
     notes = [(one["subject"], one["what"]) for one in report["notes"] if one["check"] == "exclusion"]
     for version in ("version 1", "version 2", "version 3"):
-        told = [what for subject, what in notes if subject == version]
-        assert any(one.startswith("sums of first: 1 cells that are excluded by now") for one in told), notes
+        messages = [what for subject, what in notes if subject == version]
+        assert any(one.startswith("sums of first: 1 cells that are excluded by now") for one in messages), (
+            notes
+        )
 
 
 def test_a_stage_whose_sums_hold_an_excluded_cell_under_another_name_is_found(line, tmp_path):
@@ -257,10 +259,10 @@ def test_a_stage_whose_sums_hold_an_excluded_cell_under_another_name_is_found(li
     chain = members(line, line.root / "models" / "third", read_key(line.root / "models" / "third"))
     chain[-1].key["request"]["cells"]["source"] = "first"
     chain[-1].key["request"]["cells"]["declaration"]["exclude"]["cells"] = [cell.removeprefix("first:")]
-    found = Found()
-    check_exclusions([chain], lambda: chain, line.project().config, found)
-    told = [one.what for one in found.findings]
-    assert told == [f"sums of first: 1 cells that were excluded before it was learned: {cell}"]
+    log = AuditLog()
+    check_exclusions([chain], lambda: chain, line.project().config, log)
+    messages = [one.what for one in log.findings]
+    assert messages == [f"sums of first: 1 cells that were excluded before it was learned: {cell}"]
 
 
 def test_sums_of_a_folder_must_be_of_the_lineage(exact):

@@ -9,7 +9,7 @@ from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.core.errors import LedgerError, SigningError
 from canal.registry.audit.ledger_entries import check_entries
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.signing import add_to_keyring, new_key, open_key
 from canal.registry.promotion.moves import ledger_of, moving, record, recover, to_be_signed
 from canal.registry.promotion.promotion import Decision, rollback
@@ -80,21 +80,21 @@ def test_a_project_that_names_a_keyring_takes_signed_entries_alone(store, keys):
         draft("rollback", 1, {"champion": 1, "previous": 2}, {"from": 2, "to": 1}),
     )
     with moving(trusted) as ledger:
-        for wish, sign, said in (
-            (one, None, r"is not signed.*--sign FILE, by a key with the role register"),
+        for entry_draft, sign, said in (
+            (one, None, r"is not signed.*--sign FILE, a key with the role register"),
             (one, keys[ADA].sign, r"signed by 'Ada Lovelace', whose roles .* do not allow register"),
             (two, keys["CI"].sign, r"signed by 'CI', whose roles .* do not allow rollback"),
             (two, keys["Eve"].sign, "which is not in the keyring"),
         ):
             with pytest.raises(SigningError, match=f"nothing was moved: entry 6 .*{said}"):
-                record(trusted, ledger, wish, sign)
+                record(trusted, ledger, entry_draft, sign)
         assert not trusted.layout.pending.exists()
         assert len(ledger.entries()) == 5
         record(trusted, ledger, one, keys["CI"].sign)
-    found = Found()
-    check_entries(ledger_of(trusted).entries(), trusted, None, found)
-    assert found.findings == []
-    assert "5 entries are of before the ledger was signed" in str(found.notes[0])
+    log = AuditLog()
+    check_entries(ledger_of(trusted).entries(), trusted, None, log)
+    assert log.findings == []
+    assert "5 entries are of before the ledger was signed" in str(log.notes[0])
 
 
 def test_no_move_is_made_on_entries_that_the_keyring_does_not_stand_for(store, keys):
@@ -107,7 +107,7 @@ def test_no_move_is_made_on_entries_that_the_keyring_does_not_stand_for(store, k
         pass
     put(store, [*whole, following(whole, draft("register", 3, {"candidate": 3}))])
     with pytest.raises(
-        SigningError, match=r"does not stand for 1 entries .*\n.*entry 6 .*is not signed\n.*git log"
+        SigningError, match=r"does not accept 1 entries .*\n.*entry 6 .*is not signed\n.*git log"
     ):
         moving(trusted).__enter__()
     with moving(store):
@@ -186,12 +186,14 @@ def test_what_it_finishes_is_told(store, capsys):
     """What a kill left of a sync, word by word."""
     version = store.version("2")
     put(store, BOOK[:2])
-    wish = draft("register", 2, {}, key=version.key, record=version.record, who="canal registry sync (root)")
-    intend(store, following(BOOK[:2], wish))
+    entry_draft = draft(
+        "register", 2, {}, key=version.key, record=version.record, who="canal registry sync (root)"
+    )
+    intend(store, following(BOOK[:2], entry_draft))
     with moving(store) as ledger:
         assert [entry.seq for entry in ledger.entries()] == [1, 2, 3]
     assert capsys.readouterr().err == (
-        "ledger.pending.json: finishing what was cut off: register of canal-annotator 2 by "
+        "ledger.pending.json: finishing an interrupted move: register of canal-annotator 2 by "
         "'canal registry sync (root)': 'reviewed' (no alias moves, not signed)\n"
     )
     assert not store.layout.pending.exists()

@@ -17,7 +17,7 @@ from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.config.yaml_file import load_config
 from canal.registry.audit.full_audit import audit
-from canal.registry.ledger.ledger import Entry, Sign, aliases_said
+from canal.registry.ledger.ledger import Entry, Sign, ledger_aliases
 from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import Decision, enter, promote
 from canal.registry.store.tracking import parent_run
@@ -72,7 +72,7 @@ class Folder:
         """Return where the store's aliases of the annotator point, after comparing them with the ledger."""
         store = self.project().store
         found = {alias: one.number for one in store.versions() for alias in one.aliases}
-        assert aliases_said(self.ledger(), store.names.model) == found
+        assert ledger_aliases(self.ledger(), store.names.model) == found
         return found
 
     def findings(self) -> list[str]:

@@ -47,7 +47,7 @@ CHOSEN_SIZE = 2
 
 
 @dataclass(frozen=True)
-class Taught:
+class StageCells:
     """What a stage is made from: names of cells by set, each ``<type>-<anything>``, and what it keeps.
 
     ``like`` names cells that hold the content of another: name -> ``<source>:<name>``.
@@ -94,7 +94,7 @@ class Made:
         self.set_params(backbone={"imported": entry})
         return self._register(folder, self.project.config.registry.backbone, None)
 
-    def backbone(self, split: Taught, parent: Version | None = None) -> Version:
+    def backbone(self, split: StageCells, parent: Version | None = None) -> Version:
         """Register a backbone that was trained on the first stage's cells, or adopted from ``parent``."""
         config = self.project.config
         folder = self._folder(BACKBONE)
@@ -107,20 +107,20 @@ class Made:
         write_key(folder, facts, None if parent is None else parent.key)
         return self._register(folder, config.registry.backbone, parent)
 
-    def stage(self, stage: str, parent: Version, taught: Taught, labels: Sequence[str]) -> Version:
+    def stage(self, stage: str, parent: Version, stage_cells: StageCells, labels: Sequence[str]) -> Version:
         """Register a stage learned on ``parent``."""
         config, folder = self.project.config, self._folder(f"{stage}-{len(self.project.store.versions())}")
         source = config.stages[stage].source
         _weights(folder / "model")
         write_json(folder / "model" / "labels.json", list(labels))
         write_json(folder / "model" / "genes.json", list(GENES))
-        self._split(folder, stage, taught)
+        self._split(folder, stage, stage_cells)
         self._verdict(folder, stage)
-        for name, cells in (("bank", taught.bank), ("probe", taught.probe)):
+        for name, cells in (("bank", stage_cells.bank), ("probe", stage_cells.probe)):
             (folder / name).mkdir()
             _store(folder / name / f"{name}.h5ad", stage, source, cells, ranked=name == "bank")
         write_key(folder, self._facts(stage, folder, stage), parent.key)
-        self._measures(folder, stage, taught, labels)
+        self._measures(folder, stage, stage_cells, labels)
         return self._register(folder, config.registry.model, parent)
 
     def alias(self, name: str, version: Version) -> None:
@@ -163,12 +163,12 @@ class Made:
             "threads": 1,
         }
 
-    def _split(self, folder: Path, stage: str, taught: Taught) -> None:
+    def _split(self, folder: Path, stage: str, stage_cells: StageCells) -> None:
         source = self.project.config.stages[stage].source
         rows = [
-            (f"{source}:{name}", _type(name), taught.batches.get(name, source),
-             _content(taught.like.get(name, f"{source}:{name}")), chosen)
-            for chosen in ("train", "validation", "test", "reserve") for name in getattr(taught, chosen)
+            (f"{source}:{name}", _type(name), stage_cells.batches.get(name, source),
+             _content(stage_cells.like.get(name, f"{source}:{name}")), chosen)
+            for chosen in ("train", "validation", "test", "reserve") for name in getattr(stage_cells, chosen)
         ]  # fmt: skip
         table = pd.DataFrame(sorted(rows), columns=list(COLUMNS))
         (folder / "split").mkdir(parents=True)
@@ -190,7 +190,7 @@ class Made:
         (folder / "validation").mkdir(parents=True)
         write_json(folder / "validation" / "verdict.json", document)
 
-    def _measures(self, folder: Path, stage: str, taught: Taught, labels: Sequence[str]) -> None:
+    def _measures(self, folder: Path, stage: str, stage_cells: StageCells, labels: Sequence[str]) -> None:
         config = self.project.config
         source = config.stages[stage].source
         stages = [*config.ancestors(stage), stage]
@@ -198,19 +198,19 @@ class Made:
             "stage": stage,
             "stages": stages,
             "labels": list(labels),
-            "row": {name: None if name not in taught.recall else 0.9 for name in stages},
+            "row": {name: None if name not in stage_cells.recall else 0.9 for name in stages},
             "matrix": [[0.9] * (i + 1) for i in range(len(stages))],
             "average_accuracy": 0.9,
             "forgetting": None,
             "per_stage": {
                 name: {"n": 5 * len(types), "recall": {t: {"n": 5, "recall": r} for t, r in types.items()}}
-                for name, types in taught.recall.items()
+                for name, types in stage_cells.recall.items()
             },
             "novelty": {"h_score": None},
         }
         (folder / "metrics").mkdir()
         write_json(folder / "metrics" / "evaluation.json", document)
-        ids = [*taught.tested, *(f"{source}:{name}" for name in taught.test)]
+        ids = [*stage_cells.tested, *(f"{source}:{name}" for name in stage_cells.test)]
         answers = pd.DataFrame({"cell_id": ids, "stage": stage, "truth": "B", "predicted": "B"})
         answers.to_csv(folder / "metrics" / "predictions.csv", index=False)
 
@@ -278,7 +278,7 @@ def _store(path: Path, stage: str, source: str, names: Sequence[str], ranked: bo
     save_cells(path, StoredCells(cells, GENES, ranks, (stage,)))
 
 
-FIRST = Taught(
+FIRST = StageCells(
     train=["B-1", "B-2", "B-3", "T-1", "T-2", "T-3"],
     validation=["B-4", "T-4"],
     test=["B-5", "T-5"],
@@ -287,7 +287,7 @@ FIRST = Taught(
     batches={"B-1": "donor-1", "T-1": "donor-1"},
     recall={"first": {"B": 0.8, "T": 1.0}},
 )
-SECOND = Taught(
+SECOND = StageCells(
     train=["T-1", "Mono-1", "Mono-2"],
     validation=["Mono-3"],
     test=["Mono-4"],

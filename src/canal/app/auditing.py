@@ -20,10 +20,10 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError, LedgerError
 from canal.core.files import read_json, scratch_folder
 from canal.registry.audit.chain import differing_tensors
+from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.full_audit import Report, audit
 from canal.registry.audit.ledger_entries import check_anchors, check_entries
-from canal.registry.audit.past import check_past
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import Anchor, GitFile, make_anchor
 from canal.registry.ledger.ledger import plain_name
 from canal.registry.ledger.mirror import user
@@ -333,7 +333,7 @@ def fetch_entries(project: Project) -> int:
     return len(catch_up(project.store))
 
 
-def verify_ledger(project: Project) -> Found:
+def verify_ledger(project: Project) -> AuditLog:
     """Check the ledger by itself: chain, rules, committed states, anchors; no version is looked at.
 
     Raises
@@ -341,12 +341,12 @@ def verify_ledger(project: Project) -> Found:
     LedgerError
         If the chain does not hold; names every line.
     """
-    ledger, found = ledger_of(project.store), Found()
+    ledger, log = ledger_of(project.store), AuditLog()
     entries, git = ledger.entries(), GitFile(ledger.path)
-    check_past(git, ledger.path.read_bytes() if ledger.path.is_file() else b"", found)
-    keyring = check_entries(entries, project.store, None, found)
-    check_anchors(git, entries, keyring, found)
-    return found
+    check_committed(git, ledger.path.read_bytes() if ledger.path.is_file() else b"", log)
+    keyring = check_entries(entries, project.store, None, log)
+    check_anchors(git, entries, keyring, log)
+    return log
 
 
 def anchor_ledger(project: Project, by: str | None, key: SigningKey | None) -> Anchor:

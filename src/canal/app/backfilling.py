@@ -30,7 +30,7 @@ from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
 from canal.model.storage import read_names
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.audit.workspace import LOCK, check_workspace
 from canal.registry.ledger.ledger import Sign
 from canal.registry.manifest.stage_request import sums_facts
@@ -140,13 +140,13 @@ def _unfinished_backfill(project: Project, version: Version, key: Key) -> int:
     stage, layout = version.stage, project.layout
     if "backfilled" in key:
         old = [one for one in project.store.versions() if one.key == key["backfilled"]]
-        found = Found()
+        log = AuditLog()
         if (layout.root / ".dvc").is_dir():
-            check_workspace(layout, project.config, [stage], found)
+            check_workspace(layout, project.config, [stage], log)
         folders = (f"models/{stage}", f"metrics/{stage}", f"scores/{stage}")
         model = layout.model(stage)
         installed = (model / "key.json").is_file() and key_digest(model) == version.key
-        if old and (not installed or any(path in one.what for one in found.findings for path in folders)):
+        if old and (not installed or any(path in one.what for one in log.findings for path in folders)):
             return old[0].number
     raise HistoryError(
         f"version {version.number} ({stage}) already has sums of {', '.join(key['sums'])}: nothing to do"

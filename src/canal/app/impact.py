@@ -11,8 +11,8 @@ from canal.config.params import Config
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError
 from canal.registry.ledger.ledger_rules import CHAMPION
-from canal.registry.provenance.exposure import Chosen as Chosen
-from canal.registry.provenance.exposure import Found, Memory, Touch, find, touches
+from canal.registry.provenance.exposure import CellQuery as CellQuery
+from canal.registry.provenance.exposure import CellsSeen, Exposure, MatchedCells, find_cells, find_exposures
 from canal.registry.provenance.lineage import Graph, lineage
 
 Document = dict[str, Any]
@@ -37,9 +37,9 @@ class Impact:
 
     Attributes
     ----------
-    chosen : Chosen
-    found : Found
-    exposures : sequence of Touch
+    query : CellQuery
+    found : MatchedCells
+    exposures : sequence of Exposure
         Versions, parents first, including those only measured on the cells.
     same_bytes : dict
         Other sources that read the same file -> its SHA-256.
@@ -51,9 +51,9 @@ class Impact:
         The plan, in order.
     """
 
-    chosen: Chosen
-    found: Found
-    exposures: Sequence[Touch]
+    query: CellQuery
+    found: MatchedCells
+    exposures: Sequence[Exposure]
     same_bytes: dict[str, str]
     records: Sequence[Document]
     unreadable: int
@@ -64,9 +64,9 @@ class Impact:
         marked = affected(self.exposures)
         return {
             "format": 1,
-            "source": self.chosen.source,
-            "batch": self.chosen.batch,
-            "cell": self.chosen.cell,
+            "source": self.query.source,
+            "batch": self.query.batch,
+            "cell": self.query.cell,
             "cells": len(self.found.cells),
             "same_content": sorted(self.found.same),
             "reserve": len(self.found.reserve),
@@ -83,7 +83,7 @@ class Impact:
         }
 
 
-def impact(project: Project, chosen: Chosen) -> Impact:
+def impact(project: Project, query: CellQuery) -> Impact:
     """Return everything that a source, or a batch or a cell of it, contributed to.
 
     Raises
@@ -91,23 +91,23 @@ def impact(project: Project, chosen: Chosen) -> Impact:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    memory = Memory(project.store)
-    found = find(memory, chosen)
-    exposures = touches(memory, found)
+    cells_seen = CellsSeen(project.store)
+    found = find_cells(cells_seen, query)
+    exposures = find_exposures(cells_seen, found)
     log = read_log(project.layout.annotations)
     keys = {exposure.version.version.key for exposure in affected(exposures)}
     return Impact(
-        chosen=chosen,
+        query=query,
         found=found,
         exposures=exposures,
         same_bytes=_same_bytes(project, found.sources),
         records=log.of_versions(keys),
         unreadable=log.unreadable,
-        steps=plan(project, chosen, found, exposures),
+        steps=plan(project, query, found, exposures),
     )
 
 
-def affected(exposures: Sequence[Touch]) -> list[Touch]:
+def affected(exposures: Sequence[Exposure]) -> list[Exposure]:
     """Return the versions that the cells influenced: all but those only measured on them."""
     return [exposure for exposure in exposures if exposure.grade != "tested"]
 
@@ -134,14 +134,16 @@ def _short(record: Document) -> Document:
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 
-def plan(project: Project, chosen: Chosen, found: Found, exposures: Sequence[Touch]) -> list[Step]:
+def plan(
+    project: Project, query: CellQuery, found: MatchedCells, exposures: Sequence[Exposure]
+) -> list[Step]:
     """Return the steps, in order, after which no serving version has learned from the chosen cells.
 
     Cells and batches are excluded and their stages learned again. The stages of a whole source are removed,
     since a stage without cells cannot pass the gate, and the stages after them are learned again.
     """
     config = project.config
-    whole = chosen.batch is None and chosen.cell is None
+    whole = query.batch is None and query.cell is None
     if not whole and not exposures and (stages := _settled(project, found)):
         why = (
             "nothing is to be learned again, and params.yaml stays as it is, for an `exclude` asks for "
@@ -154,7 +156,7 @@ def plan(project: Project, chosen: Chosen, found: Found, exposures: Sequence[Tou
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
     steps = [*_rollback(project, exposures)]
     steps += _taken_out(config, out) if whole else []
-    steps += _excluded(config, chosen, found, sorted(names))
+    steps += _excluded(config, query, found, sorted(names))
     again = _first_stages(
         config, [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
     )
@@ -172,7 +174,7 @@ def plan(project: Project, chosen: Chosen, found: Found, exposures: Sequence[Tou
     return steps
 
 
-def _settled(project: Project, found: Found) -> list[str]:
+def _settled(project: Project, found: MatchedCells) -> list[str]:
     """Return the stages that use the sources, if all of them are learned as params.yaml describes; else none.
 
     A stage that is still to be learned may use cells that no version has seen.
@@ -184,7 +186,7 @@ def _settled(project: Project, found: Found) -> list[str]:
         return []
 
 
-def _rollback(project: Project, exposures: Sequence[Touch]) -> Iterator[Step]:
+def _rollback(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
     """Yield the rollback to a clean version, where the champion has learned from the cells."""
     marked = {exposure.version.version.key for exposure in exposures if exposure.grade != "tested"}
     versions = project.store.versions()
@@ -200,7 +202,7 @@ def _rollback(project: Project, exposures: Sequence[Touch]) -> Iterator[Step]:
         yield Step("know", what, "it serves until another one is promoted")
 
 
-def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]) -> Iterator[Step]:
+def _excluded(config: Config, query: CellQuery, found: MatchedCells, names: Sequence[str]) -> Iterator[Step]:
     """Yield the new ``exclude`` of each source, including what it excludes already."""
     for name in names:
         if name not in config.sources:
@@ -209,13 +211,13 @@ def _excluded(config: Config, chosen: Chosen, found: Found, names: Sequence[str]
             )
             continue
         before = config.sources[name].exclude
-        by_batch = chosen.batch is not None and name in found.sources
+        by_batch = query.batch is not None and name in found.sources
         named = found.same if by_batch else found.ids
         mine = {cell.partition(":")[2] for cell in named if cell.startswith(f"{name}:")}
         cells = [*before.cells, *sorted(mine - set(before.cells))]
         batches = list(before.batches)
-        if by_batch and chosen.batch is not None and chosen.batch not in batches:
-            batches.append(chosen.batch)
+        if by_batch and query.batch is not None and query.batch not in batches:
+            batches.append(query.batch)
         if (cells, batches) == (list(before.cells), list(before.batches)):
             yield Step("know", f"sources.{name}.exclude names them already", "nothing to change there")
         else:
@@ -331,7 +333,7 @@ def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> It
         )
 
 
-def _retirements(project: Project, exposures: Sequence[Touch]) -> Iterator[Step]:
+def _retirements(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
     for exposure in exposures:
         version = exposure.version.version
         here = version.model == project.store.names.model and not exposure.version.elsewhere
@@ -355,7 +357,7 @@ def backward(project: Project, wanted: str) -> Graph:
     return lineage(project.store, project.store.version(wanted))
 
 
-def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
+def forward(project: Project, query: CellQuery) -> dict[str, Any]:
     """Return every version that has seen a data set or a cell, and how, as a JSON document.
 
     Raises
@@ -363,14 +365,14 @@ def forward(project: Project, chosen: Chosen) -> dict[str, Any]:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    memory = Memory(project.store)
-    found = find(memory, chosen)
+    cells_seen = CellsSeen(project.store)
+    found = find_cells(cells_seen, query)
     return {
         "format": 1,
-        "source": chosen.source,
-        "cell": chosen.cell,
+        "source": query.source,
+        "cell": query.cell,
         "cells": len(found.cells),
         "same_content": sorted(found.same),
         "reserve": len(found.reserve),
-        "versions": [exposure.to_json() for exposure in touches(memory, found)],
+        "versions": [exposure.to_json() for exposure in find_exposures(cells_seen, found)],
     }

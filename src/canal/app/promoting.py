@@ -30,8 +30,8 @@ from canal.registry.promotion.policy import (
     Ruling,
     Sampling,
     StageComparison,
+    blocking_rulings,
     compare_stage,
-    failed,
     judge,
     override,
 )
@@ -52,7 +52,7 @@ class Judgement:
     @property
     def passed(self) -> bool:
         """Whether no ruling blocks promotion."""
-        return not failed(self.rulings)
+        return not blocking_rulings(self.rulings)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""

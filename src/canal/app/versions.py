@@ -24,7 +24,7 @@ from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import export_parcel as export_parcel
 from canal.registry.transfer.exchange import import_parcel as import_parcel
 from canal.registry.versions.publish import Synced, sync
-from canal.registry.versions.rebuild import DrawFigures, Rebuilt, Wishes, rebuild, rebuild_lost
+from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
 from canal.report.page import write_report
 
@@ -221,11 +221,13 @@ def _rebuild_options(
     also: Sequence[Path] = (),
     without: Sequence[int] = (),
     sign: Sign | None = None,
-) -> Wishes:
+) -> RebuildOptions:
     folders = [Layout(path.resolve()) for path in also]
     if missing := [str(one.root) for one in folders if not (one.root / "models").is_dir()]:
         raise RegistryError(f"--also {missing[0]}: no folder models/ in it; give a project folder")
-    return Wishes(by or user(), why or "the store was lost", (project.layout, *folders), without, sign)
+    return RebuildOptions(
+        by or user(), why or "the store was lost", (project.layout, *folders), without, sign
+    )
 
 
 def _figures_for(project: Project) -> DrawFigures:

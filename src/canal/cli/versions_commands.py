@@ -137,7 +137,7 @@ def lineage(
     if version is None:
         if dot or html is not None:
             raise RegistryError("--dot and --html draw the lineage of a version: name a version")
-        document = app.impact.forward(open_project(root), app.impact.Chosen(source=data, cell=cell))
+        document = app.impact.forward(open_project(root), app.impact.CellQuery(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
     graph = app.impact.backward(open_project(root), version)
@@ -159,7 +159,7 @@ def impact(
     as_json: AsJson = False,
 ) -> None:
     """List what learned from a data set, a donor or a cell, and the commands to relearn without it."""
-    document = app.impact.impact(open_project(root), app.impact.Chosen(source, batch, cell)).to_json()
+    document = app.impact.impact(open_project(root), app.impact.CellQuery(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
 
 

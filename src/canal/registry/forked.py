@@ -1,9 +1,9 @@
-"""An MLflow Project backend that starts an entry point in a process which has imported everything.
+"""An MLflow Project backend that runs an entry point in a forked process, with MLflow and torch imported.
 
-MLflow's own backend starts Python anew, which imports MLflow and torch a second time: as long as a small
-stage takes to learn. Here a spare process is forked right after the imports, before this one opens its store
-(a database's connections must not be shared), and waits for the command that MLproject gives the entry point.
-pyproject.toml names the backend for MLflow; ``mlflow run .`` by hand goes on using MLflow's own.
+MLflow's own backend starts a new Python, whose imports take as long as a small stage needs to learn. Here a
+spare process is forked right after the imports, before this one opens its store (a database's connections
+must not be shared), and waits for the command that MLproject gives the entry point. pyproject.toml registers
+the backend with MLflow; ``mlflow run .`` by hand uses MLflow's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SPARE = "spare"
 
 
 class Spare:
-    """A copy of this process that waits for a script to run; it ends where this process ends.
+    """A forked copy of this process that waits for a script to run, and ends when this process ends.
 
     While it waits it imports the modules ``ahead``.
     """
@@ -57,20 +57,20 @@ class Spare:
         self._code: int | None = None
 
     def run(self, folder: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Have it run ``python SCRIPT ...`` in a folder, with these variables on top of its own."""
+        """Run ``python SCRIPT ...`` in the copy, in a folder, with further environment variables."""
         order = {"folder": folder, "command": [*command], "environment": {**environment}}
         with os.fdopen(self._sender, "w", encoding="utf-8") as stream:
             json.dump(order, stream)
 
     def poll(self) -> int | None:
-        """Return its exit code; None while it runs."""
+        """Return the exit code of the copy; None while it runs."""
         if self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._code = os.waitstatus_to_exitcode(status) if pid else None
         return self._code
 
     def wait(self) -> int:
-        """Wait until it ends and return its exit code; negative where a signal ended it."""
+        """Wait for the copy and return its exit code, negative after a signal."""
         if self._code is None:
             _, status = os.waitpid(self.pid, 0)
             self._code = os.waitstatus_to_exitcode(status)
@@ -91,7 +91,7 @@ class ForkedRun(SubmittedRun):
         return self._run_id
 
     def wait(self) -> bool:
-        """Wait for the end; True where the entry point did all it had to."""
+        """Wait for the end; True where the entry point succeeded."""
         return self._process.wait() == 0
 
     def get_status(self) -> str:
@@ -101,7 +101,7 @@ class ForkedRun(SubmittedRun):
         return str(RunStatus.to_string(status))
 
     def cancel(self) -> None:
-        """Ask it to end, and wait until it has."""
+        """Send SIGTERM to the process, and wait for its end."""
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGTERM)
             self._process.wait()
@@ -120,12 +120,12 @@ class ForkedBackend(AbstractBackend):
         tracking_uri: str,
         experiment_id: str,
     ) -> ForkedRun:
-        """Make the run and start the entry point.
+        """Create the run and start the entry point.
 
         Raises
         ------
         ExecutionException
-            If the entry point's command is no Python script.
+            If the entry point's command runs no Python script.
         """
         folder = fetch_and_validate_project(  # type: ignore[no-untyped-call]
             project_uri, version, entry_point, params
@@ -152,13 +152,13 @@ def _split(line: str) -> tuple[dict[str, str], list[str]]:
 
 
 def import_stores() -> None:
-    """Import what MLflow imports to open a database: once for both processes, if done before forking."""
+    """Import MLflow's database modules: once for both processes, if called before forking."""
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
-    """Do what the one order says, as Python would if it were started for it; never return."""
+    """Run the script of the one order, as a new Python would, and exit."""
     code = 1
     try:
         for name in ahead:

@@ -1,1 +1,1 @@
-"""What an audit checks, a module a subject; `full_audit` runs them all."""
+"""The checks of an audit, one module a subject; `full_audit` runs them all."""

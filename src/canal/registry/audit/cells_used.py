@@ -1,6 +1,6 @@
-"""Which cells a version learned from: bank and probe against the splits of its chain, no test cell in any.
+"""Audit of the cells that a version learned from: bank and probe sets against the splits of its chain.
 
-And none that may not be learned from any more: those never reappear, neither by id nor by content.
+No test cell is in any of them, and no excluded cell reappears, neither by id nor by content.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from canal.config.params import Config
 from canal.data.split import RESERVE, SUMMED
-from canal.registry.audit.version_files import Found, examples
+from canal.registry.audit.version_files import AuditLog, examples
 from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, Rows
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a chain of stages was taught from.
+class LearnedFrom:
+    """The cells that a chain of stages learned from.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Taught:
     sources : Mapping
         The source of each stage.
     whole : bool
-        Whether the chain goes back to its beginning; where it breaks off, older stages are unknown.
+        Whether the chain goes back to the backbone; older stages of an incomplete chain are unknown.
     """
 
     splits: Mapping[str, Rows]
@@ -38,43 +38,43 @@ class Taught:
     whole: bool
 
 
-def check_cells(chain: Sequence[RegisteredVersion], found: Found) -> None:
+def check_cells(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     """Check the newest member of a chain (oldest first), whose ancestors are the others."""
-    stages = [member for member in chain if member.taught]
+    stages = [member for member in chain if member.is_annotator]
     if not stages:
         return
     newest = stages[-1]
     for name, what in ((SPLIT, newest.split), (BANK, newest.bank), (PROBE, newest.probe)):
         readable = newest.intact(name) and (name == SPLIT or newest.genes is not None)
         if what is None and readable:
-            found.wrong(newest.name, "cells", f"{name} cannot be read, or is of another panel than the model")
+            log.finding(newest.name, "cells", f"{name} cannot be read, or is of another panel than the model")
     splits = {member.stage: member.rows for member in stages if member.rows is not None}
     sources = {member.stage: str(member.key["data"]["source"]) for member in stages}
-    taught = Taught(splits, sources, whole=chain[0].parent is None)
-    found.counts["cells"] += len(splits.get(newest.stage, {}))
-    _check_labels(newest, splits.get(newest.stage, {}), found)
-    _check_leaks(stages, splits, found)
+    learned_from = LearnedFrom(splits, sources, whole=chain[0].parent is None)
+    log.counts["cells"] += len(splits.get(newest.stage, {}))
+    _check_labels(newest, splits.get(newest.stage, {}), log)
+    _check_leaks(stages, splits, log)
     if newest.bank is not None:
-        _check_stored(newest, BANK, newest.bank.cells, taught, found)
-        _check_bank(newest, newest.bank, splits, found)
-        _check_handed_on(newest, stages[-2] if len(stages) > 1 else None, found)
+        _check_stored(newest, BANK, newest.bank.cells, learned_from, log)
+        _check_bank(newest, newest.bank, splits, log)
+        _check_handed_on(newest, stages[-2] if len(stages) > 1 else None, log)
     if newest.probe is not None:
-        _check_stored(newest, PROBE, newest.probe.cells, taught, found)
+        _check_stored(newest, PROBE, newest.probe.cells, learned_from, log)
 
 
-def _check_labels(newest: RegisteredVersion, rows: Rows, found: Found) -> None:
-    """Check that what was trained on has labels of the model, and that each new label has training cells."""
+def _check_labels(newest: RegisteredVersion, rows: Rows, log: AuditLog) -> None:
+    """Check that the model has a label for the cell type of every training cell."""
     if newest.labels is None:
         return
-    taught = {kind for kind, _, _, chosen in rows.values() if chosen == "train"}
-    if unknown := sorted(taught - set(newest.labels)):
-        found.wrong(newest.name, "labels", f"{SPLIT} trains types that {LABELS} lacks: {examples(unknown)}")
+    learned_from = {cell_type for cell_type, _, _, chosen in rows.values() if chosen == "train"}
+    if unknown := sorted(learned_from - set(newest.labels)):
+        log.finding(newest.name, "labels", f"{SPLIT} trains types that {LABELS} lacks: {examples(unknown)}")
 
 
-def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows], found: Found) -> None:
-    """Check that no training or bank cell of the chain is held back by it, by id or by content.
+def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows], log: AuditLog) -> None:
+    """Check that no training or bank cell is a validation or test cell of the chain, by id or content.
 
-    Two stages that share a cell in this way are the fault of the later one, which had to follow the other.
+    Where two stages share a cell in this way, the finding is about the later one.
     """
     order = {member.stage: place for place, member in enumerate(stages)}
     held: dict[str, tuple[str, str]] = {}
@@ -94,11 +94,11 @@ def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows]
             f"content: {examples(sorted(cells))}"
         )
         later = stages[-1] if place == BANK else stages[max(order[stage], order[keeper])]
-        found.wrong(later.name, "cells", what)
+        log.finding(later.name, "cells", what)
 
 
 def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
-    """Yield file, stage and id of every cell that the chain trained on."""
+    """Yield file, stage and id of every training cell of the chain."""
     for stage, rows in splits.items():
         for cell, (_, _, _, chosen) in rows.items():
             if chosen == "train" or (chosen == RESERVE and newest.key.get("sums")):
@@ -109,37 +109,39 @@ def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[
 
 
 def _check_stored(
-    newest: RegisteredVersion, name: str, cells: LabelledCells, taught: Taught, found: Found
+    newest: RegisteredVersion, name: str, cells: LabelledCells, learned_from: LearnedFrom, log: AuditLog
 ) -> None:
-    """Check that stored cells stand in the split of the stage they claim, in its set, with its label."""
+    """Check that stored cells are in the split of their stage, in the right set, with the same label."""
     wrong: dict[str, list[str]] = {}
     fields = (cells.cell_ids, cells.cell_types, cells.stages, cells.sources, cells.batches)
-    for cell, kind, stage, source, batch in zip(*fields, strict=True):
-        found.counts["cells"] += 1
-        if stage in taught.splits:
-            row = taught.splits[stage].get(cell)
-            complaint = _complaint(name, stage, row, (kind, batch, source == taught.sources[stage]))
+    for cell, cell_type, stage, source, batch in zip(*fields, strict=True):
+        log.counts["cells"] += 1
+        if stage in learned_from.splits:
+            row = learned_from.splits[stage].get(cell)
+            complaint = _complaint(
+                name, stage, row, (cell_type, batch, source == learned_from.sources[stage])
+            )
         else:
-            known = stage in taught.sources or not taught.whole
+            known = stage in learned_from.sources or not learned_from.whole
             complaint = None if known else f"claim stage {stage}, which is not in the chain"
         if complaint is not None:
             wrong.setdefault(complaint, []).append(cell)
     for complaint, those in sorted(wrong.items()):
         what = f"{name}: {len(those)} cells {complaint}: {examples(sorted(those))}"
-        found.wrong(newest.name, "cells", what)
+        log.finding(newest.name, "cells", what)
 
 
 def _complaint(
     name: str, stage: str, row: tuple[str, str, str, str] | None, claim: tuple[str, str, bool]
 ) -> str | None:
-    """Return what is wrong with a stored cell, given its row in the split and what it claims to be."""
-    kind, batch, own_source = claim
+    """Return the fault of a stored cell, given its row in the split and the fields stored with it."""
+    cell_type, batch, own_source = claim
     wanted, shown = ("train", "training") if name == BANK else ("validation", "validation")
     if row is None:
         return f"are not in {SPLIT} of {stage}"
     if row[3] != wanted:
         return f"are {row[3]} cells of {stage}, not {shown} cells"
-    if row[0] != kind:
+    if row[0] != cell_type:
         return f"have another label than in {SPLIT} of {stage}"
     if row[1] != batch or not own_source:
         return f"have another source or batch than in {SPLIT} of {stage}"
@@ -147,41 +149,43 @@ def _complaint(
 
 
 def _check_bank(
-    newest: RegisteredVersion, bank: StoredCells, splits: Mapping[str, Rows], found: Found
+    newest: RegisteredVersion, bank: StoredCells, splits: Mapping[str, Rows], log: AuditLog
 ) -> None:
-    """Check a bank's size, the share of each type and the ranks."""
+    """Check a bank's size, the number of cells of each type, and the ranks."""
     capacity, labels = int(newest.key["request"]["bank"]["capacity"]), newest.labels
     counts = Counter(bank.cells.cell_types)
     if len(bank.cells) > capacity:
-        found.wrong(newest.name, "bank", f"{BANK} holds {len(bank.cells)} cells, its capacity is {capacity}")
+        log.finding(newest.name, "bank", f"{BANK} holds {len(bank.cells)} cells, its capacity is {capacity}")
     if labels:
         quota = capacity // len(labels)
-        many = [f"{kind} ({n})" for kind, n in sorted(counts.items()) if n > quota]
+        many = [f"{cell_type} ({n})" for cell_type, n in sorted(counts.items()) if n > quota]
         if many:
-            found.wrong(newest.name, "bank", f"{BANK} holds more than {quota} cells of {examples(many)}")
+            log.finding(newest.name, "bank", f"{BANK} holds more than {quota} cells of {examples(many)}")
     ranks = [] if bank.ranks is None else bank.ranks.tolist()
     seen: set[tuple[str, str, int]] = set()
     wrong = []
     candidates = Counter(
-        (stage, kind)
+        (stage, cell_type)
         for stage, rows in splits.items()
-        for kind, _, _, chosen in rows.values()
+        for cell_type, _, _, chosen in rows.values()
         if chosen == "train"
     )
     cells = bank.cells
-    for cell, kind, stage, rank in zip(cells.cell_ids, cells.cell_types, cells.stages, ranks, strict=True):
-        place = (stage, kind, rank)
-        most = candidates.get((stage, kind), rank)
+    for cell, cell_type, stage, rank in zip(
+        cells.cell_ids, cells.cell_types, cells.stages, ranks, strict=True
+    ):
+        place = (stage, cell_type, rank)
+        most = candidates.get((stage, cell_type), rank)
         if place in seen or not 1 <= rank <= most:
             wrong.append(f"{cell} (rank {rank} of {most})")
         seen.add(place)
     if wrong:
         what = f"{BANK}: {len(wrong)} cells have a rank that another has, or that their type cannot have"
-        found.wrong(newest.name, "bank", f"{what}: {examples(wrong)}")
+        log.finding(newest.name, "bank", f"{what}: {examples(wrong)}")
 
 
-def _check_handed_on(newest: RegisteredVersion, parent: RegisteredVersion | None, found: Found) -> None:
-    """Check that what a bank holds of older stages was in the parent's bank, with the same rank."""
+def _check_handed_on(newest: RegisteredVersion, parent: RegisteredVersion | None, log: AuditLog) -> None:
+    """Check that a bank's cells of older stages were in the parent's bank, with the same rank."""
     if newest.bank is None or parent is None or parent.bank is None:
         return
     before = set(_ranked(parent.bank))
@@ -192,7 +196,7 @@ def _check_handed_on(newest: RegisteredVersion, parent: RegisteredVersion | None
     ]
     if new:
         what = f"{BANK}: {len(new)} cells of older stages are not in {BANK} of {parent.name} with that rank"
-        found.wrong(newest.name, "bank", f"{what}: {examples(sorted(new))}")
+        log.finding(newest.name, "bank", f"{what}: {examples(sorted(new))}")
 
 
 def _ranked(bank: StoredCells) -> list[tuple[str, str, int]]:
@@ -202,7 +206,7 @@ def _ranked(bank: StoredCells) -> list[tuple[str, str, int]]:
 
 @dataclass
 class Excluded:
-    """What is excluded of one source: obs names of cells, and batches."""
+    """The excluded cells (obs names) and batches of one source."""
 
     cells: set[str] = field(default_factory=set)
     batches: set[str] = field(default_factory=set)
@@ -216,8 +220,8 @@ Exclusions = Mapping[str, Excluded]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A cell as a version holds it; its content digest is empty where no split is left that knows it."""
+class HeldCell:
+    """A cell that a version holds; its content digest is empty where no split has it any more."""
 
     place: str
     cell: str
@@ -235,29 +239,29 @@ class Seen:
 
 def check_exclusions(
     chains: Sequence[Sequence[RegisteredVersion]],
-    everybody: Callable[[], Iterable[RegisteredVersion]],
+    all_members: Callable[[], Iterable[RegisteredVersion]],
     config: Config,
-    found: Found,
+    log: AuditLog,
 ) -> None:
-    """Check the newest member of each chain (oldest first) against what is, and was, declared as excluded.
+    """Check the newest member of each chain (oldest first) against past and present exclusions.
 
-    A version that was learned after an exclusion was declared must not hold such a cell. An older one may:
-    that it does is a note.
+    A version that was learned after an exclusion was declared must not hold such a cell. In an older version
+    the cell is a note.
 
     Parameters
     ----------
-    everybody
-        Gives all members there are, whose splits tell the contents of excluded cells; asked only where
-        something is excluded.
+    all_members
+        Returns all members, whose splits hold the contents of excluded cells; called only where something is
+        excluded.
     """
     now = {
         name: Excluded(set(one.exclude.cells), set(one.exclude.batches))
         for name, one in config.sources.items()
     }
-    pairs = [(chain, declared_in(chain)) for chain in chains if chain[-1].taught]
+    pairs = [(chain, declared_exclusions(chain)) for chain in chains if chain[-1].is_annotator]
     if not any((*now.values(), *(one for _, declared in pairs for one in declared.values()))):
         return
-    splits = [one for member in everybody() for one in _split_cells(member)]
+    splits = [one for member in all_members() for one in _split_cells(member)]
     now_out = {one.digest for one in splits if one.excluded(now)}
     for chain, declared in pairs:
         then_out = {one.digest for one in splits if one.excluded(declared)}
@@ -268,30 +272,30 @@ def check_exclusions(
                 wrong.setdefault(one.place, []).append(one.cell)
             elif one.excluded(now) or one.digest in now_out:
                 later.setdefault(one.place, []).append(one.cell)
-        _tell(chain[-1], wrong, later, found)
+        _report(chain[-1], wrong, later, log)
 
 
-def _tell(
-    newest: RegisteredVersion, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], found: Found
+def _report(
+    newest: RegisteredVersion, wrong: Mapping[str, list[str]], later: Mapping[str, list[str]], log: AuditLog
 ) -> None:
     for place, cells in wrong.items():
         names = examples(sorted(cells))
         what = f"{place}: {len(cells)} cells that were excluded before it was learned: {names}"
-        found.wrong(newest.name, "exclusion", what)
+        log.finding(newest.name, "exclusion", what)
     for place, cells in later.items():
         what = (
             f"{place}: {len(cells)} cells that are excluded by now: {examples(sorted(cells))}; "
-            "`canal impact` lists what they touched, `canal stage relearn` learns without them"
+            "`canal impact` lists the exposed versions, `canal stage relearn` learns without the cells"
         )
-        found.note(newest.name, "exclusion", what)
+        log.note(newest.name, "exclusion", what)
 
 
-def declared_in(chain: Sequence[RegisteredVersion]) -> dict[str, Excluded]:
-    """Return what the requests of a chain declare as excluded."""
+def declared_exclusions(chain: Sequence[RegisteredVersion]) -> dict[str, Excluded]:
+    """Return the exclusions in the requests of a chain, by source."""
     declared: dict[str, Excluded] = {}
     for member in chain:
-        asked = member.key["request"].get("cells") or {}  # a backbone has one for each stage
-        for cells in [asked] if "declaration" in asked else asked.values():
+        requests = member.key["request"].get("cells") or {}  # a backbone has one for each stage
+        for cells in [requests] if "declaration" in requests else requests.values():
             exclude = cells["declaration"].get("exclude") or {}
             mine = declared.setdefault(str(cells["source"]), Excluded())
             mine.cells |= set(exclude.get("cells", ()))
@@ -299,12 +303,12 @@ def declared_in(chain: Sequence[RegisteredVersion]) -> dict[str, Excluded]:
     return declared
 
 
-def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[Seen]:
-    """Yield all cells that the newest member of a chain holds: its split, sums, bank and probe."""
+def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[HeldCell]:
+    """Yield all cells of the newest member of a chain: in its split, sums, bank and probe sets."""
     newest = chain[-1]
     yield from _split_cells(newest)
     for member in chain:
-        if member.taught and member.stage in newest.key.get("sums", {}):
+        if member.is_annotator and member.stage in newest.key.get("sums", {}):
             rows, place = member.rows or {}, f"sums of {member.stage}"
             summed = (one for one in _split_cells(member) if rows[one.cell][3] in SUMMED)
             yield from (replace(one, place=place) for one in summed)
@@ -316,14 +320,14 @@ def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[Seen]:
         for cell, stage, source, batch in zip(
             cells.cell_ids, cells.stages, cells.sources, cells.batches, strict=True
         ):
-            yield Seen(place, cell, source, batch, digests.get((stage, cell), ""))
+            yield HeldCell(place, cell, source, batch, digests.get((stage, cell), ""))
 
 
-def _split_cells(member: RegisteredVersion) -> Iterator[Seen]:
+def _split_cells(member: RegisteredVersion) -> Iterator[HeldCell]:
     """Yield the cells of a member's split; none where it cannot be read."""
-    if not member.taught or member.split is None:
+    if not member.is_annotator or member.split is None:
         return
     source = str(member.key["data"]["source"])
     columns = (member.split[name] for name in ("cell_id", "batch", "cell_digest"))
     for cell, batch, digest in zip(*columns, strict=True):
-        yield Seen(SPLIT, cell, source, batch, digest)
+        yield HeldCell(SPLIT, cell, source, batch, digest)

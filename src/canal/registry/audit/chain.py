@@ -1,7 +1,7 @@
-"""Versions as chains of keys back to where each began: labels, panel and teacher of each link.
+"""Audit of lineages: the chain of keys from a version to its backbone, and labels, panel and teacher of each.
 
-Each version is opened once, and its manifests are checked then. Of a chain's newest also the gate's verdict:
-passed, and about the very bytes that were learned from.
+Each version is opened once, and its manifests are checked then. The gate's verdict of the newest version must
+have passed, for the very bytes that were learned from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from canal.core.errors import CanalError
 from canal.core.files import unreadable
 from canal.quality.verdict import read_verdict
 from canal.registry.audit.version_files import (
-    Found,
+    AuditLog,
     check_key,
     check_record,
     examples,
@@ -45,14 +45,14 @@ from canal.registry.provenance.registered import (
     RegisteredVersion,
 )
 from canal.registry.store.database import Version
-from canal.registry.store.store import Bring, Store
+from canal.registry.store.store import Fetch, Store
 
 
-class Family:
-    """The versions of both registered models, and the ledger's last word on each.
+class VersionReader:
+    """Opens the versions of both registered models, once each, and checks their manifests.
 
-    ``bring`` returns the folder with a version's artifacts (`canal.registry.store.store.fresh_copies`): a
-    server's own bytes are judged, not a copy that was good once.
+    ``fetch`` returns the folder of a version's artifacts (`canal.registry.store.store.fresh_copies`): of a
+    remote store, the bytes that it holds now, not an earlier copy.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Family:
         store: Store,
         versions: Sequence[Version],
         entries: Mapping[tuple[str, int], Entry],
-        found: Found,
-        bring: Bring,
+        log: AuditLog,
+        fetch: Fetch,
     ) -> None:
         self._store = store
-        self._bring = bring
-        self._found = found
+        self._fetch = fetch
+        self._log = log
         self._entries = entries
         self._by_key: dict[str, Version] = {}
         for version in versions:
@@ -73,112 +73,118 @@ class Family:
         self._opened: dict[tuple[str, int], RegisteredVersion | None] = {}
 
     def member(self, version: Version) -> RegisteredVersion | None:
-        """Return a version whose key.json holds; None, and findings, where it does not."""
+        """Return a version with a valid key.json; None, and findings, otherwise."""
         place = (version.model, version.number)
         if place not in self._opened:
             self._opened[place] = self._open(version)
         return self._opened[place]
 
     def record(self, member: RegisteredVersion) -> Record | None:
-        """Check record.json and all it covers, and return it if it holds."""
+        """Check record.json and the files that it covers; return it if it is valid."""
         if member.elsewhere:
             return None
         version = member.version
-        return check_record(member, version, self._entry(version), self._found)
+        return check_record(member, version, self._entry(version), self._log)
 
     def chain(self, member: RegisteredVersion) -> list[RegisteredVersion]:
-        """Return a member's ancestors and itself, oldest first; a finding says where the chain breaks off.
+        """Return a member's ancestors and the member, oldest first; a missing ancestor is a finding.
 
-        A parent is looked for among the registered versions, then among what came with an imported one.
+        A parent is looked for among the registered versions, then among the ancestors that came along with an
+        imported version.
         """
         chain, came_with = [member], member
         while (parent := chain[0].parent) is not None:
             version = self._by_key.get(parent)
             if version is None:
-                found = ancestor(came_with.folder / ANCESTORS / parent, parent, came_with.name, self._found)
+                older = ancestor(came_with.folder / ANCESTORS / parent, parent, came_with.name, self._log)
             else:
-                found = self.member(version)
-            if version is None and found is None:
+                older = self.member(version)
+            if version is None and older is None:
                 what = f"key.json names the parent {parent[:12]}..., which is not registered"
-                self._found.wrong(chain[0].name, "chain", what)
-            if found is None or found in chain:
+                self._log.finding(chain[0].name, "chain", what)
+            if older is None or older in chain:
                 break
-            came_with = came_with if found.elsewhere else found
-            chain.insert(0, found)
+            came_with = came_with if older.elsewhere else older
+            chain.insert(0, older)
         return chain
 
     def _open(self, version: Version) -> RegisteredVersion | None:
         name = version_name(self._store, version.model, version.number)
         try:
-            folder = self._bring(version)
+            folder = self._fetch(version)
         except CanalError as error:
-            self._found.wrong(name, "files", f"its artifacts are not there: {error}")
+            self._log.finding(name, "files", f"its artifacts are not there: {error}")
             return None
         if closed := unreadable(folder):
             names = examples([path.relative_to(folder).as_posix() for path in closed])
             what = f"this user may not read {names} in {folder}: whose they are can grant it (chmod -R a+rX)"
-            self._found.wrong(name, "files", what)
+            self._log.finding(name, "files", what)
             return None
-        key = read_manifest_key(name, folder, version, self._entry(version), self._found)
+        key = read_manifest_key(name, folder, version, self._entry(version), self._log)
         if key is None:
-            self._found.note(name, "files", "its other files were not checked: key.json does not hold")
+            self._log.note(name, "files", "its other files were not checked: key.json does not hold")
             return None
         member = RegisteredVersion(name, folder, key, file_digest(folder / KEY_FILE), version)
-        check_key(member, self._found)
+        check_key(member, self._log)
         return member
 
     def _entry(self, version: Version) -> Entry | None:
         return self._entries.get((version.model, version.number))
 
 
-def ancestor(folder: Path, digest: str, of: str, found: Found) -> RegisteredVersion | None:
-    """Return what came with an imported version of one of its ancestors, if its key.json holds."""
+def ancestor(folder: Path, digest: str, of: str, log: AuditLog) -> RegisteredVersion | None:
+    """Return an ancestor that came along with an imported version, if its key.json is valid."""
     if not (folder / KEY_FILE).is_file():
         return None
     name = f"{of}, ancestor {digest[:12]}"
     if file_digest(folder / KEY_FILE) != digest:
-        found.wrong(
+        log.finding(
             name, "files", f"{ANCESTORS}/{digest}/{KEY_FILE} is not the key that its folder is called after"
         )
         return None
     try:
         key = read_key(folder)
     except CanalError as error:
-        found.wrong(name, "schema", str(error))
+        log.finding(name, "schema", str(error))
         return None
     if broken := schema_complaints("key", key):
-        found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {broken[0]}")
+        log.finding(name, "schema", f"{KEY_FILE} breaks its schema: {broken[0]}")
         return None
     return RegisteredVersion(name, folder, key, digest, None)
 
 
-def check_chain(chain: Sequence[RegisteredVersion], found: Found) -> None:
+def check_chain(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     """Check each member of a chain, oldest first, against its parent."""
+    backbone = next((member for member in chain if member.stage == BACKBONE), None)
     for parent, child in pairwise(chain):
         if parent.stage == IMPORTED:
-            _check_adopted(parent, child, found)
+            _check_adopted(parent, child, log)
             continue
-        _check_panel(parent, child, found)
-        if not parent.taught:
+        _check_panel(parent, child, log)
+        if not parent.is_annotator:
             if child.key["teacher"] is not None:
                 what = "a first stage has no teacher, but key.json names one"
-                found.wrong(child.name, "teacher", what)
+                log.finding(child.name, "teacher", what)
             if parent.key["split"] != child.key["split"] and parent.parent is None:
-                _note_other_split(parent, child, found)
+                _note_other_split(parent, child, log)
             continue
-        _check_labels(parent, child, found)
+        _check_labels(parent, child, log)
         if child.trained:
-            _check_teacher(parent, child, found)
-        _check_pretrained(chain, child, found)
+            _check_teacher(parent, child, log)
+        # The backbone may have been pretrained on cells of a later stage, too.
+        if backbone is not None and child.stage in backbone.extra_stages:
+            seen = backbone.key.get("extra_stages", {}).get(child.stage, {})
+            if seen.get("split") != child.key["split"]:
+                _note_other_split(backbone, child, log)
     first = chain[0]
-    if first.parent is None and first.taught:
-        found.wrong(first.name, "chain", "key.json names no parent, but a learned stage has one")
+    if first.parent is None and first.is_annotator:
+        log.finding(first.name, "chain", "key.json names no parent, but a learned stage has one")
 
 
-def _check_adopted(imported: RegisteredVersion, backbone: RegisteredVersion, found: Found) -> None:
+def _check_adopted(imported: RegisteredVersion, backbone: RegisteredVersion, log: AuditLog) -> None:
     """Check that a backbone holds the bytes of the import that it names as its parent."""
-    if backbone.taught:
-        found.wrong(
+    if backbone.is_annotator:
+        log.finding(
             backbone.name, "chain", f"a stage begins on a backbone, but its parent is {imported.name}"
         )
         return
@@ -186,41 +192,27 @@ def _check_adopted(imported: RegisteredVersion, backbone: RegisteredVersion, fou
     expected[IMPORT_KEY] = imported.digest
     for name, digest in sorted(expected.items()):
         if backbone.files.get(name) != digest:
-            found.wrong(backbone.name, "chain", f"{name} is not what {imported.name} holds")
+            log.finding(backbone.name, "chain", f"{name} is not what {imported.name} holds")
 
 
-def _check_panel(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
+def _check_panel(parent: RegisteredVersion, child: RegisteredVersion, log: AuditLog) -> None:
+    """Check that a panel is the parent's, or begins with it and has no more genes than were asked for."""
     if parent.key["panel"] != child.key["panel"]:
         what = f"key.json names another panel than that of {parent.name}: a lineage keeps one"
-        found.wrong(child.name, "panel", what)
+        log.finding(child.name, "panel", what)
     elif parent.genes is not None and child.genes is not None:
-        _check_genes(parent, child, found)
+        known, genes, limit = parent.genes, child.genes, child.grow if parent.is_annotator else 0
+        added = len(genes) - len(known)
+        if genes[: len(known)] != known or (added and not limit):
+            place = GENES if parent.is_annotator else PANEL
+            log.finding(child.name, "panel", f"{GENES} differs from {place} of {parent.name}")
+        elif added > limit or len(set(genes)) < len(genes):
+            what = f"{GENES} has {added} more than that of {parent.name}, asked for were at most {limit} new"
+            log.finding(child.name, "panel", f"{what} ones")
 
 
-def _check_genes(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
-    """Check that a panel is the parent's, or begins with it and has no more genes than were asked for."""
-    known, genes, asked = parent.genes or [], child.genes or [], child.grow if parent.taught else 0
-    added = len(genes) - len(known)
-    if genes[: len(known)] != known or (added and not asked):
-        place = GENES if parent.taught else PANEL
-        found.wrong(child.name, "panel", f"{GENES} differs from {place} of {parent.name}")
-    elif added > asked or len(set(genes)) < len(genes):
-        what = f"{GENES} has {added} more than that of {parent.name}, asked for were at most {asked} new ones"
-        found.wrong(child.name, "panel", what)
-
-
-def _check_pretrained(chain: Sequence[RegisteredVersion], child: RegisteredVersion, found: Found) -> None:
-    """Check a later stage against the backbone, which may have been pretrained on cells of it, too."""
-    backbone = next((member for member in chain if member.stage == BACKBONE), None)
-    if backbone is None or child.stage not in backbone.extra_stages:
-        return
-    seen = backbone.key.get("extra_stages", {}).get(child.stage, {})
-    if seen.get("split") != child.key["split"]:
-        _note_other_split(backbone, child, found)
-
-
-def _note_other_split(backbone: RegisteredVersion, stage: RegisteredVersion, found: Found) -> None:
-    found.note(
+def _note_other_split(backbone: RegisteredVersion, stage: RegisteredVersion, log: AuditLog) -> None:
+    log.note(
         stage.name,
         "cells",
         f"{backbone.name} was pretrained on another split than {SPLIT}: whether it saw test cells cannot "
@@ -228,37 +220,31 @@ def _note_other_split(backbone: RegisteredVersion, stage: RegisteredVersion, fou
     )
 
 
-def _check_labels(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
+def _check_labels(parent: RegisteredVersion, child: RegisteredVersion, log: AuditLog) -> None:
     if parent.labels is None or child.labels is None:
         return
     if child.labels[: len(parent.labels)] != parent.labels:
         lost = [label for label in parent.labels if label not in child.labels]
         detail = f"it lacks {examples(lost)}" if lost else "their order differs"
         what = f"{LABELS} does not begin with the {len(parent.labels)} labels of {parent.name}: {detail}"
-        found.wrong(child.name, "labels", what)
+        log.finding(child.name, "labels", what)
 
 
-def _check_teacher(parent: RegisteredVersion, child: RegisteredVersion, found: Found) -> None:
+def _check_teacher(parent: RegisteredVersion, child: RegisteredVersion, log: AuditLog) -> None:
     """Check that a teacher is the parent's model: configuration, labels and every tensor."""
     for name in ("config.json", "labels.json", "genes.json"):
         ours, theirs = f"teacher/{name}", f"model/{name}"
         if child.files.get(ours) != parent.files.get(theirs):
-            found.wrong(child.name, "teacher", f"{ours} is not {theirs} of {parent.name}")
+            log.finding(child.name, "teacher", f"{ours} is not {theirs} of {parent.name}")
     if child.key["teacher"] is None:
-        found.wrong(child.name, "teacher", f"key.json names no teacher, though the parent is {parent.name}")
+        log.finding(child.name, "teacher", f"key.json names no teacher, though the parent is {parent.name}")
     elif child.files.get(TEACHER) != parent.files.get(WEIGHTS):
-        found.wrong(child.name, "teacher", _other_tensors(parent, child))
-
-
-def _other_tensors(parent: RegisteredVersion, child: RegisteredVersion) -> str:
-    """Return in which tensors a teacher differs from the parent's model, where both files are whole."""
-    what = f"{TEACHER} is not {WEIGHTS} of {parent.name}"
-    if not (parent.intact(WEIGHTS) and child.intact(TEACHER)):
-        return what
-    differing = differing_tensors(parent.folder / WEIGHTS, child.folder / TEACHER)
-    if not differing:
-        return f"{what}: the tensors are the same, the bytes of the file are not"
-    return f"{what}: {len(differing)} tensors differ, {examples(differing)}"
+        what = f"{TEACHER} is not {WEIGHTS} of {parent.name}"
+        if parent.intact(WEIGHTS) and child.intact(TEACHER):
+            differing = differing_tensors(parent.folder / WEIGHTS, child.folder / TEACHER)
+            same = "the tensors are the same, the bytes of the file are not"
+            what += f": {len(differing)} tensors differ, {examples(differing)}" if differing else f": {same}"
+        log.finding(child.name, "teacher", what)
 
 
 def differing_tensors(one: Path, other: Path) -> list[str]:
@@ -279,18 +265,18 @@ def _same(one: object, other: object) -> bool:
     return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
 
 
-def check_verdict(chain: Sequence[RegisteredVersion], found: Found) -> None:
+def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     """Check validation/verdict.json of the newest member of a chain, if it is a stage, against its key.
 
-    The gate looks at the genes that the lineage began with, whatever stages have added to them.
+    The gate judges the genes that the lineage began with, without those that stages added.
     """
     member = chain[-1]
-    if not member.taught or not member.intact(VERDICT):
+    if not member.is_annotator or not member.intact(VERDICT):
         return
     try:
         verdict = read_verdict(member.folder / VERDICT)
     except CanalError as error:
-        found.wrong(member.name, "verdict", f"{VERDICT}: {error}")
+        log.finding(member.name, "verdict", f"{VERDICT}: {error}")
         return
     data = member.key["data"]
     pairs = {
@@ -306,10 +292,10 @@ def check_verdict(chain: Sequence[RegisteredVersion], found: Found) -> None:
     for name, (judged, learned) in pairs.items():
         if judged != learned:
             what = f"{VERDICT} is about {name} {_short(judged)}, learned was {_short(learned)}"
-            found.wrong(member.name, "verdict", what)
+            log.finding(member.name, "verdict", what)
     for rule in verdict.failures("error"):
         what = f"{VERDICT}: the gate did not pass, {rule.rule}: expected {rule.expected}; found {rule.found}"
-        found.wrong(member.name, "verdict", what)
+        log.finding(member.name, "verdict", what)
 
 
 def _short(text: str | None) -> str:

@@ -1,7 +1,6 @@
-"""Everything that was registered, recomputed: what does not hold is named.
+"""The complete audit of a registry: every check of this room, on all versions or some, in one report.
 
-The checks lie in the modules beside, one a subject. Nothing here imports torch, nor MLflow where the registry
-is a local database.
+Nothing here imports torch, nor MLflow where the registry is a local database.
 """
 
 import time
@@ -13,7 +12,7 @@ from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.core.errors import CanalError
 from canal.registry.audit.cells_used import check_cells, check_exclusions
-from canal.registry.audit.chain import Family, check_chain, check_verdict
+from canal.registry.audit.chain import VersionReader, check_chain, check_verdict
 from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
 from canal.registry.audit.ledger_entries import (
     Snapshot,
@@ -27,12 +26,12 @@ from canal.registry.audit.ledger_entries import (
     take_snapshot,
 )
 from canal.registry.audit.opening import Opening
-from canal.registry.audit.shown_runs import Made, check_runs
-from canal.registry.audit.shown_versions import check_others, check_shown, what_was_told
+from canal.registry.audit.shown_runs import CheckedVersion, check_runs
+from canal.registry.audit.shown_versions import check_others, check_shown, expected_page
 from canal.registry.audit.version_files import (
     LEDGER,
+    AuditLog,
     Finding,
-    Found,
     check_files,
     check_origin_record,
     version_name,
@@ -50,25 +49,25 @@ from canal.registry.store.shown import read_shown
 from canal.registry.store.store import Store, fresh_copies
 
 _PATIENCE_S, _GLANCE_S = 60.0, 0.2
-"""How long an audit waits for others to rest who move something in a shared store."""
+"""How long an audit waits until no other folder moves aliases in a shared store."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit looked at and what it found.
+    """The result of an audit.
 
     Attributes
     ----------
     findings : tuple of Finding
-        What does not hold.
+        The faults.
     notes : tuple of Finding
-        What holds, or cannot be told, but should be known.
+        What is no fault, or cannot be checked, but should be known.
     versions : tuple of str
         The versions that were audited.
     counts : Mapping
-        How many files, cells, ledger entries ... were looked at.
+        How many files, cells, ledger entries ... were checked.
     seconds : float
-        How long it took.
+        Duration.
     """
 
     findings: tuple[Finding, ...]
@@ -97,139 +96,141 @@ def audit(
     again: bool = False,
     keyring: Keyring | None = None,
 ) -> Report:
-    """Audit versions (default: all) with everything that they were learned on, the ledger and the aliases.
+    """Audit versions (default: all) with their ancestors, the ledger and the aliases.
 
-    Of an ancestor that is not among ``versions``, only what its key covers is audited. The caller does not
-    hold the registry's lock. ``again`` adds up the sums of each stage once more, where its cells are there;
+    Of an ancestor that is not among ``versions``, only the files that its key covers are audited. The caller
+    does not hold the registry's lock. ``again`` recomputes the sums of each stage whose cells still exist;
     ``keyring`` holds the keys by which every entry of the ledger has to be signed.
     """
-    began, found = time.monotonic(), Found()
-    with fresh_copies(store) as bring:
-        snapshot = _checked_ledger(store, keyring, found)
+    began, log = time.monotonic(), AuditLog()
+    with fresh_copies(store) as fetch:
+        snapshot = _checked_ledger(store, keyring, log)
         shown = read_shown(store)
-        check_others(shown, snapshot, store, found)
-        family = Family(store, snapshot.ready, snapshot.records, found, bring)
+        check_others(shown, snapshot, store, log)
+        reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
         wanted = snapshot.ready if versions is None else list(versions)
-        chains, made = [], []
+        chains, checked = [], []
         for version in wanted:
-            chain, record = _audit_version(family, version, layout, found)
+            chain, record = _audit_version(reader, version, layout, log)
             if chain:
                 chains.append(chain)
             if record is not None:
-                told = what_was_told(chain[-1], record)
-                check_shown(shown, chain[-1], record, told, found)
+                page = expected_page(chain[-1], record)
+                check_shown(shown, chain[-1], record, page, log)
                 entry = snapshot.records.get((version.model, version.number))
-                made.append(Made(chain[-1], record, told, entry is not None and entry.kind == "register"))
+                checked.append(
+                    CheckedVersion(chain[-1], record, page, entry is not None and entry.kind == "register")
+                )
         opening = Opening([chain[-1] for chain in chains]).start()
-        check_runs(shown, made, versions is None, found)
-        check_promotions(snapshot.entries, wanted, family, found)
-        _check_chains(chains, layout, again, found)
+        check_runs(shown, checked, versions is None, log)
+        check_promotions(snapshot.entries, wanted, reader, log)
+        _check_chains(chains, layout, again, log)
 
-        def everybody() -> Iterator[RegisteredVersion]:
-            others = Family(store, snapshot.ready, snapshot.records, Found(), bring)
+        def all_members() -> Iterator[RegisteredVersion]:
+            others = VersionReader(store, snapshot.ready, snapshot.records, AuditLog(), fetch)
             return (member for version in snapshot.ready if (member := others.member(version)))
 
-        check_exclusions(chains, everybody, config, found)
-        check_workspace(layout, config, _stages(chains, config, everything=versions is None), found)
-        opening.tell(found)
-    found.counts["versions"] = len(wanted)
+        check_exclusions(chains, all_members, config, log)
+        check_workspace(layout, config, _stages(chains, config, everything=versions is None), log)
+        opening.report(log)
+    log.counts["versions"] = len(wanted)
     return Report(
-        findings=tuple(found.findings),
-        notes=tuple(found.notes),
+        findings=tuple(log.findings),
+        notes=tuple(log.notes),
         versions=tuple(version_name(store, version.model, version.number) for version in wanted),
-        counts=dict(found.counts),
+        counts=dict(log.counts),
         seconds=time.monotonic() - began,
     )
 
 
-def _checked_ledger(store: Store, keyring: Keyring | None, found: Found) -> Snapshot:
-    """Check the ledger against itself, git, the store and its aliases; return what both said."""
-    snapshot = _snapshot(store, found)
+def _checked_ledger(store: Store, keyring: Keyring | None, log: AuditLog) -> Snapshot:
+    """Check the ledger against itself, git, the store and its aliases; return the snapshot of both."""
+    snapshot = _snapshot(store, log)
     ledger = ledger_of(store)
-    check_ledger(ledger, snapshot, store, found)
-    keyring = check_entries(snapshot.entries, store, keyring, found)
-    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, found)
-    check_registered(snapshot, store, found)
-    check_aliases(snapshot, store, found)
-    check_places(store, found)
+    check_ledger(ledger, snapshot, store, log)
+    keyring = check_entries(snapshot.entries, store, keyring, log)
+    check_anchors(GitFile(ledger.path), snapshot.entries, keyring, log)
+    check_registered(snapshot, store, log)
+    check_aliases(snapshot, store, log)
+    check_places(store, log)
     return snapshot
 
 
 def _check_chains(
-    chains: Sequence[Sequence[RegisteredVersion]], layout: Layout, again: bool, found: Found
+    chains: Sequence[Sequence[RegisteredVersion]], layout: Layout, again: bool, log: AuditLog
 ) -> None:
-    """Check what each version was learned on and from; what several chains share is read once."""
-    _check_ancestors(chains, found)
+    """Check ancestors, cells, sums and values of each chain; shared files are read once."""
+    _check_ancestors(chains, log)
     files = CellFiles(layout)
     for chain in chains:
-        check_cells(chain, found)
-        check_sums(chain, found)
+        check_cells(chain, log)
+        check_sums(chain, log)
         if again:
-            recompute(chain, files, found)
-        check_values(chain, files, found)
+            recompute(chain, files, log)
+        check_values(chain, files, log)
 
 
 def _audit_version(
-    family: Family, version: Version, layout: Layout, found: Found
+    reader: VersionReader, version: Version, layout: Layout, log: AuditLog
 ) -> tuple[list[RegisteredVersion], Record | None]:
-    """Check a version by itself; return what it was learned on and it, and its record, if they hold."""
-    member = family.member(version)
+    """Check a version by itself; return its chain, and its record if that is valid."""
+    member = reader.member(version)
     if member is None:
         return [], None
-    check_files(member, found)
-    record = family.record(member)
+    check_files(member, log)
+    record = reader.record(member)
     if record is not None:
-        check_origin_record(member, record, found)
-    check_origin(member, layout, found)
-    chain = family.chain(member)
-    check_verdict(chain, found)
+        check_origin_record(member, record, log)
+    check_origin(member, layout, log)
+    chain = reader.chain(member)
+    check_verdict(chain, log)
     return chain, record
 
 
-def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], found: Found) -> None:
-    """Check links, and files of ancestors that are not audited themselves, once each."""
+def _check_ancestors(chains: Sequence[Sequence[RegisteredVersion]], log: AuditLog) -> None:
+    """Check each chain's links, and the files of ancestors that are not audited themselves."""
     audited = {id(chain[-1]) for chain in chains}
     for chain in chains:
         for member in chain:
             if id(member) not in audited:
                 audited.add(id(member))
-                check_files(member, found)
-        check_chain(chain, found)
+                check_files(member, log)
+        check_chain(chain, log)
 
 
 def _stages(chains: Sequence[Sequence[RegisteredVersion]], config: Config, everything: bool) -> list[str]:
-    """Return the stages of params.yaml whose files are compared with what DVC has."""
+    """Return the stages of params.yaml whose files are compared with dvc.lock."""
     learned = {member.stage for chain in chains for member in chain}
     return [stage for stage in config.stages if everything or stage in learned]
 
 
-def _snapshot(store: Store, found: Found) -> Snapshot:
-    """Finish what a kill left, then read ledger and store while nobody moves anything."""
+def _snapshot(store: Store, log: AuditLog) -> Snapshot:
+    """Finish an interrupted move, then read ledger and store while no other folder moves aliases."""
     ledger = ledger_of(store)
     with store.lock("registry", needed=False) as writing:
         if store.layout.pending.is_file():
-            _settle(store, ledger, writing, found)
+            _settle(store, ledger, writing, log)
         end = time.monotonic() + _PATIENCE_S
         while True:
             before, snapshot = movements(store), take_snapshot(store, ledger)
             if before is not None and movements(store) == before:
                 return snapshot
             if time.monotonic() > end:
-                what = "another folder moved something all the while: audit again when it rests"
-                found.note(LEDGER, "ledger", what)
+                what = "another folder was moving aliases all the while: audit again when it has finished"
+                log.note(LEDGER, "ledger", what)
                 return snapshot
             time.sleep(_GLANCE_S)
 
 
-def _settle(store: Store, ledger: Ledger, writing: bool, found: Found) -> None:
-    """Finish the move that a kill left half made; where nothing may be written, tell of it."""
+def _settle(store: Store, ledger: Ledger, writing: bool, log: AuditLog) -> None:
+    """Finish an interrupted move; in a read-only folder, report it instead."""
     if not writing:
-        what = (
-            f"{store.layout.pending.name} notes a move that was interrupted, and nothing may be written here"
+        what = f"{store.layout.pending.name} holds an interrupted move, and this folder is read-only"
+        log.finding(
+            LEDGER, "ledger", f"{what}: `canal registry sync`, run by a user who may write, finishes it"
         )
-        found.wrong(LEDGER, "ledger", f"{what}: `canal registry sync`, by who may write, finishes it")
         return
     try:
         recover(store, ledger)
     except CanalError as error:
-        found.wrong(LEDGER, "ledger", str(error))
+        log.finding(LEDGER, "ledger", str(error))

@@ -1,8 +1,8 @@
-"""Every model opened and asked before it is believed, in a bounded process beside this one.
+"""Audit of models by opening each and predicting two cells, in a child process with bounded time and memory.
 
-That process runs this module. Each line of its input names a model, each model begun and each one done gives
-a line of output. What reads bytes that nobody vouches for may take just so much time and memory; the process
-ends with it, not canal.
+The child runs this module: each line of its input names a model, and it prints a line when it begins a
+model and when it has finished. Files from elsewhere may crash or exhaust the libraries that read them: the
+child ends then, not canal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model import EXACT
 from canal.model.load import load_model, method_of
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import IMPORTED
 from canal.registry.provenance.registered import RegisteredVersion
 
@@ -37,13 +37,13 @@ _CHECK = "model"
 _PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
 _SECONDS, _BYTES_A_SECOND = 20, 10_000_000
 _MEMORY, _TIMES_ITS_SIZE = 2 << 30, 8
-"""What opening a model may take: a bound beyond what the libraries have, and more for a large one."""
+"""Bounds for opening a model, beyond the libraries' own use, and more for a large model."""
 
 _PATIENCE_S = 240
-"""Beyond that time: libraries are slow to be read on a machine that has other work."""
+"""Seconds beyond these bounds: libraries load slowly on a busy machine."""
 
 _known: dict[tuple[tuple[str, str], ...], list[str]] = {}
-"""What was found of models in this process, by the digests of all their files."""
+"""Faults of the models that this process has opened, by the digests of all their files."""
 
 _ARRAYS = ("model", "teacher", "sums", "batches")
 _NETWORKS = ("model", "teacher", ".")
@@ -58,45 +58,45 @@ class Opening:
     Attributes
     ----------
     members : sequence of RegisteredVersion
-        Versions whose files hold; of one that lacks a file, or holds other bytes, that is told elsewhere.
+        Versions to open; one with a missing or changed file is skipped, since other checks report it.
     cells : bool
         Whether stored cells are read, too.
     """
 
     members: Sequence[RegisteredVersion]
     cells: bool = False
-    _asked: dict[int, RegisteredVersion] = field(default_factory=dict)
+    _pending: dict[int, RegisteredVersion] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
 
     def start(self) -> Opening:
-        """Begin to open them; `tell` waits for the end."""
+        """Begin to open the models; `report` waits for the end."""
         whole = [member for member in self.members if all(member.intact(name) for name in _files(member))]
-        self._asked = {
+        self._pending = {
             number: member for number, member in enumerate(whole) if self._signature(member) not in _known
         }
-        if self._asked:
+        if self._pending:
             self._process = _started(self._lines())
         return self
 
-    def tell(self, found: Found) -> None:
-        """Wait, and name every model that cannot be opened, or does not answer."""
+    def report(self, log: AuditLog) -> None:
+        """Wait for the end, and report every model that cannot be opened or does not annotate."""
         while self._process is not None:
             self._collect(self._process)
-            self._process = _started(self._lines()) if self._asked else None
+            self._process = _started(self._lines()) if self._pending else None
         for member in self.members:
             wrong = _known.get(self._signature(member))
             if wrong is None:
                 continue
-            found.counts["models"] += 1
+            log.counts["models"] += 1
             for what in wrong:
-                found.wrong(member.name, _CHECK, f"its model cannot answer: {what}")
+                log.finding(member.name, _CHECK, f"its model cannot answer: {what}")
 
     def _signature(self, member: RegisteredVersion) -> tuple[tuple[str, str], ...]:
         files = [(name, member.files[name]) for name in sorted(_files(member))]
         return (("cells", str(self.cells)), ("kind", _kind(member)), ("method", _method(member)), *files)
 
     def _lines(self) -> list[str]:
-        return [json.dumps({"number": number, **self._about(one)}) for number, one in self._asked.items()]
+        return [json.dumps({"number": number, **self._about(one)}) for number, one in self._pending.items()]
 
     def _about(self, member: RegisteredVersion) -> dict[str, Any]:
         size = sum((member.folder / name).stat().st_size for name in _files(member))
@@ -111,22 +111,28 @@ class Opening:
         }
 
     def _collect(self, process: subprocess.Popen[str]) -> None:
-        """Note what a process found; one that died did so by the model that it had begun."""
-        lines, ended = _waited(
-            process, _PATIENCE_S + 4 * sum(self._about(one)["seconds"] for one in self._asked.values())
-        )
-        begun = None
+        """Read the child's output; where the child died, blame the model that it had begun."""
+        seconds = _PATIENCE_S + 4 * sum(self._about(one)["seconds"] for one in self._pending.values())
+        try:
+            output, _ = process.communicate(timeout=seconds)
+            ended = f"ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            ended = f"was ended after {seconds:,.0f} s"
+        lines = list(_parsed(output))
+        begun: int | None = None
         for line in lines:
             if "begun" in line:
                 begun = int(line["begun"])
-            elif int(line["done"]) in self._asked:
-                _known[self._signature(self._asked.pop(int(line["done"])))] = list(line["wrong"])
+            elif int(line["done"]) in self._pending:
+                _known[self._signature(self._pending.pop(int(line["done"])))] = list(line["wrong"])
                 begun = None
         if begun is not None:
-            _known[self._signature(self._asked.pop(begun))] = [
+            _known[self._signature(self._pending.pop(begun))] = [
                 f"opening it took too long or too much ({ended})"
             ]
-        elif self._asked and not lines:
+        elif self._pending and not lines:
             raise CanalError(f"models cannot be opened: Python {sys.executable} {ended}")
 
 
@@ -135,20 +141,20 @@ def _kind(member: RegisteredVersion) -> str:
 
 
 def _method(member: RegisteredVersion) -> str:
-    """Return the method that a stage was asked to be learned by."""
-    asked = member.key["request"].get("continual")
-    return str(asked.get("method", "published")) if isinstance(asked, Mapping) else "published"
+    """Return the method in a stage's request."""
+    settings = member.key["request"].get("continual")
+    return str(settings.get("method", "published")) if isinstance(settings, Mapping) else "published"
 
 
 def _files(member: RegisteredVersion) -> list[str]:
-    """Return the files that a model is opened from; those of an import lie beside its key."""
+    """Return the files that a model is read from."""
     if member.stage == IMPORTED:
         return list(member.files)
     return [name for name in member.files if name.startswith(_PLACES) or name == "panel.json"]
 
 
 def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a Python that opens what ``lines`` name: this canal's own, on the processor, with one thread."""
+    """Start a child that opens the models in ``lines``, with this canal, on the CPU, with one thread."""
     own = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -162,27 +168,15 @@ def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
         encoding="utf-8",
     )
     stream = cast("IO[str]", process.stdin)
-    with suppress(BrokenPipeError):  # what ended it is told by how it ended
+    with suppress(BrokenPipeError):  # its exit code says why it ended
         stream.write("".join(f"{line}\n" for line in lines))
         stream.close()
     process.stdin = None
     return process
 
 
-def _waited(process: subprocess.Popen[str], seconds: float) -> tuple[list[Mapping[str, Any]], str]:
-    """Return what a process said, and how it ended."""
-    try:
-        said, _ = process.communicate(timeout=seconds)
-        ended = f"ended with {process.returncode}"
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, _ = process.communicate()
-        ended = f"was ended after {seconds:,.0f} s"
-    return list(_parsed(said)), ended
-
-
-def _parsed(said: str) -> Iterator[Mapping[str, Any]]:
-    for line in said.splitlines():
+def _parsed(output: str) -> Iterator[Mapping[str, Any]]:
+    for line in output.splitlines():
         try:
             document = json.loads(line)
         except ValueError:
@@ -192,27 +186,27 @@ def _parsed(said: str) -> Iterator[Mapping[str, Any]]:
 
 
 def main() -> None:
-    """Open the models that the input names, one after the other."""
-    asked = [json.loads(line) for line in sys.stdin]
+    """Open the models that standard input names, one after the other."""
+    requests = [json.loads(line) for line in sys.stdin]
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    _import(asked)
-    for one in asked:
-        _tell(out, {"begun": one["number"]})
+    os.dup2(2, 1)  # what a library prints goes to stderr
+    _import(requests)
+    for one in requests:
+        _print_line(out, {"begun": one["number"]})
         _bound(int(one["seconds"]), int(one["memory"]))
-        _tell(out, {"done": one["number"], "wrong": complaints(Path(one["folder"]), one)})
+        _print_line(out, {"done": one["number"], "wrong": complaints(Path(one["folder"]), one)})
 
 
-def _tell(out: Any, document: dict[str, Any]) -> None:
+def _print_line(out: Any, document: dict[str, Any]) -> None:
     out.write(json.dumps(document) + "\n")
     out.flush()
 
 
-def _import(asked: Sequence[dict[str, Any]]) -> None:
-    """Import what networks need before anything is bounded: libraries are canal's own, and large."""
+def _import(requests: Sequence[dict[str, Any]]) -> None:
+    """Import the libraries of networks before memory is bounded: they are large."""
     if any(
         (Path(one["folder"]) / place / "weights.safetensors").is_file()
-        for one in asked
+        for one in requests
         for place in _NETWORKS
     ):
         import torch
@@ -236,13 +230,13 @@ def _bound(seconds: int, memory: int) -> None:
 
 
 def _lower(what: int, bound: int) -> None:
-    """Set a bound of this process, or keep the one that whoever started it has set, if that is lower."""
+    """Set a bound of this process, unless the parent process has set a lower one."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
 
 
 def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
-    """Return what does not hold of the model in a version's folder, one sentence each; no errors."""
+    """Return the faults of the model in a version's folder, one sentence each; raises nothing."""
     steps: list[Callable[[], None]] = [lambda: _check_arrays(folder)]
     if about["kind"] == "annotator":
         steps.append(lambda: _check_annotator(folder, about["method"]))
@@ -255,19 +249,17 @@ def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
     else:
         place = folder / "model" if about["kind"] == "backbone" else folder
         steps.append(lambda: _check_backbone(place, folder / "panel.json"))
-    return list(_failed(steps))
-
-
-def _failed(steps: Sequence[Callable[[], None]]) -> Iterator[str]:
+    wrong = []
     for step in steps:
         try:
             step()
         except CanalError as error:
-            yield _short(str(error))
+            wrong.append(_short(str(error)))
         except MemoryError:
-            yield "it needs more memory than a model of its size may take"
-        except Exception as error:  # bytes that nobody vouches for may raise anything in a library
-            yield _short(f"{type(error).__name__}: {error}")
+            wrong.append("it needs more memory than a model of its size may take")
+        except Exception as error:  # damaged bytes may raise anything in a library
+            wrong.append(_short(f"{type(error).__name__}: {error}"))
+    return wrong
 
 
 def _short(text: str) -> str:
@@ -289,14 +281,15 @@ def _check_arrays(folder: Path) -> None:
             raise ModelError(f"{name} is no whole safetensors file ({error})") from error
 
 
-def _check_annotator(folder: Path, asked: str) -> None:
-    """Check that network, sums, labels and genes fit together, and that the whole of it answers."""
+def _check_annotator(folder: Path, method_asked: str) -> None:
+    """Check that network, sums, labels and genes fit together, and that the model annotates cells."""
     model = folder / "model"
     parts: list[Any] = []
     method = method_of(model)
     # Without combination.json the sums would answer alone, and without sums the network.
     _require(
-        asked not in ("combined", "exact") or method == asked, f"it was learned as {asked}, but is {method}"
+        method_asked not in ("combined", "exact") or method == method_asked,
+        f"it was learned as {method_asked}, but is {method}",
     )
     if method in ("published", "combined"):
         from canal.model.annotator import Annotator
@@ -313,16 +306,13 @@ def _check_annotator(folder: Path, asked: str) -> None:
     for part in parts[-2:]:
         _require(list(part.labels) == labels, f"it answers with other types than model/{_LABELS} names")
         _require(list(part.genes) == genes, f"it reads other genes than model/{_GENES} names")
-    _check_answer(parts[-1], labels)
-
-
-def _check_answer(annotator: Any, labels: Sequence[str]) -> None:
-    """Ask a model about a cell without any expression and one that expresses every gene."""
-    cells = np.zeros((2, len(annotator.genes)), dtype=np.float32)
+    # A cell without any expression, and one that expresses every gene.
+    cells = np.zeros((2, len(parts[-1].genes)), dtype=np.float32)
     cells[1] = 1.0
-    found = annotator.predict(cells)
-    _require(len(found.labels) == len(cells) and set(found.labels) <= set(labels), "it answers with no type")
-    for values in (found.probabilities, found.confidence, found.novelty):
+    prediction = parts[-1].predict(cells)
+    answers = prediction.labels
+    _require(len(answers) == len(cells) and set(answers) <= set(labels), "it answers with no type")
+    for values in (prediction.probabilities, prediction.confidence, prediction.novelty):
         within = np.isfinite(values).all() and (values >= 0).all() and (values <= 1 + 1e-6).all()
         _require(bool(within), "it answers with probabilities that are none")
 
@@ -350,7 +340,7 @@ def _check_cells(folder: Path) -> None:
 
 
 def _check_backbone(place: Path, panel: Path) -> None:
-    """Check that a backbone, where there is one, is whole and has embeddings of the panel's genes."""
+    """Check that a backbone, if any, can be read and has embeddings of the panel's genes."""
     if not (place / "config.json").is_file():
         _require(not (place / "weights.safetensors").is_file(), "weights without a config.json")
         return

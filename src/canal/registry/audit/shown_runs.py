@@ -1,6 +1,6 @@
-"""Parameters and metrics that MLflow's runs show, against the documents of the versions that they made.
+"""Audit of MLflow's runs: their parameters and metrics against the documents of their versions.
 
-A stage may have been learned or measured several times below one run; one of them must agree with it.
+A stage may have been learned or measured several times below one run; one of these must agree with it.
 """
 
 import re
@@ -10,10 +10,10 @@ from typing import Any
 
 from canal.config.sections import BACKBONE
 from canal.core.files import read_json
-from canal.registry.audit.version_files import Found, examples
+from canal.registry.audit.version_files import AuditLog, examples
 from canal.registry.manifest.pages import (
     TRIAL_MEASURES,
-    Told,
+    PageContent,
     epoch_numbers,
     flat,
     measures,
@@ -33,26 +33,26 @@ _STAGE_KEY = f"{TAG}stage_key"
 
 
 @dataclass(frozen=True)
-class Made:
-    """A version, its record, and whether it was registered once learned, not rebuilt: then it has runs.
+class CheckedVersion:
+    """A version, its record, and whether it was registered after learning, not rebuilt: then it has runs.
 
-    ``told`` is what `canal.registry.audit.shown_versions.what_was_told` returns.
+    ``page`` comes from `canal.registry.audit.shown_versions.expected_page`.
     """
 
     member: RegisteredVersion
     record: Record
-    told: Told | None
+    page: PageContent | None
     registered: bool
 
     @property
-    def here(self) -> bool:
+    def learned_here(self) -> bool:
         """Whether it was learned here."""
         return self.registered and "imported_from" not in self.record
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the runs of one step of a version should show, and the document that says so.
+    """The expected content of the runs of one step of a version, and the document it comes from.
 
     Attributes
     ----------
@@ -69,57 +69,70 @@ class Expected:
     points: Mapping[tuple[str, int], float] | None = None
 
 
-def check_runs(shown: Shown, made: Sequence[Made], everything: bool, found: Found) -> None:
-    """Check the runs of versions; ``everything`` says that there are no others, whose a run may be."""
+def check_runs(shown: Shown, checked: Sequence[CheckedVersion], everything: bool, log: AuditLog) -> None:
+    """Check the runs of versions; ``everything``: no run can belong to a version that is not audited."""
     agreeing: set[str] = set()
-    for one in made:
+    for one in checked:
         run = shown.runs.get(str(one.record["run"]))
         if run is None or run.lifecycle != ACTIVE:
-            if one.here:
+            if one.learned_here:
                 what = f"MLflow shows no run {one.record['run']}, by which it was learned: it was deleted"
-                found.note(one.member.name, _CHECK, what)
+                log.note(one.member.name, _CHECK, what)
             continue
-        _check_parent_run(shown, run, one, made, found)
+        _check_parent_run(shown, run, one, checked, log)
         below = list(shown.below(run.id))
         for wanted in _expected(one):
-            agreeing |= _check_step(shown, below, one, wanted, run.tags.get(_STAGE_KEY, ""), found)
-    if everything:
-        _name_strangers(shown, made, agreeing, found)
+            agreeing |= _check_step(shown, below, one, wanted, run.tags.get(_STAGE_KEY, ""), log)
+    for one in checked if everything else ():
+        steps = {wanted.step for wanted in _expected(one)}
+        for run in shown.below(str(one.record["run"])):  # learned again, or changed, where none agrees
+            if run.steps & steps and run.id not in agreeing and run.latest:
+                which = f"run {run.id} ({', '.join(sorted(run.steps))})"
+                what = f"{which} in MLflow shows other figures than any registered version has"
+                log.note(one.member.name, _CHECK, what)
 
 
-def _check_parent_run(shown: Shown, run: ShownRun, one: Made, made: Sequence[Made], found: Found) -> None:
-    """Check where the run of a stage keeps its files, and what its tags say."""
+def _check_parent_run(
+    shown: Shown, run: ShownRun, one: CheckedVersion, checked: Sequence[CheckedVersion], log: AuditLog
+) -> None:
+    """Check the artifact folder and the tags of the run of a stage."""
     member, parent = one.member, one.record["parent"]
-    _check_place(shown, run, member, found)
+    _check_place(shown, run, member, log)
     numbers = {
         str(other.member.version.number)
-        for other in made
+        for other in checked
         if not other.member.elsewhere and other.record["run"] == one.record["run"]
     }
-    said = run.tags.get(f"{TAG}version")
-    if said not in numbers and not _later(said, numbers):
-        _wrong_tag(member, run, f"{TAG}version", said, " or ".join(sorted(numbers)), found)
-    newest = not member.elsewhere and said == str(member.version.number)
+    tagged = run.tags.get(f"{TAG}version")
+    # A higher number is that of a version that was registered later and is not audited now.
+    highest = max(map(int, numbers), default=0)
+    later = tagged is not None and tagged.isdecimal() and int(tagged) > highest
+    if tagged not in numbers and not later:
+        _wrong_tag(member, run, f"{TAG}version", tagged, " or ".join(sorted(numbers)), log)
+    newest = not member.elsewhere and tagged == str(member.version.number)
     tags = {f"{TAG}step": "stage", RUN_NAME: run.name}
     if newest:
         tags[f"{TAG}parent_version"] = str(parent["version"]) if parent else "none"
-    if "imported_from" not in one.record and (member.taught or member.stage == BACKBONE):
-        tags |= {f"{TAG}stage": member.stage, _STAGE_KEY: _stage_key(run, member)}
+    if "imported_from" not in one.record and (member.is_annotator or member.stage == BACKBONE):
+        key = run.tags.get(_STAGE_KEY, "")  # by the request of that day, which params.yaml may have left
+        if not re.fullmatch(f"{re.escape(member.stage)}-[0-9a-f]{{16}}", key):
+            key = f"{member.stage}-{member.key['request_digest'][:16]}"
+        tags |= {f"{TAG}stage": member.stage, _STAGE_KEY: key}
     for name, wanted in tags.items():
         if run.tags.get(name) != wanted:
-            _wrong_tag(member, run, name, run.tags.get(name), wanted, found)
+            _wrong_tag(member, run, name, run.tags.get(name), wanted, log)
     if newest:
-        _check_own_figures(shown, run, one, found)
+        _check_own_figures(shown, run, one, log)
 
 
-def _check_own_figures(shown: Shown, run: ShownRun, one: Made, found: Found) -> None:
-    """Compare the metrics of a stage's own run with what its newest version does.
+def _check_own_figures(shown: Shown, run: ShownRun, one: CheckedVersion, log: AuditLog) -> None:
+    """Compare the metrics of a stage's run with those of its newest version.
 
-    Points before the last are of a version that had the run before, or of a registration that a kill ended.
+    Earlier points are those of an earlier version of the run, or of a killed registration.
     """
-    if one.told is None:
+    if one.page is None:
         return
-    wanted = {measure.name: measure.value for measure in one.told.measures}
+    wanted = {measure.name: measure.value for measure in one.page.measures}
     points = shown.history(run.id)
     wrong = [
         f"{name} {run.latest.get(name, 'is gone')}, not {value}"
@@ -128,71 +141,63 @@ def _check_own_figures(shown: Shown, run: ShownRun, one: Made, found: Found) -> 
     ]
     if wrong:
         what = f"run {run.id} (stage) in MLflow differs from {_EVALUATION}: {examples(wrong)}"
-        found.wrong(one.member.name, _CHECK, what)
+        log.finding(one.member.name, _CHECK, what)
     earlier = [name for name, value in sorted(wanted.items()) if not _all_same(points.get(name, ()), value)]
     if earlier and not wrong:
         what = f"run {run.id} (stage) shows earlier values of {examples(earlier)}, too"
-        found.note(one.member.name, _CHECK, what)
+        log.note(one.member.name, _CHECK, what)
     if strange := sorted(run.latest.keys() - wanted.keys()):
         what = f"run {run.id} (stage) shows {examples(strange)}, which {_EVALUATION} knows not"
-        found.note(one.member.name, _CHECK, what)
+        log.note(one.member.name, _CHECK, what)
 
 
-def _later(said: str | None, numbers: set[str]) -> bool:
-    """Whether a run names a version that was registered after these, and is not looked at now."""
-    return bool(said and said.isdecimal()) and int(said or 0) > max(map(int, numbers), default=0)
-
-
-def _stage_key(run: ShownRun, member: RegisteredVersion) -> str:
-    """Return what a stage's run is found by: of the request of its day, which params.yaml may have left."""
-    said = run.tags.get(_STAGE_KEY, "")
-    if re.fullmatch(f"{re.escape(member.stage)}-[0-9a-f]{{16}}", said):
-        return said
-    return f"{member.stage}-{member.key['request_digest'][:16]}"
-
-
-def _check_place(shown: Shown, run: ShownRun, member: RegisteredVersion, found: Found) -> None:
+def _check_place(shown: Shown, run: ShownRun, member: RegisteredVersion, log: AuditLog) -> None:
     wanted = shown.address(f"{run.id}/artifacts")
-    for field, there, expected in (
+    for field, actual, expected in (
         ("artifact_uri", run.location, wanted),
         ("experiment_id", run.experiment, shown.experiment),
     ):
-        if there != expected:
-            what = f"runs.{field} of run {run.id} in MLflow is {there!r}, expected {expected!r}"
-            found.wrong(member.name, _CHECK, what)
+        if actual != expected:
+            what = f"runs.{field} of run {run.id} in MLflow is {actual!r}, expected {expected!r}"
+            log.finding(member.name, _CHECK, what)
 
 
 def _wrong_tag(
-    member: RegisteredVersion, run: ShownRun, name: str, there: str | None, wanted: str, found: Found
+    member: RegisteredVersion, run: ShownRun, name: str, actual: str | None, wanted: str, log: AuditLog
 ) -> None:
-    said = "is gone" if there is None else f"says {there[:120]!r}"
-    found.wrong(member.name, _CHECK, f"the tag {name} of run {run.id} {said}, expected {wanted!r}")
+    state = "is gone" if actual is None else f"says {actual[:120]!r}"
+    log.finding(member.name, _CHECK, f"the tag {name} of run {run.id} {state}, expected {wanted!r}")
 
 
-def _expected(one: Made) -> Iterator[Expected]:
-    """Yield what each step of a version should show, as far as documents hold and are there.
+def _expected(one: CheckedVersion) -> Iterator[Expected]:
+    """Yield the expected content of each step's runs, from the documents that are intact.
 
-    Where sums were added to a version, its runs are still those of the version that it was.
+    The runs of a version to which sums were added later are those of the version before.
     """
     member, key = one.member, one.member.key
-    if (not member.taught and member.stage != BACKBONE) or key.get("backfilled"):
+    if (not member.is_annotator and member.stage != BACKBONE) or key.get("backfilled"):
         return
     history = member.document(_HISTORY)
     if isinstance(history, dict):
-        asked = key["request"].get("backbone" if member.stage == BACKBONE else "continual") or {}
-        params = dict(flat(asked)) | dict(key.get("choice") or {})
+        settings = key["request"].get("backbone" if member.stage == BACKBONE else "continual") or {}
+        params = dict(flat(settings)) | dict(key.get("choice") or {})
         extra: dict[str, float] = {}
-        if member.taught:
+        if member.is_annotator:
             params |= {"seed": key["seed"], "parent": key["request"]["parent"]["stage"]}
             combination = member.document(_COMBINATION)
             if isinstance(combination, dict) and "weight" in combination:
                 extra["network_weight"] = float(combination["weight"])
         yield Expected(
-            "finetune" if member.taught else "pretrain",
+            "finetune" if member.is_annotator else "pretrain",
             _HISTORY,
             {name: param_texts(value) for name, value in params.items()},
             extra,
-            _epochs(history),
+            points={
+                (name, int(epoch["epoch"])): value
+                for epoch in history.get("epochs", ())
+                for name, value in epoch_numbers(epoch)
+                if name != "epoch"
+            },
         )
     tuned = member.document(_TUNED)
     if isinstance(tuned, dict):
@@ -203,26 +208,17 @@ def _expected(one: Made) -> Iterator[Expected]:
         yield Expected("evaluate", _EVALUATION, {}, _numbers(measures(evaluation)))
 
 
-def _evaluation(one: Made) -> Any:
+def _evaluation(one: CheckedVersion) -> Any:
     """Return metrics/evaluation.json where it is the one that record.json names."""
     digest = one.record["files"].get(_EVALUATION)
     if digest is None or one.member.sum(_EVALUATION) != digest:
         return None
     try:
-        found = read_json(one.member.folder / _EVALUATION)
-        measures(found)
+        evaluation = read_json(one.member.folder / _EVALUATION)
+        measures(evaluation)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # of its form other checks speak
-    return found
-
-
-def _epochs(history: Mapping[str, Any]) -> dict[tuple[str, int], float]:
-    return {
-        (name, int(epoch["epoch"])): value
-        for epoch in history.get("epochs", ())
-        for name, value in epoch_numbers(epoch)
-        if name != "epoch"
-    }
+        return None  # other checks report its schema
+    return evaluation
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -230,39 +226,43 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _check_step(
-    shown: Shown, below: Sequence[ShownRun], one: Made, wanted: Expected, key: str, found: Found
+    shown: Shown, below: Sequence[ShownRun], one: CheckedVersion, wanted: Expected, key: str, log: AuditLog
 ) -> set[str]:
     """Check the runs of one step; return those that agree with the version."""
     runs = [run for run in below if wanted.step in run.steps]
     if not runs:
-        if one.here:
+        if one.learned_here:
             what = f"MLflow shows no run of {wanted.step}: what it showed stands in {wanted.document}"
-            found.note(one.member.name, _CHECK, what)
+            log.note(one.member.name, _CHECK, what)
         return set()
-    said = {run.id: _differences(shown, run, wanted) for run in runs}
-    agreeing = [run for run in runs if not said[run.id]]
+    differences = {run.id: _differences(shown, run, wanted) for run in runs}
+    agreeing = [run for run in runs if not differences[run.id]]
     if not agreeing:
         run = runs[-1]
-        what = (
-            f"run {run.id} ({wanted.step}) in MLflow differs from {wanted.document}: {examples(said[run.id])}"
-        )
-        found.wrong(one.member.name, _CHECK, what)
+        unlike = examples(differences[run.id])
+        what = f"run {run.id} ({wanted.step}) in MLflow differs from {wanted.document}: {unlike}"
+        log.finding(one.member.name, _CHECK, what)
         return set()
     for run in agreeing:
-        _check_step_run(shown, run, one.member, wanted, key, found)
+        _check_step_run(shown, run, one.member, wanted, key, log)
     if wanted.points is not None:
-        _check_whole(shown, agreeing, one.member, wanted, found)
+        # A training that was killed and went on has its epochs in several runs.
+        histories = [shown.history(run.id) for run in agreeing]
+        points = {(name, step) for each in histories for name, values in each.items() for step, _ in values}
+        if gone := sorted({f"{name} of epoch {step}" for name, step in wanted.points.keys() - points}):
+            what = f"MLflow shows no {examples(gone)} ({wanted.step}); {wanted.document} has it"
+            log.note(one.member.name, _CHECK, what)
     if wanted.step == "tune":
-        _check_trials(shown, agreeing, one.member, found)
-    found.counts["runs"] += len(agreeing)
+        _check_trials(shown, agreeing, one.member, log)
+    log.counts["runs"] += len(agreeing)
     return {run.id for run in agreeing}
 
 
 def _check_step_run(
-    shown: Shown, run: ShownRun, member: RegisteredVersion, wanted: Expected, key: str, found: Found
+    shown: Shown, run: ShownRun, member: RegisteredVersion, wanted: Expected, key: str, log: AuditLog
 ) -> None:
-    """Check the tags of a run that agrees, and name what it shows beside what the version knows."""
-    _check_place(shown, run, member, found)
+    """Check the tags of a run that agrees, and note metrics that the version's document lacks."""
+    _check_place(shown, run, member, log)
     tags = {f"{TAG}stage": member.stage, _STAGE_KEY: key, f"{TAG}step": wanted.step, RUN_NAME: run.name}
     if f"{TAG}step" in run.tags and ENTRY_POINT in run.tags:
         tags[ENTRY_POINT] = wanted.step
@@ -270,15 +270,15 @@ def _check_step_run(
         tags[f"{TAG}git_commit"] = run.tags[_COMMIT]
     for name, value in tags.items():
         if run.tags.get(name) != value:
-            _wrong_tag(member, run, name, run.tags.get(name), value, found)
+            _wrong_tag(member, run, name, run.tags.get(name), value, log)
     known = {*wanted.latest, *(name for name, _ in wanted.points or ())}
     if strange := sorted(set(run.latest) - known):
         what = f"run {run.id} ({wanted.step}) shows {examples(strange)}, which {wanted.document} knows not"
-        found.note(member.name, _CHECK, what)
+        log.note(member.name, _CHECK, what)
 
 
 def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
-    """Return what a run shows otherwise than a version's document says."""
+    """Return the differences between a run and a version's document."""
     wrong = [
         f"{name} {run.params.get(name, 'is gone')}, not {texts[0]}"
         for name, texts in sorted(wanted.params.items())
@@ -296,7 +296,7 @@ def _differences(shown: Shown, run: ShownRun, wanted: Expected) -> list[str]:
 def _other_points(
     run: ShownRun, points: Mapping[str, Points], wanted: Mapping[tuple[str, int], float]
 ) -> Iterator[str]:
-    """Yield epochs that a run shows otherwise, and last values that are not those of its last epoch."""
+    """Yield epochs with other values, and last values that are not those of the last epoch."""
     names = {name for name, _ in wanted}
     for name, values in sorted(points.items()):
         if name not in names:
@@ -311,20 +311,8 @@ def _other_points(
         yield f"{name} {run.latest[name]}, of no epoch"
 
 
-def _check_whole(
-    shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, wanted: Expected, found: Found
-) -> None:
-    """Note epochs that no run shows; a training that was killed and went on has them in several runs."""
-    there = {
-        (name, step) for run in runs for name, values in shown.history(run.id).items() for step, _ in values
-    }
-    if gone := sorted({f"{name} of epoch {step}" for name, step in (wanted.points or {}).keys() - there}):
-        what = f"MLflow shows no {examples(gone)} ({wanted.step}); {wanted.document} has it"
-        found.note(member.name, _CHECK, what)
-
-
-def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, found: Found) -> None:
-    """Check the runs of a study's trials; a trial of which MLflow shows nothing is noted."""
+def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVersion, log: AuditLog) -> None:
+    """Check the runs of a study's trials; a trial without a run is noted."""
     tuned = member.document(_TUNED)
     below = [run for above in runs for run in shown.below(above.id)]
     for number, trial in enumerate(tuned["trials"]):
@@ -332,7 +320,7 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
         names = (name, f"{name} {member.stage}")  # without the stage before versions had descriptions
         own = [run for run in below if run.tags.get(f"{TAG}study") == tuned["study"] and run.name in names]
         if not own:
-            found.note(member.name, _CHECK, f"MLflow shows no run of {name} ({number + 1} of {_TUNED})")
+            log.note(member.name, _CHECK, f"MLflow shows no run of {name} ({number + 1} of {_TUNED})")
         expected = Expected(
             "trial",
             _TUNED,
@@ -343,20 +331,9 @@ def _check_trials(shown: Shown, runs: Sequence[ShownRun], member: RegisteredVers
         for run in own:
             if wrong := _differences(shown, run, expected):
                 what = f"run {run.id} ({name}) in MLflow differs from {_TUNED}: {examples(wrong)}"
-                found.wrong(member.name, _CHECK, what)
-
-
-def _name_strangers(shown: Shown, made: Sequence[Made], agreeing: set[str], found: Found) -> None:
-    """Note runs below that of a version which agree with none: learned again, or changed."""
-    for one in made:
-        steps = {wanted.step for wanted in _expected(one)}
-        for run in shown.below(str(one.record["run"])):
-            if run.steps & steps and run.id not in agreeing and run.latest:
-                which = f"run {run.id} ({', '.join(sorted(run.steps))})"
-                what = f"{which} in MLflow shows other figures than any registered version has"
-                found.note(one.member.name, _CHECK, what)
+                log.finding(member.name, _CHECK, what)
 
 
 def _all_same(points: Points, value: float) -> bool:
-    """Whether a number that belongs to no epoch is shown as one value, of step 0."""
-    return bool(points) and all(step == 0 and same(there, value) for step, there in points)
+    """Whether all points of a metric have this value at step 0."""
+    return bool(points) and all(step == 0 and same(actual, value) for step, actual in points)

@@ -1,16 +1,14 @@
-"""A version as MLflow loads and shows it, against its own documents: where it lies, whose it is, its tags.
+"""Audit of versions in MLflow: path, run, status, tags, description and figures against the documents.
 
-What is served may be turned to other files by one cell of MLflow's database, or one call of a server's API.
+One cell of MLflow's database, or one call of a server's API, could make MLflow serve other files.
 """
-
-from collections.abc import Iterator
 
 from canal.core.errors import CanalError
 from canal.registry.audit.ledger_entries import Snapshot
-from canal.registry.audit.version_files import Found, examples, version_name
-from canal.registry.ledger.ledger import aliases_said
+from canal.registry.audit.version_files import AuditLog, examples, version_name
+from canal.registry.ledger.ledger import ledger_aliases
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
-from canal.registry.manifest.pages import FLAG, SOURCES, Measure, Told, same, told_of
+from canal.registry.manifest.pages import FLAG, SOURCES, Measure, PageContent, page_content, same
 from canal.registry.manifest.version_folder import Record
 from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.store.database import LOGGED, Version
@@ -24,42 +22,59 @@ _LONGEST = 120
 
 
 def check_shown(
-    shown: Shown, member: RegisteredVersion, record: Record, told: Told | None, found: Found
+    shown: Shown, member: RegisteredVersion, record: Record, page: PageContent | None, log: AuditLog
 ) -> None:
-    """Check the rows that MLflow has of a version, and its tags, against key.json and record.json.
+    """Check MLflow's rows and tags of a version against key.json and record.json.
 
-    What it was ``told`` beside is compared unless that is None; see `what_was_told`.
+    The description, figures and parameters are compared with ``page`` unless that is None; see
+    `expected_page`.
     """
     row = shown.versions.get((member.version.model, member.version.number))
     if member.elsewhere or row is None:
         return
-    _check_tags(row, member, record, told, found)
-    if told is not None:
-        _check_description(row, member, told, found)
+    _check_tags(row, member, record, page, log)
+    if page is not None:
+        description, wanted = row.description.strip(), page.description.strip()
+        name = "model_versions.description"
+        if not description.startswith(wanted):
+            what = f"{name} in MLflow does not say what canal wrote there: {_quoted(description)}"
+            log.finding(member.name, _CHECK, what)
+        elif added := description.removeprefix(wanted).strip():
+            what = f"{name} in MLflow says more than canal wrote: {_quoted(added)}"
+            log.note(member.name, _CHECK, what)
     if row.stage not in ("", _NO_STAGE):
-        what = f"model_versions.current_stage is {_said(row.stage)}: MLflow loads it by that name, too"
-        found.note(member.name, _CHECK, what)
-    _compare(member, "model_versions.run_id", row.run_id, str(record["run"]), found)
-    _compare(member, "model_versions.run_link", row.run_link, "", found)
-    _compare(member, "model_versions.status", row.status, _READY, found)
-    _compare(member, "model_versions.status_message", row.status_message, "", found)
+        what = f"model_versions.current_stage is {_quoted(row.stage)}: MLflow loads it by that name, too"
+        log.note(member.name, _CHECK, what)
+    _compare(member, "model_versions.run_id", row.run_id, str(record["run"]), log)
+    _compare(member, "model_versions.run_link", row.run_link, "", log)
+    _compare(member, "model_versions.status", row.status, _READY, log)
+    _compare(member, "model_versions.status_message", row.status_message, "", log)
     model = shown.models.get(row.source.removeprefix(LOGGED)) if row.source.startswith(LOGGED) else None
     if model is None:
-        what = f"model_versions.source is {_said(row.source)}, expected a logged model ({LOGGED}m-...)"
-        found.wrong(member.name, _CHECK, what)
+        what = f"model_versions.source is {_quoted(row.source)}, expected a logged model ({LOGGED}m-...)"
+        log.finding(member.name, _CHECK, what)
         return
-    # What canal audits lies where the logged model says; what MLflow serves, where the version says.
-    _compare(member, "model_versions.storage_location", row.location, model.location, found)
-    for name, there, wanted in _model_pairs(shown, model, member, record):
-        _compare(member, name, there, wanted, found)
-    if told is not None:
-        _check_model(model, member, told, found)
+    # canal audits the folder of the logged model; MLflow serves the folder in the version's row.
+    _compare(member, "model_versions.storage_location", row.location, model.location, log)
+    for column, actual, wanted in (
+        ("artifact_location", model.location, shown.address(f"models/{model.id}/artifacts")),
+        ("name", model.name, member.stage),
+        ("status", model.status, _READY),
+        ("status_message", model.status_message, ""),
+        ("model_type", model.kind, "canal"),
+        ("lifecycle_stage", model.lifecycle, ACTIVE),
+        ("source_run_id", model.run_id, str(record["run"])),
+        ("experiment_id", model.experiment, shown.experiment),
+    ):
+        _compare(member, f"logged_models.{column}", actual, wanted, log)
+    if page is not None:
+        _check_model(model, member, page, log)
 
 
-def what_was_told(member: RegisteredVersion, record: Record) -> Told | None:
-    """Return what MLflow was told of a version; None where a file that this is made of is damaged.
+def expected_page(member: RegisteredVersion, record: Record) -> PageContent | None:
+    """Return the page that was written to MLflow; None where a file that it is made from is damaged.
 
-    Other checks name such a file. Of a version that an older canal registered no file is read.
+    Other checks report such a file. Versions of an older canal have no page, and no file of theirs is read.
     """
     if member.elsewhere:
         return None
@@ -68,47 +83,38 @@ def what_was_told(member: RegisteredVersion, record: Record) -> Told | None:
         if any(member.sum(name) != digests.get(name) for name in SOURCES):
             return None
     try:
-        return told_of(member.folder, member.key, record, member.version.number)
+        return page_content(member.folder, member.key, record, member.version.number)
     except (CanalError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _check_description(row: ShownVersion, member: RegisteredVersion, told: Told, found: Found) -> None:
-    """Compare the description with canal's; what somebody wrote below it is noted."""
-    said, name = row.description.strip(), "model_versions.description"
-    wanted = told.description.strip()
-    if not said.startswith(wanted):
-        what = f"{name} in MLflow does not say what canal wrote there: {_said(said)}"
-        found.wrong(member.name, _CHECK, what)
-    elif added := said.removeprefix(wanted).strip():
-        found.note(member.name, _CHECK, f"{name} in MLflow says more than canal wrote: {_said(added)}")
-
-
-def _check_model(model: ShownModel, member: RegisteredVersion, told: Told, found: Found) -> None:
+def _check_model(model: ShownModel, member: RegisteredVersion, page: PageContent, log: AuditLog) -> None:
     """Compare parameters and metrics of a logged model with the version's documents."""
-    there = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
-    wanted = {_place(one): one.value for one in told.measures}
+    actual = {(name, data, digest): value for name, data, digest, value in sorted(model.metrics)}
+    wanted = {_place(one): one.value for one in page.measures}
     wrong = [
-        f"{name} {_said(model.params[name]) if name in model.params else 'is gone'}, not {_said(value)}"
-        for name, value in told.params.items()
+        f"{name} {_quoted(model.params[name]) if name in model.params else 'is gone'}, not {_quoted(value)}"
+        for name, value in page.params.items()
         if model.params.get(name) != value
     ]
     wrong += [
-        f"{_metric(place)} {there.get(place, 'is gone')}, not {value}"
+        f"{_metric(place)} {actual.get(place, 'is gone')}, not {value}"
         for place, value in wanted.items()
-        if not same(there.get(place), value) or sum(one[:3] == place for one in model.metrics) > 1
+        if not same(actual.get(place), value) or sum(one[:3] == place for one in model.metrics) > 1
     ]
     names = {name for name, _, _ in wanted}
     wrong += [
-        f"{_metric(place)}, which canal did not write" for place in there.keys() - wanted if place[0] in names
+        f"{_metric(place)}, which canal did not write"
+        for place in actual.keys() - wanted
+        if place[0] in names
     ]
     if wrong:
         what = f"its logged model in MLflow differs from its documents: {examples(sorted(wrong))}"
-        found.wrong(member.name, _CHECK, what)
-    strange = {*model.params} - {*told.params} | {name for name, _, _ in there} - names | {*model.tags}
+        log.finding(member.name, _CHECK, what)
+    strange = {*model.params} - {*page.params} | {name for name, _, _ in actual} - names | {*model.tags}
     if strange:
         what = f"its logged model in MLflow shows {examples(sorted(strange))}, which canal did not write"
-        found.note(member.name, _CHECK, what)
+        log.note(member.name, _CHECK, what)
 
 
 def _place(one: Measure) -> tuple[str, str, str]:
@@ -120,77 +126,65 @@ def _metric(place: tuple[str, str, str]) -> str:
     return f"{name} of {data} ({digest[:12]})" if data else name
 
 
-def check_others(shown: Shown, snapshot: Snapshot, store: Store, found: Found) -> None:
-    """Name aliases that are not canal's, and versions that canal never made."""
-    ours = {CHAMPION, PREVIOUS, CANDIDATE, *aliases_said(snapshot.entries, store.names.model)}
+def check_others(shown: Shown, snapshot: Snapshot, store: Store, log: AuditLog) -> None:
+    """Report aliases that are not canal's, and versions that canal did not register."""
+    ours = {CHAMPION, PREVIOUS, CANDIDATE, *ledger_aliases(snapshot.entries, store.names.model)}
     if shown.versions and shown.lifecycle != ACTIVE:
         name = store.names.experiment
         what = f"experiments.lifecycle_stage of {name} in MLflow is {shown.lifecycle!r}, expected {ACTIVE!r}"
-        found.wrong("store", _CHECK, what)
-    for model, there in sorted(shown.aliases.items()):
-        for alias, number in sorted(there.items()):
+        log.finding("store", _CHECK, what)
+    for model, aliases in sorted(shown.aliases.items()):
+        for alias, number in sorted(aliases.items()):
             if model == store.names.model and alias in ours:
                 continue
             name = version_name(store, model, number)
-            found.note(
+            log.note(
                 "aliases",
                 _CHECK,
-                f"{_said(alias)} points to {name}: it is not canal's, the ledger knows nothing of it",
+                f"{_quoted(alias)} points to {name}: it is no alias of canal, and the ledger lacks it",
             )
     for version in snapshot.versions:
         known = (version.model, version.number) in snapshot.records
         if not version.ready and not known:
-            _name_stranger(shown, version, store, found)
+            _name_stranger(shown, version, store, log)
 
 
-def _name_stranger(shown: Shown, version: Version, store: Store, found: Found) -> None:
-    """Name a version that is not whole: left by a kill, held while rebuilding, or made by another hand."""
+def _name_stranger(shown: Shown, version: Version, store: Store, log: AuditLog) -> None:
+    """Report an incomplete version: left by a kill, a placeholder of a rebuild, or not made by canal."""
     name = version_name(store, version.model, version.number)
     row = shown.versions.get((version.model, version.number))
     tags = {} if row is None else row.tags
     if version.key:
-        what = "it was never made whole, and nothing uses it: the next `canal registry sync` removes it"
-        found.note(name, _CHECK, what)
+        what = (
+            "its registration is incomplete, and nothing uses it: the next `canal registry sync` removes it"
+        )
+        log.note(name, _CHECK, what)
     elif tags.get(f"{TAG}placeholder") == "true":
-        found.note(name, _CHECK, "it holds a number while the registry is rebuilt: `canal registry rebuild`")
+        log.note(name, _CHECK, "it holds a number while the registry is rebuilt: `canal registry rebuild`")
     else:
         what = "canal never registered it, but MLflow loads it by its number: delete it in MLflow"
-        found.wrong(name, _CHECK, what)
-
-
-def _model_pairs(
-    shown: Shown, model: ShownModel, member: RegisteredVersion, record: Record
-) -> Iterator[tuple[str, str, str]]:
-    place = shown.address(f"models/{model.id}/artifacts")
-    yield "logged_models.artifact_location", model.location, place
-    yield "logged_models.name", model.name, member.stage
-    yield "logged_models.status", model.status, _READY
-    yield "logged_models.status_message", model.status_message, ""
-    yield "logged_models.model_type", model.kind, "canal"
-    yield "logged_models.lifecycle_stage", model.lifecycle, ACTIVE
-    yield "logged_models.source_run_id", model.run_id, str(record["run"])
-    yield "logged_models.experiment_id", model.experiment, shown.experiment
+        log.finding(name, _CHECK, what)
 
 
 def _check_tags(
-    row: ShownVersion, member: RegisteredVersion, record: Record, told: Told | None, found: Found
+    row: ShownVersion, member: RegisteredVersion, record: Record, page: PageContent | None, log: AuditLog
 ) -> None:
-    """Check every tag that canal wrote, whether it says something else or is gone."""
-    figures = {} if told is None else {f"{TAG}{name}": value for name, value in told.tags.items()}
+    """Check the value of every tag that canal wrote."""
+    figures = {} if page is None else {f"{TAG}{name}": value for name, value in page.tags.items()}
     for name, wanted in (expected_tags(member, record) | figures).items():
-        there = row.tags.get(name)
-        if there != wanted:
-            what = f"the tag {name} " + ("is gone" if there is None else f"says {_said(there)}")
+        actual = row.tags.get(name)
+        if actual != wanted:
+            what = f"the tag {name} " + ("is gone" if actual is None else f"says {_quoted(actual)}")
             where = "its documents say" if name in figures else "key.json and record.json say"
-            found.wrong(member.name, "tags", f"{what}, {where} {_said(wanted)}")
+            log.finding(member.name, "tags", f"{what}, {where} {_quoted(wanted)}")
     about = record.get("imported_from")
-    if about is None and (there := row.tags.get(f"{TAG}imported_from")) is not None:
-        what = f"the tag {TAG}imported_from says {_said(there)}, but it was learned in this registry"
-        found.wrong(member.name, "tags", what)
+    if about is None and (actual := row.tags.get(f"{TAG}imported_from")) is not None:
+        what = f"the tag {TAG}imported_from says {_quoted(actual)}, but it was learned in this registry"
+        log.finding(member.name, "tags", what)
 
 
 def expected_tags(member: RegisteredVersion, record: Record) -> dict[str, str]:
-    """Return what tags of a version say; those of its manifests and its retirement are checked elsewhere."""
+    """Return the tags of a version, but those of its manifests and retirement, which other checks cover."""
     key, parent, about = member.key, record["parent"], record.get("imported_from")
     tags = {
         "stage": str(key["stage"]),
@@ -206,10 +200,10 @@ def expected_tags(member: RegisteredVersion, record: Record) -> dict[str, str]:
     return {f"{TAG}{name}": value for name, value in tags.items()}
 
 
-def _compare(member: RegisteredVersion, name: str, there: str, wanted: str, found: Found) -> None:
-    if there != wanted:
-        found.wrong(member.name, _CHECK, f"{name} in MLflow is {_said(there)}, expected {_said(wanted)}")
+def _compare(member: RegisteredVersion, name: str, actual: str, wanted: str, log: AuditLog) -> None:
+    if actual != wanted:
+        log.finding(member.name, _CHECK, f"{name} in MLflow is {_quoted(actual)}, expected {_quoted(wanted)}")
 
 
-def _said(text: str) -> str:
+def _quoted(text: str) -> str:
     return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

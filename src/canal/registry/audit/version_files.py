@@ -1,7 +1,7 @@
-"""What checks say, and every file of a version against its two manifests.
+"""Findings and notes of an audit, and the audit of a version's files against its two manifests.
 
-Findings do not hold, notes hold but should be known. The manifests are held against their digests in tags and
-ledger; an imported version also against what came with it: its record, the ledger's word on it, its manifest.
+A finding is a fault, a note is something to know. The manifests are compared with their digests in tags and
+ledger; an imported version also with the record, ledger entries and manifest that came along.
 """
 
 import subprocess
@@ -43,7 +43,7 @@ from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 LEDGER = "ledger"
-"""What a finding about the ledger is about."""
+"""The subject of a finding about the ledger."""
 
 MANIFESTS = (KEY_FILE, RECORD_FILE)
 
@@ -64,12 +64,12 @@ sys.exit(marshal.loads(content[16:]) != wanted)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not hold, or, among the notes, one thing to know.
+    """A fault, or, among the notes, something to know.
 
     Attributes
     ----------
     subject : str
-        What it is about, such as ``version 3`` or ``ledger``.
+        The version or file concerned, such as ``version 3`` or ``ledger``.
     check : str
         Name of the check.
     what : str
@@ -89,14 +89,14 @@ class Finding:
 
 
 @dataclass
-class Found:
-    """Where checks leave what they found, and how much they looked at."""
+class AuditLog:
+    """The findings and notes of checks, and counts of what they checked."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def wrong(self, subject: str, check: str, what: str) -> None:
+    def finding(self, subject: str, check: str, what: str) -> None:
         """Add a finding, once."""
         _once(self.findings, Finding(subject, check, what))
 
@@ -112,7 +112,7 @@ def examples(names: list[str], limit: int = 5) -> str:
 
 
 def version_name(store: Store, model: str, number: int) -> str:
-    """Return what findings call a version: the annotator's name goes without saying."""
+    """Return a version's name in findings; the annotator's model name is left out."""
     return f"version {number}" if model == store.names.model else f"{model} {number}"
 
 
@@ -122,107 +122,102 @@ def _once(kept: list[Finding], one: Finding) -> None:
 
 
 def read_manifest_key(
-    name: str, folder: Path, version: Version, entry: Entry | None, found: Found
+    name: str, folder: Path, version: Version, entry: Entry | None, log: AuditLog
 ) -> Key | None:
-    """Return key.json if it is the one that was registered; None, and a finding, where it is not."""
+    """Return key.json if it has its registered digest; None, and a finding, otherwise."""
     path = folder / KEY_FILE
-    if not _registered(name, path, version.key, _said(entry, "key"), found):
+    if not _registered(name, path, version.key, _recorded(entry, "key"), log):
         return None
     try:
         key = read_key(folder)
     except CanalError as error:
-        found.wrong(name, "schema", str(error))
+        log.finding(name, "schema", str(error))
         return None
     broken = schema_complaints("key", key)
     for what in broken:
-        found.wrong(name, "schema", f"{KEY_FILE} breaks its schema: {what}")
+        log.finding(name, "schema", f"{KEY_FILE} breaks its schema: {what}")
     return None if broken else key
 
 
-def check_key(member: RegisteredVersion, found: Found) -> None:
-    """Check what key.json says of itself: the same digest stands in several places."""
+def check_key(member: RegisteredVersion, log: AuditLog) -> None:
+    """Check that digests which key.json holds twice agree."""
     key, files = member.key, member.files
     pairs = {
         "request_digest": (key["request_digest"], json_digest(key["request"])),
-        "split": (key.get("split"), files.get(SPLIT)) if member.taught else None,
-        "verdict": (key.get("verdict"), files.get(VERDICT)) if member.taught else None,
-        "teacher": (key.get("teacher"), files.get(TEACHER)) if member.taught else None,
+        "split": (key.get("split"), files.get(SPLIT)) if member.is_annotator else None,
+        "verdict": (key.get("verdict"), files.get(VERDICT)) if member.is_annotator else None,
+        "teacher": (key.get("teacher"), files.get(TEACHER)) if member.is_annotator else None,
         "panel": (key.get("panel"), files.get(PANEL)) if member.stage == "backbone" else None,
     }
     for name, pair in pairs.items():
         if pair is not None and pair[0] != pair[1]:
-            found.wrong(
+            log.finding(
                 member.name,
                 "key",
                 f"{KEY_FILE}: {name} is {_short(pair[0])}, but what it names has {_short(pair[1])}",
             )
 
 
-def check_files(member: RegisteredVersion, found: Found) -> None:
+def check_files(member: RegisteredVersion, log: AuditLog) -> None:
     """Check every file that key.json names.
 
-    Of an ancestor that came with an import only some are there: without those that a chain is checked with,
-    nothing would be claimed of it.
+    An ancestor that came along with an import has only some files; those that its chain is checked with must
+    be among them.
     """
     for name, digest in sorted(member.files.items()):
-        there = member.sum(name)
-        if there is None and member.elsewhere:
-            _check_carried(member, name, found)
+        actual = member.sum(name)
+        if actual is None and member.elsewhere:
+            if name in CARRIED:
+                what = f"{name} did not come along: what was learned on it cannot be checked without"
+                log.finding(member.name, "files", f"{what}; ask for the bundle again")
+            elif name in CARRIED_LATELY:
+                what = f"{name} did not come along (an older canal exported it)"
+                log.note(member.name, "files", f"{what}: genes without sums are not compared")
             continue
-        found.counts["files"] += 1
-        if there != digest:
-            found.wrong(member.name, "files", _differs(name, there, digest))
-
-
-def _check_carried(member: RegisteredVersion, name: str, found: Found) -> None:
-    """Name a document of an ancestor that did not come along, though a check needs it."""
-    if name in CARRIED:
-        what = f"{name} did not come along: what was learned on it cannot be checked without"
-        found.wrong(member.name, "files", f"{what}; ask for the bundle again")
-    elif name in CARRIED_LATELY:
-        what = f"{name} did not come along (an older canal exported it): genes without sums are not compared"
-        found.note(member.name, "files", what)
+        log.counts["files"] += 1
+        if actual != digest:
+            log.finding(member.name, "files", _differs(name, actual, digest))
 
 
 def check_record(
-    member: RegisteredVersion, version: Version, entry: Entry | None, found: Found
+    member: RegisteredVersion, version: Version, entry: Entry | None, log: AuditLog
 ) -> Record | None:
-    """Check record.json, all files that it names, and that nothing else lies there; return it if it holds."""
+    """Check record.json, its files, and that there are no others; return it if it is valid."""
     path = member.folder / RECORD_FILE
-    if not _registered(member.name, path, version.record, _said(entry, "record"), found):
+    if not _registered(member.name, path, version.record, _recorded(entry, "record"), log):
         return None
     try:
         record = read_record(member.folder)
     except CanalError as error:
-        found.wrong(member.name, "schema", str(error))
+        log.finding(member.name, "schema", str(error))
         return None
     broken = schema_complaints("record", record)
     for what in broken:
-        found.wrong(member.name, "schema", f"{RECORD_FILE} breaks its schema: {what}")
+        log.finding(member.name, "schema", f"{RECORD_FILE} breaks its schema: {what}")
     if broken:
         return None
     if record["key"] != member.digest:
         what = f"{RECORD_FILE} is about key {_short(record['key'])}, {KEY_FILE} has {_short(member.digest)}"
-        found.wrong(member.name, "record", what)
+        log.finding(member.name, "record", what)
     for name, digest in sorted(record["files"].items()):
-        found.counts["files"] += 1
-        if (there := member.sum(name)) != digest:
-            found.wrong(member.name, "files", _differs(name, there, digest))
+        log.counts["files"] += 1
+        if (actual := member.sum(name)) != digest:
+            log.finding(member.name, "files", _differs(name, actual, digest))
     listed = {**member.files, **record["files"]}
     for name in unlisted(member.folder, {*listed, *MANIFESTS}):
         if _left_by_loading(member, version, name, listed):
             continue
-        found.wrong(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
+        log.finding(member.name, "files", f"{name} lies there, but neither key.json nor record.json knows it")
     return record
 
 
 def _left_by_loading(
     member: RegisteredVersion, version: Version, name: str, listed: Mapping[str, str]
 ) -> bool:
-    """Whether MLflow or Python left a file when the version was loaded from its folder, and it adds nothing.
+    """Whether MLflow or Python wrote a file when the version was loaded from its folder.
 
-    MLflow notes which version it loaded, Python keeps the shipped code as it compiled it: such a file must be
-    what that code compiles to, since Python would run it instead.
+    MLflow writes which version it loaded, Python caches the compiled code of the version: such a cache must
+    be what the code compiles to, since Python would run it instead.
     """
     path = member.folder / name
     if path.is_symlink() or not path.is_file():
@@ -240,23 +235,23 @@ def _left_by_loading(
 
 
 def _names_version(path: Path, version: Version) -> bool:
-    """Whether MLflow's note names just this version; of a logged model it names none."""
+    """Whether MLflow's file names this version, or none, as for a logged model."""
     if path.stat().st_size > _LONGEST_NOTE:
         return False
     try:
-        said = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        note = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError):
         return False
-    if not isinstance(said, dict) or said.keys() != {"model_name", "model_version"}:
+    if not isinstance(note, dict) or note.keys() != {"model_name", "model_version"}:
         return False
-    names = (said["model_name"], said["model_version"])
+    names = (note["model_name"], note["model_version"])
     return names in ((version.model, version.number), (version.model, str(version.number)), (None, None))
 
 
 def _compiles_to(source: Path, compiled: Path) -> bool:
-    """Whether a file holds what this Python compiles a source to; one of another Python cannot be told.
+    """Whether a file holds what this Python compiles a source to; False for a file of another Python.
 
-    A process of its own reads it: bytes that somebody made up can end the Python that takes them apart.
+    A child process reads the file: forged bytes can crash Python.
     """
     command = [sys.executable, "-I", "-S", "-c", _COMPARE, str(source), str(compiled)]
     try:
@@ -268,34 +263,34 @@ def _compiles_to(source: Path, compiled: Path) -> bool:
 
 def unlisted(folder: Path, known: set[str]) -> list[str]:
     """Return the files (and links) below a folder that are not among the known ones, sorted."""
-    there = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(folder).as_posix() for path in there} - known)
+    actual = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in actual} - known)
 
 
-def _registered(name: str, path: Path, tag: str, said: str | None, found: Found) -> bool:
-    """Whether a manifest is the one that tag or ledger name; says so where one of them does not."""
+def _registered(name: str, path: Path, tag: str, recorded: str | None, log: AuditLog) -> bool:
+    """Whether a manifest has the digest in tag or ledger; a difference to either is a finding."""
     if not path.is_file():
-        found.wrong(name, "files", f"{path.name}: missing ({path})")
+        log.finding(name, "files", f"{path.name}: missing ({path})")
         return False
-    there = file_digest(path)
-    found.counts["files"] += 1
-    names = {"the tag": tag, "the ledger": said}
-    wrong = {who: digest for who, digest in names.items() if digest is not None and digest != there}
+    actual = file_digest(path)
+    log.counts["files"] += 1
+    names = {"the tag": tag, "the ledger": recorded}
+    wrong = {who: digest for who, digest in names.items() if digest is not None and digest != actual}
     if not wrong:
         return True
     registered = examples([f"{who} says {_short(digest)}" for who, digest in wrong.items()])
-    found.wrong(name, "files", f"{path.name} has sha256 {_short(there)}, but {registered}")
+    log.finding(name, "files", f"{path.name} has sha256 {_short(actual)}, but {registered}")
     return len(wrong) < len([digest for digest in names.values() if digest is not None])
 
 
-def _said(entry: Entry | None, field: str) -> str | None:
+def _recorded(entry: Entry | None, field: str) -> str | None:
     return None if entry is None else str(entry.document[field])
 
 
-def _differs(name: str, there: str | None, digest: str) -> str:
-    if there is None:
+def _differs(name: str, actual: str | None, digest: str) -> str:
+    if actual is None:
         return f"{name}: missing"
-    return f"{name} has sha256 {_short(there)} instead of {_short(digest)}"
+    return f"{name} has sha256 {_short(actual)} instead of {_short(digest)}"
 
 
 def _short(digest: object) -> str:
@@ -303,8 +298,8 @@ def _short(digest: object) -> str:
     return f"{text[:12]}..." if len(text) > 12 else text
 
 
-def check_origin_record(member: RegisteredVersion, record: Record, found: Found) -> None:
-    """Check that an imported version is the one that was registered where it was learned."""
+def check_origin_record(member: RegisteredVersion, record: Record, log: AuditLog) -> None:
+    """Check that an imported version has the record and ledger entry of its original registry."""
     about = record.get("imported_from")
     if about is None:
         return
@@ -314,30 +309,27 @@ def check_origin_record(member: RegisteredVersion, record: Record, found: Found)
     for name, digest in names.items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
-            found.wrong(member.name, "origin", f"{place}/{name} is not the one that record.json names")
+            log.finding(member.name, "origin", f"{place}/{name} is not the one that record.json names")
             return
     before = read_record(folder)
     if before["key"] != member.digest:
-        found.wrong(member.name, "origin", f"{place}/{RECORD_FILE} is about another key")
+        log.finding(member.name, "origin", f"{place}/{RECORD_FILE} is about another key")
     path = folder / "ledger.jsonl"
     entries = [read_entry(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    said = {
+    registered = {
         (one.model, one.version, one.document["key"], one.document["record"])
         for one in entries
         if not isinstance(one, str)
     }
-    if (about["model"], about["version"], member.digest, about["record"]) not in said:
-        found.wrong(
+    if (about["model"], about["version"], member.digest, about["record"]) not in registered:
+        log.finding(
             member.name, "origin", f"{place}/ledger.jsonl does not say that it was registered as claimed"
         )
     for name, digest in before["files"].items():
         kept = record["files"].get(name)
-        if kept is not None and kept != digest and not _made_here(name):
-            found.wrong(
+        # An import makes the pyfunc anew: nothing that runs is taken over.
+        of_pyfunc = name.startswith("code/") or "/" not in name
+        if kept is not None and kept != digest and not of_pyfunc:
+            log.finding(
                 member.name, "origin", f"{name} is not the file that it was registered with elsewhere"
             )
-
-
-def _made_here(name: str) -> bool:
-    """Whether a file belongs to the pyfunc, which an import makes anew: nothing that runs is taken over."""
-    return name.startswith("code/") or "/" not in name

@@ -1,4 +1,4 @@
-"""The files in the project folder against dvc.lock and data.dvc, by the MD5 that DVC gives them."""
+"""Audit of the files in the project folder against the MD5 sums in dvc.lock and data.dvc."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from canal.config.yaml_file import parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError
 from canal.core.files import unreadable
-from canal.registry.audit.version_files import Found, examples
+from canal.registry.audit.version_files import AuditLog, examples
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.provenance.registered import RegisteredVersion
 
@@ -29,63 +29,63 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Out:
-    """A file or folder that DVC knows, with the MD5 it had."""
+    """A file or folder that DVC tracks, with its recorded MD5."""
 
     path: str
     md5: str
-    said_by: str
+    listed_in: str
 
 
-def check_workspace(layout: Layout, config: Config, stages: Collection[str], found: Found) -> None:
-    """Check what the pipeline made for ``stages``: data, cells, splits, verdicts, models, measures."""
+def check_workspace(layout: Layout, config: Config, stages: Collection[str], log: AuditLog) -> None:
+    """Check the outputs of the pipeline for ``stages``: data, cells, splits, verdicts, models, metrics."""
     if not (layout.root / LOCK).is_file():
-        found.note("workspace", "dvc", f"{LOCK} is not there: nothing to compare files with")
+        log.note("workspace", "dvc", f"{LOCK} is not there: nothing to compare files with")
         return
     lock, data = (_read(layout.root / name) for name in (LOCK, _DATA))
     if lock is None or data is None:
         name = LOCK if lock is None else _DATA
         what = f"{name} is no YAML that can be read: nothing was compared with it; git checkout -- {name}"
-        found.wrong("workspace", "dvc", what)
+        log.finding("workspace", "dvc", what)
         return
     try:
         outs = list(_outs(lock, data, _wanted(config, stages)))
     except (KeyError, TypeError, AttributeError):
-        found.wrong("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
+        log.finding("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
         return
     listings = Listings(_caches(layout.root), outs)
-    _check_git(layout.root, found)
+    _check_git(layout.root, log)
     sums, missing = Sums(), []
     for out in outs:
         path = layout.root / out.path
         if not path.exists():
             missing.append(out.path)
         elif not os.access(path, os.R_OK) or (path.is_dir() and unreadable(path)):
-            what = f"this user may not read {out.path}, or all of it: not compared with {out.said_by}"
-            found.wrong("workspace", "dvc", what)
+            what = f"this user may not read {out.path}, or all of it: not compared with {out.listed_in}"
+            log.finding("workspace", "dvc", what)
         elif (differing := _differs(path, out, listings, sums)) is not None:
-            what = f"{differing} is not what {out.said_by} has: dvc status, dvc checkout"
-            found.wrong("workspace", "dvc", what)
+            what = f"{differing} is not what {out.listed_in} has: dvc status, dvc checkout"
+            log.finding("workspace", "dvc", what)
     if missing:
         what = f"not in this folder, not compared with {LOCK}: {examples(missing, 8)}; dvc checkout, dvc pull"
-        found.note("workspace", "dvc", what)
-    found.counts["files of DVC"] += sums.number
+        log.note("workspace", "dvc", what)
+    log.counts["files of DVC"] += sums.number
 
 
-def check_origin(member: RegisteredVersion, layout: Layout, found: Found) -> None:
-    """Check the raw bytes of a stage's source, where they are there and the version is the present one."""
+def check_origin(member: RegisteredVersion, layout: Layout, log: AuditLog) -> None:
+    """Check the raw file of a stage's source, if it exists and the version is the project's present one."""
     present = layout.model(member.stage) / "key.json"
-    if not member.taught or not present.is_file() or file_digest(present) != member.digest:
+    if not member.is_annotator or not present.is_file() or file_digest(present) != member.digest:
         return
     data = member.key["data"]
     raw = layout.source(str(data["source"])) / "cells.h5ad"
     if raw.is_file() and file_digest(raw) != data["source_sha256"]:
-        found.wrong(
+        log.finding(
             member.name, "data", f"{raw.relative_to(layout.root)} is not the file it was learned from"
         )
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
-    """Return a YAML mapping, an empty one where there is no file; None where it cannot be read."""
+    """Return a YAML mapping, empty without a file; None where it cannot be read."""
     try:
         return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except UnicodeDecodeError:
@@ -102,10 +102,10 @@ def _parsed(text: str) -> Mapping[str, Any] | None:
 
 
 def _caches(root: Path) -> list[Path]:
-    """Return where DVC keeps files: the folder's own cache, and one that several projects share.
+    """Return the folders of DVC's cache: the project's own, and shared ones.
 
-    Who shares one says so in the configuration of the folder, the user or the machine; ``dvc config`` reads
-    all of them, but takes a second.
+    A shared cache is set in the configuration of the project, the user or the machine; ``dvc config`` would
+    read all of them, but takes a second.
     """
     homes = [Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc"]
     homes += [Path(one) / "dvc" for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
@@ -120,36 +120,35 @@ def _caches(root: Path) -> list[Path]:
     return [cache / "files" / "md5" for cache in caches]
 
 
-def _check_git(root: Path, found: Found) -> None:
-    """Check that git holds dvc.lock: without, whoever changes a file changes its sum in the same breath."""
+def _check_git(root: Path, log: AuditLog) -> None:
+    """Check that dvc.lock is committed: otherwise a changed file could be given a new sum unnoticed."""
     lock = GitFile(root / LOCK)
     if lock.line("rev-parse", "--is-inside-work-tree") != "true":
-        found.wrong(
+        log.finding(
             "workspace",
             "dvc",
             f"{LOCK} lies in no git repository: that files are what it says proves nothing, for whoever "
             f"changes one may change both; git init, git add {LOCK}, then commit it",
         )
     elif lock.at("HEAD") != lock.path.read_bytes():  # not `git status`, which runs filters that settings name
-        found.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
+        log.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
 
 
 def _wanted(config: Config, stages: Collection[str]) -> set[str]:
-    """Return the names of the pipeline's steps, as dvc.lock has them.
+    """Return the names of the pipeline's steps in dvc.lock for the stages as they are configured.
 
-    A lock keeps the steps that learn a stage without a study, once it was learned so, and the other way
-    round.
+    dvc.lock also keeps the steps of a stage from before a study was configured, or removed.
     """
-    found = {"ingest", "split", "panel", "pretrain"}
+    steps = {"ingest", "split", "panel", "pretrain"}
     for stage in stages:
         learning = ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
-        found |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
-        found.add(f"prepare@{config.stages[stage].source}")
-    return found
+        steps |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
+        steps.add(f"prepare@{config.stages[stage].source}")
+    return steps
 
 
 def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> Iterator[Out]:
-    """Yield every out of the wanted steps, the data that they read, and data/ as a whole."""
+    """Yield every out of the wanted steps, their inputs in data/, and data/ as a whole."""
     seen = set()
     for name, step in (lock.get("stages") or {}).items():
         if name not in wanted:
@@ -165,7 +164,7 @@ def _outs(lock: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) ->
 
 
 def _differs(path: Path, out: Out, listings: "Listings", sums: "Sums") -> str | None:
-    """Return the files that are not what DVC has, or the folder where nothing tells which they are."""
+    """Return the files that differ from DVC's sums, or their folder where DVC's cache has no listing."""
     if path.is_file():
         return None if sums.of(path) == out.md5 else out.path
     here = {one.relative_to(path).as_posix(): sums.of(one) for one in path.rglob("*") if one.is_file()}
@@ -179,7 +178,7 @@ def _differs(path: Path, out: Out, listings: "Listings", sums: "Sums") -> str | 
 
 
 class Listings:
-    """What DVC's cache knows of the files of folders; each listing is proven by the MD5 of the folder."""
+    """Listings of folders in DVC's cache, each checked against the MD5 of its folder."""
 
     def __init__(self, caches: Sequence[Path], outs: Sequence[Out]) -> None:
         self._caches = caches
@@ -218,7 +217,7 @@ def _listing_md5(files: Mapping[str, str]) -> str:
 
 
 class Sums:
-    """MD5 sums of files, each read once: what data.dvc has as one folder, steps read one by one."""
+    """MD5 sums of files, each read once, though both a folder and a step may list it."""
 
     def __init__(self) -> None:
         self._known: dict[Path, str] = {}

@@ -1,1 +1,1 @@
-"""The ledger: its entries and rules, who signed them, and where else they stand."""
+"""The ledger: its entries and rules, signatures, and its mirror in a shared store."""

@@ -1,11 +1,11 @@
-"""What git has of a file, state by state, and anchors: annotated tags that name the ledger's last hash.
+"""The committed states of a file in git, and anchors: annotated tags that hold the ledger's last hash.
 
-A file's states along HEAD's history are read without what would show another one.
+States are read without replace refs, grafts and commit graphs, which could show another history.
 
 Whoever can rewrite the ledger can rewrite the commits that hold it. An anchor that was pushed to a server, or
-mailed, is out of reach: a ledger that no longer begins with what it names was rewritten since. It is signed
-by git (``git tag -s``) where a key is configured, or with a key of canal in its message; unsigned, it proves
-as much as the place where it is kept.
+mailed, is out of reach: a ledger without the hash that it names was rewritten since. An anchor is signed by
+git (``git tag -s``) where a key is configured, or with a key of canal in its message; an unsigned anchor
+proves as much as the place where it is kept.
 """
 
 import os
@@ -32,9 +32,9 @@ _PLAIN = {
 }
 """Objects as they were committed: no replace refs, no grafts."""
 _NO_GRAPH = ("git", "--no-pager", "-c", "core.commitGraph=false", "-c", "core.fsmonitor=false")
-"""Nor the commit graph: a file beside the objects, which nothing compares with them."""
+"""No commit graph either: a file beside the objects, which nothing compares with them."""
 _READING = (*_NO_GRAPH, "-c", "safe.directory=*")
-"""Another user's repository is read, too: what is asked of it runs no program that its settings name."""
+"""Another user's repository is read, too: reading commands run no program from its settings."""
 _RUNS_PROGRAMS = ("verify-tag", "tag")
 
 FORMAT = 1
@@ -47,7 +47,7 @@ _FIELDS = {"format": int, "path": str, "entries": int, "hash": str, "who": str}
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that touches the file or joins histories, with those before it that do."""
+    """A commit that changes the file or merges, with those of its ancestors that do."""
 
     sha: str
     parents: Sequence[str]
@@ -65,7 +65,7 @@ class GitFile:
         self.path = path
 
     def ask(self, *arguments: str) -> bytes | None:
-        """Return what git prints; None where it says no, or is not there."""
+        """Return the output of git; None where it fails or is not installed."""
         try:
             done = self._run(arguments)
         except (OSError, subprocess.TimeoutExpired):
@@ -83,47 +83,46 @@ class GitFile:
         )
 
     def line(self, *arguments: str) -> str:
-        """Return the one line that git prints, or nothing."""
+        """Return the output of git as text; empty where it fails."""
         return (self.ask(*arguments) or b"").decode("utf-8", "replace").strip()
 
     @property
     def refusal(self) -> str | None:
-        """Why git says nothing of a repository, such as that of another owner; None where it does."""
+        """Why git refuses a repository, such as that of another owner; None where it does not."""
         try:
             done = self._run(("rev-parse", "--git-dir"))
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return said[0] if done.returncode and said and "not a git repository" not in said[0] else None
+        output = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return output[0] if done.returncode and output and "not a git repository" not in output[0] else None
 
     def at(self, revision: str) -> bytes | None:
-        """Return the file as a revision has it; None where that lacks it, or is not there."""
+        """Return the file in a revision; None where the revision or the file does not exist."""
         return self.ask("cat-file", "blob", f"{revision}:./{self.path.name}")
 
     def commits(self) -> tuple[list[Commit], bool]:
-        """Return the commits up to HEAD that touch the file, and all merges, each after its parents.
+        """Return the commits up to HEAD that change the file, and all merges, each after its parents.
 
-        And whether the history is cut off: a shallow clone lacks what was before. Where nothing is lacking, a
-        list of cuts hides nothing.
+        The second value says whether the history is cut off, as in a shallow clone.
         """
         order = ("--full-history", "--topo-order", "--reverse", "--parents", "HEAD", "--", self.path.name)
-        said = self.ask("--shallow-file", "", "rev-list", *order)
-        cut = said is None
-        if said is None:
-            said = self.ask("rev-list", *order)
-        rows = (line.split() for line in (said or b"").decode("ascii", "replace").splitlines())
+        output = self.ask("--shallow-file", "", "rev-list", *order)
+        cut = output is None
+        if output is None:
+            output = self.ask("rev-list", *order)
+        rows = (line.split() for line in (output or b"").decode("ascii", "replace").splitlines())
         return [Commit(sha, tuple(parents)) for sha, *parents in rows], cut
 
     @property
     def disguises(self) -> list[str]:
-        """What makes git show another history than was committed."""
+        """Replace refs and grafts of the repository, which make git show another history."""
         refs = self.line("for-each-ref", "--count=1", "--format=%(refname)", "refs/replace/")
         grafts = self.path.parent / (self.line("rev-parse", "--git-path", "info/grafts") or ".")
         return [*(["replace refs"] if refs else []), *(["grafts"] if grafts.is_file() else [])]
 
     @contextmanager
     def reading(self) -> Iterator["Reader"]:
-        """Give a reader of the file at many commits: one process, one state in memory at a time."""
+        """Give a reader of the file at many commits: one git process, one state in memory at a time."""
         with subprocess.Popen(
             [*_READING, "cat-file", "--batch"],
             cwd=self.path.parent,
@@ -141,13 +140,13 @@ class GitFile:
 class Reader:
     """Reads a file at one commit after the other."""
 
-    def __init__(self, git: GitFile, ask: IO[bytes], said: IO[bytes]) -> None:
+    def __init__(self, git: GitFile, ask: IO[bytes], output: IO[bytes]) -> None:
         self._git = git
-        self._ask = ask
-        self._said = said
+        self._input = ask
+        self._output = output
 
     def at(self, sha: str) -> bytes | None:
-        """Return the file as a commit has it, or None.
+        """Return the file in a commit, or None.
 
         Raises
         ------
@@ -155,12 +154,12 @@ class Reader:
             If the commit has it, but git cannot read it.
         """
         name = f"{sha}:./{self._git.path.name}"
-        self._ask.write(f"{name}\n".encode())
-        self._ask.flush()
-        head = self._said.readline().split()
+        self._input.write(f"{name}\n".encode())
+        self._input.flush()
+        head = self._output.readline().split()
         if len(head) == 3 and head[1] == b"blob":
-            content = self._said.read(int(head[2]))
-            self._said.read(1)
+            content = self._output.read(int(head[2]))
+            self._output.read(1)
             return content
         if len(head) == 3 or not head or self._git.line("rev-parse", "--verify", "--quiet", name):
             raise RegistryError(f"git cannot read {self._git.path.name} of commit {sha[:12]}: git fsck")
@@ -176,7 +175,7 @@ class Anchor:
     tag : str
         Its name.
     document : dict
-        What its message says: path of the ledger in the repository, number of entries, last hash, who.
+        The document in its message: path of the ledger in the repository, number of entries, last hash, who.
     by_git : bool
         Whether git signed it.
     """
@@ -193,12 +192,12 @@ class Anchor:
     @property
     def signature(self) -> dict[str, str] | None:
         """Canal's own signature."""
-        found: dict[str, str] | None = self.document.get("signature")
-        return found
+        signature: dict[str, str] | None = self.document.get("signature")
+        return signature
 
     @property
     def digest(self) -> str:
-        """What canal's own signature covers."""
+        """The digest that canal's own signature covers."""
         return json_digest({name: value for name, value in self.document.items() if name != "signature"})
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +207,7 @@ class Anchor:
 
 
 def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | None) -> Anchor:
-    """Tag HEAD with the hash of the ledger's last entry; an anchor that is there already is returned.
+    """Tag HEAD with the hash of the ledger's last entry; return an existing anchor of it.
 
     Raises
     ------
@@ -224,9 +223,9 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
         )
     last = entries[-1]
     tag = f"{FOLDER}/{last.seq}-{last.hash[:12]}"
-    for found in anchors(git):
-        if isinstance(found, Anchor) and found.tag == tag:
-            return found
+    for anchor in anchors(git):
+        if isinstance(anchor, Anchor) and anchor.tag == tag:
+            return anchor
     document = {
         "format": FORMAT,
         "path": place(git),
@@ -244,16 +243,16 @@ def make_anchor(git: GitFile, entries: list[Entry], who: str, key: SigningKey | 
 
 
 def anchors(git: GitFile) -> Iterator[Anchor | str]:
-    """Yield the anchors in this repository; for a tag that is none, what is wrong with it."""
-    said = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
-    for line in said.splitlines():
+    """Yield the anchors in this repository; for a malformed tag, a sentence about it."""
+    output = git.line("for-each-ref", "--format=%(objecttype) %(refname:strip=2)", f"refs/tags/{FOLDER}")
+    for line in output.splitlines():
         kind, _, tag = line.partition(" ")
         content = git.ask("cat-file", "tag", f"refs/tags/{tag}") if kind == "tag" else None
-        found = None if content is None else _parse(content)
-        if found is None:
+        document = None if content is None else _parse(content)
+        if document is None:
             yield f"the tag {tag} is no anchor as canal writes it: it names no hash that can be compared"
         else:
-            yield Anchor(tag, found, _SIGNATURE in (content or b""))
+            yield Anchor(tag, document, _SIGNATURE in (content or b""))
 
 
 def place(git: GitFile) -> str:
@@ -268,22 +267,22 @@ def _parse(content: bytes) -> dict[str, Any] | None:
         return None
     line = next((one for one in message.splitlines() if one.startswith(b"{")), b"")
     try:
-        found = parse_json(line)
-        json_digest(found)
+        document = parse_json(line)
+        json_digest(document)
     except ValueError:
         return None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
-    signature = found.get("signature", {"key": "", "value": ""})
-    typed = all(isinstance(found.get(name), kind) for name, kind in _FIELDS.items())
+    signature = document.get("signature", {"key": "", "value": ""})
+    typed = all(isinstance(document.get(name), kind) for name, kind in _FIELDS.items())
     signed = isinstance(signature, dict) and all(
         isinstance(signature.get(one), str) for one in ("key", "value")
     )
-    return found if typed and signed and set(found) <= {*_FIELDS, "signature"} else None
+    return document if typed and signed and set(document) <= {*_FIELDS, "signature"} else None
 
 
 def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
-    """Make a tag as the user would: with their name and key."""
+    """Make a tag with the user's own git settings: their name and key."""
     command = ["git", "tag", how, "--cleanup=verbatim", "-F", "-", tag, "HEAD"]
     try:
         done = subprocess.run(
@@ -302,6 +301,6 @@ def _tag(git: GitFile, how: str, tag: str, message: str) -> None:
         git.ask("tag", "-d", tag)  # git 2.39 makes a tag without a signature where the key is not there
         made = False
     if not made:
-        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
+        output = " / ".join((done.stderr or done.stdout).strip().splitlines()[:3])[:400]
         other = "; or sign with a key of canal: --sign FILE" if how == _SIGNED else ""
-        raise LedgerError(f"git could not make the tag {tag}: {said}{other}; nothing was anchored")
+        raise LedgerError(f"git could not make the tag {tag}: {output}{other}; nothing was anchored")

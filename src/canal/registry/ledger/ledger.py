@@ -1,9 +1,8 @@
-"""ledger.jsonl: what was registered and who moved which alias why, each entry chained to the one before.
+"""ledger.jsonl: what was registered, and who moved which alias and why, in a chain of hashed entries.
 
-One line of canonical JSON an entry. An entry's hash covers everything in it but the hash and the signature,
-and so, through ``previous``, every entry before it. Lines are only ever appended; each is on disk (fsync)
-before anybody is told that it was made. Names and reasons stay for ever, so they are such as can be shown
-anywhere.
+Each entry is a line of canonical JSON. Its hash covers everything in it but the hash and the signature, and
+so, through ``previous``, every entry before it. Lines are only appended, and are on disk (fsync) before a
+command reports success. Names and reasons stay for ever, so they hold printable characters alone.
 """
 
 import json
@@ -21,13 +20,13 @@ from canal.core.files import append_line, parse_json
 
 FORMAT = 1
 BEGINNING = "0" * 64
-"""What the first entry names as the hash before it."""
+"""``previous`` of the first entry."""
 
 Kind = Literal["register", "promote", "rollback", "retire", "rebuild"]
 Document = dict[str, Any]
 
 _MOST_WRONG = 1000
-"""Lines that do not hold; behind so many a ledger is another file, and naming each would take minutes."""
+"""Reading stops after so many faulty lines: the file is no ledger, and naming each would take minutes."""
 
 _LONGEST = 60
 
@@ -48,7 +47,7 @@ _FIELDS = {
     "previous": str,
     "hash": str,
 }
-"""The fields of an entry; whoever may write the file may give them any value, with a hash that fits."""
+"""Fields of an entry and their types; values of a hand-made entry with a valid hash are not trusted."""
 
 Sign = Callable[[str], Mapping[str, str]]
 """Turns a hash into ``{"key": ..., "value": ...}``; see `canal.registry.ledger.signing`."""
@@ -62,7 +61,7 @@ _CONTROL = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 @dataclass(frozen=True)
 class Draft:
-    """What an entry is to say.
+    """The content of an entry to be written.
 
     Attributes
     ----------
@@ -75,7 +74,7 @@ class Draft:
     who, why : str
         The person and the reason; a registration is made by sync and names no reason.
     aliases : dict
-        The aliases that move, each with the number it points to afterwards; None where it is removed.
+        The aliases that move, each with the number it points to afterwards; None removes it.
     details : dict
         Rulings and overrides of a promotion, the parent of a registration, the runs of a rebuilt version.
     """
@@ -104,12 +103,12 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """What happened."""
+        """Kind of the entry: register, promote, rollback, retire or rebuild."""
         return str(self.document["kind"])
 
     @property
     def version(self) -> int:
-        """Number of the version that it happened to."""
+        """Number of the version that the entry is about."""
         return int(self.document["version"])
 
     @property
@@ -119,7 +118,7 @@ class Entry:
 
     @property
     def aliases(self) -> dict[str, int | None]:
-        """Aliases that the entry moved, with the numbers they point to since; None where it was removed."""
+        """Aliases that the entry moved, with their new numbers; None for a removed alias."""
         return dict(self.document["aliases"])
 
     @property
@@ -139,7 +138,7 @@ def entry_hash(document: Mapping[str, Any]) -> str:
 
 
 class Ledger:
-    """The ledger in ``path``; a file that is not there is an empty ledger.
+    """The ledger in ``path``; a missing file is an empty ledger.
 
     Writers hold the registry's lock (`canal.registry.store.store.Store.lock`); readers need none.
     """
@@ -173,10 +172,10 @@ class Ledger:
         return entries
 
     def read(self) -> tuple[list[Entry], list[str]]:
-        """Return the entries that can be read, and one sentence for each thing that is wrong with a line.
+        """Return the readable entries, and one sentence for each fault of a line.
 
-        A last line without its line break was being written when the machine stopped: nobody was told of it,
-        it counts as not there, and `mend` removes it.
+        A last line without its line break was being written when the machine stopped; no command reported it
+        as written, so it is skipped, and `mend` removes it.
         """
         entries: list[Entry] = []
         wrong: list[str] = []
@@ -185,22 +184,22 @@ class Ledger:
             if len(wrong) > _MOST_WRONG:
                 wrong.append(f"line {number} and those behind it are not looked at: too much does not hold")
                 break
-            found = _parse(line)
-            if isinstance(found, str):
-                wrong.append(f"line {number}: {found}")
+            document = _parse(line)
+            if isinstance(document, str):
+                wrong.append(f"line {number}: {document}")
                 continue
-            wrong += [f"line {number}: {what}" for what in _complaints(found, number, previous)]
-            previous = str(found["hash"])
-            entries.append(Entry(found))
+            wrong += [f"line {number}: {what}" for what in _complaints(document, number, previous)]
+            previous = str(document["hash"])
+            entries.append(Entry(document))
         return entries, wrong
 
     def head(self) -> Entry | None:
-        """Return the last entry of a ledger that holds."""
+        """Return the last entry, or None; raises `LedgerError` for a damaged ledger."""
         entries = self.entries()
         return entries[-1] if entries else None
 
     def next(self, draft: Draft, sign: Sign | None = None) -> Entry:
-        """Return the entry that would follow the last one; nothing is written."""
+        """Return the entry of a draft, chained to the last one; nothing is written."""
         head = self.head()
         document: Document = {
             "format": FORMAT,
@@ -223,7 +222,7 @@ class Ledger:
         return Entry(document)
 
     def append(self, entry: Entry) -> None:
-        """Write an entry made by `next` at the end; whole and on disk, or not at all.
+        """Append an entry made by `next`, atomically.
 
         Raises
         ------
@@ -244,7 +243,7 @@ class Ledger:
             ) from error
 
     def mend(self) -> bool:
-        """Remove a last line that a kill left half written; return whether there was one."""
+        """Remove a half-written last line; return whether there was one."""
         if not self.path.is_file():
             return False
         content = self.path.read_bytes()
@@ -271,12 +270,12 @@ def checked_entry(line: str | bytes, seq: int | None) -> Entry:
     LedgerError
         If it is not the line of entry ``seq`` (None: of any), or was changed.
     """
-    found = _parse(line.encode() if isinstance(line, str) else line)
-    if isinstance(found, str):
-        raise LedgerError(found)
-    if wrong := _complaints(found, found["seq"] if seq is None else seq, str(found["previous"])):
+    document = _parse(line.encode() if isinstance(line, str) else line)
+    if isinstance(document, str):
+        raise LedgerError(document)
+    if wrong := _complaints(document, document["seq"] if seq is None else seq, str(document["previous"])):
         raise LedgerError("; ".join(wrong))
-    return Entry(found)
+    return Entry(document)
 
 
 def follows(entry: Entry, head: Entry | None) -> bool:
@@ -286,35 +285,35 @@ def follows(entry: Entry, head: Entry | None) -> bool:
     return entry.document["previous"] == head.hash and entry.seq == head.seq + 1
 
 
-def aliases_said(entries: list[Entry], model: str) -> dict[str, int]:
-    """Return where the aliases of ``model`` point by the ledger's last word on each."""
-    said: dict[str, int | None] = {}
+def ledger_aliases(entries: list[Entry], model: str) -> dict[str, int]:
+    """Return the version numbers of a model's aliases, by the last entry about each alias."""
+    pointed: dict[str, int | None] = {}
     for entry in entries:
         if entry.model == model:
-            said |= entry.aliases
-    return {alias: number for alias, number in said.items() if number is not None}
+            pointed |= entry.aliases
+    return {alias: number for alias, number in pointed.items() if number is not None}
 
 
-def records_said(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
-    """Return the last registration (or rebuilding) of each version, by model and number."""
+def ledger_records(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
+    """Return the last registration (or rebuild) of each version, by model and number."""
     return {(entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")}
 
 
-def retired_said(entries: list[Entry], model: str) -> set[int]:
+def ledger_retired(entries: list[Entry], model: str) -> set[int]:
     """Return the numbers of the versions of ``model`` that were retired."""
     return {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
 
 
 def read_entry(line: bytes) -> Entry | str:
-    """Return the entry in one line that stands alone, or what is wrong with it: its place is not checked."""
-    found = _parse(line)
-    if isinstance(found, str):
-        return found
+    """Return the entry in a single line, or its fault; its place in the chain is not checked."""
+    document = _parse(line)
+    if isinstance(document, str):
+        return document
     try:
-        holds = found["hash"] == entry_hash(found)
+        holds = document["hash"] == entry_hash(document)
     except ValueError:
         holds = False
-    return Entry(found) if holds else "its content does not have the hash that it names"
+    return Entry(document) if holds else "its content does not have the hash that it names"
 
 
 def plain_name(text: str, what: str) -> str:
@@ -329,39 +328,39 @@ def plain_name(text: str, what: str) -> str:
 
 
 def plain_reason(text: str, what: str = "the reason (--why)") -> str:
-    """Return a reason of at most 2,000 characters; see `name`."""
+    """Return a reason of at most 2,000 characters; see `plain_name`."""
     return _checked(text, what, LONGEST_REASON)
 
 
 def _parse(line: bytes) -> Document | str:
-    """Return the document of a line, or what is wrong with it."""
+    """Return the document of a line, or its fault."""
     try:
-        found = parse_json(line)
+        document = parse_json(line)
     except ValueError:
         return "not JSON"
-    if not isinstance(found, dict):
-        return f"expected an object, found {type(found).__name__}"
-    if found.get("format") != FORMAT:
-        return f"this canal reads ledger format {FORMAT}, found {_shown(found.get('format'))}"
-    missing = sorted(_FIELDS.keys() - found.keys())
-    unknown = sorted(found.keys() - _FIELDS.keys() - {"signature"})
+    if not isinstance(document, dict):
+        return f"expected an object, found {type(document).__name__}"
+    if document.get("format") != FORMAT:
+        return f"this canal reads ledger format {FORMAT}, found {_shown(document.get('format'))}"
+    missing = sorted(_FIELDS.keys() - document.keys())
+    unknown = sorted(document.keys() - _FIELDS.keys() - {"signature"})
     if missing or unknown:
         return (
             f"fields missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown)[:200] or 'none'}"
         )
-    wrong = [name for name, shape in _FIELDS.items() if not isinstance(found[name], shape)]
-    if not wrong and not all(one is None or isinstance(one, int) for one in found["aliases"].values()):
+    wrong = [name for name, shape in _FIELDS.items() if not isinstance(document[name], shape)]
+    if not wrong and not all(one is None or isinstance(one, int) for one in document["aliases"].values()):
         wrong = ["aliases"]
-    signature = found.get("signature", {"key": "", "value": ""})
+    signature = document.get("signature", {"key": "", "value": ""})
     if not isinstance(signature, dict) or not all(
         isinstance(signature.get(n), str) for n in ("key", "value")
     ):
         wrong.append("signature")
-    return f"{', '.join(wrong)}: not what is expected there" if wrong else found
+    return f"{', '.join(wrong)}: not what is expected there" if wrong else document
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a message may quote it, however long it is."""
+    """Return a value shortened for a message."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

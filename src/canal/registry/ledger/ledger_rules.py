@@ -1,9 +1,9 @@
-"""What an entry of the ledger may say: which kind moves which alias, of which version, past which rules.
+"""The rules that every entry of the ledger keeps: which kind moves which alias, of which version.
 
-A hash that fits says that nobody changed an entry after it was written. It says nothing of who wrote it:
-whoever may write the file can compute one. So each entry is also held against what canal would have written
-there, given the entries before. Audit names what breaks a rule; no move is made on top of it. A promotion
-holds the rulings of the policy on its version: all hold, or are overridden by name.
+A valid hash proves that an entry was not changed after it was written, not who wrote it: anybody who may
+write the file can compute one. So each entry is also checked against what canal would have written, given the
+entries before it. Audits report breaches; no move is made on top of a ledger with one. A promotion holds the
+rulings of the policy on its version: each passed, or is overridden by name.
 """
 
 import re
@@ -16,14 +16,14 @@ from canal.registry.ledger.ledger import Entry
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 LOST = "lost"
-"""In the details of a rebuild entry: the version could not be rebuilt, and its number stays free."""
+"""Field in the details of a rebuild entry: the version could not be rebuilt, its number stays free."""
 
 DECIDED = ("promote", "rollback", "retire")
-"""Kinds of entry that a person decides on; the others are written for whoever runs the command."""
+"""Kinds of entry that a person decides on; the others are written by commands."""
 KINDS = ("register", *DECIDED, "rebuild")
 
 ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
-"""Rules that every canal has asked at every promotion; retention goes by its stages."""
+"""Rules of every promotion; there is a ruling on retention for each stage."""
 
 _FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
 _BOUND = re.compile(r"(<=|>=) (\d+\.\d+)")
@@ -32,13 +32,13 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 @dataclass(frozen=True)
 class Breach:
-    """One thing that an entry says and canal would not have written there.
+    """A content of an entry that canal would not have written.
 
     Attributes
     ----------
     entry : Entry
     what : str
-        What it says, and what it may say.
+        What the entry holds, and what is allowed.
     grave : bool
         False where an older canal wrote it honestly after somebody had moved an alias with plain MLflow.
     """
@@ -54,8 +54,8 @@ class Breach:
 
 
 @dataclass
-class _Past:
-    """What the entries so far say of one registered model."""
+class _ModelState:
+    """The state of one registered model after the entries so far."""
 
     aliases: dict[str, int] = field(default_factory=dict)
     records: dict[int, Entry] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class _Past:
 
 
 def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
-    """Return what breaks a rule, in the order of the ledger.
+    """Return the breaches of rules, in the order of the ledger.
 
     Parameters
     ----------
@@ -86,39 +86,39 @@ def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
     backbone : str
         Name of the registered model of backbones, whose versions serve nobody.
     """
-    past: dict[str, _Past] = {}
+    state: dict[str, _ModelState] = {}
     later = {
         (entry.model, entry.version, entry.document["key"]): entry.seq
         for entry in entries
         if entry.kind == "register"
     }
-    found: list[Breach] = []
+    broken: list[Breach] = []
     for entry in entries:
-        own = past.setdefault(entry.model, _Past())
+        own = state.setdefault(entry.model, _ModelState())
         complaints: list[tuple[str, bool]] = []
 
-        def say(what: str, grave: bool = True, to: list[tuple[str, bool]] = complaints) -> None:
+        def complain(what: str, grave: bool = True, to: list[tuple[str, bool]] = complaints) -> None:
             to.append((what, grave))
 
         check = _CHECKS.get(entry.kind)
         if check is None:
-            say(f"there is no such kind of entry; canal writes {', '.join(KINDS)}")
+            complain(f"there is no such kind of entry; canal writes {', '.join(KINDS)}")
         elif entry.model == backbone and (entry.aliases or entry.kind in DECIDED):
-            say(f"it is about {backbone}, whose versions serve nobody and have no alias")
+            complain(f"it is about {backbone}, whose versions serve nobody and have no alias")
         else:
-            check(entry, own, later, say)
-        found += [Breach(entry, what, grave) for what, grave in complaints]
+            check(entry, own, later, complain)
+        broken += [Breach(entry, what, grave) for what, grave in complaints]
         own.take(entry)
-    return found
+    return broken
 
 
 def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
-    """Refuse to build on a ledger that says what canal never writes.
+    """Refuse a ledger with grave breaches.
 
     Raises
     ------
     LedgerError
-        Naming each such entry, and how to get rid of it.
+        Naming each such entry, and how to restore the ledger.
     """
     grave = [one for one in breaches(entries, backbone) if one.grave]
     if not grave:
@@ -133,7 +133,7 @@ def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
 
 
 def next_breaches(entries: Sequence[Entry], entry: Entry, backbone: str) -> list[Breach]:
-    """Return what an entry would break as the next one after ``entries``, and an older canal never wrote."""
+    """Return the grave breaches of an entry as the next one after ``entries``."""
     return [one for one in breaches([*entries, entry], backbone) if one.grave and one.entry is entry]
 
 
@@ -143,7 +143,7 @@ def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
     Raises
     ------
     LedgerError
-        Saying which.
+        Naming the rules.
     """
     if wrong := next_breaches(entries, entry, backbone):
         raise LedgerError(
@@ -155,96 +155,102 @@ def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
 Later = Mapping[tuple[str, int, str], int]
 
 
-Say = Callable[..., None]
+Complain = Callable[..., None]
 
 
-def _register(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    if entry.version in past.records:
-        say(f"version {entry.version} was registered before, by entry {past.records[entry.version].seq}")
+def check_registration(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check a version's first entry: the number is new, and only ``candidate`` moves."""
+    if entry.version in state.records:
+        complain(
+            f"version {entry.version} was registered before, by entry {state.records[entry.version].seq}"
+        )
     if entry.aliases not in ({}, {CANDIDATE: entry.version}):
-        say(
+        complain(
             f"a registration moves {CANDIDATE} to the version that it registers, and no other alias; this "
             f"one says {_moves(entry)}"
         )
 
 
-def _promote(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    _serve(entry, past, later, say)
+def check_promotion(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check a promotion: who serves, and the rulings of the policy."""
+    _serve(entry, state, later, complain)
     for what in ruling_breaches(entry.document["details"]):
-        say(what)
+        complain(what)
 
 
-def _rollback(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    _serve(entry, past, later, say)
-    if entry.document["details"].get("from") is None and past.aliases.get(CHAMPION) != entry.version:
-        say("it names no champion to go back from")
-    if entry.version not in past.served:
-        say(f"version {entry.version} never served: it was let serve past every rule", False)
+def check_rollback(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check a rollback: to a version that served before."""
+    _serve(entry, state, later, complain)
+    if entry.document["details"].get("from") is None and state.aliases.get(CHAMPION) != entry.version:
+        complain("it names no champion to go back from")
+    if entry.version not in state.served:
+        complain(f"version {entry.version} never served: it was let serve past every rule", False)
 
 
-def _serve(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    """Check what makes a version the champion, and the champion of before ``previous``."""
-    details, before = entry.document["details"], past.aliases.get(CHAMPION)
-    _decided(entry, past, later, say)
-    if entry.version in past.retired:
-        say(f"version {entry.version} was retired and serves no more")
-    said = details.get("from")
-    wanted = {CHAMPION: entry.version} | ({} if said is None else {PREVIOUS: said})
-    if entry.aliases != wanted or details.get("to") != entry.version or said == entry.version:
-        say(
+def _serve(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check an entry that makes a version the champion, and the former champion ``previous``."""
+    details, before = entry.document["details"], state.aliases.get(CHAMPION)
+    _decided(entry, state, later, complain)
+    if entry.version in state.retired:
+        complain(f"version {entry.version} was retired and serves no more")
+    former = details.get("from")
+    wanted = {CHAMPION: entry.version} | ({} if former is None else {PREVIOUS: former})
+    if entry.aliases != wanted or details.get("to") != entry.version or former == entry.version:
+        complain(
             f"it moves {CHAMPION} to its version, and {PREVIOUS} to the champion of before; this one says "
-            f"{_moves(entry)}, from {_short(said)} to {_short(details.get('to'))}"
+            f"{_moves(entry)}, from {_short(former)} to {_short(details.get('to'))}"
         )
-    if said == before or (said is not None and not isinstance(said, int)):
+    if former == before or (former is not None and not isinstance(former, int)):
         return
-    named = "no version" if said is None else f"version {said}"
-    known = said is None or said in past.records or _noted_later(entry, said, later)
-    say(
+    named = "no version" if former is None else f"version {former}"
+    known = former is None or former in state.records or _registered_later(entry, former, later)
+    complain(
         f"it says that {named} served before, by the ledger it was {before or 'none'}"
-        + (
-            ": the alias had been moved behind the ledger's back"
-            if known
-            else ", and that was never registered"
-        ),
+        + (": the alias had been moved without an entry" if known else ", and that was never registered"),
         not known,
     )
 
 
-def _retire(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    _decided(entry, past, later, say)
-    if entry.version in past.retired:
-        say(f"version {entry.version} was retired before")
-    if past.aliases.get(CHAMPION) == entry.version:
-        say(f"version {entry.version} is the champion, which is never retired")
+def check_retirement(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check a retirement: never of the champion, and whose aliases move."""
+    _decided(entry, state, later, complain)
+    if entry.version in state.retired:
+        complain(f"version {entry.version} was retired before")
+    if state.aliases.get(CHAMPION) == entry.version:
+        complain(f"version {entry.version} is the champion, which is never retired")
     for alias, number in entry.aliases.items():
-        if alias == CANDIDATE and (number is None or _may_serve(entry, number, past, later)):
-            held = past.aliases.get(CANDIDATE) == entry.version and number != entry.version
+        may_serve = number not in state.retired and (
+            number in state.records or _registered_later(entry, number, later)
+        )
+        if alias == CANDIDATE and (number is None or may_serve):
+            held = state.aliases.get(CANDIDATE) == entry.version and number != entry.version
         elif alias == PREVIOUS and number is None:
-            held = past.aliases.get(PREVIOUS) == entry.version
+            held = state.aliases.get(PREVIOUS) == entry.version
         else:
-            say(
+            complain(
                 f"a retirement takes {PREVIOUS} off its version and hands {CANDIDATE} to another that may "
                 f"serve; this one says {_moves(entry)}"
             )
             break
         if not held:
-            say(f"by the ledger, {alias} did not point to version {entry.version}", number == entry.version)
+            complain(
+                f"by the ledger, {alias} did not point to version {entry.version}", number == entry.version
+            )
 
 
-def _may_serve(entry: Entry, number: int, past: _Past, later: Later) -> bool:
-    return number not in past.retired and (number in past.records or _noted_later(entry, number, later))
-
-
-def _noted_later(entry: Entry, number: int, later: Later) -> bool:
-    """Whether a version that a kill left without an entry was registered after all."""
+def _registered_later(entry: Entry, number: int | None, later: Later) -> bool:
+    """Whether a later entry registers a version, which a kill had left without one."""
     return any((model, one) == (entry.model, number) for model, one, _ in later)
 
 
-def _rebuild(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    before = past.records.get(entry.version)
+def check_rebuild(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check a version that was rebuilt: registered before, aliases where they were."""
+    before = state.records.get(entry.version)
     if before is None or before.document["key"] != entry.document["key"]:
-        say(f"version {entry.version} with this key was never registered, so there was nothing to rebuild")
-    held = {alias for alias, number in past.aliases.items() if number == entry.version}
+        complain(
+            f"version {entry.version} with this key was never registered, so there was nothing to rebuild"
+        )
+    held = {alias for alias, number in state.aliases.items() if number == entry.version}
     there = None if entry.document["details"].get(LOST) is True else entry.version
     if entry.aliases != dict.fromkeys(held, there):
         what = (
@@ -253,34 +259,34 @@ def _rebuild(entry: Entry, past: _Past, later: Later, say: Say) -> None:
             else "leaves aliases where they were"
         )
         held_now = ", ".join(sorted(held)) or "no alias"
-        say(f"rebuilding {what}; version {entry.version} has {held_now}, this one says {_moves(entry)}")
+        complain(f"rebuilding {what}; version {entry.version} has {held_now}, this one says {_moves(entry)}")
 
 
-def _decided(entry: Entry, past: _Past, later: Later, say: Say) -> None:
-    """Check that a person decided, for a reason, about a version that was registered as they name it."""
+def _decided(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+    """Check that an entry names person and reason, and a registered version with its digests."""
     for name in ("who", "why"):
         if not str(entry.document[name]).strip():
-            say(f"it does not say {name}")
-    before = past.records.get(entry.version)
+            complain(f"it does not say {name}")
+    before = state.records.get(entry.version)
     if before is None:
         seq = later.get((entry.model, entry.version, entry.document["key"]))
         at = "never registered" if seq is None else f"registered only later (entry {seq})"
-        say(f"version {entry.version} was {at}", seq is None)
+        complain(f"version {entry.version} was {at}", seq is None)
     elif before.document["details"].get(LOST) is True:
-        say(f"version {entry.version} was lost (entry {before.seq})")
+        complain(f"version {entry.version} was lost (entry {before.seq})")
     else:
         for name in ("key", "record"):
             if before.document[name] != entry.document[name]:
                 digests = f"{_short(entry.document[name], 12)}, registered (entry {before.seq}) is another"
-                say(f"it names {name}.json with digest {digests}")
+                complain(f"it names {name}.json with digest {digests}")
 
 
 _CHECKS = {
-    "register": _register,
-    "promote": _promote,
-    "rollback": _rollback,
-    "retire": _retire,
-    "rebuild": _rebuild,
+    "register": check_registration,
+    "promote": check_promotion,
+    "rollback": check_rollback,
+    "retire": check_retirement,
+    "rebuild": check_rebuild,
 }
 
 
@@ -295,24 +301,28 @@ def _short(value: Any, longest: int = 60) -> str:
 
 
 def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the rulings and overrides of a promotion, as its details hold them."""
+    """Yield the faults of the rulings and overrides in the details of a promotion."""
     rulings = details.get("rulings")
     if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
         yield "it holds no rulings that can be read"
         return
-    asked = {str(one["rule"]).partition(":")[0] for one in rulings}
-    if missing := [rule for rule in ALWAYS if rule not in asked]:
+    ruled = {str(one["rule"]).partition(":")[0] for one in rulings}
+    if missing := [rule for rule in ALWAYS if rule not in ruled]:
         yield f"it holds no ruling on {', '.join(missing)}"
-    standing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
-    if standing:
-        yield f"{_listed(standing)} failed, and nobody overrode that"
+    failing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
+    if failing:
+        yield f"{_listed(failing)} failed, and nobody overrode that"
     overridden = [str(one["rule"]) for one in rulings if one["overridden"]]
     named = details.get("overrides")
     if named != overridden:
         yield f"the overrides that it names are not those of its rulings ({_listed(overridden) or 'none'})"
     for one in rulings:
-        if one["passed"] and (what := _contradiction(one)):
-            yield what
+        bound, value = _BOUND.fullmatch(one["bound"]), _NUMBER.fullmatch(one["value"])
+        if not one["passed"] or bound is None or value is None:
+            continue
+        number, limit = float(value[0]), float(bound[2])
+        if not (number <= limit if bound[1] == "<=" else number >= limit):
+            yield f"{_listed([one['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
 
 
 def is_ruling(value: Any) -> bool:
@@ -320,17 +330,6 @@ def is_ruling(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(value.get(name), kind) for name, kind in _FIELDS.items()
     )
-
-
-def _contradiction(ruling: Mapping[str, Any]) -> str | None:
-    """Return what contradicts itself: a rule passed whose number is beyond its bound."""
-    bound, value = _BOUND.fullmatch(ruling["bound"]), _NUMBER.fullmatch(ruling["value"])
-    if bound is None or value is None:
-        return None
-    found, limit = float(value[0]), float(bound[2])
-    if (found <= limit) if bound[1] == "<=" else (found >= limit):
-        return None
-    return f"{_listed([ruling['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,11 +1,11 @@
-"""The ledger of a store that several project folders use: each entry also stands there, as a tag.
+"""The mirror of the ledger in a shared store: each entry is also a tag of the registered model.
 
-Two folders have a ledger file each. Who wants to write must have seen everything that the store has
-(``canal ledger --catch-up`` brings it), and says so first by a tag of its own, the claim: who finds another
-claim after setting its own lets go, so of two at once at most one goes on.
+Each project folder has a ledger file of its own. Before a folder writes, its ledger must hold all entries of
+the store (``canal ledger --catch-up`` fetches them), and it sets a tag of its own, the claim. A folder that
+finds another claim after setting its own gives up, so of two at once at most one goes on.
 
-The tag ``canal.ledger.7`` of the registered model holds entry 7. Of one that is too long for a tag it holds
-hash and number of its parts, which have the hash in their names: what a kill leaves half written is no part.
+The tag ``canal.ledger.7`` holds entry 7. For an entry too long for a tag it holds hash and number of parts,
+whose tags have the hash in their names, so that half-written parts are never read.
 """
 
 import json
@@ -31,40 +31,39 @@ _GIVEN_UP = timedelta(hours=1)
 
 
 class OvertakenError(LedgerError):
-    """Somebody else wrote the entry of this number; nothing was moved."""
+    """Another folder wrote the entry of this number; nothing was moved."""
 
 
 @contextmanager
 def claimed(store: Store) -> Iterator[None]:
-    """Keep other folders from moving anything meanwhile; a store of this folder alone needs no claim.
+    """Hold the claim on a shared store, so that no other folder moves aliases meanwhile.
 
     Raises
     ------
     LedgerError
-        If another folder moves something at this moment. A claim of more than an hour counts as given up: the
-        machine was lost; a folder's own claim never keeps it out.
+        If another folder holds a claim. A claim older than an hour counts as given up, since its machine was
+        lost; a folder's own claim never blocks it.
     """
     if not store.remote:
         yield
         return
     store.make_model(store.names.model)
     own = _own_claim(store)
-    said = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    store.model_tag(store.names.model, own, json.dumps(said))
+    claim = {"who": user(), "host": platform.node(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.model_tag(store.names.model, own, json.dumps(claim))
     try:
         _refuse_claimed(store, own)
         yield
     finally:
-        with suppress(RegistryError):  # a claim that stays is in nobody's way for long
+        with suppress(RegistryError):  # a claim that stays expires
             store.model_tag(store.names.model, own, None)
             _claim_file(store).unlink(missing_ok=True)
 
 
 def movements(store: Store) -> frozenset[str] | None:
-    """Return the names of the entries in a store, or None while another folder moves something there.
+    """Return the names of the entries in a shared store, or None while another folder holds a claim.
 
-    A store of this folder alone has neither. The caller holds the registry's lock, so that a claim of this
-    folder is one that a kill left.
+    The caller holds the registry's lock, so that a claim of this folder was left by a kill.
     """
     if not store.remote:
         return frozenset()
@@ -77,7 +76,7 @@ def movements(store: Store) -> frozenset[str] | None:
 
 
 def mirror(store: Store, entry: Entry) -> bool:
-    """Write an entry to the store unless it is there, and return whether others follow it already.
+    """Write an entry to a shared store unless it is there; return whether later entries follow it.
 
     Raises
     ------
@@ -106,14 +105,14 @@ def mirrored(store: Store) -> dict[int, Entry]:
         Naming a tag that was changed.
     """
     tags = store.model_tags(store.names.model)
-    found = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
-    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in found if one)}
+    matches = (re.fullmatch(re.escape(_ENTRY) + r"([1-9][0-9]{0,8})", name) for name in tags)
+    return {seq: _read(store, tags, seq) for seq in sorted(int(one[1]) for one in matches if one)}
 
 
 def refuse_behind(store: Store, ledger: Ledger) -> None:
-    """Refuse where the store's ledger goes on where this one ends, or is another.
+    """Refuse a ledger that lacks entries of the store, or differs from them.
 
-    What the store lacks is written there: it was made anew, or kept no ledger before.
+    Entries that the store lacks are written there: it was created anew, or had no mirror before.
 
     Raises
     ------
@@ -126,8 +125,8 @@ def refuse_behind(store: Store, ledger: Ledger) -> None:
     _refuse_other(store, ledger, here, there)
     if there and max(there) > len(here):
         raise LedgerError(
-            f"{ledger.path} ends with entry {len(here)}, {store.shown} has {max(there)}: somebody else moved "
-            "something; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
+            f"{ledger.path} ends with entry {len(here)}, {store.shown} has {max(there)}: another folder "
+            "moved aliases; run `canal ledger --catch-up`, look at it with `canal ledger`, then try again"
         )
     for entry in here:
         if entry.seq not in there:
@@ -150,7 +149,7 @@ def missing(store: Store, ledger: Ledger) -> list[Entry]:
 
 
 def user() -> str:
-    """Return the name of who runs this process, as the system has it."""
+    """Return the system's name of the user of this process."""
     try:
         return getuser()
     except (KeyError, OSError):
@@ -161,8 +160,8 @@ def _refuse_other(store: Store, ledger: Ledger, here: list[Entry], there: Mappin
     for mine in here:
         if mine.seq in there and there[mine.seq].hash != mine.hash:
             raise LedgerError(
-                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this folder's ledger is "
-                "of another history; set it aside, then run `canal ledger --catch-up`"
+                f"{ledger.path} and {store.shown} differ from entry {mine.seq} on: this folder's ledger has "
+                "another history; set it aside, then run `canal ledger --catch-up`"
             )
 
 
@@ -171,11 +170,11 @@ def _claim_file(store: Store) -> Path:
 
 
 def _own_claim(store: Store) -> str:
-    """Return the name of this folder's claim: a new one, or that of a command that was killed."""
+    """Return the name of this folder's claim: a new one, or that of a killed command."""
     path = _claim_file(store)
-    found = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if re.fullmatch(r"[0-9a-f]{16}", found):
-        return _CLAIM + found
+    token = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if re.fullmatch(r"[0-9a-f]{16}", token):
+        return _CLAIM + token
     token = token_hex(8)
     with new_file(path) as temporary:
         temporary.write_text(token, encoding="utf-8")
@@ -189,15 +188,15 @@ def _refuse_claimed(store: Store, own: str) -> None:
         if not _given_up(value):
             whose, since = _claimant(value)
             raise LedgerError(
-                f"somebody else moves something in {store.shown} at this moment ({whose!r}, since "
-                f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when that is done; a move that never ends counts "
-                "as given up after an hour"
+                f"another folder is moving aliases in {store.shown} at this moment ({whose!r}, since "
+                f"{since:%Y-%m-%d %H:%M:%S} UTC): try again when it has finished; its claim expires "
+                "after an hour"
             )
         store.model_tag(store.names.model, name, None)
 
 
 def _given_up(claim: str) -> bool:
-    """Whether a claim is too old to count, or none at all."""
+    """Whether a claim has expired or is malformed."""
     try:
         return datetime.now(UTC) - _claimant(claim)[1] > _GIVEN_UP
     except (ValueError, KeyError, TypeError):
@@ -205,13 +204,13 @@ def _given_up(claim: str) -> bool:
 
 
 def _claimant(claim: str) -> tuple[str, datetime]:
-    """Return whose a claim is, and since when."""
-    said = json.loads(claim)
-    return f"{said['who']} on {said['host']}"[:200], datetime.fromisoformat(said["time"])
+    """Return the owner and the time of a claim."""
+    content = json.loads(claim)
+    return f"{content['who']} on {content['host']}"[:200], datetime.fromisoformat(content["time"])
 
 
 def _write(store: Store, entry: Entry) -> None:
-    """Write the tags of an entry, the one that makes it whole last."""
+    """Write the tags of an entry: its parts first, the tag that names them last."""
     name, text = f"{_ENTRY}{entry.seq}", entry.line.rstrip("\n")
     if len(text) > _MOST:
         parts = [text[start : start + _MOST] for start in range(0, len(text), _MOST)]

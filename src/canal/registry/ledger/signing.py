@@ -1,9 +1,9 @@
-"""Signatures of ledger entries: ed25519 key files, keyrings, and what a keyring says of a ledger.
+"""Signatures of ledger entries: ed25519 key files, keyrings, and the check of a ledger against a keyring.
 
 A signature covers the hash of an entry, which covers everything in it and every entry before it, and so the
-digests of the version's key and record. Who holds a key file can sign in its name; a keyring, a text file
-that the team keeps with one public key a line, says whose key is whose, and for what it counts:
-``NAME ed25519 BASE64`` may sign everything; ``NAME ed25519 BASE64 roles=register,promote`` what is named.
+digests of the version's key and record. A keyring is a text file that the team keeps, with one public key a
+line: ``NAME ed25519 BASE64`` may sign everything, ``NAME ed25519 BASE64 roles=register,promote`` only entries
+of these kinds.
 """
 
 import base64
@@ -34,7 +34,7 @@ _HEADING = "# canal signing key of "
 _LARGEST = 1 << 20
 _ANCHOR = "canal ledger anchor, format 1: {digest}"
 ROLES = (*KINDS, "anchor")
-"""What a key may sign: the kinds of entry, and anchors of the ledger."""
+"""Roles of a key: the kinds of entry that it may sign, and anchors of the ledger."""
 
 _BYTES = 32
 _FIRST_LINE = (
@@ -45,7 +45,7 @@ _FIRST_LINE = (
 
 @dataclass(frozen=True)
 class PublicKey:
-    """Whose signatures can be checked.
+    """A public key and its owner.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class PublicKey:
 
     @property
     def line(self) -> str:
-        """The key as it stands in a keyring: ``NAME ed25519 BASE64``, and its roles where it has not all."""
+        """The key as a line of a keyring: ``NAME ed25519 BASE64``, and its roles unless it has all."""
         roles = "" if self.roles is None else f" {ROLES_ARE}{','.join(self._ordered)}"
         return f"{self.name} {KIND} {base64.b64encode(self.raw).decode()}{roles}"
 
@@ -72,14 +72,14 @@ class PublicKey:
         return [role for role in ROLES if self.roles is None or role in self.roles]
 
     def refused(self, role: str) -> str | None:
-        """Return why the key may not sign something of this kind; None where it may."""
+        """Return why the key lacks a role; None where it has it."""
         if self.roles is None or role in self.roles:
             return None
         return f"whose roles in the keyring ({', '.join(self._ordered)}) do not allow {role}"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the key, by which entries name it."""
+        """SHA-256 of the key, which entries hold."""
         return hashlib.sha256(self.raw).hexdigest()
 
     def signed(self, digest: str, signature: str) -> bool:
@@ -101,14 +101,14 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key, and the name written above it (empty where it was made by another program)."""
+    """A private key, and its owner's name (empty where another program made the key)."""
 
     name: str
     private: Ed25519PrivateKey
 
     @property
     def public(self) -> PublicKey:
-        """The half that others may know."""
+        """The public half."""
         return PublicKey(self.name, self.private.public_key().public_bytes_raw())
 
     def sign(self, digest: str) -> Mapping[str, str]:
@@ -117,21 +117,21 @@ class SigningKey:
         return {"key": self.public.fingerprint, "value": base64.b64encode(value).decode()}
 
     def anchor(self, digest: str) -> str:
-        """Return the signature (base64) of an anchor of this digest, which no entry can be signed with."""
+        """Return the signature (base64) of an anchor of this digest; it is valid for no entry."""
         return base64.b64encode(self.private.sign(_ANCHOR.format(digest=digest).encode())).decode()
 
     def signer(self, who: str | None = None) -> Sign:
-        """Return what `canal.registry.ledger.ledger.Ledger.next` takes.
+        """Return the signing function for `canal.registry.ledger.ledger.Ledger.next`.
 
         Parameters
         ----------
         who : str or None
-            The person that the entry will name; None where sync makes it.
+            The person that the entry will name; None for an entry of sync.
 
         Raises
         ------
         SigningError
-            If the key is somebody else's: the signature would prove the wrong thing.
+            If the key belongs to another person.
         """
         if who is not None and self.name and not _same(who, self.name):
             raise SigningError(
@@ -146,25 +146,34 @@ Keyring = Mapping[str, PublicKey]
 
 
 def default_key_file() -> Path:
-    """Return where a person's key lies unless another place is named."""
+    """Return the default path of a person's key file."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(config) / "canal" / "key.pem"
 
 
 def new_key(path: Path, name: str) -> PublicKey:
-    """Make a private key that only its owner may read, and return its public half.
+    """Write a new private key that only its owner may read, and return its public half.
 
     The file is PEM (PKCS 8) below a line with the name, which readers of PEM pass over.
 
     Raises
     ------
     SigningError
-        If the file is there already (a key is never overwritten: its signatures could not be made again), it
-        cannot be written, or the name is not fit for a keyring.
+        If the file exists (a key is never overwritten), cannot be written, or the name does not fit a
+        keyring.
     """
     key = SigningKey(checked_name(name), Ed25519PrivateKey.generate())
     pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _write_once(path, f"{_HEADING}{key.name}\n".encode() + pem)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with first_file(path, 0o600) as temporary:
+            temporary.write_bytes(f"{_HEADING}{key.name}\n".encode() + pem)
+    except OSError as error:
+        if path.exists():
+            raise SigningError(
+                f"{path} is there already and is never overwritten; name another file with -o"
+            ) from error
+        raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
     return key.public
 
 
@@ -174,7 +183,7 @@ def open_key(path: Path) -> SigningKey:
     Raises
     ------
     SigningError
-        If it cannot be read, others may read it too, or it holds anything but one ed25519 private key.
+        If it cannot be read, other users may read it, or it holds anything but one ed25519 private key.
     """
     content = _private_bytes(path)
     try:
@@ -203,10 +212,10 @@ def checked_name(name: str) -> str:
     RegistryError
         If `plain_name` refuses it, or it reads as a comment.
     """
-    found = " ".join(plain_name(name, "the name of the key's owner (--name)").split())
-    if found.startswith("#"):
-        raise SigningError(f"the name {found!r} begins with #, which makes a line of a keyring a comment")
-    return found
+    cleaned = " ".join(plain_name(name, "the name of the key's owner (--name)").split())
+    if cleaned.startswith("#"):
+        raise SigningError(f"the name {cleaned!r} begins with #, which makes a line of a keyring a comment")
+    return cleaned
 
 
 def read_keyring(path: Path) -> Keyring:
@@ -237,14 +246,14 @@ def read_keyring(path: Path) -> Keyring:
 
 
 def add_to_keyring(path: Path, line: str, roles: str | None = None) -> PublicKey:
-    """Add a public key to a keyring, which is made where there is none; return the key.
+    """Add a public key to a keyring, creating the file if needed; return the key.
 
-    ``roles`` (a list with commas) says what it may sign; without it, the line does, or it may sign all.
+    ``roles`` (a list with commas) are its roles; by default those of the line, or all.
 
     Raises
     ------
     SigningError
-        If the line is no public key, a role unknown, the keyring cannot be read, or holds the key already.
+        If the line holds no public key, a role is unknown, or the keyring cannot be read or has the key.
     """
     key = parse_line(line)
     if roles is not None:
@@ -270,11 +279,11 @@ def parse_line(line: str) -> PublicKey:
     RegistryError
         Saying what is wrong with it.
     """
-    said, roles = line.strip(), None
-    before, _, last = said.rpartition(" ")
+    text, roles = line.strip(), None
+    before, _, last = text.rpartition(" ")
     if last.startswith(ROLES_ARE):
-        said, roles = before, checked_roles(last.removeprefix(ROLES_ARE))
-    parts = said.rsplit(maxsplit=2)
+        text, roles = before, checked_roles(last.removeprefix(ROLES_ARE))
+    parts = text.rsplit(maxsplit=2)
     if len(parts) != 3:
         raise SigningError(f"expected `NAME {KIND} BASE64` (see `canal keys show`), found {line[:80]!r}")
     name, kind, text = parts
@@ -295,7 +304,7 @@ def checked_roles(text: str) -> frozenset[str]:
     Raises
     ------
     SigningError
-        If there is none, or one that canal does not know: it would not allow what somebody meant it to.
+        If the list is empty or holds an unknown role.
     """
     roles = frozenset(text.split(","))
     if unknown := sorted(roles - set(ROLES)):
@@ -304,20 +313,20 @@ def checked_roles(text: str) -> frozenset[str]:
 
 
 def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
-    """Return one sentence for each entry whose signature does not prove it.
+    """Return one sentence for each entry without a valid signature.
 
-    It has none, the key is unknown, or may not sign entries of this kind, the signature is of something else,
-    or somebody else than the person who is named signed it.
+    A signature is missing or of other content, or its key is unknown, lacks the role, or belongs to another
+    person than the entry names.
 
     Parameters
     ----------
     entries : iterable of Entry
-        The ledger, whose chain was checked before.
+        The ledger, with a valid chain.
     keyring : Mapping
         The keys that are trusted; see `read_keyring`.
     """
-    found = ((entry, _finding(entry, keyring)) for entry in entries)
-    return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in found if what]
+    pairs = ((entry, _finding(entry, keyring)) for entry in entries)
+    return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in pairs if what]
 
 
 def _finding(entry: Entry, keyring: Keyring) -> str | None:
@@ -333,7 +342,7 @@ def _finding(entry: Entry, keyring: Keyring) -> str | None:
         return f"is signed with key {fingerprint[:16]}..., which is not in the keyring"
     try:
         digest = entry_hash(entry.document)
-    except ValueError:  # a number that JSON has no word for: nobody signed that
+    except ValueError:  # a number that JSON cannot hold: no signature covers it
         digest = ""
     if not key.signed(digest, value):
         return f"its signature was not made with the key of {key.name!r} for this entry"
@@ -353,7 +362,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _private_bytes(path: Path) -> bytes:
-    """Return what a private key's file holds; nobody else may be able to read it."""
+    """Return the content of a private key's file, which no other user may be able to read."""
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode & 0o777
@@ -366,19 +375,6 @@ def _private_bytes(path: Path) -> bytes:
             "if they may have read it, make a new one and take this one off the keyring"
         )
     return content
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with first_file(path, 0o600) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        if path.exists():
-            raise SigningError(
-                f"{path} is there already and is never overwritten; name another file with -o"
-            ) from error
-        raise SigningError(f"cannot make the key {path}: {error.strerror or error}") from error
 
 
 def _text(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""What a version's own folder says of it: key, record, request, and what MLflow's pages show of that."""
+"""The documents in a version's folder (key, record, request), and what MLflow's pages show of them."""

@@ -1,8 +1,8 @@
-"""What MLflow's own pages say of a version and its runs, from the version's own documents.
+"""The pages of a version in MLflow, from the version's documents: description, tags, parameters, metrics.
 
-It is written when a version is registered, and is what an audit expects to find there: tags by which
-versions are listed without their files, a description, parameters and metrics of the logged model and of
-runs, each accuracy linked to the test cells that it was measured on.
+Written when a version is registered, and compared by audits: tags from which versions are listed without
+their files, a description, parameters and metrics of the logged model and of runs, and each accuracy linked
+to the test cells that it was measured on.
 """
 
 import json
@@ -28,24 +28,22 @@ if TYPE_CHECKING:
 
 LONGEST = 6000
 """How many characters MLflow keeps of a parameter."""
-
 TRIAL_MEASURES = ("accuracy", "retention", "harmonic_mean", "value")
-"""What the run of a trial shows of it."""
-
+"""Metrics of a trial's run."""
 FLAG, FORMAT = "pages", 1
-"""What record.json says where MLflow was told all of this; earlier versions have nothing.
+"""Field and format in record.json of versions that have such pages; earlier versions have no field.
 
-Audits hold MLflow to every word of it: other words, or other figures, are another format.
+Audits compare every word: a change of wording or figures is a new format.
 """
 
 EVALUATION, PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
 GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
 SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
 SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT)
-"""The files of a version that are read, where it has them."""
+"""The files of a version that the pages are made from, where it has them."""
 
 LONGEST_PARAM = 500
-"""Characters of a logged model's parameter that MLflow's tables take."""
+"""Characters that MLflow's tables hold of a parameter of a logged model."""
 _LONGEST_TEXT = 4900
 _MOST_TYPES, _MOST_STAGES = 60, 40
 _DIGITS = 32
@@ -55,7 +53,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~!])")
 
 @dataclass(frozen=True)
 class DataSet:
-    """Some cells of a stage, as MLflow calls them.
+    """A set of cells of a stage, as a data set of MLflow.
 
     Attributes
     ----------
@@ -64,7 +62,7 @@ class DataSet:
     digest : str
         Of ids and cell types: the same cells have one digest in every version.
     context : str
-        MLflow's word for the set.
+        MLflow's name for the use of the set.
     counts : Mapping
         Cell type -> number of cells.
     """
@@ -81,18 +79,18 @@ class DataSet:
 
     @property
     def source(self) -> str:
-        """Where they lie, in JSON."""
+        """The file of the cells, as JSON."""
         return json.dumps({"uri": f"splits/{self.stage}.csv"})
 
     @property
     def profile(self) -> str:
-        """How many there are of each type, in JSON."""
+        """The number of cells, and of each cell type, as JSON."""
         return json.dumps({"num_rows": sum(self.counts.values()), "cell_types": self.counts})
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a logged model, and the cells that it was measured on where these are of one set."""
+    """A metric of a logged model, and the set of cells that it was measured on, if it is one set."""
 
     name: str
     value: float
@@ -100,12 +98,12 @@ class Measure:
 
 
 class Pages:
-    """What MLflow shows of one version.
+    """The pages of one version in MLflow.
 
     Parameters
     ----------
     folder : Path
-        All that the version holds.
+        The version's files.
     key, record : dict
         Its key.json and record.json.
     """
@@ -120,54 +118,69 @@ class Pages:
 
     @cached_property
     def evaluation(self) -> Mapping[str, Any] | None:
-        """What it was measured to do; None of a backbone."""
+        """Its evaluation.json; None for a backbone."""
         path = self.folder / EVALUATION
-        found: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
-        return found
+        document: Mapping[str, Any] | None = read_json(path) if path.is_file() else None
+        return document
 
     @cached_property
     def tags(self) -> dict[str, str]:
-        """Tags of the version, without ``canal.``: what `canal versions` shows of it."""
-        found = {"parent_stage": self._parent_stage, "gate": self._gate}
+        """Tags of the version, without ``canal.``: the columns of `canal versions`."""
+        tags = {"parent_stage": self._parent_stage, "gate": self._gate}
         if self.evaluation is not None:
-            found |= {
+            tags |= {
                 "accuracy": _text(self.evaluation["row"][self.stage]),
                 "average_accuracy": _text(self.evaluation["average_accuracy"]),
                 "types": str(len(self.evaluation["labels"])),
             }
-        return found
+        return tags
 
     @cached_property
     def params(self) -> dict[str, str]:
-        """Parameters of its logged model: what was asked for, what a study chose, how large it is."""
-        asked = self.key["request"].get("backbone" if self.evaluation is None else "continual")
-        found = dict(flat(asked or {})) | dict(self.key.get("choice") or {})
-        found |= {"stage": self.stage, "parent": self._parent_stage or "none"}
-        found |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
+        """Parameters of its logged model: settings of the request, the choice of a study, and sizes."""
+        settings = self.key["request"].get("backbone" if self.evaluation is None else "continual")
+        params = dict(flat(settings or {})) | dict(self.key.get("choice") or {})
+        params |= {"stage": self.stage, "parent": self._parent_stage or "none"}
+        params |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
         for name, file in (("genes", GENES), ("types", LABELS)):
             if (self.folder / file).is_file():
-                found[name] = len(read_json(self.folder / file))
-        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(found.items())}
+                params[name] = len(read_json(self.folder / file))
+        return {name: str(value)[:LONGEST_PARAM] for name, value in sorted(params.items())}
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
         """Metrics of its logged model, and of its stage's run."""
         if self.evaluation is None:
             return ()
-        found = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
+        measured = [Measure(name, value, data) for name, value, data in self._figures() if value is not None]
         if (path := self.folder / COMBINATION).is_file():
-            found.append(Measure("network_weight", float(read_json(path)["weight"])))
-        return tuple(found)
+            measured.append(Measure("network_weight", float(read_json(path)["weight"])))
+        return tuple(measured)
 
     @cached_property
     def data(self) -> tuple[DataSet, ...]:
-        """The cells that it learned from and was judged and measured on."""
+        """Its training, validation and test cells."""
         return (*self._learned, *self._tests.values())
 
     def description(self, number: int) -> str:
-        """Return what the page of version ``number`` says, in Markdown."""
-        lines = [*self._what(), "", *self._accuracies(), *self._types(), *self._origin(), ""]
-        lines += self._promoting(number)
+        """Return the description of version ``number``, in Markdown."""
+        lines = [*self._what(), "", *self._accuracies(), *self._types()]
+        about, commit = self.record.get("imported_from"), self.record["git_commit"]
+        if about is not None:
+            lines.append(
+                f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
+            )
+        code = f"commit {commit[:12]}" if commit else "code outside of git"
+        changed = " and changes that were not committed" if self.record["dirty"] else ""
+        lines += [f"Registered with {code}{changed}.", ""]
+        if self.evaluation is None:
+            lines.append("It answers no cells: stages are learned on it.")
+        else:
+            lines.append(
+                f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and "
+                "writes the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds "
+                "what the ledger does not say."
+            )
         text = "\n".join(lines)
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
@@ -184,8 +197,10 @@ class Pages:
         rules = read_json(path)["rules"]
         failed = [one for one in rules if not one["passed"]]
         warned = sum(one["severity"] == "warning" for one in failed)
-        said = "passed" if len(failed) == warned else "FAILED"
-        return f"{said}, {len(rules)} rules" + (f", {warned} warning{'s' * (warned > 1)}" if warned else "")
+        outcome = "passed" if len(failed) == warned else "FAILED"
+        return f"{outcome}, {len(rules)} rules" + (
+            f", {warned} warning{'s' * (warned > 1)}" if warned else ""
+        )
 
     def _figures(self) -> Iterator[tuple[str, float | None, DataSet | None]]:
         evaluation = self.evaluation or {}
@@ -198,7 +213,7 @@ class Pages:
 
     @cached_property
     def _tests(self) -> dict[str, DataSet]:
-        """Test cells by stage, as they were asked about."""
+        """Test cells by stage, from the predictions."""
         path = self.folder / PREDICTIONS
         if not path.is_file():
             return {}
@@ -244,11 +259,11 @@ class Pages:
             "h_score": "H-score of unknown types",
             "ece": "calibration error",
         }
-        said = {one.name: one.value for one in self.measures}
-        told = [f"{word} {said[name]:.3f}" for name, word in names.items() if name in said]
+        values = {one.name: one.value for one in self.measures}
+        figures = [f"{word} {values[name]:.3f}" for name, word in names.items() if name in values]
         missing = [_plain(stage) for stage in self.evaluation["not_measured"]]
         yield ""
-        yield f"{', '.join(told)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
+        yield f"{', '.join(figures)}." + (f" Not measured: {', '.join(missing)}." if missing else "")
         yield ""
 
     def _types(self) -> Iterator[str]:
@@ -261,37 +276,20 @@ class Pages:
         yield f"Gate: {self._gate}."
         yield ""
 
-    def _origin(self) -> Iterator[str]:
-        about, commit = self.record.get("imported_from"), self.record["git_commit"]
-        if about is not None:
-            yield f"Imported: it was learned elsewhere as {_plain(about['model'])} {about['version']}."
-        code = f"commit {commit[:12]}" if commit else "code outside of git"
-        yield f"Registered with {code}{' and changes that were not committed' * bool(self.record['dirty'])}."
-
-    def _promoting(self, number: int) -> Iterator[str]:
-        if self.evaluation is None:
-            yield "It answers no cells: stages are learned on it."
-            return
-        yield (
-            f"To serve it: `canal promote {number} --by NAME --why REASON`, which asks the policy and writes "
-            "the ledger. Not by an alias or a stage that is set on this page: `canal audit` finds what the "
-            "ledger does not say."
-        )
-
 
 def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, parent_id: str | None) -> None:
-    """Have MLflow show a version: its logged model's figures, its run's inputs and outputs.
+    """Log the figures of a version's logged model, and inputs and outputs of its run, to MLflow.
 
     Parameters
     ----------
     client
-        MLflow's.
+        MLflow's client.
     pages
-        What is shown.
+        The pages of the version.
     run_id
         The run of its stage.
     model_id, parent_id
-        Its logged model, and that of the version it was learned on.
+        Its logged model, and that of its parent.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric
 
@@ -306,7 +304,7 @@ def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, paren
     client.log_inputs(run_id, inputs, [LoggedModelInput(parent_id)] if parent_id else [])
     client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
     now = int(time.time() * 1000)
-    found = [
+    metrics = [
         Metric(
             one.name,
             one.value,
@@ -318,12 +316,12 @@ def show(client: "MlflowClient", pages: Pages, run_id: str, model_id: str, paren
         )
         for one in pages.measures
     ]
-    client.log_batch(run_id, metrics=found)
+    client.log_batch(run_id, metrics=metrics)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What MLflow was told of a version beside the tags that every version has."""
+class PageContent:
+    """What was written to MLflow about a version, beside the tags that every version has."""
 
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -331,23 +329,25 @@ class Told:
     measures: tuple[Measure, ...] = ()
 
 
-def told_of(folder: Path, key: Key, record: Record, number: int) -> Told:
-    """Return what MLflow was told of version ``number``: nothing, if an older canal registered it."""
+def page_content(folder: Path, key: Key, record: Record, number: int) -> PageContent:
+    """Return what was written to MLflow about version ``number``; empty for versions of an older canal."""
     if record.get(FLAG) != FORMAT:
-        return Told()
+        return PageContent()
     pages = Pages(folder, key, record)
-    return Told(pages.description(number), pages.tags, pages.params, pages.measures)
+    return PageContent(pages.description(number), pages.tags, pages.params, pages.measures)
 
 
 def measures(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what the run that measured a stage shows of metrics/evaluation.json."""
-    found = {f"accuracy.{name}": value for name, value in evaluation["row"].items()}
-    found |= {name: evaluation.get(name) for name in ("average_accuracy", "forgetting", "backward_transfer")}
-    found |= {name: evaluation["novelty"].get(name) for name in ("h_score", "auroc")}
+    """Return the metrics of an evaluation's run, from metrics/evaluation.json."""
+    figures = {f"accuracy.{name}": value for name, value in evaluation["row"].items()}
+    figures |= {
+        name: evaluation.get(name) for name in ("average_accuracy", "forgetting", "backward_transfer")
+    }
+    figures |= {name: evaluation["novelty"].get(name) for name in ("h_score", "auroc")}
     if evaluation["calibration"]:
         before = evaluation["calibration"]["uncalibrated"]
-        found |= {"ece": evaluation["calibration"]["ece"], "ece_uncalibrated": before["ece"]}
-    return found
+        figures |= {"ece": evaluation["calibration"]["ece"], "ece_uncalibrated": before["ece"]}
+    return figures
 
 
 def epoch_numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
@@ -370,7 +370,7 @@ def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def param_texts(value: Any) -> tuple[str, ...]:
-    """Return a parameter as MLflow may keep it: what is a list in JSON may be a tuple in canal's settings."""
+    """Return the texts of a parameter in MLflow: a list in JSON may have been logged as a tuple."""
     kinds = (list, tuple) if isinstance(value, list) else (lambda one: one,)
     return tuple(str(kind(value))[:LONGEST] for kind in kinds)
 
@@ -396,5 +396,5 @@ def _text(value: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a name as Markdown shows it, whatever characters it has."""
+    """Return a name with Markdown's special characters escaped."""
     return _SPECIAL.sub(r"\\\1", text)

@@ -1,8 +1,8 @@
-"""What a stage is asked to be and was made from: its request, and what key.json says of inputs and code.
+"""The request of a stage, and the facts of its inputs and code for key.json.
 
-A request is the part of params.yaml that decides what a stage learns. It never looks at code, environment or
-files, so it can be computed where the data are long gone; the source's SHA-256 stands in it. Requests chain
-through the parent, so a change in stage 1 changes every stage.
+A request is the part of params.yaml that decides what a stage learns. It depends on no code, environment or
+file, so it can be computed after the data are gone; it holds the source's SHA-256. Requests chain through the
+parent, so a change in stage 1 changes every stage.
 """
 
 import platform
@@ -28,7 +28,7 @@ Request = dict[str, Any]
 _ABSENT = "absent"
 
 CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
-"""What counts for *dirty*: results such as dvc.lock, data.dvc and the ledger do not."""
+"""Paths whose uncommitted changes make a version *dirty*: not dvc.lock, data.dvc or the ledger."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
@@ -36,8 +36,8 @@ _AVX2 = {"avx2", "fma"}
 
 
 def stage_request(config: Config, stage: str) -> Request:
-    """Return what ``stage`` is asked to be; ``"backbone"`` names the pretrained network."""
-    return _backbone_request(config) if stage == BACKBONE else _lesson_request(config, stage)
+    """Return the request of a stage; ``"backbone"`` names the pretrained network."""
+    return backbone_request(config) if stage == BACKBONE else task_request(config, stage)
 
 
 def request_digest(config: Config, stage: str) -> str:
@@ -47,7 +47,7 @@ def request_digest(config: Config, stage: str) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """One leaf in which two documents differ; what is not there at all is ``"absent"``."""
+    """One leaf in which two documents differ; ``"absent"`` stands for a missing leaf."""
 
     path: str
     before: Any
@@ -56,28 +56,35 @@ class Change:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Change]:
     """Return every leaf in which two documents differ, named by its dotted key, sorted."""
-    found: list[Change] = []
+    changed: list[Change] = []
     for key in sorted(before.keys() | after.keys()):
         here = f"{path}.{key}" if path else key
         left, right = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += changes(left, right, here)
+            changed += changes(left, right, here)
         elif left != right:
-            found.append(Change(here, left, right))
-    return found
+            changed.append(Change(here, left, right))
+    return changed
 
 
-def differences(asked: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
+def differences(request: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
     """Return one line for each leaf in which two requests differ, beginning with its dotted key."""
     return [
         f"{one.path}: learned with {_short(one.before)}, asked for {_short(one.after)}"
-        for one in changes(learned, asked)
+        for one in changes(learned, request)
     ]
 
 
-def _backbone_request(config: Config) -> Request:
+def backbone_request(config: Config) -> Request:
+    """Return the request of the backbone: its stages' cells, the panel, and how it is made."""
     names = (config.root_stage, *config.backbone.extra_stages)
-    basis = _basis_request(config)
+    basis, imported = _basis_request(config), config.backbone.imported
+    if not config.trains_network:
+        backbone: Request = {"network": False}
+    elif imported is not None:  # its key, and nothing that only pre-training reads
+        backbone = {"preset": config.backbone.preset, "imported": imported.key}
+    else:
+        backbone = config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
     return (
         _products(config)
         | ({"memory": basis} if basis else {})
@@ -86,39 +93,29 @@ def _backbone_request(config: Config) -> Request:
             "branch": config.backbone.branch,
             "cells": {name: _cells_request(config, name) for name in names},
             "panel": config.panel.model_dump(mode="json"),
-            "backbone": _origin_request(config),
+            "backbone": backbone,
             "seed": config.seed,
         }
     )
 
 
 def _products(config: Config) -> Request:
-    """Return the type of matrix products where they round: a request of float32 names none."""
+    """Return the type of matrix products, which requests of float32 leave out."""
     return {} if config.compute.dtype == "float32" else {"compute": {"dtype": config.compute.dtype}}
 
 
 def _basis_request(config: Config) -> Request:
-    """Return the basis that was adopted, by what it is and not by where it lies; nothing without one."""
+    """Return the digest of an adopted basis, without its path; empty without one."""
     adopted = config.memory.basis
     return {} if adopted is None else {"basis": adopted.digest}
 
 
-def _origin_request(config: Config) -> Request:
-    """Return how the backbone comes to be; an import is its key, and nothing that only pre-training reads."""
-    if not config.trains_network:
-        return {"network": False}
-    imported = config.backbone.imported
-    if imported is not None:
-        return {"preset": config.backbone.preset, "imported": imported.key}
-    return config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
-
-
 def _learning_request(config: Config, stage: str) -> Request:
-    """Return how a stage is learned: with settings, or with settings and a study that finds the others."""
+    """Return how a stage is learned: its settings, and the study that chooses the others, if any."""
     settings = config.learning(stage).model_dump(mode="json", exclude_none=True)
     study = config.study(stage)
     if config.learning(stage).method == "published":
-        del settings["method"]  # requests from before there were methods name none
+        del settings["method"]  # left out, as in requests of before there were methods
         memory = {}
     else:
         memory = {"memory": config.memory.numbers() | _basis_request(config)}
@@ -130,10 +127,11 @@ def _learning_request(config: Config, stage: str) -> Request:
     return {"continual": kept, "tuning": study.asked(), **memory}
 
 
-def _lesson_request(config: Config, stage: str) -> Request:
+def task_request(config: Config, stage: str) -> Request:
+    """Return the request of a stage that learns: its cells, settings and parent."""
     rounded = {} if config.cache.dtype == "float32" else {"cache": {"dtype": config.cache.dtype}}
     ids = config.sources[config.stages[stage].source].ontology
-    # By what rule genes are added is asked for by the backbone, to which requests chain.
+    # The rule by which genes are added is in the request of the backbone, to which requests chain.
     grow = config.stages[stage].panel.grow
     by_network = config.learning(stage).method != "exact"
     return (
@@ -181,11 +179,17 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     origin = config.root_stage if stage == BACKBONE else stage
     source, prepared = config.stages[origin].source, _prepared(layout, config, origin)
     request = stage_request(config, stage)
-    if stage == BACKBONE:
-        own = _extra_stages(layout, config)
-    elif config.study(stage) is None:
-        own = {}
-    else:
+    own: dict[str, Any] = {}
+    if stage == BACKBONE and config.backbone.extra_stages:
+        own["extra_stages"] = {
+            name: {
+                "prepared_sha256": _prepared(layout, config, name)["sha256"],
+                "split": file_digest(layout.split(name)),
+                "verdict": file_digest(layout.verdict(name)),
+            }
+            for name in config.backbone.extra_stages
+        }
+    elif stage != BACKBONE and config.study(stage) is not None:
         path = layout.tuned(stage)
         own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
     return own | {
@@ -209,7 +213,7 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
 
 
 def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
-    """Return what key.json says of sums: the basis, whose cells chose it, and the digest of each stage's."""
+    """Return the facts of sums for key.json: the basis, the cells that chose it, each stage's digest."""
     if sums is None:
         return {}
     return {
@@ -219,25 +223,9 @@ def sums_facts(sums: "StageSums | None") -> dict[str, Any]:
 
 
 def _prepared(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
-    """Return what is known of a stage's canonical cells."""
+    """Return prepared.json of a stage's source."""
     known: dict[str, Any] = read_json(layout.prepared(config.stages[stage].source) / "prepared.json")
     return known
-
-
-def _extra_stages(layout: Layout, config: Config) -> dict[str, Any]:
-    """Return what a backbone was pretrained on beside the first stage; nothing where there is none."""
-    if not config.backbone.extra_stages:
-        return {}
-    return {
-        "extra_stages": {
-            name: {
-                "prepared_sha256": _prepared(layout, config, name)["sha256"],
-                "split": file_digest(layout.split(name)),
-                "verdict": file_digest(layout.verdict(name)),
-            }
-            for name in config.backbone.extra_stages
-        }
-    }
 
 
 @dataclass(frozen=True)
@@ -249,7 +237,7 @@ class Commit:
 
 
 def current_commit(root: Path) -> Commit:
-    """Return the commit of the project folder; without git there is none, and everything is dirty."""
+    """Return the commit of the project folder; outside git there is none, and the code counts as dirty."""
     sha = _git(root, "rev-parse", "HEAD")
     if not sha:
         return Commit(None, dirty=True)
@@ -257,9 +245,9 @@ def current_commit(root: Path) -> Commit:
 
 
 def code_digest(root: Path, package: Path | None = None) -> str:
-    """Return one digest of canal's own source and the project's pipelines, independent of where they lie.
+    """Return one digest of canal's own source and the project's pipelines, independent of their paths.
 
-    ``package`` is the folder of canal's source: by default that of the running one.
+    ``package`` is the folder of canal's source, by default that of the running canal.
     """
     package = package or Path(__file__).resolve().parents[2]
     files = {f"canal/{path.relative_to(package).as_posix()}": path for path in package.rglob("*.py")}

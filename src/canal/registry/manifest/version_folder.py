@@ -1,8 +1,8 @@
-"""The folder of a version: key.json and record.json, their published schemas, and how the rest is gathered.
+"""The folder of a version: key.json, record.json and their schemas, and how the folder is assembled.
 
-key.json says what a stage's model is, by digest, without times, paths or ids; keys chain to the backbone.
-Same inputs, parameters and code on the same machine give the same key (design: "A model version").
-record.json says how the version came to be, and covers what key.json does not.
+key.json identifies a model by digests, without times, paths or ids; keys chain to the backbone. The same
+inputs, parameters and code on the same machine give the same key. record.json says how the version was made,
+and covers the files that key.json does not.
 """
 
 import re
@@ -25,12 +25,12 @@ from canal.memory.answer import CONFIG
 from canal.model.load import method_of, types_without_sums
 
 IMPORTED = "imported"
-"""What the key and the tag ``canal.stage`` of an import say instead of a stage's name."""
+"""The stage in the key and in the tag ``canal.stage`` of an imported backbone."""
 
 IMPORT_KEY = "imported.json"
 
 FORMATS = (1, 2)
-"""Of keys that are read: 1 of versions without sums, 2 of those with sums."""
+"""Formats of key.json: 1 without sums, 2 with sums."""
 
 KEY_FILE = "key.json"
 
@@ -39,7 +39,7 @@ Key = dict[str, Any]
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
 LOADED_FILE = "registered_model_meta"
-"""What MLflow adds to a version's folder, or to a copy of it, when it loads it; no manifest knows it."""
+"""The file that MLflow adds to a version's folder when it loads it; no manifest lists it."""
 
 Record = dict[str, Any]
 
@@ -59,7 +59,7 @@ _SHIPPED = (
     ),
     *("annotation/__init__.py", "annotation/columns.py", "annotation/service.py"),
 )
-"""What of canal a version needs to read a request and to answer: no training code."""
+"""The part of canal that a version needs to read a request and to answer: no training code."""
 
 _REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
 
@@ -128,19 +128,19 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
         Naming every file that is missing or holds other bytes.
     """
     wrong = [_complaint(folder / path, digest) for path, digest in sorted(digests.items())]
-    found = [line for line in wrong if line]
-    if found:
+    complaints = [line for line in wrong if line]
+    if complaints:
         raise RegistryError(
-            f"{folder} does not hold what its manifest says ({len(found)} of {len(digests)} files):\n  "
-            + "\n  ".join(found)
+            f"{folder} does not hold what its manifest says ({len(complaints)} of {len(digests)} files):\n  "
+            + "\n  ".join(complaints)
         )
 
 
 def _complaint(path: Path, digest: str) -> str:
     if not path.is_file():
         return f"{path.name}: missing ({path})"
-    found = file_digest(path)
-    return "" if found == digest else f"{path}: sha256 {found[:12]}... instead of {digest[:12]}..."
+    actual = file_digest(path)
+    return "" if actual == digest else f"{path}: sha256 {actual[:12]}... instead of {digest[:12]}..."
 
 
 def assemble(
@@ -157,9 +157,9 @@ def assemble(
     target : Path
         An empty folder.
     pyfunc : bool
-        Whether the model answers (an annotator does, a backbone does not).
+        Whether the model annotates cells: an annotator does, a backbone does not.
     model_id : str or None
-        What MLflow calls it; MLmodel says so.
+        Its id in MLflow, for the file MLmodel.
     """
     if pyfunc:
         _save_pyfunc(model, target, model_id)
@@ -173,7 +173,7 @@ def assemble(
 
 
 def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``record.json``: digests of what key.json does not cover, and how the version came to be."""
+    """Write ``record.json``: how the version was made, and digests of files that key.json does not cover."""
     covered = {*read_key(folder)["files"], KEY_FILE, RECORD_FILE}
     files = {path: digest for path, digest in tree_digests(folder).items() if path not in covered}
     record = {"format": RECORD_FORMAT, "key": key_digest(folder), **facts, "files": files}
@@ -232,8 +232,8 @@ def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
 def _ship(scratch: Path) -> tuple[Path, Path]:
     """Put the code of a version into ``scratch``; return its package and the file that MLflow runs.
 
-    The package is called after its content: MLflow puts it first on Python's path, where one called canal
-    would hide the installed canal, and that of another version.
+    The package is named after its content: MLflow puts it first on Python's path, where a package named canal
+    would hide the installed canal and that of another version.
     """
     package = Path(__file__).resolve().parents[2]
     shipped = [package / name for name in _SHIPPED]
@@ -252,12 +252,12 @@ def _ship(scratch: Path) -> tuple[Path, Path]:
 
 
 def _renamed(text: str, name: str) -> str:
-    """Return Python code whose imports take canal by another name."""
+    """Return Python code with imports of canal renamed."""
     return _IMPORT.sub(rf"\1{name}", text)
 
 
 def _signature(genes: list[str]) -> Any:
-    """Return what the pyfunc takes and gives; no column must be there: it says itself what is missing."""
+    """Return the signature of the pyfunc; no column is required: the pyfunc names missing ones itself."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -282,9 +282,9 @@ def _signature(genes: list[str]) -> Any:
 
 
 def method_view(folder: Path, key: Key) -> Document:
-    """Return by what method a version answers: its parts, their weight, and the sums that it keeps.
+    """Return the method by which a version annotates: its parts, their weight, and its sums.
 
-    ``lacking`` names the types of which no cell was added up: only the network knows them.
+    ``lacking`` names the cell types without sums, which only the network knows.
 
     Parameters
     ----------
@@ -294,21 +294,21 @@ def method_view(folder: Path, key: Key) -> Document:
         Its key.json.
     """
     model = folder / "model"
-    found: Document = {"name": method_of(model)}
-    if found["name"] == "published":
-        return found
+    view: Document = {"name": method_of(model)}
+    if view["name"] == "published":
+        return view
     exact = read_json(model / "exact" / CONFIG)
     sums = key.get("sums", {})
     parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
-    found["lacking"] = list(types_without_sums(model))
-    found |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
-    found["novelty"] = parts
-    if found["name"] == "combined":
+    view["lacking"] = list(types_without_sums(model))
+    view |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
+    view["novelty"] = parts
+    if view["name"] == "combined":
         combination = read_json(model / "combination.json")
-        found["network_weight"] = combination["weight"]
-        if combination["weight"] or found["lacking"]:
-            found["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
-    return found
+        view["network_weight"] = combination["weight"]
+        if combination["weight"] or view["lacking"]:
+            view["novelty"] = list(combination["novelty"]["parts"]) if combination["novelty"] else []
+    return view
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -325,21 +325,21 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def schema_complaints(name: str, document: Any) -> list[str]:
-    """Return one sentence for each place where a document breaks the schema, in the order of the places.
+    """Return one sentence for each field in which a document breaks its schema, in the order of the fields.
 
     ``name`` is key, record or evaluation.
     """
     errors = Draft202012Validator(_read(name)).iter_errors(document)
-    return [_told(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
+    return [_message(error) for error in sorted(errors, key=lambda one: list(map(str, one.absolute_path)))]
 
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
-    return found
+    document: dict[str, Any] = read_json(Path(__file__).with_name("schemas") / f"{name}.json")
+    return document
 
 
-def _told(error: Any) -> str:
+def _message(error: Any) -> str:
     place = ".".join(str(part) for part in error.absolute_path) or "the document"
     message = error.message if len(error.message) <= _SHOWN else f"{error.message[:_SHOWN]}..."
     return f"{place}: {message}"

@@ -1,1 +1,1 @@
-"""Who serves: the policy, how aliases move, promotion."""
+"""Promotion of versions: the policy, and the moves of aliases that the ledger records."""

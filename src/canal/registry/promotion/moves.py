@@ -1,21 +1,19 @@
-"""How an alias moves: intent, alias, ledger; a kill in between is finished by the next command.
+"""Moves of aliases as transactions: intent, alias, ledger; the next command finishes an interrupted move.
 
-The ledger's entry is made whole before anything changes and lies in ``ledger.pending.json`` while the move
-is under way. Whoever finds it does what it says again, which changes nothing that was done already, and
-appends it, if it is what canal could have written there. So the ledger and the aliases cannot disagree for
-longer than the next command takes to start.
+The ledger's entry is written to ``ledger.pending.json``, the intent, before anything changes. A command that
+finds an intent checks it, repeats its idempotent moves and appends it. So ledger and aliases disagree at most
+until the next command.
 
-Anybody who may write the folder can write that file, with a hash that fits, and the next command would do
-what it says with its own rights. What can be told: it follows the last entry, breaks no rule, names a version
-that is there as the store knows it, and is signed where such entries are. What cannot: who wrote one that is
-not signed and keeps to all of this. It does no more than a command of canal could do, is told when it is
-finished, and stands in the ledger.
+Anybody who may write the folder can write an intent with a valid hash, and the next command would carry it
+out with its own rights. So an intent must follow the last entry, break no rule, name a version as the store
+has it, and be signed where such entries are signed. The author of an unsigned intent cannot be proven; but it
+does no more than a command of canal could do, is announced when it is finished, and is kept in the ledger.
 
-No move is made on top of a ledger that breaks its rules (`canal.registry.ledger.ledger_rules`), nor where the
-keyring that params.yaml names (`registry.keyring`) does not know who signed. From the first signed entry of a
-group on, each entry of that group must be signed by a key of the keyring whose roles allow it, and whatever
-is written now must be. Groups are what people decide (promote, rollback, retire) and what commands note
-(register, rebuild): a project may begin to sign at any time, one group first.
+No move is made on top of a ledger that breaks its rules (`canal.registry.ledger.ledger_rules`), or with a
+signature that the keyring in params.yaml (`registry.keyring`) does not accept. From the first signed entry of
+a group on, each entry of that group must be signed by a key of the keyring with the role, and so must every
+new entry. The groups are decisions of people (promote, rollback, retire) and entries of commands (register,
+rebuild): a project may begin to sign at any time, one group first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +39,7 @@ from canal.registry.promotion.policy import Evidence, judge
 from canal.registry.store.store import TAG, Store, require_rebuilt
 
 _MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
-"""Rules whose value stands in the version's documents; the others need the champion of that time."""
+"""Rules whose value follows from the version's documents; the others need the champion of that time."""
 RETIRED = f"{TAG}retired"
 
 
@@ -52,17 +50,17 @@ def ledger_of(store: Store) -> Ledger:
 
 @contextmanager
 def moving(store: Store, rebuilding: bool = False) -> Iterator[Ledger]:
-    """Hold the registry's lock, finish what a kill left, and give the ledger to write into.
+    """Hold the registry's lock, finish an interrupted move, and give the ledger to write into.
 
-    Only the ``rebuilding`` of a lost store may write into one that is half rebuilt.
+    A half rebuilt store is refused unless ``rebuilding``.
 
     Raises
     ------
     LedgerError
-        If the ledger does not hold or says what canal never writes, the server's goes on where this one
-        ends, or another folder moves something there at this moment.
+        If the ledger is damaged or breaks its rules, the shared store has further entries, or another
+        folder is moving aliases there.
     SigningError
-        If the keyring that params.yaml names does not know who signed an entry that has to be signed.
+        If an entry lacks a signature that the keyring in params.yaml accepts.
     RegistryError
         If the store is half rebuilt.
     """
@@ -77,14 +75,14 @@ def moving(store: Store, rebuilding: bool = False) -> Iterator[Ledger]:
 
 
 def record(store: Store, ledger: Ledger, draft: Draft, sign: Sign | None = None) -> Entry:
-    """Make a move: note the intent, move the aliases, write the ledger; the caller is `moving`.
+    """Make a move: write the intent, move the aliases, append to the ledger; the caller is `moving`.
 
     Raises
     ------
     LedgerError
         If the entry would break a rule, or the intent cannot be written; nothing was moved.
     SigningError
-        If the project's keyring asks for a signature that the entry has not.
+        If the entry lacks a signature that the project's keyring accepts.
     """
     entry = ledger.next(draft, sign)
     require_next(ledger.entries(), entry, store.names.backbone)
@@ -101,16 +99,15 @@ def record(store: Store, ledger: Ledger, draft: Draft, sign: Sign | None = None)
 
 
 def recover(store: Store, ledger: Ledger) -> Entry | None:
-    """Finish the move that a kill interrupted, and return its entry; None where there was none.
+    """Finish an interrupted move with a notice, and return its entry; None where there was none.
 
-    What it does is told. A store that other folders use hears of a move before any alias does: where it has
-    not, nothing was moved, and nothing is.
+    A shared store gets the entry before any alias moves: where it lacks the entry, nothing was moved, and the
+    intent is dropped.
 
     Raises
     ------
     LedgerError
-        If the intent is not what canal could have written, or follows a ledger that is not: one of the two
-        files was changed by hand.
+        If canal could not have written the intent, or the ledger before it: a file was changed by hand.
     """
     ledger.mend()
     path = store.layout.pending
@@ -124,19 +121,21 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     require_intent(store, ledger, entry)
     if store.remote and entry.seq not in mirrored(store):
         path.unlink()
-        tell(f"{path.name}: {store.shown} never heard of this move, so nothing was moved: {told(entry)}")
+        tell(
+            f"{path.name}: {store.shown} has no entry of this move, so nothing was moved: {entry_text(entry)}"
+        )
         return None
-    if not store.remote:  # elsewhere the store has the entry, and others may have gone on from it
+    if not store.remote:  # a shared store has the entry, and others may follow it
         require_possible(store, entry)
-    tell(f"{path.name}: finishing what was cut off: {told(entry)}")
+    tell(f"{path.name}: finishing an interrupted move: {entry_text(entry)}")
     _finish(store, ledger, entry)
     return entry
 
 
 def adopt(store: Store, ledger: Ledger) -> Entry | None:
-    """Take an interrupted move as made, where the store that it was made in is lost; see `recover`.
+    """Append the entry of an interrupted move whose store is lost; see `recover`.
 
-    What it says of aliases is done by whoever makes the store again.
+    The rebuild of the store sets the aliases.
     """
     ledger.mend()
     if not store.layout.pending.is_file():
@@ -144,38 +143,38 @@ def adopt(store: Store, ledger: Ledger) -> Entry | None:
     entry, head = read_intent(store.layout.pending), ledger.head()
     if head is None or head.hash != entry.hash:
         require_intent(store, ledger, entry)
-        tell(f"{store.layout.pending.name}: taken as made, though the store is lost: {told(entry)}")
+        tell(f"{store.layout.pending.name}: the store is lost, the move counts as done: {entry_text(entry)}")
         ledger.append(entry)
     store.layout.pending.unlink()
     return entry
 
 
 def catch_up(store: Store) -> list[Entry]:
-    """Append the entries that a shared store has and this folder's ledger has not; return them.
+    """Append the entries of a shared store that this folder's ledger lacks; return them.
 
-    Whoever wrote the last of them may have been killed before the aliases moved: that is done here.
+    The aliases of the last entry are moved, in case its writer was killed before that.
 
     Raises
     ------
     LedgerError
-        If this folder's ledger is not the beginning of the store's, or that says what canal never writes.
+        If this folder's ledger is not the beginning of the store's, or the store's breaks the rules.
     SigningError
-        If the keyring that params.yaml names does not know who signed.
+        If an entry lacks a signature that the keyring in params.yaml accepts.
     """
     with store.lock("registry"), claimed(store):
         ledger = ledger_of(store)
         recover(store, ledger)
-        found = missing(store, ledger)
-        _require_sound(store, [*ledger.entries(), *found])
-        if found:
-            _move(store, found[-1])
-        for entry in found:
+        new_entries = missing(store, ledger)
+        _require_sound(store, [*ledger.entries(), *new_entries])
+        if new_entries:
+            _move(store, new_entries[-1])
+        for entry in new_entries:
             ledger.append(entry)
-        return found
+        return new_entries
 
 
 def read_intent(path: Path) -> Entry:
-    """Return the entry that is under way; the file is renamed into place, so it is whole.
+    """Return the entry in an intent; the file is renamed into place, so it is complete.
 
     Raises
     ------
@@ -196,13 +195,13 @@ def require_intent(store: Store, ledger: Ledger, entry: Entry) -> None:
     Raises
     ------
     LedgerError
-        Saying what it would do, and why it is not done.
+        Naming the move, and the reasons.
     """
     path, entries = store.layout.pending, ledger.entries()
     head = entries[-1] if entries else None
     if not follows(entry, head):
         raise LedgerError(
-            f"{path} notes a move that does not follow the last entry of {ledger.path} "
+            f"{path} holds a move that does not follow the last entry of {ledger.path} "
             f"({head.seq if head else 0}): bring the ledger back (git checkout -- {ledger.path.name}), or "
             f"delete {path.name} if the move is not to be made"
         )
@@ -214,13 +213,13 @@ def require_intent(store: Store, ledger: Ledger, entry: Entry) -> None:
 
 
 def require_possible(store: Store, entry: Entry) -> None:
-    """Refuse an intent that no move of this store can have left.
+    """Refuse an intent that contradicts the store.
 
     Raises
     ------
     LedgerError
-        If the version is not there as the entry names it, did not pass as it says, or one serves that did
-        neither before nor after.
+        If the store lacks the version with this key and record, its documents contradict the rulings, or the
+        champion is neither the former nor the new one.
     """
     versions = {one.number: one for one in store.versions(entry.model)}
     version, wrong = versions.get(entry.version), []
@@ -244,9 +243,9 @@ def require_possible(store: Store, entry: Entry) -> None:
 
 
 def unproven(details: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Yield the rulings that passed with another value than the version's own documents say.
+    """Yield the rulings that passed with another value than the version's own documents hold.
 
-    ``folder`` holds the version with the record that the promotion names; what it lacks cannot be compared.
+    ``folder`` holds the version with the record that the promotion names; missing documents are not compared.
     """
     rulings = details.get("rulings")
     if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
@@ -263,14 +262,14 @@ def unproven(details: Mapping[str, Any], folder: Path) -> Iterator[str]:
         )
         measured = {one.rule: one.value for one in judge(Policy(), evidence)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return  # a document that is not there or not as canal writes it is a finding of its own
+        return  # a missing or malformed document is a finding of its own
     for rule in _MEASURED:
         if rule in passed and passed[rule] != measured[rule]:
             yield f"{rule} passed with {passed[rule][:60]}, the version's documents say {measured[rule]}"
 
 
 def keyring_of(store: Store) -> Keyring | None:
-    """Return the keys that params.yaml trusts; None where it names no keyring.
+    """Return the keyring in params.yaml; None where it names none.
 
     Raises
     ------
@@ -284,17 +283,17 @@ def keyring_of(store: Store) -> Keyring | None:
 def to_be_signed(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries of each group from its first signed one on."""
     begun: set[bool] = set()
-    found = []
+    signed = []
     for entry in entries:
         if "signature" in entry.document:
             begun.add(_decided(entry))
         if _decided(entry) in begun:
-            found.append(entry)
-    return found
+            signed.append(entry)
+    return signed
 
 
 def require_signatures(store: Store, entries: Sequence[Entry]) -> None:
-    """Refuse to build on entries that the project's keyring does not stand for.
+    """Refuse a ledger with entries whose signatures the project's keyring does not accept.
 
     Raises
     ------
@@ -306,14 +305,14 @@ def require_signatures(store: Store, entries: Sequence[Entry]) -> None:
         return
     if wrong := signature_findings(to_be_signed(entries), keyring):
         raise SigningError(
-            f"the keyring {store.names.keyring} does not stand for {len(wrong)} entries of the ledger; "
+            f"the keyring {store.names.keyring} does not accept {len(wrong)} entries of the ledger; "
             "nothing was moved:\n  " + "\n  ".join(wrong[:10]) + "\nFind out who wrote them (git log -p -- "
             f"{store.layout.ledger.name}); bring back the ledger of before, or mend the keyring"
         )
 
 
 def require_signature(store: Store, entry: Entry) -> None:
-    """Refuse an entry that is to be written and that the project's keyring does not stand for.
+    """Refuse a new entry whose signature the project's keyring does not accept.
 
     Raises
     ------
@@ -326,12 +325,12 @@ def require_signature(store: Store, entry: Entry) -> None:
     if wrong := signature_findings([entry], keyring):
         raise SigningError(
             f"nothing was moved: {wrong[0]}. The keyring {store.names.keyring} (registry.keyring in "
-            f"params.yaml) says who signs what: sign with --sign FILE, by a key with the role {entry.kind}"
+            f"params.yaml) lists the accepted keys: sign with --sign FILE, a key with the role {entry.kind}"
         )
 
 
 def intent_complaint(store: Store, entries: Sequence[Entry], entry: Entry) -> str | None:
-    """Return why the signature of an intent, or its lack, does not do; None where it does."""
+    """Return why an intent's signature, or its absence, is not accepted; None where it is."""
     keyring = keyring_of(store)
     if keyring is not None:
         wrong = signature_findings([entry], keyring)
@@ -345,8 +344,8 @@ def intent_complaint(store: Store, entries: Sequence[Entry], entry: Entry) -> st
     return None
 
 
-def told(entry: Entry) -> str:
-    """Return what an entry does, for a person."""
+def entry_text(entry: Entry) -> str:
+    """Return a sentence about an entry: kind, version, person, reason and moved aliases."""
     document = entry.document
     moved = [f"{alias} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
     signed = ", signed" if "signature" in document else ", not signed"
@@ -363,14 +362,14 @@ def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
     except OvertakenError:
         store.layout.pending.unlink(missing_ok=True)
         raise
-    if not followed:  # where others went on from it, they have moved what it moves, and perhaps moved it on
+    if not followed:  # later entries have moved these aliases already
         _move(store, entry)
     ledger.append(entry)
     store.layout.pending.unlink(missing_ok=True)
 
 
 def _move(store: Store, entry: Entry) -> None:
-    """Do what an entry says; doing it again changes nothing."""
+    """Move the aliases of an entry; repeating it changes nothing."""
     for alias, number in entry.aliases.items():
         store.point(entry.model, alias, number)
     if entry.kind == "retire":
@@ -384,8 +383,9 @@ def _require_sound(store: Store, entries: list[Entry]) -> None:
 
 def _refuse(path: Path, entry: Entry, wrong: list[str]) -> None:
     raise LedgerError(
-        f"{path} notes a move that canal would not finish: {told(entry)}. {'; '.join(wrong)}. Nothing was "
-        f"moved. Find out who wrote it; then delete {path.name}, and make the move again if it is meant"
+        f"{path} holds a move that canal does not finish: {entry_text(entry)}. {'; '.join(wrong)}. "
+        f"Nothing was moved. Find out who wrote it; then delete {path.name}, and make the move again if it "
+        "is meant"
     )
 
 

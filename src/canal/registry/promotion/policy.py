@@ -1,7 +1,7 @@
-"""The promotion policy: each rule with its value, its bound and whether it holds.
+"""The promotion policy: one ruling for each rule, with value, bound and result.
 
-What it reads of two models on the same cells, stage by stage and type by type: lost and gained, with a paired
-bootstrap interval and McNemar's test.
+Candidate and champion are compared on the same cells, stage by stage and type by type: lost and gained cells,
+with a paired bootstrap interval and McNemar's test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an interval is drawn: its confidence, the number of resamples, and the seed."""
+    """Settings of the bootstrap interval: confidence, number of resamples, and seed."""
 
     confidence: float
     resamples: int
@@ -83,8 +83,8 @@ def compare_answers(
     n = len(truth)
     if not n or not n == len(champion) == len(candidate):
         raise ValueError(f"expected the same cells thrice, found {n}, {len(champion)} and {len(candidate)}")
-    right_before = [one == said for one, said in zip(truth, champion, strict=True)]
-    right_after = [one == said for one, said in zip(truth, candidate, strict=True)]
+    right_before = [one == answer for one, answer in zip(truth, champion, strict=True)]
+    right_after = [one == answer for one, answer in zip(truth, candidate, strict=True)]
     pairs = list(zip(right_before, right_after, strict=True))
     lost, gained = pairs.count((True, False)), pairs.count((False, True))
     generator = np.random.default_rng([sampling.seed, n, lost, gained])
@@ -117,7 +117,7 @@ class StageComparison:
     types : dict
         Each type with at least the policy's number of cells.
     too_few : dict
-        The other types, with their number of cells: too few to judge.
+        The other types, with their number of cells.
     """
 
     whole: Paired
@@ -144,7 +144,7 @@ class Comparison:
     stages : dict
         Stages (and files) that both were scored on.
     old : tuple of str
-        Stages that the champion has learned: what the candidate is to keep.
+        Stages that the champion has learned, whose accuracy the candidate must keep.
     not_compared : dict
         The others, each with the reason.
     """
@@ -175,7 +175,7 @@ def compare_stage(
     Raises
     ------
     RegistryError
-        If they share no cell, or disagree on what a shared cell is.
+        If they share no cell, or have different true types for a shared cell.
     """
     both = champion.merge(candidate, on="cell_id", suffixes=("_champion", "_candidate"))
     if both.empty:
@@ -207,19 +207,19 @@ def _pair(cells: pd.DataFrame, sampling: Sampling) -> Paired:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What one rule says of a version.
+    """The result of one rule for a version.
 
     Attributes
     ----------
     rule : str
         Its name, as ``--override`` takes it.
     value, bound : str
-        What was found and what is asked for, as people read them.
+        The measured and the required value, as text.
     passed : bool
     note : str
-        What else there is to know: interval, counts, why it was not measured.
+        Further facts: interval, counts, why it was not measured.
     overridden : bool
-        Whether a person let it pass; it is recorded with the reason.
+        Whether a person overrode the rule; recorded with the reason.
     """
 
     rule: str
@@ -236,14 +236,14 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a version when it is judged.
+    """The documents and comparisons on which a version is judged.
 
     Attributes
     ----------
     evaluation, verdict, record, key : dict
         The version's documents.
     findings : sequence of str
-        What audit found wrong with it.
+        Findings of the audit.
     comparison : Comparison or None
         Against the champion; None where there is none yet.
     """
@@ -257,10 +257,12 @@ class Evidence:
 
 
 def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
-    """Return one ruling for each rule that applies, in the order in which people read them."""
+    """Return one ruling for each rule that applies, in the order of the report."""
+    findings = list(evidence.findings)
+    note = "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
     return [
         _gate(evidence),
-        _audit(evidence),
+        Ruling("audit", f"{len(findings)} findings", "none", not findings, note),
         _clean(evidence),
         _accuracy(policy, evidence.evaluation),
         *_retention(policy, evidence.comparison),
@@ -272,28 +274,28 @@ def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
 def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
     """Return the rulings, the failed ones among ``names`` marked as overridden.
 
-    A name may be a pattern, such as ``retention:lung/*``; each rule that passes so is on record itself.
+    A name may be a pattern, such as ``retention:lung/*``; each overridden rule is recorded by its own name.
 
     Raises
     ------
     PolicyError
-        If a name fits no rule of this version; names those there are.
+        If a name matches no rule of this version; lists the rules.
     """
     known = [ruling.rule for ruling in rulings]
     chosen: set[str] = set()
     for name in names:
-        found = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
-        if not found:
+        matching = {rule for rule in known if rule == name or fnmatchcase(rule, name)}
+        if not matching:
             raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
-        chosen |= found
+        chosen |= matching
     return [
         replace(ruling, overridden=True) if ruling.rule in chosen and not ruling.passed else ruling
         for ruling in rulings
     ]
 
 
-def failed(rulings: Sequence[Ruling]) -> list[Ruling]:
-    """Return the rulings that stand in the way."""
+def blocking_rulings(rulings: Sequence[Ruling]) -> list[Ruling]:
+    """Return the rulings that block promotion."""
     return [ruling for ruling in rulings if not ruling.passed and not ruling.overridden]
 
 
@@ -303,12 +305,6 @@ def _gate(evidence: Evidence) -> Ruling:
     note = "" if same else "the verdict is for other bytes than were learned"
     passed = bool(verdict.get("passed")) and same
     return Ruling("gate", "passed" if passed else "not passed", "passed for these bytes", passed, note)
-
-
-def _audit(evidence: Evidence) -> Ruling:
-    found = list(evidence.findings)
-    note = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-    return Ruling("audit", f"{len(found)} findings", "none", not found, note)
 
 
 def _clean(evidence: Evidence) -> Ruling:
@@ -333,9 +329,9 @@ def _accuracy(policy: Policy, evaluation: Document) -> Ruling:
 
 
 def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling]:
-    """Yield a ruling for each stage of the champion and each of its types with cells enough.
+    """Yield a ruling for each stage of the champion and each of its types with enough cells.
 
-    The lower end of the interval is judged: that no more was lost has to be shown, not only to be likely.
+    The lower end of the interval is compared: that no more was lost has to be shown, not just be likely.
     """
     if comparison is None:
         yield Ruling(
@@ -343,22 +339,19 @@ def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling
         )
         return
     for stage in comparison.old:
-        if stage in comparison.stages:
-            yield from _kept_stage(policy, stage, comparison.stages[stage])
-        else:
+        compared = comparison.stages.get(stage)
+        if compared is None:
             why = comparison.not_compared.get(stage, "")
             bound = f"loses <= {policy.max_loss:.3f}"
             yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
-
-
-def _kept_stage(policy: Policy, stage: str, found: StageComparison) -> Iterator[Ruling]:
-    yield _kept(f"retention:{stage}", found.whole, policy.max_loss)
-    for name, pair in found.types.items():
-        yield _kept(f"retention:{stage}/{name}", pair, policy.max_loss_per_type)
-    if found.too_few:
-        listed = ", ".join(f"{name} ({n})" for name, n in found.too_few.items())
-        bound = f"from {policy.min_cells_per_type} cells on"
-        yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
+            continue
+        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss)
+        for cell_type, pair in compared.types.items():
+            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type)
+        if compared.too_few:
+            listed = ", ".join(f"{cell_type} ({n})" for cell_type, n in compared.too_few.items())
+            bound = f"from {policy.min_cells_per_type} cells on"
+            yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
 
 
 def _kept(rule: str, pair: Paired, max_loss: float) -> Ruling:
@@ -379,9 +372,9 @@ def _h_score(policy: Policy, evaluation: Document) -> Ruling:
 
 
 def _ece(policy: Policy, evaluation: Document) -> Ruling:
-    found = evaluation["calibration"]
+    calibration = evaluation["calibration"]
     bound = f"<= {policy.max_ece:.3f}"
-    if not found:
+    if not calibration:
         return Ruling("ece", "not measured", bound, False, "no test cells")
-    note = f"[{found['low']:.3f}, {found['high']:.3f}], n = {found['n']}"
-    return Ruling("ece", f"{found['ece']:.3f}", bound, found["ece"] <= policy.max_ece, note)
+    note = f"[{calibration['low']:.3f}, {calibration['high']:.3f}], n = {calibration['n']}"
+    return Ruling("ece", f"{calibration['ece']:.3f}", bound, calibration["ece"] <= policy.max_ece, note)

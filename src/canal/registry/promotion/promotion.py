@@ -1,6 +1,6 @@
-"""Who serves: a version's registration, promotion past the policy, rollback, retirement.
+"""Registration, promotion, rollback and retirement of versions, each an entry of the ledger.
 
-Nothing else moves ``champion``; a registration, a version's first entry in the ledger, moves ``candidate``.
+Only these move aliases: promotion and rollback move ``champion``, a registration moves ``candidate``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ from canal.registry.ledger.ledger import (
     Kind,
     Ledger,
     Sign,
-    aliases_said,
+    ledger_aliases,
+    ledger_records,
     plain_name,
     plain_reason,
-    records_said,
 )
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import user
 from canal.registry.promotion.moves import record
-from canal.registry.promotion.policy import Ruling, failed
+from canal.registry.promotion.policy import Ruling, blocking_rulings
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Who decided, why, and what signs the entry of the ledger that says so.
+    """The person and reason of a decision, and the signing function for its entry in the ledger.
 
     Raises
     ------
     RegistryError
-        If who or why is empty, or not fit to be kept in a line of the ledger.
+        If person or reason is empty, or cannot be kept in a line of the ledger.
     """
 
     by: str
@@ -59,19 +59,19 @@ def promote(
     Raises
     ------
     PolicyError
-        If a rule fails that nobody overrode.
+        If a rule fails and is not overridden.
     RegistryError
         If it is the champion already, or was retired.
     """
     champion = holder(store, CHAMPION)
     require_other(version, champion)
-    standing = failed(rulings)
-    if standing:
-        names = ", ".join(ruling.rule for ruling in standing)
+    blocking = blocking_rulings(rulings)
+    if blocking:
+        names = ", ".join(ruling.rule for ruling in blocking)
         raise PolicyError(
-            f"version {version.number} was not promoted: {len(standing)} of {len(rulings)} rules fail "
-            f"({names}). Learn a better one; or let it pass with --override RULE, which is kept on record "
-            "with your reason"
+            f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
+            f"({names}). Learn a better version, or override a rule with --override RULE, which the ledger "
+            "keeps with your reason"
         )
     aliases, details = _serving(ledger, version, champion)
     details |= {
@@ -82,12 +82,12 @@ def promote(
 
 
 def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
-    """Let an earlier version serve again, by default ``previous``, past no policy; the caller is `moving`.
+    """Make an earlier version, by default ``previous``, the champion again; the caller is `moving`.
 
     Raises
     ------
     RegistryError
-        If there is no champion, nothing to go back to, or the version was retired.
+        If there is no champion, no previous one, or the version was retired.
     """
     champion = holder(store, CHAMPION)
     if champion is None:
@@ -101,7 +101,7 @@ def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decisio
 
 
 def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -> Entry:
-    """Let a version never serve again; its artifacts stay, and its stage is still restored, not retrained.
+    """Retire a version: it never serves again; its artifacts stay, and its stage is still restored.
 
     Raises
     ------
@@ -134,21 +134,30 @@ def enter(
     sign: Sign | None = None,
     by: str = "canal registry sync",
 ) -> None:
-    """Note a ready version in the ledger unless it is there; the newest one becomes ``candidate``.
+    """Write the registration of a ready version into the ledger, unless it is there.
 
-    ``by`` is the command that made the version.
-
-    A kill between the version and its entry leaves a ready version without one: the next sync writes it.
+    The newest version becomes ``candidate``. ``by`` is the command that made the version. A ready version
+    that a kill left without an entry gets it from the next sync.
 
     Raises
     ------
     RegistryError
         If the ledger gave the number to another version.
     """
-    known = records_said(ledger.entries()).get((version.model, version.number))
+    known = ledger_records(ledger.entries()).get((version.model, version.number))
     if known is not None:
-        _require_same(store, version, known)
-        return
+        if (known.document["key"], known.document["record"]) == (version.key, version.record):
+            return
+        raise RegistryError(
+            f"{store.shown} has {version.model} {version.number} ({version.stage}), but "
+            f"{store.layout.ledger.name} gave that number to another one (entry {known.seq}): this store is "
+            "not the one that the ledger was written with, such as an older copy of it. Bring that one back; "
+            "or set this one aside (mlflow.db and mlartifacts/), then `canal registry rebuild`"
+        )
+    newest = False
+    if version.model == store.names.model:
+        serving = [one.number for one in store.versions() if one.ready and not one.retired]
+        newest = version.number == max(serving, default=None)
     record(
         store,
         ledger,
@@ -159,7 +168,7 @@ def enter(
             key=version.key,
             record=version.record,
             who=f"{by} ({user()})",
-            aliases={CANDIDATE: version.number} if _newest(store, version) else {},
+            aliases={CANDIDATE: version.number} if newest else {},
             details=_details(version),
         ),
         sign,
@@ -167,12 +176,12 @@ def enter(
 
 
 def require_other(version: Version, champion: Version | None) -> None:
-    """Refuse a version that serves already, or may not.
+    """Refuse a version that is the champion already, or was retired.
 
     Raises
     ------
     RegistryError
-        Saying which.
+        Saying which of both.
     """
     if version.retired:
         raise RegistryError(f"version {version.number} ({version.stage}) was retired and serves no more")
@@ -185,10 +194,10 @@ def _serving(
 ) -> tuple[dict[str, int | None], dict[str, Any]]:
     """Return the aliases that a new champion moves, and from which version to which it goes."""
     entries, served = ledger.entries(), champion.number if champion else None
-    if champion is not None and (champion.model, champion.number) not in records_said(entries):
-        # What MLflow calls the champion was never registered: the ledger's counts.
-        said = aliases_said(entries, champion.model).get(CHAMPION)
-        served = None if said == version.number else said
+    if champion is not None and (champion.model, champion.number) not in ledger_records(entries):
+        # MLflow's champion is not a registered version: the ledger's champion counts.
+        champion_said = ledger_aliases(entries, champion.model).get(CHAMPION)
+        served = None if champion_said == version.number else champion_said
     aliases: dict[str, int | None] = {CHAMPION: version.number}
     if served is not None:
         aliases[PREVIOUS] = served
@@ -215,20 +224,8 @@ def _draft(
     )
 
 
-def _require_same(store: Store, version: Version, known: Entry) -> None:
-    if (known.document["key"], known.document["record"]) == (version.key, version.record):
-        return
-    ledger = store.layout.ledger.name
-    raise RegistryError(
-        f"{store.shown} has {version.model} {version.number} ({version.stage}), but {ledger} gave that "
-        f"number to another one (entry {known.seq}): this store is not the one that the ledger was written "
-        "with, such as an older copy of it. Bring that one back; or set this one aside (mlflow.db and "
-        "mlartifacts/), then `canal registry rebuild`"
-    )
-
-
 def _details(version: Version) -> dict[str, Any]:
-    """Return what a rebuilt registry would not know of the version otherwise."""
+    """Return the facts of a version that a rebuild of the registry needs."""
     details = {
         "stage": version.stage,
         "branch": version.branch,
@@ -238,11 +235,3 @@ def _details(version: Version) -> dict[str, Any]:
         "dirty": version.dirty,
     }
     return details | ({"imported": version.imported} if version.imported else {})
-
-
-def _newest(store: Store, version: Version) -> bool:
-    """Whether a version of the annotator is the newest that may serve."""
-    if version.model != store.names.model:
-        return False
-    serving = [one.number for one in store.versions() if one.ready and not one.retired]
-    return bool(serving) and version.number == max(serving)

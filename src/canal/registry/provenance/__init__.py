@@ -1,1 +1,1 @@
-"""Where a version comes from, which cells it met, how it differs from another."""
+"""The ancestry of a version, the cells that it has seen, its difference from another version."""

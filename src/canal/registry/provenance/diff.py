@@ -1,4 +1,4 @@
-"""What became different from one version to another: parameters, data, code, labels, recall."""
+"""The difference of two versions: parameters, data, code, labels, accuracy and recall (`canal diff`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,18 +16,17 @@ Document = dict[str, Any]
 
 _EVALUATION, _LABELS, _GENES = "metrics/evaluation.json", "model/labels.json", "model/genes.json"
 _ELSEWHERE = ("stage", "branch", "cells", "parent")
-"""What a request says that is shown as data or as lineage, not as a parameter."""
+"""Parts of a request that are shown as data or as lineage, not as parameters."""
 
 
 def difference(store: Store, before: Version, after: Version) -> Document:
     """Return what differs between two versions, as a JSON document.
 
-    Its parts: ``before``, ``after`` and ``relation`` say which versions these are; ``params``, ``data`` and
-    ``code`` list ``{"path", "before", "after"}``; ``sums`` tells of basis and of each stage's sums the
-    digests, and whether they are the ``same``, None where one of the versions has none; ``labels`` and
-    ``genes`` have ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` have for each
-    stage, and each type of it, both numbers and the change, None where one of the versions was not measured
-    on it.
+    Its parts: ``before``, ``after`` and ``relation`` name the versions; ``params``, ``data`` and ``code``
+    list ``{"path", "before", "after"}``; ``sums`` holds the digests of the basis and of each stage's sums,
+    and whether they are the ``same``, None where one of the versions has none; ``labels`` and ``genes`` have
+    ``added``, ``removed`` and the number ``kept``; ``accuracy`` and ``recall`` hold for each stage, and each
+    cell type of it, both numbers and the change, None where a version was not measured on it.
 
     Raises
     ------
@@ -49,7 +48,10 @@ def difference(store: Store, before: Version, after: Version) -> Document:
         "labels": _names(first, second, _LABELS),
         "genes": _names(first, second, _GENES),
         "accuracy": _accuracy(*measures),
-        "recall": _recall(*measures),
+        "recall": {
+            stage: _by_type(*(one["per_stage"].get(stage, {}).get("recall", {}) for one in measures))
+            for stage in dict.fromkeys(stage for one in measures for stage in one["per_stage"])
+        },
     }
 
 
@@ -66,7 +68,7 @@ def _named(one: RegisteredVersion) -> Document:
 
 
 def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]) -> str:
-    """Return in words how two ancestries belong together."""
+    """Return in words how two versions are related, given the ancestry of each."""
     first, second = old[0], new[0]
     if first.version.key == second.version.key:
         return f"{first.name} and {second.name} are the same model"
@@ -82,12 +84,12 @@ def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]
 
 
 def _params(one: RegisteredVersion) -> Document:
-    asked = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
-    return asked | ({"memory": one.key["memory"]} if "memory" in one.key else {})
+    request = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
+    return request | ({"memory": one.key["memory"]} if "memory" in one.key else {})
 
 
 def _sums(before: Key, after: Key) -> Document:
-    """Return which stages' sums two versions share, and whether they are sums of the same."""
+    """Return the digests of basis and sums of two versions, and whether they are the same."""
     old, new = before.get("sums", {}), after.get("sums", {})
     bases = [key.get("basis", {}).get("digest") for key in (before, after)]
     return {
@@ -128,7 +130,7 @@ def _code(one: RegisteredVersion) -> Document:
 
 
 def _names(first: RegisteredVersion, second: RegisteredVersion, file: str) -> Document:
-    """Return which names of a list both versions have, and which only one of them."""
+    """Return the names of a list that were added and removed, and how many both versions have."""
     old, new = (read_json(one.file(file)) for one in (first, second))
     return {
         "added": [name for name in new if name not in old],
@@ -140,14 +142,6 @@ def _names(first: RegisteredVersion, second: RegisteredVersion, file: str) -> Do
 def _accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
     stages = dict.fromkeys([*before["row"], *after["row"]])
     return {stage: _pair(before["row"].get(stage), after["row"].get(stage)) for stage in stages}
-
-
-def _recall(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
-    old, new = before["per_stage"], after["per_stage"]
-    return {
-        stage: _by_type(old.get(stage, {}).get("recall", {}), new.get(stage, {}).get("recall", {}))
-        for stage in dict.fromkeys([*old, *new])
-    }
 
 
 def _by_type(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
@@ -165,5 +159,5 @@ def _pair(before: float | None, after: float | None) -> Document:
     return {"before": before, "after": after, "change": change}
 
 
-def _listed(found: Sequence[Change]) -> list[Document]:
-    return [{"path": one.path, "before": one.before, "after": one.after} for one in found]
+def _listed(changed: Sequence[Change]) -> list[Document]:
+    return [{"path": one.path, "before": one.before, "after": one.after} for one in changed]

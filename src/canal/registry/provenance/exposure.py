@@ -1,6 +1,7 @@
-"""Which cells each version has met: its split, its parent's bank and probe sets, what measured it.
+"""Which cells each version has seen, and which versions were exposed to a data set, a batch or a cell.
 
-And the other way round: which versions learned from a data set, a batch or a cell, and how they touched it.
+Read from splits, banks, probe sets and test answers of all registered versions; `canal impact` and `canal
+lineage --cell` use it when cells have to be withdrawn.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ _LEARNED, _STEERED = ("trained", "replayed", "summed"), ("validated", "panel")
 _SHORTEST_DIGEST = 8
 
 
-class Memory:
-    """All ready versions of a registry, and the tables that say which cells each of them met.
+class CellsSeen:
+    """All ready versions of a registry, with the tables of the cells that each of them has seen.
 
     Only keys, splits, banks, probe sets and test answers are read, each checked against its digest, once.
 
     Attributes
     ----------
     versions : list of RegisteredVersion
-        A parent always stands before its children. What imported versions were learned on elsewhere is among
-        them: its split is known, its bank, probe sets and answers are not.
+        Parents before their children. Ancestors that came along with an imported version are among them:
+        their splits are known, their banks, probe sets and answers are not.
     """
 
     def __init__(self, store: Store) -> None:
@@ -49,7 +50,7 @@ class Memory:
         self._by_key = {one.version.key: one for one in self.versions}
         self._splits: dict[str, pd.DataFrame] = {}
         for one in self.versions:
-            if one.taught and one.key["split"] not in self._splits:
+            if one.is_annotator and one.key["split"] not in self._splits:
                 split = read_split(one.file(SPLIT))
                 self._splits[one.key["split"]] = split.assign(source=one.key["data"]["source"])
 
@@ -64,82 +65,72 @@ class Memory:
         """Return the version that ``one`` was learned on; None where it is not registered, or has none."""
         return self._by_key.get(one.key["parent"] or "")
 
-    def divided(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
-        """Return the splits that a version learned by; None where one of them is not known any more."""
+    def splits(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
+        """Return the splits of the stages that a version learned from; None where one is no longer known."""
         if one.imported:
             return []
-        if one.taught:
+        if one.is_annotator:
             return [self._splits[one.key["split"]]]
-        request = one.key["request"]
-        first, others = request["panel"]["stage"], dict(request["cells"])
-        del others[first]
-        found = [self._root_split(one, first), *(self._asked_split(*other) for other in others.items())]
-        tables = [table for table in found if table is not None]
-        return tables if len(tables) == len(found) else None
+        first, digest = one.key["request"]["panel"]["stage"], one.key["split"]
+        path = self._layout.split(first)  # the project's own, before a version has it
+        if digest not in self._splits and path.is_file() and file_digest(path) == digest:
+            self._splits[digest] = read_split(path).assign(source=one.key["data"]["source"])
+        splits = {first: self._splits.get(digest)}
+        learned = [other for other in self.versions if other.is_annotator]
+        for stage, cells in one.key["request"]["cells"].items():
+            if stage != first:
+                alike = (o for o in learned if o.stage == stage and o.key["request"]["cells"] == cells)
+                version = next(alike, None)
+                splits[stage] = None if version is None else self._splits[version.key["split"]]
+        known = [split for split in splits.values() if split is not None]
+        return known if len(known) == len(splits) else None
 
     def replayed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the cells that a version replayed from its parent's bank.
 
-        The bank lies on disk in the order in which it is cut: within a type the first cells stay.
+        The bank file is sorted in the order in which the bank is cut: the first cells of a type stay.
         """
         parent = self.parent(one)
-        if not one.taught or parent is None or not parent.taught:
+        if not one.is_annotator or parent is None or not parent.is_annotator:
             return set()
-        # Without a bank the parent is an ancestor elsewhere: what was replayed of it, it learned itself.
+        # A parent without a bank came along with an import: the cells replayed of it are in its own split.
         if one.by_sums_alone or not parent.holds(BANK):
             return set()
         bank = _stored(parent, BANK)
-        # A tuned stage is asked for without L: its study chose it.
+        # The request of a tuned stage has no L: its study chose it.
         size = (one.key["request"]["continual"] | one.key.get("choice", {}))["bank_size"]
         quota = size // max(1, len(read_json(parent.file(LABELS))))
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
     def summed(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells that are in a version's sums, of its ancestors' stages, too."""
-        found: set[str] = set()
-        stages, at = set(one.key.get("sums", {})), one if one.taught else None
-        while at is not None and at.taught:
+        """Return the ids of the cells in a version's sums, those of its ancestors' stages included."""
+        ids: set[str] = set()
+        stages, at = set(one.key.get("sums", {})), one if one.is_annotator else None
+        while at is not None and at.is_annotator:
             if at.key["stage"] in stages:
                 split = self._splits[at.key["split"]]
-                found |= set(split["cell_id"][split["set"].isin(SUMMED)])
+                ids |= set(split["cell_id"][split["set"].isin(SUMMED)])
             at = self.parent(at)
-        return found
+        return ids
 
-    def watched(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the probe cells of earlier stages, which judged a version while it learned."""
+    def probed(self, one: RegisteredVersion) -> set[str]:
+        """Return the ids of the probe cells of earlier stages that a version was validated on in training."""
         parent = self.parent(one)
-        if not one.taught or parent is None or not parent.taught or not parent.holds(PROBE):
+        if not one.is_annotator or parent is None or not parent.is_annotator or not parent.holds(PROBE):
             return set()
         return set(_stored(parent, PROBE)["cell_id"])
 
     def kept(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells that a version holds, expression and all: its bank and probe sets."""
-        if not one.taught:
+        """Return the ids of the cells whose expression a version stores: its bank and probe sets."""
+        if not one.is_annotator:
             return set()
         return {cell for name in (BANK, PROBE) if one.holds(name) for cell in _stored(one, name)["cell_id"]}
 
     def tested(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the test cells of all stages that a version was measured on."""
-        if not one.taught or not one.holds(_PREDICTIONS):
+        if not one.is_annotator or not one.holds(_PREDICTIONS):
             return set()
         return set(pd.read_csv(one.file(_PREDICTIONS), dtype=str, keep_default_na=False)["cell_id"])
-
-    def _root_split(self, one: RegisteredVersion, stage: str) -> pd.DataFrame | None:
-        """Return the split that a backbone's key names: a version's, or the project's before there is one."""
-        digest = one.key["split"]
-        if digest not in self._splits:
-            path = self._layout.split(stage)
-            if not path.is_file() or file_digest(path) != digest:
-                return None
-            self._splits[digest] = read_split(path).assign(source=one.key["data"]["source"])
-        return self._splits[digest]
-
-    def _asked_split(self, stage: str, request: Mapping[str, object]) -> pd.DataFrame | None:
-        """Return the split of a stage that a backbone saw besides the first, from a version of that stage."""
-        for one in self.versions:
-            if one.taught and one.key["stage"] == stage and one.key["request"]["cells"] == request:
-                return self._splits[one.key["split"]]
-        return None
 
 
 def exclusions(config: Config) -> dict[str, Exclusion]:
@@ -151,24 +142,24 @@ def exclusions(config: Config) -> dict[str, Exclusion]:
     }
 
 
-def excluded_cells(memory: Memory, config: Config) -> dict[str, str]:
-    """Return the excluded cells that some version knows: digest of the content -> one of its cell ids.
+def excluded_cells(cells_seen: CellsSeen, config: Config) -> dict[str, str]:
+    """Return the excluded cells that some version has seen: digest of the content -> one of its cell ids.
 
-    A cell is known by what it holds: the same content under another id, or in another source, is excluded
-    as well.
+    Cells are compared by content: a cell of the same content under another id, or in another source, is
+    excluded as well.
     """
-    cells = memory.cells
-    found: dict[str, str] = {}
+    cells = cells_seen.cells
+    ids: dict[str, str] = {}
     for name, one in exclusions(config).items():
         named = cells["cell_id"].isin([f"{name}:{cell}" for cell in one.cells])
         rows = cells[(cells["source"] == name) & (named | cells["batch"].isin(one.batches))]
-        found |= dict(zip(rows["cell_digest"], rows["cell_id"], strict=True))
-    return found
+        ids |= dict(zip(rows["cell_digest"], rows["cell_id"], strict=True))
+    return ids
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The cells that are asked about.
+class CellQuery:
+    """A question for cells: a source, or a batch or a cell of it.
 
     Attributes
     ----------
@@ -186,8 +177,8 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was chosen, in the registry.
+class MatchedCells:
+    """The cells of the registry that match a query.
 
     Attributes
     ----------
@@ -198,7 +189,7 @@ class Found:
     sources : tuple of str
         Sources of the cells that were named.
     reserve : frozenset of str
-        Those of all these ids whose content every split holds in reserve: no version has met it.
+        Those of all these ids whose content is in reserve in every split: no version has seen it.
     """
 
     cells: frozenset[str]
@@ -213,20 +204,20 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Touch:
-    """How a version touched the chosen cells.
+class Exposure:
+    """How a version was exposed to the queried cells.
 
     Attributes
     ----------
     version : RegisteredVersion
     roles : dict
-        Role -> number of cells; None where they cannot be counted, for the split is not known any more.
+        Role -> number of cells; None where the split is no longer known, so that they cannot be counted.
     through : RegisteredVersion or None
         Its parent, where that learned from the cells or was steered by them.
     grade : str
-        ``learned``: they are in its weights or sums, by training, by replay or by its parent.
-        ``steered``: they judged it, or an ancestor, while it learned, or chose the genes. ``tested``: they
-        only measured it.
+        ``learned``: the cells are in its weights or sums, by training, by replay or through its parent.
+        ``steered``: they were validation or probe cells of it or of an ancestor, or chose the genes.
+        ``tested``: they were test cells only.
     """
 
     version: RegisteredVersion
@@ -254,49 +245,57 @@ class Touch:
         }
 
 
-def find(memory: Memory, chosen: Chosen) -> Found:
-    """Return the cells that are meant, and all others of the same content.
+def find_cells(cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
+    """Return the cells that match a query, and all others of the same content.
 
     Raises
     ------
     RegistryError
         If no version knows such a source, batch or cell, or a cell's name is that of several sources.
     """
-    cells = memory.cells
+    cells = cells_seen.cells
     rows = cells
-    if chosen.source is not None:
-        rows = _of_source(memory, rows, chosen.source)
-    if chosen.batch is not None:
-        known, rows = rows["batch"], rows[rows["batch"] == chosen.batch]
+    if query.source is not None:
+        rows = _of_source(cells_seen, rows, query.source)
+    if query.batch is not None:
+        known, rows = rows["batch"], rows[rows["batch"] == query.batch]
         if rows.empty:
             raise RegistryError(
-                f"no registered version knows a batch {str(chosen.batch)[:80]!r} of {chosen.source}; there "
+                f"no registered version knows a batch {str(query.batch)[:80]!r} of {query.source}; there "
                 f"are {listed(sorted(set(known)), EXAMPLES)}"
             )
-    if chosen.cell is not None:
-        rows = _of_cell(rows, chosen.cell)
+    if query.cell is not None:
+        rows = _of_cell(rows, query.cell)
     named = frozenset(rows["cell_id"])
     alike = frozenset(cells["cell_id"][cells["cell_digest"].isin(set(rows["cell_digest"]))])
-    sources = tuple(sorted(set(rows["source"]))) or ((chosen.source,) if chosen.source else ())
+    sources = tuple(sorted(set(rows["source"]))) or ((query.source,) if query.source else ())
     mine = cells[cells["cell_id"].isin(alike | named)]
-    summed = {cell for one in memory.versions for cell in memory.summed(one)}
+    summed = {cell for one in cells_seen.versions for cell in cells_seen.summed(one)}
     met = set(mine["cell_digest"][(mine["set"] != RESERVE) | mine["cell_id"].isin(summed)])
     unmet = mine["cell_id"][~mine["cell_digest"].isin(met)]
-    return Found(named, alike - named, sources, frozenset(unmet))
+    return MatchedCells(named, alike - named, sources, frozenset(unmet))
 
 
-def touches(memory: Memory, found: Found) -> list[Touch]:
-    """Return every version that touched the cells, parents first; their descendants too."""
-    ids = found.ids
-    done: dict[str, Touch] = {}
-    for one in memory.versions:
-        roles = _roles(memory, one, found, ids)
-        parent = memory.parent(one)
+def find_exposures(cells_seen: CellsSeen, matched: MatchedCells) -> list[Exposure]:
+    """Return the exposure of every version that saw the cells, and of its descendants; parents first."""
+    ids = matched.ids
+    done: dict[str, Exposure] = {}
+    for one in cells_seen.versions:
+        roles = _roles(cells_seen, one, matched, ids)
+        parent = cells_seen.parent(one)
         above = done.get(parent.version.key) if parent else None
         inherits = above if above is not None and above.grade != "tested" else None
-        grade = _grade(roles, inherits)
-        if grade is not None:
-            done[one.version.key] = Touch(one, roles, inherits.version if inherits else None, grade)
+        inherited = inherits.grade if inherits else None
+        grade: Grade
+        if inherited == "learned" or any(role in roles for role in _LEARNED):
+            grade = "learned"
+        elif inherited == "steered" or any(role in roles for role in _STEERED):
+            grade = "steered"
+        elif roles:
+            grade = "tested"
+        else:
+            continue
+        done[one.version.key] = Exposure(one, roles, inherits.version if inherits else None, grade)
     return list(done.values())
 
 
@@ -307,28 +306,28 @@ def _stored(one: RegisteredVersion, name: str) -> pd.DataFrame:
 
 
 def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVersion]:
-    """Return versions so that each stands behind the one it was learned on."""
+    """Return versions in an order in which parents come before their children."""
     left = {one.version.key: one for one in versions}
     ordered: list[RegisteredVersion] = []
     while left:
         ready = [one for one in left.values() if (one.key["parent"] or "") not in left]
         if not ready:
             raise RegistryError(
-                f"{next(iter(left.values())).name} descends from itself: its key is no digest"
+                f"{next(iter(left.values())).name} is its own ancestor by key.json: the keys were edited"
             )
         ordered += [left.pop(one.version.key) for one in ready]
     return ordered
 
 
 def _roles(
-    memory: Memory, one: RegisteredVersion, found: Found, ids: frozenset[str]
+    cells_seen: CellsSeen, one: RegisteredVersion, matched: MatchedCells, ids: frozenset[str]
 ) -> dict[Role, int | None]:
     if one.imported:
         return {}
-    splits = memory.divided(one)
+    splits = cells_seen.splits(one)
     if splits is None:
         seen = {cells["source"] for cells in one.key["request"]["cells"].values()}
-        return {"trained": None} if seen & set(found.sources) else {}
+        return {"trained": None} if seen & set(matched.sources) else {}
     sets = {
         name: sum(int((table["set"].eq(name) & table["cell_id"].isin(ids)).sum()) for table in splits)
         for name in ("train", "validation")
@@ -339,33 +338,23 @@ def _roles(
     else:
         counts = {
             "trained": 0 if one.by_sums_alone else sets["train"],
-            "replayed": len(memory.replayed(one) & ids),
-            "summed": len(memory.summed(one) & ids),
-            "validated": sets["validation"] + len(memory.watched(one) & ids),
-            "tested": len(memory.tested(one) & ids),
-            "kept": len(memory.kept(one) & ids),
+            "replayed": len(cells_seen.replayed(one) & ids),
+            "summed": len(cells_seen.summed(one) & ids),
+            "validated": sets["validation"] + len(cells_seen.probed(one) & ids),
+            "tested": len(cells_seen.tested(one) & ids),
+            "kept": len(cells_seen.kept(one) & ids),
         }
     return {role: n for role, n in counts.items() if n}
 
 
-def _grade(roles: Mapping[Role, int | None], inherits: Touch | None) -> Grade | None:
-    """Return the strongest way in which a version touched the cells; None if it did not."""
-    above = inherits.grade if inherits else None
-    if above == "learned" or any(role in roles for role in _LEARNED):
-        return "learned"
-    if above == "steered" or any(role in roles for role in _STEERED):
-        return "steered"
-    return "tested" if roles else None
-
-
-def _of_source(memory: Memory, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
+def _of_source(cells_seen: CellsSeen, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """Return the rows of a source: by its name, or by its files' SHA-256, which versions know."""
     known: dict[str, set[str]] = {}
-    for one in memory.versions:
+    for one in cells_seen.versions:
         if not one.imported:
             data, requests = one.key["data"], one.key["request"]["cells"]
             known.setdefault(data["source"], set()).add(data["source_sha256"])
-            for cells in [requests] if one.taught else requests.values():
+            for cells in [requests] if one.is_annotator else requests.values():
                 known.setdefault(cells["source"], set()).add(cells["declaration"]["sha256"])
     if wanted in known:
         return rows[rows["source"] == wanted]
@@ -384,10 +373,10 @@ def _of_source(memory: Memory, rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
 
 def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """Return the rows of a cell: by its id, or by its name in the file where only one cell has it."""
-    found = rows[rows["cell_id"] == wanted]
-    if found.empty:
-        found = rows[rows["cell_id"].str.partition(":")[2] == wanted]
-    names = sorted(set(found["cell_id"]))
+    matching = rows[rows["cell_id"] == wanted]
+    if matching.empty:
+        matching = rows[rows["cell_id"].str.partition(":")[2] == wanted]
+    names = sorted(set(matching["cell_id"]))
     if not names:
         raise RegistryError(
             f"no registered version knows a cell {wanted[:80]!r}; ids are SOURCE:NAME, such as "
@@ -397,4 +386,4 @@ def _of_cell(rows: pd.DataFrame, wanted: str) -> pd.DataFrame:
         raise RegistryError(
             f"{wanted[:80]!r} is the name of several cells: {listed(names, EXAMPLES)}; give one of these"
         )
-    return found
+    return matching

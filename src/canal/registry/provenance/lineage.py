@@ -1,4 +1,4 @@
-"""Where a version comes from, as a graph: versions, runs, data sets, splits, verdicts, sources, raw bytes."""
+"""The provenance graph of a version: versions, runs, data sets, splits, verdicts, sources and raw bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _IMPORT_FILES = {"checkpoint": "checkpoint", "genes": "gene list", "gene_vectors
 
 @dataclass(frozen=True)
 class Node:
-    """One thing that a version comes from, or the version itself.
+    """A node of the provenance graph: a version, or something that it was made from.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Node:
     label : str
         A short name for people.
     facts : dict
-        What else is known of it; digests are whole.
+        What else is known; digests are not shortened.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """``product`` came to be by means of ``origin``; both are ids of nodes, ``kind`` says how."""
+    """``product`` was made from ``origin``; both are ids of nodes, ``kind`` says how."""
 
     product: str
     origin: str
@@ -66,7 +66,7 @@ class Graph:
     Attributes
     ----------
     nodes : tuple of Node
-        The version first, then each ancestor, each followed by what it alone brings.
+        The version first, then each ancestor, each followed by the nodes that it adds.
     edges : tuple of Edge
         Every edge leads from a node to one further back.
     """
@@ -80,7 +80,7 @@ class Graph:
         return [node for node in self.nodes if node.kind in ("version", "backbone")]
 
     def origins(self, product: str) -> list[Node]:
-        """Return what a node came to be by means of."""
+        """Return the nodes that a node was made from."""
         by_id = {node.id: node for node in self.nodes}
         return [by_id[edge.origin] for edge in self.edges if edge.product == product]
 
@@ -94,7 +94,7 @@ class Graph:
 
 
 def lineage(store: Store, version: Version) -> Graph:
-    """Return the graph from a version back to the raw bytes, every file on the way checked.
+    """Return the graph from a version back to the raw bytes, after checking every file on the way.
 
     Raises
     ------
@@ -117,36 +117,36 @@ def graph(chain: Sequence[RegisteredVersion]) -> Graph:
 
 
 def _nodes(one: RegisteredVersion) -> list[Node]:
-    """Return a version with everything that its documents name; stages know more of a node than backbones."""
-    found = [_version(one), _run(one)]
+    """Return a version and all that its documents name; a stage's documents say more than a backbone's."""
+    nodes = [_version(one), _run(one)]
     if one.imported:
-        return [*found, *_import_bytes(one)]
+        return [*nodes, *_import_bytes(one)]
     key = one.key
-    found += [_verdict(one), _split(one), _data(one)]
-    if not one.taught:
-        found.append(Node(f"panel:{key['panel']}", "panel", "gene panel", {"sha256": key["panel"]}))
+    nodes += [_verdict(one), _split(one), _data(one)]
+    if not one.is_annotator:
+        nodes.append(Node(f"panel:{key['panel']}", "panel", "gene panel", {"sha256": key["panel"]}))
     for cells in _cells(one):
-        found += [_source(cells), _bytes(cells["declaration"]["sha256"])]
-    return found
+        nodes += [_source(cells), _bytes(cells["declaration"]["sha256"])]
+    return nodes
 
 
 def _edges(one: RegisteredVersion, parent: RegisteredVersion | None) -> list[Edge]:
     me, key = _version_id(one), one.key
-    found = [Edge(me, f"run:{one.record['run']}", "registered by")]
+    edges = [Edge(me, f"run:{one.record['run']}", "registered by")]
     if parent is not None:
-        found.append(Edge(me, _version_id(parent), "imported" if one.adopted else "learned on"))
+        edges.append(Edge(me, _version_id(parent), "imported" if one.adopted else "learned on"))
     if one.imported:
-        return found + [Edge(me, node.id, "read from") for node in _import_bytes(one)]
+        return edges + [Edge(me, node.id, "read from") for node in _import_bytes(one)]
     split, verdict = f"split:{key['split']}", f"verdict:{key['verdict']}"
     data, panel = f"data:{key['data']['prepared_sha256']}", f"panel:{key['panel']}"
-    if one.taught:
-        found.append(Edge(me, split, "trained on"))
+    if one.is_annotator:
+        edges.append(Edge(me, split, "trained on"))
     else:
-        found.append(Edge(me, panel, "reads the genes of"))
-        found.append(Edge(panel, split, "chosen on the training cells of"))
+        edges.append(Edge(me, panel, "reads the genes of"))
+        edges.append(Edge(panel, split, "chosen on the training cells of"))
         if not one.adopted:
-            found.append(Edge(me, split, "trained on"))
-    found += [
+            edges.append(Edge(me, split, "trained on"))
+    edges += [
         Edge(me, verdict, "admitted by"),
         Edge(split, data, "divides"),
         Edge(verdict, data, "judges"),
@@ -154,17 +154,17 @@ def _edges(one: RegisteredVersion, parent: RegisteredVersion | None) -> list[Edg
     for cells in _cells(one):
         source = _source(cells).id
         if cells["source"] == key["data"]["source"]:
-            found.append(Edge(data, source, "prepared as declared by"))
+            edges.append(Edge(data, source, "prepared as declared by"))
         else:
-            found.append(Edge(me, source, "also trained on"))
-        found.append(Edge(source, f"bytes:{cells['declaration']['sha256']}", "reads"))
-    return found
+            edges.append(Edge(me, source, "also trained on"))
+        edges.append(Edge(source, f"bytes:{cells['declaration']['sha256']}", "reads"))
+    return edges
 
 
 def _cells(one: RegisteredVersion) -> list[Mapping[str, Any]]:
     """Return the requests for cells: a stage's own, or those of all stages that a backbone saw."""
     cells = one.key["request"]["cells"]
-    return [cells] if one.taught else list(cells.values())
+    return [cells] if one.is_annotator else list(cells.values())
 
 
 def _version_id(one: RegisteredVersion) -> str:
@@ -190,9 +190,9 @@ def _version(one: RegisteredVersion) -> Node:
         "uncommitted changes": one.record["dirty"],
         "registered": datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds"),
     }
-    label = f"{one.name} ({version.stage})" if one.taught or one.imported else one.name
+    label = f"{one.name} ({version.stage})" if one.is_annotator or one.imported else one.name
     known = {name: value for name, value in facts.items() if value not in (None, "", False)}
-    return Node(_version_id(one), "version" if one.taught else "backbone", label, known)
+    return Node(_version_id(one), "version" if one.is_annotator else "backbone", label, known)
 
 
 def _run(one: RegisteredVersion) -> Node:

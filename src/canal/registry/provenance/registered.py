@@ -1,6 +1,6 @@
-"""Registered versions with their documents and files, and the chain of keys from one back to its beginning.
+"""Registered versions with their documents and files, and the chain of keys back to the backbone.
 
-An audit asks what holds of a version's files; `proven` and `ancestry` refuse one of which something does not.
+An audit reports every file that differs from its digest; `proven` and `ancestry` refuse such a version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from canal.registry.manifest.version_folder import (
     check_files,
     read_key,
 )
-from canal.registry.store.database import READY, Version
+from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ CARRIED = (
 )
 """What a chain is checked with: of an ancestor these travel, where it has them, not its weights and cells."""
 CARRIED_LATELY = ("sums/missing.json",)
-"""What travels beside them since audits look at it; of what came before, an audit notes that it could not."""
+"""Files that bundles also hold since audits compare them; audits note their absence in older bundles."""
 BANK, PROBE, PANEL = "bank/bank.h5ad", "probe/probe.h5ad", "panel.json"
 
 
@@ -64,7 +64,7 @@ class RegisteredVersion:
     Attributes
     ----------
     name : str
-        As findings, or people, call it.
+        Its name in findings.
     folder : Path
         Its artifacts.
     key : dict
@@ -72,12 +72,12 @@ class RegisteredVersion:
     digest : str
         SHA-256 of key.json.
     elsewhere : bool
-        Whether it is not registered here, but came with an imported version that was learned on it: of its
-        files only those that tell of its cells are there.
+        Whether it is not registered here, but came along with an imported version that was learned on it: of
+        its files only the documents about its cells are here.
     version : Version
-        Of one elsewhere that of its key, with number 0.
+        Of a version elsewhere: what its key says, with number 0.
     record : dict
-        record.json, where it was read and is the one that was registered; else empty.
+        record.json, where it was read and has its registered digest; else empty.
     """
 
     def __init__(
@@ -94,7 +94,12 @@ class RegisteredVersion:
         self.key = key
         self.digest = digest
         self.elsewhere = version is None
-        self.version = version or _stranger(key, digest)
+        self.version = version or replace(
+            Version.unregistered("", 0, digest, ""),
+            stage=key["stage"],
+            branch=key["branch"],
+            request=key["request_digest"],
+        )
         self.record = record or {}
         self._found: dict[str, str | None] = {}
 
@@ -110,7 +115,7 @@ class RegisteredVersion:
         return parent
 
     @property
-    def taught(self) -> bool:
+    def is_annotator(self) -> bool:
         """Whether it is an annotator; a backbone is not."""
         return self.stage not in (BACKBONE, IMPORTED)
 
@@ -122,18 +127,18 @@ class RegisteredVersion:
     @property
     def adopted(self) -> bool:
         """Whether it is the backbone of a project that began with published weights: nothing was trained."""
-        return "cells" in self.key["request"] and self.parent is not None and not self.taught
+        return "cells" in self.key["request"] and self.parent is not None and not self.is_annotator
 
     @property
     def trained(self) -> bool:
         """Whether a network was trained: not where a stage was learned by sums alone."""
-        asked = self.key["request"].get("continual")
-        return not (isinstance(asked, Mapping) and asked.get("method") == "exact")
+        request = self.key["request"].get("continual")
+        return not (isinstance(request, Mapping) and request.get("method") == "exact")
 
     @property
     def by_sums_alone(self) -> bool:
         """Whether a stage was learned by sums alone, by no network."""
-        return self.taught and not self.trained
+        return self.is_annotator and not self.trained
 
     @property
     def files(self) -> dict[str, str]:
@@ -143,14 +148,14 @@ class RegisteredVersion:
 
     @property
     def all_files(self) -> dict[str, str]:
-        """Every file but the two manifests, with its digest; of one from elsewhere, those that came along."""
+        """Every file but the two manifests, with its digest; of a version elsewhere, what came along."""
         files = {**self.record["files"], **self.files}
         if not self.elsewhere:
             return files
         return {name: one for name, one in files.items() if (self.folder / name).is_file()}
 
     def holds(self, name: str) -> bool:
-        """Whether it has such a file here; one from elsewhere lacks most."""
+        """Whether it has this file here; a version elsewhere lacks most."""
         return name in self.all_files
 
     def file(self, name: str) -> Path:
@@ -167,7 +172,7 @@ class RegisteredVersion:
         return self.folder / name
 
     def sum(self, name: str) -> str | None:
-        """Return the SHA-256 of a file as it lies there; None where there is none. Each is read once."""
+        """Return the SHA-256 of a file on disk; None where it is missing. Each file is read once."""
         if name not in self._found:
             path = self.folder / name
             self._found[name] = file_digest(path) if path.is_file() else None
@@ -194,21 +199,21 @@ class RegisteredVersion:
     @cached_property
     def genes(self) -> list[str] | None:
         """The panel, in order; a backbone's is in panel.json."""
-        if self.taught:
+        if self.is_annotator:
             return _names(self.document(GENES))
         document = self.document(PANEL)
         return _names(document.get("genes")) if isinstance(document, dict) else None
 
     @property
     def extra_stages(self) -> tuple[str, ...]:
-        """The stages beside the first that a backbone was asked to be pretrained on."""
-        asked = self.key["request"].get("backbone")
-        extra = asked.get("extra_stages", ()) if isinstance(asked, Mapping) else ()
+        """The stages beside the first that a backbone is pretrained on, by its request."""
+        request = self.key["request"].get("backbone")
+        extra = request.get("extra_stages", ()) if isinstance(request, Mapping) else ()
         return tuple(extra) if isinstance(extra, (list, tuple)) else ()
 
     @property
     def grow(self) -> int:
-        """How many genes the stage was asked to add at most."""
+        """How many genes the stage may add, by its request."""
         panel = self.key["request"].get("panel")
         grow = panel.get("grow", 0) if isinstance(panel, Mapping) else 0
         return grow if isinstance(grow, int) else 0
@@ -225,7 +230,7 @@ class RegisteredVersion:
 
     @cached_property
     def rows(self) -> Rows | None:
-        """The split by cell id: looked through for the version and for everything learned on it."""
+        """The split by cell id."""
         if self.split is None:
             return None
         columns = (self.split[name] for name in ("cell_type", "batch", "cell_digest", "set"))
@@ -261,10 +266,10 @@ def proven(store: Store, version: Version) -> RegisteredVersion:
     folder = store.artifacts(version)
     for name, wanted in ((KEY_FILE, version.key), (RECORD_FILE, version.record)):
         path = folder / name
-        found = file_digest(path) if path.is_file() else "none"
-        if found != wanted:
+        digest = file_digest(path) if path.is_file() else "none"
+        if digest != wanted:
             raise RegistryError(
-                f"{version.model} {version.number}: {name} has sha256 {found[:12]}, registered was "
+                f"{version.model} {version.number}: {name} has sha256 {digest[:12]}, registered was "
                 f"{wanted[:12]}...; `canal audit` says what else does not hold"
             )
     name, record = f"{version.model} {version.number}", read_json(folder / RECORD_FILE)
@@ -272,15 +277,15 @@ def proven(store: Store, version: Version) -> RegisteredVersion:
 
 
 def every_version(store: Store) -> list[RegisteredVersion]:
-    """Return all ready versions with their documents, and those elsewhere that imported ones came from.
+    """Return all ready versions with their documents, and the ancestors that came along with imported ones.
 
-    Backbones, then annotators, each oldest first; those from elsewhere last.
+    Backbones, then annotators, each oldest first; ancestors that came along last.
     """
-    found = [
+    versions = [
         proven(store, version) for name in store.models for version in store.versions(name) if version.ready
     ]
-    known = {one.version.key: one for one in found}
-    for one in found:
+    known = {one.version.key: one for one in versions}
+    for one in versions:
         chain = [one]
         while (parent := chain[-1].key["parent"]) is not None and parent not in known:
             if (older := _from_elsewhere(store, chain, parent)) is None:
@@ -291,10 +296,10 @@ def every_version(store: Store) -> list[RegisteredVersion]:
 
 
 def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
-    """Return a version and all it was learned on, itself first, the beginning of the lineage last.
+    """Return a version and its ancestors, the version first, the backbone or import last.
 
-    Every file of each of them is checked against its digest. What an imported version was learned on is
-    looked for among the registered versions, then among what came with it.
+    Every file of each of them is checked against its digest. The parent of an imported version is looked for
+    among the registered versions, then among the ancestors that came along.
 
     Raises
     ------
@@ -317,16 +322,16 @@ def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
 
 
 def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) -> RegisteredVersion | None:
-    """Return what came with a version of the chain of one that it was learned on, if it came."""
+    """Return the ancestor with this key that came along with a version of the chain; None without one."""
     folders = [one.folder / ANCESTORS / key for one in chain]
     folder = next((one for one in folders if (one / RECORD_FILE).is_file()), None)
     if folder is None or file_digest(folder / KEY_FILE) != key:
         return None
     about, record = read_key(folder), read_json(folder / RECORD_FILE)
     model = store.names.model if "continual" in about["request"] else store.names.backbone
-    found = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
-    found.version = replace(
-        found.version,
+    ancestor = RegisteredVersion(f"{model} elsewhere", folder, about, key, None, record)
+    ancestor.version = replace(
+        ancestor.version,
         model=model,
         record=file_digest(folder / RECORD_FILE),
         run_id=record["run"],
@@ -334,26 +339,7 @@ def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) 
         commit=record["git_commit"],
         dirty=record["dirty"],
     )
-    return found
-
-
-def _stranger(key: Key, digest: str) -> Version:
-    """Return what is known of a version that is not registered here."""
-    return Version(
-        model="",
-        number=0,
-        stage=key["stage"],
-        branch=key["branch"],
-        key=digest,
-        request=key["request_digest"],
-        record="",
-        parent="",
-        status=READY,
-        aliases=(),
-        run_id="",
-        source="",
-        created=0,
-    )
+    return ancestor
 
 
 def _names(document: Any) -> list[str] | None:

@@ -1,1 +1,1 @@
-"""The MLflow store of a project: database, connection, versions, runs."""
+"""The MLflow store of a project: its database, the connection, versions and runs."""

@@ -1,4 +1,4 @@
-"""A project's MLflow store: where it is, whether it answers, how it is opened once and spoken to."""
+"""The connection to a project's MLflow store: its address, its client, locks, and errors in plain words."""
 
 import os
 from collections.abc import Iterator
@@ -29,18 +29,18 @@ _OPENING = 0x63616E616C
 _CONNECT_S, _ANSWER_S = 10, 30
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""By this MLflow shows an experiment as one of models, not of prompts."""
+"""The tag by which MLflow shows an experiment as one of models, not of prompts."""
 
 _PATIENCE_S = 300
 
 
 def require_answer(uri: str) -> None:
-    """Ask a server or a database once; MLflow itself would ask ten times, for minutes.
+    """Check once that a server or a database answers; MLflow itself would retry ten times, for minutes.
 
     Raises
     ------
     RegistryError
-        If nobody answers within half a minute, or a database refuses the user.
+        If it does not answer within half a minute, or a database refuses the user.
     """
     if uri.startswith(("http://", "https://")):
         _ask_server(uri)
@@ -50,9 +50,10 @@ def require_answer(uri: str) -> None:
 
 @contextmanager
 def alone_at(uri: str, patience_s: int) -> Iterator[None]:
-    """Keep other processes of canal, on any machine, from opening the same PostgreSQL store meanwhile.
+    """Hold an advisory lock of PostgreSQL, so that one canal process at a time opens a store.
 
-    Two that find it empty would both make MLflow's tables, and one would crash. A server makes its own.
+    Two processes that open an empty database would both create MLflow's tables, and one would crash. A
+    tracking server creates its tables itself.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def _ask_server(uri: str) -> None:
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=(_CONNECT_S, _ANSWER_S))
     except requests.exceptions.SSLError:
-        return  # somebody answers; MLflow has settings of its own for certificates
+        return  # the server answers; MLflow has settings of its own for certificates
     except (requests.RequestException, ValueError) as error:
         raise RegistryError(
             f"the MLflow server {shown_address(uri)} does not answer ({_reason(error, uri)}): "
@@ -131,18 +132,18 @@ def _reason(error: BaseException, uri: str) -> str:
 
 
 class Connection:
-    """A project's MLflow tracking store and registry, as it is opened and spoken to; see `Store`."""
+    """The connection to a project's MLflow tracking store and registry; see `Store`."""
 
     def __init__(self, layout: Layout, names: Registry) -> None:
         self.layout = layout
         self.names = names
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(layout)
-        self.lent: dict[str, Path] = {}
-        """Copies of versions outside of a project that may only be read, by the digest of their record."""
+        self.temporary_copies: dict[str, Path] = {}
+        """Copies of versions for this process alone, where the project is read-only, by record digest."""
 
     @property
     def exists(self) -> bool:
-        """False only where the local database was never made: then nothing is registered."""
+        """False only where the local database was never created, so that nothing is registered."""
         return self._file is None or self._file.is_file()
 
     @property
@@ -161,8 +162,8 @@ class Connection:
         """The address as people may read it: without a password."""
         return shown_address(self.uri)
 
-    def said(self, error: BaseException) -> str:
-        """Return the first line of what MLflow or a database said, without a password."""
+    def error_line(self, error: BaseException) -> str:
+        """Return the first line of an error of MLflow or a database, without a password."""
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         return without_secrets(first, self.uri)
 
@@ -179,9 +180,9 @@ class Connection:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; the first use makes the database and the experiment.
+        """MLflow's client; the first use creates the database and the experiment.
 
-        A database that came along from another folder is told first where its files lie now.
+        The paths in a database that was moved here are updated first.
 
         Raises
         ------
@@ -197,8 +198,7 @@ class Connection:
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
-            # Two processes that make a new database at once crash each other. Where nothing may be written,
-            # what was made before is opened as it is.
+            # Two processes that create the database at once would crash. A read-only project is opened as is.
             locked = self.lock("mlflow", needed=not self.exists)
             with locked as writing, alone_at(self.uri, _PATIENCE_S):
                 if writing:
@@ -206,17 +206,25 @@ class Connection:
                     if self._file is not None:
                         ensure_database(self._file)
                 client = mlflow.MlflowClient()
-                if writing:
-                    self._make_experiment(client)
+                if writing and client.get_experiment_by_name(self.names.experiment) is None:
+                    with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
+                        client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
         except (MlflowException, OSError, _database_error()) as error:
-            raise RegistryError(_unopened(self, error)) from error
+            if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+                raise RegistryError(
+                    f"the MLflow server {self.shown} wants a user and a password, or refused the ones it "
+                    "got: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                ) from error
+            raise RegistryError(
+                f"cannot open the MLflow store {self.shown}: {self.error_line(error)}"
+            ) from error
         return client
 
     @cached_property
     def experiment_id(self) -> str:
         """MLflow's id of the project's experiment."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             experiment = client.get_experiment_by_name(self.names.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise RegistryError(
@@ -227,15 +235,14 @@ class Connection:
 
     @contextmanager
     def lock(self, name: str, needed: bool = True) -> Iterator[bool]:
-        """Hold a lock that keeps other canal processes of this project out; give whether it is held.
+        """Hold a lock against other canal processes of this project; give whether it is held.
 
-        Where nothing may be written nobody here writes: a lock that is not ``needed`` is then done without.
+        In a read-only folder no process writes, so a lock that is not ``needed`` is skipped there.
 
         Raises
         ------
         RegistryError
-            If it cannot be had: another process holds it for minutes, or the folder is read-only
-            (`ReadOnlyError`).
+            If another process holds it for minutes, or the folder is read-only (`ReadOnlyError`).
         """
         folder = self.layout.private / "locks"
         lock = FileLock(folder / f"{name}.lock", timeout=_PATIENCE_S)
@@ -258,7 +265,7 @@ class Connection:
             lock.release()
 
     def settle(self) -> int:
-        """Tell a local database that was moved or copied here where its files lie; return how many paths."""
+        """Update the paths in a local database that was moved or copied here; return how many changed."""
         if self.remote or not self.exists:
             return 0
         with self.lock("mlflow"):
@@ -268,11 +275,11 @@ class Connection:
         return 0 if self.remote else settle(self.layout, self.names)
 
     def make_model(self, model: str) -> None:
-        """Make a registered model without versions, unless it is there."""
+        """Create a registered model without versions, unless it exists."""
         if self.model_tags(model):
             return
         client = self.client
-        with self.speaking(), _unless("RESOURCE_ALREADY_EXISTS"):
+        with self.translated_errors(), _unless("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(model, description="Made by `canal registry sync`.")
 
     @property
@@ -285,28 +292,28 @@ class Connection:
         return self.names.backbone if stage == BACKBONE else self.names.model
 
     def model_tags(self, model: str) -> dict[str, str]:
-        """Return the tags of a registered model; none where it was never made."""
+        """Return the tags of a registered model; none where it does not exist."""
         if not self.exists:
             return {}
         if database := self.database:
             return database.model_tags(model)
         client = self.client
-        with self.speaking(), _unless("RESOURCE_DOES_NOT_EXIST"):
+        with self.translated_errors(), _unless("RESOURCE_DOES_NOT_EXIST"):
             return dict(client.get_registered_model(model).tags)
         return {}
 
     def model_tag(self, model: str, name: str, value: str | None) -> None:
         """Set a tag of a registered model; None removes it."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             if value is None:
                 client.delete_registered_model_tag(model, name)
             else:
                 client.set_registered_model_tag(model, name, value)
 
     @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """Turn what MLflow or its store refuses into an error for people.
+    def translated_errors(self) -> Iterator[None]:
+        """Translate errors of MLflow or its store into a `RegistryError` that says what to do.
 
         Raises
         ------
@@ -319,18 +326,12 @@ class Connection:
             yield
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"the MLflow store {self.shown} refused: {self.said(error)}; what was begun is finished by "
-                "the next `canal registry sync`"
+                f"the MLflow store {self.shown} refused: {self.error_line(error)}; what was begun is "
+                "finished by the next `canal registry sync`"
             ) from error
 
-    def _make_experiment(self, client: "MlflowClient") -> None:
-        if client.get_experiment_by_name(self.names.experiment) is not None:
-            return
-        with _unless("RESOURCE_ALREADY_EXISTS"):  # another folder was quicker
-            client.create_experiment(self.names.experiment, self._artifact_root(), KIND)
-
     def _artifact_root(self) -> str | None:
-        """Return where artifacts go; a server knows that itself, a database does not."""
+        """Return where artifacts go; None for a server, which knows that itself."""
         here = self.layout.artifacts.as_uri()
         if self._file is not None:
             return here
@@ -346,7 +347,7 @@ def local_uri(layout: Layout) -> str:
 
 @contextmanager
 def _unless(code: str) -> Iterator[None]:
-    """Go on as if nothing had been asked for where MLflow refuses it with this code."""
+    """Ignore an error of MLflow with this code."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -357,17 +358,7 @@ def _unless(code: str) -> Iterator[None]:
 
 
 def _database_error() -> type[Exception]:
-    """Return what a database raises; asked for once something was raised, for its import takes a while."""
+    """Return the error class of databases; evaluated only when something was raised: its import is slow."""
     from sqlalchemy.exc import SQLAlchemyError
 
     return SQLAlchemyError
-
-
-def _unopened(store: Connection, error: BaseException) -> str:
-    """Return why a store that answers cannot be opened."""
-    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
-        return (
-            f"the MLflow server {store.shown} wants a user and a password, or refused the ones it got: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    return f"cannot open the MLflow store {store.shown}: {store.said(error)}"

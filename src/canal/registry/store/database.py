@@ -1,13 +1,13 @@
-"""A local MLflow database without MLflow, whose import costs seconds, a look-up milliseconds.
+"""A local MLflow database, read by SQL in milliseconds: importing MLflow takes seconds.
 
-Read only in the one schema that this MLflow writes. Of any other schema, and of a server, nothing is known
-here, and MLflow's own client answers.
+Only the one schema that this MLflow writes is read. Any other schema, and a server, is read through MLflow's
+own client.
 
-A new one is made by MLflow beside its place, which it takes when it is whole. MLflow makes tables in place,
-in some sixty steps that SQLite does not take back: what a kill left of them is no database, and no MLflow
-goes on with it ("table ... already exists").
+A new database is created by MLflow in a temporary file and renamed into place. MLflow creates tables in some
+sixty steps that SQLite does not roll back: a file that a kill left half-made is refused by every MLflow
+("table ... already exists").
 
-One that was moved or copied is told where its files lie now: it holds absolute paths.
+A database holds absolute paths; they are updated where it was moved or copied.
 """
 
 import re
@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote, urlparse
 
 from canal.config.layout import Layout
@@ -25,29 +25,25 @@ from canal.config.sections import Registry
 from canal.core.errors import RegistryError
 from canal.core.files import first_file
 
-if TYPE_CHECKING:
-    pass
-
-
 READY = "ready"
 LOGGED = "models:/"
-"""How the address of a logged model begins, which is where a version's artifacts are."""
+"""Prefix of the address of a logged model, which holds a version's artifacts."""
 
 SCHEMA = "dc11669786a5"
 """The alembic revision of MLflow 3.17's tables."""
 
 _WAIT_S = 60.0
 DELETED = "Deleted_Internal"
-"""What MLflow calls the stage of a version that was deleted; its row stays."""
+"""MLflow's stage of a deleted version; its row stays in the table."""
 
 _STILL_S = 20.0
-"""Seconds without a change after which nobody is at work any more on a file that is no whole database yet."""
+"""Seconds without a change after which a half-made database counts as abandoned."""
 
 _FIRST = "experiments"
-"""A table that MLflow makes first of all."""
+"""The table that MLflow creates first."""
 
 _SEEDED = ("alembic_version", "workspaces")
-"""Tables that have rows when nothing was ever registered."""
+"""Tables with rows in an empty registry."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 
@@ -66,10 +62,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version, whole or not.
+    """A registered version, complete or not.
 
     ``commit`` and ``dirty`` say which code it was registered with; ``imported`` where it was learned, if not
-    in this project; ``figures`` is what `manifest.pages.Pages.tags` told MLflow of it, if anything.
+    in this project; ``figures`` holds the tags that `manifest.pages.Pages.tags` wrote, if any.
     """
 
     model: str
@@ -91,9 +87,17 @@ class Version:
     imported: str = ""
     figures: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    @classmethod
+    def unregistered(cls, model: str, number: int, key: str, record: str) -> "Version":
+        """Return what is known of a version that is not registered here; the rest is empty."""
+        return cls(
+            model=model, number=number, stage="", branch=0, key=key, request="", record=record, parent="",
+            status=READY, aliases=(), run_id="", source="", created=0,
+        )  # fmt: skip
+
     @property
     def ready(self) -> bool:
-        """Whether all its parts were registered; nothing else may be used."""
+        """Whether its registration is complete; no other version may be used."""
         return self.status == READY
 
 
@@ -105,7 +109,7 @@ class Database:
 
     @property
     def known(self) -> bool:
-        """Whether the file is there and has the one schema that is read here."""
+        """Whether the file exists and has the one schema that is read here."""
         try:
             return self._rows("SELECT version_num FROM alembic_version") == [(SCHEMA,)]
         except sqlite3.Error as error:
@@ -115,7 +119,7 @@ class Database:
 
     def versions(self, model: str) -> list[Row]:
         """Return every version of a registered model that was not deleted, in the order of their numbers."""
-        found = self.rows(
+        records = self.rows(
             "SELECT version, source, run_id, creation_time FROM model_versions "
             "WHERE workspace = 'default' AND name = ? AND current_stage IS NOT ? ORDER BY version",
             model,
@@ -123,7 +127,7 @@ class Database:
         )
         rows = {
             number: Row(model, number, source or "", run_id or "", int(created))
-            for number, source, run_id, created in found
+            for number, source, run_id, created in records
         }
         tags = "SELECT version, key, value FROM model_version_tags WHERE workspace = 'default' AND name = ?"
         for number, key, value in self.rows(tags, model):
@@ -137,18 +141,18 @@ class Database:
         yield from self.rows(query, model)
 
     def model_tags(self, model: str) -> dict[str, str]:
-        """Return the tags of a registered model; none where it was never made."""
+        """Return the tags of a registered model; none where it does not exist."""
         query = "SELECT key, value FROM registered_model_tags WHERE workspace = 'default' AND name = ?"
         return {key: value or "" for key, value in self.rows(query, model)}
 
     def artifact_location(self, model_id: str) -> str | None:
-        """Return where the artifacts of a logged model lie, or None if there is no such model."""
+        """Return the address of the artifacts of a logged model, or None without such a model."""
         query = "SELECT artifact_location FROM logged_models WHERE model_id = ?"
-        found = self.rows(query, model_id)
-        return str(found[0][0]) if found else None
+        locations = self.rows(query, model_id)
+        return str(locations[0][0]) if locations else None
 
     def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        """Return what a query finds; raises `RegistryError` where the file cannot be read."""
+        """Return the rows of a query; raises `RegistryError` where the file cannot be read."""
         try:
             return self._rows(query, *values)
         except sqlite3.Error as error:
@@ -167,16 +171,16 @@ class Database:
 
 
 def ensure_database(path: Path) -> None:
-    """Make MLflow's tables in a file that is not there, whole or not at all; what is there stays.
+    """Create a database with MLflow's tables, atomically; an existing database stays as it is.
 
-    Only a file that an interrupted making left, of MLflow's tables without a single row, is made anew. The
-    caller holds the store's lock; other folders that make the same file at once are in nobody's way.
+    Only a half-made file without a single row, left by a kill, is created anew. The caller holds the store's
+    lock; of several folders that create the same file at once, the first wins.
     """
     path = path.resolve()
     if Database(path).known:
         return
     if path.is_file() and _left_half_made(path):
-        # What SQLite needed of a journal it has taken back by now; one that stays would be the next file's.
+        # SQLite has rolled back the journal by now; a journal that stays would be taken for the new file's.
         _beside(path, "-journal").unlink(missing_ok=True)
         path.unlink()
     if not path.exists():
@@ -197,7 +201,7 @@ def _make_tables(path: Path) -> None:
 
 
 def _left_half_made(path: Path) -> bool:
-    """Whether a file is what a kill left while tables were made; one that still changes is waited for."""
+    """Whether a kill left a file half-made; waits while the file still changes."""
     changed = path.stat().st_mtime
     while _half_made(path):
         if not 0 <= time.time() - changed < _STILL_S:
@@ -209,7 +213,7 @@ def _left_half_made(path: Path) -> bool:
 
 
 def _nobody_writes(path: Path) -> bool:
-    """Whether no process is amid writing: a journal beside the file may be one that a kill left."""
+    """Whether no process is writing: a journal beside the file may have been left by a kill."""
     with closing(_opened(path, wait_s=0)) as file:
         try:
             file.execute("BEGIN EXCLUSIVE")
@@ -220,7 +224,7 @@ def _nobody_writes(path: Path) -> bool:
 
 
 def _opened(path: Path, wait_s: float) -> sqlite3.Connection:
-    # Not read-only: what SQLite itself had not finished is taken back by the first who may write.
+    # Not read-only: an unfinished transaction is rolled back by the first process that may write.
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=wait_s, isolation_level=None)
 
 
@@ -229,7 +233,7 @@ def _beside(path: Path, end: str) -> Path:
 
 
 def _half_made(path: Path) -> bool:
-    """Whether a file holds tables of MLflow, or none, not in the form that this MLflow gives them, no row."""
+    """Whether a file holds none or some of MLflow's tables, without any row and not of the known schema."""
     try:
         with closing(_opened(path, _WAIT_S)) as file:
             tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -251,10 +255,10 @@ class Foreign:
     Attributes
     ----------
     table : str
-        Where it stands.
+        The table that names it.
     path : Path
     here : Path or None
-        Where it lies in the project, which `settle` notes; None for one that never was the project's own.
+        Its place in this project, which `settle` writes; None for a path that never was the project's own.
     """
 
     table: str
@@ -263,16 +267,16 @@ class Foreign:
 
 
 def local_path(location: str) -> Path | None:
-    """Return the path that an address of artifacts names; None where it is not on a disk."""
+    """Return the path in an address of artifacts; None where it is not on a disk."""
     if location.startswith("file:"):
         return Path(unquote(urlparse(location).path))
     return None if _SCHEME.match(location) else Path(location)
 
 
 def inside(layout: Layout, path: Path) -> Path | None:
-    """Return where in the project a path of its own database lies; None for one that never was its own.
+    """Return the place in this project of a path in its database; None for another project's path.
 
-    What a project writes lies in a folder of one name, so what stands behind that name is what stays.
+    A project writes below one folder, mlartifacts/: the part behind that name stays when a project is moved.
     """
     name = layout.artifacts.name
     if name in path.parts:
@@ -282,15 +286,14 @@ def inside(layout: Layout, path: Path) -> Path | None:
 
 
 def settle(layout: Layout, names: Registry) -> int:
-    """Tell a database that came from another folder where its files lie now; return how many paths changed.
+    """Update the paths in the database of a project that was moved or copied; return how many changed.
 
-    Nothing is changed in a project that lies where it lay. The caller holds the store's lock.
+    The caller holds the store's lock.
 
     Raises
     ------
     RegistryError
-        If the project's experiment keeps its files in a folder that is not in the project: nothing of this
-        project may be written there.
+        If the project's experiment keeps its files in a folder outside of the project.
     """
     if not layout.database.is_file():
         return 0
@@ -312,7 +315,7 @@ def settle(layout: Layout, names: Registry) -> int:
 
 
 def foreign(layout: Layout, names: Registry) -> list[Foreign]:
-    """Return where the project's own database says that its runs and versions lie in another folder."""
+    """Return the paths in the project's own database that name another folder."""
     if not layout.database.is_file():
         return []
     with closing(sqlite3.connect(layout.database, timeout=_WAIT_S)) as database:
@@ -328,19 +331,19 @@ def foreign(layout: Layout, names: Registry) -> list[Foreign]:
 
 
 def _home(database: sqlite3.Connection, names: Registry) -> Path | None:
-    """Return the folder that the project's experiment keeps its files in; None where there is none yet."""
+    """Return the folder of the experiment's files; None before there is an experiment."""
     query = "SELECT artifact_location FROM experiments WHERE name = ?"
     try:
-        found = database.execute(query, (names.experiment,)).fetchall()
+        locations = database.execute(query, (names.experiment,)).fetchall()
     except sqlite3.OperationalError as error:
         if "no such" in str(error):
             return None  # a table or a column: MLflow makes it, or says what it cannot read
         raise
-    return local_path(str(found[0][0])) if found else None
+    return local_path(str(locations[0][0])) if locations else None
 
 
 def _places(names: Registry) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """Yield tables and columns with paths of artifacts, and which of their rows are the project's own."""
+    """Yield tables and columns with paths of artifacts, and the condition for the project's own rows."""
     mine = "experiment_id IN (SELECT experiment_id FROM experiments WHERE name = ?)"
     yield "experiments", "artifact_location", mine, (names.experiment,)
     yield "runs", "artifact_uri", mine, (names.experiment,)
@@ -354,7 +357,7 @@ def _rewrite(
     before: Collection[Path],
     place: tuple[str, str, str, tuple[str, ...]],
 ) -> int:
-    """Let the project's own paths name the project, and all that began with the folder it lay in."""
+    """Rewrite the project's own paths in one column, and paths below the folder that it was moved from."""
     table, column, mine, values = place
     query = f"SELECT DISTINCT {column}, {mine} FROM {table}"  # noqa: S608
     moved = [

@@ -1,8 +1,8 @@
-"""What MLflow loads and shows of a project's versions: rows of its database, or what a server's API says.
+"""What MLflow shows of a project's versions, models and runs, for audits to compare with canal's documents.
 
-A local database of the one schema that is known is read from its tables, in milliseconds; a server, or a
-database of another schema, through MLflow's client. `docs/registry.md` lists the fields;
-`canal.registry.audit.shown_versions` compares each with what canal knows.
+A local database of the known schema is read from its tables, in milliseconds; a server, or a database of
+another schema, through MLflow's client. `docs/registry.md` lists the fields;
+`canal.registry.audit.shown_versions` compares them.
 """
 
 import math
@@ -31,7 +31,7 @@ ACTIVE = "active"
 OF_MLFLOW = "mlflow."
 
 _STATUS = {"1": "PENDING", "2": "READY", "3": "FAILED"}
-"""How the database writes the status of a logged model."""
+"""Status of a logged model, as the database writes it."""
 
 _MINE = "run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = ?)"
 
@@ -91,7 +91,7 @@ class ShownRun:
 
     @property
     def steps(self) -> frozenset[str]:
-        """Which step of a stage it was: canal's word and MLflow's, which are one unless a tag was changed."""
+        """Names of the step by canal's tag and MLflow's; they differ only where a tag was changed."""
         return frozenset(self.tags.get(name, "") for name in ("canal.step", ENTRY_POINT)) - {""}
 
 
@@ -104,7 +104,7 @@ class Shown:
     experiment : str
         Id of the project's experiment.
     home : str
-        The address below which its artifacts lie; all others begin with it.
+        The address of its artifacts, with which the addresses of runs and models begin.
     lifecycle : str
         Whether the experiment is active.
     aliases : Mapping
@@ -123,7 +123,7 @@ class Shown:
     history: Callable[[str], Mapping[str, Points]]
 
     def address(self, place: str) -> str:
-        """Return an address below that of the experiment: a project that was moved moves all of them."""
+        """Return an address below that of the experiment, as the project's present folder has it."""
         return f"{self.home.rstrip('/')}/{place}"
 
     def below(self, run_id: str) -> Iterator[ShownRun]:
@@ -149,14 +149,22 @@ def read_shown(store: Store) -> Shown:
 
 def read_tables(database: Database, names: Registry) -> Shown:
     """Return what MLflow loads and shows of a project's versions."""
-    found = database.rows(
+    experiments = database.rows(
         "SELECT experiment_id, artifact_location, lifecycle_stage FROM experiments WHERE name = ?",
         names.experiment,
     )
-    experiment, home, lifecycle = map(_text, found[0] if found else ("", "", "gone"))
+    experiment, home, lifecycle = map(_text, experiments[0] if experiments else ("", "", "gone"))
     models = (names.backbone, names.model)
     versions = {key: one for model in models for key, one in _table_versions(database, model).items()}
     referred = {one.run_id for one in versions.values()}
+
+    def history(run_id: str) -> Mapping[str, Points]:
+        points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        query = "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY step, timestamp"
+        for name, step, value, nan in database.rows(query, run_id):
+            points[str(name)].append((int(step), _number(value, nan)))
+        return {name: tuple(values) for name, values in points.items()}
+
     return Shown(
         experiment,
         home,
@@ -165,7 +173,7 @@ def read_tables(database: Database, names: Registry) -> Shown:
         _table_models(database),
         _table_runs(database, experiment, referred),
         {model: dict(database.aliases(model)) for model in models},
-        lambda run_id: _table_history(database, run_id),
+        history,
     )
 
 
@@ -180,15 +188,15 @@ def _table_versions(database: Database, model: str) -> dict[tuple[str, int], Sho
         model,
         DELETED,
     )
-    found = {}
+    versions = {}
     for number, *rest in rows:
         source, location, run_id, run_link, status, message, stage, description = map(_text, rest)
-        found[model, int(number)] = ShownVersion(
+        versions[model, int(number)] = ShownVersion(
             model=model, number=int(number), source=source, location=location, run_id=run_id,
             run_link=run_link, status=status, status_message=message, stage=stage, description=description,
             tags=tags.get(number, {}),
         )  # fmt: skip
-    return found
+    return versions
 
 
 def _table_models(database: Database) -> dict[str, ShownModel]:
@@ -203,20 +211,20 @@ def _table_models(database: Database) -> dict[str, ShownModel]:
         "SELECT model_id, metric_name, dataset_name, dataset_digest, metric_value FROM logged_model_metrics"
     ):
         metrics[one].add((str(name), _text(data), _text(digest), _number(value, value is None)))
-    found = {}
+    models = {}
     for one, *columns in rows:
         name, location, status, message, kind, lifecycle, run_id, experiment = map(_text, columns)
-        found[str(one)] = ShownModel(
+        models[str(one)] = ShownModel(
             id=str(one), name=name, location=location, status=_STATUS.get(status, status),
             status_message=message, kind=kind, lifecycle=lifecycle, run_id=run_id, experiment=experiment,
             params=params.get(one, {}), metrics=frozenset(metrics.get(one, ())),
             tags=tuple(sorted(name for name in tags.get(one, ()) if not name.startswith(OF_MLFLOW))),
         )  # fmt: skip
-    return found
+    return models
 
 
 def _table_runs(database: Database, experiment: str, referred: set[str]) -> dict[str, ShownRun]:
-    """Return the runs of the project's experiment, and those elsewhere that a version names."""
+    """Return the runs of the project's experiment, and runs of other experiments that a version names."""
     rows = database.rows(
         "SELECT run_uuid, name, lifecycle_stage, artifact_uri, experiment_id, start_time FROM runs"
     )
@@ -248,19 +256,11 @@ def _table_runs(database: Database, experiment: str, referred: set[str]) -> dict
     }
 
 
-def _table_history(database: Database, run_id: str) -> Mapping[str, Points]:
-    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    query = "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY step, timestamp"
-    for name, step, value, nan in database.rows(query, run_id):
-        points[str(name)].append((int(step), _number(value, nan)))
-    return {name: tuple(found) for name, found in points.items()}
-
-
 def _by_owner(rows: list[tuple[Any, ...]]) -> dict[Any, dict[str, str]]:
-    found: dict[Any, dict[str, str]] = defaultdict(dict)
+    values: dict[Any, dict[str, str]] = defaultdict(dict)
     for owner, name, value in rows:
-        found[owner][str(name)] = _text(value)
-    return found
+        values[owner][str(name)] = _text(value)
+    return values
 
 
 def _number(value: Any, nan: Any) -> float:
@@ -274,22 +274,27 @@ def _text(value: Any) -> str:
 def read_client(store: Store) -> Shown:
     """Return what MLflow loads and shows of a project's versions, as its API has it."""
     client = store.client
-    with store.speaking():
+    with store.translated_errors():
         experiment = client.get_experiment(store.experiment_id)
         versions: dict[tuple[str, int], ShownVersion] = {}
         aliases: dict[str, dict[str, int]] = {}
         for model in store.models:
             own = _api_versions(client, model)
             versions |= own
-            said = client.get_registered_model(model).aliases if own else {}
-            aliases[model] = {alias: int(number) for alias, number in said.items()}
+            aliases_of_model = client.get_registered_model(model).aliases if own else {}
+            aliases[model] = {alias: int(number) for alias, number in aliases_of_model.items()}
         ids = {one.source.removeprefix(LOGGED) for one in versions.values()}
         models = {one: found for one in sorted(ids) if (found := _api_model(client, one)) is not None}
         runs = _api_runs(client, store.experiment_id, {one.run_id for one in versions.values()})
 
     def history(run_id: str) -> Mapping[str, Points]:
-        with store.speaking():
-            return _api_history(client, run_id, list(runs[run_id].latest))
+        points = {}
+        with store.translated_errors():
+            for name in runs[run_id].latest:
+                metrics = client.get_metric_history(run_id, name)
+                metrics = sorted(metrics, key=lambda one: (one.step, one.timestamp))
+                points[name] = tuple((int(one.step), float(one.value)) for one in metrics)
+        return points
 
     home = str(experiment.artifact_location or "")
     return Shown(
@@ -298,12 +303,12 @@ def read_client(store: Store) -> Shown:
 
 
 def _api_versions(client: "MlflowClient", model: str) -> dict[tuple[str, int], ShownVersion]:
-    found, token = {}, None
+    versions, token = {}, None
     while True:
         page = client.search_model_versions(f"name='{model}'", max_results=_PAGE, page_token=token)
         for one in page:
             number = int(one.version)
-            found[model, number] = ShownVersion(
+            versions[model, number] = ShownVersion(
                 model,
                 number,
                 one.source or "",
@@ -318,7 +323,7 @@ def _api_versions(client: "MlflowClient", model: str) -> dict[tuple[str, int], S
             )
         token = page.token
         if not token:
-            return found
+            return versions
 
 
 def _api_model(client: "MlflowClient", model_id: str) -> ShownModel | None:
@@ -353,23 +358,23 @@ def _api_runs(client: "MlflowClient", experiment: str, referred: set[str]) -> di
     from mlflow.entities import ViewType
     from mlflow.exceptions import MlflowException
 
-    found: dict[str, ShownRun] = {}
+    runs: dict[str, ShownRun] = {}
     token: Any = None
     while True:
         page = client.search_runs(
             [experiment], run_view_type=ViewType.ALL, max_results=_PAGE, page_token=token
         )
-        found |= {run.info.run_id: _api_run(run) for run in page}
+        runs |= {run.info.run_id: _api_run(run) for run in page}
         token = page.token
         if not token:
             break
-    for one in sorted(referred - found.keys()):
+    for one in sorted(referred - runs.keys()):
         try:
-            found[one] = _api_run(client.get_run(one))
+            runs[one] = _api_run(client.get_run(one))
         except MlflowException as error:
             if error.error_code not in _GONE:
                 raise
-    return found
+    return runs
 
 
 def _api_run(run: "Run") -> ShownRun:
@@ -385,11 +390,3 @@ def _api_run(run: "Run") -> ShownRun:
         dict(data.params),
         dict(data.metrics),
     )
-
-
-def _api_history(client: "MlflowClient", run_id: str, names: list[str]) -> Mapping[str, Points]:
-    found = {}
-    for name in names:
-        points = sorted(client.get_metric_history(run_id, name), key=lambda one: (one.step, one.timestamp))
-        found[name] = tuple((int(one.step), float(one.value)) for one in points)
-    return found

@@ -1,13 +1,13 @@
 """The MLflow store of a project: its versions as plain data, and their files on this disk.
 
-A store that was lost is made again (`canal.registry.versions.rebuild`); whether that is at work at this
-moment, or was left half done, its own tag says.
+A lost store is rebuilt by `canal.registry.versions.rebuild`; a tag of the registered model says whether a
+rebuild is under way or was interrupted.
 
-Versions of a store that is not on this disk are downloaded once, under the digest of their record. What lies
-in ``.canal/versions`` was whole when it came, is shared by all processes of the project, and is never taken
-away from them: a copy that was damaged is exchanged for a whole one. Whoever reads a file of it checks that
-file, as ever; a whole check (`canal.registry.versions.history.verified`) has a damaged copy brought again. An
-audit judges what the store hands out now, in a folder of its own.
+Versions of a remote store are downloaded once, into ``.canal/versions``, under the digest of their record,
+and checked on arrival. All processes of the project share these copies: a damaged one is replaced, never just
+deleted. Readers check each file that they use; a complete check
+(`canal.registry.versions.history.verified`) downloads a damaged copy again. Audits download into a folder of
+their own, so that they check what the store holds now.
 """
 
 import os
@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canal.config.layout import Layout
 from canal.core.digests import file_digest
 from canal.core.errors import ReadOnlyError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder
@@ -33,16 +32,16 @@ if TYPE_CHECKING:
 _PAGE = 1000
 TAG = "canal."
 FIGURES = ("accuracy", "average_accuracy", "types", "parent_stage", "gate")
-"""Tags by which versions are listed where their files would have to be fetched."""
+"""Tags from which remote versions are listed, without downloading their files."""
 
 REBUILDING = f"{TAG}rebuilding"
-"""The tag of the registered model that says how far the rebuilding got."""
+"""The tag of the registered model that says how far a rebuild got."""
 
 MAKING, NUMBERED, DONE = "making", "numbered", "done"
 
 _DIGITS = 10
 
-Bring = Callable[[Version], Path]
+Fetch = Callable[[Version], Path]
 """Returns the folder of a version's artifacts on this disk."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,14 +54,14 @@ class Store(Connection):
     """
 
     def versions(self, model: str | None = None) -> list[Version]:
-        """Return every version of ``model`` (default: the annotator), oldest first; whole ones and others."""
+        """Return every version of ``model`` (default: the annotator), oldest first, complete or not."""
         if not self.exists:
             return []
         name = model or self.names.model
         if database := self.database:
             return _versions(database.versions(name), database.aliases(name))
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             rows = list(_rows(client, name))
             aliases = client.get_registered_model(name).aliases if rows else {}
         return _versions(rows, ((alias, int(number)) for alias, number in aliases.items()))
@@ -73,16 +72,16 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If there is none, or it is not whole; names the ones there are.
+            If there is none, or its registration is incomplete; names the ready versions.
         """
         versions = self.versions()
         named = [one for one in versions if wanted.removeprefix("v") == str(one.number)]
-        # A number means that version, even where somebody called an alias so.
+        # A number names a version, even where an alias has that name.
         for version in named or [one for one in versions if wanted in one.aliases]:
             if version.ready:
                 return version
             raise RegistryError(
-                f"version {version.number} was never registered whole; run `canal registry sync`"
+                f"registration of version {version.number} is incomplete; run `canal registry sync`"
             )
         known = ", ".join(
             f"{one.number} ({', '.join((one.stage, *one.aliases))})" for one in versions if one.ready
@@ -90,12 +89,12 @@ class Store(Connection):
         raise RegistryError(f"no version {wanted!r} of {self.names.model}; there are {known or 'none yet'}")
 
     def serving(self, wanted: str) -> Version:
-        """Return `version`, unless it was retired: such a version answers no more.
+        """Return `version`, unless it was retired.
 
         Raises
         ------
         RegistryError
-            If there is none, it is not whole, or it was retired; or if the store is half rebuilt.
+            If there is none, it is incomplete or was retired, or the store is half rebuilt.
         """
         require_rebuilt(self)
         version = self.version(wanted)
@@ -109,7 +108,7 @@ class Store(Connection):
     def point(self, model: str, alias: str, number: int | None) -> None:
         """Let an alias point to a version; None removes it. Only `promotion.moves` calls this."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             if number is None:
                 client.delete_registered_model_alias(model, alias)
             else:
@@ -118,14 +117,19 @@ class Store(Connection):
     def tag(self, model: str, number: int, name: str, value: str) -> None:
         """Set a tag of a version."""
         client = self.client
-        with self.speaking():
+        with self.translated_errors():
             client.set_model_version_tag(model, str(number), name, value)
 
     def local_artifacts(self, version: Version) -> Path | None:
-        """Return the folder of a version's artifacts where it lies on this disk, else None.
+        """Return the folder of a version's artifacts where it is on this disk, else None.
 
-        Those of the project's own store lie in the project, whatever the database says: it may have been
-        moved or copied here.
+        Artifacts of the project's own store are looked for in the project, whatever path the database holds:
+        the project may have been moved or copied.
+
+        Raises
+        ------
+        RegistryError
+            If the database names another folder, and this project has no such files.
         """
         database, model_id = self.database, version.source.removeprefix(LOGGED)
         location = database.artifact_location(model_id) if database else None
@@ -133,7 +137,15 @@ class Store(Connection):
         if folder is None:
             return None
         if not self.remote:
-            folder = _own(self.layout, folder, version)
+            here = inside(self.layout, folder)
+            if here is None or not (here.is_dir() or folder.is_relative_to(self.layout.root)):
+                raise RegistryError(
+                    f"version {version.number} ({version.stage}): {self.layout.database.name} says that its "
+                    f"files lie in {folder}, which is not in this project, and "
+                    f"{here or self.layout.artifacts} is not there. Was the project copied without its "
+                    "mlartifacts/? Bring that folder along, too (docs/registry.md, Move, copy, back up)"
+                )
+            folder = here
         return folder if folder.is_dir() else None
 
     def artifacts(self, version: Version) -> Path:
@@ -142,28 +154,28 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If the store does not hand them out, or they are not what was registered.
+            If the download fails, or the files are not the registered ones.
         """
         return self.local_artifacts(version) or downloaded(self, version)
 
 
 def rebuilding(store: Store) -> str:
-    """Return how far the rebuilding got; nothing where the store was never made again."""
+    """Return how far a rebuild got; an empty text where the store was never rebuilt."""
     return store.model_tags(store.names.model).get(REBUILDING, "")
 
 
 def half_rebuilt(store: Store) -> bool:
-    """Whether versions and aliases are not all there yet: a rebuilding was interrupted, or is at work."""
+    """Whether a rebuild was interrupted or is under way, so that versions or aliases are missing."""
     return rebuilding(store) in (MAKING, NUMBERED)
 
 
 def require_rebuilt(store: Store) -> None:
-    """Refuse a store that holds only a part of its versions.
+    """Refuse a half rebuilt store.
 
     Raises
     ------
     RegistryError
-        Saying how the rest comes.
+        Saying how to finish the rebuild.
     """
     if half_rebuilt(store):
         raise RegistryError(
@@ -172,27 +184,8 @@ def require_rebuilt(store: Store) -> None:
         )
 
 
-def _own(layout: Layout, folder: Path, version: Version) -> Path:
-    """Return where artifacts lie in the project, whose database says that they lie in ``folder``.
-
-    Raises
-    ------
-    RegistryError
-        If that is another folder's, and this project has no such files.
-    """
-    here = inside(layout, folder)
-    if here is None or not (here.is_dir() or folder.is_relative_to(layout.root)):
-        raise RegistryError(
-            f"version {version.number} ({version.stage}): {layout.database.name} says that its files lie in "
-            f"{folder}, which is not in this project, and {here or layout.artifacts} is not there. Was the "
-            "project copied without its mlartifacts/? Bring that folder along, too (docs/registry.md, Move, "
-            "copy, back up)"
-        )
-    return here
-
-
 def _rows(client: "MlflowClient", model: str) -> Iterator[Row]:
-    """Yield the versions that a server or a database of another schema has; it hands them out by pages."""
+    """Yield the versions of a server, or of a database of another schema, page by page."""
     token = None
     while True:
         page = client.search_model_versions(f"name='{model}'", max_results=_PAGE, page_token=token)
@@ -208,8 +201,8 @@ def _versions(rows: Iterable[Row], aliases: Iterable[tuple[str, int]]) -> list[V
     names: dict[int, list[str]] = {}
     for alias, number in aliases:
         names.setdefault(number, []).append(alias)
-    found = (_version(row, tuple(sorted(names.get(row.number, [])))) for row in rows)
-    return sorted(found, key=lambda version: version.number)
+    versions = (_version(row, tuple(sorted(names.get(row.number, [])))) for row in rows)
+    return sorted(versions, key=lambda version: version.number)
 
 
 def _version(row: Row, aliases: tuple[str, ...]) -> Version:
@@ -237,36 +230,36 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
 
 
 def _whole(text: str) -> int:
-    """Return a whole number; 0 for what is none, which an audit names."""
+    """Return a whole number; 0 for any other text, which an audit reports."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def downloaded(store: Store, version: Version) -> Path:
     """Return the folder of a version's artifacts on this disk; only the first call downloads them.
 
-    Where nothing may be written into the project, they come into a folder that is gone with this process.
+    For a read-only project they are downloaded into a temporary folder of this process.
 
     Raises
     ------
     RegistryError
-        If the store does not hand them out, or they are not what was registered; nothing is kept then.
+        If the download fails, or the files are not the registered ones; nothing is kept then.
     """
     folder = _place(store, version)
-    if lent := store.lent.get(version.record):
-        return lent
+    if temporary_copies := store.temporary_copies.get(version.record):
+        return temporary_copies
     if _is_of(folder, version):
         return folder
     try:
         with store.lock("versions"):
             if not _is_of(folder, version):
-                _bring(store, version, folder)
+                _fetch(store, version, folder)
     except ReadOnlyError:
-        return _lend(store, version)
+        return _fetch_for_now(store, version)
     return folder
 
 
-def bring_again(store: Store, version: Version) -> bool:
-    """Exchange a copy that does not hold for a whole one; return whether copies of the version are kept."""
+def fetch_again(store: Store, version: Version) -> bool:
+    """Replace a damaged copy by downloading it again; return whether the version is kept as a copy."""
     if not _SHA256.fullmatch(version.record) or not _place(store, version).is_dir():
         return False
     try:
@@ -274,47 +267,49 @@ def bring_again(store: Store, version: Version) -> bool:
             try:
                 _require_whole(_place(store, version), version)
             except (RegistryError, OSError, ValueError, KeyError):
-                _bring(store, version, _place(store, version))
+                _fetch(store, version, _place(store, version))
     except ReadOnlyError:
-        _lend(store, version)
+        _fetch_for_now(store, version)
     return True
 
 
 @contextmanager
-def fresh_copies(store: Store) -> Iterator[Bring]:
-    """Give a function that returns what the store hands out of a version now, not a copy of before.
+def fresh_copies(store: Store) -> Iterator[Fetch]:
+    """Give a function that downloads a version from the store as it is now, whatever copies there are.
 
-    What is downloaded lies in a folder of this process that is gone afterwards, except that what nobody has
-    a copy of yet stays.
+    Downloads go to a temporary folder; afterwards those of versions without a copy are kept as copies.
     """
-    brought: dict[str, Path] = {}
+    fetched: dict[str, Path] = {}
     with ExitStack() as stack:
 
-        def bring(version: Version) -> Path:
+        def fetch(version: Version) -> Path:
             if local := store.local_artifacts(version):
                 return local
             place = _place(store, version)
-            if not brought:
-                brought[""] = stack.enter_context(scratch_folder("versions", _writable(place.parent)))
-            if version.record not in brought:
-                folder = brought[""] / version.record
-                _bring(store, version, folder)
-                brought[version.record] = folder
-            return brought[version.record]
+            if not fetched:
+                with suppress(OSError):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                beside = place.parent if os.access(place.parent, os.W_OK) else None
+                fetched[""] = stack.enter_context(scratch_folder("versions", beside))
+            if version.record not in fetched:
+                folder = fetched[""] / version.record
+                _fetch(store, version, folder)
+                fetched[version.record] = folder
+            return fetched[version.record]
 
         try:
-            yield bring
+            yield fetch
         finally:
-            _keep(store, brought)
+            _keep(store, fetched)
 
 
 def download(store: Store, version: Version, target: Path) -> None:
-    """Put what the store holds of a version into ``target``: nothing is checked, nothing remembered.
+    """Download the files of a version into ``target``, unchecked.
 
     Raises
     ------
     RegistryError
-        If the store does not hand it out.
+        If the download fails.
     """
     _ = store.client
     from mlflow.artifacts import download_artifacts
@@ -324,43 +319,36 @@ def download(store: Store, version: Version, target: Path) -> None:
         download_artifacts(artifact_uri=version.source, dst_path=str(target), tracking_uri=store.uri)
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"the files of version {version.number} of {version.model} cannot be brought from {store.shown}: "
-            f"{store.said(error)}. Can this machine reach the place where they lie ({version.source})?"
+            f"the files of version {version.number} of {version.model} cannot be downloaded from "
+            f"{store.shown}: {store.error_line(error)}. Can this machine reach {version.source}?"
         ) from error
     (target / LOADED_FILE).unlink(missing_ok=True)
 
 
-def _bring(store: Store, version: Version, folder: Path) -> None:
+def _fetch(store: Store, version: Version, folder: Path) -> None:
     with new_folder(folder) as temporary:
         download(store, version, temporary)
         _require_whole(temporary, version)
 
 
-def _lend(store: Store, version: Version) -> Path:
-    """Bring a version into a folder that is gone with the store, or at the latest with this process."""
-    if version.record not in store.lent:
+def _fetch_for_now(store: Store, version: Version) -> Path:
+    """Download a version into a temporary folder that is deleted with the store object or this process."""
+    if version.record not in store.temporary_copies:
         stack, owner = ExitStack(), os.getpid()
         folder = stack.enter_context(scratch_folder("versions")) / version.record
         weakref.finalize(store, lambda: stack.close() if os.getpid() == owner else None)
-        _bring(store, version, folder)
-        store.lent[version.record] = folder
-    return store.lent[version.record]
+        _fetch(store, version, folder)
+        store.temporary_copies[version.record] = folder
+    return store.temporary_copies[version.record]
 
 
-def _writable(folder: Path) -> Path | None:
-    """Return a folder, made where it is not there; None where nothing may be written into it."""
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else None
-
-
-def _keep(store: Store, brought: dict[str, Path]) -> None:
-    """Leave to all processes what was brought of versions that none has a copy of."""
-    if not brought or brought[""].parent != store.layout.private / "versions":
+def _keep(store: Store, fetched: dict[str, Path]) -> None:
+    """Keep downloads of versions without a copy as copies for all processes."""
+    if not fetched or fetched[""].parent != store.layout.private / "versions":
         return
     with suppress(RegistryError), store.lock("versions"):
-        for record, folder in brought.items():
-            shared = brought[""].parent / record
+        for record, folder in fetched.items():
+            shared = fetched[""].parent / record
             if record and not shared.exists():
                 folder.rename(shared)
 
@@ -369,13 +357,13 @@ def _place(store: Store, version: Version) -> Path:
     if not _SHA256.fullmatch(version.record):
         raise RegistryError(
             f"version {version.number} of {version.model}: its tag canal.record is {version.record[:80]!r}, "
-            "no SHA-256; `canal audit` says what else was changed"
+            "no SHA-256: it was changed; `canal audit` names every such change"
         )
     return store.layout.private / "versions" / version.record
 
 
 def _is_of(folder: Path, version: Version) -> bool:
-    """Whether a folder holds the manifests of a version: it came whole, but may have been cleared since."""
+    """Whether a folder holds the two manifests of a version."""
     manifests = {RECORD_FILE: version.record, KEY_FILE: version.key}
     return all(
         (folder / name).is_file() and file_digest(folder / name) == digest
@@ -392,5 +380,5 @@ def _require_whole(folder: Path, version: Version) -> None:
     try:
         check_files(folder, {**read_json(folder / RECORD_FILE)["files"], **read_key(folder)["files"]})
     except RegistryError as error:
-        text = str(error).replace(f"{folder}/", "").replace(str(folder), "what was brought")
+        text = str(error).replace(f"{folder}/", "").replace(str(folder), "the download")
         raise RegistryError(f"version {version.number} of {version.model}: {text}") from error

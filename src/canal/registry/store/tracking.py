@@ -28,12 +28,12 @@ _AHEAD = {
     "finetune": _LEARNING,
     "evaluate": (*_LEARNING, "sklearn.metrics", "matplotlib.figure"),
 }
-"""What a step imports sooner or later: a spare process does while this one opens its store."""
+"""Modules that a step imports anyway: the spare process imports them while this one opens its store."""
 
 
 _HANDED = "MLFLOW_RUN_ID"
 _KIN = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ACTIVE_MODEL_ID")
-"""Variables beside it by which MLflow tells a process where to log."""
+"""Further variables by which MLflow hands a run to a process."""
 
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
@@ -41,9 +41,9 @@ _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 def handed_run(store: Store, entry_point: str, stage: str) -> str | None:
     """Return the id of the run that MLflow started this process for, as a project's entry point.
 
-    ``MLFLOW_RUN_ID`` may as well be left in a shell by a notebook, or by a step of something else: it counts
-    only if that run is running, of this project's experiment, and of this entry point and stage. Another one
-    is taken out of the environment with what belongs to it, so that no library logs into it either.
+    ``MLFLOW_RUN_ID`` may also be left in a shell by a notebook or by another step: it counts only if that run
+    is running and belongs to this project's experiment, entry point and stage. Otherwise MLflow's variables
+    are removed from the environment, so that no library logs into that run.
     """
     wanted = os.environ.pop(_HANDED, None)
     if wanted and _started_for(store, wanted, entry_point, stage):
@@ -54,12 +54,12 @@ def handed_run(store: Store, entry_point: str, stage: str) -> str | None:
 
 
 def _started_for(store: Store, run_id: str, entry_point: str, stage: str) -> bool:
-    """Whether a run is one that waits for this entry point of this stage."""
+    """Whether a run was started for this entry point of this stage and is running."""
     client = store.client
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 
-    with store.speaking():
+    with store.translated_errors():
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
@@ -76,23 +76,23 @@ def _started_for(store: Store, run_id: str, entry_point: str, stage: str) -> boo
 
 
 def stage_run(store: Store, config: Config, stage: str) -> str:
-    """Return the id of the stage's parent run, found or made by the stage's request."""
+    """Return the id of the stage's parent run, looked up by the stage's request or created."""
     return parent_run(store, stage, request_digest(config, stage))
 
 
 def parent_run(store: Store, stage: str, digest: str) -> str:
-    """Return the id of the parent run of what ``digest`` names, found or made by ``canal.stage_key``."""
+    """Return the id of the parent run of a stage, looked up by ``canal.stage_key`` or created."""
     wanted = f"{stage}-{digest[:16]}"
     tags = {STAGE_KEY: wanted, f"{TAG}stage": stage, f"{TAG}step": "stage"}
     client = store.client
-    with store.speaking():
-        found = client.search_runs(
+    with store.translated_errors():
+        runs = client.search_runs(
             [store.experiment_id],
             f"tags.`{STAGE_KEY}` = '{wanted}' and tags.`{TAG}step` = 'stage'",
             max_results=1,
         )
-        if found:
-            return str(found[0].info.run_id)
+        if runs:
+            return str(runs[0].info.run_id)
         run = client.create_run(store.experiment_id, run_name=stage, tags=tags)
         client.set_terminated(run.info.run_id, "FINISHED")
         return str(run.info.run_id)
@@ -104,7 +104,7 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
     Raises
     ------
     TrainingError
-        If the step fails; what it printed says why.
+        If the step fails; its output says why.
     """
     quiet_libraries()
     import mlflow
@@ -130,15 +130,15 @@ def start_entry_point(store: Store, config: Config, entry_point: str, stage: str
 
 
 def _address(root: Path) -> str:
-    """Return what MLflow calls the project by: it would read what stands behind a # as a folder of it."""
+    """Return the project's address for MLflow, which takes the part of a path behind a # for a folder."""
     return "." if root == Path.cwd() else str(root)
 
 
 def _backend(store: Store, entry_point: str) -> dict[str, Any]:
-    """Return how to start a step: in a fork that has imported MLflow, where forking is sound.
+    """Return the backend that starts a step: a fork with MLflow imported, or MLflow's own.
 
-    It is not on macOS, whose frameworks forbid it, nor once a store is open: two processes must not share a
-    database's connections.
+    Forking is not safe on macOS, nor once a store is open: two processes must not share a database's
+    connections.
     """
     from canal.registry.forked import NAME, SPARE, Spare, import_stores
 
@@ -168,8 +168,10 @@ class StepRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [Metric(name, float(value), now, step) for name, value in values.items() if value is not None]
-        self.store.client.log_batch(self.run_id, metrics=found)
+        entities = [
+            Metric(name, float(value), now, step) for name, value in values.items() if value is not None
+        ]
+        self.store.client.log_batch(self.run_id, metrics=entities)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -236,9 +238,9 @@ class Trials:
 
 
 def log_trials(logged: StepRun, trials: Trials) -> None:
-    """Make every trial a child of this step's run, once, with the times it ran at.
+    """Log every trial once, as a child of this step's run, with its start and end.
 
-    Trials that a step logged which was then killed become children of this one.
+    Trials logged by an earlier, killed step become children of this step's run.
     """
     client, experiment = logged.store.client, logged.store.experiment_id
     wanted = f"tags.`{TAG}study` = '{trials.study}' and tags.`{TAG}step` = 'trial'"

@@ -1,1 +1,1 @@
-"""A version in one ZIP file, with the proof of where it comes from: written, read safely, proven."""
+"""Export and import of a version in one ZIP file, the parcel, with the proof of its ancestry."""

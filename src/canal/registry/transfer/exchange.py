@@ -1,6 +1,6 @@
-"""`canal export` and `canal import`: a version and the proof of its ancestry leave one registry for another.
+"""`canal export` and `canal import`: move a version, with the proof of its ancestry, to another registry.
 
-Both prove the unpacked parcel: that it holds what it claims, the version, its ancestors, the ledger's word.
+Both check the unpacked parcel completely: the version, its ancestors, and its entries of the ledger.
 """
 
 import shutil
@@ -12,15 +12,15 @@ from typing import Any
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
 from canal.core.files import read_json
-from canal.registry.audit.cells_used import check_cells, declared_in
-from canal.registry.audit.chain import Family, ancestor, check_chain, check_verdict
+from canal.registry.audit.cells_used import check_cells, declared_exclusions
+from canal.registry.audit.chain import VersionReader, ancestor, check_chain, check_verdict
 from canal.registry.audit.kept_cells import check_sums
-from canal.registry.audit.ledger_entries import Snapshot, take_snapshot
+from canal.registry.audit.ledger_entries import take_snapshot
 from canal.registry.audit.opening import Opening
-from canal.registry.audit.shown_versions import check_shown, what_was_told
+from canal.registry.audit.shown_versions import check_shown, expected_page
 from canal.registry.audit.version_files import (
     MANIFESTS,
-    Found,
+    AuditLog,
     check_files,
     check_key,
     check_record,
@@ -38,25 +38,25 @@ from canal.registry.provenance.registered import (
     ORIGINS,
     RegisteredVersion,
 )
-from canal.registry.store.database import READY, Version
+from canal.registry.store.database import Version
 from canal.registry.store.shown import read_shown
-from canal.registry.store.store import TAG, Bring, Store, fresh_copies
+from canal.registry.store.store import TAG, Fetch, Store, fresh_copies
 from canal.registry.store.tracking import parent_run
 from canal.registry.transfer.parcel import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_parcel
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
 _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
-"""What the record goes on saying of how the version came to be."""
+"""Fields of the record that an import keeps: how the version was made."""
 
 _EVALUATION, _PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
 _REGISTERED = ("register", "rebuild")
 _KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
-"""What a model may consist of: nothing that runs when it is read."""
+"""Suffixes of a model's files: none of them runs code when it is read."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A parcel that was written."""
+    """A written parcel."""
 
     path: Path
     files: int
@@ -74,15 +74,15 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     Raises
     ------
     RegistryError
-        If there is no such version, or the file is there already.
+        If there is no such version, or the file exists already.
     AuditError
-        If anything about the version does not hold; names it.
+        If the audit of the version has findings; names them.
     """
     if path.exists() and not overwrite:
         raise RegistryError(f"{path} is there already; --overwrite replaces it")
     version = store.version(wanted)
-    with fresh_copies(store) as bring:
-        files = _files(store, version, bring)
+    with fresh_copies(store) as fetch:
+        files = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)
         try:
             write_parcel(path, about, files)
@@ -93,50 +93,44 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
 
 
-def _files(store: Store, version: Version, bring: Bring) -> dict[str, Path | bytes]:
-    """Return what goes into the parcel of a version, by name, after all of it is checked."""
-    found, snapshot = Found(), take_snapshot(store, ledger_of(store))
-    family = Family(store, snapshot.ready, snapshot.records, found, bring)
-    member = family.member(version)
-    record = None if member is None else family.record(member)
+def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
+    """Return the files of a version's parcel, by name, after checking all of them."""
+    log, snapshot = AuditLog(), take_snapshot(store, ledger_of(store))
+    reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
+    member = reader.member(version)
+    record = None if member is None else reader.record(member)
     if member is not None and record is not None:
-        check_shown(read_shown(store), member, record, what_was_told(member, record), found)
-    chain = [] if member is None else family.chain(member)
+        check_shown(read_shown(store), member, record, expected_page(member, record), log)
+    chain = [] if member is None else reader.chain(member)
     for one in chain:
-        check_files(one, found)
-    if found.findings or member is None or record is None:
+        check_files(one, log)
+    if log.findings or member is None or record is None:
         raise AuditError(
-            f"version {version.number} was not exported, it does not hold:\n  "
-            + "\n  ".join(str(one) for one in found.findings)
+            f"version {version.number} was not exported, for its audit has findings:\n  "
+            + "\n  ".join(str(one) for one in log.findings)
         )
     files: dict[str, Path | bytes] = {
         f"{VERSION}/{name}": member.folder / name for name in (*member.files, *record["files"], *MANIFESTS)
     }
     for one in chain[:-1]:
         if one.folder.parent != member.folder / ANCESTORS:
-            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # what the chain is checked with travels
+            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # the files that its chain is checked with
                 if (one.folder / name).is_file():
                     files[f"{ANCESTORS}/{one.digest}/{name}"] = one.folder / name
-    files[LEDGER] = _entries_about(snapshot, chain)
-    return files
-
-
-def _entries_about(snapshot: Snapshot, chain: Sequence[RegisteredVersion]) -> bytes:
-    """Return the ledger's entries about a chain's newest version, and the registrations of the others."""
-    keys = {member.digest for member in chain}
-    newest = chain[-1].version
+    keys = {one.digest for one in chain}
     lines = [
         entry.line
         for entry in snapshot.entries
-        if (entry.model, entry.version) == (newest.model, newest.number)
-        or (entry.kind in ("register", "rebuild") and entry.document["key"] in keys)
+        if (entry.model, entry.version) == (version.model, version.number)
+        or (entry.kind in _REGISTERED and entry.document["key"] in keys)
     ]
-    return "".join(lines).encode()
+    files[LEDGER] = "".join(lines).encode()
+    return files
 
 
 @dataclass(frozen=True)
 class ImportedVersion:
-    """A version that came in a parcel; ``made`` says whether it was not there before."""
+    """An imported version; ``made`` says whether the import registered it."""
 
     version: Version
     made: bool
@@ -150,17 +144,17 @@ class ImportedVersion:
 
 
 def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
-    """Register the version in a parcel, unless it is registered; nothing is written before all is proven.
+    """Register the version in a parcel, unless it is registered; nothing is written before all checks pass.
 
-    ``sign`` signs the entry that the ledger gets.
+    ``sign`` signs the new entry of the ledger.
 
-    What could run is not taken from the file: the pyfunc is this canal's own, and HTML pages stay behind. The
+    No code is taken from the parcel: the pyfunc is made by this canal, and HTML pages are left out. The
     version keeps its ancestors' keys, so that it can be audited where they are not registered.
 
     Raises
     ------
     AuditError
-        If the file is not what `canal export` writes, or does not prove what it claims.
+        If the file is no parcel, or a check of it fails.
     RegistryError
         If a disk is full, or the store refuses.
     """
@@ -170,7 +164,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
             version, made = _registered(store, folder, manifest, chain, sign)
     except OSError as error:
         raise RegistryError(
-            f"{path} could not be registered: {error}; nothing half-made can be seen, import it again"
+            f"{path} could not be registered: {error}; no incomplete version is visible, import it again"
         ) from error
     return ImportedVersion(version, made, tuple(_notes(store, version, chain)) if made else ())
 
@@ -178,7 +172,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
 def _registered(
     store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion], sign: Sign | None
 ) -> tuple[Version, bool]:
-    """Return the version of a proven parcel, and whether it was made now."""
+    """Return the version of a checked parcel, and whether it was registered now."""
     with moving(store) as ledger:
         version = published(store, store.names.model, manifest.key)
         made = version is None
@@ -191,7 +185,7 @@ def _registered(
 def _publication(
     store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion]
 ) -> Publication:
-    """Return what becomes the version: the model, its measures and figures, and what came with it."""
+    """Return the content of the new version: the model, its metrics and figures, its ancestors and origin."""
     source, member = folder / VERSION, chain[-1]
     record, parent = read_record(source), member.parent
     model = folder / "model"
@@ -232,7 +226,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -> Iterator[str]:
-    """Yield what a person should know of a version that came from elsewhere."""
+    """Yield notes about an imported version."""
     strangers = [member.stage for member in chain[:-1] if ready_version(store, member.digest) is None]
     if strangers:
         yield (
@@ -246,147 +240,124 @@ def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -
 
 
 def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
-    """Return the chain of an unpacked parcel, oldest first, if everything about it holds.
+    """Return the chain of an unpacked parcel, oldest first, if all checks pass.
 
     Raises
     ------
     AuditError
-        Naming everything that does not hold.
+        Naming every finding.
     """
-    found = Found()
+    log = AuditLog()
     try:
-        chain = _prove(folder, manifest, found)
+        chain = _prove(folder, manifest, log)
     except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        found.wrong(VERSION, "schema", f"a document is not as canal writes it ({error!r})")
+        log.finding(VERSION, "schema", f"a document is not as canal writes it ({error!r})")
         chain = []
-    if found.findings:
-        shown = "\n  ".join(str(one) for one in found.findings[:20])
+    if log.findings:
+        shown = "\n  ".join(str(one) for one in log.findings[:20])
         raise AuditError(
-            f"the parcel does not prove what it claims ({len(found.findings)} findings):\n  {shown}\n"
+            f"the parcel does not prove what it claims ({len(log.findings)} findings):\n  {shown}\n"
             "Nothing was registered; ask for it again, and for the sha256 by another way"
         )
     return chain
 
 
-def _prove(folder: Path, manifest: Manifest, found: Found) -> list[RegisteredVersion]:
-    version, entries = _as_version(manifest), _entries(folder / LEDGER, found)
-    entry = _registration(entries, manifest, found)
-    key = read_manifest_key(VERSION, folder / VERSION, version, entry, found)
+def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVersion]:
+    version = Version.unregistered(manifest.model, manifest.version, manifest.key, manifest.record)
+    entries = _entries(folder / LEDGER, log)
+    named = (manifest.model, manifest.version)
+    entry = next((one for one in reversed(entries) if (one.model, one.version) == named), None)
+    if entry is None:
+        log.finding(LEDGER, "ledger", "no entry says that the version was registered")
+    key = read_manifest_key(VERSION, folder / VERSION, version, entry, log)
     if key is None:
         return []
     member = RegisteredVersion(
         VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
     )
-    check_record(member, version, entry, found)
-    chain = _chain(member, folder, found)
+    check_record(member, version, entry, log)
+    chain = _chain(member, folder, log)
     for one in chain:
-        check_key(one, found)
-        check_files(one, found)
+        check_key(one, log)
+        check_files(one, log)
         for name in sorted(name for name in one.files if Path(name).suffix not in _KINDS):
             what = f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
-            found.wrong(one.name, "files", what)
-    Opening([member], cells=True).start().tell(found)
-    if found.findings:
-        return chain  # what its own files are not good for is not read any further
-    check_verdict(chain, found)
-    check_chain(chain, found)
-    check_cells(chain, found)
-    check_sums(chain, found)
-    _ = declared_in(chain), key["request"]["parent"]["stage"]  # what commands will have to read
-    _check_answers(member, found)
-    _check_ancestors(chain, folder / ANCESTORS, entries, found)
+            log.finding(one.name, "files", what)
+    Opening([member], cells=True).start().report(log)
+    if log.findings:
+        return chain  # faulty files are not read any further
+    check_verdict(chain, log)
+    check_chain(chain, log)
+    check_cells(chain, log)
+    check_sums(chain, log)
+    _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
+    _check_answers(member, log)
+    _check_ancestors(chain, folder / ANCESTORS, entries, log)
     return chain
 
 
-def _as_version(manifest: Manifest) -> Version:
-    return Version(
-        model=manifest.model,
-        number=manifest.version,
-        stage="",
-        branch=0,
-        key=manifest.key,
-        request="",
-        record=manifest.record,
-        parent="",
-        status=READY,
-        aliases=(),
-        run_id="",
-        source="",
-        created=0,
-    )
-
-
-def _entries(path: Path, found: Found) -> list[Entry]:
-    """Return the ledger's entries that travel with the version; each proves itself, not the chain."""
+def _entries(path: Path, log: AuditLog) -> list[Entry]:
+    """Return the registrations in the parcel's ledger; each is checked by itself, without the chain."""
     entries = []
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         entry = read_entry(line)
         if isinstance(entry, str):
-            found.wrong(LEDGER, "ledger", f"line {number}: {entry}")
+            log.finding(LEDGER, "ledger", f"line {number}: {entry}")
         elif entry.kind in _REGISTERED:
             entries.append(entry)
     return entries
 
 
-def _registration(entries: list[Entry], manifest: Manifest, found: Found) -> Entry | None:
-    """Return the ledger's last word on the version's manifests."""
-    named = (manifest.model, manifest.version)
-    said = [entry for entry in entries if (entry.model, entry.version) == named]
-    if not said:
-        found.wrong(LEDGER, "ledger", "no entry says that the version was registered")
-    return said[-1] if said else None
-
-
-def _chain(member: RegisteredVersion, folder: Path, found: Found) -> list[RegisteredVersion]:
-    """Return the ancestors that travel with the version, and the version."""
+def _chain(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[RegisteredVersion]:
+    """Return the version's ancestors in the parcel, oldest first, and the version."""
     chain = [member]
     while (parent := chain[0].parent) is not None:
         places = (folder / ANCESTORS / parent, folder / VERSION / ANCESTORS / parent)
-        older = next((one for place in places if (one := ancestor(place, parent, VERSION, found))), None)
+        older = next((one for place in places if (one := ancestor(place, parent, VERSION, log))), None)
         if older is None:
-            found.wrong(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
+            log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
             break
         chain.insert(0, older)
     return chain
 
 
-def _check_answers(member: RegisteredVersion, found: Found) -> None:
-    """Check what every command reads of a version: its labels, which people see, and its measures."""
+def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
+    """Check the documents that every command reads: labels, evaluation and predictions."""
     try:
         for label in member.labels or ():
             plain_name(label, f"the label {ascii(label[:60])}")
     except RegistryError as error:
-        found.wrong(member.name, "labels", str(error))
+        log.finding(member.name, "labels", str(error))
     path = member.folder / _EVALUATION
     document = read_json(path) if path.is_file() else None
     broken = schema_complaints("evaluation", document)
     for what in broken:
-        found.wrong(member.name, "schema", f"{_EVALUATION}: {what}")
+        log.finding(member.name, "schema", f"{_EVALUATION}: {what}")
     if (
         document is not None
         and not broken
         and (document["labels"] != member.labels or member.stage not in document["row"])
     ):
-        found.wrong(
+        log.finding(
             member.name, "labels", f"{_EVALUATION} is not about the labels and the stage of the model"
         )
     path = member.folder / _PREDICTIONS
     header = path.open(encoding="utf-8").readline().strip().split(",") if path.is_file() else []
     if missing := sorted({"cell_id", "stage", "truth", "predicted"} - set(header)):
-        found.wrong(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")
+        log.finding(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")
 
 
 def _check_ancestors(
-    chain: list[RegisteredVersion], folder: Path, entries: list[Entry], found: Found
+    chain: list[RegisteredVersion], folder: Path, entries: list[Entry], log: AuditLog
 ) -> None:
-    """Check that nothing lies among the ancestors but files of the chain's members, and records of theirs."""
+    """Check that the folder of ancestors holds only files of the chain's members, with their records."""
     known = {f"{member.digest}/{name}" for member in chain for name in (*member.files, *MANIFESTS)}
     for name in unlisted(folder, known):
         what = "it belongs to nothing that the version was learned on"
-        found.wrong(f"{ANCESTORS}/{ascii(name)}", "files", what)
+        log.finding(f"{ANCESTORS}/{ascii(name)}", "files", what)
     registered = {(entry.document["key"], entry.document["record"]) for entry in entries}
     for member in chain[:-1]:
         path = folder / member.digest / RECORD_FILE
         if path.is_file() and (member.digest, file_digest(path)) not in registered:
-            found.wrong(member.name, "files", f"{RECORD_FILE} is not the one that the ledger's entries name")
+            log.finding(member.name, "files", f"{RECORD_FILE} is not the one that the ledger's entries name")

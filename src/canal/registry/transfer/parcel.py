@@ -1,8 +1,8 @@
-"""A version in one ZIP file, the parcel: its manifest, how it is written, and how it is read safely.
+"""The parcel: a version in one ZIP file, with a manifest; how it is written, and how it is read safely.
 
-It is written with members sorted, stored as they are, without times: equal content, equal bytes. It is read
-as if an enemy had made it: members are bounded, named and proven before they are believed. None is
-compressed, so a small file cannot grow: it unpacks to what it weighs.
+Members are sorted, uncompressed and without times, so that equal content gives equal bytes. A parcel is read
+as hostile input: number, names, sizes and digests of members are checked before they are used. Since no
+member is compressed, a small file cannot unpack to a large one.
 """
 
 import hashlib
@@ -50,15 +50,22 @@ class Content:
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, source: Path | bytes) -> "Content":
+        """Return size and digest of a file, or of bytes."""
+        if isinstance(source, bytes):
+            return cls(len(source), hashlib.sha256(source).hexdigest())
+        return cls(source.stat().st_size, file_digest(source))
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a parcel says of itself.
+    """The manifest of a parcel.
 
     Attributes
     ----------
     model, version : str, int
-        The registered model and the number that the version has where it was learned.
+        The registered model, and the version's number in the registry that exported it.
     key, record : str
         Digests of its key.json and record.json.
     files : Mapping
@@ -72,7 +79,7 @@ class Manifest:
     files: Mapping[str, Content]
 
     def text(self) -> str:
-        """Return the manifest as it stands in the parcel: equal content, equal bytes."""
+        """Return the manifest as JSON; equal content gives equal bytes."""
         files = {name: {"size": one.size, "sha256": one.sha256} for name, one in self.files.items()}
         document = {
             "format": FORMAT,
@@ -92,7 +99,7 @@ def parse_manifest(content: bytes) -> Manifest:
     Raises
     ------
     AuditError
-        If it is no manifest of the format that this canal knows.
+        If it is no manifest of the format that this canal reads.
     """
     try:
         document = json.loads(content)
@@ -118,12 +125,12 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse names that could lie outside a folder, hide, or stand for the same file on some system.
+    """Refuse names that lead out of a folder, are invisible, or collide on some file systems.
 
     Raises
     ------
     AuditError
-        Naming the first.
+        Naming the first such name.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -183,26 +190,20 @@ class About:
 
 
 def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes]) -> None:
-    """Write ``files`` (member name -> file, or content) to ``path``, whole or not at all.
+    """Write ``files`` (member name -> file, or content) to ``path``, atomically.
 
     Raises
     ------
     AuditError
-        If a name cannot stand in a parcel, or a file changes while it is read.
+        If a name is not allowed in a parcel, or a file changes while it is read.
     """
     check_names([MANIFEST, *files])
-    contents = {name: _content(source) for name, source in files.items()}
+    contents = {name: Content.of(source) for name, source in files.items()}
     manifest = Manifest(about.model, about.version, about.key, about.record, contents)
     with new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, MANIFEST, manifest.text().encode(), None)
         for name in sorted(files):
             _add(archive, name, files[name], contents[name])
-
-
-def _content(source: Path | bytes) -> Content:
-    if isinstance(source, bytes):
-        return Content(len(source), hashlib.sha256(source).hexdigest())
-    return Content(source.stat().st_size, file_digest(source))
 
 
 def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Content | None) -> None:
@@ -227,13 +228,26 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
     Raises
     ------
     AuditError
-        If the file is no whole ZIP file, or holds anything that its manifest does not name: a name that leads
-        elsewhere, a link, a member twice, an unknown or missing file, another size or digest, too much.
+        If the file is no complete ZIP file, is too large, or differs from its manifest: a path that leads out
+        of the folder, a link, a member twice, an unknown or missing file, another size or digest.
     """
     with _opened(path) as archive:
         members = _checked_members(archive, path)
         manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST))
-        _check_listing(members, manifest)
+        names = members.keys() - {MANIFEST}
+        unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
+        if unknown or missing:
+            what = (
+                f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
+            )
+            raise AuditError(
+                f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
+            )
+        for name, content in manifest.files.items():
+            if (size := members[name].file_size) != content.size:
+                raise AuditError(
+                    f"{name} has {size:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
+                )
         total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
         if total > free:
             raise AuditError(
@@ -271,7 +285,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by name after checking all that can be checked without reading them."""
+    """Return the members by name, after the checks that need no reading of their content."""
     members = archive.infolist()
     if len(members) > MOST_FILES:
         raise AuditError(f"{path} holds {len(members):,} members; a version has at most {MOST_FILES:,}")
@@ -285,10 +299,10 @@ def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.
             f"{path} claims to unpack to {total:,} bytes: it weighs {weight:,}, and at most {MOST_BYTES:,} "
             "are taken; nothing was written"
         )
-    found = {member.filename: member for member in members}
-    if MANIFEST not in found:
+    by_name = {member.filename: member for member in members}
+    if MANIFEST not in by_name:
         raise AuditError(f"{path} holds no {MANIFEST}: it is no parcel of `canal export`")
-    return found
+    return by_name
 
 
 def _bad_member(member: zipfile.ZipInfo) -> str | None:
@@ -304,23 +318,6 @@ def _bad_member(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _check_listing(members: dict[str, zipfile.ZipInfo], manifest: Manifest) -> None:
-    """Check that the manifest names every member, and every member's size."""
-    names = members.keys() - {MANIFEST}
-    unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
-    if unknown or missing:
-        what = f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
-        raise AuditError(
-            f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
-        )
-    for name, content in manifest.files.items():
-        if members[name].file_size != content.size:
-            found = members[name].file_size
-            raise AuditError(
-                f"{name} has {found:,} bytes, {MANIFEST} says {content.size:,}: nothing was written"
-            )
-
-
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
     if member.file_size > most:
         raise AuditError(f"{member.filename} has {member.file_size:,} bytes; at most {most:,} are read")
@@ -329,7 +326,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes
 
 
 def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, content: Content, target: Path) -> None:
-    """Write one member, never more of it than its size, and compare its digest."""
+    """Write one member, at most its stated size, and compare its digest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, left = hashlib.sha256(), content.size
     with archive.open(member) as stream, target.open("xb") as file:

@@ -1,1 +1,1 @@
-"""How versions come to be: published, restored, rebuilt."""
+"""Publication, restoring and rebuilding of versions."""

@@ -1,4 +1,4 @@
-"""The past is not retrained: a stage that was learned is restored, or the wish to change it is refused."""
+"""Learned stages are restored from the registry, not retrained; changed data or parameters are refused."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from canal.config.params import Config
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder
-from canal.registry.ledger.ledger import records_said
+from canal.registry.ledger.ledger import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.manifest.stage_request import differences, stage_request
 from canal.registry.manifest.version_folder import (
@@ -21,20 +21,20 @@ from canal.registry.manifest.version_folder import (
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.store.connection import local_uri
 from canal.registry.store.database import Version
-from canal.registry.store.store import Store, bring_again, require_rebuilt
+from canal.registry.store.store import Store, fetch_again, require_rebuilt
 
 
 def learned(store: Store, config: Config, stage: str) -> Version | None:
-    """Return the ready version that is exactly what params.yaml asks ``stage`` to be, or None.
+    """Return the ready version with exactly the request that params.yaml gives ``stage``, or None.
 
-    None means that this branch of the stage was never learned here, so it may be; what was imported from
-    another project does not count. The parent is found by the request's chain, never by an alias.
+    None means that this branch of the stage was never learned here, so it may be learned; versions imported
+    from another project do not count. The request names the parent's request, so no alias matters.
 
     Raises
     ------
     HistoryError
-        If this branch was learned with other data or parameters, which says what differs; or if the ledger
-        knows a version of it that the store lacks.
+        If this branch was learned with other data or parameters (lists the differences), or if the ledger
+        names a version of it that the store lacks.
     """
     request = stage_request(config, stage)
     digest = json_digest(request)
@@ -55,13 +55,13 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
 
 
 def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
-    """Refuse to learn what the ledger says was learned: this store is another one, or lost a version.
+    """Refuse to learn a stage whose version the ledger names and this store lacks.
 
-    A project whose own store is lost altogether is learned and rebuilt, as ever.
+    A project whose own store is lost altogether is rebuilt instead.
     """
     require_rebuilt(store)
     model, entries = store.model_of(stage), ledger_of(store).entries()
-    for entry in reversed(records_said(entries).values()):
+    for entry in reversed(ledger_records(entries).values()):
         details = entry.document["details"]
         if (entry.model, details.get("stage"), details.get("branch")) != (model, stage, branch):
             continue
@@ -71,13 +71,13 @@ def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
             return
         raise HistoryError(
             f"{store.layout.ledger.name} says that stage {stage!r} was learned as {model} {entry.version} "
-            f"(entry {entry.seq}), but the MLflow store {store.shown} has no such version, and the past is "
-            f"not learned again. {_way_back(store, stage)}"
+            f"(entry {entry.seq}), but the MLflow store {store.shown} has no such version, and a learned "
+            f"stage is not learned again. {_way_back(store, stage)}"
         )
 
 
 def _way_back(store: Store, stage: str) -> str:
-    """Return what to do where a store lacks a version of the ledger."""
+    """Return advice for a store that lacks a version of the ledger."""
     if store.remote and store.layout.database.is_file():
         return (
             "The project has a store of its own: leave out MLFLOW_TRACKING_URI, or, where `mlflow run` hands "
@@ -95,7 +95,7 @@ def _way_back(store: Store, stage: str) -> str:
 
 
 def require_available(config: Config, stage: str) -> None:
-    """Refuse to learn a stage whose source is not there.
+    """Refuse to learn a stage whose source is not available.
 
     Raises
     ------
@@ -114,18 +114,18 @@ def require_available(config: Config, stage: str) -> None:
 def verified(store: Store, version: Version) -> tuple[Path, Key]:
     """Return a version's artifacts and key after checking every file against its digest.
 
-    A copy that was damaged on this disk is brought again from the store.
+    A damaged copy of a remote version is downloaded again.
 
     Raises
     ------
     RegistryError
-        Naming every file that does not hold what key.json says.
+        Naming every file that differs from its digest in key.json.
     """
     folder = store.artifacts(version)
     try:
         return folder, _checked_key(folder, version)
     except RegistryError:
-        if not bring_again(store, version):
+        if not fetch_again(store, version):
             raise
     folder = store.artifacts(version)
     return folder, _checked_key(folder, version)
@@ -133,10 +133,10 @@ def verified(store: Store, version: Version) -> tuple[Path, Key]:
 
 def _checked_key(folder: Path, version: Version) -> Key:
     key = read_key(folder)
-    found = file_digest(folder / KEY_FILE)
-    if found != version.key:
+    digest = file_digest(folder / KEY_FILE)
+    if digest != version.key:
         raise RegistryError(
-            f"version {version.number}: key.json has sha256 {found[:12]}..., "
+            f"version {version.number}: key.json has sha256 {digest[:12]}..., "
             f"registered was {version.key[:12]}..."
         )
     check_files(folder, key["files"])
@@ -144,7 +144,7 @@ def _checked_key(folder: Path, version: Version) -> Key:
 
 
 def restore_model(store: Store, version: Version, target: Path) -> None:
-    """Put the model folder of a registered version back, byte for byte."""
+    """Restore the model folder of a registered version, byte for byte."""
     folder, key = verified(store, version)
     with new_folder(target) as temporary:
         for name in (*key["files"], KEY_FILE):
@@ -152,7 +152,7 @@ def restore_model(store: Store, version: Version, target: Path) -> None:
 
 
 def restore_file(store: Store, version: Version, name: str, target: Path) -> None:
-    """Put one file of a registered version back, such as its panel, split or verdict.
+    """Restore one file of a registered version, such as its panel, split or verdict.
 
     Raises
     ------
@@ -168,12 +168,12 @@ def restore_file(store: Store, version: Version, name: str, target: Path) -> Non
 
 
 def restore_metrics(store: Store, version: Version, target: Path) -> None:
-    """Put the measures of a registered version back, checked against record.json and its registered digest.
+    """Restore the metrics of a registered version, checked against record.json and its registered digest.
 
     Raises
     ------
     RegistryError
-        If the record or a measure holds other bytes than registered.
+        If the record or a metrics file holds other bytes than registered.
     """
     folder = store.artifacts(version)
     digests = _record_files(folder, version)
@@ -220,8 +220,8 @@ def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:
     ]
     alone = any(line.startswith("continual.") for line in own)
     return (
-        f"stage {version.stage!r} was already learned (version {version.number}) from something else, "
-        f"and the past is not retrained. What differs:\n  "
+        f"stage {version.stage!r} was already learned (version {version.number}) with another request, "
+        f"and a learned stage is not retrained. What differs:\n  "
         + "\n  ".join(own or above)
         + "\nSet it back; "
         + ("or set it for a new stage alone (stages.NAME.continual); " if alone else "")

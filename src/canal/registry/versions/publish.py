@@ -1,12 +1,12 @@
-"""A finished folder becomes a version, visible only when whole: one by one, or all by `canal registry sync`.
+"""Registration of model folders as versions, one by one or all by `canal registry sync`.
 
-Artifacts first, then manifests, then the version, then its ``status=ready`` tag; then the ledger notes it and
-the ``candidate`` alias follows. `sync` stands outside DVC, since DVC restores outs without running what made
-them.
+Artifacts are stored first, then manifests, then the version, then its ``status=ready`` tag, without which no
+version is visible; last come the ledger's entry and the ``candidate`` alias. `sync` is no DVC stage, since
+DVC restores outs without running the command that made them.
 
-An imported backbone is the beginning of a lineage that was not learned here. ``backbones/<name>`` holds the
-weights with a key of their own. ``models/backbone`` holds the same bytes under ``model/`` and that key as
-``imported.json``, so that sync can rebuild the import from what DVC pulled.
+An imported backbone begins a lineage that was not learned here. ``backbones/<name>`` holds the weights with a
+key of their own. ``models/backbone`` holds the same bytes under ``model/`` and that key as ``imported.json``,
+so that sync can register the import from what DVC pulled.
 """
 
 import json
@@ -50,7 +50,7 @@ from canal.registry.store.store import TAG, Store
 from canal.registry.store.tracking import parent_run, stage_run
 
 MODEL_VERSIONS = "mlflow.modelVersions"
-"""The tag by which MLflow's page of a logged model links to its version."""
+"""The tag that links a logged model to its version in MLflow's pages."""
 
 DrawFigures = Callable[[str], Path]
 """Returns the folder of a stage's figures; handed in, since the report room lies above this one."""
@@ -59,24 +59,24 @@ _MODEL = "model"
 
 @dataclass(frozen=True)
 class Publication:
-    """What is to become a version.
+    """The content of a version to be registered.
 
     Attributes
     ----------
     model : str
         The registered model.
     folder : Path
-        What was learned, or imported, with its key.json.
+        The folder of the model, with its key.json.
     run_id : str
-        The MLflow run it belongs to.
+        The MLflow run of its stage.
     parent : Version or None
-        The version whose key it names as its parent.
+        The version with the parent's key.
     extras : Mapping
         Name in the version -> file or folder; see `canal.registry.manifest.version_folder.assemble`.
     pyfunc : bool
-        Whether the model answers.
+        Whether the model annotates cells.
     facts : Mapping
-        What record.json says instead of, or beside, what is found here and now.
+        Facts for record.json, before those of this machine and moment.
     tags : Mapping
         Tags of the version beside those that every version has.
     """
@@ -92,21 +92,21 @@ class Publication:
 
 
 def whole_key(folder: Path) -> str:
-    """Return the digest of a folder's key; raises `RegistryError` if a file is not what the key says."""
+    """Return the digest of a folder's key; raises `RegistryError` if a file differs from its digest there."""
     check_files(folder, read_key(folder)["files"])
     return key_digest(folder)
 
 
 def published(store: Store, model: str, key: str) -> Version | None:
-    """Return the ready version with this key; what was left half made by a kill is removed first.
+    """Return the ready version with this key; incomplete versions, left by a kill, are deleted on the way.
 
-    A version without a key was made by somebody else's hand: it is not canal's to remove.
+    A version without a key was not made by canal, and is left alone.
     """
     for version in store.versions(model):
         if not version.ready:
             if not version.key:
                 continue
-            with store.speaking():
+            with store.translated_errors():
                 store.client.delete_model_version(model, str(version.number))
         elif version.key == key:
             return version
@@ -114,38 +114,30 @@ def published(store: Store, model: str, key: str) -> Version | None:
 
 
 def publish(store: Store, what: Publication) -> Version:
-    """Store the bundle, make the version and return it; the caller holds the registry's lock."""
+    """Store the files of a version, register it and return it; the caller holds the registry's lock."""
     with scratch_folder("version") as scratch:
         bundle = scratch / "version"
-        model_id = _begin(store, what)
+        with store.translated_errors():
+            experiment = store.client.get_experiment(store.experiment_id)
+            for name in KIND.keys() - experiment.tags.keys():  # of an experiment that an older canal made
+                store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
+            made = store.client.create_logged_model(
+                experiment_id=store.experiment_id,
+                name=read_key(what.folder)["stage"],
+                source_run_id=what.run_id,
+                model_type="canal",
+            )
+        model_id = str(made.model_id)  # which stands among the version's files
         assemble(what.folder, what.extras, bundle, what.pyfunc, model_id)
         write_record(bundle, {**_facts(store, what), **what.facts, FLAG: FORMAT})
-        with store.speaking():
+        with store.translated_errors():
             store.client.log_model_artifacts(model_id, str(bundle))
             store.client.finalize_logged_model(model_id, "READY")
         return _enlist(store, bundle, what, model_id)
 
 
-def _begin(store: Store, what: Publication) -> str:
-    """Make the logged model that will hold a version's files, and return its id, which stands among them.
-
-    An experiment that an older canal made is told its kind.
-    """
-    with store.speaking():
-        there = store.client.get_experiment(store.experiment_id).tags
-        for name in KIND.keys() - there.keys():
-            store.client.set_experiment_tag(store.experiment_id, name, KIND[name])
-        made = store.client.create_logged_model(
-            experiment_id=store.experiment_id,
-            name=read_key(what.folder)["stage"],
-            source_run_id=what.run_id,
-            model_type="canal",
-        )
-    return str(made.model_id)
-
-
 def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Version:
-    """Make a version of a folder that is stored whole, manifests and all, and return it."""
+    """Register a version whose files and manifests are stored, and return it."""
     key, record, parent = read_key(bundle), read_record(bundle), what.parent
     pages = Pages(bundle, key, record)
     tags = {
@@ -162,28 +154,26 @@ def _enlist(store: Store, bundle: Path, what: Publication, model_id: str) -> Ver
     }
     tags = {f"{TAG}{name}": value for name, value in tags.items()}
     store.make_model(what.model)
-    with store.speaking():
+    with store.translated_errors():
         parent_id = None if parent is None else parent.source.removeprefix(LOGGED)
         show(store.client, pages, what.run_id, model_id, parent_id)
-        number = _create_version(store, what, model_id, {**tags, **what.tags}, pages)
+        client, model = store.client, what.model
+        made = client.create_model_version(
+            model,
+            source=f"{LOGGED}{model_id}",
+            run_id=what.run_id,
+            tags={**tags, **what.tags},
+            model_id=model_id,
+        )
+        number = int(made.version)
+        links = json.dumps([{"name": model, "version": number}])
+        client.update_model_version(model, str(number), pages.description(number))
+        client.set_logged_model_tags(model_id, {MODEL_VERSIONS: links})
+        client.set_tag(what.run_id, f"{TAG}version", str(number))
+        client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
+        # Last of all: without this tag, a kill leaves an incomplete version, which nothing uses.
+        client.set_model_version_tag(model, str(number), "status", READY)
     return next(version for version in store.versions(what.model) if version.number == number)
-
-
-def _create_version(
-    store: Store, what: Publication, model_id: str, tags: dict[str, str], pages: Pages
-) -> int:
-    """Make the version; ``status=ready`` comes last of all: what a kill leaves before it is no version."""
-    client, model, parent = store.client, what.model, what.parent
-    made = client.create_model_version(
-        model, source=f"{LOGGED}{model_id}", run_id=what.run_id, tags=tags, model_id=model_id
-    )
-    number = int(made.version)
-    client.update_model_version(model, str(number), pages.description(number))
-    client.set_logged_model_tags(model_id, {MODEL_VERSIONS: json.dumps([{"name": model, "version": number}])})
-    client.set_tag(what.run_id, f"{TAG}version", str(number))
-    client.set_tag(what.run_id, f"{TAG}parent_version", str(parent.number) if parent else "none")
-    client.set_model_version_tag(model, str(number), "status", READY)
-    return number
 
 
 def _facts(store: Store, what: Publication) -> dict[str, Any]:
@@ -203,7 +193,7 @@ def _facts(store: Store, what: Publication) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Synced:
-    """What sync found: versions made now, versions that were there, and paths of a moved project mended."""
+    """The result of sync: versions made now, known versions, and the number of updated paths."""
 
     made: tuple[Version, ...]
     known: tuple[Version, ...]
@@ -211,14 +201,14 @@ class Synced:
 
 
 def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
-    """Register every finished stage, oldest first; a second call finds nothing to do.
+    """Register every measured stage, oldest first; a second call changes nothing.
 
-    ``sign`` signs the entries that the ledger gets, and with them the digests of keys and records.
+    ``sign`` signs the new entries of the ledger, and with them the digests of keys and records.
 
     Raises
     ------
     RegistryError
-        If a model folder does not hold what its key says, or a stage's parent is not registered.
+        If a file differs from its digest in the key, or a stage's parent is not registered.
     """
     made: list[Version] = []
     known: list[Version] = []
@@ -226,7 +216,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
         if adopted := register_adopted(store, layout.model(BACKBONE)):
             (made if adopted[1] else known).append(adopted[0])
         for stage in (BACKBONE, *config.stages):
-            # Learned and measured: DVC makes outs whole, so their manifests tell.
+            # DVC makes outs atomically, so the two files show that a stage was learned and measured.
             measured = stage == BACKBONE or (layout.metrics(stage) / "evaluation.json").is_file()
             if not measured or not (layout.model(stage) / KEY_FILE).is_file():
                 continue
@@ -253,7 +243,7 @@ def _publication(store: Store, layout: Layout, config: Config, stage: str, draw:
 
 
 def parent_version(store: Store, key: Key, stage: str) -> Version | None:
-    """Find the parent by its key, never by an alias; None where a lineage begins.
+    """Return the version with the parent's key; None where a lineage begins.
 
     Raises
     ------
@@ -262,8 +252,8 @@ def parent_version(store: Store, key: Key, stage: str) -> Version | None:
     """
     if key["parent"] is None:
         return None
-    if found := ready_version(store, key["parent"]):
-        return found
+    if parent := ready_version(store, key["parent"]):
+        return parent
     raise RegistryError(
         f"stage {stage!r} was learned from a model with key {key['parent'][:12]}... that is not registered; "
         "run `make run`, or bring the registry that holds it"
@@ -280,7 +270,7 @@ def ready_version(store: Store, key: str) -> Version | None:
 
 
 def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
-    """Return what a version holds beside its model; see `canal.registry.manifest.version_folder.assemble`."""
+    """Return the files beside a version's model; see `canal.registry.manifest.version_folder.assemble`."""
     return {
         "metrics": layout.metrics(stage),
         "validation/data_docs": layout.data_docs(stage),
@@ -289,10 +279,10 @@ def extras(layout: Layout, stage: str, figures: Path) -> dict[str, Path]:
 
 
 def import_facts(checkpoint: str, genes: str, gene_vectors: str | None) -> dict[str, Any]:
-    """Return what an import's key says beside the digests of its own files: those of the files it came from.
+    """Return the facts for the key of an import: the digests of the published files.
 
-    No code and no place: an import computes nothing, it renames tensors, and its own files' digests say what
-    came of it. So the same files give the same key with any version of canal.
+    They name no code and no path: an import only renames tensors, and the digests of its own files cover the
+    result. So the same files give the same key with any version of canal.
     """
     request = {"stage": IMPORTED, "checkpoint": checkpoint, "genes": genes, "gene_vectors": gene_vectors}
     return {"stage": IMPORTED, "branch": 1, "request": request, "request_digest": json_digest(request)}
@@ -312,7 +302,7 @@ def register_import(store: Store, folder: Path) -> tuple[Version, bool]:
     Raises
     ------
     RegistryError
-        If the folder does not hold what its key says.
+        If a file differs from its digest in the key.
     """
     model, key = store.names.backbone, whole_key(folder)
     if version := published(store, model, key):
@@ -322,7 +312,7 @@ def register_import(store: Store, folder: Path) -> tuple[Version, bool]:
 
 
 def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | None:
-    """Return `register_import` of what ``models/backbone`` was adopted from, or None where it was learned."""
+    """Return `register_import` of the import in ``models/backbone``; None where the backbone was learned."""
     path = backbone / IMPORT_KEY
     if not path.is_file():
         return None
@@ -334,7 +324,7 @@ def register_adopted(store: Store, backbone: Path) -> tuple[Version, bool] | Non
 
 
 def import_of(backbone: Path, scratch: Path) -> Path:
-    """Return a folder below ``scratch`` with the import that ``models/backbone`` was adopted from."""
+    """Return a folder below ``scratch`` with the import in ``models/backbone``."""
     folder = scratch / IMPORTED
     shutil.copytree(backbone / _MODEL, folder)
     shutil.copyfile(backbone / IMPORT_KEY, folder / KEY_FILE)

@@ -1,9 +1,8 @@
-"""`canal registry rebuild`: a lost MLflow store made again from DVC's models and the ledger.
+"""`canal registry rebuild`: restores a lost MLflow store from the models in DVC and the ledger.
 
-The ledger says which number had which key; the models that lie in project folders are found by key. Numbers
-whose model is not there are used up by placeholders, so that none is given twice: MLflow numbers versions by
-the highest number that a model ever had, so a deleted version keeps its number. Aliases and retirements are
-those of the ledger's last word. What a kill leaves, the same command completes.
+The ledger has the key of every version; model folders of projects are looked up by key. A number without a
+model folder gets a placeholder, which is deleted at the end: MLflow never gives the number of a deleted
+version again. Aliases and retirements follow the ledger. The same command continues an interrupted rebuild.
 """
 
 import tempfile
@@ -21,11 +20,11 @@ from canal.registry.ledger.ledger import (
     Entry,
     Ledger,
     Sign,
-    aliases_said,
+    ledger_aliases,
+    ledger_records,
+    ledger_retired,
     plain_name,
     plain_reason,
-    records_said,
-    retired_said,
 )
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.manifest.version_folder import IMPORT_KEY, KEY_FILE, read_key
@@ -49,15 +48,15 @@ DrawFigures = Callable[[Layout, str], Path]
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Who rebuilds, why, where models may lie, and which versions are given up.
+class RebuildOptions:
+    """Options of a rebuild: person, reason, project folders to search, and versions to give up.
 
     Attributes
     ----------
     layouts : sequence of Layout
         Project folders with ``models/`` and ``metrics/``; the first is the project's own.
     without : collection of int
-        Numbers of annotators that are given up though an alias points to them.
+        Numbers of annotators to give up though an alias points to them.
     """
 
     by: str
@@ -81,26 +80,26 @@ class Gap:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The versions that are there again, and those that are gone."""
+    """The rebuilt versions, and those that could not be rebuilt."""
 
     made: tuple[Version, ...]
     gone: tuple[Gap, ...]
 
 
 @dataclass(frozen=True)
-class Remain:
-    """One model folder.
+class ModelFolder:
+    """A model folder on disk.
 
     Attributes
     ----------
     folder : Path
-        With a key.json; for an import that only models/backbone remembers, the folder of that.
+        With a key.json; for an import without a folder of its own, models/backbone, which holds its files.
     layout : Layout
-        The project folder that it lies in.
+        The project folder.
     stage : str or None
-        The stage that it was learned as; None for an import.
+        The stage of the model; None for an import.
     adopted : bool
-        Whether the import has to be taken out of models/backbone.
+        Whether the import has to be extracted from models/backbone.
     """
 
     folder: Path
@@ -110,95 +109,95 @@ class Remain:
 
 
 @dataclass(frozen=True)
-class Remains:
-    """What was found, and what was looked for in vain."""
+class ModelFolders:
+    """The model folders of some projects by key, and the project folders that were searched."""
 
-    found: Mapping[str, Remain]
+    by_key: Mapping[str, ModelFolder]
     places: tuple[Path, ...]
 
     def lacks(self, key: str) -> str | None:
         """Return why the model with this key cannot be used; None where it can."""
-        remain = self.found.get(key)
-        if remain is None:
+        model = self.by_key.get(key)
+        if model is None:
             looked = ", ".join(str(place / "models") for place in self.places)
-            return f"no model with key {key[:12]}... lies in {looked}"
-        metrics = remain.layout.metrics(str(remain.stage))
-        measured = remain.stage in (None, BACKBONE) or (metrics / "evaluation.json").is_file()
+            return f"no model with key {key[:12]}... was found in {looked}"
+        metrics = model.layout.metrics(str(model.stage))
+        measured = model.stage in (None, BACKBONE) or (metrics / "evaluation.json").is_file()
         return None if measured else f"{metrics} holds no evaluation.json"
 
     @contextmanager
-    def folder(self, key: str) -> Iterator[Remain]:
-        """Give the folder of a model, checked file by file.
+    def folder(self, key: str) -> Iterator[ModelFolder]:
+        """Give the folder of a model, with every file checked.
 
         Raises
         ------
         RegistryError
-            Naming every file that is not what the key says.
+            Naming every file that differs from its digest in the key.
         """
-        remain = self.found[key]
-        whole_key(remain.folder)
-        if not remain.adopted:
-            yield remain
+        model = self.by_key[key]
+        whole_key(model.folder)
+        if not model.adopted:
+            yield model
             return
         with tempfile.TemporaryDirectory(prefix="canal-import-") as scratch:
-            yield replace(remain, folder=import_of(remain.folder, Path(scratch)))
+            yield replace(model, folder=import_of(model.folder, Path(scratch)))
 
 
 def is_lost(store: Store) -> bool:
     """Whether the store holds no version, though the ledger names some."""
-    return bool(records_said(ledger_of(store).entries())) and not _everything(store)
+    return bool(ledger_records(ledger_of(store).entries())) and not _everything(store)
 
 
-def rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
-    """Make an empty or lost store again, or go on where that was interrupted.
+def rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt:
+    """Rebuild an empty or lost store, or continue an interrupted rebuild.
 
     Raises
     ------
     RegistryError
         If the store holds versions, the ledger none, a model folder is damaged, or an alias points to a
-        version whose model is not there and that is not given up.
+        version without a model folder that is not given up.
     LedgerError
-        If the ledger does not hold.
+        If the ledger is damaged.
     """
     with store.lock("rebuild"):
-        return _rebuild(store, wishes, draw)
+        return _rebuild(store, options, draw)
 
 
-def rebuild_lost(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt | None:
-    """Do as `rebuild` where the store is lost or half rebuilt; return None where it is not."""
+def rebuild_lost(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt | None:
+    """Call `rebuild` for a lost or half rebuilt store; return None for any other."""
     if not (half_rebuilt(store) or is_lost(store)):
         return None
     with store.lock("rebuild"):  # another process may have done it meanwhile
-        return _rebuild(store, wishes, draw) if half_rebuilt(store) or is_lost(store) else None
+        return _rebuild(store, options, draw) if half_rebuilt(store) or is_lost(store) else None
 
 
-def _rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
-    """Make versions in the order of their numbers, then release the numbers that only were held.
+def _rebuild(store: Store, options: RebuildOptions, draw: DrawFigures) -> Rebuilt:
+    """Make versions in the order of their numbers, then delete the placeholders.
 
-    A tag of the registered model says how far it got, from before the first version on: as long as it does
-    not say that all is done, nobody else moves anything, and this goes on where a kill ended it.
+    A tag of the registered model says how far the rebuild got, from before the first version on. Until it
+    says that all is done, no alias can be moved, and another call continues the rebuild.
     """
-    who, why = plain_name(wishes.by, "the person (--by)"), plain_reason(wishes.why)
+    who, why = plain_name(options.by, "the person (--by)"), plain_reason(options.why)
     _require_lost(store)
     with store.lock("registry"):
         if not _everything(store):
             adopt(store, ledger_of(store))
     entries = ledger_of(store).entries()
-    if not records_said(entries):
+    if not ledger_records(entries):
         raise RegistryError(
             "the ledger names no version, so there is nothing to rebuild; `canal registry sync` registers "
             "what models/ holds"
         )
-    remains = find_remains(wishes.layouts)
-    gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, remains)}
-    _require_aliases(store, entries, gaps, wishes)
+    models = find_model_folders(options.layouts)
+    gaps = {(gap.entry.model, gap.entry.version): gap for gap in _gaps(entries, models)}
+    _require_aliases(store, entries, gaps, options)
     with moving(store, rebuilding=True) as ledger:
         _require_lost(store)
         for model in store.models:
             store.make_model(model)
         if rebuilding(store) != NUMBERED:
             _say(store, MAKING)
-            maker = _Maker(store, ledger, remains, draw, who, why, wishes.sign)
+            maker = _Maker(store, ledger, models, draw, who, why, options.sign)
             for model in store.models:
                 maker.make(model, gaps)
             _say(store, NUMBERED)
@@ -210,62 +209,62 @@ def _rebuild(store: Store, wishes: Wishes, draw: DrawFigures) -> Rebuilt:
 
 @dataclass(frozen=True)
 class _Maker:
-    """What making one version needs beside its number."""
+    """Makes versions and their entries in the ledger during a rebuild."""
 
     store: Store
     ledger: Ledger
-    remains: Remains
+    models: ModelFolders
     draw: DrawFigures
     who: str
     why: str
     sign: Sign | None
 
     def make(self, model: str, gaps: Collection[tuple[str, int]]) -> None:
-        """Give every number of a model its version again, in order, or hold it."""
+        """Make the version of every number of a model, in order, or a placeholder."""
         entries = self.ledger.entries()
-        known = {number: entry for (name, number), entry in records_said(entries).items() if name == model}
+        known = {number: entry for (name, number), entry in ledger_records(entries).items() if name == model}
         for number in range(1, max(known, default=0) + 1):
             entry = known.get(number)
             if entry is None or (model, number) in gaps:
                 hold_number(self.store, model, number)
                 if entry is not None and not entry.document["details"].get(LOST):
-                    self._note(entry, entry.document["record"], {LOST: True}, None)
+                    self._record(entry, entry.document["record"], {LOST: True}, None)
                 continue
-            version = self._version(entry, retired=number in retired_said(entries, model))
+            version = self._version(entry, retired=number in ledger_retired(entries, model))
             if version.record != entry.document["record"]:
-                self._note(entry, version.record, {"run": version.run_id, "parent": version.parent}, number)
+                self._record(entry, version.record, {"run": version.run_id, "parent": version.parent}, number)
 
     def _version(self, entry: Entry, retired: bool) -> Version:
-        """Return the version of an entry: there since the kill of an earlier try, completed, or made."""
-        there = self.store.versions(entry.model)
-        version = next((one for one in there if one.number == entry.version), None)
+        """Return the version of an entry: made by an interrupted rebuild, completed, or made now."""
+        versions = self.store.versions(entry.model)
+        version = next((one for one in versions if one.number == entry.version), None)
         if version is not None and version.key == entry.document["key"]:
             if not version.ready:
                 self.store.tag(entry.model, entry.version, "status", READY)
             return next(one for one in self.store.versions(entry.model) if one.number == entry.version)
-        with self.remains.folder(entry.document["key"]) as found:
-            made = publish(self.store, self._publication(entry, found, retired))
+        with self.models.folder(entry.document["key"]) as model:
+            made = publish(self.store, self._publication(entry, model, retired))
         require_number(entry.model, made.number, entry.version)
         return made
 
-    def _publication(self, entry: Entry, found: Remain, retired: bool) -> Publication:
-        key, details, stage = read_key(found.folder), entry.document["details"], found.stage
+    def _publication(self, entry: Entry, model: ModelFolder, retired: bool) -> Publication:
+        key, details, stage = read_key(model.folder), entry.document["details"], model.stage
         before = {"run": details.get("run"), "record": entry.document["record"]}
         code = {name: details[name] for name in ("git_commit", "dirty") if name in details}
         return Publication(
             model=entry.model,
-            folder=found.folder,
+            folder=model.folder,
             parent=None if key["parent"] is None else ready_version(self.store, key["parent"]),
             run_id=parent_run(self.store, key["stage"], key["request_digest"]),
-            extras={} if stage is None else extras(found.layout, stage, self.draw(found.layout, stage)),
+            extras={} if stage is None else extras(model.layout, stage, self.draw(model.layout, stage)),
             pyfunc=entry.model == self.store.names.model,
             facts={**code, "rebuilt_from": before},
             tags={RETIRED: "true"} if retired else {},
         )
 
-    def _note(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
-        """Write the ledger's entry, which moves the aliases to where they were (None: they are removed)."""
-        said = aliases_said(self.ledger.entries(), entry.model)
+    def _record(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
+        """Write an entry that points the version's aliases to ``number`` (None removes them)."""
+        current = ledger_aliases(self.ledger.entries(), entry.model)
         before = {name: value for name, value in entry.document["details"].items() if name != LOST}
         record(
             self.store,
@@ -273,7 +272,7 @@ class _Maker:
             Draft(
                 kind="rebuild", model=entry.model, version=entry.version, key=entry.document["key"],
                 record=digest, who=self.who, why=self.why,
-                aliases={alias: number for alias, at in said.items() if at == entry.version},
+                aliases={alias: number for alias, at in current.items() if at == entry.version},
                 details={**before, **details},
             ),
             self.sign,
@@ -299,36 +298,36 @@ def _say(store: Store, state: str) -> None:
     store.model_tag(store.names.model, REBUILDING, state)
 
 
-def _gaps(entries: Sequence[Entry], remains: Remains) -> list[Gap]:
+def _gaps(entries: Sequence[Entry], models: ModelFolders) -> list[Gap]:
     """Return the versions of the ledger whose model is in none of the folders."""
-    found = []
-    for entry in records_said(list(entries)).values():
-        why = remains.lacks(entry.document["key"])
+    gaps = []
+    for entry in ledger_records(list(entries)).values():
+        why = models.lacks(entry.document["key"])
         if why is None:
             continue
         if imported := entry.document["details"].get("imported"):
             why = f"it was imported ({imported}): import the file again, it gets a new number"
-        found.append(Gap(entry, why))
-    return found
+        gaps.append(Gap(entry, why))
+    return gaps
 
 
 def _require_aliases(
-    store: Store, entries: Sequence[Entry], gaps: dict[tuple[str, int], Gap], wishes: Wishes
+    store: Store, entries: Sequence[Entry], gaps: dict[tuple[str, int], Gap], options: RebuildOptions
 ) -> None:
     """Refuse where an alias points to a version that cannot be rebuilt and is not given up."""
     model = store.names.model
     pointed: dict[int, list[str]] = {}
-    for alias, number in aliases_said(list(entries), model).items():
+    for alias, number in ledger_aliases(list(entries), model).items():
         pointed.setdefault(number, []).append(alias)
-    there = sorted(number for number in wishes.without if (model, number) not in gaps)
-    if there:
+    given = sorted(number for number in options.without if (model, number) not in gaps)
+    if given:
         raise RegistryError(
-            f"version {there[0]} can be rebuilt, or never was: leave out --without {there[0]}"
+            f"version {given[0]} can be rebuilt, or is not in the ledger: leave out --without {given[0]}"
         )
     lines = [
         f"{gaps[model, number]} ({', '.join(aliases)} points to it)"
         for number, aliases in sorted(pointed.items())
-        if (model, number) in gaps and number not in wishes.without
+        if (model, number) in gaps and number not in options.without
     ]
     if lines:
         raise RegistryError(
@@ -340,37 +339,37 @@ def _require_aliases(
         )
 
 
-def find_remains(layouts: Sequence[Layout]) -> Remains:
-    """Look through ``models/`` and ``backbones/`` of project folders; what comes first counts."""
-    found: dict[str, Remain] = {}
+def find_model_folders(layouts: Sequence[Layout]) -> ModelFolders:
+    """Search ``models/`` and ``backbones/`` of project folders; the first folder of a key counts."""
+    by_key: dict[str, ModelFolder] = {}
     for layout in layouts:
         for key in sorted((layout.root / "models").glob(f"*/{KEY_FILE}")):
-            found.setdefault(file_digest(key), Remain(key.parent, layout, key.parent.name))
+            by_key.setdefault(file_digest(key), ModelFolder(key.parent, layout, key.parent.name))
         for key in sorted((layout.root / "backbones").glob(f"*/{KEY_FILE}")):
-            found.setdefault(file_digest(key), Remain(key.parent, layout, None))
+            by_key.setdefault(file_digest(key), ModelFolder(key.parent, layout, None))
         path = layout.model(BACKBONE) / IMPORT_KEY
         if path.is_file():
-            found.setdefault(file_digest(path), Remain(path.parent, layout, None, adopted=True))
-    return Remains(found, tuple(layout.root for layout in layouts))
+            by_key.setdefault(file_digest(path), ModelFolder(path.parent, layout, None, adopted=True))
+    return ModelFolders(by_key, tuple(layout.root for layout in layouts))
 
 
 def hold_number(store: Store, model: str, number: int) -> None:
-    """Make a version without artifacts that has this number, unless there is one; it is never ready.
+    """Create a placeholder: a version with this number and no artifacts, which is never ready.
 
     Raises
     ------
     RegistryError
-        If a whole version has the number, or the store gives another one.
+        If a complete version has the number, or the store gives another number.
     """
-    there = {version.number: version for version in store.versions(model)}
-    if number in there:
-        if there[number].ready:
+    versions = {version.number: version for version in store.versions(model)}
+    if number in versions:
+        if versions[number].ready:
             raise RegistryError(
-                f"{model} {number} is registered, though nothing is known of it: `canal audit`"
+                f"{model} {number} is registered, but has no entry in the ledger: run `canal audit`"
             )
         return
     run_id = parent_run(store, "placeholder", "0" * 64)
-    with store.speaking():
+    with store.translated_errors():
         made = store.client.create_model_version(
             model, source=f"runs:/{run_id}/placeholder", run_id=run_id, tags={f"{TAG}placeholder": "true"}
         )
@@ -381,17 +380,17 @@ def release_numbers(store: Store, model: str) -> None:
     """Delete every version that is not ready."""
     for version in store.versions(model):
         if not version.ready:
-            with store.speaking():
+            with store.translated_errors():
                 store.client.delete_model_version(model, str(version.number))
 
 
 def require_number(model: str, given: int, wanted: int) -> None:
-    """Refuse a number that the store gave instead of the one that comes next.
+    """Refuse another number than the one that comes next.
 
     Raises
     ------
     RegistryError
-        Saying how to begin again.
+        Saying how to start again.
     """
     if given != wanted:
         raise RegistryError(

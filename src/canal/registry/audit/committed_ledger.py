@@ -1,9 +1,8 @@
-"""The ledger against every state of it that was committed: each has to be the beginning of the next.
+"""Audit of the ledger against all its committed states: each has to be the beginning of the next.
 
-Only HEAD's copy says nothing of a ledger that was rewritten and committed on top. So each commit that touches
-the ledger is compared with those before it, along all branches that lead to HEAD. That is what git can prove
-unsigned: whoever rewrites the commits themselves, in every clone, is found by an anchor alone
-(`canal.registry.ledger.git_history`).
+A comparison with HEAD alone would miss a ledger that was rewritten and committed. So each commit that changes
+the ledger is compared with its parents, along all branches that lead to HEAD. Commits that were themselves
+rewritten, in every clone, are detected by an anchor alone (`canal.registry.ledger.git_history`).
 """
 
 import hashlib
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from canal.core.errors import RegistryError
-from canal.registry.audit.version_files import LEDGER, Found
+from canal.registry.audit.version_files import LEDGER, AuditLog
 from canal.registry.ledger.git_history import Commit, GitFile, Reader
 from canal.registry.ledger.ledger import Entry, read_entry
 
@@ -20,10 +19,7 @@ _MOST = 20
 
 @dataclass(frozen=True)
 class _State:
-    """What the ledger was in one commit, or in the last one before that had it.
-
-    ``removed`` is the commit that took it away since.
-    """
+    """The ledger in one commit, or, where ``removed`` names the commit that deleted it, before that."""
 
     commit: Commit
     size: int
@@ -34,38 +30,38 @@ class _State:
         return len(content) >= self.size and _digest(content[: self.size]) == self.digest
 
 
-def check_past(git: GitFile, content: bytes, found: Found) -> None:
+def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
     """Check the ledger's file, which holds ``content``, and all its committed states."""
     name = git.path.name
     commits, cut = git.commits()
     if not commits:
         refusal = git.refusal
         todo = f"git add {name}, then commit it" if refusal is None else f"git says: {refusal[:200]}"
-        found.note(LEDGER, "ledger", f"{name} is not committed to git: {todo}")
+        log.note(LEDGER, "ledger", f"{name} is not committed to git: {todo}")
         return
-    before = len(found.findings)
+    before = len(log.findings)
     try:
         with git.reading() as reader:
-            last = _walk(commits, reader, name, found)
+            last = _walk(commits, reader, name, log)
             if last is not None:
-                _check_file(last, reader, content, name, found)
+                _check_file(last, reader, content, name, log)
     except (RegistryError, OSError) as error:
-        found.wrong(LEDGER, "git", f"{name}: its committed states cannot be read ({error})")
-    if len(found.findings) - before > _MOST:
-        del found.findings[before + _MOST :]
-        found.wrong(LEDGER, "git", f"{name}: more commits rewrote it; the first {_MOST} are named")
-    _check_upstream(git, content, name, found)
+        log.finding(LEDGER, "git", f"{name}: its committed states cannot be read ({error})")
+    if len(log.findings) - before > _MOST:
+        del log.findings[before + _MOST :]
+        log.finding(LEDGER, "git", f"{name}: more commits rewrote it; the first {_MOST} are named")
+    _check_upstream(git, content, name, log)
     if cut:
         what = "the clone is shallow: what was committed before it begins cannot be compared"
-        found.note(LEDGER, "git", f"{what} (git fetch --unshallow)")
+        log.note(LEDGER, "git", f"{what} (git fetch --unshallow)")
     if disguises := git.disguises:
         what = f"git shows another history than was committed, for this clone has {' and '.join(disguises)}"
-        found.note(LEDGER, "git", f"{what}: looked at without")
-    found.counts["commits of the ledger"] = len(commits)
+        log.note(LEDGER, "git", f"{what}: looked at without")
+    log.counts["commits of the ledger"] = len(commits)
 
 
-def _walk(commits: Sequence[Commit], reader: Reader, name: str, found: Found) -> _State | None:
-    """Compare each commit with its parents, and return the last state."""
+def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -> _State | None:
+    """Compare each commit with its parents; return the state at HEAD."""
     states: dict[str, _State] = {}
     for commit in commits:
         content = reader.at(commit.sha)
@@ -75,22 +71,22 @@ def _walk(commits: Sequence[Commit], reader: Reader, name: str, found: Found) ->
                 before = max(parents, key=lambda one: (one.removed is None, one.size))
                 states[commit.sha] = replace(before, removed=before.removed or commit)
             continue
-        parents = [one for one in parents if not _ended(one, content, reader, name, found)]
+        parents = [one for one in parents if not _ended(one, content, reader, name, log)]
         kept = [state for state in parents if state.begins(content)]
         gone = [state for state in parents if state not in kept]
         if gone and not kept:
             line, removed = _line(reader, gone[0], content), gone[0].removed
             since = f", and {removed.short} had removed" if removed else ""
             what = f"rewrote it from line {line} on, which {gone[0].commit.short} had{since}"
-            _say(found, commit, name, what, line)
+            _say(log, commit, name, what, line)
         elif gone:
-            _check_joined(commit, gone, content, reader, name, found)
+            _check_joined(commit, gone, content, reader, name, log)
         states[commit.sha] = _State(commit, len(content), _digest(content))
     return states.get(commits[-1].sha)
 
 
-def _ended(state: _State, content: bytes, reader: Reader, name: str, found: Found) -> bool:
-    """Whether a ledger was removed, and another begun that is about none of its versions: then note it."""
+def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditLog) -> bool:
+    """Whether a ledger was deleted and another one, about other versions, was begun; notes it."""
     if state.removed is None or state.begins(content):
         return False
     if not content:
@@ -99,7 +95,7 @@ def _ended(state: _State, content: bytes, reader: Reader, name: str, found: Foun
     if before is None or now is None or _keys(before) & _keys(now):
         return False
     what = f"commit {state.removed.short} removed the one that {state.commit.short} had, and this is another"
-    found.note(LEDGER, "git", f"{name}: {what}, of other versions")
+    log.note(LEDGER, "git", f"{name}: {what}, of other versions")
     return True
 
 
@@ -107,8 +103,8 @@ def _keys(entries: Sequence[Entry]) -> set[str]:
     return {entry.document["key"] for entry in entries}
 
 
-def _say(found: Found, commit: Commit, name: str, what: str, line: int) -> None:
-    found.wrong(
+def _say(log: AuditLog, commit: Commit, name: str, what: str, line: int) -> None:
+    log.finding(
         LEDGER,
         "git",
         f"{name}, line {line}: commit {commit.short} {what}; a ledger only grows. Find out who did it, and "
@@ -117,9 +113,9 @@ def _say(found: Found, commit: Commit, name: str, what: str, line: int) -> None:
 
 
 def _check_joined(
-    commit: Commit, gone: Sequence[_State], content: bytes, reader: Reader, name: str, found: Found
+    commit: Commit, gone: Sequence[_State], content: bytes, reader: Reader, name: str, log: AuditLog
 ) -> None:
-    """Check a merge whose ledger goes on from one of its parents alone: something of the others is gone."""
+    """Check a merge whose ledger continues only some of its parents: entries of the others are gone."""
     for state in gone:
         other = reader.at(state.commit.sha) or b""
         line = _first_difference(other, content)
@@ -127,11 +123,11 @@ def _check_joined(
         what = f"merge {commit.short} joined branches that both wrote into it from line {line} on"
         if lost is not None and _harmless(lost, _entries(content.split(b"\n")) or []):
             numbers = ", ".join(f"{entry.model} {entry.version}" for entry in lost)
-            found.note(
+            log.note(
                 LEDGER, "git", f"{name}: {what}; registrations of {state.commit.short} are gone ({numbers})"
             )
             continue
-        found.wrong(
+        log.finding(
             LEDGER,
             "git",
             f"{name}, line {line}: {what}, and dropped what {state.commit.short} had there. canal cannot "
@@ -141,52 +137,52 @@ def _check_joined(
 
 
 def _harmless(lost: Sequence[Entry], kept: Sequence[Entry]) -> bool:
-    """Whether nothing but registrations is gone, of versions of which nothing else is said now."""
-    said: Mapping[tuple[str, int], str] = {
+    """Whether only registrations are gone, and no kept registration contradicts them."""
+    keys: Mapping[tuple[str, int], str] = {
         (entry.model, entry.version): entry.document["key"] for entry in kept if entry.kind == "register"
     }
     return all(
         entry.kind == "register"
         and not set(entry.aliases) - {"candidate"}
-        and said.get((entry.model, entry.version), entry.document["key"]) == entry.document["key"]
+        and keys.get((entry.model, entry.version), entry.document["key"]) == entry.document["key"]
         for entry in lost
     )
 
 
 def _entries(lines: Sequence[bytes]) -> list[Entry] | None:
-    """Return the entries of lines; None where one of them is none."""
+    """Return the entries of lines; None where a line is malformed."""
     read = [read_entry(line) for line in lines if line]
     entries = [one for one in read if isinstance(one, Entry)]
     return entries if len(entries) == len(read) else None
 
 
-def _check_file(last: _State, reader: Reader, content: bytes, name: str, found: Found) -> None:
+def _check_file(last: _State, reader: Reader, content: bytes, name: str, log: AuditLog) -> None:
     """Check that the last committed state is the beginning of the file."""
-    if _ended(last, content, reader, name, found):
+    if _ended(last, content, reader, name, log):
         if content:
-            found.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
+            log.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
     elif not last.begins(content):
         line = _line(reader, last, content)
         at = last.commit.short if last.removed else "HEAD"
         what = f"the committed ledger (git show {at}:{name}) differs"
-        found.wrong(LEDGER, "ledger", f"{name}, line {line}: {what}")
+        log.finding(LEDGER, "ledger", f"{name}, line {line}: {what}")
     elif last.size < len(content):
         number = content[last.size :].count(b"\n")
-        found.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
+        log.note(LEDGER, "ledger", f"{name}: the last {number} entries are not committed to git yet")
 
 
-def _check_upstream(git: GitFile, content: bytes, name: str, found: Found) -> None:
-    """Check the branch that HEAD's follows: of two ledgers, one has to be the beginning of the other."""
+def _check_upstream(git: GitFile, content: bytes, name: str, log: AuditLog) -> None:
+    """Check the upstream branch: one of the two ledgers has to be the beginning of the other."""
     upstream = git.line("rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
     theirs = git.at("@{upstream}") if upstream else None
     if theirs is None or content.startswith(theirs):
         return
     if theirs.startswith(content):
         number = theirs[len(content) :].count(b"\n")
-        found.note(LEDGER, "git", f"{name}: {upstream} has {number} more entries (git pull)")
+        log.note(LEDGER, "git", f"{name}: {upstream} has {number} more entries (git pull)")
         return
     line = _first_difference(theirs, content)
-    found.wrong(
+    log.finding(
         LEDGER,
         "git",
         f"{name}, line {line}: {upstream} has another. Was this one rewritten, or did both branches move "

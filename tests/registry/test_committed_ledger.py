@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import LedgerError, SigningError
+from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.ledger_entries import check_anchors
-from canal.registry.audit.past import check_past
-from canal.registry.audit.version_files import Found
+from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Ledger
 from canal.registry.ledger.signing import add_to_keyring, new_key
@@ -42,11 +42,11 @@ def root(template, tmp_path, monkeypatch):
 
 
 def looked(root, keyring=None):
-    ledger, found = Ledger(root / NAME), Found()
+    ledger, log = Ledger(root / NAME), AuditLog()
     content = ledger.path.read_bytes() if ledger.path.is_file() else b""
-    check_past(GitFile(ledger.path), content, found)
-    check_anchors(GitFile(ledger.path), ledger.read()[0], keyring, found)
-    return [str(one) for one in found.findings], [str(one) for one in found.notes]
+    check_committed(GitFile(ledger.path), content, log)
+    check_anchors(GitFile(ledger.path), ledger.read()[0], keyring, log)
+    return [str(one) for one in log.findings], [str(one) for one in log.notes]
 
 
 def verify(root, *arguments):
@@ -96,7 +96,7 @@ def test_branches_of_which_one_moved_something_join(root):
 def test_of_two_branches_that_both_registered_the_one_that_is_gone_is_told(root):
     """As an older canal advised: keep your own side. Another version under a number that is kept is found."""
     before = documents(root)
-    for number, told in ((3, True), (2, False)):
+    for number, noticed in ((3, True), (2, False)):
         git(root, "checkout", "--quiet", "--force", "-B", "side", "main~1")
         one = following(BOOK[:4], draft("register", number, {"candidate": number}, key="9" * 64))
         write(root, [*before[:4], one.document])
@@ -104,7 +104,7 @@ def test_of_two_branches_that_both_registered_the_one_that_is_gone_is_told(root)
         git(root, "checkout", "--quiet", "-B", "joined", "main")
         git(root, "merge", "--quiet", "-s", "ours", "-m", "merge", "side")
         findings, notes = looked(root)
-        assert (len(findings), len(notes)) == ((0, 1) if told else (1, 0))
+        assert (len(findings), len(notes)) == ((0, 1) if noticed else (1, 0))
         assert "joined branches that both wrote into it from line 5 on" in (notes or findings)[0]
 
 
