@@ -30,7 +30,7 @@ from rich.table import Table
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.task import Task
+from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.backbone import Backbone, new_performer

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from canal.app.project import Project
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.task import Task
+from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
 from canal.core.files import read_json
 from canal.model.backbone import Backbone

@@ -23,7 +23,7 @@ from engine import OLD, annotator_of, backbone_of, cells_of
 from canal.config.sections import Cache, Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Fit, Hooks
-from canal.continual.task import Task
+from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
 
 

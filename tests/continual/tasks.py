@@ -10,8 +10,7 @@ import numpy as np
 from canal.config.sections import Continual
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.stage import Learned
-from canal.continual.task import Task
+from canal.continual.stage import Learned, Task
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from tests.support.cells import gene_names, make_adata

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from canal.config.sections import Cache
+from canal.continual.bank import ParentState
 from canal.continual.fit import Hooks
 from canal.continual.stage import Learned, finish
-from canal.continual.task import ParentState
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.backbone import Performer

@@ -7,7 +7,7 @@ import pytest
 
 from canal.continual.bank import Bank
 from canal.continual.fit import Hooks
-from canal.continual.task import Task
+from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
 from canal.core.errors import TrainingError
 from canal.model.backbone import Performer

@@ -15,7 +15,7 @@ from canal.app.project import Project
 from canal.app.tasks import corpus, parent_sums, stage_sums, stage_task, sums_task, training_hooks
 from canal.config.sections import BACKBONE, Continual
 from canal.continual import evaluation as measures
-from canal.continual.bank import PROBE, Probe
+from canal.continual.bank import PROBE, ParentState, Probe
 from canal.continual.cells import LabelledCells
 from canal.continual.combining import held_out_types
 from canal.continual.evaluation import EVALUATION, Evaluation, Examination, evaluate
@@ -24,7 +24,6 @@ from canal.continual.fit import Hooks
 from canal.continual.held_out_heads import HeadCells, held_out_type_heads
 from canal.continual.pretraining import pretrain
 from canal.continual.stage import StageArtifacts, finish, finish_exact
-from canal.continual.task import ParentState
 from canal.continual.trainer import learn_stage
 from canal.core.errors import tell, visible
 from canal.core.files import read_json

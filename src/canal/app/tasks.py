@@ -5,10 +5,10 @@ import numpy as np
 from canal.app.beginning import adopted_basis
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
-from canal.continual.bank import cut
+from canal.continual.bank import ParentState, cut
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
-from canal.continual.task import ExactTask, ParentState, Task
+from canal.continual.stage import ExactTask, Task
 from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
 from canal.data.panel import choose_more

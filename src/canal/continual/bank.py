@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from canal.config.params import Config
 from canal.config.sections import Exclusion
 from canal.continual.cells import (
     LabelledCells,
@@ -296,3 +297,29 @@ def probe_quotas(cells: LabelledCells, max_cells: int) -> dict[str, int]:
     # After one cell for each type, the rest is divided in proportion to the remaining cells of the types.
     rest = largest_remainder(total - int(first.sum()), (counts - first).tolist())
     return dict(zip(names, (first + rest).tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ParentState:
+    """Bank and probe sets that a stage takes over from its parent, without excluded cells."""
+
+    bank: Bank
+    probe: Probe
+
+    @classmethod
+    def none(cls, n_genes: int) -> ParentState:
+        """Return the parent state of a first stage, without cells."""
+        return cls(Bank.empty(n_genes), Probe.empty(n_genes))
+
+    @classmethod
+    def load(cls, folder: Path, genes: tuple[str, ...], config: Config) -> ParentState:
+        """Read the parent state from a model folder; one of the exact method holds no bank."""
+        excluded = {name: source.exclude for name, source in config.sources.items()}
+        has_bank = (folder / BANK).is_file()
+        bank = Bank.load(folder / BANK, genes) if has_bank else Bank.empty(len(genes))
+        probe = Probe.load(folder / PROBE, genes)
+        return cls(bank.without_excluded(excluded), probe.without_excluded(excluded))
+
+    def widened(self, n_genes: int) -> ParentState:
+        """Return the parent state for a panel of ``n_genes``: genes that were not stored count as zero."""
+        return ParentState(self.bank.widened(n_genes), self.probe.widened(n_genes))

@@ -25,8 +25,7 @@ from canal.continual.feature_cache import PrefixFeatures, representations
 from canal.continual.fit import Epoch, Fit, Hooks, generator, groups_of, sum_gradients
 from canal.continual.pretraining import place_genes
 from canal.continual.segments import CacheSpace
-from canal.continual.stage import Learned
-from canal.continual.task import Task
+from canal.continual.stage import Learned, Task
 from canal.core.digests import json_digest
 from canal.model.annotator import Annotator, gene_vectors, with_genes
 from canal.model.backbone import MOST_CELLS

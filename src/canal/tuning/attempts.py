@@ -23,7 +23,7 @@ from canal.config.params import Dimension, Strengths, Tuning
 from canal.config.sections import PUBLISHED_BANK_SIZE, PUBLISHED_DISTILLATION, Continual
 from canal.continual.bank import Bank, cut
 from canal.continual.fit import Epoch, Hooks
-from canal.continual.task import Task
+from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
 from canal.core.digests import json_digest
 
