@@ -15,7 +15,7 @@ from canal.annotation.options import Options
 from canal.core.digests import file_digest
 from canal.data.prepare import PrepareSettings, prepare
 from canal.io.h5ad import not_genes
-from tests.quality.cases import TYPES, StageCase, failed
+from tests.support.cases import TYPES, StageCase, failed
 from tests.support.cells import gene_names, make_adata, source_of, write_adata
 from tests.support.formats import write_csc, write_csr, write_dense, write_zarr2, write_zarr3
 

@@ -9,8 +9,8 @@ from canal.continual.cells import LabelledCells
 from canal.continual.fit import generator
 from canal.continual.trainer import learn_stage
 from canal.model.storage import PRESETS
-from tests.continual.tasks import SETTINGS, second_task
 from tests.support.models import DEEP, make_annotator, make_expression
+from tests.support.tasks import SETTINGS, second_task
 
 
 def test_logits_are_the_engines():

@@ -7,8 +7,8 @@ from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, mask_expressed, pretrain
 from canal.core.errors import TrainingError
 from canal.model.storage import weights_digest
-from tests.continual.tasks import GENES, make_cells
 from tests.support.models import DEEP, seeded
+from tests.support.tasks import GENES, make_cells
 
 SETTINGS = Settings(preset="tiny", max_epochs=3, batch_size=16, learning_rate=3e-3)
 

@@ -8,9 +8,9 @@ from canal.continual.stage import Learned, finish
 from canal.continual.trainer import learn_stage
 from canal.model.annotator import Annotator
 from canal.model.backbone import Performer
-from tests.continual.tasks import SETTINGS, first_learned, first_task, second_task
 from tests.support.cells import make_config, make_document
 from tests.support.models import seeded
+from tests.support.tasks import SETTINGS, first_learned, first_task, second_task
 
 
 def config_with(ontology):

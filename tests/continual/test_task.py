@@ -4,7 +4,7 @@ import pytest
 
 from canal.continual.cells import LabelledCells
 from canal.core.errors import TrainingError
-from tests.continual.tasks import GENES, first_task, grown_task, make_cells, second_task
+from tests.support.tasks import GENES, first_task, grown_task, make_cells, second_task
 
 NONE = LabelledCells.empty(24)
 

@@ -12,14 +12,7 @@ from canal.continual.fit import CHECKPOINT, Hooks
 from canal.continual.trainer import learn_stage, learning_rate
 from canal.model.backbone import Performer
 from canal.model.storage import weights_digest
-from tests.continual.tasks import (
-    SETTINGS,
-    first_learned,
-    first_task,
-    grown_task,
-    make_cells,
-    second_task,
-)
+from tests.support.tasks import SETTINGS, first_learned, first_task, grown_task, make_cells, second_task
 
 LONGER = SETTINGS.model_copy(update={"max_epochs": 16, "cycle_epochs": 16, "patience": 16})
 SHORT = SETTINGS.model_copy(update={"max_epochs": 3})

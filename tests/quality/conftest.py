@@ -3,7 +3,7 @@
 import pytest
 
 from canal.quality.verdict import EarlierStage
-from tests.quality.cases import NO_SPLIT, TYPES, StageCase
+from tests.support.cases import NO_SPLIT, TYPES, StageCase
 from tests.support.cells import make_adata
 
 

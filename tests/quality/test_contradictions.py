@@ -22,7 +22,7 @@ from canal.quality.gate import (
     read_labels,
     write_labels,
 )
-from tests.quality.cases import SETTINGS
+from tests.support.cases import SETTINGS
 from tests.support.cells import make_adata, make_config, source_of, write_adata
 
 RULE = contradiction_rule("pbmc", "first", 0.95)

@@ -15,7 +15,7 @@ from canal.core.errors import DataError, GateError
 from canal.data.prepare import prepare, prepare_absent
 from canal.quality.gate import judge, judge_file
 from canal.quality.verdict import EarlierStage
-from tests.quality.cases import NO_SPLIT, PANEL, SETTINGS, StageCase, relabelled
+from tests.support.cases import NO_SPLIT, PANEL, SETTINGS, StageCase, relabelled
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 

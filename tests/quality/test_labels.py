@@ -17,7 +17,7 @@ from canal.quality.gate import (
     read_labels,
     write_labels,
 )
-from tests.quality.cases import SETTINGS
+from tests.support.cases import SETTINGS
 from tests.support.cells import make_adata, source_of, write_adata
 
 RULE = label_rule("pbmc", "first", 0.5)

@@ -10,7 +10,7 @@ import pytest
 from canal.data.prepare import prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.verdict import EarlierStage
-from tests.quality.cases import (
+from tests.support.cases import (
     NO_SPLIT,
     PANEL,
     SETTINGS,

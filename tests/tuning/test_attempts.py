@@ -12,8 +12,8 @@ from canal.continual.trainer import learn_stage
 from canal.core.errors import TrainingError
 from canal.model.backbone import Performer
 from canal.tuning.attempts import Attempts, accuracy_by_stage, score
-from tests.continual.tasks import SETTINGS, first_task, grown_task, second_task
 from tests.support.studies import make_tuning
+from tests.support.tasks import SETTINGS, first_task, grown_task, second_task
 
 PUBLISHED = {"distillation": 0.1, "bank_size": 40}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.tuning.attempts import Score, accuracy_by_stage, effective_cells, retention, score
-from tests.continual.tasks import first_learned, make_cells, second_task
+from tests.support.tasks import first_learned, make_cells, second_task
 
 shares = st.floats(0, 1)
 

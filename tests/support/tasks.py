@@ -1,4 +1,4 @@
-"""Small tasks on synthetic cells: ``from tests.continual.tasks import first_task``."""
+"""Small tasks on synthetic cells: ``from tests.support.tasks import first_task``."""
 
 from __future__ import annotations
 
