@@ -34,6 +34,7 @@ COMMANDS = [
     ("compare",),
     ("rollback",),
     ("retire",),
+    ("unlearn",),
     ("ledger",),
     ("ledger", "anchor"),
     ("registry", "rebuild"),

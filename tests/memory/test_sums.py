@@ -285,3 +285,14 @@ def test_shapes_and_names_are_looked_at():
         Sums(right.basis, right.types, right.counts.astype(float), right.totals, right.products)
     with pytest.raises(SumsError, match="products as int64"):
         Sums(right.basis, right.types, right.counts, right.totals, right.products[:, :-1])
+
+
+@few
+@given(cells, cells, st.lists(st.integers(0, 30), max_size=4))
+def test_sums_without_cells_are_those_that_never_had_them_and_no_others_are(stay, leave, cuts):
+    rest = added(stay + leave, cuts).minus(added(leave))
+    assert rest.digest == added(stay).digest
+    assert rest.types == added(stay).types
+    again = added(stay + leave, cuts).minus(added(leave[1:]))
+    assert (again.digest == added(stay).digest) == (not leave)  # a cell that stays behind is told
+

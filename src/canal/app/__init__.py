@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from canal.app import promoting as promoting
     from canal.app import serving as serving
     from canal.app import tasks as tasks
+    from canal.app import unlearning as unlearning
     from canal.app import versions as versions
+    from canal.app import withdrawing as withdrawing
 
 __all__ = [
     "annotating",
@@ -38,7 +40,9 @@ __all__ = [
     "promoting",
     "serving",
     "tasks",
+    "unlearning",
     "versions",
+    "withdrawing",
 ]
 
 

@@ -125,6 +125,11 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
     record = read_record(folder)
     commit = _commit(project, version.number, key, record)
     for one in ancestry(project.store, version)[1:]:
+        if "unlearned" in one.key:
+            raise AuditError(
+                f"version {version.number} was learned on {one.name}, which cells have left since; trained "
+                "again, it would have them: use `canal audit --recompute`, which verifies the sums"
+            )
         if "backfilled" in one.key:
             raise AuditError(
                 f"version {version.number} was learned on {one.name}, to which sums were added later; "
@@ -179,6 +184,12 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
         raise AuditError(
             f"version {number} is the version with key {key['backfilled'][:12]}... and sums that were added "
             "later: reproduce that version; `canal audit --recompute` verifies the sums"
+        )
+    if "unlearned" in key:
+        raise AuditError(
+            f"version {number} is the version with key {key['unlearned']['version'][:12]}... without "
+            f"{key['unlearned']['n_cells']:,} cells, and was not trained: `canal audit` verifies its sums "
+            "against its split, `canal audit --recompute` against the cells"
         )
     commit, root = record["git_commit"], project.layout.root
     if commit is None or record["dirty"]:

@@ -6,6 +6,7 @@ Each version comes with the ledger's decisions: who promoted or retired it, why,
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from canal.registry.ledger.mirror import user
 from canal.registry.manifest.version_folder import key_digest, method_view, read_key, read_record
 from canal.registry.manifest.version_folder import schema as schema
 from canal.registry.promotion.moves import ledger_of
+from canal.registry.promotion.promotion import Decision
 from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import export_parcel as export_parcel
@@ -158,10 +160,16 @@ def _decision(entry: Entry) -> Document:
     }
 
 
-def registry_sync(project: Project, sign: Sign | None = None, made_in: Layout | None = None) -> Synced:
+def registry_sync(
+    project: Project,
+    sign: Sign | None = None,
+    made_in: Layout | None = None,
+    decision: Decision | None = None,
+) -> Synced:
     """Register every finished stage that is not registered; ``sign`` signs the ledger's entries.
 
-    Stages are read from the project's folder, or from that of ``made_in``.
+    Stages are read from the project's folder, or from that of ``made_in``; ``decision`` says who made them
+    and why, if somebody decided it.
 
     A store without versions, beside a ledger that names some, was lost or is missing in this clone: it is
     rebuilt first, with the ledger's numbers and aliases; an interrupted rebuilding is resumed. The paths in a
@@ -172,9 +180,8 @@ def registry_sync(project: Project, sign: Sign | None = None, made_in: Layout | 
     if rebuilt := rebuild_lost(project.store, options, _figures_for(project)):
         return Synced(rebuilt.made, (), moved)
     layout = made_in or project.layout
-    synced = sync(
-        project.store, layout, project.config, lambda stage: _figures_folder(project, stage, layout), sign
-    )
+    draw = partial(_figures_folder, project, made_in=layout)
+    synced = sync(project.store, layout, project.config, draw, sign, decision)
     return replace(synced, moved=moved)
 
 

@@ -9,7 +9,7 @@ import typer
 from canal import app
 from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
-from canal.report.cell_tables import forward_group, impact_group
+from canal.report.cell_tables import forward_group, impact_group, unlearned_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table
@@ -26,6 +26,9 @@ def add_to(to: typer.Typer) -> None:
         lineage
     )
     to.command(epilog=f"{example} impact kang-ctrl")(impact)
+    to.command(epilog=f'{example} unlearn kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn"')(
+        unlearn
+    )
     to.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
 
 
@@ -161,6 +164,34 @@ def impact(
     """List what learned from a data set, a donor or a cell, and the commands to relearn without it."""
     document = app.impact.impact(open_project(root), app.impact.CellQuery(source, batch, cell)).to_json()
     show_result(document if as_json else impact_group(document), as_json)
+
+
+def unlearn(
+    source: Annotated[str, typer.Argument(help="The source of params.yaml that the cells are of.")],
+    by: By,
+    why: Why,
+    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
+    cells: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a name of a cell on each line.")
+    ] = None,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="Also retire the versions that hold the cells, but the champion.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made; change nothing.")
+    ] = False,
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register versions without a batch or some cells, from the sums of what remains; no cell is learned."""
+    decision = app.unlearning.Decision(by, why, signer(sign, by))
+    withdrawal = app.unlearning.Withdrawal(source, batch, app.unlearning.read_names_of_cells(cells))
+    project = open_project(root)
+    made = app.unlearning.unlearn(project, withdrawal, decision, note, dry_run)
+    retired = app.unlearning.retire_holding(project, made, decision) if retire and not dry_run else ()
+    document = made.to_json() | {"retired": list(retired)}
+    show_result(document if as_json else unlearned_group(document, dry_run), as_json)
 
 
 def diff(

@@ -1,7 +1,7 @@
 """Read, check and edit the file params.yaml; edits keep its comments and formatting."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,39 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
     return _dumped(document), relearned
 
 
+def with_withdrawal(
+    text: str, source: str, cells: Sequence[str], batch: str | None, stages: Sequence[str]
+) -> str:
+    """Return params.yaml's text without some cells, with the exact method on a new branch of ``stages``.
+
+    The cells and the batch join what ``source`` excludes. ``stages`` may name the backbone.
+
+    Raises
+    ------
+    ConfigError
+        If the result would break a rule.
+    """
+    config, document = parse(text), _round_trip().load(text)
+    exclude = config.sources[source].exclude
+    excluded = {
+        "cells": [*exclude.cells, *(one for one in cells if one not in exclude.cells)],
+        "batches": [*exclude.batches, *([batch] if batch and batch not in exclude.batches else [])],
+    }
+    _put(document["sources"][source], "exclude", {name: names for name, names in excluded.items() if names})
+    for stage in stages:
+        if stage == BACKBONE:
+            document["backbone"]["branch"] = config.backbone.branch + 1
+            continue
+        document["stages"][stage]["branch"] = config.stages[stage].branch + 1
+        _put(document["stages"][stage], "continual", {"method": "exact"})
+        if stage in config.finetune.tuned:
+            fixed = document["finetune"]["fixed"]
+            fixed[stage] = document["finetune"]["tuned"].pop(stage)
+    text = _dumped(document)
+    parse(text)
+    return text
+
+
 def with_import(text: str, path: str, key: str) -> str:
     """Return params.yaml's text with the imported backbone in folder ``path``, whose key has digest ``key``.
 
@@ -234,7 +267,7 @@ def with_basis(text: str, path: str, digest: str) -> str:
     return text
 
 
-def _put(section: Any, name: str, entry: dict[str, str]) -> None:
+def _put(section: Any, name: str, entry: Mapping[str, Any]) -> None:
     """Set an entry of a section of a round-trip document; a new entry is inserted at the top.
 
     Blank lines and comments after the section's last line belong to the next section.

@@ -249,3 +249,35 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
         "(mlartifacts, models, prepared, data, .dvc/cache, .canal) by hand.",
         "dim",
     )
+
+
+def unlearned_group(document: Document, dry_run: bool) -> Group:
+    """Return the result of `canal unlearn` (`canal.app.unlearning.Unlearned.to_json`)."""
+    cells = f"{document['n_cells']:,} cells of {document['source']}, {document['n_summed']:,} of them in sums"
+    rows = table(f"{cells}: {'would leave' if dry_run else 'left'}")
+    for name in ("stage", "version", "new version"):
+        rows.add_column(name, overflow="fold")
+    for stage, numbers in document["versions"].items():
+        rows.add_row(text(stage), text(numbers["before"]), text(numbers["after"] or "-"))
+    return Group(rows, *map(text, _unlearned_lines(document, dry_run)))
+
+
+def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
+    if document["lost_types"]:
+        yield f"types without cells now: {', '.join(document['lost_types'])}"
+    if not document["basis"]:
+        yield "no trace in the basis: its genes were chosen on other stages"
+    for stage, check in document["basis"].items():
+        if check == "same":
+            yield f"{stage}: no trace in the basis: the same genes are chosen without the cells"
+        elif isinstance(check, Mapping):
+            genes = ", ".join(check["other"])
+            yield f"{stage}: sums exact, basis not; without the cells it has others: {genes}"
+        else:
+            yield f"{stage}: basis {check}"
+    if document["champion"]:
+        yield f"the champion, version {document['champion']}, holds the cells until another is promoted"
+    if document["retired"]:
+        yield f"retired: {', '.join(map(str, document['retired']))}"
+    if not dry_run:
+        yield "next: canal promote candidate, then commit params.yaml and ledger.jsonl"

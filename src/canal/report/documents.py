@@ -99,6 +99,9 @@ def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "sums of", ", ".join(f"{stage} {digest[:8]}" for stage, digest in method["sums"].items())
     if method.get("backfilled"):
         yield "backfilled", f"sums were added to the version with key {method['backfilled'][:12]}..."
+    if left := method.get("unlearned"):
+        cells = f"{left['n_cells']:,} cells ({left['n_summed']:,} of them in sums)"
+        yield "unlearned", f"{cells} left the version with key {left['version'][:12]}..."
     if method.get("lacking"):
         what = "never answered" if weight is None else "only the network knows these types"
         yield "without sums", f"{', '.join(method['lacking'])}: {what}"

@@ -108,6 +108,11 @@ class VersionReader:
             chain.insert(0, older)
         return chain
 
+    def unlearned_from(self, member: RegisteredVersion) -> RegisteredVersion | None:
+        """Return the version that a member's cells left; None where it is not registered here."""
+        version = self._by_key.get(member.key["unlearned"]["version"])
+        return None if version is None else self.member(version)
+
     def _open(self, version: Version) -> RegisteredVersion | None:
         name = version_name(self._store, version.model, version.number)
         try:
@@ -223,7 +228,9 @@ def _note_other_split(backbone: RegisteredVersion, stage: RegisteredVersion, log
 def _check_labels(parent: RegisteredVersion, child: RegisteredVersion, log: AuditLog) -> None:
     if parent.labels is None or child.labels is None:
         return
-    if child.labels[: len(parent.labels)] != parent.labels:
+    unlearned = "unlearned" in child.key  # types without cells leave with them
+    kept = [label for label in parent.labels if label in child.labels] if unlearned else parent.labels
+    if child.labels[: len(kept)] != kept:
         lost = [label for label in parent.labels if label not in child.labels]
         detail = f"it lacks {examples(lost)}" if lost else "their order differs"
         what = f"{LABELS} does not begin with the {len(parent.labels)} labels of {parent.name}: {detail}"
@@ -265,6 +272,31 @@ def _same(one: object, other: object) -> bool:
     return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
 
 
+def check_unlearned(chain: Sequence[RegisteredVersion], reader: VersionReader, log: AuditLog) -> None:
+    """Check that the splits of a chain are those of the versions before, without just the withdrawn cells."""
+    member = chain[-1]
+    left = member.key.get("unlearned")
+    if left is None or not member.is_annotator:
+        return
+    gone: dict[str, str] = {}
+    for one in chain:
+        same = one.key.get("unlearned", {}).get("cells") == left["cells"]
+        if not same or not one.is_annotator or one.rows is None:
+            continue
+        before = reader.unlearned_from(one)
+        if before is None or before.rows is None:
+            what = f"the version with key {one.key['unlearned']['version'][:12]}... cannot be read here"
+            log.note(member.name, "unlearned", f"which cells left cannot be told: {what}")
+            return
+        if other := [cell for cell, row in one.rows.items() if before.rows.get(cell) != row]:
+            what = f"{SPLIT} has rows that {before.name} has not: {examples(other)}"
+            log.finding(one.name, "unlearned", what)
+        gone |= {cell: before.rows[cell][2] for cell in before.rows.keys() - one.rows.keys()}
+    if json_digest(sorted(set(gone.values()))) != left["cells"] or len(gone) != left["n_cells"]:
+        what = f"key.json says that {left['n_cells']:,} cells left; the splits lack {len(gone):,}, or others"
+        log.finding(member.name, "unlearned", what)
+
+
 def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     """Check validation/verdict.json of the newest member of a chain, if it is a stage, against its key.
 
@@ -278,13 +310,13 @@ def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     except CanalError as error:
         log.finding(member.name, "verdict", f"{VERDICT}: {error}")
         return
-    data = member.key["data"]
+    data, left = member.key["data"], member.key.get("unlearned")
     pairs = {
         "stage": (verdict.stage, member.stage),
         "source": (verdict.source, data["source"]),
         "source file": (verdict.source_sha256, data["source_sha256"]),
         "prepared cells": (verdict.prepared_sha256, data["prepared_sha256"]),
-        "split": (verdict.split_sha256, member.files.get(SPLIT)),
+        "split": (verdict.split_sha256, left["split"] if left else member.files.get(SPLIT)),
     }
     genes = next((one.genes for one in chain if one.genes is not None), None)
     if genes is not None:

@@ -12,7 +12,7 @@ from canal.config.layout import Layout
 from canal.config.params import Config
 from canal.core.errors import CanalError
 from canal.registry.audit.cells_used import check_cells, check_exclusions
-from canal.registry.audit.chain import VersionReader, check_chain, check_verdict
+from canal.registry.audit.chain import VersionReader, check_chain, check_unlearned, check_verdict
 from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
 from canal.registry.audit.ledger_entries import (
     Snapshot,
@@ -184,6 +184,7 @@ def _audit_version(
     check_origin(member, layout, log)
     chain = reader.chain(member)
     check_verdict(chain, log)
+    check_unlearned(chain, reader, log)
     return chain, record
 
 

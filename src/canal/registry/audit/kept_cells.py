@@ -212,7 +212,8 @@ def _check_basis(chain: Sequence[RegisteredVersion], sums: StageSums, log: Audit
     newest, recorded = chain[-1], chain[-1].key["basis"]
     if recorded["seen"] != sums.basis.seen:
         log.finding(newest.name, _CHECK, "basis.json names other cells that chose it than key.json")
-    splits = {member.stage: member.key["split"] for member in chain if member.is_annotator}
+    # A basis was chosen before cells left: by the split that the stage was learned by.
+    splits = {one.stage: one.key.get("unlearned", one.key)["split"] for one in chain if one.is_annotator}
     requested = [member.key["request"].get("memory") for member in chain]
     adopted = next((str(one["basis"]) for one in requested if isinstance(one, dict) and "basis" in one), None)
     if adopted is not None and adopted != recorded["digest"]:

@@ -133,11 +133,13 @@ def enter(
     version: Version,
     sign: Sign | None = None,
     by: str = "canal registry sync",
+    decision: Decision | None = None,
 ) -> None:
     """Write the registration of a ready version into the ledger, unless it is there.
 
-    The newest version becomes ``candidate``. ``by`` is the command that made the version. A ready version
-    that a kill left without an entry gets it from the next sync.
+    The newest version becomes ``candidate``. ``by`` is the command that made the version;
+    ``decision`` says who decided to make it and why, if somebody did. A ready version that a kill left
+    without an entry gets it from the next sync.
 
     Raises
     ------
@@ -167,7 +169,8 @@ def enter(
             version=version.number,
             key=version.key,
             record=version.record,
-            who=f"{by} ({user()})",
+            who=f"{by} ({user()})" if decision is None else decision.by,
+            why="" if decision is None else decision.why,
             aliases={CANDIDATE: version.number} if newest else {},
             details=_details(version),
         ),

@@ -184,6 +184,7 @@ def _version(one: RegisteredVersion) -> Node:
         "sums of": ", ".join(key.get("sums", {})),
         "basis": key.get("basis", {}).get("digest"),
         "network of": key.get("backfilled"),
+        "without cells of": key.get("unlearned", {}).get("version"),
         "code": key.get("code"),
         "lock": key.get("lock"),
         "git commit": one.record["git_commit"],

@@ -43,7 +43,7 @@ from canal.registry.manifest.version_folder import (
     write_record,
 )
 from canal.registry.promotion.moves import moving
-from canal.registry.promotion.promotion import enter
+from canal.registry.promotion.promotion import Decision, enter
 from canal.registry.store.connection import KIND
 from canal.registry.store.database import LOGGED, READY, Version
 from canal.registry.store.store import TAG, Store
@@ -200,10 +200,18 @@ class Synced:
     moved: int = 0
 
 
-def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: Sign | None = None) -> Synced:
+def sync(
+    store: Store,
+    layout: Layout,
+    config: Config,
+    draw: DrawFigures,
+    sign: Sign | None = None,
+    decision: Decision | None = None,
+) -> Synced:
     """Register every measured stage, oldest first; a second call changes nothing.
 
-    ``sign`` signs the new entries of the ledger, and with them the digests of keys and records.
+    ``sign`` signs the new entries of the ledger, and with them the digests of keys and records;
+    ``decision`` says who made the new versions and why, if they are no plain learning.
 
     Raises
     ------
@@ -226,7 +234,7 @@ def sync(store: Store, layout: Layout, config: Config, draw: DrawFigures, sign: 
             else:
                 known.append(version)
         for version in (*known, *made):
-            enter(store, ledger, version, sign)
+            enter(store, ledger, version, sign, decision=decision if version in made else None)
     return Synced(tuple(made), tuple(known))
 
 

@@ -1,0 +1,400 @@
+"""`canal unlearn`: register versions without some cells, from the sums of what remains.
+
+The sums of a stage are whole numbers, so the sums of the remaining cells are those of all cells minus those
+of the withdrawn ones, byte for byte what a lineage without these cells has on the same basis. No network can
+forget like this: the new versions answer by their sums alone.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.app.learning import evaluate_stage
+from canal.app.project import Project
+from canal.app.promoting import retire
+from canal.app.versions import registry_sync
+from canal.app.withdrawing import Remainder, basis_checks, remainder_of
+from canal.app.withdrawing import Withdrawal as Withdrawal
+from canal.app.withdrawing import read_names_of_cells as read_names_of_cells
+from canal.config.layout import Layout
+from canal.config.sections import BACKBONE
+from canal.config.yaml_file import parse, save, with_withdrawal
+from canal.continual.bank import PROBE, ParentState, Probe
+from canal.continual.cells import LabelledCells
+from canal.continual.evaluation import write_evaluation
+from canal.continual.stage import ExactTask, finish_exact
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import HistoryError
+from canal.core.files import new_folder, scratch_folder, write_json
+from canal.data.split import SUMMED, write_split
+from canal.memory.stage_sums import OWN_BATCHES, StageSums
+from canal.memory.sums import Sums
+from canal.model.annotator import GENES, LABELS
+from canal.model.storage import read_names
+from canal.registry.ledger.ledger_rules import CHAMPION
+from canal.registry.manifest.stage_request import (
+    code_digest,
+    lock_digest,
+    request_digest,
+    stage_request,
+    sums_facts,
+)
+from canal.registry.manifest.version_folder import Key, key_digest, write_key
+from canal.registry.promotion.promotion import Decision as Decision
+from canal.registry.store.database import Version
+from canal.registry.versions.history import restore_file, restore_metrics, restore_model, verified
+from canal.report.collect import write_scores
+
+if TYPE_CHECKING:
+    pass
+
+Notice = Callable[[str], None]
+
+_KEPT_FACTS = ("stage", "data", "panel", "verdict")
+_INPUTS = ("split", "validation")
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The result of an unlearning.
+
+    Attributes
+    ----------
+    source : str
+    n_cells : int
+        Withdrawn cells, of all sets; ``n_summed`` of them were in sums.
+    withdrawn : str
+        SHA-256 of the sorted content digests of the withdrawn cells.
+    versions : dict
+        Stage -> the old version's number and the new one's (None in a dry run).
+    lost_types : tuple of str
+        Cell types that have no cell any more, or that only a network knew.
+    basis : dict
+        Stage whose withdrawn cells had a part in the choice of genes -> ``"same"``, the genes that would be
+        others, or why that was not checked.
+    holding : tuple of int
+        Versions that still hold the cells and may serve; the champion among them is named in ``champion``.
+    """
+
+    source: str
+    n_cells: int
+    n_summed: int
+    withdrawn: str
+    versions: dict[str, dict[str, int | None]]
+    lost_types: tuple[str, ...]
+    basis: dict[str, Any]
+    holding: tuple[int, ...] = ()
+    champion: int | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything an unlearning has found out before it writes anything."""
+
+    project: Project
+    wanted: Project
+    text: str
+    withdrawal: Withdrawal
+    remainders: dict[str, Remainder]
+    old: dict[str, Version]
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+def unlearn(
+    project: Project,
+    withdrawal: Withdrawal,
+    decision: Decision,
+    notice: Notice = lambda message: None,
+    dry_run: bool = False,
+) -> Unlearned:
+    """Register a version without the withdrawn cells for each stage that learned from them, and on.
+
+    params.yaml excludes the cells, and names a new branch and the exact method for these stages; a later
+    `make run` finds them learned. Old versions stay as they are. A second call completes an interrupted one.
+
+    Raises
+    ------
+    HistoryError
+        If no stage of the lineage learned from the cells, a stage keeps no sums, or sums of single cells need
+        a prepared file that is gone.
+    """
+    began = time.perf_counter()
+    project.store.settle()
+    work = _prepare(project, withdrawal)
+    n_cells, n_summed, digest = _counts(work)
+    new: dict[str, int | None] = dict.fromkeys(work.old)
+    if not dry_run:
+        new |= _write_and_register(work, decision, notice)
+    old = {version.key for version in work.old.values()}
+    holding = [one for one in project.store.versions() if one.key in old and not one.retired]
+    return Unlearned(
+        source=withdrawal.source,
+        n_cells=n_cells,
+        n_summed=n_summed,
+        withdrawn=digest,
+        versions={name: {"before": old.number, "after": new[name]} for name, old in work.old.items()},
+        lost_types=_lost_types(work),
+        basis=dict(basis_checks(project, work.old, work.remainders)),
+        holding=tuple(one.number for one in holding),
+        champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
+    """Return the stages to make again, with what remains of the cells; nothing is written."""
+    config = project.config
+    if withdrawal.source not in config.sources:
+        raise HistoryError(
+            f"no source {withdrawal.source!r} in params.yaml; there are {', '.join(config.sources)}"
+        )
+    if withdrawal.batch is None and not withdrawal.cells:
+        raise HistoryError(
+            f"name a batch of {withdrawal.source} (--batch) or cells (--cells FILE): a whole source leaves "
+            "with its stage, for which `canal impact` lists the steps"
+        )
+    own = [name for name, one in config.stages.items() if one.source == withdrawal.source]
+    learned = [name for name in own if project.learned(name) is not None]
+    if not learned:
+        raise HistoryError(
+            f"no stage of params.yaml has learned from {withdrawal.source}: nothing to unlearn. Exclude the "
+            f"cells with sources.{withdrawal.source}.exclude before it does"
+        )
+    touched = [name for name in config.stages if {*config.ancestors(name), name} & set(learned)]
+    old = {name: version for name in touched if (version := project.learned(name)) is not None}
+    text = with_withdrawal(
+        project.layout.params.read_text(encoding="utf-8"),
+        withdrawal.source,
+        sorted(id_.partition(":")[2] for id_ in withdrawal.ids),
+        withdrawal.batch,
+        [*([BACKBONE] if _backbone_saw(project, own) else []), *old],
+    )
+    wanted = Project(project.layout, parse(text))
+    folders = {name: verified(project.store, version)[0] for name, version in old.items()}
+    work = _Work(project, wanted, text, withdrawal, {}, old, folders)
+    for name in learned:
+        work.remainders[name] = remainder_of(project, old[name], withdrawal)
+    return work
+
+
+def _backbone_saw(project: Project, stages: Sequence[str]) -> bool:
+    """Whether the backbone's request names cells of one of these stages."""
+    return bool({project.config.root_stage, *project.config.backbone.extra_stages} & set(stages))
+
+
+def _counts(work: _Work) -> tuple[int, int, str]:
+    """Return the number of withdrawn cells, of those in sums, and the digest of their contents."""
+    gone = [one.gone for one in work.remainders.values()]
+    summed = sum(int(table["set"].isin(SUMMED).sum()) for table in gone)
+    contents = {digest for table in gone for digest in table["cell_digest"]}
+    return sum(map(len, gone)), summed, json_digest(sorted(contents))
+
+
+def _withdrawn_digest(work: _Work) -> str:
+    return json_digest(
+        sorted({digest for one in work.remainders.values() for digest in one.gone["cell_digest"]})
+    )
+
+
+def _new_sums(work: _Work, stage: str) -> StageSums:
+    """Return the sums of a stage's new version: the old ones, with remainders where cells have left."""
+    names = (*work.project.config.ancestors(stage), stage)
+    old = StageSums.load(work.folders[stage], names)
+    if old is None:
+        raise HistoryError(
+            f"{stage} keeps no sums, and a network cannot unlearn: `canal sums backfill {stage}` adds sums"
+        )
+    stages = {
+        name: work.remainders[name].sums if name in work.remainders else sums
+        for name, sums in old.stages.items()
+    }
+    return StageSums(old.basis, stages, old.missing)
+
+
+def _labels(work: _Work, stage: str) -> tuple[str, ...]:
+    """Return the types of a stage's new version: those of the old one that still have a cell."""
+    known = set(_new_sums(work, stage).types)
+    return tuple(name for name in read_names(work.folders[stage] / "model", LABELS) if name in known)
+
+
+def _lost_types(work: _Work) -> tuple[str, ...]:
+    """Return the types that the newest of the old versions knew, and its successor does not."""
+    newest = list(work.old)[-1]
+    before = read_names(work.folders[newest] / "model", LABELS)
+    return tuple(name for name in before if name not in _labels(work, newest))
+
+
+def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict[str, int | None]:
+    """Write the new versions in a scratch project, register them, restore them here, change params.yaml last.
+
+    As long as params.yaml asks for the old versions, a second call does whatever a kill left undone.
+    """
+    stages = [name for name in work.old if work.wanted.learned(name) is None]
+    with _scratch_project(work) as scratch:
+        if work.wanted.learned(BACKBONE) is None:
+            _write_backbone(work, scratch)
+        for stage in stages:
+            notice(f"{stage}: solving the sums of the remaining cells, and measuring the version")
+            _write_stage(work, scratch, stage)
+        if stages:
+            registry_sync(work.wanted, decision.sign, scratch.layout, decision)
+    new: dict[str, int | None] = {}
+    for stage in work.old:
+        version = work.wanted.learned(stage)
+        if version is None:
+            raise HistoryError(f"{stage}: the new version was not registered; call canal unlearn again")
+        _install(work.wanted, version)
+        new[stage] = version.number
+    save(work.project.layout.params, work.text)
+    return new
+
+
+@contextmanager
+def _scratch_project(work: _Work) -> Iterator[Project]:
+    """Yield a scratch project: links to this project's files, but own models, metrics and splits."""
+    layout = work.project.layout
+    layout.private.mkdir(exist_ok=True)
+    with scratch_folder("unlearn") as folder:
+        own = Layout(folder)
+        for path in layout.root.iterdir():
+            if path.name not in ("models", "metrics", "splits"):
+                (folder / path.name).symlink_to(path)
+        for name in ("models", "metrics", "splits"):
+            (folder / name).mkdir()
+        for stage in work.wanted.config.stages:
+            version = work.project.learned(stage)
+            if version is not None:
+                _copy_split(work, own, stage, verified(work.project.store, version)[0])
+        for stage in (BACKBONE, *work.wanted.config.stages):
+            version = work.wanted.learned(stage)
+            if version is not None:
+                restore_model(work.wanted.store, version, own.model(stage))
+                if stage != BACKBONE:
+                    restore_metrics(work.wanted.store, version, own.metrics(stage))
+        yield Project(own, work.wanted.config)
+
+
+def _copy_split(work: _Work, own: Layout, stage: str, folder: Path) -> None:
+    """Write a stage's split into the scratch project: the recorded one, without the withdrawn rows."""
+    target = own.split(stage)
+    if stage not in work.remainders:
+        shutil.copyfile(folder / "split" / "cells.csv", target)
+        shutil.copyfile(folder / "split" / "cells.json", target.with_suffix(".json"))
+        return
+    config = work.project.config
+    earlier = {name: own.split(name) for name in config.ancestors(stage)}
+    write_split(target, stage, work.remainders[stage].split, config.split, earlier)
+
+
+def _write_backbone(work: _Work, scratch: Project) -> None:
+    """Write the model folder of the lineage's start: without a network, since that saw the cells."""
+    old = work.project.learned(BACKBONE)
+    if old is None:
+        raise HistoryError("the backbone is not learned as params.yaml describes it: run `make run` first")
+    folder, key = verified(work.project.store, old)
+    with new_folder(scratch.layout.model(BACKBONE)) as target:
+        write_json(target / "history.json", {"method": "exact", "epochs": []})
+        shutil.copyfile(folder / "panel.json", target / "panel.json")
+        write_key(target, _facts(work, scratch, BACKBONE, key), None)
+
+
+def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
+    """Write model and metrics of a stage's new version into the scratch project."""
+    config, folder = work.wanted.config, work.folders[stage]
+    _, key = verified(work.project.store, work.old[stage])
+    parent, genes = config.stages[stage].parent, read_names(folder / "model", GENES)
+    state = ParentState.none(len(genes))
+    if parent != BACKBONE:
+        before = scratch.layout.model(parent)
+        state = ParentState.load(before, read_names(before / "model", GENES), config).widened(len(genes))
+    batches = Sums.load(folder / OWN_BATCHES) if (folder / OWN_BATCHES).is_file() else None
+    if stage in work.remainders:
+        batches = work.remainders[stage].batches
+    validation = _validation(work, scratch, stage, genes)
+    task = ExactTask(_labels(work, stage), genes, validation, state, _new_sums(work, stage), batches)
+    artifacts = finish_exact(stage, task, config)
+    with new_folder(scratch.layout.model(stage)) as target:
+        artifacts.save(target)
+        for name in _INPUTS:
+            shutil.copytree(folder / name, target / name)
+        for suffix in (".csv", ".json"):
+            shutil.copyfile(
+                scratch.layout.split(stage).with_suffix(suffix), target / "split" / f"cells{suffix}"
+            )
+        facts = _facts(work, scratch, stage, key) | sums_facts(artifacts.sums)
+        write_key(target, facts, key_digest(scratch.layout.model(parent)))
+    with new_folder(scratch.layout.metrics(stage)) as target:
+        write_evaluation(target, evaluate_stage(scratch, stage))
+
+
+def _validation(work: _Work, scratch: Project, stage: str, genes: tuple[str, ...]) -> LabelledCells:
+    """Return a stage's validation cells; where its prepared cells are gone, those of its probe set."""
+    known = set(_labels(work, stage))
+    if scratch.available(stage):
+        cells = scratch.cells(stage, "validation", genes)
+    else:
+        probe = Probe.load(work.folders[stage] / PROBE, genes).cells
+        gone = set(work.remainders[stage].gone["cell_id"]) if stage in work.remainders else set()
+        rows = [row for row, name in enumerate(probe.stages) if name == stage]
+        cells = probe.take([row for row in rows if probe.cell_ids[row] not in gone])
+    return cells.take([row for row, name in enumerate(cells.cell_types) if name in known])
+
+
+def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any]:
+    """Return the facts of a new version's key: the old version's inputs, the new request, and what left."""
+    config, layout = work.wanted.config, scratch.layout
+    request = stage_request(config, stage)
+    origin = config.root_stage if stage == BACKBONE else stage
+    _, summed, digest = _counts(work)
+    left = {
+        "cells": digest,
+        "n_cells": sum(len(one.gone) for one in work.remainders.values()),
+        "n_summed": summed,
+    }
+    return {name: key[name] for name in _KEPT_FACTS if name in key} | {
+        "branch": request["branch"],
+        "request": request,
+        "request_digest": request_digest(config, stage),
+        "split": file_digest(layout.split(origin)),
+        "code": code_digest(work.project.layout.root),
+        "lock": lock_digest(work.project.layout.root),
+        "seed": config.seed,
+        "threads": config.threads,
+        "unlearned": left | {"version": _old_key(work, stage), "split": key.get("unlearned", key)["split"]},
+    }
+
+
+def _old_key(work: _Work, stage: str) -> str:
+    """Return the digest of the key of the version that a stage's new one came from."""
+    if stage == BACKBONE:
+        old = work.project.learned(BACKBONE)
+        return "" if old is None else old.key
+    return work.old[stage].key
+
+
+def _install(project: Project, version: Version) -> None:
+    """Restore a version into models/, metrics/ and splits/: DVC restores the rest at the next `make run`."""
+    layout, stage = project.layout, version.stage
+    restore_model(project.store, version, layout.model(stage))
+    restore_metrics(project.store, version, layout.metrics(stage))
+    for suffix in (".csv", ".json"):
+        restore_file(project.store, version, f"split/cells{suffix}", layout.split(stage).with_suffix(suffix))
+    write_scores(layout, stage)
+
+
+def retire_holding(project: Project, made: Unlearned, decision: Decision) -> tuple[int, ...]:
+    """Retire the versions that hold the cells, except the champion; return their numbers."""
+    numbers = tuple(number for number in made.holding if number != made.champion)
+    for number in numbers:
+        retire(project, str(number), decision)
+    return numbers

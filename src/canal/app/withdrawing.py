@@ -1,0 +1,172 @@
+"""The cells that leave a stage, and what remains: its split without their rows, its sums without theirs.
+
+Sums are whole numbers, so what remains is exact: the sums by batch give a whole batch, the prepared file the
+sums of single cells, which are subtracted.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.app.project import Project
+from canal.core.digests import file_digest
+from canal.core.errors import DataError, HistoryError, SumsError
+from canal.core.files import parse_json
+from canal.data.panel import choose_panel
+from canal.data.split import SUMMED, read_split
+from canal.memory.stage_sums import OWN_BATCHES, StageSums, batch_and_type, by_type
+from canal.memory.sums import Sums, add_up
+from canal.registry.store.database import Version
+from canal.registry.versions.history import verified
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """The cells that leave: a batch of a source, or cells by name.
+
+    Attributes
+    ----------
+    source : str
+        A source of params.yaml.
+    batch : str or None
+        The whole batch, such as a donor.
+    cells : tuple of str
+        Names of cells, as the file has them, or ``SOURCE:NAME``.
+    """
+
+    source: str
+    batch: str | None = None
+    cells: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> set[str]:
+        """The named cells as splits name them."""
+        prefix = f"{self.source}:"
+        return {name if name.startswith(prefix) else f"{prefix}{name}" for name in self.cells}
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """A stage without the withdrawn cells: its split and sums."""
+
+    stage: str
+    split: "pd.DataFrame"
+    gone: "pd.DataFrame"
+    sums: Sums
+    batches: Sums | None
+
+
+def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> Remainder:
+    """Return split and sums of a version's stage without the withdrawn cells.
+
+    Raises
+    ------
+    HistoryError
+        If the stage has no such cells or keeps no sums, or sums of single cells need a file that is gone.
+    SumsError
+        If the remaining sums do not count the remaining cells.
+    """
+    stage, (folder, key) = version.stage, verified(project.store, version)
+    split = read_split(folder / "split" / "cells.csv")
+    leaves = split["cell_id"].isin(withdrawal.ids)
+    if withdrawal.batch is not None:
+        leaves |= split["batch"] == withdrawal.batch
+    unknown = withdrawal.ids - set(split["cell_id"])
+    if unknown or not leaves.any():
+        asked = f"batch {withdrawal.batch!r}" if withdrawal.batch else f"{len(withdrawal.ids)} named cells"
+        known = sorted(set(split["batch"]))[:_EXAMPLES] if withdrawal.batch else sorted(unknown)[:_EXAMPLES]
+        what = "batches such as" if withdrawal.batch else "unknown are, for example,"
+        raise HistoryError(f"{stage} has no {asked} of {withdrawal.source}: {what} {', '.join(known)}")
+    gone, rest = split[leaves], split[~leaves].reset_index(drop=True)
+    summed = gone[gone["set"].isin(SUMMED)]
+    sums = StageSums.load(folder, (*project.config.ancestors(stage), stage))
+    if sums is None or stage not in sums.stages:
+        raise HistoryError(
+            f"{stage} keeps no sums, and a network cannot unlearn: `canal sums backfill {stage}` adds sums, "
+            "or learn the stage again without the cells (`canal impact` lists the steps)"
+        )
+    own, batches = sums.stages[stage], None
+    by_batch = folder / OWN_BATCHES
+    if by_batch.is_file():
+        batches = Sums.load(by_batch)
+    if batches is not None and withdrawal.batch is not None and not withdrawal.cells:
+        batches = batches.without([one for one in batches.types if parse_json(one)[0] == withdrawal.batch])
+        own = by_type(batches)
+    else:
+        own, batches = _subtracted(project, key["data"]["prepared_sha256"], summed, sums, batches)
+    left = rest[rest["set"].isin(SUMMED)]["cell_type"].value_counts().to_dict()
+    counts = dict(zip(own.types, own.counts.tolist(), strict=True))
+    if counts != left:
+        raise SumsError(f"{stage}: the remaining sums count {counts}, its split {left}: run `canal audit`")
+    return Remainder(stage, rest, gone, own, batches)
+
+
+def _subtracted(
+    project: Project, prepared_sha256: str, gone: "pd.DataFrame", sums: StageSums, batches: Sums | None
+) -> tuple[Sums, Sums | None]:
+    """Return the sums of the newest stage, and those by batch, minus those of cells in its prepared file."""
+    stage, own = list(sums.stages)[-1], sums.stages[list(sums.stages)[-1]]
+    if gone.empty:
+        return own, batches
+    cells = project.layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
+    if not cells.is_file() or file_digest(cells) != prepared_sha256:
+        raise HistoryError(
+            f"sums of single cells of {stage} need the prepared file that it was learned from, and {cells} "
+            f"is {'another one' if cells.is_file() else 'gone'}: restore it (dvc checkout, dvc pull), "
+            "withdraw whole batches, or learn the stage again without the cells"
+        )
+    prepared = project.prepared(stage)
+    by_cell = dict(zip(gone["cell_id"], zip(gone["batch"], gone["cell_type"], strict=True), strict=True))
+    chunks = list(prepared.chunks(list(by_cell), sums.basis.genes))
+    withdrawn = add_up(sums.basis, ((values, [by_cell[one][1] for one in ids]) for ids, values in chunks))
+    if batches is not None:
+        pairs = ((values, [batch_and_type(*by_cell[one]) for one in ids]) for ids, values in chunks)
+        batches = batches.minus(add_up(sums.basis, pairs))
+    return own.minus(withdrawn), batches
+
+
+def read_names_of_cells(path: Path | None) -> tuple[str, ...]:
+    """Return the names in a text file, one a line; none without a file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or names no cell.
+    """
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; it must hold a name of a cell on each line")
+    names = tuple(
+        dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    )
+    if not names:
+        raise DataError(f"{path} names no cell: it must hold a name of a cell on each line")
+    return names
+
+
+def basis_checks(
+    project: Project, versions: Mapping[str, Version], remainders: Mapping[str, Remainder]
+) -> Iterator[tuple[str, Any]]:
+    """Yield, for each stage whose cells had a part in the choice of the basis, what it would be without them.
+
+    ``"same"``, ``{"other": genes}`` with the genes that are in one of both alone, or why it was not checked.
+    """
+    for stage, remainder in remainders.items():
+        folder, _ = verified(project.store, versions[stage])
+        sums = StageSums.load(folder, (*project.config.ancestors(stage), stage))
+        if sums is None or stage not in sums.basis.seen:
+            continue
+        if not project.available(stage):
+            yield stage, "not checked: its prepared cells are gone"
+            continue
+        genes = project.panel
+        again = choose_panel(project.prepared(stage), remainder.split, project.config.panel, len(genes))
+        differ = set(again.genes) ^ set(genes)
+        yield stage, {"other": sorted(differ)} if differ else "same"

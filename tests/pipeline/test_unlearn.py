@@ -1,0 +1,143 @@
+"""`canal unlearn`: versions without a batch or some cells, as if a lineage had never seen them."""
+
+import json
+
+import pytest
+
+from canal.app.auditing import audit_project
+from canal.app.project import Project
+from canal.app.tasks import add_up_stage
+from canal.app.unlearning import Decision, Withdrawal, unlearn
+from canal.core.errors import HistoryError
+from canal.data.split import SUMMED, read_split
+from canal.memory.stage_sums import StageSums
+from tests.pipeline.conftest import copied
+from tests.support.methods import learn_here, learned_by
+
+pytestmark = pytest.mark.pipeline
+ADA = Decision("A. Person", "consent withdrawn")
+
+
+@pytest.fixture(params=["exact", "combined"])
+def line(request, tmp_path_factory, tmp_path):
+    return copied(learned_by(request.param, tmp_path_factory), tmp_path / "project")
+
+
+def sums_of(project, number):
+    version = project.store.version(str(number))
+    folder = project.store.artifacts(version)
+    return StageSums.load(folder, list(project.config.stages)), folder
+
+
+def test_a_batch_leaves_and_its_sums_are_those_of_a_lineage_that_never_saw_it(line):
+    project = line.project()
+    made = unlearn(project, Withdrawal("second", batch="b1"), ADA)
+    assert list(made.versions) == ["second", "third"]
+    again = Project.open(line.root)
+    for stage in ("second", "third"):
+        assert again.learned(stage).number == made.versions[stage]["after"]
+    sums, folder = sums_of(again, made.versions["third"]["after"])
+    split = read_split(again.layout.split("second"))
+    assert "b1" not in set(split["batch"])
+    never_saw, _, _ = add_up_stage(again, "second", sums.basis)  # reads only the rows of the split
+    assert sums.stages["second"].digest == never_saw.digest
+    assert sums.stages["second"].n_cells == int(split["set"].isin(SUMMED).sum())
+    report = audit_project(again)
+    assert [str(one) for one in report.findings] == []
+    entry = json.loads((line.root / "ledger.jsonl").read_text().splitlines()[-1])
+    assert (entry["who"], entry["why"]) == ("A. Person", "consent withdrawn")
+
+
+def test_what_was_unlearned_is_never_learned_again(line):
+    unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
+    assert learn_here(line) == []
+
+
+def named(line, n):
+    """The first training cells of the second stage, by name."""
+    split = read_split(line.project().layout.split("second"))
+    return tuple(split[split["set"] == "train"]["cell_id"][:n])
+
+
+def test_single_cells_leave_by_the_prepared_file_and_not_without_it(line):
+    project, cells = line.project(), named(line, 3)
+    shown = unlearn(project, Withdrawal("second", cells=cells), ADA, dry_run=True)
+    assert (shown.n_cells, shown.n_summed, shown.versions["third"]["after"]) == (3, 3, None)
+    before = {path: path.read_bytes() for path in (line.root / "params.yaml", line.root / "ledger.jsonl")}
+    prepared = project.layout.prepared("second") / "cells.h5ad"
+    kept = prepared.read_bytes()
+    prepared.unlink()
+    with pytest.raises(HistoryError, match=r"need the prepared file .* is gone: restore it"):
+        unlearn(project, Withdrawal("second", cells=cells), ADA)
+    assert {path: path.read_bytes() for path in before} == before  # a dry run and a refusal change nothing
+    prepared.write_bytes(kept)
+    made = unlearn(project, Withdrawal("second", cells=cells), ADA)
+    again = Project.open(line.root)
+    sums, _ = sums_of(again, made.versions["third"]["after"])
+    assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
+    assert audit_project(again, recompute=True).findings == ()
+
+
+def test_cells_of_the_first_stage_may_have_chosen_the_basis(line):
+    project = line.project()
+    if project.learned("first") and sums_of(project, 1)[0] is None:
+        with pytest.raises(HistoryError, match="first keeps no sums, and a network cannot unlearn"):
+            unlearn(project, Withdrawal("first", batch="b2"), ADA)
+        return
+    made = unlearn(project, Withdrawal("first", batch="b2"), ADA)
+    assert list(made.versions) == ["first", "second", "third"]
+    assert made.basis["first"] == "same" or made.basis["first"]["other"]
+    assert audit_project(Project.open(line.root)).findings == ()
+    assert learn_here(line) == []
+
+
+def test_the_champion_is_named_until_it_is_replaced_and_the_others_can_be_retired(line):
+    line.canal("promote", "3", "--by", "A. Person", "--why", "reviewed")
+    said = json.loads(
+        line.canal(
+            *("unlearn", "second", "--batch", "b1", "--by", "A. Person", "--why", "consent withdrawn"),
+            *("--retire", "--json"),
+        )
+        .partition("{")[2]
+        .join(["{", ""])
+    )
+    assert said["champion"] == 3
+    assert said["retired"] == [2]
+    project = line.project()
+    assert [one.number for one in project.store.versions() if one.retired] == [2]
+    # The type that is held out to measure novelty was known by the combined line's network alone.
+    reason = ("--by", "A. Person", "--why", "without the cells")
+    line.canal("promote", "candidate", *reason, *(("--override", "h_score") if said["lost_types"] else ()))
+    assert "consent withdrawn" in (line.root / "ledger.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("withdrawal", "message"),
+    [
+        (Withdrawal("nowhere", batch="b1"), "no source 'nowhere' in params.yaml; there are first"),
+        (Withdrawal("second"), r"name a batch of second \(--batch\) or cells"),
+        (Withdrawal("second", batch="b9"), "second has no batch 'b9' of second: batches such as b1, b2"),
+        (Withdrawal("second", cells=("nobody",)), "second has no 1 named cells .* second:nobody"),
+    ],
+)
+def test_what_cannot_be_unlearned_is_refused(line, withdrawal, message):
+    before = (line.root / "params.yaml").read_bytes()
+    with pytest.raises(HistoryError, match=message):
+        unlearn(line.project(), withdrawal, ADA)
+    assert (line.root / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("at", ["registry_sync", "save", "_install"])
+def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"canal.app.unlearning.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
+    made = unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
+    assert made.versions["third"]["after"] == 5
+    assert len(line.project().store.versions()) == 5
+    assert audit_project(Project.open(line.root)).findings == ()
+    assert learn_here(line) == []
