@@ -295,4 +295,3 @@ def test_sums_without_cells_are_those_that_never_had_them_and_no_others_are(stay
     assert rest.types == added(stay).types
     again = added(stay + leave, cuts).minus(added(leave[1:]))
     assert (again.digest == added(stay).digest) == (not leave)  # a cell that stays behind is told
-

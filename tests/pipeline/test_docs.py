@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import anndata
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -77,6 +78,8 @@ def write_files(root: Path) -> None:
     write_10x_v3(cells, root).rename(root / "filtered_feature_bc_matrix.h5")
     for name in ("tumour", "new", "your"):
         write_adata(cells, root / f"{name}.h5ad")
+    names = list(anndata.read_h5ad(root / "raw" / "tumour.h5ad").obs_names[:3])
+    (root / "withdrawn.txt").write_text("\n".join(names))
 
 
 def commands_of(page: str) -> list[str]:

@@ -175,8 +175,7 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
     text = with_withdrawal(
         project.layout.params.read_text(encoding="utf-8"),
         withdrawal.source,
-        sorted(id_.partition(":")[2] for id_ in withdrawal.ids),
-        withdrawal.batch,
+        (sorted(id_.partition(":")[2] for id_ in withdrawal.ids), withdrawal.batch),
         [*([BACKBONE] if _backbone_saw(project, own) else []), *old],
     )
     wanted = Project(project.layout, parse(text))

@@ -205,29 +205,30 @@ def with_branch(text: str, name: str) -> tuple[str, list[str]]:
 
 
 def with_withdrawal(
-    text: str, source: str, cells: Sequence[str], batch: str | None, stages: Sequence[str]
+    text: str, source: str, excluded: tuple[Sequence[str], str | None], stages: Sequence[str]
 ) -> str:
     """Return params.yaml's text without some cells, with the exact method on a new branch of ``stages``.
 
-    The cells and the batch join what ``source`` excludes. ``stages`` may name the backbone.
+    ``excluded`` cells and batch join what ``source`` excludes. ``stages`` may name the backbone; stages that
+    build on them get the exact method, too, since there is no network that they could start from.
 
     Raises
     ------
     ConfigError
         If the result would break a rule.
     """
-    config, document = parse(text), _round_trip().load(text)
-    exclude = config.sources[source].exclude
-    excluded = {
-        "cells": [*exclude.cells, *(one for one in cells if one not in exclude.cells)],
-        "batches": [*exclude.batches, *([batch] if batch and batch not in exclude.batches else [])],
+    config, document, (cells, batch) = parse(text), _round_trip().load(text), excluded
+    before = config.sources[source].exclude
+    after = {
+        "cells": [*before.cells, *(one for one in cells if one not in before.cells)],
+        "batches": [*before.batches, *([batch] if batch and batch not in before.batches else [])],
     }
-    _put(document["sources"][source], "exclude", {name: names for name, names in excluded.items() if names})
-    for stage in stages:
-        if stage == BACKBONE:
-            document["backbone"]["branch"] = config.backbone.branch + 1
-            continue
-        document["stages"][stage]["branch"] = config.stages[stage].branch + 1
+    _put(document["sources"][source], "exclude", {name: names for name, names in after.items() if names})
+    if BACKBONE in stages:
+        document["backbone"]["branch"] = config.backbone.branch + 1
+    for stage in (name for name in config.stages if {*config.ancestors(name), name} & set(stages)):
+        if stage in stages:
+            document["stages"][stage]["branch"] = config.stages[stage].branch + 1
         _put(document["stages"][stage], "continual", {"method": "exact"})
         if stage in config.finetune.tuned:
             fixed = document["finetune"]["fixed"]
