@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import canal.app.pipeline
+from canal.app.backfilling import backfill
 from canal.app.tasks import add_up_stage
 from canal.config.sections import Split
 from canal.continual.bank import PROBE, Probe
+from canal.core.errors import TrainingError
 from canal.core.files import read_json
-from canal.data.split import RESERVE, SUMMED, split_stage, types_lacking
+from canal.data.split import RESERVE, SUMMED, split_stage, types_lacking, write_split
 from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums, by_type
 from canal.model.annotator import GENES, LABELS
@@ -32,6 +34,8 @@ from tests.support.methods import (
     with_database,
     without_pictures,
 )
+
+pytestmark = pytest.mark.xdist_group("independent")  # what its tests share is learned once
 
 RULE = Split(rule="independent")
 CELLS = {
@@ -179,10 +183,39 @@ def test_the_split_and_the_gate_tell_of_these_types(learned_so):
             assert any(text.startswith(f"{kind} (") and "no training" in text for text in rule["examples"])
 
 
+def audited(line: Line) -> dict:
+    """Return what audit says of a project, as JSON."""
+    lines = line.canal("audit", "--json").splitlines()
+    start = next(place for place, text in enumerate(lines) if text.startswith("{"))
+    return json.loads("\n".join(lines[start:]))
+
+
 def test_audit_finds_nothing_wrong(learned_so):
-    lines = learned_so.canal("audit", "--json").splitlines()
-    start = next(place for place, text in enumerate(lines) if text.startswith(("{", "[")))
-    assert not json.loads("\n".join(lines[start:]))["findings"]
+    assert audited(learned_so)["findings"] == []
+
+
+def test_sums_are_added_to_a_published_lineage(tmp_path, monkeypatch, tmp_path_factory):
+    line = make(tmp_path / "project", "published", monkeypatch, tmp_path_factory)
+    learn_here(line)
+    project = line.project()
+    added = backfill(project, "second", lambda _: None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    key = read_json(project.layout.model("second") / "key.json")
+    assert set(key["sums"]) == {"first", "second"}
+    assert key["backfilled"]
+    assert added.stage == "second"
+    labels = read_names(project.layout.model("second") / "model", LABELS)
+    assert set(labels) == {"B", "T", "NK", "Mono", "Mast"}
+    assert audited(line)["findings"] == []
+
+
+def test_a_stage_without_a_training_cell_has_nothing_to_add_up(tmp_path, monkeypatch, tmp_path_factory):
+    line = make(tmp_path / "project", "exact", monkeypatch, tmp_path_factory)
+    split = split_of(line, "first").assign(set="test")
+    write_split(line.project().layout.split("first"), "first", split, RULE, {})
+    basis = Basis(tuple(line.project().panel), {"elsewhere": "9" * 64})
+    with pytest.raises(TrainingError, match="no training cell among the 93 of its split"):
+        add_up_stage(line.project(), "first", basis)
 
 
 def test_a_project_without_a_batch_has_the_sums_of_one_less_the_batch(
