@@ -6,7 +6,7 @@ from canal.app.pipeline import run
 from canal.app.project import Project
 from canal.core.errors import tell
 from canal.core.files import new_folder
-from canal.data.split import read_split, reported_sets, split_stage, write_split
+from canal.data.split import described_types, read_split, reported_sets, split_stage, write_split
 from canal.registry.versions.history import require_available, restore_file
 
 
@@ -25,6 +25,10 @@ def divide(project: Project, stage: str, into: Path) -> None:
     write_split(target, stage, split, config.split, earlier)
     counts = split["set"].value_counts()
     tell(f"{stage}: " + ", ".join(f"{counts.get(name, 0)} {name}" for name in reported_sets(counts)))
+    if config.split.rule is not None:
+        for cell_type, lacking in described_types(split).items():
+            if lacking is not None:
+                tell(f"{stage}: {cell_type} ({lacking})")
 
 
 def main() -> None:

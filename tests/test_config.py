@@ -29,6 +29,15 @@ def test_the_projects_own_params_are_valid_and_ordered():
             {"split": {"train": 0.9, "validation": 0.2, "test": 0.2}},
             r"split: train \+ validation \+ test must be 1",
         ),
+        ({"split": {"rule": "by_type"}}, r"split\.rule: .*'independent'"),
+        (
+            {
+                "split": {"rule": "independent"},
+                "stages": {"first": {"source": "first", "parent": "backbone", "group_by_batch": True}},
+            },
+            r"stages\.first\.group_by_batch: true, but split\.rule is independent: .*the set of a batch "
+            r"would depend on the batch's other cells\. Remove group_by_batch, or split\.rule",
+        ),
         ({"stages": {}}, r"stages: at least one stage"),
         (
             {"stages": {"first": {"source": "lost", "parent": "backbone"}}},

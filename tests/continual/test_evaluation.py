@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,24 @@ def test_calibration_and_novelty_are_there(evaluation, exam):
     )
     called = sum(one["n"] * one["unassigned"] for one in by_type.values())
     assert called == pytest.approx(evaluation.predictions["is_novel"].sum())
+
+
+def test_types_that_are_not_learned_count_as_wrong_and_are_told(annotator, exam):
+    unknown = make_cells(["DC"] * 5, "new", expression=make_expression(5, seed=4), n_genes=20)
+    known = judged(annotator, "new", 15, 0, 5)
+    tests = {"new": LabelledCells.concatenate([known, replace(unknown, cell_ids=tuple("vwxyz"))])}
+    document = evaluate(annotator, Examination(tests, [], exam.probe), NOVELTY, seed=0).document
+    one = document["per_stage"]["new"]
+    assert one["accuracy"] == document["row"]["new"] == 0.75
+    assert one["not_learned"] == {"DC": 5}
+    assert one["recall"]["DC"] == {"n": 5, "recall": 0.0}
+    assert one["confusion"]["labels"] == [*LABELS, "DC"]
+    assert document["calibration"]["n"] == 20
+    assert set(document["novelty"]["false_unassigned"]) == set(known.cell_types)  # DC is rightly Unassigned
+
+
+def test_where_all_types_are_learned_nothing_is_told(evaluation):
+    assert all("not_learned" not in one for one in evaluation.document["per_stage"].values())
 
 
 def test_temperature_moves_the_calibration_and_no_label(annotator, exam, evaluation):

@@ -215,6 +215,12 @@ def lopsided(case):
     return "plasma ("
 
 
+@breaks("types_in_every_set")
+def untrained(case):
+    case.drawn = {"B": None, "NK": None, "Treg": "3 cells: no training"}
+    return "1 of 3 types Treg (3 cells: no training) give more cells"
+
+
 @breaks("symbols_not_ensembl")
 def ensembl_ids(case):
     names = {name: f"ENSG{number:011d}" for number, name in enumerate(case.adata.var_names)}
@@ -294,6 +300,13 @@ def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
     assert verdict.counts["types"] == TYPES
     # Every rule has a file above that breaks it.
     assert {rule.rule for rule in verdict.rules} <= {rule for rule, _ in BREAKS.values()} | {TESTED_BEFORE}
+
+
+def test_a_drawn_split_with_every_type_in_every_set_passes(earlier, tmp_path):
+    case = StageCase(earlier=dict(earlier), drawn=dict.fromkeys(TYPES))
+    verdict = case.judged(tmp_path)
+    assert failed(verdict) == []
+    assert "types_in_every_set" in {rule.rule for rule in verdict.rules}
 
 
 def test_words_for_no_type_may_be_mapped_to_null_or_to_a_type(earlier, tmp_path):

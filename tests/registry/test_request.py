@@ -33,6 +33,15 @@ def test_what_was_asked_for_before_is_asked_for_still():
     assert digests == ["6ad56f6fbc36df08", "8d0bfe31b6f3e5a3"]
 
 
+def test_a_rule_of_the_split_counts_where_it_is_set_and_nothing_else_changes():
+    plain, drawn = make_config(), make_config(split={"rule": "independent"})
+    for stage in ("backbone", "first", "second"):
+        assert stage_request(make_config(split={"rule": None}), stage) == stage_request(plain, stage)
+        assert request_digest(drawn, stage) != request_digest(plain, stage)
+    lines = differences(stage_request(drawn, "second"), stage_request(plain, "second"))
+    assert lines[0] == "cells.split.rule: learned with 'absent', asked for 'independent'"
+
+
 def test_genes_to_add_count_where_they_are_set_and_nothing_else_changes():
     def growing(n):
         stages = make_document()["stages"]

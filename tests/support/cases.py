@@ -32,12 +32,13 @@ class StageCase:
     gate: dict[str, Any] = field(default_factory=dict)
     panel: list[str] = field(default_factory=lambda: list(PANEL))
     earlier: dict[str, EarlierStage] = field(default_factory=dict)
+    drawn: dict[str, str | None] | None = None
 
     def subject(self, folder: Path) -> Subject:
         """Write the file and return the stage ``second`` that learns from it."""
         raw = write_adata(self.adata, folder / "second.h5ad")
         source: Source = source_of(raw, **self.declaration)
-        return Subject("second", "second", source, raw, self.panel, earlier=self.earlier)
+        return Subject("second", "second", source, raw, self.panel, earlier=self.earlier, drawn=self.drawn)
 
     def judged(self, folder: Path, docs: Path | None = None) -> Verdict:
         """Return what the gate says of it."""

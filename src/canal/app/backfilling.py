@@ -185,7 +185,8 @@ def _write_version(project: Project, scratch: Project, version: Version, notice:
     stage = version.stage
     sums, batches = _collect_sums(project, stage, notice)
     folder, key = verified(project.store, version)
-    validation = project.cells(stage, "validation", _genes(folder))
+    labels = read_names(folder / "model", LABELS)
+    validation = project.cells(stage, "validation", _genes(folder)).of_types(labels)
     annotator = backfilled(folder, stage, validation, sums, project.config)
     with new_folder(scratch.layout.model(stage)) as target:
         annotator.save(target / "model")

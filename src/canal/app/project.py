@@ -17,7 +17,7 @@ from canal.core.errors import CanalError, ConfigError, DataError
 from canal.core.files import read_json
 from canal.data.panel import read_panel
 from canal.data.prepared import PreparedCells
-from canal.data.split import read_split
+from canal.data.split import described_types, read_split
 from canal.quality.verdict import EarlierStage, Subject, profile_of, read_verdict
 from canal.registry.ledger.ledger import Sign as Sign
 from canal.registry.store.database import Version
@@ -112,12 +112,13 @@ class Project:
 
     def subject(self, stage: str) -> Subject:
         """Return the subject of the gate for a stage whose cells are prepared and split."""
-        source = self._source(stage)
+        source, rule = self._source(stage), self.config.split.rule
         return replace(
             self.candidate(stage),
             raw=self.layout.source(source) / "cells.h5ad",
             prepared=self.layout.prepared(source),
             split_sha256=file_digest(self.layout.split(stage)),
+            drawn=None if rule is None else described_types(self.split(stage)),
         )
 
     def candidate(self, stage: str) -> Subject:

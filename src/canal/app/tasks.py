@@ -6,6 +6,7 @@ from canal.app.beginning import adopted_basis
 from canal.app.project import Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import ParentState, cut
+from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
 from canal.continual.stage import ExactTask, Task
@@ -79,14 +80,15 @@ def stage_task(
         genes = genes or _grown_panel(project, stage, parent.genes)
         parent_state = ParentState.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
-    train, validation = project.cells(stage, "train", genes), project.cells(stage, "validation", genes)
+    train = project.cells(stage, "train", genes)
+    new = tuple(label for label in train.types if label not in old)
     task = Task(
         stage=stage,
         parent=parent,
         genes=genes,
-        new_labels=tuple(label for label in train.types if label not in old),
+        new_labels=new,
         train=train,
-        validation=validation,
+        validation=_validation(project, stage, genes, (*old, *new)),
         replay=cut(parent_state.bank, bank_size, max(1, len(old))).cells,
         probe=parent_state.probe.cells,
         seed=config.seed,
@@ -120,8 +122,15 @@ def sums_task(project: Project, stage: str) -> ExactTask:
         parent_state = ParentState.load(folder, own, config).widened(len(genes))
     sums, batches = stage_sums(project, stage, genes, before)
     new = tuple(label for label in sorted(sums.stages[stage].types) if label not in old)
-    validation = project.cells(stage, "validation", genes)
+    validation = _validation(project, stage, genes, (*old, *new))
     return ExactTask((*old, *new), genes, validation, parent_state, sums, batches)
+
+
+def _validation(
+    project: Project, stage: str, genes: tuple[str, ...], labels: tuple[str, ...]
+) -> LabelledCells:
+    """Return the validation cells of types that the stage's model knows: no others can choose anything."""
+    return project.cells(stage, "validation", genes).of_types(labels)
 
 
 def stage_sums(
@@ -156,9 +165,19 @@ def add_up_stage(project: Project, stage: str, basis: Basis) -> tuple[Sums, Sums
 
     All training cells of the split are summed, including those in reserve. Cells are read in chunks; types of
     the sums by batch are JSON lists of batch and type.
+
+    Raises
+    ------
+    TrainingError
+        If the split has no training cell.
     """
     split, cells = project.split(stage), project.prepared(stage)
     learned = split[split["set"].isin(SUMMED)]
+    if learned.empty:
+        raise TrainingError(
+            f"stage {stage!r} has no training cell among the {len(split)} of its split, so there is nothing "
+            "to add up: give it more cells, or raise split.train"
+        )
     pairs = list(zip(learned["batch"], learned["cell_type"], strict=True))
     by_batch = _fits(basis.size, len(set(pairs)), project.config.memory.batch_mb)
     names = [batch_and_type(*pair) for pair in pairs] if by_batch else list(learned["cell_type"])

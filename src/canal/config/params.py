@@ -215,6 +215,7 @@ def _check_references(config: Config) -> None:
             )
         seen.append(name)
     _check_ontology(config)
+    _check_split(config)
     roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
     if roots != [config.panel.stage]:
         raise DanglingNameError(
@@ -247,6 +248,17 @@ def _check_methods(config: Config) -> None:
         if methods[name] != "exact" and methods.get(stage.parent) == "exact":
             message = f"{methods[name]} needs the network of its parent {stage.parent}, which is exact"
             raise DanglingNameError(path, f"{message}: make this stage exact, too, or its parent combined")
+
+
+def _check_split(config: Config) -> None:
+    """Raise where a stage groups its cells by batch and each cell's set is its own draw."""
+    for name, stage in config.stages.items():
+        if stage.group_by_batch and config.split.rule == "independent":
+            message = (
+                "true, but split.rule is independent: by it no other cell decides a cell's set, and the set "
+                "of a batch would depend on the batch's other cells. Remove group_by_batch, or split.rule"
+            )
+            raise DanglingNameError(f"stages.{name}.group_by_batch", message)
 
 
 def _check_ontology(config: Config) -> None:

@@ -156,12 +156,17 @@ class Gate(Section):
 
 
 class Split(Section):
-    """Shares of training, validation and test cells; a type under ``min_cells`` only trains.
+    """Shares of training, validation and test cells.
+
+    Without a ``rule`` each type is divided by its shares, and one under ``min_cells`` only trains. By the
+    rule ``independent`` a cell's set is its own draw from seed and content, whatever other cells there are,
+    and ``min_cells`` is of no account.
 
     ``max_cells_per_type`` is how many training cells of a type the network learns from in one stage; the
     others are held in reserve. None, the default, lets all of them train.
     """
 
+    rule: Literal["independent"] | None = None
     train: float = Field(default=0.6, gt=0, lt=1)
     validation: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)

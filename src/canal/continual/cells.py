@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +161,10 @@ class LabelledCells:
     def of_stage(self, stage: str) -> LabelledCells:
         """Return the cells of ``stage``."""
         return self.take([i for i, name in enumerate(self.stages) if name == stage])
+
+    def of_types(self, cell_types: Collection[str]) -> LabelledCells:
+        """Return the cells of these types."""
+        return self.take([i for i, name in enumerate(self.cell_types) if name in cell_types])
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ FORMAT = 1
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
 COLUMNS = ("cell_id", "stage", "truth", "predicted", "confidence", "novelty", "is_novel")
-_NO_TEST_CELLS = "it has no test cells: types with few cells only train"
+_NO_TEST_CELLS = "it has no test cells: types with few cells only train, or were drawn for no test"
 
 Row = Sequence[float | None]
 """R[i, 0...i]: accuracy of stage i's model on the test cells of each stage up to i; None: not measured."""
@@ -104,7 +104,8 @@ def evaluate(
     """Measure a stage's model.
 
     Accuracy and the measures of agreement use the likeliest type, Unassigned or not, as published; the share
-    of Unassigned cells is reported beside them.
+    of Unassigned cells is reported beside them. Test cells of a type that the model has not learned are
+    counted as wrong, and told of (``not_learned``).
 
     Parameters
     ----------
@@ -127,6 +128,7 @@ def evaluate(
     }
     truth = [name for cells in exam.measured.values() for name in cells.cell_types]
     novel = [bool(one) for stage in exam.measured for one in answers[stage].is_novel]
+    called = [(name, one) for name, one in zip(truth, novel, strict=True) if name in annotator.labels]
     row = {stage: per_stage[stage]["accuracy"] if stage in per_stage else None for stage in exam.tests}
     matrix = [*(list(earlier) for earlier in exam.earlier), list(row.values())]
     document = {
@@ -145,7 +147,7 @@ def evaluate(
         "calibration": _calibration(exam.measured, answers, annotator, seed),
         "novelty": {
             "threshold": rule["threshold"] if (rule := annotator.about()["novelty"]) else None,
-            "false_unassigned": unassigned_by_type(truth, novel),
+            "false_unassigned": unassigned_by_type([one[0] for one in called], [one[1] for one in called]),
             **novelty,
         },
         "not_measured": exam.not_measured,
@@ -162,8 +164,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 def _stage_measures(cells: LabelledCells, answer: Prediction, labels: Sequence[str]) -> dict[str, Any]:
     truth, predicted = cells.cell_types, answer.labels
-    names = [*labels, *sorted(set(truth) - set(labels))]
-    return {
+    unknown = sorted(set(truth) - set(labels))
+    names = [*labels, *unknown]
+    told = {"not_learned": {name: truth.count(name) for name in unknown}} if unknown else {}
+    return told | {
         "n": len(cells),
         "accuracy": accuracy(truth, predicted),
         "balanced_accuracy": balanced_accuracy(truth, predicted),

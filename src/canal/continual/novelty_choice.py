@@ -104,7 +104,8 @@ def rule_of(
     if not len(scores):
         raise TrainingError(
             "the novelty threshold needs cells of known types that were not trained on, found none: "
-            "types with few cells only train, so add cells or lower split.min_cells"
+            "types with few cells only train (or are drawn for some sets alone, by split.rule: independent), "
+            "so add cells or lower split.min_cells"
         )
     with torch.no_grad():
         answer = head.from_scores(scores)

@@ -268,7 +268,7 @@ class Task:
     new_labels : tuple of str
         Types to append to the parent's labels, in this order.
     train, validation : LabelledCells
-        The stage's own cells.
+        The stage's own cells; the validation cells are of types among the labels.
     replay : LabelledCells
         Old cells to train on again: the parent's bank, already cut; none in stage 1.
     probe : LabelledCells
@@ -296,7 +296,8 @@ class Task:
         if not len(self.train) or not len(self.validation):
             raise TrainingError(
                 f"stage {self.stage} needs training and validation cells, found {len(self.train)} and "
-                f"{len(self.validation)}: types with few cells only train; add cells or lower split.min_cells"
+                f"{len(self.validation)} of types that it knows: types with few cells only train (or are "
+                "drawn for some sets alone, by split.rule: independent); add cells or lower split.min_cells"
             )
         _check_panel(self)
         _check_labels(self)

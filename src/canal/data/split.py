@@ -1,11 +1,14 @@
-"""Split a stage's cells into training, validation and test sets: stratified, no content in two sets."""
+"""Split a stage's cells into training, validation and test sets: no content in two sets.
+
+Each type is divided by its shares, or each cell is drawn by itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -30,6 +33,8 @@ SUMMED = ("train", RESERVE)
 COLUMNS = ("cell_id", "cell_type", "batch", "cell_digest", "set")
 _TRAIN, _RESERVE = 0, 3
 _WORDS = (*SETS, RESERVE)
+_SPOKEN = {"train": "training", "validation": "validation", "test": "test"}
+_BITS = 52
 
 
 def split_stage(
@@ -41,9 +46,13 @@ def split_stage(
 ) -> pd.DataFrame:
     """Return the table of a stage's cells with their set, sorted by cell id; columns are `COLUMNS`.
 
-    Each type is divided by the largest remainder of its shares, in an order drawn from ``seed`` and the
-    cells' content, so the order of rows does not matter. Cells without a label are left out. What else
-    holds, strongest first:
+    Cells without a label are left out.
+
+    By ``settings.rule`` ``independent`` a cell's set is its own draw from ``seed`` and its content: other
+    cells, ``settings.min_cells`` and ``earlier`` have no say, so the set stays whatever cells are removed.
+
+    Otherwise each type is divided by the largest remainder of its shares, in an order drawn from ``seed`` and
+    the cells' content, so the order of rows does not matter. What else holds, strongest first:
 
     1. cells of one content stay together, and with the set that an earlier stage gave that content;
     2. a type with under ``settings.min_cells`` cells only trains;
@@ -51,7 +60,7 @@ def split_stage(
 
     Of each type ``settings.max_cells_per_type`` cells train at most, drawn from every batch in proportion
     (cells of one content count whole, so a few more may); the others are held in `RESERVE`. Validation and
-    test cells are never fewer for it.
+    test cells are never fewer for it. Which of the two holds a cell depends on other cells by either rule.
 
     Parameters
     ----------
@@ -69,10 +78,13 @@ def split_stage(
     table.insert(0, "cell_id", table.index.astype(str))
     table = table.reset_index(drop=True)
     pieces = _pieces(table, settings, earlier)
-    chosen = _by_batch(table, pieces, settings) if group_by_batch else _by_type(pieces, settings, seed)
-    chosen[pieces["rare"].to_numpy()] = _TRAIN
-    fixed = pieces["earlier"].to_numpy()
-    chosen[fixed >= 0] = fixed[fixed >= 0]
+    if settings.rule == "independent":
+        chosen = _by_cell(pieces, settings, seed)
+    else:
+        chosen = _by_batch(table, pieces, settings) if group_by_batch else _by_type(pieces, settings, seed)
+        chosen[pieces["rare"].to_numpy()] = _TRAIN
+        fixed = pieces["earlier"].to_numpy()
+        chosen[fixed >= 0] = fixed[fixed >= 0]
     if settings.max_cells_per_type is not None:
         chosen[_beyond(pieces, chosen, settings.max_cells_per_type, seed)] = _RESERVE
     places = pieces.index.get_indexer(table["cell_digest"])  # type: ignore[arg-type]
@@ -81,9 +93,36 @@ def split_stage(
 
 
 def only_train(split: pd.DataFrame, settings: Split) -> dict[str, int]:
-    """Return ``{type: cells}`` of the types too rare to be validated and tested."""
+    """Return ``{type: cells}`` of the types too rare to be validated and tested, or drawn for neither."""
+    if settings.rule == "independent":
+        lacking = types_lacking(split)
+        return {name: n for name, n in lacking["validation"].items() if name in lacking["test"]}
     counts = split["cell_type"].value_counts()
     return {str(name): int(n) for name, n in counts.sort_index().items() if n < settings.min_cells}
+
+
+def types_lacking(split: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return for each of `SETS` the types that have no cell in it, with the number of their cells.
+
+    A type whose training cells are in reserve lacks none: the sums learn it.
+    """
+    sizes = split["cell_type"].value_counts().sort_index()
+    kinds = split["set"].replace(RESERVE, "train")
+    held = {chosen: set(split["cell_type"][kinds == chosen]) for chosen in SETS}
+    return {
+        chosen: {str(name): int(n) for name, n in sizes.items() if name not in held[chosen]}
+        for chosen in SETS
+    }
+
+
+def described_types(split: pd.DataFrame) -> dict[str, str | None]:
+    """Return for each type the sets that it lacks, such as "3 cells: no training, no test"; None: none."""
+    lacking, described = types_lacking(split), dict[str, str | None]()
+    for name in sorted(set(split["cell_type"])):
+        words = [f"no {_SPOKEN[chosen]}" for chosen in SETS if name in lacking[chosen]]
+        n = max((lacking[chosen].get(name, 0) for chosen in SETS), default=0)
+        described[name] = f"{n} cell{'' if n == 1 else 's'}: {', '.join(words)}" if words else None
+    return described
 
 
 def write_split(
@@ -92,15 +131,19 @@ def write_split(
     """Write ``split`` to ``path`` (CSV) and what it says, with its SHA-256, to the JSON file beside it.
 
     ``earlier`` are the CSV files of the stages before; their sums are recorded, and how many cells were
-    placed by them.
+    placed by them. By the rule ``independent`` they place none, and the types that a set lacks are recorded.
     """
     with new_file(path) as temporary:
         split[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+    facts: dict[str, Any] = {}
+    if settings.rule is not None:
+        earlier, facts = {}, {"rule": settings.rule, "lacking": types_lacking(split)}
+    if settings.max_cells_per_type is not None:
+        facts["max_cells_per_type"] = settings.max_cells_per_type
+    words = SETS if settings.max_cells_per_type is None else _WORDS
     known = set().union(*(read_split(file)["cell_digest"] for file in earlier.values()))
     counts = split.groupby(["cell_type", "set"], sort=True).size().unstack(fill_value=0)
-    capped = {} if (most := settings.max_cells_per_type) is None else {"max_cells_per_type": most}
-    words = _WORDS if capped else SETS
-    summary = capped | {
+    summary = facts | {
         "stage": stage,
         "sha256": file_digest(path),
         "earlier": {name: file_digest(file) for name, file in earlier.items()},
@@ -155,6 +198,14 @@ def _pieces(table: pd.DataFrame, settings: Split, earlier: Mapping[str, pd.DataF
             known.setdefault(digest, _TRAIN if chosen == RESERVE else SETS.index(chosen))
     pieces["earlier"] = np.array([known.get(digest, -1) for digest in pieces.index], dtype=np.int64)
     return pieces
+
+
+def _by_cell(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:
+    """Return the set of each piece: where its draw falls among the shares, which no other piece decides."""
+    digits = _BITS // 4
+    draws = [int(_draw(seed, digest)[:digits], 16) / 2**_BITS for digest in pieces.index]
+    bounds = [settings.train, settings.train + settings.validation]
+    return np.searchsorted(bounds, np.array(draws, dtype=np.float64), side="right").astype(np.int64)
 
 
 def _by_type(pieces: pd.DataFrame, settings: Split, seed: int) -> np.ndarray:

@@ -51,7 +51,7 @@ class Evidence:
     tables
         ``file`` (one row), ``cell`` (of the source file, as declared), ``prepared cell``, ``cell type``,
         ``gene`` and ``panel gene``; each has a column ``name``. Where features of the file are no genes,
-        ``feature``, too.
+        ``feature``, too, and ``drawn type`` where each cell's set was drawn by itself.
     layers
         Matrices the source file holds, for hints.
     units
@@ -109,8 +109,14 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
         "gene": genes,
         "panel gene": _panel_genes(prepared, subject, profile, max_drift),
         **({"feature": _features(none)} if none.kinds else {}),
+        **({"drawn type": _drawn_types(subject.drawn)} if subject.drawn is not None else {}),
     }
     return Evidence(tables, layers, units, profile)
+
+
+def _drawn_types(drawn: Mapping[str, str | None]) -> pd.DataFrame:
+    """Return one row a type: the sets that it lacks, in words."""
+    return new_table({"name": list(drawn), "lacks": np.array(list(drawn.values()), dtype=object)})
 
 
 def new_table(data: Any, **how: Any) -> pd.DataFrame:

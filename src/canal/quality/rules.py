@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from canal.data.units import BASES, MAX_TOTAL
+from canal.data.units import MAX_TOTAL
 from canal.quality.evidence import ENSEMBL, MOUSE
 from canal.quality.rule import (
     Rule,
@@ -20,12 +20,15 @@ from canal.quality.rule import (
     describe_names,
     describe_quoted,
     describe_row_count,
+    describe_texts,
     describe_units,
     describe_values,
+    layer_advice,
     no_more_than,
     not_among,
     present,
     unique,
+    units_advice,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *unit_rules(subject, evidence),
         *label_map_rules(subject),
         *type_rules(subject, gate),
+        *(draw_rules() if subject.drawn is not None else ()),
         *symbol_rules(subject),
         *(feature_rules() if "feature" in evidence.tables else ()),
         *panel_rules(subject, evidence, gate),
@@ -276,6 +280,21 @@ def type_rules(subject: Subject, gate: Gate) -> list[Rule]:
     ]
 
 
+def draw_rules() -> list[Rule]:
+    """Return the rule for splits in which each cell is drawn by itself, so that a set may lack a type."""
+    return [
+        Rule(
+            "types_in_every_set",
+            "warning",
+            absent("drawn type", "lacks"),
+            "training, validation and test cells of every type (split.rule: independent draws each alone)",
+            "give more cells of these types: a type without a training cell is not learned from this stage, "
+            "and one without a test cell is not measured",
+            describe_texts("types", "lacks"),
+        )
+    ]
+
+
 def symbol_rules(subject: Subject) -> list[Rule]:
     """Return the rules on the kind of gene symbols."""
     return [
@@ -360,33 +379,3 @@ def comparison_rules(subject: Subject, gate: Gate) -> list[Rule]:
             describe_depth,
         ),
     ]
-
-
-# Advice where values contradict their declaration.
-
-
-def layer_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare another matrix, with the names of those in the file."""
-    return (
-        f"set sources.{subject.source_name}.layer (now {subject.source.layer}) to one with plain values; "
-        f"the file has {', '.join(evidence.layers)}"
-    )
-
-
-def units_advice(subject: Subject, evidence: Evidence) -> str:
-    """Return the advice to declare the units that fit the values, as far as these are known."""
-    units, declared = evidence.units, subject.source.values
-    if units is None:
-        known = f"counts, {', '.join(BASES)}"
-        return f"declare the units the file has ({known}), or {layer_advice(subject, evidence)}"
-    if units == "scaled":
-        return f"the values look scaled: {layer_advice(subject, evidence)}"
-    if units == declared:
-        return f"other cells do look like {declared}: look at these, or exclude them"
-    if units == "counts" or units in BASES:
-        return f"the values look like {units}: declare values: {units}"
-    base = {"log1p": "e", "log2p": "2"}[units]
-    return (
-        f"the values look like logarithms to base {base} of counts scaled to another sum than 10,000: "
-        f"scale the counts to 10,000, or {layer_advice(subject, evidence)}"
-    )

@@ -206,6 +206,8 @@ class Subject:
         Digest of the stage's own split table; None where a file is validated alone.
     earlier
         The stages it builds on, by name; empty for the first.
+    drawn
+        Where each cell's set was drawn by itself: for each type the sets that it lacks, in words, or None.
     chunk_cells
         Rows of the raw file held in memory at a time.
     """
@@ -219,6 +221,7 @@ class Subject:
     split_sha256: str | None = None
     earlier: Mapping[str, EarlierStage] = field(default_factory=dict)
     chunk_cells: int = 2000
+    drawn: Mapping[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
