@@ -78,8 +78,8 @@ def write_files(root: Path) -> None:
     write_10x_v3(cells, root).rename(root / "filtered_feature_bc_matrix.h5")
     for name in ("tumour", "new", "your"):
         write_adata(cells, root / f"{name}.h5ad")
-    names = list(anndata.read_h5ad(root / "raw" / "tumour.h5ad").obs_names[:3])
-    (root / "withdrawn.txt").write_text("\n".join(names))
+    withdrawn = anndata.read_h5ad(root / "raw" / "tumour.h5ad").obs_names[:3]
+    (root / "withdrawn.txt").write_text("\n".join(withdrawn))
 
 
 def commands_of(page: str) -> list[str]:

@@ -141,3 +141,23 @@ def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
     assert len(line.project().store.versions()) == 5
     assert audit_project(Project.open(line.root)).findings == ()
     assert learn_here(line) == []
+
+
+def test_what_remains_can_leave_in_turn(line):
+    unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
+    made = unlearn(Project.open(line.root), Withdrawal("second", cells=named(line, 2)), ADA)
+    again = Project.open(line.root)
+    assert again.learned("second").branch == 3
+    sums, folder = sums_of(again, made.versions["third"]["after"])
+    assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
+    assert audit_project(again, recompute=True).findings == ()
+    assert learn_here(line) == []
+
+
+def test_an_audit_finds_that_other_cells_left_than_the_key_says(line, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("canal.app.unlearning._counts", lambda _: (5, 5, "0" * 64))
+        unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
+    findings = [one for one in audit_project(Project.open(line.root)).findings if one.check == "unlearned"]
+    assert [one.subject for one in findings] == ["version 4", "version 5"]
+    assert all("key.json says that 5 cells left; the splits lack" in one.what for one in findings)
