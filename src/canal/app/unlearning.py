@@ -354,12 +354,8 @@ def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any
     config, layout = work.wanted.config, scratch.layout
     request = stage_request(config, stage)
     origin = config.root_stage if stage == BACKBONE else stage
-    _, summed, digest = _counts(work)
-    left = {
-        "cells": digest,
-        "n_cells": sum(len(one.gone) for one in work.remainders.values()),
-        "n_summed": summed,
-    }
+    n_cells, n_summed, digest = _counts(work)
+    left = {"cells": digest, "n_cells": n_cells, "n_summed": n_summed}
     return {name: key[name] for name in _KEPT_FACTS if name in key} | {
         "branch": request["branch"],
         "request": request,
