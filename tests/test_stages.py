@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.config.yaml_file import parse, with_branch, with_import, with_stage
+from canal.config.yaml_file import parse, with_branch, with_import, with_stage, with_withdrawal
 from canal.core.errors import ConfigError
 
 TEXT = (Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8")
@@ -155,3 +155,21 @@ def test_a_file_without_its_units_is_told_what_is_missing(tmp_path):
     said = CliRunner().invoke(app, ["stage", "add", "x", "--file", "a.h5ad", "--root", str(tmp_path)])
     assert isinstance(said.exception, ConfigError)
     assert str(said.exception).endswith("give one of the two; --values, the units of a.h5ad, is missing")
+
+
+def test_cells_leave_the_shipped_params_and_their_stages_get_a_branch_and_the_exact_method():
+    """Also where the only tuned stage becomes one that is not: its group is empty then, with a comment."""
+    text = with_withdrawal(TEXT, "kang-ctrl", (["A.1"], "donor 7"), ["kang-ctrl", "kang-ifnb"])
+    config = parse(text)
+    assert config.sources["kang-ctrl"].exclude.model_dump() == {"cells": ("A.1",), "batches": ("donor 7",)}
+    assert [config.stages[name].branch for name in config.stages] == [1, 2, 2, 1]
+    assert [config.learning(name).method for name in config.stages] == ["combined", "exact", "exact", "exact"]
+    assert list(config.finetune.tuned) == []
+    again = parse(with_withdrawal(text, "kang-ctrl", (["A.1", "B.1"], None), ["kang-ctrl"]))
+    assert again.sources["kang-ctrl"].exclude.model_dump() == {
+        "cells": ("A.1", "B.1"),
+        "batches": ("donor 7",),
+    }
+    assert [line for line in changed(TEXT, text) if line.startswith("- ") and "#" in line] == [
+        "-   tuned:                # lambda and L from a study; docs/tuning.md"
+    ]

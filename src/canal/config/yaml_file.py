@@ -233,7 +233,8 @@ def with_withdrawal(
         if stage in config.finetune.tuned:
             fixed = document["finetune"]["fixed"]
             fixed[stage] = document["finetune"]["tuned"].pop(stage)
-    text = _dumped(document)
+    # An emptied mapping whose name has a comment behind it is written on a line of its own, which is no YAML.
+    text = re.sub(r"^( *\w+:)([^\n]*)\n\{\}$", r"\1 {}\2", _dumped(document), flags=re.MULTILINE)
     parse(text)
     return text
 
