@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -86,7 +87,32 @@ def versions(project):
     return [(v.stage, v.ready, v.key, v.parent) for v in project.store.versions("canal-backbone")]
 
 
-def test_a_lineage_begins_with_published_weights(tmp_path, monkeypatch):
+class Imports(NamedTuple):
+    """A project in git with a backbone of its own, and published weights that the command brings in."""
+
+    root: Path
+    project: Project
+    call: tuple[object, ...]
+    before: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the import lies."""
+        return self.root / "backbones" / "panglao-pretrain"
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the import's key."""
+        return file_digest(self.folder / "key.json")
+
+    def git(self, *arguments: str) -> str:
+        """Run git in the project."""
+        command = ["git", "-C", str(self.root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def imports(tmp_path, monkeypatch):
     root = tmp_path / "project"
     project = prepared_project(root)
     register_a_trained_backbone(project)
@@ -98,75 +124,80 @@ def test_a_lineage_begins_with_published_weights(tmp_path, monkeypatch):
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "test")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@localhost")
-    git = ("git", "-C", str(root))
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "add", "params.yaml"], check=True)
-    subprocess.run([*git, "commit", "--quiet", "-m", "start"], check=True)
-    before = (root / "params.yaml").read_text()
+    call = ("backbone", "import", checkpoint, "--genes", genes, "--gene2vec", tmp_path / "gene2vec.npy")
+    found = Imports(root, project, call, (root / "params.yaml").read_text())
+    found.git("init", "--quiet")
+    found.git("add", "params.yaml")
+    found.git("commit", "--quiet", "-m", "start")
+    return found
 
-    # The command: a folder, a version, three lines of params.yaml, and what stands in the way is said.
-    call = (
-        "backbone",
-        "import",
-        checkpoint,
-        "--genes",
-        genes,
-        "--gene2vec",
-        tmp_path / "gene2vec.npy",
-        "--commit",
-    )
-    said = canal(*call)
+
+def test_published_weights_become_a_folder_a_version_and_three_lines_of_params(imports, tmp_path):
+    said = canal(*imports.call, "--commit")
     assert "60 genes, 2 blocks of width 16; it is canal-backbone 2" in said
-    assert "canal stage relearn backbone" in said
-    folder = root / "backbones" / "panglao-pretrain"
-    key = read_json(folder / "key.json")
+    assert "canal stage relearn backbone" in said  # this branch was learned otherwise
+    key = read_json(imports.folder / "key.json")
     assert key["parent"] is None
     assert key["request"] == {
         "stage": "imported",
-        "checkpoint": file_digest(checkpoint),
-        "genes": file_digest(genes),
+        "checkpoint": file_digest(imports.call[2]),
+        "genes": file_digest(imports.call[4]),
         "gene_vectors": file_digest(tmp_path / "gene2vec.npy"),
     }
     assert set(key["files"]) == {"weights.safetensors", "config.json", "vocabulary.json"}
-    digest = file_digest(folder / "key.json")
-    lines = difflib.ndiff(before.splitlines(), (root / "params.yaml").read_text().splitlines())
-    added = ["+   imported:", "+     path: backbones/panglao-pretrain", f"+     key: {digest}"]
+    lines = difflib.ndiff(
+        imports.before.splitlines(), (imports.root / "params.yaml").read_text().splitlines()
+    )
+    added = ["+   imported:", "+     path: backbones/panglao-pretrain", f"+     key: {imports.digest}"]
     assert [line for line in lines if line[0] in "+-"] == added
-    log = subprocess.run([*git, "log", "--format=%s", "-1"], capture_output=True, text=True, check=True)
-    assert log.stdout == "Import backbone panglao-pretrain\n"
-    assert versions(project)[1:] == [("imported", True, digest, "")]
+    assert imports.git("log", "--format=%s", "-1") == "Import backbone panglao-pretrain\n"
+    assert versions(imports.project)[1:] == [("imported", True, imports.digest, "")]
 
-    # The same files again: the same bytes, the same version.
+
+def test_the_same_files_a_second_time_change_nothing(imports, monkeypatch):
+    canal(*imports.call, "--commit")
     read_here(monkeypatch)
-    tree, text = tree_digests(root / "backbones"), (root / "params.yaml").read_text()
-    canal(*call[:-1])
-    assert (tree_digests(root / "backbones"), (root / "params.yaml").read_text()) == (tree, text)
-    assert len(versions(project)) == 2
+    tree, text = tree_digests(imports.root / "backbones"), (imports.root / "params.yaml").read_text()
+    canal(*imports.call)
+    assert (tree_digests(imports.root / "backbones"), (imports.root / "params.yaml").read_text()) == (
+        tree,
+        text,
+    )
+    assert len(versions(imports.project)) == 2
 
-    # On a new branch the panel is chosen from its genes, and the backbone is adopted, not trained.
-    relearn("backbone", commit=False, root=root)
+
+@pytest.fixture
+def adopted(imports):
+    """A project whose new branch has adopted the import, which lay in the registry alone."""
+    canal(*imports.call, "--commit")
+    relearn("backbone", commit=False, root=imports.root)
     pipeline("panel").main()
-    assert set(Project.open(root).panel) <= set(VOCABULARY)
-    shutil.rmtree(root / "backbones")  # lost: the registry has it
-    project = Project.open(root)
+    shutil.rmtree(imports.root / "backbones")
+    project = Project.open(imports.root)
     logged = SimpleNamespace(params=lambda values: None, dataset=lambda *a: None, artifacts=lambda *a: None)
     pipeline("pretrain").learn(project, logged)
-    assert tree_digests(root / "backbones") == tree
-    adopted = read_json(root / "models" / "backbone" / "key.json")
-    assert (adopted["parent"], adopted["branch"]) == (digest, 2)
-    assert adopted["request"]["backbone"] == {"preset": "tiny", "imported": digest}
+    return project
 
-    # Sync links the two, and rebuilds both in the same order in a registry that knows neither.
+
+def test_on_a_new_branch_the_import_is_adopted_and_the_panel_chosen_from_its_genes(imports, adopted):
+    assert set(adopted.panel) <= set(VOCABULARY)
+    key = read_json(imports.root / "models" / "backbone" / "key.json")
+    assert (key["parent"], key["branch"]) == (imports.digest, 2)
+    assert key["request"]["backbone"] == {"preset": "tiny", "imported": imports.digest}
+    assert set(tree_digests(imports.folder)) == {"key.json", *read_json(imports.folder / "key.json")["files"]}
+
+
+def test_sync_links_backbone_and_import_also_in_a_registry_that_knows_neither(imports, adopted, tmp_path):
     def synced(store):
-        found = sync(store, project.layout, project.config, lambda stage: tmp_path / "no figures")
+        found = sync(store, adopted.layout, adopted.config, lambda stage: tmp_path / "no figures")
         return [(version.stage, version.parent, version.key) for version in found.made]
 
-    own = file_digest(root / "models" / "backbone" / "key.json")
-    assert synced(project.store) == [("backbone", "2", own)]
-    assert project.learned("backbone").number == 3
-    assert synced(project.store) == []
-    shutil.rmtree(root / "backbones")
-    empty = Store(project.layout, project.config.registry.model_copy(update={"backbone": "rebuilt"}))
+    own, digest = file_digest(imports.root / "models" / "backbone" / "key.json"), imports.digest
+    assert synced(adopted.store) == [("backbone", "2", own)]
+    assert adopted.learned("backbone").number == 3
+    assert synced(adopted.store) == []
+    shutil.rmtree(imports.root / "backbones")
+    empty = Store(adopted.layout, adopted.config.registry.model_copy(update={"backbone": "rebuilt"}))
     assert synced(empty) == [("imported", "", digest), ("backbone", "1", own)]
 
 

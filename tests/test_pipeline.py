@@ -67,7 +67,7 @@ def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "check_before_run", lambda: None)
-    monkeypatch.setattr(pipeline, "_run", interrupted)
+    monkeypatch.setattr(pipeline, "run_module", interrupted)
     assert pipeline.main() == 130
     said = capfd.readouterr().err
     assert said.splitlines() == ["canal: interrupted; `make run` continues after the steps that are done"]
@@ -85,7 +85,9 @@ def test_a_run_that_dvc_stopped_ends_with_that(monkeypatch, capfd, folder):
     """The table of what was registered before would be the last thing on the screen."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(pipeline, "check_before_run", lambda: None)
-    monkeypatch.setattr(pipeline, "_run", lambda module, *_: 255 if module == "canal.runtime.warm" else 0)
+    monkeypatch.setattr(
+        pipeline, "run_module", lambda module, *_: 255 if module == "canal.runtime.warm" else 0
+    )
     assert pipeline.main() == 255
     assert capfd.readouterr().err.splitlines()[-1].startswith("canal: the run failed: see the error above")
 

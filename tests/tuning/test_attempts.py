@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from canal.continual.bank import Bank
+from canal.continual.bank import Bank, cut
 from canal.continual.fit import Hooks
 from canal.continual.stage import Task
 from canal.continual.trainer import learn_stage
@@ -38,7 +38,7 @@ def test_an_attempt_is_the_beginning_of_the_training_with_its_settings():
     found = attempts.learn(changes, lambda *args: told.append(args))
     assert [epoch for epoch, _, _ in told] == [1, 2, 3]
     settings = SETTINGS.model_copy(update=changes)
-    task = second_task(replay=attempts._task(changes).replay)
+    task = second_task(replay=cut(attempts.bank, 20, len(attempts.task.old_labels)).cells)
     history = learn_stage(task, settings).history
     teacher = accuracy_by_stage(task.teacher, task.probe)
     wanted = [score(epoch, teacher) for epoch in history["epochs"][:3]]

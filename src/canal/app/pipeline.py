@@ -45,8 +45,8 @@ def main() -> int:
     try:
         check_before_run()
         complete_params(Path.cwd() / "params.yaml")
-        stopped = _run("canal.runtime.warm", "python", "-m", "canal.app.pipeline", "dvc")
-        code = _run("canal.cli", "registry", "sync") or stopped
+        stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.pipeline", "dvc")
+        code = run_module("canal.cli", "registry", "sync") or stopped
     except CanalError as error:
         tell(f"canal: {error}")
         return 1
@@ -147,7 +147,7 @@ def to_commit(root: Path) -> list[str]:
     ]
 
 
-def _run(module: str, *arguments: str) -> int:
+def run_module(module: str, *arguments: str) -> int:
     """Run a module of canal and return its exit code; on Ctrl-C, wait for the process, then raise."""
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
     try:
