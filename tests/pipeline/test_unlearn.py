@@ -133,6 +133,14 @@ def test_what_cannot_be_unlearned_is_refused(untouched, withdrawal, message):
     assert (untouched.root / "params.yaml").read_bytes() == before
 
 
+def test_a_stage_cannot_lose_all_its_cells(untouched):
+    split = read_split(untouched.project().layout.split("second"))
+    with pytest.raises(
+        HistoryError, match="all training cells of second would leave, .* `canal impact second`"
+    ):
+        unlearn(untouched.project(), Withdrawal("second", cells=tuple(split["cell_id"])), ADA)
+
+
 @pytest.mark.parametrize("at", ["registry_sync", "save", "_install"])
 def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
     def killed(*_, **__):

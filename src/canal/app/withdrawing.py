@@ -85,6 +85,11 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
         raise HistoryError(f"{stage} has no {asked} of {withdrawal.source}: {what} {', '.join(known)}")
     gone, rest = split[leaves], split[~leaves].reset_index(drop=True)
     summed = gone[gone["set"].isin(SUMMED)]
+    if not rest["set"].isin(SUMMED).any():
+        raise HistoryError(
+            f"all training cells of {stage} would leave, and a stage without cells is none: `canal impact "
+            f"{withdrawal.source}` lists the steps that take the whole stage out"
+        )
     sums = StageSums.load(folder, (*project.config.ancestors(stage), stage))
     if sums is None or stage not in sums.stages:
         raise HistoryError(
