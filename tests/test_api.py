@@ -42,6 +42,14 @@ def test_importing_canal_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_every_public_name_is_there_and_is_what_the_modules_below_call_it():
+    from canal.annotation.options import Options
+    from canal.core.errors import CanalError
+
+    assert all(getattr(canal, name) is not None for name in canal.__all__)
+    assert (canal.Options, canal.CanalError) == (Options, CanalError)
+
+
 def test_what_is_not_there_is_named():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         canal.nonsense  # noqa: B018

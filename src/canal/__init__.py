@@ -1,19 +1,31 @@
-"""canal: an annotator of single-cell RNA-seq data that keeps learning."""
+"""canal: an annotator of single-cell RNA-seq data that keeps learning.
 
+What stands in ``__all__`` is public (CONTRIBUTING.md says for how long); modules below may change.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from canal.core import __version__
 
 if TYPE_CHECKING:
+    from canal.annotation.naming import Naming
+    from canal.annotation.options import Options
     from canal.app.annotating import annotate
+    from canal.core.errors import CanalError
 
-__all__ = ["__version__", "annotate"]
+__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate"]
+
+_MODULES = {
+    "CanalError": "canal.core.errors",
+    "Naming": "canal.annotation.naming",
+    "Options": "canal.annotation.options",
+    "annotate": "canal.app.annotating",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `annotate` when it is first asked for, since it brings much with it."""
-    if name != "annotate":
+    """Import a public name when it is first asked for, since it brings much with it."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'canal' has no attribute {name!r}")
-    from canal.app.annotating import annotate
-
-    return annotate
+    return getattr(import_module(_MODULES[name]), name)
