@@ -121,7 +121,8 @@ def test_the_champion_is_named_until_it_is_replaced_and_the_others_can_be_retire
     ("withdrawal", "message"),
     [
         (Withdrawal("nowhere", batch="b1"), "no source 'nowhere' in params.yaml; there are first"),
-        (Withdrawal("second"), r"name a batch of second \(--batch\) or cells"),
+        (Withdrawal("first"), "the lineage starts with first: panel and backbone are of its cells"),
+        (Withdrawal("third"), "nothing was learned on third, so what remains is the version of second"),
         (Withdrawal("second", batch="b9"), "second has no batch 'b9' of second: batches such as b1, b2"),
         (Withdrawal("second", cells=("nobody",)), "second has no 1 named cells .* second:nobody"),
     ],
@@ -131,6 +132,22 @@ def test_what_cannot_be_unlearned_is_refused(untouched, withdrawal, message):
     with pytest.raises(HistoryError, match=message):
         unlearn(untouched.project(), withdrawal, ADA)
     assert (untouched.root / "params.yaml").read_bytes() == before
+
+
+def test_a_whole_source_leaves_with_its_stage_and_the_next_one_builds_on_the_one_before(line):
+    made = unlearn(line.project(), Withdrawal("second"), ADA)
+    assert made.versions == {"second": {"before": 2, "after": None}, "third": {"before": 3, "after": 4}}
+    assert made.lost_types == ("Mono",)
+    again = Project.open(line.root)
+    assert list(again.config.stages) == ["first", "third"]
+    assert again.config.stages["third"].parent == "first"
+    assert "second" not in again.config.sources
+    sums, _ = sums_of(again, 4)
+    assert list(sums.stages) == ["first", "third"]
+    for stage in sums.stages:
+        assert sums.stages[stage].digest == add_up_stage(again, stage, sums.basis)[0].digest
+    assert [str(one) for one in audit_project(again).findings] == []
+    assert learn_here(line) == []
 
 
 def test_a_stage_cannot_lose_all_its_cells(untouched):

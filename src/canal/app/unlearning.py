@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from canal.app.learning import evaluate_stage
 from canal.app.project import Project
 from canal.app.promoting import retire
 from canal.app.versions import registry_sync
-from canal.app.withdrawing import Remainder, basis_checks, remainder_of
+from canal.app.withdrawing import Remainder, Unlearned, basis_checks, remainder_of
 from canal.app.withdrawing import Withdrawal as Withdrawal
 from canal.app.withdrawing import read_names_of_cells as read_names_of_cells
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.config.yaml_file import parse, save, with_withdrawal
+from canal.config.yaml_file import parse, save, with_withdrawal, without_stages
 from canal.continual.bank import PROBE, ParentState, Probe
 from canal.continual.cells import LabelledCells
 from canal.continual.evaluation import write_evaluation
@@ -57,44 +57,6 @@ Notice = Callable[[str], None]
 _KEPT_FACTS = ("stage", "data", "panel", "verdict")
 _INPUTS = ("split", "validation")
 _EXAMPLES = 5
-
-
-@dataclass(frozen=True)
-class Unlearned:
-    """The result of an unlearning.
-
-    Attributes
-    ----------
-    source : str
-    n_cells : int
-        Withdrawn cells, of all sets; ``n_summed`` of them were in sums.
-    withdrawn : str
-        SHA-256 of the sorted content digests of the withdrawn cells.
-    versions : dict
-        Stage -> the old version's number and the new one's (None in a dry run).
-    lost_types : tuple of str
-        Cell types that have no cell any more, or that only a network knew.
-    basis : dict
-        Stage whose withdrawn cells had a part in the choice of genes -> ``"same"``, the genes that would be
-        others, or why that was not checked.
-    holding : tuple of int
-        Versions that still hold the cells and may serve; the champion among them is named in ``champion``.
-    """
-
-    source: str
-    n_cells: int
-    n_summed: int
-    withdrawn: str
-    versions: dict[str, dict[str, int | None]]
-    lost_types: tuple[str, ...]
-    basis: dict[str, Any]
-    holding: tuple[int, ...] = ()
-    champion: int | None = None
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -158,11 +120,6 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
         raise HistoryError(
             f"no source {withdrawal.source!r} in params.yaml; there are {', '.join(config.sources)}"
         )
-    if withdrawal.batch is None and not withdrawal.cells:
-        raise HistoryError(
-            f"name a batch of {withdrawal.source} (--batch) or cells (--cells FILE): a whole source leaves "
-            "with its stage, for which `canal impact` lists the steps"
-        )
     own = [name for name, one in config.stages.items() if one.source == withdrawal.source]
     learned = [name for name in own if project.learned(name) is not None]
     if not learned:
@@ -172,12 +129,14 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
         )
     touched = [name for name in config.stages if {*config.ancestors(name), name} & set(learned)]
     old = {name: version for name in touched if (version := project.learned(name)) is not None}
-    text = with_withdrawal(
-        project.layout.params.read_text(encoding="utf-8"),
-        withdrawal.source,
-        (sorted(id_.partition(":")[2] for id_ in withdrawal.ids), withdrawal.batch),
-        [*([BACKBONE] if _backbone_saw(project, own) else []), *old],
-    )
+    text = project.layout.params.read_text(encoding="utf-8")
+    if withdrawal.whole:
+        _refuse_irremovable(project, own, touched)
+        text = without_stages(text, own, [name for name in old if name not in own])
+    else:
+        names = sorted(id_.partition(":")[2] for id_ in withdrawal.ids)
+        saw = [BACKBONE] if _backbone_saw(project, own) else []
+        text = with_withdrawal(text, withdrawal.source, (names, withdrawal.batch), [*saw, *old])
     wanted = Project(project.layout, parse(text))
     folders = {name: verified(project.store, version)[0] for name, version in old.items()}
     work = _Work(project, wanted, text, withdrawal, {}, old, folders)
@@ -191,18 +150,27 @@ def _backbone_saw(project: Project, stages: Sequence[str]) -> bool:
     return bool({project.config.root_stage, *project.config.backbone.extra_stages} & set(stages))
 
 
+def _refuse_irremovable(project: Project, own: Sequence[str], touched: Sequence[str]) -> None:
+    """Refuse to take out whole stages that the lineage starts with, or on which nothing was learned."""
+    if _backbone_saw(project, own):
+        raise HistoryError(
+            f"the lineage starts with {' and '.join(own)}: panel and backbone are of its cells. Begin a new "
+            "lineage without the source; `canal impact` lists what has learned from it"
+        )
+    if set(touched) <= set(own):
+        parent = project.config.stages[own[0]].parent
+        raise HistoryError(
+            f"nothing was learned on {' and '.join(own)}, so what remains is the version of {parent}: "
+            f"promote it, and `canal retire` those of {' and '.join(own)}"
+        )
+
+
 def _counts(work: _Work) -> tuple[int, int, str]:
     """Return the number of withdrawn cells, of those in sums, and the digest of their contents."""
     gone = [one.gone for one in work.remainders.values()]
     summed = sum(int(table["set"].isin(SUMMED).sum()) for table in gone)
     contents = {digest for table in gone for digest in table["cell_digest"]}
     return sum(map(len, gone)), summed, json_digest(sorted(contents))
-
-
-def _withdrawn_digest(work: _Work) -> str:
-    return json_digest(
-        sorted({digest for one in work.remainders.values() for digest in one.gone["cell_digest"]})
-    )
 
 
 def _new_sums(work: _Work, stage: str) -> StageSums:
@@ -217,7 +185,8 @@ def _new_sums(work: _Work, stage: str) -> StageSums:
         name: work.remainders[name].sums if name in work.remainders else sums
         for name, sums in old.stages.items()
     }
-    return StageSums(old.basis, stages, old.missing)
+    kept = {name: sums for name, sums in stages.items() if sums is not None}
+    return StageSums(old.basis, kept, {name: old.missing.get(name, ()) for name in kept})
 
 
 def _labels(work: _Work, stage: str) -> tuple[str, ...]:
@@ -238,7 +207,8 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
 
     As long as params.yaml asks for the old versions, a second call does whatever a kill left undone.
     """
-    stages = [name for name in work.old if work.wanted.learned(name) is None]
+    remade = [name for name in work.old if name in work.wanted.config.stages]
+    stages = [name for name in remade if work.wanted.learned(name) is None]
     with _scratch_project(work) as scratch:
         if work.wanted.learned(BACKBONE) is None:
             _write_backbone(work, scratch)
@@ -248,7 +218,7 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
         if stages:
             registry_sync(work.wanted, decision.sign, scratch.layout, decision)
     new: dict[str, int | None] = {}
-    for stage in work.old:
+    for stage in remade:
         version = work.wanted.learned(stage)
         if version is None:
             raise HistoryError(f"{stage}: the new version was not registered; call canal unlearn again")
@@ -355,7 +325,9 @@ def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any
     request = stage_request(config, stage)
     origin = config.root_stage if stage == BACKBONE else stage
     n_cells, n_summed, digest = _counts(work)
-    left = {"cells": digest, "n_cells": n_cells, "n_summed": n_summed}
+    left: dict[str, Any] = {"cells": digest, "n_cells": n_cells, "n_summed": n_summed}
+    if work.withdrawal.whole:
+        left["removed"] = {name: work.old[name].key for name in work.remainders}
     return {name: key[name] for name in _KEPT_FACTS if name in key} | {
         "branch": request["branch"],
         "request": request,

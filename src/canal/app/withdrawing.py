@@ -5,7 +5,7 @@ sums of single cells, which are subtracted.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """The cells that leave: a batch of a source, or cells by name.
+    """The cells that leave: a whole source, a batch of it, or cells by name.
 
     Attributes
     ----------
@@ -45,6 +45,11 @@ class Withdrawal:
     cells: tuple[str, ...] = ()
 
     @property
+    def whole(self) -> bool:
+        """Whether the whole source leaves, with its stages."""
+        return self.batch is None and not self.cells
+
+    @property
     def ids(self) -> set[str]:
         """The named cells as splits name them."""
         prefix = f"{self.source}:"
@@ -53,13 +58,51 @@ class Withdrawal:
 
 @dataclass(frozen=True)
 class Remainder:
-    """A stage without the withdrawn cells: its split and sums."""
+    """A stage without the withdrawn cells: its split and sums; no sums where the whole stage leaves."""
 
     stage: str
     split: "pd.DataFrame"
     gone: "pd.DataFrame"
-    sums: Sums
+    sums: Sums | None
     batches: Sums | None
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The result of an unlearning.
+
+    Attributes
+    ----------
+    source : str
+    n_cells : int
+        Withdrawn cells, of all sets; ``n_summed`` of them were in sums.
+    withdrawn : str
+        SHA-256 of the sorted content digests of the withdrawn cells.
+    versions : dict
+        Stage -> the old version's number and the new one's (None in a dry run).
+    lost_types : tuple of str
+        Cell types that have no cell any more, or that only a network knew.
+    basis : dict
+        Stage whose withdrawn cells had a part in the choice of genes -> ``"same"``, the genes that would be
+        others, or why that was not checked.
+    holding : tuple of int
+        Versions that still hold the cells and may serve; the champion among them is named in ``champion``.
+    """
+
+    source: str
+    n_cells: int
+    n_summed: int
+    withdrawn: str
+    versions: dict[str, dict[str, int | None]]
+    lost_types: tuple[str, ...]
+    basis: dict[str, Any]
+    holding: tuple[int, ...] = ()
+    champion: int | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
 
 
 def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> Remainder:
@@ -74,6 +117,8 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
     """
     stage, (folder, key) = version.stage, verified(project.store, version)
     split = read_split(folder / "split" / "cells.csv")
+    if withdrawal.whole:
+        return Remainder(stage, split[:0], split, None, None)
     leaves = split["cell_id"].isin(withdrawal.ids)
     if withdrawal.batch is not None:
         leaves |= split["batch"] == withdrawal.batch

@@ -184,7 +184,7 @@ def unlearn(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register versions without a batch or some cells, from the sums of what remains; no cell is learned."""
+    """Register versions without a source, a batch or some cells, from the sums of what remains."""
     decision = app.unlearning.Decision(by, why, signer(sign, by))
     withdrawal = app.unlearning.Withdrawal(source, batch, app.unlearning.read_names_of_cells(cells))
     project = open_project(root)

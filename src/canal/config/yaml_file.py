@@ -224,15 +224,47 @@ def with_withdrawal(
         "batches": [*before.batches, *([batch] if batch and batch not in before.batches else [])],
     }
     _put(document["sources"][source], "exclude", {name: names for name, names in after.items() if names})
+    return _learned_by_sums(document, config, stages)
+
+
+def without_stages(text: str, out: Sequence[str], stages: Sequence[str]) -> str:
+    """Return params.yaml's text without some stages and their sources, with a new branch of ``stages``.
+
+    What was learned on a stage that goes is learned on that stage's parent, by the exact method.
+
+    Raises
+    ------
+    ConfigError
+        If the result would break a rule.
+    """
+    config, document = parse(text), _round_trip().load(text)
+    left = {name: one for name, one in config.stages.items() if name not in out}
+    groups = (document["stages"], document["finetune"]["fixed"], document["finetune"]["tuned"])
+    for name, one in left.items():
+        parent = one.parent
+        while parent in out:
+            parent = config.stages[parent].parent
+        for group in groups:
+            if name in group:
+                group[name]["parent"] = parent
+    for group in groups:
+        for name in out:
+            group.pop(name, None)
+    for source in {config.stages[name].source for name in out} - {one.source for one in left.values()}:
+        del document["sources"][source]
+    return _learned_by_sums(document, config, stages)
+
+
+def _learned_by_sums(document: Any, config: Config, stages: Sequence[str]) -> str:
+    """Give stages a new branch and the exact method, also to what builds on them; return the text."""
     if BACKBONE in stages:
         document["backbone"]["branch"] = config.backbone.branch + 1
-    for stage in (name for name in config.stages if {*config.ancestors(name), name} & set(stages)):
+    for stage in (name for name in document["stages"] if {*config.ancestors(name), name} & set(stages)):
         if stage in stages:
             document["stages"][stage]["branch"] = config.stages[stage].branch + 1
         _put(document["stages"][stage], "continual", {"method": "exact"})
-        if stage in config.finetune.tuned:
-            fixed = document["finetune"]["fixed"]
-            fixed[stage] = document["finetune"]["tuned"].pop(stage)
+        if stage in document["finetune"]["tuned"]:
+            document["finetune"]["fixed"][stage] = document["finetune"]["tuned"].pop(stage)
     # An emptied mapping whose name has a comment behind it is written on a line of its own, which is no YAML.
     text = re.sub(r"^( *\w+:)([^\n]*)\n\{\}$", r"\1 {}\2", _dumped(document), flags=re.MULTILINE)
     parse(text)

@@ -108,9 +108,9 @@ class VersionReader:
             chain.insert(0, older)
         return chain
 
-    def unlearned_from(self, member: RegisteredVersion) -> RegisteredVersion | None:
-        """Return the version that a member's cells left; None where it is not registered here."""
-        version = self._by_key.get(member.key["unlearned"]["version"])
+    def with_key(self, key: str) -> RegisteredVersion | None:
+        """Return the version with a key; None where it is not registered here, or its key is invalid."""
+        version = self._by_key.get(key)
         return None if version is None else self.member(version)
 
     def _open(self, version: Version) -> RegisteredVersion | None:
@@ -283,7 +283,7 @@ def check_unlearned(chain: Sequence[RegisteredVersion], reader: VersionReader, l
         same = one.key.get("unlearned", {}).get("cells") == left["cells"]
         if not same or not one.is_annotator or one.rows is None:
             continue
-        before = reader.unlearned_from(one)
+        before = reader.with_key(one.key["unlearned"]["version"])
         if before is None or before.rows is None:
             what = f"the version with key {one.key['unlearned']['version'][:12]}... cannot be read here"
             log.note(member.name, "unlearned", f"which cells left cannot be told: {what}")
@@ -292,6 +292,9 @@ def check_unlearned(chain: Sequence[RegisteredVersion], reader: VersionReader, l
             what = f"{SPLIT} has rows that {before.name} has not: {examples(other)}"
             log.finding(one.name, "unlearned", what)
         gone |= {cell: before.rows[cell][2] for cell in before.rows.keys() - one.rows.keys()}
+    for key in left.get("removed", {}).values():
+        removed = reader.with_key(key)
+        gone |= {cell: row[2] for cell, row in ((removed and removed.rows) or {}).items()}
     if json_digest(sorted(set(gone.values()))) != left["cells"] or len(gone) != left["n_cells"]:
         what = f"key.json says that {left['n_cells']:,} cells left; the splits lack {len(gone):,}, or others"
         log.finding(member.name, "unlearned", what)
