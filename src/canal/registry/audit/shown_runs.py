@@ -172,10 +172,11 @@ def _wrong_tag(
 def _expected(one: CheckedVersion) -> Iterator[Expected]:
     """Yield the expected content of each step's runs, from the documents that are intact.
 
-    The runs of a version to which sums were added later are those of the version before.
+    A version to which sums were added later, or which cells left, was not trained: it has no runs of steps.
     """
     member, key = one.member, one.member.key
-    if (not member.is_annotator and member.stage != BACKBONE) or key.get("backfilled"):
+    not_trained = key.get("backfilled") or key.get("unlearned")
+    if (not member.is_annotator and member.stage != BACKBONE) or not_trained:
         return
     history = member.document(_HISTORY)
     if isinstance(history, dict):
