@@ -36,6 +36,7 @@ COMMANDS = [
     ("retire",),
     ("ledger",),
     ("ledger", "anchor"),
+    ("ledger", "merge"),
     ("registry", "rebuild"),
     ("audit",),
     ("schema",),

@@ -157,15 +157,15 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
     if store.remote:
         raise LedgerError(
             f"each entry also stands in {store.shown}, which lets a folder write only behind its last one: "
-            "two ledgers of it never part. `canal ledger --catch-up` brings what is missing here; a ledger "
-            "that differs from the store's is to be set aside first"
+            "two ledgers of it never part. `canal ledger --catch-up` brings what is missing here; of "
+            f"two sides that git left, take either first (git checkout --ours {store.layout.ledger.name})"
         )
     with store.lock("registry"):
         require_rebuilt(store)
         git = GitFile(store.layout.ledger)
         sides = git.unmerged
         ours = ledger_of(store) if sides is None else settled_side(git, sides)
-        if store.layout.pending.is_file():
+        if store.layout.pending.is_file() and not dry_run:
             if ours.path != store.layout.ledger:
                 raise LedgerError(
                     f"{store.layout.pending.name} holds a move that was interrupted: git merge --abort, let "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from canal.core.errors import RegistryError
 from canal.registry.audit.version_files import LEDGER, AuditLog
 from canal.registry.ledger.git_history import Commit, GitFile, Reader
-from canal.registry.ledger.joined import MERGE, holds, ledger_bytes
+from canal.registry.ledger.joined import MERGE, holds
 from canal.registry.ledger.ledger import Entry, read_entry
 
 _MOST = 20
@@ -69,7 +69,7 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
 def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: AuditLog) -> _State | None:
     """Compare each commit with its parents; return the state at HEAD, and add the last hash of each."""
     states: dict[str, _State] = {}
-    name, newest = reader.name, _entries((reader.at(commits[-1].sha) or b"").split(b"\n")) or []
+    name = reader.name
     for commit in commits:
         content = reader.at(commit.sha)
         parents = [states[sha] for sha in commit.parents if sha in states]
@@ -88,7 +88,7 @@ def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: Audit
             what = f"rewrote it from line {line} on, which {gone[0].commit.short} had{since}"
             _say(log, commit, name, what, line)
         elif gone:
-            _check_joined(commit, gone, (_entries(content.split(b"\n")) or [], newest), reader, log)
+            _check_joined(commit, gone, (content, reader.at(commits[-1].sha) or b""), reader, log)
         states[commit.sha] = _State(commit, len(content), _digest(content))
     return states.get(commits[-1].sha)
 
@@ -119,7 +119,8 @@ def _last_hash(content: bytes) -> str:
 
 def _check_heads(content: bytes, heads: Collection[str], cut: bool, name: str, log: AuditLog) -> None:
     """Check that each merge joined a ledger that a commit has."""
-    for entry in _entries(content.split(b"\n")) or ():
+    lines = [line for line in content.split(b"\n") if b'"merge"' in line]
+    for entry in _entries(lines) or ():
         if entry.kind != MERGE:
             continue
         theirs = entry.document["details"].get("theirs")
@@ -150,7 +151,7 @@ def _say(log: AuditLog, commit: Commit, name: str, what: str, line: int) -> None
 def _check_joined(
     commit: Commit,
     gone: Sequence[_State],
-    ledgers: tuple[Sequence[Entry], Sequence[Entry]],
+    ledgers: tuple[bytes, bytes],
     reader: Reader,
     log: AuditLog,
 ) -> None:
@@ -158,12 +159,13 @@ def _check_joined(
 
     ``ledgers`` are the ledger of the merge, and that of HEAD, which may have made good for it.
     """
-    name, (entries, newest) = reader.name, ledgers
+    name, content = reader.name, ledgers[0]
+    entries, newest = (_entries(one.split(b"\n")) or [] for one in ledgers)
     for state in gone:
         other = reader.at(state.commit.sha) or b""
         if holds(entries, other):
             continue
-        line = _first_difference(other, ledger_bytes(entries))
+        line = _first_difference(other, content)
         if holds(newest, other):
             what = f"merge {commit.short} dropped what {state.commit.short} had from line {line} on"
             log.note(LEDGER, "git", f"{name}: {what}; a later merge entry holds it")

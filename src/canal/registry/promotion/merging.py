@@ -81,23 +81,34 @@ def merged(store: Store, ours: Ledger, theirs: Ledger, decision: Decision) -> Me
     here, there = ours.entries(), theirs.entries()
     require_sound(store, here)
     require_rules(there, store.names.backbone, theirs.path.name)
+    found = combined(here, there, store.names.model, decision)
+    if found.outcome == "merged":
+        require_signature(store, found.new[-1])
+    require_sound(store, found.entries)
+    return _settling(store, here, found)
+
+
+def combined(here: list[Entry], there: list[Entry], model: str, decision: Decision) -> Merging:
+    """Return what two ledgers come to, whatever the store holds; ``model`` has the aliases.
+
+    Raises
+    ------
+    LedgerError
+        If both gave a number to different versions, or the other retired what serves here.
+    """
     same = sum(1 for one, other in zip(here, there, strict=False) if one.hash == other.hash)
     if holds(here, ledger_bytes(there)):
-        outcome, entries, new = "nothing", here, []
-    elif holds(there, ledger_bytes(here)):
-        outcome, entries, new = "continued", there, there[same:]
-    else:
-        both = join(here, there)
-        _require_joinable(store, here, both)
-        draft = Draft(
-            kind="merge", model=store.names.model, version=0, key="", record="", who=decision.by,
-            why=decision.why, aliases=merge_aliases(both.entries, store.names.model), details=both.details,
-        )  # fmt: skip
-        closing = LedgerText(ours.path.name, ledger_bytes(both.entries)).next(draft, decision.sign)
-        require_signature(store, closing)
-        outcome, entries, new = "merged", [*both.entries, closing], [*both.new, closing]
-    require_sound(store, entries)
-    return _settling(store, here, Merging(outcome, same, entries, new, {}, ()))
+        return Merging("nothing", same, here, [], {}, ())
+    if holds(there, ledger_bytes(here)):
+        return Merging("continued", same, there, there[same:], {}, ())
+    both = join(here, there)
+    _require_joinable(here, both)
+    draft = Draft(
+        kind="merge", model=model, version=0, key="", record="", who=decision.by, why=decision.why,
+        aliases=merge_aliases(both.entries, model), details=both.details,
+    )  # fmt: skip
+    closing = LedgerText("ledger.jsonl", ledger_bytes(both.entries)).next(draft, decision.sign)
+    return Merging("merged", same, [*both.entries, closing], [*both.new, closing], {}, ())
 
 
 def settle_merge(store: Store, merging: Merging) -> None:
@@ -107,7 +118,7 @@ def settle_merge(store: Store, merging: Merging) -> None:
     """
     path, content = store.layout.ledger, ledger_bytes(merging.entries)
     try:
-        if not path.is_file() or path.read_bytes() != content:
+        if content != (path.read_bytes() if path.is_file() else b""):
             with new_file(path) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:
@@ -131,8 +142,8 @@ def settled_side(git: GitFile, sides: tuple[bytes, bytes]) -> Ledger:
     name = git.path.name
     if git.at("MERGE_HEAD") is None:
         raise LedgerError(
-            f"{name} is unsettled, but not by git merge: rebase and cherry-pick leave the commits behind that "
-            "a merged ledger names. git rebase --abort (git cherry-pick --abort), then git merge"
+            f"{name} is unsettled, but not by git merge: rebase and cherry-pick leave commits behind that a "
+            "merged ledger names. git rebase --abort (git cherry-pick --abort), then git merge"
         )
     content = git.path.read_bytes() if git.path.is_file() else b""
     if not content or content in sides or b"\n<<<<<<< " in b"\n" + content:
@@ -174,7 +185,7 @@ def other_side(git: GitFile, other: str | None, sides: tuple[bytes, bytes] | Non
     return LedgerText(shown, content)
 
 
-def _require_joinable(store: Store, here: Sequence[Entry], both: Join) -> None:
+def _require_joinable(here: Sequence[Entry], both: Join) -> None:
     """Refuse where a number is of two versions, or the other ledger retired what serves here."""
     known = ledger_records(here)
     for entry in both.new:
@@ -190,14 +201,13 @@ def _require_joinable(store: Store, here: Sequence[Entry], both: Join) -> None:
                 f"one version's for good. In the other clone: `canal export {number} -o other.zip`; here "
                 "`canal import other.zip`, which gives it a number of its own, and `canal promote` it if it "
                 "is to serve. Then there: put that branch on top of this one (git rebase, git checkout "
-                f"--ours {store.layout.ledger.name}), set its mlflow.db and mlartifacts/ aside, "
-                "`canal registry rebuild`"
+                "--ours ledger.jsonl), set its mlflow.db and mlartifacts/ aside, `canal registry rebuild`"
             )
         if entry.kind == "retire" and ledger_aliases([*here], entry.model).get(CHAMPION) == entry.version:
             raise LedgerError(
                 f"nothing was merged: version {entry.version} serves here, and the other ledger retired it "
-                f"(its entry {origin(entry).seq}, by {entry.document['who'][:80]!r}): `canal promote` another or "
-                "`canal rollback` first, then merge again"
+                f"(its entry {origin(entry).seq}, by {entry.document['who'][:80]!r}): `canal promote` "
+                "another or `canal rollback` first, then merge again"
             )
 
 
