@@ -240,6 +240,20 @@ def test_a_file_is_merged_too_and_stands_once_git_has_the_other_branch(labs):
     assert "nothing to append" in merge(here, "there/main").output
 
 
+def test_what_was_merged_before_it_was_committed_there_is_found_in_a_later_commit(labs):
+    here, there = labs
+    store = open_store(there)
+    with moving(store) as ledger:
+        promotion.promote(store, ledger, store.version("2"), OVERRIDDEN, promotion.Decision("Ben", "no"))
+    merge(here, str(there), *BY)
+    committed(here, "merged from a file")
+    promoted(there, "1", "Ben", "yes")
+    git(here, "fetch", "--quiet", "there")
+    both_joined(here)
+    assert (looked(here), findings(here)) == (([], []), [])
+    assert len(entries(here)) == 3 + 1 + 2 + 1 + 1 + 1
+
+
 def test_a_merge_that_git_leaves_whole_is_settled_too(labs):
     """With `ledger.jsonl -merge` in .gitattributes, git leaves this branch's file instead of marks."""
     here, _ = labs

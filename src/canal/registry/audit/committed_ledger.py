@@ -50,7 +50,8 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
             last = _walk(commits, reader, heads, log)
             if last is not None:
                 _check_file(git, last, reader, content, log)
-                _check_heads(reader.at(last.commit.sha) or b"", heads, cut, name, log)
+                missing = _merged_heads(reader.at(last.commit.sha) or b"")
+                _check_heads(_in_no_commit(missing, heads, commits, reader), cut, name, log)
     except (RegistryError, OSError) as error:
         log.finding(LEDGER, "git", f"{name}: its committed states cannot be read ({error})")
     if len(log.findings) - before > _MOST:
@@ -117,16 +118,29 @@ def _last_hash(content: bytes) -> str:
     return read.hash if isinstance(read, Entry) else ""
 
 
-def _check_heads(content: bytes, heads: Collection[str], cut: bool, name: str, log: AuditLog) -> None:
-    """Check that each merge joined a ledger that a commit has."""
+def _merged_heads(content: bytes) -> dict[str, Entry]:
+    """Return the merge entries of a ledger by the hash of the last entry that each joined."""
     lines = [line for line in content.split(b"\n") if b'"merge"' in line]
-    for entry in _entries(lines) or ():
-        if entry.kind != MERGE:
-            continue
-        theirs = entry.document["details"].get("theirs")
-        head = str(theirs.get("hash") if isinstance(theirs, Mapping) else theirs)
-        if head in heads:
-            continue
+    merges = [entry for entry in _entries(lines) or () if entry.kind == MERGE]
+    theirs = [entry.document["details"].get("theirs") for entry in merges]
+    heads = [str(one.get("hash") if isinstance(one, Mapping) else one) for one in theirs]
+    return dict(zip(heads, merges, strict=True))
+
+
+def _in_no_commit(
+    merges: dict[str, Entry], heads: Collection[str], commits: Sequence[Commit], reader: Reader
+) -> dict[str, Entry]:
+    """Return those whose hash is that of no entry in any commit; ``heads`` are the last ones of commits."""
+    left = {head: entry for head, entry in merges.items() if head not in heads}
+    for commit in commits if left else ():
+        for entry in _entries((reader.at(commit.sha) or b"").split(b"\n")) or ():
+            left.pop(entry.hash, None)
+    return left
+
+
+def _check_heads(merges: Mapping[str, Entry], cut: bool, name: str, log: AuditLog) -> None:
+    """Tell of merges that joined a ledger that no commit has."""
+    for head, entry in merges.items():
         where = f"{name}: entry {entry.seq} merged a ledger whose last entry has hash {head[:12]}..."
         if cut:
             log.note(LEDGER, "git", f"{where}, which this shallow clone may lack")
