@@ -15,17 +15,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.core.errors import LedgerError
+from canal.core.errors import LedgerError, SigningError
 from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import GitFile, make_anchor
 from canal.registry.ledger.joined import ledger_bytes, ledger_records, origin
-from canal.registry.ledger.ledger import Ledger, ledger_aliases
+from canal.registry.ledger.ledger import Entry, Ledger, ledger_aliases
+from canal.registry.ledger.signing import add_to_keyring, new_key, open_key
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import moving
 from canal.registry.transfer.exchange import export_parcel, import_parcel
 from canal.registry.versions.rebuild import RebuildOptions, rebuild
 from canal.report.registry_tables import ledger_table
+from tests.faults.forgeries import rechained
 from tests.faults.rewrites import NAME, PERSON, documents, git, write
 from tests.support.cells import make_document
 from tests.support.registered import (
@@ -397,6 +399,32 @@ def test_a_number_of_two_versions_and_a_version_that_the_store_lacks_are_refused
     with pytest.raises(LedgerError, match="that canal does not write"):
         merge(here, str(there), *BY)
     assert (here / NAME).read_bytes() == before
+
+
+def test_where_a_keyring_is_named_a_merge_is_signed_by_whom_it_allows(labs, tmp_path):
+    here, there = labs
+    ring, keys = here / "keyring.txt", {}
+    for name, roles in (("A. Person", "merge"), ("Ben", "promote")):
+        keys[name] = tmp_path / f"{name}.pem"
+        new_key(keys[name], name)
+        add_to_keyring(ring, open_key(keys[name]).public.line, roles)
+    (here / "params.yaml").write_text(json.dumps(make_document(registry={"keyring": "keyring.txt"})))
+    signed = documents(there)
+    signed[-1]["why"] = "signed"
+    made = rechained(signed)
+    sign = open_key(keys["Ben"]).signer("Ben")
+    made[-1] = Entry(made[-1].document | {"signature": dict(sign(made[-1].hash))})
+    (there / NAME).write_bytes(ledger_bytes(made))
+    before = (here / NAME).read_bytes()
+    assert "would be appended anew" in merge(here, str(there), "--dry-run").output
+    with pytest.raises(SigningError, match="sign with --sign FILE, a key with the role merge"):
+        merge(here, str(there), *BY)
+    with pytest.raises(SigningError, match="do not allow merge"):
+        merge(here, str(there), "--by", "Ben", "--why", "both", "--sign", str(keys["Ben"]))
+    assert (here / NAME).read_bytes() == before
+    merge(here, str(there), *BY, "--sign", str(keys["A. Person"]))
+    assert "signature" in entries(here)[-1].document
+    assert [one for one in findings(here) if "sign" in one] == []
 
 
 def test_a_shared_store_has_one_ledger(labs, monkeypatch):

@@ -22,7 +22,7 @@ from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
-from canal.registry.ledger.mirror import refuse_behind, user
+from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
 from canal.registry.promotion.merging import Merging, merged, other_side, settle_merge, settled_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
@@ -172,7 +172,7 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
                     "`canal registry sync` finish it, then merge again"
                 )
             recover(store, ours)
-        found = merged(store, ours, other_side(git, other, sides), decision or Decision(user(), "not said"))
+        found = merged(store, ours, other_side(git, other, sides), decision)
         if decision is None and found.outcome == "merged" and not dry_run:
             raise LedgerError("a merge goes on record: say who merges (--by), and why (--why)")
         if not dry_run:

@@ -56,11 +56,6 @@ class Join:
     new: list[Entry]
     details: Document
 
-    @property
-    def base(self) -> int:
-        """How many entries both ledgers begin with."""
-        return int(self.details["base"])
-
 
 def replayed(entry: Entry) -> bool:
     """Whether an entry was appended anew by a merge."""

@@ -24,7 +24,8 @@ from canal.registry.ledger.joined import (
 )
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, ledger_aliases, ledger_retired
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, LOST, PREVIOUS, require_rules
-from canal.registry.promotion.moves import RETIRED, require_signature, require_sound
+from canal.registry.ledger.mirror import user
+from canal.registry.promotion.moves import RETIRED, require_signature, require_signatures, require_sound
 from canal.registry.promotion.promotion import Decision
 from canal.registry.store.store import Store
 
@@ -67,8 +68,10 @@ class Merging:
         }
 
 
-def merged(store: Store, ours: Ledger, theirs: Ledger, decision: Decision) -> Merging:
+def merged(store: Store, ours: Ledger, theirs: Ledger, decision: Decision | None) -> Merging:
     """Return what merging another clone's ledger into this folder's comes to; nothing is written.
+
+    Without a decision it is a trial, whose merge entry is nobody's and not signed.
 
     Raises
     ------
@@ -81,10 +84,12 @@ def merged(store: Store, ours: Ledger, theirs: Ledger, decision: Decision) -> Me
     here, there = ours.entries(), theirs.entries()
     require_sound(store, here)
     require_rules(there, store.names.backbone, theirs.path.name)
-    found = combined(here, there, store.names.model, decision)
-    if found.outcome == "merged":
+    found = combined(here, there, store.names.model, decision or Decision(user(), "a trial"))
+    require_rules(found.entries, store.names.backbone, ours.path.name)
+    closed = found.outcome == "merged"
+    require_signatures(store, found.entries[:-1] if closed else found.entries)
+    if closed and decision is not None:
         require_signature(store, found.new[-1])
-    require_sound(store, found.entries)
     return _settling(store, here, found)
 
 
