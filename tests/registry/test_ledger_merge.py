@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.core.errors import LedgerError, SigningError
+from canal.core.files import read_json, write_json
 from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.ledger.git_history import GitFile, make_anchor
@@ -378,6 +379,42 @@ def test_a_version_that_the_other_registered_is_brought_first(template, tmp_path
     both_joined(here)
     assert aliases(here) == {"champion": 1, "candidate": 2}
     assert (findings(here), looked(here)) == ([], ([], []))
+
+
+def test_two_versions_under_one_number_are_told_apart_on_the_way_that_the_refusal_says(
+    template, tmp_path, monkeypatch
+):
+    for name, value in (PERSON | {"GIT_EDITOR": "true"}).items():
+        monkeypatch.setenv(name, value)
+    here, there = cloned(template.parent / "early", tmp_path)
+    path = there / "models" / "second" / "key.json"
+    write_json(path, read_json(path) | {"code": "7" * 64})
+    for root in (here, there):
+        register(open_store(root), "second")
+        promoted(root, "2", "Ada", "knows more types")
+    git(here, "fetch", "--quiet", "there")
+    conflicting(here)
+    with pytest.raises(LedgerError, match="canal-annotator 2 is another version in each ledger.*export 2 -o"):
+        merge(here, *BY)
+    git(here, "merge", "--abort")
+    export_parcel(open_store(there), "2", tmp_path / "other.zip")
+    assert import_parcel(open_store(here), tmp_path / "other.zip").version.number == 3
+    committed(here, "import")
+    promoted(here, "3", "A. Person", "as there")
+    git(there, "fetch", "--quiet", "here")
+    done = subprocess.run(["git", "rebase", "here/main"], cwd=there, capture_output=True, check=False)
+    assert done.returncode
+    git(there, "checkout", "--ours", NAME)
+    git(there, "add", NAME)
+    git(there, "rebase", "--skip")
+    assert entries(there) == entries(here)
+    anew = tmp_path / "anew"  # this process has the old database open
+    shutil.copytree(there, anew, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".canal"))
+    layouts = [open_store(root).layout for root in (anew, here)]
+    rebuild(open_store(anew), RebuildOptions("A. Person", "as here", layouts), no_figures)
+    assert aliases(anew) == aliases(here) == {"champion": 3, "previous": 2, "candidate": 3}
+    assert (findings(here), looked(here)) == ([], ([], []))
+    assert findings(anew) == []
 
 
 def test_a_number_of_two_versions_and_a_version_that_the_store_lacks_are_refused(labs):
