@@ -251,7 +251,8 @@ def histories(entries: Sequence[Entry]) -> Iterator[tuple[Entry, list[Entry], in
     left: list[tuple[Entry | None, Sequence[Entry], int]] = [(None, entries, 0)]
     while left:
         top, ledger, start = left.pop()
-        for at, entry in enumerate(ledger[start:], start=start):
+        for at in range(len(ledger) - 1, start - 1, -1):  # the newest is mostly the one that is looked for
+            entry = ledger[at]
             if entry.kind != MERGE or replayed(entry) or entry.hash in seen:
                 continue
             seen.add(entry.hash)

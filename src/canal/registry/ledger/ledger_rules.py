@@ -65,18 +65,22 @@ def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
     backbone : str
         Name of the registered model of backbones, whose versions serve nobody.
     """
-    broken = _broken(entries, backbone)
-    for merge, other, base in histories(entries):
+    checked: set[str] = set()
+    broken = _broken(entries, backbone, checked)
+    for merge, other, _ in histories(entries):
         broken += [
             Breach(merge, f"the ledger that it joined does not hold: {one}", one.grave)
-            for one in _broken(other, backbone)
-            if one.entry.seq > base and one.grave
+            for one in _broken(other, backbone, checked)
+            if one.grave
         ]
     return sorted(broken, key=lambda one: one.entry.seq)
 
 
-def _broken(entries: Sequence[Entry], backbone: str) -> list[Breach]:
-    """Return the breaches of a ledger itself, without those of the ledgers joined into it."""
+def _broken(entries: Sequence[Entry], backbone: str, checked: set[str]) -> list[Breach]:
+    """Return the breaches of a ledger itself, without those of the ledgers joined into it.
+
+    Hashes of entries that were ``checked`` are added: a hash stands for all entries before it, too.
+    """
     state: dict[str, ModelState] = {}
     later = {
         (entry.model, entry.version, entry.document["key"]): entry.seq
@@ -86,6 +90,10 @@ def _broken(entries: Sequence[Entry], backbone: str) -> list[Breach]:
     broken: list[Breach] = []
     closed = _closed(entries)
     for at, entry in enumerate(entries):
+        if entry.hash in checked:
+            step(state, entry)
+            continue
+        checked.add(entry.hash)
         own = state.setdefault(entry.model, ModelState())
         complaints: list[tuple[str, bool]] = []
 

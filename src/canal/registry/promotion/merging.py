@@ -206,7 +206,8 @@ def _require_joinable(here: Sequence[Entry], both: Join) -> None:
                 f"one version's for good. In the other clone: `canal export {number} -o other.zip`; here "
                 "`canal import other.zip`, which gives it a number of its own, and `canal promote` it if it "
                 "is to serve. Then there: put that branch on top of this one (git rebase, git checkout "
-                "--ours ledger.jsonl), set its mlflow.db and mlartifacts/ aside, `canal registry rebuild`"
+                "--ours ledger.jsonl), set its mlflow.db and mlartifacts/ aside, `canal registry rebuild "
+                "--also` this folder"
             )
         if entry.kind == "retire" and ledger_aliases([*here], entry.model).get(CHAMPION) == entry.version:
             raise LedgerError(
