@@ -132,7 +132,7 @@ def merge(
         note(f"{alias} {would}moved to {number or 'nothing'} in the store, as the ledger says")
     for number in found.retired:
         note(f"version {number} {would}retired in the store, as the ledger says")
-    if not dry_run:
+    if found.new and not dry_run:
         note("now commit it: git add ledger.jsonl, then git commit")
 
 

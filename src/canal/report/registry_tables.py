@@ -114,7 +114,7 @@ def _what(entry: Document) -> str:
     if overrides:
         parts.append(f"overriding {', '.join(overrides)}")
     if levels := details.get("merged"):
-        parts.append(f"in another ledger, as entry {levels[0]['seq']}")
+        parts.append(f"(entry {levels[0]['seq']} of a merged ledger)")
     return " ".join(parts)
 
 
