@@ -611,10 +611,9 @@ def test_the_ledger_is_shown_with_what_was_merged(labs):
     console.print(ledger_table([one.document for one in entries(here)]))
     said = console.file.getvalue()
     assert (
-        "promote canal-annotator 1 (champion -> 1) overriding clean, accuracy, h_score, ece in another"
-        in said
+        "promote canal-annotator 1 (champion -> 1) overriding clean, accuracy, h_score, ece (entry 4" in said
     )
-    assert "in another ledger, as entry 4" in said
+    assert "(entry 4 of a merged ledger)" in said
     assert (
         f"merge of a ledger of 4 entries, {entries(here)[-2].document['details']['merged'][0]['hash'][:12]}"
         in said
