@@ -37,6 +37,7 @@ COMMANDS = [
     ("unlearn",),
     ("ledger",),
     ("ledger", "anchor"),
+    ("ledger", "merge"),
     ("registry", "rebuild"),
     ("audit",),
     ("schema",),

@@ -37,6 +37,9 @@ NOT_RUN = {
     ("docs/registry.md", 'canal ledger anchor --by "A. Person"'): (
         "the line before commits the ledger, and is no command of canal: tests/pipeline/test_walk.py"
     ),
+    ("docs/registry.md", 'canal ledger merge --by "A. Person" --why "both labs promoted"'): (
+        "needs a merge that git left unsettled: tests/registry/test_ledger_merge.py"
+    ),
     (
         "docs/guide.md",
         "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
+from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger import (
     Draft,
     Ledger,
     entry_hash,
     ledger_aliases,
-    ledger_records,
     ledger_retired,
 )
 
@@ -165,7 +165,7 @@ def test_a_clock_that_was_set_back_does_not_break_the_order(ledger, monkeypatch)
 def test_an_unsettled_merge_is_told_apart_from_a_change(ledger):
     text = ledger.path.read_text()
     ledger.path.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
-    with pytest.raises(LedgerError, match="two sides of an unsettled merge.*checkout --ours ledger.jsonl"):
+    with pytest.raises(LedgerError, match="two sides of an unsettled merge: `canal ledger merge` joins"):
         ledger.entries()
     ledger.path.write_text("nonsense\n" + text)
     with pytest.raises(LedgerError, match="Bring it back: git checkout -- ledger.jsonl"):

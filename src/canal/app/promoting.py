@@ -1,4 +1,4 @@
-"""`canal promote`, `compare`, `rollback`, `retire`, `diff`: judge versions by the policy, move aliases."""
+"""`canal promote`, `compare`, `rollback`, `retire`, `diff`, `ledger merge`: judge versions, move aliases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,19 @@ from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
 from canal.app.annotating import load_annotator
 from canal.app.project import Project
-from canal.core.errors import CanalError, RegistryError
+from canal.core.errors import CanalError, LedgerError, RegistryError
 from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
 from canal.registry.audit.full_audit import audit
+from canal.registry.ledger.git_history import GitFile
 from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
-from canal.registry.promotion.moves import ledger_of, moving
+from canal.registry.promotion.merging import Merging, merged, other_side, settle_merge, settled_side
+from canal.registry.promotion.moves import ledger_of, moving, recover
 from canal.registry.promotion.policy import (
     Comparison,
     Evidence,
@@ -38,6 +40,7 @@ from canal.registry.promotion.policy import (
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
+from canal.registry.store.store import require_rebuilt
 from canal.registry.versions.history import recorded, verified
 
 
@@ -129,6 +132,54 @@ def retire(project: Project, wanted: str, decision: Decision) -> Entry:
     with moving(project.store) as ledger:
         version = project.store.version(wanted)
         return promotion.retire(project.store, ledger, version, decision)
+
+
+def merge_ledgers(project: Project, other: str | None, decision: Decision | None, dry_run: bool) -> Merging:
+    """Join another clone's ledger to this folder's, which stays as it is up to its head.
+
+    Parameters
+    ----------
+    project : Project
+    other : str or None
+        A git revision, or the path of a ledger or of a folder with one; None for the other side of a merge
+        that git left unsettled.
+    decision : Decision or None
+        Who merges, and why; needed where entries are appended anew.
+    dry_run : bool
+        Whether to say only what would come of it.
+
+    Raises
+    ------
+    LedgerError
+        If the store is shared, there is no such ledger, or the two cannot be joined; nothing is written.
+    """
+    store = project.store
+    if store.remote:
+        raise LedgerError(
+            f"each entry also stands in {store.shown}, which lets a folder write only behind its last one: "
+            "two ledgers of it never part. `canal ledger --catch-up` brings what is missing here; of "
+            f"two sides that git left, take either first (git checkout --ours {store.layout.ledger.name})"
+        )
+    with store.lock("registry"):
+        require_rebuilt(store)
+        git = GitFile(store.layout.ledger)
+        sides = git.unmerged
+        ours = ledger_of(store) if sides is None else settled_side(git, sides)
+        if store.layout.pending.is_file() and not dry_run:
+            if ours.path != store.layout.ledger:
+                raise LedgerError(
+                    f"{store.layout.pending.name} holds a move that was interrupted: git merge --abort, let "
+                    "`canal registry sync` finish it, then merge again"
+                )
+            recover(store, ours)
+        found = merged(store, ours, other_side(git, other, sides), decision)
+        if decision is None and found.outcome == "merged" and not dry_run:
+            raise LedgerError("a merge goes on record: say who merges (--by), and why (--why)")
+        if not dry_run:
+            settle_merge(store, found)
+            if sides is not None:
+                git.settle()
+        return found
 
 
 def compare(

@@ -27,6 +27,10 @@ def add_to(to: typer.Typer) -> None:
         epilog=f'{example} ledger anchor --by "A. Person"    '
         "canal ledger anchor --sign ~/.config/canal/key.pem --json"
     )(anchor)
+    group.command(
+        epilog=f"{example} ledger merge origin/main --dry-run    "
+        'canal ledger merge --by "A. Person" --why "both labs promoted"'
+    )(merge)
     to.add_typer(group, name="ledger")
     keys = typer.Typer(no_args_is_help=True, help="Keys that sign the ledger, and whose they are.")
     keys.command(epilog=f'{example} keys new --name "A. Person" >> keyring.txt')(new)
@@ -85,6 +89,51 @@ def anchor(
     how = f"signed by {signed}" if signed else "not signed: it proves as much as the place where it is kept"
     note(f"{made.tag} names {made.entries} entries, the last with hash {made.document['hash']} ({how})")
     note(f"now push it to where it cannot be changed: git push origin {made.tag}")
+
+
+def merge(
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OTHER]",
+            help="Branch, commit, or another clone's ledger.jsonl; by default what git merge left unsettled.",
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who merges; kept on record.")] = None,
+    why: Annotated[str | None, typer.Option(help="The reason, kept on record.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come of it.")] = False,
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join the ledger of a clone that also registered or promoted: its entries are appended here anew.
+
+    Aliases stay where this folder has them: what is to serve instead, `canal promote` asks the policy about.
+    """
+    if (by is None) != (why is None):
+        raise typer.BadParameter("a merge goes on record with both, --by and --why")
+    decision = None
+    if by is not None and why is not None:
+        decision = app.promoting.Decision(by, why, signer(sign, by))
+    found = app.promoting.merge_ledgers(open_project(root), other, decision, dry_run)
+    if as_json:
+        show_result({**found.to_json(), "dry_run": dry_run}, as_json)
+        return
+    if found.new:
+        show_result(ledger_table([entry.document for entry in found.new]), as_json)
+    would = "would be " if dry_run else ""
+    said = {
+        "merged": f"{len(found.new) - 1} entries of the other ledger {would}appended anew, and a merge entry",
+        "continued": f"the other ledger holds this one: {would}taken as it is",
+        "nothing": "this ledger holds the other one: nothing to append",
+    }
+    note(said[found.outcome])
+    for alias, number in found.aliases.items():
+        note(f"{alias} {would}moved to {number or 'nothing'} in the store, as the ledger says")
+    for number in found.retired:
+        note(f"version {number} {would}retired in the store, as the ledger says")
+    if found.new and not dry_run:
+        note("now commit it: git add ledger.jsonl, then git commit")
 
 
 def _verify(project: "Project", as_json: bool) -> None:
@@ -149,7 +198,7 @@ def add(
         str | None,
         typer.Option(
             metavar="ROLE,ROLE",
-            help="What it may sign: register, promote, rollback, retire, rebuild, anchor; by default all.",
+            help="May sign: register, promote, rollback, retire, merge, rebuild, anchor; by default all.",
         ),
     ] = None,
 ) -> None:

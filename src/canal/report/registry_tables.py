@@ -62,7 +62,8 @@ def ledger_table(entries: Sequence[Document]) -> Table:
     found.add_column("who", overflow="fold")
     found.add_column("why", overflow="fold")
     for entry in entries:
-        signed = " (signed)" if "signature" in entry else ""
+        levels = entry["details"].get("merged") or [entry]
+        signed = " (signed)" if "signature" in levels[0] else ""
         found.add_row(
             text(entry["seq"]), text(str(entry["time"]).replace("+00:00", "Z")), text(_what(entry)),
             text(f"{entry['who']}{signed}"), text(entry["why"]),
@@ -103,11 +104,17 @@ def _what(entry: Document) -> str:
         f"{alias} -> {'none' if number is None else number}" for alias, number in entry["aliases"].items()
     )
     overrides = entry["details"].get("overrides")
+    details = entry["details"]
+    if entry["kind"] == "merge":
+        theirs = details["theirs"]
+        return f"merge of a ledger of {theirs['seq']} entries, {theirs['hash'][:12]}... the last ({moved})"
     parts = [f"{entry['kind']} {entry['model']} {entry['version']}"]
     if moved:
         parts.append(f"({moved})")
     if overrides:
         parts.append(f"overriding {', '.join(overrides)}")
+    if levels := details.get("merged"):
+        parts.append(f"(entry {levels[0]['seq']} of a merged ledger)")
     return " ".join(parts)
 
 

@@ -3,15 +3,19 @@
 A comparison with HEAD alone would miss a ledger that was rewritten and committed. So each commit that changes
 the ledger is compared with its parents, along all branches that lead to HEAD. Commits that were themselves
 rewritten, in every clone, are detected by an anchor alone (`canal.registry.ledger.git_history`).
+
+Where two branches both grew, `canal ledger merge` appended the entries of one anew: what that one had begins
+the ledger that the merge entry joined, and the head that it names is that of a commit.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from canal.core.errors import RegistryError
 from canal.registry.audit.version_files import LEDGER, AuditLog
 from canal.registry.ledger.git_history import Commit, GitFile, Reader
+from canal.registry.ledger.joined import MERGE, holds
 from canal.registry.ledger.ledger import Entry, read_entry
 
 _MOST = 20
@@ -42,9 +46,12 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
     before = len(log.findings)
     try:
         with git.reading() as reader:
-            last = _walk(commits, reader, name, log)
+            heads: set[str] = set()
+            last = _walk(commits, reader, heads, log)
             if last is not None:
-                _check_file(last, reader, content, name, log)
+                _check_file(git, last, reader, content, log)
+                missing = _merged_heads(reader.at(last.commit.sha) or b"")
+                _check_heads(_in_no_commit(missing, heads, commits, reader), cut, name, log)
     except (RegistryError, OSError) as error:
         log.finding(LEDGER, "git", f"{name}: its committed states cannot be read ({error})")
     if len(log.findings) - before > _MOST:
@@ -60,9 +67,10 @@ def check_committed(git: GitFile, content: bytes, log: AuditLog) -> None:
     log.counts["commits of the ledger"] = len(commits)
 
 
-def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -> _State | None:
-    """Compare each commit with its parents; return the state at HEAD."""
+def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: AuditLog) -> _State | None:
+    """Compare each commit with its parents; return the state at HEAD, and add the last hash of each."""
     states: dict[str, _State] = {}
+    name = reader.name
     for commit in commits:
         content = reader.at(commit.sha)
         parents = [states[sha] for sha in commit.parents if sha in states]
@@ -71,6 +79,7 @@ def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -
                 before = max(parents, key=lambda one: (one.removed is None, one.size))
                 states[commit.sha] = replace(before, removed=before.removed or commit)
             continue
+        heads.add(_last_hash(content))
         parents = [one for one in parents if not _ended(one, content, reader, name, log)]
         kept = [state for state in parents if state.begins(content)]
         gone = [state for state in parents if state not in kept]
@@ -80,7 +89,7 @@ def _walk(commits: Sequence[Commit], reader: Reader, name: str, log: AuditLog) -
             what = f"rewrote it from line {line} on, which {gone[0].commit.short} had{since}"
             _say(log, commit, name, what, line)
         elif gone:
-            _check_joined(commit, gone, content, reader, name, log)
+            _check_joined(commit, gone, (content, reader.at(commits[-1].sha) or b""), reader, log)
         states[commit.sha] = _State(commit, len(content), _digest(content))
     return states.get(commits[-1].sha)
 
@@ -100,7 +109,48 @@ def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditL
 
 
 def _keys(entries: Sequence[Entry]) -> set[str]:
-    return {entry.document["key"] for entry in entries}
+    return {entry.document["key"] for entry in entries if entry.kind != MERGE}
+
+
+def _last_hash(content: bytes) -> str:
+    """Return the hash of a ledger's last entry; empty where it has none that can be read."""
+    read = read_entry(content.rpartition(b"\n")[0].rpartition(b"\n")[2])
+    return read.hash if isinstance(read, Entry) else ""
+
+
+def _merged_heads(content: bytes) -> dict[str, Entry]:
+    """Return the merge entries of a ledger by the hash of the last entry that each joined."""
+    lines = [line for line in content.split(b"\n") if b'"merge"' in line]
+    merges = [entry for entry in _entries(lines) or () if entry.kind == MERGE]
+    theirs = [entry.document["details"].get("theirs") for entry in merges]
+    heads = [str(one.get("hash") if isinstance(one, Mapping) else one) for one in theirs]
+    return dict(zip(heads, merges, strict=True))
+
+
+def _in_no_commit(
+    merges: dict[str, Entry], heads: Collection[str], commits: Sequence[Commit], reader: Reader
+) -> dict[str, Entry]:
+    """Return those whose hash is that of no entry in any commit; ``heads`` are the last ones of commits."""
+    left = {head: entry for head, entry in merges.items() if head not in heads}
+    for commit in commits if left else ():
+        for entry in _entries((reader.at(commit.sha) or b"").split(b"\n")) or ():
+            left.pop(entry.hash, None)
+    return left
+
+
+def _check_heads(merges: Mapping[str, Entry], cut: bool, name: str, log: AuditLog) -> None:
+    """Tell of merges that joined a ledger that no commit has."""
+    for head, entry in merges.items():
+        where = f"{name}: entry {entry.seq} merged a ledger whose last entry has hash {head[:12]}..."
+        if cut:
+            log.note(LEDGER, "git", f"{where}, which this shallow clone may lack")
+            continue
+        log.finding(
+            LEDGER,
+            "git",
+            f"{where}; no commit up to HEAD has that. If another clone does: commit it there, git fetch it, "
+            "then git merge it, and `canal ledger merge` settles it",
+        )
 
 
 def _say(log: AuditLog, commit: Commit, name: str, what: str, line: int) -> None:
@@ -113,15 +163,30 @@ def _say(log: AuditLog, commit: Commit, name: str, what: str, line: int) -> None
 
 
 def _check_joined(
-    commit: Commit, gone: Sequence[_State], content: bytes, reader: Reader, name: str, log: AuditLog
+    commit: Commit,
+    gone: Sequence[_State],
+    ledgers: tuple[bytes, bytes],
+    reader: Reader,
+    log: AuditLog,
 ) -> None:
-    """Check a merge whose ledger continues only some of its parents: entries of the others are gone."""
+    """Check a merge whose ledger continues only some of its parents: it has to hold the others' entries, too.
+
+    ``ledgers`` are the ledger of the merge, and that of HEAD, which may have made good for it.
+    """
+    name, content = reader.name, ledgers[0]
+    entries, newest = (_entries(one.split(b"\n")) or [] for one in ledgers)
     for state in gone:
         other = reader.at(state.commit.sha) or b""
+        if holds(entries, other):
+            continue
         line = _first_difference(other, content)
+        if holds(newest, other):
+            what = f"merge {commit.short} dropped what {state.commit.short} had from line {line} on"
+            log.note(LEDGER, "git", f"{name}: {what}; a later merge entry holds it")
+            continue
         lost = _entries(other.split(b"\n")[line - 1 :])
         what = f"merge {commit.short} joined branches that both wrote into it from line {line} on"
-        if lost is not None and _harmless(lost, _entries(content.split(b"\n")) or []):
+        if lost is not None and _harmless(lost, entries):
             numbers = ", ".join(f"{entry.model} {entry.version}" for entry in lost)
             log.note(
                 LEDGER, "git", f"{name}: {what}; registrations of {state.commit.short} are gone ({numbers})"
@@ -130,9 +195,8 @@ def _check_joined(
         log.finding(
             LEDGER,
             "git",
-            f"{name}, line {line}: {what}, and dropped what {state.commit.short} had there. canal cannot "
-            "join two ledgers yet: instead of this merge, put one branch on top of the other (git rebase), "
-            f"keep the ledger of the one below (git checkout --ours {name}), and move again what it moved",
+            f"{name}, line {line}: {what}, and dropped what {state.commit.short} had there, which no merge "
+            f"entry explains: `canal ledger merge {state.commit.short}` appends it",
         )
 
 
@@ -156,12 +220,17 @@ def _entries(lines: Sequence[bytes]) -> list[Entry] | None:
     return entries if len(entries) == len(read) else None
 
 
-def _check_file(last: _State, reader: Reader, content: bytes, name: str, log: AuditLog) -> None:
+def _check_file(git: GitFile, last: _State, reader: Reader, content: bytes, log: AuditLog) -> None:
     """Check that the last committed state is the beginning of the file."""
+    name = git.path.name
     if _ended(last, content, reader, name, log):
         if content:
             log.note(LEDGER, "ledger", f"{name} is not committed to git: git add {name}, then commit it")
     elif not last.begins(content):
+        merging, entries = git.at("MERGE_HEAD"), _entries(content.split(b"\n")) or []
+        if merging and content.startswith(merging) and holds(entries, reader.at(last.commit.sha) or b""):
+            log.note(LEDGER, "ledger", f"{name}: the merge that holds HEAD's entries is not committed yet")
+            return
         line = _line(reader, last, content)
         at = last.commit.short if last.removed else "HEAD"
         what = f"the committed ledger (git show {at}:{name}) differs"
@@ -181,13 +250,18 @@ def _check_upstream(git: GitFile, content: bytes, name: str, log: AuditLog) -> N
         number = theirs[len(content) :].count(b"\n")
         log.note(LEDGER, "git", f"{name}: {upstream} has {number} more entries (git pull)")
         return
+    ours, others = (_entries(one.split(b"\n")) or [] for one in (content, theirs))
+    if holds(ours, theirs):
+        return
+    if holds(others, content):
+        log.note(LEDGER, "git", f"{name}: {upstream} has merged this one with another (git pull)")
+        return
     line = _first_difference(theirs, content)
     log.finding(
         LEDGER,
         "git",
         f"{name}, line {line}: {upstream} has another. Was this one rewritten, or did both branches move "
-        "something? Then put this branch on top of the other (git rebase), keep its ledger "
-        f"(git checkout --ours {name}), and make your moves again",
+        f"something? Then git merge {upstream}, and `canal ledger merge` joins the two",
     )
 
 

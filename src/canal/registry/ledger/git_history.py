@@ -35,7 +35,7 @@ _NO_GRAPH = ("git", "--no-pager", "-c", "core.commitGraph=false", "-c", "core.fs
 """No commit graph either: a file beside the objects, which nothing compares with them."""
 _READING = (*_NO_GRAPH, "-c", "safe.directory=*")
 """Another user's repository is read, too: reading commands run no program from its settings."""
-_RUNS_PROGRAMS = ("verify-tag", "tag")
+_RUNS_PROGRAMS = ("verify-tag", "tag", "add")
 
 FORMAT = 1
 FOLDER = "canal-ledger"
@@ -100,6 +100,26 @@ class GitFile:
         """Return the file in a revision; None where the revision or the file does not exist."""
         return self.ask("cat-file", "blob", f"{revision}:./{self.path.name}")
 
+    @property
+    def unmerged(self) -> tuple[bytes, bytes] | None:
+        """The file of this branch and of the other in an unsettled merge; None where there is none."""
+        if not self.line("ls-files", "--unmerged", "--", self.path.name):
+            return None
+        sides = (self.ask("cat-file", "blob", f":{side}:./{self.path.name}") for side in (2, 3))
+        ours, theirs = (side or b"" for side in sides)
+        return ours, theirs
+
+    def settle(self) -> None:
+        """Tell git that the file is settled as it lies there.
+
+        Raises
+        ------
+        LedgerError
+            If git refuses.
+        """
+        if self.ask("add", "--", self.path.name) is None:
+            raise LedgerError(f"git could not add {self.path}: git add {self.path.name}, then commit")
+
     def commits(self) -> tuple[list[Commit], bool]:
         """Return the commits up to HEAD that change the file, and all merges, each after its parents.
 
@@ -144,6 +164,11 @@ class Reader:
         self._git = git
         self._input = ask
         self._output = output
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self._git.path.name
 
     def at(self, sha: str) -> bytes | None:
         """Return the file in a commit, or None.

@@ -22,7 +22,7 @@ FORMAT = 1
 BEGINNING = "0" * 64
 """``previous`` of the first entry."""
 
-Kind = Literal["register", "promote", "rollback", "retire", "rebuild"]
+Kind = Literal["register", "promote", "rollback", "retire", "rebuild", "merge"]
 Document = dict[str, Any]
 
 _MOST_WRONG = 1000
@@ -66,9 +66,9 @@ class Draft:
     Attributes
     ----------
     kind : str
-        register, promote, rollback, retire or rebuild.
+        register, promote, rollback, retire, rebuild or merge.
     model, version : str, int
-        The registered model, and the version that the entry is about.
+        The registered model, and the version that the entry is about; 0 for a merge.
     key, record : str
         Digests of the version's key.json and record.json.
     who, why : str
@@ -103,7 +103,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """Kind of the entry: register, promote, rollback, retire or rebuild."""
+        """Kind of the entry, such as register or promote."""
         return str(self.document["kind"])
 
     @property
@@ -161,9 +161,8 @@ class Ledger:
             back = f"Bring it back: git checkout -- {name}"
             if any(line.startswith(b"<<<<<<< ") for line in self._lines()):
                 back = (
-                    "It holds two sides of an unsettled merge, and a ledger is one chain: git merge --abort, "
-                    "then put your branch on top of the other (git rebase), keep the other's ledger there "
-                    f"(git checkout --ours {name}), and make your own moves again"
+                    "It holds two sides of an unsettled merge: `canal ledger merge` joins them into one "
+                    "chain (undo a rebase first: git rebase --abort, then git merge)"
                 )
             raise LedgerError(
                 f"{self.path} does not hold: it was changed after it was written "
@@ -292,11 +291,6 @@ def ledger_aliases(entries: list[Entry], model: str) -> dict[str, int]:
         if entry.model == model:
             pointed |= entry.aliases
     return {alias: number for alias, number in pointed.items() if number is not None}
-
-
-def ledger_records(entries: list[Entry]) -> dict[tuple[str, int], Entry]:
-    """Return the last registration (or rebuild) of each version, by model and number."""
-    return {(entry.model, entry.version): entry for entry in entries if entry.kind in ("register", "rebuild")}
 
 
 def ledger_retired(entries: list[Entry], model: str) -> set[int]:

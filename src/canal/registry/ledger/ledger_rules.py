@@ -3,22 +3,24 @@
 A valid hash proves that an entry was not changed after it was written, not who wrote it: anybody who may
 write the file can compute one. So each entry is also checked against what canal would have written, given the
 entries before it. Audits report breaches; no move is made on top of a ledger with one. A promotion holds the
-rulings of the policy on its version: each passed, or is overridden by name.
+rulings of the policy on its version: each passed, or is overridden by name. Entries that a merge appended are
+held against the entries before them in the ledger that they came from.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from canal.core.errors import LedgerError
+from canal.registry.ledger.joined import CANDIDATE as CANDIDATE
+from canal.registry.ledger.joined import CHAMPION as CHAMPION
+from canal.registry.ledger.joined import LOST as LOST
+from canal.registry.ledger.joined import MERGE, ModelState, histories, other_ledger, replayed, step
+from canal.registry.ledger.joined import PREVIOUS as PREVIOUS
 from canal.registry.ledger.ledger import Entry
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-LOST = "lost"
-"""Field in the details of a rebuild entry: the version could not be rebuilt, its number stays free."""
-
-DECIDED = ("promote", "rollback", "retire")
+DECIDED = ("promote", "rollback", "retire", MERGE)
 """Kinds of entry that a person decides on; the others are written by commands."""
 KINDS = ("register", *DECIDED, "rebuild")
 
@@ -53,29 +55,6 @@ class Breach:
         )
 
 
-@dataclass
-class _ModelState:
-    """The state of one registered model after the entries so far."""
-
-    aliases: dict[str, int] = field(default_factory=dict)
-    records: dict[int, Entry] = field(default_factory=dict)
-    retired: set[int] = field(default_factory=set)
-    served: set[int] = field(default_factory=set)
-
-    def take(self, entry: Entry) -> None:
-        for alias, number in entry.aliases.items():
-            if number is None:
-                self.aliases.pop(alias, None)
-            else:
-                self.aliases[alias] = number
-        if entry.kind in ("register", "rebuild"):
-            self.records[entry.version] = entry
-        elif entry.kind == "retire":
-            self.retired.add(entry.version)
-        else:
-            self.served.add(entry.version)
-
-
 def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
     """Return the breaches of rules, in the order of the ledger.
 
@@ -86,30 +65,95 @@ def breaches(entries: Sequence[Entry], backbone: str) -> list[Breach]:
     backbone : str
         Name of the registered model of backbones, whose versions serve nobody.
     """
-    state: dict[str, _ModelState] = {}
+    checked: set[str] = set()
+    broken = _broken(entries, backbone, checked)
+    for merge, other, _ in histories(entries):
+        broken += [
+            Breach(merge, f"the ledger that it joined does not hold: {one}", one.grave)
+            for one in _broken(other, backbone, checked)
+            if one.grave
+        ]
+    return sorted(broken, key=lambda one: one.entry.seq)
+
+
+def _broken(entries: Sequence[Entry], backbone: str, checked: set[str]) -> list[Breach]:
+    """Return the breaches of a ledger itself, without those of the ledgers joined into it.
+
+    Hashes of entries that were ``checked`` are added: a hash stands for all entries before it, too.
+    """
+    state: dict[str, ModelState] = {}
     later = {
         (entry.model, entry.version, entry.document["key"]): entry.seq
         for entry in entries
         if entry.kind == "register"
     }
     broken: list[Breach] = []
-    for entry in entries:
-        own = state.setdefault(entry.model, _ModelState())
+    closed = _closed(entries)
+    for at, entry in enumerate(entries):
+        if entry.hash in checked:
+            step(state, entry)
+            continue
+        checked.add(entry.hash)
+        own = state.setdefault(entry.model, ModelState())
         complaints: list[tuple[str, bool]] = []
 
         def complain(what: str, grave: bool = True, to: list[tuple[str, bool]] = complaints) -> None:
             to.append((what, grave))
 
         check = _CHECKS.get(entry.kind)
-        if check is None:
+        if check is None and entry.kind != MERGE:
             complain(f"there is no such kind of entry; canal writes {', '.join(KINDS)}")
+        elif replayed(entry):
+            if at not in closed:
+                complain("it says that a merge appended it, and no merge follows")
         elif entry.model == backbone and (entry.aliases or entry.kind in DECIDED):
             complain(f"it is about {backbone}, whose versions serve nobody and have no alias")
-        else:
+        elif entry.kind == MERGE:
+            _check_merge(entry, entries[:at], state, complain)
+        elif check is not None:
             check(entry, own, later, complain)
         broken += [Breach(entry, what, grave) for what, grave in complaints]
-        own.take(entry)
+        step(state, entry)
     return broken
+
+
+def _closed(entries: Sequence[Entry]) -> set[int]:
+    """Return the places of the entries behind which a merge follows that appended them."""
+    closed: set[int] = set()
+    merge = False
+    for at in range(len(entries) - 1, -1, -1):
+        if not replayed(entries[at]):
+            merge = entries[at].kind == MERGE
+        elif merge:
+            closed.add(at)
+    return closed
+
+
+def _check_merge(
+    entry: Entry, before: Sequence[Entry], state: Mapping[str, ModelState], complain: Callable[..., None]
+) -> None:
+    """Check a merge: the other ledger is whole, no number is two versions', aliases are where they were."""
+    for name in ("who", "why"):
+        if not str(entry.document[name]).strip():
+            complain(f"it does not say {name}")
+    if (entry.version, entry.document["key"], entry.document["record"]) != (0, "", ""):
+        complain("a merge is about no version")
+    try:
+        other = other_ledger(before, entry)
+    except LedgerError as error:
+        complain(str(error))
+        return
+    for one in other[int(entry.document["details"]["base"]) :]:
+        known = state[one.model].known.get(one.version) if one.model in state else None
+        if one.kind in ("register", "rebuild") and known and known.document["key"] != one.document["key"]:
+            complain(f"both ledgers gave {one.model} {one.version} to different versions (entry {known.seq})")
+    for model, found in state.items():
+        wanted = found.settled()
+        given = dict(entry.aliases) if model == entry.model else {}
+        if given != wanted:
+            complain(f"aliases stay where this ledger had them; this one says {_moves(entry)}")
+        if found.retired and wanted.get(CHAMPION) in found.retired:
+            complain(f"version {wanted[CHAMPION]} is the champion, and the ledger that it joined retired it")
 
 
 def require_rules(entries: Sequence[Entry], backbone: str, name: str) -> None:
@@ -158,7 +202,7 @@ Later = Mapping[tuple[str, int, str], int]
 Complain = Callable[..., None]
 
 
-def check_registration(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def check_registration(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check a version's first entry: the number is new, and only ``candidate`` moves."""
     if entry.version in state.records:
         complain(
@@ -171,14 +215,14 @@ def check_registration(entry: Entry, state: _ModelState, later: Later, complain:
         )
 
 
-def check_promotion(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def check_promotion(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check a promotion: who serves, and the rulings of the policy."""
     _serve(entry, state, later, complain)
     for what in ruling_breaches(entry.document["details"]):
         complain(what)
 
 
-def check_rollback(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def check_rollback(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check a rollback: to a version that served before."""
     _serve(entry, state, later, complain)
     if entry.document["details"].get("from") is None and state.aliases.get(CHAMPION) != entry.version:
@@ -187,7 +231,7 @@ def check_rollback(entry: Entry, state: _ModelState, later: Later, complain: Com
         complain(f"version {entry.version} never served: it was let serve past every rule", False)
 
 
-def _serve(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def _serve(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check an entry that makes a version the champion, and the former champion ``previous``."""
     details, before = entry.document["details"], state.aliases.get(CHAMPION)
     _decided(entry, state, later, complain)
@@ -211,7 +255,7 @@ def _serve(entry: Entry, state: _ModelState, later: Later, complain: Complain) -
     )
 
 
-def check_retirement(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def check_retirement(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check a retirement: never of the champion, and whose aliases move."""
     _decided(entry, state, later, complain)
     if entry.version in state.retired:
@@ -243,7 +287,7 @@ def _registered_later(entry: Entry, number: int | None, later: Later) -> bool:
     return any((model, one) == (entry.model, number) for model, one, _ in later)
 
 
-def check_rebuild(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def check_rebuild(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check a version that was rebuilt: registered before, aliases where they were."""
     before = state.records.get(entry.version)
     if before is None or before.document["key"] != entry.document["key"]:
@@ -262,7 +306,7 @@ def check_rebuild(entry: Entry, state: _ModelState, later: Later, complain: Comp
         complain(f"rebuilding {what}; version {entry.version} has {held_now}, this one says {_moves(entry)}")
 
 
-def _decided(entry: Entry, state: _ModelState, later: Later, complain: Complain) -> None:
+def _decided(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check that an entry names person and reason, and a registered version with its digests."""
     for name in ("who", "why"):
         if not str(entry.document[name]).strip():

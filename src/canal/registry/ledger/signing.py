@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from canal.core.errors import RegistryError, SigningError
 from canal.core.files import first_file, new_file
+from canal.registry.ledger.joined import origin
 from canal.registry.ledger.ledger import Entry, Sign, entry_hash, plain_name
 from canal.registry.ledger.ledger_rules import DECIDED, KINDS
 
@@ -315,6 +316,7 @@ def checked_roles(text: str) -> frozenset[str]:
 def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
     """Return one sentence for each entry without a valid signature.
 
+    An entry that a merge appended is looked at as it was first written.
     A signature is missing or of other content, or its key is unknown, lacks the role, or belongs to another
     person than the entry names.
 
@@ -325,7 +327,7 @@ def signature_findings(entries: Iterable[Entry], keyring: Keyring) -> list[str]:
     keyring : Mapping
         The keys that are trusted; see `read_keyring`.
     """
-    pairs = ((entry, _finding(entry, keyring)) for entry in entries)
+    pairs = ((entry, _finding(origin(entry), keyring)) for entry in entries)
     return [f"entry {entry.seq} ({entry.kind}): {what}" for entry, what in pairs if what]
 
 

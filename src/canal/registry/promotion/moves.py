@@ -12,8 +12,8 @@ does no more than a command of canal could do, is announced when it is finished,
 No move is made on top of a ledger that breaks its rules (`canal.registry.ledger.ledger_rules`), or with a
 signature that the keyring in params.yaml (`registry.keyring`) does not accept. From the first signed entry of
 a group on, each entry of that group must be signed by a key of the keyring with the role, and so must every
-new entry. The groups are decisions of people (promote, rollback, retire) and entries of commands (register,
-rebuild): a project may begin to sign at any time, one group first.
+new entry. The groups are decisions of people (promote, rollback, retire, merge) and entries of commands
+(register, rebuild): a project may begin to sign at any time, one group first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from typing import Any
 from canal.config.sections import Policy
 from canal.core.errors import LedgerError, SigningError, tell
 from canal.core.files import new_file, read_json
+from canal.registry.ledger.joined import origin
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.ledger.ledger_rules import (
     CHAMPION,
@@ -68,7 +69,7 @@ def moving(store: Store, rebuilding: bool = False) -> Iterator[Ledger]:
         if not rebuilding:
             require_rebuilt(store)
         ledger = ledger_of(store)
-        _require_sound(store, ledger.entries())
+        require_sound(store, ledger.entries())
         recover(store, ledger)
         refuse_behind(store, ledger)
         yield ledger
@@ -117,7 +118,7 @@ def recover(store: Store, ledger: Ledger) -> Entry | None:
     if head is not None and head.hash == entry.hash:
         path.unlink()
         return entry
-    _require_sound(store, ledger.entries())
+    require_sound(store, ledger.entries())
     require_intent(store, ledger, entry)
     if store.remote and entry.seq not in mirrored(store):
         path.unlink()
@@ -165,7 +166,7 @@ def catch_up(store: Store) -> list[Entry]:
         ledger = ledger_of(store)
         recover(store, ledger)
         new_entries = missing(store, ledger)
-        _require_sound(store, [*ledger.entries(), *new_entries])
+        require_sound(store, [*ledger.entries(), *new_entries])
         if new_entries:
             _move(store, new_entries[-1])
         for entry in new_entries:
@@ -285,7 +286,7 @@ def to_be_signed(entries: Sequence[Entry]) -> list[Entry]:
     begun: set[bool] = set()
     signed = []
     for entry in entries:
-        if "signature" in entry.document:
+        if "signature" in origin(entry).document:
             begun.add(_decided(entry))
         if _decided(entry) in begun:
             signed.append(entry)
@@ -376,7 +377,8 @@ def _move(store: Store, entry: Entry) -> None:
         store.tag(entry.model, entry.version, RETIRED, "true")
 
 
-def _require_sound(store: Store, entries: list[Entry]) -> None:
+def require_sound(store: Store, entries: list[Entry]) -> None:
+    """Refuse a ledger with grave breaches of rules, or a signature that is not accepted."""
     require_rules(entries, store.names.backbone, store.layout.ledger.name)
     require_signatures(store, entries)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from canal.core.errors import PolicyError, RegistryError
+from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger import (
     Draft,
     Entry,
@@ -15,7 +16,6 @@ from canal.registry.ledger.ledger import (
     Ledger,
     Sign,
     ledger_aliases,
-    ledger_records,
     plain_name,
     plain_reason,
 )

@@ -106,7 +106,7 @@ class Store(Connection):
         return version
 
     def point(self, model: str, alias: str, number: int | None) -> None:
-        """Let an alias point to a version; None removes it. Only `promotion.moves` calls this."""
+        """Let an alias point to a version; None removes it. Only the room `promotion` calls this."""
         client = self.client
         with self.translated_errors():
             if number is None:

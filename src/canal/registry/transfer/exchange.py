@@ -27,6 +27,7 @@ from canal.registry.audit.version_files import (
     read_manifest_key,
     unlisted,
 )
+from canal.registry.ledger.joined import replayed
 from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
 from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record, schema_complaints
 from canal.registry.promotion.moves import ledger_of, moving
@@ -121,8 +122,16 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     lines = [
         entry.line
         for entry in snapshot.entries
-        if (entry.model, entry.version) == (version.model, version.number)
-        or (entry.kind in _REGISTERED and entry.document["key"] in keys)
+        if (
+            (entry.model, entry.version) == (version.model, version.number)
+            or (entry.kind in _REGISTERED and entry.document["key"] in keys)
+        )
+        # what a merge appended of another store's same version is not about this one
+        and not (
+            replayed(entry)
+            and entry.kind in _REGISTERED
+            and snapshot.records.get((entry.model, entry.version)) is not entry
+        )
     ]
     files[LEDGER] = "".join(lines).encode()
     return files

@@ -7,7 +7,7 @@ from canal.config.params import Config
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder
-from canal.registry.ledger.ledger import ledger_records
+from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.manifest.stage_request import differences, stage_request
 from canal.registry.manifest.version_folder import (

@@ -15,13 +15,13 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
+from canal.registry.ledger.joined import MERGED, ledger_records
 from canal.registry.ledger.ledger import (
     Draft,
     Entry,
     Ledger,
     Sign,
     ledger_aliases,
-    ledger_records,
     ledger_retired,
     plain_name,
     plain_reason,
@@ -265,7 +265,8 @@ class _Maker:
     def _record(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
         """Write an entry that points the version's aliases to ``number`` (None removes them)."""
         current = ledger_aliases(self.ledger.entries(), entry.model)
-        before = {name: value for name, value in entry.document["details"].items() if name != LOST}
+        details_before = entry.document["details"].items()
+        before = {name: value for name, value in details_before if name not in (LOST, MERGED)}
         record(
             self.store,
             self.ledger,
