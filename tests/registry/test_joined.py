@@ -53,7 +53,7 @@ def retire(entries, number):
 
 def _off(entries, number):
     aliases = ledger_aliases(list(entries), MODEL)
-    off = {"previous": None} if aliases.get("previous") == number else {}
+    off: dict[str, int | None] = {"previous": None} if aliases.get("previous") == number else {}
     if aliases.get("candidate") == number:
         known = {n for model, n in ledger_records(list(entries)) if model == MODEL}
         left = known - ledger_retired(list(entries), MODEL) - {number}

@@ -607,9 +607,9 @@ def test_a_branch_that_this_one_follows_may_be_merged_into_it(labs):
 def test_the_ledger_is_shown_with_what_was_merged(labs):
     here, _ = labs
     both_joined(here)
-    console = Console(width=300, file=io.StringIO())
-    console.print(ledger_table([one.document for one in entries(here)]))
-    said = console.file.getvalue()
+    shown = io.StringIO()
+    Console(width=300, file=shown).print(ledger_table([one.document for one in entries(here)]))
+    said = shown.getvalue()
     assert (
         "promote canal-annotator 1 (champion -> 1) overriding clean, accuracy, h_score, ece (entry 4" in said
     )

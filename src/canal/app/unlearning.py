@@ -325,6 +325,7 @@ def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any
     request = stage_request(config, stage)
     origin = config.root_stage if stage == BACKBONE else stage
     n_cells, n_summed, digest = _counts(work)
+    old = work.project.learned(BACKBONE) if stage == BACKBONE else work.old[stage]
     left: dict[str, Any] = {"cells": digest, "n_cells": n_cells, "n_summed": n_summed}
     if work.withdrawal.whole:
         left["removed"] = {name: work.old[name].key for name in work.remainders}
@@ -337,16 +338,8 @@ def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any
         "lock": lock_digest(work.project.layout.root),
         "seed": config.seed,
         "threads": config.threads,
-        "unlearned": left | {"version": _old_key(work, stage), "split": key.get("unlearned", key)["split"]},
+        "unlearned": left | {"version": old.key if old else "", "split": key.get("unlearned", key)["split"]},
     }
-
-
-def _old_key(work: _Work, stage: str) -> str:
-    """Return the digest of the key of the version that a stage's new one came from."""
-    if stage == BACKBONE:
-        old = work.project.learned(BACKBONE)
-        return "" if old is None else old.key
-    return work.old[stage].key
 
 
 def _install(project: Project, version: Version) -> None:

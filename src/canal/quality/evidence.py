@@ -109,14 +109,11 @@ def gather(subject: Subject, cells: Path, max_drift: float) -> Evidence:
         "gene": genes,
         "panel gene": _panel_genes(prepared, subject, profile, max_drift),
         **({"feature": _features(none)} if none.kinds else {}),
-        **({"drawn type": _drawn_types(subject.drawn)} if subject.drawn is not None else {}),
     }
+    if subject.drawn is not None:  # a row a type: the sets that it lacks, in words
+        lacks = np.array(list(subject.drawn.values()), dtype=object)
+        tables["drawn type"] = new_table({"name": list(subject.drawn), "lacks": lacks})
     return Evidence(tables, layers, units, profile)
-
-
-def _drawn_types(drawn: Mapping[str, str | None]) -> pd.DataFrame:
-    """Return one row a type: the sets that it lacks, in words."""
-    return new_table({"name": list(drawn), "lacks": np.array(list(drawn.values()), dtype=object)})
 
 
 def new_table(data: Any, **how: Any) -> pd.DataFrame:

@@ -39,7 +39,12 @@ def collect(
         for a stage may have been learned more than once.
     """
     by_key = {one["key"]: one for one in versions}
-    return [_stage(layout, stage, by_key) for stage in stages if _measured(layout, stage)]
+    return [
+        _stage(layout, stage, by_key)
+        for stage in stages
+        if (layout.metrics(stage) / "evaluation.json").is_file()
+        and (layout.model(stage) / "history.json").is_file()
+    ]
 
 
 def backbone_history(layout: Layout) -> Document | None:
@@ -70,11 +75,6 @@ def draw_tuning(tuned: Document, into: Path) -> None:
     """Draw the figures of a study, ``tuned.json``, as PNG files into a folder."""
     for name, figure in tuning_figures(tuned).items():
         figures.save(figure, into / f"tuning-{name}.png")
-
-
-def _measured(layout: Layout, stage: str) -> bool:
-    files = (layout.metrics(stage) / "evaluation.json", layout.model(stage) / "history.json")
-    return all(path.is_file() for path in files)
 
 
 def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) -> StageReport:

@@ -255,7 +255,8 @@ def lineage_tree(graph: Graph) -> Group:
         branch = tree.add(_line(node, "bold cyan"))
         seen.add(node.id)
         if parent is not None:
-            branch.add(text(f"{_how(graph, node, parent)} {parent.label}"))
+            edge = next(one for one in graph.edges if (one.product, one.origin) == (node.id, parent.id))
+            branch.add(text(f"{edge.kind} {parent.label}"))
         _grow(branch, graph, node, seen, ids)
     return Group(tree, text("digests are shortened; --json has them whole", "dim"))
 
@@ -279,10 +280,6 @@ def _grow(branch: Tree, graph: Graph, node: Node, seen: set[str], versions: set[
             continue
         seen.add(origin.id)
         _grow(branch.add(_line(origin, "")), graph, origin, seen, versions)
-
-
-def _how(graph: Graph, node: Node, parent: Node) -> str:
-    return next(edge.kind for edge in graph.edges if (edge.product, edge.origin) == (node.id, parent.id))
 
 
 def _line(node: Node, style: str) -> Any:
