@@ -213,7 +213,7 @@ class ExactAnnotator:
 
     def without(self, missing: Collection[str]) -> ExactAnnotator:
         """Return this annotator for cells of which some genes were never measured."""
-        return replace(self, classifier=self.classifier.without(frozenset(missing))) if missing else self
+        return _without_genes(self, frozenset(missing)) if missing else self
 
     def with_rule(self, calibration: Calibration, novelty: SumsRule | None) -> ExactAnnotator:
         """Return this annotator with another calibration and novelty rule."""
@@ -329,6 +329,10 @@ class ExactAnnotator:
 
 
 @lru_cache(maxsize=8)  # a service's client sends the same genes again and again
+def _without_genes(annotator: ExactAnnotator, missing: frozenset[str]) -> ExactAnnotator:
+    return replace(annotator, classifier=annotator.classifier.without(missing))
+
+
 def _names(values: Sequence[Any]) -> tuple[str, ...]:
     names = tuple(str(name) for name in values)
     if not names or len(set(names)) < len(names):
