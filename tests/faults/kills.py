@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from canal.data.split import read_split
 from tests.faults.chaos import POLICY, check
 from tests.faults.commands import command
 from tests.faults.forked import REFUSED, Worker, done, import_everything
@@ -139,6 +140,25 @@ def one_of_two(line: Line) -> None:
     canal(Line(other), "promote", "2", *BY, "--override", "*", env=_store(line))
 
 
+def name_cells(line: Line) -> None:
+    """Have sums, and name three cells of the second stage whose consent is withdrawn."""
+    canal(line, "sums", "backfill", "second")
+    split = read_split(line.root / "splits" / "second.csv")
+    named = split[split["set"] == "train"]["cell_id"][:3]
+    (line.root / "gone.txt").write_text("\n".join(named) + "\n")
+
+
+def with_other_ledger(line: Line) -> None:
+    """Have a clone that promoted another version than this one did."""
+    other = Line(line.root.parent / "clone")
+    shutil.copytree(line.root, other.root, symlinks=True)
+    move_database(other.root, line.root)
+    canal(other, "promote", "2", *BY, "--override", "*")
+    shutil.copyfile(other.root / "ledger.jsonl", line.root / "other.jsonl")
+    shutil.rmtree(other.root)
+    canal(line, "promote", "1", *BY, "--override", "*")
+
+
 CASES = (
     Case("first command", ("registry", "sync"), begin_anew, changes=REGISTRY),
     Case(
@@ -201,6 +221,19 @@ CASES = (
         ("backbone", "import", "Panglao pretrain.pth", "--genes", "genes.txt"),
         with_checkpoint,
         changes=("params.yaml", "backbones", *REGISTRY),
+    ),
+    Case(
+        "unlearn",
+        ("unlearn", "second", "--cells", "gone.txt", *BY),
+        name_cells,
+        changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
+        done_already="has no 3 named cells",
+    ),
+    Case(
+        "ledger merge",
+        ("ledger", "merge", "other.jsonl", *BY),
+        with_other_ledger,
+        done_already="nothing to merge",
     ),
     Case("catch up", ("ledger", "--catch-up"), one_of_two, shared=True),
 )

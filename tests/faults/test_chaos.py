@@ -24,7 +24,16 @@ report["lent"] = read_where_nothing_may_be_written(base)
 report["crowd"] = crowd(base, scratch / "crowd", rounds=1, seed=0, each=4)
 print(json.dumps(report))
 """
-KILLED = ("first command", "registry rebuild", "import", "export", "annotate h5ad", "keys new")
+KILLED = (
+    "first command",
+    "registry rebuild",
+    "import",
+    "export",
+    "annotate h5ad",
+    "keys new",
+    "unlearn",
+    "ledger merge",
+)
 """Commands that are killed once here; `make chaos` kills every one that writes, a hundred times."""
 
 

@@ -8,7 +8,7 @@ a second call installs into ``models/`` and ``metrics/``.
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from canal.report.collect import write_scores
 Notice = Callable[[str], None]
 
 _FACTS_MADE_ANEW = ("format", "files", "parent", "teacher")
-_STEPS = ("finetune", "finetune-tuned", "evaluate")
+STAGE_STEPS = ("finetune", "finetune-tuned", "evaluate")
 _COMMIT = """
 import sys
 from dvc.repo import Repo
@@ -264,17 +264,27 @@ def _install(project: Project, version: Version) -> None:
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
     write_scores(layout, stage)
+    commit_to_lock(layout, [f"{step}@{stage}" for step in STAGE_STEPS], "run `make run`, which does")
+
+
+def commit_to_lock(layout: Layout, steps: Sequence[str], way_out: str) -> None:
+    """Commit the outputs of those of these steps that dvc.lock knows: DVC then finds them unchanged.
+
+    Raises
+    ------
+    CanalError
+        If DVC cannot; the message ends with ``way_out``.
+    """
     if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
         return
     complete_params(layout.params)
     lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
-    steps = [name for step in _STEPS if (name := f"{step}@{stage}") in lock]
-    command = [sys.executable, "-c", _COMMIT, *steps]
+    command = [sys.executable, "-c", _COMMIT, *(name for name in steps if name in lock)]
     done = subprocess.run(command, cwd=layout.root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CanalError(
-            f"version {version.number} is registered and restored, but DVC could not commit it to {LOCK}: "
-            f"{done.stderr.strip()[-500:]}: run `make run`, which does"
+            f"what is new is registered and restored, but DVC could not commit it to {LOCK}: "
+            f"{done.stderr.strip()[-500:]}: {way_out}"
         )
 
 

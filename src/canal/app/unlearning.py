@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.app.backfilling import STAGE_STEPS, commit_to_lock
 from canal.app.learning import evaluate_stage
 from canal.app.project import Project
 from canal.app.promoting import retire
@@ -224,6 +225,8 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
             raise HistoryError(f"{stage}: the new version was not registered; call canal unlearn again")
         _install(work.wanted, version)
         new[stage] = version.number
+    steps = [f"{step}@{stage}" for stage in remade for step in STAGE_STEPS]
+    commit_to_lock(work.project.layout, ["split", *steps], "call canal unlearn again")
     save(work.project.layout.params, work.text)
     return new
 
