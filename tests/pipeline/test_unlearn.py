@@ -1,7 +1,9 @@
 """`canal unlearn`: versions without a batch or some cells, as if a lineage had never seen them."""
 
 import json
+import shutil
 
+import h5py
 import pytest
 
 from canal.app.auditing import audit_project
@@ -9,6 +11,7 @@ from canal.app.project import Project
 from canal.app.tasks import add_up_stage
 from canal.app.unlearning import Decision, Withdrawal, unlearn
 from canal.core.errors import HistoryError
+from canal.data.prepare import prepare
 from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import StageSums
 from tests.pipeline.conftest import copied
@@ -84,6 +87,30 @@ def test_single_cells_leave_by_the_prepared_file_and_not_without_it(line):
     sums, _ = sums_of(again, made.versions["third"]["after"])
     assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
     assert audit_project(again, recompute=True).findings == ()
+
+
+def test_more_cells_leave_later_from_a_file_that_was_prepared_without_the_first(line):
+    first, later = named(line, 5)[:3], named(line, 5)[3:]
+    unlearn(line.project(), Withdrawal("second", cells=first), ADA)
+    source = Project.open(line.root).config.sources["second"]
+    into = line.root / "prepared" / "second"
+    shutil.rmtree(into)
+    prepare(line.root / "raw" / "second.h5ad", "second", source, line.project().config.prepare, into)
+    made = unlearn(Project.open(line.root), Withdrawal("second", cells=later), ADA)
+    again = Project.open(line.root)
+    sums, _ = sums_of(again, made.versions["third"]["after"])
+    assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
+    assert not {*first, *later} & set(read_split(again.layout.split("second"))["cell_id"])
+    assert audit_project(again, recompute=True).findings == ()
+
+
+def test_a_prepared_file_with_other_values_of_the_cells_is_refused(line):
+    project, cells = line.project(), named(line, 2)
+    path = project.layout.prepared("second") / "cells.h5ad"
+    with h5py.File(path, "r+") as file:
+        file["X/data"][...] = file["X/data"][...] + 1
+    with pytest.raises(HistoryError, match="is another one: restore it"):
+        unlearn(project, Withdrawal("second", cells=cells), ADA)
 
 
 def test_cells_of_the_first_stage_may_have_chosen_the_basis(line):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.core.digests import file_digest
+from canal.config.sections import Values
 from canal.core.errors import DataError, HistoryError, SumsError
 from canal.core.files import parse_json
 from canal.data.panel import choose_panel
+from canal.data.prepared import PreparedCells
 from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums, batch_and_type, by_type
 from canal.memory.sums import Sums, add_up
@@ -115,7 +116,7 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
     SumsError
         If the remaining sums do not count the remaining cells.
     """
-    stage, (folder, key) = version.stage, verified(project.store, version)
+    stage, (folder, _) = version.stage, verified(project.store, version)
     split = read_split(folder / "split" / "cells.csv")
     if withdrawal.whole:
         return Remainder(stage, split[:0], split, None, None)
@@ -149,7 +150,7 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
         batches = batches.without([one for one in batches.types if parse_json(one)[0] == withdrawal.batch])
         own = by_type(batches)
     else:
-        own, batches = _subtracted(project, key["data"]["prepared_sha256"], summed, sums, batches)
+        own, batches = _subtracted(project, summed, sums, batches)
     left = rest[rest["set"].isin(SUMMED)]["cell_type"].value_counts().to_dict()
     counts = dict(zip(own.types, own.counts.tolist(), strict=True))
     if counts != left:
@@ -158,20 +159,21 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
 
 
 def _subtracted(
-    project: Project, prepared_sha256: str, gone: "pd.DataFrame", sums: StageSums, batches: Sums | None
+    project: Project, gone: "pd.DataFrame", sums: StageSums, batches: Sums | None
 ) -> tuple[Sums, Sums | None]:
     """Return the sums of the newest stage, and those by batch, minus those of cells in its prepared file."""
     stage, own = list(sums.stages)[-1], sums.stages[list(sums.stages)[-1]]
     if gone.empty:
         return own, batches
-    cells = project.layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
-    if not cells.is_file() or file_digest(cells) != prepared_sha256:
+    source = project.config.stages[stage].source
+    prepared = PreparedCells(project.layout.prepared(source) / "cells.h5ad")
+    # Other cells of the file may have left since, so what is compared is the content of these.
+    if not prepared.path.is_file() or not _holds(prepared, gone, project.config.sources[source].values):
         raise HistoryError(
-            f"sums of single cells of {stage} need the prepared file that it was learned from, and {cells} "
-            f"is {'another one' if cells.is_file() else 'gone'}: restore it (dvc checkout, dvc pull), "
-            "withdraw whole batches, or learn the stage again without the cells"
+            f"sums of single cells of {stage} need the prepared file that it was learned from, and "
+            f"{prepared.path} is {'another one' if prepared.path.is_file() else 'gone'}: restore it (dvc "
+            "checkout, dvc pull), withdraw whole batches, or learn the stage again without the cells"
         )
-    prepared = project.prepared(stage)
     by_cell = dict(zip(gone["cell_id"], zip(gone["batch"], gone["cell_type"], strict=True), strict=True))
     chunks = list(prepared.chunks(list(by_cell), sums.basis.genes))
     withdrawn = add_up(sums.basis, ((values, [by_cell[one][1] for one in ids]) for ids, values in chunks))
@@ -179,6 +181,13 @@ def _subtracted(
         pairs = ((values, [batch_and_type(*by_cell[one]) for one in ids]) for ids, values in chunks)
         batches = batches.minus(add_up(sums.basis, pairs))
     return own.minus(withdrawn), batches
+
+
+def _holds(prepared: PreparedCells, cells: "pd.DataFrame", values: Values) -> bool:
+    """Whether a prepared file has these units, and these cells with the content that their split recorded."""
+    recorded = dict(zip(cells["cell_id"], cells["cell_digest"], strict=True))
+    there = prepared.values == values and set(recorded) <= set(prepared.obs.index)
+    return there and prepared.digests(list(recorded)) == recorded
 
 
 def read_names_of_cells(path: Path | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 from canal.config.sections import Values
 from canal.core.errors import DataError
 from canal.data.expression import align, to_expression
+from canal.data.prepare import cell_digests
 from canal.io.arrays import EXAMPLES, listed, reading
 from canal.io.h5ad import open_h5ad
 
@@ -99,8 +100,25 @@ class PreparedCells:
         order = np.argsort(np.concatenate([places for places, _ in parts]))
         return csr_matrix(vstack([block for _, block in parts], format="csr")[order])
 
+    def digests(self, cell_ids: Sequence[str]) -> dict[str, str]:
+        """Return the digest of each cell's content, computed anew; see `canal.data.prepare.cell_digests`.
+
+        Raises
+        ------
+        DataError
+            If a cell is not in the file.
+        """
+        found: dict[str, str] = {}
+        for places, block in self._stored(cell_ids):
+            found |= zip((cell_ids[place] for place in places), cell_digests(block, self.genes), strict=True)
+        return found
+
     def _blocks(self, cell_ids: Sequence[str]) -> Iterator[tuple[np.ndarray, csr_matrix]]:
         """Yield (places in ``cell_ids``, expression of those cells), reading the file from front to back."""
+        return ((places, to_expression(block, self.values)) for places, block in self._stored(cell_ids))
+
+    def _stored(self, cell_ids: Sequence[str]) -> Iterator[tuple[np.ndarray, csr_matrix]]:
+        """Yield as `_blocks` does, in the units of the file."""
         rows = self._rows(cell_ids)
         order = np.argsort(rows, kind="stable")
         with open_h5ad(self.path) as file:
@@ -110,7 +128,7 @@ class PreparedCells:
                 first, last = np.searchsorted(rows[order], (start, stop))
                 if first < last:
                     places = order[first:last]
-                    yield places, to_expression(matrix.rows(start, stop)[rows[places] - start], self.values)
+                    yield places, matrix.rows(start, stop)[rows[places] - start]
 
     def _rows(self, cell_ids: Sequence[str]) -> np.ndarray:
         import pandas as pd

@@ -253,13 +253,15 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
 
 def unlearned_group(document: Document, dry_run: bool) -> Group:
     """Return the result of `canal unlearn` (`canal.app.unlearning.Unlearned.to_json`)."""
-    cells = f"{document['n_cells']:,} cells of {document['source']}, {document['n_summed']:,} of them in sums"
-    rows = table(f"{cells}: {'would leave' if dry_run else 'left'}")
+    rows = table("versions to be made" if dry_run else "versions without the cells")
     for name in ("stage", "version", "new version"):
         rows.add_column(name, overflow="fold")
     for stage, numbers in document["versions"].items():
         rows.add_row(text(stage), text(numbers["before"]), text(numbers["after"] or "-"))
-    return Group(rows, *map(text, _unlearned_lines(document, dry_run)))
+    leave = "would leave" if dry_run else "have left"
+    cells = f"{document['n_cells']:,} cells of {document['source']} {leave}"
+    summed = f"{document['n_summed']:,} of them are in the sums"
+    return Group(text(f"{cells}; {summed}"), rows, *map(text, _unlearned_lines(document, dry_run)))
 
 
 def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
@@ -280,4 +282,4 @@ def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
     if document["retired"]:
         yield f"retired: {', '.join(map(str, document['retired']))}"
     if not dry_run:
-        yield "next: canal promote candidate, then commit params.yaml and ledger.jsonl"
+        yield "next: canal promote candidate, then git add params.yaml dvc.lock ledger.jsonl && git commit"
