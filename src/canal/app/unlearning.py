@@ -99,6 +99,8 @@ def unlearn(
     if not dry_run:
         new |= _write_and_register(work, decision, notice)
     old = {version.key for version in work.old.values()}
+    newest = list(work.old)[-1]
+    known, still = read_names(work.folders[newest] / "model", LABELS), _labels(work, newest)
     holding = [one for one in project.store.versions() if one.key in old and not one.retired]
     return Unlearned(
         source=withdrawal.source,
@@ -106,7 +108,7 @@ def unlearn(
         n_summed=n_summed,
         withdrawn=digest,
         versions={name: {"before": old.number, "after": new[name]} for name, old in work.old.items()},
-        lost_types=_lost_types(work),
+        lost_types=tuple(name for name in known if name not in still),
         basis=dict(basis_checks(project, work.old, work.remainders)),
         holding=tuple(one.number for one in holding),
         champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
@@ -194,13 +196,6 @@ def _labels(work: _Work, stage: str) -> tuple[str, ...]:
     """Return the types of a stage's new version: those of the old one that still have a cell."""
     known = set(_new_sums(work, stage).types)
     return tuple(name for name in read_names(work.folders[stage] / "model", LABELS) if name in known)
-
-
-def _lost_types(work: _Work) -> tuple[str, ...]:
-    """Return the types that the newest of the old versions knew, and its successor does not."""
-    newest = list(work.old)[-1]
-    before = read_names(work.folders[newest] / "model", LABELS)
-    return tuple(name for name in before if name not in _labels(work, newest))
 
 
 def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict[str, int | None]:

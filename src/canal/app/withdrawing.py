@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.config.sections import Values
 from canal.core.errors import DataError, HistoryError, SumsError
 from canal.core.files import parse_json
 from canal.data.panel import choose_panel
@@ -168,7 +167,13 @@ def _subtracted(
     source = project.config.stages[stage].source
     prepared = PreparedCells(project.layout.prepared(source) / "cells.h5ad")
     # Other cells of the file may have left since, so what is compared is the content of these.
-    if not prepared.path.is_file() or not _holds(prepared, gone, project.config.sources[source].values):
+    recorded = dict(zip(gone["cell_id"], gone["cell_digest"], strict=True))
+    if not (
+        prepared.path.is_file()
+        and prepared.values == project.config.sources[source].values
+        and set(recorded) <= set(prepared.obs.index)
+        and prepared.digests(list(recorded)) == recorded
+    ):
         raise HistoryError(
             f"sums of single cells of {stage} need the prepared file that it was learned from, and "
             f"{prepared.path} is {'another one' if prepared.path.is_file() else 'gone'}: restore it (dvc "
@@ -181,13 +186,6 @@ def _subtracted(
         pairs = ((values, [batch_and_type(*by_cell[one]) for one in ids]) for ids, values in chunks)
         batches = batches.minus(add_up(sums.basis, pairs))
     return own.minus(withdrawn), batches
-
-
-def _holds(prepared: PreparedCells, cells: "pd.DataFrame", values: Values) -> bool:
-    """Whether a prepared file has these units, and these cells with the content that their split recorded."""
-    recorded = dict(zip(cells["cell_id"], cells["cell_digest"], strict=True))
-    there = prepared.values == values and set(recorded) <= set(prepared.obs.index)
-    return there and prepared.digests(list(recorded)) == recorded
 
 
 def read_names_of_cells(path: Path | None) -> tuple[str, ...]:
