@@ -25,7 +25,7 @@ from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import backfilled
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError
-from canal.core.files import new_folder, scratch_folder
+from canal.core.files import new_folder
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
@@ -155,15 +155,8 @@ def _unfinished_backfill(project: Project, version: Version, key: Key) -> int:
 
 @contextmanager
 def _scratch_project(project: Project, stage: str) -> Iterator[Project]:
-    """Yield a scratch project: links to this project's files, but its own model and metrics of ``stage``."""
-    project.layout.private.mkdir(exist_ok=True)
-    with scratch_folder("backfill") as scratch:
-        own = Layout(scratch)
-        for path in project.layout.root.iterdir():
-            if path.name not in ("models", "metrics"):
-                (scratch / path.name).symlink_to(path)
-        for folder in (own.model(stage).parent, own.metrics(stage).parent):
-            folder.mkdir()
+    """Yield a scratch project with own models and metrics, which link to those of the stage's ancestors."""
+    with project.mirrored("backfill", ("models", "metrics")) as own:
         for name in project.config.ancestors(stage):
             _restore_stage(project, name)
             own.model(name).symlink_to(project.layout.model(name))

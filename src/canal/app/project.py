@@ -1,7 +1,8 @@
 """An open project folder: its parameters, cells and registry, for every command and pipeline step."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from canal.config.yaml_file import load_config
 from canal.continual.cells import LabelledCells
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, DataError
-from canal.core.files import read_json
+from canal.core.files import read_json, scratch_folder
 from canal.data.panel import read_panel
 from canal.data.prepared import PreparedCells
 from canal.data.split import described_types, read_split
@@ -54,6 +55,18 @@ class Project:
     def store(self) -> Store:
         """The project's registry."""
         return Store(self.layout, self.config.registry)
+
+    @contextmanager
+    def mirrored(self, purpose: str, own: Collection[str]) -> Iterator[Layout]:
+        """Yield the layout of a scratch folder: links to all of this project, but empty folders ``own``."""
+        self.layout.private.mkdir(exist_ok=True)
+        with scratch_folder(purpose) as folder:
+            for path in self.layout.root.iterdir():
+                if path.name not in own:
+                    (folder / path.name).symlink_to(path)
+            for name in own:
+                (folder / name).mkdir()
+            yield Layout(folder)
 
     def learned(self, stage: str) -> Version | None:
         """Return the version that params.yaml asks ``stage`` to be; see `canal.registry.versions.history`."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canal.app.backfilling import STAGE_STEPS, commit_to_lock
 from canal.app.learning import evaluate_stage
@@ -28,36 +28,26 @@ from canal.continual.bank import PROBE, ParentState, Probe
 from canal.continual.cells import LabelledCells
 from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import ExactTask, finish_exact
-from canal.core.digests import file_digest, json_digest
+from canal.core.digests import json_digest
 from canal.core.errors import HistoryError
-from canal.core.files import new_folder, scratch_folder, write_json
+from canal.core.files import new_folder, write_json
 from canal.data.split import SUMMED, write_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
 from canal.model.storage import read_names
 from canal.registry.ledger.ledger_rules import CHAMPION
-from canal.registry.manifest.stage_request import (
-    code_digest,
-    lock_digest,
-    request_digest,
-    stage_request,
-    sums_facts,
-)
+from canal.registry.manifest.stage_request import request_facts, sums_facts
 from canal.registry.manifest.version_folder import Key, key_digest, write_key
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.store.database import Version
 from canal.registry.versions.history import restore_file, restore_metrics, restore_model, verified
 from canal.report.collect import write_scores
 
-if TYPE_CHECKING:
-    pass
-
 Notice = Callable[[str], None]
 
 _KEPT_FACTS = ("stage", "data", "panel", "verdict")
 _INPUTS = ("split", "validation")
-_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -68,9 +58,10 @@ class _Work:
     wanted: Project
     text: str
     withdrawal: Withdrawal
-    remainders: dict[str, Remainder]
     old: dict[str, Version]
-    folders: dict[str, Path] = field(default_factory=dict)
+    folders: dict[str, Path]
+    keys: dict[str, Key]
+    remainders: dict[str, Remainder] = field(default_factory=dict)
 
 
 def unlearn(
@@ -100,7 +91,7 @@ def unlearn(
         new |= _write_and_register(work, decision, notice)
     old = {version.key for version in work.old.values()}
     newest = list(work.old)[-1]
-    known, still = read_names(work.folders[newest] / "model", LABELS), _labels(work, newest)
+    known, still = _labels(work, newest), _new_sums(work, newest).types
     holding = [one for one in project.store.versions() if one.key in old and not one.retired]
     return Unlearned(
         source=withdrawal.source,
@@ -109,7 +100,7 @@ def unlearn(
         withdrawn=digest,
         versions={name: {"before": old.number, "after": new[name]} for name, old in work.old.items()},
         lost_types=tuple(name for name in known if name not in still),
-        basis=dict(basis_checks(project, work.old, work.remainders)),
+        basis=dict(basis_checks(project, work.folders, work.remainders)),
         holding=tuple(one.number for one in holding),
         champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
         seconds=round(time.perf_counter() - began, 2),
@@ -141,10 +132,12 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
         saw = [BACKBONE] if _backbone_saw(project, own) else []
         text = with_withdrawal(text, withdrawal.source, (names, withdrawal.batch), [*saw, *old])
     wanted = Project(project.layout, parse(text))
-    folders = {name: verified(project.store, version)[0] for name, version in old.items()}
-    work = _Work(project, wanted, text, withdrawal, {}, old, folders)
+    found = {name: verified(project.store, version) for name, version in old.items()}
+    folders = {name: folder for name, (folder, _) in found.items()}
+    keys = {name: key for name, (_, key) in found.items()}
+    work = _Work(project, wanted, text, withdrawal, old, folders, keys)
     for name in learned:
-        work.remainders[name] = remainder_of(project, old[name], withdrawal)
+        work.remainders[name] = remainder_of(project, name, folders[name], withdrawal)
     return work
 
 
@@ -193,9 +186,8 @@ def _new_sums(work: _Work, stage: str) -> StageSums:
 
 
 def _labels(work: _Work, stage: str) -> tuple[str, ...]:
-    """Return the types of a stage's new version: those of the old one that still have a cell."""
-    known = set(_new_sums(work, stage).types)
-    return tuple(name for name in read_names(work.folders[stage] / "model", LABELS) if name in known)
+    """Return the types of a stage's old version."""
+    return read_names(work.folders[stage] / "model", LABELS)
 
 
 def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict[str, int | None]:
@@ -228,16 +220,8 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
 
 @contextmanager
 def _scratch_project(work: _Work) -> Iterator[Project]:
-    """Yield a scratch project: links to this project's files, but own models, metrics and splits."""
-    layout = work.project.layout
-    layout.private.mkdir(exist_ok=True)
-    with scratch_folder("unlearn") as folder:
-        own = Layout(folder)
-        for path in layout.root.iterdir():
-            if path.name not in ("models", "metrics", "splits"):
-                (folder / path.name).symlink_to(path)
-        for name in ("models", "metrics", "splits"):
-            (folder / name).mkdir()
+    """Yield a scratch project with own models, metrics and splits; what is learned already is in them."""
+    with work.project.mirrored("unlearn", ("models", "metrics", "splits")) as own:
         for stage in work.wanted.config.stages:
             version = work.project.learned(stage)
             if version is not None:
@@ -278,7 +262,8 @@ def _write_backbone(work: _Work, scratch: Project) -> None:
 def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
     """Write model and metrics of a stage's new version into the scratch project."""
     config, folder = work.wanted.config, work.folders[stage]
-    _, key = verified(work.project.store, work.old[stage])
+    sums = _new_sums(work, stage)
+    labels = tuple(name for name in _labels(work, stage) if name in sums.types)
     parent, genes = config.stages[stage].parent, read_names(folder / "model", GENES)
     state = ParentState.none(len(genes))
     if parent != BACKBONE:
@@ -287,8 +272,8 @@ def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
     batches = Sums.load(folder / OWN_BATCHES) if (folder / OWN_BATCHES).is_file() else None
     if stage in work.remainders:
         batches = work.remainders[stage].batches
-    validation = _validation(work, scratch, stage, genes)
-    task = ExactTask(_labels(work, stage), genes, validation, state, _new_sums(work, stage), batches)
+    validation = _validation(work, scratch, stage, genes).of_types(labels)
+    task = ExactTask(labels, genes, validation, state, sums, batches)
     artifacts = finish_exact(stage, task, config)
     with new_folder(scratch.layout.model(stage)) as target:
         artifacts.save(target)
@@ -298,7 +283,7 @@ def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
             shutil.copyfile(
                 scratch.layout.split(stage).with_suffix(suffix), target / "split" / f"cells{suffix}"
             )
-        facts = _facts(work, scratch, stage, key) | sums_facts(artifacts.sums)
+        facts = _facts(work, scratch, stage, work.keys[stage]) | sums_facts(artifacts.sums)
         write_key(target, facts, key_digest(scratch.layout.model(parent)))
     with new_folder(scratch.layout.metrics(stage)) as target:
         write_evaluation(target, evaluate_stage(scratch, stage))
@@ -306,42 +291,28 @@ def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
 
 def _validation(work: _Work, scratch: Project, stage: str, genes: tuple[str, ...]) -> LabelledCells:
     """Return a stage's validation cells; where its prepared cells are gone, those of its probe set."""
-    known = set(_labels(work, stage))
     if scratch.available(stage):
-        cells = scratch.cells(stage, "validation", genes)
-    else:
-        probe = Probe.load(work.folders[stage] / PROBE, genes).cells
-        gone = set(work.remainders[stage].gone["cell_id"]) if stage in work.remainders else set()
-        rows = [row for row, name in enumerate(probe.stages) if name == stage]
-        cells = probe.take([row for row in rows if probe.cell_ids[row] not in gone])
-    return cells.take([row for row, name in enumerate(cells.cell_types) if name in known])
+        return scratch.cells(stage, "validation", genes)
+    probe = Probe.load(work.folders[stage] / PROBE, genes).cells
+    gone = set(work.remainders[stage].gone["cell_id"]) if stage in work.remainders else set()
+    rows = [row for row, name in enumerate(probe.stages) if name == stage]
+    return probe.take([row for row in rows if probe.cell_ids[row] not in gone])
 
 
 def _facts(work: _Work, scratch: Project, stage: str, key: Key) -> dict[str, Any]:
     """Return the facts of a new version's key: the old version's inputs, the new request, and what left."""
-    config, layout = work.wanted.config, scratch.layout
-    request = stage_request(config, stage)
-    origin = config.root_stage if stage == BACKBONE else stage
     n_cells, n_summed, digest = _counts(work)
     old = work.project.learned(BACKBONE) if stage == BACKBONE else work.old[stage]
     left: dict[str, Any] = {"cells": digest, "n_cells": n_cells, "n_summed": n_summed}
     if work.withdrawal.whole:
         left["removed"] = {name: work.old[name].key for name in work.remainders}
-    return {name: key[name] for name in _KEPT_FACTS if name in key} | {
-        "branch": request["branch"],
-        "request": request,
-        "request_digest": request_digest(config, stage),
-        "split": file_digest(layout.split(origin)),
-        "code": code_digest(work.project.layout.root),
-        "lock": lock_digest(work.project.layout.root),
-        "seed": config.seed,
-        "threads": config.threads,
-        "unlearned": left | {"version": old.key if old else "", "split": key.get("unlearned", key)["split"]},
-    }
+    left |= {"version": old.key if old else "", "split": key.get("unlearned", key)["split"]}
+    kept = {name: key[name] for name in _KEPT_FACTS if name in key}
+    return kept | request_facts(scratch.layout, work.wanted.config, stage) | {"unlearned": left}
 
 
 def _install(project: Project, version: Version) -> None:
-    """Restore a version into models/, metrics/ and splits/: DVC restores the rest at the next `make run`."""
+    """Restore a version into models/, metrics/, scores/ and splits/."""
     layout, stage = project.layout, version.stage
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))

@@ -17,8 +17,6 @@ from canal.data.prepared import PreparedCells
 from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums, batch_and_type, by_type
 from canal.memory.sums import Sums, add_up
-from canal.registry.store.database import Version
-from canal.registry.versions.history import verified
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,8 +103,8 @@ class Unlearned:
         return asdict(self)
 
 
-def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> Remainder:
-    """Return split and sums of a version's stage without the withdrawn cells.
+def remainder_of(project: Project, stage: str, folder: Path, withdrawal: Withdrawal) -> Remainder:
+    """Return split and sums of a stage without the withdrawn cells; ``folder`` holds its verified version.
 
     Raises
     ------
@@ -115,7 +113,6 @@ def remainder_of(project: Project, version: Version, withdrawal: Withdrawal) -> 
     SumsError
         If the remaining sums do not count the remaining cells.
     """
-    stage, (folder, _) = version.stage, verified(project.store, version)
     split = read_split(folder / "split" / "cells.csv")
     if withdrawal.whole:
         return Remainder(stage, split[:0], split, None, None)
@@ -209,15 +206,14 @@ def read_names_of_cells(path: Path | None) -> tuple[str, ...]:
 
 
 def basis_checks(
-    project: Project, versions: Mapping[str, Version], remainders: Mapping[str, Remainder]
+    project: Project, folders: Mapping[str, Path], remainders: Mapping[str, Remainder]
 ) -> Iterator[tuple[str, Any]]:
     """Yield, for each stage whose cells had a part in the choice of the basis, what it would be without them.
 
     ``"same"``, ``{"other": genes}`` with the genes that are in one of both alone, or why it was not checked.
     """
     for stage, remainder in remainders.items():
-        folder, _ = verified(project.store, versions[stage])
-        sums = StageSums.load(folder, (*project.config.ancestors(stage), stage))
+        sums = StageSums.load(folders[stage], (*project.config.ancestors(stage), stage))
         if sums is None or stage not in sums.basis.seen:
             continue
         if not project.available(stage):

@@ -115,7 +115,7 @@ class ModelState:
                 self.aliases.pop(alias, None)
             else:
                 self.aliases[alias] = number
-        if entry.kind in ("register", "rebuild"):
+        if entry.kind in _REGISTERED:
             if entry.version not in self.known:
                 self.records[entry.version] = entry
         elif entry.kind == "retire":

@@ -178,7 +178,6 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     """Return a stage's (or the backbone's) inputs by digest, its request and its parameters."""
     origin = config.root_stage if stage == BACKBONE else stage
     source, prepared = config.stages[origin].source, _prepared(layout, config, origin)
-    request = stage_request(config, stage)
     own: dict[str, Any] = {}
     if stage == BACKBONE and config.backbone.extra_stages:
         own["extra_stages"] = {
@@ -192,19 +191,30 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
     elif stage != BACKBONE and config.study(stage) is not None:
         path = layout.tuned(stage)
         own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
-    return own | {
-        "stage": stage,
+    return (
+        own
+        | request_facts(layout, config, stage)
+        | {
+            "stage": stage,
+            "data": {
+                "source": source,
+                "source_sha256": prepared["source_sha256"],
+                "prepared_sha256": prepared["sha256"],
+            },
+            "panel": file_digest(layout.panel),
+            "verdict": file_digest(layout.verdict(origin)),
+        }
+    )
+
+
+def request_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
+    """Return what a stage is learned by, whatever its cells are: request, split, code and parameters."""
+    request = stage_request(config, stage)
+    return {
         "branch": request["branch"],
         "request": request,
         "request_digest": request_digest(config, stage),
-        "data": {
-            "source": source,
-            "source_sha256": prepared["source_sha256"],
-            "prepared_sha256": prepared["sha256"],
-        },
-        "split": file_digest(layout.split(origin)),
-        "panel": file_digest(layout.panel),
-        "verdict": file_digest(layout.verdict(origin)),
+        "split": file_digest(layout.split(config.root_stage if stage == BACKBONE else stage)),
         "code": code_digest(layout.root),
         "lock": lock_digest(layout.root),
         "seed": config.seed,
