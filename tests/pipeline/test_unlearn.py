@@ -5,8 +5,10 @@ import shutil
 
 import h5py
 import pytest
+from ruamel.yaml import YAML
 
 from canal.app.auditing import audit_project
+from canal.app.backfilling import commit_to_lock
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage
 from canal.app.unlearning import Decision, Withdrawal, unlearn
@@ -102,6 +104,19 @@ def test_more_cells_leave_later_from_a_file_that_was_prepared_without_the_first(
     assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
     assert not {*first, *later} & set(read_split(again.layout.split("second"))["cell_id"])
     assert audit_project(again, recompute=True).findings == ()
+
+
+def test_steps_that_dvc_yaml_has_no_longer_are_passed_over(learned, tmp_path):
+    line = copied(learned[0], tmp_path / "project")
+    lock = line.root / "dvc.lock"
+    document = YAML(typ="safe").load(lock)
+    document["stages"]["finetune-tuned@second"] = document["stages"]["finetune@second"]
+    YAML().dump(document, lock)
+    model = line.root / "models" / "second" / "history.json"
+    model.write_text(model.read_text() + "\n")
+    assert "models/second" in line.run("dvc", "status", "finetune@second")
+    commit_to_lock(line.project().layout, ["finetune-tuned@second", "finetune@second"], "again")
+    assert "up to date" in line.run("dvc", "status", "finetune@second")
 
 
 def test_a_prepared_file_with_other_values_of_the_cells_is_refused(line):

@@ -48,7 +48,9 @@ import sys
 from dvc.repo import Repo
 
 with Repo() as repo:
-    for step in sys.argv[1:]:
+    # dvc.lock keeps steps that dvc.yaml has no longer, such as those of a stage that is not tuned any more.
+    known = {stage.addressing for stage in repo.index.stages}
+    for step in filter(known.__contains__, sys.argv[1:]):
         try:
             repo.commit(step, force=True)
         except Exception:  # a dependency of the step is missing: commit its outs alone
@@ -261,7 +263,7 @@ def _install(project: Project, version: Version) -> None:
 
 
 def commit_to_lock(layout: Layout, steps: Sequence[str], way_out: str) -> None:
-    """Commit the outputs of those of these steps that dvc.lock knows: DVC then finds them unchanged.
+    """Commit the outputs of these steps, if they have run and are in dvc.yaml: DVC finds them unchanged.
 
     Raises
     ------
