@@ -6,6 +6,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from canal.annotation import reading
+from canal.annotation.options import Options
 from canal.annotation.query import query_file
 from canal.annotation.reading import make_reading
 from canal.core.errors import DataError
@@ -29,7 +30,7 @@ def read(path, size=16, start=0):
     """Return expression, values and totals of all cells, or what refuses them."""
     try:
         with open_h5ad(path) as file:
-            reading = make_reading(query_file(file, "X", None), PANEL, "auto", 0.4)
+            reading = make_reading(query_file(file, "X", None), PANEL, Options())
             blocks = [(block.start, block.expression, block.empty) for block in reading.blocks(size, start)]
             values = [(first, block.toarray(), sums) for first, block, sums in reading.values(size, start)]
     except DataError as error:

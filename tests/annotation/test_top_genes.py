@@ -3,6 +3,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from canal.annotation.markers import sum_expression
+from canal.annotation.options import Options
 from canal.annotation.query import query_file
 from canal.annotation.reading import make_reading
 from canal.io.formats import open_cells
@@ -27,7 +28,7 @@ def cells():
 
 def sums(adata, own, path, chunk):
     with open_cells(write_adata(adata, path)) as file:
-        reading = make_reading(query_file(file, "X", None), gene_names(60)[:20], "auto", 0.4)
+        reading = make_reading(query_file(file, "X", None), gene_names(60)[:20], Options())
         return sum_expression(reading, own, 3, chunk)
 
 

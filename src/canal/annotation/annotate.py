@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from canal.annotation.clusters import add_vote, clusters_of_adata, clusters_of_file
 from canal.annotation.columns import columns_of, join_blocks, stale_columns_message
-from canal.annotation.naming import ambiguity_warning, rename
 from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.query import Query, query_adata, query_file
@@ -148,13 +147,7 @@ def _label(
     annotator: CellAnnotator, query: Query, options: Options, on_cells: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
-    renamed, renamings = rename(query, annotator.genes, options.naming, options.gene_column is not None)
-    try:
-        reading = make_reading(renamed, annotator.genes, options.values, options.min_coverage, options.force)
-    except DataError as error:
-        if ambiguous := ambiguity_warning(renamings):
-            raise DataError(f"{error}; {ambiguous}") from error
-        raise
+    reading = make_reading(query, annotator.genes, options)
     restricted = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
@@ -173,7 +166,7 @@ def _label(
             on_cells(done, query.n_cells)
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, summarise(annotator, table, reading, renamings, options.values == AUTO, study)
+    return table, summarise(annotator, table, reading, options.values == AUTO, study)
 
 
 def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:

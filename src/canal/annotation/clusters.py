@@ -12,7 +12,6 @@ import numpy as np
 from scipy.sparse import csr_matrix, identity, triu
 
 from canal.annotation.columns import CELL_TYPE, SHARE, VOTE
-from canal.annotation.naming import rename
 from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import make_reading
@@ -123,8 +122,7 @@ def _make_clusters(
 
     Clusters are many and small, so that each holds one type. Memory: 512 bytes a cell.
     """
-    renamed, _ = rename(query, annotator.genes, options.naming, options.gene_column is not None)
-    reading = make_reading(renamed, annotator.genes, options.values, options.min_coverage, options.force)
+    reading = make_reading(query, annotator.genes, options)
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
     every, on_cells = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
     cells = represent(annotator, reading, every, compute, on_cells)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.columns import BEST_TYPE, CELL_TYPE, IS_NOVEL, LOW_QUALITY
-from canal.annotation.naming import Naming, rename
+from canal.annotation.naming import Naming
+from canal.annotation.options import Options
 from canal.annotation.output import TABLES
 from canal.annotation.query import query_file
 from canal.annotation.reading import Reading, make_reading
@@ -81,14 +82,17 @@ class Labelled:
         DataError
             If the tables differ from those that were used, or the file can no longer be read that way.
         """
-        options = self.options
-        column = options.get("gene_column")
-        query = query_file(self.file, options.get("layer", "X"), column)
-        query, _ = rename(query, annotator.genes, self._naming(naming), column is not None)
-        least = float(options.get("min_coverage", 0.0))
-        return make_reading(
-            query, annotator.genes, options.get("values", "auto"), least, bool(options.get("force"))
+        were = self.options
+        options = Options(
+            layer=were.get("layer", "X"),
+            values=were.get("values", "auto"),
+            gene_column=were.get("gene_column"),
+            min_coverage=float(were.get("min_coverage", 0.0)),
+            force=bool(were.get("force")),
+            naming=self._naming(naming),
         )
+        query = query_file(self.file, options.layer, options.gene_column)
+        return make_reading(query, annotator.genes, options)
 
     def check_types(self, rows: np.ndarray, types: Sequence[str]) -> None:
         """Raise unless the model predicts for the cells at ``rows`` the likeliest types in the file.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from canal.annotation.naming import Coverage, cover
+from canal.annotation.naming import Coverage, ambiguity_warning, cover, rename
+from canal.annotation.options import Options
 from canal.annotation.query import Query
 from canal.annotation.query_units import Units, check_block, check_entries, find_units
 from canal.core.errors import DataError
@@ -50,6 +52,8 @@ class Reading:
     coverage : Coverage
     warnings : tuple of str
         Why labels are less certain.
+    renamed : dict
+        Genes found by another name; see `canal.annotation.naming.rename`.
     """
 
     query: Query
@@ -58,6 +62,7 @@ class Reading:
     units: Units
     coverage: Coverage
     warnings: tuple[str, ...]
+    renamed: Mapping[str, Any]
 
     def blocks(self, size: int, start: int = 0) -> Iterator[Block]:
         """Yield blocks of ``size`` cells, from cell ``start`` on.
@@ -155,10 +160,8 @@ class Reading:
         return counted
 
 
-def make_reading(
-    query: Query, panel: Sequence[str], values: str, min_coverage: float, force: bool = False
-) -> Reading:
-    """Return a query as a reading, after checking its genes and units.
+def make_reading(query: Query, panel: Sequence[str], options: Options) -> Reading:
+    """Return a query as a reading, its genes under the model's names, after checking genes and units.
 
     Parameters
     ----------
@@ -166,22 +169,25 @@ def make_reading(
         The cells.
     panel
         The model's genes.
-    values
-        Units, or auto; see `canal.annotation.query_units.find_units`.
-    min_coverage
-        Share of the panel that the query must have.
-    force
-        Whether to accept a smaller share.
+    options
+        Units, names of genes, and the share of the panel that the query must have.
 
     Raises
     ------
     DataError
-        If the query has no cells, too few of the model's genes, or values of unknown units.
+        If the query has no cells, too few of the model's genes, or values of unknown units; or as
+        `canal.annotation.naming.rename`.
     """
     if not query.n_cells:
         raise DataError(f"{query.name}: there are no cells to label")
-    coverage = cover(query, panel, min_coverage, force)
-    units = find_units(query, values)
+    query, renamed = rename(query, panel, options.naming, options.gene_column is not None)
+    try:
+        coverage = cover(query, panel, options.min_coverage, options.force)
+        units = find_units(query, options.values)
+    except DataError as error:
+        if ambiguous := ambiguity_warning(renamed):
+            raise DataError(f"{error}; {ambiguous}") from error
+        raise
     query = units.converted(query)
     # Counts of two columns for one gene add up; logarithms do not, so the first column is kept.
     genes = map_genes(query.genes, "sum" if units.values == "counts" else "refuse")
@@ -191,7 +197,7 @@ def make_reading(
         repeated = f"{several['n']} genes have more than one column ({several['done']}), such as {examples}"
     features = "" if query.not_genes is None else query.not_genes.warning
     warnings = [text for text in (features, coverage.warning, *units.doubts, repeated) if text]
-    return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings))
+    return Reading(query, tuple(panel), genes, units, coverage, tuple(warnings), renamed)
 
 
 # The model's genes and the totals of cells in a CSR file, in one pass over the stored entries.

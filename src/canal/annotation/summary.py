@@ -90,7 +90,6 @@ def summarise(
     annotator: CellAnnotator,
     table: pd.DataFrame,
     reading: Reading,
-    renamed: Mapping[str, Any],
     detected: bool,
     study: Mapping[str, Any],
 ) -> Summary:
@@ -100,10 +99,10 @@ def summarise(
     ----------
     annotator, table, reading
         The model, the columns of its labels, and the reading of the cells.
-    renamed, study
-        How genes were renamed, and the document of `Likeness.to_json`.
     detected
         Whether units were detected, not given.
+    study
+        The document of `Likeness.to_json`.
     """
     types = table[CELL_TYPE].cat
     counts = dict(zip(types.categories, np.bincount(types.codes).tolist(), strict=True))
@@ -114,7 +113,7 @@ def summarise(
         text
         for text in (
             lost_weight_warning(lost) if lost else "",
-            ambiguity_warning(renamed),
+            ambiguity_warning(reading.renamed),
             shift_warning(study),
         )
         if text
@@ -124,7 +123,15 @@ def summarise(
             f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
         )
     return Summary(
-        len(table), reading.units.values, detected, coverage, ordered, tuple(warnings), renamed, lost, study
+        len(table),
+        reading.units.values,
+        detected,
+        coverage,
+        ordered,
+        tuple(warnings),
+        reading.renamed,
+        lost,
+        study,
     )
 
 
