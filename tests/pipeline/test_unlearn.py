@@ -9,13 +9,17 @@ from ruamel.yaml import YAML
 
 from canal.app.auditing import audit_project
 from canal.app.backfilling import commit_to_lock
+from canal.app.impact import CellQuery, impact
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage
 from canal.app.unlearning import Decision, Withdrawal, unlearn
+from canal.continual.bank import PROBE, Probe
 from canal.core.errors import HistoryError
 from canal.data.prepare import prepare
 from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import StageSums
+from canal.model.annotator import GENES
+from canal.model.storage import read_names
 from tests.pipeline.conftest import copied
 from tests.support.methods import learn_here, learned_by
 
@@ -190,6 +194,54 @@ def test_a_whole_source_leaves_with_its_stage_and_the_next_one_builds_on_the_one
         assert sums.stages[stage].digest == add_up_stage(again, stage, sums.basis)[0].digest
     assert [str(one) for one in audit_project(again).findings] == []
     assert learn_here(line) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "offered"),
+    [
+        (CellQuery("second", batch="b1"), "canal unlearn second --batch b1"),
+        (CellQuery("second"), "canal unlearn second --by"),
+        (CellQuery("first"), None),  # the lineage begins with it
+        (CellQuery("third"), None),  # nothing was learned after it
+    ],
+)
+def test_impact_offers_what_can_be_unlearned(untouched, query, offered):
+    steps = impact(untouched.project(), query).steps
+    found = [step for step in steps if step.text.startswith("canal unlearn")]
+    assert [step.text.startswith(offered) for step in found] == ([True] if offered else [])
+
+
+def test_impact_says_how_long_the_newest_runs_took_to_learn_the_stages(line):
+    store = line.project().store
+    runs = [
+        ("second", "finetune", 40),
+        ("second", "finetune", 30),
+        ("third", "evaluate", 5),
+        ("first", "tune", 9),
+    ]
+    for start, (stage, step, seconds) in enumerate(runs, 1):
+        tags = {"canal.stage": stage, "canal.step": step}
+        run = store.client.create_run(store.experiment_id, start_time=start * 1000, tags=tags)
+        store.client.set_terminated(run.info.run_id, end_time=(start + seconds) * 1000)
+    steps = impact(line.project(), CellQuery("second")).steps
+    offer = next(one for one in steps if "unlearn" in one.text)
+    assert offer.why.endswith("; learning second and third took 35 s")
+
+
+def test_types_with_few_probe_cells_are_named_as_not_calibrated(untouched):
+    project = untouched.project()
+    shown = unlearn(project, Withdrawal("second", batch="b1"), ADA, dry_run=True)
+    folder = project.store.artifacts(project.store.version("3"))
+    probe = Probe.load(folder / PROBE, read_names(folder / "model", GENES)).cells
+    left = set(read_split(project.layout.split("second")).query("batch != 'b1'")["cell_id"])
+    of_second = [name == "second" for name in probe.stages]
+    kept = [
+        type_
+        for type_, own, id_ in zip(probe.cell_types, of_second, probe.cell_ids, strict=True)
+        if not own or id_ in left
+    ]
+    assert shown.not_calibrated == tuple(name for name in sorted(set(kept)) if kept.count(name) < 20)
+    assert shown.not_calibrated
 
 
 def test_a_stage_cannot_lose_all_its_cells(untouched):

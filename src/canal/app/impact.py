@@ -1,4 +1,4 @@
-"""`canal lineage`, `canal impact`: versions that learned from some cells, and how to relearn without them."""
+"""`canal impact`: the versions that learned from some cells, and how to learn again without them."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from canal.core.errors import CanalError
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.provenance.exposure import CellQuery as CellQuery
 from canal.registry.provenance.exposure import CellsSeen, Exposure, MatchedCells, find_cells, find_exposures
-from canal.registry.provenance.lineage import Graph, lineage
+from canal.registry.store.shown import read_shown
 
 Document = dict[str, Any]
 
@@ -132,6 +132,8 @@ def _short(record: Document) -> Document:
 
 # The plan to learn again without some cells: changes of params.yaml, and commands.
 
+_LEARNING = ("tune", "finetune", "evaluate")
+"""Steps that learn and measure a stage, as MLflow's runs name them."""
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 
@@ -156,7 +158,7 @@ def plan(
     narrowed = found.same if whole else found.ids
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
     steps = [*_rollback(project, exposures)]
-    steps += [] if whole else _unlearning(query, found, exposures)
+    steps += _unlearning(project, query, found, exposures)
     steps += _taken_out(config, out) if whole else []
     steps += _excluded(config, query, found, sorted(names))
     again = _first_stages(
@@ -204,17 +206,40 @@ def _rollback(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]
         yield Step("know", what, "it serves until another one is promoted")
 
 
-def _unlearning(query: CellQuery, found: MatchedCells, exposures: Sequence[Exposure]) -> Iterator[Step]:
+def _unlearning(
+    project: Project, query: CellQuery, found: MatchedCells, exposures: Sequence[Exposure]
+) -> Iterator[Step]:
     """Yield the quick way, where every version that learned from the cells keeps sums of them."""
     versions = [one.version for one in affected(exposures) if one.version.is_annotator]
     if len(found.sources) != 1 or not versions or not all(one.key.get("sums") for one in versions):
         return
-    which = f"--batch {shlex.quote(query.batch)}" if query.batch is not None else "--cells FILE"
+    config, which = project.config, ""
+    if query.batch is not None:
+        which = f" --batch {shlex.quote(query.batch)}"
+    elif query.cell is not None:
+        which = " --cells FILE"
+    elif not (own := [stage for stage, one in config.stages.items() if one.source in found.sources]) or (
+        BACKBONE in (heirs := _heirs(config, own)) or not heirs
+    ):
+        return  # the lineage begins with these stages, or nothing was learned after them
+    stages = list(dict.fromkeys(str(one.key["stage"]) for one in versions))
+    learning = _seconds_of_learning(project, stages)
+    beside = f"; learning {' and '.join(stages)} took {learning:,.0f} s" if learning else ""
     yield Step(
         "know",
-        f"canal unlearn {found.sources[0]} {which} {_WHO}",
-        "in place of the steps below, in seconds: versions that answer by the sums of what remains",
+        f"canal unlearn {found.sources[0]}{which} {_WHO}",
+        "in place of the steps below, in seconds: versions that answer by the sums of what remains" + beside,
     )
+
+
+def _seconds_of_learning(project: Project, stages: Sequence[str]) -> float:
+    """Return how long the newest runs of the steps that learn these stages took, as MLflow recorded them."""
+    newest: dict[tuple[str, str], float] = {}
+    for run in sorted(read_shown(project.store).runs.values(), key=lambda run: run.started):
+        which = (run.tags.get("canal.stage", ""), run.tags.get("canal.step", ""))
+        if which[0] in stages and which[1] in _LEARNING and run.ended > run.started > 0:
+            newest[which] = (run.ended - run.started) / 1000
+    return sum(newest.values())
 
 
 def _excluded(config: Config, query: CellQuery, found: MatchedCells, names: Sequence[str]) -> Iterator[Step]:
@@ -356,38 +381,3 @@ def _retirements(project: Project, exposures: Sequence[Exposure]) -> Iterator[St
             yield Step(
                 "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
             )
-
-
-# `canal lineage`: backward from a version to its data, forward from data to versions.
-
-
-def backward(project: Project, wanted: str) -> Graph:
-    """Return the graph from a version back to the raw files.
-
-    Raises
-    ------
-    RegistryError
-        If there is no such ready version, an ancestor is not registered, or a file of the lineage is damaged.
-    """
-    return lineage(project.store, project.store.version(wanted))
-
-
-def forward(project: Project, query: CellQuery) -> dict[str, Any]:
-    """Return every version that has seen a data set or a cell, and how, as a JSON document.
-
-    Raises
-    ------
-    RegistryError
-        If no version has seen the cells, or a version's documents are not those that were registered.
-    """
-    cells_seen = CellsSeen(project.store)
-    found = find_cells(cells_seen, query)
-    return {
-        "format": 1,
-        "source": query.source,
-        "cell": query.cell,
-        "cells": len(found.cells),
-        "same_content": sorted(found.same),
-        "reserve": len(found.reserve),
-        "versions": [exposure.to_json() for exposure in find_exposures(cells_seen, found)],
-    }

@@ -7,6 +7,7 @@ forget like this: the new versions answer by their sums alone.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ Notice = Callable[[str], None]
 
 _KEPT_FACTS = ("stage", "data", "panel", "verdict")
 _INPUTS = ("split", "validation")
+_CALIBRATES = 20
+"""Probe cells of a type that a statement on its confidence needs at least."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def unlearn(
         withdrawn=digest,
         versions={name: {"before": old.number, "after": new[name]} for name, old in work.old.items()},
         lost_types=tuple(name for name in known if name not in still),
+        not_calibrated=_not_calibrated(work, newest, still),
         basis=dict(basis_checks(project, work.folders, work.remainders)),
         holding=tuple(one.number for one in holding),
         champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
@@ -188,6 +192,17 @@ def _new_sums(work: _Work, stage: str) -> StageSums:
 def _labels(work: _Work, stage: str) -> tuple[str, ...]:
     """Return the types of a stage's old version."""
     return read_names(work.folders[stage] / "model", LABELS)
+
+
+def _not_calibrated(work: _Work, stage: str, types: Sequence[str]) -> tuple[str, ...]:
+    """Return the types whose confidence fewer than `_CALIBRATES` of a stage's probe cells have a say in."""
+    folder = work.folders[stage]
+    cells = Probe.load(folder / PROBE, read_names(folder / "model", GENES)).cells
+    gone = {name for one in work.remainders.values() for name in one.gone["cell_id"]}
+    counts = Counter(
+        type_ for id_, type_ in zip(cells.cell_ids, cells.cell_types, strict=True) if id_ not in gone
+    )
+    return tuple(name for name in types if counts[name] < _CALIBRATES)
 
 
 def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict[str, int | None]:

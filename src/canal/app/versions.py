@@ -21,6 +21,9 @@ from canal.registry.manifest.version_folder import key_digest, method_view, read
 from canal.registry.manifest.version_folder import schema as schema
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.promotion import Decision
+from canal.registry.provenance.exposure import CellQuery as CellQuery
+from canal.registry.provenance.exposure import CellsSeen, find_cells, find_exposures
+from canal.registry.provenance.lineage import Graph, lineage
 from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import export_parcel as export_parcel
@@ -254,3 +257,38 @@ def write_page(project: Project, output: Path) -> Path:
         raise CanalError("no stage has been evaluated yet; run `make run` first")
     title = project.config.registry.model
     return write_report(stages, output / "index.html", title, backbone_history(project.layout))
+
+
+# `canal lineage`: backward from a version to its data, forward from data to versions.
+
+
+def backward(project: Project, wanted: str) -> Graph:
+    """Return the graph from a version back to the raw files.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such ready version, an ancestor is not registered, or a file of the lineage is damaged.
+    """
+    return lineage(project.store, project.store.version(wanted))
+
+
+def forward(project: Project, query: CellQuery) -> dict[str, Any]:
+    """Return every version that has seen a data set or a cell, and how, as a JSON document.
+
+    Raises
+    ------
+    RegistryError
+        If no version has seen the cells, or a version's documents are not those that were registered.
+    """
+    cells_seen = CellsSeen(project.store)
+    found = find_cells(cells_seen, query)
+    return {
+        "format": 1,
+        "source": query.source,
+        "cell": query.cell,
+        "cells": len(found.cells),
+        "same_content": sorted(found.same),
+        "reserve": len(found.reserve),
+        "versions": [exposure.to_json() for exposure in find_exposures(cells_seen, found)],
+    }

@@ -80,6 +80,8 @@ class Unlearned:
         Stage -> the old version's number and the new one's (None in a dry run).
     lost_types : tuple of str
         Cell types that have no cell any more, or that only a network knew.
+    not_calibrated : tuple of str
+        Types with so few probe cells that nothing can be said on how far their confidence may be believed.
     basis : dict
         Stage whose withdrawn cells had a part in the choice of genes -> ``"same"``, the genes that would be
         others, or why that was not checked.
@@ -93,6 +95,7 @@ class Unlearned:
     withdrawn: str
     versions: dict[str, dict[str, int | None]]
     lost_types: tuple[str, ...]
+    not_calibrated: tuple[str, ...]
     basis: dict[str, Any]
     holding: tuple[int, ...] = ()
     champion: int | None = None

@@ -140,10 +140,10 @@ def lineage(
     if version is None:
         if dot or html is not None:
             raise RegistryError("--dot and --html draw the lineage of a version: name a version")
-        document = app.impact.forward(open_project(root), app.impact.CellQuery(source=data, cell=cell))
+        document = app.versions.forward(open_project(root), app.versions.CellQuery(source=data, cell=cell))
         show_result(document if as_json else forward_group(document), as_json)
         return
-    graph = app.impact.backward(open_project(root), version)
+    graph = app.versions.backward(open_project(root), version)
     if html is not None:
         note(f"wrote {write_lineage(graph, html)}")
     if dot:

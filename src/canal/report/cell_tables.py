@@ -267,6 +267,9 @@ def unlearned_group(document: Document, dry_run: bool) -> Group:
 def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
     if document["lost_types"]:
         yield f"types without cells now: {', '.join(document['lost_types'])}"
+    if document["not_calibrated"]:
+        few = ", ".join(document["not_calibrated"])
+        yield f"not calibrated, since fewer than 20 probe cells are of the type: {few}"
     if not document["basis"]:
         yield "no trace in the basis: its genes were chosen on other stages"
     for stage, check in document["basis"].items():
@@ -275,6 +278,7 @@ def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
         elif isinstance(check, Mapping):
             genes = ", ".join(check["other"])
             yield f"{stage}: sums exact, basis not; without the cells it has others: {genes}"
+            yield "a new lineage, begun without the cells, has no trace of them in its basis either"
         else:
             yield f"{stage}: basis {check}"
     if document["champion"]:

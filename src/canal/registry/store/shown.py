@@ -77,7 +77,10 @@ class ShownModel:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """One row of ``runs`` with tags, parameters, and the last value of each metric."""
+    """One row of ``runs`` with tags, parameters, and the last value of each metric.
+
+    ``started`` and ``ended`` are in milliseconds since 1970; 0 where MLflow has none.
+    """
 
     id: str
     name: str
@@ -85,6 +88,7 @@ class ShownRun:
     location: str
     experiment: str
     started: int
+    ended: int
     tags: Mapping[str, str]
     params: Mapping[str, str]
     latest: Mapping[str, float]
@@ -226,7 +230,7 @@ def _table_models(database: Database) -> dict[str, ShownModel]:
 def _table_runs(database: Database, experiment: str, referred: set[str]) -> dict[str, ShownRun]:
     """Return the runs of the project's experiment, and runs of other experiments that a version names."""
     rows = database.rows(
-        "SELECT run_uuid, name, lifecycle_stage, artifact_uri, experiment_id, start_time FROM runs"
+        "SELECT run_uuid, name, lifecycle_stage, artifact_uri, experiment_id, start_time, end_time FROM runs"
     )
     wanted = [row for row in rows if str(row[4]) == experiment or row[0] in referred]
     tags = _by_owner(database.rows(f"SELECT run_uuid, key, value FROM tags WHERE {_MINE}", experiment))  # noqa: S608
@@ -248,11 +252,12 @@ def _table_runs(database: Database, experiment: str, referred: set[str]) -> dict
             _text(place),
             _text(at),
             int(began or 0),
+            int(ended or 0),
             tags.get(one, {}),
             params.get(one, {}),
             latest.get(one, {}),
         )
-        for one, name, life, place, at, began in wanted
+        for one, name, life, place, at, began, ended in wanted
     }
 
 
@@ -386,6 +391,7 @@ def _api_run(run: "Run") -> ShownRun:
         info.artifact_uri or "",
         str(info.experiment_id),
         int(info.start_time or 0),
+        int(info.end_time or 0),
         dict(data.tags),
         dict(data.params),
         dict(data.metrics),
