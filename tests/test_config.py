@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from canal.config.yaml_file import load_config, parse_config, parse_yaml
+from canal.config.yaml_file import load_config, parse_config, parse_yaml, save
 from canal.core.errors import ConfigError
 from tests.support.cells import groups, make_config, make_document, make_tuned_document
 
@@ -369,3 +369,13 @@ def test_a_method_that_is_none_is_named():
 def test_no_probe_need_be_kept(method):
     config = parse_config(make_document(probe={"max_cells": 0}, continual={"method": method}))
     assert config.probe.max_cells == 0
+
+
+def test_params_yaml_that_changed_meanwhile_is_left_as_it_is(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 2")
+    with pytest.raises(ConfigError, match="was changed while this command ran"):
+        save(path, "seed: 3", "seed: 1")
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["seed: 2"]
+    save(path, "seed: 3", "seed: 2")
+    assert path.read_text() == "seed: 3"

@@ -1,11 +1,14 @@
 """`canal unlearn`: versions without a batch or some cells, as if a lineage had never seen them."""
 
 import json
+import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from canal.app.auditing import audit_project
 from canal.app.backfilling import commit_to_lock
@@ -13,8 +16,9 @@ from canal.app.impact import CellQuery, impact
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage
 from canal.app.unlearning import Decision, Withdrawal, unlearn
+from canal.cli import app
 from canal.continual.bank import PROBE, Probe
-from canal.core.errors import HistoryError
+from canal.core.errors import ConfigError, HistoryError
 from canal.data.prepare import prepare
 from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import StageSums
@@ -264,6 +268,58 @@ def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
     made = unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
     assert made.versions["third"]["after"] == 5
     assert len(line.project().store.versions()) == 5
+    assert audit_project(Project.open(line.root)).findings == ()
+
+
+def test_of_two_people_at_once_the_second_goes_on_from_the_first(line):
+    people = {
+        "A. Person": ("--batch", "b1"),
+        "B. Person": ("--cells", "gone.txt"),
+    }
+    (line.root / "gone.txt").write_text("\n".join(named(line, 2)))
+    with ThreadPoolExecutor() as pool:
+        commands = [
+            ("canal", "unlearn", "second", *which, "--by", who, "--why", "asked")
+            for who, which in people.items()
+        ]
+        list(pool.map(lambda command: line.run(*command), commands))
+    again = Project.open(line.root)
+    excluded = again.config.sources["second"].exclude
+    assert (excluded.batches, len(excluded.cells)) == (("b1",), 2)
+    left = set(read_split(again.layout.split("second"))["batch"])
+    assert "b1" not in left
+    sums, _ = sums_of(again, again.learned("third").number)
+    assert sums.stages["second"].digest == add_up_stage(again, "second", sums.basis)[0].digest
+    assert audit_project(again).findings == ()
+
+
+def test_an_editor_that_saves_params_yaml_meanwhile_loses_nothing(line):
+    params = line.root / "params.yaml"
+
+    def edits(_):
+        params.write_text(params.read_text() + "# a comment of a person\n")
+
+    with pytest.raises(ConfigError, match="was changed while this command ran, .* call the command again"):
+        unlearn(line.project(), Withdrawal("second", batch="b1"), ADA, edits)
+    assert "# a comment of a person" in params.read_text()
+    unlearn(Project.open(line.root), Withdrawal("second", batch="b1"), ADA)
+    assert "# a comment of a person" in params.read_text()
+    assert audit_project(Project.open(line.root)).findings == ()
+
+
+def test_on_a_full_disk_it_is_refused_and_works_afterwards(line):
+    withdrawn = ("unlearn", "second", "--batch", "b1", "--by", "A. Person", "--why", "asked")
+    before = {path: path.read_bytes() for path in (line.root / "params.yaml", line.root / "ledger.jsonl")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        done = CliRunner().invoke(app, [*withdrawn, "--root", str(line.root)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    assert {path: path.read_bytes() for path in before} == before
+    line.canal(*withdrawn)
     assert audit_project(Project.open(line.root)).findings == ()
 
 

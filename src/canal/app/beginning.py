@@ -97,7 +97,7 @@ def import_published(project: Project, files: PublishedFiles, sign: Sign | None 
         version, _ = register_import(project.store, folder)
         enter(project.store, ledger, version, sign)
     if text != before:
-        save(project.layout.params, text)
+        save(project.layout.params, text, before)
     return BackboneImport(backbone, folder, version, _conflict(Project.open(project.layout.root)))
 
 
@@ -295,7 +295,8 @@ def adopt_basis(project: Project, source: Path) -> Adopted:
     basis.save(folder)
     changed = adopted is None or adopted.digest != basis.digest
     if changed:
-        save(layout.params, with_basis(layout.params.read_text(encoding="utf-8"), relative, basis.digest))
+        before = layout.params.read_text(encoding="utf-8")
+        save(layout.params, with_basis(before, relative, basis.digest), before)
     return Adopted(relative, basis.digest, basis.size, basis.seen, changed)
 
 

@@ -55,9 +55,10 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
 
 @dataclass(frozen=True)
 class Addition:
-    """A proposed stage: the new text of params.yaml, and the verdict of the gate."""
+    """A proposed stage: the text of params.yaml before and with it, and the verdict of the gate."""
 
     name: str
+    before: str
     text: str
     verdict: Verdict
 
@@ -81,13 +82,13 @@ def propose_stage(
         If the declaration breaks a rule or the file cannot be read as declared.
     """
     project = Project.open(root)
-    text = project.layout.params.read_text(encoding="utf-8")
-    text = with_stage(text, name, source, parent or last_stage(project.config), fixed, grow)
+    before = project.layout.params.read_text(encoding="utf-8")
+    text = with_stage(before, name, source, parent or last_stage(project.config), fixed, grow)
     proposed = Project(project.layout, parse(text))
     settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
     subject = proposed.candidate(name)
     ask = ask_parent(proposed, name)
-    return Addition(name, text, judge_file(subject, settings, proposed.config.gate, comparison=ask))
+    return Addition(name, before, text, judge_file(subject, settings, proposed.config.gate, comparison=ask))
 
 
 def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> None:
@@ -101,7 +102,7 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
     if not addition.verdict.passed:
         raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
     project = Project.open(root)
-    save(project.layout.params, addition.text)
+    save(project.layout.params, addition.text, addition.before)
     if commit:
         project.commit(f"Add stage {addition.name}")
 
@@ -109,8 +110,9 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
 def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
     """Start a new branch of the lineage at stage ``name``; return the stages that are learned again."""
     project = Project.open(root)
-    text, relearned = with_branch(project.layout.params.read_text(encoding="utf-8"), name)
-    save(project.layout.params, text)
+    before = project.layout.params.read_text(encoding="utf-8")
+    text, relearned = with_branch(before, name)
+    save(project.layout.params, text, before)
     if commit:
         project.commit(f"Relearn {', '.join(relearned)}")
     return relearned

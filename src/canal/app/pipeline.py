@@ -83,7 +83,7 @@ def complete_params(path: Path) -> None:
     """Add an empty section ``memory`` to a params.yaml of an older canal: DVC compares the section."""
     before = path.read_text(encoding="utf-8")
     if (text := with_memory(before)) != before:
-        save(path, text)
+        save(path, text, before)
         tell(f"added an empty section `memory` to {path.name}, which DVC compares; nothing else changes")
 
 

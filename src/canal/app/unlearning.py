@@ -59,6 +59,7 @@ class _Work:
 
     project: Project
     wanted: Project
+    before: str
     text: str
     withdrawal: Withdrawal
     old: dict[str, Version]
@@ -84,14 +85,19 @@ def unlearn(
     HistoryError
         If no stage of the lineage learned from the cells, a stage keeps no sums, or sums of single cells need
         a prepared file that is gone.
+    ConfigError
+        If params.yaml is changed meanwhile.
     """
     began = time.perf_counter()
     project.store.settle()
-    work = _prepare(project, withdrawal)
+    # Whoever waited for another unlearning here goes on from what that one has left in params.yaml.
+    with project.store.lock("unlearn", needed=not dry_run):
+        text = project.layout.params.read_text(encoding="utf-8")
+        work = _prepare(Project(project.layout, parse(text)), text, withdrawal)
+        new: dict[str, int | None] = dict.fromkeys(work.old)
+        if not dry_run:
+            new |= _write_and_register(work, decision, notice)
     n_cells, n_summed, digest = _counts(work)
-    new: dict[str, int | None] = dict.fromkeys(work.old)
-    if not dry_run:
-        new |= _write_and_register(work, decision, notice)
     old = {version.key for version in work.old.values()}
     newest = list(work.old)[-1]
     known, still = _labels(work, newest), _new_sums(work, newest).types
@@ -104,16 +110,16 @@ def unlearn(
         versions={name: {"before": old.number, "after": new[name]} for name, old in work.old.items()},
         lost_types=tuple(name for name in known if name not in still),
         not_calibrated=_not_calibrated(work, newest, still),
-        basis=dict(basis_checks(project, work.folders, work.remainders)),
+        basis=dict(basis_checks(work.project, work.folders, work.remainders)),
         holding=tuple(one.number for one in holding),
         champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
         seconds=round(time.perf_counter() - began, 2),
     )
 
 
-def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
+def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:
     """Return the stages to make again, with what remains of the cells; nothing is written."""
-    config = project.config
+    config, text = project.config, before
     if withdrawal.source not in config.sources:
         raise HistoryError(
             f"no source {withdrawal.source!r} in params.yaml; there are {', '.join(config.sources)}"
@@ -127,7 +133,6 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
         )
     touched = [name for name in config.stages if {*config.ancestors(name), name} & set(learned)]
     old = {name: version for name in touched if (version := project.learned(name)) is not None}
-    text = project.layout.params.read_text(encoding="utf-8")
     if withdrawal.whole:
         _refuse_irremovable(project, own, touched)
         text = without_stages(text, own, [name for name in old if name not in own])
@@ -139,7 +144,7 @@ def _prepare(project: Project, withdrawal: Withdrawal) -> _Work:
     found = {name: verified(project.store, version) for name, version in old.items()}
     folders = {name: folder for name, (folder, _) in found.items()}
     keys = {name: key for name, (_, key) in found.items()}
-    work = _Work(project, wanted, text, withdrawal, old, folders, keys)
+    work = _Work(project, wanted, before, text, withdrawal, old, folders, keys)
     for name in learned:
         work.remainders[name] = remainder_of(project, name, folders[name], withdrawal)
     return work
@@ -229,7 +234,7 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
         new[stage] = version.number
     steps = [f"{step}@{stage}" for stage in remade for step in STAGE_STEPS]
     commit_to_lock(work.project.layout, ["split", *steps], "call canal unlearn again")
-    save(work.project.layout.params, work.text)
+    save(work.project.layout.params, work.text, work.before)
     return new
 
 

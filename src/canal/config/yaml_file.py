@@ -327,10 +327,21 @@ def parse(text: str) -> Config:
     return parse_config(parse_yaml(text, "params.yaml"))
 
 
-def save(path: Path, text: str) -> None:
-    """Replace params.yaml atomically."""
+def save(path: Path, text: str, before: str) -> None:
+    """Replace params.yaml atomically, if it still is the text ``before`` that the new one was made from.
+
+    Raises
+    ------
+    ConfigError
+        If an editor or another command changed the file meanwhile; it is left as it is.
+    """
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        if path.read_text(encoding="utf-8") != before:
+            raise ConfigError(
+                f"{path} was changed while this command ran, by an editor or another command, so it is left "
+                "as it is: call the command again"
+            )
 
 
 def last_stage(config: Config) -> str:
