@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import DataError, SumsError
@@ -254,8 +254,16 @@ def linear_scores(centroids: np.ndarray, covariance: np.ndarray) -> Linear:
 
 def one_thread() -> AbstractContextManager[object]:
     """Return a block in which the linear algebra of numpy and scipy runs on one thread."""
-    limits: AbstractContextManager[object] = threadpool_limits(1)
+    limits: AbstractContextManager[object] = _linear_algebra().limit(limits=1)
     return limits
+
+
+@lru_cache(maxsize=1)
+def _linear_algebra() -> ThreadpoolController:
+    """Return the libraries that numpy and scipy compute with; looking for them takes milliseconds."""
+    import scipy.linalg  # noqa: F401  # which loads the last of them
+
+    return ThreadpoolController()
 
 
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:
