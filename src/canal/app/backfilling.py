@@ -49,8 +49,9 @@ from dvc.repo import Repo
 
 with Repo() as repo:
     # dvc.lock keeps steps that dvc.yaml has no longer, such as those of a stage that is not tuned any more.
+    steps = sys.stdin.read().splitlines()  # until they are known, DVC has been imported
     known = {stage.addressing for stage in repo.index.stages}
-    for step in filter(known.__contains__, sys.argv[1:]):
+    for step in filter(known.__contains__, steps):
         try:
             repo.commit(step, force=True)
         except Exception:  # a dependency of the step is missing: commit its outs alone
@@ -263,24 +264,47 @@ def _install(project: Project, version: Version) -> None:
 
 
 def commit_to_lock(layout: Layout, steps: Sequence[str], way_out: str) -> None:
-    """Commit the outputs of these steps, if they have run and are in dvc.yaml: DVC finds them unchanged.
+    """Commit steps' outputs to dvc.lock at once; see `lock_writer`."""
+    with lock_writer(layout, way_out) as commit:
+        commit(steps)
+
+
+@contextmanager
+def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str]], None]]:
+    """Give a function that commits steps' outputs to dvc.lock, so that DVC finds them unchanged.
+
+    Steps that never ran, or that dvc.yaml has no longer, are passed over. DVC is imported meanwhile, in a
+    process of its own, which takes seconds.
 
     Raises
     ------
     CanalError
-        If DVC cannot; the message ends with ``way_out``.
+        By the function, if DVC cannot; the message ends with ``way_out``.
     """
     if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
+        yield lambda steps: None
         return
-    complete_params(layout.params)
-    lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
-    command = [sys.executable, "-c", _COMMIT, *(name for name in steps if name in lock)]
-    done = subprocess.run(command, cwd=layout.root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CanalError(
-            f"what is new is registered and restored, but DVC could not commit it to {LOCK}: "
-            f"{done.stderr.strip()[-500:]}: {way_out}"
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMIT],
+        cwd=layout.root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def commit(steps: Sequence[str]) -> None:
+        complete_params(layout.params)
+        lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
+        _, said = process.communicate("\n".join(name for name in steps if name in lock))
+        if process.returncode:
+            raise CanalError(
+                f"what is new is registered and restored, but DVC could not commit it to {LOCK}: "
+                f"{said.strip()[-500:]}: {way_out}"
+            )
+
+    try:
+        yield commit
+    finally:
+        if process.poll() is None:  # nothing was committed
+            process.kill()
+            process.communicate()
 
 
 def _result(project: Project, version: Version, before: int) -> Backfilled:

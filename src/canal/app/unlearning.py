@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from canal.app.backfilling import STAGE_STEPS, commit_to_lock
+from canal.app.backfilling import STAGE_STEPS, lock_writer
 from canal.app.learning import evaluate_stage
+from canal.app.pipeline import complete_params
 from canal.app.project import Project
 from canal.app.promoting import retire
 from canal.app.versions import registry_sync
@@ -59,7 +60,6 @@ class _Work:
 
     project: Project
     wanted: Project
-    before: str
     text: str
     withdrawal: Withdrawal
     old: dict[str, Version]
@@ -92,11 +92,17 @@ def unlearn(
     project.store.settle()
     # Whoever waited for another unlearning here goes on from what that one has left in params.yaml.
     with project.store.lock("unlearn", needed=not dry_run):
+        if not dry_run:
+            complete_params(project.layout.params)
         text = project.layout.params.read_text(encoding="utf-8")
         work = _prepare(Project(project.layout, parse(text)), text, withdrawal)
         new: dict[str, int | None] = dict.fromkeys(work.old)
         if not dry_run:
-            new |= _write_and_register(work, decision, notice)
+            with lock_writer(project.layout, "call canal unlearn again") as commit:
+                new |= _write_and_register(work, decision, notice)
+                remade = [name for name in work.old if name in work.wanted.config.stages]
+                commit(["split", *(f"{step}@{stage}" for stage in remade for step in STAGE_STEPS)])
+            save(project.layout.params, work.text, text)
     n_cells, n_summed, digest = _counts(work)
     old = {version.key for version in work.old.values()}
     newest = list(work.old)[-1]
@@ -144,7 +150,7 @@ def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:
     found = {name: verified(project.store, version) for name, version in old.items()}
     folders = {name: folder for name, (folder, _) in found.items()}
     keys = {name: key for name, (_, key) in found.items()}
-    work = _Work(project, wanted, before, text, withdrawal, old, folders, keys)
+    work = _Work(project, wanted, text, withdrawal, old, folders, keys)
     for name in learned:
         work.remainders[name] = remainder_of(project, name, folders[name], withdrawal)
     return work
@@ -211,7 +217,7 @@ def _not_calibrated(work: _Work, stage: str, types: Sequence[str]) -> tuple[str,
 
 
 def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict[str, int | None]:
-    """Write the new versions in a scratch project, register them, restore them here, change params.yaml last.
+    """Write the new versions in a scratch project, register them, and restore them here.
 
     As long as params.yaml asks for the old versions, a second call does whatever a kill left undone.
     """
@@ -232,9 +238,6 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
             raise HistoryError(f"{stage}: the new version was not registered; call canal unlearn again")
         _install(work.wanted, version)
         new[stage] = version.number
-    steps = [f"{step}@{stage}" for stage in remade for step in STAGE_STEPS]
-    commit_to_lock(work.project.layout, ["split", *steps], "call canal unlearn again")
-    save(work.project.layout.params, work.text, work.before)
     return new
 
 
