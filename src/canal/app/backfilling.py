@@ -274,7 +274,12 @@ def commit_to_lock(layout: Layout, steps: Sequence[str], way_out: str) -> None:
         return
     complete_params(layout.params)
     lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
-    command = [sys.executable, "-c", _COMMIT, *(name for name in steps if name in lock)]
+    command = [
+        sys.executable,
+        "-c",
+        _COMMIT,
+        *(name for name in steps if name in lock or name.endswith(".dvc")),
+    ]
     done = subprocess.run(command, cwd=layout.root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CanalError(

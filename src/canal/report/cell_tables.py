@@ -245,9 +245,7 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
         for line in step["text"].splitlines():
             yield text(f"     {line}", "bold" if step["kind"] == "run" else "")
     yield text(
-        "Old versions keep their artifacts, and the cells in them: who must erase those deletes the files "
-        "(mlartifacts, models, prepared, data, .dvc/cache, .canal) by hand.",
-        "dim",
+        "Old versions keep their artifacts, and the cells in them, until `canal erase` removes them.", "dim"
     )
 
 
@@ -283,3 +281,45 @@ def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
         yield f"retired: {', '.join(map(str, document['retired']))}"
     if not dry_run:
         yield "next: canal promote candidate, then git add params.yaml dvc.lock ledger.jsonl && git commit"
+
+
+_BEYOND = (
+    "the history of git (git filter-repo), other clones, backups and snapshots of disks",
+    "bundles that were exported, and what importers made of them; files that were labelled and sent on",
+    "objects of DVC in remotes and caches of others; traces and copies on servers of MLflow",
+    "means over all cells of a stage, with these, in the gate's verdict of versions that stay",
+    "what a disk keeps of deleted files until it writes over them",
+)
+"""What canal cannot look at, and so never lists by name."""
+
+
+def erased_group(document: Document) -> Group:
+    """Return the plan or the result of `canal erase` (`canal.app.erasing.Erased.to_json`)."""
+    if document["state"] == "nothing":
+        what = "nothing is left to erase: no version, file or cache that canal knows holds such cells"
+        return Group(text(what), *_unreached(document))
+    planned = document["state"] == "planned"
+    lines = [
+        f"{one['bytes']:>13,}  {one['path']}: "
+        f"{'rewritten without them; ' if one['rewritten'] else ''}{one['why']}"
+        for one in document["files"]
+    ]
+    did = "would be erased" if planned else "erased"
+    lines.append(
+        f"{document['n_cells']:,} cells in {len(document['files']):,} files ({document['bytes']:,} bytes) of "
+        f"{len(document['versions'])} versions ({', '.join(document['versions']) or 'none'}) {did}"
+    )
+    if planned:
+        lines.append(f"to erase exactly this: the same command with --confirm {document['token']}")
+    else:
+        lines.append(
+            f"entry {document['entry']} of ledger.jsonl says who and why; next: canal audit, then git add "
+            "ledger.jsonl erased params.yaml dvc.lock data.dvc && git commit"
+        )
+    return Group(*map(text, lines), *_unreached(document))
+
+
+def _unreached(document: Document) -> Iterator[Any]:
+    yield text("Not reached", "bold")
+    yield from (text(f"- {one}", "yellow") for one in document["unreached"])
+    yield from (text(f"- {one}", "dim") for one in _BEYOND)
