@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from canal.app.backfilling import STAGE_STEPS, commit_to_lock
+from canal.app.backfilling import STAGE_STEPS, commit_to_lock, keep_locks
 from canal.app.project import Project
 from canal.app.tracing import Plan, aliases_left, planned, unreached
 from canal.app.withdrawing import Withdrawal as Withdrawal
@@ -206,33 +206,54 @@ def _result(state: str, stones: Tombstones, missed: Iterable[str] = (), entry: i
 
 
 def _staged(plan: Plan) -> Tombstones:
-    """Write the files that replace others under their digest into a folder of their own, and name them."""
-    project, stones, rests = plan.project, plan.stones, dict[str, str]()
-    config, layout = project.config, project.layout
-    folder = layout.staging / stones.token
-    shutil.rmtree(layout.staging, ignore_errors=True)
-    folder.mkdir(parents=True)
-    rewritten = {one.path: one for one in stones.files if one.rewritten}
-    for name in sorted({Path(path).parts[1] for path in rewritten}):
-        source, raw = config.sources[name], layout.source(name) / CELLS
-        before, left = file_digest(raw), folder / f"{name}.h5ad"
-        leaving = [
-            (other, one, *_leaving(plan, other))
-            for other, one in plan.sources.items()
-            if one.sha256 == source.sha256
-        ]
-        without_cells(raw, left, leaving)
-        digest = file_digest(left)
-        rests |= {path: digest for path, one in rewritten.items() if one.sha256 == before}
-        if any(path.startswith(f"prepared/{name}/") for path in rewritten):
-            settings = PrepareSettings(config.min_genes(name), config.prepare.chunk_cells)
-            made = folder / f"{name}-prepared"
-            prepare(left, name, source.model_copy(update={"rest": digest}), settings, made)
-            for path in sorted(made.iterdir()):
-                rests[f"prepared/{name}/{path.name}"] = file_digest(path)
-                path.replace(folder / file_digest(path))
-        left.replace(folder / digest)
-    return replace(stones, rests=rests)
+    """Write the files that replace others under their digest into a folder of their own, and name them.
+
+    Raises
+    ------
+    CanalError
+        If one cannot be written, or its source cannot be read; nothing was changed.
+    """
+    project, rests = plan.project, dict[str, str]()
+    folder = project.layout.staging / plan.stones.token
+    shutil.rmtree(project.layout.staging, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        for name in sorted({Path(one.path).parts[1] for one in plan.stones.files if one.rewritten}):
+            rests |= _rewritten(plan, name, folder)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(project.layout.staging, ignore_errors=True)
+        what = str(error).splitlines()[0][:200]
+        raise CanalError(f"cannot write what is left of the files: {what}; nothing was erased") from error
+    return replace(plan.stones, rests=rests)
+
+
+def _rewritten(plan: Plan, name: str, folder: Path) -> dict[str, str]:
+    """Write what is left of a source into ``folder``; return the digests by the paths that they replace."""
+    config, layout = plan.project.config, plan.project.layout
+    source, left = config.sources[name], folder / f"{name}.h5ad"
+    paths = [one.path for one in plan.stones.files if one.rewritten and Path(one.path).parts[1] == name]
+    leaving = [(n, one, *_leaving(plan, n)) for n, one in plan.sources.items() if one.sha256 == source.sha256]
+    if leaving:
+        without_cells(layout.source(name) / CELLS, left, leaving)
+    else:  # erased before, and back: what was left then may still lie somewhere
+        places = (layout.source(name), layout.incoming / name)
+        there = [one / CELLS for one in places if (one / CELLS).is_file()]
+        before = next((one for one in there if file_digest(one) == source.rest), None)
+        if before is None:
+            return {}
+        shutil.copyfile(before, left)
+    digest = file_digest(left)
+    rests = {
+        path: digest for path in paths if path.endswith(f"/{CELLS}") and not path.startswith("prepared/")
+    }
+    if any(path.startswith("prepared/") for path in paths):
+        settings, made = PrepareSettings(config.min_genes(name), config.prepare.chunk_cells), folder / name
+        prepare(left, name, source.model_copy(update={"rest": digest}), settings, made)
+        for path in sorted(made.iterdir()):
+            rests[f"prepared/{name}/{path.name}"] = file_digest(path)
+            path.replace(folder / file_digest(path))
+    left.replace(folder / digest)
+    return rests
 
 
 def _leaving(plan: Plan, source: str) -> tuple[frozenset[str], str | None]:
@@ -279,13 +300,13 @@ def _finish(project: Project, path: Path, stones: Tombstones) -> None:
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove a folder that lost its last file, and those above it, but none that a project begins with."""
-    while len(folder.relative_to(root).parts if root in folder.parents else folder.parts) > 1:
+    """Remove a folder that lost its last file, and those above it but the project's own first folders."""
+    levels = len(folder.relative_to(root).parts) - 1 if root in folder.parents else 1
+    for one in [folder, *folder.parents][:levels]:
         try:
-            folder.rmdir()
+            one.rmdir()
         except OSError:
             return
-        folder = folder.parent
 
 
 def _restore_judgements(project: Project) -> None:
@@ -303,6 +324,7 @@ def _restore_judgements(project: Project) -> None:
 
 def _whole(layout: Layout, steps: Sequence[str]) -> list[str]:
     """Return the steps whose outputs lie there: the next run makes those of the others."""
+    keep_locks(layout)
     path = layout.root / LOCK
     lock = parse_yaml(path.read_text(encoding="utf-8"), LOCK)["stages"] if path.is_file() else {}
     outs = {name: [layout.root / one["path"] for one in lock.get(name, {}).get("outs", ())] for name in steps}

@@ -10,7 +10,7 @@ from canal.annotation.records import read_log
 from canal.app.project import Project
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
-from canal.core.errors import CanalError
+from canal.core.errors import CanalError, RegistryError
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.provenance.exposure import CellQuery as CellQuery
 from canal.registry.provenance.exposure import CellsSeen, Exposure, MatchedCells, find_cells, find_exposures
@@ -93,7 +93,7 @@ def impact(project: Project, query: CellQuery) -> Impact:
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
     cells_seen = CellsSeen(project.store)
-    found = find_cells(cells_seen, query)
+    found = _found(project, cells_seen, query)
     exposures = find_exposures(cells_seen, found)
     log = read_log(project.layout.annotations)
     keys = {exposure.version.version.key for exposure in affected(exposures)}
@@ -106,6 +106,15 @@ def impact(project: Project, query: CellQuery) -> Impact:
         unreadable=log.unreadable,
         steps=plan(project, query, found, exposures),
     )
+
+
+def _found(project: Project, cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
+    try:
+        return find_cells(cells_seen, query)
+    except RegistryError as error:
+        if not any(one.erased for one in project.store.versions()):
+            raise
+        raise RegistryError(f"{error}; {_ERASED}") from error
 
 
 def affected(exposures: Sequence[Exposure]) -> list[Exposure]:
@@ -132,6 +141,7 @@ def _short(record: Document) -> Document:
 
 # The plan to learn again without some cells: changes of params.yaml, and commands.
 
+_ERASED = "versions were erased since, and of the cells that they held nothing is known (`canal ledger`)"
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 
@@ -381,7 +391,7 @@ def forward(project: Project, query: CellQuery) -> dict[str, Any]:
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
     cells_seen = CellsSeen(project.store)
-    found = find_cells(cells_seen, query)
+    found = _found(project, cells_seen, query)
     return {
         "format": 1,
         "source": query.source,

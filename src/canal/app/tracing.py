@@ -36,6 +36,8 @@ from canal.registry.provenance.traces import (
 )
 
 _RAW = ("data", "incoming")
+_TOLD = (".h5ad", ".csv", ".tsv", ".txt", ".json", ".parquet")
+"""Files of the user that are looked into, to tell of those that hold the cells."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Plan:
     orphans: Sequence[RegisteredVersion]
     stones: Tombstones
     sources: Mapping[str, Source]
+    named: tuple[str, ...]
 
 
 def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bool) -> Plan:
@@ -74,14 +77,11 @@ def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bo
     for one in holding:
         recorded = {digest for name, digest in recorded_files(one).items() if of_cells(name)}
         files |= dict.fromkeys(recorded, f"the same bytes as a file of {one.name}")
-    for one in kept:
-        for digest in recorded_files(one).values():
-            files.pop(digest, None)
+    stays = frozenset(digest for one in kept for digest in recorded_files(one).values())
     files |= dict.fromkeys(_raw_digests(project, sources), "the file of the source")
     keys = frozenset(name for one in holding for name in (one.digest, one.version.record))
-    traces = Traces(matched.ids, frozenset(cells["cell_digest"]), files, keys)
-    for one in kept:
-        _refuse_kept(one, traces)
+    traces = Traces(matched.ids, frozenset(cells["cell_digest"]), files, keys, stays)
+    named = tuple(what for one in kept for what in _named_by(one, traces))
     folders = frozenset(one.folder for one in seen.versions)
     doomed = [file for one in holding for file in files_of(one)]
     doomed += find_files(
@@ -103,7 +103,7 @@ def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bo
         files=sorted((_placed(project, one) for one in doomed), key=lambda one: one.path),
         objects=sorted({md5 for one in doomed if (md5 := object_name(Path(one.path)))}) if remote else (),
     )
-    return Plan(project, withdrawal, matched, holding, orphans, stones, sources)
+    return Plan(project, withdrawal, matched, holding, orphans, stones, sources, named)
 
 
 def _orphans(
@@ -185,15 +185,24 @@ def _excluded(exclude: Exclusion, withdrawal: Withdrawal) -> bool:
     return not withdrawal.whole and batch and withdrawal.ids <= named
 
 
-def _refuse_kept(one: RegisteredVersion, traces: Traces) -> None:
-    """Refuse where a version that stays names one of the cells: it would have to go, too."""
+def _named_by(one: RegisteredVersion, traces: Traces) -> Iterator[str]:
+    """Yield which judgements of a version that stays name some of the cells: names, and no values.
+
+    Raises
+    ------
+    RegistryError
+        If any other file of it names one: it would have to go, too.
+    """
     for path in sorted(one.folder.rglob("*")):
-        if path.is_file() and path.name != KEY_FILE and (found := traces.named(path)):
+        if not path.is_file() or path.name == KEY_FILE or not (found := traces.named(path)):
+            continue
+        name = path.relative_to(one.folder).as_posix()
+        if not name.startswith("validation/"):
             raise RegistryError(
-                f"nothing was erased: {path.relative_to(one.folder)} of {one.name}, which is not known to "
-                f"have seen the cells, {found}. `canal audit {one.version.number}` says more; retire it, and "
-                "unlearn the cells"
+                f"nothing was erased: {name} of {one.name}, which is not known to have seen the cells, "
+                f"{found}: unlearn the cells there, too, or `canal audit` it"
             )
+        yield f"{name} of {one.name} {found}, not their values: it judged the stage when it had them"
 
 
 def _declared(one: RegisteredVersion) -> Source:
@@ -239,18 +248,21 @@ def unreached(plan: Plan) -> Iterator[str]:
     """Yield what was found that canal does not touch, by path or by name."""
     project, root = plan.project, plan.project.layout.root
     raw, keys = _raw_digests(project, plan.sources), {one.digest for one in plan.versions}
-    traces = Traces(plan.matched.ids, frozenset(), dict.fromkeys(raw, "raw"))
+    bare = {one.partition(":")[2] for one in plan.matched.ids}  # as files that were labelled have them
+    traces = Traces(plan.matched.ids | bare, frozenset(), dict.fromkeys(raw, "raw"))
     for path in own_files(root):
         if path.suffix == ".zip" and (found := bundle_key(path)) in keys:
             yield f"{path.relative_to(root)}: a bundle of the version with key {found[:12]}...: delete it"
-        elif path.suffix == ".h5ad" and traces.why(path, file_digest(path)):
+        elif path.suffix in _TOLD and traces.why(path, file_digest(path)):
             yield f"{path.relative_to(root)}: your own file with the cells: delete it, or write it without"
     for name, source in plan.sources.items():
         given = project.config.sources.get(name, source)
         if origin := given.url or (given.wheel and given.wheel.package):
             yield f"{shown_address(origin)}: where {name} was fetched from; canal does not fetch it again"
         if named := {f"{name}:{cell}" for cell in given.exclude.cells} & plan.matched.ids:
-            yield f"{len(named)} names, not values, in params.yaml, dvc.lock and key.json, which exclude them"
+            where = "params.yaml, dvc.lock, DVC's run cache and key.json, which exclude them"
+            yield f"{len(named)} names, not values, in {where}"
+    yield from plan.named
     log = read_log(project.layout.annotations)
     for one in log.of_versions(keys):
         about = one.get("input") or {"name": "a file"}

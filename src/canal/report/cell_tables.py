@@ -299,11 +299,7 @@ def erased_group(document: Document) -> Group:
         what = "nothing is left to erase: no version, file or cache that canal knows holds such cells"
         return Group(text(what), *_unreached(document))
     planned = document["state"] == "planned"
-    lines = [
-        f"{one['bytes']:>13,}  {one['path']}: "
-        f"{'rewritten without them; ' if one['rewritten'] else ''}{one['why']}"
-        for one in document["files"]
-    ]
+    lines = [line for why, files in _by_reason(document["files"]).items() for line in (f"{why}:", *files)]
     did = "would be erased" if planned else "erased"
     lines.append(
         f"{document['n_cells']:,} cells in {len(document['files']):,} files ({document['bytes']:,} bytes) of "
@@ -317,6 +313,15 @@ def erased_group(document: Document) -> Group:
             "ledger.jsonl erased params.yaml dvc.lock data.dvc && git commit"
         )
     return Group(*map(text, lines), *_unreached(document))
+
+
+def _by_reason(files: Sequence[Document]) -> dict[str, list[str]]:
+    """Return a line for each file, under the reason why it goes."""
+    found: dict[str, list[str]] = {}
+    for one in files:
+        why = f"{one['why']}, rewritten without the cells" if one["rewritten"] else one["why"]
+        found.setdefault(why, []).append(f"{one['bytes']:>13,}  {one['path']}")
+    return found
 
 
 def _unreached(document: Document) -> Iterator[Any]:

@@ -52,15 +52,20 @@ class Traces:
         SHA-256 of files that hold them -> what they are.
     keys : frozenset of str
         Keys and records of the versions that hold them.
+    stays : frozenset of str
+        SHA-256 of the files of versions that stay, which never saw the cells.
     """
 
     ids: frozenset[str]
     digests: frozenset[str]
     files: Mapping[str, str] = field(default_factory=dict)
     keys: frozenset[str] = frozenset()
+    stays: frozenset[str] = frozenset()
 
     def why(self, path: Path, sha256: str) -> str | None:
         """Return why a file is said to hold the cells; None where nothing says so."""
+        if sha256 in self.stays:
+            return None
         return self.files.get(sha256) or self.named(path)
 
     def named(self, path: Path) -> str | None:
@@ -99,7 +104,7 @@ class Traces:
 
     @cached_property
     def _id(self) -> re.Pattern[bytes]:
-        sources = sorted({one.partition(":")[0] for one in self.ids})
+        sources = sorted({one.partition(":")[0] for one in self.ids if ":" in one})
         return re.compile(
             b"(?:" + b"|".join(re.escape(one.encode()) for one in sources) + rb"""):[^"',\n\r\t<>\\]+"""
         )
