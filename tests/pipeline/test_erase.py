@@ -188,6 +188,8 @@ def test_the_versions_that_stay_answer_and_those_that_went_are_listed(erased, tm
     line.canal("annotate", str(line.root / "raw" / "query.h5ad"), "-o", str(tmp_path / "o.h5ad"))
     line.canal("export", "champion", "-o", str(tmp_path / "x.zip"))
     line.canal("lineage", "champion")
+    who = line.canal("who", str(line.root / "labelled.h5ad"))
+    assert "the version was erased since, with cells that it held" in " ".join(who.split())
 
 
 def test_params_yaml_of_before_is_told_that_its_versions_are_gone(erased):

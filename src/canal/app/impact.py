@@ -92,8 +92,7 @@ def impact(project: Project, query: CellQuery) -> Impact:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    cells_seen = CellsSeen(project.store)
-    found = _found(project, cells_seen, query)
+    cells_seen, found = _find(project, query)
     exposures = find_exposures(cells_seen, found)
     log = read_log(project.layout.annotations)
     keys = {exposure.version.version.key for exposure in affected(exposures)}
@@ -108,13 +107,13 @@ def impact(project: Project, query: CellQuery) -> Impact:
     )
 
 
-def _found(project: Project, cells_seen: CellsSeen, query: CellQuery) -> MatchedCells:
+def _find(project: Project, query: CellQuery) -> tuple[CellsSeen, MatchedCells]:
+    cells_seen = CellsSeen(project.store)
     try:
-        return find_cells(cells_seen, query)
+        return cells_seen, find_cells(cells_seen, query)
     except RegistryError as error:
-        if not any(one.erased for one in project.store.versions()):
-            raise
-        raise RegistryError(f"{error}; {_ERASED}") from error
+        erased = any(one.erased for one in project.store.versions())
+        raise RegistryError(f"{error}; {_ERASED}" if erased else str(error)) from error
 
 
 def affected(exposures: Sequence[Exposure]) -> list[Exposure]:
@@ -140,7 +139,6 @@ def _short(record: Document) -> Document:
 
 
 # The plan to learn again without some cells: changes of params.yaml, and commands.
-
 _ERASED = "versions were erased since, and of the cells that they held nothing is known (`canal ledger`)"
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
@@ -390,8 +388,7 @@ def forward(project: Project, query: CellQuery) -> dict[str, Any]:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    cells_seen = CellsSeen(project.store)
-    found = _found(project, cells_seen, query)
+    cells_seen, found = _find(project, query)
     return {
         "format": 1,
         "source": query.source,

@@ -82,7 +82,8 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
     elif not registry["known"]:
         yield "registry", f"no version of {registry['model']} has this key"
     else:
-        names = ", ".join([*registry["aliases"], *(["retired"] if registry["retired"] else [])])
+        end = "erased" if registry["erased"] else "retired" if registry["retired"] else ""
+        names = ", ".join([*registry["aliases"], *([end] if end else [])])
         yield "registry", f"version {registry['version']}, now {names or 'without an alias'}"
         yield "champion now", "none" if registry["champion"] is None else f"version {registry['champion']}"
 
@@ -99,7 +100,9 @@ def _warnings(document: Document) -> Iterator[str]:
         yield "the registry has this key under another number: it was rebuilt"
     if registry["same_record"] is False:
         yield "the version's record is another one than the file says: `canal audit` looks into it"
-    if registry["retired"]:
+    if registry["erased"]:
+        yield "the version was erased since, with cells that it held: `canal ledger` says who did it and why"
+    elif registry["retired"]:
         yield "the version was retired since: `canal show` says why; label the file again with the champion"
     if registry["logged"] is False:
         yield "annotations.jsonl does not know this record: it was labelled elsewhere, or the log was edited"

@@ -12,8 +12,8 @@ does no more than a command of canal could do, is announced when it is finished,
 No move is made on top of a ledger that breaks its rules (`canal.registry.ledger.ledger_rules`), or with a
 signature that the keyring in params.yaml (`registry.keyring`) does not accept. From the first signed entry of
 a group on, each entry of that group must be signed by a key of the keyring with the role, and so must every
-new entry. The groups are decisions of people (promote, rollback, retire, merge) and entries of commands
-(register, rebuild): a project may begin to sign at any time, one group first.
+new entry. The groups are decisions of people (promote, rollback, retire, erase, merge) and entries of
+commands (register, rebuild): a project may begin to sign at any time, one group first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
