@@ -29,7 +29,7 @@ from canal.data.prepare import PrepareSettings, prepare, without_cells
 from canal.data.sources import CELLS, summarise
 from canal.registry.audit.workspace import LOCK
 from canal.registry.ledger import tombstones
-from canal.registry.ledger.ledger import Draft, Ledger
+from canal.registry.ledger.ledger import Draft, Entry, Ledger
 from canal.registry.ledger.tombstones import Tombstones
 from canal.registry.promotion.moves import moving, record
 from canal.registry.promotion.promotion import Decision as Decision
@@ -169,27 +169,42 @@ def _erase(
         )
     notice("writing what is left of the files that stay")
     stones, missed = _staged(plan), tuple(unreached(plan))
-    for one in plan.orphans:
-        if not one.version.retired:
-            retire(project.store, ledger, one.version, decision)
-    path = tombstones.begin(project.layout.tombstones, stones)
-    aliases = aliases_left(plan)
-    entry = record(
-        project.store,
-        ledger,
-        Draft(
-            kind="erase", model=project.store.names.model, version=0, key="", record="", who=decision.by,
-            why=decision.why, aliases=aliases,
-            details={
-                "cells": stones.cells, "n_cells": stones.n_cells, "token": stones.token,
-                "tombstones": file_digest(path), "versions": [dict(one) for one in stones.versions],
-            },
-        ),
-        decision.sign,
-    )  # fmt: skip
+    path, entry = _entered(plan, stones, ledger, decision)
     notice(f"entry {entry.seq} of the ledger is written; erasing {len(stones.files)} files")
     _finish(project, path, stones)
     return _result("erased", stones, missed, entry.seq)
+
+
+def _entered(plan: Plan, stones: Tombstones, ledger: Ledger, decision: Decision) -> tuple[Path, Entry]:
+    """Write the list of what goes, then the ledger's entry about it; return both.
+
+    Raises
+    ------
+    LedgerError, SigningError
+        If the ledger does not take the entry: nothing is erased, and no list is left.
+    """
+    store, layout = plan.project.store, plan.project.layout
+    for one in plan.orphans:
+        if not one.version.retired:
+            retire(store, ledger, one.version, decision)
+    path = tombstones.begin(layout.tombstones, stones)
+    details = {
+        "cells": stones.cells,
+        "n_cells": stones.n_cells,
+        "token": stones.token,
+        "tombstones": file_digest(path),
+        "versions": [dict(one) for one in stones.versions],
+    }
+    draft = Draft(
+        "erase", store.names.model, 0, "", "", decision.by, decision.why, aliases_left(plan), details
+    )
+    try:
+        return path, record(store, ledger, draft, decision.sign)
+    except CanalError:
+        if not layout.pending.is_file():  # a move that was begun is finished by the next command
+            path.unlink()
+            shutil.rmtree(layout.staging, ignore_errors=True)
+        raise
 
 
 def _result(state: str, stones: Tombstones, missed: Iterable[str] = (), entry: int | None = None) -> Erased:

@@ -234,12 +234,10 @@ def _placed(project: Project, one: Doomed) -> Doomed:
 
 def aliases_left(plan: Plan) -> dict[str, int | None]:
     """Return the aliases that leave versions whose files go; ``candidate`` goes to the newest that stays."""
-    store = plan.project.store
-    numbers = {one.version.number for one in (*plan.versions, *plan.orphans) if one.is_annotator}
-    left = [
-        one.number for one in store.versions() if one.ready and not one.retired and one.number not in numbers
-    ]
-    held = {alias for one in plan.versions for alias in one.version.aliases}
+    versions = plan.project.store.versions()
+    numbers = {one.version.number for one in plan.versions if one.is_annotator}
+    held = {alias for one in versions if one.number in numbers for alias in one.aliases}
+    left = [one.number for one in versions if one.ready and not one.retired and one.number not in numbers]
     aliases: dict[str, int | None] = {PREVIOUS: None} if PREVIOUS in held else {}
     return aliases | ({CANDIDATE: max(left, default=None)} if CANDIDATE in held else {})
 
@@ -263,7 +261,11 @@ def unreached(plan: Plan) -> Iterator[str]:
             where = "params.yaml, dvc.lock, DVC's run cache and key.json, which exclude them"
             yield f"{len(named)} names, not values, in {where}"
     yield from plan.named
+    real = {(root / one.path).resolve() for one in plan.stones.files if not (root / one.path).is_symlink()}
+    for one in plan.stones.files:
+        if (root / one.path).is_symlink() and (target := (root / one.path).resolve()) not in real:
+            yield f"{one.path} is a link to {target}: only the link goes, delete the file"
     log = read_log(project.layout.annotations)
-    for one in log.of_versions(keys):
-        about = one.get("input") or {"name": "a file"}
-        yield f"{about['name']}: labelled by version {one['model'].get('version')} on {one.get('time')}"
+    for record in log.of_versions(keys):
+        about = record.get("input") or {"name": "a file"}
+        yield f"{about['name']}: labelled by version {record['model'].get('version')} on {record.get('time')}"

@@ -210,7 +210,7 @@ def _files(places: Sequence[Path], passed: frozenset[Path]) -> Iterator[Path]:
                 continue
             for name in sorted(names):
                 path = here / name
-                if path.is_file() and not path.is_symlink():
+                if path.is_file():  # also a link, as DVC makes them into its cache
                     yield path
 
 
