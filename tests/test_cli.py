@@ -35,6 +35,7 @@ COMMANDS = [
     ("rollback",),
     ("retire",),
     ("unlearn",),
+    ("erase",),
     ("ledger",),
     ("ledger", "anchor"),
     ("ledger", "merge"),

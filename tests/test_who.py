@@ -67,6 +67,7 @@ def test_the_file_names_its_version_and_the_registry_confirms_it(made, tmp_path)
         "same_record": True,
         "aliases": ["candidate"],
         "retired": False,
+        "erased": False,
         "champion": 1,
         "logged": True,
     }

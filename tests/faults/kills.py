@@ -39,6 +39,9 @@ THIRD = "raw/third.h5ad"
 OLD = b"what lay here before"
 """Content of an output that a command is told to replace."""
 
+ERASE = ("erase", "second", "--cells", "gone.txt", *BY, "--confirm", "TOKEN")
+"""The token is that of the project's token.txt."""
+
 Prepare = Callable[[Line], None]
 Report = dict[str, Any]
 
@@ -148,6 +151,15 @@ def name_cells(line: Line) -> None:
     (line.root / "gone.txt").write_text("\n".join(named) + "\n")
 
 
+def unlearn_cells(line: Line) -> None:
+    """Have unlearned three cells, let the new version serve, and know the token of what still holds them."""
+    name_cells(line)
+    canal(line, "unlearn", "second", "--cells", "gone.txt", *BY)
+    canal(line, "promote", "candidate", *BY, "--override", "*")
+    said = done(command(*ERASE[:-2], "--dry-run", "--json"), line.root)["said"]
+    (line.root / "token.txt").write_text(json.loads(said)["token"])
+
+
 def with_other_ledger(line: Line) -> None:
     """Have a clone that promoted another version than this one did."""
     other = Line(line.root.parent / "clone")
@@ -230,6 +242,12 @@ CASES = (
         done_already="has no 3 named cells",
     ),
     Case(
+        "erase",
+        ERASE,
+        unlearn_cells,
+        changes=("params.yaml", "data", "incoming", "prepared", "dvc.lock", "data.dvc", "erased", *REGISTRY),
+    ),
+    Case(
         "ledger merge",
         ("ledger", "merge", "other.jsonl", *BY),
         with_other_ledger,
@@ -306,7 +324,7 @@ def _kill(case: Case, base: Line, scratch: Path, kills: int, seed: int) -> Repor
 def _whole(case: Case, line: Line) -> float:
     """Run the command once, whole, and return the seconds that it took."""
     began = time.monotonic()
-    canal(line, *case.arguments, env=_environment(case, line))
+    canal(line, *_arguments(case.arguments, line), env=_environment(case, line))
     lasts = time.monotonic() - began
     for name in case.outputs:
         assert whole_file(line.root / name), f"{name} is not seen to be whole"
@@ -321,7 +339,7 @@ def _killed(case: Case, line: Line, moment: float) -> str:
         if "--overwrite" in case.arguments:
             (line.root / name).write_bytes(OLD)
     before = _files(line)
-    killed = Worker(command(*case.arguments, env=env), line.root).kill_after(moment)
+    killed = Worker(command(*_arguments(case.arguments, line), env=env), line.root).kill_after(moment)
     for name in case.outputs:
         path = line.root / name
         assert not path.exists() or path.read_bytes() == OLD or whole_file(path), f"{name} is half written"
@@ -355,7 +373,7 @@ def _use_scratch(place: Path) -> Callable[[], None]:
 
 def _again(case: Case, line: Line, env: dict[str, str]) -> bool:
     """Run the command again; return whether it says that it was done."""
-    worker = Worker(command(*(case.again or case.arguments), env=env), line.root)
+    worker = Worker(command(*_arguments(case.again or case.arguments, line), env=env), line.root)
     code = worker.wait()
     said = worker.said
     worker.answer.unlink()
@@ -364,6 +382,11 @@ def _again(case: Case, line: Line, env: dict[str, str]) -> bool:
     assert code == 0, f"it does not run again: {said}"
     assert json.loads(said)["code"] == 0, json.loads(said)["said"]
     return False
+
+
+def _arguments(arguments: Sequence[str], line: Line) -> list[str]:
+    """Return the arguments of a command in this project."""
+    return [(line.root / "token.txt").read_text() if one == "TOKEN" else one for one in arguments]
 
 
 def _files(line: Line) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ def test_a_version_nobody_decided_about_has_no_history(made):
     version = made.project.store.version("2")
     entries = note(made, "promote", made.project.store.version("1"), overrides=["ece"])
     wanted = {"served": [], "overrides": [], "retired": False, "retirement": None}
+    wanted |= {"erased": False, "erasure": None}
     assert decisions(entries, version) == wanted
 
 

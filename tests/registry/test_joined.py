@@ -14,11 +14,12 @@ from canal.registry.ledger.joined import (
     holds,
     ledger_bytes,
     ledger_records,
+    ledger_retired,
     origin,
     other_ledger,
     replayed,
 )
-from canal.registry.ledger.ledger import Entry, ledger_aliases, ledger_retired
+from canal.registry.ledger.ledger import Entry, ledger_aliases
 from canal.registry.ledger.ledger_rules import LOST, breaches
 from canal.registry.ledger.signing import add_to_keyring, new_key, read_keyring, signature_findings
 from canal.registry.promotion.merging import combined

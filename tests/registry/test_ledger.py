@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canal.core.errors import LedgerError
-from canal.registry.ledger.joined import ledger_records
+from canal.registry.ledger.joined import ledger_records, ledger_retired
 from canal.registry.ledger.ledger import (
     Draft,
     Ledger,
     entry_hash,
     ledger_aliases,
-    ledger_retired,
 )
 
 MODEL = "canal-annotator"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from canal.app import choosing as choosing
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
+    from canal.app import erasing as erasing
     from canal.app import impact as impact
     from canal.app import learning as learning
     from canal.app import pipeline as pipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from canal.app import promoting as promoting
     from canal.app import serving as serving
     from canal.app import tasks as tasks
+    from canal.app import tracing as tracing
     from canal.app import unlearning as unlearning
     from canal.app import versions as versions
     from canal.app import withdrawing as withdrawing
@@ -33,6 +35,7 @@ __all__ = [
     "choosing",
     "declaring",
     "discovering",
+    "erasing",
     "impact",
     "learning",
     "pipeline",
@@ -40,6 +43,7 @@ __all__ = [
     "promoting",
     "serving",
     "tasks",
+    "tracing",
     "unlearning",
     "versions",
     "withdrawing",

@@ -342,6 +342,7 @@ def _registry_view(project: Project, record: Record, log: Log) -> Document:
         "same_record": version.record == model["record"] if version and "record" in model else None,
         "aliases": list(version.aliases) if version else [],
         "retired": version.retired if version else None,
+        "erased": version.erased if version else None,
         "champion": champion,
         "logged": any(one.get("id") == record.get("id") for one in log.records) if "id" in record else None,
     }

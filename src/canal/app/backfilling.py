@@ -24,8 +24,8 @@ from canal.config.yaml_file import parse_yaml
 from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import backfilled
 from canal.core.digests import file_digest
-from canal.core.errors import CanalError, HistoryError
-from canal.core.files import new_folder
+from canal.core.errors import CanalError, ConfigError, HistoryError
+from canal.core.files import new_file, new_folder
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
@@ -291,8 +291,12 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
 
     def commit(steps: Sequence[str]) -> None:
         complete_params(layout.params)
+        kept = keep_locks(layout)
         lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
-        _, said = process.communicate("\n".join(name for name in steps if name in lock))
+        _, said = process.communicate(
+            "\n".join(name for name in steps if name in lock or name.endswith(".dvc"))
+        )
+        shutil.rmtree(kept)
         if process.returncode:
             raise CanalError(
                 f"what is new is registered and restored, but DVC could not commit it to {LOCK}: "
@@ -305,6 +309,40 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
         if process.poll() is None:  # nothing was committed
             process.kill()
             process.communicate()
+
+
+def keep_locks(layout: Layout) -> Path:
+    """Keep dvc.lock and data.dvc in a folder, which is returned, or bring back what a kill cut short.
+
+    DVC writes both in place: killed meanwhile, it leaves a part of them.
+    """
+    kept = layout.private / "locks" / "dvc"
+    for path in (layout.root / LOCK, layout.root / "data.dvc"):
+        copy = kept / path.name
+        source, target = (copy, path) if copy.is_file() and _is_cut(path, copy) else (path, copy)
+        if source.is_file():
+            with new_file(target) as temporary:
+                shutil.copyfile(source, temporary)
+    return kept
+
+
+def _is_cut(path: Path, before: Path) -> bool:
+    """Whether a file of DVC lacks steps or outputs that it had before, or does not end where it should."""
+    if not path.is_file() or not path.read_bytes().endswith(b"\n"):
+        return True
+    try:
+        now, then = (
+            _outs_of(parse_yaml(one.read_text(encoding="utf-8"), one.name)) for one in (path, before)
+        )
+    except (ConfigError, UnicodeDecodeError, AttributeError, TypeError):
+        return True
+    return any(now.get(name, -1) < number for name, number in then.items())
+
+
+def _outs_of(document: Any) -> dict[str, int]:
+    """Return the number of outputs of each step of dvc.lock, or of a file such as data.dvc."""
+    steps = document.get("stages", {"": document})
+    return {name: len(step.get("outs", ())) for name, step in steps.items()}
 
 
 def _result(project: Project, version: Version, before: int) -> Backfilled:

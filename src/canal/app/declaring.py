@@ -14,7 +14,7 @@ import numpy as np
 from canal.app.project import Project
 from canal.config.params import Tuning
 from canal.config.sections import BACKBONE, Continual
-from canal.config.yaml_file import last_stage, parse, save, with_branch, with_stage
+from canal.config.yaml_file import parse, save, with_branch, with_stage
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
 from canal.data.prepare import PrepareSettings
@@ -44,7 +44,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
-    stage = stage or last_stage(config)
+    stage = stage or list(config.stages)[-1]
     if stage not in config.stages:
         raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
     source = config.stages[stage].source
@@ -83,7 +83,7 @@ def propose_stage(
     """
     project = Project.open(root)
     before = project.layout.params.read_text(encoding="utf-8")
-    text = with_stage(before, name, source, parent or last_stage(project.config), fixed, grow)
+    text = with_stage(before, name, source, parent or list(project.config.stages)[-1], fixed, grow)
     proposed = Project(project.layout, parse(text))
     settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
     subject = proposed.candidate(name)

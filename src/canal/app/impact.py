@@ -10,7 +10,7 @@ from canal.annotation.records import read_log
 from canal.app.project import Project
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
-from canal.core.errors import CanalError
+from canal.core.errors import CanalError, RegistryError
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.provenance.exposure import CellQuery as CellQuery
 from canal.registry.provenance.exposure import CellsSeen, Exposure, MatchedCells, find_cells, find_exposures
@@ -92,8 +92,7 @@ def impact(project: Project, query: CellQuery) -> Impact:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    cells_seen = CellsSeen(project.store)
-    found = find_cells(cells_seen, query)
+    cells_seen, found = _find(project, query)
     exposures = find_exposures(cells_seen, found)
     log = read_log(project.layout.annotations)
     keys = {exposure.version.version.key for exposure in affected(exposures)}
@@ -106,6 +105,15 @@ def impact(project: Project, query: CellQuery) -> Impact:
         unreadable=log.unreadable,
         steps=plan(project, query, found, exposures),
     )
+
+
+def _find(project: Project, query: CellQuery) -> tuple[CellsSeen, MatchedCells]:
+    cells_seen = CellsSeen(project.store)
+    try:
+        return cells_seen, find_cells(cells_seen, query)
+    except RegistryError as error:
+        erased = any(one.erased for one in project.store.versions())
+        raise RegistryError(f"{error}; {_ERASED}" if erased else str(error)) from error
 
 
 def affected(exposures: Sequence[Exposure]) -> list[Exposure]:
@@ -134,6 +142,7 @@ def _short(record: Document) -> Document:
 
 _LEARNING = ("tune", "finetune", "evaluate")
 """Steps that learn and measure a stage, as MLflow's runs name them."""
+_ERASED = "versions were erased since, and of the cells that they held nothing is known (`canal ledger`)"
 _WHO = '--by "YOUR NAME" --why "REASON"'
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.app.backfilling import STAGE_STEPS, lock_writer
+from canal.app.declaring import LABELS_FILE
 from canal.app.learning import evaluate_stage
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
@@ -32,7 +33,7 @@ from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import ExactTask, finish_exact
 from canal.core.digests import json_digest
 from canal.core.errors import HistoryError
-from canal.core.files import new_folder, write_json
+from canal.core.files import new_folder, read_json, write_json
 from canal.data.split import SUMMED, write_split
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
@@ -302,6 +303,8 @@ def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
         artifacts.save(target)
         for name in _INPUTS:
             shutil.copytree(folder / name, target / name)
+        if stage in work.remainders:
+            _forget_labels(target / LABELS_FILE, set(work.remainders[stage].gone["cell_id"]))
         for suffix in (".csv", ".json"):
             shutil.copyfile(
                 scratch.layout.split(stage).with_suffix(suffix), target / "split" / f"cells{suffix}"
@@ -310,6 +313,15 @@ def _write_stage(work: _Work, scratch: Project, stage: str) -> None:
         write_key(target, facts, key_digest(scratch.layout.model(parent)))
     with new_folder(scratch.layout.metrics(stage)) as target:
         write_evaluation(target, evaluate_stage(scratch, stage))
+
+
+def _forget_labels(path: Path, gone: set[str]) -> None:
+    """Take the withdrawn cells out of those whose label the parent's sums contradict."""
+    document = read_json(path) if path.is_file() else {}
+    if "contradicted" in document:
+        cells = document["contradicted"]["cells"]
+        document["contradicted"]["cells"] = [one for one in cells if one["cell_id"] not in gone]
+        write_json(path, document)
 
 
 def _validation(work: _Work, scratch: Project, stage: str, genes: tuple[str, ...]) -> LabelledCells:

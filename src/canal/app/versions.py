@@ -15,6 +15,7 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.errors import CanalError, RegistryError
 from canal.core.files import new_folder, read_json
+from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Entry, Sign
 from canal.registry.ledger.mirror import user
 from canal.registry.manifest.version_folder import key_digest, method_view, read_key, read_record
@@ -109,7 +110,8 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
     does not download them.
     """
     figures = version.figures
-    if len(figures) == len(FIGURES) and project.store.local_artifacts(version) is None:
+    away = version.erased or project.store.local_artifacts(version) is None
+    if len(figures) == len(FIGURES) and away:
         try:
             numbers = [float(figures[name]) if figures[name] else None for name in FIGURES[:2]]
             return numbers[0], numbers[1], int(figures["types"]), figures["parent_stage"]
@@ -132,7 +134,8 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
     """Return the decisions about a version, oldest first, as a JSON document.
 
     ``served`` holds each promotion and rollback to the version, with the overridden rules; ``overrides`` all
-    rules that were ever overridden; ``retirement`` who retired it and why, or None. Entries are found by the
+    rules that were ever overridden; ``retirement`` who retired it and why, or None; ``erasure`` who erased
+    its files. Entries are found by the
     version's key, since a rebuilt registry may give it another number.
     """
     mine = [
@@ -144,11 +147,14 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         if entry.kind in ("promote", "rollback")
     ]
     retired = [_decision(entry) for entry in mine if entry.kind == "retire"]
+    erased = ledger_erased(entries).get((version.model, version.number))
     return {
         "served": served,
         "overrides": sorted({rule for one in served for rule in one["overrides"]}),
         "retired": version.retired or bool(retired),
         "retirement": retired[-1] if retired else None,
+        "erased": version.erased or erased is not None,
+        "erasure": None if erased is None else _decision(erased),
     }
 
 

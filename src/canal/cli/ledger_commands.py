@@ -198,7 +198,7 @@ def add(
         str | None,
         typer.Option(
             metavar="ROLE,ROLE",
-            help="May sign: register, promote, rollback, retire, merge, rebuild, anchor; by default all.",
+            help="May sign: register, promote, rollback, retire, erase, merge, rebuild, anchor; else all.",
         ),
     ] = None,
 ) -> None:

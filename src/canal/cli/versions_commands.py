@@ -1,4 +1,4 @@
-"""Commands about versions: promote, compare, rollback, retire, lineage, impact, diff."""
+"""Commands about versions: promote, compare, rollback, retire, lineage, impact, unlearn, erase, diff."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from canal import app
 from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
-from canal.report.cell_tables import forward_group, impact_group, unlearned_group
+from canal.report.cell_tables import erased_group, forward_group, impact_group, unlearned_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table
@@ -29,6 +29,9 @@ def add_to(to: typer.Typer) -> None:
     to.command(epilog=f'{example} unlearn kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn"')(
         unlearn
     )
+    to.command(
+        epilog=f'{example} erase kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn" --dry-run'
+    )(erase)
     to.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
 
 
@@ -192,6 +195,40 @@ def unlearn(
     retired = app.unlearning.retire_holding(project, made, decision) if retire and not dry_run else ()
     document = made.to_json() | {"retired": list(retired)}
     show_result(document if as_json else unlearned_group(document, dry_run), as_json)
+
+
+def erase(
+    source: Annotated[str, typer.Argument(help="The source that the cells are of.")],
+    by: By,
+    why: Why,
+    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
+    cells: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a name of a cell on each line.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List every file that would go, and the token; change nothing.")
+    ] = False,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="The token of the plan that --dry-run showed.")
+    ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Also remove the objects from DVC's default remote.")
+    ] = False,
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the bytes of cells from everything canal knows, once no version that stays has them."""
+    if batch is not None and cells is not None:
+        raise typer.BadParameter("give --batch or --cells, as to canal unlearn")
+    if not dry_run and confirm is None:
+        raise typer.BadParameter("look at the plan with --dry-run, then confirm it with --confirm TOKEN")
+    erasing = app.erasing
+    decision = erasing.Decision(by, why, signer(sign, by))
+    withdrawal = erasing.Withdrawal(source, batch, erasing.read_names_of_cells(cells))
+    options = erasing.Options(None if dry_run else confirm, remote)
+    document = erasing.erase(open_project(root), withdrawal, decision, options, note).to_json()
+    show_result(document if as_json else erased_group(document), as_json)
 
 
 def diff(

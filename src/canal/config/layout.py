@@ -41,6 +41,16 @@ class Layout:
         return self.root / "ledger.pending.json"
 
     @property
+    def tombstones(self) -> Path:
+        """Folder of what `canal erase` removed, by digest alone; committed to git, never an out of DVC."""
+        return self.root / "erased"
+
+    @property
+    def staging(self) -> Path:
+        """Folder of files without erased cells, until they replace those with them."""
+        return self.private / "erasing"
+
+    @property
     def annotations(self) -> Path:
         """The log of annotations: a line for each labelled file, since labelled files leave the project."""
         return self.root / "annotations.jsonl"

@@ -61,7 +61,7 @@ class Exclusion(Section):
     batches: tuple[str, ...] = ()
 
 
-_NOT_DECLARED = {"path", "url", "wheel", "available", "licence", "citation", "ontology"}
+_NOT_DECLARED = {"path", "url", "wheel", "rest", "available", "licence", "citation", "ontology"}
 
 
 class Source(Section):
@@ -70,13 +70,15 @@ class Source(Section):
     ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
     Without a map, labels are taken as they are. ``ontology`` names cell types by their Cell Ontology id; a
     model keeps those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
-    obs names.
+    obs names. ``rest`` is written by `canal erase`: the digest of the file that is left, while ``sha256``
+    stays that of the file which stages learned from.
     """
 
     path: str | None = None
     url: str | None = Field(default=None, pattern=r"^https?://")
     wheel: Wheel | None = None
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     available: bool = True
     label: str = Field(min_length=1)
     label_map: dict[str, str | None] | None = None
@@ -128,6 +130,11 @@ class Source(Section):
                 "cell types on the right of label_map"
             )
         return self
+
+    @property
+    def file_sha256(self) -> str:
+        """The digest of the file as it is to be read: without the cells that were erased."""
+        return self.rest or self.sha256
 
     def declaration(self) -> dict[str, Any]:
         """Return the settings that determine cells and values: no location, licence, citation or ontology."""

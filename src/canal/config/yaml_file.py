@@ -271,6 +271,14 @@ def _learned_by_sums(document: Any, config: Config, stages: Sequence[str]) -> st
     return text
 
 
+def with_rest(text: str, rests: Mapping[str, str]) -> str:
+    """Return params.yaml's text with the digests of what is left of some sources' files."""
+    document = _round_trip().load(text)
+    for name, digest in rests.items():
+        document["sources"][name]["rest"] = digest
+    return _dumped(document)
+
+
 def with_import(text: str, path: str, key: str) -> str:
     """Return params.yaml's text with the imported backbone in folder ``path``, whose key has digest ``key``.
 
@@ -342,11 +350,6 @@ def save(path: Path, text: str, before: str) -> None:
                 f"{path} was changed while this command ran, by an editor or another command, so it is left "
                 "as it is: call the command again"
             )
-
-
-def last_stage(config: Config) -> str:
-    """Return the stage that the next one is learned on by default: the last one listed."""
-    return list(config.stages)[-1]
 
 
 def _append(text: str, section: str, entry: Mapping[str, Any], group: str = "") -> str:

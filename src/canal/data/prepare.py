@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from canal.config.sections import Source
 from canal.core.digests import canonical_json, file_digest, json_digest
-from canal.core.errors import SourceError
+from canal.core.errors import DataError, SourceError
 from canal.core.files import new_folder, write_json
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.io.blocks import Matrix
@@ -75,17 +75,17 @@ def prepare(raw: Path, name: str, source: Source, settings: PrepareSettings, int
     """
     with new_folder(into) as folder:
         with open_h5ad(raw) as file:
-            if (found := file_digest(raw)) != source.sha256:
+            if (found := file_digest(raw)) != source.file_sha256:
                 raise SourceError(
-                    f"{raw}: sources.{name} declares sha256 {source.sha256}, found {found}; fetch the source "
-                    "again"
+                    f"{raw}: sources.{name} declares sha256 {source.file_sha256}, found {found}; fetch the "
+                    "source again"
                 )
             n_cells, n_genes, repairs = _write_cells(file, name, source, settings, folder / CELLS)
         prepared = Prepared(
             source=name,
             available=True,
             declaration_digest=json_digest(source.declaration()),
-            source_sha256=source.sha256,
+            source_sha256=source.file_sha256,
             sha256=file_digest(folder / CELLS),
             n_cells=n_cells,
             n_genes=n_genes,
@@ -224,6 +224,65 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
     return table[kept].reset_index(drop=True), repairs
 
 
+def without_cells(
+    raw: Path, into: Path, leaving: Sequence[tuple[str, Source, Collection[str], str | None]]
+) -> int:
+    """Write a raw file without some cells; return how many left. All else stays, as anndata has it.
+
+    Parameters
+    ----------
+    leaving
+        Of each source that reads the file: its name, its declaration, ids of cells (``SOURCE:NAME``), and a
+        batch of which every cell leaves, also those that were never prepared. Neither ids nor a batch: all
+        its cells.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or still names a cell in what is no table of cells (``uns``).
+    """
+    import anndata
+
+    with open_h5ad(raw) as file:
+        names = file.obs_names()
+        leaves = np.zeros(len(names), dtype=bool)
+        for name, source, ids, batch in leaving:
+            own = np.ones(len(names), dtype=bool)
+            for column, allowed in source.where.items():
+                own &= file.obs_column(column).isin(allowed).to_numpy()
+            chosen = np.isin([f"{name}:{cell}" for cell in unique_names(names)[0]], list(ids))
+            if batch is not None:
+                chosen |= (_batches(file, name, source)[0] == batch).to_numpy()
+            leaves |= own & (chosen if ids or batch is not None else True)
+    cells = anndata.read_h5ad(raw)[~leaves].copy()
+    gone = {cell for cell, leaves_ in zip(names, leaves, strict=True) if leaves_}
+    if still := gone.intersection(_texts(cells.uns)):
+        raise DataError(
+            f"{raw}: uns names {len(still)} of the cells that are to leave, so it cannot be rewritten "
+            "without them. Set available: false for its source, then the file goes as a whole"
+        )
+    cells.write_h5ad(into)
+    return int(leaves.sum())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in what uns may hold."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from (str(name), *_texts(one))
+    elif isinstance(value, str):
+        yield value
+    elif hasattr(value, "columns"):
+        yield from map(str, value.index)
+        for name in value.columns:
+            yield from _texts(value[name].to_numpy())
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
+        yield from map(str, value.ravel())
+    elif isinstance(value, np.ndarray) and value.dtype.names:
+        for name in value.dtype.names:
+            yield from _texts(value[name])
+
+
 def unique_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return ``names`` made unique with -1, -2, ..., and the sorted names that stood more than once."""
     taken = set(names)
@@ -285,7 +344,9 @@ def _kept(
         if dropped := int((kept & ~passes.to_numpy()).sum()):
             repairs[f"dropped_by_{rule}"] = {"n": dropped}
         kept &= passes.to_numpy()
-    if missing := sorted(set(source.exclude.cells) - set(names)):
+    # Those that were erased are not found, and their names are written nowhere again.
+    missing = sorted(set(source.exclude.cells) - set(names)) if source.rest is None else []
+    if missing:
         repairs["exclude_cells_not_found"] = {"n": len(missing), "examples": missing[:EXAMPLES]}
     return kept, repairs
 

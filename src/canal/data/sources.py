@@ -55,22 +55,29 @@ def ingest(
         for name, source in config.sources.items():
             place = folder / name
             place.mkdir()
-            size = 0
             if source.available:
                 kept = None if before is None else before / name / CELLS
                 shutil.copyfile(fetch(name, source, root, cache, progress, kept), place / CELLS)
-                size = (place / CELLS).stat().st_size
-            summary = {"source": name, "sha256": source.sha256, "size": size, "available": source.available}
-            write_json(place / SUMMARY, summary)
+            size = summarise(name, source, place)
             progress(
                 f"{name}: {size / 1e6:.1f} MB" if source.available else f"{name}: not available, left out"
             )
+
+
+def summarise(name: str, source: Source, place: Path) -> int:
+    """Write ``source.json`` beside a source's file, and return the size of that; 0 without one."""
+    size = (place / CELLS).stat().st_size if (place / CELLS).is_file() else 0
+    about = {"source": name, "sha256": source.file_sha256, "size": size, "available": source.available}
+    write_json(place / SUMMARY, about)
+    return size
 
 
 def fetch(
     name: str, source: Source, root: Path, cache: Path, progress: Progress, kept_before: Path | None = None
 ) -> Path:
     """Return a verified file with the bytes of ``source``: its own path, an earlier copy, or the cache."""
+    if source.rest is not None:
+        return _without_erased(name, source, root, kept_before)
     if source.path is not None:
         path = root / source.path
         if not path.is_file():
@@ -93,6 +100,19 @@ def fetch(
         kept.unlink(missing_ok=True)
         _download(name, source, kept, progress)
     return kept
+
+
+def _without_erased(name: str, source: Source, root: Path, kept_before: Path | None) -> Path:
+    """Return the file that is left of a source after an erasing; the original is never fetched again."""
+    own = None if source.path is None else root / source.path
+    for path in (own, kept_before):
+        if path is not None and path.is_file() and file_digest(path) == source.rest:
+            return path
+    raise SourceError(
+        f"sources.{name}: cells were erased from its file, and no file here has the sha256 {source.rest} of "
+        "what is left (the original holds the cells, and is not fetched): bring data/ back (dvc checkout, "
+        f"dvc pull), or set sources.{name}.available: false"
+    )
 
 
 def _download(name: str, source: Source, kept: Path, progress: Progress) -> None:

@@ -115,7 +115,7 @@ def judge_file(
         If the file is damaged, or lacks a layer or column that the declaration names.
     """
     regular_file(subject.raw)
-    source = subject.source.model_copy(update={"sha256": file_digest(subject.raw)})
+    source = subject.source.model_copy(update={"sha256": file_digest(subject.raw), "rest": None})
     with scratch_folder("gate") as folder:
         prepared = folder / "prepared"
         prepare(subject.raw, subject.source_name, source, settings, prepared)

@@ -82,7 +82,8 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
     elif not registry["known"]:
         yield "registry", f"no version of {registry['model']} has this key"
     else:
-        names = ", ".join([*registry["aliases"], *(["retired"] if registry["retired"] else [])])
+        end = "erased" if registry["erased"] else "retired" if registry["retired"] else ""
+        names = ", ".join([*registry["aliases"], *([end] if end else [])])
         yield "registry", f"version {registry['version']}, now {names or 'without an alias'}"
         yield "champion now", "none" if registry["champion"] is None else f"version {registry['champion']}"
 
@@ -99,7 +100,9 @@ def _warnings(document: Document) -> Iterator[str]:
         yield "the registry has this key under another number: it was rebuilt"
     if registry["same_record"] is False:
         yield "the version's record is another one than the file says: `canal audit` looks into it"
-    if registry["retired"]:
+    if registry["erased"]:
+        yield "the version was erased since, with cells that it held: `canal ledger` says who did it and why"
+    elif registry["retired"]:
         yield "the version was retired since: `canal show` says why; label the file again with the champion"
     if registry["logged"] is False:
         yield "annotations.jsonl does not know this record: it was labelled elsewhere, or the log was edited"
@@ -245,9 +248,7 @@ def _steps(steps: Sequence[Document]) -> Iterator[Any]:
         for line in step["text"].splitlines():
             yield text(f"     {line}", "bold" if step["kind"] == "run" else "")
     yield text(
-        "Old versions keep their artifacts, and the cells in them: who must erase those deletes the files "
-        "(mlartifacts, models, prepared, data, .dvc/cache, .canal) by hand.",
-        "dim",
+        "Old versions keep their artifacts, and the cells in them, until `canal erase` removes them.", "dim"
     )
 
 
@@ -287,3 +288,50 @@ def _unlearned_lines(document: Document, dry_run: bool) -> Iterator[str]:
         yield f"retired: {', '.join(map(str, document['retired']))}"
     if not dry_run:
         yield "next: canal promote candidate, then git add params.yaml dvc.lock ledger.jsonl && git commit"
+
+
+_BEYOND = (
+    "the history of git (git filter-repo), other clones, backups and snapshots of disks",
+    "bundles that were exported, and what importers made of them; files that were labelled and sent on",
+    "objects of DVC in remotes and caches of others; traces and copies on servers of MLflow",
+    "means over all cells of a stage, with these, in the gate's verdict of versions that stay",
+    "what a disk keeps of deleted files until it writes over them",
+)
+"""What canal cannot look at, and so never lists by name."""
+
+
+def erased_group(document: Document) -> Group:
+    """Return the plan or the result of `canal erase` (`canal.app.erasing.Erased.to_json`)."""
+    if document["state"] == "nothing":
+        what = "nothing is left to erase: no version, file or cache that canal knows holds such cells"
+        return Group(text(what), *_unreached(document))
+    planned = document["state"] == "planned"
+    lines = [line for why, files in _by_reason(document["files"]).items() for line in (f"{why}:", *files)]
+    did = "would be erased" if planned else "erased"
+    lines.append(
+        f"{document['n_cells']:,} cells in {len(document['files']):,} files ({document['bytes']:,} bytes) of "
+        f"{len(document['versions'])} versions ({', '.join(document['versions']) or 'none'}) {did}"
+    )
+    if planned:
+        lines.append(f"to erase exactly this: the same command with --confirm {document['token']}")
+    else:
+        lines.append(
+            f"entry {document['entry']} of ledger.jsonl says who and why; next: canal audit, then git add "
+            "ledger.jsonl erased params.yaml dvc.lock data.dvc && git commit"
+        )
+    return Group(*map(text, lines), *_unreached(document))
+
+
+def _by_reason(files: Sequence[Document]) -> dict[str, list[str]]:
+    """Return a line for each file, under the reason why it goes."""
+    found: dict[str, list[str]] = {}
+    for one in files:
+        why = f"{one['why']}, rewritten without the cells" if one["rewritten"] else one["why"]
+        found.setdefault(why, []).append(f"{one['bytes']:>13,}  {one['path']}")
+    return found
+
+
+def _unreached(document: Document) -> Iterator[Any]:
+    yield text("Not reached", "bold")
+    yield from (text(f"- {one}", "yellow") for one in document["unreached"])
+    yield from (text(f"- {one}", "dim") for one in _BEYOND)

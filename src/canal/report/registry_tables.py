@@ -108,7 +108,10 @@ def _what(entry: Document) -> str:
     if entry["kind"] == "merge":
         theirs = details["theirs"]
         return f"merge of a ledger of {theirs['seq']} entries, {theirs['hash'][:12]}... the last ({moved})"
-    parts = [f"{entry['kind']} {entry['model']} {entry['version']}"]
+    about = [f"{entry['model']} {entry['version']}"]
+    if entry["kind"] == "erase":
+        about = [f"{one['model']} {one['version']}" for one in details["versions"]]
+    parts = [f"{entry['kind']} {', '.join(about) or 'of files alone'}"]
     if moved:
         parts.append(f"({moved})")
     if overrides:

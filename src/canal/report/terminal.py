@@ -255,7 +255,8 @@ def _version_row(one: Mapping[str, Any]) -> list[Any]:
 def _names(one: Mapping[str, Any]) -> Any:
     """Return a version's aliases, and beside them for ever what was overridden and that it was retired."""
     names = text(", ".join(one.get("aliases") or ()))
-    marks = [("retired", "red")] if one.get("retired") else []
+    gone = "erased" if one.get("erased") else "retired" if one.get("retired") else ""
+    marks = [(gone, "red")] if gone else []
     marks += [(f"promoted despite {', '.join(one['overrides'])}", "yellow")] if one.get("overrides") else []
     for mark, style in marks:
         names.append("; " if names.plain else "").append_text(text(mark, style))

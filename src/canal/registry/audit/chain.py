@@ -284,6 +284,9 @@ def check_unlearned(chain: Sequence[RegisteredVersion], reader: VersionReader, l
         if not same or not one.is_annotator or one.rows is None:
             continue
         before = reader.with_key(one.key["unlearned"]["version"])
+        if before is not None and before.erased:
+            log.note(member.name, "unlearned", f"which cells left cannot be told: {before.name} was erased")
+            return
         if before is None or before.rows is None:
             what = f"the version with key {one.key['unlearned']['version'][:12]}... cannot be read here"
             log.note(member.name, "unlearned", f"which cells left cannot be told: {what}")

@@ -109,7 +109,7 @@ def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditL
 
 
 def _keys(entries: Sequence[Entry]) -> set[str]:
-    return {entry.document["key"] for entry in entries if entry.kind != MERGE}
+    return {entry.document["key"] for entry in entries if entry.document["key"]}
 
 
 def _last_hash(content: bytes) -> str:

@@ -13,6 +13,7 @@ from canal.config.params import Config
 from canal.core.errors import CanalError
 from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import VersionReader, check_chain, check_unlearned, check_verdict
+from canal.registry.audit.erasures import check_erased, check_tombstones
 from canal.registry.audit.kept_cells import CellFiles, check_sums, check_values, recompute
 from canal.registry.audit.ledger_entries import (
     Snapshot,
@@ -38,6 +39,7 @@ from canal.registry.audit.version_files import (
 )
 from canal.registry.audit.workspace import check_origin, check_workspace
 from canal.registry.ledger.git_history import GitFile
+from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Ledger
 from canal.registry.ledger.mirror import movements
 from canal.registry.ledger.signing import Keyring
@@ -111,7 +113,10 @@ def audit(
         wanted = snapshot.ready if versions is None else list(versions)
         chains, checked = [], []
         for version in wanted:
-            chain, record = _audit_version(reader, version, layout, log)
+            if version.erased and (member := reader.member(version)) is not None:
+                check_erased(member, ledger_erased(snapshot.known), log)
+                continue
+            chain, record = _audit_version(reader, version, (layout, config), log)
             if chain:
                 chains.append(chain)
             if record is not None:
@@ -128,9 +133,11 @@ def audit(
 
         def all_members() -> Iterator[RegisteredVersion]:
             others = VersionReader(store, snapshot.ready, snapshot.records, AuditLog(), fetch)
-            return (member for version in snapshot.ready if (member := others.member(version)))
+            versions = (one for one in snapshot.ready if not one.erased)
+            return (member for one in versions if (member := others.member(one)))
 
         check_exclusions(chains, all_members, config, log)
+        check_tombstones(layout, snapshot.known, log)
         check_workspace(layout, config, _stages(chains, config, everything=versions is None), log)
         opening.report(log)
     log.counts["versions"] = len(wanted)
@@ -171,7 +178,7 @@ def _check_chains(
 
 
 def _audit_version(
-    reader: VersionReader, version: Version, layout: Layout, log: AuditLog
+    reader: VersionReader, version: Version, project: tuple[Layout, Config], log: AuditLog
 ) -> tuple[list[RegisteredVersion], Record | None]:
     """Check a version by itself; return its chain, and its record if that is valid."""
     member = reader.member(version)
@@ -181,7 +188,7 @@ def _audit_version(
     record = reader.record(member)
     if record is not None:
         check_origin_record(member, record, log)
-    check_origin(member, layout, log)
+    check_origin(member, *project, log)
     chain = reader.chain(member)
     check_verdict(chain, log)
     check_unlearned(chain, reader, log)

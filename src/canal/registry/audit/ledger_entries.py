@@ -9,8 +9,8 @@ from canal.registry.audit.chain import VersionReader
 from canal.registry.audit.committed_ledger import check_committed
 from canal.registry.audit.version_files import LEDGER, AuditLog, examples, version_name
 from canal.registry.ledger.git_history import Anchor, GitFile, anchors, place
-from canal.registry.ledger.joined import histories, ledger_records
-from canal.registry.ledger.ledger import Entry, Ledger, ledger_aliases, ledger_retired
+from canal.registry.ledger.joined import histories, ledger_erased, ledger_records, ledger_retired
+from canal.registry.ledger.ledger import Entry, Ledger, ledger_aliases
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, LOST, PREVIOUS, Breach, breaches
 from canal.registry.ledger.mirror import mirrored
 from canal.registry.ledger.signing import Keyring, signature_findings
@@ -175,6 +175,10 @@ def check_aliases(snapshot: Snapshot, store: Store, log: AuditLog) -> None:
                 if version.retired
                 else ("the ledger says it is retired, its tag in MLflow does not")
             )
+            log.finding(version_name(store, version.model, version.number), "aliases", what)
+        if version.erased != ((version.model, version.number) in ledger_erased(snapshot.known)):
+            says = "MLflow says it was erased, the ledger does not"
+            what = says if version.erased else "the ledger says it was erased, its tag in MLflow does not"
             log.finding(version_name(store, version.model, version.number), "aliases", what)
 
 

@@ -19,6 +19,8 @@ LOST = "lost"
 """Field in the details of a rebuild entry: the version could not be rebuilt, its number stays free."""
 MERGE = "merge"
 """Kind of the entry that closes the entries of another ledger."""
+ERASE = "erase"
+"""Kind of the entry that says which versions' files were removed."""
 MERGED = "merged"
 """Field in the details of an entry that was appended anew."""
 
@@ -120,6 +122,8 @@ class ModelState:
                 self.records[entry.version] = entry
         elif entry.kind == "retire":
             self.retired.add(entry.version)
+        elif entry.kind == ERASE:
+            self.retired |= {one["version"] for one in erased_versions(entry) if one["model"] == entry.model}
         elif entry.kind != MERGE:
             self.served.add(entry.version)
 
@@ -156,6 +160,48 @@ def ledger_records(entries: Sequence[Entry]) -> dict[tuple[str, int], Entry]:
         if entry.kind in _REGISTERED and (before is None or name not in before):
             records[name] = entry
     return records
+
+
+def ledger_retired(entries: Sequence[Entry], model: str) -> set[int]:
+    """Return the numbers of the versions of ``model`` that were retired, or whose files were erased."""
+    retired = {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
+    return retired | {number for name, number in ledger_erased(entries) if name == model}
+
+
+def ledger_erased(entries: Sequence[Entry]) -> dict[tuple[str, int], Entry]:
+    """Return the entry by which the files of each version were first erased, by model and number."""
+    erased: dict[tuple[str, int], Entry] = {}
+    for entry in entries:
+        for one in erased_versions(entry):
+            erased.setdefault((one["model"], one["version"]), entry)
+    return erased
+
+
+def erased_versions(entry: Entry) -> list[Document]:
+    """Return the versions that an entry erased, each with model, version, key and record; else none.
+
+    Versions that are not named as canal names them are left out: `ledger_rules` reports them.
+    """
+    named = entry.document["details"].get("versions") if entry.kind == "erase" else None
+    shapes = {"model": str, "version": int, "key": str, "record": str}
+    return [
+        one
+        for one in (named if isinstance(named, list) else ())
+        if isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in shapes.items())
+    ]
+
+
+def entry_text(entry: Entry) -> str:
+    """Return a sentence about an entry: kind, version, person, reason and moved aliases."""
+    document = entry.document
+    moved = [f"{alias} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
+    signed = ", signed" if "signature" in document else ", not signed"
+    why = f": {document['why'][:200]!r}" if document["why"] else ""
+    numbers = ", ".join(str(one["version"]) for one in erased_versions(entry)) or entry.version
+    return (
+        f"{entry.kind} of {entry.model} {numbers} by {document['who'][:200]!r}{why} "
+        f"({', '.join(moved) or 'no alias moves'}{signed})"
+    )
 
 
 def join(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Join:

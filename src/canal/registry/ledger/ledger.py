@@ -22,7 +22,7 @@ FORMAT = 1
 BEGINNING = "0" * 64
 """``previous`` of the first entry."""
 
-Kind = Literal["register", "promote", "rollback", "retire", "rebuild", "merge"]
+Kind = Literal["register", "promote", "rollback", "retire", "rebuild", "merge", "erase"]
 Document = dict[str, Any]
 
 _MOST_WRONG = 1000
@@ -66,9 +66,9 @@ class Draft:
     Attributes
     ----------
     kind : str
-        register, promote, rollback, retire, rebuild or merge.
+        register, promote, rollback, retire, rebuild, merge or erase.
     model, version : str, int
-        The registered model, and the version that the entry is about; 0 for a merge.
+        The registered model, and the version that the entry is about; 0 for a merge or an erasing.
     key, record : str
         Digests of the version's key.json and record.json.
     who, why : str
@@ -291,11 +291,6 @@ def ledger_aliases(entries: list[Entry], model: str) -> dict[str, int]:
         if entry.model == model:
             pointed |= entry.aliases
     return {alias: number for alias, number in pointed.items() if number is not None}
-
-
-def ledger_retired(entries: list[Entry], model: str) -> set[int]:
-    """Return the numbers of the versions of ``model`` that were retired."""
-    return {entry.version for entry in entries if entry.kind == "retire" and entry.model == model}
 
 
 def read_entry(line: bytes) -> Entry | str:

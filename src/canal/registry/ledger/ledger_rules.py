@@ -8,28 +8,35 @@ held against the entries before them in the ledger that they came from.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from canal.core.errors import LedgerError
 from canal.registry.ledger.joined import CANDIDATE as CANDIDATE
 from canal.registry.ledger.joined import CHAMPION as CHAMPION
+from canal.registry.ledger.joined import (
+    ERASE,
+    MERGE,
+    ModelState,
+    erased_versions,
+    histories,
+    other_ledger,
+    replayed,
+    step,
+)
 from canal.registry.ledger.joined import LOST as LOST
-from canal.registry.ledger.joined import MERGE, ModelState, histories, other_ledger, replayed, step
 from canal.registry.ledger.joined import PREVIOUS as PREVIOUS
 from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.rulings import ALWAYS as ALWAYS
+from canal.registry.ledger.rulings import is_ruling as is_ruling
+from canal.registry.ledger.rulings import ruling_breaches
 
-DECIDED = ("promote", "rollback", "retire", MERGE)
+DECIDED = ("promote", "rollback", "retire", MERGE, ERASE)
 """Kinds of entry that a person decides on; the others are written by commands."""
 KINDS = ("register", *DECIDED, "rebuild")
 
-ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
-"""Rules of every promotion; there is a ruling on retention for each stage."""
-
-_FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
-_BOUND = re.compile(r"(<=|>=) (\d+\.\d+)")
-_NUMBER = re.compile(r"-?\d+\.\d+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -262,24 +269,60 @@ def check_retirement(entry: Entry, state: ModelState, later: Later, complain: Co
         complain(f"version {entry.version} was retired before")
     if state.aliases.get(CHAMPION) == entry.version:
         complain(f"version {entry.version} is the champion, which is never retired")
+    _check_handed_on(entry, {entry.version}, state, later, complain)
+
+
+def check_erasure(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
+    """Check an erasing: of registered versions, never of the champion; and that no alias stays on them."""
+    details = entry.document["details"]
+    for name in ("who", "why"):
+        if not str(entry.document[name]).strip():
+            complain(f"it does not say {name}")
+    if (entry.version, entry.document["key"], entry.document["record"]) != (0, "", ""):
+        complain("an erasing names its versions in its details")
+    versions = erased_versions(entry)
+    digests = [details.get(name) for name in ("cells", "token", "tombstones")]
+    if len(versions) != len(details.get("versions") or ()) or not all(
+        isinstance(one, str) and _SHA256.fullmatch(one) for one in digests
+    ):
+        complain("it does not name by digest which cells, of which versions, it erased by which plan")
+        return
+    mine = {one["version"]: one for one in versions if one["model"] == entry.model}
+    for number, one in sorted(mine.items()):
+        before = state.records.get(number)
+        if before is None:
+            complain(f"version {number} was never registered")
+        elif (before.document["key"], before.document["record"]) != (one["key"], one["record"]):
+            complain(f"version {number} was registered with another key or record (entry {before.seq})")
+    if state.aliases.get(CHAMPION) in mine:
+        complain(f"version {state.aliases[CHAMPION]} is the champion, whose files are never erased")
+    _check_handed_on(entry, set(mine), state, later, complain)
+    if left := [alias for alias, at in state.aliases.items() if at in mine and alias not in entry.aliases]:
+        complain(f"{', '.join(sorted(map(str, left)))} stays on a version that it erased")
+
+
+def _check_handed_on(
+    entry: Entry, gone: Collection[int], state: ModelState, later: Later, complain: Complain
+) -> None:
+    """Check that ``previous`` is taken off versions that serve no more, and ``candidate`` handed on."""
+    what = "a retirement" if entry.kind == "retire" else "an erasing"
+    numbers = " or ".join(map(str, sorted(gone))) or "none"
     for alias, number in entry.aliases.items():
         may_serve = number not in state.retired and (
             number in state.records or _registered_later(entry, number, later)
         )
         if alias == CANDIDATE and (number is None or may_serve):
-            held = state.aliases.get(CANDIDATE) == entry.version and number != entry.version
+            held = state.aliases.get(CANDIDATE) in gone and number not in gone
         elif alias == PREVIOUS and number is None:
-            held = state.aliases.get(PREVIOUS) == entry.version
+            held = state.aliases.get(PREVIOUS) in gone
         else:
             complain(
-                f"a retirement takes {PREVIOUS} off its version and hands {CANDIDATE} to another that may "
+                f"{what} takes {PREVIOUS} off its version and hands {CANDIDATE} to another that may "
                 f"serve; this one says {_moves(entry)}"
             )
             break
         if not held:
-            complain(
-                f"by the ledger, {alias} did not point to version {entry.version}", number == entry.version
-            )
+            complain(f"by the ledger, {alias} did not point to version {numbers}", number in gone)
 
 
 def _registered_later(entry: Entry, number: int | None, later: Later) -> bool:
@@ -331,6 +374,7 @@ _CHECKS = {
     "rollback": check_rollback,
     "retire": check_retirement,
     "rebuild": check_rebuild,
+    ERASE: check_erasure,
 }
 
 
@@ -342,40 +386,3 @@ def _moves(entry: Entry) -> str:
 def _short(value: Any, longest: int = 60) -> str:
     text = value if isinstance(value, str) and longest < 60 else repr(value)
     return text if len(text) <= longest else f"{text[:longest]}..."
-
-
-def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the faults of the rulings and overrides in the details of a promotion."""
-    rulings = details.get("rulings")
-    if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
-        yield "it holds no rulings that can be read"
-        return
-    ruled = {str(one["rule"]).partition(":")[0] for one in rulings}
-    if missing := [rule for rule in ALWAYS if rule not in ruled]:
-        yield f"it holds no ruling on {', '.join(missing)}"
-    failing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
-    if failing:
-        yield f"{_listed(failing)} failed, and nobody overrode that"
-    overridden = [str(one["rule"]) for one in rulings if one["overridden"]]
-    named = details.get("overrides")
-    if named != overridden:
-        yield f"the overrides that it names are not those of its rulings ({_listed(overridden) or 'none'})"
-    for one in rulings:
-        bound, value = _BOUND.fullmatch(one["bound"]), _NUMBER.fullmatch(one["value"])
-        if not one["passed"] or bound is None or value is None:
-            continue
-        number, limit = float(value[0]), float(bound[2])
-        if not (number <= limit if bound[1] == "<=" else number >= limit):
-            yield f"{_listed([one['rule']])} passed with {value[0]}, though {bound[0]} is asked for"
-
-
-def is_ruling(value: Any) -> bool:
-    """Whether a value has the fields of a ruling, each of its type."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), kind) for name, kind in _FIELDS.items()
-    )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

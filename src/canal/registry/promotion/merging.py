@@ -18,14 +18,22 @@ from canal.registry.ledger.joined import (
     holds,
     join,
     ledger_bytes,
+    ledger_erased,
     ledger_records,
+    ledger_retired,
     merge_aliases,
     origin,
 )
-from canal.registry.ledger.ledger import Draft, Entry, Ledger, ledger_aliases, ledger_retired
+from canal.registry.ledger.ledger import Draft, Entry, Ledger, ledger_aliases
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, LOST, PREVIOUS, require_rules
 from canal.registry.ledger.mirror import user
-from canal.registry.promotion.moves import RETIRED, require_signature, require_signatures, require_sound
+from canal.registry.promotion.moves import (
+    ERASED,
+    RETIRED,
+    require_signature,
+    require_signatures,
+    require_sound,
+)
 from canal.registry.promotion.promotion import Decision
 from canal.registry.store.store import Store
 
@@ -134,6 +142,10 @@ def settle_merge(store: Store, merging: Merging) -> None:
         store.point(store.names.model, alias, number)
     for number in merging.retired:
         store.tag(store.names.model, number, RETIRED, "true")
+    for model, number in ledger_erased(merging.entries):
+        if any(one.number == number and not one.erased for one in store.versions(model)):
+            for name in (RETIRED, ERASED):
+                store.tag(model, number, name, "true")
 
 
 def settled_side(git: GitFile, sides: tuple[bytes, bytes]) -> Ledger:
@@ -209,9 +221,10 @@ def _require_joinable(here: Sequence[Entry], both: Join) -> None:
                 "--ours ledger.jsonl), set its mlflow.db and mlartifacts/ aside, `canal registry rebuild "
                 "--also` this folder"
             )
-        if entry.kind == "retire" and ledger_aliases([*here], entry.model).get(CHAMPION) == entry.version:
+        champion = ledger_aliases([*here], entry.model).get(CHAMPION)
+        if champion in ledger_retired([entry], entry.model):
             raise LedgerError(
-                f"nothing was merged: version {entry.version} serves here, and the other ledger retired it "
+                f"nothing was merged: version {champion} serves here, and the other ledger retired it "
                 f"(its entry {origin(entry).seq}, by {entry.document['who'][:80]!r}): `canal promote` "
                 "another or `canal rollback` first, then merge again"
             )

@@ -12,8 +12,8 @@ does no more than a command of canal could do, is announced when it is finished,
 No move is made on top of a ledger that breaks its rules (`canal.registry.ledger.ledger_rules`), or with a
 signature that the keyring in params.yaml (`registry.keyring`) does not accept. From the first signed entry of
 a group on, each entry of that group must be signed by a key of the keyring with the role, and so must every
-new entry. The groups are decisions of people (promote, rollback, retire, merge) and entries of commands
-(register, rebuild): a project may begin to sign at any time, one group first.
+new entry. The groups are decisions of people (promote, rollback, retire, erase, merge) and entries of
+commands (register, rebuild): a project may begin to sign at any time, one group first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from typing import Any
 from canal.config.sections import Policy
 from canal.core.errors import LedgerError, SigningError, tell
 from canal.core.files import new_file, read_json
-from canal.registry.ledger.joined import origin
+from canal.registry.ledger.joined import ERASE, entry_text, erased_versions, origin
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.ledger.ledger_rules import (
     CHAMPION,
@@ -41,7 +41,7 @@ from canal.registry.store.store import TAG, Store, require_rebuilt
 
 _MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
 """Rules whose value follows from the version's documents; the others need the champion of that time."""
-RETIRED = f"{TAG}retired"
+RETIRED, ERASED = f"{TAG}retired", f"{TAG}erased"
 
 
 def ledger_of(store: Store) -> Ledger:
@@ -224,7 +224,12 @@ def require_possible(store: Store, entry: Entry) -> None:
     """
     versions = {one.number: one for one in store.versions(entry.model)}
     version, wrong = versions.get(entry.version), []
-    if version is None or not version.ready:
+    if entry.kind == ERASE:
+        for one in (one for one in erased_versions(entry) if one["model"] == entry.model):
+            found = versions.get(one["version"])
+            if found is None or (found.key, found.record) != (one["key"], one["record"]):
+                wrong.append(f"{store.shown} has no version {one['version']} with this key and record")
+    elif version is None or not version.ready:
         wrong.append(f"{store.shown} has no version {entry.version} of {entry.model}")
     elif (version.key, version.record) != (entry.document["key"], entry.document["record"]):
         wrong.append(f"version {entry.version} has another key or record in {store.shown}")
@@ -232,7 +237,7 @@ def require_possible(store: Store, entry: Entry) -> None:
         wrong += unproven(entry.document["details"], store.artifacts(version))
     others = {number for number in entry.aliases.values() if number is not None} - {*versions, entry.version}
     wrong += [f"{store.shown} has no version {number}, to which an alias is to point" for number in others]
-    if CHAMPION in entry.aliases and entry.kind != "rebuild":
+    if CHAMPION in entry.aliases and entry.kind not in ("rebuild", ERASE):
         serving = next((one.number for one in versions.values() if CHAMPION in one.aliases), None)
         before = entry.document["details"].get("from")
         if serving not in (before, entry.version):
@@ -345,18 +350,6 @@ def intent_complaint(store: Store, entries: Sequence[Entry], entry: Entry) -> st
     return None
 
 
-def entry_text(entry: Entry) -> str:
-    """Return a sentence about an entry: kind, version, person, reason and moved aliases."""
-    document = entry.document
-    moved = [f"{alias} to {'nothing' if to is None else to}" for alias, to in entry.aliases.items()]
-    signed = ", signed" if "signature" in document else ", not signed"
-    why = f": {document['why'][:200]!r}" if document["why"] else ""
-    return (
-        f"{entry.kind} of {entry.model} {entry.version} by {document['who'][:200]!r}{why} "
-        f"({', '.join(moved) or 'no alias moves'}{signed})"
-    )
-
-
 def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
     try:
         followed = mirror(store, entry)
@@ -375,6 +368,9 @@ def _move(store: Store, entry: Entry) -> None:
         store.point(entry.model, alias, number)
     if entry.kind == "retire":
         store.tag(entry.model, entry.version, RETIRED, "true")
+    for one in erased_versions(entry):
+        for name in (RETIRED, ERASED):
+            store.tag(one["model"], one["version"], name, "true")
 
 
 def require_sound(store: Store, entries: list[Entry]) -> None:

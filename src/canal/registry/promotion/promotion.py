@@ -23,7 +23,7 @@ from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import user
 from canal.registry.promotion.moves import record
 from canal.registry.promotion.policy import Ruling, blocking_rulings
-from canal.registry.store.database import Version
+from canal.registry.store.database import Version, require_files
 from canal.registry.store.store import Store
 
 
@@ -108,6 +108,7 @@ def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -
     RegistryError
         If it is the champion, or was retired before.
     """
+    require_files(version)
     if version.retired:
         raise RegistryError(f"version {version.number} was retired before; `canal ledger` says by whom")
     if CHAMPION in version.aliases:
@@ -186,6 +187,7 @@ def require_other(version: Version, champion: Version | None) -> None:
     RegistryError
         Saying which of both.
     """
+    require_files(version)
     if version.retired:
         raise RegistryError(f"version {version.number} ({version.stage}) was retired and serves no more")
     if champion is not None and champion.number == version.number:

@@ -46,7 +46,8 @@ class CellsSeen:
 
     def __init__(self, store: Store) -> None:
         self._layout = store.layout
-        self.versions = _parents_first(every_version(store))
+        # Of a version that was erased nobody can tell any more which cells it saw.
+        self.versions = [one for one in _parents_first(every_version(store)) if not one.version.erased]
         self._by_key = {one.version.key: one for one in self.versions}
         self._splits: dict[str, pd.DataFrame] = {}
         for one in self.versions:

@@ -25,7 +25,7 @@ from canal.registry.manifest.version_folder import (
     check_files,
     read_key,
 )
-from canal.registry.store.database import Version
+from canal.registry.store.database import Version, require_files
 from canal.registry.store.store import Store
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class RegisteredVersion:
         """Digest of the parent's key.json."""
         parent: str | None = self.key["parent"]
         return parent
+
+    @property
+    def erased(self) -> bool:
+        """Whether its files were erased, but for its two manifests."""
+        return self.version.erased
 
     @property
     def is_annotator(self) -> bool:
@@ -263,7 +268,7 @@ def proven(store: Store, version: Version) -> RegisteredVersion:
     RegistryError
         If key.json or record.json is missing or not the one that was registered.
     """
-    folder = store.artifacts(version)
+    folder = store.manifests(version)
     for name, wanted in ((KEY_FILE, version.key), (RECORD_FILE, version.record)):
         path = folder / name
         digest = file_digest(path) if path.is_file() else "none"
@@ -317,6 +322,7 @@ def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
             )
         chain.append(older)
     for one in chain:
+        require_files(one.version)
         check_files(one.folder, one.all_files)
     return chain
 

@@ -82,6 +82,7 @@ class Version:
     source: str
     created: int
     retired: bool = False
+    erased: bool = False
     commit: str = ""
     dirty: bool = True
     imported: str = ""
@@ -99,6 +100,22 @@ class Version:
     def ready(self) -> bool:
         """Whether its registration is complete; no other version may be used."""
         return self.status == READY
+
+
+def require_files(version: Version) -> None:
+    """Refuse a version whose files were erased.
+
+    Raises
+    ------
+    RegistryError
+        Saying where it stands who erased them.
+    """
+    if version.erased:
+        raise RegistryError(
+            f"version {version.number} ({version.stage}) was erased with the cells that it held: of its "
+            "files key.json and record.json are left, which name them by digest. It answers no more, and is "
+            "neither promoted, restored nor exported; `canal ledger` says who erased it, when and why"
+        )
 
 
 class Database:

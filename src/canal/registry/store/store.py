@@ -23,7 +23,7 @@ from canal.core.errors import ReadOnlyError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder
 from canal.registry.manifest.version_folder import KEY_FILE, LOADED_FILE, RECORD_FILE, check_files, read_key
 from canal.registry.store.connection import Connection
-from canal.registry.store.database import LOGGED, Row, Version, inside, local_path
+from canal.registry.store.database import LOGGED, Row, Version, inside, local_path, require_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,10 +94,11 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If there is none, it is incomplete or was retired, or the store is half rebuilt.
+            If there is none, it is incomplete, erased or retired, or the store is half rebuilt.
         """
         require_rebuilt(self)
         version = self.version(wanted)
+        require_files(version)
         if version.retired:
             raise RegistryError(
                 f"version {version.number} ({version.stage}) was retired and answers no more; "
@@ -154,8 +155,13 @@ class Store(Connection):
         Raises
         ------
         RegistryError
-            If the download fails, or the files are not the registered ones.
+            If they were erased, the download fails, or the files are not the registered ones.
         """
+        require_files(version)
+        return self.manifests(version)
+
+    def manifests(self, version: Version) -> Path:
+        """Return the folder of a version's artifacts, of which an erased version has the two manifests."""
         return self.local_artifacts(version) or downloaded(self, version)
 
 
@@ -222,6 +228,7 @@ def _version(row: Row, aliases: tuple[str, ...]) -> Version:
         source=row.source,
         created=row.created,
         retired=tags.get(f"{TAG}retired") == "true",
+        erased=tags.get(f"{TAG}erased") == "true",
         commit=tags.get(f"{TAG}git_commit", ""),
         dirty=tags.get(f"{TAG}dirty", "true") == "true",
         imported=tags.get(f"{TAG}imported_from", ""),

@@ -39,7 +39,7 @@ from canal.registry.provenance.registered import (
     ORIGINS,
     RegisteredVersion,
 )
-from canal.registry.store.database import Version
+from canal.registry.store.database import Version, require_files
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import TAG, Fetch, Store, fresh_copies
 from canal.registry.store.tracking import parent_run
@@ -82,6 +82,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
     if path.exists() and not overwrite:
         raise RegistryError(f"{path} is there already; --overwrite replaces it")
     version = store.version(wanted)
+    require_files(version)
     with fresh_copies(store) as fetch:
         files = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)

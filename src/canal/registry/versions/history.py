@@ -47,11 +47,23 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
     ]
     for version in reversed(versions):
         if version.request == digest:
+            _refuse_erased(version)
             return version
     if versions:
         raise HistoryError(_refusal(store, versions[-1], request))
     _refuse_unknown(store, stage, request["branch"])
     return None
+
+
+def _refuse_erased(version: Version) -> None:
+    """Refuse a version whose files were erased: params.yaml of before asks for the cells that it held."""
+    if version.erased:
+        raise HistoryError(
+            f"params.yaml asks for stage {version.stage!r} as version {version.number}, which was erased "
+            "with the cells that it held: take params.yaml of since then (git checkout), or leave these "
+            "cells out (sources.NAME.exclude) and start a new branch with `canal stage relearn "
+            f"{version.stage}`"
+        )
 
 
 def _refuse_unknown(store: Store, stage: str, branch: int) -> None:
@@ -213,7 +225,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:
-    lines = differences(request, read_key(store.artifacts(version))["request"])
+    lines = differences(request, read_key(store.manifests(version))["request"])
     own = [line for line in lines if not line.startswith("parent.request:")]
     above = [
         "its parent, or an ancestor, is asked for with other data or parameters than it was learned with"

@@ -15,17 +15,8 @@ from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
-from canal.registry.ledger.joined import MERGED, ledger_records
-from canal.registry.ledger.ledger import (
-    Draft,
-    Entry,
-    Ledger,
-    Sign,
-    ledger_aliases,
-    ledger_retired,
-    plain_name,
-    plain_reason,
-)
+from canal.registry.ledger.joined import MERGED, ledger_erased, ledger_records, ledger_retired
+from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, ledger_aliases, plain_name, plain_reason
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.manifest.version_folder import IMPORT_KEY, KEY_FILE, read_key
 from canal.registry.promotion.moves import RETIRED, adopt, ledger_of, moving, record
@@ -265,8 +256,8 @@ class _Maker:
     def _record(self, entry: Entry, digest: str, details: dict[str, object], number: int | None) -> None:
         """Write an entry that points the version's aliases to ``number`` (None removes them)."""
         current = ledger_aliases(self.ledger.entries(), entry.model)
-        details_before = entry.document["details"].items()
-        before = {name: value for name, value in details_before if name not in (LOST, MERGED)}
+        said = entry.document["details"].items()
+        before = {name: value for name, value in said if name not in (LOST, MERGED)}
         record(
             self.store,
             self.ledger,
@@ -301,9 +292,11 @@ def _say(store: Store, state: str) -> None:
 
 def _gaps(entries: Sequence[Entry], models: ModelFolders) -> list[Gap]:
     """Return the versions of the ledger whose model is in none of the folders."""
-    gaps = []
+    gaps, erased = [], ledger_erased(entries)
     for entry in ledger_records(list(entries)).values():
+        gone = erased.get((entry.model, entry.version))
         why = models.lacks(entry.document["key"])
+        why = why if gone is None else f"its files were erased (entry {gone.seq}), and are not brought back"
         if why is None:
             continue
         if imported := entry.document["details"].get("imported"):
