@@ -331,5 +331,6 @@ def test_files_that_come_back_are_found_and_erased_again(line, unlearned):
     shown = planned(line)
     assert {Path(one["path"]).name for one in shown.files} == {"cells.h5ad", "cells.csv"}
     run(line, shown.token)
+    assert set(anndata.read_h5ad(raw).obs["batch"]) == {"b2"}
     assert traces(line.root, *unlearned[1:]) == set()
     assert findings(line) == []
