@@ -32,7 +32,6 @@ KILLED = (
     "annotate h5ad",
     "keys new",
     "unlearn",
-    "erase",
     "ledger merge",
 )
 """Commands that are killed once here; `make chaos` kills every one that writes, a hundred times."""

@@ -3,7 +3,11 @@
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import anndata
@@ -13,7 +17,6 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from canal.app import erasing
 from canal.app.auditing import audit_project
 from canal.app.erasing import Decision, Options, Withdrawal, erase
 from canal.app.project import Project
@@ -22,7 +25,6 @@ from canal.cli import app
 from canal.config.yaml_file import parse
 from canal.core.errors import CanalError, HistoryError, LedgerError, RegistryError
 from canal.data.prepared import PreparedCells
-from canal.registry.ledger import tombstones
 from tests.pipeline.conftest import copied
 from tests.support.methods import learn_here, learned_by
 
@@ -36,7 +38,10 @@ YOURS = ("raw/second.h5ad", "gone.txt")
 
 @pytest.fixture(scope="module")
 def unlearned(tmp_path_factory):
-    """A project without batch b1 of its second stage, whose new version serves; the old ones lie there."""
+    """A project without batch b1 of its second stage, whose new version serves; the old ones lie there.
+
+    DVC has all of it in its cache and in a remote, as it was before and as it is now.
+    """
     line = copied(learned_by("exact", tmp_path_factory), tmp_path_factory.mktemp("unlearned") / "project")
     project = line.project()
     cells = PreparedCells(project.layout.prepared("second") / "cells.h5ad")
@@ -46,15 +51,23 @@ def unlearned(tmp_path_factory):
     folder.mkdir(parents=True)
     (folder / "rows.bin").write_bytes(np.stack(list(rows.values())).T.astype("<f4").tobytes())
     (line.root / "gone.txt").write_text("\n".join(ids))
+    line.run("dvc", "init", "--quiet")
+    line.run("dvc", "remote", "add", "--quiet", "--default", "store", str(line.root.parent / "remote"))
+    line.run("dvc", "commit", "--quiet", "--force")
+    line.run("dvc", "push", "--quiet")
     unlearn(project, BATCH, ADA)
-    line.canal("promote", "candidate", "--by", "A. Person", "--why", "without the cells")
+    line.canal("promote", "candidate", *WHY)
     os.environ.pop("MLFLOW_TRACKING_URI")  # an open store names itself there: its copies have their own
     return line, [one.partition(":")[2] for one in ids], rows
 
 
 @pytest.fixture
 def line(unlearned, tmp_path):
-    return copied(unlearned[0], tmp_path / "project")
+    """Give a copy of the project, without DVC."""
+    line = copied(unlearned[0], tmp_path / "project")
+    shutil.rmtree(line.root / ".dvc")
+    (line.root / "dvc.lock").unlink()
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +75,9 @@ def erased(unlearned, tmp_path_factory):
     """The project once more, erased; tests leave it as it is. With it: its plan, result and traces before."""
     line = copied(unlearned[0], tmp_path_factory.mktemp("erased") / "project")
     before = traces(line.root, *unlearned[1:])
-    shown = planned(line)
+    shown = erase(line.project(), BATCH, ADA, Options(remote=True))
     assert traces(line.root, *unlearned[1:]) == before  # a plan changes nothing
-    done = run(line, shown.token)
+    done = erase(line.project(), BATCH, ADA, Options(shown.token, remote=True))
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return line, shown, done, before
 
@@ -131,12 +144,16 @@ def test_nothing_of_the_cells_is_left_but_what_is_told(erased, unlearned):
     assert not any(Path(one["path"]).is_absolute() for one in shown.files)
     assert (done.state, done.files) == ("erased", shown.files)
     assert traces(line.root, names, rows) == set()
+    remote = unlearned[0].root.parent / "remote"
+    assert traces(remote, names, rows) == set()
+    assert len([one for one in remote.rglob("*") if one.is_file()]) > 50  # what is not theirs is there
     told = " ".join(done.unreached)
     assert all(name in told for name in ("raw/second.h5ad", "gone.txt", "query.h5ad"))
     raw = anndata.read_h5ad(line.root / "data" / "second" / "cells.h5ad")
     assert set(raw.obs["batch"]) == {"b2"}
     assert run(line, shown.token).state == "nothing"
-    assert learn_here(line) == []  # everything that stays is restored, nothing learned anew
+    steps = ("ingest", "data.dvc", "prepare@second", "validate@second")
+    assert "changed" not in line.run("dvc", "status", *steps)
 
 
 def test_the_audit_says_who_erased_and_the_ledger_names_no_cell(erased, unlearned):
@@ -224,17 +241,15 @@ def test_only_the_plan_that_was_shown_is_carried_out(line, unlearned):
     assert traces(line.root, *unlearned[1:]) == before
 
 
-def test_the_champion_and_what_params_yaml_asks_for_are_never_erased(tmp_path_factory, tmp_path):
-    line = copied(learned_by("exact", tmp_path_factory), tmp_path / "project")
-    line.canal("promote", "3", *WHY)
+def test_the_champion_and_what_params_yaml_asks_for_are_never_erased(line):
+    before = parse(line.run("git", "show", "HEAD:params.yaml"))
     with pytest.raises(HistoryError, match=r"asks for second, third .*`canal unlearn second --batch b1"):
-        planned(line)
+        erase(Project(line.project().layout, before), BATCH, ADA, Options())
     with pytest.raises(RegistryError, match="no registered version knows a batch 'b9'"):
         planned(line, Withdrawal("second", batch="b9"))
-    unlearn(line.project(), BATCH, ADA)
+    line.canal("rollback", "--to", "3", *WHY)
     with pytest.raises(HistoryError, match=r"version 3 .* is champion .*promote one that never saw them"):
         planned(line)
-    line.canal("promote", "candidate", *WHY)
 
     def forget(document):
         del document["sources"]["second"]["exclude"]
@@ -246,21 +261,16 @@ def test_the_champion_and_what_params_yaml_asks_for_are_never_erased(tmp_path_fa
         planned(line)
 
 
-@pytest.mark.parametrize("at", ["record", "Path.unlink", "tombstones.finish"])
+@pytest.mark.parametrize("at", ["record", "tombstones.finish"])
 def test_a_kill_is_told_by_the_audit_and_finished_by_the_same_command(line, unlearned, monkeypatch, at):
     _, names, rows = unlearned
-    token, calls = planned(line).token, iter(range(1000))
-    module, _, name = at.rpartition(".")
-    place = {"": erasing, "Path": Path, "tombstones": tombstones}[module]
-    original = getattr(place, name)
+    token = planned(line).token
 
-    def killed(*arguments, **named):
-        if at != "Path.unlink" or ("mlartifacts" in str(arguments[0]) and next(calls) == 10):
-            raise KeyboardInterrupt
-        return original(*arguments, **named)
+    def killed(*_, **__):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, killed)
+        patch.setattr(f"canal.app.erasing.{at}", killed)
         with pytest.raises(KeyboardInterrupt):
             run(line, token)
     assert any("call canal erase again, as it was called" in one for one in findings(line))
@@ -272,6 +282,21 @@ def test_a_kill_is_told_by_the_audit_and_finished_by_the_same_command(line, unle
     assert findings(line) == []
     assert run(line, token).state == "nothing"
     assert not (line.root / ".canal" / "erasing").exists()
+
+
+def test_kill_9_while_files_go_is_finished_by_the_same_command(line, unlearned):
+    token, ledger = planned(line).token, line.root / "ledger.jsonl"
+    command = ["erase", "second", "--batch", "b1", *WHY, "--confirm", token]
+    with subprocess.Popen([sys.executable, "-m", "canal.cli", *command], cwd=line.root) as process:
+        while b'"kind":"erase"' not in ledger.read_bytes() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert any("is not finished: call canal erase again" in one for one in findings(line))
+    assert run(line, token).state == "finished"
+    assert traces(line.root, *unlearned[1:]) == set()
+    assert findings(line) == []
+    assert learn_here(line) == []  # everything that stays is restored, nothing learned anew
 
 
 def test_a_full_disk_refuses_before_anything_is_gone(line, unlearned):
@@ -306,5 +331,6 @@ def test_files_that_come_back_are_found_and_erased_again(line, unlearned):
     shown = planned(line)
     assert {Path(one["path"]).name for one in shown.files} == {"cells.h5ad", "cells.csv"}
     run(line, shown.token)
+    assert set(anndata.read_h5ad(raw).obs["batch"]) == {"b2"}
     assert traces(line.root, *unlearned[1:]) == set()
     assert findings(line) == []

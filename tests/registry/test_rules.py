@@ -5,6 +5,7 @@ import re
 import pytest
 
 from canal.core.errors import LedgerError
+from canal.registry.ledger.joined import ledger_erased, ledger_retired
 from canal.registry.ledger.ledger import Draft
 from canal.registry.ledger.ledger_rules import breaches, require_next, require_rules
 from tests.faults.forgeries import ADA, following, forgeries, honest
@@ -53,6 +54,50 @@ def test_what_it_does_not_write_is_named_and_nothing_is_built_on_it(forged):
     later = following([*BOOK, entry], draft("register", 4, {"candidate": 4}, key="4" * 64))
     with pytest.raises(LedgerError, match=r"(?s)nothing was moved.*entry 6 .*git log -p -- ledger\.jsonl"):
         require_rules([*BOOK, entry, later], BACKBONE, "ledger.jsonl")
+
+
+def erasing(number, aliases=(), **changes):
+    versions = [{"model": MODEL, "version": number, "key": str(number) * 64, "record": "b" * 64}]
+    details = {"cells": "c" * 64, "n_cells": 3, "token": "d" * 64, "tombstones": "e" * 64}
+    details |= {"versions": versions} | changes.pop("details", {})
+    return draft("erase", 0, aliases, details, **({"key": "", "record": ""} | changes))
+
+
+def test_an_erasing_names_what_it_erased_and_leaves_no_alias_there():
+    entries = [*BOOK, following(BOOK, erasing(1, {"previous": None}))]
+    assert breaches(entries, BACKBONE) == []
+    assert ledger_retired(entries, MODEL) == {1}
+    assert list(ledger_erased(entries)) == [(MODEL, 1)]
+    back = draft("rollback", 1, {"champion": 1, "previous": 2}, {"from": 2, "to": 1})
+    (found,) = breaches([*entries, following(entries, back)], BACKBONE)
+    assert "was retired and serves no more" in found.what
+    assert breaches([*entries, following(entries, erasing(1))], BACKBONE) == []  # what came back goes again
+
+
+@pytest.mark.parametrize(
+    ("forged", "named"),
+    [
+        (erasing(2), "version 2 is the champion, whose files are never erased"),
+        (erasing(1), "previous stays on a version that it erased"),
+        (erasing(1, {"previous": None, "champion": 1}), "an erasing takes previous off its version"),
+        (erasing(1, {"previous": None, "candidate": 2}), "candidate did not point to version 1"),
+        (erasing(3), "version 3 was never registered"),
+        (erasing(1, {"previous": None}, why=" "), "it does not say why"),
+        (erasing(1, {"previous": None}, key="1" * 64), "names its versions in its details"),
+        (erasing(1, {"previous": None}, details={"token": "short"}), "does not name by digest"),
+        (erasing(1, {"previous": None}, details={"versions": 7}), "does not name by digest"),
+        (erasing(1, {"previous": None}, details={"versions": [{"version": 1}]}), "does not name by digest"),
+        (
+            erasing(
+                1, details={"versions": [{"model": MODEL, "version": 1, "key": "9" * 64, "record": "b" * 64}]}
+            ),
+            "was registered with another key or record (entry 2)",
+        ),
+    ],
+)
+def test_an_erasing_that_canal_would_not_write_is_named(forged, named):
+    said = [str(one) for one in breaches([*BOOK, following(BOOK, forged)], BACKBONE) if one.grave]
+    assert any(named in one for one in said), said
 
 
 def test_a_retired_or_lost_version_serves_no_more():

@@ -248,15 +248,7 @@ def _rewritten(plan: Plan, name: str, folder: Path) -> dict[str, str]:
     source, left = config.sources[name], folder / f"{name}.h5ad"
     paths = [one.path for one in plan.stones.files if one.rewritten and Path(one.path).parts[1] == name]
     leaving = [(n, one, *_leaving(plan, n)) for n, one in plan.sources.items() if one.sha256 == source.sha256]
-    if leaving:
-        without_cells(layout.source(name) / CELLS, left, leaving)
-    else:  # erased before, and back: what was left then may still lie somewhere
-        places = (layout.source(name), layout.incoming / name)
-        there = [one / CELLS for one in places if (one / CELLS).is_file()]
-        before = next((one for one in there if file_digest(one) == source.rest), None)
-        if before is None:
-            return {}
-        shutil.copyfile(before, left)
+    without_cells(layout.source(name) / CELLS, left, leaving)
     digest = file_digest(left)
     rests = {
         path: digest for path in paths if path.endswith(f"/{CELLS}") and not path.startswith("prepared/")

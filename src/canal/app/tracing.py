@@ -68,6 +68,7 @@ def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bo
     names = {withdrawal.source, *(cell.partition(":")[0] for cell in matched.ids)}
     read = {str(one.key["data"]["source"]): _declared(one) for one in holding if one.is_annotator}
     sources = {name: one for name, one in read.items() if name in names}
+    raws = _raw_digests(project, sources)
     files = {
         one.sha256: "erased before, and back"
         for stones in before
@@ -78,12 +79,14 @@ def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bo
         recorded = {digest for name, digest in recorded_files(one).items() if of_cells(name)}
         files |= dict.fromkeys(recorded, f"the same bytes as a file of {one.name}")
     stays = frozenset(digest for one in kept for digest in recorded_files(one).values())
-    files |= dict.fromkeys(_raw_digests(project, sources), "the file of the source")
+    files |= dict.fromkeys(raws, "the file of the source")
+    if before and withdrawal.source in project.config.sources:  # what is back is rewritten as it was then
+        sources = {withdrawal.source: project.config.sources[withdrawal.source]} | sources
     keys = frozenset(name for one in holding for name in (one.digest, one.version.record))
     traces = Traces(matched.ids, frozenset(cells["cell_digest"]), files, keys, stays)
     named = tuple(what for one in kept for what in _named_by(one, traces))
-    folders = frozenset(one.folder for one in seen.versions)
-    doomed = [file for one in holding for file in files_of(one)]
+    folders = frozenset(one.folder for one in (*seen.versions, *seen.erased))
+    doomed = [file for one in (*holding, *seen.erased) for file in files_of(one)]
     doomed += find_files(
         project.layout, [one.parents[1] for one in caches(project.layout.root)], traces, folders
     )

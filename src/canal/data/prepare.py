@@ -20,6 +20,7 @@ from canal.core.files import new_folder, write_json
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.io.blocks import Matrix
 from canal.io.h5ad import H5adFile, open_h5ad
+from canal.io.hdf5 import compression_of
 from canal.io.writer import H5adWriter
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def without_cells(
             f"{raw}: uns names {len(still)} of the cells that are to leave, so it cannot be rewritten "
             "without them. Set available: false for its source, then the file goes as a whole"
         )
-    cells.write_h5ad(into)
+    cells.write_h5ad(into, compression=compression_of(raw))
     return int(leaves.sum())
 
 

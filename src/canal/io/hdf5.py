@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from struct import Struct
+from typing import Literal
 
 import h5py
 
@@ -70,6 +71,16 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     with _opened(path, "r") as file:
         check_open(file, path)
         yield file
+
+
+def compression_of(path: Path) -> Literal["gzip", "lzf"] | None:
+    """Return how to compress what takes the place of an h5ad file: as its matrix is, with gzip or lzf."""
+    with open_hdf5(path) as file:
+        node = file.get("X")
+        node = node.get("data") if isinstance(node, h5py.Group) else node
+        if not isinstance(node, h5py.Dataset) or not node.id.get_create_plist().get_nfilters():
+            return None
+        return "lzf" if node.compression == "lzf" else "gzip"
 
 
 @contextmanager

@@ -282,7 +282,7 @@ def check_erasure(entry: Entry, state: ModelState, later: Later, complain: Compl
         complain("an erasing names its versions in its details")
     versions = erased_versions(entry)
     digests = [details.get(name) for name in ("cells", "token", "tombstones")]
-    if len(versions) != len(details.get("versions") or ()) or not all(
+    if versions != details.get("versions") or not all(
         isinstance(one, str) and _SHA256.fullmatch(one) for one in digests
     ):
         complain("it does not name by digest which cells, of which versions, it erased by which plan")
@@ -322,7 +322,8 @@ def _check_handed_on(
             )
             break
         if not held:
-            complain(f"by the ledger, {alias} did not point to version {numbers}", number in gone)
+            grave = entry.kind == ERASE or number in gone
+            complain(f"by the ledger, {alias} did not point to version {numbers}", grave)
 
 
 def _registered_later(entry: Entry, number: int | None, later: Later) -> bool:

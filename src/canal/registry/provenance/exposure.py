@@ -42,12 +42,15 @@ class CellsSeen:
     versions : list of RegisteredVersion
         Parents before their children. Ancestors that came along with an imported version are among them:
         their splits are known, their banks, probe sets and answers are not.
+    erased : list of RegisteredVersion
+        Of these nobody can tell any more which cells they saw; they are not among ``versions``.
     """
 
     def __init__(self, store: Store) -> None:
         self._layout = store.layout
-        # Of a version that was erased nobody can tell any more which cells it saw.
-        self.versions = [one for one in _parents_first(every_version(store)) if not one.version.erased]
+        known = _parents_first(every_version(store))
+        self.versions = [one for one in known if not one.erased]
+        self.erased = [one for one in known if one.erased]
         self._by_key = {one.version.key: one for one in self.versions}
         self._splits: dict[str, pd.DataFrame] = {}
         for one in self.versions:
