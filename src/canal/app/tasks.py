@@ -193,7 +193,7 @@ def parent_sums(project: Project, stage: str) -> StageSums | None:
     name = project.config.stages[stage].parent
     if name == BACKBONE:
         return None
-    return StageSums.load(project.layout.model(name), (*project.config.ancestors(stage),))
+    return StageSums.load(project.layout.model(name), project.config.summed_stages(name))
 
 
 def _fits(size: int, rows: int, most_mb: float) -> bool:

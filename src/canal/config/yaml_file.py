@@ -255,13 +255,39 @@ def without_stages(text: str, out: Sequence[str], stages: Sequence[str]) -> str:
     return _learned_by_sums(document, config, stages)
 
 
+def with_merge(text: str, stage: str, merged: Mapping[str, Any], network: bool) -> str:
+    """Return params.yaml's text with a new branch of ``stage`` that also holds another lineage's sums.
+
+    Without a ``network`` it has the exact method. What ``merged`` says is in `canal.config.sections.Merged`.
+
+    Raises
+    ------
+    ConfigError
+        If the result would break a rule.
+    """
+    config, document = parse(text), _round_trip().load(text)
+    own = document["stages"][stage]
+    own["branch"] = config.stages[stage].branch + 1
+    own["merged"] = dict(merged)
+    if network:
+        text = _dumped(document)
+        parse(text)
+        return text
+    return _by_exact_method(document, config, [stage])
+
+
 def _learned_by_sums(document: Any, config: Config, stages: Sequence[str]) -> str:
     """Give stages a new branch and the exact method, also to what builds on them; return the text."""
     if BACKBONE in stages:
         document["backbone"]["branch"] = config.backbone.branch + 1
+    for stage in set(stages) & set(document["stages"]):
+        document["stages"][stage]["branch"] = config.stages[stage].branch + 1
+    return _by_exact_method(document, config, stages)
+
+
+def _by_exact_method(document: Any, config: Config, stages: Sequence[str]) -> str:
+    """Give stages, and what builds on them, the exact method; return the text."""
     for stage in (name for name in document["stages"] if {*config.ancestors(name), name} & set(stages)):
-        if stage in stages:
-            document["stages"][stage]["branch"] = config.stages[stage].branch + 1
         _put(document["stages"][stage], "continual", {"method": "exact"})
         if stage in document["finetune"]["tuned"]:
             document["finetune"]["fixed"][stage] = document["finetune"]["tuned"].pop(stage)

@@ -186,6 +186,8 @@ class Pages:
 
     @property
     def _parent_stage(self) -> str:
+        if "merged" in self.key and "unlearned" not in self.key:
+            return self.stage  # the version before, on whose branch the other lineage was merged
         parent = self.key["request"].get("parent")
         return str(parent["stage"]) if isinstance(parent, Mapping) else ""
 
@@ -244,6 +246,10 @@ class Pages:
         on = f" on {_plain(self._parent_stage)}" if self._parent_stage else ""
         number = f" ({parent['model']} {parent['version']})" if parent else ""
         size = f"{self.params['types']} cell types, {self.params['genes']} genes"
+        if (merged := self.key.get("merged")) is not None:
+            stages = ", ".join(map(_plain, merged["stages"]))
+            yield f"**{_plain(self.stage)}** merged{number} with sums of {stages}: {size}."
+            return
         yield f"**{_plain(self.stage)}** learned{on}{number}: {size}."
 
     def _accuracies(self) -> Iterator[str]:

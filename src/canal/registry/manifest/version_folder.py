@@ -302,6 +302,7 @@ def method_view(folder: Path, key: Key) -> Document:
     parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
     view["lacking"] = list(types_without_sums(model))
     view |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
+    view |= {"merged": merged} if (merged := key.get("merged")) else {}
     view |= {"unlearned": left} if (left := key.get("unlearned")) else {}
     view["novelty"] = parts
     if view["name"] == "combined":

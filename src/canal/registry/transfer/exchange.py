@@ -16,6 +16,7 @@ from canal.registry.audit.cells_used import check_cells, declared_exclusions
 from canal.registry.audit.chain import VersionReader, ancestor, check_chain, check_verdict
 from canal.registry.audit.kept_cells import check_sums
 from canal.registry.audit.ledger_entries import take_snapshot
+from canal.registry.audit.merged import check_merged
 from canal.registry.audit.opening import Opening
 from canal.registry.audit.shown_versions import check_shown, expected_page
 from canal.registry.audit.version_files import (
@@ -103,6 +104,9 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     if member is not None and record is not None:
         check_shown(read_shown(store), member, record, expected_page(member, record), log)
     chain = [] if member is None else reader.chain(member)
+    if member is not None:
+        chain = [*(one for one in reader.others(chain) if one not in chain), *chain]
+        check_merged(chain, chain, log)
     for one in chain:
         check_files(one, log)
     if log.findings or member is None or record is None:
@@ -299,6 +303,9 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
     check_chain(chain, log)
     check_cells(chain, log)
     check_sums(chain, log)
+    others = _others(chain, folder, log)
+    check_merged(chain, others, log)
+    chain = [*(one for one in others if one.digest not in {own.digest for own in chain}), *chain]
     _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
     _check_answers(member, log)
     _check_ancestors(chain, folder / ANCESTORS, entries, log)
@@ -322,13 +329,33 @@ def _chain(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[Regis
     """Return the version's ancestors in the parcel, oldest first, and the version."""
     chain = [member]
     while (parent := chain[0].parent) is not None:
-        places = (folder / ANCESTORS / parent, folder / VERSION / ANCESTORS / parent)
-        older = next((one for place in places if (one := ancestor(place, parent, VERSION, log))), None)
-        if older is None:
+        if (older := _in_parcel(parent, folder, log)) is None:
             log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
             break
         chain.insert(0, older)
     return chain
+
+
+def _in_parcel(key: str, folder: Path, log: AuditLog) -> RegisteredVersion | None:
+    places = (folder / ANCESTORS / key, folder / VERSION / ANCESTORS / key)
+    return next((one for place in places if (one := ancestor(place, key, VERSION, log))), None)
+
+
+def _others(chain: Sequence[RegisteredVersion], folder: Path, log: AuditLog) -> list[RegisteredVersion]:
+    """Return the versions in the parcel of other lineages that were merged into members of a chain."""
+    found, places = dict[str, RegisteredVersion](), list(chain)
+    for member in places:  # which grows
+        if (key := member.merged_with) is None or key in found:
+            continue
+        if (other := _in_parcel(key, folder, log)) is None:
+            log.finding(member.name, "chain", f"its other parent {key[:12]}... is not in the parcel")
+            continue
+        for one in _chain(other, folder, log):
+            check_key(one, log)
+            check_files(one, log)
+            found.setdefault(one.digest, one)
+            places.append(one)
+    return list(found.values())
 
 
 def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
