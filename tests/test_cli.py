@@ -35,6 +35,8 @@ COMMANDS = [
     ("rollback",),
     ("retire",),
     ("unlearn",),
+    ("merge",),
+    ("share",),
     ("ledger",),
     ("ledger", "anchor"),
     ("ledger", "merge"),

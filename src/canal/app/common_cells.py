@@ -28,6 +28,10 @@ class Overlap:
     rule: str = "refuse"
     key: OverlapKey | None = None
 
+    def __post_init__(self) -> None:
+        if self.rule not in OVERLAPS:
+            raise SumsError(f"--overlap is {' or '.join(OVERLAPS)}, found {self.rule[:40]!r}")
+
 
 def without_common(
     project: Project, own: Own, other: Other, types: Mapping[str, str], how: Overlap

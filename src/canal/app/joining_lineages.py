@@ -14,7 +14,7 @@ from typing import Any
 from canal.app.common_cells import OVERLAPS as OVERLAPS
 from canal.app.common_cells import Overlap as Overlap
 from canal.app.common_cells import without_common
-from canal.app.lineage_sides import Other, Own, read_type_names, require_same, sides
+from canal.app.lineage_sides import Other, Own, made_already, read_type_names, require_same, sides
 from canal.app.project import Project
 from canal.app.remaking import (
     copy_split,
@@ -28,10 +28,15 @@ from canal.app.remaking import (
     write_version,
 )
 from canal.app.sharing import OverlapKey as OverlapKey
+from canal.config.branches import with_merge
+from canal.config.params import Config
 from canal.config.sections import BACKBONE
-from canal.config.yaml_file import parse, with_merge
-from canal.continual.stage import ExactTask, finish_exact
+from canal.config.yaml_file import parse
+from canal.continual.bank import BANK, PROBE, Bank, Probe, cut
+from canal.continual.cells import LabelledCells
+from canal.continual.stage import ExactTask, StageArtifacts, backfilled, finish_exact
 from canal.core.errors import HistoryError
+from canal.core.files import read_json
 from canal.memory.joining import Meaning, all_sums, joined, meanings, with_names
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
@@ -157,6 +162,12 @@ def merge(
     """
     began = time.perf_counter()
     project.store.settle()
+    if (done := made_already(project, (joining.first, joining.second))) is not None:
+        made, own, other = done
+        notice(f"version {made.version.number} has the sums of both already")
+        labels = read_names(made.folder / "model", LABELS)
+        work = _Work(project, own, made.sums, made.key["merged"], {}, labels=labels)
+        return _result(work, other, made.version.number, time.perf_counter() - began)
     own, other = sides(project, (joining.first, joining.second))
     if own.sums.basis.digest != other.sums.basis.digest:
         joined(own.sums, other.sums, {})
@@ -192,6 +203,8 @@ def _prepared(project: Project, own: Own, other: Other, joining: Joining) -> _Wo
     labels = read_names(own.folder / "model", LABELS)
     labels = (*labels, *(name for name in sums.types if name not in labels))
     work = _Work(project, own, sums, facts, found, labels=labels)
+    if joining.network is not None:
+        facts["network"] = _network_of(project, own, joining.network)
     text, wanted = _asked_for(project, own.version.stage, facts)
     return replace(work, text=text, wanted=wanted)
 
@@ -206,13 +219,25 @@ def _asked_for(project: Project, stage: str, facts: Mapping[str, Any]) -> tuple[
     }
     text = project.layout.params.read_text(encoding="utf-8")
     while True:
-        text = with_merge(text, stage, merged, network=False)
+        text = with_merge(text, stage, merged, "network" in facts)
         wanted = Project(project.layout, parse(text))
         try:
             wanted.learned(stage)
         except HistoryError:  # an interrupted merge with another lineage has this branch
             continue
         return text, wanted
+
+
+def _network_of(project: Project, own: Own, wanted: str) -> str:
+    """Return the key of the version whose network is kept: that of the own lineage, if it has one."""
+    if project.store.version(wanted).key != own.version.key:
+        raise HistoryError(
+            f"--network {wanted}: only the network of {own.name}, which the sums are added to, can be kept: "
+            "the other's has other labels and no bank here"
+        )
+    if not (own.folder / BANK).is_file():
+        raise HistoryError(f"--network {wanted}: {own.name} has no network: it answers by its sums alone")
+    return own.version.key
 
 
 def _stage_names(project: Project, own: StageSums, other: StageSums) -> dict[str, str]:
@@ -246,9 +271,33 @@ def _write_stage(work: _Work, scratch: Project) -> None:
     validation = validation_cells(scratch, stage, folder, genes).of_types(work.labels)
     state = state_before(scratch, stage, len(genes))
     batches = Sums.load(folder / OWN_BATCHES) if (folder / OWN_BATCHES).is_file() else None
-    task = ExactTask(work.labels, genes, validation, state, work.sums, batches)
-    facts = kept_facts(work.own.key) | request_facts(scratch.layout, config, stage) | {"merged": work.facts}
-    write_version(scratch, stage, finish_exact(stage, task, config), folder, facts, work.own.version.key)
+    network = "network" in work.facts
+    if network:
+        artifacts = _with_network(work, validation, batches, config)
+    else:
+        task = ExactTask(work.labels, genes, validation, state, work.sums, batches)
+        artifacts = finish_exact(stage, task, config)
+    kept = kept_facts(work.own.key, network)
+    facts = kept | request_facts(scratch.layout, config, stage) | {"merged": work.facts}
+    write_version(scratch, stage, artifacts, folder, facts, work.own.version.key)
+
+
+def _with_network(
+    work: _Work, validation: LabelledCells, batches: Sums | None, config: Config
+) -> StageArtifacts:
+    """Return the own network combined with the sums of both; its bank has room for the new types."""
+    folder, stage = work.own.folder, work.own.version.stage
+    combined = backfilled(folder, stage, validation, work.sums, config, work.labels)
+    bank = cut(Bank.load(folder / BANK, combined.genes), config.bank.capacity, len(work.labels))
+    return StageArtifacts(
+        annotator=combined,
+        teacher=None,
+        bank=bank,
+        probe=Probe.load(folder / PROBE, combined.genes),
+        history=read_json(folder / "history.json"),
+        sums=work.sums,
+        batches=batches,
+    )
 
 
 def _result(work: _Work, other: Other, number: int | None, seconds: float) -> Joined:

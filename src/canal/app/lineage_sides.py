@@ -15,7 +15,7 @@ from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
 from canal.memory.joining import Meaning
 from canal.memory.stage_sums import StageSums
 from canal.registry.manifest.version_folder import Key
-from canal.registry.provenance.registered import ancestry, summed_splits
+from canal.registry.provenance.registered import RegisteredVersion, ancestry, summed_splits
 from canal.registry.store.database import Version
 from canal.registry.versions.history import verified
 
@@ -90,6 +90,24 @@ def sides(project: Project, wanted: tuple[str, str]) -> tuple[Own, Other]:
     )
 
 
+def made_already(project: Project, wanted: tuple[str, str]) -> tuple[Own, Own, Other] | None:
+    """Return the version of params.yaml that both are merged to, and both sides; None where there is none."""
+    for first, second in (wanted, wanted[::-1]):
+        if is_bundle(first):
+            continue
+        version = project.store.version(first)
+        if version.imported or version.stage not in project.config.stages:
+            continue
+        now = project.learned(version.stage)
+        key = {} if now is None else verified(project.store, now)[1]
+        if now is None or "merged" not in key or key["parent"] != version.key:
+            continue
+        other = _bundle(Path(second)) if is_bundle(second) else _other(project, project.store.version(second))
+        if other.digest == key["merged"]["other"]:
+            return _own(project, now), _own(project, version), other
+    return None
+
+
 def is_bundle(wanted: str) -> bool:
     """Whether an argument names a file and no version."""
     return not wanted.isdigit() and Path(wanted).is_file()
@@ -117,26 +135,33 @@ def _why_not_own(project: Project, version: Version) -> str | None:
 
 def _own(project: Project, version: Version) -> Own:
     folder, key = verified(project.store, version)
-    return Own(version, folder, key, *_sums_and_splits(project, version, folder, key))
+    sums, chain = _sums(project, version, folder, key)
+    # Cells of a stage without sums count, too: they measure the version, or its network learned from them.
+    splits = {one.stage: one.split for one in chain if one.is_annotator and one.stage not in key["sums"]}
+    return Own(version, folder, key, sums, {**splits, **_splits(chain)})
 
 
 def _other(project: Project, version: Version) -> Other:
     folder, key = verified(project.store, version)
-    name = f"version {version.number} ({version.stage})"
-    return Other(name, version.key, *_sums_and_splits(project, version, folder, key))
+    sums, chain = _sums(project, version, folder, key)
+    return Other(f"version {version.number} ({version.stage})", version.key, sums, _splits(chain))
 
 
-def _sums_and_splits(
+def _sums(
     project: Project, version: Version, folder: Path, key: Key
-) -> "tuple[StageSums, Mapping[str, pd.DataFrame | None]]":
+) -> tuple[StageSums, list[RegisteredVersion]]:
+    """Return the sums of a version, and its ancestors."""
     sums = StageSums.load(folder, list(key["sums"])) if "sums" in key else None
     if sums is None:
         raise HistoryError(
             f"version {version.number} ({version.stage}) keeps no sums, and networks cannot be merged: "
             f"`canal sums backfill {version.stage}` adds sums, in the project that learned it"
         )
-    chain = ancestry(project.store, version)
-    return sums, summed_splits(chain[0], {one.digest: one for one in chain})
+    return sums, ancestry(project.store, version)
+
+
+def _splits(chain: Sequence[RegisteredVersion]) -> "Mapping[str, pd.DataFrame | None]":
+    return summed_splits(chain[0], {one.digest: one for one in chain})
 
 
 def require_same(found: Mapping[str, Meaning], same: Sequence[str], other: str) -> None:

@@ -31,9 +31,11 @@ from canal.registry.promotion.promotion import Decision
 from canal.registry.store.database import Version
 from canal.registry.versions.history import restore_file, restore_metrics, restore_model, verified
 from canal.report.collect import write_scores
+from canal.tuning.document import TUNED_FILE
 
 _INPUTS = ("split", "validation")
 _KEPT_FACTS = ("stage", "data", "panel", "verdict", "merged")
+_STUDY_FACTS = ("tuned", "choice")
 
 WriteSplit = Callable[[Layout, str, Path], None]
 """Writes a stage's split into a scratch project, given the artifacts of its version."""
@@ -64,9 +66,10 @@ def copy_split(own: Layout, stage: str, folder: Path) -> None:
         shutil.copyfile(folder / "split" / f"cells{suffix}", own.split(stage).with_suffix(suffix))
 
 
-def kept_facts(key: Key) -> dict[str, Any]:
-    """Return the facts that a version made from sums takes over from the key of the old one."""
-    return {name: key[name] for name in _KEPT_FACTS if name in key}
+def kept_facts(key: Key, network: bool = False) -> dict[str, Any]:
+    """Return the facts that a new version takes over from the key of the old one, and from its network."""
+    names = (*_KEPT_FACTS, *(_STUDY_FACTS if network else ()))
+    return {name: key[name] for name in names if name in key}
 
 
 def write_backbone(project: Project, scratch: Project, facts: Mapping[str, Any]) -> None:
@@ -127,6 +130,8 @@ def write_version(
         artifacts.save(target)
         for name in _INPUTS:
             shutil.copytree(inputs / name, target / name)
+        if scratch.config.study(stage) is not None:
+            shutil.copyfile(inputs / TUNED_FILE, target / TUNED_FILE)
         for suffix in (".csv", ".json"):
             shutil.copyfile(
                 scratch.layout.split(stage).with_suffix(suffix), target / "split" / f"cells{suffix}"

@@ -263,6 +263,11 @@ def read_shared(path: Path) -> SharedSums:
             raise SumsError(f"{path}: its sums are of other types than it names")
         overlap = about["overlap"] or {"key": None, "cells": {}}
         _check_keyed(overlap["cells"], sums, path)
+        named = About(manifest.model, manifest.version, manifest.key, manifest.record)
+        again = folder.with_name("again")
+        write_parcel(again, named, {name: folder / name for name in manifest.files}, SHARED)
+        if file_digest(again) != file_digest(path):
+            raise AuditError(f"{path} holds other bytes than this canal writes for its content")
         digest = hashlib.sha256(manifest.text().encode()).hexdigest()
         withheld = {str(name): list(map(str, few)) for name, few in about["withheld"].items()}
     return SharedSums(digest, sums, about["min_cells"], withheld, overlap["key"], overlap["cells"])

@@ -28,9 +28,10 @@ from canal.app.remaking import (
 from canal.app.withdrawing import Remainder, Unlearned, basis_checks, remainder_of
 from canal.app.withdrawing import Withdrawal as Withdrawal
 from canal.app.withdrawing import read_names_of_cells as read_names_of_cells
+from canal.config.branches import with_withdrawal, without_stages
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
-from canal.config.yaml_file import parse, with_withdrawal, without_stages
+from canal.config.yaml_file import parse
 from canal.continual.stage import ExactTask, finish_exact
 from canal.core.digests import json_digest
 from canal.core.errors import HistoryError

@@ -86,13 +86,15 @@ class VersionReader:
         version = member.version
         return check_record(member, version, self._entry(version), self._log)
 
-    def chain(self, member: RegisteredVersion) -> list[RegisteredVersion]:
+    def chain(
+        self, member: RegisteredVersion, with_: RegisteredVersion | None = None
+    ) -> list[RegisteredVersion]:
         """Return a member's ancestors and the member, oldest first; a missing ancestor is a finding.
 
         A parent is looked for among the registered versions, then among the ancestors that came along with an
-        imported version.
+        imported version: that of ``with_``, where the member itself came along.
         """
-        chain, came_with = [member], member
+        chain, came_with = [member], with_ or member
         while (parent := chain[0].parent) is not None:
             version = self._by_key.get(parent)
             if version is None:
@@ -122,7 +124,7 @@ class VersionReader:
                 if version is None
                 else self.member(version)
             )
-            for one in [] if other is None else self.chain(other):
+            for one in [] if other is None else self.chain(other, chain[-1] if other.elsewhere else None):
                 found.append(one)
                 places.append(one)
         return found

@@ -281,6 +281,14 @@ def _signature(genes: list[str]) -> Any:
     )
 
 
+def parent_stage(key: Key) -> str:
+    """Return the stage of a version's parent; of a merged one that whose branch the other was merged into."""
+    if "merged" in key and "unlearned" not in key:
+        return str(key["stage"])
+    parent = key["request"].get("parent")
+    return str(parent["stage"]) if isinstance(parent, Mapping) else ""
+
+
 def method_view(folder: Path, key: Key) -> Document:
     """Return the method by which a version annotates: its parts, their weight, and its sums.
 
