@@ -12,7 +12,7 @@ from tests.support.cells import make_adata, write_adata
 from tests.support.methods import N_GENES, empty_database, learn_here, make_line, with_database
 
 SITES = ("first", "second", "third")
-NEW_CELLS = {"T": 30, "DC": 30, "Mast": 30}
+NEW_CELLS = {"T": 30, "DC": 40, "Mast": 30}
 """Of the third site, which no other test learns from."""
 
 
