@@ -19,6 +19,7 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError, DataError, HistoryError, RegistryError, SumsError
 from canal.core.files import read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
+from canal.memory.revealing import n_recovered
 from canal.memory.stage_sums import BASIS, MISSING, SUMS, StageSums
 from canal.memory.sums import Sums
 from canal.registry.provenance.registered import ancestry, summed_splits
@@ -52,6 +53,8 @@ class Shared:
         Stages without any type in the bundle, and those of other lineages that were merged into the version.
     keyed : bool
         Whether it holds digests of cells under the sites' key.
+    given_away : dict
+        Stage -> type -> number of cells whose levels a reader computes exactly from the bundle.
     """
 
     path: str
@@ -63,6 +66,7 @@ class Shared:
     withheld: dict[str, dict[str, int]]
     left_out: tuple[str, ...]
     keyed: bool
+    given_away: dict[str, dict[str, int]]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -198,6 +202,7 @@ def share(
         withheld=withheld,
         left_out=tuple(name for name in sums.stages if name not in kept),
         keyed=key is not None,
+        given_away={name: n_recovered(one) for name, one in kept.items()},
     )
 
 

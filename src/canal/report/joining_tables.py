@@ -61,9 +61,11 @@ def shared_group(document: Document) -> Group:
     rows.add_column("stage", overflow="fold")
     rows.add_column("type", overflow="fold")
     rows.add_column("cells", justify="right")
+    rows.add_column("given away", justify="right")
     for stage, types in document["stages"].items():
         for name, cells in types.items():
-            rows.add_row(text(stage), text(name), text(f"{cells:,}"))
+            given = document["given_away"][stage][name]
+            rows.add_row(text(stage), text(name), text(f"{cells:,}"), text(f"{given:,}"))
     return Group(rows, *map(text, _shared_lines(document)))
 
 
@@ -76,6 +78,12 @@ def _shared_lines(document: Document) -> Iterator[str]:
     yield f"left out, under {document['min_cells']} cells: {', '.join(withheld) or 'nothing'}"
     if document["left_out"]:
         yield f"stages left out: {', '.join(document['left_out'])}"
+    shared = sum(sum(types.values()) for types in document["stages"].values())
+    given = sum(sum(types.values()) for types in document["given_away"].values())
+    yield (
+        f"given away: a reader computes the levels of {given:,} of {shared:,} cells exactly from these sums, "
+        "and who has a cell can tell whether it is among them: docs/privacy.md"
+    )
     keyed = "with digests of the cells under the sites' key" if document["keyed"] else "no overlap key"
     yield f"no cell, no name of a cell, no split, no probe, no sums by batch; {keyed}"
     yield f"basis {document['basis'][:12]}..., sha256 {document['sha256']}"
