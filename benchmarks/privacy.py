@@ -73,9 +73,8 @@ def grouped(drawn: Sequence[Drawn]) -> None:
                     groups += 1
         if groups:
             share = 100 * computed / (groups * n)
-            print(
-                f"{n:6d} {groups:6d} {auroc(inside, outside):14.3f} {share:22.1f} % {100 * whole / groups:21.1f} %"
-            )
+            area = auroc(inside, outside)
+            print(f"{n:6d} {groups:6d} {area:14.3f} {share:22.1f} % {100 * whole / groups:21.1f} %")
 
 
 def membership(sums: Sums, cells: np.ndarray) -> np.ndarray:
