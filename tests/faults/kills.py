@@ -148,6 +148,12 @@ def name_cells(line: Line) -> None:
     (line.root / "gone.txt").write_text("\n".join(named) + "\n")
 
 
+def with_shared_sums(line: Line) -> None:
+    """Have sums, beside a bundle of such sums: whose cells they are is not asked without a key."""
+    canal(line, "sums", "backfill", "second")
+    canal(line, "share", "candidate", "-o", "shared.canal", "--min-cells", "1")
+
+
 def with_other_ledger(line: Line) -> None:
     """Have a clone that promoted another version than this one did."""
     other = Line(line.root.parent / "clone")
@@ -228,6 +234,20 @@ CASES = (
         name_cells,
         changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
         done_already="has no 3 named cells",
+    ),
+    Case(
+        "merge",
+        ("merge", "3", "shared.canal", *BY),
+        with_shared_sums,
+        changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
+        done_already="has the sums of both already",
+    ),
+    Case(
+        "share",
+        ("share", "candidate", "-o", "again.canal", "--min-cells", "1"),
+        with_shared_sums,
+        outputs=("again.canal",),
+        done_already="exists already",
     ),
     Case(
         "ledger merge",

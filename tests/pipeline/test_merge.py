@@ -88,6 +88,11 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, parc
     assert key["merged"]["equals"] == "joint learning of both lineages"
     assert found(project) == []
     assert learn_here(line) == []  # what was merged is not learned again
+    left = unlearn(Project.open(line.root), Withdrawal("first", batch="b1"), ADA)  # own cells can leave still
+    again, _ = sums_of(project, left.versions["first"]["after"])
+    assert again.stages["second"].digest == sums.stages["second"].digest
+    assert again.stages["first"].n_cells < sums.stages["first"].n_cells
+    assert found(Project.open(line.root)) == []
 
 
 def test_two_parents_stand_everywhere(line, parcels, sites, tmp_path):

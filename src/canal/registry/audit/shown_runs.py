@@ -182,6 +182,7 @@ def _expected(one: CheckedVersion) -> Iterator[Expected]:
     history = member.document(_HISTORY)
     if isinstance(history, dict):
         settings = key["request"].get("backbone" if member.stage == BACKBONE else "continual") or {}
+        settings = {name: value for name, value in settings.items() if name != "network"}  # is no parameter
         params = dict(flat(settings)) | dict(key.get("choice") or {})
         extra: dict[str, float] = {}
         if member.is_annotator:
