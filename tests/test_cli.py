@@ -36,6 +36,8 @@ COMMANDS = [
     ("retire",),
     ("unlearn",),
     ("erase",),
+    ("merge",),
+    ("share",),
     ("ledger",),
     ("ledger", "anchor"),
     ("ledger", "merge"),

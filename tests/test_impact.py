@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 
 from canal.annotation.records import make_record
 from canal.app.impact import impact
-from canal.config.yaml_file import parse, with_branch
+from canal.config.branches import with_branch
+from canal.config.yaml_file import parse
 from canal.core.digests import canonical_json
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.provenance.exposure import CellQuery

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from canal.cli import app
-from canal.config.yaml_file import parse, with_branch, with_import, with_stage, with_withdrawal
+from canal.config.branches import with_branch, with_withdrawal
+from canal.config.yaml_file import parse, with_import, with_stage
 from canal.core.errors import ConfigError
 
 TEXT = (Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8")

@@ -160,6 +160,12 @@ def unlearn_cells(line: Line) -> None:
     (line.root / "token.txt").write_text(json.loads(said)["token"])
 
 
+def with_shared_sums(line: Line) -> None:
+    """Have sums, beside a bundle of such sums: whose cells they are is not asked without a key."""
+    canal(line, "sums", "backfill", "second")
+    canal(line, "share", "candidate", "-o", "shared.canal", "--min-cells", "1")
+
+
 def with_other_ledger(line: Line) -> None:
     """Have a clone that promoted another version than this one did."""
     other = Line(line.root.parent / "clone")
@@ -246,6 +252,20 @@ CASES = (
         ERASE,
         unlearn_cells,
         changes=("params.yaml", "data", "incoming", "prepared", "dvc.lock", "data.dvc", "erased", *REGISTRY),
+    ),
+    Case(
+        "merge",
+        ("merge", "3", "shared.canal", *BY),
+        with_shared_sums,
+        changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
+        done_already="has the sums of both already",
+    ),
+    Case(
+        "share",
+        ("share", "candidate", "-o", "again.canal", "--min-cells", "1"),
+        with_shared_sums,
+        outputs=("again.canal",),
+        done_already="exists already",
     ),
     Case(
         "ledger merge",

@@ -262,7 +262,7 @@ def test_a_kill_is_completed_by_the_next_call(line, monkeypatch, at):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"canal.app.unlearning.{at}", killed)
+        patch.setattr(f"canal.app.remaking.{at}", killed)
         with pytest.raises(KeyboardInterrupt):
             unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)
     made = unlearn(line.project(), Withdrawal("second", batch="b1"), ADA)

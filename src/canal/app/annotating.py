@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,8 +29,9 @@ from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import append_line
 from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort, load_model
+from canal.registry.manifest.version_folder import read_key
 from canal.registry.store.database import Version
-from canal.registry.store.store import require_rebuilt
+from canal.registry.store.store import Store, require_rebuilt
 from canal.registry.versions.history import verified
 
 if TYPE_CHECKING:
@@ -328,6 +329,19 @@ def _project_and_log(root: Path | None) -> tuple[Project | None, Log | None, str
     return project, read_log(project.layout.annotations), None
 
 
+def _merged(store: Store, version: Version, versions: Sequence[Version]) -> Document | None:
+    """Return the two parents of a merged version, by number, and what its sums equal; None for others."""
+    try:
+        key = read_key(store.artifacts(version))
+    except CanalError:  # its files are gone; the rest is still told
+        return None
+    if (merged := key.get("merged")) is None:
+        return None
+    numbers = {one.key: one.number for one in versions}
+    parents = [numbers.get(one, one[:12]) for one in (key["parent"], merged["other"])]
+    return {"of": parents, "equals": merged["equals"]}
+
+
 def _registry_view(project: Project, record: Record, log: Log) -> Document:
     """Return the registry's view of the version that a record names by its key."""
     store, model = project.store, record["model"]
@@ -343,6 +357,7 @@ def _registry_view(project: Project, record: Record, log: Log) -> Document:
         "aliases": list(version.aliases) if version else [],
         "retired": version.retired if version else None,
         "erased": version.erased if version else None,
+        "merged": _merged(store, version, versions) if version else None,
         "champion": champion,
         "logged": any(one.get("id") == record.get("id") for one in log.records) if "id" in record else None,
     }

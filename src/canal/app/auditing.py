@@ -185,6 +185,11 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
             f"version {number} is the version with key {key['backfilled'][:12]}... and sums that were added "
             "later: reproduce that version; `canal audit --recompute` verifies the sums"
         )
+    if "merged" in key:
+        raise AuditError(
+            f"version {number} has the sums of two lineages, and was not trained: `canal audit` verifies "
+            "them against those of its parents"
+        )
     if "unlearned" in key:
         raise AuditError(
             f"version {number} is the version with key {key['unlearned']['version'][:12]}... without "

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.app.project import Project
+from canal.config.branches import with_branch
 from canal.config.params import Tuning
 from canal.config.sections import BACKBONE, Continual
-from canal.config.yaml_file import parse, save, with_branch, with_stage
+from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
 from canal.data.prepare import PrepareSettings

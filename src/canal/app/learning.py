@@ -25,7 +25,7 @@ from canal.continual.held_out_heads import HeadCells, held_out_type_heads
 from canal.continual.pretraining import pretrain
 from canal.continual.stage import StageArtifacts, finish, finish_exact
 from canal.continual.trainer import learn_stage
-from canal.core.errors import tell, visible
+from canal.core.errors import HistoryError, tell, visible
 from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
@@ -50,6 +50,15 @@ def pretrain_backbone(project: Project, logged: StepRun) -> tuple[Backbone, dict
 
 def train_stage(project: Project, logged: StepRun, stage: str, settings: Continual) -> StageArtifacts:
     """Learn a stage by network, sums or both; return its artifacts. Epochs are shown and logged."""
+    if project.config.stages[stage].merged is not None:
+        raise HistoryError(
+            f"stage {stage!r} was merged with another lineage, whose sums cannot be learned here: bring the "
+            "registry or the models/ folder that holds its version (dvc pull, canal registry sync), or merge "
+            "again: take `merged` out of params.yaml, set the branch back, and call canal merge"
+        )
+    parent = project.config.stages[stage].parent
+    if parent != BACKBONE and project.config.stages[parent].merged is not None and settings.method == "exact":
+        tell(f"{stage}: {parent} was merged without a network: there is no teacher, sums alone are learned")
     if settings.method != "exact":
         return _train_network(project, logged, stage, settings)
     return finish_exact(stage, sums_task(project, stage), project.config)
@@ -143,7 +152,7 @@ def evaluate_novelty(
     if isinstance(annotator, Annotator):
         return held_out_type_heads(annotator, cells, config.novelty, config.seed, hooks)
     assert isinstance(annotator, ExactAnnotator | CombinedAnnotator)  # noqa: S101 - loaded in full
-    sums = StageSums.load(project.layout.model(stage), (*config.ancestors(stage), stage))
+    sums = StageSums.load(project.layout.model(stage), config.summed_stages(stage))
     assert sums is not None  # noqa: S101 - its method keeps them
     learner = ExactLearner(sums, config.memory, config.novelty)
     return held_out_types(annotator, learner, cells, config.seed, hooks)
@@ -155,7 +164,9 @@ def examination(project: Project, stage: str) -> Examination:
     parent = config.stages[stage].parent
     earlier = [] if parent == BACKBONE else read_json(layout.metrics(parent) / EVALUATION)["matrix"]
     stages = (*config.ancestors(stage), stage)
-    sums = StageSums.load(layout.model(stage), stages)  # for the genes that each stage's file lacks
+    sums = StageSums.load(
+        layout.model(stage), config.summed_stages(stage)
+    )  # for the genes that each stage's file lacks
     return Examination(
         tests={
             name: project.cells(name, "test", genes) if project.available(name) else None for name in stages

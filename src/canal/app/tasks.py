@@ -80,6 +80,12 @@ def stage_task(
         genes = genes or _grown_panel(project, stage, parent.genes)
         parent_state = ParentState.load(folder, parent.genes, config).widened(len(genes))
         old = parent.labels
+        if more := [one for one in read_names(folder / "model", LABELS) if one not in old]:
+            raise TrainingError(
+                f"stage {stage!r} cannot be learned by a network: that of {name} does not know "
+                f"{', '.join(more[:5])}, which were merged in as sums: learn the stage by sums alone "
+                f"(stages.{stage}.continual.method: exact)"
+            )
     train = project.cells(stage, "train", genes)
     new = tuple(label for label in train.types if label not in old)
     task = Task(
@@ -193,7 +199,7 @@ def parent_sums(project: Project, stage: str) -> StageSums | None:
     name = project.config.stages[stage].parent
     if name == BACKBONE:
         return None
-    return StageSums.load(project.layout.model(name), (*project.config.ancestors(stage),))
+    return StageSums.load(project.layout.model(name), project.config.summed_stages(name))
 
 
 def _fits(size: int, rows: int, most_mb: float) -> bool:

@@ -18,7 +18,13 @@ from canal.core.files import new_folder, read_json
 from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Entry, Sign
 from canal.registry.ledger.mirror import user
-from canal.registry.manifest.version_folder import key_digest, method_view, read_key, read_record
+from canal.registry.manifest.version_folder import (
+    key_digest,
+    method_view,
+    parent_stage,
+    read_key,
+    read_record,
+)
 from canal.registry.manifest.version_folder import schema as schema
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.promotion import Decision
@@ -89,7 +95,7 @@ def evaluations(project: Project) -> list[Document]:
 
 
 def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Document:
-    accuracy, average, types, parent_stage = _numbers(project, version)
+    accuracy, average, types, learned_on = _numbers(project, version)
     return {
         "version": version.number,
         "stage": version.stage,
@@ -97,7 +103,7 @@ def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Docume
         "accuracy": accuracy,
         "average_accuracy": average,
         "types": types,
-        "parent": int(version.parent) if version.parent and parent_stage != BACKBONE else None,
+        "parent": int(version.parent) if version.parent and learned_on != BACKBONE else None,
         "key": version.key,
         **decisions(entries, version),
     }
@@ -125,7 +131,7 @@ def _numbers(project: Project, version: Version) -> tuple[float | None, float | 
             f"audit {version.number}`"
         )
     evaluation = read_json(path)
-    parent = read_key(folder)["request"]["parent"]["stage"]
+    parent = parent_stage(read_key(folder))
     own = evaluation["row"][version.stage]
     return own, evaluation["average_accuracy"], len(evaluation["labels"]), parent
 

@@ -135,7 +135,7 @@ def remainder_of(project: Project, stage: str, folder: Path, withdrawal: Withdra
             f"all training cells of {stage} would leave, and a stage without cells is none: `canal impact "
             f"{withdrawal.source}` lists the steps that take the whole stage out"
         )
-    sums = StageSums.load(folder, (*project.config.ancestors(stage), stage))
+    sums = StageSums.load(folder, project.config.summed_stages(stage))
     if sums is None or stage not in sums.stages:
         raise HistoryError(
             f"{stage} keeps no sums, and a network cannot unlearn: `canal sums backfill {stage}` adds sums, "
@@ -216,7 +216,7 @@ def basis_checks(
     ``"same"``, ``{"other": genes}`` with the genes that are in one of both alone, or why it was not checked.
     """
     for stage, remainder in remainders.items():
-        sums = StageSums.load(folders[stage], (*project.config.ancestors(stage), stage))
+        sums = StageSums.load(folders[stage], project.config.summed_stages(stage))
         if sums is None or stage not in sums.basis.seen:
             continue
         if not project.available(stage):

@@ -1,4 +1,4 @@
-"""Commands about versions: promote, compare, rollback, retire, lineage, impact, unlearn, erase, diff."""
+"""Commands about versions: promote, compare, rollback, retire, lineage, unlearn, erase, merge, share."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from canal import app
 from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import erased_group, forward_group, impact_group, unlearned_group
+from canal.report.joining_tables import merged_group, shared_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table
@@ -32,6 +33,8 @@ def add_to(to: typer.Typer) -> None:
     to.command(
         epilog=f'{example} erase kang-ctrl --batch 1015 --by "A. Person" --why "consent withdrawn" --dry-run'
     )(erase)
+    to.command(epilog=f'{example} merge champion site-b.canal --by "A. Person" --why "both hospitals"')(merge)
+    to.command(epilog=f"{example} share champion -o site-b.canal")(share)
     to.command(epilog=f"{example} diff 2 3 lab.h5ad --cells changed.csv")(diff)
 
 
@@ -229,6 +232,59 @@ def erase(
     options = erasing.Options(None if dry_run else confirm, remote)
     document = erasing.erase(open_project(root), withdrawal, decision, options, note).to_json()
     show_result(document if as_json else erased_group(document), as_json)
+
+
+OverlapKeyFile = Annotated[
+    Path | None,
+    typer.Option("--overlap-key", metavar="FILE", help="Secret of the sites, to find common cells."),
+]
+
+
+def merge(
+    first: Annotated[str, typer.Argument(metavar="A", help="Number or alias.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Number or alias, or a file of canal share.")],
+    by: By,
+    why: Why,
+    names: Annotated[
+        Path | None, typer.Option("--map", metavar="FILE", help="Table: their cell type, ours (CSV or YAML).")
+    ] = None,
+    same: Annotated[
+        list[str] | None, typer.Option(help="A type that is the same though its centroids are far apart.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="A", help="Keep this version's network beside the sums.")
+    ] = None,
+    overlap: Annotated[str, typer.Option(help="Cells of both: refuse, or count once.")] = "refuse",
+    overlap_key: OverlapKeyFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made; change nothing.")
+    ] = False,
+    sign: KeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a version with the sums of two lineages: as if one had learned from the cells of both."""
+    joining = app.joining_lineages
+    decision = joining.Decision(by, why, signer(sign, by))
+    key = None if overlap_key is None else joining.OverlapKey.read(overlap_key)
+    wanted = joining.Joining(first, second, names, tuple(same or ()), joining.Overlap(overlap, key), network)
+    document = joining.merge(open_project(root), wanted, decision, note, dry_run).to_json()
+    show_result(document if as_json else merged_group(document), as_json)
+
+
+def share(
+    version: Annotated[str, typer.Argument(help="Number or alias.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
+    min_cells: Annotated[
+        int | None, typer.Option(help="Leave out types of fewer cells; by default share.min_cells.")
+    ] = None,
+    overlap_key: OverlapKeyFile = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write basis, labels and sums of a version into one file, without any cell, for canal merge."""
+    document = app.sharing.share(open_project(root), version, output, min_cells, overlap_key).to_json()
+    show_result(document if as_json else shared_group(document), as_json)
 
 
 def diff(

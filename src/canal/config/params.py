@@ -25,6 +25,7 @@ from canal.config.sections import (
     Probe,
     Registry,
     Section,
+    Share,
     Source,
     Split,
     Stage,
@@ -140,6 +141,7 @@ class Config(Section):
     cache: Cache = Cache()
     registry: Registry = Registry()
     policy: Policy = Policy()
+    share: Share = Share()
     compute: Compute = Compute()
 
     @field_validator("stages")
@@ -186,6 +188,15 @@ class Config(Section):
             parent = self.stages[parent].parent
         return chain[::-1]
 
+    def summed_stages(self, stage: str) -> list[str]:
+        """Return the stages whose sums a version of ``stage`` may hold, oldest first, itself last.
+
+        Beside its ancestors these are the stages of other lineages that were merged into them or into it.
+        """
+        chain = [*self.ancestors(stage), stage]
+        merged = (one for name in chain if (found := self.stages[name].merged) for one in found.stages)
+        return [*dict.fromkeys([*chain[:-1], *merged]), stage]
+
     def min_genes(self, source: str) -> int:
         """Return how many expressed genes a cell of ``source`` must have to be kept."""
         own = self.sources[source].min_genes
@@ -229,6 +240,11 @@ def _check_references(config: Config) -> None:
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
             raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
+    for name in config.stages:
+        merged = config.stages[name].merged
+        if taken := [one for one in (merged.stages if merged else ()) if one in config.stages]:
+            message = f"sums of another lineage are kept under the name {taken[0]}, which is a stage's here"
+            raise DanglingNameError(f"stages.{name}.merged.stages", message)
     contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
     if config.backbone.imported is not None and contrary:
         message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
@@ -246,7 +262,10 @@ def _check_methods(config: Config) -> None:
             )
             raise DanglingNameError(f"finetune.tuned.{name}", message)
         if methods[name] != "exact" and methods.get(stage.parent) == "exact":
-            message = f"{methods[name]} needs the network of its parent {stage.parent}, which is exact"
+            which = "which is exact"
+            if config.stages[stage.parent].merged is not None:
+                which = "which was merged without a network, so there is no teacher"
+            message = f"{methods[name]} needs the network of its parent {stage.parent}, {which}"
             raise DanglingNameError(path, f"{message}: make this stage exact, too, or its parent combined")
 
 

@@ -366,6 +366,24 @@ class StagePanel(Section):
     grow: int = Field(default=0, ge=0)
 
 
+class Merged(Section):
+    """Sums of another lineage that a stage's version also holds, as `canal merge` left it.
+
+    ``stages`` are the names under which the other's stages are kept, ``sums`` is the digest of all sums
+    together, ``other`` that of the other version's key, or of the shared bundle.
+    """
+
+    stages: tuple[Name, ...] = Field(min_length=1)
+    sums: str = Field(pattern=r"^[0-9a-f]{64}$")
+    other: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Share(Section):
+    """What `canal share` gives away: no type of a stage with fewer than ``min_cells`` summed cells."""
+
+    min_cells: int = Field(default=20, ge=1)
+
+
 class Stage(Section):
     """One stage of the lineage: the cells of ``source``, learned on top of ``parent``.
 
@@ -379,3 +397,4 @@ class Stage(Section):
     group_by_batch: bool = False
     panel: StagePanel = StagePanel()
     continual: ContinualOverride = ContinualOverride()
+    merged: Merged | None = None

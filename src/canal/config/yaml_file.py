@@ -1,7 +1,7 @@
 """Read, check and edit the file params.yaml; edits keep its comments and formatting."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from canal.config.params import Config
-from canal.config.sections import BACKBONE, DanglingNameError
+from canal.config.sections import DanglingNameError
 from canal.core.errors import ConfigError, shown_address
 from canal.core.files import new_file
 
@@ -178,105 +178,12 @@ def with_stage(
     return text
 
 
-def with_branch(text: str, name: str) -> tuple[str, list[str]]:
-    """Return params.yaml's text with a new branch from stage ``name`` on, and the stages to be relearned.
-
-    A stage's descendants learned from it, so they get a new branch too.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such stage.
-    """
-    config = parse(text)
-    if name != BACKBONE and name not in config.stages:
-        raise ConfigError(f"no stage {name!r}; there are {', '.join((BACKBONE, *config.stages))}")
-    relearned = [
-        stage for stage in config.stages if name == BACKBONE or name in (*config.ancestors(stage), stage)
-    ]
-    yaml = _round_trip()
-    document = yaml.load(text)
-    for stage in relearned:
-        document["stages"][stage]["branch"] = config.stages[stage].branch + 1
-    if name == BACKBONE:
-        document["backbone"]["branch"] = config.backbone.branch + 1
-        relearned = [BACKBONE, *relearned]
-    return _dumped(document), relearned
-
-
-def with_withdrawal(
-    text: str, source: str, excluded: tuple[Sequence[str], str | None], stages: Sequence[str]
-) -> str:
-    """Return params.yaml's text without some cells, with the exact method on a new branch of ``stages``.
-
-    ``excluded`` cells and batch join what ``source`` excludes. ``stages`` may name the backbone; stages that
-    build on them get the exact method, too, since there is no network that they could start from.
-
-    Raises
-    ------
-    ConfigError
-        If the result would break a rule.
-    """
-    config, document, (cells, batch) = parse(text), _round_trip().load(text), excluded
-    before = config.sources[source].exclude
-    after = {
-        "cells": [*before.cells, *(one for one in cells if one not in before.cells)],
-        "batches": [*before.batches, *([batch] if batch and batch not in before.batches else [])],
-    }
-    _put(document["sources"][source], "exclude", {name: names for name, names in after.items() if names})
-    return _learned_by_sums(document, config, stages)
-
-
-def without_stages(text: str, out: Sequence[str], stages: Sequence[str]) -> str:
-    """Return params.yaml's text without some stages and their sources, with a new branch of ``stages``.
-
-    What was learned on a stage that goes is learned on that stage's parent, by the exact method.
-
-    Raises
-    ------
-    ConfigError
-        If the result would break a rule.
-    """
-    config, document = parse(text), _round_trip().load(text)
-    left = {name: one for name, one in config.stages.items() if name not in out}
-    groups = (document["stages"], document["finetune"]["fixed"], document["finetune"]["tuned"])
-    for name, one in left.items():
-        parent = one.parent
-        while parent in out:
-            parent = config.stages[parent].parent
-        for group in groups:
-            if name in group:
-                group[name]["parent"] = parent
-    for group in groups:
-        for name in out:
-            group.pop(name, None)
-    for source in {config.stages[name].source for name in out} - {one.source for one in left.values()}:
-        del document["sources"][source]
-    return _learned_by_sums(document, config, stages)
-
-
-def _learned_by_sums(document: Any, config: Config, stages: Sequence[str]) -> str:
-    """Give stages a new branch and the exact method, also to what builds on them; return the text."""
-    if BACKBONE in stages:
-        document["backbone"]["branch"] = config.backbone.branch + 1
-    for stage in (name for name in document["stages"] if {*config.ancestors(name), name} & set(stages)):
-        if stage in stages:
-            document["stages"][stage]["branch"] = config.stages[stage].branch + 1
-        _put(document["stages"][stage], "continual", {"method": "exact"})
-        if stage in document["finetune"]["tuned"]:
-            document["finetune"]["fixed"][stage] = document["finetune"]["tuned"].pop(stage)
-    # An emptied mapping whose name has a comment behind it is written on a line of its own, which is no YAML.
-    text = re.sub(r"^( *\w+:)([^\n]*)\n\{\}$", r"\1 {}\2", _dumped(document), flags=re.MULTILINE)
-    parse(text)
-    return text
-
-
 def with_rest(text: str, rests: Mapping[str, str]) -> str:
     """Return params.yaml's text with the digests of what is left of some sources' files."""
-    document = _round_trip().load(text)
+    document = round_trip().load(text)
     for name, digest in rests.items():
         document["sources"][name]["rest"] = digest
-    return _dumped(document)
+    return dumped(document)
 
 
 def with_import(text: str, path: str, key: str) -> str:
@@ -287,9 +194,9 @@ def with_import(text: str, path: str, key: str) -> str:
     ConfigError
         If the result would break a rule: an imported backbone excludes some settings of pre-training.
     """
-    document = _round_trip().load(text)
-    _put(document.setdefault("backbone", CommentedMap()), "imported", {"path": path, "key": key})
-    text = _dumped(document)
+    document = round_trip().load(text)
+    put_entry(document.setdefault("backbone", CommentedMap()), "imported", {"path": path, "key": key})
+    text = dumped(document)
     parse(text)
     return text
 
@@ -302,14 +209,14 @@ def with_basis(text: str, path: str, digest: str) -> str:
     ConfigError
         If the result would break a rule.
     """
-    document = _round_trip().load(with_memory(text))
-    _put(document["memory"], "basis", {"path": path, "digest": digest})
-    text = _dumped(document)
+    document = round_trip().load(with_memory(text))
+    put_entry(document["memory"], "basis", {"path": path, "digest": digest})
+    text = dumped(document)
     parse(text)
     return text
 
 
-def _put(section: Any, name: str, entry: Mapping[str, Any]) -> None:
+def put_entry(section: Any, name: str, entry: Mapping[str, Any]) -> None:
     """Set an entry of a section of a round-trip document; a new entry is inserted at the top.
 
     Blank lines and comments after the section's last line belong to the next section.
@@ -366,7 +273,7 @@ def _append(text: str, section: str, entry: Mapping[str, Any], group: str = "") 
         start, end = _block(lines, group, range(start + 1, end), indent)
         lines[start] = re.sub(r":\s*\{\s*\}", ":", lines[start])
         indent = "    "
-    added = [f"{indent}{line}\n" for line in _dumped(entry).splitlines()]
+    added = [f"{indent}{line}\n" for line in dumped(entry).splitlines()]
     return "".join([*lines[:end], *added, *lines[end:]])
 
 
@@ -392,7 +299,9 @@ def _block(lines: list[str], name: str, within: range, indent: str) -> tuple[int
     return start, end
 
 
-def _round_trip() -> Any:
+def round_trip() -> Any:
+    """Return a reader and writer of YAML that keeps comments and quotes."""
+
     class Representer(RoundTripRepresenter):
         """Writes null as ``null``, as people do; ruamel leaves its place empty."""
 
@@ -405,7 +314,8 @@ def _round_trip() -> Any:
     return yaml
 
 
-def _dumped(document: Any) -> str:
+def dumped(document: Any) -> str:
+    """Return the text of a document that `round_trip` has read."""
     stream = StringIO()
-    _round_trip().dump(document, stream)
+    round_trip().dump(document, stream)
     return stream.getvalue()

@@ -47,6 +47,7 @@ from canal.model.combined import (
     CombinedRule,
     margins,
     named_distances,
+    widened,
 )
 from canal.model.compute import in_threads
 from canal.model.head import Head
@@ -120,11 +121,11 @@ def combine(
         Components of the combined novelty score, where both answer.
     """
     log_probabilities = exact.log_probabilities(validation.logits(exact))
-    targets = np.array([network.labels.index(name) for name in validation.cell_types], dtype=np.int64)
-    plain = Combination(0.0, network.temperature)
-    weight = chosen_weight(plain, outputs.logits, log_probabilities, targets)
+    targets = np.array([exact.labels.index(name) for name in validation.cell_types], dtype=np.int64)
+    plain, by_network = Combination(0.0, network.temperature), widened(outputs.logits, len(exact.labels))
+    weight = chosen_weight(plain, by_network, log_probabilities, targets)
     chosen = replace(plain, weight=weight, fast_margin=fast_margin(np.exp(log_probabilities)))
-    calibration = fit_calibration(chosen.of(outputs.logits, log_probabilities), targets)
+    calibration = fit_calibration(chosen.of(by_network, log_probabilities), targets)
     combined = CombinedAnnotator(network, exact, replace(chosen, calibration=calibration))
     return with_rule(combined, validation, outputs.novelty_parts, settings, parts)
 

@@ -195,9 +195,16 @@ def _combined(
 
 
 def backfilled(
-    folder: Path, stage: str, validation: LabelledCells, sums: StageSums, config: Config
+    folder: Path,
+    stage: str,
+    validation: LabelledCells,
+    sums: StageSums,
+    config: Config,
+    labels: tuple[str, ...] = (),
 ) -> CombinedAnnotator:
     """Return the network of a model folder with solved sums, combined on validation cells and its probe.
+
+    ``labels`` are the network's, by default, and further ones that the sums alone know.
 
     Where both answer, novelty is the network's own: the cells that its head was trained on are not available,
     so no type can be held out of it.
@@ -208,7 +215,7 @@ def backfilled(
     cells = LabelledCells.concatenate([validation, earlier])
     levels = LabelledLevels.of_cells(cells, sums)
     learner = ExactLearner(sums, config.memory, config.novelty)
-    exact = learner.annotator(network.labels, network.genes, levels)
+    exact = learner.annotator(labels or network.labels, network.genes, levels)
     prediction = network.predict(cells.expression)
     parts = network_parts(network, prediction.logits, prediction.novelty)
     return combine(

@@ -46,6 +46,9 @@ from canal.model.storage import (
 )
 
 LABELS = "labels.json"
+NETWORK_LABELS = "network_labels.json"
+"""The labels of a network beside sums that know further types; without the file, they are those of both."""
+
 GENES = "genes.json"
 TEMPERATURE = "temperature"
 _FIRST_CELLS = 256
@@ -270,7 +273,8 @@ class Annotator:
         document = read_config(folder)
         config = BackboneConfig.from_json(document.get("backbone"))
         rule = document.get("novelty")
-        labels, genes = read_names(folder, LABELS), read_names(folder, GENES)
+        own = NETWORK_LABELS if (folder / NETWORK_LABELS).is_file() else LABELS
+        labels, genes = read_names(folder, own), read_names(folder, GENES)
         head = empty_head(config.dim, len(genes) + 1, len(labels))
         network = AnnotatorNetwork(empty_performer(config, len(genes)), head)
         read_weights(network, folder)

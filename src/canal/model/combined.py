@@ -17,7 +17,7 @@ from canal.memory.answer import ExactAnnotator
 from canal.memory.levels import log_normalised
 from canal.memory.prediction import PARTS, Calibration, PartsRule, Prediction, softmax, unsqueezed
 from canal.model import COMBINATION, EXACT
-from canal.model.annotator import Annotator
+from canal.model.annotator import LABELS, NETWORK_LABELS, Annotator
 from canal.model.centroids import NETWORK_PARTS, NetworkCentroids
 from canal.model.head import is_number
 from canal.model.storage import read_document, weights_digest
@@ -128,7 +128,8 @@ class CombinedAnnotator:
     centroids: NetworkCentroids | None = None
 
     def __post_init__(self) -> None:
-        if (self.network.labels, self.network.genes) != (self.exact.labels, self.exact.genes):
+        n = len(self.network.labels)
+        if (self.network.labels, self.network.genes) != (self.exact.labels[:n], self.exact.genes):
             raise ModelError("network and sums are of other types or genes; restore the model")
         needed = self.novelty.in_network if self.novelty else ()
         given = self.centroids.parts if self.centroids else ()
@@ -140,8 +141,8 @@ class CombinedAnnotator:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Cell types, in the order of the logits."""
-        return self.network.labels
+        """Cell types, in the order of the logits; the network's, then those that the sums alone know."""
+        return self.exact.labels
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -164,7 +165,8 @@ class CombinedAnnotator:
         by_network, measured = self.network.predict_beside(expression, centroids.of)
         centred = self.exact.classifier.centred(self.exact.levels(expression))
         own, learned = self.exact.answered_centred(centred)
-        logits = self.combination.of(by_network.logits, self.exact.log_probabilities(own))
+        by_both = widened(by_network.logits, len(self.labels))
+        logits = self.combination.of(by_both, self.exact.log_probabilities(own))
         novelty = None
         if self.novelty is not None:
             parts = {
@@ -192,14 +194,15 @@ class CombinedAnnotator:
         share = self.combination.weight
         sides = (self.network.gene_weights(), self.exact.gene_weights())
         network, exact = (side / np.maximum(side.sum(axis=1, keepdims=True), 1e-300) for side in sides)
-        result: np.ndarray = share * network + (1 - share) * exact
+        result: np.ndarray = exact.copy()
+        result[: len(network)] = share * network + (1 - share) * exact[: len(network)]
         return result
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the network's manifold ``(n_cells, 128)`` and combined logits ``(n_cells, n_types)``."""
         manifold, logits = self.network.represented(expression)
         exact = self.exact.log_probabilities(self.exact.logits(expression))
-        return manifold, self.combination.of(logits, exact)
+        return manifold, self.combination.of(widened(logits, len(self.labels)), exact)
 
     def on(self, device: str) -> CombinedAnnotator:
         """Move the network to a device and return this annotator."""
@@ -228,6 +231,9 @@ class CombinedAnnotator:
         Where the rule needs the network's centroids, they are one more file.
         """
         self.network.save(folder)
+        if self.labels != self.network.labels:
+            write_json(folder / NETWORK_LABELS, list(self.network.labels))
+            write_json(folder / LABELS, list(self.labels))
         self.exact.save(folder / EXACT)
         rule = None if self.novelty is None else self.novelty.to_json()
         number = FORMAT if self.centroids is None else FORMAT_WITH_CENTROIDS
@@ -324,6 +330,12 @@ class FastAnnotator:
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that decide an answer."""
         return json_digest([self.whole.digest(), "fast"])
+
+
+def widened(logits: np.ndarray, n_types: int) -> np.ndarray:
+    """Return a network's logits with -inf for further types, which it does not know."""
+    more = np.full((len(logits), n_types - logits.shape[1]), -np.inf)
+    return np.concatenate([logits, more], axis=1) if more.size else logits
 
 
 def network_parts(network: Annotator, logits: np.ndarray, novelty: np.ndarray) -> dict[str, np.ndarray]:

@@ -85,6 +85,8 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
         end = "erased" if registry["erased"] else "retired" if registry["retired"] else ""
         names = ", ".join([*registry["aliases"], *([end] if end else [])])
         yield "registry", f"version {registry['version']}, now {names or 'without an alias'}"
+        if merged := registry.get("merged"):
+            yield "merged of", f"{' and '.join(map(str, merged['of']))}: equals {merged['equals']}"
         yield "champion now", "none" if registry["champion"] is None else f"version {registry['champion']}"
 
 

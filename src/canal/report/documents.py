@@ -102,6 +102,10 @@ def method_lines(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if left := method.get("unlearned"):
         cells = f"{left['n_cells']:,} cells ({left['n_summed']:,} of them in sums)"
         yield "unlearned", f"{cells} left the version with key {left['version'][:12]}..."
+    if merged := method.get("merged"):
+        whose = "shared sums" if merged["bundle"] else "the version with key"
+        yield "merged", f"with {whose} {merged['other'][:12]}...; equals {merged['equals']}"
+        yield "common cells", f"{merged['overlap']['checked']}, {merged['overlap']['cells']:,} left out"
     if method.get("lacking"):
         what = "never answered" if weight is None else "only the network knows these types"
         yield "without sums", f"{', '.join(method['lacking'])}: {what}"

@@ -251,12 +251,13 @@ def lineage_tree(graph: Graph) -> Group:
     tree = Tree(text(f"Lineage of {chain[0].label}", "bold"), guide_style="dim")
     seen: set[str] = set()
     ids = {node.id for node in chain}
-    for node, parent in zip(chain, [*chain[1:], None], strict=True):
+    labels = {node.id: node.label for node in chain}
+    for node in chain:
         branch = tree.add(_line(node, "bold cyan"))
         seen.add(node.id)
-        if parent is not None:
-            edge = next(one for one in graph.edges if (one.product, one.origin) == (node.id, parent.id))
-            branch.add(text(f"{edge.kind} {parent.label}"))
+        for edge in graph.edges:
+            if edge.product == node.id and edge.origin in ids:
+                branch.add(text(f"{edge.kind} {labels[edge.origin]}"))
         _grow(branch, graph, node, seen, ids)
     return Group(tree, text("digests are shortened; --json has them whole", "dim"))
 

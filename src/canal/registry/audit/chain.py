@@ -86,13 +86,15 @@ class VersionReader:
         version = member.version
         return check_record(member, version, self._entry(version), self._log)
 
-    def chain(self, member: RegisteredVersion) -> list[RegisteredVersion]:
+    def chain(
+        self, member: RegisteredVersion, with_: RegisteredVersion | None = None
+    ) -> list[RegisteredVersion]:
         """Return a member's ancestors and the member, oldest first; a missing ancestor is a finding.
 
         A parent is looked for among the registered versions, then among the ancestors that came along with an
-        imported version.
+        imported version: that of ``with_``, where the member itself came along.
         """
-        chain, came_with = [member], member
+        chain, came_with = [member], with_ or member
         while (parent := chain[0].parent) is not None:
             version = self._by_key.get(parent)
             if version is None:
@@ -107,6 +109,25 @@ class VersionReader:
             came_with = came_with if older.elsewhere else older
             chain.insert(0, older)
         return chain
+
+    def others(self, chain: Sequence[RegisteredVersion]) -> list[RegisteredVersion]:
+        """Return the versions of the other lineages that were merged into members of a chain."""
+        found: list[RegisteredVersion] = []
+        places = list(chain)
+        for member in places:  # which grows: the other lineage may have been merged in turn
+            key = member.merged_with
+            if key is None or key in {one.digest for one in found}:
+                continue
+            version = self._by_key.get(key)
+            other = (
+                ancestor(chain[-1].folder / ANCESTORS / key, key, chain[-1].name, self._log)
+                if version is None
+                else self.member(version)
+            )
+            for one in [] if other is None else self.chain(other, chain[-1] if other.elsewhere else None):
+                found.append(one)
+                places.append(one)
+        return found
 
     def with_key(self, key: str) -> RegisteredVersion | None:
         """Return the version with a key; None where it is not registered here, or its key is invalid."""
@@ -174,7 +195,7 @@ def check_chain(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
                 _note_other_split(parent, child, log)
             continue
         _check_labels(parent, child, log)
-        if child.trained:
+        if child.trained and "merged" not in child.key:
             _check_teacher(parent, child, log)
         # The backbone may have been pretrained on cells of a later stage, too.
         if backbone is not None and child.stage in backbone.extra_stages:

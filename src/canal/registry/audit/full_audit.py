@@ -26,6 +26,7 @@ from canal.registry.audit.ledger_entries import (
     check_registered,
     take_snapshot,
 )
+from canal.registry.audit.merged import check_merged
 from canal.registry.audit.opening import Opening
 from canal.registry.audit.shown_runs import CheckedVersion, check_runs
 from canal.registry.audit.shown_versions import check_others, check_shown, expected_page
@@ -192,6 +193,7 @@ def _audit_version(
     chain = reader.chain(member)
     check_verdict(chain, log)
     check_unlearned(chain, reader, log)
+    check_merged(chain, reader.others(chain), log)
     return chain, record
 
 

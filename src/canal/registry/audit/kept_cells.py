@@ -259,7 +259,11 @@ def _check_handed_on(chain: Sequence[RegisteredVersion], sums: StageSums, log: A
         if list(sums.missing.get(stage, ())) != genes:
             what = f"{MISSING} says of {stage} something else than that of {chain[-2].name}"
             log.finding(newest.name, _CHECK, what)
-    if strange := sorted(set(sums.stages) - {member.stage for member in chain if member.is_annotator}):
+    known = {member.stage for member in chain if member.is_annotator}
+    known |= {
+        name for member in chain for name in (member.key["request"].get("merged") or {}).get("stages", ())
+    }
+    if strange := sorted(set(sums.stages) - known):
         log.finding(newest.name, _CHECK, f"sums of {examples(strange)}, on which it was not learned")
 
 

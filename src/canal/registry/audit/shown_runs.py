@@ -172,15 +172,17 @@ def _wrong_tag(
 def _expected(one: CheckedVersion) -> Iterator[Expected]:
     """Yield the expected content of each step's runs, from the documents that are intact.
 
-    A version to which sums were added later, or which cells left, was not trained: it has no runs of steps.
+    A version to which sums were added later, which cells left, or which two lineages were merged to, was not
+    trained: it has no runs of steps.
     """
     member, key = one.member, one.member.key
-    not_trained = key.get("backfilled") or key.get("unlearned")
+    not_trained = key.get("backfilled") or key.get("unlearned") or key.get("merged")
     if (not member.is_annotator and member.stage != BACKBONE) or not_trained:
         return
     history = member.document(_HISTORY)
     if isinstance(history, dict):
         settings = key["request"].get("backbone" if member.stage == BACKBONE else "continual") or {}
+        settings = {name: value for name, value in settings.items() if name != "network"}  # is no parameter
         params = dict(flat(settings)) | dict(key.get("choice") or {})
         extra: dict[str, float] = {}
         if member.is_annotator:

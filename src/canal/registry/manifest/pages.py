@@ -20,7 +20,7 @@ import pandas as pd
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.data.split import read_split
-from canal.registry.manifest.version_folder import Key, Record
+from canal.registry.manifest.version_folder import Key, Record, parent_stage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,7 +126,7 @@ class Pages:
     @cached_property
     def tags(self) -> dict[str, str]:
         """Tags of the version, without ``canal.``: the columns of `canal versions`."""
-        tags = {"parent_stage": self._parent_stage, "gate": self._gate}
+        tags = {"parent_stage": parent_stage(self.key), "gate": self._gate}
         if self.evaluation is not None:
             tags |= {
                 "accuracy": _text(self.evaluation["row"][self.stage]),
@@ -140,7 +140,7 @@ class Pages:
         """Parameters of its logged model: settings of the request, the choice of a study, and sizes."""
         settings = self.key["request"].get("backbone" if self.evaluation is None else "continual")
         params = dict(flat(settings or {})) | dict(self.key.get("choice") or {})
-        params |= {"stage": self.stage, "parent": self._parent_stage or "none"}
+        params |= {"stage": self.stage, "parent": parent_stage(self.key) or "none"}
         params |= {name: self.key[name] for name in ("branch", "seed") if name in self.key}
         for name, file in (("genes", GENES), ("types", LABELS)):
             if (self.folder / file).is_file():
@@ -183,11 +183,6 @@ class Pages:
             )
         text = "\n".join(lines)
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
-
-    @property
-    def _parent_stage(self) -> str:
-        parent = self.key["request"].get("parent")
-        return str(parent["stage"]) if isinstance(parent, Mapping) else ""
 
     @cached_property
     def _gate(self) -> str:
@@ -241,9 +236,14 @@ class Pages:
             yield f"**{_plain(self.stage)}**: weights that a lineage begins with."
             return
         parent = self.record["parent"]
-        on = f" on {_plain(self._parent_stage)}" if self._parent_stage else ""
+        before = parent_stage(self.key)
+        on = f" on {_plain(before)}" if before else ""
         number = f" ({parent['model']} {parent['version']})" if parent else ""
         size = f"{self.params['types']} cell types, {self.params['genes']} genes"
+        if (merged := self.key.get("merged")) is not None:
+            stages = ", ".join(map(_plain, merged["stages"]))
+            yield f"**{_plain(self.stage)}** merged{number} with sums of {stages}: {size}."
+            return
         yield f"**{_plain(self.stage)}** learned{on}{number}: {size}."
 
     def _accuracies(self) -> Iterator[str]:

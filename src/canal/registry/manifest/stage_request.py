@@ -134,8 +134,10 @@ def task_request(config: Config, stage: str) -> Request:
     # The rule by which genes are added is in the request of the backbone, to which requests chain.
     grow = config.stages[stage].panel.grow
     by_network = config.learning(stage).method != "exact"
+    merged = config.stages[stage].merged
     return (
         rounded
+        | ({"merged": merged.model_dump(mode="json")} if merged else {})
         | ({"panel": {"grow": grow}} if grow else {})
         | ({"ontology": dict(ids)} if ids else {})
         | _products(config)

@@ -281,6 +281,14 @@ def _signature(genes: list[str]) -> Any:
     )
 
 
+def parent_stage(key: Key) -> str:
+    """Return the stage of a version's parent; of a merged one that whose branch the other was merged into."""
+    if "merged" in key and "unlearned" not in key:
+        return str(key["stage"])
+    parent = key["request"].get("parent")
+    return str(parent["stage"]) if isinstance(parent, Mapping) else ""
+
+
 def method_view(folder: Path, key: Key) -> Document:
     """Return the method by which a version annotates: its parts, their weight, and its sums.
 
@@ -302,6 +310,7 @@ def method_view(folder: Path, key: Key) -> Document:
     parts = list(exact["novelty"]["parts"]) if exact["novelty"] else []
     view["lacking"] = list(types_without_sums(model))
     view |= {"sums": sums, "basis": key.get("basis"), "backfilled": key.get("backfilled")}
+    view |= {"merged": merged} if (merged := key.get("merged")) else {}
     view |= {"unlearned": left} if (left := key.get("unlearned")) else {}
     view["novelty"] = parts
     if view["name"] == "combined":

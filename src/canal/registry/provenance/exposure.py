@@ -20,7 +20,15 @@ from canal.core.files import read_json
 from canal.data.split import RESERVE, SUMMED, read_split
 from canal.io.arrays import EXAMPLES, listed
 from canal.io.h5ad import open_h5ad
-from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, every_version
+from canal.registry.provenance.registered import (
+    BANK,
+    LABELS,
+    PROBE,
+    SPLIT,
+    RegisteredVersion,
+    every_version,
+    summed_splits,
+)
 from canal.registry.store.store import Store
 
 _PREDICTIONS = "metrics/predictions.csv"
@@ -107,15 +115,17 @@ class CellsSeen:
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
     def summed(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells in a version's sums, those of its ancestors' stages included."""
-        ids: set[str] = set()
-        stages, at = set(one.key.get("sums", {})), one if one.is_annotator else None
-        while at is not None and at.is_annotator:
-            if at.key["stage"] in stages:
-                split = self._splits[at.key["split"]]
-                ids |= set(split["cell_id"][split["set"].isin(SUMMED)])
-            at = self.parent(at)
-        return ids
+        """Return the ids of the cells in a version's sums, those of its ancestors' stages included.
+
+        Cells of a bundle of sums that was merged into it are known to nobody here.
+        """
+        splits = summed_splits(one, self._by_key) if one.is_annotator else {}
+        return {
+            cell
+            for split in splits.values()
+            if split is not None
+            for cell in split["cell_id"][split["set"].isin(SUMMED)]
+        }
 
     def probed(self, one: RegisteredVersion) -> set[str]:
         """Return the ids of the probe cells of earlier stages that a version was validated on in training."""
@@ -286,9 +296,8 @@ def find_exposures(cells_seen: CellsSeen, matched: MatchedCells) -> list[Exposur
     done: dict[str, Exposure] = {}
     for one in cells_seen.versions:
         roles = _roles(cells_seen, one, matched, ids)
-        parent = cells_seen.parent(one)
-        above = done.get(parent.version.key) if parent else None
-        inherits = above if above is not None and above.grade != "tested" else None
+        above = [done[key] for key in one.parents if key in done and done[key].grade != "tested"]
+        inherits = min(above, key=lambda other: other.grade != "learned", default=None)
         inherited = inherits.grade if inherits else None
         grade: Grade
         if inherited == "learned" or any(role in roles for role in _LEARNED):
@@ -314,7 +323,7 @@ def _parents_first(versions: Sequence[RegisteredVersion]) -> list[RegisteredVers
     left = {one.version.key: one for one in versions}
     ordered: list[RegisteredVersion] = []
     while left:
-        ready = [one for one in left.values() if (one.key["parent"] or "") not in left]
+        ready = [one for one in left.values() if not left.keys() & set(one.parents)]
         if not ready:
             raise RegistryError(
                 f"{next(iter(left.values())).name} is its own ancestor by key.json: the keys were edited"

@@ -108,10 +108,11 @@ def graph(chain: Sequence[RegisteredVersion]) -> Graph:
     """Return the graph of an ancestry, the version first; see `registered.ancestry`."""
     nodes: dict[str, Node] = {}
     edges: dict[Edge, None] = {}
-    for one, parent in zip(chain, [*chain[1:], None], strict=True):
+    by_key = {one.digest: one for one in chain}
+    for one in chain:
         for node in _nodes(one):
             nodes.setdefault(node.id, node)
-        for edge in _edges(one, parent):
+        for edge in _edges(one, by_key):
             edges.setdefault(edge)
     return Graph(tuple(nodes.values()), tuple(edges))
 
@@ -127,14 +128,16 @@ def _nodes(one: RegisteredVersion) -> list[Node]:
         nodes.append(Node(f"panel:{key['panel']}", "panel", "gene panel", {"sha256": key["panel"]}))
     for cells in _cells(one):
         nodes += [_source(cells), _bytes(cells["declaration"]["sha256"])]
-    return nodes
+    return [*nodes, _bundle(one)] if "merged" in key and one.merged_with is None else nodes
 
 
-def _edges(one: RegisteredVersion, parent: RegisteredVersion | None) -> list[Edge]:
+def _edges(one: RegisteredVersion, known: Mapping[str, RegisteredVersion]) -> list[Edge]:
     me, key = _version_id(one), one.key
     edges = [Edge(me, f"run:{one.record['run']}", "registered by")]
-    if parent is not None:
-        edges.append(Edge(me, _version_id(parent), "imported" if one.adopted else "learned on"))
+    how = "imported" if one.adopted else "merged from" if "merged" in key else "learned on"
+    edges += [Edge(me, _version_id(known[parent]), how) for parent in one.parents if parent in known]
+    if "merged" in key and one.merged_with is None:
+        edges.append(Edge(me, _bundle(one).id, how))
     if one.imported:
         return edges + [Edge(me, node.id, "read from") for node in _import_bytes(one)]
     split, verdict = f"split:{key['split']}", f"verdict:{key['verdict']}"
@@ -184,6 +187,8 @@ def _version(one: RegisteredVersion) -> Node:
         "sums of": ", ".join(key.get("sums", {})),
         "basis": key.get("basis", {}).get("digest"),
         "network of": key.get("backfilled"),
+        "merged": key.get("merged", {}).get("equals"),
+        "common cells": key.get("merged", {}).get("overlap", {}).get("checked"),
         "without cells of": key.get("unlearned", {}).get("version"),
         "code": key.get("code"),
         "lock": key.get("lock"),
@@ -259,6 +264,13 @@ def _source(cells: Mapping[str, Any]) -> Node:
 
 def _bytes(digest: str, what: str = "raw bytes") -> Node:
     return Node(f"bytes:{digest}", "bytes", what, {"sha256": digest})
+
+
+def _bundle(one: RegisteredVersion) -> Node:
+    """Return the bundle of sums that was merged into a version."""
+    digest = one.key["merged"]["other"]
+    stages = ", ".join(one.key["merged"]["stages"])
+    return Node(f"bytes:{digest}", "bytes", f"shared sums of {stages}", {"sha256": digest})
 
 
 def _import_bytes(one: RegisteredVersion) -> list[Node]:

@@ -120,6 +120,17 @@ class RegisteredVersion:
         return self.version.erased
 
     @property
+    def merged_with(self) -> str | None:
+        """Digest of the other parent's key.json, where it was merged with a version and not shared sums."""
+        merged = self.key.get("merged")
+        return None if merged is None or merged["bundle"] else str(merged["other"])
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Digests of the keys of its parents: none, one, or two where two lineages were merged."""
+        return tuple(one for one in (self.parent, self.merged_with) if one is not None)
+
+    @property
     def is_annotator(self) -> bool:
         """Whether it is an annotator; a backbone is not."""
         return self.stage not in (BACKBONE, IMPORTED)
@@ -291,17 +302,19 @@ def every_version(store: Store) -> list[RegisteredVersion]:
     ]
     known = {one.version.key: one for one in versions}
     for one in versions:
-        chain = [one]
-        while (parent := chain[-1].key["parent"]) is not None and parent not in known:
-            if (older := _from_elsewhere(store, chain, parent)) is None:
-                break
-            chain.append(older)
-        known |= {older.version.key: older for older in chain[1:]}
+        came = [one]
+        for younger in came:  # which grows
+            for parent in younger.parents:
+                if parent not in known and (older := _from_elsewhere(store, came, parent)) is not None:
+                    came.append(older)
+                    known[parent] = older
     return list(known.values())
 
 
 def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
     """Return a version and its ancestors, the version first, the backbone or import last.
+
+    Behind these come, for each version that two lineages were merged to, those of the other lineage.
 
     Every file of each of them is checked against its digest. The parent of an imported version is looked for
     among the registered versions, then among the ancestors that came along.
@@ -312,15 +325,20 @@ def ancestry(store: Store, version: Version) -> list[RegisteredVersion]:
         If a parent is neither registered nor came along, or a file holds other bytes than registered.
     """
     known = {one.key: one for name in store.models for one in store.versions(name) if one.ready}
-    chain = [proven(store, version)]
-    while (parent := chain[-1].key["parent"]) is not None:
-        older = proven(store, known[parent]) if parent in known else _from_elsewhere(store, chain, parent)
-        if older is None:
-            raise RegistryError(
-                f"{chain[-1].name} was learned on a model with key {parent[:12]}... that is not registered: "
-                "run `canal registry sync`, or bring the registry that holds it"
-            )
-        chain.append(older)
+    chain: list[RegisteredVersion] = []
+    lines: list[str | None] = [version.key]  # the keys that a line of ancestors begins with
+    while lines:
+        key = lines.pop(0)
+        while key is not None and key not in {one.digest for one in chain}:
+            one = proven(store, known[key]) if key in known else _from_elsewhere(store, chain, key)
+            if one is None:
+                raise RegistryError(
+                    f"{chain[-1].name} was learned on a model with key {key[:12]}... that is not registered: "
+                    "run `canal registry sync`, or bring the registry that holds it"
+                )
+            chain.append(one)
+            lines.append(one.merged_with)
+            key = one.parent
     for one in chain:
         require_files(one.version)
         check_files(one.folder, one.all_files)
@@ -346,6 +364,26 @@ def _from_elsewhere(store: Store, chain: Sequence[RegisteredVersion], key: str) 
         dirty=record["dirty"],
     )
     return ancestor
+
+
+def summed_splits(
+    one: RegisteredVersion, known: Mapping[str, RegisteredVersion]
+) -> "dict[str, pd.DataFrame | None]":
+    """Return for each stage whose sums a version holds the split of its cells; None where it is not here.
+
+    ``known`` are the version's ancestors by the digest of their keys.
+    """
+    found: dict[str, pd.DataFrame | None] = {}
+    at: RegisteredVersion | None = one
+    while at is not None and at.is_annotator:
+        found.setdefault(at.stage, at.split)
+        if (merged := at.key.get("merged")) is not None:
+            other = known.get(merged["other"])
+            theirs = {} if other is None else summed_splits(other, known)
+            for name, about in merged["stages"].items():
+                found.setdefault(name, theirs.get(about["named"]))
+        at = known.get(at.parent or "")
+    return {stage: found.get(stage) for stage in one.key.get("sums", {})}
 
 
 def _names(document: Any) -> list[str] | None:

@@ -13,9 +13,10 @@ from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
 from canal.core.files import read_json
 from canal.registry.audit.cells_used import check_cells, declared_exclusions
-from canal.registry.audit.chain import VersionReader, ancestor, check_chain, check_verdict
+from canal.registry.audit.chain import VersionReader, check_chain, check_verdict
 from canal.registry.audit.kept_cells import check_sums
 from canal.registry.audit.ledger_entries import take_snapshot
+from canal.registry.audit.merged import check_merged
 from canal.registry.audit.opening import Opening
 from canal.registry.audit.shown_versions import check_shown, expected_page
 from canal.registry.audit.version_files import (
@@ -25,7 +26,6 @@ from canal.registry.audit.version_files import (
     check_key,
     check_record,
     read_manifest_key,
-    unlisted,
 )
 from canal.registry.ledger.joined import replayed
 from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
@@ -43,6 +43,13 @@ from canal.registry.store.database import Version, require_files
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import TAG, Fetch, Store, fresh_copies
 from canal.registry.store.tracking import parent_run
+from canal.registry.transfer.members import (
+    REGISTERED,
+    chain_in,
+    check_ancestors,
+    others_in,
+    registered_elsewhere,
+)
 from canal.registry.transfer.parcel import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_parcel
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
@@ -50,7 +57,6 @@ _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
 """Fields of the record that an import keeps: how the version was made."""
 
 _EVALUATION, _PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
-_REGISTERED = ("register", "rebuild")
 _KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
 """Suffixes of a model's files: none of them runs code when it is read."""
 
@@ -104,6 +110,9 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     if member is not None and record is not None:
         check_shown(read_shown(store), member, record, expected_page(member, record), log)
     chain = [] if member is None else reader.chain(member)
+    if member is not None:
+        chain = [*(one for one in reader.others(chain) if one not in chain), *chain]
+        check_merged(chain, chain, log)
     for one in chain:
         check_files(one, log)
     if log.findings or member is None or record is None:
@@ -125,16 +134,16 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
         for entry in snapshot.entries
         if (
             (entry.model, entry.version) == (version.model, version.number)
-            or (entry.kind in _REGISTERED and entry.document["key"] in keys)
+            or (entry.kind in REGISTERED and entry.document["key"] in keys)
         )
         # what a merge appended of another store's same version is not about this one
         and not (
             replayed(entry)
-            and entry.kind in _REGISTERED
+            and entry.kind in REGISTERED
             and snapshot.records.get((entry.model, entry.version)) is not entry
         )
     ]
-    files[LEDGER] = "".join(lines).encode()
+    files[LEDGER] = "".join([*registered_elsewhere(chain, keys), *lines]).encode()
     return files
 
 
@@ -286,7 +295,7 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
         VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
     )
     check_record(member, version, entry, log)
-    chain = _chain(member, folder, log)
+    chain = chain_in(member, folder, log)
     for one in chain:
         check_key(one, log)
         check_files(one, log)
@@ -300,9 +309,12 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
     check_chain(chain, log)
     check_cells(chain, log)
     check_sums(chain, log)
+    others = others_in(chain, folder, log)
+    check_merged(chain, others, log)
+    chain = [*(one for one in others if one.digest not in {own.digest for own in chain}), *chain]
     _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
     _check_answers(member, log)
-    _check_ancestors(chain, folder / ANCESTORS, entries, log)
+    check_ancestors(chain, folder / ANCESTORS, entries, log)
     return chain
 
 
@@ -314,22 +326,9 @@ def _entries(path: Path, log: AuditLog) -> list[Entry]:
         entry = read_entry(line)
         if isinstance(entry, str):
             log.finding(LEDGER, "ledger", f"line {number}: {entry}")
-        elif entry.kind in _REGISTERED:
+        elif entry.kind in REGISTERED:
             entries.append(entry)
     return entries
-
-
-def _chain(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[RegisteredVersion]:
-    """Return the version's ancestors in the parcel, oldest first, and the version."""
-    chain = [member]
-    while (parent := chain[0].parent) is not None:
-        places = (folder / ANCESTORS / parent, folder / VERSION / ANCESTORS / parent)
-        older = next((one for place in places if (one := ancestor(place, parent, VERSION, log))), None)
-        if older is None:
-            log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
-            break
-        chain.insert(0, older)
-    return chain
 
 
 def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
@@ -356,18 +355,3 @@ def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
     header = path.open(encoding="utf-8").readline().strip().split(",") if path.is_file() else []
     if missing := sorted({"cell_id", "stage", "truth", "predicted"} - set(header)):
         log.finding(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")
-
-
-def _check_ancestors(
-    chain: list[RegisteredVersion], folder: Path, entries: list[Entry], log: AuditLog
-) -> None:
-    """Check that the folder of ancestors holds only files of the chain's members, with their records."""
-    known = {f"{member.digest}/{name}" for member in chain for name in (*member.files, *MANIFESTS)}
-    for name in unlisted(folder, known):
-        what = "it belongs to nothing that the version was learned on"
-        log.finding(f"{ANCESTORS}/{ascii(name)}", "files", what)
-    registered = {(entry.document["key"], entry.document["record"]) for entry in entries}
-    for member in chain[:-1]:
-        path = folder / member.digest / RECORD_FILE
-        if path.is_file() and (member.digest, file_digest(path)) not in registered:
-            log.finding(member.name, "files", f"{RECORD_FILE} is not the one that the ledger's entries name")

@@ -28,7 +28,12 @@ _PLAIN_FILE = 0o100644 << 16
 _UNIX = 3
 
 FORMAT = 1
-KIND = "canal version"
+KIND, SHARED = "canal version", "canal sums"
+"""What a file holds: a version with its ancestry (`canal export`), or sums alone (`canal share`)."""
+
+_COMMANDS = {KIND: ("canal export", "canal import"), SHARED: ("canal share", "canal merge")}
+"""The command that writes a kind, and the one that reads it."""
+
 MANIFEST = "manifest.json"
 VERSION, ANCESTORS, LEDGER = "version", "ancestors", "ledger.jsonl"
 
@@ -66,6 +71,8 @@ class Manifest:
     ----------
     model, version : str, int
         The registered model, and the version's number in the registry that exported it.
+    kind : str
+        `KIND` or `SHARED`.
     key, record : str
         Digests of its key.json and record.json.
     files : Mapping
@@ -77,13 +84,14 @@ class Manifest:
     key: str
     record: str
     files: Mapping[str, Content]
+    kind: str = KIND
 
     def text(self) -> str:
         """Return the manifest as JSON; equal content gives equal bytes."""
         files = {name: {"size": one.size, "sha256": one.sha256} for name, one in self.files.items()}
         document = {
             "format": FORMAT,
-            "kind": KIND,
+            "kind": self.kind,
             "model": self.model,
             "version": self.version,
             "key": self.key,
@@ -93,8 +101,8 @@ class Manifest:
         return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
-def parse_manifest(content: bytes) -> Manifest:
-    """Return the manifest in ``content``.
+def parse_manifest(content: bytes, kind: str = KIND) -> Manifest:
+    """Return the manifest in ``content``, which has to be that of a file of this kind.
 
     Raises
     ------
@@ -103,8 +111,12 @@ def parse_manifest(content: bytes) -> Manifest:
     """
     try:
         document = json.loads(content)
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise AuditError(f"{MANIFEST} is not that of a canal parcel: `canal export` writes them")
+        found = document.get("kind") if isinstance(document, dict) else None
+        if found != kind and found in _COMMANDS:
+            writes, reads = _COMMANDS[found]
+            raise AuditError(f"the file is one that `{writes}` wrote: `{reads}` reads it")
+        if found != kind:
+            raise AuditError(f"{MANIFEST} is not that of a canal parcel: `{_COMMANDS[kind][0]}` writes them")
         if document["format"] != FORMAT:
             raise AuditError(f"{MANIFEST}: this canal reads format {FORMAT}, found {document['format']!r}")
         _require(set(document) == _FIELDS, f"it has the fields {', '.join(sorted(map(str, document)))[:200]}")
@@ -119,6 +131,7 @@ def parse_manifest(content: bytes) -> Manifest:
             key=_digest(document["key"]),
             record=_digest(document["record"]),
             files=files,
+            kind=kind,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AuditError(f"{MANIFEST} is damaged ({type(error).__name__}): ask for the file again") from error
@@ -189,7 +202,7 @@ class About:
     record: str
 
 
-def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes]) -> None:
+def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes], kind: str = KIND) -> None:
     """Write ``files`` (member name -> file, or content) to ``path``, atomically.
 
     Raises
@@ -199,7 +212,7 @@ def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes]) ->
     """
     check_names([MANIFEST, *files])
     contents = {name: Content.of(source) for name, source in files.items()}
-    manifest = Manifest(about.model, about.version, about.key, about.record, contents)
+    manifest = Manifest(about.model, about.version, about.key, about.record, contents, kind)
     with new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, MANIFEST, manifest.text().encode(), None)
         for name in sorted(files):
@@ -222,7 +235,7 @@ def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Con
         raise AuditError(f"{source} changed while it was written into the parcel; try again")
 
 
-def unpack_parcel(path: Path, into: Path) -> Manifest:
+def unpack_parcel(path: Path, into: Path, kind: str = KIND) -> Manifest:
     """Check all of a parcel, write its files below ``into`` (an empty folder), and return its manifest.
 
     Raises
@@ -233,7 +246,7 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
     """
     with _opened(path) as archive:
         members = _checked_members(archive, path)
-        manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST))
+        manifest = parse_manifest(_read(archive, members[MANIFEST], LARGEST_MANIFEST), kind)
         names = members.keys() - {MANIFEST}
         unknown, missing = sorted(names - manifest.files.keys()), sorted(manifest.files.keys() - names)
         if unknown or missing:
@@ -259,12 +272,12 @@ def unpack_parcel(path: Path, into: Path) -> Manifest:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[tuple[Path, Manifest]]:
+def unpacked(path: Path, kind: str = KIND) -> Iterator[tuple[Path, Manifest]]:
     """Give a scratch folder with the files of a parcel, and its manifest; see `unpack_parcel`."""
     with scratch_folder("parcel") as scratch:
         folder = scratch / "parcel"
         folder.mkdir()
-        yield folder, unpack_parcel(path, folder)
+        yield folder, unpack_parcel(path, folder, kind)
 
 
 @contextmanager

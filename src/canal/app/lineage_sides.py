@@ -1,0 +1,225 @@
+"""The two sides of a merge: the lineage of params.yaml and the other one, and what the other's types mean."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from canal.app.project import Project
+from canal.app.sharing import SharedSums, read_shared
+from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
+from canal.memory.joining import Meaning
+from canal.memory.stage_sums import StageSums
+from canal.registry.manifest.version_folder import Key
+from canal.registry.provenance.registered import RegisteredVersion, ancestry, summed_splits
+from canal.registry.store.database import Version
+from canal.registry.versions.history import verified
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Own:
+    """The lineage of params.yaml that the other's sums are added to."""
+
+    version: Version
+    folder: Path
+    key: Key
+    sums: StageSums
+    splits: "Mapping[str, pd.DataFrame | None]"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"version {self.version.number} ({self.version.stage})"
+
+
+@dataclass(frozen=True)
+class Other:
+    """The lineage whose sums are added.
+
+    Attributes
+    ----------
+    name, digest : str
+        For people; and the digest of its key, or of its bundle.
+    sums : StageSums
+    splits : dict
+        Stage -> its cells, where they are known.
+    shared : SharedSums or None
+        What the bundle holds, where it is one.
+    """
+
+    name: str
+    digest: str
+    sums: StageSums
+    splits: "Mapping[str, pd.DataFrame | None]"
+    shared: SharedSums | None = None
+
+
+def sides(project: Project, wanted: tuple[str, str]) -> tuple[Own, Other]:
+    """Return the lineage of params.yaml, and the other one, in whatever order they are named.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, or both are one.
+    HistoryError
+        If neither is the newest version of a lineage in params.yaml, or one keeps no sums.
+    """
+    versions = [None if is_bundle(one) else project.store.version(one) for one in wanted]
+    if len({one.key for one in versions if one is not None}) == 1 and None not in versions:
+        raise RegistryError(f"{wanted[0]} and {wanted[1]} are one version: a merge needs two lineages")
+    reasons = []
+    for place, version in enumerate(versions):
+        why = f"{wanted[place]} is a bundle" if version is None else _why_not_own(project, version)
+        if version is not None and why is None:
+            other = versions[1 - place]
+            side = _bundle(Path(wanted[1 - place])) if other is None else _other(project, other)
+            return _own(project, version), side
+        reasons.append(str(why))
+    raise HistoryError(
+        "one of both has to be the newest version of a lineage in params.yaml, to which the other's sums are "
+        f"added: {'; '.join(reasons)}"
+    )
+
+
+def made_already(project: Project, wanted: tuple[str, str]) -> tuple[Own, Own, Other] | None:
+    """Return the version of params.yaml that both are merged to, and both sides; None where there is none."""
+    for first, second in (wanted, wanted[::-1]):
+        if is_bundle(first):
+            continue
+        version = project.store.version(first)
+        if version.imported or version.stage not in project.config.stages:
+            continue
+        now = project.learned(version.stage)
+        key = {} if now is None else verified(project.store, now)[1]
+        if now is None or "merged" not in key or key["parent"] != version.key:
+            continue
+        other = _bundle(Path(second)) if is_bundle(second) else _other(project, project.store.version(second))
+        if other.digest == key["merged"]["other"]:
+            return _own(project, now), _own(project, version), other
+    return None
+
+
+def is_bundle(wanted: str) -> bool:
+    """Whether an argument names a file and no version."""
+    return not wanted.isdigit() and Path(wanted).is_file()
+
+
+def _bundle(path: Path) -> Other:
+    shared = read_shared(path)
+    return Other(path.name, shared.digest, shared.sums, {}, shared)
+
+
+def _why_not_own(project: Project, version: Version) -> str | None:
+    """Return why a version is not one that the other's sums can be added to; None where it is."""
+    config, name = project.config, f"version {version.number} ({version.stage})"
+    if version.imported or version.stage not in config.stages:
+        return f"{name} is of another project"
+    now = project.learned(version.stage)
+    if now is None or now.number != version.number:
+        return f"{name} is not what params.yaml asks {version.stage} to be" + (
+            "" if now is None else f", which is version {now.number}"
+        )
+    if later := [stage for stage, one in config.stages.items() if one.parent == version.stage]:
+        return f"{later[0]} was learned on {name}: name its newest version"
+    return None
+
+
+def _own(project: Project, version: Version) -> Own:
+    folder, key = verified(project.store, version)
+    sums, chain = _sums(project, version, folder, key)
+    # Cells of a stage without sums count, too: they measure the version, or its network learned from them.
+    splits = {one.stage: one.split for one in chain if one.is_annotator and one.stage not in key["sums"]}
+    return Own(version, folder, key, sums, {**splits, **_splits(chain)})
+
+
+def _other(project: Project, version: Version) -> Other:
+    folder, key = verified(project.store, version)
+    sums, chain = _sums(project, version, folder, key)
+    return Other(f"version {version.number} ({version.stage})", version.key, sums, _splits(chain))
+
+
+def _sums(
+    project: Project, version: Version, folder: Path, key: Key
+) -> tuple[StageSums, list[RegisteredVersion]]:
+    """Return the sums of a version, and its ancestors."""
+    sums = StageSums.load(folder, list(key["sums"])) if "sums" in key else None
+    if sums is None:
+        raise HistoryError(
+            f"version {version.number} ({version.stage}) keeps no sums, and networks cannot be merged: "
+            f"`canal sums backfill {version.stage}` adds sums, in the project that learned it"
+        )
+    return sums, ancestry(project.store, version)
+
+
+def _splits(chain: Sequence[RegisteredVersion]) -> "Mapping[str, pd.DataFrame | None]":
+    return summed_splits(chain[0], {one.digest: one for one in chain})
+
+
+def require_same(found: Mapping[str, Meaning], same: Sequence[str], other: str) -> None:
+    """Refuse names that mean other cells in the other lineage, unless a person called them the same."""
+    if unknown := sorted(set(same) - set(found)):
+        raise SumsError(f"--same {unknown[0]}: no such type is in both lineages, so there is nothing to say")
+    different = {name: one for name, one in found.items() if one.differs and name not in same}
+    if not different:
+        return
+    lines = [
+        f"{name}: its cells there are {one.distance:.1f} levels from those here, {one.ratio:.2f} times as "
+        f"far as the nearest other type, {one.nearest} (spread within types {one.spread:.1f})"
+        + (f"; it looks exchanged with {one.exchanged}" if one.exchanged else "")
+        for name, one in different.items()
+    ]
+    raise SumsError(
+        f"{len(different)} names seem to mean other cells in {other} than here:\n  "
+        + "\n  ".join(lines[:_EXAMPLES])
+        + "\nGive the other's types their names here (--map FILE, lines `their name,our name`), or say that "
+        f"they are the same nevertheless, which is kept on record (--same {next(iter(different))!r})"
+    )
+
+
+def read_type_names(path: Path | None, types: Sequence[str]) -> dict[str, str]:
+    """Return the other's types that have another name here, from a CSV or YAML table: their name, our name.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or no such table, or names a type that the other lineage has not.
+    """
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; it must hold lines `their name,our name`")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            document = YAML(typ="safe").load(text)
+            pairs: list[tuple[Any, ...]] = [*document.items()] if isinstance(document, Mapping) else [()]
+        else:
+            pairs = [tuple(map(str.strip, row)) for row in csv.reader(text.splitlines()) if any(row)]
+    except (UnicodeDecodeError, YAMLError, csv.Error) as error:
+        raise DataError(f"{path} is no table of two columns ({error})") from error
+    wrong = [
+        pair for pair in pairs if len(pair) != 2 or not all(isinstance(one, str) and one for one in pair)
+    ]
+    if wrong or not pairs:
+        raise DataError(
+            f"{path} must hold two names in each line, theirs and ours (CSV `their name,our name`, YAML "
+            f"`their name: our name`), found {list(wrong[0]) if wrong else 'nothing'}"
+        )
+    names: dict[str, str] = dict(pairs)
+    if len(names) < len(pairs):
+        raise DataError(f"{path} names a type of theirs twice")
+    if unknown := sorted(set(names) - set(types)):
+        raise DataError(
+            f"{path} names {', '.join(unknown[:_EXAMPLES])}, which the other lineage has not; it has "
+            f"{', '.join(types)}"
+        )
+    return {theirs: ours for theirs, ours in names.items() if theirs != ours}

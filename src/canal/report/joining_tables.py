@@ -1,0 +1,90 @@
+"""Results of `canal merge` and `canal share` on a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+
+from canal.report.terminal import table, text
+
+Document = dict[str, Any]
+
+
+def merged_group(document: Document) -> Group:
+    """Return the result of `canal merge` (`canal.app.joining_lineages.Joined.to_json`)."""
+    rows = table("sums of both")
+    rows.add_column("stage", overflow="fold")
+    rows.add_column("cells", justify="right")
+    for stage, cells in document["cells"].items():
+        rows.add_row(text(stage), text(f"{cells:,}"))
+    new = document["version"]
+    head = f"{document['own']} and {document['other']} on basis {document['basis'][:12]}"
+    made = f"{head} are version {new}" if new else f"{head} would be merged"
+    return Group(text(made), rows, *map(text, _merged_lines(document)))
+
+
+def _merged_lines(document: Document) -> Iterator[str]:
+    yield f"digest of all sums {document['sums'][:12]}...: it equals {document['equals']}"
+    overlap = document["overlap"]
+    if overlap["checked"] == "not checked":
+        yield "common cells: not checked; a cell that is in both counts twice"
+    else:
+        found = f"{overlap['cells']:,} found and counted once" if overlap["cells"] else "none"
+        yield f"common cells, by {overlap['checked']}: {found}"
+    if released := document["released"]:
+        withheld = [f"{one} of {stage}" for stage, types in released["withheld"].items() for one in types]
+        least = released["min_cells"]
+        yield f"left out by the site, under {least} cells: {', '.join(withheld) or 'nothing'}"
+    if document["meanings"]:
+        worst = max(document["meanings"].items(), key=lambda one: one[1]["ratio"])
+        apart = f"at most {worst[1]['ratio']:.2f} of the way to the nearest other type ({worst[0]})"
+        yield f"types of both: {len(document['meanings'])}, their centroids apart {apart}"
+    if document["new_types"]:
+        yield f"new types: {', '.join(document['new_types'])}"
+    if document["uncalibrated"]:
+        yield f"not calibrated, for no validation cell is here: {', '.join(document['uncalibrated'])}"
+    if document["lacking"]:
+        yield f"never answered, for only a network knew them: {', '.join(document['lacking'])}"
+    teacher = (
+        "its network is kept, and teaches the next stage" if document["network"] else "it has no network"
+    )
+    next_stage = "" if document["network"] else ": the next stage has no teacher, and learns by sums alone"
+    yield f"{teacher}{next_stage}"
+    yield "measured on test cells of the own lineage alone; canal promote judges by these"
+    if document["version"]:
+        yield "next: canal promote candidate, then git add params.yaml dvc.lock ledger.jsonl && git commit"
+
+
+def shared_group(document: Document) -> Group:
+    """Return the result of `canal share` (`canal.app.sharing.Shared.to_json`)."""
+    rows = table("shared sums")
+    rows.add_column("stage", overflow="fold")
+    rows.add_column("type", overflow="fold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("given away", justify="right")
+    for stage, types in document["stages"].items():
+        for name, cells in types.items():
+            given = document["given_away"][stage][name]
+            rows.add_row(text(stage), text(name), text(f"{cells:,}"), text(f"{given:,}"))
+    return Group(rows, *map(text, _shared_lines(document)))
+
+
+def _shared_lines(document: Document) -> Iterator[str]:
+    withheld = [
+        f"{name} of {stage} ({cells})"
+        for stage, types in document["withheld"].items()
+        for name, cells in types.items()
+    ]
+    yield f"left out, under {document['min_cells']} cells: {', '.join(withheld) or 'nothing'}"
+    if document["left_out"]:
+        yield f"stages left out: {', '.join(document['left_out'])}"
+    shared = sum(sum(types.values()) for types in document["stages"].values())
+    given = sum(sum(types.values()) for types in document["given_away"].values())
+    yield (
+        f"given away: a reader computes the levels of {given:,} of {shared:,} cells exactly from these sums, "
+        "and who has a cell can tell whether it is among them: docs/privacy.md"
+    )
+    keyed = "with digests of the cells under the sites' key" if document["keyed"] else "no overlap key"
+    yield f"no cell, no name of a cell, no split, no probe, no sums by batch; {keyed}"
+    yield f"basis {document['basis'][:12]}..., sha256 {document['sha256']}"
+    yield f"wrote {document['path']}: {document['size']:,} bytes"
