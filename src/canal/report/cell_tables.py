@@ -152,7 +152,7 @@ def _versions(title: str, document: Document) -> list[Any]:
 
 
 def forward_group(document: Document) -> Group:
-    """Return the versions that have seen a data set or a cell; see `canal.app.impact.forward`."""
+    """Return the versions that have seen a data set or a cell; see `canal.app.versions.forward`."""
     about = document["cell"] or document["source"]
     title = f"Versions that have seen {about} ({count(document['cells'])})"
     return Group(*_versions(title, document), *_alike(document))

@@ -175,7 +175,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
     AuditError
         If the file is no parcel, or a check of it fails.
     RegistryError
-        If a disk is full, or the store refuses.
+        If the version was erased here, a disk is full, or the store refuses.
     """
     try:
         with unpacked(path) as (folder, manifest):
@@ -195,7 +195,9 @@ def _registered(
     with moving(store) as ledger:
         version = published(store, store.names.model, manifest.key)
         made = version is None
-        if version is None:
+        if version is not None:
+            require_files(version)  # erased is erased: its bytes do not come back with a bundle
+        else:
             version = publish(store, _publication(store, folder, manifest, chain))
         enter(store, ledger, version, sign, by="canal import")
     return store.version(str(version.number)), made
