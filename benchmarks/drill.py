@@ -109,7 +109,8 @@ def drill(run: Drill, source: str, batch: str | None, n_cells: int, query: Path)
     if champion(project) is None:
         run.promote("serves before the drill")
     before = champion(project)
-    run.done("annotate", str(query), "-o", "before.h5ad", "--model", "champion")
+    before_file, after_file = (str(query.with_name(name)) for name in ("before.h5ad", "after.h5ad"))
+    run.done("annotate", str(query), "-o", before_file, "--model", "champion")
     run.done("export", str(before), "-o", "before.zip")
     code, said = run.canal("impact", source, *(("--batch", batch) if batch else ("--cell", names[0])))
     run.check("impact names unlearn and the champion", not code and "canal unlearn" in said, said)
@@ -130,9 +131,12 @@ def drill(run: Drill, source: str, batch: str | None, n_cells: int, query: Path)
     run.check("afterwards no file names them but the bundle", not held, ", ".join(held[:5]))
     run.check("the exported bundle is listed as out of reach", "before.zip" in json.dumps(plan["unreached"]))
 
+    labelled = f"{query.name}: labelled by version {before}"
+    run.check("so is the file that was labelled", labelled in json.dumps(plan["unreached"]))
+
     code, said = run.canal("audit", "--all")
     run.check("audit finds nothing damaged, and says who erased", not code and "erased" in said, said)
-    code, said = run.canal("annotate", str(query), "-o", "after.h5ad", "--model", "champion")
+    code, said = run.canal("annotate", str(query), "-o", after_file, "--model", "champion")
     run.check("the new champion labels the file", not code, said)
     for refused in (
         ("annotate", str(query), "-o", "refused.h5ad", "--model", str(before)),
@@ -144,7 +148,7 @@ def drill(run: Drill, source: str, batch: str | None, n_cells: int, query: Path)
         run.check(
             f"{refused[0]} of the erased version is refused", bool(code) and "Traceback" not in said, said
         )
-    code, said = run.canal("who", "before.h5ad")
+    code, said = run.canal("who", before_file)
     run.check("who says that the file's version is gone", "erased" in said or "retired" in said, said)
     code, said = run.canal("import", "before.zip")
     run.check("the bundle is not taken back", bool(code) and "erased" in said, said)
