@@ -231,7 +231,7 @@ CASES = (
     Case(
         "sums backfill",
         ("sums", "backfill", "second"),
-        done_already="has sums already",
+        done_already="already has sums",
         changes=("models/second", "metrics/second", "scores/second", "dvc.lock"),
     ),
     Case(

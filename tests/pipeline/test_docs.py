@@ -42,6 +42,10 @@ NOT_RUN = {
     ),
     (
         "docs/guide.md",
+        'canal erase tumour --cells withdrawn.txt --by "A. Person" --why "consent withdrawn" --confirm TOKEN',
+    ): "a person copies the token that the line before it prints: tests/pipeline/test_erase.py",
+    (
+        "docs/guide.md",
         "canal backbone import panglao_pretrain.pth --genes panglao_10000.h5ad "
         "--gene2vec gene2vec_16906.npy --commit",
     ): "weights of another group, at another size of the network: tests/test_importing.py",

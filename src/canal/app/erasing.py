@@ -24,7 +24,7 @@ from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml, save, with_rest
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, HistoryError, RegistryError
-from canal.core.files import new_file
+from canal.core.files import new_file, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare, without_cells
 from canal.data.sources import CELLS, summarise
 from canal.registry.audit.workspace import LOCK
@@ -303,6 +303,8 @@ def _finish(project: Project, path: Path, stones: Tombstones) -> None:
     commit_to_lock(layout, _whole(layout, steps), "call canal erase again, as it was called")
     if stones.objects:
         _remove_from_remote(layout, stones.objects)
+    with scratch_folder("erase"):
+        pass  # what killed runs left in the system's temporary folder goes when a new one is made
     shutil.rmtree(layout.staging, ignore_errors=True)
     tombstones.finish(path)
 

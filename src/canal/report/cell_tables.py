@@ -297,7 +297,7 @@ _BEYOND = (
     "bundles that were exported, and what importers made of them; files that were labelled and sent on",
     "objects of DVC in remotes and caches of others; traces and copies on servers of MLflow",
     "means over all cells of a stage, with these, in the gate's verdict of versions that stay",
-    "what a disk keeps of deleted files until it writes over them",
+    "versions that a running server holds in memory until it ends; what a disk keeps of deleted files",
 )
 """What canal cannot look at, and so never lists by name."""
 
