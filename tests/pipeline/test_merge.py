@@ -239,6 +239,8 @@ def test_a_name_with_two_meanings_is_refused_unless_a_person_says_otherwise(unto
         ("a.csv", "Basophil,B\n", "names Basophil, which the other lineage has not; it has B, Mono, T"),
         ("a.csv", "B,B cell,more\n", "must hold two names in each line"),
         ("a.csv", "", "found nothing"),
+        ("a.csv", "B,unassigned\n", "no cell type is called Unassigned"),
+        ("a.csv", "B,B\u202e\n", "a.csv: the cell type"),
         ("a.csv", "B,X\nB,Y\n", "names a type of theirs twice"),
         ("a.yaml", "- B\n", "must hold two names in each line"),
         ("a.yaml", "B: [", "no table of two columns"),
