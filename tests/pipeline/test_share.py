@@ -72,7 +72,7 @@ def test_three_sites_have_what_one_that_learned_what_they_released_would_have(si
     assert "shared sums of third" in graph
     assert "shared sums of second" in graph
     assert learn_here(line) == []
-    again = share(line.project(), "3", tmp_path / "again.canal", 10)
+    again = share(line.project(), "3", tmp_path / "onward.canal", 10)
     assert again.left_out == ("second", "third")  # what others released is theirs to share
     line.canal("export", "3", "-o", str(tmp_path / "merged.zip"))
     other = opened(copied(sites["second"], tmp_path / "other"))
