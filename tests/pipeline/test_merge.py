@@ -9,8 +9,9 @@ from canal.app.auditing import audit_project
 from canal.app.joining_lineages import Decision, Joining, Overlap, merge
 from canal.app.project import Project
 from canal.app.sharing import OverlapKey
+from canal.app.tasks import stage_task
 from canal.app.unlearning import Withdrawal, unlearn
-from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
+from canal.core.errors import DataError, HistoryError, RegistryError, SumsError, TrainingError
 from canal.core.files import read_json
 from canal.memory.joining import all_sums
 from canal.memory.levels import Basis
@@ -316,3 +317,11 @@ def test_a_network_is_kept_and_knows_no_type_of_the_other_lineage(tmp_path_facto
     line.canal("annotate", str(raw), "-o", str(out), "--model", str(made.version))
     assert "Mast" in out.read_text()  # by its sums
     assert learn_here(line) == []
+
+    def one_more(document):
+        fourth = {"source": "first", "parent": "third"}
+        document["stages"]["fourth"], document["finetune"]["fixed"]["fourth"] = dict(fourth), dict(fourth)
+
+    line.edit(one_more)
+    with pytest.raises(TrainingError, match="that of third does not know Mast, which were merged in as sums"):
+        stage_task(line.project(), "fourth", 10)
