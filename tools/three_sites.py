@@ -1,4 +1,4 @@
-"""Make three projects of one stage of the demo each, as three hospitals would have them: the walk of docs/sharing.md.
+"""Make three projects of one stage of the demo each, for the walk of docs/sharing.md: three hospitals.
 
     python tools/three_sites.py FOLDER
 

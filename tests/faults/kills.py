@@ -261,13 +261,6 @@ CASES = (
         done_already="has the sums of both already",
     ),
     Case(
-        "share",
-        ("share", "candidate", "-o", "again.canal", "--min-cells", "1"),
-        with_shared_sums,
-        outputs=("again.canal",),
-        done_already="exists already",
-    ),
-    Case(
         "ledger merge",
         ("ledger", "merge", "other.jsonl", *BY),
         with_other_ledger,

@@ -9,8 +9,9 @@ from canal.app.auditing import audit_project
 from canal.app.joining_lineages import Decision, Joining, Overlap, merge
 from canal.app.project import Project
 from canal.app.sharing import OverlapKey
+from canal.app.tasks import stage_task
 from canal.app.unlearning import Withdrawal, unlearn
-from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
+from canal.core.errors import DataError, HistoryError, RegistryError, SumsError, TrainingError
 from canal.core.files import read_json
 from canal.memory.joining import all_sums
 from canal.memory.levels import Basis
@@ -86,7 +87,6 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, parc
     }
     assert {one.sums for one in shown} == {key["merged"]["sums"], all_sums(learned_both).digest}
     assert key["merged"]["equals"] == "joint learning of both lineages"
-    assert found(project) == []
     assert learn_here(line) == []  # what was merged is not learned again
     left = unlearn(Project.open(line.root), Withdrawal("first", batch="b1"), ADA)  # own cells can leave still
     again, _ = sums_of(project, left.versions["first"]["after"])
@@ -152,29 +152,43 @@ def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(l
         line.canal("versions")
 
 
-def test_cells_of_both_are_refused_or_counted_once(joint, sites, parcels):
+def test_cells_of_both_are_refused_or_counted_once(joint, sites, parcels, tmp_path):
+    key, wrong, bundle = tmp_path / "key", tmp_path / "wrong", tmp_path / "site.canal"
+    key.write_text("a secret of the two sites")
+    wrong.write_text("another secret of two sites")
+    opened(sites["second"])
+    sites["second"].canal("share", "1", "-o", str(bundle), "--min-cells", "5", "--overlap-key", str(key))
     original = all_sums(sums_of(opened(joint), 3)[0])
     unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)  # the other batch is of both then
     joint.canal("import", str(parcels / "second.zip"))
     project = Project.open(joint.root)
-    number = str(project.learned("third").number)
-    with pytest.raises(
-        SumsError, match=r"16 summed cells of .* are cells of .* \(16 of second\).*--overlap once"
-    ):
-        merge(project, Joining(number, "6"), ADA)
+    number, ours, theirs = str(project.learned("third").number), OverlapKey.read(key), OverlapKey.read(wrong)
+
+    def merged(other, overlap, dry_run=True):
+        return merge(project, Joining(number, other, overlap=overlap), ADA, dry_run=dry_run)
+
+    with pytest.raises(SumsError, match=r"16 summed cells of version 6 .* \(16 of second\).*--overlap once"):
+        merged("6", Overlap())
+    with pytest.raises(SumsError, match="16 summed cells of site.canal"):
+        merged(str(bundle), Overlap("refuse", ours))
+    with pytest.raises(SumsError, match="made with another overlap key"):
+        merged(str(bundle), Overlap("once", theirs))
+    assert merged(str(bundle), Overlap()).overlap == {"checked": "not checked", "cells": 0}
+    keyed = merged(str(bundle), Overlap("once", ours))
+    assert (keyed.sums, keyed.overlap["checked"]) == (original.digest, "keyed digests")
     prepared = project.layout.prepared("second") / "cells.h5ad"
     kept = prepared.read_bytes()
     prepared.unlink()
     with pytest.raises(HistoryError, match="whose prepared file is gone"):
-        merge(project, Joining(number, "6", overlap=ONCE), ADA)
+        merged("6", ONCE)
     prepared.write_bytes(kept)
-    made = merge(project, Joining(number, "6", overlap=ONCE), ADA)
+    made = merged("6", ONCE, dry_run=False)
     assert made.sums == original.digest  # the cells that had left are back, and no cell is counted twice
     assert made.overlap["cells"] == 16
     again = Project.open(joint.root)
     assert found(again) == []
-    folder = again.store.artifacts(again.store.version(str(made.version)))
-    assert list(read_json(folder / "key.json")["merged"]["stages"])[0].startswith("second-")
+    _, key_json = sums_of(again, made.version)
+    assert next(iter(key_json["merged"]["stages"])).startswith("second-")
 
 
 def test_all_common_cells_leave_nothing_to_add(joint, parcels):
@@ -239,6 +253,8 @@ def test_a_name_with_two_meanings_is_refused_unless_a_person_says_otherwise(unto
         ("a.csv", "Basophil,B\n", "names Basophil, which the other lineage has not; it has B, Mono, T"),
         ("a.csv", "B,B cell,more\n", "must hold two names in each line"),
         ("a.csv", "", "found nothing"),
+        ("a.csv", "B,unassigned\n", "no cell type is called Unassigned"),
+        ("a.csv", "B,B\u202e\n", "a.csv: the cell type"),
         ("a.csv", "B,X\nB,Y\n", "names a type of theirs twice"),
         ("a.yaml", "- B\n", "must hold two names in each line"),
         ("a.yaml", "B: [", "no table of two columns"),
@@ -265,15 +281,14 @@ def test_sums_of_two_bases_are_refused_with_the_way_to_one(untouched, monkeypatc
         merge(untouched.project(), Joining("1", "2"), ADA)
 
 
-@pytest.mark.parametrize("at", ["registry_sync", "save", "_install"])
-def test_a_kill_is_completed_by_the_next_call(line, parcels, monkeypatch, at):
+def test_a_kill_is_completed_by_the_next_call(line, parcels, monkeypatch):
     line.canal("import", str(parcels / "second.zip"))
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"canal.app.remaking.{at}", killed)
+        patch.setattr("canal.app.remaking._install", killed)
         with pytest.raises(KeyboardInterrupt):
             merge(line.project(), Joining("1", "2"), ADA)
     made = merge(line.project(), Joining("1", "2"), ADA)
@@ -303,24 +318,10 @@ def test_a_network_is_kept_and_knows_no_type_of_the_other_lineage(tmp_path_facto
     assert "Mast" in out.read_text()  # by its sums
     assert learn_here(line) == []
 
+    def one_more(document):
+        fourth = {"source": "first", "parent": "third"}
+        document["stages"]["fourth"], document["finetune"]["fixed"]["fourth"] = dict(fourth), dict(fourth)
 
-def test_a_keyed_overlap_is_found_in_a_bundle(joint, sites, tmp_path):
-    key, wrong, bundle = tmp_path / "key", tmp_path / "wrong", tmp_path / "site.canal"
-    key.write_text("a secret of the two sites")
-    wrong.write_text("another secret of two sites")
-    opened(sites["second"])
-    sites["second"].canal("share", "1", "-o", str(bundle), "--min-cells", "5", "--overlap-key", str(key))
-    original = all_sums(sums_of(opened(joint), 3)[0])
-    unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)
-    project = Project.open(joint.root)
-    number = str(project.learned("third").number)
-    with pytest.raises(SumsError, match="made with another overlap key"):
-        merge(project, Joining(number, str(bundle), overlap=Overlap("once", OverlapKey.read(wrong))), ADA)
-    with pytest.raises(SumsError, match="16 summed cells of site.canal"):
-        merge(project, Joining(number, str(bundle), overlap=Overlap("refuse", OverlapKey.read(key))), ADA)
-    blind = merge(project, Joining(number, str(bundle)), ADA, dry_run=True)
-    assert blind.overlap == {"checked": "not checked", "cells": 0}
-    made = merge(project, Joining(number, str(bundle), overlap=Overlap("once", OverlapKey.read(key))), ADA)
-    assert made.sums == original.digest
-    assert made.overlap["checked"] == "keyed digests"
-    assert found(Project.open(joint.root)) == []
+    line.edit(one_more)
+    with pytest.raises(TrainingError, match="that of third does not know Mast, which were merged in as sums"):
+        stage_task(line.project(), "fourth", 10)

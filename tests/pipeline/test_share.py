@@ -1,6 +1,7 @@
 """`canal share`: sums without cells, merged by another site; and what a file may not claim."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -50,7 +51,10 @@ def test_three_sites_have_what_one_that_learned_what_they_released_would_have(si
     )
     assert "it equals joint learning on what the sites released" in said
     assert "common cells: not checked" in said
+    twice = shutil.copyfile(bundles / "second.canal", tmp_path / "again.canal")
     made = merge(line.project(), Joining(str(bundles / "third.canal"), "2"), ADA)
+    with pytest.raises(SumsError, match="the sums of second of again.canal are in version 3 .* already"):
+        merge(line.project(), Joining("3", str(twice)), ADA)
     own, _ = sums_of(line.project(), 1)
     # The sums of one lineage that added up the cells of all released types, in yet another order.
     jointly = all_sums(released["third"]).plus(all_sums(own)).plus(all_sums(released["second"]))
@@ -68,7 +72,7 @@ def test_three_sites_have_what_one_that_learned_what_they_released_would_have(si
     assert "shared sums of third" in graph
     assert "shared sums of second" in graph
     assert learn_here(line) == []
-    again = share(line.project(), "3", tmp_path / "again.canal", 10)
+    again = share(line.project(), "3", tmp_path / "onward.canal", 10)
     assert again.left_out == ("second", "third")  # what others released is theirs to share
     line.canal("export", "3", "-o", str(tmp_path / "merged.zip"))
     other = opened(copied(sites["second"], tmp_path / "other"))
@@ -225,6 +229,8 @@ def forged(bundle, tmp_path, change):
         ("overlap", {"key": "k", "cells": {"second": {"B": ["x"]}}}),
         ("format", 2),
         ("withheld", {"second": "B"}),
+        ("stages", {"../x": "0" * 64}),
+        ("stages", {}),
     ],
 )
 def test_a_bundle_that_says_something_else_than_its_sums_is_refused(bundles, tmp_path, field, value):

@@ -329,17 +329,17 @@ def _project_and_log(root: Path | None) -> tuple[Project | None, Log | None, str
     return project, read_log(project.layout.annotations), None
 
 
-def _merged(store: Store, version: Version, versions: Sequence[Version]) -> Document | None:
-    """Return the two parents of a merged version, by number, and what its sums equal; None for others."""
+def _merged(store: Store, version: Version, versions: Sequence[Version]) -> Document:
+    """Return the two parents of a merged version, by number, and what its sums equal; nothing for others."""
     try:
         key = read_key(store.artifacts(version))
     except CanalError:  # its files are gone; the rest is still told
-        return None
+        return {}
     if (merged := key.get("merged")) is None:
-        return None
+        return {}
     numbers = {one.key: one.number for one in versions}
     parents = [numbers.get(one, one[:12]) for one in (key["parent"], merged["other"])]
-    return {"of": parents, "equals": merged["equals"]}
+    return {"merged": {"of": parents, "equals": merged["equals"]}}
 
 
 def _registry_view(project: Project, record: Record, log: Log) -> Document:
@@ -357,7 +357,7 @@ def _registry_view(project: Project, record: Record, log: Log) -> Document:
         "aliases": list(version.aliases) if version else [],
         "retired": version.retired if version else None,
         "erased": version.erased if version else None,
-        "merged": _merged(store, version, versions) if version else None,
         "champion": champion,
         "logged": any(one.get("id") == record.get("id") for one in log.records) if "id" in record else None,
+        **(_merged(store, version, versions) if version else {}),
     }

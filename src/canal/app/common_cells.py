@@ -1,7 +1,7 @@
 """Cells that are in both lineages of a merge: found by the digests of their content, and counted once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from canal.app.lineage_sides import Other, Own
@@ -55,7 +55,8 @@ def without_common(
         for digest, cell in zip(split["cell_digest"], split["cell_id"], strict=True)
     }
     checked, common = _common(own, other, here, types, how.key)
-    found: dict[str, Any] = {"checked": checked, "cells": sum(map(len, common.values()))}
+    other, n_again = _without_repeated(own, other, common, how.rule)
+    found: dict[str, Any] = {"checked": checked, "cells": n_again + sum(map(len, common.values()))}
     if not common:
         return other.sums, found
     contents = sorted({one for cells in common.values() for one, _ in cells})
@@ -78,6 +79,31 @@ def without_common(
     found["left_out"] = json_digest(contents)
     missing = {stage: other.sums.missing.get(stage, ()) for stage in stages}
     return StageSums(other.sums.basis, stages, missing), found
+
+
+def _without_repeated(own: Own, other: Other, common: Mapping[str, object], rule: str) -> tuple[Other, int]:
+    """Return the other side without stages whose very sums are here, and how many cells these have.
+
+    So a bundle that was merged before is noticed, though nobody knows its cells. Stages whose common cells
+    are known are left to these.
+    """
+    known = {one.digest: name for name, one in own.sums.stages.items()}
+    again = {
+        stage: sums.n_cells
+        for stage, sums in other.sums.stages.items()
+        if sums.digest in known and stage not in common
+    }
+    if again and rule != "once":
+        raise SumsError(
+            f"the sums of {', '.join(again)} of {other.name} are in {own.name} already, to the digit: their "
+            f"{sum(again.values()):,} cells would count twice. `--overlap once` leaves them out of what is "
+            "added"
+        )
+    left = {stage: sums for stage, sums in other.sums.stages.items() if stage not in again}
+    if not left:
+        raise SumsError(f"all sums of {other.name} are in {own.name} already: there is nothing to add")
+    missing = {stage: other.sums.missing.get(stage, ()) for stage in left}
+    return replace(other, sums=StageSums(other.sums.basis, left, missing)), sum(again.values())
 
 
 def _common(

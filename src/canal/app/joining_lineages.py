@@ -197,9 +197,9 @@ def _prepared(project: Project, before: str, own: Own, other: Other, joining: Jo
         "names": types,
         "same": sorted(set(joining.same)),
         "overlap": overlap,
-        "equals": "joint learning of both lineages"
-        if other.shared is None
-        else "joint learning on what the sites released",
+        "equals": "joint learning on what the sites released"
+        if own.partly or other.partly
+        else "joint learning of both lineages",
     }
     if other.shared is not None:
         facts["released"] = {"min_cells": other.shared.min_cells, "withheld": dict(other.shared.withheld)}

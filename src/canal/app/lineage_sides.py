@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from canal.app.project import Project
-from canal.app.sharing import SharedSums, read_shared
+from canal.app.sharing import SharedSums, read_shared, require_types
 from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
 from canal.memory.joining import Meaning
 from canal.memory.stage_sums import StageSums
@@ -27,13 +27,14 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Own:
-    """The lineage of params.yaml that the other's sums are added to."""
+    """The lineage of params.yaml that the other's sums are added to; ``partly`` as in `Other`."""
 
     version: Version
     folder: Path
     key: Key
     sums: StageSums
     splits: "Mapping[str, pd.DataFrame | None]"
+    partly: bool = False
 
     @property
     def name(self) -> str:
@@ -54,6 +55,8 @@ class Other:
         Stage -> its cells, where they are known.
     shared : SharedSums or None
         What the bundle holds, where it is one.
+    partly : bool
+        Whether some of its sums are what a site released, not all that it learned from.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Other:
     sums: StageSums
     splits: "Mapping[str, pd.DataFrame | None]"
     shared: SharedSums | None = None
+    partly: bool = False
 
 
 def sides(project: Project, wanted: tuple[str, str]) -> tuple[Own, Other]:
@@ -115,7 +119,7 @@ def is_bundle(wanted: str) -> bool:
 
 def _bundle(path: Path) -> Other:
     shared = read_shared(path)
-    return Other(path.name, shared.digest, shared.sums, {}, shared)
+    return Other(path.name, shared.digest, shared.sums, {}, shared, partly=True)
 
 
 def _why_not_own(project: Project, version: Version) -> str | None:
@@ -138,13 +142,14 @@ def _own(project: Project, version: Version) -> Own:
     sums, chain = _sums(project, version, folder, key)
     # Cells of a stage without sums count, too: they measure the version, or its network learned from them.
     splits = {one.stage: one.split for one in chain if one.is_annotator and one.stage not in key["sums"]}
-    return Own(version, folder, key, sums, {**splits, **_splits(chain)})
+    return Own(version, folder, key, sums, {**splits, **_splits(chain)}, _partly(chain))
 
 
 def _other(project: Project, version: Version) -> Other:
     folder, key = verified(project.store, version)
     sums, chain = _sums(project, version, folder, key)
-    return Other(f"version {version.number} ({version.stage})", version.key, sums, _splits(chain))
+    name = f"version {version.number} ({version.stage})"
+    return Other(name, version.key, sums, _splits(chain), partly=_partly(chain))
 
 
 def _sums(
@@ -158,6 +163,10 @@ def _sums(
             f"`canal sums backfill {version.stage}` adds sums, in the project that learned it"
         )
     return sums, ancestry(project.store, version)
+
+
+def _partly(chain: Sequence[RegisteredVersion]) -> bool:
+    return any("released" in one.key.get("merged", {}) for one in chain)
 
 
 def _splits(chain: Sequence[RegisteredVersion]) -> "Mapping[str, pd.DataFrame | None]":
@@ -222,4 +231,5 @@ def read_type_names(path: Path | None, types: Sequence[str]) -> dict[str, str]:
             f"{path} names {', '.join(unknown[:_EXAMPLES])}, which the other lineage has not; it has "
             f"{', '.join(types)}"
         )
+    require_types([*names.values()], str(path))
     return {theirs: ours for theirs, ours in names.items() if theirs != ours}

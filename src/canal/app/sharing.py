@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation.columns import UNASSIGNED
 from canal.app.project import Project
+from canal.config.sections import NAME_PATTERN
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, DataError, HistoryError, RegistryError, SumsError
 from canal.core.files import read_json, scratch_folder, write_json
@@ -22,6 +24,7 @@ from canal.data.split import SUMMED
 from canal.memory.revealing import n_recovered
 from canal.memory.stage_sums import BASIS, MISSING, SUMS, StageSums
 from canal.memory.sums import Sums
+from canal.registry.ledger.ledger import plain_name
 from canal.registry.provenance.registered import ancestry, summed_splits
 from canal.registry.transfer.parcel import SHARED, About, unpacked, write_parcel
 from canal.registry.versions.history import verified
@@ -264,6 +267,7 @@ def read_shared(path: Path) -> SharedSums:
                     "it says are left out"
                 )
             _require_possible(one, f"{path}: {stage}")
+        require_types(sums.types, str(path))
         if list(sums.types) != about["labels"]:
             raise SumsError(f"{path}: its sums are of other types than it names")
         overlap = about["overlap"] or {"key": None, "cells": {}}
@@ -290,6 +294,8 @@ def _about(file: Path, path: Path) -> dict[str, Any]:
             and all(isinstance(one, str) for one in (about["basis"], *about["stages"].values()))
             and all(isinstance(few, list) for few in about["withheld"].values())
             and (about["overlap"] is None or set(about["overlap"]) == {"key", "cells"})
+            and bool(about["stages"])
+            and all(NAME_PATTERN.fullmatch(name) for name in (*about["stages"], *about["withheld"]))
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AuditError(f"{path}: {ABOUT} is missing or damaged ({error}): ask for it again") from error
@@ -297,6 +303,17 @@ def _about(file: Path, path: Path) -> dict[str, Any]:
         raise AuditError(f"{path}: {ABOUT} is not as this canal writes it, or of a later format")
     document: dict[str, Any] = about
     return document
+
+
+def require_types(names: Sequence[str], what: str) -> None:
+    """Raise for names of cell types that nobody can read, or that are reserved."""
+    for name in names:
+        if name.strip().casefold() == UNASSIGNED.casefold():
+            raise DataError(f"{what}: no cell type is called {UNASSIGNED}: cells of no known type are")
+        try:
+            plain_name(name, f"the cell type {ascii(name[:60])}")
+        except RegistryError as error:
+            raise DataError(f"{what}: {error}") from error
 
 
 def _require_possible(sums: Sums, what: str) -> None:

@@ -45,11 +45,12 @@ def _merged_lines(document: Document) -> Iterator[str]:
         yield f"not calibrated, for no validation cell is here: {', '.join(document['uncalibrated'])}"
     if document["lacking"]:
         yield f"never answered, for only a network knew them: {', '.join(document['lacking'])}"
-    teacher = (
-        "its network is kept, and teaches the next stage" if document["network"] else "it has no network"
-    )
-    next_stage = "" if document["network"] else ": the next stage has no teacher, and learns by sums alone"
-    yield f"{teacher}{next_stage}"
+    if not document["network"]:
+        yield "it has no network: the next stage has no teacher, and learns by sums alone"
+    elif document["new_types"]:
+        yield "its network is kept, but does not know the new types: the next stage learns by sums alone"
+    else:
+        yield "its network is kept, and teaches the next stage"
     yield "measured on test cells of the own lineage alone; canal promote judges by these"
     if document["version"]:
         yield "next: canal promote candidate, then git add params.yaml dvc.lock ledger.jsonl && git commit"
