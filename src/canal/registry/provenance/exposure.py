@@ -115,10 +115,7 @@ class CellsSeen:
         return set(bank["cell_id"][bank.groupby("cell_type").cumcount() < quota])
 
     def summed(self, one: RegisteredVersion) -> set[str]:
-        """Return the ids of the cells in a version's sums, those of its ancestors' stages included.
-
-        Cells of a bundle of sums that was merged into it are known to nobody here.
-        """
+        """Return the ids of the cells in a version's sums, of all stages but those of shared sums."""
         splits = summed_splits(one, self._by_key) if one.is_annotator else {}
         return {
             cell
