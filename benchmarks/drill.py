@@ -284,7 +284,7 @@ def copy(project: Project, root: Path) -> None:
     shutil.copytree(
         project.layout.root, root, symlinks=True, ignore=shutil.ignore_patterns(".venv", "__pycache__")
     )
-    Project.open(root).store.settle()
+    Project.open(root).store.update_paths()
     subprocess.run(["git", "add", "--all"], cwd=root, check=True)
     subprocess.run(["git", "commit", "--quiet", "--message", "before the drill"], cwd=root, check=False)
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from canal.core.digests import canonical_json
 from canal.registry.ledger.ledger import entry_hash
-from canal.registry.transfer.parcel import About, parse_manifest, write_parcel
+from canal.registry.transfer.bundle import About, parse_manifest, write_bundle
 
 Files = dict[str, bytes]
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -41,7 +41,7 @@ def read_bundle(path: Path) -> tuple[About, Files]:
     return About(manifest.model, manifest.version, manifest.key, manifest.record), files
 
 
-def write_bundle(path: Path, about: About, files: Mapping[str, bytes]) -> None:
+def write_agreeing(path: Path, about: About, files: Mapping[str, bytes]) -> None:
     """Write a bundle whose key, record, ledger and manifest agree on the files, whatever these hold."""
     files = dict(files)
     key = json.loads(files["version/key.json"])
@@ -65,7 +65,7 @@ def write_bundle(path: Path, about: About, files: Mapping[str, bytes]) -> None:
     keys = record["key"], _sha(files["version/record.json"])
     lines = [_signed_again(line, about, keys) for line in files["ledger.jsonl"].splitlines()]
     files["ledger.jsonl"] = b"".join(line + b"\n" for line in lines)
-    write_parcel(path, About(about.model, about.version, *keys), files)
+    write_bundle(path, About(about.model, about.version, *keys), files)
 
 
 def _signed_again(line: bytes, about: About, digests: tuple[str, str]) -> bytes:

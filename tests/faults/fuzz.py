@@ -325,8 +325,8 @@ def _candidate(project: Any, stage: str) -> Subject:
 
 def _import(path: Path) -> None:
     """Do what `canal import` does before anything is registered."""
+    from canal.registry.transfer.bundle import unpacked
     from canal.registry.transfer.exchange import prove
-    from canal.registry.transfer.parcel import unpacked
 
     with unpacked(path) as (folder, manifest):
         prove(folder, manifest)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.registry.ledger.ledger import Draft, Ledger, entry_hash
-from canal.registry.transfer.parcel import Content
+from canal.registry.transfer.bundle import Content
 from tests.faults import mutations
 from tests.faults.mutations import Mutate, Rng, drawn
 from tests.support import formats
+from tests.support.bundle_files import make_bundle, remade, with_listing
 from tests.support.cells import gene_names, make_adata
-from tests.support.parcels import make_parcel, remade, with_listing
 from tests.support.registered import OVERRIDDEN, promoted
 from tests.support.registry_made import two_stages
 
@@ -87,9 +87,9 @@ def make_all(folder: Path, annotator: Annotator) -> None:
     _write_cells(cells)
     _write_labelled(cells, annotator, {"model": champion.model, "version": 1, "key": champion.key})
     _write_tables(cells)
-    (folder / "parcel").mkdir()
-    make_parcel(folder / "parcel")
-    shutil.rmtree(folder / "parcel" / "made")
+    (folder / "bundle").mkdir()
+    make_bundle(folder / "bundle")
+    shutil.rmtree(folder / "bundle" / "made")
 
 
 def _cells() -> AnnData:
@@ -193,7 +193,7 @@ def ledger(path: Path, rng: Rng) -> None:
     path.write_text("".join(json.dumps(one, sort_keys=True, separators=(",", ":")) + "\n" for one in entries))
 
 
-def parcel(path: Path, rng: Rng) -> None:
+def bundle(path: Path, rng: Rng) -> None:
     """Change a bundle's bytes, or one of its documents with all digests that name it."""
     if rng.random() < 0.3:
         mutations.flip(path, rng)
@@ -295,5 +295,5 @@ KINDS = (
     Kind("orthologs", 1, _cells_of("mouse.h5ad"), _table("mouse.csv"), (_TABLE["mouse"],)),
     Kind("params.yaml", 3, (f"{PROJECT}/params.yaml",), params, _PROJECT),
     Kind("ledger.jsonl", 2, (f"{PROJECT}/ledger.jsonl",), ledger, _LEDGER),
-    Kind("bundle", 1, ("parcel/parcel.zip",), parcel, (("import", IN),)),
+    Kind("bundle", 1, ("bundle/bundle.zip",), bundle, (("import", IN),)),
 )

@@ -24,8 +24,8 @@ from typing import Any
 from canal.app.project import Project
 from canal.core.errors import AuditError
 from canal.registry.audit.full_audit import audit
-from canal.registry.transfer.exchange import import_parcel
-from tests.faults.bundles import malformed, read_bundle, write_bundle
+from canal.registry.transfer.exchange import import_bundle
+from tests.faults.bundles import malformed, read_bundle, write_agreeing
 from tests.faults.database_cells import changed, changes
 from tests.pipeline.conftest import Line, copied, make_project
 
@@ -138,15 +138,15 @@ def hand_in_bundles(line: Line, scratch: Path, count: int, seed: int) -> Count:
     every = list(itertools.islice(malformed(files, seed), max(count, BUNDLES)))
     random.Random(seed).shuffle(every)
     for one in every[:count]:
-        write_bundle(path, about, one.files)
+        write_agreeing(path, about, one.files)
         try:
-            import_parcel(project.store, path)
+            import_bundle(project.store, path)
             said = ""
         except AuditError as error:
             said = str(error)
         refused = bool(said) and not project.store.versions()
         inner = one.name.removeprefix("version/").rsplit("/", 1)[-1]
-        named = inner in said or "its model cannot answer" in said or "is not in the parcel" in said
+        named = inner in said or "its model cannot answer" in said or "is not in the bundle" in said
         result.add(f"{one.name}: {one.what}", refused, refused and named)
         if not refused:
             shutil.rmtree(other / "mlartifacts", ignore_errors=True)

@@ -31,9 +31,9 @@ def sites(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parcels(sites, tmp_path_factory):
+def bundles(sites, tmp_path_factory):
     """The versions of the other sites, as they hand them over."""
-    folder = tmp_path_factory.mktemp("parcels")
+    folder = tmp_path_factory.mktemp("bundles")
     for name in ("second", "third"):
         sites[name].canal("export", "1", "-o", str(folder / f"{name}.zip"))
     return folder
@@ -68,10 +68,10 @@ def found(project):
     return [str(one) for one in audit_project(project).findings]
 
 
-def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, parcels):
+def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, bundles):
     learned_both, _ = sums_of(opened(joint), 2)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    line.canal("import", str(parcels / "second.zip"))
+    line.canal("import", str(bundles / "second.zip"))
     shown = [merge(line.project(), Joining(*pair), ADA, dry_run=True) for pair in (("1", "2"), ("2", "1"))]
     assert [one.version for one in shown] == [None, None]
     assert len(line.project().store.versions()) == 2
@@ -95,8 +95,8 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, parc
     assert found(Project.open(line.root)) == []
 
 
-def test_two_parents_stand_everywhere(line, parcels, sites, tmp_path):
-    line.canal("import", str(parcels / "second.zip"))
+def test_two_parents_stand_everywhere(line, bundles, sites, tmp_path):
+    line.canal("import", str(bundles / "second.zip"))
     merge(line.project(), Joining("1", "2"), ADA)
     graph = json.loads(line.canal("lineage", "3", "--json"))
     parents = [one["origin"] for one in graph["edges"] if one["kind"] == "merged from"]
@@ -128,8 +128,8 @@ def test_two_parents_stand_everywhere(line, parcels, sites, tmp_path):
     ]
 
 
-def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(line, parcels, capsys):
-    line.canal("import", str(parcels / "second.zip"))
+def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(line, bundles, capsys):
+    line.canal("import", str(bundles / "second.zip"))
     merge(line.project(), Joining("1", "2"), ADA)
 
     def one_more(document):
@@ -152,7 +152,7 @@ def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(l
         line.canal("versions")
 
 
-def test_cells_of_both_are_refused_or_counted_once(joint, sites, parcels, tmp_path):
+def test_cells_of_both_are_refused_or_counted_once(joint, sites, bundles, tmp_path):
     key, wrong, bundle = tmp_path / "key", tmp_path / "wrong", tmp_path / "site.canal"
     key.write_text("a secret of the two sites")
     wrong.write_text("another secret of two sites")
@@ -160,7 +160,7 @@ def test_cells_of_both_are_refused_or_counted_once(joint, sites, parcels, tmp_pa
     sites["second"].canal("share", "1", "-o", str(bundle), "--min-cells", "5", "--overlap-key", str(key))
     original = all_sums(sums_of(opened(joint), 3)[0])
     unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)  # the other batch is of both then
-    joint.canal("import", str(parcels / "second.zip"))
+    joint.canal("import", str(bundles / "second.zip"))
     project = Project.open(joint.root)
     number, ours, theirs = str(project.learned("third").number), OverlapKey.read(key), OverlapKey.read(wrong)
 
@@ -191,18 +191,18 @@ def test_cells_of_both_are_refused_or_counted_once(joint, sites, parcels, tmp_pa
     assert next(iter(key_json["merged"]["stages"])).startswith("second-")
 
 
-def test_all_common_cells_leave_nothing_to_add(joint, parcels):
-    joint.canal("import", str(parcels / "second.zip"))
+def test_all_common_cells_leave_nothing_to_add(joint, bundles):
+    joint.canal("import", str(bundles / "second.zip"))
     with pytest.raises(SumsError, match="all cells of .* are in .* already: there is nothing to add"):
         merge(joint.project(), Joining("3", "4", overlap=ONCE), ADA)
 
 
 @pytest.fixture(scope="module")
-def untouched(sites, parcels, tmp_path_factory):
+def untouched(sites, bundles, tmp_path_factory):
     """The first site with the versions of both others, which every test leaves as it is."""
     line = copied(sites["first"], tmp_path_factory.mktemp("untouched") / "project")
     for name in ("second", "third"):
-        line.canal("import", str(parcels / f"{name}.zip"))
+        line.canal("import", str(bundles / f"{name}.zip"))
     return line
 
 
@@ -281,8 +281,8 @@ def test_sums_of_two_bases_are_refused_with_the_way_to_one(untouched, monkeypatc
         merge(untouched.project(), Joining("1", "2"), ADA)
 
 
-def test_a_kill_is_completed_by_the_next_call(line, parcels, monkeypatch):
-    line.canal("import", str(parcels / "second.zip"))
+def test_a_kill_is_completed_by_the_next_call(line, bundles, monkeypatch):
+    line.canal("import", str(bundles / "second.zip"))
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -298,9 +298,9 @@ def test_a_kill_is_completed_by_the_next_call(line, parcels, monkeypatch):
     assert found(Project.open(line.root)) == []
 
 
-def test_a_network_is_kept_and_knows_no_type_of_the_other_lineage(tmp_path_factory, parcels, tmp_path):
+def test_a_network_is_kept_and_knows_no_type_of_the_other_lineage(tmp_path_factory, bundles, tmp_path):
     line = copied(learned_by("combined", tmp_path_factory), tmp_path / "project")
-    line.canal("import", str(parcels / "third.zip"))
+    line.canal("import", str(bundles / "third.zip"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("canal.continual.combining.WEIGHTS", (0.5,))
         made = merge(line.project(), Joining("3", "4", network="3"), ADA)

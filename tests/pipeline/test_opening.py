@@ -15,8 +15,8 @@ from canal.registry.audit.opening import Opening, complaints
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import key_digest, read_key
 from canal.registry.provenance.registered import RegisteredVersion
-from canal.registry.transfer.exchange import export_parcel, import_parcel
-from tests.faults.bundles import every_kind, read_bundle, write_bundle
+from canal.registry.transfer.exchange import export_bundle, import_bundle
+from tests.faults.bundles import every_kind, read_bundle, write_agreeing
 from tests.pipeline.conftest import Line, copied
 from tests.support.methods import learned_by
 
@@ -93,7 +93,7 @@ def test_a_model_that_wants_more_than_it_may_take_ends_its_own_process_only(lear
 def test_a_bundle_whose_digests_fit_is_refused_by_its_model_and_by_what_it_lacks(learned, tmp_path):
     line = copied(learned[0], tmp_path / "project")
     store = line.project().store
-    export_parcel(store, "2", tmp_path / "whole.zip")
+    export_bundle(store, "2", tmp_path / "whole.zip")
     about, files = read_bundle(tmp_path / "whole.zip")
     other = tmp_path / "other"
     other.mkdir()
@@ -108,9 +108,9 @@ def test_a_bundle_whose_digests_fit_is_refused_by_its_model_and_by_what_it_lacks
     }
     assert len(cases) == 3
     for case, named in cases.items():
-        write_bundle(tmp_path / "changed.zip", about, every[case])
+        write_agreeing(tmp_path / "changed.zip", about, every[case])
         store = Line(other).project().store
         with pytest.raises(AuditError, match=named):
-            import_parcel(store, tmp_path / "changed.zip")
+            import_bundle(store, tmp_path / "changed.zip")
         assert not (other / "mlflow.db").exists()
         assert not (other / "ledger.jsonl").exists()

@@ -16,8 +16,8 @@ from canal.core.files import read_json, write_json
 from canal.memory.joining import all_sums
 from canal.memory.stage_sums import StageSums
 from canal.memory.sums import Sums
-from canal.registry.transfer.exchange import import_parcel
-from canal.registry.transfer.parcel import SHARED, About, unpacked, write_parcel
+from canal.registry.transfer.bundle import SHARED, About, unpacked, write_bundle
+from canal.registry.transfer.exchange import import_bundle
 from tests.pipeline.conftest import copied
 from tests.pipeline.test_merge import found, opened, sums_of
 from tests.support.methods import learn_here
@@ -76,7 +76,7 @@ def test_three_sites_have_what_one_that_learned_what_they_released_would_have(si
     assert again.left_out == ("second", "third")  # what others released is theirs to share
     line.canal("export", "3", "-o", str(tmp_path / "merged.zip"))
     other = opened(copied(sites["second"], tmp_path / "other"))
-    import_parcel(other.store, tmp_path / "merged.zip")
+    import_bundle(other.store, tmp_path / "merged.zip")
     assert found(other) == []
 
 
@@ -115,7 +115,7 @@ def test_a_bundle_holds_sums_alone_and_no_type_of_few_cells(sites, tmp_path):
             share(project, *asked)
     assert not (tmp_path / "no.canal").exists()
     with pytest.raises(AuditError, match="`canal share` wrote: `canal merge` reads it"):
-        import_parcel(project.store, tmp_path / "all.canal")
+        import_bundle(project.store, tmp_path / "all.canal")
     (tmp_path / "key").write_text("short")
     with pytest.raises(DataError, match="holds 5 bytes, too few for a secret"):
         OverlapKey.read(tmp_path / "key")
@@ -213,7 +213,7 @@ def forged(bundle, tmp_path, change):
         about["stages"]["second"] = bad.digest
         write_json(folder / "shared.json", about)
         named = About(manifest.model, manifest.version, manifest.key, manifest.record)
-        write_parcel(path, named, {name: folder / name for name in manifest.files}, SHARED)
+        write_bundle(path, named, {name: folder / name for name in manifest.files}, SHARED)
     return path
 
 
@@ -238,7 +238,7 @@ def test_a_bundle_that_says_something_else_than_its_sums_is_refused(bundles, tmp
     with unpacked(bundles / "second.canal", SHARED) as (folder, manifest):
         write_json(folder / "shared.json", read_json(folder / "shared.json") | {field: value})
         named = About(manifest.model, manifest.version, manifest.key, manifest.record)
-        write_parcel(path, named, {name: folder / name for name in manifest.files}, SHARED)
+        write_bundle(path, named, {name: folder / name for name in manifest.files}, SHARED)
     with pytest.raises(CanalError):
         read_shared(path)
 

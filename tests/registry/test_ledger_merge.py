@@ -25,7 +25,7 @@ from canal.registry.ledger.ledger import Entry, Ledger, ledger_aliases
 from canal.registry.ledger.signing import add_to_keyring, new_key, open_key
 from canal.registry.promotion import promotion
 from canal.registry.promotion.moves import moving
-from canal.registry.transfer.exchange import export_parcel, import_parcel
+from canal.registry.transfer.exchange import export_bundle, import_bundle
 from canal.registry.versions.rebuild import RebuildOptions, rebuild
 from canal.report.registry_tables import ledger_table
 from tests.faults.forgeries import rechained
@@ -307,9 +307,9 @@ def test_one_model_learned_in_both_is_one_version_and_exported_with_its_own_reco
     merge(here, str(there), *BY)
     store = open_store(here)
     assert ledger_records(entries(here))["canal-annotator", 2].document["record"] == store.version("2").record
-    export_parcel(store, "2", tmp_path / "two.zip")
-    with zipfile.ZipFile(tmp_path / "two.zip") as parcel:
-        lines = [json.loads(line) for line in parcel.read("ledger.jsonl").splitlines()]
+    export_bundle(store, "2", tmp_path / "two.zip")
+    with zipfile.ZipFile(tmp_path / "two.zip") as bundle:
+        lines = [json.loads(line) for line in bundle.read("ledger.jsonl").splitlines()]
     assert [one["version"] for one in lines if one["kind"] == "register"] == [1, 1, 2]
     assert not any("merged" in one["details"] for one in lines if one["kind"] == "register")
 
@@ -373,8 +373,8 @@ def test_a_version_that_the_other_registered_is_brought_first(template, tmp_path
     with pytest.raises(LedgerError, match=r"canal-annotator 2 \(second, .* does not hold it.*canal export 2"):
         merge(here, "there/main", *BY)
     assert (here / NAME).read_bytes() == before
-    export_parcel(open_store(there), "2", tmp_path / "other.zip")
-    assert import_parcel(open_store(here), tmp_path / "other.zip").version.number == 2
+    export_bundle(open_store(there), "2", tmp_path / "other.zip")
+    assert import_bundle(open_store(here), tmp_path / "other.zip").version.number == 2
     committed(here, "import 2")
     both_joined(here)
     assert aliases(here) == {"champion": 1, "candidate": 2}
@@ -397,8 +397,8 @@ def test_two_versions_under_one_number_are_told_apart_on_the_way_that_the_refusa
     with pytest.raises(LedgerError, match="canal-annotator 2 is another version in each ledger.*export 2 -o"):
         merge(here, *BY)
     git(here, "merge", "--abort")
-    export_parcel(open_store(there), "2", tmp_path / "other.zip")
-    assert import_parcel(open_store(here), tmp_path / "other.zip").version.number == 3
+    export_bundle(open_store(there), "2", tmp_path / "other.zip")
+    assert import_bundle(open_store(here), tmp_path / "other.zip").version.number == 3
     committed(here, "import")
     promoted(here, "3", "A. Person", "as there")
     git(there, "fetch", "--quiet", "here")
@@ -482,7 +482,7 @@ STEPS = {
     "the file": "canal.registry.promotion.merging.new_file",
     "an alias": "canal.registry.store.store.Store.point",
     "a tag": "canal.registry.store.store.Store.tag",
-    "git": "canal.registry.ledger.git_history.GitFile.settle",
+    "git": "canal.registry.ledger.git_history.GitFile.mark_resolved",
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from canal.registry.transfer.exchange import export_parcel
+from canal.registry.transfer.exchange import export_bundle
 from tests.registry.test_moved import GONE, copied
 from tests.support.registered import audited
 
@@ -31,7 +31,7 @@ def findings(store):
 def test_loading_breaks_neither_audit_nor_export(loaded, tmp_path):
     store, _ = loaded
     assert findings(store) == []
-    export_parcel(store, "champion", tmp_path / "champion.zip")
+    export_bundle(store, "champion", tmp_path / "champion.zip")
 
 
 @pytest.mark.parametrize("text", ["model_name: other\nmodel_version: '3'\n", "x: 1\n", "[", "a" * 3000])

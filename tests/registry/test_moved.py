@@ -71,8 +71,8 @@ def test_mlflow_finds_a_version_of_a_copy_once_it_was_told(registered, tmp_path)
     from mlflow.artifacts import download_artifacts
 
     store = copied(registered, tmp_path / "copy", moved=True)
-    assert store.settle() > 5
-    assert store.settle() == 0
+    assert store.update_paths() > 5
+    assert store.update_paths() == 0
     _ = store.client  # makes it the store of MLflow's own functions in this process
     found = download_artifacts("models:/canal-annotator@champion", tracking_uri=store.uri)
     assert Path(found).samefile(store.artifacts(store.version("champion")))
@@ -111,14 +111,14 @@ def test_an_experiment_whose_files_go_elsewhere_is_found_and_never_written(regis
 )
 def test_a_copy_within_the_folder_of_the_other(registered, tmp_path, before, after):
     first = copied(registered, tmp_path / before)
-    first.settle()
+    first.update_paths()
     second = tmp_path / "scratch"
     shutil.copytree(first.layout.root, second)
     shutil.copytree(second, tmp_path / after, dirs_exist_ok=True)
     store = open_store(tmp_path / after)
     folder = store.artifacts(store.version("3"))
     assert folder.is_relative_to(tmp_path / after / "mlartifacts")
-    store.settle()
+    store.update_paths()
     assert foreign(store.layout, store.names) == []
 
 

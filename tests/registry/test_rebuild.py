@@ -9,7 +9,7 @@ from canal.core.errors import RegistryError
 from canal.core.files import read_json
 from canal.registry.ledger.ledger import Draft
 from canal.registry.promotion.moves import ledger_of, moving
-from canal.registry.promotion.promotion import enter
+from canal.registry.promotion.promotion import register_entry
 from canal.registry.store.store import half_rebuilt
 from canal.registry.versions import rebuild
 from canal.registry.versions.publish import register_adopted
@@ -185,7 +185,7 @@ def test_an_import_is_made_again_from_the_backbone_that_adopted_it(registered, t
     shutil.rmtree(store.layout.root / "models")
     adopt_published(store.layout.model("backbone"), tmp_path)
     with moving(store) as ledger:
-        enter(store, ledger, register_adopted(store, store.layout.model("backbone"))[0])
+        register_entry(store, ledger, register_adopted(store, store.layout.model("backbone"))[0])
     register(store, "backbone")
     assert audited(store).findings == ()
     before = state(store)

@@ -19,7 +19,7 @@ from canal.config.yaml_file import load_config
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.ledger import Entry, Sign, ledger_aliases
 from canal.registry.promotion.moves import ledger_of, moving
-from canal.registry.promotion.promotion import Decision, enter, promote
+from canal.registry.promotion.promotion import Decision, promote, register_entry
 from canal.registry.store.tracking import parent_run
 from canal.registry.versions.publish import Publication, Synced, publish, sync
 from tests.support.cells import make_document
@@ -54,7 +54,7 @@ class Folder:
                 what = Publication(
                     store.names.model, project.layout.model(stage), run, None, {}, pyfunc=False
                 )
-                enter(store, ledger, publish(store, what))
+                register_entry(store, ledger, publish(store, what))
 
     def promote(self, number: int, by: str = "Ada", **options: Any) -> Entry:
         """Promote a version that passed every rule."""

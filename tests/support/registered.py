@@ -14,7 +14,7 @@ from canal.registry.audit.full_audit import Report, audit
 from canal.registry.manifest.version_folder import key_digest, read_key, write_key
 from canal.registry.promotion.moves import moving
 from canal.registry.promotion.policy import Ruling
-from canal.registry.promotion.promotion import enter
+from canal.registry.promotion.promotion import register_entry
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 from canal.registry.store.tracking import parent_run
@@ -89,7 +89,7 @@ def register(store: Store, stage: str) -> Version:
                 pyfunc=stage != "backbone",
             ),
         )
-        enter(store, ledger, version)
+        register_entry(store, ledger, version)
     return version
 
 

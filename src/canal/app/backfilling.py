@@ -105,7 +105,7 @@ def backfill(project: Project, stage: str, notice: Notice, sign: Sign | None = N
     HistoryError
         If the stage was not learned, has sums already, or its cells are gone.
     """
-    project.store.settle()
+    project.store.update_paths()
     version = _version_of(project, stage)
     _, key = verified(project.store, version)
     if stage in key.get("sums", {}):

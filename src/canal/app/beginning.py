@@ -29,7 +29,7 @@ from canal.model.storage import BackboneConfig, require_preset
 from canal.registry.ledger.ledger import Sign
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key, write_key
 from canal.registry.promotion.moves import moving
-from canal.registry.promotion.promotion import enter
+from canal.registry.promotion.promotion import register_entry
 from canal.registry.store.database import Version
 from canal.registry.versions.history import restore_model, verified
 from canal.registry.versions.publish import adopt_import, import_facts, register_import
@@ -95,7 +95,7 @@ def import_published(project: Project, files: PublishedFiles, sign: Sign | None 
         text = with_import(before, folder.relative_to(project.layout.root).as_posix(), key)
     with moving(project.store) as ledger:
         version, _ = register_import(project.store, folder)
-        enter(project.store, ledger, version, sign)
+        register_entry(project.store, ledger, version, sign)
     if text != before:
         save(project.layout.params, text, before)
     return BackboneImport(backbone, folder, version, _conflict(Project.open(project.layout.root)))

@@ -111,7 +111,7 @@ def erase(
         If no version ever knew such cells, or the files of a version are not on this disk.
     """
     began = time.perf_counter()
-    project.store.settle()
+    project.store.update_paths()
     with moving(project.store) as ledger:
         done = _resumed(project, ledger, options, notice) or _erase(
             project, withdrawal, decision, options, ledger, notice

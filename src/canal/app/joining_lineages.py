@@ -163,7 +163,7 @@ def merge(
         to be subtracted whose prepared file is gone.
     """
     began = time.perf_counter()
-    project.store.settle()
+    project.store.update_paths()
     if (done := made_already(project, (joining.first, joining.second))) is not None:
         made, own, other = done
         notice(f"version {made.version.number} has the sums of both already")

@@ -178,7 +178,7 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
         if not dry_run:
             settle_merge(store, found)
             if sides is not None:
-                git.settle()
+                git.mark_resolved()
         return found
 
 

@@ -26,7 +26,7 @@ from canal.memory.stage_sums import BASIS, MISSING, SUMS, StageSums
 from canal.memory.sums import Sums
 from canal.registry.ledger.ledger import plain_name
 from canal.registry.provenance.registered import ancestry, summed_splits
-from canal.registry.transfer.parcel import SHARED, About, unpacked, write_parcel
+from canal.registry.transfer.bundle import SHARED, About, unpacked, write_bundle
 from canal.registry.versions.history import verified
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def share(
         given.basis.save(scratch / BASIS)
         write_json(scratch / ABOUT, about)
         files: dict[str, Path | bytes] = {name: scratch / name for name in _names(kept)}
-        write_parcel(output, named, files, SHARED)
+        write_bundle(output, named, files, SHARED)
         read_shared(output)
     return Shared(
         path=str(output),
@@ -274,7 +274,7 @@ def read_shared(path: Path) -> SharedSums:
         _check_keyed(overlap["cells"], sums, path)
         named = About(manifest.model, manifest.version, manifest.key, manifest.record)
         again = folder.with_name("again")
-        write_parcel(again, named, {name: folder / name for name in manifest.files}, SHARED)
+        write_bundle(again, named, {name: folder / name for name in manifest.files}, SHARED)
         if file_digest(again) != file_digest(path):
             raise AuditError(f"{path} holds other bytes than this canal writes for its content")
         digest = hashlib.sha256(manifest.text().encode()).hexdigest()

@@ -95,7 +95,7 @@ def unlearn(
         If params.yaml is changed meanwhile.
     """
     began = time.perf_counter()
-    project.store.settle()
+    project.store.update_paths()
     with alone(project, dry_run) as (current, before):
         work = _prepare(current, before, withdrawal)
         new: dict[str, int | None] = dict.fromkeys(work.old)

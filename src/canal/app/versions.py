@@ -33,8 +33,8 @@ from canal.registry.provenance.exposure import CellsSeen, find_cells, find_expos
 from canal.registry.provenance.lineage import Graph, lineage
 from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
-from canal.registry.transfer.exchange import export_parcel as export_parcel
-from canal.registry.transfer.exchange import import_parcel as import_parcel
+from canal.registry.transfer.exchange import export_bundle as export_bundle
+from canal.registry.transfer.exchange import import_bundle as import_bundle
 from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
@@ -190,7 +190,7 @@ def registry_sync(
     rebuilt first, with the ledger's numbers and aliases; an interrupted rebuilding is resumed. The paths in a
     store that was copied from another folder are updated.
     """
-    moved = project.store.settle()
+    moved = project.store.update_paths()
     options = _rebuild_options(project, None, "the store had no versions, or not all of them", sign=sign)
     if rebuilt := rebuild_lost(project.store, options, _figures_for(project)):
         return Synced(rebuilt.made, (), moved)

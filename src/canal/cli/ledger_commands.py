@@ -273,7 +273,7 @@ def export_version(
     as_json: AsJson = False,
 ) -> None:
     """Write a version with its provenance into one file, for another team."""
-    made = app.versions.export_parcel(open_project(root).store, version, output, overwrite)
+    made = app.versions.export_bundle(open_project(root).store, version, output, overwrite)
     if as_json:
         show_result(made.to_json(), as_json)
         return
@@ -289,7 +289,7 @@ def import_version(
 ) -> None:
     """Register a version that was learned elsewhere, after verifying everything in the file."""
     signed = signer(sign)
-    imported = app.versions.import_parcel(open_project(root).store, file, signed)
+    imported = app.versions.import_bundle(open_project(root).store, file, signed)
     if as_json:
         show_result(imported.to_json(), as_json)
         return

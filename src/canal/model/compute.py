@@ -131,13 +131,13 @@ def _with_modes(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
 
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    def enter() -> None:
+    def limit_threads() -> None:
         _here.inside = True
         torch.get_num_threads()  # the first call gives a thread the process's number, over one set before
         torch.set_num_threads(1)
 
     keep_freed_memory()
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="canal-cells", initializer=enter)
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="canal-cells", initializer=limit_threads)
     started = threading.Barrier(n_threads + 1)
     for _ in range(n_threads):
         pool.submit(started.wait)

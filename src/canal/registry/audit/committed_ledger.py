@@ -149,7 +149,7 @@ def _check_heads(merges: Mapping[str, Entry], cut: bool, name: str, log: AuditLo
             LEDGER,
             "git",
             f"{where}; no commit up to HEAD has that. If another clone does: commit it there, git fetch it, "
-            "then git merge it, and `canal ledger merge` settles it",
+            "then git merge it, and `canal ledger merge` resolves it",
         )
 
 

@@ -102,15 +102,15 @@ class GitFile:
 
     @property
     def unmerged(self) -> tuple[bytes, bytes] | None:
-        """The file of this branch and of the other in an unsettled merge; None where there is none."""
+        """The file of this branch and of the other in an unfinished merge; None where there is none."""
         if not self.line("ls-files", "--unmerged", "--", self.path.name):
             return None
         sides = (self.ask("cat-file", "blob", f":{side}:./{self.path.name}") for side in (2, 3))
         ours, theirs = (side or b"" for side in sides)
         return ours, theirs
 
-    def settle(self) -> None:
-        """Tell git that the file is settled as it lies there.
+    def mark_resolved(self) -> None:
+        """Tell git that the file, as it lies there, resolves the conflict.
 
         Raises
         ------

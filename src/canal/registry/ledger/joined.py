@@ -99,7 +99,7 @@ class ModelState:
         """The entries that a merge appended have ended."""
         self.kept, self.known = None, {}
 
-    def settled(self) -> dict[str, int | None]:
+    def aliases_after_merge(self) -> dict[str, int | None]:
         """Return where aliases stand after a merge: where they were, but on no version that was retired."""
         before = self.kept or {}
         after: dict[str, int | None] = {**dict.fromkeys(self.aliases), **before}
@@ -133,7 +133,7 @@ def merge_aliases(entries: Sequence[Entry], model: str) -> dict[str, int | None]
     state: dict[str, ModelState] = {}
     for entry in entries:
         step(state, entry)
-    return state[model].settled() if model in state else {}
+    return state[model].aliases_after_merge() if model in state else {}
 
 
 def step(state: dict[str, ModelState], entry: Entry) -> None:

@@ -155,7 +155,7 @@ def _check_merge(
         if one.kind in ("register", "rebuild") and known and known.document["key"] != one.document["key"]:
             complain(f"both ledgers gave {one.model} {one.version} to different versions (entry {known.seq})")
     for model, found in state.items():
-        wanted = found.settled()
+        wanted = found.aliases_after_merge()
         given = dict(entry.aliases) if model == entry.model else {}
         if given != wanted:
             complain(f"aliases stay where this ledger had them; this one says {_moves(entry)}")

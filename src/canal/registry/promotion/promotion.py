@@ -128,7 +128,7 @@ def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -
     return record(store, ledger, _draft("retire", version, decision, aliases, {}), decision.sign)
 
 
-def enter(
+def register_entry(
     store: Store,
     ledger: Ledger,
     version: Version,

@@ -13,7 +13,7 @@ from filelock import FileLock
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
-from canal.registry.store.database import Database, ensure_database, settle
+from canal.registry.store.database import Database, ensure_database, update_paths
 from canal.runtime.startup import quiet_libraries
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Connection:
             locked = self.lock("mlflow", needed=not self.exists)
             with locked as writing, alone_at(self.uri, _PATIENCE_S):
                 if writing:
-                    self._settle()
+                    self._update_paths()
                     if self._file is not None:
                         ensure_database(self._file)
                 client = mlflow.MlflowClient()
@@ -264,15 +264,15 @@ class Connection:
         finally:
             lock.release()
 
-    def settle(self) -> int:
+    def update_paths(self) -> int:
         """Update the paths in a local database that was moved or copied here; return how many changed."""
         if self.remote or not self.exists:
             return 0
         with self.lock("mlflow"):
-            return self._settle()
+            return self._update_paths()
 
-    def _settle(self) -> int:
-        return 0 if self.remote else settle(self.layout, self.names)
+    def _update_paths(self) -> int:
+        return 0 if self.remote else update_paths(self.layout, self.names)
 
     def make_model(self, model: str) -> None:
         """Create a registered model without versions, unless it exists."""

@@ -275,7 +275,7 @@ class Foreign:
         The table that names it.
     path : Path
     here : Path or None
-        Its place in this project, which `settle` writes; None for a path that never was the project's own.
+        Its place in this project, which `update_paths` writes; None for a path outside of every project.
     """
 
     table: str
@@ -302,7 +302,7 @@ def inside(layout: Layout, path: Path) -> Path | None:
     return path if path.is_relative_to(layout.root) else None
 
 
-def settle(layout: Layout, names: Registry) -> int:
+def update_paths(layout: Layout, names: Registry) -> int:
     """Update the paths in the database of a project that was moved or copied; return how many changed.
 
     The caller holds the store's lock.

@@ -1,1 +1,1 @@
-"""Export and import of a version in one ZIP file, the parcel, with the proof of its ancestry."""
+"""Export and import of a version in one ZIP file, the bundle, with the proof of its ancestry."""

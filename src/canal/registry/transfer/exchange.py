@@ -1,6 +1,6 @@
 """`canal export` and `canal import`: move a version, with the proof of its ancestry, to another registry.
 
-Both check the unpacked parcel completely: the version, its ancestors, and its entries of the ledger.
+Both check the unpacked bundle completely: the version, its ancestors, and its entries of the ledger.
 """
 
 import shutil
@@ -31,7 +31,7 @@ from canal.registry.ledger.joined import replayed
 from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
 from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record, schema_complaints
 from canal.registry.promotion.moves import ledger_of, moving
-from canal.registry.promotion.promotion import enter
+from canal.registry.promotion.promotion import register_entry
 from canal.registry.provenance.registered import (
     ANCESTORS,
     CARRIED,
@@ -43,6 +43,7 @@ from canal.registry.store.database import Version, require_files
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import TAG, Fetch, Store, fresh_copies
 from canal.registry.store.tracking import parent_run
+from canal.registry.transfer.bundle import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_bundle
 from canal.registry.transfer.members import (
     REGISTERED,
     chain_in,
@@ -50,7 +51,6 @@ from canal.registry.transfer.members import (
     others_in,
     registered_elsewhere,
 )
-from canal.registry.transfer.parcel import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_parcel
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
 _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
@@ -63,7 +63,7 @@ _KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A written parcel."""
+    """A written bundle."""
 
     path: Path
     files: int
@@ -75,7 +75,7 @@ class Exported:
         return {"path": str(self.path), "files": self.files, "size": self.size, "sha256": self.sha256}
 
 
-def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False) -> Exported:
+def export_bundle(store: Store, wanted: str, path: Path, overwrite: bool = False) -> Exported:
     """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
 
     Raises
@@ -93,7 +93,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
         files = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)
         try:
-            write_parcel(path, about, files)
+            write_bundle(path, about, files)
             with unpacked(path) as (folder, manifest):
                 prove(folder, manifest)
         except OSError as error:
@@ -102,7 +102,7 @@ def export_parcel(store: Store, wanted: str, path: Path, overwrite: bool = False
 
 
 def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
-    """Return the files of a version's parcel, by name, after checking all of them."""
+    """Return the files of a version's bundle, by name, after checking all of them."""
     log, snapshot = AuditLog(), take_snapshot(store, ledger_of(store))
     reader = VersionReader(store, snapshot.ready, snapshot.records, log, fetch)
     member = reader.member(version)
@@ -162,18 +162,18 @@ class ImportedVersion:
         return {**named, "made": self.made, "notes": list(self.notes)}
 
 
-def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
-    """Register the version in a parcel, unless it is registered; nothing is written before all checks pass.
+def import_bundle(store: Store, path: Path, sign: Sign | None = None) -> ImportedVersion:
+    """Register the version in a bundle, unless it is registered; nothing is written before all checks pass.
 
     ``sign`` signs the new entry of the ledger.
 
-    No code is taken from the parcel: the pyfunc is made by this canal, and HTML pages are left out. The
+    No code is taken from the bundle: the pyfunc is made by this canal, and HTML pages are left out. The
     version keeps its ancestors' keys, so that it can be audited where they are not registered.
 
     Raises
     ------
     AuditError
-        If the file is no parcel, or a check of it fails.
+        If the file is no bundle, or a check of it fails.
     RegistryError
         If the version was erased here, a disk is full, or the store refuses.
     """
@@ -191,7 +191,7 @@ def import_parcel(store: Store, path: Path, sign: Sign | None = None) -> Importe
 def _registered(
     store: Store, folder: Path, manifest: Manifest, chain: Sequence[RegisteredVersion], sign: Sign | None
 ) -> tuple[Version, bool]:
-    """Return the version of a checked parcel, and whether it was registered now."""
+    """Return the version of a checked bundle, and whether it was registered now."""
     with moving(store) as ledger:
         version = published(store, store.names.model, manifest.key)
         made = version is None
@@ -199,7 +199,7 @@ def _registered(
             require_files(version)  # erased is erased: its bytes do not come back with a bundle
         else:
             version = publish(store, _publication(store, folder, manifest, chain))
-        enter(store, ledger, version, sign, by="canal import")
+        register_entry(store, ledger, version, sign, by="canal import")
     return store.version(str(version.number)), made
 
 
@@ -261,7 +261,7 @@ def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -
 
 
 def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
-    """Return the chain of an unpacked parcel, oldest first, if all checks pass.
+    """Return the chain of an unpacked bundle, oldest first, if all checks pass.
 
     Raises
     ------
@@ -277,7 +277,7 @@ def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
     if log.findings:
         shown = "\n  ".join(str(one) for one in log.findings[:20])
         raise AuditError(
-            f"the parcel does not prove what it claims ({len(log.findings)} findings):\n  {shown}\n"
+            f"the bundle does not prove what it claims ({len(log.findings)} findings):\n  {shown}\n"
             "Nothing was registered; ask for it again, and for the sha256 by another way"
         )
     return chain
@@ -321,7 +321,7 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
 
 
 def _entries(path: Path, log: AuditLog) -> list[Entry]:
-    """Return the registrations in the parcel's ledger; each is checked by itself, without the chain."""
+    """Return the registrations in the bundle's ledger; each is checked by itself, without the chain."""
     entries = []
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):

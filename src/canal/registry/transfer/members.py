@@ -1,4 +1,4 @@
-"""The members of a parcel: a version, its ancestors, and the other lineages that were merged into them."""
+"""The members of a bundle: a version, its ancestors, and the other lineages that were merged into them."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from canal.registry.audit.version_files import (
 from canal.registry.ledger.ledger import Entry, read_entry
 from canal.registry.manifest.version_folder import RECORD_FILE
 from canal.registry.provenance.registered import ANCESTORS, ORIGINS, RegisteredVersion
-from canal.registry.transfer.parcel import LEDGER, VERSION
+from canal.registry.transfer.bundle import LEDGER, VERSION
 
 REGISTERED = ("register", "rebuild")
 """Kinds of entries of the ledger that name the record of a version."""
@@ -35,29 +35,29 @@ def registered_elsewhere(chain: Sequence[RegisteredVersion], keys: Collection[st
 
 
 def chain_in(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[RegisteredVersion]:
-    """Return the version's ancestors in the parcel, oldest first, and the version."""
+    """Return the version's ancestors in the bundle, oldest first, and the version."""
     chain = [member]
     while (parent := chain[0].parent) is not None:
-        if (older := _in_parcel(parent, folder, log)) is None:
-            log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the parcel")
+        if (older := _in_bundle(parent, folder, log)) is None:
+            log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the bundle")
             break
         chain.insert(0, older)
     return chain
 
 
-def _in_parcel(key: str, folder: Path, log: AuditLog) -> RegisteredVersion | None:
+def _in_bundle(key: str, folder: Path, log: AuditLog) -> RegisteredVersion | None:
     places = (folder / ANCESTORS / key, folder / VERSION / ANCESTORS / key)
     return next((one for place in places if (one := ancestor(place, key, VERSION, log))), None)
 
 
 def others_in(chain: Sequence[RegisteredVersion], folder: Path, log: AuditLog) -> list[RegisteredVersion]:
-    """Return the versions in the parcel of other lineages that were merged into members of a chain."""
+    """Return the versions in the bundle of other lineages that were merged into members of a chain."""
     found, places = dict[str, RegisteredVersion](), list(chain)
     for member in places:  # which grows
         if (key := member.merged_with) is None or key in found:
             continue
-        if (other := _in_parcel(key, folder, log)) is None:
-            log.finding(member.name, "chain", f"its other parent {key[:12]}... is not in the parcel")
+        if (other := _in_bundle(key, folder, log)) is None:
+            log.finding(member.name, "chain", f"its other parent {key[:12]}... is not in the bundle")
             continue
         for one in chain_in(other, folder, log):
             check_key(one, log)

@@ -43,7 +43,7 @@ from canal.registry.manifest.version_folder import (
     write_record,
 )
 from canal.registry.promotion.moves import moving
-from canal.registry.promotion.promotion import Decision, enter
+from canal.registry.promotion.promotion import Decision, register_entry
 from canal.registry.store.connection import KIND
 from canal.registry.store.database import LOGGED, READY, Version
 from canal.registry.store.store import TAG, Store
@@ -234,7 +234,7 @@ def sync(
             else:
                 known.append(version)
         for version in (*known, *made):
-            enter(store, ledger, version, sign, decision=decision if version in made else None)
+            register_entry(store, ledger, version, sign, decision=decision if version in made else None)
     return Synced(tuple(made), tuple(known))
 
 

@@ -1,4 +1,4 @@
-"""A parcel made by hand, and parcels that an enemy makes of it."""
+"""A bundle made by hand, and bundles that an enemy makes of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from canal.core.digests import file_digest
 from canal.registry.ledger.ledger import Draft, Ledger
-from canal.registry.transfer.parcel import About, Content, Manifest, parse_manifest, write_parcel
+from canal.registry.transfer.bundle import About, Content, Manifest, parse_manifest, write_bundle
 from tests.support.lineage import Spec, add_records, make_lineage, make_specs
 
 MODEL = "canal-annotator"
 
 
 def make_files(root: Path, specs: Mapping[str, Spec] | None = None) -> tuple[About, dict[str, Path | bytes]]:
-    """Return what `canal export` puts into the parcel of a second stage, made by hand in ``root``."""
+    """Return what `canal export` puts into the bundle of a second stage, made by hand in ``root``."""
     folders = make_lineage(root, dict(specs or make_specs()))
     records = add_records(folders)
     keys = {stage: file_digest(folder / "key.json") for stage, folder in folders.items()}
@@ -40,18 +40,18 @@ def make_files(root: Path, specs: Mapping[str, Spec] | None = None) -> tuple[Abo
     return About(MODEL, 2, keys[newest], records[newest]), files
 
 
-def make_parcel(root: Path, specs: Mapping[str, Spec] | None = None) -> Path:
-    """Write the parcel of a second stage and return its path."""
+def make_bundle(root: Path, specs: Mapping[str, Spec] | None = None) -> Path:
+    """Write the bundle of a second stage and return its path."""
     about, files = make_files(root / "made", specs)
-    write_parcel(root / "parcel.zip", about, files)
-    return root / "parcel.zip"
+    write_bundle(root / "bundle.zip", about, files)
+    return root / "bundle.zip"
 
 
 Members = list[tuple[zipfile.ZipInfo, bytes]]
 
 
 def remade(path: Path, target: Path, change: Callable[[Members], Members]) -> Path:
-    """Write a parcel again with other members, as zipfile lets anybody do."""
+    """Write a bundle again with other members, as zipfile lets anybody do."""
     with zipfile.ZipFile(path) as archive:
         members = [(info, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:

@@ -1,4 +1,4 @@
-"""Parcels: the same bytes for the same content, read back whole, and every hostile one refused unwritten."""
+"""Bundles: the same bytes for the same content, read back whole, and every hostile one refused unwritten."""
 
 import hashlib
 import stat
@@ -11,27 +11,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from canal.core.errors import AuditError
+from canal.registry.transfer.bundle import Content, check_names, parse_manifest, unpack_bundle, write_bundle
 from canal.registry.transfer.exchange import prove
-from canal.registry.transfer.parcel import Content, check_names, parse_manifest, unpack_parcel, write_parcel
+from tests.support.bundle_files import make_bundle, make_files, member, remade, with_listing
 from tests.support.lineage import make_specs
-from tests.support.parcels import make_files, make_parcel, member, remade, with_listing
 
 
 @pytest.fixture(scope="module")
-def parcel(tmp_path_factory):
-    return make_parcel(tmp_path_factory.mktemp("parcel"))
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def unpacked(path, into):
     into.mkdir()
-    manifest = unpack_parcel(path, into)
+    manifest = unpack_bundle(path, into)
     return manifest, prove(into, manifest)
 
 
-def test_a_parcel_is_read_as_it_was_written(parcel, tmp_path):
-    manifest, chain = unpacked(parcel, tmp_path / "in")
+def test_a_bundle_is_read_as_it_was_written(bundle, tmp_path):
+    manifest, chain = unpacked(bundle, tmp_path / "in")
     assert [one.stage for one in chain] == ["backbone", "first", "second"]
-    with zipfile.ZipFile(parcel) as archive:
+    with zipfile.ZipFile(bundle) as archive:
         names = archive.namelist()
         assert names == ["manifest.json", *sorted(manifest.files)]
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -40,10 +40,10 @@ def test_a_parcel_is_read_as_it_was_written(parcel, tmp_path):
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
     about, files = make_files(tmp_path)
-    write_parcel(tmp_path / "a.zip", about, files)
+    write_bundle(tmp_path / "a.zip", about, files)
     for path in files.values():
         path.touch()
-    write_parcel(tmp_path / "b.zip", about, dict(reversed(files.items())))
+    write_bundle(tmp_path / "b.zip", about, dict(reversed(files.items())))
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
@@ -121,17 +121,17 @@ HOSTILE = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("attack", HOSTILE)
-def test_what_an_enemy_makes_is_refused_and_nothing_is_written_elsewhere(parcel, tmp_path, attack):
+def test_what_an_enemy_makes_is_refused_and_nothing_is_written_elsewhere(bundle, tmp_path, attack):
     change, expected = HOSTILE[attack]
-    evil = remade(parcel, tmp_path / "evil.zip", change)
+    evil = remade(bundle, tmp_path / "evil.zip", change)
     with pytest.raises(AuditError, match=expected):
         unpacked(evil, tmp_path / "in")
     assert {path.name for path in tmp_path.iterdir()} == {"evil.zip", "in"}
 
 
-def test_a_size_that_is_only_claimed_is_refused(parcel, tmp_path):
+def test_a_size_that_is_only_claimed_is_refused(bundle, tmp_path):
     """The central directory claims gigabytes that the file does not weigh."""
-    content = bytearray(parcel.read_bytes())
+    content = bytearray(bundle.read_bytes())
     place = content.rfind(b"PK\x01\x02")
     content[place + 20 : place + 28] = (0x7FFFFFFF).to_bytes(4, "little") * 2
     (tmp_path / "evil.zip").write_bytes(bytes(content))
@@ -139,19 +139,19 @@ def test_a_size_that_is_only_claimed_is_refused(parcel, tmp_path):
         unpacked(tmp_path / "evil.zip", tmp_path / "in")
 
 
-def test_what_is_no_parcel_is_refused(tmp_path):
+def test_what_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(AuditError, match="not found"):
-        unpack_parcel(tmp_path / "none.zip", tmp_path)
+        unpack_bundle(tmp_path / "none.zip", tmp_path)
     (tmp_path / "text.zip").write_text("no ZIP file")
     with pytest.raises(AuditError, match="no whole ZIP file"):
-        unpack_parcel(tmp_path / "text.zip", tmp_path)
+        unpack_bundle(tmp_path / "text.zip", tmp_path)
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_changed_or_cut_parcel_is_refused_or_harmless(parcel, tmp_path_factory, data):
+def test_a_changed_or_cut_bundle_is_refused_or_harmless(bundle, tmp_path_factory, data):
     """Whatever byte changes, and wherever the file ends: one clear error, or the same files."""
-    content = bytearray(parcel.read_bytes())
+    content = bytearray(bundle.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     cut = data.draw(st.booleans())
     if cut:
@@ -162,11 +162,11 @@ def test_a_changed_or_cut_parcel_is_refused_or_harmless(parcel, tmp_path_factory
     (folder / "evil.zip").write_bytes(bytes(content))
     (folder / "in").mkdir()
     try:
-        manifest = unpack_parcel(folder / "evil.zip", folder / "in")
+        manifest = unpack_bundle(folder / "evil.zip", folder / "in")
     except AuditError:
         return
     assert not cut
-    with zipfile.ZipFile(parcel) as archive:
+    with zipfile.ZipFile(bundle) as archive:
         assert manifest == parse_manifest(archive.read("manifest.json"))
         for name in manifest.files:
             assert (folder / "in" / name).read_bytes() == archive.read(name)
@@ -204,13 +204,13 @@ def test_a_version_that_proves_nothing_is_refused(tmp_path, fault):
     change, expected = UNPROVEN[fault]
     specs = make_specs()
     change(specs)
-    path = make_parcel(tmp_path, specs)
+    path = make_bundle(tmp_path, specs)
     with pytest.raises(AuditError, match=f"(?s)does not prove what it claims.*{expected}"):
         unpacked(path, tmp_path / "in")
 
 
 def test_another_key_than_the_ledger_names_is_refused(tmp_path):
     about, files = make_files(tmp_path / "made")
-    write_parcel(tmp_path / "a.zip", replace(about, key="7" * 64), files)
+    write_bundle(tmp_path / "a.zip", replace(about, key="7" * 64), files)
     with pytest.raises(AuditError, match=r"key\.json has sha256 .*, but the tag says 777777777777"):
         unpacked(tmp_path / "a.zip", tmp_path / "in")

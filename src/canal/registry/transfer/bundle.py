@@ -1,6 +1,6 @@
-"""The parcel: a version in one ZIP file, with a manifest; how it is written, and how it is read safely.
+"""The bundle: a version in one ZIP file, with a manifest; how it is written, and how it is read safely.
 
-Members are sorted, uncompressed and without times, so that equal content gives equal bytes. A parcel is read
+Members are sorted, uncompressed and without times, so that equal content gives equal bytes. A bundle is read
 as hostile input: number, names, sizes and digests of members are checked before they are used. Since no
 member is compressed, a small file cannot unpack to a large one.
 """
@@ -65,7 +65,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a parcel.
+    """The manifest of a bundle.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Manifest:
     key, record : str
         Digests of its key.json and record.json.
     files : Mapping
-        Every file of the parcel but this manifest.
+        Every file of the bundle but this manifest.
     """
 
     model: str
@@ -116,7 +116,7 @@ def parse_manifest(content: bytes, kind: str = KIND) -> Manifest:
             writes, reads = _COMMANDS[found]
             raise AuditError(f"the file is one that `{writes}` wrote: `{reads}` reads it")
         if found != kind:
-            raise AuditError(f"{MANIFEST} is not that of a canal parcel: `{_COMMANDS[kind][0]}` writes them")
+            raise AuditError(f"{MANIFEST} is not that of a canal bundle: `{_COMMANDS[kind][0]}` writes them")
         if document["format"] != FORMAT:
             raise AuditError(f"{MANIFEST}: this canal reads format {FORMAT}, found {document['format']!r}")
         _require(set(document) == _FIELDS, f"it has the fields {', '.join(sorted(map(str, document)))[:200]}")
@@ -194,7 +194,7 @@ def _require(holds: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class About:
-    """Which version a parcel holds; see `Manifest`."""
+    """Which version a bundle holds; see `Manifest`."""
 
     model: str
     version: int
@@ -202,13 +202,13 @@ class About:
     record: str
 
 
-def write_parcel(path: Path, about: About, files: Mapping[str, Path | bytes], kind: str = KIND) -> None:
+def write_bundle(path: Path, about: About, files: Mapping[str, Path | bytes], kind: str = KIND) -> None:
     """Write ``files`` (member name -> file, or content) to ``path``, atomically.
 
     Raises
     ------
     AuditError
-        If a name is not allowed in a parcel, or a file changes while it is read.
+        If a name is not allowed in a bundle, or a file changes while it is read.
     """
     check_names([MANIFEST, *files])
     contents = {name: Content.of(source) for name, source in files.items()}
@@ -232,11 +232,11 @@ def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes, content: Con
             digest.update(block)
             target.write(block)
     if content is not None and digest.hexdigest() != content.sha256:
-        raise AuditError(f"{source} changed while it was written into the parcel; try again")
+        raise AuditError(f"{source} changed while it was written into the bundle; try again")
 
 
-def unpack_parcel(path: Path, into: Path, kind: str = KIND) -> Manifest:
-    """Check all of a parcel, write its files below ``into`` (an empty folder), and return its manifest.
+def unpack_bundle(path: Path, into: Path, kind: str = KIND) -> Manifest:
+    """Check all of a bundle, write its files below ``into`` (an empty folder), and return its manifest.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def unpack_parcel(path: Path, into: Path, kind: str = KIND) -> Manifest:
                 f"{len(unknown)} files that {MANIFEST} does not name" if unknown else "not all of its files"
             )
             raise AuditError(
-                f"the parcel holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
+                f"the bundle holds {what}, such as {ascii((unknown or missing)[0])}: nothing was written"
             )
         for name, content in manifest.files.items():
             if (size := members[name].file_size) != content.size:
@@ -264,7 +264,7 @@ def unpack_parcel(path: Path, into: Path, kind: str = KIND) -> Manifest:
         total, free = sum(one.size for one in manifest.files.values()), shutil.disk_usage(into).free
         if total > free:
             raise AuditError(
-                f"the parcel needs {total:,} bytes, {into} has {free:,}: make room, then try again"
+                f"the bundle needs {total:,} bytes, {into} has {free:,}: make room, then try again"
             )
         for name, content in sorted(manifest.files.items()):
             _write(archive, members[name], content, into / name)
@@ -273,11 +273,11 @@ def unpack_parcel(path: Path, into: Path, kind: str = KIND) -> Manifest:
 
 @contextmanager
 def unpacked(path: Path, kind: str = KIND) -> Iterator[tuple[Path, Manifest]]:
-    """Give a scratch folder with the files of a parcel, and its manifest; see `unpack_parcel`."""
-    with scratch_folder("parcel") as scratch:
-        folder = scratch / "parcel"
+    """Give a scratch folder with the files of a bundle, and its manifest; see `unpack_bundle`."""
+    with scratch_folder("bundle") as scratch:
+        folder = scratch / "bundle"
         folder.mkdir()
-        yield folder, unpack_parcel(path, folder, kind)
+        yield folder, unpack_bundle(path, folder, kind)
 
 
 @contextmanager
@@ -314,7 +314,7 @@ def _checked_members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.
         )
     by_name = {member.filename: member for member in members}
     if MANIFEST not in by_name:
-        raise AuditError(f"{path} holds no {MANIFEST}: it is no parcel of `canal export`")
+        raise AuditError(f"{path} holds no {MANIFEST}: it is no bundle of `canal export`")
     return by_name
 
 
@@ -327,7 +327,7 @@ def _bad_member(member: zipfile.ZipInfo) -> str | None:
     if member.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-        return "is compressed, which a parcel's members are not"
+        return "is compressed, which a bundle's members are not"
     return None
 
 

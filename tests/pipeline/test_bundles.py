@@ -14,7 +14,7 @@ from canal.core.errors import AuditError, RegistryError
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.signing import add_to_keyring, new_key
 from canal.registry.promotion.moves import ledger_of
-from canal.registry.transfer.exchange import export_parcel, import_parcel
+from canal.registry.transfer.exchange import export_bundle, import_bundle
 from tests.pipeline.conftest import Line
 
 pytestmark = pytest.mark.pipeline
@@ -52,12 +52,12 @@ def other(line, original, tmp_path):
 
 
 def test_a_version_is_exported_to_the_same_bytes_and_never_over_another_file(line, tmp_path):
-    parcel, store = tmp_path / "second.zip", line.project().store
-    line.canal("export", "candidate", "-o", str(parcel))
-    made = export_parcel(store, "2", tmp_path / "again.zip")
-    assert made.path.read_bytes() == parcel.read_bytes()
+    bundle, store = tmp_path / "second.zip", line.project().store
+    line.canal("export", "candidate", "-o", str(bundle))
+    made = export_bundle(store, "2", tmp_path / "again.zip")
+    assert made.path.read_bytes() == bundle.read_bytes()
     with pytest.raises(RegistryError, match="is there already; --overwrite"):
-        export_parcel(store, "2", parcel)
+        export_bundle(store, "2", bundle)
 
 
 def test_an_imported_version_is_proven_serves_and_is_registered_once(line, original, other, tmp_path):
@@ -95,11 +95,11 @@ def test_an_imported_version_comes_from_the_same_data_and_its_ancestors_are_else
 def test_an_imported_version_is_carried_on_with_the_ledger_it_came_from(line, other, tmp_path):
     store = other.project().store
     version = store.version("1")
-    onward = export_parcel(store, "1", tmp_path / "onward.zip")
+    onward = export_bundle(store, "1", tmp_path / "onward.zip")
     with zipfile.ZipFile(onward.path) as archive:
         assert any(name.startswith("version/origins/") for name in archive.namelist())
     third = other_project(line, tmp_path / "third").project()
-    again = import_parcel(third.store, onward.path)
+    again = import_bundle(third.store, onward.path)
     assert (again.version.number, again.version.key) == (1, version.key)
     assert audit(third.store, third.layout, third.config).findings == ()
     folder = third.store.artifacts(again.version)
@@ -110,15 +110,15 @@ def test_an_imported_version_is_carried_on_with_the_ledger_it_came_from(line, ot
 
 def test_a_damaged_version_is_not_exported_and_one_from_here_not_imported_twice(line, tmp_path):
     project = line.project()
-    made = export_parcel(project.store, "2", tmp_path / "second.zip")
+    made = export_bundle(project.store, "2", tmp_path / "second.zip")
     before = project.layout.ledger.read_bytes()
-    imported = import_parcel(project.store, made.path)
+    imported = import_bundle(project.store, made.path)
     assert (imported.version.number, imported.made) == (2, False)
     assert project.layout.ledger.read_bytes() == before
     path = project.store.artifacts(project.store.version("2")) / "figures" / "recall.png"
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(AuditError, match=r"figures/recall\.png has sha256"):
-        export_parcel(project.store, "2", tmp_path / "damaged.zip")
+        export_bundle(project.store, "2", tmp_path / "damaged.zip")
     assert not (tmp_path / "damaged.zip").exists()
     assert registry_sync(project).made == ()
 
