@@ -5,7 +5,7 @@ The picture has a column for each kind of node and a band of rows for each versi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,7 +202,7 @@ def lay_out(graph: Graph) -> Picture:
                 boxes[node.id] = Box(node, x, y)
         top += max(rows.values()) * (HEIGHT + GAP_Y) + _BAND
     lines = [
-        Line(_path(boxes[edge.origin], boxes[edge.product]), edge.kind)
+        Line(_path(boxes[edge.origin], boxes[edge.product], boxes.values()), edge.kind)
         for edge in graph.edges
         if edge.origin in boxes and edge.product in boxes
     ]
@@ -221,11 +221,14 @@ def _brought(graph: Graph, version: Node) -> list[Node]:
     return list(found.values())
 
 
-def _path(origin: Box, product: Box) -> str:
-    """Return a curve between two boxes that leaves and enters them on facing sides."""
+def _path(origin: Box, product: Box, boxes: Collection[Box]) -> str:
+    """Return a curve between two boxes that leaves and enters them on facing sides, and around others."""
     if origin.x == product.x:
         x = origin.x + WIDTH // 2
         upper, lower = sorted((origin, product), key=lambda box: box.y)
+        if any(box.x == origin.x and upper.y < box.y < lower.y for box in boxes):
+            side, y1, y2 = origin.x + WIDTH, origin.y + HEIGHT // 2, product.y + HEIGHT // 2
+            return f"M{side} {y1} C{side + GAP_X // 2} {y1} {side + GAP_X // 2} {y2} {side} {y2}"
         start, end = upper.y + HEIGHT, lower.y
         return f"M{x} {start} L{x} {end}" if origin is upper else f"M{x} {end} L{x} {start}"
     if origin.x < product.x:

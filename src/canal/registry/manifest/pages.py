@@ -242,7 +242,7 @@ class Pages:
         size = f"{self.params['types']} cell types, {self.params['genes']} genes"
         if (merged := self.key.get("merged")) is not None:
             stages = ", ".join(map(_plain, merged["stages"]))
-            yield f"**{_plain(self.stage)}** merged{number} with sums of {stages}: {size}."
+            yield f"**{_plain(self.stage)}**{number} merged with sums of {stages}: {size}."
             return
         yield f"**{_plain(self.stage)}** learned{on}{number}: {size}."
 
