@@ -24,7 +24,7 @@ from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
-from canal.registry.promotion.merging import Merging, merged, other_side, settle_merge, settled_side
+from canal.registry.promotion.merging import Merging, merged, other_side, finish_merge, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
 from canal.registry.promotion.policy import (
     Comparison,
@@ -164,7 +164,7 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
         require_rebuilt(store)
         git = GitFile(store.layout.ledger)
         sides = git.unmerged
-        ours = ledger_of(store) if sides is None else settled_side(git, sides)
+        ours = ledger_of(store) if sides is None else resolved_side(git, sides)
         if store.layout.pending.is_file() and not dry_run:
             if ours.path != store.layout.ledger:
                 raise LedgerError(
@@ -176,7 +176,7 @@ def merge_ledgers(project: Project, other: str | None, decision: Decision | None
         if decision is None and found.outcome == "merged" and not dry_run:
             raise LedgerError("a merge goes on record: say who merges (--by), and why (--why)")
         if not dry_run:
-            settle_merge(store, found)
+            finish_merge(store, found)
             if sides is not None:
                 git.mark_resolved()
         return found

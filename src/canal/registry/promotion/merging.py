@@ -124,7 +124,7 @@ def combined(here: list[Entry], there: list[Entry], model: str, decision: Decisi
     return Merging("merged", same, [*both.entries, closing], [*both.new, closing], {}, ())
 
 
-def settle_merge(store: Store, merging: Merging) -> None:
+def finish_merge(store: Store, merging: Merging) -> None:
     """Write the ledger of a merge, whole or not at all, then put the store's aliases right.
 
     A kill between the two leaves the new ledger; the same merge again finds nothing to append, and goes on.
@@ -148,7 +148,7 @@ def settle_merge(store: Store, merging: Merging) -> None:
                 store.tag(model, number, name, "true")
 
 
-def settled_side(git: GitFile, sides: tuple[bytes, bytes]) -> Ledger:
+def resolved_side(git: GitFile, sides: tuple[bytes, bytes]) -> Ledger:
     """Return this branch's ledger in an unsettled merge: the file as it lies there, if it is one.
 
     Raises
