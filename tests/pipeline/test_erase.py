@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from canal.app.auditing import audit_project
-from canal.app.erasing import Decision, Options, Withdrawal, erase
+from canal.app.erasing import Confirmation, Decision, Withdrawal, erase
 from canal.app.project import Project
 from canal.app.unlearning import unlearn
 from canal.cli import app
@@ -75,9 +75,9 @@ def erased(unlearned, tmp_path_factory):
     """The project once more, erased; tests leave it as it is. With it: its plan, result and traces before."""
     line = copied(unlearned[0], tmp_path_factory.mktemp("erased") / "project")
     before = traces(line.root, *unlearned[1:])
-    shown = erase(line.project(), BATCH, ADA, Options(remote=True))
+    shown = erase(line.project(), BATCH, ADA, Confirmation(remote=True))
     assert traces(line.root, *unlearned[1:]) == before  # a plan changes nothing
-    done = erase(line.project(), BATCH, ADA, Options(shown.token, remote=True))
+    done = erase(line.project(), BATCH, ADA, Confirmation(shown.token, remote=True))
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return line, shown, done, before
 
@@ -123,11 +123,11 @@ def _in_hdf5(path: Path, names: set[bytes], rows) -> bool:
 
 
 def planned(line, withdrawal=BATCH):
-    return erase(line.project(), withdrawal, ADA, Options())
+    return erase(line.project(), withdrawal, ADA, Confirmation())
 
 
 def run(line, token, withdrawal=BATCH):
-    return erase(Project.open(line.root), withdrawal, ADA, Options(token))
+    return erase(Project.open(line.root), withdrawal, ADA, Confirmation(token))
 
 
 def findings(line):
@@ -244,7 +244,7 @@ def test_only_the_plan_that_was_shown_is_carried_out(line, unlearned):
 def test_the_champion_and_what_params_yaml_asks_for_are_never_erased(line):
     before = parse(line.run("git", "show", "HEAD:params.yaml"))
     with pytest.raises(HistoryError, match=r"asks for second, third .*`canal unlearn second --batch b1"):
-        erase(Project(line.project().layout, before), BATCH, ADA, Options())
+        erase(Project(line.project().layout, before), BATCH, ADA, Confirmation())
     with pytest.raises(RegistryError, match="no registered version knows a batch 'b9'"):
         planned(line, Withdrawal("second", batch="b9"))
     line.canal("rollback", "--to", "3", *WHY)

@@ -93,7 +93,7 @@ def erase(
     project: Project,
     withdrawal: Withdrawal,
     decision: Decision,
-    options: "Options",
+    confirmation: "Confirmation",
     notice: Notice = lambda message: None,
 ) -> Erased:
     """Remove the files that hold the withdrawn cells, and enter who erased them and why into the ledger.
@@ -113,29 +113,29 @@ def erase(
     began = time.perf_counter()
     project.store.update_paths()
     with moving(project.store) as ledger:
-        done = _resumed(project, ledger, options, notice) or _erase(
-            project, withdrawal, decision, options, ledger, notice
+        done = _resumed(project, ledger, confirmation, notice) or _erase(
+            project, withdrawal, decision, confirmation, ledger, notice
         )
     return replace(done, seconds=round(time.perf_counter() - began, 2))
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of an erasing: the token that confirms it, and whether DVC's remote is meant, too."""
+class Confirmation:
+    """Confirmation of an erasing: the token that confirms it, and whether DVC's remote is meant, too."""
 
     confirm: str | None = None
     remote: bool = False
 
 
-def _resumed(project: Project, ledger: Ledger, options: Options, notice: Notice) -> Erased | None:
+def _resumed(project: Project, ledger: Ledger, confirmation: Confirmation, notice: Notice) -> Erased | None:
     """Finish an erasing that a kill interrupted; forget one that had not come to the ledger."""
     for path in tombstones.unfinished(project.layout.tombstones):
         stones, entry = tombstones.read(path), tombstones.entry_of(path, ledger.entries())
         if entry is None:  # nothing was removed yet
-            if options.confirm is not None:
+            if confirmation.confirm is not None:
                 path.unlink()
             continue
-        if options.confirm != stones.token:
+        if confirmation.confirm != stones.token:
             raise HistoryError(
                 f"an erasing was begun by entry {entry.seq} of the ledger and is not finished: call canal "
                 f"erase again as then, with --confirm {stones.token}"
@@ -153,16 +153,16 @@ def _erase(
     project: Project,
     withdrawal: Withdrawal,
     decision: Decision,
-    options: Options,
+    confirmation: Confirmation,
     ledger: Ledger,
     notice: Notice,
 ) -> Erased:
-    plan = planned(project, withdrawal, ledger, options.remote)
+    plan = planned(project, withdrawal, ledger, confirmation.remote)
     if not plan.stones.files and not plan.versions:
         return _result("nothing", plan.stones, unreached(plan))
-    if options.confirm is None:
+    if confirmation.confirm is None:
         return _result("planned", plan.stones, unreached(plan))
-    if options.confirm != plan.stones.token:
+    if confirmation.confirm != plan.stones.token:
         raise HistoryError(
             f"--confirm names another plan than what would be erased now (token {plan.stones.token}): "
             "something has changed since. Look at it again with --dry-run; nothing was erased"

@@ -229,8 +229,8 @@ def erase(
     erasing = app.erasing
     decision = erasing.Decision(by, why, signer(sign, by))
     withdrawal = erasing.Withdrawal(source, batch, erasing.read_names_of_cells(cells))
-    options = erasing.Options(None if dry_run else confirm, remote)
-    document = erasing.erase(open_project(root), withdrawal, decision, options, note).to_json()
+    confirmation = erasing.Confirmation(None if dry_run else confirm, remote)
+    document = erasing.erase(open_project(root), withdrawal, decision, confirmation, note).to_json()
     show_result(document if as_json else erased_group(document), as_json)
 
 

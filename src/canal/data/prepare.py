@@ -20,7 +20,7 @@ from canal.core.files import new_folder, write_json
 from canal.data.genes import EXAMPLES, GeneMap, map_genes
 from canal.io.blocks import Matrix
 from canal.io.h5ad import H5adFile, open_h5ad
-from canal.io.hdf5 import compression_of
+from canal.io.hdf5 import compression_of, read_whole
 from canal.io.writer import H5adWriter
 
 if TYPE_CHECKING:
@@ -242,8 +242,6 @@ def without_cells(
     DataError
         If the file cannot be read, or still names a cell in what is no table of cells (``uns``).
     """
-    import anndata
-
     with open_h5ad(raw) as file:
         names = file.obs_names()
         leaves = np.zeros(len(names), dtype=bool)
@@ -255,7 +253,7 @@ def without_cells(
             if batch is not None:
                 chosen |= (_batches(file, name, source)[0] == batch).to_numpy()
             leaves |= own & (chosen if ids or batch is not None else True)
-    cells = anndata.read_h5ad(raw)[~leaves].copy()
+    cells = read_whole(raw)[~leaves].copy()
     gone = {cell for cell, leaves_ in zip(names, leaves, strict=True) if leaves_}
     if still := gone.intersection(_texts(cells.uns)):
         raise DataError(

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from struct import Struct
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import h5py
 
 from canal.core.errors import DataError
 from canal.core.files import regular_file
 from canal.io.arrays import EXAMPLES, check_dataset, listed, outside, reading
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _DEEPEST = 256
 """Deepest nesting of groups that is accepted."""
@@ -81,6 +84,20 @@ def compression_of(path: Path) -> Literal["gzip", "lzf"] | None:
         if not isinstance(node, h5py.Dataset) or not node.id.get_create_plist().get_nfilters():
             return None
         return "lzf" if node.compression == "lzf" else "gzip"
+
+
+def read_whole(path: Path) -> AnnData:
+    """Return a whole h5ad file as anndata reads it, in memory.
+
+    Raises
+    ------
+    DataError
+        As `open_hdf5`, whose checks come first: anndata follows what leads out of a file.
+    """
+    import anndata
+
+    with open_hdf5(path), reading(path, "the whole file"):
+        return anndata.read_h5ad(path)
 
 
 @contextmanager
