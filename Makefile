@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn bench-privacy bench-meanings bench-exact-scale bench-exact-strange chaos fuzz coverage release help
+.PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange chaos fuzz coverage release help
 
 run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
 	@tools/setup.sh run
@@ -97,6 +97,10 @@ bench-exact:  ## the exact memory on streams, over 20 split seeds, beside SLDA, 
 bench-unlearn:  ## seconds and bytes of canal unlearn beside learning the stages, on a finished project (ARGS="--root /tmp/immune")
 	@tools/setup.sh run
 	@python benchmarks/unlearn.py $(ARGS)
+
+drill:  ## some cells leave a finished project: unlearned, erased, and every answer about them checked (ARGS="--data FOLDER": a donor leaves immune; ARGS="--root . --cells 40")
+	@tools/setup.sh run
+	@python benchmarks/drill.py $(or $(ARGS),--root .)
 
 bench-privacy:  ## what shared sums reveal: membership, reconstruction, differences of releases, noise per donor
 	@tools/setup.sh run
