@@ -24,7 +24,7 @@ from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
-from canal.registry.promotion.merging import Merging, merged, other_side, finish_merge, resolved_side
+from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
 from canal.registry.promotion.policy import (
     Comparison,
