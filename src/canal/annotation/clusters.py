@@ -263,7 +263,12 @@ def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MO
         others = start + np.flatnonzero(groups[start : start + _AT_A_TIME] < 0)
         if others.size:
             groups[others] = _joined(index, points[others], groups[drawn])
-    return _by_size(groups)
+    # Numbered by size, the largest first; ties go to the group of the earliest cell.
+    _, first, inverse, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), dtype=np.int64)
+    rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))
+    result: np.ndarray = rank[inverse]
+    return result
 
 
 def _shared(near: csr_matrix) -> csr_matrix:
@@ -300,12 +305,3 @@ def _joined(index: NearestNeighbors, points: np.ndarray, groups: np.ndarray) -> 
     """Return for cells outside the graph the group of most of their neighbours in it."""
     neighbours = groups[index.kneighbors(points, return_distance=False)]
     return np.array([np.bincount(row).argmax() for row in neighbours], dtype=np.int64)
-
-
-def _by_size(groups: np.ndarray) -> np.ndarray:
-    """Return the groups numbered by size, the largest first; ties go to the group of the earliest cell."""
-    _, first, inverse, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(sizes), dtype=np.int64)
-    rank[np.lexsort((first, -sizes))] = np.arange(len(sizes))
-    result: np.ndarray = rank[inverse]
-    return result

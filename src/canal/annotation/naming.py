@@ -334,14 +334,17 @@ def _names(genes: Sequence[str]) -> set[str]:
 
 
 def _advice(query: Query, panel: Sequence[str], found: int) -> str:
-    if (transposed := len(set(panel) & _names(query.cells()))) > found:
+    wanted = set(panel)
+    if (transposed := len(wanted & _names(query.cells()))) > found:
         return (
             f"{transposed} of them are names of its cells: the matrix is transposed (genes by cells); "
             "transpose it back (anndata: adata.T)"
         )
-    better = _better_column(query, panel, found)
-    if better:
-        return f"Column {better[0]!r} of var has {better[1]} of them: use --gene-column {better[0]}"
+    looked_at = list(query.columns)[:_COLUMNS_LOOKED_AT]
+    counts = {name: len(wanted & _names(query.columns[name]())) for name in looked_at}
+    best = max(counts, key=lambda name: counts[name], default="")
+    if best and counts[best] > found:
+        return f"Column {best!r} of var has {counts[best]} of them: use --gene-column {best}"
     kinds = Counter(kinds_of(query.genes[:_LOOKED_AT]))
     usual = kinds.most_common(1)[0][0] if kinds else ""
     columns = f"var has the columns {listed(list(query.columns))}"
@@ -358,12 +361,3 @@ def _advice(query: Query, panel: Sequence[str], found: int) -> str:
     if len(query.layers) > 1:
         return f"Another matrix may hold more genes: try --layer; there are {listed(list(query.layers))}"
     return f"If a column of var holds human symbols, name it with --gene-column; {columns}"
-
-
-def _better_column(query: Query, panel: Sequence[str], found: int) -> tuple[str, int] | None:
-    """Return the column of var with most panel genes, if it has more than ``found``, and how many."""
-    wanted = set(panel)
-    names = list(query.columns)[:_COLUMNS_LOOKED_AT]
-    counts = {name: len(wanted & _names(query.columns[name]())) for name in names}
-    best = max(counts, key=lambda name: counts[name], default="")
-    return (best, counts[best]) if best and counts[best] > found else None

@@ -161,7 +161,10 @@ def group_novel(
     """
     if not (np.isfinite(options.resolution) and options.resolution >= 0):
         raise DataError(f"--resolution must be a number of at least 0, found {options.resolution}")
-    column = _batch_column(labelled, options.batch)
+    column, columns = options.batch, labelled.file.obs_columns
+    if column is not None and column not in columns:
+        raise DataError(f"{labelled.path}: obs has no column {column!r} (--batch); it has {listed(columns)}")
+    column = column or next((name for name in BATCHES if name in columns), None)
     wanted, warnings = _wanted(labelled, options.seed)
     reading = labelled.reading(annotator, options.naming)
     cells = represent(annotator, reading, wanted, options.compute, in_tenths(notice, what="represented"))
@@ -185,13 +188,6 @@ def group_novel(
     left_out = int(sizes.sum() - sizes[kept].sum())
     warnings += _batch_warnings(described, batches, column)
     return Novel(described, len(cells.rows), left_out, column, tuple(warnings))
-
-
-def _batch_column(labelled: Labelled, column: str | None) -> str | None:
-    columns = labelled.file.obs_columns
-    if column is not None and column not in columns:
-        raise DataError(f"{labelled.path}: obs has no column {column!r} (--batch); it has {listed(columns)}")
-    return column or next((name for name in BATCHES if name in columns), None)
 
 
 def _wanted(labelled: Labelled, seed: int) -> tuple[np.ndarray, list[str]]:

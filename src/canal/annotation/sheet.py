@@ -116,9 +116,11 @@ def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, opti
         If they cannot be written.
     """
     names = labelled.file.obs_names()
+    # Sheets hold no absolute paths, so they can move.
+    relative = Path(os.path.relpath(labelled.path.resolve(), sheet.parent.resolve())).as_posix()
     about = {
         "format": FORMAT,
-        "file": {"path": _relative_path(sheet.parent, labelled.path), "sha256": sha256},
+        "file": {"path": relative.encode("utf-8", "replace").decode(), "sha256": sha256},
         "model": labelled.record["model"],
         "record": labelled.record.get("id"),
         "batch": novel.batch,
@@ -177,12 +179,6 @@ def read_sheet(sheet: Path) -> Sheet:
             "of the groups that you know"
         )
     return Sheet(sheet, file_digest(sheet), about, types)
-
-
-def _relative_path(folder: Path, file: Path) -> str:
-    """Return the relative path from a folder to a file; sheets hold no absolute paths, so they can move."""
-    relative = os.path.relpath(file.resolve(), folder.resolve())
-    return Path(relative).as_posix().encode("utf-8", "replace").decode()
 
 
 def _line(group: Group, identity: str) -> list[str]:

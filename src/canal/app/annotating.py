@@ -300,7 +300,15 @@ def who(file: Path, root: Path | None = None) -> Document:
     DataError
         If the file cannot be read, or `canal annotate` did not write it.
     """
-    project, log, why_not = _project_and_log(root)
+    project: Project | None = None
+    log: Log | None = None
+    why_not = None
+    try:
+        project = Project.open(root)
+    except CanalError as error:
+        why_not = str(error)
+    else:
+        log = read_log(project.layout.annotations)
     labels = read_back(file, log)
     why = labels.mismatch()
     document: Document = {
@@ -318,15 +326,6 @@ def who(file: Path, root: Path | None = None) -> Document:
     except CanalError as error:
         document["not_checked"] = str(error)
     return document
-
-
-def _project_and_log(root: Path | None) -> tuple[Project | None, Log | None, str | None]:
-    """Return a project and its log of annotations, or None and the reason why they cannot be read."""
-    try:
-        project = Project.open(root)
-    except CanalError as error:
-        return None, None, str(error)
-    return project, read_log(project.layout.annotations), None
 
 
 def _merged(store: Store, version: Version, versions: Sequence[Version]) -> Document:

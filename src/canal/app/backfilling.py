@@ -158,22 +158,21 @@ def _unfinished_backfill(project: Project, version: Version, key: Key) -> int:
 
 @contextmanager
 def _scratch_project(project: Project, stage: str) -> Iterator[Project]:
-    """Yield a scratch project with own models and metrics, which link to those of the stage's ancestors."""
+    """Yield a scratch project with own models and metrics, which link to those of the stage's ancestors.
+
+    Models and metrics of ancestors are restored where the project's folder lacks them.
+    """
     with project.mirrored("backfill", ("models", "metrics")) as own:
         for name in project.config.ancestors(stage):
-            _restore_stage(project, name)
-            own.model(name).symlink_to(project.layout.model(name))
-            own.metrics(name).symlink_to(project.layout.metrics(name))
+            version = _version_of(project, name)
+            model, metrics = project.layout.model(name), project.layout.metrics(name)
+            if not (model / KEY_FILE).is_file():
+                restore_model(project.store, version, model)
+            if not (metrics / "evaluation.json").is_file():
+                restore_metrics(project.store, version, metrics)
+            own.model(name).symlink_to(model)
+            own.metrics(name).symlink_to(metrics)
         yield Project(own, project.config)
-
-
-def _restore_stage(project: Project, stage: str) -> None:
-    """Restore model and metrics of a learned stage where the project's folder lacks them."""
-    version, layout = _version_of(project, stage), project.layout
-    if not (layout.model(stage) / KEY_FILE).is_file():
-        restore_model(project.store, version, layout.model(stage))
-    if not (layout.metrics(stage) / "evaluation.json").is_file():
-        restore_metrics(project.store, version, layout.metrics(stage))
 
 
 def _write_version(project: Project, scratch: Project, version: Version, notice: Notice) -> None:
@@ -331,18 +330,15 @@ def _is_cut(path: Path, before: Path) -> bool:
     if not path.is_file() or not path.read_bytes().endswith(b"\n"):
         return True
     try:
+        documents = [parse_yaml(one.read_text(encoding="utf-8"), one.name) for one in (path, before)]
+        # The outputs of each step of dvc.lock, or of a file such as data.dvc, which has no steps.
         now, then = (
-            _outs_of(parse_yaml(one.read_text(encoding="utf-8"), one.name)) for one in (path, before)
+            {name: len(step.get("outs", ())) for name, step in one.get("stages", {"": one}).items()}
+            for one in documents
         )
     except (ConfigError, UnicodeDecodeError, AttributeError, TypeError):
         return True
     return any(now.get(name, -1) < number for name, number in then.items())
-
-
-def _outs_of(document: Any) -> dict[str, int]:
-    """Return the number of outputs of each step of dvc.lock, or of a file such as data.dvc."""
-    steps = document.get("stages", {"": document})
-    return {name: len(step.get("outs", ())) for name, step in steps.items()}
 
 
 def _result(project: Project, version: Version, before: int) -> Backfilled:

@@ -98,7 +98,12 @@ def import_published(project: Project, files: PublishedFiles, sign: Sign | None 
         register_entry(project.store, ledger, version, sign)
     if text != before:
         save(project.layout.params, text, before)
-    return BackboneImport(backbone, folder, version, _conflict(Project.open(project.layout.root)))
+    project, conflict = Project.open(project.layout.root), None
+    try:
+        project.learned(BACKBONE)
+    except HistoryError as error:
+        conflict = str(error)
+    return BackboneImport(backbone, folder, version, conflict)
 
 
 def read_backbone(files: PublishedFiles, preset: str) -> "Backbone":
@@ -143,14 +148,6 @@ def _write(backbone: "Backbone", files: PublishedFiles, folder: Path) -> str:
     facts = import_facts(file_digest(files.checkpoint), file_digest(files.genes), vectors)
     write_key(folder, facts, parent=None)
     return key_digest(folder)
-
-
-def _conflict(project: Project) -> str | None:
-    try:
-        project.learned(BACKBONE)
-    except HistoryError as error:
-        return str(error)
-    return None
 
 
 def imported_vocabulary(project: Project) -> frozenset[str] | None:

@@ -247,7 +247,13 @@ def _rewritten(plan: Plan, name: str, folder: Path) -> dict[str, str]:
     config, layout = plan.project.config, plan.project.layout
     source, left = config.sources[name], folder / f"{name}.h5ad"
     paths = [one.path for one in plan.stones.files if one.rewritten and Path(one.path).parts[1] == name]
-    leaving = [(n, one, *_leaving(plan, n)) for n, one in plan.sources.items() if one.sha256 == source.sha256]
+    ids, leaving = plan.matched.ids, []
+    for other in (one for one, declared in plan.sources.items() if declared.sha256 == source.sha256):
+        if other == plan.withdrawal.source:  # neither ids nor a batch where all of it leaves
+            mine, batch = frozenset() if plan.withdrawal.whole else ids, plan.withdrawal.batch
+        else:
+            mine, batch = frozenset(one for one in ids if one.startswith(f"{other}:")), None
+        leaving.append((other, plan.sources[other], mine, batch))
     without_cells(layout.source(name) / CELLS, left, leaving)
     digest = file_digest(left)
     rests = {
@@ -261,13 +267,6 @@ def _rewritten(plan: Plan, name: str, folder: Path) -> dict[str, str]:
             path.replace(folder / file_digest(path))
     left.replace(folder / digest)
     return rests
-
-
-def _leaving(plan: Plan, source: str) -> tuple[frozenset[str], str | None]:
-    """Return the ids of the cells that leave a source, and its batch; neither where all of it leaves."""
-    if source != plan.withdrawal.source:
-        return frozenset(one for one in plan.matched.ids if one.startswith(f"{source}:")), None
-    return frozenset() if plan.withdrawal.whole else plan.matched.ids, plan.withdrawal.batch
 
 
 def _finish(project: Project, path: Path, stones: Tombstones) -> None:

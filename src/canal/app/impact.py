@@ -92,39 +92,33 @@ def impact(project: Project, query: CellQuery) -> Impact:
     RegistryError
         If no version has seen the cells, or a version's documents are not those that were registered.
     """
-    cells_seen, found = _find(project, query)
+    cells_seen = CellsSeen(project.store)
+    try:
+        found = find_cells(cells_seen, query)
+    except RegistryError as error:
+        erased = any(one.erased for one in project.store.versions())
+        raise RegistryError(f"{error}; {_ERASED}" if erased else str(error)) from error
     exposures = find_exposures(cells_seen, found)
+    sources, names = project.config.sources, found.sources
+    digests = {sources[name].sha256 for name in names if name in sources}
     log = read_log(project.layout.annotations)
     keys = {exposure.version.version.key for exposure in affected(exposures)}
     return Impact(
         query=query,
         found=found,
         exposures=exposures,
-        same_bytes=_same_bytes(project, found.sources),
+        same_bytes={
+            name: one.sha256 for name, one in sources.items() if one.sha256 in digests and name not in names
+        },
         records=log.of_versions(keys),
         unreadable=log.unreadable,
         steps=plan(project, query, found, exposures),
     )
 
 
-def _find(project: Project, query: CellQuery) -> tuple[CellsSeen, MatchedCells]:
-    cells_seen = CellsSeen(project.store)
-    try:
-        return cells_seen, find_cells(cells_seen, query)
-    except RegistryError as error:
-        erased = any(one.erased for one in project.store.versions())
-        raise RegistryError(f"{error}; {_ERASED}" if erased else str(error)) from error
-
-
 def affected(exposures: Sequence[Exposure]) -> list[Exposure]:
     """Return the versions that the cells influenced: all but those only measured on them."""
     return [exposure for exposure in exposures if exposure.grade != "tested"]
-
-
-def _same_bytes(project: Project, names: Sequence[str]) -> dict[str, str]:
-    sources = project.config.sources
-    digests = {sources[name].sha256 for name in names if name in sources}
-    return {name: one.sha256 for name, one in sources.items() if one.sha256 in digests and name not in names}
 
 
 def _short(record: Document) -> Document:
@@ -170,9 +164,11 @@ def plan(
     steps += _unlearning(project, query, found, exposures)
     steps += _taken_out(config, out) if whole else []
     steps += _excluded(config, query, found, sorted(names))
-    again = _first_stages(
-        config, [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
-    )
+    again = [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
+    if set(again) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
+        again = [BACKBONE]  # it was pretrained on their cells
+    else:  # the first on each branch
+        again = [stage for stage in dict.fromkeys(again) if not set(config.ancestors(stage)) & set(again)]
     again = [] if whole and len(out) == len(config.stages) else again
     steps += _unavailable(config, again, out)
     steps += [
@@ -182,7 +178,12 @@ def plan(
     if again:
         steps.append(Step("run", "make run", "learns and registers the new branch"))
         steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
-    steps += _retirements(project, exposures)
+    for exposure in affected(exposures):
+        version = exposure.version.version
+        here = version.model == project.store.names.model and not exposure.version.elsewhere
+        if here and not version.retired:
+            why = f"{version.stage}: it never serves again"
+            steps.append(Step("run", f"canal retire {version.number} {_WHO}", why))
     steps.append(Step("run", "canal audit --all", "shows that none of them is in what was learned since"))
     return steps
 
@@ -270,16 +271,11 @@ def _excluded(config: Config, query: CellQuery, found: MatchedCells, names: Sequ
         if (cells, batches) == (list(before.cells), list(before.batches)):
             yield Step("know", f"sources.{name}.exclude names them already", "nothing to change there")
         else:
-            yield Step("edit", _exclude_lines(name, cells, batches), f"in params.yaml: what {name} excludes")
-
-
-def _exclude_lines(name: str, cells: Sequence[str], batches: Sequence[str]) -> str:
-    """Return the lines of params.yaml; lists are written as JSON, which is YAML for any names."""
-    lines = ["sources:", f"  {name}:", "    exclude:"]
-    for what, names in (("cells", cells), ("batches", batches)):
-        if names:
-            lines.append(f"      {what}: {json.dumps(list(names), ensure_ascii=True)}")
-    return "\n".join(lines)
+            lines = ["sources:", f"  {name}:", "    exclude:"]
+            for what, these in (("cells", cells), ("batches", batches)):
+                if these:  # as JSON, which is YAML for any names
+                    lines.append(f"      {what}: {json.dumps(these, ensure_ascii=True)}")
+            yield Step("edit", "\n".join(lines), f"in params.yaml: what {name} excludes")
 
 
 def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
@@ -357,13 +353,6 @@ def _heirs(config: Config, out: Sequence[str]) -> list[str]:
     return [stage for stage, one in config.stages.items() if one.parent in out and stage not in out]
 
 
-def _first_stages(config: Config, stages: Sequence[str]) -> list[str]:
-    """Return the first of ``stages`` on each branch; the backbone where it was pretrained on their cells."""
-    if set(stages) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
-        return [BACKBONE]
-    return [stage for stage in dict.fromkeys(stages) if not set(config.ancestors(stage)) & set(stages)]
-
-
 def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> Iterator[Step]:
     """Yield a warning for each source that is needed again and marked ``available: false``."""
     needed = [
@@ -380,13 +369,3 @@ def _unavailable(config: Config, again: Sequence[str], out: Sequence[str]) -> It
             f"stage {stage} is to be learned again, but its source {source} is marked available: false",
             "bring its file and set available: true, or take the stage out of params.yaml",
         )
-
-
-def _retirements(project: Project, exposures: Sequence[Exposure]) -> Iterator[Step]:
-    for exposure in exposures:
-        version = exposure.version.version
-        here = version.model == project.store.names.model and not exposure.version.elsewhere
-        if exposure.grade != "tested" and here and not version.retired:
-            yield Step(
-                "run", f"canal retire {version.number} {_WHO}", f"{version.stage}: it never serves again"
-            )

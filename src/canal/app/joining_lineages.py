@@ -186,7 +186,11 @@ def _prepared(project: Project, before: str, own: Own, other: Other, joining: Jo
     rest, overlap = without_common(project, own, renamed, types, joining.overlap)
     found = meanings(own.sums, rest)
     require_same(found, joining.same, other.name)
-    names = _stage_names(project, own.sums, rest)
+    taken = {*project.config.stages, *own.sums.stages, BACKBONE}
+    names = {
+        stage: f"{stage[:55]}-{one.digest[:8]}" if stage in taken else stage
+        for stage, one in rest.stages.items()
+    }
     sums = joined(own.sums, rest, names)
     total = all_sums(sums).digest
     facts: dict[str, Any] = {
@@ -240,15 +244,6 @@ def _network_of(project: Project, own: Own, wanted: str) -> str:
     if not (own.folder / BANK).is_file():
         raise HistoryError(f"--network {wanted}: {own.name} has no network: it answers by its sums alone")
     return own.version.key
-
-
-def _stage_names(project: Project, own: StageSums, other: StageSums) -> dict[str, str]:
-    """Return the names of the other's stages here: their own, with some digits of their sums where taken."""
-    taken = {*project.config.stages, *own.stages, BACKBONE}
-    return {
-        stage: f"{stage[:55]}-{sums.digest[:8]}" if stage in taken else stage
-        for stage, sums in other.stages.items()
-    }
 
 
 # Writing the version.

@@ -48,7 +48,13 @@ class Project:
             If params.yaml is invalid, or MLflow would misread the folder's path.
         """
         layout = Layout((root or Path.cwd()).resolve())
-        _check_path(layout.root)
+        # MLflow would write where such a path leads in a database URI: to another folder.
+        read = unquote(str(layout.root)).partition("?")[0]
+        if read != str(layout.root):
+            raise ConfigError(
+                f"the project is in {layout.root}, which MLflow would read as {read}, another folder: rename "
+                'the folder so that its path holds no "?" and no "%" followed by two hexadecimal digits'
+            )
         return cls(layout, load_config(layout.params))
 
     @cached_property
@@ -191,13 +197,3 @@ class Project:
 
     def _source(self, stage: str) -> str:
         return self.config.stages[stage].source
-
-
-def _check_path(root: Path) -> None:
-    """Raise for a path that means another folder in a database URI: MLflow would write there."""
-    read = unquote(str(root)).partition("?")[0]
-    if read != str(root):
-        raise ConfigError(
-            f"the project is in {root}, which MLflow would read as {read}, another folder: rename the folder "
-            'so that its path holds no "?" and no "%" followed by two hexadecimal digits'
-        )

@@ -145,7 +145,13 @@ def write_version(
         artifacts.save(target)
         for name in _INPUTS:
             shutil.copytree(inputs / name, target / name)
-        _forget_labels(target / LABELS_FILE, set(scratch.split(stage)["cell_id"]))
+        # The parent's sums contradict the label of some cells: those that have left are no longer named.
+        kept = set(scratch.split(stage)["cell_id"])
+        labels = read_json(target / LABELS_FILE) if (target / LABELS_FILE).is_file() else {}
+        contradicted = labels.get("contradicted", {}).get("cells", [])
+        if any(one["cell_id"] not in kept for one in contradicted):
+            labels["contradicted"]["cells"] = [one for one in contradicted if one["cell_id"] in kept]
+            write_json(target / LABELS_FILE, labels)
         if scratch.config.study(stage) is not None:
             shutil.copyfile(inputs / TUNED_FILE, target / TUNED_FILE)
         for suffix in (".csv", ".json"):
@@ -155,15 +161,6 @@ def write_version(
         write_key(target, dict(facts) | sums_facts(artifacts.sums), parent)
     with new_folder(scratch.layout.metrics(stage)) as target:
         write_evaluation(target, evaluate_stage(scratch, stage))
-
-
-def _forget_labels(path: Path, kept: set[str]) -> None:
-    """Take the cells that have left out of those whose label the parent's sums contradict."""
-    document = read_json(path) if path.is_file() else {}
-    cells = document.get("contradicted", {}).get("cells", [])
-    if any(one["cell_id"] not in kept for one in cells):
-        document["contradicted"]["cells"] = [one for one in cells if one["cell_id"] in kept]
-        write_json(path, document)
 
 
 def register(wanted: Project, scratch: Project, decision: Decision) -> None:

@@ -35,7 +35,12 @@ def corpus(project: Project) -> Corpus:
     first = project.prepared(config.root_stage)
     split = project.split(config.root_stage)
     expression = first.expression_csr(list(split["cell_id"][split["set"] == "train"]))
-    vocabulary = _vocabulary(project.panel, first.genes, np.diff(expression.tocsc().indptr), size.vocabulary)
+    # The panel, followed by other genes in order of the number of cells that express them.
+    panel, expressing = project.panel, np.diff(expression.tocsc().indptr)
+    order = [column for column in np.argsort(-expressing, kind="stable") if expressing[column] > 0]
+    given = set(panel)
+    others = [gene for column in order if (gene := first.genes[column]) not in given]
+    vocabulary = (*panel, *others[: max(0, size.vocabulary - len(panel))])
     if config.backbone.gene_embedding is None:
         position = {gene: i for i, gene in enumerate(first.genes)}
         known = [column for column, gene in enumerate(vocabulary) if gene in position]
@@ -227,14 +232,6 @@ def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[
         return genes
     chosen = choose_more(project.prepared(stage), project.split(stage), config.panel, genes, grow)
     return (*genes, *chosen.genes)
-
-
-def _vocabulary(panel: list[str], genes: list[str], cells: np.ndarray, size: int) -> tuple[str, ...]:
-    """Return the panel, followed by other genes in order of the number of cells that express them."""
-    known = set(panel)
-    order = np.argsort(-cells, kind="stable")
-    others = [genes[i] for i in order if genes[i] not in known and cells[i] > 0]
-    return (*panel, *others[: max(0, size - len(panel))])
 
 
 def training_hooks(project: Project) -> Hooks:

@@ -94,21 +94,17 @@ def read_gene_list(path: Path) -> tuple[str, ...]:
         with open_h5ad(path) as file:
             names: list[Any] = file.var_names("X")
     elif path.suffix == ".json":
-        names = _json_names(path)
+        try:
+            found = read_json(path)
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}") from error
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise DataError(f"{path} must hold a list of gene symbols, found {type(found).__name__}")
+        names = [name.strip() for name in found]
     else:
         names = _lines(path)
     _check(path, names)
     return tuple(names)
-
-
-def _json_names(path: Path) -> list[Any]:
-    try:
-        found = read_json(path)
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise DataError(f"{path} must hold a list of gene symbols, found {type(found).__name__}")
-    return [name.strip() for name in found]
 
 
 def _lines(path: Path) -> list[str]:

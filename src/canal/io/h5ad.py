@@ -183,7 +183,12 @@ class Table:
             raise DataError(f"{path}: no {key!r}, so this is no h5ad file; it holds {listed(sorted(file))}")
         self._file, self._path, self._key, self._node = file, path, key, file[key]
         with reading(path, key):
-            self._index = self._index_name()
+            if not is_array(self._node):
+                self._index = text(self._node.attrs.get("_index", "_index"))
+            elif self._node.dtype.names:
+                self._index = str(self._node.dtype.names[0])  # anndata < 0.7 put the index first
+            else:
+                raise ValueError("expected a table, found a plain array")
             self.columns: list[str] = [name for name in self._names() if name != self._index]
             """Names of the columns, the index left out, in the file's order."""
             node = self._stored(self._index)
@@ -227,13 +232,6 @@ class Table:
         order = [text(name) for name in self._node.attrs.get("column-order", [])]
         stored = [name for name in self._node if name != _OLD_CATEGORIES]
         return [name for name in order if name in stored] + sorted(set(stored) - set(order))
-
-    def _index_name(self) -> str:
-        if is_array(self._node):
-            if not self._node.dtype.names:
-                raise ValueError("expected a table, found a plain array")
-            return str(self._node.dtype.names[0])  # anndata < 0.7 put the index first
-        return text(self._node.attrs.get("_index", "_index"))
 
     def _stored(self, name: str) -> Any:
         """Return the dataset that has one entry a row for column ``name``."""

@@ -308,7 +308,11 @@ def erased_group(document: Document) -> Group:
         what = "nothing is left to erase: no version, file or cache that canal knows holds such cells"
         return Group(text(what), *_unreached(document))
     planned = document["state"] == "planned"
-    lines = [line for why, files in _by_reason(document["files"]).items() for line in (f"{why}:", *files)]
+    found: dict[str, list[str]] = {}
+    for one in document["files"]:
+        why = f"{one['why']}, rewritten without the cells" if one["rewritten"] else one["why"]
+        found.setdefault(why, []).append(f"{one['bytes']:>13,}  {one['path']}")
+    lines = [line for why, files in found.items() for line in (f"{why}:", *files)]
     did = "would be erased" if planned else "erased"
     lines.append(
         f"{document['n_cells']:,} cells in {len(document['files']):,} files ({document['bytes']:,} bytes) of "
@@ -322,15 +326,6 @@ def erased_group(document: Document) -> Group:
             "ledger.jsonl erased params.yaml dvc.lock data.dvc && git commit"
         )
     return Group(*map(text, lines), *_unreached(document))
-
-
-def _by_reason(files: Sequence[Document]) -> dict[str, list[str]]:
-    """Return a line for each file, under the reason why it goes."""
-    found: dict[str, list[str]] = {}
-    for one in files:
-        why = f"{one['why']}, rewritten without the cells" if one["rewritten"] else one["why"]
-        found.setdefault(why, []).append(f"{one['bytes']:>13,}  {one['path']}")
-    return found
 
 
 def _unreached(document: Document) -> Iterator[Any]:

@@ -153,7 +153,11 @@ def confusion(entry: Mapping[str, Any], title: str) -> "Figure":
     title
         Whose cells, named by which model.
     """
-    counts, rows, columns = _compact(entry["confusion"])
+    labels, table = entry["confusion"]["labels"], entry["confusion"]["counts"]
+    kept = [index for index, line in enumerate(table) if sum(line)]
+    named = [index for index in range(len(labels)) if index in kept or any(line[index] for line in table)]
+    counts = [[table[row][column] for column in named] for row in kept]
+    rows, columns = [labels[row] for row in kept], [labels[column] for column in named]
     side = 0.32
     figure = new_figure(max(3.4, 1.9 + side * len(columns)), max(2.5, 1.5 + side * len(rows)))
     axis = figure.subplots()
@@ -209,15 +213,6 @@ def r_matrix(
     return figure
 
 
-def _compact(document: Mapping[str, Any]) -> tuple[list[list[int]], list[str], list[str]]:
-    """Return counts, row names and column names without empty rows and columns."""
-    labels, counts = document["labels"], document["counts"]
-    rows = [index for index, line in enumerate(counts) if sum(line)]
-    columns = [index for index in range(len(labels)) if index in rows or any(line[index] for line in counts)]
-    kept = [[counts[row][column] for column in columns] for row in rows]
-    return kept, [labels[row] for row in rows], [labels[column] for column in columns]
-
-
 def _number(axis: "Axes", place: tuple[int, int], text: str, ink: str, size: float) -> None:
     """Write ``text`` into the centre of a heat map's square (row, column)."""
     row, column = place
@@ -242,6 +237,8 @@ def recall_by_type(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
     evaluations
         evaluation.json of every model of one lineage, oldest first.
     """
+    from matplotlib.lines import Line2D
+
     groups = _recall_groups(evaluations)
     heights = [len(types) + 2 for types in groups.values()]
     figure = new_figure(7.4, 0.7 + 0.235 * sum(heights))
@@ -250,7 +247,11 @@ def recall_by_type(evaluations: Sequence[Mapping[str, Any]]) -> "Figure":
         _recall_rows(axis, types)
         axis.set_title(f"Test cells of {stage}")
     axes[-1].set_xlabel("Recall, %")
-    _recall_legend(figure)
+    then = Line2D([], [], color=INK, marker="o", linestyle="", markerfacecolor=SURFACE)
+    now = Line2D([], [], color=INK, marker="o", linestyle="")
+    changes = [Line2D([], [], color=colour, linewidth=2.2) for colour in (ORANGE, GREEN, BLUE)]
+    names = ["after its own stage", "now", "fell", "rose", "as before"]
+    figure.legend([then, now, *changes], names, loc="outside upper left", ncols=5, columnspacing=1.4)
     return figure
 
 
@@ -269,7 +270,11 @@ def reliability(calibration: Mapping[str, Any]) -> "Figure":
     centres = [one["confidence"] for one in bins]
     above.bar(centres, [one["n"] for one in bins], width=0.055, color=BLUE, alpha=0.55)
     above.set_ylabel("Cells")
-    above.set_title(_calibration_title(calibration))
+    low, high = calibration.get("low"), calibration.get("high")
+    interval = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
+    before = calibration.get("uncalibrated")
+    without = "" if before is None else f"\n{before['ece']:.3f} without the temperature"
+    above.set_title(f"Calibration error {calibration['ece']:.3f}{interval}{without}")
     axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axis.plot(centres, [one["accuracy"] for one in bins], "o-", color=BLUE)
     axis.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="Confidence", ylabel="Share that is right")
@@ -336,24 +341,6 @@ def _recall_rows(axis: "Axes", types: Mapping[str, Sequence[tuple[int, float]]])
     axis.grid(True, axis="x")
     axis.tick_params(length=0)
     axis.spines[["left", "bottom"]].set_visible(False)
-
-
-def _recall_legend(figure: "Figure") -> None:
-    from matplotlib.lines import Line2D
-
-    then = Line2D([], [], color=INK, marker="o", linestyle="", markerfacecolor=SURFACE)
-    now = Line2D([], [], color=INK, marker="o", linestyle="")
-    changes = [Line2D([], [], color=colour, linewidth=2.2) for colour in (ORANGE, GREEN, BLUE)]
-    names = ["after its own stage", "now", "fell", "rose", "as before"]
-    figure.legend([then, now, *changes], names, loc="outside upper left", ncols=5, columnspacing=1.4)
-
-
-def _calibration_title(calibration: Mapping[str, Any]) -> str:
-    low, high = calibration.get("low"), calibration.get("high")
-    interval = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
-    before = calibration.get("uncalibrated")
-    without = "" if before is None else f"\n{before['ece']:.3f} without the temperature"
-    return f"Calibration error {calibration['ece']:.3f}{interval}{without}"
 
 
 def _holdout_rows(axis: "Axes", holdouts: Sequence[Mapping[str, Any]]) -> None:

@@ -164,23 +164,16 @@ def _columns(picture: Picture) -> list[dict[str, Any]]:
 
 def _tables(graph: Graph, places: dict[str, str]) -> list[dict[str, Any]]:
     """Return every node with all its facts, by kind."""
-    found = []
+    found, labels = [], {node.id: node.label for node in graph.nodes}
     for kind, title in _TITLES.items():
         nodes = [node for node in graph.nodes if node.kind == kind]
         if nodes:
-            rows = [{"place": places[node.id], "label": node.label, "facts": dict(node.facts),
-                     "origins": _origins(graph, node, places)} for node in nodes]  # fmt: skip
+            rows = [{"place": places[node.id], "label": node.label, "facts": dict(node.facts), "origins": [
+                {"kind": edge.kind, "label": labels[edge.origin], "place": places[edge.origin]}
+                for edge in graph.edges if edge.product == node.id
+            ]} for node in nodes]  # fmt: skip
             found.append({"title": title, "rows": rows})
     return found
-
-
-def _origins(graph: Graph, node: Node, places: dict[str, str]) -> list[dict[str, str]]:
-    by_id = {one.id: one for one in graph.nodes}
-    return [
-        {"kind": edge.kind, "label": by_id[edge.origin].label, "place": places[edge.origin]}
-        for edge in graph.edges
-        if edge.product == node.id
-    ]
 
 
 def lay_out(graph: Graph) -> Picture:

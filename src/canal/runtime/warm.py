@@ -93,7 +93,9 @@ def main(command: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
         sys.stderr.write(f"canal: command {command[0]!r} not found on PATH\n")
         return 127
-    if not _can_serve():
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # process file descriptors are Linux's, since 5.3
         return subprocess.run(command, check=False).returncode
     begin()
     quiet_libraries()
@@ -105,15 +107,6 @@ def main(command: Sequence[str]) -> int:
         leave(run_script(order.command, order.folder))
     shutil.rmtree(folder)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def _can_serve() -> bool:
-    """Whether the system has process file descriptors (pidfd): Linux since 5.3."""
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):
-        return False
-    return True
 
 
 def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -167,7 +160,8 @@ class Server:
                 elif isinstance(key.data, Script):
                     self._check_script(key.data)
             if not events:
-                self._import_next()
+                with suppress(ImportError):  # left to the script that needs the library
+                    importlib.import_module(self._ahead.pop(0))
         for script in {key.data for key in self._selector.get_map().values() if key.data}:
             os.kill(script.pid, signal.SIGKILL)
         return None
@@ -244,11 +238,6 @@ class Server:
         with suppress(OSError):
             script.client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         script.client.close()
-
-    def _import_next(self) -> None:
-        """Import the next library; an ImportError is left to the script that needs the library."""
-        with suppress(ImportError):
-            importlib.import_module(self._ahead.pop(0))
 
     def _close_in_fork(self) -> None:
         """Close the server's sockets and restore signal handlers, in a fork."""

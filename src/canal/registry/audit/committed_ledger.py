@@ -79,7 +79,8 @@ def _walk(commits: Sequence[Commit], reader: Reader, heads: set[str], log: Audit
                 before = max(parents, key=lambda one: (one.removed is None, one.size))
                 states[commit.sha] = replace(before, removed=before.removed or commit)
             continue
-        heads.add(_last_hash(content))
+        last = read_entry(content.rpartition(b"\n")[0].rpartition(b"\n")[2])
+        heads.add(last.hash if isinstance(last, Entry) else "")  # empty where it cannot be read
         parents = [one for one in parents if not _ended(one, content, reader, name, log)]
         kept = [state for state in parents if state.begins(content)]
         gone = [state for state in parents if state not in kept]
@@ -110,12 +111,6 @@ def _ended(state: _State, content: bytes, reader: Reader, name: str, log: AuditL
 
 def _keys(entries: Sequence[Entry]) -> set[str]:
     return {entry.document["key"] for entry in entries if entry.document["key"]}
-
-
-def _last_hash(content: bytes) -> str:
-    """Return the hash of a ledger's last entry; empty where it has none that can be read."""
-    read = read_entry(content.rpartition(b"\n")[0].rpartition(b"\n")[2])
-    return read.hash if isinstance(read, Entry) else ""
 
 
 def _merged_heads(content: bytes) -> dict[str, Entry]:

@@ -150,7 +150,9 @@ def find_files(
         doomed[path] = Doomed(
             str(path), file_digest(path), path.stat().st_size, "lists a file of DVC that goes"
         )
-    for folder in {layout.root / out for path in doomed if (out := _out(layout, path))}:
+    below = [path.relative_to(layout.root).parts for path in doomed if layout.root in path.parents]
+    outs = {layout.root / parts[0] / parts[1] for parts in below if parts[0] in OUTS and len(parts) > 2}
+    for folder in outs:
         for path in _files([folder], passed):
             if path not in doomed:
                 why = f"an output of DVC that lost a file: {folder.relative_to(layout.root)}"
@@ -162,17 +164,14 @@ def _listings(caches: Sequence[Path], doomed: Collection[Path]) -> Iterator[Path
     """Yield DVC's listings of folders, and entries of its run cache, that name an object that goes."""
     gone = {one for path in doomed if (one := object_name(path))}
     for path in _files([cache for cache in caches if gone], frozenset()):
-        listing = path.name.endswith(".dir") or "runs" in path.relative_to(_above(path, caches)).parts
+        above = next(cache for cache in caches if cache in path.parents)
+        listing = path.name.endswith(".dir") or "runs" in path.relative_to(above).parts
         if (
             listing
             and path not in doomed
             and gone & {one.decode() for one in _DIGEST.findall(path.read_bytes())}
         ):
             yield path
-
-
-def _above(path: Path, caches: Sequence[Path]) -> Path:
-    return next(cache for cache in caches if cache in path.parents)
 
 
 def object_name(path: Path) -> str | None:
@@ -222,11 +221,3 @@ def _by_place(layout: Layout, path: Path, traces: Traces) -> str | None:
     if parts[0] in _COMPUTED:
         return f"computed from cells: .canal/{parts[0]}"
     return "made of a version that saw the cells" if traces.keys & set(parts) else None
-
-
-def _out(layout: Layout, path: Path) -> str | None:
-    """Return the output of DVC that a file of the project is part of, if it is a folder."""
-    if layout.root not in path.parents:
-        return None
-    parts = path.relative_to(layout.root).parts
-    return f"{parts[0]}/{parts[1]}" if parts[0] in OUTS and len(parts) > 2 else None
