@@ -3,10 +3,13 @@
 import json
 import resource
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
 
 import h5py
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -125,6 +128,28 @@ def test_steps_that_dvc_yaml_has_no_longer_are_passed_over(learned, tmp_path):
     assert "models/second" in line.run("dvc", "status", "finetune@second")
     commit_to_lock(line.project().layout, ["finetune-tuned@second", "finetune@second"], "again")
     assert "up to date" in line.run("dvc", "status", "finetune@second")
+
+
+def test_a_process_of_dvc_that_a_killed_command_left_is_waited_for(learned, tmp_path):
+    """It writes dvc.lock in place, so that a part of it is there meanwhile."""
+    line = copied(learned[0], tmp_path / "project")
+    path, whole = line.root / "dvc.lock", (line.root / "dvc.lock").read_bytes()
+    began = Event()
+
+    def orphan():
+        with FileLock(line.project().layout.private / "locks" / "dvc.lock"):
+            path.write_bytes(b"")
+            began.set()
+            time.sleep(1)
+            path.write_bytes(whole)
+
+    (line.project().layout.private / "locks").mkdir(parents=True, exist_ok=True)
+    thread = Thread(target=orphan)
+    thread.start()
+    began.wait()
+    commit_to_lock(line.project().layout, ["finetune@second"], "again")
+    thread.join()
+    assert YAML(typ="safe").load(path) == YAML(typ="safe").load(whole.decode())
 
 
 def test_a_prepared_file_with_other_values_of_the_cells_is_refused(line):

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from canal.app.learning import evaluate_stage
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
@@ -46,22 +48,25 @@ STAGE_STEPS = ("finetune", "finetune-tuned", "evaluate")
 _COMMIT = """
 import sys
 from dvc.repo import Repo
+from filelock import FileLock
 
 with Repo() as repo:
     # dvc.lock keeps steps that dvc.yaml has no longer, such as those of a stage that is not tuned any more.
     steps = sys.stdin.read().splitlines()  # until they are known, DVC has been imported
-    known = {stage.addressing for stage in repo.index.stages}
-    for step in filter(known.__contains__, steps):
-        try:
-            repo.commit(step, force=True)
-        except Exception:  # a dependency of the step is missing: commit its outs alone
-            with repo.lock:
-                for stage in repo.stage.collect(step):
-                    for out in stage.outs:
-                        out.save()
-                        out.commit()
-                    stage.dump(update_pipeline=False)
+    with FileLock(sys.argv[1]):
+        known = {stage.addressing for stage in repo.index.stages}
+        for step in filter(known.__contains__, steps):
+            try:
+                repo.commit(step, force=True)
+            except Exception:  # a dependency of the step is missing: commit its outs alone
+                with repo.lock:
+                    for stage in repo.stage.collect(step):
+                        for out in stage.outs:
+                            out.save()
+                            out.commit()
+                        stage.dump(update_pipeline=False)
 """
+_PATIENCE_S = 300
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,7 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
         yield lambda steps: None
         return
     process = subprocess.Popen(
-        [sys.executable, "-c", _COMMIT],
+        [sys.executable, "-c", _COMMIT, str(_writing(layout))],
         cwd=layout.root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -313,16 +318,36 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
 def keep_locks(layout: Layout) -> Path:
     """Keep dvc.lock and data.dvc in a folder, which is returned, or bring back what a kill cut short.
 
-    DVC writes both in place: killed meanwhile, it leaves a part of them.
+    DVC writes both in place: killed meanwhile, it leaves a part of them. A process of DVC that a killed
+    command has left is waited for.
+
+    Raises
+    ------
+    CanalError
+        If it does not end within minutes.
     """
     kept = layout.private / "locks" / "dvc"
-    for path in (layout.root / LOCK, layout.root / "data.dvc"):
-        copy = kept / path.name
-        source, target = (copy, path) if copy.is_file() and _is_cut(path, copy) else (path, copy)
-        if source.is_file():
-            with new_file(target) as temporary:
-                shutil.copyfile(source, temporary)
+    writing = _writing(layout)
+    try:
+        with FileLock(writing, timeout=_PATIENCE_S):
+            for path in (layout.root / LOCK, layout.root / "data.dvc"):
+                copy = kept / path.name
+                source, target = (copy, path) if copy.is_file() and _is_cut(path, copy) else (path, copy)
+                if source.is_file():
+                    with new_file(target) as temporary:
+                        shutil.copyfile(source, temporary)
+    except TimeoutError as error:
+        raise CanalError(
+            f"DVC has been writing {LOCK} for {_PATIENCE_S} s ({writing}): wait for it, or end it"
+        ) from error
     return kept
+
+
+def _writing(layout: Layout) -> Path:
+    """Return the lock that is held while DVC writes its files; its folder is made."""
+    folder = layout.private / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "dvc.lock"
 
 
 def _is_cut(path: Path, before: Path) -> bool:
