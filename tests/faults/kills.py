@@ -166,6 +166,12 @@ def with_shared_sums(line: Line) -> None:
     canal(line, "share", "candidate", "-o", "shared.canal", "--min-cells", "1")
 
 
+def with_cells_to_take_back(line: Line) -> None:
+    """Have a version without three cells beside the one before, which still has them."""
+    name_cells(line)
+    canal(line, "unlearn", "second", "--cells", "gone.txt", *BY)
+
+
 def with_other_ledger(line: Line) -> None:
     """Have a clone that promoted another version than this one did."""
     other = Line(line.root.parent / "clone")
@@ -255,8 +261,8 @@ CASES = (
     ),
     Case(
         "merge",
-        ("merge", "3", "shared.canal", *BY),
-        with_shared_sums,
+        ("merge", "candidate", "3", "--overlap", "once", *BY),
+        with_cells_to_take_back,
         changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
         done_already="has the sums of both already",
     ),
