@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from canal.app.auditing import audit_project
-from canal.app.joining_lineages import Decision, Joining, merge
+from canal.app.joining_lineages import Decision, Joining, Overlap, merge
 from canal.app.sharing import OverlapKey, read_shared, share
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, CanalError, DataError, HistoryError, RegistryError, SumsError
@@ -42,6 +42,19 @@ def bundles(sites, tmp_path_factory):
     return folder
 
 
+def assert_other_release_is_noticed(site, counts, line, folder):
+    """A release of fewer types of the second site's version has the same sums of the types that it has."""
+    fewer = folder / "fewer.canal"
+    least = int(min(counts)) + 1
+    opened(site)
+    site.canal("share", "1", "-o", str(fewer), "--min-cells", str(least))
+    opened(line)
+    with pytest.raises(SumsError, match="the sums of second of fewer.canal are in version 3 .* already"):
+        merge(line.project(), Joining("3", str(fewer)), ADA)
+    with pytest.raises(SumsError, match="all sums of fewer.canal are in version 3"):
+        merge(line.project(), Joining("3", str(fewer), overlap=Overlap("once")), ADA)
+
+
 def test_three_sites_have_what_one_that_learned_what_they_released_would_have(sites, bundles, tmp_path):
     released = {name: read_shared(bundles / f"{name}.canal").sums for name in ("second", "third")}
     line = copied(sites["first"], tmp_path / "project")
@@ -55,6 +68,8 @@ def test_three_sites_have_what_one_that_learned_what_they_released_would_have(si
     made = merge(line.project(), Joining(str(bundles / "third.canal"), "2"), ADA)
     with pytest.raises(SumsError, match="the sums of second of again.canal are in version 3 .* already"):
         merge(line.project(), Joining("3", str(twice)), ADA)
+    counts = released["second"].stages["second"].counts
+    assert_other_release_is_noticed(sites["second"], counts, line, tmp_path)
     own, _ = sums_of(line.project(), 1)
     # The sums of one lineage that added up the cells of all released types, in yet another order.
     jointly = all_sums(released["third"]).plus(all_sums(own)).plus(all_sums(released["second"]))

@@ -82,28 +82,33 @@ def without_common(
 
 
 def _without_repeated(own: Own, other: Other, common: Mapping[str, object], rule: str) -> tuple[Other, int]:
-    """Return the other side without stages whose very sums are here, and how many cells these have.
+    """Return the other side without types of a stage whose very sums are here, and how many cells these have.
 
-    So a bundle that was merged before is noticed, though nobody knows its cells. Stages whose common cells
-    are known are left to these.
+    So a bundle that was merged before is noticed, though nobody knows its cells, and so is another release of
+    its version that leaves out other types. Stages whose common cells are known are left to these.
     """
-    known = {one.digest: name for name, one in own.sums.stages.items()}
-    again = {
-        stage: sums.n_cells
-        for stage, sums in other.sums.stages.items()
-        if sums.digest in known and stage not in common
-    }
+    known = {digest for sums in own.sums.stages.values() for digest in sums.contents().values()}
+    again: dict[str, Sums] = {}
+    for stage, sums in other.sums.stages.items():
+        fresh = [name for name, digest in sums.contents().items() if digest not in known]
+        if stage not in common and len(fresh) < len(sums.types):
+            again[stage] = sums.without(fresh)
+    n_again = sum(one.n_cells for one in again.values())
     if again and rule != "once":
         raise SumsError(
-            f"the sums of {', '.join(again)} of {other.name} are in {own.name} already, to the digit: their "
-            f"{sum(again.values()):,} cells would count twice. `--overlap once` leaves them out of what is "
-            "added"
+            f"the sums of {', '.join(again)} of {other.name} are in {own.name} already, to the digit "
+            f"({'; '.join(', '.join(one.types) for one in again.values())}): their {n_again:,} cells would "
+            "count twice. `--overlap once` leaves them out of what is added"
         )
-    left = {stage: sums for stage, sums in other.sums.stages.items() if stage not in again}
+    left = {
+        stage: sums.without(again[stage].types) if stage in again else sums
+        for stage, sums in other.sums.stages.items()
+    }
+    left = {stage: sums for stage, sums in left.items() if sums.types}
     if not left:
         raise SumsError(f"all sums of {other.name} are in {own.name} already: there is nothing to add")
     missing = {stage: other.sums.missing.get(stage, ()) for stage in left}
-    return replace(other, sums=StageSums(other.sums.basis, left, missing)), sum(again.values())
+    return replace(other, sums=StageSums(other.sums.basis, left, missing)), n_again
 
 
 def _common(

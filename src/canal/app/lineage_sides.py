@@ -207,7 +207,7 @@ def read_type_names(path: Path | None, types: Sequence[str]) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; it must hold lines `their name,our name`")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".yaml", ".yml"):
             document = YAML(typ="safe").load(text)
             pairs: list[tuple[Any, ...]] = [*document.items()] if isinstance(document, Mapping) else [()]

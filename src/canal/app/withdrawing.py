@@ -194,15 +194,19 @@ def read_names_of_cells(path: Path | None) -> tuple[str, ...]:
     Raises
     ------
     DataError
-        If the file is missing or names no cell.
+        If the file is missing, is no text in UTF-8 or names no cell.
     """
     if path is None:
         return ()
     if not path.is_file():
         raise DataError(f"{path}: no such file; it must hold a name of a cell on each line")
-    names = tuple(
-        dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in UTF-8 ({error}): it must hold a name of a cell on each line"
+        ) from error
+    names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
         raise DataError(f"{path} names no cell: it must hold a name of a cell on each line")
     return names

@@ -104,6 +104,14 @@ class Sums:
                 digest.update(value.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def contents(self) -> dict[str, str]:
+        """Return by type the SHA-256 of its n, s and G, whatever it is called: equal cells, equal digest."""
+        rows = zip(self.types, self.counts, self.totals, self.products, strict=True)
+        return {
+            name: hashlib.sha256(b"".join(value.astype("<i8").tobytes() for value in values)).hexdigest()
+            for name, *values in rows
+        }
+
     def scatter(self, row: int) -> np.ndarray:
         """Return G of one type, the whole of it, float64 ``(n_genes, n_genes)``."""
         full = np.zeros((self.size, self.size))
