@@ -152,6 +152,39 @@ def test_what_is_learned_on_a_merged_version_has_no_teacher_and_keeps_its_sums(l
         line.canal("versions")
 
 
+def test_cells_that_left_do_not_come_back_by_a_merge(joint):
+    unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)
+    project = Project.open(joint.root)
+    number = str(project.learned("third").number)
+    with pytest.raises(HistoryError, match="cells of version 3 .* are excluded by params.yaml"):
+        merge(project, Joining(number, "3", overlap=ONCE), ADA)
+
+
+def test_a_version_that_cells_left_is_merged_and_its_audit_holds(joint, bundles):
+    unlearn(joint.project(), Withdrawal("second", batch="b1"), ADA)
+    joint.canal("import", str(bundles / "second.zip"))
+    project = Project.open(joint.root)
+    merge(project, Joining(str(project.learned("third").number), "6", overlap=ONCE), ADA)
+    assert found(Project.open(joint.root)) == []
+
+
+@pytest.mark.parametrize(("at", "named"), [("take_over", "candidate"), ("register", "1")])
+def test_an_alias_that_moved_with_a_killed_merge_completes_it(line, bundles, monkeypatch, at, named):
+    line.canal("import", str(bundles / "second.zip"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"canal.app.joining_lineages.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge(line.project(), Joining("1", "2"), ADA)
+    made = merge(Project.open(line.root), Joining(named, "2"), ADA)
+    assert Project.open(line.root).learned("first").number == made.version == 3
+    assert merge(Project.open(line.root), Joining("candidate", "2"), ADA).version == 3
+    assert found(Project.open(line.root)) == []
+
+
 def test_cells_of_both_are_refused_or_counted_once(joint, sites, bundles, tmp_path):
     key, wrong, bundle = tmp_path / "key", tmp_path / "wrong", tmp_path / "site.canal"
     key.write_text("a secret of the two sites")

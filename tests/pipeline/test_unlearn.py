@@ -199,7 +199,7 @@ def test_the_champion_is_named_until_it_is_replaced_and_the_others_can_be_retire
         (Withdrawal("first"), "the lineage starts with first: panel and backbone are of its cells"),
         (Withdrawal("third"), "nothing was learned on third, so what remains is the version of second"),
         (Withdrawal("second", batch="b9"), "second has no batch 'b9' of second: batches such as b1, b2"),
-        (Withdrawal("second", cells=("nobody",)), "second has no 1 named cells .* second:nobody"),
+        (Withdrawal("second", cells=("nobody",)), "second has no 1 of the 1 named cells .* second:nobody"),
     ],
 )
 def test_what_cannot_be_unlearned_is_refused(untouched, withdrawal, message):

@@ -253,13 +253,13 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> int:
     wanted, stage = work.wanted, work.own.version.stage
     assert wanted is not None  # noqa: S101 - `_prepared` has set it
     with lock_writer(wanted.layout, "call canal merge again") as commit:
-        if wanted.learned(stage) is None:
-            with scratch_project(work.project, wanted, "merge", copy_split) as scratch:
-                if wanted.learned(BACKBONE) is None:
-                    write_backbone(work.project, scratch, {})
+        with scratch_project(work.project, wanted, "merge", copy_split) as scratch:
+            if wanted.learned(BACKBONE) is None:
+                write_backbone(work.project, scratch, {})
+            if wanted.learned(stage) is None:
                 notice(f"{stage}: solving the sums of both lineages, and measuring the version")
                 _write_stage(work, scratch)
-                register(wanted, scratch, decision)
+            register(wanted, scratch, decision)  # a kill may have left a version without an entry
         return take_over(wanted, work.texts, [stage], commit)[stage]
 
 

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from canal.app.project import Project
 from canal.app.sharing import SharedSums, read_shared, require_types
 from canal.core.errors import DataError, HistoryError, RegistryError, SumsError
+from canal.data.split import SUMMED
 from canal.memory.joining import Meaning
 from canal.memory.stage_sums import StageSums
 from canal.registry.manifest.version_folder import Key
@@ -75,7 +76,8 @@ def sides(project: Project, wanted: tuple[str, str]) -> tuple[Own, Other]:
     RegistryError
         If there is no such version, or both are one.
     HistoryError
-        If neither is the newest version of a lineage in params.yaml, or one keeps no sums.
+        If neither is the newest version of a lineage in params.yaml, one keeps no sums, or the other has
+        cells that params.yaml excludes.
     """
     versions = [None if is_bundle(one) else project.store.version(one) for one in wanted]
     if len({one.key for one in versions if one is not None}) == 1 and None not in versions:
@@ -83,9 +85,14 @@ def sides(project: Project, wanted: tuple[str, str]) -> tuple[Own, Other]:
     reasons = []
     for place, version in enumerate(versions):
         why = f"{wanted[place]} is a bundle" if version is None else _why_not_own(project, version)
+        if why is not None and version is not None:
+            version = _begun(project, version, wanted[1 - place]) or version
+            why = _why_not_own(project, version)
         if version is not None and why is None:
             other = versions[1 - place]
             side = _bundle(Path(wanted[1 - place])) if other is None else _other(project, other)
+            if other is not None and not other.imported:
+                _refuse_excluded(project, side)
             return _own(project, version), side
         reasons.append(str(why))
     raise HistoryError(
@@ -104,12 +111,44 @@ def made_already(project: Project, wanted: tuple[str, str]) -> tuple[Own, Own, O
             continue
         now = project.learned(version.stage)
         key = {} if now is None else verified(project.store, now)[1]
-        if now is None or "merged" not in key or key["parent"] != version.key:
+        if now is None or "merged" not in key or version.key not in (key["parent"], now.key):
             continue
+        version = _with_key(project, key["parent"]) or version  # an alias has moved to the merged version
         other = _bundle(Path(second)) if is_bundle(second) else _other(project, project.store.version(second))
         if other.digest == key["merged"]["other"]:
             return _own(project, now), _own(project, version), other
     return None
+
+
+def _refuse_excluded(project: Project, other: Other) -> None:
+    """Refuse sums of cells that params.yaml excludes: by a merge, withdrawn cells would be back."""
+    back = 0
+    for split in (one for one in other.splits.values() if one is not None):
+        summed = split[split["set"].isin(SUMMED)]
+        for name, source in project.config.sources.items():
+            ids = {f"{name}:{cell}" for cell in source.exclude.cells}
+            of_source = summed["cell_id"].str.startswith(f"{name}:")
+            excluded = of_source & summed["batch"].isin(source.exclude.batches)
+            back += int((summed["cell_id"].isin(ids) | excluded).sum())
+    if back:
+        raise HistoryError(
+            f"{back:,} summed cells of {other.name} are excluded by params.yaml (sources.NAME.exclude), such "
+            "as after canal unlearn: by this merge they would be back. Merge a version without them, or take "
+            "them out of `exclude` first if they may come back"
+        )
+
+
+def _begun(project: Project, version: Version, other: str) -> Version | None:
+    """Return the parent of a merged version that params.yaml does not ask for yet; an alias moved to it."""
+    merged = verified(project.store, version)[1] if version.ready and not version.erased else {}
+    if "merged" not in merged:
+        return None
+    side = _bundle(Path(other)).digest if is_bundle(other) else project.store.version(other).key
+    return _with_key(project, merged["parent"]) if side == merged["merged"]["other"] else None
+
+
+def _with_key(project: Project, key: str) -> Version | None:
+    return next((one for one in project.store.versions() if one.key == key), None)
 
 
 def is_bundle(wanted: str) -> bool:

@@ -36,7 +36,7 @@ from canal.report.collect import write_scores
 from canal.tuning.document import TUNED_FILE
 
 _INPUTS = ("split", "validation")
-_KEPT_FACTS = ("stage", "data", "panel", "verdict", "merged")
+_KEPT_FACTS = ("stage", "data", "panel", "verdict", "merged", "unlearned")
 _STUDY_FACTS = ("tuned", "choice")
 
 WriteSplit = Callable[[Layout, str, Path], None]

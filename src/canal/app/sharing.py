@@ -157,6 +157,11 @@ def share(
         raise RegistryError(
             f"version {version.number} was learned elsewhere: the project that learned it shares its sums"
         )
+    if version.retired:
+        raise RegistryError(
+            f"version {version.number} ({version.stage}) is retired, such as after canal unlearn: its sums "
+            "may be of cells that were withdrawn since; share a version that may serve"
+        )
     _, record = verified(project.store, version)
     folder = project.store.artifacts(version)
     sums = StageSums.load(folder, list(record["sums"])) if "sums" in record else None

@@ -227,8 +227,7 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
             for stage in stages:
                 notice(f"{stage}: solving the sums of the remaining cells, and measuring the version")
                 _write_stage(work, scratch, stage)
-            if stages:
-                register(work.wanted, scratch, decision)
+            register(work.wanted, scratch, decision)  # a kill may have left a version without an entry
         return take_over(work.wanted, work.texts, remade, commit)
 
 

@@ -124,9 +124,12 @@ def remainder_of(project: Project, stage: str, folder: Path, withdrawal: Withdra
         leaves |= split["batch"] == withdrawal.batch
     unknown = withdrawal.ids - set(split["cell_id"])
     if unknown or not leaves.any():
-        asked = f"batch {withdrawal.batch!r}" if withdrawal.batch else f"{len(withdrawal.ids)} named cells"
-        known = sorted(set(split["batch"]))[:_EXAMPLES] if withdrawal.batch else sorted(unknown)[:_EXAMPLES]
-        what = "batches such as" if withdrawal.batch else "unknown are, for example,"
+        if withdrawal.batch is not None:
+            asked, what = f"batch {withdrawal.batch!r}", "batches such as"
+            known = sorted(set(split["batch"]))[:_EXAMPLES]
+        else:
+            asked = f"{len(unknown):,} of the {len(withdrawal.ids):,} named cells"
+            what, known = "unknown are, for example,", sorted(one[:80] for one in unknown)[:_EXAMPLES]
         raise HistoryError(f"{stage} has no {asked} of {withdrawal.source}: {what} {', '.join(known)}")
     gone, rest = split[leaves], split[~leaves].reset_index(drop=True)
     summed = gone[gone["set"].isin(SUMMED)]

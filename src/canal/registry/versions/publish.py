@@ -234,7 +234,7 @@ def sync(
             else:
                 known.append(version)
         for version in (*known, *made):
-            register_entry(store, ledger, version, sign, decision=decision if version in made else None)
+            register_entry(store, ledger, version, sign, decision=decision)
     return Synced(tuple(made), tuple(known))
 
 
