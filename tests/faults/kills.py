@@ -160,12 +160,6 @@ def unlearn_cells(line: Line) -> None:
     (line.root / "token.txt").write_text(json.loads(said)["token"])
 
 
-def with_shared_sums(line: Line) -> None:
-    """Have sums, beside a bundle of such sums: whose cells they are is not asked without a key."""
-    canal(line, "sums", "backfill", "second")
-    canal(line, "share", "candidate", "-o", "shared.canal", "--min-cells", "1")
-
-
 def with_cells_to_take_back(line: Line) -> None:
     """Have a version without three cells, and a bundle of the sums with them, whose cells nobody knows."""
     name_cells(line)
@@ -266,6 +260,13 @@ CASES = (
         with_cells_to_take_back,
         changes=("params.yaml", "models", "metrics", "scores", "splits", "dvc.lock", *REGISTRY),
         done_already="has the sums of both already",
+    ),
+    Case(
+        "share",
+        ("share", "candidate", "-o", "again.canal", "--min-cells", "1"),
+        name_cells,
+        outputs=("again.canal",),
+        done_already="exists already",
     ),
     Case(
         "ledger merge",

@@ -41,6 +41,7 @@ def _ends_with(end: str) -> object:
 
 _CHECKS = {
     ".zip": _zip,
+    ".canal": _zip,
     ".h5ad": _h5ad,
     ".csv": _csv,
     ".html": _ends_with("</html>"),

@@ -15,6 +15,11 @@ from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table
 
+OneBatch = Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")]
+NamedCells = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text file with a name of a cell on each line.")
+]
+
 
 def add_to(to: typer.Typer) -> None:
     """Add this module's commands to the command line."""
@@ -162,7 +167,7 @@ def lineage(
 
 def impact(
     source: Annotated[str, typer.Argument(help="A source, by name or by the SHA-256 of its file.")],
-    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
+    batch: OneBatch = None,
     cell: Cell = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -176,10 +181,8 @@ def unlearn(
     source: Annotated[str, typer.Argument(help="The source of params.yaml that the cells are of.")],
     by: By,
     why: Why,
-    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
-    cells: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text file with a name of a cell on each line.")
-    ] = None,
+    batch: OneBatch = None,
+    cells: NamedCells = None,
     retire: Annotated[
         bool, typer.Option("--retire", help="Also retire the versions that hold the cells, but the champion.")
     ] = False,
@@ -204,10 +207,8 @@ def erase(
     source: Annotated[str, typer.Argument(help="The source that the cells are of.")],
     by: By,
     why: Why,
-    batch: Annotated[str | None, typer.Option(help="One batch of it, such as a donor.")] = None,
-    cells: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text file with a name of a cell on each line.")
-    ] = None,
+    batch: OneBatch = None,
+    cells: NamedCells = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List every file that would go, and the token; change nothing.")
     ] = False,
@@ -224,7 +225,7 @@ def erase(
     """Remove the bytes of cells from everything canal knows, once no version that stays has them."""
     if batch is not None and cells is not None:
         raise typer.BadParameter("give --batch or --cells, as to canal unlearn")
-    if not dry_run and confirm is None:
+    if dry_run == (confirm is not None):
         raise typer.BadParameter("look at the plan with --dry-run, then confirm it with --confirm TOKEN")
     erasing = app.erasing
     decision = erasing.Decision(by, why, signer(sign, by))
