@@ -32,6 +32,7 @@ KILLED = (
     "annotate h5ad",
     "keys new",
     "unlearn",
+    "share",
     "ledger merge",
 )
 """Commands that are killed once here; `make chaos` kills every one that writes, a hundred times."""
