@@ -27,8 +27,6 @@ print(json.dumps(report))
 KILLED = (
     "first command",
     "registry rebuild",
-    "import",
-    "export",
     "annotate h5ad",
     "keys new",
     "unlearn",

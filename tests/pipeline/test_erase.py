@@ -26,7 +26,7 @@ from canal.config.yaml_file import parse
 from canal.core.errors import CanalError, HistoryError, LedgerError, RegistryError
 from canal.data.prepared import PreparedCells
 from tests.pipeline.conftest import copied
-from tests.support.methods import learn_here, learned_by
+from tests.support.methods import learn_here, learned_by, without_pictures
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("erase")]  # they share what was unlearned
 ADA = Decision("A. Person", "consent withdrawn")
@@ -34,6 +34,11 @@ WHY = ("--by", "A. Person", "--why", "try")
 BATCH = Withdrawal("second", batch="b1")
 YOURS = ("raw/second.h5ad", "gone.txt")
 """Files of the user, of which canal only tells."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,17 @@ from canal.memory.joining import all_sums
 from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums
 from tests.pipeline.conftest import copied
-from tests.support.methods import learn_here, learned_by
+from tests.support.methods import learn_here, learned_by, without_pictures
 from tests.support.sites import learned_sites
 
 pytestmark = pytest.mark.pipeline
 ADA = Decision("A. Person", "two hospitals")
 ONCE = Overlap("once")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

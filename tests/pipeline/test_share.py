@@ -20,11 +20,16 @@ from canal.registry.transfer.bundle import SHARED, About, unpacked, write_bundle
 from canal.registry.transfer.exchange import import_bundle
 from tests.pipeline.conftest import copied
 from tests.pipeline.test_merge import found, opened, sums_of
-from tests.support.methods import learn_here
+from tests.support.methods import learn_here, without_pictures
 from tests.support.sites import learned_sites
 
 pytestmark = pytest.mark.pipeline
 ADA = Decision("A. Person", "three hospitals")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,15 @@ from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES
 from canal.model.storage import read_names
 from tests.pipeline.conftest import copied
-from tests.support.methods import learn_here, learned_by
+from tests.support.methods import learn_here, learned_by, without_pictures
 
 pytestmark = pytest.mark.pipeline
 ADA = Decision("A. Person", "consent withdrawn")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture

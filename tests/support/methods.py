@@ -92,8 +92,8 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         for name in stages:
             for script in ("labels", "finetune", "evaluate"):
                 step(patch, script, "--stage", name)
-    if sync:
-        line.canal("registry", "sync")
+        if sync:
+            line.canal("registry", "sync")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return learned
 
@@ -118,7 +118,7 @@ def prepare_here(line: Line, patch: pytest.MonkeyPatch) -> None:
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let no data docs be written, and no figures be drawn for a version."""
     patch.setattr("canal.quality.suite.publishing", lambda *_: nullcontext())
-    patch.setattr("canal.report.collect.draw_figures", lambda *_: None)
+    patch.setattr("canal.app.versions.draw_figures", lambda *_: None)
 
 
 def with_database(line: Line, empty: Path) -> Line:
