@@ -26,6 +26,7 @@ from canal.memory.stage_sums import BASIS, MISSING, SUMS, StageSums
 from canal.memory.sums import Sums
 from canal.registry.ledger.ledger import plain_name
 from canal.registry.provenance.registered import ancestry, summed_splits
+from canal.registry.store.database import Version
 from canal.registry.transfer.bundle import SHARED, About, unpacked, write_bundle
 from canal.registry.versions.history import verified
 
@@ -152,24 +153,7 @@ def share(
         raise DataError(f"--min-cells must be 1 or more, found {least}")
     if output.exists():
         raise RegistryError(f"{output} exists already: give another output")
-    version = project.store.version(wanted)
-    if version.imported:
-        raise RegistryError(
-            f"version {version.number} was learned elsewhere: the project that learned it shares its sums"
-        )
-    if version.retired:
-        raise RegistryError(
-            f"version {version.number} ({version.stage}) is retired, such as after canal unlearn: its sums "
-            "may be of cells that were withdrawn since; share a version that may serve"
-        )
-    _, record = verified(project.store, version)
-    folder = project.store.artifacts(version)
-    sums = StageSums.load(folder, list(record["sums"])) if "sums" in record else None
-    if sums is None:
-        raise HistoryError(
-            f"version {version.number} ({version.stage}) keeps no sums, which are what is shared: `canal "
-            f"sums backfill {version.stage}` adds them"
-        )
+    version, sums = _version_to_share(project, wanted)
     chain = ancestry(project.store, version)
     others = {name for one in chain for name in one.key.get("merged", {}).get("stages", ())}
     own = {name: one for name, one in sums.stages.items() if name not in others}
@@ -212,6 +196,29 @@ def share(
         keyed=key is not None,
         given_away={name: n_recovered(one) for name, one in kept.items()},
     )
+
+
+def _version_to_share(project: Project, wanted: str) -> tuple[Version, StageSums]:
+    """Return a version whose sums may leave the project, and these."""
+    version = project.store.version(wanted)
+    if version.imported:
+        raise RegistryError(
+            f"version {version.number} was learned elsewhere: the project that learned it shares its sums"
+        )
+    if version.retired:
+        raise RegistryError(
+            f"version {version.number} ({version.stage}) is retired, such as after canal unlearn: its sums "
+            "may be of cells that were withdrawn since; share a version that may serve"
+        )
+    _, record = verified(project.store, version)
+    folder = project.store.artifacts(version)
+    sums = StageSums.load(folder, list(record["sums"])) if "sums" in record else None
+    if sums is None:
+        raise HistoryError(
+            f"version {version.number} ({version.stage}) keeps no sums, which are what is shared: `canal "
+            f"sums backfill {version.stage}` adds them"
+        )
+    return version, sums
 
 
 def _few(sums: Sums, least: int) -> dict[str, int]:
