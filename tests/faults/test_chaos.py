@@ -27,6 +27,8 @@ print(json.dumps(report))
 KILLED = (
     "first command",
     "registry rebuild",
+    "import",
+    "export",
     "annotate h5ad",
     "keys new",
     "unlearn",
