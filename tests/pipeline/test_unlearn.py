@@ -131,7 +131,7 @@ def test_steps_that_dvc_yaml_has_no_longer_are_passed_over(learned, tmp_path):
     model = line.root / "models" / "second" / "history.json"
     model.write_text(model.read_text() + "\n")
     assert "models/second" in line.run("dvc", "status", "finetune@second")
-    commit_to_lock(line.project().layout, ["finetune-tuned@second", "finetune@second"], "again")
+    commit_to_lock(line.project().store, ["finetune-tuned@second", "finetune@second"], "again")
     assert "up to date" in line.run("dvc", "status", "finetune@second")
 
 
@@ -152,7 +152,7 @@ def test_a_process_of_dvc_that_a_killed_command_left_is_waited_for(learned, tmp_
     thread = Thread(target=orphan)
     thread.start()
     began.wait()
-    commit_to_lock(line.project().layout, ["finetune@second"], "again")
+    commit_to_lock(line.project().store, ["finetune@second"], "again")
     thread.join()
     assert YAML(typ="safe").load(path) == YAML(typ="safe").load(whole.decode())
 

@@ -14,14 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from canal.app.learning import evaluate_stage
 from canal.app.pipeline import complete_params
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage, first_basis
 from canal.app.versions import registry_sync
-from canal.config.layout import Layout
 from canal.config.yaml_file import parse_yaml
 from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import backfilled
@@ -38,6 +35,7 @@ from canal.registry.ledger.ledger import Sign
 from canal.registry.manifest.stage_request import sums_facts
 from canal.registry.manifest.version_folder import KEY_FILE, Key, key_digest, write_key
 from canal.registry.store.database import Version
+from canal.registry.store.store import Store
 from canal.registry.versions.history import restore_metrics, restore_model, verified
 from canal.report.collect import write_scores
 
@@ -66,7 +64,8 @@ with Repo() as repo:
                             out.commit()
                         stage.dump(update_pipeline=False)
 """
-_PATIENCE_S = 300
+_WRITING = "dvc"
+"""The lock that is held while DVC writes its files."""
 
 
 @dataclass(frozen=True)
@@ -264,17 +263,17 @@ def _install(project: Project, version: Version) -> None:
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
     write_scores(layout, stage)
-    commit_to_lock(layout, [f"{step}@{stage}" for step in STAGE_STEPS], "run `make run`, which does")
+    commit_to_lock(project.store, [f"{step}@{stage}" for step in STAGE_STEPS], "run `make run`, which does")
 
 
-def commit_to_lock(layout: Layout, steps: Sequence[str], way_out: str) -> None:
+def commit_to_lock(store: Store, steps: Sequence[str], way_out: str) -> None:
     """Commit steps' outputs to dvc.lock at once; see `lock_writer`."""
-    with lock_writer(layout, way_out) as commit:
+    with lock_writer(store, way_out) as commit:
         commit(steps)
 
 
 @contextmanager
-def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str]], None]]:
+def lock_writer(store: Store, way_out: str) -> Iterator[Callable[[Sequence[str]], None]]:
     """Give a function that commits steps' outputs to dvc.lock, so that DVC finds them unchanged.
 
     Steps that never ran, or that dvc.yaml has no longer, are passed over. DVC is imported meanwhile, in a
@@ -285,17 +284,18 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
     CanalError
         By the function, if DVC cannot; the message ends with ``way_out``.
     """
+    layout = store.layout
     if not (layout.root / LOCK).is_file() or not (layout.root / ".dvc").is_dir():
         yield lambda steps: None
         return
     process = subprocess.Popen(
-        [sys.executable, "-c", _COMMIT, str(_writing(layout))],
+        [sys.executable, "-c", _COMMIT, str(store.lock_file(_WRITING))],
         cwd=layout.root, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
     def commit(steps: Sequence[str]) -> None:
         complete_params(layout.params)
-        kept = keep_locks(layout)
+        kept = keep_locks(store)
         lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
         _, said = process.communicate(
             "\n".join(name for name in steps if name in lock or name.endswith(".dvc"))
@@ -315,7 +315,7 @@ def lock_writer(layout: Layout, way_out: str) -> Iterator[Callable[[Sequence[str
             process.communicate()
 
 
-def keep_locks(layout: Layout) -> Path:
+def keep_locks(store: Store) -> Path:
     """Keep dvc.lock and data.dvc in a folder, which is returned, or bring back what a kill cut short.
 
     DVC writes both in place: killed meanwhile, it leaves a part of them. A process of DVC that a killed
@@ -323,31 +323,19 @@ def keep_locks(layout: Layout) -> Path:
 
     Raises
     ------
-    CanalError
+    RegistryError
         If it does not end within minutes.
     """
+    layout = store.layout
     kept = layout.private / "locks" / "dvc"
-    writing = _writing(layout)
-    try:
-        with FileLock(writing, timeout=_PATIENCE_S):
-            for path in (layout.root / LOCK, layout.root / "data.dvc"):
-                copy = kept / path.name
-                source, target = (copy, path) if copy.is_file() and _is_cut(path, copy) else (path, copy)
-                if source.is_file():
-                    with new_file(target) as temporary:
-                        shutil.copyfile(source, temporary)
-    except TimeoutError as error:
-        raise CanalError(
-            f"DVC has been writing {LOCK} for {_PATIENCE_S} s ({writing}): wait for it, or end it"
-        ) from error
+    with store.lock(_WRITING):
+        for path in (layout.root / LOCK, layout.root / "data.dvc"):
+            copy = kept / path.name
+            source, target = (copy, path) if copy.is_file() and _is_cut(path, copy) else (path, copy)
+            if source.is_file():
+                with new_file(target) as temporary:
+                    shutil.copyfile(source, temporary)
     return kept
-
-
-def _writing(layout: Layout) -> Path:
-    """Return the lock that is held while DVC writes its files; its folder is made."""
-    folder = layout.private / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "dvc.lock"
 
 
 def _is_cut(path: Path, before: Path) -> bool:
@@ -371,7 +359,7 @@ def _result(project: Project, version: Version, before: int) -> Backfilled:
     from canal.model.storage import read_names
 
     folder, key = verified(project.store, version)
-    names = (*project.config.ancestors(version.stage), version.stage)
+    names = project.config.summed_stages(version.stage)
     sums = StageSums.load(folder, names)
     assert sums is not None  # noqa: S101 - its key names them
     cells = {name: one.n_cells for name, one in sums.stages.items()}

@@ -299,7 +299,7 @@ def _finish(project: Project, path: Path, stones: Tombstones) -> None:
     stages = [name for name, one in project.config.stages.items() if one.source in rewritten]
     steps = ["ingest", "data.dvc", *(f"prepare@{name}" for name in sorted(rewritten)), "split"]
     steps += [f"{step}@{name}" for name in stages for step in _STEPS]
-    commit_to_lock(layout, _whole(layout, steps), "call canal erase again, as it was called")
+    commit_to_lock(project.store, _whole(project, steps), "call canal erase again, as it was called")
     if stones.objects:
         _remove_from_remote(layout, stones.objects)
     with scratch_folder("erase"):
@@ -331,9 +331,10 @@ def _restore_judgements(project: Project) -> None:
                     restore_file(project.store, version, name, target)
 
 
-def _whole(layout: Layout, steps: Sequence[str]) -> list[str]:
+def _whole(project: Project, steps: Sequence[str]) -> list[str]:
     """Return the steps whose outputs lie there: the next run makes those of the others."""
-    keep_locks(layout)
+    keep_locks(project.store)
+    layout = project.layout
     path = layout.root / LOCK
     lock = parse_yaml(path.read_text(encoding="utf-8"), LOCK)["stages"] if path.is_file() else {}
     outs = {name: [layout.root / one["path"] for one in lock.get(name, {}).get("outs", ())] for name in steps}

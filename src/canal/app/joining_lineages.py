@@ -252,7 +252,7 @@ def _network_of(project: Project, own: Own, wanted: str) -> str:
 def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> int:
     wanted, stage = work.wanted, work.own.version.stage
     assert wanted is not None  # noqa: S101 - `_prepared` has set it
-    with lock_writer(wanted.layout, "call canal merge again") as commit:
+    with lock_writer(wanted.store, "call canal merge again") as commit:
         with scratch_project(work.project, wanted, "merge", copy_split) as scratch:
             if wanted.learned(BACKBONE) is None:
                 write_backbone(work.project, scratch, {})

@@ -220,7 +220,7 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
     """
     remade = [name for name in work.old if name in work.wanted.config.stages]
     stages = [name for name in remade if work.wanted.learned(name) is None]
-    with lock_writer(work.project.layout, "call canal unlearn again") as commit:
+    with lock_writer(work.project.store, "call canal unlearn again") as commit:
         with scratch_project(work.project, work.wanted, "unlearn", partial(_write_split, work)) as scratch:
             if work.wanted.learned(BACKBONE) is None:
                 write_backbone(work.project, scratch, _left(work, BACKBONE))

@@ -233,6 +233,10 @@ class Connection:
             )
         return str(experiment.experiment_id)
 
+    def lock_file(self, name: str) -> Path:
+        """Return the file that `lock` holds, for a process that is no canal's."""
+        return self.layout.private / "locks" / f"{name}.lock"
+
     @contextmanager
     def lock(self, name: str, needed: bool = True) -> Iterator[bool]:
         """Hold a lock against other canal processes of this project; give whether it is held.
@@ -244,8 +248,8 @@ class Connection:
         RegistryError
             If another process holds it for minutes, or the folder is read-only (`ReadOnlyError`).
         """
-        folder = self.layout.private / "locks"
-        lock = FileLock(folder / f"{name}.lock", timeout=_PATIENCE_S)
+        path = self.lock_file(name)
+        folder, lock = path.parent, FileLock(path, timeout=_PATIENCE_S)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
