@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from canal.runtime.startup import begin
+from tests.support.children import fork_children
 from tests.support.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
@@ -42,6 +43,7 @@ def pytest_configure(config):
         shared = ExitStack()
         shared.enter_context(serving())
         config.add_cleanup(shared.close)
+    fork_children()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,6 +20,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from canal.runtime.startup import begin
+from tests.support.children import fork_children
 
 REFUSED, CRASHED = 3, 70
 """Exit codes of a worker that met a `CanalError`, and of one that met anything else."""
@@ -57,6 +58,7 @@ _MODULES = (
 def import_everything() -> None:
     """Import what the workers need, before the first fork."""
     begin()
+    fork_children()
     for name in _MODULES:
         import_module(name)
     list_packages()

@@ -12,6 +12,7 @@ import pytest
 
 from canal.registry.store import database
 from canal.registry.store.database import SCHEMA, Database, ensure_database
+from tests.support.warm import REPOSITORY, warmly
 
 MLFLOW = """
 import sys
@@ -31,9 +32,9 @@ ensure_database(Path(sys.argv[1]))
 """
 
 
-def started(code, path):
+def started(code, path, python=(sys.executable, "-c"), env=None):
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*python, code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
     )
     assert process.stdout.readline() == b"ready\n"
     return process
@@ -96,8 +97,10 @@ def test_a_kill_at_any_moment_leaves_no_database_or_a_whole_one(tmp_path):
 
 
 def test_processes_that_make_it_at_once_get_one(tmp_path):
-    path = tmp_path / "mlflow.db"
-    processes = [started(CANAL, path) for _ in range(3)]
+    path, script = tmp_path / "made" / "mlflow.db", tmp_path / "make.py"
+    path.parent.mkdir()
+    script.write_text(CANAL)
+    processes = [started(str(script), path, ["python"], warmly(REPOSITORY)) for _ in range(3)]
     for process in processes:
         go(process)
     first = None
@@ -107,7 +110,7 @@ def test_processes_that_make_it_at_once_get_one(tmp_path):
         time.sleep(0.01)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert path.stat().st_ino == first
-    assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
+    assert [one.name for one in path.parent.iterdir()] == ["mlflow.db"]
 
 
 def test_what_an_older_canal_left_half_made_is_made_anew(left):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from tempfile import TemporaryDirectory
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = "CANAL_TESTS_WARM"
 """Variable that names the folders of a warm ``python`` and of console scripts that it runs, for `warmly`."""
+STARTED_WITH = "CANAL_TESTS_WARM_ENVIRONMENT"
+"""Variable with the environment of that ``python``, a JSON document."""
 
 _SERVER = """
 import sys
@@ -44,12 +47,12 @@ def serving() -> Iterator[None]:
             script.write_text(f'#!/bin/sh\nexec python "{place}" {name} "$@"\n')
             script.chmod(0o755)
         command = [sys.executable, "-c", _SERVER, "sh", "-c", 'dirname "$(command -v python)"; cat']
-        process = subprocess.Popen(
-            command, env=environment(REPOSITORY), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        own = environment(REPOSITORY)
+        process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        os.environ[STARTED_WITH] = json.dumps(own)
         os.environ[FOLDERS] = os.pathsep.join([process.stdout.readline().strip(), scripts])
         yield
-        del os.environ[FOLDERS]
+        del os.environ[FOLDERS], os.environ[STARTED_WITH]
         process.communicate()
 
 
