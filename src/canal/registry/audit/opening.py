@@ -150,7 +150,11 @@ def _files(member: RegisteredVersion) -> list[str]:
     """Return the files that a model is read from."""
     if member.stage == IMPORTED:
         return list(member.files)
-    return [name for name in member.files if name.startswith(_PLACES) or name == "panel.json"]
+    return [
+        name
+        for name in member.files
+        if (name.startswith(_PLACES) or name == "panel.json") and name not in member.withheld
+    ]
 
 
 def _started(lines: Sequence[str]) -> subprocess.Popen[str]:

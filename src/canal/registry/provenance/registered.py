@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, tuple[str, str, str, str]]
 """By cell id: cell type, batch, content digest and set."""
-
 LABELS, GENES = "model/labels.json", "model/genes.json"
 WEIGHTS, TEACHER = "model/weights.safetensors", "teacher/weights.safetensors"
 SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
@@ -72,12 +71,13 @@ class RegisteredVersion:
     digest : str
         SHA-256 of key.json.
     elsewhere : bool
-        Whether it is not registered here, but came along with an imported version that was learned on it: of
-        its files only the documents about its cells are here.
+        Whether it is not registered here, but came along with an imported version: only some files are here.
     version : Version
         Of a version elsewhere: what its key says, with number 0.
     record : dict
         record.json, where it was read and has its registered digest; else empty.
+    withheld : frozenset of str
+        Files with cells that were left out of the bundle in which it came.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class RegisteredVersion:
             request=key["request_digest"],
         )
         self.record = record or {}
+        self.withheld: frozenset[str] = frozenset()
         self._found: dict[str, str | None] = {}
 
     @property

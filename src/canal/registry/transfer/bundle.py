@@ -42,6 +42,10 @@ MOST_BYTES = 8 << 30
 LARGEST_MANIFEST = 16 << 20
 _LONGEST_NAME = 500
 _FIELDS = {"format", "kind", "model", "version", "key", "record", "files"}
+_WITHHELD = "withheld"
+_WITH_CELLS = {"bank/bank.h5ad", "probe/probe.h5ad", "split/cells.csv", "metrics/predictions.csv"}
+_OF_BATCHES = "batches/"
+"""Sums of single batches, such as donors, from which few cells can be told apart (docs/privacy.md)."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -77,6 +81,9 @@ class Manifest:
         Digests of its key.json and record.json.
     files : Mapping
         Every file of the bundle but this manifest.
+    withheld : tuple of str
+        Files with cells, or their names, that key.json and record.json list and that were left out of the
+        bundle: nothing can be learned on it.
     """
 
     model: str
@@ -85,6 +92,7 @@ class Manifest:
     record: str
     files: Mapping[str, Content]
     kind: str = KIND
+    withheld: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the manifest as JSON; equal content gives equal bytes."""
@@ -97,6 +105,7 @@ class Manifest:
             "key": self.key,
             "record": self.record,
             "files": files,
+            **({"withheld": sorted(self.withheld)} if self.withheld else {}),
         }
         return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
@@ -119,7 +128,8 @@ def parse_manifest(content: bytes, kind: str = KIND) -> Manifest:
             raise AuditError(f"{MANIFEST} is not that of a canal bundle: `{_COMMANDS[kind][0]}` writes them")
         if document["format"] != FORMAT:
             raise AuditError(f"{MANIFEST}: this canal reads format {FORMAT}, found {document['format']!r}")
-        _require(set(document) == _FIELDS, f"it has the fields {', '.join(sorted(map(str, document)))[:200]}")
+        fields = set(document) - {_WITHHELD}
+        _require(fields == _FIELDS, f"it has the fields {', '.join(sorted(map(str, document)))[:200]}")
         files = {
             str(name): Content(_size(one["size"]), _digest(one["sha256"]))
             for name, one in document["files"].items()
@@ -132,9 +142,25 @@ def parse_manifest(content: bytes, kind: str = KIND) -> Manifest:
             record=_digest(document["record"]),
             files=files,
             kind=kind,
+            withheld=_left_out(document.get(_WITHHELD, ()), files),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AuditError(f"{MANIFEST} is damaged ({type(error).__name__}): ask for the file again") from error
+
+
+def holds_cells(name: str) -> bool:
+    """Whether a member of a bundle holds cells or their names: a bundle can be made without it."""
+    inside = name.removeprefix(f"{VERSION}/")
+    while inside.startswith(f"{ANCESTORS}/"):
+        inside = inside.removeprefix(f"{ANCESTORS}/").partition("/")[2]
+    return inside in _WITH_CELLS or inside.startswith(_OF_BATCHES)
+
+
+def _left_out(names: Any, files: Mapping[str, Content]) -> tuple[str, ...]:
+    """Return the names of withheld members; each has to be one with cells that is not there."""
+    for name in names:
+        _require(name not in files and holds_cells(name), f"it withholds {ascii(name[:120])}")
+    return tuple(names)
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -202,8 +228,16 @@ class About:
     record: str
 
 
-def write_bundle(path: Path, about: About, files: Mapping[str, Path | bytes], kind: str = KIND) -> None:
+def write_bundle(
+    path: Path,
+    about: About,
+    files: Mapping[str, Path | bytes],
+    kind: str = KIND,
+    withheld: Iterable[str] = (),
+) -> None:
     """Write ``files`` (member name -> file, or content) to ``path``, atomically.
+
+    ``withheld`` names members that were left out; see `Manifest`.
 
     Raises
     ------
@@ -212,7 +246,8 @@ def write_bundle(path: Path, about: About, files: Mapping[str, Path | bytes], ki
     """
     check_names([MANIFEST, *files])
     contents = {name: Content.of(source) for name, source in files.items()}
-    manifest = Manifest(about.model, about.version, about.key, about.record, contents, kind)
+    named = about.model, about.version, about.key, about.record
+    manifest = Manifest(*named, contents, kind, tuple(sorted(withheld)))
     with new_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, MANIFEST, manifest.text().encode(), None)
         for name in sorted(files):

@@ -43,11 +43,21 @@ from canal.registry.store.database import Version, require_files
 from canal.registry.store.shown import read_shown
 from canal.registry.store.store import TAG, Fetch, Store, fresh_copies
 from canal.registry.store.tracking import parent_run
-from canal.registry.transfer.bundle import LEDGER, MANIFEST, VERSION, About, Manifest, unpacked, write_bundle
+from canal.registry.transfer.bundle import (
+    LEDGER,
+    MANIFEST,
+    VERSION,
+    About,
+    Manifest,
+    holds_cells,
+    unpacked,
+    write_bundle,
+)
 from canal.registry.transfer.members import (
     REGISTERED,
     chain_in,
     check_ancestors,
+    left_out,
     others_in,
     registered_elsewhere,
 )
@@ -63,20 +73,33 @@ _KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A written bundle."""
+    """A written bundle.
+
+    Attributes
+    ----------
+    holds : dict
+        How many cells it gives away: with their expression (``bank``, ``probe``), and ``named`` ones.
+    """
 
     path: Path
     files: int
     size: int
     sha256: str
+    holds: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
-        return {"path": str(self.path), "files": self.files, "size": self.size, "sha256": self.sha256}
+        about = {"files": self.files, "size": self.size, "sha256": self.sha256, "holds": self.holds}
+        return {"path": str(self.path), **about}
 
 
-def export_bundle(store: Store, wanted: str, path: Path, overwrite: bool = False) -> Exported:
+def export_bundle(
+    store: Store, wanted: str, path: Path, overwrite: bool = False, without_cells: bool = False
+) -> Exported:
     """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
+
+    ``without_cells`` leaves out the example bank, the validation cells, all names of cells and the sums of
+    single batches: such a bundle labels cells and proves its files, but nothing can be learned on it.
 
     Raises
     ------
@@ -92,13 +115,26 @@ def export_bundle(store: Store, wanted: str, path: Path, overwrite: bool = False
     with fresh_copies(store) as fetch:
         files = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)
+        withheld = [name for name in files if without_cells and holds_cells(name)]
+        kept = {name: one for name, one in files.items() if name not in withheld}
         try:
-            write_bundle(path, about, files)
+            write_bundle(path, about, kept, withheld=withheld)
             with unpacked(path) as (folder, manifest):
-                prove(folder, manifest)
+                holds = held_cells(prove(folder, manifest))
         except OSError as error:
             raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
-    return Exported(path, len(files) + 1, path.stat().st_size, file_digest(path))
+    return Exported(path, len(kept) + 1, path.stat().st_size, file_digest(path), holds)
+
+
+def held_cells(chain: Sequence[RegisteredVersion]) -> dict[str, int]:
+    """Return how many cells a bundle holds with their expression, and how many by name; see `Exported`."""
+    bank, probe = chain[-1].bank, chain[-1].probe
+    named = {cell for one in chain if one.rows is not None for cell in one.rows}
+    stored = {
+        "bank": 0 if bank is None else len(bank.cells),
+        "probe": 0 if probe is None else len(probe.cells),
+    }
+    return {**stored, "named": len(named)}
 
 
 def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
@@ -179,6 +215,12 @@ def import_bundle(store: Store, path: Path, sign: Sign | None = None) -> Importe
     """
     try:
         with unpacked(path) as (folder, manifest):
+            if manifest.withheld:
+                raise AuditError(
+                    f"{path} was written by `canal export --without-cells`: nothing can be learned on it, so "
+                    "it is not registered. `canal annotate --model` labels with it; `canal models add` keeps "
+                    "it for that"
+                )
             chain = prove(folder, manifest)
             version, made = _registered(store, folder, manifest, chain, sign)
     except OSError as error:
@@ -296,8 +338,9 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
     member = RegisteredVersion(
         VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
     )
+    member.withheld = left_out(VERSION, manifest.withheld)
     check_record(member, version, entry, log)
-    chain = chain_in(member, folder, log)
+    chain = chain_in(member, folder, manifest.withheld, log)
     for one in chain:
         check_key(one, log)
         check_files(one, log)
@@ -311,7 +354,7 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
     check_chain(chain, log)
     check_cells(chain, log)
     check_sums(chain, log)
-    others = others_in(chain, folder, log)
+    others = others_in(chain, folder, manifest.withheld, log)
     check_merged(chain, others, log)
     chain = [*(one for one in others if one.digest not in {own.digest for own in chain}), *chain]
     _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read

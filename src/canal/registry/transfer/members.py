@@ -34,32 +34,47 @@ def registered_elsewhere(chain: Sequence[RegisteredVersion], keys: Collection[st
     ]
 
 
-def chain_in(member: RegisteredVersion, folder: Path, log: AuditLog) -> list[RegisteredVersion]:
-    """Return the version's ancestors in the bundle, oldest first, and the version."""
+def chain_in(
+    member: RegisteredVersion, folder: Path, withheld: Collection[str], log: AuditLog
+) -> list[RegisteredVersion]:
+    """Return the version's ancestors in the bundle, oldest first, and the version.
+
+    ``withheld`` names the files that were left out of the bundle; see `canal.registry.transfer.bundle`.
+    """
     chain = [member]
     while (parent := chain[0].parent) is not None:
-        if (older := _in_bundle(parent, folder, log)) is None:
+        if (older := _in_bundle(parent, folder, withheld, log)) is None:
             log.finding(chain[0].name, "chain", f"its parent {parent[:12]}... is not in the bundle")
             break
         chain.insert(0, older)
     return chain
 
 
-def _in_bundle(key: str, folder: Path, log: AuditLog) -> RegisteredVersion | None:
-    places = (folder / ANCESTORS / key, folder / VERSION / ANCESTORS / key)
-    return next((one for place in places if (one := ancestor(place, key, VERSION, log))), None)
+def left_out(place: str, withheld: Collection[str]) -> frozenset[str]:
+    """Return which files of one folder in the bundle were left out of it, by their names there."""
+    return frozenset(name.removeprefix(f"{place}/") for name in withheld if name.startswith(f"{place}/"))
 
 
-def others_in(chain: Sequence[RegisteredVersion], folder: Path, log: AuditLog) -> list[RegisteredVersion]:
+def _in_bundle(key: str, folder: Path, withheld: Collection[str], log: AuditLog) -> RegisteredVersion | None:
+    for place in (f"{ANCESTORS}/{key}", f"{VERSION}/{ANCESTORS}/{key}"):
+        if (one := ancestor(folder / place, key, VERSION, log)) is not None:
+            one.withheld = left_out(place, withheld)
+            return one
+    return None
+
+
+def others_in(
+    chain: Sequence[RegisteredVersion], folder: Path, withheld: Collection[str], log: AuditLog
+) -> list[RegisteredVersion]:
     """Return the versions in the bundle of other lineages that were merged into members of a chain."""
     found, places = dict[str, RegisteredVersion](), list(chain)
     for member in places:  # which grows
         if (key := member.merged_with) is None or key in found:
             continue
-        if (other := _in_bundle(key, folder, log)) is None:
+        if (other := _in_bundle(key, folder, withheld, log)) is None:
             log.finding(member.name, "chain", f"its other parent {key[:12]}... is not in the bundle")
             continue
-        for one in chain_in(other, folder, log):
+        for one in chain_in(other, folder, withheld, log):
             check_key(one, log)
             check_files(one, log)
             found.setdefault(one.digest, one)
