@@ -127,7 +127,7 @@ def answering(arguments: argparse.Namespace) -> CellAnnotator:
         from engine import annotator_of
 
         return linear(PANEL) if arguments.preset == "linear" else annotator_of(arguments.preset, PANEL)
-    from canal.app.annotating import load_annotator, serving_version
+    from canal.app.models import load_annotator, serving_version
 
     project = Project.open(arguments.root)
     return load_annotator(project, serving_version(project, arguments.number), arguments.effort)

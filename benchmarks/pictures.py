@@ -20,7 +20,7 @@ import pandas as pd
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY, UNASSIGNED
 from canal.annotation.options import Options
-from canal.app.annotating import load_annotator, serving_version
+from canal.app.models import load_annotator, serving_version
 from canal.app.project import Project
 from canal.model.annotator import Annotator
 from canal.report.canvas import HEAT, INK, MUTED, new_figure, save, styled

@@ -95,7 +95,7 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def measure(root: Path, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Serve the champion of a project and return what the load showed."""
-    from canal.app.annotating import load_annotator
+    from canal.app.models import load_annotator
     from canal.app.project import Project
 
     if arguments.root is None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import canal
-import canal.app.annotating
+import canal.app.models
 from canal.annotation.options import Options
 from tests.support.cells import make_adata, make_document
 from tests.support.models import make_annotator
@@ -25,9 +25,9 @@ def served(tmp_path, monkeypatch):
     from ruamel.yaml import YAML
 
     YAML().dump(make_document(), tmp_path / "params.yaml")
-    monkeypatch.setattr(canal.app.annotating, "serving_version", lambda project, model: Known())
+    monkeypatch.setattr(canal.app.models, "serving_version", lambda project, model: Known())
     monkeypatch.setattr(
-        canal.app.annotating, "load_annotator", lambda project, version, effort="full": make_annotator()
+        canal.app.models, "load_annotator", lambda project, version, effort="full": make_annotator()
     )
     return tmp_path
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from canal.annotation.output import Output
 from canal.annotation.records import make_record
-from canal.app.annotating import origin, provenance, record_logger, who
+from canal.app.annotating import origin, record_logger, who
+from canal.app.models import provenance
 from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.errors import CanalError, DataError

@@ -300,11 +300,11 @@ def _spoken(annotator: Annotator, command: Command) -> int:
 
 def _run(annotator: Annotator, command: Command) -> int:
     """Run a command with a model that needs no training, and a gate that needs no earlier cells."""
-    import canal.app.annotating
+    import canal.app.models
     from canal.app.project import Project
     from canal.cli import app
 
-    canal.app.annotating.load_annotator = lambda project, version, effort="full": annotator
+    canal.app.models.load_annotator = lambda project, version, effort="full": annotator
     Project.candidate = _candidate  # type: ignore[method-assign, assignment]
     if command[0] == "import":
         _import(Path(command[1]))
@@ -326,7 +326,7 @@ def _candidate(project: Any, stage: str) -> Subject:
 def _import(path: Path) -> None:
     """Do what `canal import` does before anything is registered."""
     from canal.registry.transfer.bundle import unpacked
-    from canal.registry.transfer.exchange import prove
+    from canal.registry.transfer.proof import prove
 
     with unpacked(path) as (folder, manifest):
         prove(folder, manifest)

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from canal.app.annotating import serving_version
+from canal.app.models import serving_version
 from canal.app.promoting import Decision, compare, judge_version, promote, retire, rollback
 from canal.app.versions import registry_sync
 from canal.cli import app

@@ -87,7 +87,7 @@ def body(cells, **changes):
 
 
 def test_it_answers_what_python_answers(served, cells):
-    from canal.app.annotating import load_annotator, serving_version
+    from canal.app.models import load_annotator, serving_version
 
     project = served.line.project()
     annotator = load_annotator(project, serving_version(project, None))

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from canal.app import impact as impact
     from canal.app import joining_lineages as joining_lineages
     from canal.app import learning as learning
+    from canal.app import models as models
     from canal.app import pipeline as pipeline
     from canal.app import project as project
     from canal.app import promoting as promoting
     from canal.app import serving as serving
     from canal.app import sharing as sharing
+    from canal.app import shelf as shelf
     from canal.app import tasks as tasks
     from canal.app import tracing as tracing
     from canal.app import unlearning as unlearning
@@ -41,11 +43,13 @@ __all__ = [
     "impact",
     "joining_lineages",
     "learning",
+    "models",
     "pipeline",
     "project",
     "promoting",
     "serving",
     "sharing",
+    "shelf",
     "tasks",
     "tracing",
     "unlearning",

@@ -23,33 +23,22 @@ from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
 from canal.annotation.records import Log, Record, genuine, read_log
 from canal.annotation.summary import Summary
+from canal.app.models import open_model
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import append_line
 from canal.io.formats import Fingerprint
-from canal.model.load import CellAnnotator, Effort, load_model
+from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import read_key
 from canal.registry.store.database import Version
-from canal.registry.store.store import Store, require_rebuilt
-from canal.registry.versions.history import verified
+from canal.registry.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 Notice = Callable[[str], None]
-
-
-def provenance(version: Version) -> dict[str, Any]:
-    """Return the provenance of a version, for an annotation record."""
-    return {
-        "model": version.model,
-        "version": version.number,
-        "key": version.key,
-        "record": version.record,
-        "stage": version.stage,
-    }
 
 
 def now() -> str:
@@ -154,12 +143,9 @@ def _cause(error: Exception) -> str:
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
-CHAMPION = "champion"
-
-
 def annotate(
     adata: "AnnData",
-    model: str | None = None,
+    model: str | Path | None = None,
     root: Path | None = None,
     *,
     write: bool = False,
@@ -173,11 +159,11 @@ def annotate(
     ----------
     adata : AnnData
         Cells with counts or log-normalised values in X, or in ``options.layer``.
-    model : str, optional
-        Number or alias of a version, such as ``"champion"``; by default the champion, else the newest ready
-        version.
+    model : str or Path, optional
+        A file of `canal export`, the name of a model on the shelf (`canal models`), or, in a project, number
+        or alias of a version, such as ``"champion"``; see `canal.app.models.open_model`.
     root : Path, optional
-        The project folder; by default the working directory.
+        The project folder; by default the working directory, which need not be a project.
     write : bool
         Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` and,
         where they were asked for, all probabilities into ``adata.obsm["canal_probabilities"]``.
@@ -190,10 +176,10 @@ def annotate(
         If there is no such version, or the cells cannot be labelled.
     """
     check_adata(adata)
-    project = Project.open(root)
-    version = serving_version(project, model)
-    options = replace(options or Options(), model_name=provenance(version), origin={"time": now()})
-    table = annotate_adata(load_annotator(project, version, options.effort), adata, options)
+    options = options or Options()
+    found = open_model(model, root, options.effort, _warned)
+    options = replace(options, model_name=found.provenance, origin={"time": now()})
+    table = annotate_adata(found.annotator, adata, options)
     if write:
         columns, matrices = split_obsm(table)
         stale = stale_columns(adata.obs, columns)
@@ -219,20 +205,22 @@ def annotate_file(
     callbacks: Callbacks,
     root: Path | None = None,
 ) -> Summary:
-    """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`."""
-    project = Project.open(root)
-    version = serving_version(project, model)
-    if model is None and CHAMPION not in version.aliases:
-        callbacks.notice(
-            f"no champion yet: version {version.number} ({version.stage}), the newest, labels the cells"
-        )
+    """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`.
+
+    ``model`` is as in `canal.app.models.open_model`. A project logs the record, too.
+    """
     check_target(source, target, options.overwrite)
     output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
     with Origin(source) as input_file:
-        options = replace(options, model_name=provenance(version), origin=input_file)
-        annotator = load_annotator(project, version, options.effort)
-        callbacks = replace(callbacks, on_record=record_logger(project, callbacks.notice))
-        return annotate_h5ad(annotator, source, output, options, callbacks)
+        found = open_model(model, root, options.effort, callbacks.notice)
+        options = replace(options, model_name=found.provenance, origin=input_file)
+        if found.project is not None:
+            callbacks = replace(callbacks, on_record=record_logger(found.project, callbacks.notice))
+        return annotate_h5ad(found.annotator, source, output, options, callbacks)
+
+
+def _warned(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
@@ -253,36 +241,6 @@ def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
             f"bfloat16 is {1 / speed:.0f} times slower than float32 on this machine, which has no "
             "instructions for it; leave --dtype out"
         )
-
-
-def serving_version(project: Project, model: str | None) -> Version:
-    """Return the version that ``model`` names; by default the champion, else the newest ready version.
-
-    Raises
-    ------
-    RegistryError
-        If there is no such version, it was retired, the registry is empty, or its rebuilding is incomplete.
-    """
-    if model is not None:
-        return project.store.serving(model)
-    require_rebuilt(project.store)
-    ready = [version for version in project.store.versions() if version.ready and not version.retired]
-    if not ready:
-        raise RegistryError("no version is registered yet; run `make run` first")
-    champions = [version for version in ready if CHAMPION in version.aliases]
-    return (champions or ready)[-1]
-
-
-def load_annotator(project: Project, version: Version, effort: Effort = "full") -> CellAnnotator:
-    """Return a version's annotator, after checking its files against its key.
-
-    Raises
-    ------
-    ModelError
-        If ``effort`` is fast and the version keeps no sums.
-    """
-    folder, _ = verified(project.store, version)
-    return load_model(folder / "model", effort)
 
 
 Document = dict[str, Any]

@@ -27,8 +27,9 @@ from canal.annotation.sheet import (
     write_sheet,
     write_stage_file,
 )
-from canal.app.annotating import digest_of, load_annotator, readable
+from canal.app.annotating import digest_of, readable
 from canal.app.declaring import Addition, declare, propose_stage
+from canal.app.models import load_annotator
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError

@@ -11,7 +11,7 @@ import pandas as pd
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
-from canal.app.annotating import load_annotator
+from canal.app.models import load_annotator
 from canal.app.project import Project
 from canal.core.errors import CanalError, LedgerError, RegistryError
 from canal.core.files import read_json, scratch_folder

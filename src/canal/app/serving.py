@@ -21,8 +21,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from canal.app.annotating import serving_version
 from canal.app.auditing import audit_project
+from canal.app.models import serving_version
 from canal.app.project import Project
 from canal.core.errors import ConfigError, RegistryError, tell
 

@@ -31,9 +31,10 @@ from canal.registry.promotion.promotion import Decision
 from canal.registry.provenance.exposure import CellQuery as CellQuery
 from canal.registry.provenance.exposure import CellsSeen, find_cells, find_exposures
 from canal.registry.provenance.lineage import Graph, lineage
+from canal.registry.provenance.registered import ancestry
 from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
-from canal.registry.transfer.exchange import export_bundle as export_bundle
+from canal.registry.transfer.exchange import Exported, export_bundle
 from canal.registry.transfer.exchange import import_bundle as import_bundle
 from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
@@ -92,6 +93,26 @@ def evaluations(project: Project) -> list[Document]:
     """Return evaluation.json of every evaluated stage in params.yaml, oldest first."""
     paths = [project.layout.metrics(stage) / "evaluation.json" for stage in project.config.stages]
     return [read_json(path) for path in paths if path.is_file()]
+
+
+def export_version(
+    project: Project, wanted: str, path: Path, overwrite: bool = False, without_cells: bool = False
+) -> Exported:
+    """Write a version's bundle, with the licences and citations of the data that it was learned from.
+
+    Raises
+    ------
+    RegistryError
+        As `canal.registry.transfer.exchange.export_bundle`.
+    """
+    version = project.store.version(wanted)
+    named = {one.key["data"]["source"] for one in ancestry(project.store, version) if one.is_annotator}
+    sources = {
+        name: {"licence": one.licence, "citation": one.citation}
+        for name, one in project.config.sources.items()
+        if name in named
+    }
+    return export_bundle(project.store, wanted, path, overwrite, without_cells, sources)
 
 
 def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Document:

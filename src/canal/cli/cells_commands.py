@@ -34,7 +34,13 @@ def annotate(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
     ],
-    model: Annotated[str | None, typer.Option(help="Number or alias; by default the champion.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A version of the project (by default the champion), FILE.zip of canal export, or a name of "
+            "canal models."
+        ),
+    ] = None,
     layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
     use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
     values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",

@@ -269,15 +269,30 @@ def export_version(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The ZIP file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    without_cells: Annotated[
+        bool,
+        typer.Option(
+            "--without-cells",
+            help="Leave out stored cells and all cell ids: it labels, nothing can be learned.",
+        ),
+    ] = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a version with its provenance into one file, for another team."""
-    made = app.versions.export_bundle(open_project(root).store, version, output, overwrite)
+    made = app.versions.export_version(open_project(root), version, output, overwrite, without_cells)
     if as_json:
         show_result(made.to_json(), as_json)
         return
     note(f"wrote {made.path}: {made.files} files, {made.size / 1e6:.1f} MB, sha256 {made.sha256}")
+    bank, probe, named = (made.holds[name] for name in ("bank", "probe", "named"))
+    if bank or probe or named:
+        note(
+            f"it holds the expression of {bank:,} cells of the example bank and {probe:,} validation "
+            f"cells, and the ids of {named:,} cells; --without-cells leaves them out"
+        )
+    else:
+        note("it holds no cell and no cell id; sums by cell type are in it (docs/privacy.md)")
     note("send that sha256 to whoever imports the file, by another channel than the file")
 
 

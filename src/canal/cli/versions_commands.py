@@ -10,7 +10,7 @@ from canal import app
 from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import erased_group, forward_group, impact_group, unlearned_group
-from canal.report.joining_tables import merged_group, shared_group
+from canal.report.exchange_tables import merged_group, shared_group
 from canal.report.lineage_page import dot as as_dot
 from canal.report.lineage_page import lineage_tree, write_lineage
 from canal.report.registry_tables import comparison_table, difference_group, rulings_table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -92,25 +93,49 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
     CanalError
         If anything is missing, damaged or does not fit.
     ModelError
-        If ``effort`` is fast and the version has no sums.
+        If ``effort`` is fast and the version has no sums, or its network is needed and torch not installed.
     """
     method = method_of(folder)
+    if sums_alone(folder, effort):
+        return ExactAnnotator.load(folder / EXACT)
     if method == "published":
         if effort == "fast":
             raise ModelError(
                 "this version was learned by the published method and has no sums for --effort fast: leave "
                 "--effort out, or add sums with `canal sums backfill`"
             )
+        _require_torch("")
         from canal.model.annotator import Annotator
 
         return Annotator.load(folder)
     lacking = method == "combined" and bool(types_without_sums(folder))
     if method == "exact" or (_weight(folder) == 0 and not lacking):
         return ExactAnnotator.load(folder / EXACT)
+    _require_torch("" if lacking else ", or label with --effort fast: the sums alone, without the network")
     from canal.model.combined import CombinedAnnotator, FastAnnotator
 
     whole = CombinedAnnotator.load(folder)
     return FastAnnotator(whole) if effort == "fast" and not lacking else whole
+
+
+def network_installed() -> bool:
+    """Whether torch is installed, without which networks cannot be run."""
+    return find_spec("torch") is not None
+
+
+def sums_alone(folder: Path, effort: Effort) -> bool:
+    """Whether the sums label all cells because torch, which decides unsure ones with them, is lacking."""
+    if effort != "fast" or network_installed() or method_of(folder) != "combined":
+        return False
+    return _weight(folder) > 0 and not types_without_sums(folder)
+
+
+def _require_torch(otherwise: str) -> None:
+    if not network_installed():
+        raise ModelError(
+            f"this version's network needs torch, which is not installed: pip install "
+            f"'canal-cells[network]'{otherwise}"
+        )
 
 
 def types_without_sums(folder: Path) -> tuple[str, ...]:

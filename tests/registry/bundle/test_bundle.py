@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from canal.core.errors import AuditError
 from canal.registry.transfer.bundle import Content, check_names, parse_manifest, unpack_bundle, write_bundle
-from canal.registry.transfer.exchange import prove
+from canal.registry.transfer.proof import prove
 from tests.support.bundle_files import make_bundle, make_files, member, remade, with_listing
 from tests.support.lineage import make_specs
 

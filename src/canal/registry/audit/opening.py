@@ -28,7 +28,7 @@ from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model import EXACT
-from canal.model.load import load_model, method_of
+from canal.model.load import load_model, method_of, network_installed
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import IMPORTED
 from canal.registry.provenance.registered import RegisteredVersion
@@ -88,6 +88,8 @@ class Opening:
             if wrong is None:
                 continue
             log.counts["models"] += 1
+            if not network_installed() and _method(member) != "exact":
+                log.note(member.name, _CHECK, "its network was not opened: torch is not installed")
             for what in wrong:
                 log.finding(member.name, _CHECK, f"its model cannot answer: {what}")
 
@@ -208,7 +210,7 @@ def _print_line(out: Any, document: dict[str, Any]) -> None:
 
 def _import(requests: Sequence[dict[str, Any]]) -> None:
     """Import the libraries of networks before memory is bounded: they are large."""
-    if any(
+    if network_installed() and any(
         (Path(one["folder"]) / place / "weights.safetensors").is_file()
         for one in requests
         for place in _NETWORKS
@@ -244,7 +246,7 @@ def complaints(folder: Path, about: dict[str, Any]) -> list[str]:
     steps: list[Callable[[], None]] = [lambda: _check_arrays(folder)]
     if about["kind"] == "annotator":
         steps.append(lambda: _check_annotator(folder, about["method"]))
-        if (folder / "teacher").is_dir():
+        if (folder / "teacher").is_dir() and network_installed():
             steps.append(lambda: _check_teacher(folder))
         if about["sums"]:
             steps.append(lambda: _check_sums(folder, about["sums"]))
@@ -295,17 +297,21 @@ def _check_annotator(folder: Path, method_asked: str) -> None:
         method_asked not in ("combined", "exact") or method == method_asked,
         f"it was learned as {method_asked}, but is {method}",
     )
-    if method in ("published", "combined"):
+    network = method != "exact" and network_installed()  # else the audit notes that it was not opened
+    if network:
         from canal.model.annotator import Annotator
 
         parts.append(Annotator.load(model))
     if method in ("exact", "combined"):
         parts.append(ExactAnnotator.load(model / EXACT))
-    if method == "combined":
+    if method == "combined" and network:
         from canal.model.combined import CombinedAnnotator
 
         parts.append(CombinedAnnotator.load(model))
-    parts.append(load_model(model))
+    if network or method == "exact":
+        parts.append(load_model(model))
+    if not parts:
+        return
     labels, genes = read_json(model / _LABELS), read_json(model / _GENES)
     for part in parts[-2:]:
         _require(list(part.labels) == labels, f"it answers with other types than model/{_LABELS} names")

@@ -36,6 +36,8 @@ _COMMANDS = {KIND: ("canal export", "canal import"), SHARED: ("canal share", "ca
 
 MANIFEST = "manifest.json"
 VERSION, ANCESTORS, LEDGER = "version", "ancestors", "ledger.jsonl"
+SOURCES = "sources.json"
+"""By source: licence and citation of the cells that were learned from, as params.yaml had them on export."""
 
 MOST_FILES = 20_000
 MOST_BYTES = 8 << 30

@@ -3,33 +3,24 @@
 Both check the unpacked bundle completely: the version, its ancestors, and its entries of the ledger.
 """
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
-from canal.core.files import read_json
-from canal.registry.audit.cells_used import check_cells, declared_exclusions
-from canal.registry.audit.chain import VersionReader, check_chain, check_verdict
-from canal.registry.audit.kept_cells import check_sums
+from canal.core.files import new_file
+from canal.registry.audit.chain import VersionReader
 from canal.registry.audit.ledger_entries import take_snapshot
 from canal.registry.audit.merged import check_merged
-from canal.registry.audit.opening import Opening
 from canal.registry.audit.shown_versions import check_shown, expected_page
-from canal.registry.audit.version_files import (
-    MANIFESTS,
-    AuditLog,
-    check_files,
-    check_key,
-    check_record,
-    read_manifest_key,
-)
+from canal.registry.audit.version_files import MANIFESTS, AuditLog, check_files
 from canal.registry.ledger.joined import replayed
-from canal.registry.ledger.ledger import Entry, Sign, plain_name, read_entry
-from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record, schema_complaints
+from canal.registry.ledger.ledger import Sign
+from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record
 from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import register_entry
 from canal.registry.provenance.registered import (
@@ -46,6 +37,7 @@ from canal.registry.store.tracking import parent_run
 from canal.registry.transfer.bundle import (
     LEDGER,
     MANIFEST,
+    SOURCES,
     VERSION,
     About,
     Manifest,
@@ -53,22 +45,11 @@ from canal.registry.transfer.bundle import (
     unpacked,
     write_bundle,
 )
-from canal.registry.transfer.members import (
-    REGISTERED,
-    chain_in,
-    check_ancestors,
-    left_out,
-    others_in,
-    registered_elsewhere,
-)
+from canal.registry.transfer.proof import REGISTERED, held_cells, prove, registered_elsewhere
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
 _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
 """Fields of the record that an import keeps: how the version was made."""
-
-_EVALUATION, _PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
-_KINDS = {".json", ".csv", ".safetensors", ".h5ad"}
-"""Suffixes of a model's files: none of them runs code when it is read."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +75,18 @@ class Exported:
 
 
 def export_bundle(
-    store: Store, wanted: str, path: Path, overwrite: bool = False, without_cells: bool = False
+    store: Store,
+    wanted: str,
+    path: Path,
+    overwrite: bool = False,
+    without_cells: bool = False,
+    sources: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
 
     ``without_cells`` leaves out the example bank, the validation cells, all names of cells and the sums of
     single batches: such a bundle labels cells and proves its files, but nothing can be learned on it.
+    ``sources`` is what is said of where the cells come from: by source, licence and citation.
 
     Raises
     ------
@@ -117,24 +104,16 @@ def export_bundle(
         about = About(version.model, version.number, version.key, version.record)
         withheld = [name for name in files if without_cells and holds_cells(name)]
         kept = {name: one for name, one in files.items() if name not in withheld}
+        if sources:
+            kept[SOURCES] = json.dumps(sources, sort_keys=True, indent=1).encode()
         try:
-            write_bundle(path, about, kept, withheld=withheld)
-            with unpacked(path) as (folder, manifest):
-                holds = held_cells(prove(folder, manifest))
+            with new_file(path) as new:  # only a bundle that proves what it claims takes its name
+                write_bundle(new, about, kept, withheld=withheld)
+                with unpacked(new) as (folder, manifest):
+                    holds = held_cells(prove(folder, manifest))
         except OSError as error:
             raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
     return Exported(path, len(kept) + 1, path.stat().st_size, file_digest(path), holds)
-
-
-def held_cells(chain: Sequence[RegisteredVersion]) -> dict[str, int]:
-    """Return how many cells a bundle holds with their expression, and how many by name; see `Exported`."""
-    bank, probe = chain[-1].bank, chain[-1].probe
-    named = {cell for one in chain if one.rows is not None for cell in one.rows}
-    stored = {
-        "bank": 0 if bank is None else len(bank.cells),
-        "probe": 0 if probe is None else len(probe.cells),
-    }
-    return {**stored, "named": len(named)}
 
 
 def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | bytes]:
@@ -300,103 +279,3 @@ def _notes(store: Store, version: Version, chain: Sequence[RegisteredVersion]) -
         f"`canal promote {version.number}` judges it like any other; stages of the champion that it was not "
         "measured on count as not measured unless their cells are here"
     )
-
-
-def prove(folder: Path, manifest: Manifest) -> list[RegisteredVersion]:
-    """Return the chain of an unpacked bundle, oldest first, if all checks pass.
-
-    Raises
-    ------
-    AuditError
-        Naming every finding.
-    """
-    log = AuditLog()
-    try:
-        chain = _prove(folder, manifest, log)
-    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        log.finding(VERSION, "schema", f"a document is not as canal writes it ({error!r})")
-        chain = []
-    if log.findings:
-        shown = "\n  ".join(str(one) for one in log.findings[:20])
-        raise AuditError(
-            f"the bundle does not prove what it claims ({len(log.findings)} findings):\n  {shown}\n"
-            "Nothing was registered; ask for it again, and for the sha256 by another way"
-        )
-    return chain
-
-
-def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVersion]:
-    version = Version.unregistered(manifest.model, manifest.version, manifest.key, manifest.record)
-    entries = _entries(folder / LEDGER, log)
-    named = (manifest.model, manifest.version)
-    entry = next((one for one in reversed(entries) if (one.model, one.version) == named), None)
-    if entry is None:
-        log.finding(LEDGER, "ledger", "no entry says that the version was registered")
-    key = read_manifest_key(VERSION, folder / VERSION, version, entry, log)
-    if key is None:
-        return []
-    member = RegisteredVersion(
-        VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
-    )
-    member.withheld = left_out(VERSION, manifest.withheld)
-    check_record(member, version, entry, log)
-    chain = chain_in(member, folder, manifest.withheld, log)
-    for one in chain:
-        check_key(one, log)
-        check_files(one, log)
-        for name in sorted(name for name in one.files if Path(name).suffix not in _KINDS):
-            what = f"{ascii(name)} is no file of a model ({', '.join(sorted(_KINDS))})"
-            log.finding(one.name, "files", what)
-    Opening([member], cells=True).start().report(log)
-    if log.findings:
-        return chain  # faulty files are not read any further
-    check_verdict(chain, log)
-    check_chain(chain, log)
-    check_cells(chain, log)
-    check_sums(chain, log)
-    others = others_in(chain, folder, manifest.withheld, log)
-    check_merged(chain, others, log)
-    chain = [*(one for one in others if one.digest not in {own.digest for own in chain}), *chain]
-    _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
-    _check_answers(member, log)
-    check_ancestors(chain, folder / ANCESTORS, entries, log)
-    return chain
-
-
-def _entries(path: Path, log: AuditLog) -> list[Entry]:
-    """Return the registrations in the bundle's ledger; each is checked by itself, without the chain."""
-    entries = []
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        entry = read_entry(line)
-        if isinstance(entry, str):
-            log.finding(LEDGER, "ledger", f"line {number}: {entry}")
-        elif entry.kind in REGISTERED:
-            entries.append(entry)
-    return entries
-
-
-def _check_answers(member: RegisteredVersion, log: AuditLog) -> None:
-    """Check the documents that every command reads: labels, evaluation and predictions."""
-    try:
-        for label in member.labels or ():
-            plain_name(label, f"the label {ascii(label[:60])}")
-    except RegistryError as error:
-        log.finding(member.name, "labels", str(error))
-    path = member.folder / _EVALUATION
-    document = read_json(path) if path.is_file() else None
-    broken = schema_complaints("evaluation", document)
-    for what in broken:
-        log.finding(member.name, "schema", f"{_EVALUATION}: {what}")
-    if (
-        document is not None
-        and not broken
-        and (document["labels"] != member.labels or member.stage not in document["row"])
-    ):
-        log.finding(
-            member.name, "labels", f"{_EVALUATION} is not about the labels and the stage of the model"
-        )
-    path = member.folder / _PREDICTIONS
-    header = path.open(encoding="utf-8").readline().strip().split(",") if path.is_file() else []
-    if missing := sorted({"cell_id", "stage", "truth", "predicted"} - set(header)):
-        log.finding(member.name, "schema", f"{_PREDICTIONS} lacks {', '.join(missing)}")

@@ -1,6 +1,6 @@
-"""Results of `canal merge` and `canal share` on a terminal."""
+"""What labs hand to each other, on a terminal: results of `canal merge`, `share` and `models`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -89,3 +89,62 @@ def _shared_lines(document: Document) -> Iterator[str]:
     yield f"no cell, no name of a cell, no split, no probe, no sums by batch; {keyed}"
     yield f"basis {document['basis'][:12]}..., sha256 {document['sha256']}"
     yield f"wrote {document['path']}: {document['size']:,} bytes"
+
+
+def models_table(models: Sequence[Document]) -> Group:
+    """Return the models on the shelf (`canal.app.shelf.list_models`)."""
+    if not models:
+        return Group(text("The shelf holds no model: canal models add FILE.zip puts one there."))
+    rows = table("models on the shelf")
+    rows.add_column("name", overflow="fold")
+    for name in ("types", "genes", "accuracy", "MB"):
+        rows.add_column(name, justify="right")
+    rows.add_column("version", overflow="fold")
+    rows.add_column("added")
+    for one in models:
+        figures = (f"{len(one['types'])}", f"{one['genes']:,}", _percent(one["average_accuracy"]))
+        named = f"{one['model']} {one['version']} ({one['stage']})"
+        size = f"{one['bytes'] / 1e6:.1f}"
+        rows.add_row(*map(text, (one["name"], *figures, size, named, one["added"][:10])))
+    return Group(rows)
+
+
+def model_group(document: Document) -> Group:
+    """Return one model (`canal.app.shelf.describe`): its types, where they come from, how it was made."""
+    rows = table(f"cell types of {document['name'] or document['source']}")
+    rows.add_column("type", overflow="fold")
+    for name in ("training cells", "test cells", "recognised"):
+        rows.add_column(name, justify="right")
+    for one in document["types"]:
+        figures = (f"{one['cells']:,}", f"{one['tested']:,}", _percent(one["recall"]))
+        rows.add_row(*map(text, (one["type"], *figures)))
+    return Group(rows, *map(text, _model_lines(document)))
+
+
+def _model_lines(document: Document) -> Iterator[str]:
+    stages = ", ".join(document["stages"])
+    yield f"{document['model']} {document['version']}, learned on {stages}: {document['genes']:,} genes"
+    weight = document["network_weight"]
+    share = "" if weight is None else f" (weight of the network {weight:.2f})"
+    yield f"method: {document['method']}{share}"
+    for name, one in document["sources"].items():
+        licence, citation = one["licence"] or "no licence named", one["citation"]
+        yield f"source {name}: {licence}" + (f"; {citation}" if citation else "")
+    if not document["sources"]:
+        yield "sources: the file does not say their licences"
+    made = document["made"]
+    commit = f" at commit {made['git_commit'][:12]}" if made["git_commit"] else ""
+    user = f" by {made['user']}" if made["user"] else ""
+    yield f"made on {str(made['time'])[:10]}{user}{commit}"
+    yield f"key {document['key']}"
+    holds = document["holds"]
+    if any(holds.values()):
+        cells = f"{holds['bank']:,} cells of the example bank and {holds['probe']:,} validation cells"
+        yield f"it holds the expression of {cells}, and the ids of {holds['named']:,} cells"
+    else:
+        yield "it holds no cell and no cell id"
+    yield f"from {document['source']}, sha256 {document['sha256']}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

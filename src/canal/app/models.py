@@ -1,0 +1,222 @@
+"""Which model labels cells: a version of the project, a bundle's file or folder, or a model on the shelf.
+
+All that a bundle claims is proven before any of it is used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from canal.app.project import Project
+from canal.app.shelf import is_path, on_shelf, shelf, shelved, unchanged
+from canal.config.layout import Layout
+from canal.core.errors import DataError, ModelError, RegistryError
+from canal.core.files import scratch_folder
+from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
+from canal.registry.ledger.ledger_rules import CHAMPION
+from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
+from canal.registry.store.database import Version
+from canal.registry.store.store import require_rebuilt
+from canal.registry.transfer.bundle import MANIFEST, VERSION, Manifest
+from canal.registry.transfer.proof import bundle_digest, proven_bundle
+from canal.registry.versions.history import verified
+
+Document = dict[str, Any]
+Notice = Callable[[str], None]
+
+_REGISTERED = "models:/"
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """An annotator and its provenance, JSON values for an annotation record."""
+
+    annotator: CellAnnotator
+    provenance: Document
+    project: Project | None = None
+    """The project whose version it is: its log takes the records of annotations."""
+
+
+def open_model(model: str | Path | None, root: Path | None, effort: Effort, notice: Notice) -> OpenModel:
+    """Return the model that labels cells.
+
+    Parameters
+    ----------
+    model
+        A number or alias of the project's versions; the name of a model on the shelf; a file of `canal
+        export` or a folder with its content; a folder ``models/STAGE``; or ``models:/NAME/VERSION`` of
+        MLflow. By default the champion of the project, else its newest version; without a project the only
+        model on the shelf.
+    root
+        The project folder; by default the working directory, which need not be a project.
+    notice
+        Receives messages: which model was taken, what could not be checked.
+
+    Raises
+    ------
+    CanalError
+        If there is none, it was changed, or does not prove what it claims.
+    """
+    wanted = None if model is None else str(model)
+    if wanted is not None and wanted.startswith(_REGISTERED):
+        return _from_mlflow(wanted, root, effort, notice)
+    if wanted is not None and (isinstance(model, Path) or is_path(wanted)):
+        return _from_path(Path(wanted).expanduser(), effort, notice)
+    layout = Layout((root or Path.cwd()).resolve())
+    if root is not None or layout.params.exists():
+        project = Project.open(root)
+        if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
+            return _from_project(project, wanted, effort, notice)
+    if wanted is None:
+        names = [one.name for one in shelf()]
+        if len(names) != 1:
+            there = f"the shelf holds {len(names)} models" if names else "the shelf holds no model"
+            raise RegistryError(
+                f"which model labels the cells? There is no project here (no {layout.params.name} in "
+                f"{layout.root}), and {there}: name one with --model FILE.zip or --model NAME "
+                "(`canal models list`)"
+            )
+        wanted = names[0]
+        notice(f"{wanted}, the only model on the shelf, labels the cells")
+    return _from_shelf(wanted, effort, notice)
+
+
+def _is_version(project: Project, wanted: str) -> bool:
+    number = wanted.removeprefix("v")
+    return any(number == str(one.number) or wanted in one.aliases for one in project.store.versions())
+
+
+def _from_project(project: Project, wanted: str | None, effort: Effort, notice: Notice) -> OpenModel:
+    version = serving_version(project, wanted)
+    if wanted is None and CHAMPION not in version.aliases:
+        notice(f"no champion yet: version {version.number} ({version.stage}), the newest, labels the cells")
+    return OpenModel(load_annotator(project, version, effort), provenance(version), project)
+
+
+def serving_version(project: Project, model: str | None) -> Version:
+    """Return the version that ``model`` names; by default the champion, else the newest ready version.
+
+    Raises
+    ------
+    RegistryError
+        If there is no such version, it was retired, the registry is empty, or its rebuilding is incomplete.
+    """
+    if model is not None:
+        return project.store.serving(model)
+    require_rebuilt(project.store)
+    ready = [version for version in project.store.versions() if version.ready and not version.retired]
+    if not ready:
+        raise RegistryError("no version is registered yet; run `make run` first")
+    champions = [version for version in ready if CHAMPION in version.aliases]
+    return (champions or ready)[-1]
+
+
+def load_annotator(project: Project, version: Version, effort: Effort = "full") -> CellAnnotator:
+    """Return a version's annotator, after checking its files against its key.
+
+    Raises
+    ------
+    ModelError
+        If ``effort`` is fast and the version keeps no sums.
+    """
+    folder, _ = verified(project.store, version)
+    return load_model(folder / "model", effort)
+
+
+def provenance(version: Version) -> Document:
+    """Return the provenance of a version, for an annotation record."""
+    return {
+        "model": version.model,
+        "version": version.number,
+        "key": version.key,
+        "record": version.record,
+        "stage": version.stage,
+    }
+
+
+def _from_path(path: Path, effort: Effort, notice: Notice) -> OpenModel:
+    """Return the model of a bundle's file or folder, or of a folder ``models/STAGE``."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; `canal export` writes one, `canal models list` names others")
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        notice(
+            f"{path} is no bundle of `canal export`: its files are compared with its {KEY_FILE}, but nothing "
+            "proves how it was made"
+        )
+        return _from_version_folder(path, {}, effort, notice)
+    with proven_bundle(path) as (folder, manifest, chain):
+        annotator = _loaded(folder / VERSION, effort, notice)
+        about = _handed(manifest, chain[-1].stage) | {"bundle": bundle_digest(path)}
+        return OpenModel(annotator, about)
+
+
+def _handed(manifest: Manifest, stage: str) -> Document:
+    """Return the provenance of the version in a bundle."""
+    named = {"model": manifest.model, "version": manifest.version}
+    return {**named, "key": manifest.key, "record": manifest.record, "stage": stage}
+
+
+def _loaded(folder: Path, effort: Effort, notice: Notice) -> CellAnnotator:
+    """Return the annotator of a version's folder."""
+    if sums_alone(folder / "model", effort):
+        notice("torch is not installed: the sums label all cells, also those that the network would decide")
+    return load_model(folder / "model", effort)
+
+
+def _from_version_folder(folder: Path, expected: Document, effort: Effort, notice: Notice) -> OpenModel:
+    """Return the model of a version's folder whose files are those of its key.json."""
+    try:
+        key = read_key(folder)
+    except RegistryError as error:
+        raise RegistryError(f"{folder} holds no model: neither {MANIFEST} nor a valid {KEY_FILE}") from error
+    check_files(folder, {name: one for name, one in key["files"].items() if name.startswith("model/")})
+    if not (folder / "model").is_dir():
+        raise ModelError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
+    digest = key_digest(folder)
+    if expected and expected["key"] != digest:
+        raise RegistryError(
+            f"{KEY_FILE} of {expected['model']} {expected['version']} has sha256 {digest[:12]}..., "
+            f"registered was {expected['key'][:12]}..."
+        )
+    about = {"model": None, "version": None, "key": digest, "record": None, "stage": key["stage"]}
+    return OpenModel(_loaded(folder, effort, notice), about | expected)
+
+
+def _from_shelf(name: str, effort: Effort, notice: Notice) -> OpenModel:
+    one = shelved(name)
+    manifest = unchanged(one)
+    annotator = _loaded(one.folder / VERSION, effort, notice)
+    stage = str(read_key(one.folder / VERSION)["stage"])
+    return OpenModel(annotator, _handed(manifest, stage) | {"bundle": one.sha256})
+
+
+def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice) -> OpenModel:
+    """Return a version by MLflow's own address: of the project's registry, or of MLFLOW_TRACKING_URI."""
+    name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
+    if not name or not wanted:
+        raise RegistryError(f"{address}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+    layout = Layout((root or Path.cwd()).resolve())
+    if root is not None or layout.params.exists():
+        project = Project.open(root)
+        if name == project.store.names.model:
+            return _from_project(project, wanted, effort, notice)
+    mlflow = import_module("mlflow")
+    if mlflow.get_tracking_uri().startswith("file:"):
+        raise RegistryError(f"{address}: of which MLflow? Set MLFLOW_TRACKING_URI to its address")
+    with scratch_folder("model") as folder:
+        try:
+            client = mlflow.MlflowClient()
+            found = (
+                client.get_model_version(name, wanted)
+                if wanted.isdigit()
+                else client.get_model_version_by_alias(name, wanted)
+            )
+            mlflow.artifacts.download_artifacts(f"{_REGISTERED}{name}/{found.version}", dst_path=str(folder))
+        except mlflow.exceptions.MlflowException as error:
+            raise RegistryError(f"{address}: {str(error)[:300]}") from error
+        expected = {"model": name, "version": int(found.version), "key": found.tags.get("canal.key", "")}
+        if not expected["key"]:
+            raise RegistryError(f"{address} is no version of canal: it has no tag canal.key")
+        return _from_version_folder(folder, expected, effort, notice)
