@@ -53,6 +53,10 @@ COMMANDS = [
     ("basis", "export"),
     ("basis", "adopt"),
     ("serve",),
+    ("models", "add"),
+    ("models", "list"),
+    ("models", "show"),
+    ("models", "remove"),
 ]
 
 

@@ -23,7 +23,7 @@ from canal.annotation.output import Output, check_target
 from canal.annotation.query import check_adata
 from canal.annotation.records import Log, Record, genuine, read_log
 from canal.annotation.summary import Summary
-from canal.app.models import open_model
+from canal.app.models import find_model
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import CanalError, DataError, RegistryError
@@ -161,7 +161,7 @@ def annotate(
         Cells with counts or log-normalised values in X, or in ``options.layer``.
     model : str or Path, optional
         A file of `canal export`, the name of a model on the shelf (`canal models`), or, in a project, number
-        or alias of a version, such as ``"champion"``; see `canal.app.models.open_model`.
+        or alias of a version, such as ``"champion"``; see `canal.app.models.find_model`.
     root : Path, optional
         The project folder; by default the working directory, which need not be a project.
     write : bool
@@ -177,9 +177,9 @@ def annotate(
     """
     check_adata(adata)
     options = options or Options()
-    found = open_model(model, root, options.effort, _warned)
+    found = find_model(model, root, options.effort, _warned)
     options = replace(options, model_name=found.provenance, origin={"time": now()})
-    table = annotate_adata(found.annotator, adata, options)
+    table = annotate_adata(found.load(), adata, options)
     if write:
         columns, matrices = split_obsm(table)
         stale = stale_columns(adata.obs, columns)
@@ -207,16 +207,16 @@ def annotate_file(
 ) -> Summary:
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`.
 
-    ``model`` is as in `canal.app.models.open_model`. A project logs the record, too.
+    ``model`` is as in `canal.app.models.find_model`. A project logs the record, too.
     """
+    found = find_model(model, root, options.effort, callbacks.notice)
     check_target(source, target, options.overwrite)
     output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
     with Origin(source) as input_file:
-        found = open_model(model, root, options.effort, callbacks.notice)
         options = replace(options, model_name=found.provenance, origin=input_file)
         if found.project is not None:
             callbacks = replace(callbacks, on_record=record_logger(found.project, callbacks.notice))
-        return annotate_h5ad(found.annotator, source, output, options, callbacks)
+        return annotate_h5ad(found.load(), source, output, options, callbacks)
 
 
 def _warned(message: str) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 from canal.app.project import Project
 from canal.app.shelf import is_path, on_shelf, shelf, shelved, unchanged
 from canal.config.layout import Layout
-from canal.core.errors import DataError, ModelError, RegistryError
+from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
 from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
+from canal.registry.provenance.registered import LABELS
 from canal.registry.store.database import Version
 from canal.registry.store.store import require_rebuilt
 from canal.registry.transfer.bundle import MANIFEST, VERSION, Manifest
 from canal.registry.transfer.proof import bundle_digest, proven_bundle
 from canal.registry.versions.history import verified
+from canal.runtime.startup import quiet_libraries
 
 Document = dict[str, Any]
 Notice = Callable[[str], None]
@@ -30,17 +32,26 @@ _REGISTERED = "models:/"
 
 
 @dataclass(frozen=True)
-class OpenModel:
-    """An annotator and its provenance, JSON values for an annotation record."""
+class FoundModel:
+    """A model that labels cells.
 
-    annotator: CellAnnotator
+    Attributes
+    ----------
+    provenance : dict
+        Which version it is, JSON values for an annotation record.
+    load : callable
+        Returns its annotator.
+    project : Project, optional
+        The project whose version it is: its log takes the records of annotations.
+    """
+
     provenance: Document
+    load: Callable[[], CellAnnotator]
     project: Project | None = None
-    """The project whose version it is: its log takes the records of annotations."""
 
 
-def open_model(model: str | Path | None, root: Path | None, effort: Effort, notice: Notice) -> OpenModel:
-    """Return the model that labels cells.
+def find_model(model: str | Path | None, root: Path | None, effort: Effort, notice: Notice) -> FoundModel:
+    """Return the model that labels cells; what comes from outside of the project is proven here.
 
     Parameters
     ----------
@@ -88,11 +99,11 @@ def _is_version(project: Project, wanted: str) -> bool:
     return any(number == str(one.number) or wanted in one.aliases for one in project.store.versions())
 
 
-def _from_project(project: Project, wanted: str | None, effort: Effort, notice: Notice) -> OpenModel:
+def _from_project(project: Project, wanted: str | None, effort: Effort, notice: Notice) -> FoundModel:
     version = serving_version(project, wanted)
     if wanted is None and CHAMPION not in version.aliases:
         notice(f"no champion yet: version {version.number} ({version.stage}), the newest, labels the cells")
-    return OpenModel(load_annotator(project, version, effort), provenance(version), project)
+    return FoundModel(provenance(version), lambda: load_annotator(project, version, effort), project)
 
 
 def serving_version(project: Project, model: str | None) -> Version:
@@ -136,7 +147,7 @@ def provenance(version: Version) -> Document:
     }
 
 
-def _from_path(path: Path, effort: Effort, notice: Notice) -> OpenModel:
+def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
     """Return the model of a bundle's file or folder, or of a folder ``models/STAGE``."""
     if not path.exists():
         raise DataError(f"{path}: no such file; `canal export` writes one, `canal models list` names others")
@@ -149,7 +160,7 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> OpenModel:
     with proven_bundle(path) as (folder, manifest, chain):
         annotator = _loaded(folder / VERSION, effort, notice)
         about = _handed(manifest, chain[-1].stage) | {"bundle": bundle_digest(path)}
-        return OpenModel(annotator, about)
+        return FoundModel(about, lambda: annotator)
 
 
 def _handed(manifest: Manifest, stage: str) -> Document:
@@ -165,15 +176,15 @@ def _loaded(folder: Path, effort: Effort, notice: Notice) -> CellAnnotator:
     return load_model(folder / "model", effort)
 
 
-def _from_version_folder(folder: Path, expected: Document, effort: Effort, notice: Notice) -> OpenModel:
+def _from_version_folder(folder: Path, expected: Document, effort: Effort, notice: Notice) -> FoundModel:
     """Return the model of a version's folder whose files are those of its key.json."""
     try:
         key = read_key(folder)
     except RegistryError as error:
         raise RegistryError(f"{folder} holds no model: neither {MANIFEST} nor a valid {KEY_FILE}") from error
     check_files(folder, {name: one for name, one in key["files"].items() if name.startswith("model/")})
-    if not (folder / "model").is_dir():
-        raise ModelError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
+    if not (folder / LABELS).is_file():
+        raise RegistryError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
     digest = key_digest(folder)
     if expected and expected["key"] != digest:
         raise RegistryError(
@@ -181,18 +192,19 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
             f"registered was {expected['key'][:12]}..."
         )
     about = {"model": None, "version": None, "key": digest, "record": None, "stage": key["stage"]}
-    return OpenModel(_loaded(folder, effort, notice), about | expected)
+    annotator = _loaded(folder, effort, notice)
+    return FoundModel(about | expected, lambda: annotator)
 
 
-def _from_shelf(name: str, effort: Effort, notice: Notice) -> OpenModel:
+def _from_shelf(name: str, effort: Effort, notice: Notice) -> FoundModel:
     one = shelved(name)
     manifest = unchanged(one)
-    annotator = _loaded(one.folder / VERSION, effort, notice)
     stage = str(read_key(one.folder / VERSION)["stage"])
-    return OpenModel(annotator, _handed(manifest, stage) | {"bundle": one.sha256})
+    about = _handed(manifest, stage) | {"bundle": one.sha256}
+    return FoundModel(about, lambda: _loaded(one.folder / VERSION, effort, notice))
 
 
-def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice) -> OpenModel:
+def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice) -> FoundModel:
     """Return a version by MLflow's own address: of the project's registry, or of MLFLOW_TRACKING_URI."""
     name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
     if not name or not wanted:
@@ -202,6 +214,7 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
         project = Project.open(root)
         if name == project.store.names.model:
             return _from_project(project, wanted, effort, notice)
+    quiet_libraries()
     mlflow = import_module("mlflow")
     if mlflow.get_tracking_uri().startswith("file:"):
         raise RegistryError(f"{address}: of which MLflow? Set MLFLOW_TRACKING_URI to its address")

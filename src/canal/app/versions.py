@@ -110,7 +110,7 @@ def export_version(
     sources = {
         name: {"licence": one.licence, "citation": one.citation}
         for name, one in project.config.sources.items()
-        if name in named
+        if name in named and (one.licence or one.citation)
     }
     return export_bundle(project.store, wanted, path, overwrite, without_cells, sources)
 

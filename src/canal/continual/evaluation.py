@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from canal.continual.cells import LabelledCells
 from canal.core.errors import TrainingError
@@ -19,6 +18,8 @@ from canal.core.files import new_file, write_json
 from canal.memory.prediction import calibration, softmax
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.memory.prediction import Prediction
     from canal.model.load import CellAnnotator
 
@@ -233,6 +234,8 @@ def _calibration(
 
 
 def _predictions(tests: Mapping[str, LabelledCells], answers: Mapping[str, Prediction]) -> pd.DataFrame:
+    import pandas as pd
+
     parts = [
         pd.DataFrame(
             {

@@ -1,6 +1,7 @@
 """Bundles: the same bytes for the same content, read back whole, and every hostile one refused unwritten."""
 
 import hashlib
+import json
 import stat
 import zipfile
 from dataclasses import replace
@@ -214,3 +215,23 @@ def test_another_key_than_the_ledger_names_is_refused(tmp_path):
     write_bundle(tmp_path / "a.zip", replace(about, key="7" * 64), files)
     with pytest.raises(AuditError, match=r"key\.json has sha256 .*, but the tag says 777777777777"):
         unpacked(tmp_path / "a.zip", tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["version/model/weights.safetensors"], ["version/key.json"], ["bank/bank.h5ad/../x"], [3], "bank", None],
+)
+def test_only_files_with_cells_may_be_withheld(bundle, names):
+    with zipfile.ZipFile(bundle) as archive:
+        document = json.loads(archive.read("manifest.json"))
+    for name in names if isinstance(names, list) else ():
+        document["files"].pop(name, None)
+    with pytest.raises(AuditError, match="withholds|damaged"):
+        parse_manifest(json.dumps({**document, "withheld": names}).encode())
+
+
+def test_a_file_that_is_there_is_not_withheld(bundle):
+    with zipfile.ZipFile(bundle) as archive:
+        document = json.loads(archive.read("manifest.json"))
+    with pytest.raises(AuditError, match="withholds"):
+        parse_manifest(json.dumps({**document, "withheld": ["version/split/cells.csv"]}).encode())

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -215,13 +216,9 @@ def _import(requests: Sequence[dict[str, Any]]) -> None:
         for one in requests
         for place in _NETWORKS
     ):
-        import torch
-
-        import canal.model.annotator
-        import canal.model.backbone
-        import canal.model.combined  # noqa: F401
-
-        torch.set_num_threads(1)
+        for name in ("annotator", "backbone", "combined"):
+            import_module(f"canal.model.{name}")
+        import_module("torch").set_num_threads(1)
 
 
 def _bound(seconds: int, memory: int) -> None:

@@ -1,0 +1,253 @@
+"""Cells labelled with no project around: by a bundle's file or folder, by the shelf, by MLflow's address."""
+
+import http.server
+import json
+import shutil
+import threading
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import read_h5ad
+from typer.testing import CliRunner
+
+import canal
+from canal.app import models, shelf
+from canal.cli import app
+from canal.core.digests import file_digest
+from canal.core.errors import AuditError, CanalError, RegistryError
+from canal.data.split import read_split
+from canal.registry.transfer.exchange import import_bundle
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("models")]
+
+
+@pytest.fixture(scope="module")
+def bundles(learned, tmp_path_factory):
+    """Give the second version's bundle, one without cells, and the cells that both label."""
+    line, _ = learned
+    folder = tmp_path_factory.mktemp("bundles")
+    line.canal("export", "2", "-o", str(folder / "whole.zip"))
+    line.canal("export", "2", "-o", str(folder / "bare.zip"), "--without-cells")
+    shutil.copyfile(line.root / "raw" / "third.h5ad", folder / "cells.h5ad")
+    return folder
+
+
+@pytest.fixture
+def here(bundles, tmp_path, monkeypatch):
+    """Be in an empty folder, with an empty shelf."""
+    monkeypatch.setenv("CANAL_MODELS", str(tmp_path / "shelf"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return tmp_path / "empty"
+
+
+@pytest.fixture(scope="module")
+def wanted(learned, bundles):
+    """Give the labels in the project itself."""
+    line, _ = learned
+    line.canal("annotate", str(bundles / "cells.h5ad"), "-o", str(bundles / "in-project.csv"), "--model", "2")
+    return pd.read_csv(bundles / "in-project.csv")
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    if code:
+        assert isinstance(done.exception, CanalError), (done.output, done.exception)
+        return str(done.exception)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def labels(model, cells, here):
+    target = here / "labels.csv"
+    run("annotate", cells, "-o", target, "--model", model, "--overwrite")
+    return pd.read_csv(target)
+
+
+@pytest.mark.parametrize("name", ["whole", "bare"])
+def test_a_file_labels_as_the_project_does(bundles, wanted, here, name):
+    pd.testing.assert_frame_equal(labels(bundles / f"{name}.zip", bundles / "cells.h5ad", here), wanted)
+    with zipfile.ZipFile(bundles / f"{name}.zip") as archive:
+        archive.extractall(here / name)
+    pd.testing.assert_frame_equal(labels(here / name, bundles / "cells.h5ad", here), wanted)
+
+
+def test_python_labels_by_a_file_and_the_record_names_it(bundles, wanted, here, learned):
+    adata = read_h5ad(bundles / "cells.h5ad")
+    table = canal.annotate(adata, model=bundles / "whole.zip")
+    assert table["canal_cell_type"].astype(str).tolist() == wanted["canal_cell_type"].tolist()
+    model = table.attrs["canal"]["model"]
+    assert model["bundle"] == file_digest(bundles / "whole.zip")
+    version = learned[0].project().store.version("2")
+    assert (model["model"], model["version"], model["key"]) == (version.model, 2, version.key)
+
+
+def test_without_cells_is_without_cells(bundles, learned, here):
+    line, _ = learned
+    ids = [
+        name.partition(":")[2].encode()
+        for stage in ("first", "second")
+        for name in read_split(line.root / "splits" / f"{stage}.csv")["cell_id"]
+    ]
+    digests = [
+        one.encode()
+        for stage in ("first", "second")
+        for one in read_split(line.root / "splits" / f"{stage}.csv")["cell_digest"]
+    ]
+    with zipfile.ZipFile(bundles / "bare.zip") as bare, zipfile.ZipFile(bundles / "whole.zip") as whole:
+        content = b"\n".join(bare.read(name) for name in bare.namelist())
+        assert not any(one in content for one in (*ids, *digests))
+        assert any(ids[0] in whole.read(name) for name in whole.namelist())
+        assert not [name for name in bare.namelist() if name.endswith((".h5ad", "cells.csv"))]
+    told = run("models", "show", bundles / "whole.zip", "--json")
+    holds = json.loads(told)["holds"]
+    assert min(holds.values()) > 0
+    assert json.loads(run("models", "show", bundles / "bare.zip", "--json"))["holds"] == dict.fromkeys(
+        holds, 0
+    )
+
+
+def test_nothing_is_learned_on_a_bundle_without_cells(bundles, line):
+    before = (line.root / "ledger.jsonl").read_bytes()
+    with pytest.raises(AuditError, match="nothing can be learned on it"):
+        import_bundle(line.project().store, bundles / "bare.zip")
+    assert (line.root / "ledger.jsonl").read_bytes() == before
+
+
+def test_what_was_changed_labels_nothing(bundles, here):
+    content = (bundles / "whole.zip").read_bytes()
+    at = content.index(b"PK\x01\x02") // 2
+    (here / "changed.zip").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    said = run("annotate", bundles / "cells.h5ad", "-o", "o.h5ad", "--model", "./changed.zip", code=1)
+    assert "changed; ask for it again" in said
+    assert not (here / "o.h5ad").exists()
+    with zipfile.ZipFile(bundles / "whole.zip") as archive:
+        archive.extractall(here / "folder")
+    (here / "folder" / "version" / "model" / "more.json").write_text("{}")
+    with pytest.raises(AuditError, match="does not name: version/model/more.json"):
+        models.find_model(here / "folder", None, "full", print)
+    (here / "folder" / "version" / "model" / "more.json").unlink()
+    (here / "folder" / "version" / "key.json").write_text("{}")
+    with pytest.raises(AuditError, match="changed are version/key.json"):
+        models.find_model(here / "folder", None, "full", print)
+
+
+def test_a_model_is_kept_on_the_shelf_and_labels_by_its_name(bundles, wanted, here):
+    kept = json.loads(run("models", "add", bundles / "bare.zip", "--name", "lab", "--json"))
+    assert [one["type"] for one in kept["types"]] == ["B", "NK", "T", "Mono"]
+    assert {one["type"]: one["cells"] for one in kept["types"]}["Mono"] == 24
+    assert kept["genes"] == 32
+    assert [one["name"] for one in json.loads(run("models", "list", "--json"))] == ["lab"]
+    assert "Mono" in run("models", "show", "lab")
+    pd.testing.assert_frame_equal(labels("lab", bundles / "cells.h5ad", here), wanted)
+    run("annotate", bundles / "cells.h5ad", "-o", "only.csv")  # the only one there is
+    pd.testing.assert_frame_equal(pd.read_csv(here / "only.csv"), wanted)
+    assert "is on the shelf" in run("models", "add", bundles / "whole.zip", "--name", "lab", code=1)
+    run("models", "add", bundles / "whole.zip")
+    assert "the shelf holds 2 models" in run("annotate", bundles / "cells.h5ad", "-o", "o.csv", code=1)
+    run("models", "remove", "lab")
+    assert [one.name for one in shelf.shelf()] == ["whole"]
+    assert "there are whole" in run("models", "remove", "lab", code=1)
+    assert [one.name for one in shelf.shelf_folder().iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("name", ["3", "../up", "a b", "", "x" * 65, "-o"])
+def test_a_name_that_is_none_is_refused(bundles, here, name):
+    if name:
+        with pytest.raises(CanalError, match="is no name for a model"):
+            shelf.add_model(str(bundles / "bare.zip"), name)
+    with pytest.raises(RegistryError, match="there are none yet"):
+        shelf.shelved(name)
+    assert not shelf.shelf_folder().exists()
+
+
+def test_a_model_that_was_changed_on_the_shelf_labels_nothing(bundles, here):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    path = shelf.shelf_folder() / "lab" / "bundle" / "version" / "model" / "labels.json"
+    before = path.read_text()
+    path.write_text(before.replace("Mono", "Macrophage"))
+    with pytest.raises(AuditError, match="changed are version/model/labels.json"):
+        models.find_model("lab", None, "full", print)
+    manifest = shelf.shelf_folder() / "lab" / "bundle" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"]["version/model/labels.json"] = {
+        "size": path.stat().st_size,
+        "sha256": file_digest(path),
+    }
+    manifest.write_text(json.dumps(document))
+    with pytest.raises(RegistryError, match="was changed since lab was proven"):
+        models.find_model("lab", None, "full", print)
+    (shelf.shelf_folder() / "lab" / "shelf.json").write_text("[]")
+    with pytest.raises(RegistryError, match="is damaged"):
+        models.find_model("lab", None, "full", print)
+
+
+@pytest.fixture
+def address(bundles):
+    """Give the address of a server of the bundles."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(bundles))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/bare.zip"
+        server.shutdown()
+
+
+def test_an_address_needs_the_digest_of_its_file(bundles, here, address):
+    with pytest.raises(CanalError, match="--sha256 is needed"):
+        shelf.add_model(address)
+    with pytest.raises(CanalError, match="expected sha256 0000"):
+        shelf.add_model(address, sha256="0" * 64)
+    with pytest.raises(CanalError, match="64 hexadecimal digits"):
+        shelf.add_model(address, sha256="short")
+    assert not shelf.shelf()
+    digest = file_digest(bundles / "bare.zip")
+    assert shelf.add_model(address, sha256=digest)["source"] == address
+    assert [(one.name, one.sha256) for one in shelf.shelf()] == [("bare", digest)]
+
+
+def test_mlflow_names_a_version_from_outside_of_the_project(bundles, wanted, here, line, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{line.root / 'mlflow.db'}")
+    for address in ("models:/canal-annotator/2", "models:/canal-annotator@candidate"):
+        pd.testing.assert_frame_equal(labels(address, bundles / "cells.h5ad", here), wanted)
+    for address, why in {
+        "models:/canal-annotator/9": "not found",
+        "models:/canal-annotator": "expected models:/NAME/VERSION",
+        "models:/canal-backbone/1": "labels no cells",
+    }.items():
+        with pytest.raises(RegistryError, match=why):
+            models.find_model(address, None, "full", print)
+
+
+def test_in_a_project_its_versions_come_before_the_shelf(bundles, here, line, monkeypatch):
+    monkeypatch.chdir(line.root)
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    assert models.find_model("lab", None, "full", print).project is None
+    shelf.add_model(str(bundles / "bare.zip"), "candidate")
+    assert models.find_model("candidate", None, "full", print).project is not None
+    with pytest.raises(RegistryError, match="no version 'nothing' of canal-annotator"):
+        models.find_model("nothing", None, "full", print)
+    told = []
+    folder = models.find_model(line.root / "models" / "second", None, "full", told.append)
+    assert "nothing proves how it was made" in told[0]
+    whole = models.find_model("2", None, "full", print)
+    assert folder.load().digest() == whole.load().digest()
+    with pytest.raises(RegistryError, match="holds no model"):
+        models.find_model(line.root / "raw", None, "full", print)
+    with pytest.raises(CanalError, match="no such file"):
+        models.find_model("gone.zip", None, "full", print)
+
+
+def test_where_nothing_is_named_it_says_what_can_be(here, bundles):
+    with pytest.raises(RegistryError, match="There is no project here .* the shelf holds no model"):
+        canal.annotate(read_h5ad(bundles / "cells.h5ad"))
+    assert "puts one there" in run("models", "list")
+    assert np.array_equal([], shelf.list_models())
