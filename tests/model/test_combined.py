@@ -24,8 +24,8 @@ from canal.model.combined import (
     FastAnnotator,
     read_combination,
 )
-from canal.model.load import load_model, method_of
-from tests.support.models import LABELS, make_combined
+from canal.model.load import load_model, method_of, sums_alone
+from tests.support.models import LABELS, make_annotator, make_combined
 from tests.support.sums import make_cells, make_exact, make_sums
 from tests.support.warm import REPOSITORY
 
@@ -237,7 +237,7 @@ NO_TORCH = """
 import sys
 import numpy as np
 from pathlib import Path
-from canal.model.load import load_model
+from canal.model.load import load_model, sums_alone
 for effort in ("full", "fast"):
     load_model(Path(sys.argv[1]), effort).predict(np.ones((2, 20), dtype=np.float32))
 print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "mlflow", "sklearn", "pandas"}))
@@ -257,6 +257,38 @@ def test_where_the_network_has_no_weight_it_is_never_loaded(tmp_path, kind):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
     assert isinstance(load_model(tmp_path), ExactAnnotator)
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+from pathlib import Path
+sys.modules["torch"] = None  # as if it were not installed
+from canal.core.errors import ModelError
+from canal.memory.answer import ExactAnnotator
+from canal.model.load import load_model, sums_alone, sums_alone
+folder, cells = Path(sys.argv[1]), np.ones((2, 20), dtype=np.float32)
+fast = load_model(folder, "fast")
+assert isinstance(fast, ExactAnnotator) and sums_alone(folder, "fast")
+assert fast.predict(cells).labels == ExactAnnotator.load(folder / "exact").predict(cells).labels
+for effort, model in (("full", folder), ("full", folder / "published")):
+    try:
+        load_model(model, effort)
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_without_torch_the_sums_answer_if_asked_to_and_else_it_is_told(folder, tmp_path):
+    make_annotator().save(folder / "published")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    combined, published = done.stdout.splitlines()
+    assert "canal-cells[network]" in combined
+    assert "--effort fast" in combined
+    assert "canal-cells[network]" in published
+    assert "--effort" not in published
+    assert not sums_alone(folder, "fast")  # torch is installed here
 
 
 # Where the types lie in the network

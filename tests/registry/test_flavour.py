@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from canal.registry.manifest.version_folder import assemble
 from canal.runtime.startup import quiet_libraries
 from tests.support.cells import gene_names
 from tests.support.models import make_annotator
+from tests.support.sums import make_exact
 from tests.support.warm import REPOSITORY
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
@@ -65,6 +67,37 @@ def ask(model):
             return error.get_http_status_code(), json.loads(error.serialize_as_json())
 
     return asked
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import mlflow, numpy, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+cells = pandas.DataFrame(0.5 * numpy.ones((2, 20)), columns=model.metadata.get_input_schema().input_names()[:20])
+print(len(model.predict(cells)))
+"""
+
+
+@pytest.mark.parametrize("method", ["exact", "published"])
+def test_a_version_requires_torch_only_where_it_runs_a_network(tmp_path, annotator, method):
+    quiet_libraries()
+    model, target = tmp_path / "learned" / "model", tmp_path / "version"
+    if method == "exact":
+        exact = make_exact()
+        exact.save(model / "exact")
+        for name in ("labels", "genes"):
+            (model / f"{name}.json").write_text(json.dumps(list(getattr(exact, name))))
+    else:
+        annotator.save(model)
+    target.mkdir()
+    assemble(tmp_path / "learned", {}, target, pyfunc=True)
+    required = (target / "requirements.txt").read_text()
+    assert ("torch" in required) == (method == "published")
+    if method == "exact":
+        command = [sys.executable, "-c", WITHOUT_TORCH, str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "2", done.stderr[-2000:]
 
 
 def test_the_code_of_a_version_hides_no_other_canal(version, model):

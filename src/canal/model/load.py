@@ -108,14 +108,22 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
         from canal.model.annotator import Annotator
 
         return Annotator.load(folder)
-    lacking = method == "combined" and bool(types_without_sums(folder))
-    if method == "exact" or (_weight(folder) == 0 and not lacking):
+    if not runs_network(folder):
         return ExactAnnotator.load(folder / EXACT)
+    lacking = bool(types_without_sums(folder))
     _require_torch("" if lacking else ", or label with --effort fast: the sums alone, without the network")
     from canal.model.combined import CombinedAnnotator, FastAnnotator
 
     whole = CombinedAnnotator.load(folder)
     return FastAnnotator(whole) if effort == "fast" and not lacking else whole
+
+
+def runs_network(folder: Path) -> bool:
+    """Whether the model of a folder runs a network: not where the sums answer alone."""
+    method = method_of(folder)
+    if method == "combined":
+        return _weight(folder) > 0 or bool(types_without_sums(folder))
+    return method == "published"
 
 
 def network_installed() -> bool:

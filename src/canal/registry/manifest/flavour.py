@@ -23,10 +23,13 @@ class AnnotatorModel(PythonModel):
         import threading
         from pathlib import Path
 
-        from canal.model.compute import find_device
-        from canal.model.load import load_model
+        from canal.model.load import load_model, runs_network
 
-        self.folder, self._device = Path(context.artifacts["model"]), find_device("auto")
+        self.folder, self._device = Path(context.artifacts["model"]), "cpu"
+        if runs_network(self.folder):
+            from canal.model.compute import find_device
+
+            self._device = find_device("auto")
         self.annotators = {"full": load_model(self.folder).on(self._device)}
         self._turn = threading.Lock()
 

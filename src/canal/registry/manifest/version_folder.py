@@ -22,7 +22,7 @@ from canal.core.digests import file_digest, json_digest, tree_digests
 from canal.core.errors import RegistryError
 from canal.core.files import read_json, write_json
 from canal.memory.answer import CONFIG
-from canal.model.load import method_of, types_without_sums
+from canal.model.load import method_of, runs_network, types_without_sums
 
 IMPORTED = "imported"
 """The stage in the key and in the tag ``canal.stage`` of an imported backbone."""
@@ -61,7 +61,7 @@ _SHIPPED = (
 )
 """The part of canal that a version needs to read a request and to answer: no training code."""
 
-_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
+_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "scipy")
 
 Document = dict[str, Any]
 
@@ -206,6 +206,7 @@ def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
     import mlflow.pyfunc
 
     scratch = target.with_name(f"{target.name}-code")
+    required = (*_REQUIRED, *(["torch"] if runs_network(model / "model") else []))
     try:
         code, flavour = _ship(scratch)
         mlflow.pyfunc.save_model(
@@ -213,7 +214,7 @@ def _save_pyfunc(model: Path, target: Path, model_id: str | None) -> None:
             python_model=str(flavour),
             artifacts={"model": str(model / "model")},
             code_paths=[str(code)],
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _REQUIRED],
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in required],
             signature=_signature(read_json(model / "model" / "genes.json")),
         )
     finally:
