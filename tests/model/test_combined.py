@@ -237,7 +237,7 @@ NO_TORCH = """
 import sys
 import numpy as np
 from pathlib import Path
-from canal.model.load import load_model, sums_alone
+from canal.model.load import load_model
 for effort in ("full", "fast"):
     load_model(Path(sys.argv[1]), effort).predict(np.ones((2, 20), dtype=np.float32))
 print(*sorted({name.split(".")[0] for name in sys.modules} & {"torch", "mlflow", "sklearn", "pandas"}))
@@ -266,7 +266,7 @@ from pathlib import Path
 sys.modules["torch"] = None  # as if it were not installed
 from canal.core.errors import ModelError
 from canal.memory.answer import ExactAnnotator
-from canal.model.load import load_model, sums_alone, sums_alone
+from canal.model.load import load_model, sums_alone
 folder, cells = Path(sys.argv[1]), np.ones((2, 20), dtype=np.float32)
 fast = load_model(folder, "fast")
 assert isinstance(fast, ExactAnnotator) and sums_alone(folder, "fast")

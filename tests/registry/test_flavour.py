@@ -74,7 +74,8 @@ import sys
 sys.modules["torch"] = None  # as if it were not installed
 import mlflow, numpy, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
-cells = pandas.DataFrame(0.5 * numpy.ones((2, 20)), columns=model.metadata.get_input_schema().input_names()[:20])
+genes = model.metadata.get_input_schema().input_names()[:20]
+cells = pandas.DataFrame(0.5 * numpy.ones((2, 20)), columns=genes)
 print(len(model.predict(cells)))
 """
 
