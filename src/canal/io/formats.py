@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from canal.io.blocks import ByCell, ByEntries
 from canal.io.h5ad import H5adFile, NotGenes, not_genes
 from canal.io.hdf5 import open_hdf5
 from canal.io.tenx import MtxFolder, TenxFile
+from canal.io.text_table import is_text_table, open_text_table
 from canal.io.zarr_store import is_zarr, open_zarr
 
 if TYPE_CHECKING:
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 
 class CellFile(Protocol):
-    """The interface of an open file of cells in any format; ``layer`` names one of its matrices."""
+    """The interface of an open file of cells in any format; ``layer`` names one of its matrices.
+
+    ``assumed`` says what was assumed to read it, ``""`` where nothing was.
+    """
 
     path: Path
+    assumed: str
 
     @property
     def n_cells(self) -> int:
@@ -74,12 +79,12 @@ class TabledFile(CellFile, Protocol):
         ...
 
 
-H5AD, ZARR, TENX, MTX, LOOM = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom"
-KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, and loom"
+H5AD, ZARR, TENX, MTX, LOOM, TEXT = "h5ad", "zarr", "10x h5", "10x mtx folder", "loom", "text"
+KNOWN = "h5ad, zarr, 10x .h5, a 10x folder of matrix.mtx, loom, and tables in text (.csv, .tsv, also .gz)"
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file or folder by its content, not by its name.
+    """Return the format of a file or folder by its content; that of a table in text by its name.
 
     Raises
     ------
@@ -88,13 +93,22 @@ def format_of(path: Path) -> str:
     """
     if checked_path(path).is_dir():
         return _format_of_folder(path)
+    if is_text_table(path):
+        return TEXT
     with open_hdf5(path) as file:
         return _format_of_hdf5(file, path)
 
 
 @contextmanager
-def open_cells(path: Path) -> Iterator[CellFile]:
+def open_cells(path: Path, panel: Collection[str] = ()) -> Iterator[CellFile]:
     """Open cells of any format that canal reads.
+
+    Parameters
+    ----------
+    path
+        A file or folder.
+    panel
+        The model's genes, by which a table in text tells its genes from its cells.
 
     Raises
     ------
@@ -109,6 +123,10 @@ def open_cells(path: Path) -> Iterator[CellFile]:
         with reading(path, "/"):
             zarr_cells = H5adFile(store, path)
         yield zarr_cells
+        return
+    if is_text_table(path):
+        with open_text_table(path, panel) as table:
+            yield table
         return
     readers: dict[str, Callable[[h5py.File, Path], CellFile]]
     readers = {H5AD: H5adFile, TENX: TenxFile, LOOM: LoomFile}
@@ -188,6 +206,8 @@ _BLOCK = 1 << 24
 
 class LoomFile:
     """An open loom file: X is ``matrix``; attributes with one value for each cell or gene are read."""
+
+    assumed = ""
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.path, self._file = path, file

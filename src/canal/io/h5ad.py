@@ -53,6 +53,8 @@ def open_h5ad(path: Path) -> Iterator[H5adFile]:
 class H5adFile:
     """An open h5ad file, or zarr store. ``layer`` is ``"X"``, ``"raw"`` or the name of a layer everywhere."""
 
+    assumed = ""
+
     def __init__(self, file: Any, path: Path) -> None:
         self._file, self.path = file, path
         self._obs = Table(file, path, "obs")
@@ -136,6 +138,19 @@ class H5adFile:
             if node.shape != ():
                 raise ValueError(f"expected one text, found an array of shape {node.shape}")
             return text(node[()])
+
+    def text_in_uns(self, name: str) -> str | None:
+        """Return the text stored as ``uns[name]``; None where anything else, or nothing, is stored there."""
+        with reading(self.path, f"uns/{name}"):
+            node = self._file.get(f"uns/{name}")
+            single = node is not None and is_array(node) and node.shape == () and node.dtype.kind in "OSUT"
+            return text(node[()]) if single else None
+
+    def members(self, group: str) -> list[str]:
+        """Return the names in ``uns`` or ``obsm``, sorted; none where the file has no such group."""
+        with reading(self.path, group):
+            node = self._file.get(group)
+            return [] if node is None or is_array(node) else sorted(node)
 
     def _raw_prefix(self) -> str:
         """Return how raw's members begin: ``raw/`` today, ``raw.`` before 0.7, ``""`` without raw."""

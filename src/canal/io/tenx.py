@@ -64,6 +64,8 @@ class Features:
 class Barcoded:
     """Base class of 10x data sets: barcodes, features, and one matrix, X."""
 
+    assumed = ""
+
     def __init__(self, path: Path, barcodes: Sequence[str], features: Features) -> None:
         self.path, self.features = path, features
         self._barcodes = list(barcodes)
