@@ -247,6 +247,10 @@ class ExactAnnotator:
         scores = classifier.own.scores(classifier.centred(levels), int(classifier.there.sum()))
         return scores - scores.mean(axis=1, keepdims=True), self.logits_of(levels)
 
+    def predict_represented(self, expression: np.ndarray) -> tuple[Prediction, np.ndarray]:
+        """Return the prediction, and the centroids' scores of `represented`, as float32."""
+        return self.predict(expression), self.represented(expression)[0].astype(np.float32)
+
     @property
     def temperature(self) -> float:
         """Divides scores before they become probabilities."""

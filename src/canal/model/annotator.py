@@ -205,6 +205,11 @@ class Annotator:
             novelty = score, self.novelty.is_novel(score)
         return Prediction.of(self.labels, values, self.probabilities(values), novelty), beside
 
+    def predict_represented(self, expression: np.ndarray) -> tuple[Prediction, np.ndarray]:
+        """Return the prediction and the manifold ``(n_cells, 128)`` of cells, float32, in one pass."""
+        answer, (manifold,) = self.predict_beside(expression, lambda scores, manifold: (manifold,))
+        return answer, manifold.float().numpy()
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits / temperature), ``(n_cells, n_types)``."""
         shifted = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)

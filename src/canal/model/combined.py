@@ -161,8 +161,14 @@ class CombinedAnnotator:
 
     def predict(self, expression: np.ndarray) -> Prediction:
         """Return types, confidence and novelty of cells from expression ``(n_cells, n_genes)``."""
+        return self.predict_represented(expression)[0]
+
+    def predict_represented(self, expression: np.ndarray) -> tuple[Prediction, np.ndarray]:
+        """Return the prediction, and the network's manifold ``(n_cells, 128)`` of cells, float32."""
         centroids = self.centroids or NetworkCentroids()
-        by_network, measured = self.network.predict_beside(expression, centroids.of)
+        by_network, (*measured, manifold) = self.network.predict_beside(
+            expression, lambda scores, manifold: (*centroids.of(scores, manifold), manifold)
+        )
         centred = self.exact.classifier.centred(self.exact.levels(expression))
         own, learned = self.exact.answered_centred(centred)
         by_both = widened(by_network.logits, len(self.labels))
@@ -176,7 +182,8 @@ class CombinedAnnotator:
             }
             score = self.novelty.score(parts)
             novelty = score, self.novelty.is_novel(score)
-        return Prediction.of(self.labels, logits, self.probabilities(logits), novelty, learned)
+        answer = Prediction.of(self.labels, logits, self.probabilities(logits), novelty, learned)
+        return answer, manifold.float().numpy()
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of logits, ``(n_cells, n_types)``."""
@@ -301,6 +308,10 @@ class FastAnnotator:
             fast.is_novel[unsure], fast.probabilities[unsure] = more.is_novel, more.probabilities
             logits[unsure] = self.whole.combination.calibration.log_probabilities(more.logits)
         return replace(fast, labels=labels.tolist(), logits=logits, by_network=unsure)
+
+    def predict_represented(self, expression: np.ndarray) -> tuple[Prediction, np.ndarray]:
+        """Return the prediction, and the network's manifold ``(n_cells, 128)`` of all cells, float32."""
+        return self.predict(expression), self.whole.network.represented(expression)[0]
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return softmax(logits), ``(n_cells, n_types)``."""

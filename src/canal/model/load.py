@@ -59,6 +59,9 @@ class CellAnnotator(Protocol):
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return an embedding of cells, ``(n_cells, any)``, and their logits, ``(n_cells, n_types)``."""
 
+    def predict_represented(self, expression: np.ndarray) -> tuple[Prediction, np.ndarray]:
+        """Return the prediction of cells, and their embedding, float32 ``(n_cells, any)``."""
+
     def on(self, device: str) -> Self:
         """Move the network, if there is one, to a device, and return the annotator."""
 
