@@ -84,3 +84,22 @@ def test_too_many_cells_to_cluster_are_refused_with_the_way_out(annotator, adata
     monkeypatch.setattr(clusters, "MOST_CELLS", 79)
     with pytest.raises(DataError, match="clusters at most 79 cells, found 80: .* --vote COLUMN"):
         annotate_adata(annotator, adata, Options(vote="leiden"))
+
+
+def test_a_cluster_without_a_large_majority_is_mixed(annotator, adata):
+    labels = ["B", "B", "T", "NK", "T", "T"]
+    table = pd.DataFrame({"canal_cell_type": pd.Categorical(labels)})
+    clusters = np.array(["1", "1", "1", "", "2", "2"], dtype=object)
+    for least, first in ((0.66, "B"), (0.67, "Mixed")):
+        found = with_vote(table, clusters, least)
+        assert found["canal_vote"].tolist() == [first] * 3 + ["NK", "T", "T"]
+        assert found["canal_vote_share"].round(2).tolist()[:3] == [np.float32(0.67)] * 3
+    voted = annotate_adata(annotator, adata, Options(vote="cluster", min_share=1.0))
+    assert voted.attrs["canal"]["min_share"] == 1.0
+    shares = voted["canal_vote_share"]
+    assert ((voted["canal_vote"] == "Mixed") == (shares < 1)).all()
+
+
+def test_a_least_share_needs_clusters():
+    with pytest.raises(DataError, match="name the clusters with --vote"):
+        Options(min_share=0.5)

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotation.clusters import add_vote, clusters_of_adata, clusters_of_file
-from canal.annotation.columns import columns_of, join_blocks, stale_columns_message
+from canal.annotation.columns import (
+    KEY,
+    columns_of,
+    join_blocks,
+    stale_columns_message,
+    under_key,
+    with_limits,
+)
 from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
+from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.query_units import AUTO
 from canal.annotation.reading import make_reading
 from canal.annotation.records import make_record
 from canal.annotation.summary import Likeness, Summary, summarise
@@ -28,6 +35,7 @@ from canal.io.formats import Fingerprint, open_cells
 from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -51,9 +59,11 @@ def annotate_h5ad(
 
     obs of the copy gains the columns of `canal.annotation.columns`: ``canal_cell_type`` ("Unassigned" where
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
-    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text. An h5ad file or zarr
-    store is copied; 10x and loom files become a new h5ad file. Memory holds a block of cells, the labels
-    (some 40 bytes a cell) and, for a matrix stored by gene, the buffers of `canal.io.blocks`.
+    confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text, and
+    ``uns["canal_cell_type_colors"]`` a colour for each type; ``options.key_added`` takes the place of
+    ``canal``. An h5ad file or zarr store is copied; what is in other formats becomes a new h5ad file. Memory
+    holds a block of cells, the labels (some 40 bytes a cell) and, for a matrix stored by gene, the buffers of
+    `canal.io.blocks`.
 
     Parameters
     ----------
@@ -66,25 +76,35 @@ def annotate_h5ad(
     ------
     DataError
         If the file cannot be read, changes during the run, has no cells, too few of the model's genes, or
-        values of unknown units; or if the target is the source, exists already, has another format, or
-        cannot be written.
+        values of unknown units; if labels under the key would replace what canal did not write; or if the
+        target is the source, exists already, has another format, or cannot be written.
     """
     options, callbacks = options or Options(), callbacks or Callbacks()
     path = target.target if isinstance(target, Output) else target
     check_target(source, path, options.overwrite)
     fingerprint = Fingerprint.of(source)
     output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
+    output = output.of_panel(annotator.genes)
+    if output.is_table and options.latent:
+        raise DataError(
+            f"{path}: a table of labels holds no embedding: leave --latent out, or write an h5ad file"
+        )
     parts = Parts(
         parts_folder(path), lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice
     )
     on_cells = callbacks.on_cells or in_tenths(callbacks.notice)
     with parts:
-        with open_cells(source) as file:
+        with open_cells(source, annotator.genes) as file:
+            if not output.is_table:
+                check_free_file(file, options.key_added)
+            if file.assumed:
+                callbacks.notice(file.assumed)
             clusters = clusters_of_file(file, options.vote)
             query = query_file(file, options.layer, options.gene_column)
             names = file.obs_names()  # read for copies as well: damaged cell names must raise an error
             table, summary = _label(annotator, query, options, on_cells, parts)
             table = add_vote(table, clusters, annotator, query, options, callbacks.notice)
+            table = under_key(table, options.key_added)
             table.index = names if output.is_table else table.index
         fingerprint.check()
         parts.labelled = True
@@ -111,10 +131,33 @@ def label_h5ad(
         As `annotate_h5ad`.
     """
     options = options or Options()
-    with open_cells(source) as file:
+    with open_cells(source, annotator.genes) as file:
         query = query_file(file, options.layer, options.gene_column)
         table, _ = _label(annotator, query, options, in_tenths(progress))
         table.index = file.obs_names()
+    return table
+
+
+def annotate_path(
+    annotator: CellAnnotator, source: Path, options: Options | None = None, progress: Progress = _silent
+) -> pd.DataFrame:
+    """Return of a file or folder what `annotate_adata` returns of an AnnData; nothing is written.
+
+    Raises
+    ------
+    DataError
+        As `annotate_h5ad`.
+    """
+    options = options or Options()
+    fingerprint = Fingerprint.of(source)
+    with open_cells(source, annotator.genes) as file:
+        if file.assumed:
+            warnings.warn(file.assumed, stacklevel=2)
+        clusters = clusters_of_file(file, options.vote)
+        query = query_file(file, options.layer, options.gene_column)
+        table = _labelled(annotator, query, clusters, options, progress)
+        table.index = file.obs_names()
+    fingerprint.check()
     return table
 
 
@@ -123,8 +166,9 @@ def annotate_adata(
 ) -> pd.DataFrame:
     """Return the columns that `annotate_h5ad` adds, one row a cell of an AnnData, which is not changed.
 
-    ``attrs["canal"]`` of the table is the record, as a file holds it in ``uns["canal"]``; the summary's
-    warnings are also raised as `UserWarning`.
+    ``attrs["canal"]`` of the table is the record, a dict, as a file holds it as a text in ``uns["canal"]``;
+    the summary's warnings are also raised as `UserWarning`. Probabilities and the embedding, where they are
+    asked for, are columns ``canal_p_TYPE`` and ``X_canal_NUMBER``.
 
     Raises
     ------
@@ -134,12 +178,20 @@ def annotate_adata(
     options = options or Options()
     query = query_adata(adata, options.layer, options.gene_column)
     clusters = clusters_of_adata(adata, options.vote)
-    table, summary = _label(annotator, query, options, in_tenths(progress))
-    table = add_vote(table, clusters, annotator, query, options, progress)
-    for text in summary.warnings:
-        warnings.warn(text, stacklevel=2)
+    table = _labelled(annotator, query, clusters, options, progress)
     table.index = adata.obs_names.copy()
-    table.attrs["canal"] = _record(annotator, options, summary)
+    return table
+
+
+def _labelled(
+    annotator: CellAnnotator, query: Query, clusters: np.ndarray | None, options: Options, progress: Progress
+) -> pd.DataFrame:
+    """Return the new columns, with the record in attrs; warnings of the summary are raised as such."""
+    table, summary = _label(annotator, query, options, in_tenths(progress))
+    table = under_key(add_vote(table, clusters, annotator, query, options, progress), options.key_added)
+    for text in summary.warnings:
+        warnings.warn(text, stacklevel=3)
+    table.attrs[KEY] = _record(annotator, options, summary)
     return table
 
 
@@ -147,6 +199,8 @@ def _label(
     annotator: CellAnnotator, query: Query, options: Options, on_cells: OnCells, parts: Parts | None = None
 ) -> tuple[pd.DataFrame, Summary]:
     """Return the new columns of obs, and the summary."""
+    if options.max_novelty is not None and not annotator.about().get("novelty"):
+        raise DataError("--max-novelty: this version scores no novelty, so no cell is above: leave it out")
     reading = make_reading(query, annotator.genes, options)
     restricted = annotator.without(reading.coverage.missing)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
@@ -155,9 +209,14 @@ def _label(
     likeness = Likeness()
     with _computing(annotator, options):
         for block in reading.blocks(options.chunk_cells, done):
-            answer = restricted.predict(block.expression)
+            latent = None
+            if options.latent:
+                answer, latent = restricted.predict_represented(block.expression)
+            else:
+                answer = restricted.predict(block.expression)
             likeness.add(answer)
-            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities)
+            frame = columns_of(answer, block.empty, annotator.labels, options.probabilities, latent)
+            frame = with_limits(frame, options.max_novelty, options.min_confidence)
             if parts is None:
                 frames.append(frame)
             else:
@@ -166,7 +225,7 @@ def _label(
             on_cells(done, query.n_cells)
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
-    return table, summarise(annotator, table, reading, options.values == AUTO, study)
+    return table, summarise(annotator, table, reading, options, study)
 
 
 def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
@@ -190,6 +249,7 @@ def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dic
             "options": _decisive_options(options),
             **summary.to_json(),
             **({"vote": options.vote} if options.vote else {}),
+            **({"min_share": options.min_share} if options.min_share is not None else {}),
         }
     )
 
@@ -205,6 +265,13 @@ def _decisive_options(options: Options) -> dict[str, Any]:
         **({"effort": options.effort} if options.effort != "full" else {}),
         **({"force": True} if options.force else {}),
         **({"probabilities": True} if options.probabilities else {}),
+        **({"latent": True} if options.latent else {}),
+        **({"key_added": options.key_added} if options.key_added != KEY else {}),
+        **{
+            name: float(limit)
+            for name in ("max_novelty", "min_confidence")
+            if (limit := getattr(options, name)) is not None
+        },
         **options.naming.to_json(),
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.sparse import csr_matrix, identity, triu
 
-from canal.annotation.columns import CELL_TYPE, SHARE, VOTE
+from canal.annotation.columns import CELL_TYPE, MIXED, SHARE, VOTE
 from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import make_reading
@@ -45,12 +45,15 @@ _RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (
 """Leiden resolution by number of cells: many small clusters, as CellTypist's majority voting uses."""
 
 
-def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
+def with_vote(table: pd.DataFrame, clusters: np.ndarray, min_share: float = 0.0) -> pd.DataFrame:
     """Return a table of labels with two more columns: the vote of each cell's cluster, and its share.
 
     ``canal_vote`` is the label that most cells of the cluster have, "Unassigned" included; of two with as
     many, the first by name. ``canal_vote_share`` is the share of the cluster's cells that have it. A cell of
     no cluster (``""``) keeps its own label, and its share is missing. No other column changes.
+
+    A cluster in which no label has the least share votes "Mixed": it is not "Unassigned", which would say
+    that its cells are of no known type, where they are of several.
 
     Parameters
     ----------
@@ -58,6 +61,8 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
         A row a cell, with ``canal_cell_type``.
     clusters
         The cluster of each cell, str ``(n_cells,)``.
+    min_share
+        Share of a cluster's cells that its label must have at least, 0...1.
     """
     import pandas as pd
 
@@ -67,8 +72,9 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray) -> pd.DataFrame:
         if cluster == "":
             continue
         names, counts = np.unique(labels[rows].astype(str), return_counts=True)
-        votes[rows] = names[counts.argmax()]
-        shares[rows] = counts.max() / len(rows)
+        share = counts.max() / len(rows)
+        votes[rows] = names[counts.argmax()] if share >= min_share else MIXED
+        shares[rows] = share
     result = table.copy(deep=False)
     result[VOTE], result[SHARE] = pd.Categorical(votes), shares
     return result
@@ -112,7 +118,7 @@ def add_vote(
         return table
     if clusters is None:
         clusters = _make_clusters(annotator, query, options, notice)
-    return with_vote(table, clusters)
+    return with_vote(table, clusters, options.min_share or 0.0)
 
 
 def _make_clusters(

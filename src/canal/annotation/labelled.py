@@ -6,27 +6,41 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from canal.annotation.columns import BEST_TYPE, CELL_TYPE, IS_NOVEL, LOW_QUALITY
+from canal.annotation.columns import BEST_TYPE, CELL_TYPE, IS_NOVEL, LOW_QUALITY, named
 from canal.annotation.naming import Naming
 from canal.annotation.options import Options
 from canal.annotation.output import TABLES
-from canal.annotation.query import query_file
+from canal.annotation.places import text_in_uns
+from canal.annotation.query import IN_MEMORY, query_file
 from canal.annotation.reading import Reading, make_reading
-from canal.annotation.records import RECORD_KEY, Log, Record, genuine, parse_record, read_record
+from canal.annotation.records import (
+    RECORD_KEY,
+    Log,
+    Record,
+    find_record,
+    genuine,
+    key_of,
+    parse_record,
+    read_record,
+    record_keys,
+)
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.core.files import checked_path
+from canal.io.arrays import strings
 from canal.io.formats import open_cells
 from canal.io.h5ad import H5adFile
 from canal.io.writer import original
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
     from canal.model.load import CellAnnotator
 
@@ -61,6 +75,11 @@ class Labelled:
     def path(self) -> Path:
         """The file."""
         return self.file.path
+
+    @property
+    def key(self) -> str:
+        """What the names of its columns begin with."""
+        return key_of(self.record)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,8 +125,8 @@ class Labelled:
         if same < _AGREE:
             raise DataError(
                 f"{self.path}: for {1 - same:.0%} of the {len(rows):,} cells checked, the model predicts "
-                f"another type than {BEST_TYPE} holds, so genes or values were changed after the file was "
-                "labelled: label the file again with `canal annotate`"
+                f"another type than {named(BEST_TYPE, self.key)} holds, so genes or values were changed "
+                "after the file was labelled: label the file again with `canal annotate`"
             )
 
     def _naming(self, given: Naming) -> Naming:
@@ -124,8 +143,15 @@ class Labelled:
 
 
 @contextmanager
-def open_labelled(path: Path) -> Iterator[Labelled]:
+def open_labelled(path: Path, key: str | None = None) -> Iterator[Labelled]:
     """Open an h5ad file or zarr store that `canal annotate` wrote.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        Under which key the labels stand; by default ``canal``, else the only one that has a record.
 
     Raises
     ------
@@ -143,7 +169,7 @@ def open_labelled(path: Path) -> Iterator[Labelled]:
                 f"{path}: expected an h5ad file or zarr store that `canal annotate` wrote, found another "
                 "format"
             )
-        recorded = read_back_h5ad(file)
+        recorded = read_back_h5ad(file, key)
         record = recorded.record
         if genuine(record) is False:
             raise DataError(
@@ -154,9 +180,11 @@ def open_labelled(path: Path) -> Iterator[Labelled]:
             raise DataError(
                 f"{path}: the labels are no longer those that were written: {why}; label the file again"
             )
-        columns = {name: _column(file, name) for name in (CELL_TYPE, BEST_TYPE, IS_NOVEL)}
+        names = {name: named(name, key_of(record)) for name in (CELL_TYPE, BEST_TYPE, IS_NOVEL, LOW_QUALITY)}
+        low = names.pop(LOW_QUALITY)
+        columns = {name: _column(file, one) for name, one in names.items()}
         novel = columns[IS_NOVEL] == "True"
-        quality = _column(file, LOW_QUALITY) if LOW_QUALITY in file.obs_columns else np.full(len(novel), "")
+        quality = _column(file, low) if low in file.obs_columns else np.full(len(novel), "")
         yield Labelled(file, record, columns[CELL_TYPE], columns[BEST_TYPE], novel, quality == "True")
 
 
@@ -185,17 +213,20 @@ class RecordedLabels:
         Each cell's label, ``""`` where the label was removed; None where the column was removed.
     where : str
         What holds the column, for messages: obs, or the table.
+    others : tuple of str
+        Other keys under which the file holds labels.
     """
 
     record: Record
     n_cells: int
     types: Sequence[str] | None
     where: str = "obs"
+    others: tuple[str, ...] = ()
 
     def mismatch(self) -> str:
         """Return how the labels differ from the record's counts; empty where they agree."""
         if self.types is None:
-            return f"{self.where} has no column {CELL_TYPE} any more"
+            return f"{self.where} has no column {named(CELL_TYPE, key_of(self.record))} any more"
         if self.n_cells != self.record["n_cells"]:
             return f"the file holds {self.n_cells:,} cells, {self.record['n_cells']:,} were labelled"
         counts, written = dict(Counter(self.types)), self.record["cell_types"]
@@ -205,10 +236,11 @@ class RecordedLabels:
         return f"the number of cells differs for {len(wrong)} types, such as {wrong[:3]}"
 
 
-def read_back(path: Path, log: Log | None = None) -> RecordedLabels:
+def read_back(path: Path, log: Log | None = None, key: str | None = None) -> RecordedLabels:
     """Return the record and the labels of an h5ad file, zarr store, Parquet or CSV file.
 
-    A CSV file cannot hold a record: its record is found in ``log`` by the file's SHA-256.
+    A CSV file cannot hold a record: its record is found in ``log`` by the file's SHA-256. An h5ad file or
+    zarr store may hold several: ``key`` chooses, see `canal.annotation.records.read_record`; a table has one.
 
     Raises
     ------
@@ -217,24 +249,39 @@ def read_back(path: Path, log: Log | None = None) -> RecordedLabels:
     """
     if path.suffix in TABLES and not checked_path(path).is_file():
         raise DataError(f"{path}: no such file")
-    if path.suffix == CSV:
-        return _read_back_csv(path, log)
-    if path.suffix == PARQUET:
-        return _read_back_parquet(path)
+    if path.suffix in TABLES:
+        found = _read_back_csv(path, log) if path.suffix == CSV else _read_back_parquet(path)
+        if key not in (None, key_of(found.record)):
+            raise DataError(
+                f"{path}: expected labels under {key!r}, found some under {key_of(found.record)!r}"
+            )
+        return found
     with open_cells(path) as file:
         if not isinstance(file, H5adFile):
             raise DataError(
                 f"{path}: expected an output of `canal annotate` (h5ad file, zarr store, CSV or Parquet "
                 "table), found another format: give the output, not the input"
             )
-        return read_back_h5ad(file)
+        return read_back_h5ad(file, key)
 
 
-def read_back_h5ad(file: H5adFile) -> RecordedLabels:
+def read_back_h5ad(file: H5adFile, key: str | None = None) -> RecordedLabels:
     """Return the record and the labels of an open h5ad file or zarr store; raises as `read_record`."""
-    record = read_record(file)
-    types = list(file.obs_column(CELL_TYPE)) if CELL_TYPE in file.obs_columns else None
-    return RecordedLabels(record, file.n_cells, types)
+    record = read_record(file, key)
+    column = named(CELL_TYPE, key_of(record))
+    types = list(file.obs_column(column)) if column in file.obs_columns else None
+    others = [one for one in record_keys(file.members("uns"), file.text_in_uns) if one != key_of(record)]
+    return RecordedLabels(record, file.n_cells, types, others=tuple(others))
+
+
+def read_back_adata(adata: AnnData, key: str | None = None) -> RecordedLabels:
+    """Return the record and the labels of an AnnData in memory; raises as `read_record`."""
+    text_of = partial(text_in_uns, adata)
+    record = find_record(IN_MEMORY, adata.uns.keys(), text_of, key)
+    column = named(CELL_TYPE, key_of(record))
+    types = strings(adata.obs[column].to_numpy(dtype=object)).tolist() if column in adata.obs else None
+    others = [one for one in record_keys(adata.uns.keys(), text_of) if one != key_of(record)]
+    return RecordedLabels(record, adata.n_obs, types, others=tuple(others))
 
 
 def _read_back_csv(path: Path, log: Log | None) -> RecordedLabels:
@@ -253,7 +300,8 @@ def _read_back_csv(path: Path, log: Log | None) -> RecordedLabels:
             f"SHA-256 {digest[:12]}...: the file was changed or made by another program, another project "
             "labelled it (--root), or an older canal that did not record CSV files"
         )
-    types = pd.read_csv(path, usecols=[CELL_TYPE], dtype=str, keep_default_na=False)
+    column = named(CELL_TYPE, key_of(record))
+    types = pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)
     return _from_table(record, types.map(original))
 
 
@@ -263,25 +311,26 @@ def _read_back_parquet(path: Path) -> RecordedLabels:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+            text = (file.schema_arrow.metadata or {}).get(RECORD_KEY.encode())
+            if text is None:
+                raise DataError(
+                    f"{path}: its metadata hold no annotation record: `canal annotate` did not write this "
+                    "file, or another program rewrote it without the metadata"
+                )
+            record = parse_record(text.decode("utf-8", "replace"))
+            if isinstance(record, str):
+                raise DataError(f"{path}: {RECORD_KEY!r} in its metadata is no annotation record: {record}")
+            names, column = file.schema_arrow.names, named(CELL_TYPE, key_of(record))
             # Without labels any one column will do: only the number of rows is used.
-            table = file.read(columns=[CELL_TYPE] if CELL_TYPE in names else names[:1])
+            table = file.read(columns=[column] if column in names else names[:1])
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{path}: cannot be read as Parquet ({error}); the file is damaged, cut short, or another format"
         ) from error
-    text = (table.schema.metadata or {}).get(RECORD_KEY.encode())
-    if text is None:
-        raise DataError(
-            f"{path}: its metadata hold no annotation record: `canal annotate` did not write this file, or "
-            "another program rewrote it without the metadata"
-        )
-    record = parse_record(text.decode("utf-8", "replace"))
-    if isinstance(record, str):
-        raise DataError(f"{path}: {RECORD_KEY!r} in its metadata is no annotation record: {record}")
     return _from_table(record, table.to_pandas(ignore_metadata=True))
 
 
 def _from_table(record: Record, table: pd.DataFrame) -> RecordedLabels:
-    types = table[CELL_TYPE].astype(object).fillna("").astype(str).tolist() if CELL_TYPE in table else None
+    column = named(CELL_TYPE, key_of(record))
+    types = table[column].astype(object).fillna("").astype(str).tolist() if column in table else None
     return RecordedLabels(record, len(table), types, "the table")

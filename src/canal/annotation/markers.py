@@ -70,6 +70,8 @@ class ExplainOptions:
         The tables of gene names that the file was labelled with.
     chunk_cells : int
         Cells held in memory at a time.
+    key : str or None
+        The ``--key-added`` of the labels; None: ``canal``, else the only one that has a record.
     """
 
     cells: int = 100
@@ -77,6 +79,7 @@ class ExplainOptions:
     seed: int = 0
     naming: Naming = Naming()
     chunk_cells: int = 2000
+    key: str | None = None
 
 
 def explain(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.clusters import ComputeOptions, Representation, find_groups, represent
+from canal.annotation.columns import IS_NOVEL, named
 from canal.annotation.labelled import Labelled
 from canal.annotation.markers import TopGene, sum_expression
 from canal.annotation.naming import Naming
@@ -51,6 +52,8 @@ class GroupingOptions:
     naming : Naming
         The tables of gene names that the file was labelled with.
     compute : ComputeOptions
+    key : str or None
+        The ``--key-added`` of the labels; None: ``canal``, else the only one that has a record.
     """
 
     batch: str | None = None
@@ -60,6 +63,7 @@ class GroupingOptions:
     top: int = 10
     naming: Naming = Naming()
     compute: ComputeOptions = ComputeOptions()
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,8 @@ def _wanted(labelled: Labelled, seed: int) -> tuple[np.ndarray, list[str]]:
     n = int(wanted.sum())
     if not n:
         raise DataError(
-            f"{labelled.path}: none of its {len(wanted):,} cells is novel (canal_is_novel), so there is "
-            "nothing to group"
+            f"{labelled.path}: none of its {len(wanted):,} cells is novel ({named(IS_NOVEL, labelled.key)}), "
+            "so there is nothing to group"
         )
     if n <= MOST_CELLS:
         return wanted, []

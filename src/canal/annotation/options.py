@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from canal.annotation.columns import KEY, check_key
 from canal.annotation.naming import Naming
+from canal.core.errors import DataError
 
 if TYPE_CHECKING:
     from canal.model.compute import Precision
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How a query is read and what is written beside the labels.
+
+    Raises
+    ------
+    DataError
+        If a limit is not in 0...1, a key is no plain name, or ``min_share`` is given without ``vote``.
 
     Attributes
     ----------
@@ -40,9 +47,22 @@ class Options:
         Whether only a table of labels is written; implied by a suffix .csv or .parquet.
     probabilities : bool
         Whether the probability of every type is also written: 4 bytes a cell and type.
+    latent : bool
+        Whether the model's embedding of the cells is also written, to obsm ``X_canal``, for
+        ``scanpy.pp.neighbors(use_rep="X_canal")``: of a network 128 numbers or 512 bytes a cell, ten times
+        what labels take, so it is written on request; of sums one number a centroid. It costs hardly any time
+        but with ``effort="fast"``, where the network must then look at every cell.
+    key_added : str
+        What the names of columns, matrices and the record begin with, instead of ``canal``: labels under
+        other keys are left alone, those under the same one replaced.
+    max_novelty, min_confidence : float or None
+        A cell above this novelty, or below this confidence, 0...1, is "Unassigned", too: they add to the
+        version's own rule and never replace it.
     vote : str or None
         Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
         `canal.annotation.clusters`.
+    min_share : float or None
+        Share of a cluster's cells, 0...1, that its majority must have: else the vote is "Mixed".
     resume : bool
         Whether to continue an interrupted run for the same output.
     device : str
@@ -67,13 +87,34 @@ class Options:
     overwrite: bool = False
     only_obs: bool = False
     probabilities: bool = False
+    latent: bool = False
+    key_added: str = KEY
+    max_novelty: float | None = None
+    min_confidence: float | None = None
     vote: str | None = None
+    min_share: float | None = None
     resume: bool = False
     device: str = "auto"
     dtype: Precision = "float32"
     effort: Effort = "full"
     model_name: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_key(self.key_added)
+        for name in ("max_novelty", "min_confidence", "min_share"):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise DataError(f"{option}: expected a number from 0 to 1, found {value!r}")
+        if self.min_share is not None and self.vote is None:
+            raise DataError("--min-share is a share of a cluster: name the clusters with --vote, too")
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether cells are cut by novelty or confidence."""
+        return self.max_novelty is not None or self.min_confidence is not None
 
 
 OnCells = Callable[[int, int], None]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
 
-from canal.annotation.columns import PROBABILITIES, split_obsm, stale_columns
+from canal.annotation.places import Places
 from canal.annotation.records import RECORD_KEY, with_output_digest
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
@@ -47,12 +47,19 @@ class Output:
         The input's format.
     is_table : bool
         Whether only a table of labels is written.
+    panel : tuple of str
+        The model's genes, by which a table of cells tells its genes from its cells.
     """
 
     source: Path
     target: Path
     form: str
     is_table: bool
+    panel: tuple[str, ...] = ()
+
+    def of_panel(self, panel: Sequence[str]) -> Output:
+        """Return the same output for a model of these genes."""
+        return replace(self, panel=tuple(panel))
 
     @classmethod
     def find(cls, source: Path, target: Path, only_obs: bool) -> Output:
@@ -93,7 +100,7 @@ class Output:
         if self.form in (ZARR, H5AD):
             write = write_zarr_copy if self.form == ZARR else write_copy
             return write(self.source, self.target, columns, record, on_complete)
-        with open_cells(self.source) as file:
+        with open_cells(self.source, self.panel) as file:
             return write_new(cast("TabledFile", file), self.target, columns, record, on_complete)
 
 
@@ -127,7 +134,8 @@ def write_copy(
 ) -> list[str]:
     """Copy ``source`` to ``target`` atomically, with ``columns`` in obs and ``record`` in uns.
 
-    Probabilities of all types, where ``columns`` holds them, become one matrix in obsm. ``on_complete``
+    Probabilities and the embedding, where ``columns`` holds them, become matrices in obsm; uns also gets the
+    colours of types. ``on_complete``
     receives the record when the copy is written, just before it is renamed into place. Columns of the same
     name are replaced; columns that an earlier annotation wrote and this one does not are removed, and
     returned. obs and var tables from before anndata 0.7 (compound tables, to which no column can be added)
@@ -146,8 +154,7 @@ def write_copy(
         DiskSpace(temporary).take(size_of(columns, record) + converted)
         with edit_hdf5(temporary) as file:
             _convert_compound_tables(file)
-            removed = _add_labels(file, columns)
-            _add_record(file, record)
+            removed = _add_labels(file, columns, record)
         if on_complete is not None:
             on_complete(record)
     return removed
@@ -166,8 +173,7 @@ def write_zarr_copy(
     with writing(target), new_folder(target, like=source) as temporary:
         copy_folder(source, temporary)
         group = edit_zarr(temporary)
-        removed = _add_labels(group, columns)
-        _add_record(group, record)
+        removed = _add_labels(group, columns, record)
         root = temporary / "zarr.json"
         consolidated = root.is_file() and "consolidated_metadata" in root.read_text(encoding="utf-8")
         if consolidated or (temporary / ".zmetadata").is_file():
@@ -177,41 +183,40 @@ def write_zarr_copy(
     return removed
 
 
-def _add_labels(file: Any, table: pd.DataFrame) -> list[str]:
-    """Write the columns of annotation into obs and obsm; return the names of stale columns removed."""
+def _add_labels(file: Any, table: pd.DataFrame, record: str) -> list[str]:
+    """Write an annotation into obs, obsm and uns; return the names of what was stale and removed."""
     import pandas as pd
 
-    columns, matrices = split_obsm(table)
-    removed = _remove_stale(file, [str(name) for name in columns], list(matrices))
+    places = Places.of(table, record)
+    removed = _remove_stale(file, places)
     obs = file["obs"]
-    for name in columns:
-        values = columns[name].array
+    for name in places.obs:
+        values = places.obs[name].array
         write_element(
-            obs, str(name), values if isinstance(values, pd.Categorical) else columns[name].to_numpy()
+            obs, str(name), values if isinstance(values, pd.Categorical) else places.obs[name].to_numpy()
         )
     order = _order_of(obs)
-    _set_order(obs, order + [str(name) for name in columns if name not in order])
-    if matrices and "obsm" not in file:
-        write_element(file, "obsm", {})
-    for key, matrix in matrices.items():
-        write_element(file["obsm"], key, matrix)
+    _set_order(obs, order + [str(name) for name in places.obs if name not in order])
+    _add_members(file, "obsm", places.obsm)
+    _add_members(file, "uns", places.uns)
     return removed
 
 
-def _remove_stale(file: Any, columns: list[str], matrices: list[str]) -> list[str]:
-    """Remove the columns that an earlier annotation wrote and this one does not; return their names."""
+def _remove_stale(file: Any, places: Places) -> list[str]:
+    """Remove what an earlier annotation wrote and this one does not; return the names, but not of colours."""
     obs = file["obs"]
     order = _order_of(obs)
-    stale = stale_columns([*order, *(name for name in obs.keys() if name not in order)], columns)  # noqa: SIM118
+    stale = places.stale_columns([*order, *(name for name in obs.keys() if name not in order)])  # noqa: SIM118
     for name in stale:
         del obs[name]
         if (categories := f"__categories/{name}") in obs:  # of anndata 0.7
             del obs[categories]
     if stale:
         _set_order(obs, [name for name in order if name not in stale])
-    if PROBABILITIES not in matrices and "obsm" in file and PROBABILITIES in file["obsm"]:
-        del file["obsm"][PROBABILITIES]
-        stale.append(f"obsm {PROBABILITIES}")
+    for group, find in (("obsm", places.stale_matrices), ("uns", places.stale_notes)):
+        for name in find(file[group]) if group in file else ():
+            del file[group][name]
+            stale += [f"obsm {name}"] if group == "obsm" else []
     return stale
 
 
@@ -224,10 +229,17 @@ def _set_order(obs: Any, order: list[str]) -> None:
     obs.attrs[_ORDER] = np.array(order, dtype=h5py.string_dtype()) if is_hdf5 else order
 
 
-def _add_record(file: Any, record: str) -> None:
-    if "uns" not in file:
-        write_element(file, "uns", {})
-    write_element(file["uns"], RECORD_KEY, record)
+def _add_members(file: Any, group: str, members: Mapping[str, Any]) -> None:
+    """Write members of a group, which is made where the file has none."""
+    if members and group not in file:
+        write_element(file, group, {})
+    for name, element in members.items():
+        write_element(file[group], name, _stored(element))
+
+
+def _stored(element: Any) -> Any:
+    """Return an element as anndata stores it: a list, such as one of colours, as an array."""
+    return np.array(element) if isinstance(element, list) else element
 
 
 def _convert_compound_tables(file: h5py.File) -> None:
@@ -308,11 +320,11 @@ def write_new(
         If the source can no longer be read, or the file cannot be written.
     """
     obs, var = source.tables()
-    labels, matrices = split_obsm(columns)
-    removed = stale_columns(obs, labels)
+    places = Places.of(columns, record)
+    removed = places.stale_columns(obs)
     obs = obs.drop(columns=removed)
-    for name in labels:
-        obs[str(name)] = labels[name].array
+    for name in places.obs:
+        obs[str(name)] = places.obs[name].array
     size = size_of(columns) + size_of(obs) + size_of(var, record)
     with writing(target), new_file(target, like=source.path) as temporary:
         DiskSpace(temporary).take(size)
@@ -323,8 +335,8 @@ def write_new(
             for key, element in (
                 ("obs", obs),
                 ("var", var),
-                ("uns", {RECORD_KEY: record}),
-                ("obsm", matrices),
+                ("uns", {name: _stored(one) for name, one in places.uns.items()}),
+                ("obsm", places.obsm),
             ):
                 write_element(file, key, element)
             for key in ("varm", "obsp", "varp", "layers"):

@@ -1,27 +1,31 @@
 """Annotation records: the provenance of a labelled file (model, options, input), and the project's log.
 
-A record is stored in the output as ``uns["canal"]`` and, as the same text on one line, in the project's log.
-Its id is a digest of its content, so an edited record is detected. A CSV file cannot hold a record: its
-record is in the log alone, and names the file by its digest.
+A record is stored in the output as ``uns["canal"]``, or under the key that was chosen instead, and, as the
+same text on one line, in the project's log. It is a text and no mapping, since an h5ad file could not hold
+all of it otherwise: names of types may have a ``/``, and JSON's null, empty lists and lists of mappings have
+no place there. Its id is a digest of its content, so an edited record is detected. A CSV file cannot hold a
+record: its record is in the log alone, and names the file by its digest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canal.annotation.columns import KEY, is_key
 from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import DataError
 from canal.core.files import parse_json
+from canal.io.arrays import listed
 
 if TYPE_CHECKING:
     from canal.io.h5ad import H5adFile
 
-RECORD_KEY = "canal"
-"""The key of the record in uns."""
+RECORD_KEY = KEY
+"""The key of the record in uns by default, and always in the metadata of a Parquet table."""
 
 FORMAT = 2
 _READ = (1, 2)
@@ -60,25 +64,78 @@ def genuine(record: Record) -> bool | None:
     return None if "id" not in record else record["id"] == _id(record)
 
 
-def read_record(file: H5adFile) -> Record:
+def key_of(record: Mapping[str, Any]) -> str:
+    """Return the key under which a record's labels stand: ``canal``, or ``--key-added``."""
+    return str(record.get("options", {}).get("key_added", KEY))
+
+
+def read_record(file: H5adFile, key: str | None = None) -> Record:
     """Return the record of a labelled h5ad file.
+
+    Parameters
+    ----------
+    file
+        The file.
+    key
+        Under which key its labels stand; by default ``canal``, else the only one that has a record.
 
     Raises
     ------
     DataError
-        If the file has no record, or one of an unknown format.
+        If the file has no record, several of which none is under ``canal``, or one of an unknown format.
     """
-    try:
-        text = file.note(RECORD_KEY)
-    except DataError as error:
+    return find_record(str(file.path), file.members("uns"), file.text_in_uns, key)
+
+
+def find_record(
+    name: str, keys: Iterable[str], text_of: Callable[[str], str | None], key: str | None = None
+) -> Record:
+    """Return the record among the members of uns; see `read_record`.
+
+    Parameters
+    ----------
+    name
+        What a message calls the file.
+    keys, text_of
+        The names in uns, and a function that gives the text under one of them, None for anything else.
+    key
+        As in `read_record`.
+    """
+    names = list(keys)
+    if key is None and KEY not in names:
+        held = record_keys(names, text_of)
+        if len(held) > 1:
+            raise DataError(
+                f"{name}: uns holds annotation records under {listed(held)}: choose one with --key-added "
+                "(Python: key)"
+            )
+        key = held[0] if held else None
+    chosen = KEY if key is None else key
+    text = text_of(chosen) if chosen in names else None
+    if text is None:
+        others = record_keys(names, text_of)
+        hint = f"; there are records under {listed(others)}" if others else ""
+        under = "" if chosen == KEY else f" under {chosen!r}"
         raise DataError(
-            f"{file.path}: uns holds no annotation record: `canal annotate` did not write this file, or "
-            "another program rewrote it without uns"
-        ) from error
+            f"{name}: uns holds no annotation record{under}: `canal annotate` did not write this file, or "
+            f"another program rewrote it without uns{hint}"
+        )
     record = parse_record(text)
     if isinstance(record, str):
-        raise DataError(f"{file.path}: uns['{RECORD_KEY}'] is no annotation record: {record}")
+        raise DataError(f"{name}: uns['{chosen}'] is no annotation record: {record}")
+    if key_of(record) != chosen:
+        raise DataError(
+            f"{name}: uns['{chosen}'] is the record of labels under {key_of(record)!r}: it was moved; label "
+            "the file again with `canal annotate`"
+        )
     return record
+
+
+def record_keys(keys: Iterable[str], text_of: Callable[[str], str | None]) -> list[str]:
+    """Return the names in uns under which an annotation record stands, sorted."""
+    texts = {key: text_of(key) for key in sorted(keys) if is_key(key)}
+    records = {key: parse_record(text) for key, text in texts.items() if text is not None}
+    return [key for key, one in records.items() if isinstance(one, dict) and key_of(one) == key]
 
 
 def parse_record(text: str) -> Record | str:
@@ -102,6 +159,7 @@ def parse_record(text: str) -> Record | str:
 def _details(record: Record) -> Iterator[tuple[str, bool]]:
     """Yield nested fields that other code relies on, and whether each is valid."""
     yield "model.key", isinstance(record["model"].get("key", ""), str)
+    yield "options.key_added", is_key(record["options"].get("key_added", KEY))
     yield "cell_types", all(isinstance(n, int) for n in record["cell_types"].values())
     for name in ("name", "sha256") if "input" in record else ():
         yield f"input.{name}", isinstance(record["input"].get(name), str)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from canal.annotation.columns import KEY, is_key
 from canal.annotation.labelled import Labelled
 from canal.annotation.novel import Group, GroupingOptions, Novel
 from canal.core.digests import canonical_json, file_digest, json_digest
@@ -123,6 +124,7 @@ def write_sheet(sheet: Path, labelled: Labelled, sha256: str, novel: Novel, opti
         "file": {"path": relative.encode("utf-8", "replace").decode(), "sha256": sha256},
         "model": labelled.record["model"],
         "record": labelled.record.get("id"),
+        **({"key_added": labelled.key} if labelled.key != KEY else {}),
         "batch": novel.batch,
         "asked": {
             "min_cells": options.min_cells,
@@ -257,6 +259,7 @@ def _is_valid(about: Any) -> bool:
             and all(isinstance(about["file"][name], str) for name in ("path", "sha256"))
             and isinstance(about["model"], dict)
             and isinstance(about["asked"], dict)
+            and is_key(about.get("key_added", KEY))
             and (about["batch"] is None or isinstance(about["batch"], str))
             and all(
                 isinstance(one["group"], int)

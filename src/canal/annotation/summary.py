@@ -15,8 +15,12 @@ from canal.annotation.columns import (
     CONFIDENCE,
     LOW_QUALITY,
     UNASSIGNED,
+    named,
+    reasons,
 )
 from canal.annotation.naming import Coverage, ambiguity_warning
+from canal.annotation.options import Options
+from canal.annotation.query_units import AUTO
 from canal.annotation.reading import Reading
 from canal.config.sections import Values
 from canal.core.files import new_file
@@ -53,6 +57,9 @@ class Summary:
         Where coverage is low: for each type the share of its weight on missing genes.
     study : dict
         How similar the cells are to those of the learned studies; see `Likeness.to_json`.
+    unassigned_by : dict
+        With limits of novelty or confidence: the "Unassigned" cells by reason, a cell by the first of
+        ``low_quality``, ``is_novel``, ``max_novelty`` and ``min_confidence``.
     """
 
     n_cells: int
@@ -64,6 +71,7 @@ class Summary:
     renamed: Mapping[str, Any] = field(default_factory=dict)
     lost: Mapping[str, float] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
+    unassigned_by: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unassigned(self) -> int:
@@ -83,6 +91,7 @@ class Summary:
             "cell_types": self.counts,
             "warnings": list(self.warnings),
             **({"study": dict(self.study)} if self.study else {}),
+            **({"unassigned_by": dict(self.unassigned_by)} if self.unassigned_by else {}),
         }
 
 
@@ -90,7 +99,7 @@ def summarise(
     annotator: CellAnnotator,
     table: pd.DataFrame,
     reading: Reading,
-    detected: bool,
+    options: Options,
     study: Mapping[str, Any],
 ) -> Summary:
     """Return the summary of a finished annotation.
@@ -99,8 +108,8 @@ def summarise(
     ----------
     annotator, table, reading
         The model, the columns of its labels, and the reading of the cells.
-    detected
-        Whether units were detected, not given.
+    options
+        How the cells were read and labelled.
     study
         The document of `Likeness.to_json`.
     """
@@ -120,18 +129,21 @@ def summarise(
     ]
     if empty := int(table[LOW_QUALITY].sum()):
         warnings.append(
-            f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see {LOW_QUALITY}"
+            f"{empty:,} cells express none of the model's genes: they are {UNASSIGNED}, see "
+            f"{named(LOW_QUALITY, options.key_added)}"
         )
+    limits = options.max_novelty, options.min_confidence
     return Summary(
         len(table),
         reading.units.values,
-        detected,
+        options.values == AUTO,
         coverage,
         ordered,
         tuple(warnings),
         reading.renamed,
         lost,
         study,
+        reasons(table, *limits) if options.has_limits else {},
     )
 
 
