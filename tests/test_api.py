@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -76,3 +77,39 @@ def test_a_layer_can_be_asked(served):
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X.toarray() - 1
     pd.testing.assert_frame_equal(canal.annotate(adata, root=served, options=Options(layer="counts")), wanted)
+
+
+def test_a_path_a_table_and_mudata_are_answered(served, tmp_path):
+    adata = make_adata({"B": 6, "NK": 5}, n_genes=20)
+    wanted = canal.annotate(adata, root=served)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    mudata = SimpleNamespace(mod={"prot": None, "rna": adata.copy()})
+    for given in (adata.to_df(), mudata, tmp_path / "in.h5ad", str(tmp_path / "in.h5ad")):
+        pd.testing.assert_frame_equal(canal.annotate(given, root=served), wanted, rtol=1e-5, atol=1e-6)
+    of_file = canal.annotate(tmp_path / "in.h5ad", root=served).attrs["canal"]
+    assert of_file["input"]["name"] == "in.h5ad"
+    canal.annotate(mudata, root=served, write=True)
+    assert "canal_cell_type" in mudata.mod["rna"].obs
+    for given, kind in ((adata.to_df(), "DataFrame"), (tmp_path / "in.h5ad", "PosixPath")):
+        with pytest.raises(canal.CanalError, match=f"into an AnnData, found .*{kind}"):
+            canal.annotate(given, root=served, write=True)
+
+
+def test_a_record_is_a_dict_that_says_whether_it_holds(served, tmp_path):
+    adata = make_adata({"B": 10}, n_genes=20)
+    with pytest.raises(canal.CanalError, match="the AnnData: uns holds no annotation record"):
+        canal.record(adata)
+    table = canal.annotate(adata, root=served, write=True)
+    found = canal.record(adata)
+    assert {name: found[name] for name in table.attrs["canal"]} == table.attrs["canal"]
+    assert (found["genuine"], found["as_written"]) == (True, True)
+    assert canal.record(adata[:3].copy())["as_written"] is False
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    assert canal.record(tmp_path / "out.h5ad") == canal.record(str(tmp_path / "out.h5ad")) == found
+    adata.uns["canal"] = adata.uns["canal"].replace('"version":3', '"version":4')
+    assert canal.record(adata)["genuine"] is False
+    canal.annotate(adata, root=served, write=True, options=Options(key_added="other"))
+    assert canal.record(adata, "other")["model"]["version"] == 3
+    adata.obs["mine_cell_type"] = "B"
+    with pytest.raises(canal.CanalError, match="would replace 'obs mine_cell_type'"):
+        canal.annotate(adata, root=served, write=True, options=Options(key_added="mine"))

@@ -78,6 +78,24 @@ def test_the_file_names_its_version_and_the_registry_confirms_it(made, tmp_path)
     assert version.key in text.replace("\n", "")
 
 
+def test_labels_under_several_keys_are_chosen_among(made, tmp_path):
+    path = label(made, tmp_path / "out.h5ad")
+    cells = anndata.read_h5ad(path)
+    facts = json.loads(cells.uns["canal"]) | {"options": {"layer": "X", "key_added": "atlas"}}
+    facts.pop("id")
+    cells.uns["atlas"] = canonical_json(make_record(facts))
+    cells.obs["atlas_cell_type"] = cells.obs["canal_cell_type"]
+    write_adata(cells, path)
+    for key, other in (("canal", "atlas"), ("atlas", "canal")):
+        found = who(path, made.root, key)
+        assert (found["key_added"], found["others"], found["genuine"]) == (key, [other], True)
+        assert found["labels"]["as_written"]
+    told = CliRunner().invoke(app, ["who", str(path), "--key-added", "atlas", "--root", str(made.root)])
+    assert "under canal (--key-added)" in told.output
+    with pytest.raises(DataError, match=r"no annotation record under 'none'.*under 'atlas', 'canal'"):
+        who(path, made.root, "none")
+
+
 def test_without_a_project_the_file_still_speaks(made, tmp_path, monkeypatch):
     path = label(made, tmp_path / "out.h5ad")
     elsewhere = tmp_path / "elsewhere"

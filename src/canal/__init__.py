@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from canal.annotation.naming import Naming
     from canal.annotation.options import Options
     from canal.app.annotating import annotate
+    from canal.app.recorded import record
     from canal.core.errors import CanalError
 
-__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate"]
+__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "record"]
 
 _MODULES = {
     "CanalError": "canal.core.errors",
     "Naming": "canal.annotation.naming",
     "Options": "canal.annotation.options",
     "annotate": "canal.app.annotating",
+    "record": "canal.app.recorded",
 }
 
 

@@ -3,12 +3,12 @@
 import gzip
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
@@ -204,23 +204,33 @@ class Lazy:
 
 
 def given(adata):
-    table = adata.to_df()
-    mudata = SimpleNamespace(mod={"prot": adata, "rna": adata})
+    named = adata.to_df()
+    named["donor"] = "a"
+    deep = adata.to_df()
+    deep.columns = pd.MultiIndex.from_product([["gene"], deep.columns])
     return {
-        "path": ("cells.h5ad", r"found the path 'cells\.h5ad': read it with anndata\.read_h5ad"),
-        "Path": (Path("cells.h5ad"), "found the path"),
-        "table": (table, r"found a table of 21 x 30: .*anndata\.AnnData\(table\)"),
-        "mudata": (mudata, r"modalities 'prot', 'rna': give .*mdata\.mod\['rna'\]"),
-        "matrix": (adata.X, "found scipy.csr_matrix"),
+        "table": (named, r"found other values in 1 of 31 columns: 'donor \((object|str)\)': leave"),
+        "levels": (deep, "one name for each cell and gene, found several levels"),
+        "none of rna": (
+            SimpleNamespace(mod={"prot": adata, "atac": adata}),
+            "found 'prot', 'atac': give the one",
+        ),
+        "two of rna": (
+            SimpleNamespace(mod={"rna": adata, "GEX": adata}),
+            r"found 'rna', 'GEX': "
+            r".*mdata\.mod\[NAME\]",
+        ),
+        "matrix": (
+            adata.X,
+            "found scipy.csr_matrix: give cells by genes as anndata.AnnData, a pandas DataFrame",
+        ),
         "none": (None, "found builtins.NoneType"),
     }
 
 
-@pytest.mark.parametrize("kind", ["path", "Path", "table", "mudata", "matrix", "none"])
-def test_what_is_no_adata(annotator, adata, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["table", "levels", "none of rna", "two of rna", "matrix", "none"])
+def test_what_is_no_adata(adata, tmp_path, monkeypatch, kind):
     value, message = given(adata)[kind]
-    with pytest.raises(DataError, match=message):
-        annotate_adata(annotator, value)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CanalError, match=message):
         canal.annotate(value)

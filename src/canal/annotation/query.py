@@ -20,6 +20,7 @@ from canal.io.hdf5 import check_open, open_hdf5
 from canal.io.matrices import Csc
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 IN_MEMORY = "the AnnData"
@@ -135,6 +136,67 @@ def query_adata(adata: AnnData, layer: str, gene_column: str | None) -> Query:
     return Query(IN_MEMORY, layer, _matrix(values), genes, layers, columns, cells, none)
 
 
+_EXPRESSION = ("rna", "gex", "gene expression")
+"""What the modality with expression is called in MuData."""
+
+
+def given_cells(given: Any, write: bool = False) -> AnnData | Path:
+    """Return what a user handed over as an AnnData in memory, or as the path of a file or folder of cells.
+
+    A pandas DataFrame is read as cells by genes; of MuData (recognised by ``mod``, so that it need not be
+    installed) the modality with expression is taken: the only one, or the one called rna.
+
+    Raises
+    ------
+    DataError
+        If it is nothing of this, values of a DataFrame are no numbers, or no single modality can be the one
+        with expression; with ``write`` also if labels cannot be written into it.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    if write and isinstance(given, str | Path | pd.DataFrame):
+        raise DataError(
+            f"write=True writes into an AnnData, found {type(given).__qualname__}: leave it out and use the "
+            "table that is returned; `canal annotate IN -o OUT` writes a labelled copy of a file"
+        )
+    if isinstance(given, str | Path):
+        return Path(given)
+    if isinstance(given, pd.DataFrame):
+        _check_table(given)
+        cells = AnnData(given.to_numpy(dtype=np.float32, na_value=np.nan))
+        cells.obs_names, cells.var_names = given.index.astype(str), given.columns.astype(str)
+        return cells
+    if hasattr(given, "mod") and not isinstance(given, AnnData):
+        given = _modality(given)
+    check_adata(given)
+    adata: AnnData = given
+    return adata
+
+
+def _check_table(table: pd.DataFrame) -> None:
+    """Raise unless a table holds numbers alone, with one name for each cell and gene."""
+    if table.columns.nlevels > 1 or table.index.nlevels > 1:
+        raise DataError("the table: expected one name for each cell and gene, found several levels of names")
+    kinds = dict(zip(map(str, table.columns), table.dtypes, strict=True))
+    if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind.kind not in "fiub"]:
+        raise DataError(
+            f"the table: expected numbers alone, cells by genes, found other values in {len(wrong):,} of "
+            f"{table.shape[1]:,} columns: {listed(wrong, 5)}: leave these columns out"
+        )
+
+
+def _modality(mdata: Any) -> Any:
+    kinds = [str(name) for name in mdata.mod]
+    chosen = kinds if len(kinds) == 1 else [name for name in kinds if name.casefold() in _EXPRESSION]
+    if len(chosen) != 1:
+        raise DataError(
+            f"expected one modality with expression (called rna), found {listed(kinds)}: give the one to "
+            "label, as mdata.mod[NAME]"
+        )
+    return mdata.mod[chosen[0]]
+
+
 def check_adata(adata: Any) -> None:
     """Raise unless ``adata`` is an AnnData, in memory or backed.
 
@@ -147,25 +209,11 @@ def check_adata(adata: Any) -> None:
     from anndata import AnnData
 
     kind = f"{type(adata).__module__.split('.')[0]}.{type(adata).__qualname__}"
-    if isinstance(adata, str | Path):
-        raise DataError(
-            f"expected an AnnData, found the path {str(adata)!r}: read it with anndata.read_h5ad, or label "
-            "the file with `canal annotate`"
-        )
-    if isinstance(adata, pd.DataFrame):
-        raise DataError(
-            f"expected an AnnData, found a table of {adata.shape[0]:,} x {adata.shape[1]:,}: where rows are "
-            "cells and columns genes, give anndata.AnnData(table)"
-        )
-    if hasattr(adata, "mod") and not isinstance(adata, AnnData):
-        kinds = list(adata.mod)
-        chosen = "rna" if "rna" in kinds or not kinds else kinds[0]
-        raise DataError(
-            f"expected an AnnData, found {kind} with the modalities {listed(kinds)}: give the one with "
-            f"expression, as mdata.mod[{chosen!r}]"
-        )
     if not isinstance(adata, AnnData):
-        raise DataError(f"expected an AnnData, found {kind}: give cells by genes as anndata.AnnData")
+        raise DataError(
+            f"expected an AnnData, found {kind}: give cells by genes as anndata.AnnData, a pandas DataFrame, "
+            "or the path of a file"
+        )
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
         raise DataError(
             "expected an AnnData in memory, found one that is read lazily: give adata.to_memory()"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from canal.app import pipeline as pipeline
     from canal.app import project as project
     from canal.app import promoting as promoting
+    from canal.app import recorded as recorded
     from canal.app import serving as serving
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
@@ -47,6 +48,7 @@ __all__ = [
     "pipeline",
     "project",
     "promoting",
+    "recorded",
     "serving",
     "sharing",
     "shelf",

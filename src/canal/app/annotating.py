@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
-from canal.annotation.annotate import annotate_adata, annotate_h5ad
-from canal.annotation.columns import PROBABILITIES, split_obsm, stale_columns, stale_columns_message
+from canal.annotation.annotate import annotate_adata, annotate_h5ad, annotate_path
 from canal.annotation.labelled import read_back
 from canal.annotation.naming import Naming as Naming
 from canal.annotation.options import Callbacks as Callbacks
 from canal.annotation.options import Options as Options
 from canal.annotation.output import Output, check_target
-from canal.annotation.query import check_adata
-from canal.annotation.records import Log, Record, genuine, read_log
+from canal.annotation.places import Places, check_free_adata
+from canal.annotation.query import given_cells
+from canal.annotation.records import Log, Record, genuine, key_of, read_log
 from canal.annotation.summary import Summary
 from canal.app.models import find_model
 from canal.app.project import Project
@@ -144,7 +144,7 @@ def _cause(error: Exception) -> str:
 
 
 def annotate(
-    adata: "AnnData",
+    adata: "AnnData | pd.DataFrame | str | Path",
     model: str | Path | None = None,
     root: Path | None = None,
     *,
@@ -157,43 +157,46 @@ def annotate(
 
     Parameters
     ----------
-    adata : AnnData
-        Cells with counts or log-normalised values in X, or in ``options.layer``.
+    adata : AnnData, pandas.DataFrame, MuData, str or Path
+        Cells with counts or log-normalised values in X, or in ``options.layer``; or such values as a table of
+        cells by genes; or the path of a file or folder that `canal annotate` reads. Of MuData the modality
+        with expression is labelled, the only one or ``rna``.
     model : str or Path, optional
         A file of `canal export`, the name of a model on the shelf (`canal models`), or, in a project, number
         or alias of a version, such as ``"champion"``; see `canal.app.models.find_model`.
     root : Path, optional
         The project folder; by default the working directory, which need not be a project.
     write : bool
-        Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` and,
-        where they were asked for, all probabilities into ``adata.obsm["canal_probabilities"]``.
+        Whether the columns are also written into ``adata.obs``, the record into ``adata.uns["canal"]`` (a
+        text; `canal.record` gives it as a dict), a colour for each type into
+        ``adata.uns["canal_cell_type_colors"]`` and, where they were asked for, all probabilities into
+        ``adata.obsm["canal_probabilities"]`` and the model's embedding into ``adata.obsm["X_canal"]``;
+        ``options.key_added`` takes the place of ``canal``.
     options : Options, optional
         How the AnnData is read; see `canal.annotation.options.Options`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns; ``attrs["canal"]`` is the record, a dict.
 
     Raises
     ------
     CanalError
-        If there is no such version, or the cells cannot be labelled.
+        If there is no such version, or the cells cannot be labelled; with ``write`` also if there is no
+        AnnData to write into, or columns under the key are there that canal did not write.
     """
-    check_adata(adata)
-    options = options or Options()
+    cells, options = given_cells(adata, write), options or Options()
+    if write and not isinstance(cells, Path):
+        check_free_adata(cells, options.key_added)
     found = find_model(model, root, options.effort, _warned)
     options = replace(options, model_name=found.provenance, origin={"time": now()})
-    table = annotate_adata(found.load(), adata, options)
+    if isinstance(cells, Path):
+        with Origin(cells) as input_file:
+            return annotate_path(found.load(), cells, replace(options, origin=input_file))
+    table = annotate_adata(found.load(), cells, options)
     if write:
-        columns, matrices = split_obsm(table)
-        stale = stale_columns(adata.obs, columns)
-        adata.obs = adata.obs.drop(columns=stale) if stale else adata.obs
-        if PROBABILITIES in adata.obsm and PROBABILITIES not in matrices:
-            del adata.obsm[PROBABILITIES]
-            stale.append(f"obsm {PROBABILITIES}")
-        if stale:
-            warnings.warn(stale_columns_message(stale), stacklevel=2)
-        for name in columns:
-            adata.obs[name] = columns[name].array
-        for name, matrix in matrices.items():
-            adata.obsm[name] = matrix
-        adata.uns["canal"] = canonical_json(table.attrs["canal"])
+        Places.of(table, canonical_json(table.attrs["canal"])).write_into(cells)
     return table
 
 
@@ -246,12 +249,14 @@ def use_machine(threads: int | None, options: Options, notice: Notice) -> None:
 Document = dict[str, Any]
 
 
-def who(file: Path, root: Path | None = None) -> Document:
+def who(file: Path, root: Path | None = None, key: str | None = None) -> Document:
     """Return the annotation record of a labelled file, checked against the file and the registry.
 
     ``record`` is from the file, or for a CSV file from the project's log. ``genuine`` is whether the record
     is unedited (None: its format has no id); ``labels`` whether the labels agree with the record's counts.
-    ``registry`` is the registry's view of the version, or None, and then ``not_checked`` says why.
+    ``registry`` is the registry's view of the version, or None, and then ``not_checked`` says why. Where a
+    file is labelled under several keys, ``key`` chooses (by default ``canal``); ``others`` are the rest of
+    them.
 
     Raises
     ------
@@ -267,11 +272,13 @@ def who(file: Path, root: Path | None = None) -> Document:
         why_not = str(error)
     else:
         log = read_log(project.layout.annotations)
-    labels = read_back(file, log)
+    labels = read_back(file, log, key)
     why = labels.mismatch()
     document: Document = {
         "file": readable(str(file)),
         "record": labels.record,
+        "key_added": key_of(labels.record),
+        "others": list(labels.others),
         "genuine": genuine(labels.record),
         "labels": {"as_written": not why, "n_cells": labels.n_cells, "why": why},
         "registry": None,

@@ -75,7 +75,7 @@ def novel(
     if sheet is not None:
         check_sheet(sheet, overwrite)
     fingerprint = Fingerprint.of(file)
-    with open_with_model(file, Project.open(root)) as (labelled, annotator):
+    with open_with_model(file, Project.open(root), options.key) as (labelled, annotator):
         groups = group_novel(annotator, labelled, options, notice)
         if sheet is not None:
             sha256 = digest_of(file)
@@ -101,7 +101,7 @@ def explain(
     """
     if target is not None:
         check_target(file, target, overwrite)
-    with open_with_model(file, Project.open(root)) as (labelled, annotator):
+    with open_with_model(file, Project.open(root), options.key) as (labelled, annotator):
         explanations = explain_types(annotator, labelled, options, notice)
     if target is not None:
         write_explanations(target, explanations)
@@ -109,8 +109,12 @@ def explain(
 
 
 @contextmanager
-def open_with_model(file: Path, project: Project) -> Iterator[tuple[Labelled, CellAnnotator]]:
+def open_with_model(
+    file: Path, project: Project, key: str | None = None
+) -> Iterator[tuple[Labelled, CellAnnotator]]:
     """Open a labelled file and load the version that labelled it, checked against its key.
+
+    ``key`` is the ``--key-added`` of the labels; see `canal.annotation.labelled.open_labelled`.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def open_with_model(file: Path, project: Project) -> Iterator[tuple[Labelled, Ce
     RegistryError
         If the registry does not hold the version, or it was retired.
     """
-    with open_labelled(file) as labelled:
+    with open_labelled(file, key) as labelled:
         effort: Effort = "fast" if labelled.record.get("options", {}).get("effort") == "fast" else "full"
         yield labelled, load_annotator(project, version_of(file, labelled.record, project), effort)
 
@@ -249,7 +253,7 @@ def _write(project: Project, target: Path, options: SheetOptions) -> tuple[Stage
             f"sha256 {wanted[:12]}..., found {digest[:12]}...): give the file with --file, or write a new "
             "sheet with `canal novel`"
         )
-    with open_with_model(file, project) as (labelled, annotator):
+    with open_with_model(file, project, sheet.about.get("key_added")) as (labelled, annotator):
         about = _about(sheet, file, labelled.record)
         stage_file = write_stage_file(
             target, labelled, labelled.reading(annotator, options.naming), sheet, about

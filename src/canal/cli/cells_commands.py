@@ -29,7 +29,8 @@ def add_to(to: typer.Typer) -> None:
 
 def annotate(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom.")
+        Path,
+        typer.Argument(metavar="IN", help="Cells to label, never changed: h5ad, zarr, 10x, loom, csv, tsv."),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
@@ -60,9 +61,25 @@ def annotate(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write the probability of every type, too.")
     ] = False,
+    latent: Annotated[
+        bool, typer.Option("--latent", help="Write the model's embedding, too, as obsm X_canal.")
+    ] = False,
+    key_added: Annotated[
+        str, typer.Option(metavar="NAME", help="What written names begin with; other labels stay.")
+    ] = "canal",
+    max_novelty: Annotated[
+        float | None, typer.Option(metavar="X", help="Cells of higher novelty are Unassigned, too.")
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(metavar="X", help="Cells of lower confidence are Unassigned, too.")
+    ] = None,
     vote: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, or leiden."),
+    ] = None,
+    min_share: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Share of a cluster its majority needs; else its vote is Mixed."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was interrupted.")] = False,
     chunk_cells: Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")] = 2000,
@@ -96,7 +113,12 @@ def annotate(
         overwrite=overwrite,
         only_obs=only_obs,
         probabilities=probabilities,
+        latent=latent,
+        key_added=key_added,
+        max_novelty=max_novelty,
+        min_confidence=min_confidence,
         vote=vote,
+        min_share=min_share,
         resume=resume,
         device=device,
         dtype=dtype,
@@ -137,6 +159,10 @@ Aliases = Annotated[Path | None, typer.Option(help="The table the file was label
 Orthologs = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--key-added", metavar="NAME", help="Which labels, where the file holds several."),
+]
 
 
 def novel(
@@ -151,6 +177,7 @@ def novel(
     resolution: Annotated[float, typer.Option(min=0.0, help="Higher: more and smaller groups.")] = 1.0,
     top: Annotated[int, typer.Option(min=1, help="Genes shown of a group.")] = 10,
     seed: Seed = 0,
+    key: Key = None,
     gene_map: GeneMap = None,
     aliases: Aliases = None,
     orthologs: Orthologs = None,
@@ -165,7 +192,14 @@ def novel(
     """Group the novel cells of a labelled file, and write a sheet in which a person names the groups."""
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     options = app.discovering.GroupingOptions(
-        batch, min_cells, resolution, seed, top, naming, app.discovering.ComputeOptions(chunk_cells, device)
+        batch,
+        min_cells,
+        resolution,
+        seed,
+        top,
+        naming,
+        app.discovering.ComputeOptions(chunk_cells, device),
+        key,
     )
     groups = app.discovering.novel(file, output, options, overwrite, note, root).to_json()
     show_result(groups if as_json else novel_table(groups), as_json)
@@ -184,6 +218,7 @@ def explain(
     cells: Annotated[int, typer.Option(min=1, help="Most cells sampled for a type.")] = 100,
     top: Annotated[int, typer.Option(min=1, help="Most genes shown for a type.")] = 20,
     seed: Seed = 0,
+    key: Key = None,
     gene_map: GeneMap = None,
     aliases: Aliases = None,
     orthologs: Orthologs = None,
@@ -194,7 +229,7 @@ def explain(
 ) -> None:
     """Show the marker genes of each cell type in a labelled file: gradient times input, averaged."""
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
-    options = app.discovering.ExplainOptions(cells, top, seed, naming, chunk_cells)
+    options = app.discovering.ExplainOptions(cells, top, seed, naming, chunk_cells, key)
     explanations = [
         one.to_json() for one in app.discovering.explain(file, output, options, overwrite, note, root)
     ]
@@ -208,11 +243,12 @@ def who(
         Path,
         typer.Argument(metavar="FILE", help="What `canal annotate` wrote: .h5ad, .zarr, .parquet or .csv."),
     ],
+    key: Key = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which version labelled a file, when and how, and its present status in the registry."""
-    document = app.annotating.who(file, root)
+    document = app.annotating.who(file, root, key)
     show_result(document if as_json else who_group(document), as_json)
 
 

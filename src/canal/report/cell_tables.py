@@ -77,6 +77,8 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
     yield "input", f"{given['name']}, sha256 {given['sha256']}" if given else "not noted"
     yield "options", ", ".join(f"{name} {value}" for name, value in record["options"].items())
     yield "cells", ", ".join(f"{name} {n:,}" for name, n in record["cell_types"].items())
+    if document.get("others"):
+        yield "other labels", f"under {', '.join(document['others'])} (--key-added)"
     if registry is None:
         yield "registry", f"could not be checked: {document['not_checked']}"
     elif not registry["known"]:

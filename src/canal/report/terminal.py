@@ -123,7 +123,19 @@ def annotation_table(summary: Mapping[str, Any]) -> Group:
     facts += f", by another name: {', '.join(f'{n} ({how})' for how, n in by.items())}" if by else ""
     warnings = [text(f"warning: {one}", "yellow") for one in summary["warnings"]]
     study = [text(line, "dim") for line in _study(summary.get("study", {}))]
+    by_reason = summary.get("unassigned_by", {})
+    if by_reason:
+        shown = ", ".join(f"{n:,} {_REASONS[name]}" for name, n in by_reason.items())
+        study.insert(0, text(f"Unassigned: {shown}", "dim"))
     return Group(rows, text(facts, "dim"), *study, *warnings)
+
+
+_REASONS = {
+    "low_quality": "express no gene of the model",
+    "is_novel": "novel by the version's rule",
+    "max_novelty": "above --max-novelty",
+    "min_confidence": "below --min-confidence",
+}
 
 
 def _study(study: Mapping[str, Any]) -> Iterator[str]:
