@@ -49,7 +49,7 @@ class Options:
         Whether the probability of every type is also written: 4 bytes a cell and type.
     latent : bool
         Whether the model's embedding of the cells is also written, to obsm ``X_canal``, for
-        ``scanpy.pp.neighbors(use_rep="X_canal")``: of a network 128 numbers or 512 bytes a cell, ten times
+        ``scanpy.pp.neighbors(use_rep="X_canal")``: of a network 128 numbers or 512 bytes a cell, twelve times
         what labels take, so it is written on request; of sums one number a centroid. It costs hardly any time
         but with ``effort="fast"``, where the network must then look at every cell.
     key_added : str
