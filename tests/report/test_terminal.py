@@ -5,7 +5,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from canal.report.terminal import matrix_table, next_commands, summary, version_panel, versions_table
+from canal.report.terminal import (
+    annotation_table,
+    matrix_table,
+    next_commands,
+    summary,
+    version_panel,
+    versions_table,
+)
 from tests.support.reports import MATRIX, STAGES, make_digest, make_evaluation
 
 
@@ -174,3 +181,21 @@ def test_what_was_overridden_and_who_retired_it_is_shown_for_ever():
 def test_a_name_cannot_steer_the_terminal():
     (version,) = make_versions()[:1]
     assert "\x1b" not in rendered(versions_table([{**version, "stage": "a\x1b[2Jb\u202e"}]))
+
+
+def test_unassigned_cells_are_told_by_reason():
+    document = {
+        "n_cells": 10,
+        "cell_types": {"B": 4, "Unassigned": 6},
+        "values": "counts",
+        "values_detected": True,
+        "genes": {"found": 20, "panel": 20},
+        "warnings": [],
+        "unassigned_by": {"low_quality": 1, "is_novel": 2, "max_novelty": 3, "min_confidence": 0},
+    }
+    told = rendered(annotation_table(document), width=200)
+    assert (
+        "1 express no gene of the model, 2 novel by the version's rule, 3 above --max-novelty, 0 below"
+        in told
+    )
+    assert "Unassigned:" not in rendered(annotation_table(document | {"unassigned_by": {}}))
