@@ -251,3 +251,26 @@ def test_where_nothing_is_named_it_says_what_can_be(here, bundles):
         canal.annotate(read_h5ad(bundles / "cells.h5ad"))
     assert "puts one there" in run("models", "list")
     assert np.array_equal([], shelf.list_models())
+
+
+def test_labels_stand_beside_each_other_whatever_they_are_read_from(bundles, wanted, here):
+    model = bundles / "whole.zip"
+    cells = read_h5ad(bundles / "cells.h5ad")
+    cells.to_df().T.to_csv(here / "genes_in_rows.csv.gz")
+    run("annotate", here / "genes_in_rows.csv.gz", "-o", here / "one.h5ad", "--model", model)
+    told = run(
+        *("annotate", here / "one.h5ad", "-o", here / "two.h5ad", "--model", model, "--latent"),
+        *("--key-added", "strict", "--max-novelty", "0.5", "--min-confidence", "0.9"),
+        *("--vote", "canal_cell_type", "--min-share", "0.8"),
+    )
+    assert "above --max-novelty" in told
+    both = read_h5ad(here / "two.h5ad")
+    assert both.obs["canal_cell_type"].astype(str).tolist() == wanted["canal_cell_type"].tolist()
+    cut = (both.obs["strict_novelty"] > 0.5) | (both.obs["strict_confidence"] < 0.9)
+    assert (both.obs.loc[cut, "strict_cell_type"] == "Unassigned").all()
+    assert both.obsm["X_strict"].shape[0] == both.n_obs
+    assert set(both.obs["strict_vote"]) <= {*both.obs["strict_cell_type"], "Mixed"}
+    assert canal.record(both, "strict")["options"]["min_confidence"] == 0.9
+    assert "under canal (--key-added)" in run("who", here / "two.h5ad", "--key-added", "strict")
+    table = canal.annotate(cells.to_df(), model=model)
+    assert table["canal_cell_type"].astype(str).tolist() == wanted["canal_cell_type"].tolist()
