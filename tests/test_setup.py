@@ -1,7 +1,9 @@
 """tools/setup.sh: what it needs is said in one line."""
 
+import ast
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,14 +25,14 @@ def test_a_wrong_python_is_one_clear_line(tmp_path):
     for name in ("tools/setup.sh", "pyproject.toml", "constraints.txt"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     fake = tmp_path / "python9"
-    fake.write_text("#!/bin/sh\necho 3.12\n")
+    fake.write_text("#!/bin/sh\necho 3.14\n")
     fake.chmod(0o755)
     env = os.environ | {"PYTHON": str(fake)}
     done = subprocess.run(
         ["tools/setup.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("setup: Python 3.11 is needed, found")
+    assert done.stderr.startswith("setup: Python 3.11, 3.12 or 3.13 is needed, found")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / ".venv").exists()
 
@@ -39,12 +41,25 @@ def test_every_dependency_is_pinned():
     import tomllib
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    wanted = with_extras(project, *(set(project["optional-dependencies"]) - {"s3"}))  # s3 names its version
     names = {line.split("==")[0].lower().replace("_", "-") for line in lines_of("constraints.txt")}
     for requirement in wanted:
         name = requirement.replace("<", "=").replace(">", "=").split("=")[0].lower()
         assert name in names, f"{name} is not in constraints.txt"
     assert "torch==2.13.0" in lines_of("constraints.txt")
+
+
+def with_extras(project, *extras):
+    """The requirements of canal with some extras, in order: one extra may name others."""
+    found = [*project["dependencies"]]
+    for extra in extras:
+        for requirement in project["optional-dependencies"][extra]:
+            if requirement.startswith("canal-cells["):
+                named = requirement.partition("[")[2].strip("]").split(",")
+                found += with_extras(project, *named)
+            else:
+                found.append(requirement)
+    return sorted(set(found))
 
 
 def lines_of(name):
@@ -60,6 +75,41 @@ def test_a_step_of_the_pipeline_is_at_most_60_lines():
     assert long == {}
 
 
+def test_an_extra_is_named_for_every_module_that_canal_may_lack():
+    """A package outside of the core is imported only if `canal.core.packages` says which extra brings it."""
+    import tomllib
+    from importlib.metadata import packages_distributions
+
+    from canal.core.packages import EXTRAS
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    core = {plain(one) for one in with_extras(project)} | {"zarr"}  # of anndata
+    named = {module for _, modules in EXTRAS.values() for module in modules}
+    distributions = packages_distributions()
+    for module in imported(REPOSITORY / "src" / "canal") - named - set(sys.stdlib_module_names) - {"canal"}:
+        brought = {plain(one) for one in distributions.get(module, [module])}
+        assert brought & core, f"{module} is neither of the core nor of an extra"
+    for extra, (_, modules) in EXTRAS.items():
+        brings = {plain(one) for one in with_extras(project, extra)} | {"sqlalchemy", "h11"}  # of others
+        for module in modules:
+            assert {plain(one) for one in distributions.get(module, [module])} & brings or extra == "s3"
+
+
+def plain(requirement):
+    return re.split(r"[<>=\[]", requirement)[0].lower().replace("_", "-")
+
+
+def imported(folder):
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {one.name.partition(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").partition(".")[0])
+    return found
+
+
 def test_what_mlflow_installs_for_a_project_run_is_what_setup_installs():
     """`mlflow run` without `--env-manager local` makes an environment from python_env.yaml."""
     import tomllib
@@ -73,7 +123,7 @@ def test_what_mlflow_installs_for_a_project_run_is_what_setup_installs():
     pinned, *names = found.dependencies
     wanted = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert pinned == found.build_dependencies[0] == "-c constraints.txt"
-    assert names == wanted["dependencies"]
+    assert names == with_extras(wanted, "compression", "parquet", "serve")
     assert f">={found.python},<" in wanted["requires-python"]
     for entry_point in project._entry_points.values():
         assert entry_point.command.startswith("PYTHONPATH=src python pipelines/")

@@ -33,21 +33,19 @@ if [ -x "$venv/bin/python" ] && [ -f tools/relocate.py ]; then
 fi
 
 python=""
-for candidate in ${PYTHON:-python3.11 python3 python}; do
-  if command -v "$candidate" >/dev/null 2>&1 &&
-    [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = 3.11 ]; then
-    python=$candidate
-    break
-  fi
+for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+  case "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" in
+    3.11 | 3.12 | 3.13) python=$candidate; break ;;
+  esac
 done
-[ -n "$python" ] || fail "Python 3.11 is needed, found $(python3 --version 2>&1 || true); name one with PYTHON=/path/to/python3.11"
+[ -n "$python" ] || fail "Python 3.11, 3.12 or 3.13 is needed, found $(python3 --version 2>&1 || true); name one with PYTHON=/path/to/python3.12"
 
 began=$SECONDS
 if ! "$venv/bin/python" -c "" 2>/dev/null; then
   clear=""
   [ -e "$venv" ] && clear=--clear && echo "setup: the Python of $venv is gone"
   echo "setup: making $venv with $("$python" --version)"
-  "$python" -m venv $clear "$venv" || fail "could not make a virtual environment; is the venv module installed (python3.11-venv)?"
+  "$python" -m venv $clear "$venv" || fail "could not make a virtual environment; is the venv module installed (python3-venv)?"
 fi
 
 log=$venv/setup.log
@@ -59,12 +57,14 @@ install() {
   fail "pip failed: $(grep -m1 ERROR "$log" || tail -n1 "$log") (details in $log)"
 }
 
-extra=""
+extra="[compression,parquet,serve]"  # serve includes project
 [ "$want" = test ] && extra="[test]"
 echo "setup: installing canal$extra and its pinned dependencies (2-4 minutes on a new machine)"
 if [ -n "${TORCH_INDEX:-}" ]; then
   install --index-url "$TORCH_INDEX" torch==2.13.0
 fi
+# canal was called so itself before it was on an index, where that name is another project's.
+"$venv/bin/python" -m pip uninstall --yes canal >"$log" 2>&1 || true
 install -e ".$extra"
 { fingerprint; pwd; } >"$stamp"
 echo "setup: done in $((SECONDS - began)) s"

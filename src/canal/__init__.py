@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from canal.core import __version__
+from canal.core.packages import named_packages
 
 if TYPE_CHECKING:
     from canal.annotation.naming import Naming
@@ -30,4 +31,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, since it brings much with it."""
     if name not in _MODULES:
         raise AttributeError(f"module 'canal' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
+    return value if isinstance(value, type) else named_packages(f"canal.{name}")(value)

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from canal.annotation.clusters import find_groups
+from canal.annotation.clusters import METHODS, find_groups
 
 
 def blobs(*sizes, spread=0.3, seed=0):
@@ -16,20 +16,30 @@ def blobs(*sizes, spread=0.3, seed=0):
     return points[order].astype(np.float32), own[order]
 
 
-def test_cells_around_one_centre_are_a_group_and_the_largest_comes_first():
+@pytest.mark.parametrize("method", METHODS)
+def test_cells_around_one_centre_are_a_group_and_the_largest_comes_first(method):
     points, own = blobs(30, 90, 60)
-    groups = find_groups(points, resolution=0.3, seed=0)
+    groups = find_groups(points, resolution=0.3, seed=0, method=method)
     assert {(int(a), int(b)) for a, b in zip(groups, own, strict=True)} == {(0, 1), (1, 2), (2, 0)}
 
 
-def test_the_same_seed_gives_the_same_groups_and_leaves_other_random_numbers_alone():
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_groups_and_leaves_other_random_numbers_alone(method):
     points, _ = blobs(200, spread=3.0)
     random.seed(7)
-    once = find_groups(points, resolution=2.0, seed=3)
-    after = random.random()
-    assert (find_groups(points, resolution=2.0, seed=3) == once).all()
+    np.random.seed(7)
+    once = find_groups(points, resolution=2.0, seed=3, method=method)
+    after = random.random(), np.random.random()
+    assert (find_groups(points, resolution=2.0, seed=3, method=method) == once).all()
     random.seed(7)
-    assert random.random() == after
+    np.random.seed(7)
+    assert (random.random(), np.random.random()) == after
+
+
+def test_both_methods_find_the_same_groups_where_cells_lie_apart():
+    points, _ = blobs(200, 120, 80, 40, spread=0.6)
+    once = [find_groups(points, resolution=0.3, seed=0, method=method) for method in METHODS]
+    assert (once[0] == once[1]).all()
 
 
 def test_more_cells_than_the_graph_takes_join_their_neighbours():
@@ -38,8 +48,10 @@ def test_more_cells_than_the_graph_takes_join_their_neighbours():
     assert {(int(a), int(b)) for a, b in zip(groups, own, strict=True)} == {(0, 0), (1, 1), (2, 2)}
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 5])
-def test_a_few_cells_are_no_error(n):
-    groups = find_groups(np.zeros((n, 4), dtype=np.float32), resolution=1.0, seed=0)
-    assert groups.shape == (n,)
-    assert (groups == 0).all()
+def test_a_few_cells_are_no_error(n, method):
+    for resolution in (0.0, 1.0):
+        groups = find_groups(np.zeros((n, 4), dtype=np.float32), resolution, seed=0, method=method)
+        assert groups.shape == (n,)
+        assert (groups == 0).all()

@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 
 import anndata
@@ -12,6 +13,7 @@ from canal.annotation.annotate import annotate_adata, annotate_h5ad
 from canal.annotation.clusters import with_vote
 from canal.annotation.options import Options
 from canal.core.errors import DataError
+from canal.core.packages import MissingPackageError
 from tests.support.cells import gene_names, make_adata, write_adata
 
 
@@ -41,7 +43,7 @@ def test_the_vote_is_what_most_cells_of_a_cluster_are(cells):
         assert share == pytest.approx(counts[chosen] / sum(counts.values()))
 
 
-@pytest.mark.parametrize("wish", ["cluster", "obs:cluster", "leiden"])
+@pytest.mark.parametrize("wish", ["cluster", "obs:cluster", "louvain", "leiden"])
 def test_a_file_gains_two_columns_and_no_label_changes(annotator, adata, tmp_path, wish):
     source = write_adata(adata, tmp_path / "in.h5ad")
     annotate_h5ad(annotator, source, tmp_path / "plain.h5ad")
@@ -49,19 +51,22 @@ def test_a_file_gains_two_columns_and_no_label_changes(annotator, adata, tmp_pat
     plain, add_vote = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("plain", "voted"))
     assert list(add_vote) == [*plain, "canal_vote", "canal_vote_share"]
     pd.testing.assert_frame_equal(add_vote[list(plain)], plain, rtol=1e-5, atol=1e-6)
-    assert add_vote["canal_vote_share"].notna().sum() == (len(plain) if wish == "leiden" else len(plain) - 3)
+    assert add_vote["canal_vote_share"].notna().sum() == (len(plain) - 3 if "cluster" in wish else len(plain))
     assert set(add_vote["canal_vote"]) <= {*annotator.labels, "Unassigned"}
 
 
-def test_clusters_of_the_representation_are_the_same_twice_and_for_an_adata(annotator, adata, tmp_path):
+@pytest.mark.parametrize("method", ["louvain", "leiden"])
+def test_clusters_of_the_representation_are_the_same_for_a_file_and_an_adata(
+    annotator, adata, tmp_path, method
+):
     source = write_adata(adata, tmp_path / "in.h5ad")
     for name in ("one", "two"):
-        annotate_h5ad(annotator, source, tmp_path / f"{name}.csv", Options(vote="leiden"))
+        annotate_h5ad(annotator, source, tmp_path / f"{name}.csv", Options(vote=method))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
-    table = annotate_adata(annotator, adata, Options(vote="leiden"))
+    table = annotate_adata(annotator, adata, Options(vote=method))
     written = pd.read_csv(tmp_path / "one.csv", index_col=0)
     assert table["canal_vote"].tolist() == written["canal_vote"].tolist()
-    assert table.attrs["canal"]["vote"] == "leiden"
+    assert table.attrs["canal"]["vote"] == method
 
 
 def test_a_column_called_leiden_is_named_with_obs(annotator, adata):
@@ -71,12 +76,32 @@ def test_a_column_called_leiden_is_named_with_obs(annotator, adata):
     assert table["canal_vote_share"].nunique() == 1
 
 
+def test_a_column_called_louvain_is_refused_until_it_is_named_with_obs(annotator, adata):
+    """Before canal computed such clusters, `--vote louvain` was the column that scanpy writes."""
+    adata.obs["louvain"] = "all"
+    with pytest.raises(DataError, match="computes clusters, but obs has a column 'louvain': .*obs:louvain"):
+        annotate_adata(annotator, adata, Options(vote="louvain"))
+    table = annotate_adata(annotator, adata, Options(vote="obs:louvain"))
+    assert table["canal_vote"].nunique() == 1
+
+
+def test_a_method_whose_package_is_missing_is_refused_at_once(annotator, adata, tmp_path, monkeypatch):
+    source = write_adata(adata, tmp_path / "in.h5ad")
+    for module, method, extra in (("sknetwork", "louvain", "groups"), ("igraph", "leiden", "leiden")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(
+            MissingPackageError, match=rf'--vote {method} needs .*pip install "canal-cells\[{extra}\]"'
+        ):
+            annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(vote=method))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.h5ad"]
+
+
 def test_a_column_that_is_not_there_is_refused_before_any_work(annotator, adata, tmp_path):
     source = write_adata(adata, tmp_path / "in.h5ad")
     with pytest.raises(
-        DataError, match=r"no column 'louvain' \(--vote\); it has 'cell_type', 'batch', 'cluster'"
+        DataError, match=r"no column 'clusters' \(--vote\); it has 'cell_type', 'batch', 'cluster'"
     ):
-        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(vote="louvain"))
+        annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(vote="clusters"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.h5ad"]
 
 

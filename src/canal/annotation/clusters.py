@@ -1,4 +1,4 @@
-"""Cluster cells by a model's representation (Leiden), and add each cluster's majority vote to the labels."""
+"""Cluster cells by a model's representation and add each cluster's majority vote to the labels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
 from canal.annotation.reading import make_reading
 from canal.core.errors import DataError
+from canal.core.packages import require
 from canal.io.arrays import listed, strings
 from canal.io.formats import CellFile
 from canal.io.h5ad import H5adFile
@@ -32,17 +33,19 @@ if TYPE_CHECKING:
     from canal.model.compute import Precision
     from canal.model.load import CellAnnotator
 
+LOUVAIN = "louvain"
 LEIDEN = "leiden"
-"""``--vote leiden``: clusters are computed from the model's representation, not read from obs."""
+METHODS = {LOUVAIN: "sknetwork", LEIDEN: "igraph"}
+"""Clusters that are computed from the model's representation -> the module that does: BSD, and GPL."""
 
 COLUMN = "obs:"
-"""Optional prefix of a column of obs in ``--vote``; required for a column called ``leiden``."""
+"""Optional prefix of a column of obs in ``--vote``; required for a column called as a method is."""
 
 MOST_CELLS = 200_000
 """Most cells for which clusters are computed."""
 
 _RESOLUTIONS = ((5_000, 5.0), (20_000, 10.0), (40_000, 15.0), (100_000, 20.0), (MOST_CELLS, 25.0))
-"""Leiden resolution by number of cells: many small clusters, as CellTypist's majority voting uses."""
+"""Resolution by number of cells: many small clusters, as CellTypist's majority voting uses."""
 
 
 def with_vote(table: pd.DataFrame, clusters: np.ndarray, min_share: float = 0.0) -> pd.DataFrame:
@@ -81,28 +84,32 @@ def with_vote(table: pd.DataFrame, clusters: np.ndarray, min_share: float = 0.0)
 
 
 def clusters_of_file(file: CellFile, vote: str | None) -> np.ndarray | None:
-    """Return the clusters in a column of obs, str ``(n_cells,)``; None without a vote, or for `LEIDEN`.
+    """Return the clusters in a column of obs, str ``(n_cells,)``; None without a vote, or for a method.
 
     Raises
     ------
     DataError
-        If obs has no such column, or there are too many cells for Leiden clusters.
+        If obs has no such column, has one called ``louvain`` that may be meant, or there are too many cells
+        to compute clusters.
+    MissingPackageError
+        If the package that computes the clusters is not installed.
     """
-    if vote is None or _is_leiden(vote, str(file.path), file.n_cells):
+    if vote is None:
         return None
     if isinstance(file, H5adFile):
         columns: Mapping[str, Any] = {name: partial(file.obs_column, name) for name in file.obs_columns}
     else:
         obs = cast("TabledFile", file).tables()[0]
         columns = {str(name): partial(obs.get, name) for name in obs}
-    return _column(str(file.path), vote, columns)
+    return _column(str(file.path), vote, columns, file.n_cells)
 
 
 def clusters_of_adata(adata: AnnData, vote: str | None) -> np.ndarray | None:
     """Return the clusters of an AnnData, as `clusters_of_file` does for a file."""
-    if vote is None or _is_leiden(vote, IN_MEMORY, adata.n_obs):
+    if vote is None:
         return None
-    return _column(IN_MEMORY, vote, {str(name): partial(adata.obs.get, name) for name in adata.obs})
+    columns = {str(name): partial(adata.obs.get, name) for name in adata.obs}
+    return _column(IN_MEMORY, vote, columns, adata.n_obs)
 
 
 def add_vote(
@@ -113,7 +120,7 @@ def add_vote(
     options: Options,
     notice: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Return the table `with_vote` where ``options.vote`` is set, over ``clusters`` or Leiden clusters."""
+    """Return the table `with_vote` where ``options.vote`` is set, over ``clusters`` or computed ones."""
     if options.vote is None:
         return table
     if clusters is None:
@@ -124,7 +131,7 @@ def add_vote(
 def _make_clusters(
     annotator: CellAnnotator, query: Query, options: Options, notice: Callable[[str], None]
 ) -> np.ndarray:
-    """Return Leiden clusters of the model's representation, str ``(n_cells,)``; computes it for all cells.
+    """Return clusters of the model's representation, str ``(n_cells,)``; computes it for all cells.
 
     Clusters are many and small, so that each holds one type. Memory: 512 bytes a cell.
     """
@@ -133,26 +140,35 @@ def _make_clusters(
     every, on_cells = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
     cells = represent(annotator, reading, every, compute, on_cells)
     resolution = next(value for most, value in _RESOLUTIONS if query.n_cells <= most)
-    return find_groups(cells.manifold, resolution, seed=0).astype(str)
+    return find_groups(cells.manifold, resolution, seed=0, method=str(options.vote)).astype(str)
 
 
-def _is_leiden(vote: str, name: str, n_cells: int) -> bool:
-    if vote == LEIDEN and n_cells > MOST_CELLS:
-        raise DataError(
-            f"{name}: --vote {LEIDEN} clusters at most {MOST_CELLS:,} cells, found {n_cells:,}: cluster "
-            "them with another program (scanpy, rapids), and name the column of obs with --vote COLUMN"
-        )
-    return vote == LEIDEN
-
-
-def _column(name: str, vote: str, columns: Mapping[str, Any]) -> np.ndarray:
+def _column(name: str, vote: str, columns: Mapping[str, Any], n_cells: int) -> np.ndarray | None:
+    if vote in METHODS:
+        _check_method(name, vote, columns, n_cells)
+        return None
     column = vote.removeprefix(COLUMN)
     if column not in columns:
         raise DataError(
-            f"{name}: obs has no column {column!r} (--vote); it has {listed(list(columns))}; --vote {LEIDEN} "
-            "computes clusters from the model's representation"
+            f"{name}: obs has no column {column!r} (--vote); it has {listed(list(columns))}; --vote "
+            f"{LOUVAIN} computes clusters from the model's representation"
         )
     return strings(columns[column]().to_numpy(dtype=object))
+
+
+def _check_method(name: str, method: str, columns: Mapping[str, Any], n_cells: int) -> None:
+    if method == LOUVAIN and method in columns:  # before there was such a method, the column was taken
+        raise DataError(
+            f"{name}: --vote {method} computes clusters, but obs has a column {method!r}: name the column as "
+            f"--vote {COLUMN}{method}, or rename it"
+        )
+    if n_cells > MOST_CELLS:
+        raise DataError(
+            f"{name}: --vote {method} clusters at most {MOST_CELLS:,} cells, found {n_cells:,}: cluster "
+            "them with another program (scanpy, rapids), and name the column of obs with --vote COLUMN"
+        )
+    for module in ("sklearn", METHODS[method]):
+        require(module, f"--vote {method}")
 
 
 # The model's representation of selected cells, for clusters and groups of novel cells.
@@ -224,21 +240,25 @@ def represent(
     return Representation(np.flatnonzero(wanted), np.concatenate(manifolds), np.concatenate(logits))
 
 
-# Groups of similar cells: Leiden on the nearest-neighbour graph of their representations.
+# Groups of similar cells: communities of the nearest-neighbour graph of their representations.
 
 NEIGHBOURS = 15
 MOST_IN_GRAPH = 50_000
 """Most cells of the graph; of more, a sample is clustered and the others join their neighbours' groups."""
 _AT_A_TIME = 1000
+_IMPROVES = 1e-5
+"""Gain of modularity below which Louvain's passes end; the library's own 1e-3 ends them early."""
 
 
-def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MOST_IN_GRAPH) -> np.ndarray:
+def find_groups(
+    points: np.ndarray, resolution: float, seed: int, most: int = MOST_IN_GRAPH, method: str = LOUVAIN
+) -> np.ndarray:
     """Return the group of each cell, int64 ``(n_cells,)``: 0 is the largest.
 
     Two cells are joined where one is among the other's 15 nearest by Euclidean distance; the edge weighs as
     much as the share of neighbours that they have in common (PhenoGraph, Levine et al. 2015). Groups are
-    those of the Leiden algorithm (Traag et al. 2019) by modularity, until nothing improves. The same points,
-    the same seed: the same groups.
+    communities by modularity: those of the Louvain algorithm (Blondel et al. 2008), or of the Leiden
+    algorithm (Traag et al. 2019) until nothing improves. The same points, the same seed: the same groups.
 
     Parameters
     ----------
@@ -247,10 +267,12 @@ def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MO
     resolution
         Higher: more and smaller groups.
     seed
-        Seed of Leiden and of the sample.
+        Seed of the algorithm and of the sample.
     most
         Most cells of the graph. Of more cells a sample of this size is clustered, and each of the others
         joins the group of most of its neighbours in the sample.
+    method
+        `LOUVAIN` or `LEIDEN`.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -264,7 +286,8 @@ def find_groups(points: np.ndarray, resolution: float, seed: int, most: int = MO
         points[drawn]
     )
     groups = np.full(n, -1, dtype=np.int64)
-    groups[drawn] = _leiden(_shared(index.kneighbors_graph()), resolution, seed)
+    communities = _leiden if method == LEIDEN else _louvain
+    groups[drawn] = communities(_shared(index.kneighbors_graph()), resolution, seed)
     for start in range(0, n, _AT_A_TIME):
         others = start + np.flatnonzero(groups[start : start + _AT_A_TIME] < 0)
         if others.size:
@@ -287,6 +310,19 @@ def _shared(near: csr_matrix) -> csr_matrix:
     size = int(own[0].nnz)
     common.data = common.data / (2 * size - common.data)
     return common
+
+
+def _louvain(graph: csr_matrix, resolution: float, seed: int) -> np.ndarray:
+    from sknetwork.clustering import Louvain
+
+    louvain = Louvain(
+        resolution=resolution,
+        tol_optimization=_IMPROVES,
+        tol_aggregation=_IMPROVES,
+        shuffle_nodes=True,
+        random_state=seed,
+    )
+    return np.asarray(louvain.fit_predict(csr_matrix(graph + graph.T)), dtype=np.int64)
 
 
 def _leiden(graph: csr_matrix, resolution: float, seed: int) -> np.ndarray:

@@ -45,7 +45,7 @@ class GroupingOptions:
     min_cells : int
         A smaller group is left out of the sheet.
     resolution : float
-        Resolution of Leiden: higher makes more and smaller groups.
+        Resolution of the groups: higher makes more and smaller groups.
     seed : int
     top : int
         Most genes reported for a group.

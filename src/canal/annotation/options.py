@@ -59,8 +59,8 @@ class Options:
         A cell above this novelty, or below this confidence, 0...1, is "Unassigned", too: they add to the
         version's own rule and never replace it.
     vote : str or None
-        Clusters whose majority is written beside each cell's own label: a column of obs, or ``leiden``; see
-        `canal.annotation.clusters`.
+        Clusters whose majority is written beside each cell's own label: a column of obs, ``louvain`` or
+        ``leiden``; see `canal.annotation.clusters`.
     min_share : float or None
         Share of a cluster's cells, 0...1, that its majority must have: else the vote is "Mixed".
     resume : bool

@@ -16,6 +16,7 @@ from canal.annotation.records import RECORD_KEY, with_output_digest
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.core.files import checked_path, new_file, new_folder
+from canal.core.packages import require
 from canal.io.arrays import strings
 from canal.io.formats import H5AD, ZARR, format_of, open_cells
 from canal.io.hdf5 import edit_hdf5, open_hdf5
@@ -123,6 +124,8 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise DataError(f"{target} is a folder: give the name of an h5ad file")
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists already: remove it, give another output, or use --overwrite")
+    if target.suffix.lower() == ".parquet":
+        require("pyarrow", f"{target}")
 
 
 def write_copy(

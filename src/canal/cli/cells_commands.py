@@ -75,7 +75,7 @@ def annotate(
     ] = None,
     vote: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, or leiden."),
+        typer.Option(metavar="COLUMN", help="Majority vote by clusters: a column of obs, louvain or leiden."),
     ] = None,
     min_share: Annotated[
         float | None,

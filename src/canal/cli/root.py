@@ -1,15 +1,17 @@
 """The command line's entry point `main`, and the commands versions, show, registry and report."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from canal import app
+from canal import __version__, app
 from canal.cli import cells_commands, ledger_commands, models_commands, stages_commands, versions_commands
 from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
+from canal.core.packages import DISTRIBUTION, named_packages, other_canal
 from canal.report.registry_tables import rebuilt_table, rebuilt_view
 from canal.report.terminal import lineage_report, version_panel, versions_table
 from canal.runtime.startup import INTERRUPTED, begin, exit_code, leave
@@ -18,7 +20,6 @@ command_line = typer.Typer(
     name="canal",
     help="An annotator of single-cell RNA-seq data that keeps learning, with every label provable.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -32,8 +33,11 @@ def main() -> NoReturn:
     """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
     code = 0
+    if (clash := other_canal()) is not None:
+        tell(f"canal: {clash}")
     try:
-        command_line()
+        with named_packages(f"`{_command()}`"):
+            command_line()
     except CanalError as error:
         tell(f"canal: {error}")
         code = 1
@@ -49,6 +53,28 @@ def main() -> NoReturn:
     except SystemExit as end:
         code = exit_code(end.code)
     leave(code)
+
+
+def _command() -> str:
+    """Return canal's command in the words of this call, without arguments."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    group = words[:1] and words[0] in {group.name for group in command_line.registered_groups}
+    return " ".join(["canal", *words[: 2 if group else 1]])
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{DISTRIBUTION} {__version__}")
+        raise typer.Exit
+
+
+@command_line.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show canal's version.")
+    ] = False,
+) -> None:
+    """Declare the options of `canal` itself."""
 
 
 @command_line.command(epilog="Example: canal versions --json | jq '.[].stage'")

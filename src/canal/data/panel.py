@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from canal.config.sections import Panel
 from canal.core.errors import ConfigError, DataError
 from canal.core.files import read_json, write_json
+from canal.core.packages import install_hint
 from canal.data.prepared import PreparedCells
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ def dispersion(expression: csr_matrix, labels: np.ndarray) -> np.ndarray:
     except ModuleNotFoundError as error:
         raise ConfigError(
             "panel.rule: dispersion, the published choice of genes, is computed by scanpy, which is not "
-            'installed: `.venv/bin/python -m pip install -c constraints.txt -e ".[published]"`, or another '
-            "rule: mixed, f_statistic or variance"
+            f"installed: {install_hint('published')}, or another rule: mixed, f_statistic or variance"
         ) from error
 
     del labels

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from canal.core.errors import DataError
+from canal.core.packages import install_hint
 from canal.io.zarr_store import stored_bytes
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def check_dataset(item: h5py.h5d.DatasetID, name: str, path: Path) -> None:
             called = label.decode("utf-8", "replace") or "without a name"
             raise DataError(
                 f"{path}: {name!r} is compressed by HDF5 filter {number} ({called}), which neither HDF5 nor "
-                "hdf5plugin has here: install hdf5plugin (pip install hdf5plugin) or the filter's own "
-                "package, or write the file anew compressed by gzip"
+                f"hdf5plugin has here: install hdf5plugin ({install_hint('compression')}) or the filter's "
+                "own package, or write the file anew compressed by gzip"
             )
 
 

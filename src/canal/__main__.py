@@ -1,0 +1,5 @@
+"""`python -m canal` is `canal`."""
+
+from canal.cli import main
+
+main()
