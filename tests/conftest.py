@@ -6,10 +6,12 @@ from contextlib import ExitStack
 from itertools import count
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from canal.runtime.startup import begin
 from tests.support.children import fork_children
+from tests.support.installed import Installed, install_core
 from tests.support.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
@@ -57,6 +59,18 @@ def homes(tmp_path_factory):
     """Give homes in a folder of their own: to make one beside others, pytest looks at all of them."""
     folder = tmp_path_factory.mktemp("homes")
     return (folder / str(number) for number in count())
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Installed:
+    """Give canal installed from its wheel without extras, once for all processes of the suite."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installed"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "done").exists():
+            install_core(shared)
+            (shared / "done").touch()
+    return Installed(shared / "core")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -41,11 +42,10 @@ def test_every_dependency_is_pinned():
     import tomllib
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = with_extras(project, *(set(project["optional-dependencies"]) - {"s3"}))  # s3 names its version
-    names = {line.split("==")[0].lower().replace("_", "-") for line in lines_of("constraints.txt")}
+    wanted = with_extras(project, *project["optional-dependencies"])
+    names = {plain(line) for line in lines_of("constraints.txt")}
     for requirement in wanted:
-        name = requirement.replace("<", "=").replace(">", "=").split("=")[0].lower()
-        assert name in names, f"{name} is not in constraints.txt"
+        assert plain(requirement) in names, f"{requirement} is not in constraints.txt"
     assert "torch==2.13.0" in lines_of("constraints.txt")
 
 
@@ -60,6 +60,19 @@ def with_extras(project, *extras):
             else:
                 found.append(requirement)
     return sorted(set(found))
+
+
+def test_constraints_are_the_versions_of_the_lock():
+    """`python tools/lock.py` writes both; every version of the lock has hashes, and no file names an index."""
+    spec = importlib.util.spec_from_file_location("lock", REPOSITORY / "tools" / "lock.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    assert tool.constraints(lock) == (REPOSITORY / "constraints.txt").read_text()
+    pins = re.split(r"^(?=\S)", lock, flags=re.MULTILINE)[1:]
+    assert len(pins) == len(lines_of("constraints.txt")) > 200
+    assert all("--hash=sha256:" in pin for pin in pins)
+    assert "://" not in lock
 
 
 def lines_of(name):
@@ -96,7 +109,7 @@ def test_an_extra_is_named_for_every_module_that_canal_may_lack():
 
 
 def plain(requirement):
-    return re.split(r"[<>=\[]", requirement)[0].lower().replace("_", "-")
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", requirement)[0]).lower()
 
 
 def imported(folder):
