@@ -1,5 +1,5 @@
 # canal: `make run` learns the embedded stream, `make test` proves it works. Both set themselves up.
-# PYTHON=... names a Python 3.11, TORCH_INDEX=... an index with torch's CPU build.
+# PYTHON=... names a Python 3.11, 3.12 or 3.13, TORCH_INDEX=... an index with torch's CPU build.
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true

@@ -51,6 +51,17 @@ def test_the_public_names_are_there(installed, tmp_path):
     assert done.stderr == ""
 
 
+def test_a_shell_completes_commands(installed, tmp_path):
+    (tmp_path / "site" / "canal-1.0.dist-info").mkdir(parents=True)  # told of by commands, not while typing
+    asked = {"COMP_WORDS": "canal anno", "COMP_CWORD": "1", "_CANAL_COMPLETE": "complete_bash"}
+    done = installed.run(cwd=tmp_path, env=asked | {"PYTHONPATH": str(tmp_path / "site")})
+    assert (done.stdout.split(), done.stderr) == (["annotate"], "")
+    for shell in ("bash", "zsh"):
+        code = f"import shellingham; shellingham.detect_shell = lambda: ({shell!r}, {shell!r})\n"
+        code += "import sys; sys.argv = ['canal', '--show-completion']; from canal.cli import main; main()"
+        assert "_canal_completion" in installed.evaluate(code, tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -40,6 +40,13 @@ def test_a_file_that_names_another_version_is_refused(tree, name):
         release.agreed_version(tree)
 
 
+def test_a_tag_of_another_version_is_refused():
+    release.check_tag("v1.2.0", "1.2.0")
+    release.check_tag(None, "1.2.0")
+    with pytest.raises(ValueError, match=r"the tag is v1\.3, but the files name 1\.2\.0: expected v1\.2\.0"):
+        release.check_tag("v1.3", "1.2.0")
+
+
 def test_notes_are_the_part_of_the_changelog():
     log = "# Changelog\n\n## Unreleased\n\n## 1.2.0 (2026-11-29)\n\n### Added\n- x\n\n## 1.1.0\n\n- y\n"
     assert release.notes_of(log, "1.2.0") == "### Added\n- x\n"

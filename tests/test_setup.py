@@ -63,7 +63,7 @@ def with_extras(project, *extras):
 
 
 def test_constraints_are_the_versions_of_the_lock():
-    """`python tools/lock.py` writes both; every version of the lock has hashes, and no file names an index."""
+    """`python tools/lock.py` writes both; every version of the lock has hashes, and no index is named."""
     spec = importlib.util.spec_from_file_location("lock", REPOSITORY / "tools" / "lock.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

@@ -1,6 +1,6 @@
 """A release: everything that names its version agrees, then a wheel, an sdist and its notes lie in dist/.
 
-    python tools/release.py [--out FOLDER]
+    python tools/release.py [--out FOLDER] [--tag vVERSION]
 
 Before: give CHANGELOG.md's `Unreleased` part the version and the day, set the version in pyproject.toml,
 `canal.core` and CITATION.cff, commit. After: `git tag vVERSION` and push it; .github/workflows/release.yml
@@ -28,9 +28,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="by default dist/")
-    out = parser.parse_args().out
+    parser.add_argument("--tag", help="refuse unless this tag is the version's")
+    asked = parser.parse_args()
+    out = asked.out
     try:
         version = agreed_version(ROOT)
+        check_tag(asked.tag, version)
         notes = notes_of((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)
         require_clean(ROOT)
     except ValueError as error:
@@ -56,6 +59,18 @@ def agreed_version(root: Path) -> str:
         named = ", ".join(f"{name} names {version}" for name, version in found.items())
         raise ValueError(f"all must name one version; {named}")
     return found["pyproject.toml"]
+
+
+def check_tag(tag: str | None, version: str) -> None:
+    """Refuse a tag that is not ``v`` and the version; None is no tag.
+
+    Raises
+    ------
+    ValueError
+        If it differs.
+    """
+    if tag not in (None, f"v{version}"):
+        raise ValueError(f"the tag is {tag}, but the files name {version}: expected v{version}")
 
 
 def notes_of(changelog: str, version: str) -> str:

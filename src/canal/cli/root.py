@@ -1,5 +1,6 @@
 """The command line's entry point `main`, and the commands versions, show, registry and report."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -33,7 +34,7 @@ def main() -> NoReturn:
     """Run the command line; a `CanalError` becomes one message and exit code 1."""
     begin()
     code = 0
-    if (clash := other_canal()) is not None:
+    if "_CANAL_COMPLETE" not in os.environ and (clash := other_canal()) is not None:
         tell(f"canal: {clash}")
     try:
         with named_packages(f"`{_command()}`"):
