@@ -147,7 +147,7 @@ def test_a_moved_environment_starts_the_python_beside_it(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new place"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(old / ".venv")], check=True)
     scripts = {
-        "dvc": f"#!{old}/.venv/bin/python3.11\nprint('dvc runs')\n",
+        "dvc": f"#!{old}/.venv/bin/python{sys.version_info[0]}.{sys.version_info[1]}\nprint('dvc runs')\n",
         "mlflow": f"#!/bin/sh\n'''exec' \"{old}/.venv/bin/python\" \"$0\" \"$@\"\n' '''\n"
         "print('mlflow runs')\n",
         "system": "#!/usr/bin/python3\n",
@@ -157,7 +157,7 @@ def test_a_moved_environment_starts_the_python_beside_it(tmp_path):
         (old / ".venv" / "bin" / name).write_text(text)
         (old / ".venv" / "bin" / name).chmod(0o755)
     packages = next((old / ".venv").glob("lib/python*/site-packages"))
-    (packages / "__editable__.canal-0.1.0.pth").write_text(f"{old}/src\n{old}-other/src\n")
+    (packages / "__editable__.canal_cells-0.1.0.pth").write_text(f"{old}/src\n{old}-other/src\n")
     old.rename(new)
     bin_ = new / ".venv" / "bin"
     command = [str(bin_ / "python"), str(REPOSITORY / "tools" / "relocate.py"), str(new / ".venv")]
@@ -168,7 +168,7 @@ def test_a_moved_environment_starts_the_python_beside_it(tmp_path):
         said = subprocess.run([str(bin_ / name)], capture_output=True, text=True, check=True).stdout
         assert said == f"{name} runs\n" if name != "other" else "other\n"
     packages = next((new / ".venv").glob("lib/python*/site-packages"))
-    assert (packages / "__editable__.canal-0.1.0.pth").read_text() == f"{new}/src\n{old}-other/src\n"
+    assert (packages / "__editable__.canal_cells-0.1.0.pth").read_text() == f"{new}/src\n{old}-other/src\n"
     assert f"{old}/" not in (bin_ / "activate").read_text()
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
 
