@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from canal.core.errors import RegistryError
+from canal.core.packages import MissingPackageError
 from canal.registry.store import connection as address
 from canal.registry.store.store import Store
 from tests.support.servers import PASSWORD, why_not
@@ -57,6 +58,16 @@ def test_a_server_that_never_answers(new_folder, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(RegistryError, match=r"does not answer \(no answer in time\)"):
             store(new_folder("a")).versions()
+
+
+def test_a_database_whose_driver_is_missing_names_the_extra(new_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://ada:{SECRET}@127.0.0.1:1/x")
+    with pytest.raises(
+        MissingPackageError, match=r'driver: pip install "canal-cells\[postgres\]"'
+    ) as refused:
+        store(new_folder("a")).versions()
+    assert SECRET not in str(refused.value)
 
 
 class Stub(BaseHTTPRequestHandler):

@@ -26,6 +26,7 @@ from canal.config.sections import BACKBONE
 from canal.continual.cells import load_cells
 from canal.core.errors import CanalError, ModelError
 from canal.core.files import read_json
+from canal.core.packages import require
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
 from canal.model import EXACT
@@ -136,6 +137,7 @@ class Opening:
                 f"opening it took too long or too much ({ended})"
             ]
         elif self._pending and not lines:
+            require("torch", "opening the models to prove them")
             raise CanalError(f"models cannot be opened: Python {sys.executable} {ended}")
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Registry
 from canal.core.errors import READ_ONLY, ReadOnlyError, RegistryError, shown_address, without_secrets
+from canal.core.packages import named_packages
 from canal.registry.store.database import Database, ensure_database, update_paths
 from canal.runtime.startup import quiet_libraries
 
@@ -98,7 +99,7 @@ def _ask_database(uri: str) -> None:
 
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(_CONNECT_S))
     try:
-        with _engine(uri) as engine:
+        with named_packages(f"the MLflow store {shown_address(uri)}"), _engine(uri) as engine:
             engine.connect().close()
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise RegistryError(
