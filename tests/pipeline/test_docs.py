@@ -169,7 +169,7 @@ def test_commands_that_are_not_run_are_still_on_their_pages():
 
 def test_what_the_text_calls_a_command_is_one_with_such_options():
     """Of commands within sentences, such as `canal stage add NAME`, name and options are real."""
-    root, wrong = typer.main.get_group(app), []
+    root, wrong = typer.main.get_command(app), []
     for page in (*PAGES, "CONTRIBUTING.md"):
         for said in re.findall(r"`canal ([^`]+)`", (REPOSITORY / page).read_text(encoding="utf-8")):
             at: Any = root
