@@ -153,8 +153,8 @@ def _split(line: str) -> tuple[dict[str, str], list[str]]:
 
 def import_stores() -> None:
     """Import MLflow's database modules: once for both processes, if called before forking."""
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    for name in ("model_registry", "tracking"):
+        import_module(f"mlflow.store.{name}.sqlalchemy_store")
 
 
 def _wait_and_run(orders: int, ahead: Sequence[str]) -> None:
