@@ -1,4 +1,4 @@
-"""What the installed wheel weighs and how fast it labels, with no extra, no project and no source tree around.
+"""What the installed wheel weighs and how fast it labels: no extra, no project, no source tree around.
 
     python benchmarks/installed.py [--root PROJECT] [--version V] [--cells N]
 
@@ -129,7 +129,7 @@ def table(found: dict[str, float | None]) -> str:
     """Return the figures, one a line, bounds beside those that have one."""
     bounds = {"MB": f"at most {LARGEST_MB}", "fast, s": f"at most {LONGEST_S}"}
     lines = [
-        f"{name:<26} {'needs PyTorch' if value is None else f'{value:,}':>14}  {bounds.get(name, '')}".rstrip()
+        f"{name:<26}{'needs PyTorch' if value is None else f'{value:,}':>14}  {bounds.get(name, '')}".rstrip()
         for name, value in found.items()
     ]
     return "\n".join(lines) + "\n"
