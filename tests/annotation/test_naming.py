@@ -223,9 +223,9 @@ def test_tables_of_symbols_that_are_none_are_refused(tmp_path, text, message):
         read_aliases(tmp_path / "h.tsv")
 
 
-def test_mice_are_refused_until_orthologs_are_given(annotator, adata, tmp_path):
+def test_mice_of_whom_canals_own_table_knows_nothing_need_another_one(annotator, adata, tmp_path):
     mice = named(adata, MICE)
-    with pytest.raises(DataError, match=r"mouse symbols, such as 'Gene0a'.*--species mouse --orthologs FILE"):
+    with pytest.raises(DataError, match=r"mouse genes, such as 'Gene0a'.*--species mouse --orthologs FILE"):
         annotate_adata(annotator, mice)
     with pytest.raises(DataError, match="--species mouse was given"):
         annotate_adata(annotator, adata, Options(naming=Naming(species="mouse")))
@@ -237,9 +237,9 @@ def test_mice_are_refused_until_orthologs_are_given(annotator, adata, tmp_path):
 
 
 def test_mice_of_equal_spelling_are_no_humans(annotator, adata):
-    """Cd3e is not CD3E: only --species human says so."""
+    """Cd3e is not CD3E: only --species human says so; else they are told to be a mouse's."""
     titled = named(adata, [name.title() for name in PANEL])
-    with pytest.raises(DataError, match="--species human if they are"):
+    with pytest.warns(UserWarning, match="mouse genes were read.*--species human"):
         annotate_adata(annotator, titled)
     found = annotate_adata(annotator, titled, Options(naming=Naming(species="human")))
     pd.testing.assert_frame_equal(found, annotate_adata(annotator, adata))

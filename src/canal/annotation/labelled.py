@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.annotation.columns import BEST_TYPE, CELL_TYPE, IS_NOVEL, LOW_QUALITY, named
-from canal.annotation.naming import Naming
+from canal.annotation.naming import OWN_TABLE, Naming
 from canal.annotation.options import Options
 from canal.annotation.output import TABLES
 from canal.annotation.places import text_in_uns
@@ -33,6 +33,7 @@ from canal.annotation.records import (
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
 from canal.core.files import checked_path
+from canal.data.genes import MOUSE_TABLE
 from canal.io.arrays import strings
 from canal.io.formats import open_cells
 from canal.io.h5ad import H5adFile
@@ -139,6 +140,12 @@ class Labelled:
                     f"{self.path} was labelled with {used}, found "
                     f"{now['name'] if now else 'none'}: give the same table again"
                 )
+        own = self.record.get("genes", {}).get("renamed", {}).get(OWN_TABLE)
+        if own and own["sha256"] != (now_own := file_digest(MOUSE_TABLE)):
+            raise DataError(
+                f"{self.path} was labelled with another release of canal's table of mouse genes (expected "
+                f"sha256 {own['sha256'][:12]}..., found {now_own[:12]}...): label the file again"
+            )
         return replace(given, species=options.get("species", "auto"))
 
 

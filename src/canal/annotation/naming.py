@@ -13,7 +13,7 @@ from typing import Any, Literal
 from canal.annotation.query import Query
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
-from canal.data.genes import Pairs, read_aliases, read_pairs
+from canal.data.genes import MOUSE_TABLE, Pairs, mouse_orthologs, read_aliases, read_pairs
 from canal.io.arrays import EXAMPLES, listed
 from canal.quality.evidence import ENSEMBL, MOUSE, kinds_of
 
@@ -27,6 +27,9 @@ NAME_COLUMNS = (
 
 AMBIGUOUS = "ambiguous"
 """Key of the record under which ambiguous names are listed."""
+
+OWN_TABLE = "mouse_table"
+"""Key of the record under which canal's own table of orthologs stands, where it translated mouse genes."""
 
 _LOOKED_AT = 2000
 _ENOUGH = 0.8
@@ -42,7 +45,7 @@ class Naming:
     species : str
         auto, human or mouse.
     orthologs : Path or None
-        Table: mouse gene, human symbol.
+        Table: mouse gene, human symbol; by default canal's own, of one-to-one orthologs.
     aliases : Path or None
         Table: outdated symbol, today's symbol; or HGNC's: see `canal.data.genes`.
     gene_map : Path or None
@@ -78,8 +81,8 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
     Raises
     ------
     DataError
-        If the query has mouse genes, the model human ones, and there is no table of orthologs; or if a table
-        cannot be read.
+        If the query has mouse genes, the model human ones, and canal's own table of orthologs has none of
+        both; or if a table cannot be read.
     """
     tables = {name: read_pairs(path) for name, path in _tables(naming)}
     aliases = None if naming.aliases is None else read_aliases(naming.aliases)
@@ -88,7 +91,10 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
     if not chosen:
         names, column = _from_column(query, names, panel)
         renamed |= {"column": column} if column else {}
-    _refuse_mouse(query, names, panel, naming)
+    if _needs_orthologs(names, panel, naming):
+        tables["orthologs"] = mouse_orthologs()
+        _refuse_unknown_mice(query, names, panel, naming, tables["orthologs"])
+        renamed |= {OWN_TABLE: {"name": MOUSE_TABLE.name, "sha256": file_digest(MOUSE_TABLE)}}
     for method, step in _exact_steps(tables, panel, names):
         targets = _filled(names, panel, step)
         renamed |= {method: len(targets)} if targets else {}
@@ -253,15 +259,38 @@ def _overlap(names: Iterable[str], wanted: set[str]) -> int:
     return len(wanted & {_bare(name.upper()) for name in names})
 
 
-def _refuse_mouse(query: Query, names: Sequence[str], panel: Sequence[str], naming: Naming) -> None:
+def _needs_orthologs(names: Sequence[str], panel: Sequence[str], naming: Naming) -> bool:
+    """Return whether mouse genes are to become human ones by canal's own table."""
     mouse = naming.species == "mouse" or (naming.species == "auto" and _of_mouse(names))
-    if not mouse or naming.orthologs is not None or _of_mouse(panel):
+    return mouse and naming.orthologs is None and not _of_mouse(panel)
+
+
+def _refuse_unknown_mice(
+    query: Query, names: Sequence[str], panel: Sequence[str], naming: Naming, orthologs: Pairs
+) -> None:
+    """Raise if the table translates none of a query's genes into one of the model's."""
+    known = set(panel)
+    if any(target in known for name in names for target in orthologs.get(name, ())):
         return
-    reason = "--species mouse was given" if naming.species == "mouse" else "These look like mouse symbols"
+    reason = "--species mouse was given" if naming.species == "mouse" else "These look like mouse genes"
     raise DataError(
         f"{query.name}: {reason}, such as {listed(names[:EXAMPLES])}, and the model knows human genes such "
-        f"as {listed(list(panel)[:EXAMPLES])}: give --species mouse --orthologs FILE, a tab-separated table "
-        "of mouse and human genes (or --species human if they are human after all)"
+        f"as {listed(list(panel)[:EXAMPLES])}; canal's own table of {len(orthologs):,} one-to-one orthologs "
+        "leads from none of them to one of the model's. It knows symbols, such as Cd79a: name a column of "
+        "var that holds them with --gene-column, or give --species mouse --orthologs FILE, a tab-separated "
+        "table of mouse and human genes (BioMart of Ensembl exports one); --species human if they are human "
+        "after all"
+    )
+
+
+def mouse_warning(renamed: Mapping[str, Any]) -> str:
+    """Return a warning that canal's own table translated mouse genes, or ``""``."""
+    if OWN_TABLE not in renamed:
+        return ""
+    return (
+        f"mouse genes were read as their human orthologs: {renamed.get('orthologs', 0):,} of the model's "
+        "genes by canal's own table; a model of human cells knows a mouse's less well (--orthologs FILE "
+        "gives another table, --species human says that the genes are human)"
     )
 
 
@@ -355,8 +384,8 @@ def _advice(query: Query, panel: Sequence[str], found: int) -> str:
         )
     if usual == MOUSE:
         return (
-            "These look like mouse symbols, and the model knows human ones: give --species mouse "
-            "--orthologs FILE, a table of mouse and human genes"
+            "These look like mouse symbols, and the model knows human ones: leave --species out, or give "
+            "--species mouse, with --orthologs FILE for a table of your own"
         )
     if len(query.layers) > 1:
         return f"Another matrix may hold more genes: try --layer; there are {listed(list(query.layers))}"

@@ -18,7 +18,7 @@ from canal.annotation.columns import (
     named,
     reasons,
 )
-from canal.annotation.naming import Coverage, ambiguity_warning
+from canal.annotation.naming import Coverage, ambiguity_warning, mouse_warning
 from canal.annotation.options import Options
 from canal.annotation.query_units import AUTO
 from canal.annotation.reading import Reading
@@ -122,6 +122,7 @@ def summarise(
         text
         for text in (
             lost_weight_warning(lost) if lost else "",
+            mouse_warning(reading.renamed),
             ambiguity_warning(reading.renamed),
             shift_warning(study),
         )

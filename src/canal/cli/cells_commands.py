@@ -51,9 +51,11 @@ def annotate(
         Path | None, typer.Option(help="Table: outdated symbol, today's (tab); or HGNC's own.")
     ] = None,
     species: Annotated[
-        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; mouse needs --orthologs.")
+        Literal["auto", "human", "mouse"], typer.Option(help="Whose genes; a mouse's are translated.")
     ] = "auto",
-    orthologs: Annotated[Path | None, typer.Option(help="Table: mouse gene, human gene (tab).")] = None,
+    orthologs: Annotated[
+        Path | None, typer.Option(help="Table: mouse gene, human gene (tab); by default canal's own.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Label although too few genes are there.")] = False,
     only_obs: Annotated[
         bool, typer.Option("--only-obs", help="Write the labels alone, as .csv or .parquet.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,7 +156,33 @@ def read_pairs(path: Path) -> Pairs:
     DataError
         If the file cannot be read as text, or a line has no two entries.
     """
-    lines = read_text(path).splitlines()
+    return _parse_pairs(path, read_text(path))
+
+
+MOUSE_TABLE = Path(__file__).with_name("mouse_orthologs.tsv.gz")
+"""Mouse and human symbols of one-to-one orthologs; its first lines tell source, licence and making."""
+
+
+def mouse_orthologs() -> Pairs:
+    """Return for each mouse symbol the symbol of its one human ortholog, from canal's own table.
+
+    Raises
+    ------
+    DataError
+        If the table is missing or damaged.
+    """
+    try:
+        text = gzip.decompress(MOUSE_TABLE.read_bytes()).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"canal's own table of mouse genes, {MOUSE_TABLE.name}, is missing or damaged ({error}): install "
+            "canal again, or give a table of mouse and human genes with --orthologs FILE"
+        ) from error
+    return _parse_pairs(MOUSE_TABLE, text)
+
+
+def _parse_pairs(path: Path, text: str) -> Pairs:
+    lines = text.splitlines()
     comma = "," if path.suffix == ".csv" else "\t"
     pairs: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
