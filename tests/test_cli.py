@@ -18,6 +18,7 @@ COMMANDS = [
     ("annotate",),
     ("novel",),
     ("explain",),
+    ("markers",),
     ("validate",),
     ("report",),
     ("lineage",),

@@ -117,6 +117,22 @@ def test_cells_are_labelled_and_the_labels_known_again(learned_so, method, tmp_p
     learned_so.canal("novel", str(learned_so.root / "labelled.h5ad"), "-o", str(tmp_path / "novel.csv"))
 
 
+def test_what_carries_each_type_is_told_by_the_sides_that_know_it(learned_so, method, tmp_path):
+    target = tmp_path / "genes.csv"
+    found = answer(learned_so, "markers", "3", "-o", str(target), "--top", "4")
+    assert (found["model"]["version"], found["model"]["stage"]) == (3, "third")
+    sides = {one["cell_type"]: one["side"] for one in found["cell_types"]}
+    assert set(sides.values()) <= ({"sums"} if method == "exact" else {"both", "sums", "network"})
+    table = pd.read_csv(target)
+    assert list(table["gene"]) == [gene["gene"] for one in found["cell_types"] for gene in one["genes"]]
+    assert table.groupby("cell_type").size().max() == 4
+    assert "What carries each type" in learned_so.canal("markers")
+    for arguments, expected in (("-o", "exists already"), ("9", "no version")):
+        words = [arguments, str(target)] if arguments == "-o" else [arguments]
+        with pytest.raises(AssertionError, match=expected):
+            learned_so.canal("markers", *words)
+
+
 def test_versions_are_promoted_compared_and_rolled_back(line):
     line.canal("promote", "2", *WHO)
     compared = answer(line, "compare", "3")

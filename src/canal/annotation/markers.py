@@ -1,9 +1,9 @@
-"""Marker genes: by the model's attribution to a cell type, or by differential expression of a group."""
+"""Marker genes: by attribution to a cell type, by the model's own weights, or by differential expression."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from canal.core.errors import DataError
 from canal.core.files import new_file
 from canal.data.expression import to_expression
 from canal.io.writer import as_text, writing
+from canal.memory.prediction import NETWORK, SUMS
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading
     from canal.model.load import CellAnnotator
 
 _COLUMNS = ("cell_type", "n_cells", "rank", "gene", "attribution", "expressed")
+_WEIGHT_COLUMNS = ("cell_type", "side", "rank", "gene", "share", "direction", NETWORK, SUMS)
 
 
 @dataclass(frozen=True)
@@ -112,25 +114,24 @@ def explain(
 
 def write_explanations(path: Path, explanations: Sequence[Explanation]) -> None:
     """Write a CSV file with a line for each type and gene, atomically; raises `DataError` on failure."""
+    rows = (
+        (one.cell_type, one.n_cells, rank, gene.gene, f"{gene.attribution:.6f}", f"{gene.expressed:.4f}")
+        for one in explanations
+        for rank, gene in enumerate(one.genes, start=1)
+    )
+    _write_rows(path, _COLUMNS, rows)
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with (
         writing(path),
         new_file(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for one in explanations:
-            writer.writerows(
-                (
-                    as_text(one.cell_type),
-                    one.n_cells,
-                    rank,
-                    as_text(gene.gene),
-                    f"{gene.attribution:.6f}",
-                    f"{gene.expressed:.4f}",
-                )
-                for rank, gene in enumerate(one.genes, start=1)
-            )
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([as_text(value) if isinstance(value, str) else value for value in row])
 
 
 def _sample(labelled: Labelled, labels: Sequence[str], options: ExplainOptions) -> dict[str, np.ndarray]:
@@ -157,13 +158,102 @@ def _explain_type(annotator: CellAnnotator, cell_type: str, expression: np.ndarr
     types = np.full(len(expression), annotator.labels.index(cell_type), dtype=np.int64)
     mean = attributions(annotator, expression, types).mean(axis=0, dtype=np.float64)
     expressed = (expression > 0).mean(axis=0)
-    best = np.lexsort((np.arange(len(mean)), -mean))[:top]
     genes = tuple(
         MarkerGene(annotator.genes[i], round(float(mean[i]), 6), round(float(expressed[i]), 4))
-        for i in best
-        if mean[i] > 0
+        for i in _strongest(mean, top)
     )
     return Explanation(cell_type, len(expression), genes)
+
+
+def _strongest(values: np.ndarray, top: int) -> list[int]:
+    """Return the positions of the greatest values above 0, greatest first, of equal ones the first."""
+    best = np.lexsort((np.arange(len(values)), -values))[:top]
+    return [int(i) for i in best if values[i] > 0]
+
+
+# What carries a type in the model itself: its weights, without any cells.
+
+BOTH = "both"
+
+
+@dataclass(frozen=True)
+class GeneWeight:
+    """The weight of a gene for a cell type.
+
+    Attributes
+    ----------
+    gene : str
+    share : float
+        Share of the type's weight over all genes, 0...1; the sum of ``network`` and ``sums``.
+    direction : str or None
+        ``higher`` where a cell is likelier of the type the more it expresses of the gene, ``lower`` the less.
+        None where the sums, which alone tell it, hold nothing of the type.
+    network, sums : float
+        What each side adds to the share.
+    """
+
+    gene: str
+    share: float
+    direction: str | None
+    network: float
+    sums: float
+
+
+@dataclass(frozen=True)
+class TypeMarkers:
+    """The genes that carry a type in a model, strongest first; ``side``: network, sums or both know it."""
+
+    cell_type: str
+    side: str
+    genes: tuple[GeneWeight, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {
+            "cell_type": self.cell_type,
+            "side": self.side,
+            "genes": [asdict(one) for one in self.genes],
+        }
+
+
+def model_markers(annotator: CellAnnotator, top: int) -> list[TypeMarkers]:
+    """Return for each type, in the model's order, its ``top`` genes by `CellAnnotator.gene_weights`."""
+    shape = (len(annotator.labels), len(annotator.genes))
+    none = np.zeros(shape)
+    sides = annotator.gene_weights_by_side()
+    network, sums = sides.get(NETWORK, none), sides.get(SUMS, none)
+    return [
+        _type_markers(cell_type, annotator.genes, (network[row], sums[row]), top)
+        for row, cell_type in enumerate(annotator.labels)
+    ]
+
+
+def write_markers(path: Path, markers: Sequence[TypeMarkers]) -> None:
+    """Write a CSV file with a line for each type and gene, atomically; raises `DataError` on failure."""
+    rows = (
+        (one.cell_type, one.side, rank, gene.gene, f"{gene.share:.6f}", gene.direction or "")
+        + (f"{gene.network:.6f}", f"{gene.sums:.6f}")
+        for one in markers
+        for rank, gene in enumerate(one.genes, start=1)
+    )
+    _write_rows(path, _WEIGHT_COLUMNS, rows)
+
+
+def _type_markers(
+    cell_type: str, genes: Sequence[str], sides: tuple[np.ndarray, np.ndarray], top: int
+) -> TypeMarkers:
+    network, signed = sides
+    by_network, by_sums = bool(network.any()), bool(signed.any())
+    side = BOTH if by_network and by_sums else SUMS if by_sums else NETWORK
+    sums = np.abs(signed)
+    whole = network + sums
+    parts = np.stack([whole, network, sums]) / max(float(whole.sum()), np.finfo(float).tiny)
+    found = []
+    for i in _strongest(whole, top):
+        share, own, added = (round(float(value), 6) for value in parts[:, i])
+        direction = ("higher" if signed[i] > 0 else "lower") if signed[i] else None
+        found.append(GeneWeight(genes[i], share, direction, own, added))
+    return TypeMarkers(cell_type, side, tuple(found))
 
 
 # Differential expression between classes of cells, from sums over blocks: mean, variance, share of cells.

@@ -115,14 +115,18 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         replaced; or if either path is not valid on this system.
     """
     checked_path(source)
-    checked_path(target)
-    if target.exists() and source.exists() and target.samefile(source):
+    if checked_path(target).exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target} is the input itself, which is never changed: give another output")
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise DataError(f"{target} is inside the input, which is never changed: give another output")
     if target.is_dir() and not is_zarr(target):
         raise DataError(f"{target} is a folder: give the name of an h5ad file")
-    if target.exists() and not overwrite:
+    check_new(target, overwrite)
+
+
+def check_new(target: Path, overwrite: bool) -> None:
+    """Raise `DataError` if ``target`` exists and may not be replaced, or its path is not valid."""
+    if checked_path(target).exists() and not overwrite:
         raise DataError(f"{target} exists already: remove it, give another output, or use --overwrite")
     if target.suffix.lower() == ".parquet":
         require("pyarrow", f"{target}")

@@ -1,4 +1,4 @@
-"""`canal novel`, `canal explain`, stages from a sheet: analyse a file with the version that labelled it."""
+"""`canal novel`, `explain`, `markers`, stages from a sheet: analyse a labelled file, or a version itself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,12 +10,12 @@ from canal.annotation.clusters import ComputeOptions as ComputeOptions
 from canal.annotation.columns import UNASSIGNED
 from canal.annotation.labelled import Labelled, open_labelled
 from canal.annotation.markers import ExplainOptions as ExplainOptions
-from canal.annotation.markers import Explanation, write_explanations
+from canal.annotation.markers import Explanation, model_markers, write_explanations, write_markers
 from canal.annotation.markers import explain as explain_types
 from canal.annotation.naming import Naming as Naming
 from canal.annotation.novel import GroupingOptions as GroupingOptions
 from canal.annotation.novel import Novel, group_novel
-from canal.annotation.output import check_target
+from canal.annotation.output import check_new, check_target
 from canal.annotation.records import Record
 from canal.annotation.sheet import (
     BATCH,
@@ -29,7 +29,7 @@ from canal.annotation.sheet import (
 )
 from canal.app.annotating import digest_of, readable
 from canal.app.declaring import Addition, declare, propose_stage
-from canal.app.models import load_annotator
+from canal.app.models import load_annotator, open_model
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
@@ -106,6 +106,47 @@ def explain(
     if target is not None:
         write_explanations(target, explanations)
     return explanations
+
+
+def markers(
+    model: str | None,
+    target: Path | None,
+    top: int,
+    overwrite: bool,
+    notice: Notice,
+    root: Path | None = None,
+) -> "Document":
+    """Return the genes that carry each type in a version itself, and write them to ``target``.
+
+    Parameters
+    ----------
+    model
+        As `canal.app.models.open_model` takes it: a version, a bundle, or the name of a model on the shelf.
+    target
+        A CSV file to write; None for none.
+    top
+        Most genes of a type.
+    overwrite
+        Whether an existing file may be replaced.
+    notice
+        Receives messages: which model was taken.
+    root
+        The project folder; by default the working directory, which need not be a project.
+
+    Raises
+    ------
+    CanalError
+        If there is no such model, its files are not those of its key, or ``target`` may not be written.
+    """
+    if target is not None:
+        if target.is_dir():
+            raise DataError(f"{target} is a folder: give the name of a CSV file")
+        check_new(target, overwrite)
+    opened = open_model(model, root, "full", notice)
+    found = model_markers(opened.annotator, top)
+    if target is not None:
+        write_markers(target, found)
+    return {"model": opened.provenance, "cell_types": [one.to_json() for one in found]}
 
 
 @contextmanager

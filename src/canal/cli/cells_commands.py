@@ -1,4 +1,4 @@
-"""Commands that read cells: annotate, validate, novel, explain, who, and serve (annotation over HTTP)."""
+"""Commands that read cells: annotate, validate, novel, explain, who, serve; and markers, of a version."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ import typer
 from canal import app
 from canal.cli.parsing import AsJson, Root, note, open_project, show_result
 from canal.core.errors import CanalError
-from canal.report.cell_tables import explanation_table, novel_table, who_group
+from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
 from canal.report.terminal import annotation_table, cells_progress
 
@@ -22,6 +22,7 @@ def add_to(to: typer.Typer) -> None:
     )(annotate)
     to.command(epilog=f"{example} novel labelled.h5ad -o novel.csv --batch donor")(novel)
     to.command(epilog=f"{example} explain labelled.h5ad -o genes.csv --top 10")(explain)
+    to.command(epilog=f"{example} markers champion -o genes.csv --top 20")(markers)
     to.command(epilog=f"{example} who labelled.h5ad")(who)
     to.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
     to.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
@@ -236,6 +237,29 @@ def explain(
         one.to_json() for one in app.discovering.explain(file, output, options, overwrite, note, root)
     ]
     show_result(explanations if as_json else explanation_table(explanations), as_json)
+    if output is not None:
+        note(f"wrote {output}")
+
+
+def markers(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            help="A version of the project (by default the champion), FILE.zip of canal export, or a name of "
+            "canal models."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A CSV file of types and genes.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Most genes shown for a type.")] = 20,
+    overwrite: Overwrite = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the genes that carry each cell type in a version itself, by the weights of network and sums."""
+    document = app.discovering.markers(version, output, top, overwrite, note, root)
+    show_result(document if as_json else marker_table(document), as_json)
     if output is not None:
         note(f"wrote {output}")
 

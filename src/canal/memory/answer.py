@@ -15,7 +15,7 @@ from canal.core.errors import SumsError
 from canal.core.files import new_folder, read_json, write_json
 from canal.memory.classifier import ExactClassifier
 from canal.memory.levels import Linear, Whole, linear_scores, one_thread
-from canal.memory.prediction import Calibration, Prediction, SumsRule
+from canal.memory.prediction import SUMS, Calibration, Prediction, SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1
@@ -230,13 +230,20 @@ class ExactAnnotator:
         The largest change over a type's centroids of its score, less the mean of all centroids, by a step of
         the gene, times the gene's standard deviation within types.
         """
+        weights: np.ndarray = np.abs(self.gene_weights_by_side()[SUMS])
+        return weights
+
+    def gene_weights_by_side(self) -> dict[str, np.ndarray]:
+        """Return `gene_weights` with signs, as ``SUMS``: the sign is that of the centroid that decides."""
         classifier = self.classifier
         linear = classifier.own.linear.weights
-        made = np.abs(linear - linear.mean(axis=0)) * np.sqrt(np.diag(classifier.covariance))
+        made = (linear - linear.mean(axis=0)) * np.sqrt(np.diag(classifier.covariance))
         weights = np.zeros((len(self.labels), len(self.genes)))
         for owner, position in enumerate(self.positions):
-            weights[position, : made.shape[1]] = made[classifier.owners == owner].max(axis=0)
-        return weights
+            own = made[classifier.owners == owner]
+            decides = np.abs(own).argmax(axis=0)
+            weights[position, : made.shape[1]] = np.take_along_axis(own, decides[None], axis=0)[0]
+        return {SUMS: weights}
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a score for each centroid, and logits ``(n_cells, n_types)`` of cells.

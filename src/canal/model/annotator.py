@@ -17,7 +17,7 @@ from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import new_folder, write_json
 from canal.data.expression import tokenize
-from canal.memory.prediction import Prediction
+from canal.memory.prediction import NETWORK, Prediction
 from canal.model.backbone import MOST_CELLS, Backbone, empty_performer
 from canal.model.centroids import CentroidDistances, TypeCentroids
 from canal.model.compute import in_threads
@@ -245,6 +245,10 @@ class Annotator:
         outer, inner, first = (layer.weight.detach().abs().double().cpu().numpy() for layer in layers)
         weights: np.ndarray = (outer @ inner @ first)[:, : len(self.genes)]  # the last closes the sequence
         return weights
+
+    def gene_weights_by_side(self) -> dict[str, np.ndarray]:
+        """Return `gene_weights`, as ``NETWORK``."""
+        return {NETWORK: self.gene_weights()}
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return manifold ``(n_cells, 128)`` and logits ``(n_cells, n_types)`` of cells, float32."""

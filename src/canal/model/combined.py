@@ -15,7 +15,16 @@ from canal.core.errors import ModelError
 from canal.core.files import write_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.levels import log_normalised
-from canal.memory.prediction import PARTS, Calibration, PartsRule, Prediction, softmax, unsqueezed
+from canal.memory.prediction import (
+    NETWORK,
+    PARTS,
+    SUMS,
+    Calibration,
+    PartsRule,
+    Prediction,
+    softmax,
+    unsqueezed,
+)
 from canal.model import COMBINATION, EXACT
 from canal.model.annotator import LABELS, NETWORK_LABELS, Annotator
 from canal.model.centroids import NETWORK_PARTS, NetworkCentroids
@@ -198,12 +207,19 @@ class CombinedAnnotator:
 
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, sides by their shares, ``(n_types, n_genes)``."""
-        share = self.combination.weight
-        sides = (self.network.gene_weights(), self.exact.gene_weights())
-        network, exact = (side / np.maximum(side.sum(axis=1, keepdims=True), 1e-300) for side in sides)
-        result: np.ndarray = exact.copy()
-        result[: len(network)] = share * network + (1 - share) * exact[: len(network)]
+        sides = self.gene_weights_by_side()
+        result: np.ndarray = sides[NETWORK] + np.abs(sides[SUMS])
         return result
+
+    def gene_weights_by_side(self) -> dict[str, np.ndarray]:
+        """Return each side's part of `gene_weights`; a type that no network learned is all the sums'."""
+        share = self.combination.weight
+        sides = (self.network.gene_weights(), self.exact.gene_weights_by_side()[SUMS])
+        own, exact = (side / np.maximum(np.abs(side).sum(axis=1, keepdims=True), 1e-300) for side in sides)
+        network = np.zeros_like(exact)
+        network[: len(own)] = share * own
+        exact[: len(own)] *= 1 - share
+        return {NETWORK: network, SUMS: exact}
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the network's manifold ``(n_cells, 128)`` and combined logits ``(n_cells, n_types)``."""
@@ -324,6 +340,10 @@ class FastAnnotator:
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type in the sums, which predict most cells."""
         return self.whole.exact.gene_weights()
+
+    def gene_weights_by_side(self) -> dict[str, np.ndarray]:
+        """Return those of the sums, which predict most cells."""
+        return self.whole.exact.gene_weights_by_side()
 
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the network's manifold ``(n_cells, 128)`` and the logits that give the labels."""

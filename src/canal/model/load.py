@@ -56,6 +56,12 @@ class CellAnnotator(Protocol):
     def gene_weights(self) -> np.ndarray:
         """Return the weight of each gene for each type, at least 0, float64 ``(n_types, n_genes)``."""
 
+    def gene_weights_by_side(self) -> Mapping[str, np.ndarray]:
+        """Return what ``NETWORK`` and ``SUMS`` add to `gene_weights`, each ``(n_types, n_genes)``.
+
+        The sums' are signed: below 0 where a cell is likelier of the type the less it expresses of the gene.
+        """
+
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return an embedding of cells, ``(n_cells, any)``, and their logits, ``(n_cells, n_types)``."""
 

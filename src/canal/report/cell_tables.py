@@ -1,6 +1,6 @@
 """Terminal tables about cells: groups of novel cells, marker genes, provenance of labels, impact of data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -38,14 +38,62 @@ def novel_table(found: Mapping[str, Any]) -> Group:
 
 def explanation_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of marker genes by type, from `canal.annotation.markers.Explanation.to_json`."""
-    rows = table("Genes that carry a type, strongest first")
-    rows.add_column("cell type", overflow="fold", style="bold")
+    names = {one["cell_type"]: [gene["gene"] for gene in one["genes"]] for one in found}
+    rows = _type_table("Genes that carry a type, strongest first", names)
     rows.add_column("cells", justify="right")
-    rows.add_column("genes", overflow="fold")
+    _add_names(rows, "genes", names.values())
     for one in found:
-        genes = " ".join(gene["gene"] for gene in one["genes"])
+        genes = " ".join(names[one["cell_type"]])
         rows.add_row(text(one["cell_type"]), f"{one['n_cells']:,}", text(genes or "-"))
     return rows
+
+
+_SIDES = {"both": "network, sums"}
+
+
+def marker_table(document: Document) -> Table:
+    """Return the table of what carries each type in a version; see `canal.app.discovering.markers`."""
+    model, types = document["model"], document["cell_types"]
+    version = f"{model['model']} version {model['version']} ({model['stage']})"
+    title = f"What carries each type in {version if model['model'] else model['stage']}"
+    rows = _type_table(title, [one["cell_type"] for one in types])
+    rows.add_column("known to", overflow="fold")
+    told = {
+        heading: [[gene["gene"] for gene in one["genes"] if gene["direction"] == direction] for one in types]
+        for heading, direction in (("higher in it", "higher"), ("lower in it", "lower"), ("genes", None))
+    }
+    told = {heading: names for heading, names in told.items() if any(names)}
+    for heading, names in told.items():
+        _add_names(rows, heading, names)
+    for number, one in enumerate(types):
+        genes = (text(" ".join(names[number]) or "-") for names in told.values())
+        rows.add_row(text(one["cell_type"]), _SIDES.get(one["side"], one["side"]), *genes)
+    rows.caption = (
+        "strongest first, of all genes together; higher: a cell is likelier of the type the more it expresses"
+        " of the gene. How much each weighs, and by which side: --json, or -o genes.csv"
+    )
+    rows.caption_justify = "left"
+    return rows
+
+
+def _type_table(title: str, types: Iterable[str]) -> Table:
+    """Return a table that begins with a column of cell types."""
+    rows = table(title)
+    rows.add_column("cell type", overflow="fold", style="bold", min_width=_longest([[*types]]))
+    return rows
+
+
+def _add_names(rows: Table, heading: str, names: Iterable[Sequence[str]]) -> None:
+    """Add a column of names parted by blanks, as wide as its longest one: none is broken over two lines."""
+    rows.add_column(heading, overflow="fold", min_width=_longest(names))
+
+
+_WIDEST = 24
+
+
+def _longest(names: Iterable[Sequence[str]]) -> int:
+    """Return the length of the longest word, of which a column may take at most so much."""
+    return min(max((len(word) for row in names for name in row for word in name.split()), default=1), _WIDEST)
 
 
 def _batches(group: Mapping[str, Any]) -> str:
