@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from canal.app.annotating import annotate
     from canal.app.recorded import record
     from canal.core.errors import CanalError
+    from canal.report import plots as pl
 
-__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "record"]
+__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "pl", "record"]
 
 _MODULES = {
     "CanalError": "canal.core.errors",
@@ -25,10 +26,14 @@ _MODULES = {
     "annotate": "canal.app.annotating",
     "record": "canal.app.recorded",
 }
+_PLOTS = "canal.report.plots"
+"""``canal.pl``, a module of plots, as scanpy calls its own."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, since it brings much with it."""
+    if name == "pl":
+        return import_module(_PLOTS)
     if name not in _MODULES:
         raise AttributeError(f"module 'canal' has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)

@@ -49,21 +49,27 @@ def test_pngs_are_the_same_bytes_again(drawn, tmp_path):
         assert b"matplotlib" not in first.lower()
 
 
-@pytest.mark.xdist_group("figures")
-def test_nothing_is_clipped_and_no_tick_labels_overlap(drawn):
+def check_whole(figure, name):
+    """Assert that nothing of a figure is clipped, and no names of its rows overlap."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page, renderer = figure.bbox.padded(1), canvas.get_renderer()
+    for part in [*figure.axes, *figure.legends]:
+        box = part.get_tightbbox(renderer)
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1, name
+        assert page.y0 <= box.y0 <= box.y1 <= page.y1, name
+    for axes in figure.axes:
+        rows = [one.get_window_extent() for one in axes.get_yticklabels() if one.get_text()]
+        rows.sort(key=lambda one: one.y0)
+        assert all(low.y1 <= high.y0 + 1 for low, high in zip(rows, rows[1:], strict=False)), name
+
+
+@pytest.mark.xdist_group("figures")
+def test_nothing_is_clipped_and_no_tick_labels_overlap(drawn):
     for name, figure in drawn.items():
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        page = figure.bbox.padded(1)
-        for axes in figure.axes:
-            box = axes.get_tightbbox(canvas.get_renderer())
-            assert page.x0 <= box.x0 <= box.x1 <= page.x1, name
-            assert page.y0 <= box.y0 <= box.y1 <= page.y1, name
-            rows = [one.get_window_extent() for one in axes.get_yticklabels() if one.get_text()]
-            rows.sort(key=lambda one: one.y0)
-            assert all(low.y1 <= high.y0 + 1 for low, high in zip(rows, rows[1:], strict=False)), name
+        check_whole(figure, name)
 
 
 def test_pyplot_and_the_global_style_are_left_alone():

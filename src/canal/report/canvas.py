@@ -3,15 +3,18 @@
 import base64
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
 
 from canal.core.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
 DPI = 120
@@ -80,24 +83,36 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inner
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, by_pyplot: bool = False) -> "Figure":
     """Return an empty figure of ``width`` by ``height`` inches that keeps its labels inside.
 
-    It is a plain Figure, unknown to pyplot, so nothing has to be closed.
+    It is a plain Figure, unknown to pyplot, so nothing has to be closed; ``by_pyplot`` for one that is to be
+    shown in a window or notebook.
     """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    make: Callable[..., Figure] = pyplot().figure if by_pyplot else Figure
+    return make(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, which looks for a display."""
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def heat_colours(colours: Sequence[str] = HEAT) -> "LinearSegmentedColormap":
+    """Return the colours of values from the smallest to the greatest."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("canal", list(colours))
 
 
 def heat_map(axes: "Axes", values: Any, shape: tuple[int, int]) -> None:
     """Fill ``axes`` with a square for each value in [0, 1], NaN left blank, row 0 on top; vector graphics."""
-    import numpy as np
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("canal", HEAT)
     masked = np.ma.masked_invalid(np.asarray(values, dtype=float).reshape(shape))
-    axes.pcolormesh(masked, cmap=colours, vmin=0, vmax=1, edgecolors=SURFACE, linewidth=1.2)
+    axes.pcolormesh(masked, cmap=heat_colours(), vmin=0, vmax=1, edgecolors=SURFACE, linewidth=1.2)
     axes.set_xlim(0, shape[1])
     axes.set_ylim(shape[0], 0)
     axes.set_aspect("equal")
@@ -115,14 +130,21 @@ def number_or_gap(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def short(name: str) -> str:
+def short(name: str, longest: int = 24) -> str:
     """Return a name shortened in the middle for an axis; '$', which would start mathematics, is escaped."""
-    return (name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}").replace("$", r"\$")
+    half = (longest - 1) // 2
+    cut = name if len(name) <= longest else f"{name[: longest - half]}…{name[len(name) - half + 1 :]}"
+    return cut.replace("$", r"\$")
+
+
+def named(name: str) -> str:
+    """Return the name of a cell type or column for a figure of cells, where long names have room."""
+    return short(name, 40)
 
 
 @styled
 def save(figure: "Figure", path: Path) -> Path:
-    """Write ``figure`` to ``path``, as its suffix says (.png or .svg): same figure, same bytes."""
+    """Write ``figure`` to ``path``, as its suffix says (.png, .svg or .pdf): same figure, same bytes."""
     kind = path.suffix.removeprefix(".")
     _lay_out(figure)
     with new_file(path) as temporary:
@@ -150,7 +172,8 @@ def _lay_out(figure: "Figure") -> None:
 
 def _no_metadata(kind: str) -> dict[str, None]:
     """Return metadata that keep versions and times out of a file of this kind."""
-    return {"Software": None} if kind == "png" else dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    names = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate")}
+    return dict.fromkeys(names.get(kind, ("Creator", "Date", "Format", "Type")))
 
 
 def _follow_scheme(svg: str) -> str:

@@ -1,0 +1,205 @@
+"""canal.pl: figures of labelled cells: your own labels against canal's, and maps of type and confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY
+from canal.annotation.query import check_adata
+from canal.core.errors import DataError
+from canal.io.arrays import EXAMPLES, listed
+from canal.report.agreement import Agreement, count_bars, draw_dots, draw_legend, name_axes
+from canal.report.canvas import INK, MUTED, named, new_figure, pyplot, styled
+from canal.report.canvas import save as save_figure
+from canal.report.cell_maps import Panel
+from canal.report.layouts import layout as layout
+from canal.report.layouts import place_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+
+_PANEL = 3.8
+"""Inches of a map, without its legend."""
+
+
+@styled
+def dotplot(
+    adata: AnnData,
+    groupby: str,
+    *,
+    key: str = "canal",
+    save: str | Path | bool | None = None,
+    show: bool | None = None,
+) -> Figure | None:
+    """Draw your own labels against the types that canal gave, one dot for each pair.
+
+    A dot's area is the share of the own label's cells that have the type, its colour their median confidence.
+    Rows are own labels, columns types; both are ordered so that most cells lie along a diagonal and what is
+    confused with each other is neighbours, "Unassigned" last. A ring is around each row's largest dot. Bars
+    count cells. The title says how the most frequent label fares, and which label fares worst.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Labelled by ``canal.annotate(adata, write=True)`` or read from a file of `canal annotate`.
+    groupby : str
+        The column of obs with your own labels. Cells without one are left out, and counted below the plot.
+    key : str
+        What canal's columns begin with.
+    save : str, Path or bool, optional
+        A file to write (.png, .svg or .pdf); True writes ``figures/dotplot.png``.
+    show : bool, optional
+        Whether to show the figure in a window or notebook by pyplot.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or None
+        None if it was shown.
+
+    Raises
+    ------
+    DataError
+        If obs lacks canal's columns or ``groupby``, that column holds no labels or more than 200, or the
+        figure cannot be written.
+    """
+    target = _target(save, "dotplot")
+    columns = _columns(adata, key)
+    found = Agreement.of(adata.obs, groupby, columns)
+    n_rows, n_columns = found.shares.shape
+    cell = 0.42 if max(n_rows, n_columns) <= 12 else 0.3 if max(n_rows, n_columns) <= 25 else 0.235
+    names = [named(name) for name in found.own], [named(name) for name in found.types]
+    tall = 0.075 * max(map(len, names[1])) * (0.75 if n_columns <= 12 else 1.0)
+    width = max(0.075 * max(map(len, names[0])) + cell * n_columns + 2.6, 5.0)
+    height = max(cell * n_rows, 2.4)
+    figure = new_figure(width, tall + height + 1.6, by_pyplot=bool(show))
+    grid = figure.add_gridspec(2, 3, width_ratios=[cell * n_columns, 0.85, 1.25], height_ratios=[0.6, height])
+    axis = figure.add_subplot(grid[1, 0])
+    dots = draw_dots(axis, found, cell)
+    name_axes(axis, names, groupby)
+    count_bars(figure.add_subplot(grid[0, 0], sharex=axis), found.counts.sum(axis=0), upwards=True)
+    count_bars(figure.add_subplot(grid[1, 1], sharey=axis), found.counts.sum(axis=1), upwards=False)
+    draw_legend(figure.add_subplot(grid[:, 2]), dots, cell, height + 0.6)
+    title = found.title(int(width * 11))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+    if found.n_without:
+        note = f"{found.n_without:,} cells without a label in {named(groupby)} are left out"
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)
+    return _finished(figure, target, show)
+
+
+@styled
+def umap(
+    adata: AnnData,
+    color: str | Sequence[str] | None = None,
+    *,
+    key: str = "canal",
+    save: str | Path | bool | None = None,
+    show: bool | None = None,
+) -> Figure | None:
+    """Draw a map of the cells, coloured by predicted type, confidence, novelty or any column of obs.
+
+    Places are ``adata.obsm["X_umap"]``; where it is missing, those of `layout`, computed for this figure
+    alone: keep them by ``adata.obsm["X_umap"] = canal.pl.layout(adata)``. "Unassigned" is grey. A type has
+    the colour of ``uns["canal_cell_type_colors"]``. Names, or numbers that the legend explains, stand at the
+    middle of a type's cells, so that no colour has to be told from another.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Labelled by ``canal.annotate(adata, write=True)`` or read from a file of `canal annotate`.
+    color : str or sequence of str, optional
+        ``cell_type``, ``confidence``, ``novelty`` or columns of obs, one panel each; by default these three.
+    key : str
+        What canal's columns begin with.
+    save : str, Path or bool, optional
+        A file to write (.png, .svg or .pdf); True writes ``figures/umap.png``.
+    show : bool, optional
+        Whether to show the figure in a window or notebook by pyplot.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or None
+        None if it was shown.
+
+    Raises
+    ------
+    DataError
+        If obs lacks canal's columns or one that was named, there is nothing to lay the cells out by, or the
+        figure cannot be written.
+    """
+    target = _target(save, "umap")
+    canals = _columns(adata, key)
+    chosen = (color,) if isinstance(color, str) else tuple(canals.values() if color is None else color)
+    columns = [_column(adata, name, canals) for name in chosen]
+    places, name = place_cells(adata, key)
+    panels = [Panel.of(adata, column, canals) for column in columns]
+    below = sum(panel.is_long for panel in panels) == 1
+    beside, lines = zip(*(panel.legend_size(below) for panel in panels), strict=True)
+    figure = new_figure(_PANEL * len(panels) + sum(beside), 4.2 + 0.17 * max(lines), by_pyplot=bool(show))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        panel.draw(axis, places, below)
+        axis.set_title(panel.title)
+        axis.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
+    return _finished(figure, target, show)
+
+
+def _columns(adata: Any, key: str) -> dict[str, str]:
+    """Return canal's columns of obs by what they are; raises `DataError` in words if they are not there."""
+    check_adata(adata)
+    columns = {
+        name: f"{key}{column.removeprefix('canal')}"
+        for name, column in (("cell_type", CELL_TYPE), ("confidence", CONFIDENCE), ("novelty", NOVELTY))
+    }
+    obs = [str(name) for name in adata.obs]
+    if missing := [name for name in columns.values() if name not in obs]:
+        keys = [name.removesuffix("_cell_type") for name in obs if name.endswith("_cell_type")]
+        keys = [one for one in keys if {f"{one}_confidence", f"{one}_novelty"} <= set(obs)]
+        hint = f"it has those of another key: give key={keys[0]!r}" if keys else (
+            "label them with canal.annotate(adata, write=True), or read a file that `canal annotate` wrote"
+        )  # fmt: skip
+        raise DataError(
+            f"expected the columns {listed(list(columns.values()))} in obs, found {len(obs)} others, such as "
+            f"{listed(obs[:EXAMPLES])} ({len(missing)} are missing): {hint}"
+        )
+    if not adata.n_obs:
+        raise DataError("the AnnData has no cells, so there is nothing to draw")
+    return columns
+
+
+def _column(adata: AnnData, name: str, canals: dict[str, str]) -> str:
+    """Return the column of obs that ``color`` names; canal's own go by what they are, too."""
+    if name in adata.obs:
+        return name
+    if name in canals:
+        return canals[name]
+    raise DataError(
+        f"color: expected {listed(list(canals))} or a column of obs, found {name!r}; obs has the columns "
+        f"{listed([str(one) for one in adata.obs][:20])}"
+    )
+
+
+# Files and windows.
+
+
+def _target(given: str | Path | bool | None, name: str) -> Path | None:
+    """Return the file to write; raises `DataError` before anything is drawn if it cannot be one."""
+    if given is None or given is False:
+        return None
+    path = Path("figures", f"{name}.png") if given is True else Path(given)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise DataError(f"save: expected a file that ends in .png, .svg or .pdf, found {str(path)!r}")
+    return path
+
+
+def _finished(figure: Figure, target: Path | None, show: bool | None) -> Figure | None:
+    if target is not None:
+        save_figure(figure, target)
+    if not show:
+        return figure
+    pyplot().show()
+    return None
