@@ -16,8 +16,8 @@ test: lint  ## install what is missing, look at style, types and rooms, and run 
 
 lint:  ## style, types, spelling, and which room may import which
 	@tools/setup.sh test
-	@ruff check src pipelines tests benchmarks tools
-	@ruff format --check src pipelines tests benchmarks tools
+	@ruff check src pipelines tests benchmarks tools examples
+	@ruff format --check src pipelines tests benchmarks tools examples
 	@mypy
 	@lint-imports
 	@codespell

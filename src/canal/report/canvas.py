@@ -8,8 +8,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import numpy as np
-
 from canal.core.files import new_file
 
 if TYPE_CHECKING:
@@ -111,6 +109,8 @@ def heat_colours(colours: Sequence[str] = HEAT) -> "LinearSegmentedColormap":
 
 def heat_map(axes: "Axes", values: Any, shape: tuple[int, int]) -> None:
     """Fill ``axes`` with a square for each value in [0, 1], NaN left blank, row 0 on top; vector graphics."""
+    import numpy as np
+
     masked = np.ma.masked_invalid(np.asarray(values, dtype=float).reshape(shape))
     axes.pcolormesh(masked, cmap=heat_colours(), vmin=0, vmax=1, edgecolors=SURFACE, linewidth=1.2)
     axes.set_xlim(0, shape[1])
