@@ -29,7 +29,7 @@ from canal.annotation.sheet import (
 )
 from canal.app.annotating import digest_of, readable
 from canal.app.declaring import Addition, declare, propose_stage
-from canal.app.models import load_annotator, open_model
+from canal.app.models import find_model, load_annotator
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
@@ -121,7 +121,7 @@ def markers(
     Parameters
     ----------
     model
-        As `canal.app.models.open_model` takes it: a version, a bundle, or the name of a model on the shelf.
+        As `canal.app.models.find_model` takes it: a version, a bundle, or the name of a model on the shelf.
     target
         A CSV file to write; None for none.
     top
@@ -142,11 +142,11 @@ def markers(
         if target.is_dir():
             raise DataError(f"{target} is a folder: give the name of a CSV file")
         check_new(target, overwrite)
-    opened = open_model(model, root, "full", notice)
-    found = model_markers(opened.annotator, top)
+    chosen = find_model(model, root, "full", notice)
+    found = model_markers(chosen.load(), top)
     if target is not None:
         write_markers(target, found)
-    return {"model": opened.provenance, "cell_types": [one.to_json() for one in found]}
+    return {"model": chosen.provenance, "cell_types": [one.to_json() for one in found]}
 
 
 @contextmanager
