@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,7 +12,9 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from canal.cli import app
 from tests.pipeline.conftest import Line
 from tests.support.warm import REPOSITORY
 
@@ -74,6 +77,20 @@ def test_cells_are_labelled_and_drawn_by_the_file_that_was_handed_over(handed):
     assert found.obsm["X_umap"].shape == (70, 2)
     again = run("label_and_plot.py", *words, cwd=elsewhere, expect=1)
     assert "exists already: name another folder" in again
+
+
+def test_what_carries_each_type_is_told_of_the_file_alone(handed):
+    _, elsewhere, _ = handed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(elsewhere)
+        done = CliRunner().invoke(app, ["markers", "handed-over.zip", "--top", "3", "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    labelled = anndata.read_h5ad(elsewhere / "labelled.h5ad")
+    assert document["model"]["stage"] == "second"
+    labels = json.loads(labelled.uns["canal"])["labels"]
+    assert [one["cell_type"] for one in document["cell_types"]] == labels
+    assert all(len(one["genes"]) == 3 for one in document["cell_types"])
 
 
 def test_a_refusal_is_one_message(handed, tmp_path, capfd):
