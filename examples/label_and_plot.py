@@ -22,7 +22,8 @@ def label_and_plot(cells: Path, model: str, out: Path, own_labels: str | None) -
     if labelled.exists():
         raise FileExistsError(f"{labelled} exists already: name another folder with --out")
     adata = anndata.read_h5ad(cells)
-    table = canal.annotate(adata, model, write=True)  # columns canal_... in adata.obs; X stays as it is
+    options = canal.Options(latent=True)  # the model's embedding of the cells, in adata.obsm["X_canal"]
+    table = canal.annotate(adata, model, write=True, options=options)  # columns canal_... in adata.obs
     for cell_type, number in table["canal_cell_type"].value_counts().items():
         print(f"{number:>7,}  {cell_type}")
 

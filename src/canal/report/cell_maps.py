@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation.colours import OF_NO_TYPE, type_colours
 from canal.annotation.columns import UNASSIGNED
 from canal.core.errors import DataError
 from canal.io.arrays import EXAMPLES, listed
@@ -176,19 +177,11 @@ def _write_at_middle(axis: Axes, places: np.ndarray, text: str) -> None:
     )  # fmt: skip
 
 
-_PALETTE = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0000ff", "#616dff", "#613d18"),
-    *("#c2ce79", "#185555", "#6100b6", "#791879", "#ff0049", "#f3c2aa", "#6d793d", "#6192ff", "#61e749"),
-    *("#3149ff", "#924900", "#b63179", "#ff5579", "#ce18b6", "#49dbf3", "#55249e", "#6d3131", "#e7929e"),
-)
-"""Okabe and Ito's, then each time the colour farthest from all before, to colour-blind readers, too."""
-
-
 def _colours(adata: AnnData, column: str, names: np.ndarray) -> dict[str, str]:
-    """Return the colour of each name: that of uns where it has them, else by order; Unassigned is grey."""
+    """Return the colour of each name: that of uns where it has them, else the name's own; no type is grey."""
     values, own = adata.obs[column], adata.uns.get(f"{column}_colors")
-    found = dict(zip(sorted(set(names.tolist()) - {UNASSIGNED}), _PALETTE * 8, strict=False))
+    found = type_colours(sorted(set(names.tolist())))
     if values.dtype.name == "category" and own is not None and len(own) == len(values.cat.categories):
         found |= dict(zip(map(str, values.cat.categories), map(str, own), strict=True))
-    found |= {_NONE: "#dbe1e6", UNASSIGNED: "#bdbdbd"}
+    found |= {_NONE: "#dbe1e6", UNASSIGNED: OF_NO_TYPE[UNASSIGNED]}
     return {name: found[name] for name in set(names.tolist())}

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from scipy.sparse.linalg import svds
 
+from canal.annotation.columns import LATENT, named
 from canal.annotation.query import check_adata
 from canal.core.errors import DataError
 from canal.data.expression import to_expression
@@ -53,7 +54,7 @@ def layout(adata: AnnData, *, key: str = "canal") -> np.ndarray:
         If there are more than 30,000 cells and no umap-learn, or the embedding is not finite.
     """
     check_adata(adata)
-    own = f"X_{key}"
+    own = named(LATENT, key)
     name = own if own in adata.obsm else PCA if PCA in adata.obsm else "X"
     embedding = _finite(
         np.asarray(adata.obsm[name]) if name != "X" else _components(adata), name, adata.n_obs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY
+from canal.annotation.columns import named as under_key
 from canal.annotation.query import check_adata
 from canal.core.errors import DataError
 from canal.io.arrays import EXAMPLES, listed
@@ -152,7 +153,7 @@ def _columns(adata: Any, key: str) -> dict[str, str]:
     """Return canal's columns of obs by what they are; raises `DataError` in words if they are not there."""
     check_adata(adata)
     columns = {
-        name: f"{key}{column.removeprefix('canal')}"
+        name: under_key(column, key)
         for name, column in (("cell_type", CELL_TYPE), ("confidence", CONFIDENCE), ("novelty", NOVELTY))
     }
     obs = [str(name) for name in adata.obs]
