@@ -17,7 +17,7 @@ from canal.core.errors import DataError
 from canal.core.files import new_file
 from canal.data.expression import to_expression
 from canal.io.writer import as_text, writing
-from canal.memory.prediction import NETWORK, SUMS
+from canal.memory import NETWORK, SUMS
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading

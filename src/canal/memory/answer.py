@@ -13,9 +13,10 @@ import numpy as np
 from canal.core.digests import json_digest
 from canal.core.errors import SumsError
 from canal.core.files import new_folder, read_json, write_json
+from canal.memory import SUMS
 from canal.memory.classifier import ExactClassifier
 from canal.memory.levels import Linear, Whole, linear_scores, one_thread
-from canal.memory.prediction import SUMS, Calibration, Prediction, SumsRule
+from canal.memory.prediction import Calibration, Prediction, SumsRule
 
 CONFIG = "answer.json"
 FORMAT = 1

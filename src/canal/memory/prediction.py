@@ -28,9 +28,6 @@ PARTS = ("relative", "angle")
 """Components of the novelty score of sums: the relative Mahalanobis distance to the nearest type, and the
 angle to the pattern of the nearest type."""
 
-NETWORK, SUMS = "network", "sums"
-"""The two sides of an annotator."""
-
 N_BINS = 15
 N_RESAMPLES = 1000
 LEVEL = 0.95

@@ -17,7 +17,8 @@ from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import new_folder, write_json
 from canal.data.expression import tokenize
-from canal.memory.prediction import NETWORK, Prediction
+from canal.memory import NETWORK
+from canal.memory.prediction import Prediction
 from canal.model.backbone import MOST_CELLS, Backbone, empty_performer
 from canal.model.centroids import CentroidDistances, TypeCentroids
 from canal.model.compute import in_threads

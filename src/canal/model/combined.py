@@ -13,18 +13,10 @@ from torch import Tensor
 from canal.core.digests import json_digest
 from canal.core.errors import ModelError
 from canal.core.files import write_json
+from canal.memory import NETWORK, SUMS
 from canal.memory.answer import ExactAnnotator
 from canal.memory.levels import log_normalised
-from canal.memory.prediction import (
-    NETWORK,
-    PARTS,
-    SUMS,
-    Calibration,
-    PartsRule,
-    Prediction,
-    softmax,
-    unsqueezed,
-)
+from canal.memory.prediction import PARTS, Calibration, PartsRule, Prediction, softmax, unsqueezed
 from canal.model import COMBINATION, EXACT
 from canal.model.annotator import LABELS, NETWORK_LABELS, Annotator
 from canal.model.centroids import NETWORK_PARTS, NetworkCentroids

@@ -151,6 +151,8 @@ def umap(
 
 def _columns(adata: Any, key: str) -> dict[str, str]:
     """Return canal's columns of obs by what they are; raises `DataError` in words if they are not there."""
+    if isinstance(adata, str | Path):
+        raise DataError(f"expected an AnnData, found the path {str(adata)!r}: read it with anndata.read_h5ad")
     check_adata(adata)
     columns = {
         name: under_key(column, key)
