@@ -3,6 +3,7 @@
 All that a bundle claims is proven before any of it is used.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -216,17 +217,21 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
             return _from_project(project, wanted, effort, notice)
     quiet_libraries()
     mlflow = import_module("mlflow")
-    if mlflow.get_tracking_uri().startswith("file:"):
+    uri = os.environ.get("MLFLOW_TRACKING_URI")  # not what this process may have set for another registry
+    if not uri:
         raise RegistryError(f"{address}: of which MLflow? Set MLFLOW_TRACKING_URI to its address")
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     with scratch_folder("model") as folder:
         try:
-            client = mlflow.MlflowClient()
+            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
             found = (
                 client.get_model_version(name, wanted)
                 if wanted.isdigit()
                 else client.get_model_version_by_alias(name, wanted)
             )
-            mlflow.artifacts.download_artifacts(f"{_REGISTERED}{name}/{found.version}", dst_path=str(folder))
+            mlflow.artifacts.download_artifacts(
+                f"{_REGISTERED}{name}/{found.version}", None, None, str(folder), uri, registry
+            )
         except mlflow.exceptions.MlflowException as error:
             raise RegistryError(f"{address}: {str(error)[:300]}") from error
         expected = {"model": name, "version": int(found.version), "key": found.tags.get("canal.key", "")}
