@@ -119,6 +119,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let no data docs be written, and no figures be drawn for a version."""
     patch.setattr("canal.quality.suite.publishing", lambda *_: nullcontext())
     patch.setattr("canal.app.versions.draw_figures", lambda *_: None)
+    patch.setattr("canal.app.remaking._DRAW", "")
 
 
 def with_database(line: Line, empty: Path) -> Line:

@@ -51,18 +51,20 @@ from filelock import FileLock
 with Repo() as repo:
     # dvc.lock keeps steps that dvc.yaml has no longer, such as those of a stage that is not tuned any more.
     steps = sys.stdin.read().splitlines()  # until they are known, DVC has been imported
-    with FileLock(sys.argv[1]):
+    with FileLock(sys.argv[1]), repo.lock:
         known = {stage.addressing for stage in repo.index.stages}
-        for step in filter(known.__contains__, steps):
+        files = {}
+        for stage in (one for step in filter(known.__contains__, steps) for one in repo.stage.collect(step)):
             try:
-                repo.commit(step, force=True)
+                stage.save()
+                stage.commit()
             except Exception:  # a dependency of the step is missing: commit its outs alone
-                with repo.lock:
-                    for stage in repo.stage.collect(step):
-                        for out in stage.outs:
-                            out.save()
-                            out.commit()
-                        stage.dump(update_pipeline=False)
+                for out in stage.outs:
+                    out.save()
+                    out.commit()
+            files.setdefault(stage.dvcfile.path, []).append(stage)
+        for stages in files.values():  # as `dvc commit --force`, but dvc.lock is written once for all steps
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 """
 _WRITING = "dvc"
 """The lock that is held while DVC writes its files."""

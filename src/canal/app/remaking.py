@@ -4,11 +4,16 @@ They are written in a scratch project, registered from there and restored here; 
 last, so that a second call does whatever a kill left undone.
 """
 
+from __future__ import annotations
+
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from canal.app.backfilling import STAGE_STEPS
 from canal.app.declaring import LABELS_FILE
@@ -163,9 +168,80 @@ def write_version(
         write_evaluation(target, evaluate_stage(scratch, stage))
 
 
-def register(wanted: Project, scratch: Project, decision: Decision) -> None:
-    """Register what was written into the scratch project; the ledger says who decided it and why."""
-    registry_sync(wanted, decision.sign, scratch.layout, decision)
+def register(
+    wanted: Project,
+    scratch: Project,
+    decision: Decision,
+    drawn: Callable[[str], Path | None] = lambda stage: None,
+) -> None:
+    """Register what was written into the scratch project; the ledger says who decided it and why.
+
+    ``drawn`` returns the folder of a stage's figures where they are drawn; others are drawn here.
+    """
+    registry_sync(wanted, decision.sign, scratch.layout, decision, drawn)
+
+
+_DRAW = """
+import sys
+from pathlib import Path
+from canal.config.layout import Layout
+from canal.core.files import new_folder
+from canal.report.collect import draw_figures
+root, into = map(Path, sys.argv[1:])
+for line in sys.stdin:
+    stage = line.removesuffix("\\n")
+    with new_folder(into / stage) as temporary:
+        draw_figures(Layout(root), stage, temporary)
+    print(stage, flush=True)
+"""
+
+
+class FiguresAhead:
+    """Draws the figures of remade stages in a process of its own, while this one makes the next version.
+
+    Drawing takes as long as solving. What that process has not drawn is drawn here, when it is asked for.
+    """
+
+    def __init__(self, scratch: Project) -> None:
+        self._into = scratch.layout.root / "drawn"
+        self._into.mkdir()
+        path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _DRAW, str(scratch.layout.root), str(self._into)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            encoding="utf-8", env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )  # fmt: skip
+        self._asked: list[str] = []
+
+    def begin(self, stage: str) -> None:
+        """Have the figures of a stage drawn whose files are written."""
+        self._asked.append(stage)
+        with suppress(OSError):  # that process has ended
+            print(stage, file=self._process.stdin, flush=True)
+
+    def folder(self, stage: str) -> Path | None:
+        """Return the folder of a stage's figures, after waiting for it; None where they were not drawn."""
+        while stage in self._asked:
+            if not (line := cast("IO[str]", self._process.stdout).readline()):
+                return None
+            self._asked.remove(line.removesuffix("\n"))
+        folder = self._into / stage
+        return folder if folder.is_dir() else None
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def figures_ahead(scratch: Project) -> Iterator[FiguresAhead]:
+    """Give what draws figures of stages in a scratch project while others are made."""
+    figures = FiguresAhead(scratch)
+    try:
+        yield figures
+    finally:
+        figures.end()
 
 
 def take_over(

@@ -19,6 +19,7 @@ from canal.app.promoting import retire
 from canal.app.remaking import (
     alone,
     copy_split,
+    figures_ahead,
     kept_facts,
     register,
     scratch_project,
@@ -224,10 +225,13 @@ def _write_and_register(work: _Work, decision: Decision, notice: Notice) -> dict
         with scratch_project(work.project, work.wanted, "unlearn", partial(_write_split, work)) as scratch:
             if work.wanted.learned(BACKBONE) is None:
                 write_backbone(work.project, scratch, _left(work, BACKBONE))
-            for stage in stages:
-                notice(f"{stage}: solving the sums of the remaining cells, and measuring the version")
-                _write_stage(work, scratch, stage)
-            register(work.wanted, scratch, decision)  # a kill may have left a version without an entry
+            with figures_ahead(scratch) as figures:
+                for stage in stages:
+                    notice(f"{stage}: solving the sums of the remaining cells, and measuring the version")
+                    _write_stage(work, scratch, stage)
+                    figures.begin(stage)
+                # a kill may have left a version without an entry
+                register(work.wanted, scratch, decision, figures.folder)
         return take_over(work.wanted, work.texts, remade, commit)
 
 

@@ -3,10 +3,9 @@
 Each version comes with the ledger's decisions: who promoted or retired it, why, and with which overrides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +200,12 @@ def registry_sync(
     sign: Sign | None = None,
     made_in: Layout | None = None,
     decision: Decision | None = None,
+    drawn: Callable[[str], Path | None] = lambda stage: None,
 ) -> Synced:
     """Register every finished stage that is not registered; ``sign`` signs the ledger's entries.
 
     Stages are read from the project's folder, or from that of ``made_in``; ``decision`` says who made them
-    and why, if somebody decided it.
+    and why, if somebody decided it. ``drawn`` returns the folder of a stage's figures where they are drawn.
 
     A store without versions, beside a ledger that names some, was lost or is missing in this clone: it is
     rebuilt first, with the ledger's numbers and aliases; an interrupted rebuilding is resumed. The paths in a
@@ -216,7 +216,10 @@ def registry_sync(
     if rebuilt := rebuild_lost(project.store, options, _figures_for(project)):
         return Synced(rebuilt.made, (), moved)
     layout = made_in or project.layout
-    draw = partial(_figures_folder, project, made_in=layout)
+
+    def draw(stage: str) -> Path:
+        return drawn(stage) or _figures_folder(project, stage, layout)
+
     synced = sync(project.store, layout, project.config, draw, sign, decision)
     return replace(synced, moved=moved)
 
