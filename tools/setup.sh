@@ -59,7 +59,7 @@ install() {
 
 extra="[compression,parquet,serve]"  # serve includes project
 [ "$want" = test ] && extra="[test]"
-echo "setup: installing canal$extra and its pinned dependencies (2-4 minutes on a new machine)"
+echo "setup: installing canal-cells$extra and its pinned dependencies (2-4 minutes on a new machine)"
 if [ -n "${TORCH_INDEX:-}" ]; then
   install --index-url "$TORCH_INDEX" torch==2.13.0
 fi

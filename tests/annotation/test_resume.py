@@ -1,15 +1,18 @@
 """An interrupted labelling goes on where it stopped, and only if nothing else changed."""
 
 import os
+import sys
 from dataclasses import replace
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
 
-from canal.annotation import annotate as parts
-from canal.annotation.annotate import annotate_h5ad, parts_folder
+from canal.annotation import resuming as parts
+from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.options import Callbacks, Options, in_tenths
+from canal.annotation.resuming import Parts, parts_folder
 from canal.core.errors import DataError
 from tests.support.cells import make_adata
 from tests.support.formats import write_csc, write_csr, write_mtx
@@ -110,3 +113,26 @@ def test_lines_tell_rate_and_time_left():
     assert said[0] == "labelled 100 of 1,000 cells (10 cells/s, 90 s left)"
     assert said[1] == "labelled 500 of 1,000 cells (25 cells/s, 20 s left)"
     assert said[2] == "labelled 1,000 of 1,000 cells"
+
+
+def test_what_is_kept_needs_no_extra_and_comes_back_as_it_was(tmp_path, monkeypatch):
+    """Types with a slash, of which HDF5 makes groups, too; Parquet would need a package beside the core."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(parts, "_EVERY", 0.0)
+    frame = pd.DataFrame(
+        {
+            "canal_cell_type": pd.Categorical(["CD4/CD8 T", None, "B"], ["B", "CD4/CD8 T", "NK"]),
+            "canal_confidence": np.float32([0.1, np.nan, 1]),
+            "canal_is_novel": [True, False, True],
+            "canal_p_CD4/CD8 T": np.float32([0.5, 0.25, 0]),
+        }
+    )
+    said = []
+    with pytest.raises(KeyboardInterrupt), Parts(tmp_path / "kept", dict, False, said.append) as kept:
+        kept.add(frame.iloc[:2].reset_index(drop=True))
+        kept.add(frame.iloc[2:].reset_index(drop=True))
+        raise KeyboardInterrupt
+    again = Parts(tmp_path / "kept", dict, True, said.append)
+    again.__enter__()
+    assert again.done == 3
+    pd.testing.assert_frame_equal(pd.concat(again.frames, ignore_index=True), frame)

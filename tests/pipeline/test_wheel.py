@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from anndata import read_h5ad
 
 from tests.pipeline.conftest import copied
 from tests.support.methods import learned_by
@@ -43,6 +44,44 @@ def test_python_labels_too(installed, sent, tmp_path):
     )
     wanted = pd.read_csv(sent / "wanted.csv")["canal_cell_type"].tolist()
     assert json.loads(done.stdout.splitlines()[-1]) == wanted, done.stderr
+
+
+def test_a_model_on_the_shelf_labels_by_its_name(installed, sent, tmp_path):
+    env = {"CANAL_MODELS": str(tmp_path / "shelf")}
+
+    def run(*words):
+        done = installed.run(*words, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "it holds no cell and no cell id" in run("models", "add", sent / "blood.zip")
+    assert [one["name"] for one in json.loads(run("models", "list", "--json"))] == ["blood"]
+    assert run("models", "show", "blood") == run("models", "show", "blood")
+    run("annotate", sent / "cells.h5ad", "-o", "out.csv", "--model", "blood")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), pd.read_csv(sent / "wanted.csv"))
+    run("models", "remove", "blood")
+    assert json.loads(run("models", "list", "--json")) == []
+
+
+def test_labels_beside_each_other_with_an_embedding_are_written_without_torch(installed, sent, tmp_path):
+    given = (
+        "annotate",
+        sent / "cells.h5ad",
+        "--model",
+        sent / "blood.zip",
+        "--key-added",
+        "atlas",
+        "--latent",
+    )
+    done = installed.run(*given, "-o", "out.h5ad", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    labelled = read_h5ad(tmp_path / "out.h5ad")
+    assert (
+        labelled.obs["atlas_cell_type"].tolist()
+        == pd.read_csv(sent / "wanted.csv")["canal_cell_type"].tolist()
+    )
+    assert labelled.obsm["X_atlas"].shape[0] == labelled.n_obs
+    assert {"atlas", "atlas_cell_type_colors"} <= set(labelled.uns)
 
 
 @pytest.mark.parametrize(

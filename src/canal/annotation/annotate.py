@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,12 +23,11 @@ from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
 from canal.annotation.reading import make_reading
 from canal.annotation.records import make_record
+from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
 from canal.core import __version__
-from canal.core.digests import canonical_json, json_digest
-from canal.core.errors import CanalError, DataError
-from canal.core.files import new_file, read_json, write_json
-from canal.io.arrays import reading
+from canal.core.digests import canonical_json
+from canal.core.errors import DataError
 from canal.io.formats import Fingerprint, open_cells
 from canal.memory.answer import ExactAnnotator
 
@@ -288,113 +285,3 @@ def _job(annotator: CellAnnotator, fingerprint: Fingerprint, options: Options) -
         "answers": annotator.digest(),
         "options": _decisive_options(options),
     }
-
-
-# Partial results of a long run, kept on disk so that --resume can continue an interrupted run.
-
-_JOB = "job.json"
-_EVERY = 20.0
-"""Seconds of work that a kill may cost."""
-
-
-def parts_folder(target: Path) -> Path:
-    """Return the hidden folder beside an output that holds its partial results."""
-    return target.parent / f".{target.name[:100]}.canal-parts"
-
-
-class Parts:
-    """The partial results of a job, in the order of its cells; use it in a ``with`` block around the work.
-
-    Results are kept when the job is interrupted or killed, or when the output of a long job cannot be
-    written; they are removed when the job succeeds or its input is refused. A short job keeps nothing.
-
-    Parameters
-    ----------
-    folder
-        Where results are kept.
-    job
-        Returns everything that determines the results, as JSON values: results of another job are not used.
-    resume
-        Whether to start from existing results; otherwise they are removed.
-    notice
-        Receives messages: where a later run can resume, or why results cannot be kept.
-    """
-
-    def __init__(
-        self, folder: Path, job: Callable[[], Any], resume: bool, notice: Callable[[str], None]
-    ) -> None:
-        self._folder, self._job, self._resume, self._notice = folder, job, resume, notice
-        self.frames: list[pd.DataFrame] = []
-        self.done = 0
-        self.labelled = False
-        """Whether every cell is labelled, so that a later error concerns the output alone."""
-        self._unsaved: list[pd.DataFrame] = []
-        self._last, self._broken = time.monotonic(), False
-
-    def __enter__(self) -> Parts:
-        if self._resume and self._folder.is_dir():
-            self._load()
-            self._notice(f"resuming after the first {self.done:,} cells")
-        else:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is None or not self._worth_keeping(kind):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            return
-        self._save()
-        if self.done and not self._broken:
-            self._notice(f"interrupted: --resume continues after the first {self.done:,} cells")
-
-    def _worth_keeping(self, kind: type[BaseException]) -> bool:
-        """Return whether to keep results after an error: after an interruption, or those of a long job."""
-        if not self.labelled and not issubclass(kind, Exception):
-            return True
-        refused = issubclass(kind, CanalError) and not self.labelled
-        return self._folder.is_dir() and not refused
-
-    def add(self, frame: pd.DataFrame) -> None:
-        """Add the results of the next cells."""
-        self.frames.append(frame)
-        self._unsaved.append(frame)
-        self.done += len(frame)
-        if time.monotonic() - self._last >= _EVERY:
-            self._save()
-
-    def _save(self) -> None:
-        """Write unsaved results as one file, atomically."""
-        import pandas as pd
-
-        if not self._unsaved or self._broken:
-            return
-        frame = pd.concat(self._unsaved, ignore_index=True)
-        try:
-            self._folder.mkdir(0o700, exist_ok=True)  # other users may not be allowed to see these cells
-            if not (self._folder / _JOB).is_file():
-                write_json(self._folder / _JOB, json_digest(self._job()))
-            with new_file(self._folder / f"{self.done - len(frame):012d}.parquet") as temporary:
-                frame.to_parquet(temporary)
-        except OSError as error:
-            self._broken = True
-            self._notice(f"{self._folder} cannot be written ({error}), so --resume cannot continue this run")
-            return
-        self._unsaved, self._last = [], time.monotonic()
-
-    def _load(self) -> None:
-        import pandas as pd
-
-        with reading(self._folder, _JOB):
-            digest = read_json(self._folder / _JOB)
-        if digest != json_digest(self._job()):
-            raise DataError(
-                f"{self._folder} holds results of another input, model or options; "
-                "leave --resume out to start again"
-            )
-        for path in sorted(self._folder.glob("[0-9]*.parquet")):
-            with reading(path, "answers"):
-                frame = pd.read_parquet(path)
-            if int(path.stem) != self.done:
-                break
-            self.frames.append(frame)
-            self.done += len(frame)

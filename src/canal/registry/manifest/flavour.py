@@ -4,6 +4,8 @@ It needs canal's model room and what reads a request, nothing of its training co
 with every version.
 """
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -20,9 +22,6 @@ class AnnotatorModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the annotator from the version's ``model/`` folder, onto a GPU where there is one."""
-        import threading
-        from pathlib import Path
-
         from canal.model.load import load_model, runs_network
 
         self.folder, self._device = Path(context.artifacts["model"]), "cpu"
