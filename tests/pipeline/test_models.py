@@ -214,6 +214,27 @@ def test_an_address_needs_the_digest_of_its_file(bundles, here, address):
     assert [(one.name, one.sha256) for one in shelf.shelf()] == [("bare", digest)]
 
 
+def test_a_file_comes_from_a_bucket(bundles, here, address, monkeypatch):
+    """By boto3 itself, which asks a server here that knows two requests of S3: HEAD and GET."""
+    endpoint, _, name = address.rpartition("/")
+    (bundles / "atlas").mkdir(exist_ok=True)
+    shutil.copyfile(bundles / name, bundles / "atlas" / name)
+    for variable, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    digest = file_digest(bundles / name)
+    assert shelf.add_model(f"s3://atlas/{name}", sha256=digest)["sha256"] == digest
+    with pytest.raises(CanalError, match="s3://atlas/gone.zip: .*404"):
+        shelf.add_model("s3://atlas/gone.zip", sha256=digest)
+    with pytest.raises(CanalError, match="--sha256 is needed"):
+        shelf.add_model(f"s3://atlas/{name}", "other")
+
+
 def test_mlflow_names_a_version_from_outside_of_the_project(bundles, wanted, here, line, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{line.root / 'mlflow.db'}")
     for address in ("models:/canal-annotator/2", "models:/canal-annotator@candidate"):
