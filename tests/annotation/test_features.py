@@ -88,7 +88,7 @@ def test_a_labelled_file_is_read_again_as_it_was_labelled(annotator, genes, tmp_
     options = Options(model_name={"model": "m", "version": 2, "key": "k" * 64})
     annotate_h5ad(annotator, source, tmp_path / "out.h5ad", options)
     with open_labelled(tmp_path / "out.h5ad") as file:
-        blocks = list(file.reading(annotator, Naming()).blocks(100))
+        blocks = list(file.reading(annotator, Naming())[0].blocks(100))
         types = [annotator.labels[i] for i in annotator.predict(blocks[0].expression).logits.argmax(axis=1)]
         file.check_types(np.arange(len(types)), types)
 

@@ -67,12 +67,12 @@ def test_a_labelled_mouse_is_read_back_by_the_same_table_or_not_at_all(human, tm
     source, target = write_adata(mice, tmp_path / "mice.h5ad"), tmp_path / "out.h5ad"
     annotate_h5ad(model, source, target)
     with open_labelled(target) as labelled:
-        assert labelled.reading(model, Naming()).coverage.found == 20
+        assert labelled.reading(model, Naming())[0].coverage.found == 20
         other = tmp_path / MOUSE_TABLE.name
         other.write_bytes(gzip.compress(gzip.decompress(MOUSE_TABLE.read_bytes()) + b"Xa\tXB\n"))
         monkeypatch.setattr("canal.annotation.labelled.MOUSE_TABLE", other)
         with pytest.raises(DataError, match="another release of canal's table of mouse genes"):
-            labelled.reading(model, Naming())
+            labelled.reading(model, Naming())[0]
     assert list(anndata.read_h5ad(target).var_names) == list(mice.var_names)
 
 

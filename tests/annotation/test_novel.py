@@ -295,7 +295,7 @@ def test_the_lesson_holds_the_named_cells_with_the_counts_that_were_labelled(
     fill(sheet, g2="Mast")
     filled = read_sheet(sheet)
     with open_labelled(file) as labelled:
-        reading = labelled.reading(annotator, Naming())
+        reading = labelled.reading(annotator, Naming())[0]
         lesson = write_stage_file(
             tmp_path / "lesson.h5ad", labelled, reading, filled, {"a": 1}, chunk_cells=7
         )
@@ -318,5 +318,5 @@ def test_cells_that_are_not_where_the_sheet_says_are_refused(annotator, file, sh
     filled.about["groups"][0]["cells"][0] = "gone"
     filled.about["groups"][0]["rows"][1] = 10_000
     with open_labelled(file) as labelled, pytest.raises(DataError, match=r"2 of .* such as \['gone'"):
-        write_stage_file(tmp_path / "x.h5ad", labelled, labelled.reading(annotator, Naming()), filled, {})
+        write_stage_file(tmp_path / "x.h5ad", labelled, labelled.reading(annotator, Naming())[0], filled, {})
     assert not (tmp_path / "x.h5ad").exists()

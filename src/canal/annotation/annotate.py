@@ -21,7 +21,7 @@ from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.reading import make_reading
+from canal.annotation.reading import reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
@@ -198,8 +198,7 @@ def _label(
     """Return the new columns of obs, and the summary."""
     if options.max_novelty is not None and not annotator.about().get("novelty"):
         raise DataError("--max-novelty: this version scores no novelty, so no cell is above: leave it out")
-    reading = make_reading(query, annotator.genes, options)
-    restricted = annotator.without(reading.coverage.missing)
+    reading, restricted = reading_for(annotator, query, options)
     frames: list[pd.DataFrame] = [] if parts is None else parts.frames
     done = 0 if parts is None else parts.done
     on_cells(done, query.n_cells)

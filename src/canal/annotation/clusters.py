@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, identity, triu
 from canal.annotation.columns import CELL_TYPE, MIXED, SHARE, VOTE
 from canal.annotation.options import in_tenths
 from canal.annotation.query import IN_MEMORY
-from canal.annotation.reading import make_reading
+from canal.annotation.reading import reading_for
 from canal.core.errors import DataError
 from canal.core.packages import require
 from canal.io.arrays import listed, strings
@@ -135,10 +135,10 @@ def _make_clusters(
 
     Clusters are many and small, so that each holds one type. Memory: 512 bytes a cell.
     """
-    reading = make_reading(query, annotator.genes, options)
+    reading, restricted = reading_for(annotator, query, options)
     compute = ComputeOptions(options.chunk_cells, options.device, options.dtype)
     every, on_cells = np.ones(query.n_cells, dtype=bool), in_tenths(notice, what="clustering: looked at")
-    cells = represent(annotator, reading, every, compute, on_cells)
+    cells = represent(restricted, reading, every, compute, on_cells)
     resolution = next(value for most, value in _RESOLUTIONS if query.n_cells <= most)
     return find_groups(cells.manifold, resolution, seed=0, method=str(options.vote)).astype(str)
 

@@ -18,7 +18,7 @@ from canal.annotation.options import Options
 from canal.annotation.output import TABLES
 from canal.annotation.places import text_in_uns
 from canal.annotation.query import IN_MEMORY, query_file
-from canal.annotation.reading import Reading, make_reading
+from canal.annotation.reading import Reading, reading_for
 from canal.annotation.records import (
     RECORD_KEY,
     Log,
@@ -87,8 +87,8 @@ class Labelled:
         """The options that the file was labelled with."""
         return dict(self.record["options"])
 
-    def reading(self, annotator: CellAnnotator, naming: Naming) -> Reading:
-        """Return the cells as they were read when the file was labelled.
+    def reading(self, annotator: CellAnnotator, naming: Naming) -> tuple[Reading, CellAnnotator]:
+        """Return the cells as they were read when the file was labelled, and the annotator as it was then.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Labelled:
             naming=self._naming(naming),
         )
         query = query_file(self.file, options.layer, options.gene_column)
-        return make_reading(query, annotator.genes, options)
+        return reading_for(annotator, query, options)
 
     def check_types(self, rows: np.ndarray, types: Sequence[str]) -> None:
         """Raise unless the model predicts for the cells at ``rows`` the likeliest types in the file.

@@ -98,7 +98,7 @@ def explain(
     """
     sample = _sample(labelled, annotator.labels, options)
     wanted = np.sort(np.concatenate(list(sample.values())))
-    reading = labelled.reading(annotator, options.naming)
+    reading, annotator = labelled.reading(annotator, options.naming)
     parts = []
     for block in reading.blocks(options.chunk_cells):
         start, stop = np.searchsorted(wanted, (block.start, block.start + len(block.expression)))

@@ -170,7 +170,7 @@ def group_novel(
         raise DataError(f"{labelled.path}: obs has no column {column!r} (--batch); it has {listed(columns)}")
     column = column or next((name for name in BATCHES if name in columns), None)
     wanted, warnings = _wanted(labelled, options.seed)
-    reading = labelled.reading(annotator, options.naming)
+    reading, annotator = labelled.reading(annotator, options.naming)
     cells = represent(annotator, reading, wanted, options.compute, in_tenths(notice, what="represented"))
     labelled.check_types(cells.rows, [annotator.labels[i] for i in cells.logits.argmax(axis=1)])
     groups, probabilities = _groups(cells, options), annotator.probabilities(cells.logits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -21,6 +21,9 @@ from canal.data.units import PER_TEN_THOUSAND
 from canal.io.arrays import listed
 from canal.io.blocks import ByCell, ByEntries, RegroupedMatrix, StoredRows
 from canal.io.matrices import Csr
+
+if TYPE_CHECKING:
+    from canal.model.load import CellAnnotator
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,20 @@ class Reading:
         """Whether a column counts towards a cell's total: whether it has a name."""
         counted: np.ndarray = np.diff(self.genes.selector.indptr) > 0
         return counted
+
+
+def reading_for(annotator: CellAnnotator, query: Query, options: Options) -> tuple[Reading, CellAnnotator]:
+    """Return a query as a reading, and the annotator for cells of which its missing genes were not measured.
+
+    Whoever reads cells for a model predicts by that annotator: the other one takes missing genes for silent.
+
+    Raises
+    ------
+    DataError
+        As `make_reading`.
+    """
+    reading = make_reading(query, annotator.genes, options)
+    return reading, annotator.without(reading.coverage.missing)
 
 
 def make_reading(query: Query, panel: Sequence[str], options: Options) -> Reading:

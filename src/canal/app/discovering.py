@@ -297,7 +297,7 @@ def _write(project: Project, target: Path, options: SheetOptions) -> tuple[Stage
     with open_with_model(file, project, sheet.about.get("key_added")) as (labelled, annotator):
         about = _about(sheet, file, labelled.record)
         stage_file = write_stage_file(
-            target, labelled, labelled.reading(annotator, options.naming), sheet, about
+            target, labelled, labelled.reading(annotator, options.naming)[0], sheet, about
         )
     try:
         fingerprint.check()

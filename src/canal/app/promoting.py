@@ -260,6 +260,7 @@ def _predict_stage(project: Project, version: Version, stage: str) -> pd.DataFra
         )
     annotator = _annotator(project, version)
     cells = project.cells(stage, "test", annotator.genes)
+    annotator = annotator.without(project.prepared(stage).missing(annotator.genes))
     return _predictions(annotator, cells.cell_ids, cells.cell_types, cells.expression)
 
 
