@@ -22,11 +22,12 @@ from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY, UNASSIGNED
 from canal.annotation.options import Options
 from canal.app.models import load_annotator, serving_version
 from canal.app.project import Project
-from canal.model.annotator import Annotator
 from canal.report.canvas import HEAT, INK, MUTED, new_figure, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from canal.model.load import CellAnnotator
 
 NEIGHBOURS = 15
 COLUMNS = ("cell type", "confidence", "novelty")
@@ -41,7 +42,7 @@ class Row:
     labels: pd.DataFrame
 
 
-def labelled(project: Project, annotator: Annotator) -> pd.DataFrame:
+def labelled(project: Project, annotator: CellAnnotator) -> pd.DataFrame:
     """Return what `canal annotate` says of the test cells of all stages."""
     found = []
     for stage in project.config.stages:
@@ -51,12 +52,12 @@ def labelled(project: Project, annotator: Annotator) -> pd.DataFrame:
     return pd.concat([table.astype({CELL_TYPE: str}) for table in found])
 
 
-def placed(project: Project, annotator: Annotator) -> np.ndarray:
+def placed(project: Project, annotator: CellAnnotator) -> np.ndarray:
     """Return two coordinates of each test cell: UMAP (McInnes et al. 2018) of the representation."""
     import umap
 
     cells = [project.cells(stage, "test", annotator.genes).expression for stage in project.config.stages]
-    representation = annotator.represent(np.concatenate(cells))
+    representation = annotator.represented(np.concatenate(cells))[0]
     found: np.ndarray = umap.UMAP(
         n_neighbors=NEIGHBOURS, metric="cosine", random_state=project.config.seed, n_jobs=1
     ).fit_transform(representation)
