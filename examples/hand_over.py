@@ -1,7 +1,7 @@
 """Hand a version to another laboratory as one file, and label with it there, with nothing taken on trust.
 
-    python examples/hand_over.py champion --project . --cells new.h5ad --elsewhere handed
-    python examples/hand_over.py champion --project . --cells new.h5ad --elsewhere handed --without-cells
+    python examples/hand_over.py candidate --project . --cells new.h5ad --elsewhere handed
+    python examples/hand_over.py candidate --project . --cells new.h5ad --elsewhere handed --without-cells
 
 In the project runs `canal export`. In the new folder --elsewhere the rest, as the other laboratory would do
 it: the file's SHA-256 is compared with the one that came by another channel, `canal models show` proves all

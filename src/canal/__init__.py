@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "pl", "record"]
 
+
+def __dir__() -> list[str]:
+    """Return the public names, which are not imported yet."""
+    return __all__
+
+
 _MODULES = {
     "CanalError": "canal.core.errors",
     "Naming": "canal.annotation.naming",

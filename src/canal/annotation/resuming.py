@@ -14,6 +14,7 @@ from canal.core.digests import canonical_json, json_digest
 from canal.core.errors import CanalError, DataError
 from canal.core.files import new_file, parse_json, read_json, write_json
 from canal.io.arrays import reading
+from canal.io.hdf5 import open_hdf5
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +123,7 @@ class Parts:
                 "leave --resume out to start again"
             )
         for path in sorted(self._folder.glob("[0-9]*.h5")):
-            with reading(path, "answers"), h5py.File(path) as file:
+            with reading(path, "answers"), open_hdf5(path) as file:
                 frame = read_elem(file[_FRAME]).reset_index(drop=True)
                 frame = frame.set_axis(parse_json(file[_COLUMNS][()]), axis=1)
             if int(path.stem) != self.done:

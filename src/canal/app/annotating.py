@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import threadpool_limits
 
 from canal.annotation.annotate import annotate_adata, annotate_h5ad, annotate_path
-from canal.annotation.labelled import read_back
+from canal.annotation.labelled import CSV, read_back
 from canal.annotation.naming import Naming as Naming
 from canal.annotation.options import Callbacks as Callbacks
 from canal.annotation.options import Options as Options
@@ -189,12 +189,16 @@ def annotate(
     cells, options = given_cells(adata, write), options or Options()
     if write and not isinstance(cells, Path):
         check_free_adata(cells, options.key_added)
-    found = find_model(model, root, options.effort, _warned)
+    notices: list[str] = []
+    found = find_model(model, root, options.effort, notices.append)
+    annotator = found.load()
+    for notice in notices:
+        warnings.warn(notice, stacklevel=3)  # at its caller, behind what names missing packages
     options = replace(options, model_name=found.provenance, origin={"time": now()})
     if isinstance(cells, Path):
         with Origin(cells) as input_file:
-            return annotate_path(found.load(), cells, replace(options, origin=input_file))
-    table = annotate_adata(found.load(), cells, options)
+            return annotate_path(annotator, cells, replace(options, origin=input_file))
+    table = annotate_adata(annotator, cells, options)
     if write:
         Places.of(table, canonical_json(table.attrs["canal"])).write_into(cells)
     return table
@@ -219,11 +223,12 @@ def annotate_file(
         options = replace(options, model_name=found.provenance, origin=input_file)
         if found.project is not None:
             callbacks = replace(callbacks, on_record=record_logger(found.project, callbacks.notice))
+        elif target.suffix.lower() == CSV:
+            callbacks.notice(
+                f"{target} cannot hold its record, and no project keeps it: `canal who` will not know the "
+                "file; h5ad, zarr and Parquet hold theirs"
+            )
         return annotate_h5ad(found.load(), source, output, options, callbacks)
-
-
-def _warned(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
 
 
 def use_machine(threads: int | None, options: Options, notice: Notice) -> None:

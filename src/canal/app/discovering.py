@@ -35,7 +35,7 @@ from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
 from canal.data.prepare import is_no_type, spelling
 from canal.io.formats import Fingerprint
-from canal.model.load import CellAnnotator, Effort
+from canal.model.load import CellAnnotator, Effort, network_installed
 from canal.registry.ledger.ledger import plain_name
 from canal.registry.store.database import Version
 
@@ -142,7 +142,8 @@ def markers(
         if target.is_dir():
             raise DataError(f"{target} is a folder: give the name of a CSV file")
         check_new(target, overwrite)
-    chosen = find_model(model, root, "full", notice)
+    # A version's sums tell their markers without the network where PyTorch is not installed.
+    chosen = find_model(model, root, "full" if network_installed() else "fast", notice)
     found = model_markers(chosen.load(), top)
     if target is not None:
         write_markers(target, found)

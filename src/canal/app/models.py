@@ -158,6 +158,7 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
             "proves how it was made"
         )
         return _from_version_folder(path, {}, effort, notice)
+    notice(f"proving {path.name}; `canal models add` keeps a proven model")
     with proven_bundle(path) as (folder, manifest, chain):
         annotator = _loaded(folder / VERSION, effort, notice)
         about = _handed(manifest, chain[-1].stage) | {"bundle": bundle_digest(path)}

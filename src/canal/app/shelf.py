@@ -21,6 +21,9 @@ from platformdirs import user_data_path
 from canal.core.digests import file_digest
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder, write_json
+from canal.data.split import SUMMED
+from canal.model.load import network_installed as network_installed
+from canal.model.load import runs_network
 from canal.registry.manifest.version_folder import KEY_FILE, method_view, read_key, read_record
 from canal.registry.provenance.registered import ANCESTORS
 from canal.registry.transfer.bundle import MANIFEST, SOURCES, VERSION, Manifest
@@ -262,18 +265,20 @@ def _content(folder: Path, manifest: Manifest) -> Document:
     version = folder / VERSION
     key, record = read_key(version), read_record(version)
     evaluation = _document(version / "metrics" / "evaluation.json")
-    method = method_view(version, key)
+    method, labels = method_view(version, key), read_json(version / "model" / "labels.json")
     return {
         "model": manifest.model,
         "version": manifest.version,
         "key": manifest.key,
         "stage": key["stage"],
         "stages": list(evaluation.get("stages", [key["stage"]])),
-        "types": _types(folder, read_json(version / "model" / "labels.json"), evaluation),
+        "types": _types(folder, labels, evaluation, method["name"] != "published"),
         "average_accuracy": evaluation.get("average_accuracy"),
         "genes": len(read_json(version / "model" / "genes.json")),
         "method": method["name"],
         "network_weight": method.get("network_weight"),
+        "needs_torch": runs_network(version / "model"),
+        "fast_without_torch": method["name"] == "combined" and not method["lacking"],
         "sources": _document(folder / SOURCES),
         "made": {name: record.get(name) for name in ("time", "user", "git_commit", "dirty")},
         "bytes": sum(one.size for one in manifest.files.values()),
@@ -286,13 +291,16 @@ def _document(path: Path) -> Document:
     return document
 
 
-def _types(folder: Path, labels: list[str], evaluation: Document) -> list[Document]:
-    """Return each type with its training cells in all stages, and its recall over all test cells."""
+def _types(folder: Path, labels: list[str], evaluation: Document, by_sums: bool) -> list[Document]:
+    """Return each type with its training cells in all stages, and its recall over all test cells.
+
+    Sums learn from the cells in reserve, too, of which a network sees none.
+    """
     cells: dict[str, int] = defaultdict(int)
     ancestors = [*folder.glob(f"{ANCESTORS}/*"), *folder.glob(f"{VERSION}/{ANCESTORS}/*")]
     for place in (folder / VERSION, *{one.name: one for one in ancestors}.values()):
         for name, counts in _document(place / "split" / "cells.json").get("counts", {}).items():
-            cells[name] += int(counts.get("train", 0))
+            cells[name] += sum(counts.get(one, 0) for one in (SUMMED if by_sums else SUMMED[:1]))
     right: dict[str, float] = defaultdict(float)
     tested: dict[str, int] = defaultdict(int)
     for measured in evaluation.get("per_stage", {}).values():

@@ -40,7 +40,8 @@ def add(
         show_result(document, as_json)
         return
     show_result(model_group(document), as_json)
-    note(f"proven and kept; next: canal annotate IN -o OUT --model {document['name']}")
+    fast = " --effort fast" if document["needs_torch"] and not app.shelf.network_installed() else ""
+    note(f"proven and kept; next: canal annotate IN -o OUT --model {document['name']}{fast}")
 
 
 def list_(as_json: AsJson = False) -> None:

@@ -120,7 +120,7 @@ def load_model(folder: Path, effort: Effort = "full") -> CellAnnotator:
     if not runs_network(folder):
         return ExactAnnotator.load(folder / EXACT)
     lacking = bool(types_without_sums(folder))
-    _require_torch("" if lacking else ", or label with --effort fast: the sums alone, without the network")
+    _require_torch("" if lacking else ', or by the sums alone: --effort fast, Options(effort="fast")')
     from canal.model.combined import CombinedAnnotator, FastAnnotator
 
     whole = CombinedAnnotator.load(folder)

@@ -115,6 +115,9 @@ def who_group(document: Document) -> Group:
     return Group(text(document["file"], "bold"), grid, *warnings)
 
 
+_METHODS = {"exact": "exact (sums alone)", "combined": "combined (network and sums)"}
+
+
 def _who(document: Document) -> Iterator[tuple[str, str]]:
     record, registry = document["record"], document["registry"]
     model, given = record["model"], record.get("input") or {}
@@ -123,7 +126,13 @@ def _who(document: Document) -> Iterator[tuple[str, str]]:
     yield "record", str(model.get("record", "not noted"))
     yield "when", str(record.get("time", "not noted"))
     yield "input", f"{given['name']}, sha256 {given['sha256']}" if given else "not noted"
-    yield "options", ", ".join(f"{name} {value}" for name, value in record["options"].items())
+    if "method" in record:
+        yield "method", _METHODS.get(record["method"], str(record["method"]))
+    options = {
+        **record["options"],
+        **{name: record[name] for name in ("vote", "min_share") if name in record},
+    }
+    yield "options", ", ".join(f"{name} {value}" for name, value in options.items())
     yield "cells", ", ".join(f"{name} {n:,}" for name, n in record["cell_types"].items())
     if document.get("others"):
         yield "other labels", f"under {', '.join(document['others'])} (--key-added)"

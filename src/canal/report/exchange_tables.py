@@ -127,6 +127,9 @@ def _model_lines(document: Document) -> Iterator[str]:
     weight = document["network_weight"]
     share = "" if weight is None else f" (weight of the network {weight:.2f})"
     yield f"method: {document['method']}{share}"
+    if document["needs_torch"]:
+        without = "; without it: --effort fast, by the sums alone" if document["fast_without_torch"] else ""
+        yield f'needs PyTorch: pip install "canal-cells[network]"{without}'
     for name, one in document["sources"].items():
         licence, citation = one["licence"] or "no licence named", one["citation"]
         yield f"source {name}: {licence}" + (f"; {citation}" if citation else "")

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import svds
 from canal.annotation.columns import LATENT, named
 from canal.annotation.query import check_adata
 from canal.core.errors import DataError
+from canal.core.packages import named_packages
 from canal.data.expression import to_expression
 from canal.io.arrays import EXAMPLES, listed
 
@@ -29,6 +30,7 @@ _FEWEST = 5
 _PERPLEXITY = 30.0
 
 
+@named_packages("canal.pl.layout")
 def layout(adata: AnnData, *, key: str = "canal") -> np.ndarray:
     """Return places of the cells in a plane in which cells with a like embedding are near each other.
 

@@ -10,6 +10,7 @@ from canal.annotation.columns import CELL_TYPE, CONFIDENCE, NOVELTY
 from canal.annotation.columns import named as under_key
 from canal.annotation.query import check_adata
 from canal.core.errors import DataError
+from canal.core.packages import named_packages
 from canal.io.arrays import EXAMPLES, listed
 from canal.report.agreement import Agreement, count_bars, draw_dots, draw_legend, name_axes
 from canal.report.canvas import INK, MUTED, named, new_figure, pyplot, styled
@@ -27,6 +28,7 @@ _PANEL = 3.8
 """Inches of a map, without its legend."""
 
 
+@named_packages("canal.pl.dotplot")
 @styled
 def dotplot(
     adata: AnnData,
@@ -92,6 +94,7 @@ def dotplot(
     return _finished(figure, target, show)
 
 
+@named_packages("canal.pl.umap")
 @styled
 def umap(
     adata: AnnData,
