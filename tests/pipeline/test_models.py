@@ -1,10 +1,13 @@
 """Cells labelled with no project around: by a bundle's file or folder, by the shelf, by MLflow's address."""
 
+import hashlib
 import http.server
 import json
+import os
 import shutil
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from canal.cli import app
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, CanalError, RegistryError
 from canal.data.split import read_split
+from canal.registry.transfer.bundle import holds_cells
 from canal.registry.transfer.exchange import import_bundle
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("models")]
@@ -148,9 +152,9 @@ def test_a_model_is_kept_on_the_shelf_and_labels_by_its_name(bundles, wanted, he
     run("models", "add", bundles / "whole.zip")
     assert "the shelf holds 2 models" in run("annotate", bundles / "cells.h5ad", "-o", "o.csv", code=1)
     run("models", "remove", "lab")
-    assert [one.name for one in shelf.shelf()] == ["whole"]
+    assert shelf.shelf_names() == ["whole"]
     assert "there are whole" in run("models", "remove", "lab", code=1)
-    assert [one.name for one in shelf.shelf_folder().iterdir()] == ["whole"]
+    assert {one.name for one in shelf.shelf_folder().iterdir()} == {"whole", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["3", "../up", "a b", "", "x" * 65, "-o"])
@@ -208,10 +212,10 @@ def test_an_address_needs_the_digest_of_its_file(bundles, here, address):
         shelf.add_model(address, sha256="0" * 64)
     with pytest.raises(CanalError, match="64 hexadecimal digits"):
         shelf.add_model(address, sha256="short")
-    assert not shelf.shelf()
+    assert not shelf.shelf_names()
     digest = file_digest(bundles / "bare.zip")
     assert shelf.add_model(address, sha256=digest)["source"] == address
-    assert [(one.name, one.sha256) for one in shelf.shelf()] == [("bare", digest)]
+    assert [shelf.shelved(name).sha256 for name in shelf.shelf_names()] == [digest]
 
 
 def test_a_file_comes_from_a_bucket(bundles, here, address, monkeypatch):
@@ -252,7 +256,6 @@ def test_in_a_project_its_versions_come_before_the_shelf(bundles, here, line, mo
     monkeypatch.chdir(line.root)
     shelf.add_model(str(bundles / "bare.zip"), "lab")
     assert models.find_model("lab", None, "full", print).project is None
-    shelf.add_model(str(bundles / "bare.zip"), "candidate")
     assert models.find_model("candidate", None, "full", print).project is not None
     with pytest.raises(RegistryError, match="no version 'nothing' of canal-annotator"):
         models.find_model("nothing", None, "full", print)
@@ -295,3 +298,110 @@ def test_labels_stand_beside_each_other_whatever_they_are_read_from(bundles, wan
     assert "under canal (--key-added)" in run("who", here / "two.h5ad", "--key-added", "strict")
     table = canal.annotate(cells.to_df(), model=model)
     assert table["canal_cell_type"].astype(str).tolist() == wanted["canal_cell_type"].tolist()
+
+
+def test_a_shelf_with_leftovers_and_damage_still_lists_the_rest(bundles, here):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    place = shelf.shelf_folder()
+    for name in (".lab.canal-1234-5678-9abc", "lung atlas"):  # what a kill, or a person's copy, left
+        shutil.copytree(place / "lab", place / name)
+    shutil.copytree(place / "lab", place / "broken")
+    (place / "broken" / "shelf.json").write_text('{"added": "\\u001b[31m"}')
+    found = {one["name"]: one for one in shelf.list_models()}
+    assert set(found) == {"lab", "broken"}
+    assert "is damaged" in found["broken"]["damaged"]
+    assert "warning: broken" in run("models", "list")
+    assert "there are broken, lab" in run(
+        "annotate", bundles / "cells.h5ad", "-o", "o.csv", "--model", "no", code=1
+    )
+    (place / "empty").mkdir()
+    assert "'empty' is on the shelf" in run("models", "add", bundles / "bare.zip", "--name", "empty", code=1)
+    for name in ("broken", "empty"):
+        run("models", "remove", name)
+    assert shelf.shelf_names() == ["lab"]
+    assert (place / "lung atlas").is_dir()
+
+
+def test_of_two_who_add_one_name_at_once_one_is_refused(bundles, here):
+    def add():
+        try:
+            shelf.add_model(str(bundles / "bare.zip"), "lab")
+        except RegistryError as error:
+            return str(error)
+        return "kept"
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(one.result() for one in [pool.submit(add), pool.submit(add)])
+    assert said[1] == "kept"
+    assert "is on the shelf" in said[0]
+
+
+@pytest.mark.parametrize("name", sorted(shelf.ALIASES))
+def test_no_model_on_the_shelf_passes_for_a_version(bundles, here, name):
+    with pytest.raises(CanalError, match="is an alias of a project's versions"):
+        shelf.add_model(str(bundles / "bare.zip"), name)
+
+
+def forged(bundles, here, change, **more):
+    """Return the whole bundle with a changed manifest, and further members that it lists."""
+    with zipfile.ZipFile(bundles / "whole.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | more
+    manifest = json.loads(members.pop("manifest.json"))
+    for name, content in more.items():
+        manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    change(manifest, members)
+    with zipfile.ZipFile(here / "forged.zip", "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return here / "forged.zip"
+
+
+def test_cells_are_withheld_all_or_none(bundles, here):
+    def one(manifest, members):
+        del members["version/split/cells.csv"], manifest["files"]["version/split/cells.csv"]
+        manifest["withheld"] = ["version/split/cells.csv"]
+
+    with pytest.raises(AuditError, match="it withholds"):
+        shelf.add_model(str(forged(bundles, here, one)))
+
+    def more(manifest, members):
+        for name in [name for name in members if holds_cells(name)]:
+            del members[name], manifest["files"][name]
+        manifest["withheld"] = ["version/batches/of-nobody.safetensors"]
+
+    with pytest.raises(AuditError, match="it withholds what no version names|findings"):
+        shelf.add_model(str(forged(bundles, here, more)))
+    assert shelf.shelf_names() == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"not json", b"[1]", b'{"a": 1}', b'{"a": {"licence": 3, "citation": ""}}']
+)
+def test_licences_that_cannot_be_read_are_refused(bundles, here, content):
+    with pytest.raises(AuditError, match="no licence and citation"):
+        shelf.add_model(str(forged(bundles, here, lambda *_: None, **{"sources.json": content})))
+    assert shelf.shelf_names() == []
+
+
+def test_a_file_beside_the_models_own_is_refused(line, here):
+    folder = line.root / "models" / "second"
+    (folder / "model" / "ontology.json").write_text('{"B": "CL:0000236"}')
+    with pytest.raises(RegistryError, match="does not name: ontology.json"):
+        models.find_model(folder, None, "full", print)
+
+
+def test_a_named_pipe_is_refused_at_once(bundles, here):
+    os.mkfifo(here / "pipe.csv")
+    with pytest.raises(CanalError, match="is a named pipe"):
+        canal.annotate(here / "pipe.csv", model=bundles / "bare.zip")
+
+
+def test_a_full_disk_is_told(bundles, here, monkeypatch):
+    def full(*_):
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(RegistryError, match="cannot be written: .*No space left"):
+        shelf.add_model(str(bundles / "bare.zip"), "lab")
+    assert shelf.shelf_names() == []

@@ -167,7 +167,7 @@ def given_cells(given: Any, write: bool = False) -> AnnData | Path:
         cells = AnnData(given.to_numpy(dtype=np.float32, na_value=np.nan))
         cells.obs_names, cells.var_names = given.index.astype(str), given.columns.astype(str)
         return cells
-    if hasattr(given, "mod") and not isinstance(given, AnnData):
+    if isinstance(getattr(given, "mod", None), Mapping) and not isinstance(given, AnnData):
         given = _modality(given)
     check_adata(given)
     adata: AnnData = given

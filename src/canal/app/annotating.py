@@ -27,7 +27,7 @@ from canal.app.models import find_model
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import CanalError, DataError, RegistryError
-from canal.core.files import append_line
+from canal.core.files import append_line, regular_file
 from canal.io.formats import Fingerprint
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import read_key
@@ -64,7 +64,7 @@ class Origin(Mapping[str, Any]):
         self._given_up = Event()
         try:
             if not source.is_dir():
-                source.open("rb").close()
+                regular_file(source).open("rb").close()  # a named pipe may never end
         except OSError as error:
             raise DataError(f"{source}: {_cause(error)}") from error
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="canal-digest")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from canal.app.project import Project
-from canal.app.shelf import is_path, on_shelf, shelf, shelved, unchanged
+from canal.app.shelf import is_path, on_shelf, shelf_names, shelved, unchanged
 from canal.config.layout import Layout
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
 from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
+from canal.registry.audit.version_files import examples, unlisted
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
 from canal.registry.provenance.registered import LABELS
@@ -81,8 +82,11 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
         project = Project.open(root)
         if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
+        notice(
+            f"{wanted} is no version of this project: the model of that name on the shelf labels the cells"
+        )
     if wanted is None:
-        names = [one.name for one in shelf()]
+        names = shelf_names()
         if len(names) != 1:
             there = f"the shelf holds {len(names)} models" if names else "the shelf holds no model"
             raise RegistryError(
@@ -184,7 +188,10 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
         key = read_key(folder)
     except RegistryError as error:
         raise RegistryError(f"{folder} holds no model: neither {MANIFEST} nor a valid {KEY_FILE}") from error
-    check_files(folder, {name: one for name, one in key["files"].items() if name.startswith("model/")})
+    own = {name: one for name, one in key["files"].items() if name.startswith("model/")}
+    check_files(folder, own)
+    if more := unlisted(folder / "model", {name.removeprefix("model/") for name in own}):
+        raise RegistryError(f"{folder / 'model'} holds files that {KEY_FILE} does not name: {examples(more)}")
     if not (folder / LABELS).is_file():
         raise RegistryError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
     digest = key_digest(folder)

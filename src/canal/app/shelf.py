@@ -16,10 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from platformdirs import user_data_path
 
 from canal.core.digests import file_digest
-from canal.core.errors import DataError, RegistryError
+from canal.core.errors import CanalError, DataError, RegistryError
 from canal.core.files import new_folder, read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
 from canal.model.load import network_installed as network_installed
@@ -43,6 +44,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _ABOUT, _BUNDLE, _FORMAT = "shelf.json", "bundle", 1
 _FIELDS = ("added", "source", "sha256", "manifest")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+ALIASES = {"champion", "candidate", "previous", "latest"}
+"""Names that `--model` takes for versions of a project."""
 
 
 def is_path(wanted: str) -> bool:
@@ -89,11 +92,10 @@ class Shelved:
     holds: dict[str, int]
 
 
-def shelf() -> list[Shelved]:
-    """Return the models on the shelf, by name."""
+def shelf_names() -> list[str]:
+    """Return the names of the models on the shelf, sorted."""
     place = shelf_folder()
-    names = sorted(one.name for one in place.iterdir() if (one / _ABOUT).is_file()) if place.is_dir() else []
-    return [shelved(name) for name in names]
+    return sorted(one.name for one in place.iterdir() if on_shelf(one.name)) if place.is_dir() else []
 
 
 def on_shelf(name: str) -> bool:
@@ -110,14 +112,16 @@ def shelved(name: str) -> Shelved:
         If there is none, or what the shelf says of it is damaged.
     """
     if not on_shelf(name):
-        known = ", ".join(one.name for one in shelf()) if shelf_folder().is_dir() else ""
-        raise RegistryError(f"no model {name[:80]!r} on the shelf; there are {known or 'none yet'}")
+        known = ", ".join(shelf_names()) or "none yet"
+        raise RegistryError(f"no model {name[:80]!r} on the shelf; there are {known}")
     path = shelf_folder() / name / _ABOUT
     try:
         about = read_json(path)
         added, source, sha256, manifest = (str(about[one]) for one in _FIELDS)
-        return Shelved(name, path.parent / _BUNDLE, added, source, sha256, manifest, dict(about["holds"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        datetime.fromisoformat(added)
+        holds = {str(kind): int(n) for kind, n in about["holds"].items()}
+        return Shelved(name, path.parent / _BUNDLE, added, source, sha256, manifest, holds)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RegistryError(
             f"{path} is damaged ({error}): `canal models remove {name}`, then add it"
         ) from error
@@ -154,15 +158,16 @@ def add_model(
     if sha256 is not None and not _DIGEST.fullmatch(sha256):
         raise DataError(f"--sha256: expected 64 hexadecimal digits, found {sha256[:80]!r}")
     stem = Path(source.partition("?")[0]).name.removesuffix(".zip")
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem) if name is None else name
+    if name in ALIASES:
+        raise DataError(f"{name!r} is an alias of a project's versions: --name gives the model another name")
     if not _NAME.fullmatch(name):
         raise DataError(
             f"{name[:80]!r} is no name for a model: expected a letter, then letters, digits, dots, dashes or "
             "underscores, at most 64; --name gives one"
         )
     place = shelf_folder() / name
-    if place.exists():
-        raise RegistryError(f"{name!r} is on the shelf: `canal models remove {name}` first, or --name")
+    _require_free(place)
     with scratch_folder("download") as scratch:
         path = Path(source).expanduser()
         if source.startswith(_ADDRESSES):
@@ -179,12 +184,30 @@ def add_model(
                 "manifest": hashlib.sha256(manifest.text().encode()).hexdigest(),
                 "holds": held_cells(chain),
             }
-            place.parent.mkdir(parents=True, exist_ok=True)
+            _keep(place, folder, manifest, about)
+    return describe(shelved(name))
+
+
+def _require_free(place: Path) -> None:
+    if place.exists():
+        raise RegistryError(
+            f"{place.name!r} is on the shelf: `canal models remove {place.name}` first, or --name"
+        )
+
+
+def _keep(place: Path, folder: Path, manifest: Manifest, about: Document) -> None:
+    """Copy a proven bundle to the shelf, whole or not at all; of two at once the second is refused."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.parent / ".lock"):
+            _require_free(place)
             with new_folder(place) as temporary:
                 shutil.copytree(folder, temporary / _BUNDLE)
                 (temporary / _BUNDLE / MANIFEST).write_text(manifest.text(), encoding="utf-8")
                 write_json(temporary / _ABOUT, about)
-    return describe(shelved(name))
+    except OSError as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        raise RegistryError(f"{place} cannot be written: {reason}") from error
 
 
 def _fetched(address: str, sha256: str | None, scratch: Path, notice: Notice) -> Path:
@@ -215,15 +238,27 @@ def remove_model(name: str) -> None:
     RegistryError
         If there is none of that name.
     """
-    if not on_shelf(name):
+    place = shelf_folder() / name
+    empty = bool(_NAME.fullmatch(name)) and place.is_dir() and not any(place.iterdir())
+    if not on_shelf(name) and not empty:
         shelved(name)  # raises, with the names there are
     with scratch_folder("removed", shelf_folder()) as scratch:
-        (shelf_folder() / name).rename(scratch / name)  # at once; a kill leaves no half model under its name
+        place.rename(scratch / name)  # at once; a kill leaves no half model under its name
 
 
 def list_models() -> list[Document]:
-    """Return what `describe` does of every model on the shelf, by name; without looking at every file."""
-    return [describe(one) for one in shelf()]
+    """Return what `describe` does of every model on the shelf, by name; without looking at every file.
+
+    Of a model that cannot be read, ``damaged`` says why, beside its name.
+    """
+    return [_described(name) for name in shelf_names()]
+
+
+def _described(name: str) -> Document:
+    try:
+        return describe(shelved(name))
+    except CanalError as error:
+        return {"name": name, "damaged": str(error)}
 
 
 def show_model(wanted: str) -> Document:

@@ -101,12 +101,15 @@ def models_table(models: Sequence[Document]) -> Group:
         rows.add_column(name, justify="right")
     rows.add_column("version", overflow="fold")
     rows.add_column("added")
-    for one in models:
+    for one in (one for one in models if "damaged" not in one):
         figures = (f"{len(one['types'])}", f"{one['genes']:,}", _percent(one["average_accuracy"]))
         named = f"{one['model']} {one['version']} ({one['stage']})"
         size = f"{one['bytes'] / 1e6:.1f}"
         rows.add_row(*map(text, (one["name"], *figures, size, named, one["added"][:10])))
-    return Group(rows)
+    damaged = [
+        text(f"warning: {one['name']}: {one['damaged']}", "yellow") for one in models if "damaged" in one
+    ]
+    return Group(rows, *damaged)
 
 
 def model_group(document: Document) -> Group:
@@ -141,6 +144,8 @@ def _model_lines(document: Document) -> Iterator[str]:
     yield f"made on {str(made['time'])[:10]}{user}{commit}"
     yield f"key {document['key']}"
     holds = document["holds"]
+    if document["without_cells"]:
+        yield "made without cells: that no test cell was trained on is not proven by it"
     if any(holds.values()):
         cells = f"{holds['bank']:,} cells of the example bank and {holds['probe']:,} validation cells"
         yield f"it holds the expression of {cells}, and the ids of {holds['named']:,} cells"

@@ -46,6 +46,7 @@ _LONGEST_NAME = 500
 _FIELDS = {"format", "kind", "model", "version", "key", "record", "files"}
 _WITHHELD = "withheld"
 _WITH_CELLS = {"bank/bank.h5ad", "probe/probe.h5ad", "split/cells.csv", "metrics/predictions.csv"}
+_WITH_CELLS.add("validation/labels.json")  # lists cells whose label the parent contradicts
 _OF_BATCHES = "batches/"
 """Sums of single batches, such as donors, from which few cells can be told apart (docs/privacy.md)."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -160,6 +161,8 @@ def holds_cells(name: str) -> bool:
 
 def _left_out(names: Any, files: Mapping[str, Content]) -> tuple[str, ...]:
     """Return the names of withheld members; each has to be one with cells that is not there."""
+    left = [name for name in files if names and holds_cells(name)]
+    _require(isinstance(names, (list, tuple)) and not left, f"it withholds no list, or not {left[:3]}")
     for name in names:
         _require(name not in files and holds_cells(name), f"it withholds {ascii(name[:120])}")
     return tuple(names)

@@ -4,13 +4,14 @@ A bundle that was made without cells names the files that were left out: those a
 checked as in any other.
 """
 
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, RegistryError
-from canal.core.files import read_json
+from canal.core.files import read_json, scratch_folder
 from canal.registry.audit.cells_used import check_cells, declared_exclusions
 from canal.registry.audit.chain import ancestor, check_chain, check_verdict
 from canal.registry.audit.kept_cells import check_sums
@@ -27,12 +28,13 @@ from canal.registry.audit.version_files import (
     unlisted,
 )
 from canal.registry.ledger.ledger import Entry, plain_name, read_entry
-from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, schema_complaints
+from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, Record, schema_complaints
 from canal.registry.provenance.registered import ANCESTORS, ORIGINS, RegisteredVersion
 from canal.registry.store.database import Version
 from canal.registry.transfer.bundle import (
     LEDGER,
     MANIFEST,
+    SOURCES,
     VERSION,
     Content,
     Manifest,
@@ -61,8 +63,10 @@ def proven_bundle(path: Path) -> Iterator[tuple[Path, Manifest, list[RegisteredV
         If it is no bundle, or a check of it fails.
     """
     if path.is_dir():
-        manifest = checked_folder(path)
-        yield path, manifest, prove(path, manifest)
+        with scratch_folder("bundle") as scratch:  # a copy: nobody changes it between proof and use
+            folder = shutil.copytree(path, scratch / "bundle", symlinks=True)
+            manifest = checked_folder(folder)
+            yield folder, manifest, prove(folder, manifest)
         return
     with unpacked(path) as (folder, manifest):
         yield folder, manifest, prove(folder, manifest)
@@ -158,7 +162,7 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
         VERSION, folder / VERSION, key, file_digest(folder / VERSION / KEY_FILE), version
     )
     member.withheld = left_out(VERSION, manifest.withheld)
-    check_record(member, version, entry, log)
+    record = check_record(member, version, entry, log)
     chain = chain_in(member, folder, manifest.withheld, log)
     for one in chain:
         check_key(one, log)
@@ -178,8 +182,42 @@ def _prove(folder: Path, manifest: Manifest, log: AuditLog) -> list[RegisteredVe
     chain = [*(one for one in others if one.digest not in {own.digest for own in chain}), *chain]
     _ = declared_exclusions(chain), key["request"]["parent"]["stage"]  # which commands will read
     _check_answers(member, log)
+    _check_withheld(chain, record or {}, manifest, log)
+    _check_sources(folder / SOURCES, log)
     check_ancestors(chain, folder / ANCESTORS, entries, log)
     return chain
+
+
+def _check_withheld(
+    chain: Sequence[RegisteredVersion], record: Record, manifest: Manifest, log: AuditLog
+) -> None:
+    """Check that every file that was left out is one that the documents of its version name."""
+    known = {VERSION: {*chain[-1].files, *record.get("files", ())}}
+    places = {one.folder: one for one in chain[:-1]}
+    for folder, one in places.items():
+        known[f"{ANCESTORS}/{folder.name}"] = set(one.files)
+    strange = [
+        name
+        for name in manifest.withheld
+        if not any(name.removeprefix(f"{place}/") in names for place, names in known.items())
+    ]
+    if strange:
+        log.finding(MANIFEST, "files", f"it withholds what no version names: {examples(strange)}")
+
+
+def _check_sources(path: Path, log: AuditLog) -> None:
+    """Check the licences and citations of the data, if the bundle tells them: texts, by source."""
+    if not path.is_file():
+        return
+    try:
+        document = read_json(path)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not all(
+        isinstance(one, dict) and {type(one.get(name)) for name in ("licence", "citation")} == {str}
+        for one in document.values()
+    ):
+        log.finding(path.name, "schema", "it holds no licence and citation, in text, of each source")
 
 
 def _entries(path: Path, log: AuditLog) -> list[Entry]:
