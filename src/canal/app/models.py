@@ -20,7 +20,7 @@ from canal.registry.audit.version_files import examples, unlisted
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
 from canal.registry.provenance.registered import LABELS
-from canal.registry.store.database import Version
+from canal.registry.store.database import LOGGED, Version
 from canal.registry.store.store import require_rebuilt
 from canal.registry.transfer.bundle import MANIFEST, VERSION, Manifest
 from canal.registry.transfer.proof import bundle_digest, proven_bundle
@@ -228,21 +228,20 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
     uri = os.environ.get("MLFLOW_TRACKING_URI")  # not what this process may have set for another registry
     if not uri:
         raise RegistryError(f"{address}: of which MLflow? Set MLFLOW_TRACKING_URI to its address")
-    registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     with scratch_folder("model") as folder:
         try:
-            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
+            client = mlflow.MlflowClient(uri, uri)  # canal registers where it tracks
             found = (
                 client.get_model_version(name, wanted)
                 if wanted.isdigit()
                 else client.get_model_version_by_alias(name, wanted)
             )
-            mlflow.artifacts.download_artifacts(
-                f"{_REGISTERED}{name}/{found.version}", None, None, str(folder), uri, registry
-            )
+            logged = client.get_logged_model(found.source.removeprefix(LOGGED))
+            source = logged.artifact_location  # an address models:/ is one of this process's own registry
+            place = mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri)
         except mlflow.exceptions.MlflowException as error:
             raise RegistryError(f"{address}: {str(error)[:300]}") from error
         expected = {"model": name, "version": int(found.version), "key": found.tags.get("canal.key", "")}
         if not expected["key"]:
             raise RegistryError(f"{address} is no version of canal: it has no tag canal.key")
-        return _from_version_folder(folder, expected, effort, notice)
+        return _from_version_folder(Path(place), expected, effort, notice)
