@@ -5,7 +5,7 @@ All that a bundle claims is proven before any of it is used.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,7 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
         return _from_mlflow(wanted, root, effort, notice)
     if wanted is not None and (isinstance(model, Path) or is_path(wanted)):
         return _from_path(Path(wanted).expanduser(), effort, notice)
-    layout = Layout((root or Path.cwd()).resolve())
-    if root is not None or layout.params.exists():
-        project = Project.open(root)
+    if (project := _project_here(root)) is not None:
         if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
         notice(
@@ -90,13 +88,18 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
         if len(names) != 1:
             there = f"the shelf holds {len(names)} models" if names else "the shelf holds no model"
             raise RegistryError(
-                f"which model labels the cells? There is no project here (no {layout.params.name} in "
-                f"{layout.root}), and {there}: name one with --model FILE.zip or --model NAME "
+                f"which model labels the cells? There is no project here (no params.yaml in "
+                f"{Path.cwd()}), and {there}: name one with --model FILE.zip or --model NAME "
                 "(`canal models list`)"
             )
         wanted = names[0]
         notice(f"{wanted}, the only model on the shelf, labels the cells")
     return _from_shelf(wanted, effort, notice)
+
+
+def _project_here(root: Path | None) -> Project | None:
+    """Return the project in ``root``, which has to be one, or in the working directory, which need not be."""
+    return Project.open(root) if root is not None or Layout(Path.cwd()).params.exists() else None
 
 
 def _is_version(project: Project, wanted: str) -> bool:
@@ -171,8 +174,8 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
 
 def _handed(manifest: Manifest, stage: str) -> Document:
     """Return the provenance of the version in a bundle."""
-    named = {"model": manifest.model, "version": manifest.version}
-    return {**named, "key": manifest.key, "record": manifest.record, "stage": stage}
+    named = manifest.model, manifest.version, manifest.key, manifest.record
+    return provenance(replace(Version.unregistered(*named), stage=stage))
 
 
 def _loaded(folder: Path, effort: Effort, notice: Notice) -> CellAnnotator:
@@ -218,11 +221,9 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
     name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
     if not name or not wanted:
         raise RegistryError(f"{address}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
-    layout = Layout((root or Path.cwd()).resolve())
-    if root is not None or layout.params.exists():
-        project = Project.open(root)
-        if name == project.store.names.model:
-            return _from_project(project, wanted, effort, notice)
+    project = _project_here(root)
+    if project is not None and name == project.store.names.model:
+        return _from_project(project, wanted, effort, notice)
     quiet_libraries()
     mlflow = import_module("mlflow")
     uri = os.environ.get("MLFLOW_TRACKING_URI")  # not what this process may have set for another registry

@@ -6,7 +6,6 @@ last, so that a second call does whatever a kill left undone.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from canal.registry.promotion.promotion import Decision
 from canal.registry.store.database import Version
 from canal.registry.versions.history import restore_file, restore_metrics, restore_model, verified
 from canal.report.collect import write_scores
+from canal.runtime.startup import own_code
 from canal.tuning.document import TUNED_FILE
 
 _INPUTS = ("split", "validation")
@@ -205,11 +205,10 @@ class FiguresAhead:
     def __init__(self, scratch: Project) -> None:
         self._into = scratch.layout.root / "drawn"
         self._into.mkdir()
-        path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _DRAW, str(scratch.layout.root), str(self._into)],
+            [sys.executable, "-P", "-c", _DRAW, str(scratch.layout.root), str(self._into)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            encoding="utf-8", env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            encoding="utf-8", env=own_code(),
         )  # fmt: skip
         self._asked: list[str] = []
 

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -56,6 +57,12 @@ def quiet_libraries() -> None:
     for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")
+
+
+def own_code() -> dict[str, str]:
+    """Return this process's environment for another Python that is to import this canal."""
+    path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def run_script(command: Sequence[str], folder: str) -> int:

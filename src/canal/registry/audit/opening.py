@@ -34,6 +34,7 @@ from canal.model.load import load_model, method_of, network_installed
 from canal.registry.audit.version_files import AuditLog
 from canal.registry.manifest.version_folder import IMPORTED
 from canal.registry.provenance.registered import RegisteredVersion
+from canal.runtime.startup import own_code
 
 _CHECK = "model"
 _PLACES = ("model/", "teacher/", "sums/", "batches/", "bank/", "probe/")
@@ -164,9 +165,7 @@ def _files(member: RegisteredVersion) -> list[str]:
 
 def _started(lines: Sequence[str]) -> subprocess.Popen[str]:
     """Start a child that opens the models in ``lines``, with this canal, on the CPU, with one thread."""
-    own = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = {**own_code(), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "canal.registry.audit.opening"],
         env=env,

@@ -45,7 +45,7 @@ from canal.registry.transfer.bundle import (
     unpacked,
     write_bundle,
 )
-from canal.registry.transfer.proof import REGISTERED, held_cells, prove, registered_elsewhere
+from canal.registry.transfer.proof import REGISTERED, held_cells, prove, proven_bundle, registered_elsewhere
 from canal.registry.versions.publish import Publication, publish, published, ready_version
 
 _FACTS = ("host", "platform", "cpu", "user", "time", "git_commit", "dirty")
@@ -109,8 +109,8 @@ def export_bundle(
         try:
             with new_file(path) as new:  # only a bundle that proves what it claims takes its name
                 write_bundle(new, about, kept, withheld=withheld)
-                with unpacked(new) as (folder, manifest):
-                    holds = held_cells(prove(folder, manifest))
+                with proven_bundle(new) as (_, _, chain):
+                    holds = held_cells(chain)
         except OSError as error:
             raise RegistryError(f"{path} could not be written: {error.strerror or error}") from error
     return Exported(path, len(kept) + 1, path.stat().st_size, file_digest(path), holds)
