@@ -84,6 +84,36 @@ def test_labels_beside_each_other_with_an_embedding_are_written_without_torch(in
     assert {"atlas", "atlas_cell_type_colors"} <= set(labelled.uns)
 
 
+def test_what_carries_each_type_is_told(installed, sent, tmp_path):
+    done = installed.run("markers", sent / "blood.zip", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["cell_types"]
+    assert found
+    assert all(one["genes"] and one["side"] == "sums" for one in found)
+
+
+def test_a_table_in_text_is_labelled_by_limits_of_ones_own(installed, sent, tmp_path):
+    cells = read_h5ad(sent / "cells.h5ad")
+    values = cells.X.toarray() if hasattr(cells.X, "toarray") else cells.X
+    pd.DataFrame(values, cells.obs_names, cells.var_names).T.to_csv(tmp_path / "genes.csv.gz")
+    given = ("annotate", "genes.csv.gz", "--model", sent / "blood.zip", "-o", "out.h5ad")
+    done = installed.run(*given, "--min-confidence", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    labelled, wanted = read_h5ad(tmp_path / "out.h5ad").obs, pd.read_csv(sent / "wanted.csv")
+    assert labelled["canal_best_type"].tolist() == wanted["canal_best_type"].tolist()
+    assert set(labelled.loc[labelled["canal_confidence"] < 1, "canal_cell_type"]) == {"Unassigned"}
+
+
+def test_figures_name_the_extra_that_draws_them(installed, sent, tmp_path):
+    code = (
+        "import canal; from anndata import read_h5ad; "
+        f"cells = read_h5ad({str(sent / 'cells.h5ad')!r}); "
+        f"canal.annotate(cells, model={str(sent / 'blood.zip')!r}, write=True); "
+        "cells.obsm['X_umap'] = cells.X[:, :2]; canal.pl.umap(cells)"
+    )
+    assert 'pip install "canal-cells[report]"' in installed.evaluate(code, tmp_path).stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "extra"),
     [(("-o", "out.parquet"), "parquet"), (("-o", "out.h5ad", "--vote", "louvain"), "groups")],
