@@ -7,9 +7,9 @@ export DVC_NO_ANALYTICS := true
 
 .PHONY: run test lint bound bench-engine bench-scaling bench-memory bench-annotate bench-serving bench-tune bench-tuned bench-novelty bench-strange bench-calibration bench-kinds bench-before bench-growth bench-combined bench-released bench-exact bench-unlearn drill bench-privacy bench-meanings bench-exact-scale bench-exact-strange bench-installed chaos fuzz coverage release help
 
-run:  ## install what is missing, run the pipeline, register what it learned, show it, say what to commit
+run:  ## install what is missing, then `canal run`: learn, register, show it, say what to commit
 	@tools/setup.sh run
-	@python -m canal.app.pipeline
+	@canal run
 
 test: lint  ## install what is missing, look at style, types and rooms, and run every test
 	@pytest

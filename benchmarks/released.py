@@ -65,7 +65,7 @@ def main() -> int:
         steps, before = learned(line), bytes_of(line)
         add_stage(line)
         start = time.perf_counter()
-        line.run("python", "-m", "canal.app.pipeline")
+        line.run("python", "-m", "canal.app.running")
         seconds = time.perf_counter() - start
         after = bytes_of(line)
         changed = sorted(name for name in before if after.get(name) != before[name])

@@ -78,7 +78,7 @@ def params(
     for source in document["sources"].values():
         if "path" in source:
             source["path"] = str(data / source["path"])
-    document["finetune"] = groups(document["stages"], tuned)
+    document["stages"] = tuned_stages(document["stages"], tuned)
     change(document, changes)
     return document
 
@@ -112,13 +112,10 @@ def sample(types: np.ndarray, n: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def groups(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
-    """Return the section ``finetune`` in which the stages named are tuned, and all others are not."""
-    entries = {name: {key: one[key] for key in ("source", "parent")} for name, one in stages.items()}
-    return {
-        "fixed": {name: entry for name, entry in entries.items() if name not in tuned},
-        "tuned": {name: entry for name, entry in entries.items() if name in tuned},
-    }
+def tuned_stages(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
+    """Return the stages, of which those named are tuned, and no others."""
+    plain = {name: {key: value for key, value in one.items() if key != "tune"} for name, one in stages.items()}
+    return {name: one | {"tune": True} if name in tuned else one for name, one in plain.items()}
 
 
 def change(document: dict[str, Any], changes: Sequence[str]) -> None:

@@ -118,7 +118,7 @@ def arranged(document: Mapping[str, Any], way: str) -> dict[str, Any]:
     return {
         **document,
         "continual": document["continual"] | published,
-        "finetune": stream.groups(document["stages"], tuned),
+        "stages": stream.tuned_stages(document["stages"], tuned),
     }
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     if version := project.learned(BACKBONE):
         restore_file(project.store, version, "panel.json", layout.panel)
         return
-    stage = config.panel.stage
+    stage = config.root_stage
     require_available(config, stage)
     split = file_digest(layout.split(stage))
     if (adopted := adopted_basis(project)) is not None:

@@ -1,17 +1,15 @@
-"""Choose lambda and L of one stage by an Optuna study: tuned/<stage>.json."""
+"""Choose lambda and L of one stage by an Optuna study: tuned/<stage>.json, which says so if it has none."""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from canal.app.choosing import choose, watch_trials
-from canal.app.declaring import tuning_of
 from canal.app.pipeline import argument, project_step, run
 from canal.app.project import Project
 from canal.core.errors import tell
 from canal.core.files import scratch_folder, write_json
 from canal.registry.store.tracking import StepRun, Trials, log_trials
 from canal.registry.versions.history import restore_file
-from canal.tuning.document import TUNED_FILE, trial_times
+from canal.tuning.document import TUNED_FILE, no_study, trial_times
 
 if TYPE_CHECKING:
     from canal.tuning.study import Study, Watch
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
 
 def tune(project: Project, logged: StepRun) -> None:
     """Run the study of the stage named by --stage; its trials become runs below this one."""
+    from canal.app.choosing import choose, watch_trials
+    from canal.app.declaring import tuning_of
     from canal.report.collect import draw_tuning
 
     stage = argument("stage", project.config.stages)
@@ -46,11 +46,15 @@ def tune(project: Project, logged: StepRun) -> None:
 
 
 def main() -> None:
-    """Restore the study's document if the stage was learned; otherwise tune as an MLflow Project step."""
+    """Restore the study's document if the stage was learned; otherwise tune as an MLflow Project step.
+
+    A stage without a study gets a document that says so: DVC knows no dependency that some stages lack.
+    """
     project = Project.open()
     stage = argument("stage", project.config.stages)
-    tuning_of(project, stage)
-    if version := project.learned(stage):
+    if project.config.study(stage) is None:
+        write_json(project.layout.tuned(stage), no_study(stage))
+    elif version := project.learned(stage):
         restore_file(project.store, version, TUNED_FILE, project.layout.tuned(stage))
     else:
         project_step(project, "tune", stage, tune)

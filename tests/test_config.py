@@ -7,7 +7,7 @@ import pytest
 
 from canal.config.yaml_file import load_config, parse_config, parse_yaml, save
 from canal.core.errors import ConfigError
-from tests.support.cells import groups, make_config, make_document, make_tuned_document
+from tests.support.cells import make_config, make_document, make_tuned_document, tuned_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,7 +16,7 @@ def test_the_projects_own_params_are_valid_and_ordered():
     config = load_config(ROOT / "params.yaml")
     assert config.ancestors("tumour") == ["pbmc3k", "kang-ctrl", "kang-ifnb"]
     assert config.root_stage == "pbmc3k"
-    assert list(config.finetune.tuned) == ["kang-ctrl"]
+    assert config.tuned == ["kang-ctrl"]
     assert (config.continual.distillation, config.continual.learning_rate) == (0.1, 2e-4)
 
 
@@ -38,7 +38,10 @@ def test_the_projects_own_params_are_valid_and_ordered():
             r"stages\.first\.group_by_batch: true, but split\.rule is independent: .*the set of a batch "
             r"would depend on the batch's other cells\. Remove group_by_batch, or split\.rule",
         ),
-        ({"stages": {}}, r"stages: at least one stage"),
+        (
+            {"stages": {}},
+            r"panel\.stage: must name the one stage with parent: backbone \(none\), found .first",
+        ),
         (
             {"stages": {"first": {"source": "lost", "parent": "backbone"}}},
             r"stages\.first\.source: no source 'lost'",
@@ -135,48 +138,39 @@ def test_a_stage_is_fixed_or_tuned():
     assert make_config(tuning={"bank_sizes": [12]}).study("second") is None
 
 
-def regrouped(change):
-    """Return the document of a tuned second stage after a change of its groups."""
+def grouped(change=lambda groups: None):
+    """Return the document of a tuned second stage as an older canal wrote it, every stage in a group."""
     document = make_tuned_document()
+    entries = {
+        name: {key: one[key] for key in ("source", "parent")} for name, one in document["stages"].items()
+    }
+    document["finetune"] = {"fixed": {"first": entries["first"]}, "tuned": {"second": entries["second"]}}
+    for stage in document["stages"].values():
+        stage.pop("tune", None)
     change(document["finetune"])
     return document
 
 
-def test_params_from_before_there_was_tuning_say_what_to_add():
-    document = make_document()
-    del document["finetune"]
-    wanted = (
-        r"finetune: stage 'first' is missing: add `first: \{source: first, parent: backbone\}` to finetune"
-    )
-    with pytest.raises(ConfigError, match=wanted):
-        parse_config(document)
-
-
-def move_first(finetune):
-    finetune["tuned"]["first"] = finetune["fixed"].pop("first")
+def test_groups_of_an_older_canal_say_which_stages_are_tuned():
+    assert parse_config(grouped()) == parse_config(make_tuned_document())
+    assert parse_config(grouped(lambda groups: groups["tuned"].clear())).tuned == []
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda it: it["tuned"].pop("second"), r"finetune: stage 'second' is missing: add `second: \{source"),
-        (
-            lambda it: it["fixed"].update(it["tuned"]),
-            r"finetune\.tuned\.second: stands in finetune\.fixed, too",
-        ),
-        (
-            lambda it: it["tuned"]["second"].update(parent="backbone"),
-            r"tuned\.second\.parent: 'backbone', but",
-        ),
-        (lambda it: it["tuned"]["second"].update(source="first"), r"tuned\.second\.source: 'first', but"),
         (lambda it: it["fixed"].update(lost=it["fixed"]["first"]), r"finetune\.fixed\.lost: no stage 'lost'"),
-        (lambda it: it["fixed"]["first"].update(branch=2), r"finetune\.fixed\.first\.branch: unknown key"),
-        (move_first, r"finetune\.tuned\.first: the first stage has neither teacher nor bank"),
+        (lambda it: it["tuned"].update(lost={}), r"finetune\.tuned\.lost: no stage 'lost'; there are first"),
+        (lambda it: it.update(maybe={}), r"finetune: unknown key: stages\.NAME\.tune says whether"),
+        (
+            lambda it: it["tuned"].update(first={}),
+            r"stages\.first\.tune: the first stage has neither teacher",
+        ),
     ],
 )
 def test_a_group_that_does_not_fit_the_stages_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
-        parse_config(regrouped(change))
+        parse_config(grouped(change))
 
 
 @pytest.mark.parametrize(
@@ -209,8 +203,8 @@ def test_what_is_tuned_is_not_set_as_well():
 
 def test_tuned_stages_need_a_section_tuning():
     document = make_document()
-    document["finetune"] = groups(document["stages"], tuned=("second",))
-    with pytest.raises(ConfigError, match=r"tuning: missing, but finetune\.tuned names second"):
+    document["stages"] = tuned_stages(document["stages"], ("second",))
+    with pytest.raises(ConfigError, match=r"tuning: missing, but stages.NAME.tune is set for second"):
         parse_config(document)
 
 
@@ -337,7 +331,7 @@ def test_one_word_in_continual_is_for_all_stages():
 
 
 def test_an_exact_stage_has_nothing_to_tune():
-    message = r"finetune\.tuned\.second: lambda and L are of the network, .* move it to finetune\.fixed"
+    message = r"stages\.second\.tune: lambda and L are of the network, .* remove tune"
     with pytest.raises(ConfigError, match=message):
         parse_config(with_methods(None, "exact", tuned=True))
     assert parse_config(with_methods(None, "combined", tuned=True)).study("second") is not None

@@ -199,10 +199,10 @@ def test_lines_of_the_log_that_are_no_records_are_counted(made):
 
 def test_a_tuned_stage_that_becomes_the_first_one_is_tuned_no_more(made):
     document = make_tuned_document()
-    made.set_params(**{name: document[name] for name in ("sources", "finetune", "tuning")})
+    made.set_params(**{name: document[name] for name in ("sources", "stages", "tuning")})
     config = parse(followed(made, asked(made, "first")))
-    assert list(config.finetune.fixed) == ["second"]
-    assert not config.finetune.tuned
+    assert list(config.stages) == ["second"]
+    assert not config.tuned
 
 
 def test_a_stage_that_becomes_the_first_one_adds_no_genes_any_more(made):

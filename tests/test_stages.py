@@ -1,6 +1,7 @@
 """Editing params.yaml keeps every comment and every other line."""
 
 import difflib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from canal.cli import app
 from canal.config.branches import with_branch, with_withdrawal
-from canal.config.yaml_file import parse, with_import, with_stage
+from canal.config.yaml_file import parse, with_import, with_stage, with_tune
 from canal.core.errors import ConfigError
 
 TEXT = (Path(__file__).resolve().parents[1] / "params.yaml").read_text(encoding="utf-8")
@@ -31,11 +32,11 @@ def test_a_new_stage_only_adds_lines():
 def test_a_new_stage_is_tuned_where_there_is_tuning_unless_it_is_to_be_fixed():
     text = with_stage(TEXT, "lung", SOURCE, "tumour")
     config = parse(text)
-    assert list(config.finetune.tuned) == ["kang-ctrl", "lung"]
+    assert config.tuned == ["kang-ctrl", "lung"]
     text = with_stage(text, "blood", SOURCE, "lung", fixed=True)
     assert all(line.startswith("+") for line in changed(TEXT, text))
     config = parse(text)
-    assert list(config.finetune.fixed) == ["pbmc3k", "kang-ifnb", "tumour", "blood"]
+    assert config.tuned == ["kang-ctrl", "lung"]
     assert config.study("blood") is None
     assert config.study("lung") is not None
 
@@ -48,14 +49,19 @@ def test_a_new_stage_may_add_genes():
 
 
 GROUPS = """
-finetune:
+finetune:             # each stage once more
   fixed:
     pbmc3k: {source: pbmc3k, parent: backbone}
-    kang-ctrl: {source: kang-ctrl, parent: pbmc3k}
-    # a comment that stays
+    # a comment within
     kang-ifnb: {source: kang-ifnb, parent: kang-ctrl}
     tumour: {source: tumour, parent: kang-ifnb}
-  tuned: {}   # none yet
+  tuned:
+    kang-ctrl: {source: kang-ctrl, parent: pbmc3k}
+
+# a comment that stays
+"""
+FLOW = """
+finetune: {fixed: {pbmc3k: {}, kang-ifnb: {}, tumour: {}}, tuned: {kang-ctrl: {}}}
 """
 
 
@@ -65,29 +71,46 @@ def without(text, section):
     return text[:start] + text[text.index("\n\n", start + 1) :]
 
 
+def untuned(text):
+    """Return params.yaml's text in which no stage says that it is tuned."""
+    return text.replace(", tune: true", "")
+
+
 def test_without_a_section_tuning_a_new_stage_is_fixed():
-    text = without(without(TEXT, "tuning"), "finetune") + GROUPS
+    text = untuned(without(TEXT, "tuning"))
     added = with_stage(text, "lung", SOURCE, "pbmc3k")
     assert all(line.startswith("+") for line in changed(text, added))
-    assert list(parse(added).finetune.fixed)[-1] == "lung"
+    assert parse(added).tuned == []
 
 
-def test_the_first_tuned_stage_opens_the_group():
-    text = without(TEXT, "finetune") + GROUPS
-    added = with_stage(text, "lung", SOURCE, "pbmc3k")
-    assert list(parse(added).finetune.tuned) == ["lung"]
-    assert [line for line in changed(text, added) if line[0] == "-"] == ["-   tuned: {}   # none yet"]
-    assert "  tuned:   # none yet\n    lung:\n" in added
+@pytest.mark.parametrize("groups", [GROUPS, FLOW], ids=["blocks", "flow"])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_groups_of_an_older_canal_become_words_of_the_stages(groups, last):
+    older = untuned(TEXT) + groups if last else untuned(TEXT).replace("\nprepare:", f"{groups}\nprepare:")
+    assert parse(older) == parse(TEXT)
+    newer = with_tune(older)
+    assert parse(newer) == parse(TEXT)
+    assert with_tune(newer) == newer
+    before, after = (Counter(" ".join(line.split()) for line in text.splitlines()) for text in (TEXT, newer))
+    assert {*(after - before)} - {""} == ({"# a comment that stays"} if groups == GROUPS else set())
+    assert {*(before - after)} <= {""}
+    assert parse(with_stage(older, "lung", SOURCE, "tumour")).tuned == ["kang-ctrl", "lung"]
 
 
-def test_groups_that_are_not_written_as_blocks_are_not_edited():
-    names = ("pbmc3k", "kang-ctrl", "kang-ifnb", "tumour")
-    stages = parse(TEXT).stages
-    entries = [f"{n}: {{source: {stages[n].source}, parent: {stages[n].parent}}}" for n in names]
-    flow = f"\nfinetune: {{fixed: {{{', '.join(entries)}}}, tuned: {{}}}}\n"
-    text = without(TEXT, "finetune") + flow
-    with pytest.raises(ConfigError, match="`finetune:` must stand on a line of its own"):
-        with_stage(text, "lung", SOURCE, "pbmc3k")
+@pytest.mark.parametrize("method", ["combined", "exact"])
+def test_the_first_stage_is_added_to_params_without_any(method):
+    text = (
+        "seed: 0\nsources: {}   # none yet\nstages: {}\n\ntuning: {bank_sizes: [50]}\n"
+        f"bank: {{capacity: 100}}\ncontinual: {{method: {method}}}\n"
+    )
+    assert parse(text).tuned == []
+    with pytest.raises(ConfigError, match="declares no stage yet: `canal stage add NAME"):
+        _ = parse(text).root_stage
+    first = with_stage(text, "blood", SOURCE, None)
+    assert (parse(first).root_stage, parse(first).stages["blood"].parent) == ("blood", "backbone")
+    second = parse(with_stage(first, "lung", SOURCE, None))
+    assert second.stages["lung"].parent == "blood"
+    assert second.tuned == (["lung"] if method == "combined" else [])
 
 
 @pytest.mark.parametrize("name", ["pbmc3k", "backbone", "../x", "A", "x" * 65])
@@ -119,7 +142,7 @@ def test_relearning_the_backbone_touches_everything():
 
 def test_relearning_keeps_comments():
     text, _ = with_branch(TEXT, "pbmc3k")
-    assert parse(text).finetune == parse(TEXT).finetune
+    assert parse(text).tuned == parse(TEXT).tuned
     comments = [line.split("#", 1)[1] for line in TEXT.splitlines() if "#" in line]
     assert all(comment in text for comment in comments)
 
@@ -159,18 +182,19 @@ def test_a_file_without_its_units_is_told_what_is_missing(tmp_path):
 
 
 def test_cells_leave_the_shipped_params_and_their_stages_get_a_branch_and_the_exact_method():
-    """Also where the only tuned stage becomes one that is not: its group is empty then, with a comment."""
+    """Also where the only tuned stage becomes one that is not."""
     text = with_withdrawal(TEXT, "kang-ctrl", (["A.1"], "donor 7"), ["kang-ctrl", "kang-ifnb"])
     config = parse(text)
     assert config.sources["kang-ctrl"].exclude.model_dump() == {"cells": ("A.1",), "batches": ("donor 7",)}
     assert [config.stages[name].branch for name in config.stages] == [1, 2, 2, 1]
     assert [config.learning(name).method for name in config.stages] == ["combined", "exact", "exact", "exact"]
-    assert list(config.finetune.tuned) == []
+    assert config.tuned == []
     again = parse(with_withdrawal(text, "kang-ctrl", (["A.1", "B.1"], None), ["kang-ctrl"]))
     assert again.sources["kang-ctrl"].exclude.model_dump() == {
         "cells": ("A.1", "B.1"),
         "batches": ("donor 7",),
     }
-    assert [line for line in changed(TEXT, text) if line.startswith("- ") and "#" in line] == [
-        "-   tuned:                # lambda and L from a study; docs/tuning.md"
+    lost = [
+        line.split("#")[1] for line in TEXT.splitlines() if "#" in line and line.split("#")[1] not in text
     ]
+    assert lost == []

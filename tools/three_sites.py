@@ -24,8 +24,7 @@ def main(into: Path) -> None:
         document = yaml.load(path)
         entry = {"source": stage, "parent": "backbone"}
         document["sources"] = {stage: document["sources"][stage]}
-        document["stages"] = {stage: dict(entry)}
-        document["finetune"] = {"fixed": {stage: dict(entry)}, "tuned": {}}
+        document["stages"] = {stage: entry}
         document["panel"]["stage"] = stage
         document["continual"] = {"method": "exact"}
         document["novelty"]["holdouts"] = []

@@ -26,8 +26,8 @@ def test_both_ways_are_valid_params_and_differ_in_what_is_tuned(name, capacity, 
     document = tuned.params(name, None if name == "embedded" else tmp_path, ["tuning.n_trials=5"])
     published, found = (parse_config(tuned.arranged(document, way)) for way in tuned.WAYS)
     later = [stage for stage in found.stages if stage != found.root_stage]
-    assert list(found.finetune.tuned) == later
-    assert list(published.finetune.tuned) == []
+    assert found.tuned == later
+    assert published.tuned == []
     assert (published.continual.distillation, published.continual.bank_size) == (0.1, 1000)
     assert (found.tuning.n_trials, found.bank.capacity) == (5, capacity)
 

@@ -17,7 +17,7 @@ from canal.memory.sums import total
 from canal.registry.manifest.stage_request import changes, stage_request
 from tests.pipeline.conftest import Line, copied
 from tests.released.learn import Nothing
-from tests.support.cells import gene_names, groups
+from tests.support.cells import gene_names
 from tests.support.methods import (
     N_GENES,
     empty_database,
@@ -68,7 +68,6 @@ def digests_in(order: tuple[str, ...], line: Line, monkeypatch) -> dict[str, str
     def reorder(document) -> None:
         document["stages"] = {name: {"source": name, "parent": parents[name]} for name in order}
         document["panel"]["stage"] = order[0]
-        document["finetune"] = groups(document["stages"])
 
     line.edit(reorder)
     shutil.rmtree(line.root / "models", ignore_errors=True)

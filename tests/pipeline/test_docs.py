@@ -188,7 +188,7 @@ def test_every_source_and_a_cell_of_it_is_followed_forward(project, monkeypatch)
     """A tuned stage keeps L in its choice: this ended in KeyError 'bank_size' on the shipped stream."""
     monkeypatch.chdir(project.root)
     document = shipped()
-    assert document["finetune"]["tuned"]  # else nothing is shown here
+    assert any(one.get("tune") for one in document["stages"].values())  # else nothing is shown here
     for stage, declared in document["stages"].items():
         source = declared["source"]
         split = (project.root / "splits" / f"{stage}.csv").read_text().splitlines()

@@ -182,13 +182,13 @@ def test_changed_params_are_refused_and_changed_back_restored(line):
     assert "canal: restored the previous models/first" in said
     assert file_digest(line.root / "models" / "first" / "key.json") == before["1"]
     assert all(path.is_dir() for path in (line.root / "models" / "second", line.root / "metrics" / "second"))
-    said = line.run("python", "-m", "canal.app.pipeline", expect=1)
+    said = line.run("python", "-m", "canal.app.running", expect=1)
     assert said.count("a learned stage is not retrained") == 1
     assert "restored the previous" not in said  # refused before DVC began
     line.edit(lambda document: document["continual"].update(distillation=0.1))
     lock = (line.root / "dvc.lock").read_text()
     (line.root / "dvc.lock").write_text("<<<<<<< HEAD\n" + lock)
-    said = line.run("python", "-m", "canal.app.pipeline", "dvc", expect=255)
+    said = line.run("python", "-m", "canal.app.running", "dvc", expect=255)
     assert "dvc.lock' is invalid (possible merge conflicts)" in said
     (line.root / "dvc.lock").write_text(lock)
     line.learn()

@@ -10,14 +10,14 @@ from canal.app.choosing import choose, prepare_attempts, watch_trials
 from canal.app.project import Project
 from canal.core.digests import file_digest
 from canal.core.files import read_json
-from tests.support.cells import TUNING, groups
+from tests.support.cells import TUNING, tuned_stages
 
 pytestmark = pytest.mark.pipeline
 
 
 def tune_second(document):
     """Move the second stage to those that are tuned, on a new branch."""
-    document["finetune"] = groups(document["stages"], tuned=("second",))
+    document["stages"] = tuned_stages(document["stages"], ("second",))
     document["tuning"] = dict(TUNING)
     document["stages"]["second"]["branch"] = 2
 
@@ -72,7 +72,7 @@ def test_a_tuned_stage_from_its_study_to_its_version_and_back(tuned):
     model = file_digest(folder / "key.json")
     tuned.lose("models/second", "tuned/second.json")
     shutil.rmtree(tuned.root / ".canal" / "tuning")
-    tuned.run("dvc", "repro", "--quiet", "finetune-tuned@second")
+    tuned.run("dvc", "repro", "--quiet", "finetune@second")
     assert (file_digest(path), file_digest(folder / "key.json")) == (digest, model)
     assert not (tuned.root / ".canal" / "tuning").exists(), "a restored stage tunes nothing"
     assert len(runs_of(tuned.project().store, "trial")) == 3

@@ -57,7 +57,7 @@ def test_what_a_tuned_stage_replayed_follows_from_the_bank_size_that_its_study_c
     made = two_stages(tmp_path / "project")
     first = made.project.store.version("1")
     document = make_tuned_document(sources=make_document()["sources"], continual={"bank_size": 4})
-    made.set_params(**{name: document[name] for name in ("sources", "continual", "tuning", "finetune")})
+    made.set_params(**{name: document[name] for name in ("sources", "continual", "tuning", "stages")})
     made.stage("second", first, SECOND, ["B", "T", "Mono"])
     cells_seen = CellsSeen(made.project.store)
     assert exposures(cells_seen, cell="first:B-1")["annotator 3"][1] == {"replayed": 1, "kept": 1}

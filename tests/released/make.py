@@ -33,7 +33,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.support.cells import TUNING, groups, make_adata, make_document, source_of, write_adata
+from tests.support.cells import TUNING, make_adata, make_document, source_of, tuned_stages, write_adata
 from tests.support.warm import REPOSITORY, environment
 
 HERE = Path(__file__).parent
@@ -141,7 +141,7 @@ def params(root: Path) -> dict[str, Any]:
             "max_ece": 1.0,
         },
     )
-    document["finetune"] = groups(document["stages"], tuned=("second",))
+    document["stages"] = tuned_stages(document["stages"], ("second",))
     return document
 
 

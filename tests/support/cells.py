@@ -133,14 +133,13 @@ def make_document(**changes: Any) -> dict[str, Any]:
         "probe": {"max_cells": 20},
         "novelty": {"mixtures": 50, "shadow_epochs": 5},
         "memory": {},
+        "tuning": None,
         "cache": {"dtype": "float32"},
         "compute": {"device": "cpu", "dtype": "float32"},
     }
     for name, value in changes.items():
         merge = name not in ("sources", "stages") and isinstance(document.get(name), dict)
         document[name] = document[name] | value if merge else value
-    if "finetune" not in changes:
-        document["finetune"] = groups(document["stages"])
     return document
 
 
@@ -148,19 +147,15 @@ TUNING = {"n_trials": 3, "epochs": 2, "bank_sizes": [12, 24], "startup_trials": 
 """A small study for stages of preset tiny."""
 
 
-def groups(stages: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the section ``finetune`` of a document's stages, in which those named are tuned."""
-    entries = {name: {key: one[key] for key in ("source", "parent")} for name, one in stages.items()}
-    return {
-        "fixed": {name: entry for name, entry in entries.items() if name not in tuned},
-        "tuned": {name: entry for name, entry in entries.items() if name in tuned},
-    }
+def tuned_stages(stages: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a document's stages, in which those named are tuned."""
+    return {name: {**one, "tune": True} if name in tuned else dict(one) for name, one in stages.items()}
 
 
 def make_tuned_document(**changes: Any) -> dict[str, Any]:
     """Return the document of `make_document` with its second stage tuned."""
     document = make_document(**{"tuning": TUNING} | changes)
-    document["finetune"] = groups(document["stages"], tuned=("second",))
+    document["stages"] = tuned_stages(document["stages"], ("second",))
     return document
 
 

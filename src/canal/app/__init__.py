@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from canal.app import backfilling as backfilling
     from canal.app import beginning as beginning
     from canal.app import choosing as choosing
+    from canal.app import creating as creating
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
     from canal.app import erasing as erasing
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from canal.app import learning as learning
     from canal.app import models as models
     from canal.app import pipeline as pipeline
+    from canal.app import planning as planning
     from canal.app import project as project
     from canal.app import promoting as promoting
     from canal.app import recorded as recorded
+    from canal.app import running as running
     from canal.app import serving as serving
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
@@ -38,6 +41,7 @@ __all__ = [
     "backfilling",
     "beginning",
     "choosing",
+    "creating",
     "declaring",
     "discovering",
     "erasing",
@@ -46,9 +50,11 @@ __all__ = [
     "learning",
     "models",
     "pipeline",
+    "planning",
     "project",
     "promoting",
     "recorded",
+    "running",
     "serving",
     "sharing",
     "shelf",

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from canal.app.creating import complete_params
 from canal.app.learning import evaluate_stage
-from canal.app.pipeline import complete_params
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage, first_basis
 from canal.app.versions import registry_sync

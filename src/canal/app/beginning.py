@@ -3,7 +3,6 @@
 Only sums on the same basis can be merged.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from canal.app.project import Project
+from canal.config.layout import name_from
 from canal.config.sections import BACKBONE, ImportedBackbone
 from canal.config.yaml_file import save, with_basis, with_import
 from canal.continual.pretraining import read_gene_embedding
@@ -49,7 +49,7 @@ class PublishedFiles:
     @property
     def name(self) -> str:
         """The name of the import's folder, from the checkpoint's: letters, digits, ``-`` and ``_``."""
-        return re.sub(r"[^a-z0-9_]+", "-", self.checkpoint.stem.lower()).strip("-_")[:64] or "published"
+        return name_from(self.checkpoint.stem, "published")
 
 
 @dataclass(frozen=True)
@@ -334,4 +334,4 @@ def _require_unlearned(project: Project) -> None:
 def _name(path: Path) -> str:
     """Return the name of a basis's folder, from its file's name or the folder of a ``basis.json``."""
     stem = path.resolve().parent.name if path.name == "basis.json" else path.stem
-    return re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-_")[:64] or "basis"
+    return name_from(stem, "basis")

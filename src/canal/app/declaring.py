@@ -45,7 +45,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     """Run the gate on an h5ad file, with the declaration of a stage's source (default: the last stage)."""
     project = Project.open(root)
     config = project.config
-    stage = stage or list(config.stages)[-1]
+    stage = stage or config.last_stage
     if stage not in config.stages:
         raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
     source = config.stages[stage].source
@@ -84,7 +84,7 @@ def propose_stage(
     """
     project = Project.open(root)
     before = project.layout.params.read_text(encoding="utf-8")
-    text = with_stage(before, name, source, parent or list(project.config.stages)[-1], fixed, grow)
+    text = with_stage(before, name, source, parent, fixed, grow)
     proposed = Project(project.layout, parse(text))
     settings = PrepareSettings(proposed.config.min_genes(name), proposed.config.prepare.chunk_cells)
     subject = proposed.candidate(name)
@@ -100,19 +100,26 @@ def add_stage(addition: Addition, commit: bool, root: Path | None = None) -> Non
     GateError
         If the gate did not pass; params.yaml stays as it was.
     """
-    if not addition.verdict.passed:
-        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
+    require_passed(addition)
     project = Project.open(root)
     save(project.layout.params, addition.text, addition.before)
     if commit:
         project.commit(f"Add stage {addition.name}")
 
 
-def relearn(name: str, commit: bool, root: Path | None = None) -> list[str]:
+def require_passed(addition: Addition) -> None:
+    """Raise `GateError` unless the gate passed a proposed stage."""
+    if not addition.verdict.passed:
+        raise GateError(f"stage {addition.name!r} was not added: its file does not pass the gate")
+
+
+def relearn(name: str, commit: bool, root: Path | None = None, dry_run: bool = False) -> list[str]:
     """Start a new branch of the lineage at stage ``name``; return the stages that are learned again."""
     project = Project.open(root)
     before = project.layout.params.read_text(encoding="utf-8")
     text, relearned = with_branch(before, name)
+    if dry_run:
+        return relearned
     save(project.layout.params, text, before)
     if commit:
         project.commit(f"Relearn {', '.join(relearned)}")
@@ -281,7 +288,7 @@ def tuning_of(project: Project, stage: str) -> Tuning:
         settings = config.learning(stage)
         raise ConfigError(
             f"stage {stage!r} is not tuned: params.yaml sets lambda {settings.distillation:g} and "
-            f"L {settings.bank_size}; tuned stages: {', '.join(config.finetune.tuned) or 'none'}"
+            f"L {settings.bank_size}; tuned stages: {', '.join(config.tuned) or 'none'}"
         )
     return tuning
 

@@ -291,7 +291,6 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
         return
     lines = [f"# remove stages.{stage}" for stage in out]
     lines += [f"# remove sources.{name}" for name in sorted({config.stages[stage].source for stage in out})]
-    lines += [f"# remove finetune.{_group(config, stage)}.{stage}" for stage in out]
     parents = _new_parents(config, out)
     changed = {stage: parent for stage, parent in parents.items() if parent != config.stages[stage].parent}
     if changed:
@@ -308,25 +307,12 @@ def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:
 def _rehung(config: Config, changed: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines that give stages another parent; a first stage is not tuned and adds no genes."""
     for stage, parent in changed.items():
-        if parent == BACKBONE and _group(config, stage) == "tuned":
-            yield f"# remove finetune.tuned.{stage}"
+        if parent == BACKBONE and config.stages[stage].tune:
+            yield f"# remove stages.{stage}.tune"
         if parent == BACKBONE and config.stages[stage].panel.grow:
             yield f"# remove stages.{stage}.panel"
     yield "stages:"
     yield from (f"  {stage}: {{parent: {parent}}}" for stage, parent in changed.items())
-    yield "finetune:"
-    groups: dict[str, list[str]] = {}
-    for stage, parent in changed.items():
-        entry = f"{{source: {config.stages[stage].source}, parent: {parent}}}"
-        group = "fixed" if parent == BACKBONE else _group(config, stage)
-        groups.setdefault(group, []).append(f"    {stage}: {entry}")
-    for group, entries in groups.items():
-        yield f"  {group}:"
-        yield from entries
-
-
-def _group(config: Config, stage: str) -> str:
-    return "tuned" if stage in config.finetune.tuned else "fixed"
 
 
 def _new_parents(config: Config, out: Sequence[str]) -> dict[str, str]:

@@ -141,16 +141,19 @@ class Project:
         )
 
     def candidate(self, stage: str) -> Subject:
-        """Return the subject of the gate for a stage's raw file on disk."""
-        source = self._source(stage)
+        """Return the subject of the gate for a stage's raw file on disk.
+
+        The first stage chooses the panel: until that is chosen, no rule asks about its genes.
+        """
+        source, earlier = self._source(stage), self.config.ancestors(stage)
         declared = self.config.sources[source]
         return Subject(
             stage=stage,
             source_name=source,
             source=declared,
             raw=self.layout.root / (declared.path or ""),
-            panel=self.panel,
-            earlier={name: self.earlier(name) for name in self.config.ancestors(stage)},
+            panel=self.panel if earlier or self.layout.panel.is_file() else [],
+            earlier={name: self.earlier(name) for name in earlier},
             chunk_cells=self.config.prepare.chunk_cells,
         )
 

@@ -268,7 +268,7 @@ def _predict_file(
     project: Project, versions: tuple[Version, ...], file: Path, stage: str | None
 ) -> list[pd.DataFrame]:
     """Return the predictions of several versions for the cells of a labelled file."""
-    name = stage or list(project.config.stages)[-1]
+    name = stage or project.config.last_stage
     if name not in project.config.stages:
         raise RegistryError(f"no stage {name!r} in params.yaml; there are {', '.join(project.config.stages)}")
     source = project.config.stages[name].source

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from canal.app.backfilling import STAGE_STEPS
+from canal.app.creating import complete_params
 from canal.app.declaring import LABELS_FILE
 from canal.app.learning import evaluate_stage
-from canal.app.pipeline import complete_params
 from canal.app.project import Project
 from canal.app.versions import registry_sync
 from canal.config.layout import Layout

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Root = Annotated[Path | None, typer.Option("--root", help="Project folder; by default this one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Commit = Annotated[bool, typer.Option("--commit", help="Commit params.yaml to git.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would do, and write, fetch and learn nothing.")
+]
 By = Annotated[str, typer.Option("--by", help="Who decides: a person's name, kept on record.")]
 KeyFile = Annotated[
     Path | None,

@@ -8,7 +8,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from canal import __version__, app
-from canal.cli import cells_commands, ledger_commands, models_commands, stages_commands, versions_commands
+from canal.cli import (
+    cells_commands,
+    ledger_commands,
+    models_commands,
+    project_commands,
+    stages_commands,
+    versions_commands,
+)
 from canal.cli.parsing import AsJson, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import CanalError, tell
 from canal.core.files import system_refusal
@@ -25,7 +32,14 @@ command_line = typer.Typer(
     pretty_exceptions_enable=False,
 )
 registry_app = typer.Typer(no_args_is_help=True, help="The MLflow registry that holds the versions.")
-for module in (cells_commands, models_commands, versions_commands, ledger_commands, stages_commands):
+for module in (
+    cells_commands,
+    models_commands,
+    versions_commands,
+    ledger_commands,
+    stages_commands,
+    project_commands,
+):
     module.add_to(command_line)
 command_line.add_typer(registry_app, name="registry")
 

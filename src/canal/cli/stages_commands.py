@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Commit, KeyFile, Root, note, open_project, show_result, signer
+from canal.cli.parsing import AsJson, Commit, DryRun, KeyFile, Root, note, open_project, show_result, signer
 from canal.core.errors import ConfigError
 from canal.report.registry_tables import verdict_table
 from canal.report.study_figures import front_rows, tuning_table
+from canal.report.terminal import added_lines
 
 if TYPE_CHECKING:
     from canal.app.backfilling import Backfilled
@@ -76,10 +77,11 @@ def add(
     grow: Annotated[
         int, typer.Option(min=0, help="Most genes added to the parent's panel; docs/panel.md.")
     ] = 0,
+    dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
 ) -> None:
-    """Declare a new stage in params.yaml if its cells pass the gate; `make run` then learns it."""
+    """Declare a new stage in params.yaml if its cells pass the gate; `canal run` then learns it."""
     of_file: dict[str, Any] = {
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
@@ -95,18 +97,24 @@ def add(
         options = app.discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
         addition = app.discovering.propose_from_novel(name, options, root)
     show_result(verdict_table(addition.verdict), as_json=False)
+    if dry_run:
+        app.declaring.require_passed(addition)
+        note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
+        return
     app.declaring.add_stage(addition, commit, root)
-    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: make run")
+    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: canal run")
 
 
 def relearn(
     name: Annotated[str, typer.Argument(help="Stage to learn again, or backbone.")],
+    dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
 ) -> None:
     """Start a new branch of the lineage from this stage on; old versions stay as they are."""
-    relearned = app.declaring.relearn(name, commit, root)
-    note(f"new branch for {', '.join(relearned)}; `make run` learns them, old versions stay")
+    relearned = app.declaring.relearn(name, commit, root, dry_run)
+    would = "would start a" if dry_run else "a"
+    note(f"{would} new branch for {', '.join(relearned)}; `canal run` learns them, old versions stay")
 
 
 def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[str, Any]) -> "Addition":
@@ -116,16 +124,21 @@ def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[
             "a stage needs --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or --from-novel "
             f"SHEET.csv: give one of the two{missing}"
         )
-    label_map = options.pop("label_map")
-    declared = {**options, "label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
-    source = app.declaring.declare(file, declared, label_map, place["root"])
+    return app.declaring.propose_stage(name, source_of(file, options, place["root"]), **place)
+
+
+def source_of(file: Path, options: dict[str, Any], root: Path | None) -> dict[str, Any]:
+    """Return the params.yaml entry of a labelled file; tells of blanks at the ends of labels."""
+    declared = {name: value for name, value in options.items() if name != "label_map"}
+    declared |= {"label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
+    source = app.declaring.declare(file, declared, options["label_map"], root)
     given = source.get("label_map")
     if trimmed := app.declaring.trimmed_labels(file, declared["label"], given):
         source["label_map"] = (given or {}) | trimmed
     if blank := [label for label in trimmed if label != label.strip()]:
         examples = ", ".join(map(repr, blank[:5]))
         note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
-    return app.declaring.propose_stage(name, source, **place)
+    return source
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
@@ -138,7 +151,7 @@ def _refuse_options_of_a_file(given: dict[str, Any]) -> None:
         )
 
 
-StageName = Annotated[str, typer.Argument(help="A stage in finetune.tuned.")]
+StageName = Annotated[str, typer.Argument(help="A stage with tune: true.")]
 
 
 def show(stage: StageName, root: Root = None, as_json: AsJson = False) -> None:
@@ -156,11 +169,11 @@ def run(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stage's study ahead of `make run`, which then reuses its trials; no stage is learned."""
+    """Run a stage's study ahead of `canal run`, which then reuses its trials; no stage is learned."""
     document = app.choosing.choose(open_project(root), stage, app.choosing.watch_trials, jobs)
     result = {**document, "rows": front_rows(document)} if as_json else tuning_table(document)
     show_result(result, as_json)
-    note("next: make run, which reuses these trials and learns the stage")
+    note("next: canal run, which reuses these trials and learns the stage")
 
 
 def backfill(
@@ -216,7 +229,7 @@ def adopt(
         return
     what = "params.yaml names it" if made.changed else "nothing to do: params.yaml names it already"
     note(f"{made.path}: {made.genes} genes, chosen on cells of {', '.join(made.seen)}; {what}")
-    note("next: make run" if commit else f"next: commit params.yaml and {made.path}, then make run")
+    note("next: canal run" if commit else f"next: commit params.yaml and {made.path}, then canal run")
 
 
 def backbone_import(
@@ -242,4 +255,4 @@ def backbone_import(
         f"width {backbone.config.dim}; it is {version.model} {version.number}, and params.yaml names it"
         + (" (committed)" if commit else "")
     )
-    note(f"but {imported.conflict}" if imported.conflict else "next: make run")
+    note(f"but {imported.conflict}" if imported.conflict else "next: canal run")

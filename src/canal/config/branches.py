@@ -1,12 +1,11 @@
 """params.yaml's text with a new branch of some stages: relearned, without cells, or merged with others."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from canal.config.params import Config
 from canal.config.sections import BACKBONE
-from canal.config.yaml_file import dumped, parse, put_entry, round_trip
+from canal.config.yaml_file import dumped, parse, put_entry, round_trip, with_tune
 from canal.core.errors import ConfigError
 
 
@@ -49,7 +48,7 @@ def with_withdrawal(
     ConfigError
         If the result would break a rule.
     """
-    config, document, (cells, batch) = parse(text), round_trip().load(text), excluded
+    config, document, (cells, batch) = parse(text), round_trip().load(with_tune(text)), excluded
     before = config.sources[source].exclude
     after = {
         "cells": [*before.cells, *(one for one in cells if one not in before.cells)],
@@ -69,19 +68,15 @@ def without_stages(text: str, out: Sequence[str], stages: Sequence[str]) -> str:
     ConfigError
         If the result would break a rule.
     """
-    config, document = parse(text), round_trip().load(text)
+    config, document = parse(text), round_trip().load(with_tune(text))
     left = {name: one for name, one in config.stages.items() if name not in out}
-    groups = (document["stages"], document["finetune"]["fixed"], document["finetune"]["tuned"])
     for name, one in left.items():
         parent = one.parent
         while parent in out:
             parent = config.stages[parent].parent
-        for group in groups:
-            if name in group:
-                group[name]["parent"] = parent
-    for group in groups:
-        for name in out:
-            group.pop(name, None)
+        document["stages"][name]["parent"] = parent
+    for name in out:
+        document["stages"].pop(name, None)
     for source in {config.stages[name].source for name in out} - {one.source for one in left.values()}:
         del document["sources"][source]
     return _learned_by_sums(document, config, stages)
@@ -97,7 +92,7 @@ def with_merge(text: str, stage: str, merged: Mapping[str, Any], network: bool) 
     ConfigError
         If the result would break a rule.
     """
-    config, document = parse(text), round_trip().load(text)
+    config, document = parse(text), round_trip().load(with_tune(text))
     own = document["stages"][stage]
     own["branch"] = config.stages[stage].branch + 1
     own["merged"] = dict(merged)
@@ -123,9 +118,7 @@ def _by_exact_method(document: Any, config: Config, stages: Sequence[str]) -> st
     """Give stages, and what builds on them, the exact method; return the text."""
     for stage in (name for name in document["stages"] if {*config.ancestors(name), name} & set(stages)):
         put_entry(document["stages"][stage], "continual", {"method": "exact"})
-        if stage in document["finetune"]["tuned"]:
-            document["finetune"]["fixed"][stage] = document["finetune"]["tuned"].pop(stage)
-    # An emptied mapping whose name has a comment behind it is written on a line of its own, which is no YAML.
-    text = re.sub(r"^( *\w+:)([^\n]*)\n\{\}$", r"\1 {}\2", dumped(document), flags=re.MULTILINE)
+        document["stages"][stage].pop("tune", None)
+    text = dumped(document)
     parse(text)
     return text

@@ -1,7 +1,13 @@
 """The paths of a project: the only module that knows the names of its files and folders."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def name_from(stem: str, otherwise: str) -> str:
+    """Return a name for a stage or folder after a file's: lower-case letters, digits, ``-`` and ``_``."""
+    return re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-_")[:64].strip("-_") or otherwise
 
 
 @dataclass(frozen=True)

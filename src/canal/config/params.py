@@ -1,9 +1,9 @@
 """The `Config` of params.yaml: one frozen, typed object whose validation errors name the path of the key."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from canal.config.sections import (
     BACKBONE,
@@ -30,25 +30,16 @@ from canal.config.sections import (
     Split,
     Stage,
 )
+from canal.core.errors import ConfigError
 
 Dimension = Literal["learning_rate", "label_smoothing", "max_epochs"]
 
+NO_STAGE = (
+    "params.yaml declares no stage yet: `canal stage add NAME --file FILE.h5ad --label COLUMN --values "
+    "counts` adds the first one"
+)
 _EXECUTION_KEYS = {"jobs", "storage", "max_minutes"}
 """Keys of `Tuning` that affect how a study is run, not its result."""
-
-
-class StageReference(Section):
-    """A stage's source and parent, repeated for DVC, whose foreach needs a complete mapping."""
-
-    source: Name
-    parent: Name
-
-
-class Finetune(Section):
-    """The two groups of stages: lambda and L from params.yaml (fixed), or from a study (tuned)."""
-
-    fixed: dict[Name, StageReference]
-    tuned: dict[Name, StageReference]
 
 
 class Strengths(Section):
@@ -126,12 +117,11 @@ class Config(Section):
     threads: int = Field(default=2, ge=1)
     sources: dict[Name, Source]
     stages: dict[Name, Stage]
-    finetune: Finetune = Finetune(fixed={}, tuned={})  # invalid, but with a message that says what to add
     tuning: Tuning | None = None
     prepare: Prepare = Prepare()
     gate: Gate = Gate()
     split: Split = Split()
-    panel: Panel
+    panel: Panel = Panel()
     backbone: Backbone = Backbone()
     continual: Continual = Continual()
     memory: Memory = Memory()
@@ -144,20 +134,18 @@ class Config(Section):
     share: Share = Share()
     compute: Compute = Compute()
 
-    @field_validator("stages")
+    @model_validator(mode="before")
     @classmethod
-    def require_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
-        """Refuse a lineage without stages."""
-        if not stages:
-            raise ValueError("at least one stage is needed")
-        return stages
+    def read_groups(cls, document: Any) -> Any:
+        """Read an older section ``finetune``, which named every stage again, as ``tune`` of its stages."""
+        return without_groups(document) if isinstance(document, Mapping) else document
 
     @model_validator(mode="after")
     def check_consistent(self) -> Self:
         """Check the sections against each other."""
         _check_references(self)
         _check_methods(self)
-        check_groups(self)
+        _check_tuned(self)
         return self
 
     def learning(self, stage: str) -> Continual:
@@ -177,7 +165,12 @@ class Config(Section):
 
     def study(self, stage: str) -> Tuning | None:
         """Return the study of ``stage``; None where params.yaml fixes lambda and L."""
-        return self.tuning if stage in self.finetune.tuned else None
+        return self.tuning if self.stages[stage].tune else None
+
+    @property
+    def tuned(self) -> list[str]:
+        """The stages whose lambda and L a study chooses."""
+        return [name for name, stage in self.stages.items() if stage.tune]
 
     def ancestors(self, stage: str) -> list[str]:
         """Return the stages that ``stage`` builds on, oldest first, itself left out."""
@@ -204,8 +197,17 @@ class Config(Section):
 
     @property
     def root_stage(self) -> str:
-        """The first stage of the lineage."""
+        """The first stage of the lineage; raises `ConfigError` where none is declared yet."""
+        if self.panel.stage is None:
+            raise ConfigError(NO_STAGE)
         return self.panel.stage
+
+    @property
+    def last_stage(self) -> str:
+        """The stage declared last; raises `ConfigError` where none is declared yet."""
+        if not self.stages:
+            raise ConfigError(NO_STAGE)
+        return list(self.stages)[-1]
 
 
 def _check_references(config: Config) -> None:
@@ -228,10 +230,12 @@ def _check_references(config: Config) -> None:
     _check_ontology(config)
     _check_split(config)
     roots = [name for name, stage in config.stages.items() if stage.parent == BACKBONE]
+    if not config.stages and config.panel.stage is None:
+        return  # as `canal init` leaves it: the first stage is still to be added
     if roots != [config.panel.stage]:
         raise DanglingNameError(
             "panel.stage",
-            f"must name the one stage with parent: {BACKBONE} ({', '.join(roots)}), "
+            f"must name the one stage with parent: {BACKBONE} ({', '.join(roots) or 'none'}), "
             f"found {config.panel.stage!r}",
         )
     if config.stages[config.root_stage].panel.grow:
@@ -256,11 +260,9 @@ def _check_methods(config: Config) -> None:
     methods = {name: config.learning(name).method for name in config.stages}
     for name, stage in config.stages.items():
         path = f"stages.{name}.continual.method"
-        if methods[name] == "exact" and name in config.finetune.tuned:
-            message = (
-                "lambda and L are of the network, and an exact stage has none: move it to finetune.fixed"
-            )
-            raise DanglingNameError(f"finetune.tuned.{name}", message)
+        if methods[name] == "exact" and stage.tune:
+            message = "lambda and L are of the network, and an exact stage has none: remove tune"
+            raise DanglingNameError(f"stages.{name}.tune", message)
         if methods[name] != "exact" and methods.get(stage.parent) == "exact":
             which = "which is exact"
             if config.stages[stage.parent].merged is not None:
@@ -291,52 +293,49 @@ def _check_ontology(config: Config) -> None:
                 raise DanglingNameError(f"sources.{source}.ontology.{name}", message)
 
 
-def check_groups(config: Config) -> None:
-    """Raise unless each stage is in exactly one group, with its source and parent, tuned only if possible."""
-    for problem in (*_misplaced(config), *_untunable(config)):
-        raise problem
-
-
-def _misplaced(config: Config) -> Iterator[DanglingNameError]:
-    groups = {"fixed": config.finetune.fixed, "tuned": config.finetune.tuned}
-    for group, references in groups.items():
-        for name, reference in references.items():
-            path = f"finetune.{group}.{name}"
-            if name not in config.stages:
-                yield DanglingNameError(path, f"no stage {name!r}; there are {', '.join(config.stages)}")
-                continue
-            for key in ("source", "parent"):
-                here, there = getattr(reference, key), getattr(config.stages[name], key)
-                if here != there:
-                    yield DanglingNameError(
-                        f"{path}.{key}", f"{here!r}, but stages.{name}.{key} is {there!r}"
-                    )
-            if group == "tuned" and name in config.finetune.fixed:
-                yield DanglingNameError(path, "stands in finetune.fixed, too; a stage is fixed or tuned")
-    for name, stage in config.stages.items():
-        if not any(name in references for references in groups.values()):
-            entry = f"{name}: {{source: {stage.source}, parent: {stage.parent}}}"
-            yield DanglingNameError(
-                "finetune", f"stage {name!r} is missing: add `{entry}` to finetune.fixed or finetune.tuned"
-            )
-
-
-def _untunable(config: Config) -> Iterator[DanglingNameError]:
-    tuned, tuning = config.finetune.tuned, config.tuning
-    if config.root_stage in tuned:
-        message = "the first stage has neither teacher nor bank: move it to finetune.fixed"
-        yield DanglingNameError(f"finetune.tuned.{config.root_stage}", message)
+def _check_tuned(config: Config) -> None:
+    """Raise where a stage is tuned that cannot be, or a study is not declared, or contradicts the stage."""
+    tuned, tuning = config.tuned, config.tuning
     if not tuned:
         return
+    if config.root_stage in tuned:
+        message = "the first stage has neither teacher nor bank: remove tune"
+        raise DanglingNameError(f"stages.{config.root_stage}.tune", message)
     if tuning is None:
-        message = f"missing, but finetune.tuned names {', '.join(tuned)}; docs/tuning.md shows one"
-        yield DanglingNameError("tuning", message)
-        return
+        message = f"missing, but stages.NAME.tune is set for {', '.join(tuned)}; docs/tuning.md shows one"
+        raise DanglingNameError("tuning", message)
     if too_large := [size for size in tuning.bank_sizes if size > config.bank.capacity]:
         message = f"{too_large[0]} is more than a version stores (bank.capacity: {config.bank.capacity})"
-        yield DanglingNameError("tuning.bank_sizes", message)
+        raise DanglingNameError("tuning.bank_sizes", message)
     for name in tuned:
         own = config.stages[name].continual.model_dump(exclude_none=True)
         for key in sorted(own.keys() & tuning.varied):
-            message = "this stage is tuned: remove the value, or move the stage to finetune.fixed"
-            yield DanglingNameError(f"stages.{name}.continual.{key}", message)
+            message = "this stage is tuned: remove the value, or remove tune"
+            raise DanglingNameError(f"stages.{name}.continual.{key}", message)
+
+
+def without_groups(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a params document whose stages say themselves whether they are tuned.
+
+    Before, a section ``finetune`` named every stage a second time, in a group ``fixed`` or ``tuned``.
+
+    Raises
+    ------
+    DanglingNameError
+        If that section names a stage that does not exist.
+    """
+    plain = dict(document)
+    groups = plain.pop("finetune", None)
+    if groups is None:
+        return plain
+    if not isinstance(groups, Mapping) or set(groups) - {"fixed", "tuned"}:
+        raise DanglingNameError("finetune", "unknown key: stages.NAME.tune says whether a stage is tuned")
+    stages = dict(plain.get("stages") or {})
+    for group, entries in groups.items():
+        for name in entries or ():
+            if name not in stages:
+                known = ", ".join(map(str, stages)) or "none"
+                raise DanglingNameError(f"finetune.{group}.{name}", f"no stage {name!r}; there are {known}")
+            if group == "tuned" and isinstance(stages[name], Mapping):
+                stages[name] = {**stages[name], "tune": True}
+    return {**plain, "stages": stages} if stages else plain

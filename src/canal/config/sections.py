@@ -10,8 +10,7 @@ BACKBONE = "backbone"
 
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
 
-PUBLISHED_DISTILLATION = 0.1
-PUBLISHED_BANK_SIZE = 1000
+PUBLISHED_DISTILLATION, PUBLISHED_BANK_SIZE = 0.1, 1000
 """Lambda and L of bbae047: the first trial of every study."""
 
 Values = Literal["counts", "log1p_10k", "log2p_10k"]
@@ -189,9 +188,9 @@ class Split(Section):
 
 
 class Panel(Section):
-    """The genes of the lineage, chosen on the training cells of ``stage`` alone."""
+    """The genes of the lineage, chosen on the training cells of ``stage``, its first one, alone."""
 
-    stage: Name
+    stage: Name | None = None
     size: int | None = Field(default=None, ge=8)
     rule: PanelRule = "mixed"
     min_expressed: float = Field(default=0.02, ge=0, lt=1)
@@ -387,13 +386,14 @@ class Share(Section):
 class Stage(Section):
     """One stage of the lineage: the cells of ``source``, learned on top of ``parent``.
 
-    ``branch`` counts explicit relearnings: ``canal stage relearn`` raises it, which starts a new branch
-    of the lineage and leaves the old versions as they are.
+    ``branch`` counts explicit relearnings: ``canal stage relearn`` starts a new branch of the lineage and
+    leaves the old versions as they are. ``tune``: a study (`canal.config.params.Tuning`) chooses lambda and L.
     """
 
     source: Name
     parent: Name
     branch: int = Field(default=1, ge=1)
+    tune: bool = False
     group_by_batch: bool = False
     panel: StagePanel = StagePanel()
     continual: ContinualOverride = ContinualOverride()

@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from canal.config.params import Config
-from canal.config.sections import DanglingNameError
+from canal.config.sections import BACKBONE, DanglingNameError
 from canal.core.errors import ConfigError, shown_address
 from canal.core.files import new_file
 
@@ -153,29 +153,60 @@ def load_config(path: Path) -> Config:
 
 
 def with_stage(
-    text: str, name: str, source: Mapping[str, Any], parent: str, fixed: bool = False, grow: int = 0
+    text: str, name: str, source: Mapping[str, Any], parent: str | None, fixed: bool = False, grow: int = 0
 ) -> str:
     """Return params.yaml's text with one more source and one more stage, both called ``name``.
 
-    The stage is tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``; it may add
-    ``grow`` genes to its parent's panel.
+    It is learned on ``parent``, by default the last stage; the first stage chooses the lineage's panel. It is
+    tuned where params.yaml has a section ``tuning``, unless it is to be ``fixed``, is the first one or is
+    learned by sums alone. It may add ``grow`` genes to its parent's panel.
 
     Raises
     ------
     ConfigError
         If the name is taken or no name, or the result would break a rule.
     """
+    text = with_tune(text)
     config = parse(text)
     for section in ("sources", "stages"):
         if name in getattr(config, section):
             raise ConfigError(f"{section}.{name} exists already; choose another name")
-    text = _append(text, "sources", {name: dict(source)})
-    entry = {name: {"source": name, "parent": parent}}
-    growing = {"panel": {"grow": grow}} if grow else {}
-    text = _append(text, "stages", {name: entry[name] | growing})
-    text = _append(text, "finetune", entry, "fixed" if fixed or config.tuning is None else "tuned")
+    parent = parent or (config.last_stage if config.stages else BACKBONE)
+    entry: dict[str, Any] = {"source": name, "parent": parent}
+    if parent != BACKBONE and not fixed and config.tuning is not None and config.continual.method != "exact":
+        entry["tune"] = True
+    if grow:
+        entry["panel"] = {"grow": grow}
+    text = _append(_append(text, "sources", {name: dict(source)}), "stages", {name: entry})
+    if not config.stages:
+        document = round_trip().load(text)
+        panel = document.setdefault("panel", CommentedMap())
+        panel["stage"] = name
+        text = dumped(document)
     parse(text)
     return text
+
+
+def with_tune(text: str) -> str:
+    """Return params.yaml's text with ``tune`` in its stages instead of the section ``finetune`` of before.
+
+    A text without that section is returned as it is.
+    """
+    document = round_trip().load(text)
+    if not isinstance(document, CommentedMap) or "finetune" not in document:
+        return text
+    tuned = parse(text).tuned
+    lines, names = text.splitlines(keepends=True), list(document)
+    start, after = document.lc.key("finetune")[0], names[names.index("finetune") + 1 :]
+    end = document.lc.key(after[0])[0] if after else len(lines)
+    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+        end -= 1  # a comment above the next section is that one's
+    if not "".join(lines[end : end + 1]).strip() and not "".join(lines[start - 1 : start]).strip():
+        end += 1
+    document = round_trip().load("".join([*lines[:start], *lines[end:]]))
+    for name in tuned:
+        document["stages"][name]["tune"] = True
+    return dumped(document)
 
 
 def with_rest(text: str, rests: Mapping[str, str]) -> str:
@@ -209,7 +240,7 @@ def with_basis(text: str, path: str, digest: str) -> str:
     ConfigError
         If the result would break a rule.
     """
-    document = round_trip().load(with_memory(text))
+    document = round_trip().load(with_sections(text))
     put_entry(document["memory"], "basis", {"path": path, "digest": digest})
     text = dumped(document)
     parse(text)
@@ -227,14 +258,16 @@ def put_entry(section: Any, name: str, entry: Mapping[str, Any]) -> None:
         section.insert(0, name, entry)
 
 
-def with_memory(text: str) -> str:
-    """Return params.yaml's text with a section ``memory``, which DVC compares; older files have none.
+_COMPARED = {"memory": "{}              # how sums are solved; docs/memory.md", "tuning": "null"}
+"""Sections that DVC compares and that older files lack; as they stand here they mean the same as none."""
 
-    An empty section means the same as none, so requests do not change.
-    """
-    if re.search(r"^memory\s*:", text, re.MULTILINE):
-        return text
-    return f"{text.rstrip()}\n\nmemory: {{}}              # how sums are solved; docs/memory.md\n"
+
+def with_sections(text: str) -> str:
+    """Return params.yaml's text with every section that DVC compares; requests of stages do not change."""
+    for name, value in _COMPARED.items():
+        if not re.search(rf"^{name}\s*:", text, re.MULTILINE):
+            text = f"{text.rstrip()}\n\n{name}: {value}\n"
+    return text
 
 
 def parse(text: str) -> Config:
@@ -259,44 +292,29 @@ def save(path: Path, text: str, before: str) -> None:
             )
 
 
-def _append(text: str, section: str, entry: Mapping[str, Any], group: str = "") -> str:
-    """Insert an entry at the end of a top-level mapping, or of a mapping ``group`` in it.
+def _append(text: str, section: str, entry: Mapping[str, Any]) -> str:
+    """Insert an entry at the end of a top-level mapping, which may be ``{}``; other lines stay as they are.
 
-    Every other line stays as it is.
+    Blank lines and comments after its last entry belong to the next section.
     """
     lines = text.splitlines(keepends=True)
     if lines and lines[-1][-1] != "\n":
         lines[-1] += "\n"
-    start, end = _block(lines, section, range(len(lines)), "")
-    indent = "  "
-    if group:
-        start, end = _block(lines, group, range(start + 1, end), indent)
-        lines[start] = re.sub(r":\s*\{\s*\}", ":", lines[start])
-        indent = "    "
-    added = [f"{indent}{line}\n" for line in dumped(entry).splitlines()]
-    return "".join([*lines[:end], *added, *lines[end:]])
-
-
-def _block(lines: list[str], name: str, within: range, indent: str) -> tuple[int, int]:
-    """Return the line of a mapping's name and the line after its last entry; the mapping may be ``{}``.
-
-    Blank lines and comments after the last entry belong to the next section.
-    """
-    opening = re.compile(rf"{indent}{name}:\s*(\{{\s*\}}\s*)?(#.*)?$")
-    start = next((i for i in within if opening.match(lines[i])), None)
+    opening = re.compile(rf"{section}:\s*(\{{\s*\}}\s*)?(#.*)?$")
+    start = next((number for number, line in enumerate(lines) if opening.match(line)), None)
     if start is None:
         raise ConfigError(
-            f"params.yaml: `{name}:` must stand on a line of its own, indented by {len(indent)}, "
-            "to be edited by `canal stage add`"
+            f"params.yaml: `{section}:` must stand on a line of its own to be edited by `canal stage add`"
         )
-    deeper = f"{indent} "
+    lines[start] = re.sub(r":\s*\{\s*\}", ":", lines[start])
     end = start + 1
-    for i in range(start + 1, within.stop):
-        if lines[i].strip() and not lines[i].startswith(deeper) and not lines[i].lstrip().startswith("#"):
+    for number, line in enumerate(lines[end:], start=end):
+        if line.strip() and not line.startswith((" ", "#")):
             break
-        if lines[i].startswith(deeper) and lines[i].strip():
-            end = i + 1
-    return start, end
+        if line.startswith(" ") and line.strip():
+            end = number + 1
+    added = [f"  {line}\n" for line in dumped(entry).splitlines()]
+    return "".join([*lines[:end], *added, *lines[end:]])
 
 
 def round_trip() -> Any:

@@ -118,15 +118,23 @@ def read_tuned(path: Path) -> Document:
     Raises
     ------
     TrainingError
-        If the file is missing, or of a format that this canal does not know.
+        If the file is missing, of a format that this canal does not know, or from before the stage was to be
+        tuned.
     """
     if not path.is_file():
         raise TrainingError(f"{path} not found: this stage is tuned first; run `dvc repro`")
     document = read_json(path)
+    if document == no_study(path.stem):
+        raise TrainingError(f"{path} is from before this stage was to be tuned: run `dvc repro`")
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise TrainingError(f"{path}: this canal reads format {FORMAT}, found {found!r}")
     return document
+
+
+def no_study(stage: str) -> Document:
+    """Return the document of a stage whose lambda and L params.yaml sets: every stage has one, for DVC."""
+    return {"format": FORMAT, "stage": stage, "tuned": False}
 
 
 def settings_of(config: Config, stage: str, tuned: Path) -> Continual:

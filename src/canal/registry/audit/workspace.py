@@ -48,7 +48,7 @@ def check_workspace(layout: Layout, config: Config, stages: Collection[str], log
         log.finding("workspace", "dvc", what)
         return
     try:
-        outs = list(_outs(lock, data, _wanted(config, stages)))
+        outs = list(_outs(lock, data, _wanted(config, stages, _steps(layout.root, lock))))
     except (KeyError, TypeError, AttributeError):
         log.finding("workspace", "dvc", f"{LOCK} or {_DATA} is not as DVC writes it: git checkout -- {LOCK}")
         return
@@ -140,15 +140,23 @@ def _check_git(root: Path, log: AuditLog) -> None:
         log.note("workspace", "dvc", f"{LOCK} is not committed to git as it lies here: git add {LOCK}")
 
 
-def _wanted(config: Config, stages: Collection[str]) -> set[str]:
+def _steps(root: Path, lock: Mapping[str, Any]) -> set[str]:
+    """Return the steps that ran, or that the project's dvc.yaml has: a group's name without a stage."""
+    pipeline = _read(root / "dvc.yaml") or {}
+    return {*(lock.get("stages") or {}), *(pipeline.get("stages") or {})}
+
+
+def _wanted(config: Config, stages: Collection[str], known: set[str]) -> set[str]:
     """Return the names of the pipeline's steps in dvc.lock for the stages as they are configured.
 
-    dvc.lock also keeps the steps of a stage from before a study was configured, or removed.
+    dvc.lock also keeps the steps of a stage that was removed, and of an older canal, whose dvc.yaml had a
+    group ``finetune-tuned`` for tuned stages: it counts until ``finetune`` has run.
     """
     steps = {"ingest", "split", "panel", "pretrain"}
     for stage in stages:
-        learning = ("tune", "finetune-tuned") if config.study(stage) else ("finetune",)
-        steps |= {f"{step}@{stage}" for step in ("validate", *learning, "evaluate")}
+        older = "finetune-tuned" in known or f"finetune@{stage}" not in known
+        learning = "finetune-tuned" if older and config.study(stage) else "finetune"
+        steps |= {f"{step}@{stage}" for step in ("validate", "tune", learning, "evaluate")}
         steps.add(f"prepare@{config.stages[stage].source}")
     return steps
 

@@ -1,0 +1,400 @@
+"""`canal init` and `canal upgrade`: the files of a project, which are those at the top of canal's own source.
+
+The source's steps depend on the folders of its code; a project's depend on ``canal.json``, which names the
+installed canal by its version and each of its packages by the digest of its code. A canal whose code differs
+so runs the steps that use it again: they restore what was learned.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+from ruamel.yaml.comments import CommentedMap
+
+from canal.app.declaring import Addition, add_stage, propose_stage
+from canal.app.project import Project
+from canal.config.layout import name_from as name_from
+from canal.config.sections import NAME_PATTERN, Method
+from canal.config.yaml_file import dumped, round_trip, save, with_sections, with_tune
+from canal.core import __version__
+from canal.core.digests import file_digest, json_digest
+from canal.core.errors import ConfigError, tell
+from canal.core.files import new_file, new_folder, read_json, scratch_folder
+from canal.core.packages import DISTRIBUTION
+from canal.quality.verdict import Verdict
+
+USED = "canal.json"
+"""The file of a project that names the canal which it uses."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_TEMPLATES = Path(__file__).parent / "templates"
+_SAME = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore", "MLproject")
+_OWN_CODE = "src/canal/"
+_LOCAL = "PYTHONPATH=src "
+_NOT_FETCHED = "deps:\n- path: incoming\nouts:\n- path: data\n"
+_REQUIRED = re.compile(rf"^{DISTRIBUTION}\b.*$", re.MULTILINE)
+
+
+def top_files() -> Path:
+    """Return the folder with the files at the top of canal's source: of the wheel, or of a source tree."""
+    shipped = _TEMPLATES / "top"
+    return shipped if shipped.is_dir() else _PACKAGE.parents[1]
+
+
+def used_canal() -> dict[str, Any]:
+    """Return the content of ``canal.json`` for the canal that runs: its version, its code by digest."""
+    rooms = sorted(path for path in _PACKAGE.iterdir() if (path / "__init__.py").is_file())
+    code = {
+        room.name: json_digest(
+            {path.relative_to(room).as_posix(): file_digest(path) for path in sorted(room.rglob("*.py"))}
+        )
+        for room in rooms
+    }
+    return {"canal": __version__, "code": code}
+
+
+def pipeline_files() -> dict[str, str]:
+    """Return the files of a project that come with a version of canal, by path."""
+    top = top_files()
+    names = [*_SAME, *sorted(f"pipelines/{path.name}" for path in (top / "pipelines").glob("*.py"))]
+    files = {name: (top / name).read_text(encoding="utf-8") for name in names}
+    files["MLproject"] = files["MLproject"].replace(_LOCAL, "")
+    files["dvc.yaml"] = of_installed((top / "dvc.yaml").read_text(encoding="utf-8"))
+    files["python_env.yaml"] = (
+        "# What `mlflow run` installs where it is not told `--env-manager local`.\n"
+        f'python: "3.11"\nbuild_dependencies: [pip, setuptools]\ndependencies: ["{_requirement()}"]\n'
+    )
+    files[USED] = _as_text(used_canal())
+    return files
+
+
+def of_installed(text: str) -> str:
+    """Return the text of the source's dvc.yaml with dependencies on the installed canal's code.
+
+    Dependencies on ``src/canal/PACKAGE`` become a parameter, ``code.PACKAGE`` of ``canal.json``.
+    """
+    document = round_trip().load(text)
+    for entry in document["stages"].values():
+        step = entry.get("do", entry)
+        rooms = [one.removeprefix(_OWN_CODE) for one in step["deps"] if str(one).startswith(_OWN_CODE)]
+        for room in rooms:
+            step["deps"].remove(f"{_OWN_CODE}{room}")
+        if rooms:
+            code = CommentedMap({USED: [f"code.{room}" for room in rooms]})
+            code.fa.set_flow_style()
+            step["params"].append(code)
+    return dumped(document)
+
+
+def _as_text(used: dict[str, Any]) -> str:
+    return json.dumps(used, indent=1) + "\n"
+
+
+def _requirement() -> str:
+    return f"{DISTRIBUTION}[project]=={__version__}"
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """The first stage of a new project: its name and the declaration of its source."""
+
+    name: str
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a new project is to be.
+
+    Attributes
+    ----------
+    method
+        Who learns: ``exact``, ``combined`` or ``published`` (`canal.config.sections.Continual`).
+    first
+        The first stage; None leaves it to `canal stage add`.
+    demo
+        Whether it is to learn canal's embedded data, with the parameters that canal comes with.
+    """
+
+    method: Method = "exact"
+    first: FirstStage | None = None
+    demo: bool = False
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new project: its folder and files, the gate's verdict on its first stage, and whether git has it.
+
+    ``problem`` is what git said where it did not commit the files.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    addition: Addition | None
+    problem: str | None
+
+
+def create(
+    target: Path, wish: Wish, judged: Callable[[Verdict], None] = lambda _: None, dry_run: bool = False
+) -> Created:
+    """Make a project in a new folder: a repository of git and DVC with the pipeline of the installed canal.
+
+    The folder is there once everything in it is; a refusal leaves nothing.
+
+    Parameters
+    ----------
+    target
+        A folder that does not exist, or is empty; its name is the project's.
+    judged
+        Is handed the gate's verdict on the first stage.
+    dry_run
+        Whether to make it in a scratch folder only, which is removed.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not empty, lies in a repository of git, or its name is no name.
+    GateError
+        If the first stage's file does not pass the gate.
+    """
+    target = target.resolve()
+    _require_room(target)
+    place = scratch_folder("init", target.parent if target.parent.is_dir() else None)
+    with place if dry_run else new_folder(target) as folder:
+        files = _new_files(target.name, wish)
+        for name, text in files.items():
+            _write(folder / name, text)
+        addition = None
+        if wish.first is not None:
+            addition = propose_stage(wish.first.name, wish.first.source, None, folder)
+            judged(addition.verdict)
+            add_stage(addition, commit=False, root=folder)
+        problem = _begin_git(folder, target.name)
+    return Created(target, tuple(files), addition, problem)
+
+
+def _require_room(target: Path) -> None:
+    if not NAME_PATTERN.fullmatch(target.name):
+        raise ConfigError(
+            f"{target.name[:80]!r} is not a project's name: use 1-64 of a-z, 0-9, '-' and '_', beginning and "
+            "ending with a letter or digit (its registry is named after it)"
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"{target} exists and is not empty: `canal init` makes a new folder; give another name"
+        )
+    if shutil.which("git") is None:
+        raise ConfigError("git is not installed, and a project is a repository of git: install git")
+    above = next(path for path in target.parents if path.is_dir())
+    inside = _git(above, "rev-parse", "--show-toplevel")
+    if inside.returncode == 0:
+        raise ConfigError(
+            f"{target} lies in the git repository {inside.stdout.strip()}, and a project is a repository of "
+            "its own: give a folder outside of it"
+        )
+
+
+def _new_files(name: str, wish: Wish) -> dict[str, str]:
+    """Return the files of a new project by path."""
+    top, files = top_files(), pipeline_files()
+    if wish.demo:
+        files |= {one: (top / one).read_text(encoding="utf-8") for one in ("params.yaml", "data.dvc")}
+    else:
+        files |= {
+            "params.yaml": _filled("params.yaml", method=wish.method, model=name),
+            "data.dvc": _NOT_FETCHED,
+        }
+    begun = wish.demo or wish.first is not None
+    step = "" if begun else "canal stage add NAME --file FILE.h5ad --label COLUMN --values counts --commit\n"
+    files["README.md"] = _filled("README.md", name=name, distribution=DISTRIBUTION, first_stage=step)
+    files[".github/workflows/canal.yml"] = _filled("canal.yml")
+    files["requirements.txt"] = f"{_requirement()}\n"
+    return files
+
+
+def _filled(template: str, **values: str) -> str:
+    return Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _begin_git(folder: Path, name: str) -> str | None:
+    """Make a repository of git and commit everything; return what git said if it did not commit."""
+    for arguments in (
+        ("init", "--quiet", "--initial-branch", "main"),
+        ("add", "--all"),
+        ("commit", "--quiet", "--message", f"Begin {name}"),
+    ):
+        done = _git(folder, *arguments)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            return f"git {arguments[0]}: {lines[-1] if lines else 'no reason given'}"
+    return None
+
+
+def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+# A project and the canal that runs.
+
+
+def is_source(root: Path) -> bool:
+    """Whether a folder is canal's own source, as the canal that runs has it: its pipeline depends on that."""
+    own = root / "src" / "canal"
+    if not own.is_dir() or (root / USED).exists():
+        return False
+    return own.resolve() == _PACKAGE or _code(own) == _code(_PACKAGE)
+
+
+def _code(package: Path) -> dict[str, str]:
+    return {path.relative_to(package).as_posix(): file_digest(path) for path in package.rglob("*.py")}
+
+
+def require_used(root: Path, renew: bool = True) -> None:
+    """Raise unless a project's pipeline is that of the canal that runs.
+
+    Where only digests of code differ, as after a change of a development version, ``canal.json`` is made anew
+    if ``renew``.
+
+    Raises
+    ------
+    ConfigError
+        If the project was made for another version, or for a canal of before projects had ``canal.json``.
+    """
+    path = root / USED
+    if is_source(root):
+        return
+    if not path.is_file():
+        raise ConfigError(
+            f"{root} has no {USED}: its pipeline is that of an older canal, or of another copy of canal's "
+            f"source, and this is canal {__version__}. `canal upgrade` gives it this one's pipeline; what "
+            "was learned is restored, never learned again"
+        )
+    try:
+        used = read_json(path)
+        before = used["canal"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is not as canal writes it: git checkout -- {USED}, or canal upgrade"
+        ) from error
+    if before != __version__:
+        raise ConfigError(
+            f"the project uses canal {str(before)[:40]} and this is canal {__version__}: `canal upgrade` "
+            f"moves it here; or install the former, `pip install {DISTRIBUTION}=={str(before)[:40]}`"
+        )
+    if renew and used != (now := used_canal()):
+        _write(path, _as_text(now))
+        tell(f"{USED}: the installed canal's code has changed; steps that use it run again, and restore")
+
+
+def complete_params(path: Path) -> None:
+    """Add to a params.yaml of an older canal the sections that DVC compares: nothing else changes by them."""
+    before = path.read_text(encoding="utf-8")
+    if (text := with_sections(before)) != before:
+        added = [line for line in text.splitlines() if line and line not in before.splitlines()]
+        save(path, text, before)
+        tell(f"added to {path.name}, for DVC to compare: {'; '.join(added)}; nothing else changes")
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """What `canal upgrade` changed: each file with ``new`` or ``changed``, and the version of before."""
+
+    before: str | None
+    after: str
+    files: dict[str, Literal["new", "changed"]]
+    left: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return asdict(self)
+
+
+def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
+    """Give a project the pipeline of the canal that runs, and its params.yaml what that pipeline compares.
+
+    Nothing is learned again: a step whose code changed restores what was learned (`Project.learned`). Files
+    are replaced one by one, ``canal.json`` last: after a kill, a second call completes the upgrade.
+
+    Raises
+    ------
+    ConfigError
+        If a file that is to be replaced has changes that git does not hold, which would be lost.
+    """
+    root = project.layout.root
+    wanted = {} if is_source(root) else _upgraded_files(root)
+    before = project.layout.params.read_text(encoding="utf-8")
+    wanted = {"params.yaml": with_sections(with_tune(before)), **wanted}
+    files: dict[str, Literal["new", "changed"]] = {}
+    for name, text in wanted.items():
+        path = root / name
+        if not path.is_file():
+            files[name] = "new"
+        elif path.read_text(encoding="utf-8") != text:
+            files[name] = "changed"
+    _require_committed(root, [name for name, what in files.items() if what == "changed"])
+    used = read_json(root / USED) if (root / USED).is_file() else {}
+    own = (
+        {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} if len(wanted) > 1 else set()
+    )
+    left = [
+        *sorted(own - set(wanted)),
+        *(["src/canal"] if len(wanted) > 1 and (root / "src" / "canal").is_dir() else []),
+    ]
+    if not dry_run:
+        for name in files:
+            if name == "params.yaml":
+                save(project.layout.params, wanted[name], before)
+            else:
+                _write(root / name, wanted[name])
+    return Upgraded(used.get("canal"), __version__, files, tuple(left))
+
+
+def _upgraded_files(root: Path) -> dict[str, str]:
+    """Return the files that a project is to have by path; what people wrote into theirs is kept in some."""
+    files = pipeline_files()
+    for name in _SAME:
+        path = root / name
+        if not path.is_file() or name == "MLproject":
+            continue
+        mine = path.read_text(encoding="utf-8")
+        if name.startswith(".dvc/"):
+            files[name] = mine
+        else:  # a list of patterns: the new ones are added
+            known = mine.splitlines()
+            added = [line for line in files[name].splitlines() if line not in known]
+            files[name] = mine if not added else "\n".join([*known, *added]) + "\n"
+    required = root / "requirements.txt"
+    text = required.read_text(encoding="utf-8") if required.is_file() else ""
+    pinned = _REQUIRED.sub(_requirement(), text)
+    files["requirements.txt"] = pinned if _REQUIRED.search(text) else f"{text}{_requirement()}\n"
+    return {**files, USED: files.pop(USED)}
+
+
+def _require_committed(root: Path, names: Sequence[str]) -> None:
+    """Raise where one of these files has changes that git does not hold."""
+    if not names:
+        return
+    done = _git(root, "status", "--porcelain", "--ignored", "--", *names)
+    if done.returncode:
+        raise ConfigError(
+            f"{root} is in no git repository, so {', '.join(names)}, which `canal upgrade` replaces, would "
+            "be lost: git init, git add --all, git commit, then call it again"
+        )
+    changed = [line[3:].strip('"') for line in done.stdout.splitlines()]
+    if changed:
+        raise ConfigError(
+            f"git does not hold {', '.join(changed)} as it is here, and `canal upgrade` replaces it: commit "
+            "it, then call it again; afterwards `git diff HEAD` shows what was replaced"
+        )

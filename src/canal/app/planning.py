@@ -1,0 +1,258 @@
+"""`canal plan`: what a run would learn, restore or refuse, stage by stage, before DVC touches anything."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from canal.app.creating import require_used
+from canal.app.project import Project
+from canal.config.sections import BACKBONE, Source
+from canal.config.yaml_file import check_merged, parse_yaml
+from canal.core.digests import file_digest
+from canal.core.errors import CanalError, ConfigError, SourceError
+from canal.registry.store.database import Version
+from canal.registry.versions.history import require_available
+from canal.runtime.startup import own_code
+
+_DATA = "data.dvc"
+
+Fate = Literal["learn", "restore", "keep", "refuse"]
+
+_SHOWN = 3
+_STATES = {"modified": "changed", "deleted": "missing"}
+"""DVC's words for what has changed, in ours."""
+_METHODS = {"exact": "by sums", "published": "by the network", "combined": "by network and sums"}
+
+_STEPS = """
+import json, sys
+import networkx
+from dvc.repo import Repo
+
+with Repo() as repo, repo.lock:
+    graph = repo.index.graph
+    order = {stage.addressing: stage for stage in networkx.dfs_postorder_nodes(graph)}
+    reasons = {}
+    for name, stage in order.items():
+        if found := stage.status(check_updates=True).get(name):
+            reasons[name] = found
+    before = {name: {one.addressing for one in networkx.descendants(graph, order[name])} for name in order}
+    steps = [[name, reasons.get(name, []), bool(before[name] & set(reasons))] for name in order]
+    json.dump(steps, sys.stdout)
+"""
+"""Asks DVC for its steps in order, why each has changed, and whether it builds on one that has."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a run does with one stage, or the backbone.
+
+    Attributes
+    ----------
+    fate
+        ``learn``, ``restore`` its version's files, ``keep`` what is there, or ``refuse``.
+    version
+        The number of the version that holds it; None where there is none yet.
+    why
+        The reason, in words.
+    steps
+        The steps of DVC that run for it, in order.
+    """
+
+    stage: str
+    fate: Fate
+    version: int | None
+    why: str
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes
+    ----------
+    stages
+        Stage by stage, the backbone first.
+    steps
+        The steps of DVC that run, in order, each with the reason.
+    perhaps
+        Steps that run only if one of those before them makes other bytes than it did last time.
+    n_steps
+        All steps of the pipeline.
+    refusals
+        What would be refused at once, before any step.
+    """
+
+    stages: tuple[StagePlan, ...]
+    steps: dict[str, str]
+    perhaps: tuple[str, ...]
+    n_steps: int
+    refusals: tuple[str, ...]
+
+    @property
+    def refused(self) -> bool:
+        """Whether the run would be refused."""
+        return bool(self.refusals) or any(one.fate == "refuse" for one in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document."""
+        return {**asdict(self), "refused": self.refused}
+
+
+def plan(project: Project) -> Plan:
+    """Return what `canal run` would do with a project as it is; nothing is written, fetched or learned.
+
+    Raises
+    ------
+    ConfigError
+        If no stage is declared, or DVC cannot read the project's pipeline.
+    """
+    _ = project.config.root_stage
+    refusals = [str(error) for error in _before_run(project.layout.root)]
+    fates = stage_fates(project)
+    running, perhaps, n_steps = _steps(project.layout.root)
+    stages = []
+    for one in fates:
+        steps = tuple(name for name in running if _belongs(project, name, one.stage))
+        fate: Fate = "restore" if one.fate == "keep" and steps else one.fate
+        stages.append(replace(one, steps=steps, fate=fate))
+    return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals))
+
+
+def stage_fates(project: Project) -> list[StagePlan]:
+    """Return what a run does with the backbone and each stage: keep, learn or refuse it, and why."""
+    fates: dict[str, StagePlan] = {}
+    for stage in (BACKBONE, *project.config.stages):
+        above = None if stage == BACKBONE else fates[project.config.stages[stage].parent]
+        try:
+            version = project.learned(stage)
+            fates[stage] = _kept(version) if version else _new(project, stage)
+        except CanalError as error:
+            fates[stage] = StagePlan(stage, "refuse", None, str(error))
+        if above is not None and above.fate == "refuse" and fates[stage].fate == "learn":
+            fates[stage] = StagePlan(stage, "refuse", None, f"{above.stage}, its parent, would be refused")
+    return list(fates.values())
+
+
+def _kept(version: Version) -> StagePlan:
+    return StagePlan(version.stage, "keep", version.number, "learned, and asked for as it was learned")
+
+
+def _new(project: Project, stage: str) -> StagePlan:
+    """Return the plan of a stage that is to be learned; raises where its cells cannot be had."""
+    config = project.config
+    if stage == BACKBONE:
+        how = (
+            "imported"
+            if config.imported_backbone
+            else "pretrained"
+            if config.trains_network
+            else "no network"
+        )
+        return StagePlan(stage, "learn", None, f"branch {config.backbone.branch} is not learned yet: {how}")
+    require_available(config, stage)
+    name = config.stages[stage].source
+    _require_bytes(project, name, config.sources[name])
+    how = _METHODS[config.learning(stage).method]
+    tuned = ", lambda and L by a study" if config.study(stage) else ""
+    branch = config.stages[stage].branch
+    why = f"branch {branch} is not learned yet: gated, then learned {how}{tuned}"
+    return StagePlan(stage, "learn", None, why)
+
+
+def _require_bytes(project: Project, name: str, source: Source) -> None:
+    """Raise where the file of a source on disk is missing, or is another one than params.yaml names."""
+    kept = project.layout.source(name) / "cells.h5ad"
+    if source.path is None or kept.is_file():
+        return
+    path = project.layout.root / source.path
+    if not path.is_file():
+        raise SourceError(
+            f"sources.{name}.path: {path} not found; give the path of the file, or bring it back"
+        )
+    if (found := file_digest(path)) != source.file_sha256:
+        raise SourceError(
+            f"sources.{name}: {path} has sha256 {found[:12]}..., params.yaml names "
+            f"{source.file_sha256[:12]}...: the file was changed since it was declared; restore it, or "
+            "declare it as another source"
+        )
+
+
+def _before_run(root: Path) -> list[CanalError]:
+    """Return what would stop a run before its first step, other than a stage."""
+    found: list[CanalError] = []
+    try:
+        require_used(root, renew=False)
+    except CanalError as error:
+        found.append(error)
+    try:
+        require_mergeable(root)
+    except CanalError as error:
+        found.append(error)
+    return found
+
+
+def require_mergeable(root: Path) -> None:
+    """Raise for a project that this user cannot write, or in which git left a merge undone.
+
+    Raises
+    ------
+    ConfigError
+        In one sentence, with what to do.
+    """
+    if not os.access(root, os.W_OK):
+        raise ConfigError(f"{root} is read-only for this user, and a run writes there: copy the project")
+    for path in (root / name for name in ("dvc.lock", "data.dvc", "dvc.yaml")):
+        if path.is_file():
+            check_merged(path.read_bytes(), path.name)
+
+
+def _steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
+    """Return the steps of DVC that run and why, those that perhaps do, and the number of all."""
+    done = subprocess.run(
+        [sys.executable, "-c", _STEPS], cwd=root, env=own_code(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise ConfigError(
+            f"DVC cannot read the project's pipeline: {lines[-1] if lines else 'no reason given'}"
+        )
+    reasons, perhaps = dict[str, str](), list[str]()
+    lock = root / "dvc.lock"
+    ran = (parse_yaml(lock.read_bytes(), lock.name) or {}).get("stages") or {} if lock.is_file() else {}
+    steps = json.loads(done.stdout)
+    for name, found, before in steps:
+        if found and name not in ran and name != _DATA:
+            reasons[name] = "has not run yet"
+        elif found:
+            reasons[name] = "; ".join(_in_words(found))
+        elif before:
+            perhaps.append(name)
+    return reasons, tuple(perhaps), len(steps)
+
+
+def _in_words(found: Sequence[Any]) -> Iterator[str]:
+    """Yield what DVC says of a step: what of its command, dependencies, parameters and outs has changed."""
+    for one in found:
+        if not isinstance(one, Mapping):
+            yield str(one)
+            continue
+        named = list[str]()
+        for path, state in (pair for items in one.values() for pair in items.items()):
+            states = state.items() if isinstance(state, Mapping) else [("", state)]
+            named += [f"{f'{key} of ' if key else ''}{path} {_STATES.get(how, how)}" for key, how in states]
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        yield f"{', '.join(named[:_SHOWN])}{more}"
+
+
+def _belongs(project: Project, step: str, stage: str) -> bool:
+    """Whether a step of DVC runs for a stage alone."""
+    name, _, of = step.partition("@")
+    if stage == BACKBONE:
+        return name == "pretrain"
+    return of == (project.config.stages[stage].source if name == "prepare" else stage)

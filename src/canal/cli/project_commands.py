@@ -1,0 +1,132 @@
+"""Commands about a project as a whole: init, plan, run, upgrade."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from canal import app
+from canal.cli.parsing import AsJson, DryRun, Root, note, open_project, show_result
+from canal.cli.stages_commands import source_of
+from canal.core.errors import ConfigError
+from canal.report.registry_tables import verdict_table
+from canal.report.terminal import plan_table
+
+Method = Literal["exact", "combined", "published"]
+
+
+def add_to(to: typer.Typer) -> None:
+    """Add the commands `init`, `plan`, `run` and `upgrade` to the command line."""
+    to.command(
+        epilog="Example: canal init pancreas --first baron.h5ad --label cell_type --values counts    "
+        "canal init demo --demo"
+    )(init)
+    to.command(epilog="Example: canal plan    canal plan --json | jq '.stages[] | {stage, fate}'")(plan)
+    to.command(epilog="Example: canal run    canal run --dry-run")(run)
+    to.command(epilog="Example: canal upgrade --dry-run    canal upgrade")(upgrade)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="NAME", help="The new project's folder.")],
+    first: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The labelled h5ad file of the first stage.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="Name of the first stage; by default the file's.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="obs column with cell types; by default cell_type.")
+    ] = None,
+    values: Annotated[str | None, typer.Option(help="counts, log1p_10k or log2p_10k; with --first.")] = None,
+    label_map: Annotated[
+        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")] = None,
+    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
+    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    method: Annotated[
+        Method, typer.Option(help="Who learns: sums in seconds (exact), the network in minutes, or both.")
+    ] = "exact",
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Learn canal's embedded data: four stages of human immune cells.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Begin a lineage of your own: a folder with git, DVC, parameters, pipeline and a CI workflow."""
+    of_file: dict[str, Any] = {
+        "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
+        "gene_column": gene_column,
+    }  # fmt: skip
+    if first is None and (given := [name for name, value in of_file.items() if value is not None]):
+        options = ", ".join(
+            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in given
+        )
+        raise ConfigError(f"{options}: of which file? --first FILE.h5ad names it")
+    if first is not None and demo:
+        raise ConfigError("--demo learns embedded data and --first a file of yours: give one of the two")
+    stage_of_file = None
+    if first is not None:
+        if values is None:
+            raise ConfigError(f"--values, the units of {first}, is missing: counts, log1p_10k or log2p_10k")
+        stage_of_file = app.creating.FirstStage(
+            stage or app.creating.name_from(first.stem, "first"), source_of(first, of_file, folder)
+        )
+    wish = app.creating.Wish(method, stage_of_file, demo)
+    made = app.creating.create(
+        folder, wish, lambda verdict: show_result(verdict_table(verdict), as_json=False), dry_run
+    )
+    if dry_run:
+        note(f"would make {made.root}, of {len(made.files)} files: {', '.join(made.files)}")
+        return
+    note(f"made {made.root}: {len(made.files)} files" + ("" if made.problem else ", committed to git"))
+    if made.problem:
+        note(f"but not committed ({made.problem}): commit it before the first run")
+    begin = (
+        "canal plan, canal run" if first or demo else "canal stage add NAME --file FILE.h5ad --values counts"
+    )
+    note(f"next: cd {os.path.relpath(made.root)}; {begin}")
+
+
+def plan(root: Root = None, as_json: AsJson = False) -> None:
+    """Show what `canal run` would learn, restore or refuse, by which steps of DVC; nothing is touched."""
+    _plan(root, as_json)
+
+
+def run(dry_run: DryRun = False, root: Root = None) -> None:
+    """Learn what params.yaml asks for: gate, split, learn, evaluate, register; say what to commit."""
+    if dry_run:
+        _plan(root, as_json=False)
+        return
+    raise typer.Exit(app.running.main(root))
+
+
+def _plan(root: Path | None, as_json: bool) -> None:
+    planned = app.planning.plan(open_project(root))
+    show_result(planned.to_json() if as_json else plan_table(planned.to_json()), as_json)
+    if planned.refused:
+        for refusal in planned.refusals:
+            note(f"canal: {refusal}")
+        note("canal: a run would be refused: see above; nothing was touched")
+        raise typer.Exit(1)
+    learned = sum(one.fate == "learn" for one in planned.stages)
+    if not planned.steps:
+        note("nothing to do: everything that params.yaml asks for is here")
+    else:
+        note(f"next: canal run ({len(planned.steps)} of {planned.n_steps} steps; {learned} to learn)")
+
+
+def upgrade(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
+    """Move a project to this canal's pipeline; what was learned is restored, never learned again."""
+    moved = app.creating.upgrade(open_project(root), dry_run)
+    if as_json:
+        show_result(moved.to_json(), as_json)
+        return
+    would = "would be " if dry_run else ""
+    for name, what in moved.files.items():
+        note(f"{name}: {would}{what}")
+    if not moved.files:
+        note(f"nothing to do: the project has the pipeline of canal {moved.after}")
+        return
+    if moved.left:
+        note(f"no longer used, and left as they are: {', '.join(moved.left)}")
+    if not dry_run:
+        note(f"the project uses canal {moved.after}; next: git diff, canal plan, canal run, then commit")
