@@ -137,7 +137,7 @@ def test_a_project_without_versions_says_what_to_do(tmp_path):
     write_params(tmp_path, make_document())
     said = CliRunner().invoke(app, ["annotate", "x.h5ad", "-o", "y.h5ad", "--root", str(tmp_path)])
     assert isinstance(said.exception, CanalError)
-    assert "run `make run` first" in str(said.exception)
+    assert "run `canal run` first" in str(said.exception)
     said = CliRunner().invoke(app, ["versions", "--json", "--root", str(tmp_path)])
     assert (said.exit_code, said.stdout.strip()) == (0, "[]")
 

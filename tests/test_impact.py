@@ -98,7 +98,7 @@ def test_what_came_before_is_left_alone(made):
     assert [one["input"]["name"] for one in document["annotations"]] == ["ward.h5ad"]
     assert commands(document)[:4] == [
         "canal stage relearn second --commit",
-        "make run",
+        "canal run",
         'canal promote candidate --by "YOUR NAME" --why "REASON"',
         'canal retire 2 --by "YOUR NAME" --why "REASON"',
     ]

@@ -181,4 +181,4 @@ def test_a_stage_with_the_least_that_is_known(tmp_path):
 
 def test_a_page_before_the_first_stage(tmp_path):
     text = Page(write_report([], tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "No stage has been learned and measured yet. make run does both." in text
+    assert "No stage has been learned and measured yet. canal run does both." in text

@@ -204,7 +204,7 @@ def _commit(project: Project, number: int, key: Key, record: Record) -> str:
         raise AuditError(
             f"version {number} was learned with another constraints.txt (sha256 {str(key['lock'])[:12]}...) "
             f"than this environment ({str(lock_digest(root))[:12]}...): check out commit {commit[:12]}, make "
-            "its environment (make run), and reproduce the version there"
+            "its environment, and reproduce the version there"
         )
     if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise AuditError(

@@ -133,7 +133,7 @@ def _version_of(project: Project, stage: str) -> Version:
     if version is None:
         raise HistoryError(
             f"stage {stage!r} has no version as params.yaml describes it, so there is nothing to add sums "
-            "to: `make run` learns it, with sums where continual.method is combined or exact"
+            "to: `canal run` learns it, with sums where continual.method is combined or exact"
         )
     return version
 
@@ -265,7 +265,7 @@ def _install(project: Project, version: Version) -> None:
     restore_model(project.store, version, layout.model(stage))
     restore_metrics(project.store, version, layout.metrics(stage))
     write_scores(layout, stage)
-    commit_to_lock(project.store, [f"{step}@{stage}" for step in STAGE_STEPS], "run `make run`, which does")
+    commit_to_lock(project.store, [f"{step}@{stage}" for step in STAGE_STEPS], "run `canal run`, which does")
 
 
 def commit_to_lock(store: Store, steps: Sequence[str], way_out: str) -> None:

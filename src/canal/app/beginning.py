@@ -56,7 +56,7 @@ class PublishedFiles:
 class BackboneImport:
     """The result of an import.
 
-    ``conflict`` says why `make run` will fail, where this branch already has another backbone.
+    ``conflict`` says why `canal run` will fail, where this branch already has another backbone.
     """
 
     backbone: "Backbone"
@@ -327,7 +327,7 @@ def _require_unlearned(project: Project) -> None:
         raise HistoryError(
             "this lineage has started on a basis of its own; another basis would change the request of every "
             "stage, and learned stages are never changed. Adopt the basis in a new project folder before its "
-            "first `make run`, or start a new branch here: `canal stage relearn backbone`, then adopt it"
+            "first `canal run`, or start a new branch here: `canal stage relearn backbone`, then adopt it"
         )
 
 

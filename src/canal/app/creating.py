@@ -35,6 +35,9 @@ USED = "canal.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEMPLATES = Path(__file__).parent / "templates"
 _SAME = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore", "MLproject")
+_PARAMS = "params.yaml"
+_ADDED_TO = (_PARAMS, "requirements.txt", ".dvcignore", ".gitattributes", ".gitignore")
+"""Files of which an upgrade keeps every line that it does not understand."""
 _OWN_CODE = "src/canal/"
 _LOCAL = "PYTHONPATH=src "
 _NOT_FETCHED = "deps:\n- path: incoming\nouts:\n- path: data\n"
@@ -204,10 +207,10 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
     """Return the files of a new project by path."""
     top, files = top_files(), pipeline_files()
     if wish.demo:
-        files |= {one: (top / one).read_text(encoding="utf-8") for one in ("params.yaml", "data.dvc")}
+        files |= {one: (top / one).read_text(encoding="utf-8") for one in (_PARAMS, "data.dvc")}
     else:
         files |= {
-            "params.yaml": _filled("params.yaml", method=wish.method, model=name),
+            _PARAMS: _filled(_PARAMS, method=wish.method, model=name),
             "data.dvc": _NOT_FETCHED,
         }
     begun = wish.demo or wish.first is not None
@@ -335,7 +338,7 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
     root = project.layout.root
     wanted = {} if is_source(root) else _upgraded_files(root)
     before = project.layout.params.read_text(encoding="utf-8")
-    wanted = {"params.yaml": with_sections(with_tune(before)), **wanted}
+    wanted = {_PARAMS: with_sections(with_tune(before)), **wanted}
     files: dict[str, Literal["new", "changed"]] = {}
     for name, text in wanted.items():
         path = root / name
@@ -343,7 +346,9 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
             files[name] = "new"
         elif path.read_text(encoding="utf-8") != text:
             files[name] = "changed"
-    _require_committed(root, [name for name, what in files.items() if what == "changed"])
+    _require_committed(
+        root, [name for name, what in files.items() if what == "changed" and name not in _ADDED_TO]
+    )
     used = read_json(root / USED) if (root / USED).is_file() else {}
     own = (
         {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} if len(wanted) > 1 else set()
@@ -354,7 +359,7 @@ def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
     ]
     if not dry_run:
         for name in files:
-            if name == "params.yaml":
+            if name == _PARAMS:
                 save(project.layout.params, wanted[name], before)
             else:
                 _write(root / name, wanted[name])

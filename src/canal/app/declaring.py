@@ -47,7 +47,7 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     config = project.config
     stage = stage or config.last_stage
     if stage not in config.stages:
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}")
     source = config.stages[stage].source
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
@@ -282,7 +282,7 @@ def tuning_of(project: Project, stage: str) -> Tuning:
     """
     config = project.config
     if stage not in config.stages:
-        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages)}")
+        raise ConfigError(f"no stage {stage!r}; there are {', '.join(config.stages) or 'none'}")
     tuning = config.study(stage)
     if tuning is None:
         settings = config.learning(stage)

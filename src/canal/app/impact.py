@@ -176,7 +176,7 @@ def plan(
         for stage in again
     ]
     if again:
-        steps.append(Step("run", "make run", "learns and registers the new branch"))
+        steps.append(Step("run", "canal run", "learns and registers the new branch"))
         steps.append(Step("run", f"canal promote candidate {_WHO}", "the new branch serves, if it passes"))
     for exposure in affected(exposures):
         version = exposure.version.version

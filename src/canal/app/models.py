@@ -127,7 +127,7 @@ def serving_version(project: Project, model: str | None) -> Version:
     require_rebuilt(project.store)
     ready = [version for version in project.store.versions() if version.ready and not version.retired]
     if not ready:
-        raise RegistryError("no version is registered yet; run `make run` first")
+        raise RegistryError("no version is registered yet; run `canal run` first")
     champions = [version for version in ready if CHAMPION in version.aliases]
     return (champions or ready)[-1]
 

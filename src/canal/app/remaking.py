@@ -96,7 +96,7 @@ def write_backbone(project: Project, scratch: Project, facts: Mapping[str, Any])
     """Write the model folder of a lineage's start into the scratch project, without its network."""
     old = project.learned(BACKBONE)
     if old is None:
-        raise HistoryError("the backbone is not learned as params.yaml describes it: run `make run` first")
+        raise HistoryError("the backbone is not learned as params.yaml describes it: run `canal run` first")
     folder, key = verified(project.store, old)
     with new_folder(scratch.layout.model(BACKBONE)) as target:
         write_json(target / "history.json", {"method": "exact", "epochs": []})

@@ -85,7 +85,7 @@ def unlearn(
     """Register a version without the withdrawn cells for each stage that learned from them, and on.
 
     params.yaml excludes the cells, and names a new branch and the exact method for these stages; a later
-    `make run` finds them learned. Old versions stay as they are. A second call completes an interrupted one.
+    `canal run` finds them learned. Old versions stay as they are. A second call completes an interrupted one.
 
     Raises
     ------

@@ -290,7 +290,7 @@ def write_page(project: Project, output: Path) -> Path:
     """
     stages = collect(project.layout, list(project.config.stages), version_rows(project))
     if not stages:
-        raise CanalError("no stage has been evaluated yet; run `make run` first")
+        raise CanalError("no stage has been evaluated yet; run `canal run` first")
     title = project.config.registry.model
     return write_report(stages, output / "index.html", title, backbone_history(project.layout))
 

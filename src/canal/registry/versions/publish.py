@@ -264,7 +264,7 @@ def parent_version(store: Store, key: Key, stage: str) -> Version | None:
         return parent
     raise RegistryError(
         f"stage {stage!r} was learned from a model with key {key['parent'][:12]}... that is not registered; "
-        "run `make run`, or bring the registry that holds it"
+        "run `canal run`, or bring the registry that holds it"
     )
 
 

@@ -1,0 +1,54 @@
+"""A lineage of one's own, from an empty folder to a promoted version, by the example and by docs/own.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.test_docs import OWN, commands_of
+from tests.support.warm import REPOSITORY, environment
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("own")]
+
+EXAMPLE = REPOSITORY / "examples" / "own_lineage.py"
+
+
+@pytest.fixture(scope="module")
+def begun(own_project, tmp_path_factory) -> tuple[Path, str]:
+    """Run the example with canal as its wheel installs it; return its folder and what it said."""
+    folder = tmp_path_factory.mktemp("own") / "pancreas"
+    done = own_project.evaluate_file(EXAMPLE, folder, "--cells", "700", cwd=folder.parent)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    return folder, said
+
+
+def test_from_an_empty_folder_to_a_promoted_lineage(begun):
+    folder, said = begun
+    assert "learned  backbone (version 1), islets (version 1)" in said
+    assert "learned  pancreas (version 2)" in said
+    assert "kept     backbone (version 1), islets (version 1)" in said
+    assert "everything holds" in said
+    assert (folder / "labelled.h5ad").is_file()
+    timed = re.findall(r"^ *(\d+\.\d)  (canal \w+)", said, re.MULTILINE)
+    assert [command for _, command in timed][:3] == ["canal init", "canal plan", "canal run"]
+    entries = [json.loads(line) for line in (folder / "lineage" / "ledger.jsonl").read_text().splitlines()]
+    assert [(one["action"], one["version"]) for one in entries if one["action"] == "promote"] == [
+        ("promote", 1), ("promote", 2)
+    ]  # fmt: skip
+
+
+def test_the_commands_of_the_page_are_those_of_the_example():
+    """The page's other commands, upgrade and the demo's, have tests of their own (tests/test_creating.py)."""
+    shown = commands_of(OWN)
+    code = EXAMPLE.read_text()
+    values = re.search(r'values = "(.*)"', code)[1]
+    called = [one.replace("{values}", values) for one in re.findall(r'f?[\'"](canal [^\n]*)[\'"]\),', code)]
+    assert len(called) == 9
+    extra = {"canal plan", "canal upgrade", "canal upgrade --dry-run"}
+    assert [one for one in shown if one not in extra] == [one for one in called if one not in extra]

@@ -1,0 +1,331 @@
+"""`canal init`, `plan` and `upgrade`: a project has the files at the top of canal's source."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from canal.app import creating
+from canal.app.creating import USED, FirstStage, Wish, create, of_installed, require_used, upgrade, used_canal
+from canal.app.planning import plan
+from canal.app.project import Project
+from canal.cli import app
+from canal.config.yaml_file import load_config
+from canal.core import __version__
+from canal.core.errors import ConfigError, GateError
+from canal.core.files import read_json
+from tests.support.cells import make_adata, source_of, write_adata
+from tests.support.warm import REPOSITORY, environment
+
+
+@pytest.fixture(autouse=True)
+def person(monkeypatch):
+    """Give git a name to commit by, and no settings of a user."""
+    for name, value in environment(REPOSITORY).items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a project without a stage; a test that changes it works on a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(REPOSITORY).items():
+            if name.startswith("GIT_"):
+                patch.setenv(name, value)
+        return create(tmp_path_factory.mktemp("made") / "blood", Wish()).root
+
+
+@pytest.fixture
+def project(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "blood")
+
+
+def cells(path: Path, n_per_type=None, **options):
+    """Write cells that express enough genes for the defaults."""
+    return write_adata(make_adata(n_per_type or {"B": 40, "T": 40, "NK": 30}, n_genes=700, **options), path)
+
+
+def first(path: Path) -> FirstStage:
+    return FirstStage("first", source_of(path).model_dump(mode="json", exclude_unset=True))
+
+
+def canal(*words, expect=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == expect, f"{words}: {done.exit_code} {done.exception!r}\n{done.output}"
+    return f"{done.output}{done.exception or ''}"
+
+
+def git(root, *words):
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+# The files.
+
+
+def test_the_files_are_those_at_the_top_of_the_source(made):
+    scripts = {path.name for path in (REPOSITORY / "pipelines").glob("*.py")}
+    assert {path.name for path in (made / "pipelines").iterdir()} == scripts
+    names = [".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore"]
+    for name in (*names, *(f"pipelines/{one}" for one in scripts)):
+        assert (made / name).read_bytes() == (REPOSITORY / name).read_bytes(), name
+    project = (REPOSITORY / "MLproject").read_text()
+    assert (made / "MLproject").read_text() == project.replace("PYTHONPATH=src ", "")
+    assert "src" not in (made / "MLproject").read_text()
+
+
+def test_steps_are_those_of_the_source_but_depend_on_the_installed_code(made):
+    yaml = YAML(typ="safe")
+    source, own = (yaml.load(root / "dvc.yaml")["stages"] for root in (REPOSITORY, made))
+    assert list(own) == list(source)
+    rooms = set()
+    for name, entry in source.items():
+        before, after = (one.get("do", one) for one in (entry, own[name]))
+        used = {one.removeprefix("src/canal/") for one in before["deps"] if one.startswith("src/")}
+        rooms |= used
+        params = [one for one in after["params"] if not isinstance(one, dict)]
+        assert params == before["params"]
+        assert after["deps"] == [one for one in before["deps"] if not one.startswith("src/")]
+        code = {key for one in after["params"] if isinstance(one, dict) for key in one[USED]}
+        assert code == {f"code.{room}" for room in used}
+        rest = {"deps", "params"}
+        assert {k: v for k, v in after.items() if k not in rest} == {
+            k: v for k, v in before.items() if k not in rest
+        }
+    assert rooms <= set(used_canal()["code"])
+    assert "src/canal" not in (made / "dvc.yaml").read_text()
+
+
+def test_comments_of_the_pipeline_stay(made):
+    text = (REPOSITORY / "dvc.yaml").read_text()
+    kept = [line for line in text.splitlines() if line.lstrip().startswith("#")]
+    assert kept
+    assert all(line.strip() in of_installed(text) for line in kept)
+
+
+def test_a_project_is_committed_clean_and_says_what_comes_next(made):
+    assert git(made, "status", "--porcelain") == ""
+    assert git(made, "log", "--format=%s") == "Begin blood"
+    readme = (made / "README.md").read_text()
+    commands = re.findall(r"^canal [a-z]+ .*$", readme, re.MULTILINE)
+    assert commands[0].startswith("canal stage add NAME --file")
+    config = load_config(made / "params.yaml")
+    assert (config.stages, config.continual.method) == ({}, "exact")
+    assert config.registry.model == "blood-annotator"
+    assert (made / "requirements.txt").read_text() == f"canal-cells[project]=={__version__}\n"
+    workflow = YAML(typ="safe").load(made / ".github" / "workflows" / "canal.yml")
+    steps = "\n".join(step.get("run", "") for step in workflow["jobs"]["canal"]["steps"])
+    assert all(one in steps for one in ("canal plan", "canal run", "canal audit", "dvc pull"))
+
+
+def test_the_demo_has_the_shipped_parameters_and_data(tmp_path):
+    root = create(tmp_path / "demo", Wish(demo=True)).root
+    for name in ("params.yaml", "data.dvc"):
+        assert (root / name).read_bytes() == (REPOSITORY / name).read_bytes()
+    planned = plan(Project.open(root))
+    assert [one.fate for one in planned.stages] == ["learn"] * 5
+    assert "data.dvc" in {*planned.steps, *planned.perhaps}
+    assert not planned.refused
+
+
+def test_a_file_begins_the_lineage_with_what_its_cells_ask_for(tmp_path):
+    """Its gate needs no panel, which the first stage is still to choose."""
+    path = cells(tmp_path / "Blood Cells.h5ad")
+    root = tmp_path / "lineage"
+    words = ("--values", "counts", "--batch", "batch")
+    said = canal("init", root, "--first", path, *words, "--method", "combined")
+    assert "passed: 0 error(s)" in said
+    assert "cells of 3 type(s)" in said
+    config = load_config(root / "params.yaml")
+    assert (list(config.stages), config.root_stage) == (["blood-cells"], "blood-cells")
+    assert config.stages["blood-cells"].parent == "backbone"
+    assert config.continual.method == "combined"
+    assert config.sources["blood-cells"].path == str(path)
+    assert git(root, "status", "--porcelain") == ""
+    assert "stage add NAME" not in (root / "README.md").read_text().partition("## Label")[0]
+
+
+def test_a_file_that_the_gate_refuses_leaves_no_project(tmp_path):
+    path = cells(tmp_path / "few.h5ad", {"B": 20, "T": 3})
+    seen = []
+    with pytest.raises(GateError, match="stage 'first' was not added"):
+        create(tmp_path / "lineage", Wish(first=first(path)), seen.append)
+    assert [verdict.passed for verdict in seen] == [False]
+    assert [one.name for one in tmp_path.iterdir()] == ["few.h5ad"]
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_dry_run_writes_nothing(tmp_path, with_file):
+    path = cells(tmp_path / "cells.h5ad")
+    given = ("--first", path, "--values", "counts") if with_file else ()
+    said = canal("init", tmp_path / "lineage", *given, "--dry-run")
+    assert f"would make {tmp_path / 'lineage'}, of 24 files: .dvc/config, " in said
+    assert [one.name for one in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_an_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert create(tmp_path / "empty", Wish()).problem is None
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        create(tmp_path / "empty", Wish())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        create(tmp_path / "file", Wish())
+    with pytest.raises(ConfigError, match="lies in the git repository"):
+        create(tmp_path / "empty" / "inner" / "most", Wish())
+    for name in ("Upper", "with blank", "-x", "x" * 65):
+        with pytest.raises(ConfigError, match="is not a project's name"):
+            create(tmp_path / name, Wish())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--label", "x"), "--label: of which file"),
+        (("--map", "x.csv", "--values", "counts"), "--map, --values: of which file"),
+        (("--first", "no.h5ad"), "--values, the units of no.h5ad, is missing"),
+        (("--first", "no.h5ad", "--values", "counts"), "no.h5ad not found"),
+        (("--first", "no.h5ad", "--values", "counts", "--demo"), "give one of the two"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, words, message):
+    assert message in canal("init", tmp_path / "lineage", *words, expect=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_name_git_keeps_the_files_uncommitted_and_it_is_said(tmp_path, monkeypatch):
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    said = canal("init", tmp_path / "lineage")
+    assert "but not committed (git commit: " in said
+    assert "params.yaml" in git(tmp_path / "lineage", "status", "--porcelain")
+
+
+# A project without a stage.
+
+
+@pytest.mark.parametrize("words", [("plan",), ("run",), ("run", "--dry-run"), ("validate", "x.h5ad")])
+def test_without_a_stage_the_command_that_adds_one_is_named(project, words, monkeypatch):
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+
+
+def test_the_first_stage_is_added_without_naming_a_parent(project, tmp_path):
+    path = cells(tmp_path / "cells.h5ad")
+    words = ("stage", "add", "donors", "--file", path, "--values", "counts", "--root", project)
+    before = (project / "params.yaml").read_text()
+    said = canal(*words, "--dry-run")
+    assert "+  donors:\n+    source: donors\n+    parent: backbone" in said
+    assert (project / "params.yaml").read_text() == before
+    canal(*words, "--commit")
+    assert git(project, "log", "-1", "--format=%s") == "Add stage donors"
+    assert load_config(project / "params.yaml").panel.stage == "donors"
+    assert "would start a new branch for donors" in canal(
+        "stage", "relearn", "donors", "--dry-run", "--root", project
+    )
+    assert load_config(project / "params.yaml").stages["donors"].branch == 1
+
+
+# The canal that a project uses.
+
+
+def test_another_version_is_refused_until_the_project_is_upgraded(project):
+    used = read_json(project / USED)
+    (project / USED).write_text(json.dumps({**used, "canal": "0.0.1"}))
+    with pytest.raises(ConfigError, match=r"uses canal 0\.0\.1 and this is canal .*: `canal upgrade`"):
+        require_used(project)
+    with pytest.raises(ConfigError, match=r"git does not hold canal\.json as it is here"):
+        upgrade(Project.open(project))
+    git(project, "commit", "--quiet", "--all", "--message", "older")
+    moved = upgrade(Project.open(project))
+    assert (moved.before, moved.after, moved.files) == ("0.0.1", __version__, {USED: "changed"})
+    require_used(project)
+    assert upgrade(Project.open(project)).files == {}
+
+
+def test_code_that_changed_within_a_version_runs_the_steps_that_use_it_again(project, capsys):
+    used = read_json(project / USED)
+    used["code"]["data"] = "0" * 64
+    (project / USED).write_text(json.dumps(used))
+    require_used(project, renew=False)
+    assert read_json(project / USED) == used
+    require_used(project)
+    assert read_json(project / USED) == used_canal()
+    assert "the installed canal's code has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"code": {}}', "{"])
+def test_a_damaged_canal_json_is_named(project, content):
+    (project / USED).write_text(content)
+    with pytest.raises(ConfigError, match=r"canal\.json is not as canal writes it: git checkout"):
+        require_used(project)
+
+
+def test_an_upgrade_keeps_what_people_wrote(project):
+    """Patterns, requirements and parameters are added to; a changed script is in git, or not replaced."""
+    (project / ".gitignore").write_text("my notes/\n")
+    (project / "requirements.txt").write_text("scanpy\ncanal-cells[project]==0.0.1  # ours\nseaborn\n")
+    (project / "pipelines" / "ours.py").write_text("print('ours')\n")
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("memory: {}\n", ""))
+    said = canal("upgrade", "--dry-run", "--root", project)
+    assert "params.yaml: would be changed" in said
+    assert "memory" not in (project / "params.yaml").read_text()
+    moved = upgrade(Project.open(project))
+    assert set(moved.files) == {"params.yaml", ".gitignore", "requirements.txt"}
+    assert moved.left == ("pipelines/ours.py",)
+    ignored = (project / ".gitignore").read_text().splitlines()
+    assert ignored[0] == "my notes/"
+    assert "/mlflow.db" in ignored
+    required = (project / "requirements.txt").read_text().splitlines()
+    assert required == ["scanpy", f"canal-cells[project]=={__version__}", "seaborn"]
+    script = project / "pipelines" / "split.py"
+    script.write_text("mine")
+    with pytest.raises(ConfigError, match=r"git does not hold pipelines/split\.py as it is here"):
+        upgrade(Project.open(project))
+    assert script.read_text() == "mine"
+
+
+def test_canals_own_source_is_no_project_that_is_upgraded(tmp_path):
+    root = tmp_path / "source"
+    shutil.copytree(REPOSITORY / "src" / "canal", root / "src" / "canal")
+    shutil.copyfile(REPOSITORY / "params.yaml", root / "params.yaml")
+    require_used(root)
+    assert upgrade(Project.open(root)).files == {}
+    (root / "src" / "canal" / "core" / "digests.py").write_text("")
+    with pytest.raises(ConfigError, match="another copy of canal's source"):
+        require_used(root)
+
+
+def test_a_kill_before_the_last_file_is_mended_by_a_second_call(project, monkeypatch):
+    for name in ("MLproject", "dvc.yaml", "python_env.yaml", USED):
+        (project / name).unlink()
+    git(project, "commit", "--quiet", "--all", "--message", "none of them")
+    write, done = creating._write, []
+
+    def killed(path, text):
+        if path.name == "python_env.yaml":
+            raise KeyboardInterrupt
+        done.append(path.name)
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(creating, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade(Project.open(project))
+    assert (set(done), (project / USED).exists()) == ({"MLproject", "dvc.yaml"}, False)
+    moved = upgrade(Project.open(project))
+    assert list(moved.files) == ["python_env.yaml", USED]
+    require_used(project)
