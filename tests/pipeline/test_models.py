@@ -23,6 +23,7 @@ from canal.core.errors import AuditError, CanalError, RegistryError
 from canal.data.split import read_split
 from canal.registry.transfer.bundle import holds_cells
 from canal.registry.transfer.exchange import import_bundle
+from tests.support.labelled import call_novel
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("models")]
 
@@ -405,3 +406,39 @@ def test_a_full_disk_is_told(bundles, here, monkeypatch):
     with pytest.raises(RegistryError, match="cannot be written: .*No space left"):
         shelf.add_model(str(bundles / "bare.zip"), "lab")
     assert shelf.shelf_names() == []
+
+
+def test_novel_and_explain_take_the_model_that_labelled_the_file(bundles, learned, here):
+    line, _ = learned
+    line.canal("annotate", str(bundles / "cells.h5ad"), "-o", str(here / "labelled.h5ad"), "--model", "2")
+    labelled = call_novel(here / "labelled.h5ad", "DC")
+    with zipfile.ZipFile(bundles / "bare.zip") as archive:
+        archive.extractall(here / "bare")
+    for command in ("novel", "explain"):
+        said = run(command, labelled, code=1)
+        assert "no project here, and no model on the shelf has this key: name its file with --model" in said
+        wanted = document(command, labelled, "--root", line.root)
+        assert wanted == document(command, labelled, "--model", bundles / "bare.zip")
+        assert wanted == document(command, labelled, "--model", here / "bare")
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    assert wanted == document("explain", labelled, "--model", "lab")
+    assert wanted == document("explain", labelled)  # the shelf holds the key on record
+    sheet = run("novel", labelled, "-o", "sheet.csv")
+    assert "in a project that holds the version (`canal import`)" in sheet
+    assert pd.read_csv(here / "sheet.csv")["n_cells"].min() >= 10
+
+
+def document(*words):
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
+
+
+def test_another_model_than_the_one_that_labelled_the_file_is_refused(bundles, learned, here):
+    line, _ = learned
+    line.canal("annotate", str(bundles / "cells.h5ad"), "-o", str(here / "first.h5ad"), "--model", "1")
+    for command in ("novel", "explain"):
+        said = run(command, here / "first.h5ad", "--model", bundles / "bare.zip", code=1)
+        assert "labelled by canal-annotator version 1 (key" in said
+        assert "is canal-annotator version 2 (key" in said
+    assert not list(here.glob("*.csv"))

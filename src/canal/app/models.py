@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.app.project import Project
-from canal.app.shelf import is_path, on_shelf, shelf_names, shelved, unchanged
+from canal.app.shelf import is_path, on_shelf, shelf_name_of, shelf_names, shelved, unchanged
 from canal.config.layout import Layout
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
@@ -77,7 +77,7 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
         return _from_mlflow(wanted, root, effort, notice)
     if wanted is not None and (isinstance(model, Path) or is_path(wanted)):
         return _from_path(Path(wanted).expanduser(), effort, notice)
-    if (project := _project_here(root)) is not None:
+    if (project := project_here(root)) is not None:
         if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
         notice(
@@ -97,7 +97,72 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
     return _from_shelf(wanted, effort, notice)
 
 
-def _project_here(root: Path | None) -> Project | None:
+def find_model_of(
+    record: Document, model: str | Path | None, root: Path | None, effort: Effort, notice: Notice
+) -> FoundModel:
+    """Return the model that labelled a file: the one whose key the file's record names.
+
+    Parameters
+    ----------
+    record
+        The annotation record of the file.
+    model
+        As `find_model` takes it. By default the version of the project that has the key (numbers differ
+        between registries), else the model on the shelf that has it.
+    root, effort, notice
+        As `find_model` takes them.
+
+    Raises
+    ------
+    RegistryError
+        If no model has the key, or the one that is named has another; if the version was retired.
+    CanalError
+        As `find_model` does.
+    """
+    key = record["model"].get("key")
+    if model is not None:
+        found = find_model(model, root, effort, notice)
+        if found.provenance["key"] != key:
+            raise RegistryError(
+                f"the file was labelled by {named_model(record['model'])}, and {model} is "
+                f"{named_model(found.provenance)}: name the model that labelled it, or label the file again "
+                "by this one"
+            )
+        return found
+    project = project_here(root)
+    if project is not None and (version := version_of_key(project, key)) is not None:
+        return _from_project(project, str(version.number), effort, notice)
+    if key and (name := shelf_name_of(key)) is not None:
+        notice(f"{name}, the model on the shelf that labelled the file, is read")
+        return _from_shelf(name, effort, notice)
+    there = "there is no project here" if project is None else "this project's registry does not hold it"
+    raise RegistryError(
+        f"the file was labelled by {named_model(record['model'])}; {there}, and no model on the shelf has "
+        "this key: name its file with --model FILE.zip, or its project with --root, import it with "
+        "`canal import`, or label the file again"
+    )
+
+
+def named_model(model: Document) -> str:
+    """Return what a message calls the model of a record or of a provenance."""
+    key = f"key {model['key'][:12]}..." if model.get("key") else "no key on record"
+    return f"{model.get('model') or 'a model'} version {model.get('version') or '?'} ({key})"
+
+
+def version_of_key(project: Project, key: str | None) -> Version | None:
+    """Return the ready version of a project that has this key; None where there is none.
+
+    Raises
+    ------
+    RegistryError
+        If it was retired.
+    """
+    of_key = (one for one in project.store.versions() if one.ready and one.key == key)
+    version = next(of_key, None) if key else None
+    return None if version is None else project.store.serving(str(version.number))
+
+
+def project_here(root: Path | None) -> Project | None:
     """Return the project in ``root``, which has to be one, or in the working directory, which need not be."""
     return Project.open(root) if root is not None or Layout(Path.cwd()).params.exists() else None
 
@@ -221,7 +286,7 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
     name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
     if not name or not wanted:
         raise RegistryError(f"{address}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
-    project = _project_here(root)
+    project = project_here(root)
     if project is not None and name == project.store.names.model:
         return _from_project(project, wanted, effort, notice)
     quiet_libraries()

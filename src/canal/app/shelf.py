@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -96,6 +97,15 @@ def shelf_names() -> list[str]:
     """Return the names of the models on the shelf, sorted."""
     place = shelf_folder()
     return sorted(one.name for one in place.iterdir() if on_shelf(one.name)) if place.is_dir() else []
+
+
+def shelf_name_of(key: str) -> str | None:
+    """Return the name of the model on the shelf that has this key, the first by name; None without one."""
+    for name in shelf_names():
+        with suppress(CanalError):  # another model that is damaged hides none
+            if read_manifest(shelved(name).folder).key == key:
+                return name
+    return None
 
 
 def on_shelf(name: str) -> bool:
