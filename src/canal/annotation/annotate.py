@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.annotation.clusters import add_vote, clusters_of_adata, clusters_of_file
+from canal.annotation.clusters import ComputeOptions, add_vote, clusters_of_adata, clusters_of_file, computing
 from canal.annotation.columns import (
     KEY,
     columns_of,
@@ -29,7 +28,6 @@ from canal.core import __version__
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
 from canal.io.formats import Fingerprint, open_cells
-from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +201,7 @@ def _label(
     done = 0 if parts is None else parts.done
     on_cells(done, query.n_cells)
     likeness = Likeness()
-    with _computing(annotator, options):
+    with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
         for block in reading.blocks(options.chunk_cells, done):
             latent = None
             if options.latent:
@@ -222,17 +220,6 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, study)
-
-
-def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
-    """Move a network to its device and return the context of its precision; sums need neither, nor torch."""
-    if isinstance(annotator, ExactAnnotator):
-        return nullcontext()
-    from canal.model.compute import find_device, precision
-
-    device = find_device(options.device)
-    annotator.on(device)
-    return precision(options.dtype, device)
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:
