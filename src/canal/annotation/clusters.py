@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from canal.annotation.query import Query
     from canal.annotation.reading import Reading
     from canal.io.formats import TabledFile
-    from canal.model.compute import Precision
+    from canal.model import Precision
     from canal.model.load import CellAnnotator
 
 LOUVAIN = "louvain"
