@@ -51,6 +51,20 @@ def test_every_public_name_is_there_and_is_what_the_modules_below_call_it():
     assert (canal.Options, canal.CanalError) == (Options, CanalError)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a", "a"], r"each cell's name once in its index, found 2 names again, such as 'a'"),
+        (["a", "", None, "b"], r"a name for each cell in its index, found 2 without, such as at '1', '2'"),
+    ],
+)
+def test_a_table_whose_cells_have_no_names_of_their_own_is_refused(served, names, message):
+    table = make_adata({"B": 4}, n_genes=20).to_df()
+    table.index = pd.Index(names, dtype=object)
+    with pytest.raises(canal.CanalError, match=message):
+        canal.annotate(table, root=served)
+
+
 def test_what_is_not_there_is_named():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         canal.nonsense  # noqa: B018

@@ -271,6 +271,73 @@ def test_in_a_project_its_versions_come_before_the_shelf(bundles, here, line, mo
         models.find_model("gone.zip", None, "full", print)
 
 
+def test_a_model_of_the_shelf_used_in_a_project_is_on_its_record(bundles, here, line, monkeypatch):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    monkeypatch.chdir(line.root)
+    log = line.project().layout.annotations
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    for name, model in {"shelf": "lab", "file": bundles / "bare.zip"}.items():
+        said = run("annotate", bundles / "cells.h5ad", "-o", f"{name}.csv", "--model", model)
+        assert "cannot hold its record" not in said
+        assert json.loads(run("who", f"{name}.csv", "--json"))["genuine"] is True
+    records = [json.loads(one) for one in log.read_text().splitlines()[before:]]
+    assert [one["model"]["bundle"] for one in records] == [file_digest(bundles / "bare.zip")] * 2
+    (line.root / "params.yaml").write_text("no: [")
+    said = run("annotate", bundles / "cells.h5ad", "-o", "more.csv", "--model", bundles / "bare.zip")
+    assert "no project's log takes the record" in said
+
+
+def test_an_absurd_number_is_no_version(here, line, monkeypatch):
+    number = "9" * 20
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{line.root / 'mlflow.db'}")
+    for address in (f"models:/canal-annotator/{number}", f"models:/other/{number}"):
+        with pytest.raises(RegistryError, match="no registry numbers versions that high"):
+            models.find_model(address, None, "full", print)
+    for address in (
+        "models:/canal-annotator/\u0663",
+        "models:/canal-annotator/-1",
+        "models:/canal-annotator/1e3",
+    ):
+        with pytest.raises(RegistryError, match="models:/canal-annotator/"):
+            models.find_model(address, None, "full", print)
+    monkeypatch.chdir(line.root)
+    for wanted in (number, f"models:/canal-annotator/{number}"):
+        with pytest.raises(RegistryError, match="no version|no registry"):
+            models.find_model(wanted, None, "full", print)
+
+
+def test_a_shell_completes_versions_and_names(bundles, here, line, monkeypatch):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+
+    def completed(*words):
+        found = CliRunner().invoke(
+            app,
+            prog_name="canal",
+            env={
+                "_CANAL_COMPLETE": "complete_bash",
+                "COMP_WORDS": " ".join(("canal", *words)),
+                "COMP_CWORD": str(len(words)),
+            },
+        )
+        return found.stdout.split()
+
+    assert completed("annotate", "x.h5ad", "--model", "") == ["lab"]
+    assert completed("models", "remove", "") == ["lab"]
+    assert completed("models", "show", "x") == []
+    monkeypatch.chdir(line.root)
+    for words in (["annotate", "x.h5ad", "--model"], ["novel", "x.h5ad", "--model"], ["markers"]):
+        assert completed(*words, "") == ["1", "2", "candidate", "lab"]
+    (line.root / "params.yaml").write_text("no: [")
+    assert completed("annotate", "x.h5ad", "--model", "") == []
+
+
+def test_what_is_written_without_a_suffix_is_told_and_export_tells_what_it_does(bundles, here, line):
+    said = run("annotate", bundles / "cells.h5ad", "-o", "out", "--model", bundles / "bare.zip")
+    assert "out has no suffix: a labelled h5ad file is written" in said
+    said = line.canal("export", "2", "-o", str(here / "again.zip"))
+    assert [line.split()[0] for line in said.splitlines()][:3] == ["checking", "writing", "proving"]
+
+
 def test_where_nothing_is_named_it_says_what_can_be(here, bundles):
     with pytest.raises(RegistryError, match="There is no project here .* the shelf holds no model"):
         canal.annotate(read_h5ad(bundles / "cells.h5ad"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ from canal.annotation.columns import (
     under_key,
     with_limits,
 )
-from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
+from canal.annotation.options import FIRST_CELLS, Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.reading import reading_for
+from canal.annotation.reading import Block, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
@@ -80,6 +81,8 @@ def annotate_h5ad(
     fingerprint = Fingerprint.of(source)
     output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
     output = output.of_panel(annotator.genes)
+    if not path.suffix and not output.is_table:
+        callbacks.notice(f"{path} has no suffix: a labelled h5ad file is written under that name")
     if output.is_table and options.latent:
         raise DataError(
             f"{path}: a table of labels holds no embedding: leave --latent out, or write an h5ad file"
@@ -202,7 +205,7 @@ def _label(
     on_cells(done, query.n_cells)
     likeness = Likeness()
     with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
-        for block in reading.blocks(options.chunk_cells, done):
+        for block in _soon(reading.blocks(options.chunk_cells, done)):
             latent = None
             if options.latent:
                 answer, latent = restricted.predict_represented(block.expression)
@@ -220,6 +223,18 @@ def _label(
     table = join_blocks(frames, annotator.ontology)
     study = likeness.to_json(annotator.about())
     return table, summarise(annotator, table, reading, options, study)
+
+
+def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield blocks, the first of them in two: a few cells, and the rest."""
+    for block in islice(blocks, 1):
+        if len(block.expression) <= FIRST_CELLS:
+            yield block
+            continue
+        for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
+            start = block.start + (part.start or 0)
+            yield Block(start, block.expression[part], block.empty[part])
+    yield from blocks
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:

@@ -172,6 +172,11 @@ class Callbacks:
 # Progress: a message at every tenth of the cells, with cells a second and the time left.
 
 _TENTHS = 10
+_FIRST = 1.0
+"""Seconds until the first message, at most, and as long as it takes to label `FIRST_CELLS`."""
+
+FIRST_CELLS = 100
+"""Cells that are labelled before all others, so that it is soon told how long the rest takes."""
 
 
 def in_tenths(
@@ -179,19 +184,22 @@ def in_tenths(
 ) -> OnCells:
     """Return a progress callback that sends ``notice`` a message at every tenth of the cells.
 
-    ``what`` is the participle in the message. The rate leaves out cells of an earlier, interrupted run.
+    The first message comes after a second, however few cells that are. ``what`` is the participle in the
+    message. The rate leaves out cells of an earlier, interrupted run.
     """
     before = began_at = -1
-    began = clock()
+    began, told = clock(), False
 
     def on_cells(done: int, total: int) -> None:
-        nonlocal before, began_at
+        nonlocal before, began_at, told
         if before < 0:
             before = began_at = done
             return
         passed, before = _TENTHS * done // total > _TENTHS * before // total, done
-        if passed:
-            rate = (done - began_at) / max(clock() - began, 1e-9)
+        lasted = clock() - began
+        if passed or (lasted >= _FIRST and not told):
+            told = True
+            rate = (done - began_at) / max(lasted, 1e-9)
             left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
             notice(f"{what} {done:,} of {total:,} cells{left}")
 

@@ -31,6 +31,8 @@ Document = dict[str, Any]
 Notice = Callable[[str], None]
 
 _REGISTERED = "models:/"
+_MOST_DIGITS = 9
+"""Of a version's number: databases refuse far larger ones in words of their own."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,22 @@ def version_of_key(project: Project, key: str | None) -> Version | None:
     return None if version is None else project.store.serving(str(version.number))
 
 
+def model_names(root: Path | None = None) -> list[tuple[str, str]]:
+    """Return what ``--model`` may be called here, each with a few words: for completion in a shell.
+
+    The numbers and aliases of the project's versions, where there is a project, then the names on the shelf.
+    """
+    names = []
+    if (project := project_here(root)) is not None:
+        for one in project.store.versions():
+            if one.ready and not one.retired:
+                names += [
+                    (str(one.number), one.stage),
+                    *((alias, f"version {one.number}") for alias in one.aliases),
+                ]
+    return [*names, *((name, "on the shelf") for name in shelf_names())]
+
+
 def project_here(root: Path | None) -> Project | None:
     """Return the project in ``root``, which has to be one, or in the working directory, which need not be."""
     return Project.open(root) if root is not None or Layout(Path.cwd()).params.exists() else None
@@ -286,6 +304,11 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
     name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
     if not name or not wanted:
         raise RegistryError(f"{address}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+    by_number = wanted.isdecimal() and wanted.isascii()
+    if by_number and len(wanted) > _MOST_DIGITS:
+        raise RegistryError(
+            f"{address}: no registry numbers versions that high: name a version that it has, or an alias"
+        )
     project = project_here(root)
     if project is not None and name == project.store.names.model:
         return _from_project(project, wanted, effort, notice)
@@ -299,7 +322,7 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
             client = mlflow.MlflowClient(uri, uri)  # canal registers where it tracks
             found = (
                 client.get_model_version(name, wanted)
-                if wanted.isdigit()
+                if by_number
                 else client.get_model_version_by_alias(name, wanted)
             )
             logged = client.get_logged_model(found.source.removeprefix(LOGGED))

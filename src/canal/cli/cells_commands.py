@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Root, note, open_project, show_result
+from canal.cli.parsing import AsJson, Root, complete_model, note, open_project, show_result
 from canal.core.errors import CanalError
 from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
@@ -31,7 +31,7 @@ def add_to(to: typer.Typer) -> None:
 _MODEL = (
     "A version of the project (by default the champion), FILE.zip of canal export, or a name of canal models."
 )
-Model = Annotated[str | None, typer.Option(help=_MODEL)]
+Model = Annotated[str | None, typer.Option(help=_MODEL, autocompletion=complete_model)]
 
 
 def annotate(
@@ -166,6 +166,7 @@ Labeller = Annotated[
     str | None,
     typer.Option(
         "--model",
+        autocompletion=complete_model,
         help="The model that labelled the file, as for canal annotate; by default looked for by its key.",
     ),
 ]
@@ -256,7 +257,7 @@ def explain(
 
 
 def markers(
-    version: Annotated[str | None, typer.Argument(help=_MODEL)] = None,
+    version: Annotated[str | None, typer.Argument(help=_MODEL, autocompletion=complete_model)] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A CSV file of types and genes.")
     ] = None,
