@@ -43,6 +43,18 @@ def test_importing_canal_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_version_of_the_project_is_found_without_the_audit():
+    code = (
+        "import sys, canal.app.annotating\n"
+        "rooms = ('canal.registry.audit', 'canal.registry.transfer')\n"
+        "loaded = {name for name in sys.modules if name.startswith(rooms)}\n"
+        "assert loaded <= {'canal.registry.transfer', 'canal.registry.transfer.bundle'}, loaded\n"
+        "assert callable(canal.app.models.shelf.proven_bundle)\n"
+        "assert 'canal.registry.audit.chain' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_public_name_is_there_and_is_what_the_modules_below_call_it():
     from canal.annotation.options import Options
     from canal.core.errors import CanalError

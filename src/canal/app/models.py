@@ -8,24 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.app.shelf import is_path, on_shelf, shelf_name_of, shelf_names, shelved, unchanged
 from canal.config.layout import Layout
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
+from canal.core.packages import lazy_module
 from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
-from canal.registry.audit.version_files import examples, unlisted
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
 from canal.registry.provenance.registered import LABELS
 from canal.registry.store.database import LOGGED, Version
 from canal.registry.store.store import require_rebuilt
 from canal.registry.transfer.bundle import MANIFEST, VERSION, Manifest
-from canal.registry.transfer.proof import bundle_digest, proven_bundle
 from canal.registry.versions.history import verified
 from canal.runtime.startup import quiet_libraries
+
+if TYPE_CHECKING:
+    from canal.app import shelf
+else:  # it brings the audit, which a version of the project does not need
+    shelf = lazy_module("canal.app.shelf")
 
 Document = dict[str, Any]
 Notice = Callable[[str], None]
@@ -77,16 +80,16 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
     wanted = None if model is None else str(model)
     if wanted is not None and wanted.startswith(_REGISTERED):
         return _from_mlflow(wanted, root, effort, notice)
-    if wanted is not None and (isinstance(model, Path) or is_path(wanted)):
+    if wanted is not None and (isinstance(model, Path) or shelf.is_path(wanted)):
         return _from_path(Path(wanted).expanduser(), effort, notice)
     if (project := project_here(root)) is not None:
-        if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
+        if wanted is None or _is_version(project, wanted) or not shelf.on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
         notice(
             f"{wanted} is no version of this project: the model of that name on the shelf labels the cells"
         )
     if wanted is None:
-        names = shelf_names()
+        names = shelf.shelf_names()
         if len(names) != 1:
             there = f"the shelf holds {len(names)} models" if names else "the shelf holds no model"
             raise RegistryError(
@@ -134,7 +137,7 @@ def find_model_of(
     project = project_here(root)
     if project is not None and (version := version_of_key(project, key)) is not None:
         return _from_project(project, str(version.number), effort, notice)
-    if key and (name := shelf_name_of(key)) is not None:
+    if key and (name := shelf.shelf_name_of(key)) is not None:
         notice(f"{name}, the model on the shelf that labelled the file, is read")
         return _from_shelf(name, effort, notice)
     there = "there is no project here" if project is None else "this project's registry does not hold it"
@@ -177,7 +180,7 @@ def model_names(root: Path | None = None) -> list[tuple[str, str]]:
                     (str(one.number), one.stage),
                     *((alias, f"version {one.number}") for alias in one.aliases),
                 ]
-    return [*names, *((name, "on the shelf") for name in shelf_names())]
+    return [*names, *((name, "on the shelf") for name in shelf.shelf_names())]
 
 
 def project_here(root: Path | None) -> Project | None:
@@ -249,9 +252,9 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
         )
         return _from_version_folder(path, {}, effort, notice)
     notice(f"proving {path.name}; `canal models add` keeps a proven model")
-    with proven_bundle(path) as (folder, manifest, chain):
+    with shelf.proven_bundle(path) as (folder, manifest, chain):
         annotator = _loaded(folder / VERSION, effort, notice)
-        about = _handed(manifest, chain[-1].stage) | {"bundle": bundle_digest(path)}
+        about = _handed(manifest, chain[-1].stage) | {"bundle": shelf.bundle_digest(path)}
         return FoundModel(about, lambda: annotator)
 
 
@@ -276,8 +279,10 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
         raise RegistryError(f"{folder} holds no model: neither {MANIFEST} nor a valid {KEY_FILE}") from error
     own = {name: one for name, one in key["files"].items() if name.startswith("model/")}
     check_files(folder, own)
-    if more := unlisted(folder / "model", {name.removeprefix("model/") for name in own}):
-        raise RegistryError(f"{folder / 'model'} holds files that {KEY_FILE} does not name: {examples(more)}")
+    if more := shelf.unlisted(folder / "model", {name.removeprefix("model/") for name in own}):
+        raise RegistryError(
+            f"{folder / 'model'} holds files that {KEY_FILE} does not name: {shelf.examples(more)}"
+        )
     if not (folder / LABELS).is_file():
         raise RegistryError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
     digest = key_digest(folder)
@@ -292,8 +297,8 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
 
 
 def _from_shelf(name: str, effort: Effort, notice: Notice) -> FoundModel:
-    one = shelved(name)
-    manifest = unchanged(one)
+    one = shelf.shelved(name)
+    manifest = shelf.unchanged(one)
     stage = str(read_key(one.folder / VERSION)["stage"])
     about = _handed(manifest, stage) | {"bundle": one.sha256}
     return FoundModel(about, lambda: _loaded(one.folder / VERSION, effort, notice))

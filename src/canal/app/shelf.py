@@ -26,16 +26,14 @@ from canal.core.files import new_folder, read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
 from canal.model.load import network_installed as network_installed
 from canal.model.load import runs_network
+from canal.registry.audit.version_files import examples as examples
+from canal.registry.audit.version_files import unlisted as unlisted
 from canal.registry.manifest.version_folder import KEY_FILE, method_view, read_key, read_record
 from canal.registry.provenance.registered import ANCESTORS
 from canal.registry.transfer.bundle import MANIFEST, SOURCES, VERSION, Manifest
-from canal.registry.transfer.proof import (
-    bundle_digest,
-    checked_folder,
-    held_cells,
-    proven_bundle,
-    read_manifest,
-)
+from canal.registry.transfer.proof import bundle_digest as bundle_digest
+from canal.registry.transfer.proof import checked_folder, held_cells, read_manifest
+from canal.registry.transfer.proof import proven_bundle as proven_bundle
 
 Document = dict[str, Any]
 Notice = Callable[[str], None]
