@@ -234,7 +234,7 @@ def _fetched(address: str, sha256: str | None, scratch: Path, notice: Notice) ->
         except (failures.BotoCoreError, failures.ClientError) as error:
             raise DataError(f"{address}: {error}") from error
         return path
-    import_module("canal.data.sources").download(address, sha256, path, notice)
+    import_module("canal.data.sources").download(address, sha256, path, notice, keeps=False)
     return path
 
 
