@@ -4,6 +4,7 @@ import gc
 import os
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -11,7 +12,7 @@ from hypothesis import settings
 
 from canal.runtime.startup import begin
 from tests.support.children import fork_children
-from tests.support.installed import Installed, install_core
+from tests.support.installed import Installed, build_wheel, install
 from tests.support.warm import serving
 
 begin()  # as every process of canal: what tests import is a million objects and hardly any garbage
@@ -64,13 +65,27 @@ def homes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory) -> Installed:
     """Give canal installed from its wheel without extras, once for all processes of the suite."""
+    return installed_once(tmp_path_factory, "core")
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory) -> Installed:
+    """Give canal installed from its wheel with the packages that draw figures and group cells, once."""
+    return installed_once(tmp_path_factory, "drawing", ("report", "groups"))
+
+
+def installed_once(tmp_path_factory, name: str, extras: tuple[str, ...] = ()) -> Installed:
+    """Build the wheel once for all processes of the suite, and install it under a name: some five seconds."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installed"
     with FileLock(f"{shared}.lock"):
-        if not (shared / "done").exists():
-            install_core(shared)
-            (shared / "done").touch()
-    return Installed(shared / "core")
+        if not (shared / "wheel").exists():
+            shared.mkdir(exist_ok=True)
+            (shared / "wheel").write_text(str(build_wheel(shared / "build")))
+        if not (shared / f"{name}.done").exists():
+            install(Path((shared / "wheel").read_text()), shared / name, extras)
+            (shared / f"{name}.done").touch()
+    return Installed(shared / name)
 
 
 @pytest.fixture(autouse=True)

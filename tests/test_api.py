@@ -43,12 +43,38 @@ def test_importing_canal_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_version_of_the_project_is_found_without_the_audit():
+    code = (
+        "import sys, canal.app.annotating\n"
+        "rooms = ('canal.registry.audit', 'canal.registry.transfer')\n"
+        "loaded = {name for name in sys.modules if name.startswith(rooms)}\n"
+        "assert loaded <= {'canal.registry.transfer', 'canal.registry.transfer.bundle'}, loaded\n"
+        "assert callable(canal.app.models.shelf.proven_bundle)\n"
+        "assert 'canal.registry.audit.chain' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_public_name_is_there_and_is_what_the_modules_below_call_it():
     from canal.annotation.options import Options
     from canal.core.errors import CanalError
 
     assert all(getattr(canal, name) is not None for name in canal.__all__)
     assert (canal.Options, canal.CanalError) == (Options, CanalError)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a", "a"], r"each cell's name once in its index, found 2 names again, such as 'a'"),
+        (["a", "", None, "b"], r"a name for each cell in its index, found 2 without, such as at '1', '2'"),
+    ],
+)
+def test_a_table_whose_cells_have_no_names_of_their_own_is_refused(served, names, message):
+    table = make_adata({"B": 4}, n_genes=20).to_df()
+    table.index = pd.Index(names, dtype=object)
+    with pytest.raises(canal.CanalError, match=message):
+        canal.annotate(table, root=served)
 
 
 def test_what_is_not_there_is_named():

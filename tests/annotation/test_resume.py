@@ -14,7 +14,7 @@ from canal.annotation.annotate import annotate_h5ad
 from canal.annotation.options import Callbacks, Options, in_tenths
 from canal.annotation.resuming import Parts, parts_folder
 from canal.core.errors import DataError
-from tests.support.cells import make_adata
+from tests.support.cells import make_adata, write_adata
 from tests.support.formats import write_csc, write_csr, write_mtx
 
 
@@ -105,7 +105,7 @@ def test_with_nothing_to_resume_it_just_begins(annotator, source, tmp_path):
 
 
 def test_lines_tell_rate_and_time_left():
-    clock = iter([0.0, 10.0, 20.0, 30.0])
+    clock = iter([0.0, 10.0, 11.0, 20.0, 30.0])
     said = []
     tell = in_tenths(said.append, lambda: next(clock))
     for done in (0, 100, 101, 500, 1000):
@@ -113,6 +113,28 @@ def test_lines_tell_rate_and_time_left():
     assert said[0] == "labelled 100 of 1,000 cells (10 cells/s, 90 s left)"
     assert said[1] == "labelled 500 of 1,000 cells (25 cells/s, 20 s left)"
     assert said[2] == "labelled 1,000 of 1,000 cells"
+
+
+def test_the_first_line_comes_after_a_second_whatever_the_tenths():
+    clock = iter([0.0, 0.5, 1.2, 3.0, 50.0])
+    said = []
+    tell = in_tenths(said.append, lambda: next(clock))
+    for done in (0, 100, 300, 500, 10_000):
+        tell(done, 100_000)
+    assert said == [
+        "labelled 300 of 100,000 cells (250 cells/s, 7 min left)",
+        "labelled 10,000 of 100,000 cells (200 cells/s, 8 min left)",
+    ]
+
+
+def test_a_few_cells_are_reported_before_a_whole_block(annotator, tmp_path):
+    source, told = write_adata(make_adata({"B": 130}, n_genes=20), tmp_path / "in.h5ad"), []
+    for name, chunk in (("one", 2000), ("two", 50)):
+        on_cells = Callbacks(on_cells=lambda done, total: told.append(done))
+        annotate_h5ad(annotator, source, tmp_path / f"{name}.h5ad", Options(chunk_cells=chunk), on_cells)
+    assert told == [0, 100, 130, 0, 50, 100, 130]
+    one, two = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_what_is_kept_needs_no_extra_and_comes_back_as_it_was(tmp_path, monkeypatch):

@@ -94,6 +94,14 @@ WRONG = {
     "a line end within": (LINES[0] + "a,1\r2,0\n", "no number|expected a number"),
     "NA": (LINES[0] + "a,NA,0\n", "found 'NA'"),
     "twice": ("".join(LINES) + "a,1,1\n", "found 1 names of cells again, such as 'a'"),
+    "no cell's name": (LINES[0] + ",1,0\n" + LINES[2], "found 1 of 2 cells without, such as cell number '1'"),
+    "a quote in a gene": (
+        'name,GENE000,GE"NE001\n' + LINES[1],
+        "1 names with one inside, such as 'GE\"NE001'",
+    ),
+    "a quote in a cell": (LINES[0] + 'a"b,1,0\n', "1 names with one inside, such as 'a\"b'"),
+    "an open quote": ('name,GENE000,"GENE001\n' + LINES[1], "missing or too many .*GENE001"),
+    "a quote too many": ('name,GENE000,"GENE001"x\n' + LINES[1], "missing or too many .*GENE001"),
     "binary": ("name,A\n\x00\x01\x02", "line 2 holds zero bytes, so the file is no text"),
 }
 
@@ -106,6 +114,15 @@ def test_what_is_no_table_is_refused_with_the_place(annotator, tmp_path, what):
     with pytest.raises(DataError, match=message):
         annotate_h5ad(annotator, source, tmp_path / "out.h5ad", Options(force=True))
     assert [path.name for path in tmp_path.iterdir()] == ["cells.csv"]
+
+
+def test_names_that_are_quoted_whole_are_read(annotator, adata, tmp_path):
+    quoted = adata.copy()
+    quoted.var_names = [f'"{name}"' for name in quoted.var_names]
+    source = write(quoted, tmp_path / "cells.csv")
+    assert '"""CD3D"""' in source.read_text()
+    found = label_h5ad(annotator, source)[LABELS].astype(str)
+    assert found.equals(annotate_adata(annotator, adata)[LABELS].astype(str))
 
 
 @pytest.mark.parametrize(

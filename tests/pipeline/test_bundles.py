@@ -15,7 +15,9 @@ from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.signing import add_to_keyring, new_key
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.transfer.exchange import export_bundle, import_bundle
+from canal.registry.transfer.proof import held_cells, proven_bundle
 from tests.pipeline.conftest import Line
+from tests.support.bundle_files import members_naming, named_cells
 
 pytestmark = pytest.mark.pipeline
 
@@ -106,6 +108,16 @@ def test_an_imported_version_is_carried_on_with_the_ledger_it_came_from(line, ot
     (folder / "origins" / version.record / "ledger.jsonl").write_text("")
     said = [one.what for one in audit(third.store, third.layout, third.config).findings]
     assert said[0].startswith(f"origins/{version.record}/ledger.jsonl has sha256")
+
+
+def test_an_imported_version_is_handed_on_without_cells(line, other, tmp_path):
+    other.canal("export", "1", "-o", str(tmp_path / "bare.zip"), "--without-cells")
+    other.canal("export", "1", "-o", str(tmp_path / "whole.zip"))
+    cells = named_cells(*(line.root / "splits" / f"{stage}.csv" for stage in ("first", "second")))
+    assert members_naming(tmp_path / "bare.zip", cells) == {}
+    assert set().union(*members_naming(tmp_path / "whole.zip", cells).values()) == cells
+    with proven_bundle(tmp_path / "bare.zip") as (_, _, chain):
+        assert held_cells(chain) == {"bank": 0, "probe": 0, "named": 0}
 
 
 def test_a_damaged_version_is_not_exported_and_one_from_here_not_imported_twice(line, tmp_path):

@@ -17,6 +17,7 @@ from canal.memory.joining import all_sums
 from canal.memory.levels import Basis
 from canal.memory.stage_sums import StageSums
 from tests.pipeline.conftest import copied
+from tests.support.bundle_files import members_naming, named_cells
 from tests.support.methods import learn_here, learned_by, without_pictures
 from tests.support.sites import learned_sites
 
@@ -93,6 +94,12 @@ def test_two_lineages_become_the_sums_of_one_that_learned_both(line, joint, bund
     assert {one.sums for one in shown} == {key["merged"]["sums"], all_sums(learned_both).digest}
     assert key["merged"]["equals"] == "joint learning of both lineages"
     assert learn_here(line) == []  # what was merged is not learned again
+    line.canal("export", "3", "-o", str(line.root / "bare.zip"), "--without-cells")
+    cells = named_cells(*(joint.root / "splits" / f"{stage}.csv" for stage in ("first", "second")))
+    assert members_naming(line.root / "bare.zip", cells) == {}
+    assert set().union(*members_naming(bundles / "second.zip", cells).values()) < cells
+    line.canal("export", "3", "-o", str(line.root / "whole.zip"))
+    assert set().union(*members_naming(line.root / "whole.zip", cells).values()) == cells
     left = unlearn(Project.open(line.root), Withdrawal("first", batch="b1"), ADA)  # own cells can leave still
     again, _ = sums_of(project, left.versions["first"]["after"])
     assert again.stages["second"].digest == sums.stages["second"].digest

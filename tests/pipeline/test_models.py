@@ -5,14 +5,18 @@ import http.server
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import read_h5ad
+from anndata import read_h5ad, read_zarr
 from typer.testing import CliRunner
 
 import canal
@@ -20,9 +24,10 @@ from canal.app import models, shelf
 from canal.cli import app
 from canal.core.digests import file_digest
 from canal.core.errors import AuditError, CanalError, RegistryError
-from canal.data.split import read_split
 from canal.registry.transfer.bundle import holds_cells
 from canal.registry.transfer.exchange import import_bundle
+from tests.support.bundle_files import members_naming, named_cells
+from tests.support.labelled import call_novel
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("models")]
 
@@ -90,20 +95,10 @@ def test_python_labels_by_a_file_and_the_record_names_it(bundles, wanted, here, 
 
 def test_without_cells_is_without_cells(bundles, learned, here):
     line, _ = learned
-    ids = [
-        name.partition(":")[2].encode()
-        for stage in ("first", "second")
-        for name in read_split(line.root / "splits" / f"{stage}.csv")["cell_id"]
-    ]
-    digests = [
-        one.encode()
-        for stage in ("first", "second")
-        for one in read_split(line.root / "splits" / f"{stage}.csv")["cell_digest"]
-    ]
-    with zipfile.ZipFile(bundles / "bare.zip") as bare, zipfile.ZipFile(bundles / "whole.zip") as whole:
-        content = b"\n".join(bare.read(name) for name in bare.namelist())
-        assert not any(one in content for one in (*ids, *digests))
-        assert any(ids[0] in whole.read(name) for name in whole.namelist())
+    cells = named_cells(*(line.root / "splits" / f"{stage}.csv" for stage in ("first", "second")))
+    assert members_naming(bundles / "bare.zip", cells) == {}
+    assert set().union(*members_naming(bundles / "whole.zip", cells).values()) == cells
+    with zipfile.ZipFile(bundles / "bare.zip") as bare:
         assert not [name for name in bare.namelist() if name.endswith((".h5ad", "cells.csv"))]
     told = run("models", "show", bundles / "whole.zip", "--json")
     holds = json.loads(told)["holds"]
@@ -218,6 +213,54 @@ def test_an_address_needs_the_digest_of_its_file(bundles, here, address):
     assert [shelf.shelved(name).sha256 for name in shelf.shelf_names()] == [digest]
 
 
+class Faulty(http.server.BaseHTTPRequestHandler):
+    """Answers as servers do on a bad day: what is asked for names the fault."""
+
+    def do_GET(self):
+        fault, content = self.path.strip("/").removesuffix(".zip"), b"half of a file"
+        if fault == "elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+            return
+        if fault == "round":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
+        if fault != "cut":
+            self.send_error(int(fault))
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(2 * len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("404", "the server answered 404 Not Found; check the address"),
+        ("503", r"attempts failed, the last with: the server answered 503 .*0 bytes came"),
+        ("cut", r"attempts failed, .*14 bytes read, 14 more expected.*\? 0 bytes came$"),
+        ("elsewhere", "only http and https addresses are followed"),
+        ("round", "Exceeded 30 redirects.; only http and https"),
+    ],
+)
+def test_a_server_on_a_bad_day_leaves_nothing(here, monkeypatch, fault, message):
+    monkeypatch.setattr("canal.data.sources.ATTEMPTS", 2)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(CanalError, match=message):
+            shelf.add_model(f"http://127.0.0.1:{server.server_port}/{fault}.zip", "lab", "0" * 64)
+        server.shutdown()
+    assert shelf.shelf_names() == []
+    assert not shelf.shelf_folder().exists()
+
+
 def test_a_file_comes_from_a_bucket(bundles, here, address, monkeypatch):
     """By boto3 itself, which asks a server here that knows two requests of S3: HEAD and GET."""
     endpoint, _, name = address.rpartition("/")
@@ -237,6 +280,9 @@ def test_a_file_comes_from_a_bucket(bundles, here, address, monkeypatch):
         shelf.add_model("s3://atlas/gone.zip", sha256=digest)
     with pytest.raises(CanalError, match="--sha256 is needed"):
         shelf.add_model(f"s3://atlas/{name}", "other")
+    with pytest.raises(CanalError, match="expected sha256 0000.*, found"):
+        shelf.add_model(f"s3://atlas/{name}", "other", "0" * 64)
+    assert len(shelf.shelf_names()) == 1
 
 
 def test_mlflow_names_a_version_from_outside_of_the_project(bundles, wanted, here, line, monkeypatch):
@@ -268,6 +314,135 @@ def test_in_a_project_its_versions_come_before_the_shelf(bundles, here, line, mo
         models.find_model(line.root / "raw", None, "full", print)
     with pytest.raises(CanalError, match="no such file"):
         models.find_model("gone.zip", None, "full", print)
+
+
+def test_a_model_of_the_shelf_used_in_a_project_is_on_its_record(bundles, here, line, monkeypatch):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    monkeypatch.chdir(line.root)
+    log = line.project().layout.annotations
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    for name, model in {"shelf": "lab", "file": bundles / "bare.zip"}.items():
+        said = run("annotate", bundles / "cells.h5ad", "-o", f"{name}.csv", "--model", model)
+        assert "cannot hold its record" not in said
+        assert json.loads(run("who", f"{name}.csv", "--json"))["genuine"] is True
+    records = [json.loads(one) for one in log.read_text().splitlines()[before:]]
+    assert [one["model"]["bundle"] for one in records] == [file_digest(bundles / "bare.zip")] * 2
+    (line.root / "params.yaml").write_text("no: [")
+    said = run("annotate", bundles / "cells.h5ad", "-o", "more.csv", "--model", bundles / "bare.zip")
+    assert "no project's log takes the record" in said
+
+
+def test_an_absurd_number_is_no_version(here, line, monkeypatch):
+    number = "9" * 20
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{line.root / 'mlflow.db'}")
+    for address in (f"models:/canal-annotator/{number}", f"models:/other/{number}"):
+        with pytest.raises(RegistryError, match="no registry numbers versions that high"):
+            models.find_model(address, None, "full", print)
+    for address in (
+        "models:/canal-annotator/\u0663",
+        "models:/canal-annotator/-1",
+        "models:/canal-annotator/1e3",
+    ):
+        with pytest.raises(RegistryError, match="models:/canal-annotator/"):
+            models.find_model(address, None, "full", print)
+    monkeypatch.chdir(line.root)
+    for wanted in (number, f"models:/canal-annotator/{number}"):
+        with pytest.raises(RegistryError, match="no version|no registry"):
+            models.find_model(wanted, None, "full", print)
+
+
+def test_a_shell_completes_versions_and_names(bundles, here, line, monkeypatch):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+
+    def completed(*words):
+        found = CliRunner().invoke(
+            app,
+            prog_name="canal",
+            env={
+                "_CANAL_COMPLETE": "complete_bash",
+                "COMP_WORDS": " ".join(("canal", *words)),
+                "COMP_CWORD": str(len(words)),
+            },
+        )
+        return found.stdout.split()
+
+    assert completed("annotate", "x.h5ad", "--model", "") == ["lab"]
+    assert completed("models", "remove", "") == ["lab"]
+    assert completed("models", "show", "x") == []
+    monkeypatch.chdir(line.root)
+    for words in (["annotate", "x.h5ad", "--model"], ["novel", "x.h5ad", "--model"], ["markers"]):
+        assert completed(*words, "") == ["1", "2", "candidate", "lab"]
+    (line.root / "params.yaml").write_text("no: [")
+    assert completed("annotate", "x.h5ad", "--model", "") == []
+
+
+def test_what_is_written_without_a_suffix_is_told_and_export_tells_what_it_does(bundles, here, line):
+    said = run("annotate", bundles / "cells.h5ad", "-o", "out", "--model", bundles / "bare.zip")
+    assert "out has no suffix: a labelled h5ad file is written" in said
+    said = line.canal("export", "2", "-o", str(here / "again.zip"))
+    assert [line.split()[0] for line in said.splitlines()][:3] == ["checking", "writing", "proving"]
+
+
+def test_a_shelf_of_two_hundred_models_is_listed_at_once(bundles, here):
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    place = shelf.shelf_folder()
+    for number in range(199):
+        (place / f"model-{number:03}").symlink_to(place / "lab")
+    began = time.perf_counter()
+    found = json.loads(run("models", "list", "--json"))
+    assert time.perf_counter() - began < 5
+    assert [one["name"] for one in found] == ["lab", *(f"model-{number:03}" for number in range(199))]
+    assert {tuple(one["type"] for one in document["types"]) for document in found} == {
+        ("B", "NK", "T", "Mono")
+    }
+    assert run("models", "list").count("model-") == 199
+    assert "the shelf holds 200 models" in run("annotate", bundles / "cells.h5ad", "-o", "o.csv", code=1)
+    key = found[0]["key"]
+    assert shelf.shelf_name_of(key) == "lab"
+    assert shelf.shelf_name_of("f" * 64) is None
+
+
+def test_a_bundle_labels_a_zarr_store_into_another(bundles, wanted, here):
+    cells = read_h5ad(bundles / "cells.h5ad")
+    cells.write_zarr(here / "cells.zarr")
+    model = bundles / "bare.zip"
+    run("annotate", "cells.zarr", "-o", "out.zarr", "--model", model, "--latent", "--key-added", "atlas")
+    labelled = read_zarr(here / "out.zarr")
+    assert labelled.obs["atlas_cell_type"].astype(str).tolist() == wanted["canal_cell_type"].tolist()
+    assert labelled.obsm["X_atlas"].shape[0] == labelled.n_obs
+    assert canal.record(labelled, "atlas")["model"]["bundle"] == file_digest(model)
+    assert document("who", "out.zarr", "--key-added", "atlas")["genuine"] is True
+    assert document("explain", "out.zarr", "--key-added", "atlas", "--model", model)
+    assert "must be OUT.zarr" in run("annotate", "cells.zarr", "-o", "out", "--model", model, code=1)
+    assert not (here / "out").exists()
+
+
+def test_a_kill_while_a_model_is_removed_leaves_it_whole_or_gone(bundles, here):
+    """The process is killed at each file that it deletes, and before the first: by SIGKILL, as by kill -9."""
+    code = (
+        "import os, signal, sys, shutil\n"
+        "left, real = [int(sys.argv[1])], os.unlink\n"
+        "def unlink(*given, **more):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(*given, **more)\n"
+        "os.unlink = unlink\n"
+        "from canal.app.shelf import remove_model\n"
+        "remove_model('lab')\n"
+    )
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    for after in (0, 3, 130):
+        done = subprocess.run([sys.executable, "-c", code, str(after)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert any(one.name not in ("lab", ".lock") for one in shelf.shelf_folder().iterdir())
+        assert shelf.shelf_names() == (
+            [] if after != 3 else ["lab"]
+        )  # killed while it swept the first leftovers
+        if after != 3:
+            shelf.add_model(str(bundles / "bare.zip"), "lab")
+        assert shelf.show_model("lab")["name"] == "lab"  # every file is compared
+    subprocess.run([sys.executable, "-c", code, "1000000"], check=True)  # sweeps what was left
+    assert {one.name for one in shelf.shelf_folder().iterdir()} == {".lock"}
 
 
 def test_where_nothing_is_named_it_says_what_can_be(here, bundles):
@@ -405,3 +580,39 @@ def test_a_full_disk_is_told(bundles, here, monkeypatch):
     with pytest.raises(RegistryError, match="cannot be written: .*No space left"):
         shelf.add_model(str(bundles / "bare.zip"), "lab")
     assert shelf.shelf_names() == []
+
+
+def test_novel_and_explain_take_the_model_that_labelled_the_file(bundles, learned, here):
+    line, _ = learned
+    line.canal("annotate", str(bundles / "cells.h5ad"), "-o", str(here / "labelled.h5ad"), "--model", "2")
+    labelled = call_novel(here / "labelled.h5ad", "DC")
+    with zipfile.ZipFile(bundles / "bare.zip") as archive:
+        archive.extractall(here / "bare")
+    for command in ("novel", "explain"):
+        said = run(command, labelled, code=1)
+        assert "no project here, and no model on the shelf has this key: name its file with --model" in said
+        wanted = document(command, labelled, "--root", line.root)
+        assert wanted == document(command, labelled, "--model", bundles / "bare.zip")
+        assert wanted == document(command, labelled, "--model", here / "bare")
+    shelf.add_model(str(bundles / "bare.zip"), "lab")
+    assert wanted == document("explain", labelled, "--model", "lab")
+    assert wanted == document("explain", labelled)  # the shelf holds the key on record
+    sheet = run("novel", labelled, "-o", "sheet.csv")
+    assert "in a project that holds the version (`canal import`)" in sheet
+    assert pd.read_csv(here / "sheet.csv")["n_cells"].min() >= 10
+
+
+def document(*words):
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
+
+
+def test_another_model_than_the_one_that_labelled_the_file_is_refused(bundles, learned, here):
+    line, _ = learned
+    line.canal("annotate", str(bundles / "cells.h5ad"), "-o", str(here / "first.h5ad"), "--model", "1")
+    for command in ("novel", "explain"):
+        said = run(command, here / "first.h5ad", "--model", bundles / "bare.zip", code=1)
+        assert "labelled by canal-annotator version 1 (key" in said
+        assert "is canal-annotator version 2 (key" in said
+    assert not list(here.glob("*.csv"))

@@ -14,6 +14,7 @@ from canal.cli import app
 from canal.core.digests import canonical_json, file_digest
 from canal.core.files import read_json
 from tests.support.cells import make_adata, write_adata
+from tests.support.labelled import call_novel
 from tests.support.warm import environment
 
 pytestmark = pytest.mark.pipeline
@@ -24,15 +25,7 @@ def labelled(line, tmp_path):
     """A file that the project's candidate labelled; all dendritic cells are novel to it."""
     source = write_adata(make_adata({"B": 30, "DC": 60}, seed=5, batches=("d1", "d2")), tmp_path / "in.h5ad")
     line.canal("annotate", str(source), "-o", str(tmp_path / "out.h5ad"))
-    cells = anndata.read_h5ad(tmp_path / "out.h5ad")
-    # The small model knows next to nothing, so which cells are novel is put right here, on record.
-    cells.obs["canal_is_novel"] = (cells.obs["cell_type"] == "DC").to_numpy()
-    label = cells.obs["canal_best_type"].astype(str).mask(cells.obs["canal_is_novel"], "Unassigned")
-    cells.obs["canal_cell_type"] = label.astype("category")
-    record = json.loads(cells.uns["canal"])
-    del record["id"], record["format"]
-    cells.uns["canal"] = canonical_json(make_record(record | {"cell_types": label.value_counts().to_dict()}))
-    return write_adata(cells, tmp_path / "out.h5ad")
+    return call_novel(tmp_path / "out.h5ad", "DC")
 
 
 def refused(line, *arguments):
@@ -119,5 +112,5 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(line, labelled, tmp_pat
     cells.uns["canal"] = canonical_json(make_record(record))
     cells.write_h5ad(labelled)
     for command in ("novel", "explain"):
-        assert "registry does not hold that version" in refused(line, command, str(labelled))
+        assert "registry does not hold it, and no model on" in refused(line, command, str(labelled))
     assert told(line, "explain", str(moved))

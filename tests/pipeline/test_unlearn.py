@@ -27,7 +27,9 @@ from canal.data.split import SUMMED, read_split
 from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES
 from canal.model.storage import read_names
+from canal.registry.transfer.proof import held_cells, proven_bundle
 from tests.pipeline.conftest import copied
+from tests.support.bundle_files import members_naming, named_cells
 from tests.support.methods import learn_here, learned_by, without_pictures
 
 pytestmark = pytest.mark.pipeline
@@ -80,6 +82,22 @@ def test_a_batch_leaves_and_its_sums_are_those_of_a_lineage_that_never_saw_it(me
     entry = json.loads((line.root / "ledger.jsonl").read_text().splitlines()[-1])
     assert (entry["who"], entry["why"]) == ("A. Person", "consent withdrawn")
     assert learn_here(line) == []  # what was unlearned is never learned again
+
+
+def test_what_was_unlearned_is_handed_on_without_cells(line, tmp_path):
+    """Cells that left one by one are named in key.json, which says what was excluded (docs/models.md)."""
+    cells = named_cells(*(line.root / "splits" / f"{stage}.csv" for stage in ("first", "second", "third")))
+    gone = set(named(line, 2))
+    by_batch = unlearn(line.project(), Withdrawal("first", batch="b1"), ADA).versions["third"]["after"]
+    by_name = unlearn(line.project(), Withdrawal("second", cells=tuple(gone)), ADA).versions["third"]["after"]
+    for number, left in ((by_batch, set()), (by_name, {one.partition(":")[2] for one in gone})):
+        bundle = tmp_path / f"{number}.zip"
+        line.canal("export", str(number), "-o", str(bundle), "--without-cells")
+        found = members_naming(bundle, cells)
+        assert set().union(*found.values()) == left
+        assert all(name.endswith("key.json") for name in found)
+        with proven_bundle(bundle) as (_, _, chain):
+            assert held_cells(chain) == {"bank": 0, "probe": 0, "named": 0}
 
 
 def named(line, n):

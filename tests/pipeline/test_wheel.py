@@ -9,8 +9,11 @@ from anndata import read_h5ad
 
 from tests.pipeline.conftest import copied
 from tests.support.methods import learned_by
+from tests.support.warm import REPOSITORY
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("exact")]
+
+EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,71 @@ def test_a_table_in_text_is_labelled_by_limits_of_ones_own(installed, sent, tmp_
     labelled, wanted = read_h5ad(tmp_path / "out.h5ad").obs, pd.read_csv(sent / "wanted.csv")
     assert labelled["canal_best_type"].tolist() == wanted["canal_best_type"].tolist()
     assert set(labelled.loc[labelled["canal_confidence"] < 1, "canal_cell_type"]) == {"Unassigned"}
+
+
+def test_what_carries_the_types_of_a_labelled_file_is_told_without_torch(installed, sent, tmp_path):
+    words = ("annotate", sent / "cells.h5ad", "-o", "out.h5ad", "--model", sent / "blood.zip")
+    assert installed.run(*words, cwd=tmp_path).returncode == 0
+    done = installed.run("explain", "out.h5ad", "--model", sent / "blood.zip", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(one["genes"] for one in json.loads(done.stdout))
+    words = ("novel", "out.h5ad", "--model", sent / "blood.zip", "--min-cells", "1")
+    done = installed.run(*words, cwd=tmp_path)
+    assert 'pip install "canal-cells[groups]"' in done.stderr.splitlines()[-1]
+
+
+def test_every_figure_is_drawn_and_novel_cells_are_grouped(drawing, sent, tmp_path):
+    code = (
+        f"import canal; from anndata import read_h5ad; cells = read_h5ad({str(sent / 'cells.h5ad')!r}); "
+        "options = canal.Options(latent=True, vote='louvain'); "
+        f"canal.annotate(cells, {str(sent / 'blood.zip')!r}, write=True, options=options); "
+        "cells.obsm['X_umap'] = canal.pl.layout(cells); "
+        "print(canal.__file__, cells.obsm['X_umap'].shape); "
+        "canal.pl.umap(cells, save='umap.png'); "
+        "canal.pl.umap(cells, ['cell_type', 'novelty'], save='two.svg'); "
+        "canal.pl.dotplot(cells, 'cell_type', save='dotplot.png'); "
+        "cells.write_h5ad('labelled.h5ad')"
+    )
+    done = drawing.evaluate(code, tmp_path)
+    assert done.stdout.strip() == f"{drawing.packages / 'canal' / '__init__.py'} (30, 2)", done.stderr
+    for name in ("umap.png", "dotplot.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert b"<svg" in (tmp_path / "two.svg").read_bytes()
+    words = ("novel", "labelled.h5ad", "--model", sent / "blood.zip", "--min-cells", "1", "--json")
+    done = drawing.run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    n_novel = int(read_h5ad(tmp_path / "labelled.h5ad").obs["canal_is_novel"].sum())
+    assert json.loads(done.stdout)["n_novel"] == n_novel > 0
+
+
+def test_mouse_cells_are_labelled_by_the_table_that_the_wheel_holds(installed, sent, tmp_path):
+    cells = read_h5ad(sent / "cells.h5ad")
+    real = [name for name in cells.var_names if not name.startswith("GENE")]
+    cells.var_names = [name.capitalize() if name in real else name for name in cells.var_names]
+    cells.write_h5ad(tmp_path / "mice.h5ad")
+    given = ("annotate", "mice.h5ad", "--model", sent / "blood.zip", "-o", "out.h5ad", "--species", "mouse")
+    done = installed.run(*given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    labelled, wanted = read_h5ad(tmp_path / "out.h5ad"), pd.read_csv(sent / "wanted.csv")
+    assert labelled.obs["canal_cell_type"].tolist() == wanted["canal_cell_type"].tolist()
+    renamed = json.loads(labelled.uns["canal"])["genes"]["renamed"]
+    assert renamed["orthologs"] >= 3
+    assert renamed["mouse_table"]["name"] == "mouse_orthologs.tsv.gz"
+
+
+def test_the_examples_run(drawing, sent, tmp_path):
+    """One as the lab that got the file; the other hands a version over, from the project's own folder."""
+    words = ("--model", sent / "blood.zip", "--own-labels", "cell_type", "--out", "figures")
+    done = drawing.script(EXAMPLES / "label_and_plot.py", sent / "cells.h5ad", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"labelled.h5ad", "umap.png", "dotplot.png"} == {
+        one.name for one in (tmp_path / "figures").iterdir()
+    }
+    handed = ("2", "--project", sent / "project", "--cells", sent / "cells.h5ad", "--elsewhere", "lab")
+    done = drawing.script(EXAMPLES / "hand_over.py", *handed, "--without-cells", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_h5ad(tmp_path / "lab" / "labelled.h5ad").obs["canal_cell_type"].tolist()
+    assert found == read_h5ad(tmp_path / "figures" / "labelled.h5ad").obs["canal_cell_type"].tolist()
 
 
 def test_figures_name_the_extra_that_draws_them(installed, sent, tmp_path):

@@ -212,6 +212,22 @@ def with_places(values):
     return adata
 
 
+def with_column(name, values):
+    adata = labelled()
+    adata.obs[name] = values
+    return adata
+
+
+def nowhere(x=None):
+    adata = labelled()
+    return anndata.AnnData(x, obs=adata.obs)
+
+
+def twice_named():
+    adata = labelled()
+    return anndata.AnnData(adata.X, obs=pd.concat([adata.obs, adata.obs[["mine"]]], axis=1))
+
+
 def unlabelled():
     adata = labelled()
     adata.obs["mine"] = None
@@ -231,11 +247,73 @@ def unlabelled():
         (lambda: canal.pl.umap(labelled(), "depth"), "expected 'cell_type', 'confidence', 'novelty' or"),
         (lambda: canal.pl.umap(with_places(np.full((723, 2), np.nan))), "finite numbers.*723 cells"),
         (lambda: canal.pl.umap(with_places(np.zeros((723, 1)))), "found .723, 1."),
+        (lambda: canal.pl.umap(with_places(np.full((723, 2), 1e300))), "expected finite numbers"),
+        (lambda: canal.pl.umap(labelled(), color=[]), "or a list of these, found an empty one"),
+        (lambda: canal.pl.umap(labelled(), color=5), "or a list of these, found 5"),
+        (lambda: canal.pl.umap(labelled(), color=[["mine"]]),  # type: ignore[list-item]
+          r"or a column of obs, found \['mine'\]"),
+        (lambda: canal.pl.dotplot(labelled(), ["mine"]), r"your own labels, found \['mine'\]"),
+        (lambda: canal.pl.umap(with_column("canal_confidence", "high")), "723 of 723 cells, such as 'high'"),
+        (lambda: canal.pl.dotplot(with_column("canal_novelty", "x"), "mine"), "'canal_novelty': expected"),
+        (lambda: canal.pl.umap(with_column("canal_novelty", np.nan)), "no number that could be drawn"),
+        (lambda: canal.pl.umap(nowhere()), "X holds nothing: compute a layout"),
+        (lambda: canal.pl.layout(nowhere(np.full((723, 2), "x", object))), "X holds values of type object"),
+        (lambda: canal.pl.dotplot(twice_named(), "mine"), "found several called 'mine'"),
+        (lambda: canal.pl.umap(labelled(), save=5), r"\.pdf, or True, found 5"),
+        (lambda: canal.pl.umap(labelled(), save="/dev/null/x.png"), "/dev/null/x.png cannot be written"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_in_words(draw, message):
     with pytest.raises(DataError, match=message):
         draw()
+
+
+@pytest.mark.parametrize(
+    "colours",
+    [["#ffffff"], [1, 2, 3, 4], {"B": "#fff"}, "#ffffff", 5, np.ones((4, 3, 2)), [np.nan] * 4, []],
+    ids=str,
+)
+def test_colours_that_are_none_are_told_and_the_types_own_are_drawn(colours):
+    adata = labelled()
+    adata.uns["canal_cell_type_colors"] = colours
+    with pytest.warns(UserWarning, match="a colour for each of its 4 categories.*canal's own colours"):
+        figure = canal.pl.umap(adata, "cell_type")
+    assert drawn_colours(figure) == drawn_colours(canal.pl.umap(labelled(), "cell_type"))
+
+
+def test_colours_of_any_kind_are_those_of_uns():
+    adata = labelled()
+    assert list(adata.obs["canal_cell_type"].cat.categories) == ["B", "NK", "T", "Unassigned"]
+    adata.uns["canal_cell_type_colors"] = np.array([b"#ff0000", b"lime", b"#0000ff", b"#123456"])
+    wanted = drawn_colours(canal.pl.umap(adata, "cell_type"))
+    assert {"#ff0000", "#00ff00", "#0000ff"} <= wanted
+    adata.uns["canal_cell_type_colors"] = [(1, 0, 0), (0, 1, 0), (0, 0, 1), "black"]
+    assert drawn_colours(canal.pl.umap(adata, "cell_type")) == wanted
+
+
+def drawn_colours(figure):
+    from matplotlib.colors import to_hex
+
+    return {to_hex(one) for one in figure.axes[0].collections[0].get_facecolors()}
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("canal_cell_type", lambda obs: obs["canal_cell_type"].cat.add_categories(["no cell"])),
+        ("canal_confidence", lambda obs: obs["canal_confidence"].where(obs["canal_cell_type"] != "NK")),
+        ("canal_confidence", lambda obs: obs["canal_confidence"].astype("Float32").where(obs.mine != "dead")),
+        ("canal_confidence", lambda obs: obs["canal_confidence"].astype(str)),
+        ("mine", lambda obs: obs["mine"].astype("category").cat.add_categories(["no cell"])),
+        ("mine", lambda obs: [[number % 3] for number in range(len(obs))]),
+        ("mine", lambda obs: pd.array([1, None, 2] * 241, dtype="Int64")),
+    ],
+)  # fmt: skip
+def test_odd_columns_are_drawn(column, values):
+    adata = labelled()
+    adata = with_column(column, values(adata.obs))
+    assert canal.pl.dotplot(adata, "mine")
+    assert canal.pl.umap(adata, ["cell_type", "mine"])
 
 
 def test_too_many_cells_for_a_layout_are_told_what_to_do(monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from canal.core.digests import file_digest
+from canal.data.split import read_split
 from canal.registry.ledger.ledger import Draft, Ledger
 from canal.registry.transfer.bundle import About, Content, Manifest, parse_manifest, write_bundle
 from tests.support.lineage import Spec, add_records, make_lineage, make_specs
@@ -77,3 +78,21 @@ def with_listing(members: Members, change: Callable[[dict[str, Content]], None])
     change(files)
     text = Manifest(manifest.model, manifest.version, manifest.key, manifest.record, files).text()
     return [member(first.filename, text.encode()), *members[1:]]
+
+
+def named_cells(*splits: Path) -> set[str]:
+    """Return what tells the cells of splits: ids without their source, and digests of their content."""
+    tables = [read_split(path) for path in splits]
+    ids = {name.partition(":")[2] for table in tables for name in table["cell_id"]}
+    return ids | {digest for table in tables for digest in table["cell_digest"]}
+
+
+def members_naming(bundle: Path, cells: set[str]) -> dict[str, set[str]]:
+    """Return the members of a bundle that hold any of these texts, with those that they hold."""
+    found = {}
+    with zipfile.ZipFile(bundle) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if there := {cell for cell in cells if cell.encode() in content}:
+                found[name] = there
+    return found

@@ -1,6 +1,6 @@
-"""canal installed from its wheel, without an extra, into a virtual environment outside of the source tree.
+"""canal installed from its wheel, alone or with extras, into virtual environments outside of the source tree.
 
-No network is asked: the wheel is built here, and what its core needs is linked from this environment, package
+No network is asked: the wheel is built here, and what it needs is linked from this environment, package
 by package as the wheel's own metadata name them. What the metadata do not name is not there.
 """
 
@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -23,7 +23,7 @@ _SOURCES = ("pyproject.toml", "README.md", "LICENSE", "src")
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment that holds canal's wheel and the packages of its core."""
+    """An environment that holds canal's wheel, the packages of its core, and those of some extras."""
 
     folder: Path
 
@@ -45,34 +45,37 @@ class Installed:
         """Run a program of Python in a folder."""
         return self._run([str(self.python), "-c", code], cwd, None)
 
+    def script(self, path: Path, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a file of Python in a folder."""
+        return self._run([str(self.python), str(path), *map(str, words)], cwd, None)
+
     def _run(
         self, command: list[str], cwd: Path, env: Mapping[str, str] | None
     ) -> subprocess.CompletedProcess[str]:
         kept = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
         }
+        kept["MPLCONFIGDIR"] = str(self.folder / "matplotlib")  # finding fonts takes seconds: once is enough
         kept["PATH"] = os.pathsep.join([str(self.folder / "bin"), "/usr/bin", "/bin"])
         return subprocess.run(
             command, cwd=cwd, env={**kept, **(env or {})}, capture_output=True, text=True, check=False
         )
 
 
-def install_core(folder: Path) -> Installed:
-    """Build the wheel and install it into a new environment in ``folder``: some five seconds."""
-    wheel = build_wheel(folder / "build")
+def install(wheel: Path, folder: Path, extras: Collection[str] = ()) -> Installed:
+    """Install the wheel into a new environment in ``folder``, with what its core and ``extras`` need."""
     subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(folder / "core")], check=True, capture_output=True
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True
     )
-    installed = Installed(folder / "core")
+    installed = Installed(folder)
     pip = [sys.executable, "-m", "pip", "--python", str(installed.python), "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "install", "--no-deps", "--no-index", str(wheel)],
         check=True,
         capture_output=True,
     )
-    _link(
-        Distribution.at(next(installed.packages.glob("canal_cells-*.dist-info"))), installed.packages, set()
-    )
+    own = Distribution.at(next(installed.packages.glob("canal_cells-*.dist-info")))
+    _link(own, installed.packages, set(), extras)
     return installed
 
 
@@ -92,11 +95,11 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _link(of: Distribution, packages: Path, seen: set[str]) -> None:
+def _link(of: Distribution, packages: Path, seen: set[str], extras: Collection[str] = ()) -> None:
     """Link what a distribution requires into ``packages``, and what that requires in turn."""
     for text in of.requires or ():
         requirement = Requirement(text)
-        if requirement.name in seen or not _wanted(requirement):
+        if requirement.name in seen or not _wanted(requirement, extras):
             continue
         seen.add(requirement.name)
         needed = distribution(requirement.name)
@@ -108,5 +111,6 @@ def _link(of: Distribution, packages: Path, seen: set[str]) -> None:
         _link(needed, packages, seen)
 
 
-def _wanted(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+def _wanted(requirement: Requirement, extras: Collection[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))

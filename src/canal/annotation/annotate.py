@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canal.annotation.clusters import add_vote, clusters_of_adata, clusters_of_file
+from canal.annotation.clusters import ComputeOptions, add_vote, clusters_of_adata, clusters_of_file, computing
 from canal.annotation.columns import (
     KEY,
     columns_of,
@@ -17,11 +17,11 @@ from canal.annotation.columns import (
     under_key,
     with_limits,
 )
-from canal.annotation.options import Callbacks, OnCells, Options, in_tenths
+from canal.annotation.options import FIRST_CELLS, Callbacks, OnCells, Options, in_tenths
 from canal.annotation.output import Output, check_target
 from canal.annotation.places import check_free_file
 from canal.annotation.query import Query, query_adata, query_file
-from canal.annotation.reading import reading_for
+from canal.annotation.reading import Block, reading_for
 from canal.annotation.records import make_record
 from canal.annotation.resuming import Parts, parts_folder
 from canal.annotation.summary import Likeness, Summary, summarise
@@ -29,7 +29,6 @@ from canal.core import __version__
 from canal.core.digests import canonical_json
 from canal.core.errors import DataError
 from canal.io.formats import Fingerprint, open_cells
-from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +81,8 @@ def annotate_h5ad(
     fingerprint = Fingerprint.of(source)
     output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
     output = output.of_panel(annotator.genes)
+    if not path.suffix and not output.is_table:
+        callbacks.notice(f"{path} has no suffix: a labelled h5ad file is written under that name")
     if output.is_table and options.latent:
         raise DataError(
             f"{path}: a table of labels holds no embedding: leave --latent out, or write an h5ad file"
@@ -203,8 +204,8 @@ def _label(
     done = 0 if parts is None else parts.done
     on_cells(done, query.n_cells)
     likeness = Likeness()
-    with _computing(annotator, options):
-        for block in reading.blocks(options.chunk_cells, done):
+    with computing(annotator, ComputeOptions(options.chunk_cells, options.device, options.dtype)):
+        for block in _soon(reading.blocks(options.chunk_cells, done)):
             latent = None
             if options.latent:
                 answer, latent = restricted.predict_represented(block.expression)
@@ -224,15 +225,16 @@ def _label(
     return table, summarise(annotator, table, reading, options, study)
 
 
-def _computing(annotator: CellAnnotator, options: Options) -> AbstractContextManager[object]:
-    """Move a network to its device and return the context of its precision; sums need neither, nor torch."""
-    if isinstance(annotator, ExactAnnotator):
-        return nullcontext()
-    from canal.model.compute import find_device, precision
-
-    device = find_device(options.device)
-    annotator.on(device)
-    return precision(options.dtype, device)
+def _soon(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield blocks, the first of them in two: a few cells, and the rest."""
+    for block in islice(blocks, 1):
+        if len(block.expression) <= FIRST_CELLS:
+            yield block
+            continue
+        for part in (slice(FIRST_CELLS), slice(FIRST_CELLS, None)):
+            start = block.start + (part.start or 0)
+            yield Block(start, block.expression[part], block.empty[part])
+    yield from blocks
 
 
 def _record(annotator: CellAnnotator, options: Options, summary: Summary) -> dict[str, Any]:

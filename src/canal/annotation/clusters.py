@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ from canal.core.packages import require
 from canal.io.arrays import listed, strings
 from canal.io.formats import CellFile
 from canal.io.h5ad import H5adFile
+from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from canal.annotation.query import Query
     from canal.annotation.reading import Reading
     from canal.io.formats import TabledFile
-    from canal.model.compute import Precision
+    from canal.model import Precision
     from canal.model.load import CellAnnotator
 
 LOUVAIN = "louvain"
@@ -196,6 +198,17 @@ class ComputeOptions:
     dtype: Precision = "float32"
 
 
+def computing(annotator: CellAnnotator, compute: ComputeOptions) -> AbstractContextManager[object]:
+    """Move a network to its device and return the context of its precision; sums need neither, nor torch."""
+    if isinstance(annotator, ExactAnnotator):
+        return nullcontext()
+    from canal.model.compute import find_device, precision
+
+    device = find_device(compute.device)
+    annotator.on(device)
+    return precision(compute.dtype, device)
+
+
 def represent(
     annotator: CellAnnotator, reading: Reading, wanted: np.ndarray, compute: ComputeOptions, on_cells: OnCells
 ) -> Representation:
@@ -219,15 +232,11 @@ def represent(
     DataError
         If a value is wrong; see `canal.annotation.reading.Reading.blocks`.
     """
-    from canal.model.compute import find_device, precision
-
-    device = find_device(compute.device)
-    annotator = annotator.on(device)
     total, done = int(wanted.sum()), 0
     manifolds, logits = (
         [part] for part in annotator.represented(np.zeros((0, len(annotator.genes)), np.float32))
     )
-    with precision(compute.dtype, device):
+    with computing(annotator, compute):
         for block in reading.blocks(compute.chunk_cells):
             chosen = wanted[block.start : block.start + len(block.expression)]
             if not chosen.any():

@@ -77,6 +77,12 @@ def is_key(key: object) -> bool:
     return isinstance(key, str) and bool(_KEY.fullmatch(key)) and not _TAKEN.search(key)
 
 
+def check_choice(option: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `DataError` unless the value of an option is one of its choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise DataError(f"--{option.replace('_', '-')}: expected {', '.join(choices)}, found {value!r}")
+
+
 def check_key(key: object) -> None:
     """Raise `DataError` unless names may begin with ``key``."""
     if not is_key(key):

@@ -18,6 +18,7 @@ from canal.core.files import new_file
 from canal.data.expression import to_expression
 from canal.io.writer import as_text, writing
 from canal.memory import NETWORK, SUMS
+from canal.memory.answer import ExactAnnotator
 
 if TYPE_CHECKING:
     from canal.annotation.reading import Reading
@@ -153,11 +154,14 @@ def _sample(labelled: Labelled, labels: Sequence[str], options: ExplainOptions) 
 
 
 def _explain_type(annotator: CellAnnotator, cell_type: str, expression: np.ndarray, top: int) -> Explanation:
-    from canal.model.attribution import attributions
-
     types = np.full(len(expression), annotator.labels.index(cell_type), dtype=np.int64)
-    mean = attributions(annotator, expression, types).mean(axis=0, dtype=np.float64)
-    expressed = (expression > 0).mean(axis=0)
+    if isinstance(annotator, ExactAnnotator):  # which needs no torch
+        found = annotator.attributions(expression, types)
+    else:
+        from canal.model.attribution import attributions
+
+        found = attributions(annotator, expression, types)
+    mean, expressed = found.mean(axis=0, dtype=np.float64), (expression > 0).mean(axis=0)
     genes = tuple(
         MarkerGene(annotator.genes[i], round(float(mean[i]), 6), round(float(expressed[i]), 4))
         for i in _strongest(mean, top)
@@ -329,12 +333,8 @@ class ExpressionSums:
         n
             Most genes to return; only genes with a positive score are.
         """
-        count, mean, spread = self._of(one)
-        scores = [
-            self._score((count, mean, spread), other)
-            for other in map(self._of, others)
-            if other[0] >= _FEWEST
-        ]
+        count, mean, _ = own = self._of(one)
+        scores = [self._score(own, other) for other in map(self._of, others) if other[0] >= _FEWEST]
         score = np.min(scores, axis=0) if scores else mean
         expressed = self.expressed[list(one)].sum(axis=0) / max(count, 1)
         n_known, mean_known, _ = self._of([known])

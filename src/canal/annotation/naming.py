@@ -7,9 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from canal.annotation.columns import check_choice
 from canal.annotation.query import Query
 from canal.core.digests import file_digest
 from canal.core.errors import DataError
@@ -31,8 +33,7 @@ AMBIGUOUS = "ambiguous"
 OWN_TABLE = "mouse_table"
 """Key of the record under which canal's own table of orthologs stands, where it translated mouse genes."""
 
-_LOOKED_AT = 2000
-_ENOUGH = 0.8
+_LOOKED_AT, _ENOUGH = 2000, 0.8
 """Share of the model's genes that the index must hold for columns of var not to be tried."""
 
 
@@ -56,6 +57,13 @@ class Naming:
     orthologs: Path | None = None
     aliases: Path | None = None
     gene_map: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("species", self.species, get_args(Species))
+        for name in ("orthologs", "aliases", "gene_map"):
+            if not isinstance(value := getattr(self, name), str | PathLike | None):
+                raise DataError(f"{name}: expected the path of a table, found {type(value).__qualname__}")
+            object.__setattr__(self, name, None if value is None else Path(value))
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that were set, tables by name and SHA-256."""

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, get_args
 
-from canal.annotation.columns import KEY, check_key
+from canal.annotation.columns import KEY, check_choice, check_key
 from canal.annotation.naming import Naming
+from canal.annotation.query_units import UNITS_OPTIONS
 from canal.core.errors import DataError
+from canal.model import DEVICES, Precision
+from canal.model.load import Effort
 
-if TYPE_CHECKING:
-    from canal.model.compute import Precision
-    from canal.model.load import Effort
+_CHOICES = {
+    "values": UNITS_OPTIONS,
+    "device": DEVICES,
+    "dtype": get_args(Precision),
+    "effort": get_args(Effort),
+}
+"""The options that have a few values."""
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "str | None": (lambda value: value is None or isinstance(value, str), "a text or None"),
+    "bool": (lambda value: value is True or value is False, "True or False"),
+    "int": (lambda value: isinstance(value, Integral) and int(value) >= 1, "a whole number, 1 or more"),
+    "float": (_share, "a number from 0 to 1"),
+    "float | None": (lambda value: value is None or _share(value), "a number from 0 to 1"),
+    "Naming": (lambda value: isinstance(value, Naming), "canal.Naming(...)"),
+}
+"""A field's type, as it is written below -> whether a value fits, and what is expected in words."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +51,8 @@ class Options:
     Raises
     ------
     DataError
-        If a limit is not in 0...1, a key is no plain name, or ``min_share`` is given without ``vote``.
+        If a value is none of an option's choices or of another type, a limit is not in 0...1, a key is no
+        plain name, or ``min_share`` is given without ``vote``.
 
     Attributes
     ----------
@@ -102,12 +131,12 @@ class Options:
 
     def __post_init__(self) -> None:
         check_key(self.key_added)
-        for name in ("max_novelty", "min_confidence", "min_share"):
-            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise DataError(f"{option}: expected a number from 0 to 1, found {value!r}")
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for one in fields(self):
+            fits, words = _KINDS.get(str(one.type), (_anything, ""))
+            if not fits(value := getattr(self, one.name)):
+                raise DataError(f"--{one.name.replace('_', '-')}: expected {words}, found {value!r}")
         if self.min_share is not None and self.vote is None:
             raise DataError("--min-share is a share of a cluster: name the clusters with --vote, too")
 
@@ -143,6 +172,11 @@ class Callbacks:
 # Progress: a message at every tenth of the cells, with cells a second and the time left.
 
 _TENTHS = 10
+_FIRST = 1.0
+"""Seconds until the first message, at most, and as long as it takes to label `FIRST_CELLS`."""
+
+FIRST_CELLS = 100
+"""Cells that are labelled before all others, so that it is soon told how long the rest takes."""
 
 
 def in_tenths(
@@ -150,19 +184,22 @@ def in_tenths(
 ) -> OnCells:
     """Return a progress callback that sends ``notice`` a message at every tenth of the cells.
 
-    ``what`` is the participle in the message. The rate leaves out cells of an earlier, interrupted run.
+    The first message comes after a second, however few cells that are. ``what`` is the participle in the
+    message. The rate leaves out cells of an earlier, interrupted run.
     """
     before = began_at = -1
-    began = clock()
+    began, told = clock(), False
 
     def on_cells(done: int, total: int) -> None:
-        nonlocal before, began_at
+        nonlocal before, began_at, told
         if before < 0:
             before = began_at = done
             return
         passed, before = _TENTHS * done // total > _TENTHS * before // total, done
-        if passed:
-            rate = (done - began_at) / max(clock() - began, 1e-9)
+        lasted = clock() - began
+        if passed or (lasted >= _FIRST and not told):
+            told = True
+            rate = (done - began_at) / max(lasted, 1e-9)
             left = f" ({rate:,.0f} cells/s, {_span((total - done) / rate)} left)" if done < total else ""
             notice(f"{what} {done:,} of {total:,} cells{left}")
 

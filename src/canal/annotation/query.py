@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from canal.core.errors import DataError
-from canal.io.arrays import listed, reading, strings
+from canal.io.arrays import EXAMPLES, listed, reading, strings
 from canal.io.blocks import ByCell, ByEntries, picked
 from canal.io.formats import CellFile
 from canal.io.h5ad import COLUMNS, NotGenes, not_genes
@@ -183,6 +183,18 @@ def _check_table(table: pd.DataFrame) -> None:
         raise DataError(
             f"the table: expected numbers alone, cells by genes, found other values in {len(wrong):,} of "
             f"{table.shape[1]:,} columns: {listed(wrong, 5)}: leave these columns out"
+        )
+    names = table.index.astype(str)
+    if (again := names[names.duplicated()]).size:
+        raise DataError(
+            f"the table: expected each cell's name once in its index, found {again.size:,} names again, such "
+            f"as {listed(list(again), EXAMPLES)}: the table may be of several samples: give their cells "
+            "different names"
+        )
+    if nameless := [str(i) for i in np.flatnonzero(table.index.isna() | (names.str.strip() == ""))]:
+        raise DataError(
+            f"the table: expected a name for each cell in its index, found {len(nameless):,} without, such "
+            f"as at {listed(nameless, EXAMPLES)}: name them"
         )
 
 

@@ -23,7 +23,7 @@ from canal.annotation.places import Places, check_free_adata
 from canal.annotation.query import given_cells
 from canal.annotation.records import Log, Record, genuine, key_of, read_log
 from canal.annotation.summary import Summary
-from canal.app.models import find_model
+from canal.app.models import find_model, project_here
 from canal.app.project import Project
 from canal.core.digests import canonical_json, file_digest, json_digest, tree_digests
 from canal.core.errors import CanalError, DataError, RegistryError
@@ -214,21 +214,31 @@ def annotate_file(
 ) -> Summary:
     """Label the cells of a file into a new one, on record; see `canal.annotation.annotate`.
 
-    ``model`` is as in `canal.app.models.find_model`. A project logs the record, too.
+    ``model`` is as in `canal.app.models.find_model`. The project, where there is one, logs the record, too,
+    wherever the model comes from.
     """
     found = find_model(model, root, options.effort, callbacks.notice)
     check_target(source, target, options.overwrite)
     output = Output.find(source, target, options.only_obs)  # raises before the input is read for its digest
     with Origin(source) as input_file:
         options = replace(options, model_name=found.provenance, origin=input_file)
-        if found.project is not None:
-            callbacks = replace(callbacks, on_record=record_logger(found.project, callbacks.notice))
+        if (project := found.project or _logging_project(root, callbacks.notice)) is not None:
+            callbacks = replace(callbacks, on_record=record_logger(project, callbacks.notice))
         elif target.suffix.lower() == CSV:
             callbacks.notice(
                 f"{target} cannot hold its record, and no project keeps it: `canal who` will not know the "
                 "file; h5ad, zarr and Parquet hold theirs"
             )
         return annotate_h5ad(found.load(), source, output, options, callbacks)
+
+
+def _logging_project(root: Path | None, notice: Notice) -> Project | None:
+    """Return the project whose log takes the record of a model from elsewhere; None where there is none."""
+    try:
+        return project_here(root)
+    except CanalError as error:
+        notice(f"no project's log takes the record ({error})")
+        return None
 
 
 def use_machine(threads: int | None, options: Options, notice: Notice) -> None:

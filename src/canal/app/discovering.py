@@ -29,7 +29,7 @@ from canal.annotation.sheet import (
 )
 from canal.app.annotating import digest_of, readable
 from canal.app.declaring import Addition, declare, propose_stage
-from canal.app.models import find_model, load_annotator
+from canal.app.models import find_model, find_model_of, load_annotator, named_model, version_of_key
 from canal.app.project import Project
 from canal.config.sections import check_name
 from canal.core.errors import ConfigError, DataError, RegistryError
@@ -37,25 +37,38 @@ from canal.data.prepare import is_no_type, spelling
 from canal.io.formats import Fingerprint
 from canal.model.load import CellAnnotator, Effort, network_installed
 from canal.registry.ledger.ledger import plain_name
-from canal.registry.store.database import Version
 
 Notice = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class LabelledFile:
+    """A file that `canal annotate` wrote, and where the model that labelled it is found.
+
+    Attributes
+    ----------
+    path : Path
+    model : str or None
+        As `canal.app.models.find_model_of` takes it; by default the one of the record's key, in the project
+        or on the shelf.
+    root : Path or None
+        The project folder; by default the working directory, which need not be a project.
+    """
+
+    path: Path
+    model: str | None = None
+    root: Path | None = None
+
+
 def novel(
-    file: Path,
-    sheet: Path | None,
-    options: GroupingOptions,
-    overwrite: bool,
-    notice: Notice,
-    root: Path | None = None,
+    file: LabelledFile, sheet: Path | None, options: GroupingOptions, overwrite: bool, notice: Notice
 ) -> Novel:
     """Group the novel cells of a labelled file, and write a sheet in which a person names them.
 
     Parameters
     ----------
     file
-        A file that `canal annotate` wrote.
+        The file and its model.
     sheet
         The sheet to write; None for no sheet.
     options
@@ -63,45 +76,38 @@ def novel(
     overwrite
         Whether an existing sheet may be replaced.
     notice
-        Receives progress messages.
-    root
-        The project folder; by default the working directory.
+        Receives messages: progress, and which model was taken.
 
     Raises
     ------
     CanalError
-        If the file was not labelled, its version is not in the registry, or the sheet may not be written.
+        If the file was not labelled, its model is not found, or the sheet may not be written.
     """
     if sheet is not None:
         check_sheet(sheet, overwrite)
-    fingerprint = Fingerprint.of(file)
-    with open_with_model(file, Project.open(root), options.key) as (labelled, annotator):
+    fingerprint = Fingerprint.of(file.path)
+    with _opened(file, options.key, notice) as (labelled, annotator):
         groups = group_novel(annotator, labelled, options, notice)
         if sheet is not None:
-            sha256 = digest_of(file)
+            sha256 = digest_of(file.path)
             fingerprint.check()
             write_sheet(sheet, labelled, sha256, groups, options)
     return groups
 
 
 def explain(
-    file: Path,
-    target: Path | None,
-    options: ExplainOptions,
-    overwrite: bool,
-    notice: Notice,
-    root: Path | None = None,
+    file: LabelledFile, target: Path | None, options: ExplainOptions, overwrite: bool, notice: Notice
 ) -> Sequence[Explanation]:
     """Return the marker genes of each cell type in a labelled file, and write them to ``target``.
 
     Raises
     ------
     CanalError
-        If the file was not labelled, its version is not in the registry, or ``target`` may not be written.
+        If the file was not labelled, its model is not found, or ``target`` may not be written.
     """
     if target is not None:
-        check_target(file, target, overwrite)
-    with open_with_model(file, Project.open(root), options.key) as (labelled, annotator):
+        check_target(file.path, target, overwrite)
+    with _opened(file, options.key, notice) as (labelled, annotator):
         explanations = explain_types(annotator, labelled, options, notice)
     if target is not None:
         write_explanations(target, explanations)
@@ -151,10 +157,8 @@ def markers(
 
 
 @contextmanager
-def open_with_model(
-    file: Path, project: Project, key: str | None = None
-) -> Iterator[tuple[Labelled, CellAnnotator]]:
-    """Open a labelled file and load the version that labelled it, checked against its key.
+def _opened(file: LabelledFile, key: str | None, notice: Notice) -> Iterator[tuple[Labelled, CellAnnotator]]:
+    """Open a labelled file and load the model that labelled it.
 
     ``key`` is the ``--key-added`` of the labels; see `canal.annotation.labelled.open_labelled`.
 
@@ -163,33 +167,16 @@ def open_with_model(
     DataError
         If the file was not labelled, or its labels were changed.
     RegistryError
-        If the registry does not hold the version, or it was retired.
+        If its model is not found, or was retired.
     """
-    with open_labelled(file, key) as labelled:
-        effort: Effort = "fast" if labelled.record.get("options", {}).get("effort") == "fast" else "full"
-        yield labelled, load_annotator(project, version_of(file, labelled.record, project), effort)
+    with open_labelled(file.path, key) as labelled:
+        effort = _effort_of(labelled.record)
+        found = find_model_of(labelled.record, file.model, file.root, effort, notice)
+        yield labelled, found.load()
 
 
-def version_of(file: Path, record: Record, project: Project) -> Version:
-    """Return the version whose key a record names (numbers differ between registries).
-
-    Raises
-    ------
-    RegistryError
-        If the registry does not hold the version, or it was retired.
-    """
-    model = record["model"]
-    version = next(
-        (one for one in project.store.versions() if one.ready and one.key == model.get("key")), None
-    )
-    if version is None:
-        key = "has no key in the record" if not model.get("key") else f"has key {model['key'][:12]}..."
-        raise RegistryError(
-            f"{file} was labelled by {model.get('model', 'a model')} version {model.get('version', '?')}, "
-            f"which {key}, and this project's registry does not hold that version: name its project with "
-            "--root, import the version with `canal import`, or label the file again"
-        )
-    return project.store.serving(str(version.number))
+def _effort_of(record: Record) -> Effort:
+    return "fast" if record.get("options", {}).get("effort") == "fast" else "full"
 
 
 Document = dict[str, Any]
@@ -295,7 +282,15 @@ def _write(project: Project, target: Path, options: SheetOptions) -> tuple[Stage
             f"sha256 {wanted[:12]}..., found {digest[:12]}...): give the file with --file, or write a new "
             "sheet with `canal novel`"
         )
-    with open_with_model(file, project, sheet.about.get("key_added")) as (labelled, annotator):
+    with open_labelled(file, sheet.about.get("key_added")) as labelled:
+        model = labelled.record["model"]
+        if (version := version_of_key(project, model.get("key"))) is None:
+            raise RegistryError(
+                f"{file} was labelled by {named_model(model)}, and this project's registry does not hold "
+                "that version: name its project with --root, import it with `canal import`, or label "
+                "the file again"
+            )
+        annotator = load_annotator(project, version, _effort_of(labelled.record))
         about = _about(sheet, file, labelled.record)
         stage_file = write_stage_file(
             target, labelled, labelled.reading(annotator, options.naming)[0], sheet, about

@@ -8,29 +8,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from canal.app.project import Project
-from canal.app.shelf import is_path, on_shelf, shelf_names, shelved, unchanged
 from canal.config.layout import Layout
 from canal.core.errors import DataError, RegistryError
 from canal.core.files import scratch_folder
+from canal.core.packages import lazy_module
 from canal.model.load import CellAnnotator, Effort, load_model, sums_alone
-from canal.registry.audit.version_files import examples, unlisted
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.version_folder import KEY_FILE, check_files, key_digest, read_key
 from canal.registry.provenance.registered import LABELS
 from canal.registry.store.database import LOGGED, Version
 from canal.registry.store.store import require_rebuilt
 from canal.registry.transfer.bundle import MANIFEST, VERSION, Manifest
-from canal.registry.transfer.proof import bundle_digest, proven_bundle
 from canal.registry.versions.history import verified
 from canal.runtime.startup import quiet_libraries
+
+if TYPE_CHECKING:
+    from canal.app import shelf
+else:  # it brings the audit, which a version of the project does not need
+    shelf = lazy_module("canal.app.shelf")
 
 Document = dict[str, Any]
 Notice = Callable[[str], None]
 
 _REGISTERED = "models:/"
+_MOST_DIGITS = 9
+"""Of a version's number: databases refuse far larger ones in words of their own."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,16 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
     wanted = None if model is None else str(model)
     if wanted is not None and wanted.startswith(_REGISTERED):
         return _from_mlflow(wanted, root, effort, notice)
-    if wanted is not None and (isinstance(model, Path) or is_path(wanted)):
+    if wanted is not None and (isinstance(model, Path) or shelf.is_path(wanted)):
         return _from_path(Path(wanted).expanduser(), effort, notice)
-    if (project := _project_here(root)) is not None:
-        if wanted is None or _is_version(project, wanted) or not on_shelf(wanted):
+    if (project := project_here(root)) is not None:
+        if wanted is None or _is_version(project, wanted) or not shelf.on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
         notice(
             f"{wanted} is no version of this project: the model of that name on the shelf labels the cells"
         )
     if wanted is None:
-        names = shelf_names()
+        names = shelf.shelf_names()
         if len(names) != 1:
             there = f"the shelf holds {len(names)} models" if names else "the shelf holds no model"
             raise RegistryError(
@@ -97,7 +102,88 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
     return _from_shelf(wanted, effort, notice)
 
 
-def _project_here(root: Path | None) -> Project | None:
+def find_model_of(
+    record: Document, model: str | Path | None, root: Path | None, effort: Effort, notice: Notice
+) -> FoundModel:
+    """Return the model that labelled a file: the one whose key the file's record names.
+
+    Parameters
+    ----------
+    record
+        The annotation record of the file.
+    model
+        As `find_model` takes it. By default the version of the project that has the key (numbers differ
+        between registries), else the model on the shelf that has it.
+    root, effort, notice
+        As `find_model` takes them.
+
+    Raises
+    ------
+    RegistryError
+        If no model has the key, or the one that is named has another; if the version was retired.
+    CanalError
+        As `find_model` does.
+    """
+    key = record["model"].get("key")
+    if model is not None:
+        found = find_model(model, root, effort, notice)
+        if found.provenance["key"] != key:
+            raise RegistryError(
+                f"the file was labelled by {named_model(record['model'])}, and {model} is "
+                f"{named_model(found.provenance)}: name the model that labelled it, or label the file again "
+                "by this one"
+            )
+        return found
+    project = project_here(root)
+    if project is not None and (version := version_of_key(project, key)) is not None:
+        return _from_project(project, str(version.number), effort, notice)
+    if key and (name := shelf.shelf_name_of(key)) is not None:
+        notice(f"{name}, the model on the shelf that labelled the file, is read")
+        return _from_shelf(name, effort, notice)
+    there = "there is no project here" if project is None else "this project's registry does not hold it"
+    raise RegistryError(
+        f"the file was labelled by {named_model(record['model'])}; {there}, and no model on the shelf has "
+        "this key: name its file with --model FILE.zip, or its project with --root, import it with "
+        "`canal import`, or label the file again"
+    )
+
+
+def named_model(model: Document) -> str:
+    """Return what a message calls the model of a record or of a provenance."""
+    key = f"key {model['key'][:12]}..." if model.get("key") else "no key on record"
+    return f"{model.get('model') or 'a model'} version {model.get('version') or '?'} ({key})"
+
+
+def version_of_key(project: Project, key: str | None) -> Version | None:
+    """Return the ready version of a project that has this key; None where there is none.
+
+    Raises
+    ------
+    RegistryError
+        If it was retired.
+    """
+    of_key = (one for one in project.store.versions() if one.ready and one.key == key)
+    version = next(of_key, None) if key else None
+    return None if version is None else project.store.serving(str(version.number))
+
+
+def model_names(root: Path | None = None) -> list[tuple[str, str]]:
+    """Return what ``--model`` may be called here, each with a few words: for completion in a shell.
+
+    The numbers and aliases of the project's versions, where there is a project, then the names on the shelf.
+    """
+    names = []
+    if (project := project_here(root)) is not None:
+        for one in project.store.versions():
+            if one.ready and not one.retired:
+                names += [
+                    (str(one.number), one.stage),
+                    *((alias, f"version {one.number}") for alias in one.aliases),
+                ]
+    return [*names, *((name, "on the shelf") for name in shelf.shelf_names())]
+
+
+def project_here(root: Path | None) -> Project | None:
     """Return the project in ``root``, which has to be one, or in the working directory, which need not be."""
     return Project.open(root) if root is not None or Layout(Path.cwd()).params.exists() else None
 
@@ -166,9 +252,9 @@ def _from_path(path: Path, effort: Effort, notice: Notice) -> FoundModel:
         )
         return _from_version_folder(path, {}, effort, notice)
     notice(f"proving {path.name}; `canal models add` keeps a proven model")
-    with proven_bundle(path) as (folder, manifest, chain):
+    with shelf.proven_bundle(path) as (folder, manifest, chain):
         annotator = _loaded(folder / VERSION, effort, notice)
-        about = _handed(manifest, chain[-1].stage) | {"bundle": bundle_digest(path)}
+        about = _handed(manifest, chain[-1].stage) | {"bundle": shelf.bundle_digest(path)}
         return FoundModel(about, lambda: annotator)
 
 
@@ -193,8 +279,10 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
         raise RegistryError(f"{folder} holds no model: neither {MANIFEST} nor a valid {KEY_FILE}") from error
     own = {name: one for name, one in key["files"].items() if name.startswith("model/")}
     check_files(folder, own)
-    if more := unlisted(folder / "model", {name.removeprefix("model/") for name in own}):
-        raise RegistryError(f"{folder / 'model'} holds files that {KEY_FILE} does not name: {examples(more)}")
+    if more := shelf.unlisted(folder / "model", {name.removeprefix("model/") for name in own}):
+        raise RegistryError(
+            f"{folder / 'model'} holds files that {KEY_FILE} does not name: {shelf.examples(more)}"
+        )
     if not (folder / LABELS).is_file():
         raise RegistryError(f"{folder} is the folder of {key['stage']!r}, which labels no cells")
     digest = key_digest(folder)
@@ -209,8 +297,8 @@ def _from_version_folder(folder: Path, expected: Document, effort: Effort, notic
 
 
 def _from_shelf(name: str, effort: Effort, notice: Notice) -> FoundModel:
-    one = shelved(name)
-    manifest = unchanged(one)
+    one = shelf.shelved(name)
+    manifest = shelf.unchanged(one)
     stage = str(read_key(one.folder / VERSION)["stage"])
     about = _handed(manifest, stage) | {"bundle": one.sha256}
     return FoundModel(about, lambda: _loaded(one.folder / VERSION, effort, notice))
@@ -221,7 +309,12 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
     name, _, wanted = address.removeprefix(_REGISTERED).replace("@", "/").rpartition("/")
     if not name or not wanted:
         raise RegistryError(f"{address}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
-    project = _project_here(root)
+    by_number = wanted.isdecimal() and wanted.isascii()
+    if by_number and len(wanted) > _MOST_DIGITS:
+        raise RegistryError(
+            f"{address}: no registry numbers versions that high: name a version that it has, or an alias"
+        )
+    project = project_here(root)
     if project is not None and name == project.store.names.model:
         return _from_project(project, wanted, effort, notice)
     quiet_libraries()
@@ -234,7 +327,7 @@ def _from_mlflow(address: str, root: Path | None, effort: Effort, notice: Notice
             client = mlflow.MlflowClient(uri, uri)  # canal registers where it tracks
             found = (
                 client.get_model_version(name, wanted)
-                if wanted.isdigit()
+                if by_number
                 else client.get_model_version_by_alias(name, wanted)
             )
             logged = client.get_logged_model(found.source.removeprefix(LOGGED))

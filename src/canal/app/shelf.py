@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -25,16 +26,14 @@ from canal.core.files import new_folder, read_json, scratch_folder, write_json
 from canal.data.split import SUMMED
 from canal.model.load import network_installed as network_installed
 from canal.model.load import runs_network
+from canal.registry.audit.version_files import examples as examples
+from canal.registry.audit.version_files import unlisted as unlisted
 from canal.registry.manifest.version_folder import KEY_FILE, method_view, read_key, read_record
 from canal.registry.provenance.registered import ANCESTORS
 from canal.registry.transfer.bundle import MANIFEST, SOURCES, VERSION, Manifest
-from canal.registry.transfer.proof import (
-    bundle_digest,
-    checked_folder,
-    held_cells,
-    proven_bundle,
-    read_manifest,
-)
+from canal.registry.transfer.proof import bundle_digest as bundle_digest
+from canal.registry.transfer.proof import checked_folder, held_cells, read_manifest
+from canal.registry.transfer.proof import proven_bundle as proven_bundle
 
 Document = dict[str, Any]
 Notice = Callable[[str], None]
@@ -96,6 +95,15 @@ def shelf_names() -> list[str]:
     """Return the names of the models on the shelf, sorted."""
     place = shelf_folder()
     return sorted(one.name for one in place.iterdir() if on_shelf(one.name)) if place.is_dir() else []
+
+
+def shelf_name_of(key: str) -> str | None:
+    """Return the name of the model on the shelf that has this key, the first by name; None without one."""
+    for name in shelf_names():
+        with suppress(CanalError):  # another model that is damaged hides none
+            if read_manifest(shelved(name).folder).key == key:
+                return name
+    return None
 
 
 def on_shelf(name: str) -> bool:
@@ -226,7 +234,7 @@ def _fetched(address: str, sha256: str | None, scratch: Path, notice: Notice) ->
         except (failures.BotoCoreError, failures.ClientError) as error:
             raise DataError(f"{address}: {error}") from error
         return path
-    import_module("canal.data.sources").download(address, sha256, path, notice)
+    import_module("canal.data.sources").download(address, sha256, path, notice, keeps=False)
     return path
 
 

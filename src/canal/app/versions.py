@@ -34,6 +34,7 @@ from canal.registry.provenance.registered import ancestry
 from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import Exported, export_bundle
+from canal.registry.transfer.exchange import ExportOptions as ExportOptions
 from canal.registry.transfer.exchange import import_bundle as import_bundle
 from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
@@ -94,10 +95,8 @@ def evaluations(project: Project) -> list[Document]:
     return [read_json(path) for path in paths if path.is_file()]
 
 
-def export_version(
-    project: Project, wanted: str, path: Path, overwrite: bool = False, without_cells: bool = False
-) -> Exported:
-    """Write a version's bundle, with the licences and citations of the data that it was learned from.
+def export_version(project: Project, wanted: str, path: Path, options: ExportOptions) -> Exported:
+    """Write a version's bundle; its ``sources`` are the licences and citations of the data it learned from.
 
     Raises
     ------
@@ -111,7 +110,7 @@ def export_version(
         for name, one in project.config.sources.items()
         if name in named and (one.licence or one.citation)
     }
-    return export_bundle(project.store, wanted, path, overwrite, without_cells, sources)
+    return export_bundle(project.store, wanted, path, replace(options, sources=sources))
 
 
 def _row(project: Project, version: Version, entries: Sequence[Entry]) -> Document:

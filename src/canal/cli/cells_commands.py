@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Root, note, open_project, show_result
+from canal.cli.parsing import AsJson, Root, complete_model, note, open_project, show_result
 from canal.core.errors import CanalError
 from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
@@ -28,6 +28,12 @@ def add_to(to: typer.Typer) -> None:
     to.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
 
 
+_MODEL = (
+    "A version of the project (by default the champion), FILE.zip of canal export, or a name of canal models."
+)
+Model = Annotated[str | None, typer.Option(help=_MODEL, autocompletion=complete_model)]
+
+
 def annotate(
     source: Annotated[
         Path,
@@ -36,13 +42,7 @@ def annotate(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The labelled copy; .csv or .parquet: labels alone.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A version of the project (by default the champion), FILE.zip of canal export, or a name of "
-            "canal models."
-        ),
-    ] = None,
+    model: Model = None,
     layer: Annotated[str, typer.Option(help="X, raw or a layer's name.")] = "X",
     use_raw: Annotated[bool, typer.Option("--use-raw", help="The same as --layer raw.")] = False,
     values: Annotated[str, typer.Option(help="auto, counts, log1p_10k or log2p_10k.")] = "auto",
@@ -162,6 +162,14 @@ Aliases = Annotated[Path | None, typer.Option(help="The table the file was label
 Orthologs = Annotated[Path | None, typer.Option(help="The table the file was labelled with, if any.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Cells held in memory at a time.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Labeller = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        autocompletion=complete_model,
+        help="The model that labelled the file, as for canal annotate; by default looked for by its key.",
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option("--key-added", metavar="NAME", help="Which labels, where the file holds several."),
@@ -180,6 +188,7 @@ def novel(
     resolution: Annotated[float, typer.Option(min=0.0, help="Higher: more and smaller groups.")] = 1.0,
     top: Annotated[int, typer.Option(min=1, help="Genes shown of a group.")] = 10,
     seed: Seed = 0,
+    model: Labeller = None,
     key: Key = None,
     gene_map: GeneMap = None,
     aliases: Aliases = None,
@@ -204,12 +213,16 @@ def novel(
         app.discovering.ComputeOptions(chunk_cells, device),
         key,
     )
-    groups = app.discovering.novel(file, output, options, overwrite, note, root).to_json()
+    labelled = app.discovering.LabelledFile(file, model, root)
+    groups = app.discovering.novel(labelled, output, options, overwrite, note).to_json()
     show_result(groups if as_json else novel_table(groups), as_json)
     if output is not None:
+        where = (
+            "" if app.models.project_here(root) else ", in a project that holds the version (`canal import`)"
+        )
         note(
             f"wrote {output}: fill in the column cell_type of the groups that you know, then "
-            f"`canal stage add NAME --from-novel {output}`"
+            f"`canal stage add NAME --from-novel {output}`{where}"
         )
 
 
@@ -221,6 +234,7 @@ def explain(
     cells: Annotated[int, typer.Option(min=1, help="Most cells sampled for a type.")] = 100,
     top: Annotated[int, typer.Option(min=1, help="Most genes shown for a type.")] = 20,
     seed: Seed = 0,
+    model: Labeller = None,
     key: Key = None,
     gene_map: GeneMap = None,
     aliases: Aliases = None,
@@ -233,8 +247,9 @@ def explain(
     """Show the marker genes of each cell type in a labelled file: gradient times input, averaged."""
     naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
     options = app.discovering.ExplainOptions(cells, top, seed, naming, chunk_cells, key)
+    labelled = app.discovering.LabelledFile(file, model, root)
     explanations = [
-        one.to_json() for one in app.discovering.explain(file, output, options, overwrite, note, root)
+        one.to_json() for one in app.discovering.explain(labelled, output, options, overwrite, note)
     ]
     show_result(explanations if as_json else explanation_table(explanations), as_json)
     if output is not None:
@@ -242,13 +257,7 @@ def explain(
 
 
 def markers(
-    version: Annotated[
-        str | None,
-        typer.Argument(
-            help="A version of the project (by default the champion), FILE.zip of canal export, or a name of "
-            "canal models."
-        ),
-    ] = None,
+    version: Annotated[str | None, typer.Argument(help=_MODEL, autocompletion=complete_model)] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A CSV file of types and genes.")
     ] = None,

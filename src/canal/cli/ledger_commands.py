@@ -280,7 +280,8 @@ def export_version(
     as_json: AsJson = False,
 ) -> None:
     """Write a version with its provenance into one file, for another team."""
-    made = app.versions.export_version(open_project(root), version, output, overwrite, without_cells)
+    options = app.versions.ExportOptions(overwrite, without_cells, notice=note)
+    made = app.versions.export_version(open_project(root), version, output, options)
     if as_json:
         show_result(made.to_json(), as_json)
         return

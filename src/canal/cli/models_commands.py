@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, note, show_result
+from canal.cli.parsing import AsJson, complete_shelved, note, show_result
 from canal.report.exchange_tables import model_group, models_table
 
 
@@ -51,7 +51,12 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A name on the shelf, or a file of `canal export`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name on the shelf, or a file of `canal export`.", autocompletion=complete_shelved
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a model: types with cells and accuracy, licences, how it was made; its files are checked first."""
@@ -59,7 +64,9 @@ def show(
     show_result(document if as_json else model_group(document), as_json)
 
 
-def remove(name: Annotated[str, typer.Argument(help="A name on the shelf.")]) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="A name on the shelf.", autocompletion=complete_shelved)],
+) -> None:
     """Take a model from the shelf; files it was added from stay."""
     app.shelf.remove_model(name)
     note(f"{name} is no longer on the shelf")

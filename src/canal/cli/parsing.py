@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from canal import app
 from canal.core.errors import tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
 
     from canal.app.project import Project, Sign
@@ -48,6 +51,22 @@ def show_result(what: "RenderableType | Any", as_json: bool) -> None:
 def note(line: str) -> None:
     """Print a message that is not the result, to the error stream."""
     tell(line)
+
+
+def complete_model(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the versions and models on the shelf that ``--model`` may name, for completion in a shell."""
+    return _beginning(incomplete, lambda: app.models.model_names(ctx.params.get("root")))
+
+
+def complete_shelved(incomplete: str) -> list[tuple[str, str]]:
+    """Return the models on the shelf, for completion in a shell."""
+    return _beginning(incomplete, lambda: [(name, "on the shelf") for name in app.shelf.shelf_names()])
+
+
+def _beginning(incomplete: str, names: "Callable[[], list[tuple[str, str]]]") -> list[tuple[str, str]]:
+    with suppress(Exception):  # nobody who types wants to read of a damaged registry
+        return [(name, about) for name, about in names() if name.startswith(incomplete)]
+    return []
 
 
 def open_project(root: Path | None) -> "Project":

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from canal.config.sections import Cache
 from canal.core.errors import TrainingError
 from canal.core.files import new_file
+from canal.model import Precision
 from canal.model.backbone import Performer
-from canal.model.compute import Precision, in_threads
+from canal.model.compute import in_threads
 from canal.model.storage import weights_digest
 
 Epoch = dict[str, Any]

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 from canal.core.errors import CanalError
 
@@ -33,6 +34,23 @@ EXTRAS = {
 
 class MissingPackageError(CanalError):
     """A package is not installed that an extra of canal brings; the message names the extra."""
+
+
+def lazy_module(name: str) -> ModuleType:
+    """Return a module that is imported when something of it is first asked for.
+
+    For a module that few runs need and whose imports take a tenth of a second; types are checked where it is
+    imported under ``TYPE_CHECKING``.
+    """
+    if (loaded := sys.modules.get(name)) is not None:
+        return loaded
+    spec = find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    spec.loader = loader = LazyLoader(spec.loader)
+    sys.modules[name] = module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def install_hint(extra: str) -> str:

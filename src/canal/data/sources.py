@@ -149,6 +149,12 @@ _BLOCK = 1 << 18
 _REPORT = 64 << 20
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
 _RANGE_NOT_SATISFIABLE = 416
+_NOT_HTTP = (
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.TooManyRedirects,
+)
 
 
 class _InterruptedError(Exception):
@@ -161,10 +167,12 @@ def download(
     part: Path,
     progress: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
+    keeps: bool = True,
 ) -> None:
     """Fetch ``url`` into ``part``, going on from the bytes that are there already.
 
-    Tries `ATTEMPTS` times, waiting 1, 2, 4, ... seconds between.
+    Tries `ATTEMPTS` times, waiting 1, 2, 4, ... seconds between. ``keeps`` is whether ``part`` outlives this
+    run, so that the next one goes on from it.
 
     Raises
     ------
@@ -182,12 +190,17 @@ def download(
                 _transfer(session, url, part, progress)
                 _verify(url, sha256, part)
                 return
+            except _NOT_HTTP as error:  # as of a redirect to file://
+                raise SourceError(
+                    f"{shown_address(url)}: {_cause(error, url)}; only http and https addresses are followed"
+                ) from error
             except (_InterruptedError, requests.RequestException) as error:
                 problem = _cause(error, url)
-    kept = part.stat().st_size if part.is_file() else 0
+    came = part.stat().st_size if part.is_file() else 0
+    kept = f"{came} bytes are kept; the next run goes on from them" if keeps else f"{came} bytes came"
     raise SourceError(
         f"{shown_address(url)}: {ATTEMPTS} attempts failed, the last with: {problem}. Is the network there? "
-        f"{kept} bytes are kept; the next run goes on from them"
+        f"{kept}"
     )
 
 

@@ -35,6 +35,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 
 _GZIP = b"\x1f\x8b"
 _SEPARATORS = (",", "\t")
+_QUOTE = '"'
 _VALUES = 1 << 21
 """Values in memory at a time: 16 MiB, and a few times that while text becomes numbers."""
 _BYTES = 1 << 26
@@ -77,12 +78,14 @@ def open_text_table(path: Path, panel: Collection[str] = ()) -> Iterator[TextTab
     ------
     DataError
         If the table is empty, a line has another number of fields than the first, a value is no number (the
-        message names line and column), a cell's name occurs twice, or it cannot be read.
+        message names line and column), a cell has no name or one that occurs twice, a quotation mark is
+        missing or stray, or it cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="canal-") as folder:
         turned = Path(folder) / "cells.h5"
         with _told(path), closing(_Lines(path)) as lines:
             columns, rows = _convert(lines, turned)
+        _check_quotes(path, [*columns, *rows])
         genes, cells, by_gene, assumed = _sides(path, columns, rows, panel)
         _check_cells(path, cells)
         with open_hdf5(turned) as file:
@@ -123,7 +126,24 @@ def _sides(
     return genes, cells, by_gene, f"{path.name}: {found}, so it was read as {how}"
 
 
+def _check_quotes(path: Path, names: Sequence[str]) -> None:
+    """Raise where a quotation mark is left in a name; one around all of it is some programs' way."""
+    bare = (name[1:-1] if len(name) > 1 and name[0] == name[-1] == _QUOTE else name for name in names)
+    stray = [name for name, inner in zip(names, bare, strict=True) if _QUOTE in inner]
+    if stray:
+        raise DataError(
+            f"{path}: expected quotation marks around names alone, found {len(stray):,} names with one "
+            f"inside, such as {listed([one[:_SHOWN] for one in stray], EXAMPLES)}: a mark is missing or one "
+            "too many"
+        )
+
+
 def _check_cells(path: Path, cells: Sequence[str]) -> None:
+    if nameless := [str(number) for number, name in enumerate(cells, start=1) if not name]:
+        raise DataError(
+            f"{path}: expected a name for each cell, found {len(nameless):,} of {len(cells):,} cells "
+            f"without, such as cell number {listed(nameless, EXAMPLES)}: name them"
+        )
     if len(set(cells)) == len(cells):
         return
     seen: set[str] = set()
@@ -245,13 +265,23 @@ def _separator(path: Path, head: str) -> str:
     return separator
 
 
-def _fields(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator)) if '"' in line else line.split(separator)
+def _fields(path: Path, line: str, separator: str) -> list[str]:
+    """Return the fields of a line; raises `DataError` where quotation marks do not enclose whole fields."""
+    if _QUOTE not in line:
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error as error:
+        at = max(0, line.index(_QUOTE) - _SHOWN // 4)
+        raise DataError(
+            f"{path}: expected quotation marks around whole fields, found one that is missing or too many "
+            f"({error}) in the line with {line[at : at + _SHOWN]!r}: write the table anew"
+        ) from error
 
 
 def _header(path: Path, head: str, first: str, separator: str) -> list[str]:
     """Return the names of columns; R's write.table leaves out the name of the column of names."""
-    names, n_fields = _fields(head, separator), len(_fields(first, separator))
+    names, n_fields = _fields(path, head, separator), len(_fields(path, first, separator))
     columns = names if len(names) == n_fields - 1 else names[1:]
     if not columns:
         raise DataError(f"{path}: the first line names no genes: expected a column of names, then one a gene")
@@ -271,8 +301,8 @@ def _numbers(
 
     names, rests = [], []
     for number, line in block:
-        if '"' in line:
-            name, *fields = _fields(line, separator)
+        if _QUOTE in line:
+            name, *fields = _fields(lines.path, line, separator)
             n, rest = len(fields), separator.join(fields)
         else:
             name, _, rest = line.partition(separator)
@@ -302,7 +332,7 @@ def _no_number(
 ) -> DataError:
     """Return the error that names line and column of the first value that is no number."""
     for number, line in block:
-        _, *fields = _fields(line, separator)
+        _, *fields = _fields(path, line, separator)
         for place, value in enumerate(islice(fields, len(columns))):
             if not _is_number(value):
                 found = repr(value[:_SHOWN]) if value.strip() else "nothing"

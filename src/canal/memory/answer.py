@@ -246,6 +246,39 @@ class ExactAnnotator:
             weights[position, : made.shape[1]] = np.take_along_axis(own, decides[None], axis=0)[0]
         return {SUMS: weights}
 
+    def attributions(self, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
+        """Return how much each gene's level changes a type's score beside the mean of all others' scores.
+
+        Scores are linear, so this is level times weight, for the type's centroid that is nearest to the cell.
+
+        Parameters
+        ----------
+        expression
+            float32 log2(1 + counts per 10,000), ``(n_cells, n_genes)``.
+        types
+            For each cell the position of a type among the labels, ``(n_cells,)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n_cells, n_genes)``; 0 for a type without sums.
+        """
+        classifier = self.classifier
+        result = np.zeros(expression.shape, dtype=np.float32)
+        levels, n = self.levels(expression), int(classifier.there.sum())
+        scores, linear = classifier.own.scores(classifier.centred(levels), n), classifier.own.linear.weights
+        linear = linear - linear[:, classifier.there].mean(axis=1, keepdims=True)  # levels are centred
+        mean = np.stack(
+            [linear[classifier.owners == owner].mean(axis=0) for owner in range(len(classifier.labels))]
+        )
+        for owner, position in enumerate(self.positions):
+            rows = np.flatnonzero(types == position)
+            own = np.flatnonzero(classifier.owners == owner)
+            nearest = own[scores[rows][:, own].argmax(axis=1)]
+            others = np.delete(mean, owner, axis=0).mean(axis=0)
+            result[rows, : levels.shape[1]] = levels[rows] * (linear[nearest] - others)
+        return result
+
     def represented(self, expression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a score for each centroid, and logits ``(n_cells, n_types)`` of cells.
 

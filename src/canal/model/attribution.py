@@ -20,8 +20,8 @@ _CELLS_AT_A_TIME = 8
 def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
     """Return the attribution of a type of each cell to its genes, float32 ``(n_cells, n_genes)``.
 
-    For a network from `network_attributions`, for sums from `exact_attributions`; for both the sum of these,
-    each divided by its temperature and times its weight.
+    For a network from `network_attributions`, for sums from `canal.memory.answer.ExactAnnotator`; for both
+    the sum of these, each divided by its temperature and times its weight.
 
     Parameters
     ----------
@@ -35,36 +35,14 @@ def attributions(annotator: CellAnnotator, expression: np.ndarray, types: np.nda
     if isinstance(annotator, Annotator):
         return network_attributions(annotator, expression, types)
     if isinstance(annotator, ExactAnnotator):
-        return exact_attributions(annotator, expression, types)
+        return annotator.attributions(expression, types)
     if isinstance(annotator, FastAnnotator):
         return attributions(annotator.whole, expression, types)
     assert isinstance(annotator, CombinedAnnotator)  # noqa: S101 - there is no other kind
     how = annotator.combination
     network = network_attributions(annotator.network, expression, types) / how.network_temperature
-    exact = exact_attributions(annotator.exact, expression, types) / annotator.exact.temperature
+    exact = annotator.exact.attributions(expression, types) / annotator.exact.temperature
     result: np.ndarray = (how.weight * network + (1 - how.weight) * exact).astype(np.float32)
-    return result
-
-
-def exact_attributions(annotator: ExactAnnotator, expression: np.ndarray, types: np.ndarray) -> np.ndarray:
-    """Return how much each gene's level changes a type's score beside the mean of all other types' scores.
-
-    Scores are linear, so this is level times weight, for the type's centroid that is nearest to the cell.
-    """
-    classifier = annotator.classifier
-    result = np.zeros(expression.shape, dtype=np.float32)
-    levels, n = annotator.levels(expression), int(classifier.there.sum())
-    scores, linear = classifier.own.scores(classifier.centred(levels), n), classifier.own.linear.weights
-    linear = linear - linear[:, classifier.there].mean(axis=1, keepdims=True)  # levels are centred
-    mean = np.stack(
-        [linear[classifier.owners == owner].mean(axis=0) for owner in range(len(classifier.labels))]
-    )
-    for owner, position in enumerate(annotator.positions):
-        rows = np.flatnonzero(types == position)
-        own = np.flatnonzero(classifier.owners == owner)
-        nearest = own[scores[rows][:, own].argmax(axis=1)]
-        others = np.delete(mean, owner, axis=0).mean(axis=0)
-        result[rows, : levels.shape[1]] = levels[rows] * (linear[nearest] - others)
     return result
 
 

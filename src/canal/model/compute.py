@@ -25,14 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from canal.core.errors import ModelError
+from canal.model import DEVICES, Precision
 
-Precision = Literal["float32", "bfloat16"]
 _SIDE = 256
 _ROUNDS = 3
 Item = TypeVar("Item")
@@ -63,7 +63,7 @@ def find_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda was requested, but torch sees no GPU here; use auto or cpu")
-    if name not in ("cpu", "cuda"):
+    if name not in DEVICES:
         raise ModelError(f"a device is auto, cpu or cuda, found {name[:40]!r}")
     return name
 

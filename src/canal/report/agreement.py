@@ -44,7 +44,7 @@ class Agreement:
     @classmethod
     def of(cls, obs: pd.DataFrame, groupby: str, columns: dict[str, str]) -> Agreement:
         """Count the cells of obs by own label and type; raises `DataError` if ``groupby`` holds no labels."""
-        if groupby not in obs:
+        if not isinstance(groupby, str) or groupby not in obs:
             raise DataError(
                 f"groupby: expected a column of obs with your own labels, found {groupby!r}; obs has the "
                 f"columns {listed([str(one) for one in obs][:20])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Panel:
     def of(cls, adata: AnnData, column: str, canals: dict[str, str]) -> Panel:
         """Return the map of a column of obs; raises `DataError` if it holds neither numbers nor few names."""
         values = adata.obs[column]
+        if values.dtype == object:
+            values = values.where(values.isna(), values.astype(str))  # of lists, too
         if values.dtype.kind in "fiu" and (values.nunique() > 2 or column in canals.values()):
             numbers = values.to_numpy(dtype=float)
             if not np.isfinite(numbers).any():
@@ -179,9 +182,29 @@ def _write_at_middle(axis: Axes, places: np.ndarray, text: str) -> None:
 
 def _colours(adata: AnnData, column: str, names: np.ndarray) -> dict[str, str]:
     """Return the colour of each name: that of uns where it has them, else the name's own; no type is grey."""
-    values, own = adata.obs[column], adata.uns.get(f"{column}_colors")
+    values, given = adata.obs[column], adata.uns.get(f"{column}_colors")
     found = type_colours(sorted(set(names.tolist())))
-    if values.dtype.name == "category" and own is not None and len(own) == len(values.cat.categories):
-        found |= dict(zip(map(str, values.cat.categories), map(str, own), strict=True))
+    if values.dtype.name == "category" and given is not None:
+        own, kinds = _hex_colours(given), [str(one) for one in values.cat.categories]
+        if own is not None and len(own) == len(kinds):
+            found |= dict(zip(kinds, own, strict=True))
+        else:
+            found_there = "something else" if own is None else f"{len(own)}"
+            warnings.warn(
+                f"uns {column + '_colors'!r}: expected a colour for each of its {len(kinds)} categories, "
+                f"found {found_there}: canal's own colours are drawn",
+                stacklevel=2,
+            )
     found |= {_NONE: "#dbe1e6", UNASSIGNED: OF_NO_TYPE[UNASSIGNED]}
     return {name: found[name] for name in set(names.tolist())}
+
+
+def _hex_colours(given: Any) -> list[str] | None:
+    """Return colours as matplotlib writes them; None where they are no list of colours."""
+    from matplotlib.colors import is_color_like, to_hex
+
+    is_list = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str | bytes)
+    if not is_list or getattr(given, "ndim", 1) != 1:
+        return None
+    colours = [one.decode() if isinstance(one, bytes) else one for one in given]
+    return [to_hex(one) for one in colours] if all(map(is_color_like, colours)) else None

@@ -93,17 +93,26 @@ def _finite(values: np.ndarray, name: str, n_cells: int) -> np.ndarray:
             f"obsm {name}: expected numbers, ({n_cells:,}, {least} or more), found {values.shape} of type "
             f"{values.dtype}"
         )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         raise DataError(
             f"obsm {name}: expected finite numbers, found others for {bad.size:,} cells, such as those at "
             f"{listed(bad[:EXAMPLES].tolist())}: compute it again"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def _components(adata: AnnData) -> np.ndarray:
     """Return principal components of X, of counts as canal reads them."""
+    kind = getattr(adata.X, "dtype", None)
+    if kind is None or kind.kind not in "fiub":
+        raise DataError(
+            "expected obsm['X_umap'], an embedding in obsm, or X to lay the cells out by, and X holds "
+            f"{'nothing' if kind is None else f'values of type {kind}'}: compute a layout (scanpy: "
+            "sc.tl.umap(adata))"
+        )
     x: Any = adata.X[:]
     x = csr_matrix(x if issparse(x) else np.asarray(x), dtype=np.float32)
     if not x.nnz or not np.isfinite(x.data).all():

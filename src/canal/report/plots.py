@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from canal.annotation.query import check_adata
 from canal.core.errors import DataError
 from canal.core.packages import named_packages
 from canal.io.arrays import EXAMPLES, listed
+from canal.io.writer import writing
 from canal.report.agreement import Agreement, count_bars, draw_dots, draw_legend, name_axes
 from canal.report.canvas import INK, MUTED, named, new_figure, pyplot, styled
 from canal.report.canvas import save as save_figure
@@ -20,6 +23,7 @@ from canal.report.layouts import layout as layout
 from canal.report.layouts import place_cells
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.figure import Figure
 
@@ -137,8 +141,7 @@ def umap(
     """
     target = _target(save, "umap")
     canals = _columns(adata, key)
-    chosen = (color,) if isinstance(color, str) else tuple(canals.values() if color is None else color)
-    columns = [_column(adata, name, canals) for name in chosen]
+    columns = [_column(adata, name, canals) for name in _chosen(color, canals)]
     places, name = place_cells(adata, key)
     panels = [Panel.of(adata, column, canals) for column in columns]
     below = sum(panel.is_long for panel in panels) == 1
@@ -174,14 +177,47 @@ def _columns(adata: Any, key: str) -> dict[str, str]:
         )
     if not adata.n_obs:
         raise DataError("the AnnData has no cells, so there is nothing to draw")
+    if several := sorted({name for name in obs if obs.count(name) > 1}):
+        raise DataError(
+            f"expected obs columns with names of their own, found several called {listed(several)}"
+        )
+    for name in (columns["confidence"], columns["novelty"]):
+        _check_numbers(adata.obs[name], name)
     return columns
 
 
-def _column(adata: AnnData, name: str, canals: dict[str, str]) -> str:
+def _check_numbers(values: pd.Series[Any], name: str) -> None:
+    """Raise `DataError` unless a column that canal writes as numbers still holds numbers, or none."""
+    try:
+        values.dropna().astype(float)
+    except (ValueError, TypeError) as error:
+        wrong = [str(one) for one in values.dropna() if not isinstance(one, Real)]
+        raise DataError(
+            f"obs column {name!r}: expected numbers from 0 to 1, as canal writes them, found other values in "
+            f"{len(wrong):,} of {len(values):,} cells, such as {listed(sorted(set(wrong))[:EXAMPLES])}: "
+            "label the cells again"
+        ) from error
+
+
+def _chosen(color: Any, canals: dict[str, str]) -> tuple[Any, ...]:
+    """Return what ``color`` names, a panel each; by default canal's own three."""
+    if color is None:
+        return tuple(canals.values())
+    if isinstance(color, str):
+        return (color,)
+    if not isinstance(color, Collection) or not color:
+        found = "an empty one" if isinstance(color, Collection) else repr(color)
+        raise DataError(
+            f"color: expected {listed(list(canals))}, a column of obs, or a list of these, found {found}"
+        )
+    return tuple(color)
+
+
+def _column(adata: AnnData, name: Any, canals: dict[str, str]) -> str:
     """Return the column of obs that ``color`` names; canal's own go by what they are, too."""
-    if name in adata.obs:
+    if isinstance(name, str) and name in adata.obs:
         return name
-    if name in canals:
+    if isinstance(name, str) and name in canals:
         return canals[name]
     raise DataError(
         f"color: expected {listed(list(canals))} or a column of obs, found {name!r}; obs has the columns "
@@ -196,6 +232,8 @@ def _target(given: str | Path | bool | None, name: str) -> Path | None:
     """Return the file to write; raises `DataError` before anything is drawn if it cannot be one."""
     if given is None or given is False:
         return None
+    if given is not True and not isinstance(given, str | PathLike):
+        raise DataError(f"save: expected a file that ends in .png, .svg or .pdf, or True, found {given!r}")
     path = Path("figures", f"{name}.png") if given is True else Path(given)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise DataError(f"save: expected a file that ends in .png, .svg or .pdf, found {str(path)!r}")
@@ -204,7 +242,8 @@ def _target(given: str | Path | bool | None, name: str) -> Path | None:
 
 def _finished(figure: Figure, target: Path | None, show: bool | None) -> Figure | None:
     if target is not None:
-        save_figure(figure, target)
+        with writing(target):
+            save_figure(figure, target)
     if not show:
         return figure
     pyplot().show()

@@ -5,8 +5,8 @@ Both check the unpacked bundle completely: the version, its ancestors, and its e
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +74,31 @@ class Exported:
         return {"path": str(self.path), **about}
 
 
-def export_bundle(
-    store: Store,
-    wanted: str,
-    path: Path,
-    overwrite: bool = False,
-    without_cells: bool = False,
-    sources: Mapping[str, Any] | None = None,
-) -> Exported:
-    """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a bundle is written.
 
-    ``without_cells`` leaves out the example bank, the validation cells, all names of cells and the sums of
-    single batches: such a bundle labels cells and proves its files, but nothing can be learned on it.
-    ``sources`` is what is said of where the cells come from: by source, licence and citation.
+    Attributes
+    ----------
+    overwrite : bool
+        Whether an existing file may be replaced.
+    without_cells : bool
+        Whether the example bank, the validation cells, all names of cells and the sums of single batches are
+        left out: such a bundle labels cells and proves its files, but nothing can be learned on it.
+    sources : dict
+        What is said of where the cells come from: by source, licence and citation.
+    notice : callable
+        Receives progress messages.
+    """
+
+    overwrite: bool = False
+    without_cells: bool = False
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    notice: Callable[[str], None] = lambda message: None
+
+
+def export_bundle(store: Store, wanted: str, path: Path, options: ExportOptions | None = None) -> Exported:
+    """Write a version, all its artifacts and the proof of its ancestry into one ZIP file.
 
     Raises
     ------
@@ -95,20 +107,24 @@ def export_bundle(
     AuditError
         If the audit of the version has findings; names them.
     """
-    if path.exists() and not overwrite:
+    options = options or ExportOptions()
+    if path.exists() and not options.overwrite:
         raise RegistryError(f"{path} is there already; --overwrite replaces it")
     version = store.version(wanted)
     require_files(version)
+    options.notice(f"checking the files of version {version.number} ({version.stage}) and of its ancestors")
     with fresh_copies(store) as fetch:
         files = _files(store, version, fetch)
         about = About(version.model, version.number, version.key, version.record)
-        withheld = [name for name in files if without_cells and holds_cells(name)]
+        withheld = [name for name in files if options.without_cells and holds_cells(name)]
         kept = {name: one for name, one in files.items() if name not in withheld}
-        if sources:
-            kept[SOURCES] = json.dumps(sources, sort_keys=True, indent=1).encode()
+        if options.sources:
+            kept[SOURCES] = json.dumps(options.sources, sort_keys=True, indent=1).encode()
         try:
             with new_file(path) as new:  # only a bundle that proves what it claims takes its name
+                options.notice(f"writing {len(kept) + 1} files")
                 write_bundle(new, about, kept, withheld=withheld)
+                options.notice(f"proving what was written, {new.stat().st_size / 1e6:.1f} MB")
                 with proven_bundle(new) as (_, _, chain):
                     holds = held_cells(chain)
         except OSError as error:
