@@ -20,6 +20,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from canal.app.project import Project
+from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.config.yaml_file import check_merged, save, with_memory
 from canal.core.errors import CanalError, ConfigError, tell
@@ -44,7 +45,7 @@ def main() -> int:
     begin()
     try:
         check_before_run()
-        complete_params(Path.cwd() / "params.yaml")
+        complete_project(Path.cwd())
         stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.pipeline", "dvc")
         code = run_module("canal.cli", "registry", "sync") or stopped
     except CanalError as error:
@@ -79,12 +80,14 @@ def check_before_run() -> None:
         project.learned(stage)
 
 
-def complete_params(path: Path) -> None:
-    """Add an empty section ``memory`` to a params.yaml of an older canal: DVC compares the section."""
+def complete_project(root: Path) -> None:
+    """Add what DVC asks for and an older project lacks: a section ``memory``, a folder ``gate``."""
+    path = root / "params.yaml"
     before = path.read_text(encoding="utf-8")
     if (text := with_memory(before)) != before:
         save(path, text, before)
         tell(f"added an empty section `memory` to {path.name}, which DVC compares; nothing else changes")
+    Layout(root).own_rules.mkdir(exist_ok=True)
 
 
 def reproduce() -> int:

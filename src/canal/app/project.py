@@ -152,6 +152,7 @@ class Project:
             panel=self.panel,
             earlier={name: self.earlier(name) for name in self.config.ancestors(stage)},
             chunk_cells=self.config.prepare.chunk_cells,
+            own_rules=self.layout.own_rules,
         )
 
     def earlier(self, stage: str) -> EarlierStage:
