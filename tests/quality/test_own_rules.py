@@ -215,6 +215,8 @@ def test_pages_name_genes_and_the_sizes_of_their_tables_and_call_a_warning_passe
 
 
 class _Heard(BaseHTTPRequestHandler):
+    server: Any
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.heard.append(json.loads(body))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
     from canal.app import erasing as erasing
+    from canal.app import harmonising as harmonising
     from canal.app import impact as impact
     from canal.app import joining_lineages as joining_lineages
     from canal.app import learning as learning
@@ -41,6 +42,7 @@ __all__ = [
     "declaring",
     "discovering",
     "erasing",
+    "harmonising",
     "impact",
     "joining_lineages",
     "learning",

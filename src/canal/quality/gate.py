@@ -170,8 +170,10 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
 # Comparison of labels with the parent's model.
 
 
-def cells_to_compare(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
-    """Return the ids of at most `CELLS_COMPARED` cells of each published label, drawn by their content.
+def cells_to_compare(
+    prepared: PreparedCells, allowed: Collection[str] | None = None, most: int = CELLS_COMPARED
+) -> list[str]:
+    """Return the ids of at most ``most`` cells of each published label, drawn by their content.
 
     Parameters
     ----------
@@ -182,7 +184,7 @@ def cells_to_compare(prepared: PreparedCells, allowed: Collection[str] | None = 
     if allowed is not None:
         obs = obs[obs.index.isin(list(allowed))]
     drawn = obs.sort_values("cell_digest", kind="stable").groupby("cell_type_original", observed=True)
-    chosen = set(drawn.head(CELLS_COMPARED).index)
+    chosen = set(drawn.head(most).index)
     return [str(cell) for cell in obs.index if cell in chosen]
 
 

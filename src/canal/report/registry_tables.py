@@ -1,4 +1,4 @@
-"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding and verdicts."""
+"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts, labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -350,3 +350,32 @@ def verdict_line(verdict: "Verdict") -> str:
         f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
         f"{cells:,} cells of {types} type(s)"
     )
+
+
+def map_table(found: Document) -> Table:
+    """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
+    n = found["ambiguous"]
+    rows = Table(
+        title=f"{len(found['labels'])} labels, {n} of them ambiguous: a person decides" if n else None,
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    rows.add_column("label", overflow="fold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("proposed", overflow="fold")
+    rows.add_column("by")
+    rows.add_column("model", overflow="fold")
+    rows.add_column("why ambiguous", overflow="fold")
+    for one in found["labels"]:
+        style = _STYLE["warning"] if one["ambiguous"] else ""
+        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_type"] else ""
+        novel = f"Unassigned {one['unassigned']:.0%}" if one["unassigned"] else ""
+        rows.add_row(
+            text(one["label"], style),
+            f"{one['n_cells']:,}",
+            text(one["proposed"] or "?", style),
+            text(one["by"]),
+            text(", ".join(part for part in (share, novel) if part)),
+            text(one["ambiguous"]),
+        )
+    return rows

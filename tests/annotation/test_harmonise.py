@@ -1,0 +1,201 @@
+"""Harmonising labels: what is proposed, what is left to a person, and what a sheet may say."""
+
+import csv
+
+import pytest
+
+from canal.annotation.harmonise import (
+    COLUMNS,
+    Known,
+    Label,
+    is_map_sheet,
+    plain,
+    propose,
+    read_map_sheet,
+    write_map_sheet,
+)
+from canal.core.errors import DataError
+
+KNOWN = Known(
+    types=("B", "CD4 T", "CD8 T", "NK", "CD14 Mono", "gdT"),
+    learned=("B", "CD4 T", "CD8 T", "NK", "CD14 Mono"),
+    ids={"B": "CL:0000236", "NK": "CL:0000623", "CD4 T": "CL:0000624"},
+)
+
+
+def proposed(*labels, known=KNOWN):
+    """Return the proposals by label."""
+    return {one.label.name: one for one in propose(labels, known)}
+
+
+def of(label, known=KNOWN):
+    (one,) = proposed(label, known=known).values()
+    return one
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("CD4+ T", "CD4 T"),
+        ("cd4_t", "CD4 T"),
+        ("CD4-positive T cell", "CD4 T"),
+        ("B cells", "B"),
+        ("γδ T", "gdT"),
+        ("CD14+ Monos", "CD14 Mono"),
+        ("NK\u00a0cell", "NK"),
+    ],
+)
+def test_spellings_of_one_name_are_one(one, other):
+    assert plain(one) == plain(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("CD8- T", "CD8+ T"), ("CD14 Mono", "CD16 Mono"), ("B", "NK"), ("T", "T reg")]
+)
+def test_what_tells_types_apart_stays(one, other):
+    assert plain(one) != plain(other)
+
+
+def test_witnesses_that_agree_make_a_clear_row():
+    one = of(Label("CD4+ T cells", 300, ("CL:0000624",), {"CD4 T": 90, "": 10}))
+    assert (one.cell_type, one.by, one.reasons) == ("CD4 T", "ontology id", ())
+    assert (one.model_type, one.model_share, one.unassigned) == ("CD4 T", 0.9, 0.1)
+    assert one.ontology_id == "CL:0000624"
+
+
+def test_witnesses_that_disagree_are_left_to_a_person():
+    one = of(Label("NK", 40, ("CL:0000236",), {"CD8 T": 70, "NK": 30}))
+    assert (one.cell_type, one.proposed) == ("", "B")
+    assert one.reasons == (
+        "its ontology id says B, its name says NK, the model calls 70% of 100 cells CD8 T",
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "proposal", "reason"),
+    [
+        (Label("xyz", 9, (), {"NK": 9, "B": 1}), "NK", ""),
+        (Label("xyz", 9, (), {"NK": 7, "B": 3}), "NK", "only 70% of 10 cells look like NK"),
+        (Label("xyz", 9, (), {"NK": 4}), "NK", "the model was asked about 4 cells alone"),
+        (Label("CD8 TEM", 9, (), {"NK": 10}), "NK", "its name is like 'CD8 T', the model says NK"),
+        (Label("CD8 TEM", 9), "CD8 T", "no known type has this name; it is like 'CD8 T'"),
+        (Label("Mast", 9), "Mast", "no known type has this name or id"),
+        (Label("Mast", 9, (), {"": 8, "NK": 2}), "Mast", ""),
+        (
+            Label("xyz", 9, (), {"": 4, "NK": 3, "B": 3}),
+            "",
+            "the model calls its cells Unassigned 40%, NK 30%, B 30%, and no name or id tells",
+        ),
+        (
+            Label("B", 9, (), {"": 8, "B": 1, "NK": 1}),
+            "B",
+            "only 10% of 10 cells look like B, 80% are Unassigned",
+        ),
+        (Label("gd T", 9, (), {"": 6, "CD8 T": 4}), "gdT", ""),  # which no model has learned
+        (Label("B", 9, ("CL:0000236", "CL:0000788")), "B", "its cells have 2 ontology ids"),
+        (Label("Unknown", 9, (), {"B": 10}), "drop", ""),
+    ],
+)
+def test_each_doubt_is_said_in_words(label, proposal, reason):
+    one = of(label)
+    assert one.proposed == proposal
+    assert one.cell_type == ("" if reason else proposal)
+    assert bool(one.reasons) == bool(reason)
+    assert reason in "; ".join(one.reasons)
+
+
+def test_labels_that_would_become_one_type_are_marked_and_come_first():
+    rows = proposed(Label("NK", 90), Label("B", 20), Label("b cells", 30))
+    assert list(rows) == ["b cells", "B", "NK"]
+    assert rows["B"].reasons == ("'b cells' would become the same type",)
+    assert rows["NK"].reasons == ()
+
+
+def test_two_new_labels_that_differ_in_spelling_alone_are_marked():
+    rows = proposed(Label("Mast cell", 90), Label("mast", 20), known=Known(()))
+    assert all(one.reasons for one in rows.values())
+
+
+def test_without_known_types_every_label_is_a_type_with_its_id():
+    one = of(Label("Mast", 9, ("CL:0000097",)), known=Known(()))
+    assert (one.cell_type, one.by, one.ontology_id) == ("Mast", "new type", "CL:0000097")
+
+
+def test_the_id_of_a_finer_label_is_not_given_to_the_type_it_joins():
+    one = of(Label("xyz", 9, ("CL:0000895",), {"CD8 T": 10}))
+    assert (one.cell_type, one.ontology_id) == ("CD8 T", "")
+
+
+# The sheet.
+
+
+def decided(path, **types):
+    """Write a sheet and decide some of its labels, as a person does."""
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["cell_type"] = types.get(row["label"], row["cell_type"])
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    labels = [
+        Label("CD4+ T", 9, ("CL:0000624",)),
+        Label("=SUM(1)", 9),
+        Label("Mast", 9, ("CL:0000097",)),
+        Label("doublet", 9),
+    ]
+    write_map_sheet(tmp_path / "map.csv", propose(labels, KNOWN))
+    return tmp_path / "map.csv"
+
+
+def test_an_undecided_label_is_refused_by_name(sheet):
+    with pytest.raises(DataError, match=r"2 of 4 labels are undecided: '=SUM\(1\)', 'Mast'. Fill in"):
+        read_map_sheet(sheet)
+
+
+def test_a_decided_sheet_gives_types_and_ids(sheet):
+    read = read_map_sheet(decided(sheet, **{"'=SUM(1)": "NK", "Mast": "mast cell"}))
+    assert read.types == {"CD4+ T": "CD4 T", "=SUM(1)": "NK", "Mast": "mast cell", "doublet": None}
+    assert read.ontology == {"CD4 T": "CL:0000624", "mast cell": "CL:0000097"}
+
+
+def test_a_sheet_from_a_spreadsheet_of_another_country_is_read(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_bytes(b"\xef\xbb\xbfcell_type;label\r\nB;b-cells\r\nnull;junk\r\n")
+    assert is_map_sheet(path)
+    assert read_map_sheet(path).types == {"b-cells": "B", "junk": None}
+
+
+def test_two_columns_without_a_header_are_no_sheet(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text("b-cells,B\njunk,\n")
+    assert not is_map_sheet(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("B,B,\nB,NK,\n", "more than one line: 'B'"),
+        ("B,unknown,\n", "no cell types: 'unknown' of 'B'; write `drop`"),
+        ("B,B,CL:12\n", "ontology_id 'CL:12' of 'B'; expected an id"),
+        ("b,B,CL:0000236\nb2,B,CL:0000788\n", "'B' has two ontology ids"),
+        ("b,B,CL:0000236\nn,NK,CL:0000236\n", "CL:0000236 is the ontology id of two types, 'B' and 'NK'"),
+    ],
+)
+def test_what_a_sheet_may_not_say_is_refused(tmp_path, lines, told):
+    path = tmp_path / "map.csv"
+    path.write_text(f"label,cell_type,ontology_id\n{lines}")
+    with pytest.raises(DataError, match=told):
+        read_map_sheet(path)
+
+
+def test_an_id_unknown_is_none(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text("label,cell_type,ontology_id\nB,B,unknown\nx,drop,CL:0000236\n")
+    assert read_map_sheet(path).ontology == {}
