@@ -116,6 +116,20 @@ def test_two_new_labels_that_differ_in_spelling_alone_are_marked():
     assert all(one.reasons for one in rows.values())
 
 
+def test_names_with_any_signs_go_through_a_sheet_unchanged(tmp_path):
+    """As mlflow/mlflow#9425 and #1164 report them: nothing of a name is lost on the way."""
+    names = ["CD4+ T", "γδ T", "NK/T (CD56++)", "Mono, CD14%", "50", "B\u00a0cell", "'=x", "-", 'a "b"; c']
+    write_map_sheet(tmp_path / "map.csv", propose([Label(name, 9) for name in names], Known(())))
+    read = read_map_sheet(tmp_path / "map.csv")
+    assert read.types == {name: None if name == "-" else name for name in names}
+
+
+def test_one_type_in_three_spellings_is_left_to_a_person():
+    """As in chanzuckerberg/cellxgene-census#1434; blanks at the ends are gone before."""
+    rows = proposed(Label("CD8 T", 20), Label("CD8 t", 10), Label("CD4 T", 30))
+    assert [label for label, one in rows.items() if one.reasons] == ["CD8 T", "CD8 t"]
+
+
 def test_without_known_types_every_label_is_a_type_with_its_id():
     one = of(Label("Mast", 9, ("CL:0000097",)), known=Known(()))
     assert (one.cell_type, one.by, one.ontology_id) == ("Mast", "new type", "CL:0000097")
@@ -193,6 +207,15 @@ def test_what_a_sheet_may_not_say_is_refused(tmp_path, lines, told):
     path.write_text(f"label,cell_type,ontology_id\n{lines}")
     with pytest.raises(DataError, match=told):
         read_map_sheet(path)
+
+
+def test_a_type_that_is_called_as_its_label_keeps_the_labels_id(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text(
+        "label,cell_type,ontology_id,label_id\n"
+        "Mast cells,mast,,CL:0000097\nCD4 naive,CD4 T,,CL:0000895\nB,B,unknown,CL:0000236\n"
+    )
+    assert read_map_sheet(path).ontology == {"mast": "CL:0000097"}
 
 
 def test_an_id_unknown_is_none(tmp_path):

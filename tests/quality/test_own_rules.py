@@ -144,6 +144,23 @@ def test_cells_without_a_value_are_told(tmp_path):
     assert (rule.passed, rule.found) == (True, "0 of 90 cells, 40 of them without a value")
 
 
+def test_the_same_rule_twice_has_two_names_and_a_stage_without_cells_is_judged(tmp_path):
+    rule = E.ExpectColumnValuesToBeBetween(column="cells", min_value=1)
+    for table in ("cells", "genes", "types"):
+        write_suite(tmp_path / "gate", table, E.ExpectTableRowCountToBeBetween(min_value=1))
+    write_suite(tmp_path / "gate", "types", rule, rule)
+    case = StageCase()
+    case.adata = case.adata[:0].copy()
+    verdict = judged(tmp_path, case=case)
+    assert not verdict.passed
+    assert {name: one.found for name, one in own(verdict).items()} == {
+        "cells: table row count to be between": "0",
+        "genes: table row count to be between": "120",
+        "types: cells column values to be between": "0 of 0 types",
+        "types: cells column values to be between (2)": "0 of 0 types",
+    }
+
+
 BROKEN = {
     "no JSON": ("cells.json", "{", r"gate/cells.json is no readable JSON"),
     "no list": ("cells.json", '{"expectations": {}}', "a list of objects under 'expectations'"),

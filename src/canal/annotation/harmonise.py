@@ -165,8 +165,7 @@ def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
     for one in proposals:
         others = [name for name in by_type.get(plain(one.proposed), []) if name != one.label.name]
         if others and one.proposed != DROP:
-            names = ", ".join(repr(name) for name in others[:EXAMPLES])
-            one = replace(one, reasons=(*one.reasons, f"{names} would become the same type"))
+            one = replace(one, reasons=(*one.reasons, f"{_some(others)} would become the same type"))
         told.append(replace(one, ontology_id=_id_of(one, known, alone=not others)))
     return sorted(told, key=lambda one: (not one.reasons, -one.label.n_cells, one.label.name))
 
@@ -194,13 +193,15 @@ def _propose(label: Label, known: Known) -> Proposal:
     asked = sum((label.answers or {}).values())
     share = n / asked if asked else 0.0
     witnesses = {
-        BY_ID: _type_of_id(label, known),
+        BY_ID: next((name for name, term in (known.ids or {}).items() if (term,) == label.ids), ""),
         BY_NAME: same[0] if same else "",
         BY_MODEL: model_type if share >= LEAST_SHARE else "",
     }
     by = next((witness for witness, name in witnesses.items() if name), "")
     proposal = Proposal(label, witnesses.get(by, ""), by)
-    reasons = [*_doubts_of_ids(label), *_disagreement(witnesses, share, asked)]
+    reasons = _disagreement(witnesses, share, asked)
+    if len(label.ids) > 1:
+        reasons.append(f"its cells have {len(label.ids)} ontology ids ({_some(label.ids)})")
     if len(same) > 1:
         reasons.append(f"known types are spelt like it: {_some(same)}")
     if by == BY_MODEL:
@@ -226,19 +227,6 @@ def _new(proposal: Proposal, known: Known) -> tuple[Proposal, list[str]]:
     counts = Counter({name or "Unassigned": n for name, n in (proposal.label.answers or {}).items()})
     shares = ", ".join(f"{name} {n / proposal.compared:.0%}" for name, n in counts.most_common(3))
     return replace(new, proposed="", by=""), [f"the model calls its cells {shares}, and no name or id tells"]
-
-
-def _type_of_id(label: Label, known: Known) -> str:
-    """Return the known type that has the label's one id; ``""`` without one."""
-    if len(label.ids) != 1:
-        return ""
-    return next((name for name, term in (known.ids or {}).items() if term == label.ids[0]), "")
-
-
-def _doubts_of_ids(label: Label) -> list[str]:
-    if len(label.ids) < 2:
-        return []
-    return [f"its cells have {len(label.ids)} ontology ids ({', '.join(label.ids[:EXAMPLES])})"]
 
 
 def _disagreement(witnesses: Mapping[str, str], share: float, asked: int) -> list[str]:
@@ -329,7 +317,7 @@ def read_map_sheet(sheet: Path) -> LabelMap:
         If a label is undecided or stands twice, a cell type is a word for no type, an id is none of the Cell
         Ontology, or a type has two ids or two types have one.
     """
-    lines = read_lines(sheet, NEEDED, "canal stage map FILE.h5ad", optional=("ontology_id",))
+    lines = read_lines(sheet, NEEDED, "canal stage map FILE.h5ad", optional=("ontology_id", "label_id"))
     types: dict[str, str | None] = {}
     undecided, twice, no_types = [], [], []
     for line in lines:
@@ -354,28 +342,29 @@ def read_map_sheet(sheet: Path) -> LabelMap:
 
 
 def _ontology(sheet: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the ids of the types that a sheet keeps."""
+    """Return the ids of the types that a sheet keeps.
+
+    A type that is called as its label has the label's id, unless the line gives it another.
+    """
     ids: dict[str, str] = {}
     names: dict[str, str] = {}
     for line in lines:
-        cell_type, term = original(line["cell_type"]).strip(), line["ontology_id"].strip()
+        cell_type = original(line["cell_type"]).strip()
+        own = line["label_id"].strip() if plain(cell_type) == plain(original(line["label"])) else ""
+        term = line["ontology_id"].strip() or (own if ONTOLOGY_ID.fullmatch(own) else "")
         if not term or term.casefold() == "unknown" or cell_type.casefold() in (DROP, "null"):
             continue
         if not ONTOLOGY_ID.fullmatch(term):
-            raise DataError(
-                f"{sheet}: ontology_id {term[:40]!r} of {cell_type!r}; expected an id of the Cell Ontology, "
-                "such as CL:0000236, or nothing"
+            problem = (
+                f"ontology_id {term[:40]!r} of {cell_type!r}; expected an id of the Cell Ontology, such as"
             )
+            raise DataError(f"{sheet}: {problem} CL:0000236, or nothing")
         if ids.setdefault(cell_type, term) != term:
-            raise DataError(
-                f"{sheet}: {cell_type!r} has two ontology ids, {ids[cell_type]} and {term}: a type has one; "
-                "empty the others"
-            )
+            problem = f"{cell_type!r} has two ontology ids, {ids[cell_type]} and {term}: a type has one"
+            raise DataError(f"{sheet}: {problem}; write the same in each of its lines")
         if names.setdefault(term, cell_type) != cell_type:
-            raise DataError(
-                f"{sheet}: {term} is the ontology id of two types, {names[term]!r} and {cell_type!r}: keep "
-                "it where it belongs, or give both labels one type"
-            )
+            problem = f"{term} is the ontology id of two types, {names[term]!r} and {cell_type!r}"
+            raise DataError(f"{sheet}: {problem}: write `unknown` where it does not belong")
     return ids
 
 
@@ -391,5 +380,6 @@ def is_map_sheet(path: Path) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
+    """Return the first of some names, quoted, and how many more there are."""
     more = len(names) - EXAMPLES
     return ", ".join(map(repr, names[:EXAMPLES])) + (f" and {more} more" if more > 0 else "")

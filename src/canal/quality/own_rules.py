@@ -153,7 +153,7 @@ def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
         name=f"{table}: {name}",
         severity=_SEVERITIES[severity],
         expected=expected,
-        hint=_text(notes)
+        hint=" ".join([notes] if isinstance(notes, str) else map(str, notes or ()))
         or f"mend the cells, or change expectation {number} of {path.parent.name}/{path.name}",
         expectation=expectation,
     )
@@ -260,20 +260,13 @@ def check_own_rules(
     for table, rules in own.rules.items():
         if not rules:
             continue
+        # Great Expectations orders its results by column.
         outcome = checking.validate(table, [rule.expectation for rule in rules], tables[table], TABLES[table])
-        found = [
-            _result(rule, one, table, tables[table])
-            for rule, one in zip(rules, _in_order(outcome, rules), strict=True)
-        ]
+        by_id = {one.expectation_config.id: one for one in outcome.results}
+        found = [_result(rule, by_id[rule.expectation.id], table, tables[table]) for rule in rules]
         checking.publish(outcome, found)
         results += found
     return results
-
-
-def _in_order(outcome: Any, rules: Sequence[OwnRule]) -> list[Any]:
-    """Return the outcomes in the order of the rules; Great Expectations orders them by column."""
-    by_id = {one.expectation_config.id: one for one in outcome.results}
-    return [by_id[rule.expectation.id] for rule in rules]
 
 
 def _check_columns(rule: OwnRule, table: str, columns: list[str]) -> None:
@@ -292,8 +285,12 @@ def _check_columns(rule: OwnRule, table: str, columns: list[str]) -> None:
 
 def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> RuleResult:
     """Return the outcome of an expectation as the result of a rule."""
-    if (problem := _problem(outcome.exception_info)) is not None:
-        raise GateError(f"{rule.where} could not be evaluated: {_line(problem)}")
+    # Great Expectations tells in two forms whether an expectation could be evaluated.
+    info = outcome.exception_info
+    for one in [info] if "raised_exception" in info else list(info.values()):
+        if not isinstance(one, Mapping) or one.get("raised_exception", True):
+            problem = one.get("exception_message", one) if isinstance(one, Mapping) else one
+            raise GateError(f"{rule.where} could not be evaluated: {_line(problem)}")
     facts, passed = outcome.result or {}, bool(outcome.success)
     facts.pop("unexpected_index_query", None)  # code that finds rows by number; pages name them
     examples: tuple[str, ...] = ()
@@ -302,7 +299,8 @@ def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> Rule
         if missing := facts.get("missing_count"):
             found += f", {missing:,} of them without a value" if passed else f"; {missing:,} without a value"
         examples = tuple(
-            _example(one, table) for one in (facts.get("unexpected_index_list") or ())[:EXAMPLES]
+            f"{_plain(row.pop(TABLES[table]))} ({', '.join(map(_plain, row.values()))})".removesuffix(" ()")
+            for row in map(dict, (facts.get("unexpected_index_list") or ())[:EXAMPLES])
         )
     else:
         found = _plain(facts.get("observed_value", "not as expected" if not passed else "as expected"))
@@ -317,29 +315,11 @@ def _result(rule: OwnRule, outcome: Any, table: str, rows: pd.DataFrame) -> Rule
     )
 
 
-def _problem(info: Mapping[str, Any]) -> str | None:
-    """Return why an expectation could not be evaluated; Great Expectations tells it in two forms."""
-    entries = [info] if "raised_exception" in info else list(info.values())
-    raised = [one for one in entries if not isinstance(one, Mapping) or one.get("raised_exception", True)]
-    return str(raised[0].get("exception_message", raised[0])) if raised else None
-
-
-def _example(row: Mapping[str, Any], table: str) -> str:
-    """Return a failing row as its name and its values."""
-    values = [_plain(value) for key, value in row.items() if key != TABLES[table]]
-    name = _plain(row[TABLES[table]])
-    return f"{name} ({', '.join(values)})" if values else name
-
-
 def _plain(value: Any) -> str:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)[:_LONGEST]
-
-
-def _text(notes: Any) -> str:
-    return " ".join(map(str, notes)) if isinstance(notes, list) else str(notes or "")
 
 
 def _line(error: object) -> str:
