@@ -28,6 +28,13 @@ def proposed(*labels, known=KNOWN):
     return {one.label.name: one for one in propose(labels, known)}
 
 
+def asked(name, *ids, novel=0, **likeliest):
+    """Return a label whose cells have these likeliest types; ``novel`` of the first type are novel."""
+    counts = {types.replace("_", " "): n for types, n in likeliest.items()}
+    first, *_ = counts
+    return Label(name, 9, ids, counts, counts | {first: counts[first] - novel})
+
+
 def of(label, known=KNOWN):
     (one,) = proposed(label, known=known).values()
     return one
@@ -57,43 +64,51 @@ def test_what_tells_types_apart_stays(one, other):
 
 
 def test_witnesses_that_agree_make_a_clear_row():
-    one = of(Label("CD4+ T cells", 300, ("CL:0000624",), {"CD4 T": 90, "": 10}))
+    one = of(asked("CD4+ T cells", "CL:0000624", CD4_T=100, novel=10))
     assert (one.cell_type, one.by, one.reasons) == ("CD4 T", "ontology id", ())
-    assert (one.model_type, one.model_share, one.unassigned) == ("CD4 T", 0.9, 0.1)
+    row = one.row()
+    assert (row["model_type"], row["model_share"], row["likeliest_share"]) == ("CD4 T", 0.9, 1.0)
+    assert row["unassigned"] == pytest.approx(0.1)
     assert one.ontology_id == "CL:0000624"
 
 
 def test_witnesses_that_disagree_are_left_to_a_person():
-    one = of(Label("NK", 40, ("CL:0000236",), {"CD8 T": 70, "NK": 30}))
+    one = of(asked("NK", "CL:0000236", CD8_T=70, NK=30))
     assert (one.cell_type, one.proposed) == ("", "B")
     assert one.reasons == (
         "its ontology id says B, its name says NK, the model calls 70% of 100 cells CD8 T",
     )
 
 
+def test_a_known_name_stays_clear_where_all_cells_of_a_platform_are_unassigned():
+    """As Kang's monocytes are by the sums of Zheng's sorted cells, and yet most like their type."""
+    assert of(asked("CD14 Mono", CD14_Mono=90, NK=10, novel=90)).cell_type == "CD14 Mono"
+
+
 @pytest.mark.parametrize(
     ("label", "proposal", "reason"),
     [
-        (Label("xyz", 9, (), {"NK": 9, "B": 1}), "NK", ""),
-        (Label("xyz", 9, (), {"NK": 7, "B": 3}), "NK", "only 70% of 10 cells look like NK"),
-        (Label("xyz", 9, (), {"NK": 4}), "NK", "the model was asked about 4 cells alone"),
-        (Label("CD8 TEM", 9, (), {"NK": 10}), "NK", "its name is like 'CD8 T', the model says NK"),
+        (asked("xyz", NK=9, B=1), "NK", ""),
+        (asked("xyz", NK=7, B=3), "NK", "the model calls only 70% of 10 cells NK"),
+        (asked("Naive CD4 T", CD4_T=7, B=3), "CD4 T", ""),
+        (asked("xyz", NK=4), "NK", "the model was asked about 4 cells alone"),
+        (asked("CD8 TEM", NK=10), "NK", "its name is like 'CD8 T', the model says NK"),
         (Label("CD8 TEM", 9), "CD8 T", "no known type has this name; it is like 'CD8 T'"),
-        (Label("Mast", 9), "Mast", "no known type has this name or id"),
-        (Label("Mast", 9, (), {"": 8, "NK": 2}), "Mast", ""),
         (
-            Label("xyz", 9, (), {"": 4, "NK": 3, "B": 3}),
-            "",
-            "the model calls its cells Unassigned 40%, NK 30%, B 30%, and no name or id tells",
-        ),
-        (
-            Label("B", 9, (), {"": 8, "B": 1, "NK": 1}),
+            asked("activated B", B=10, novel=9),
             "B",
-            "only 10% of 10 cells look like B, 80% are Unassigned",
+            "it is like 'B'; 90% of its cells are Unassigned, 100% most like B",
         ),
-        (Label("gd T", 9, (), {"": 6, "CD8 T": 4}), "gdT", ""),  # which no model has learned
+        (Label("CD16 Mono", 9), "CD16 Mono", "no known type has this name or id"),
+        (
+            asked("Mast", NK=8, B=2, novel=8),
+            "Mast",
+            "no known type has this name or id; 80% of its cells are Unassigned, 80% most like NK",
+        ),
+        (asked("B", NK=8, B=2, novel=8), "B", "80% of 10 cells look most like NK, 20% like B"),
+        (asked("gd T", CD8_T=10, novel=8), "gdT", ""),  # which no model has learned
         (Label("B", 9, ("CL:0000236", "CL:0000788")), "B", "its cells have 2 ontology ids"),
-        (Label("Unknown", 9, (), {"B": 10}), "drop", ""),
+        (asked("Unknown", B=10), "drop", ""),
     ],
 )
 def test_each_doubt_is_said_in_words(label, proposal, reason):
@@ -136,7 +151,7 @@ def test_without_known_types_every_label_is_a_type_with_its_id():
 
 
 def test_the_id_of_a_finer_label_is_not_given_to_the_type_it_joins():
-    one = of(Label("xyz", 9, ("CL:0000895",), {"CD8 T": 10}))
+    one = of(asked("xyz", "CL:0000895", CD8_T=10))
     assert (one.cell_type, one.ontology_id) == ("CD8 T", "")
 
 

@@ -7,8 +7,10 @@ import html
 import json
 import re
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest.mock import ANY
 
 import great_expectations as gx
 import pytest
@@ -16,8 +18,9 @@ import pytest
 from canal.config.sections import Gate
 from canal.core.digests import file_digest
 from canal.core.errors import GateError
+from canal.data.prepare import prepare
 from canal.quality.gate import judge_file
-from canal.quality.own_rules import read_own_rules
+from canal.quality.own_rules import own_tables, read_own_rules
 from canal.quality.verdict import read_verdict
 from tests.support.cases import SETTINGS, StageCase
 from tests.support.cells import make_adata
@@ -172,7 +175,7 @@ BROKEN = {
     ),
     "a wrong argument": (
         "types.json",
-        '{"expectations": [{"type": "expect_column_values_to_be_between", "kwargs": {"colum": "x"}}]}',
+        '{"expectations": [{"type": "expect_column_values_to_be_between", "kwargs": {"clm": "x"}}]}',
         r"gate/types.json, expectation 1 \(expect_column_values_to_be_between\): .*field required",
     ),
     "an unknown severity": (
@@ -294,3 +297,33 @@ def test_an_action_that_fails_is_told_without_its_address_and_changes_no_verdict
     out, err = capfd.readouterr()
     assert "second: action hook (api) failed" in err
     assert "secret" not in out + err
+
+
+def test_what_the_docs_show_is_what_the_gate_takes(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (actions,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "gate" / "checkpoint.json").write_text(actions)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})  # noqa: S102 - the page's own program
+    verdict = judged(tmp_path, case=with_obs(StageCase(), donor=["d1"] * 89 + [None]))
+    assert {name: (rule.severity, rule.passed, rule.hint) for name, rule in own(verdict).items()} == {
+        "cells: n_genes column values to be between": ("error", False, ANY),
+        "cells: donor column values to not be null": ("warning", False, "ask the clinic"),
+        "types: two_donors": ("warning", False, ANY),
+    }
+    assert read_own_rules(tmp_path / "gate").actions[0].name == "tell the lab"
+
+
+def test_columns_of_the_docs_are_those_of_the_tables(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    write_suite(tmp_path / "gate", "cells", E.ExpectTableRowCountToBeBetween(min_value=1))
+    subject = dataclasses.replace(StageCase().subject(tmp_path), own_rules=tmp_path / "gate")
+    prepare(subject.raw, "second", subject.source, SETTINGS, tmp_path / "prepared")
+    rules = read_own_rules(tmp_path / "gate")
+    tables = own_tables(rules, subject, tmp_path / "prepared" / "cells.h5ad")
+    for name, table in tables.items():
+        (line,) = re.findall(rf"^\| `gate/{name}\.json` .*$", page, re.MULTILINE)
+        own_columns = [column for column in table.columns if not column.startswith("obs_")]
+        assert all(f"`{column}`" in line for column in own_columns), name

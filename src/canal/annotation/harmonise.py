@@ -1,7 +1,9 @@
 """Harmonise labels: propose a cell type for each label of a file, and read the sheet that a person decides.
 
 A proposal has three witnesses: the model's answers for the label's cells, Cell Ontology ids, and names. Where
-they disagree or are too weak the row is marked, its cell type is left empty, and a person has to fill it in.
+they disagree or are too weak, and where a type would be new, the row is marked, its cell type is left empty,
+and a person has to fill it in. That cells are Unassigned proves nothing here: in a data set of another
+platform those of known types often are.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -27,7 +28,7 @@ DROP = "drop"
 
 COLUMNS = (
     *("label", "n_cells", "cell_type", "ambiguous", "proposed", "by", "model_type", "model_share"),
-    *("unassigned", "label_id", "ontology_id", "note"),
+    *("likeliest_share", "unassigned", "label_id", "ontology_id", "note"),
 )
 NEEDED = ("label", "cell_type")
 
@@ -59,14 +60,37 @@ class Label:
         Number of its cells.
     ids : tuple of str
         Cell Ontology ids of its cells, as the file has them.
-    answers : dict
-        How many of its cells the model calls each type; ``""`` for `Unassigned`. Empty without a model.
+    likeliest : dict
+        For how many of the cells that the model was asked about each type is the likeliest; empty without a
+        model.
+    assigned : dict
+        How many of them it calls so; the others are Unassigned.
     """
 
     name: str
     n_cells: int
     ids: tuple[str, ...] = ()
-    answers: Mapping[str, int] | None = None
+    likeliest: Mapping[str, int] = field(default_factory=dict)
+    assigned: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> int:
+        """How many of its cells the model was asked about."""
+        return sum(self.likeliest.values())
+
+    @property
+    def model_type(self) -> str:
+        """The type that is the likeliest for most of them; ``""`` without any."""
+        return min(self.likeliest, key=lambda name: (-self.likeliest[name], name), default="")
+
+    def share(self, counts: Mapping[str, int], name: str) -> float:
+        """Return the share of a type in `likeliest` or `assigned`."""
+        return counts.get(name, 0) / max(1, self.asked)
+
+    @property
+    def unassigned(self) -> float:
+        """The share that the model calls Unassigned."""
+        return 1 - sum(self.assigned.values()) / max(1, self.asked)
 
 
 @dataclass(frozen=True)
@@ -116,39 +140,24 @@ class Proposal:
         """The proposed type where it is clear, else ``""``."""
         return "" if self.reasons else self.proposed
 
-    @property
-    def compared(self) -> int:
-        """How many cells the model was asked about."""
-        return sum((self.label.answers or {}).values())
-
-    @property
-    def model_type(self) -> str:
-        """The known type that the model gives most often; ``""`` without one."""
-        return _most(self.label)[0]
-
-    @property
-    def model_share(self) -> float | None:
-        """The share of the cells asked about that the model calls so; None without any."""
-        return _most(self.label)[1] / self.compared if self.compared else None
-
-    @property
-    def unassigned(self) -> float | None:
-        """The share that the model calls Unassigned."""
-        return (self.label.answers or {}).get("", 0) / self.compared if self.compared else None
-
     def row(self) -> dict[str, object]:
         """Return the line of the sheet, with the values of `COLUMNS`."""
+        one = self.label
+        shares = {
+            "model_share": one.share(one.assigned, one.model_type),
+            "likeliest_share": one.share(one.likeliest, one.model_type),
+            "unassigned": one.unassigned,
+        }
         return {
-            "label": self.label.name,
-            "n_cells": self.label.n_cells,
+            "label": one.name,
+            "n_cells": one.n_cells,
             "cell_type": self.cell_type,
             "ambiguous": "; ".join(self.reasons),
             "proposed": self.proposed,
             "by": self.by,
-            "model_type": self.model_type,
-            "model_share": _rounded(self.model_share),
-            "unassigned": _rounded(self.unassigned),
-            "label_id": " ".join(self.label.ids),
+            "model_type": one.model_type,
+            **{name: round(share, 3) if one.asked else "" for name, share in shares.items()},
+            "label_id": " ".join(one.ids),
             "ontology_id": self.ontology_id,
             "note": "",
         }
@@ -159,12 +168,13 @@ def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
     proposals = [_propose(label, known) for label in labels]
     by_type: dict[str, list[str]] = {}
     for one in proposals:
-        if one.proposed not in ("", DROP):
+        if one.by not in (BY_LIKENESS, "") and one.proposed != DROP:
             by_type.setdefault(plain(one.proposed), []).append(one.label.name)
     told = []
     for one in proposals:
-        others = [name for name in by_type.get(plain(one.proposed), []) if name != one.label.name]
-        if others and one.proposed != DROP:
+        same = [] if one.proposed == DROP else by_type.get(plain(one.proposed), [])
+        others = [name for name in same if name != one.label.name]
+        if others and one.by != BY_LIKENESS:
             one = replace(one, reasons=(*one.reasons, f"{_some(others)} would become the same type"))
         told.append(replace(one, ontology_id=_id_of(one, known, alone=not others)))
     return sorted(told, key=lambda one: (not one.reasons, -one.label.n_cells, one.label.name))
@@ -184,49 +194,57 @@ def _propose(label: Label, known: Known) -> Proposal:
     """Return the proposal for one label, without regard to the others."""
     if is_no_type(label.name):
         return Proposal(label, DROP, BY_NAME)
-    by_plain: dict[str, list[str]] = {}
-    for name in known.types:
-        by_plain.setdefault(plain(name), []).append(name)
-    same = [label.name] if label.name in known.types else by_plain.get(plain(label.name), [])
-    like = [] if same else get_close_matches(plain(label.name), list(by_plain), n=1, cutoff=_LIKE)
-    model_type, n = _most(label)
-    asked = sum((label.answers or {}).values())
-    share = n / asked if asked else 0.0
+    same = [label.name] if label.name in known.types else []
+    same = same or [name for name in known.types if plain(name) == plain(label.name)]
+    like = "" if same else _like(label.name, known.types)
+    share = label.share(label.assigned, label.model_type)
     witnesses = {
         BY_ID: next((name for name, term in (known.ids or {}).items() if (term,) == label.ids), ""),
         BY_NAME: same[0] if same else "",
-        BY_MODEL: model_type if share >= LEAST_SHARE else "",
+        BY_MODEL: label.model_type if share >= LEAST_SHARE else "",
     }
     by = next((witness for witness, name in witnesses.items() if name), "")
     proposal = Proposal(label, witnesses.get(by, ""), by)
-    reasons = _disagreement(witnesses, share, asked)
+    reasons = _disagreement(witnesses, share, label.asked)
     if len(label.ids) > 1:
         reasons.append(f"its cells have {len(label.ids)} ontology ids ({_some(label.ids)})")
     if len(same) > 1:
         reasons.append(f"known types are spelt like it: {_some(same)}")
     if by == BY_MODEL:
-        reasons += _doubts_of_model(proposal, share, by_plain[like[0]][0] if like else "")
+        reasons += _doubts_of_model(proposal, share, like)
     elif by:
         reasons += _doubts_of_cells(proposal, known) if not reasons else []
     elif like:
-        proposal = replace(proposal, proposed=by_plain[like[0]][0], by=BY_LIKENESS)
-        reasons.append(f"no known type has this name; it is like {proposal.proposed!r}")
+        proposal = replace(proposal, proposed=like, by=BY_LIKENESS)
+        reasons.append(f"no known type has this name; it is like {like!r}{_told(label)}")
     else:
-        proposal, doubts = _new(proposal, known)
-        reasons += doubts
+        proposal = replace(proposal, proposed=label.name, by=NEW)
+        reasons += [f"no known type has this name or id{_told(label)}"] if known.types else []
     return replace(proposal, reasons=tuple(reasons))
 
 
-def _new(proposal: Proposal, known: Known) -> tuple[Proposal, list[str]]:
-    """Return the proposal of a label that nothing known speaks for, and what is doubtful of a new type."""
-    new = replace(proposal, proposed=proposal.label.name, by=NEW)
-    if not known.types or (proposal.unassigned or 0.0) >= LEAST_SHARE:
-        return new, []
-    if proposal.compared == 0:
-        return new, ["no known type has this name or id: a new type, or one of those under another name"]
-    counts = Counter({name or "Unassigned": n for name, n in (proposal.label.answers or {}).items()})
-    shares = ", ".join(f"{name} {n / proposal.compared:.0%}" for name, n in counts.most_common(3))
-    return replace(new, proposed="", by=""), [f"the model calls its cells {shares}, and no name or id tells"]
+def _like(label: str, types: Sequence[str]) -> str:
+    """Return the known type whose words are all in a label, or whose name is near it; ``""`` without one.
+
+    Markers with other numbers are other markers: CD16 is not near CD14.
+    """
+    words = {plain(word) for word in re.split(r"[\s_,/]+", label)}
+    within = [name for name in types if {plain(word) for word in re.split(r"[\s_,/]+", name)} <= words]
+    if within:
+        return max(within, key=len)
+    same_numbers = {
+        plain(name): name for name in types if re.findall(r"\d+", name) == re.findall(r"\d+", label)
+    }
+    near = get_close_matches(plain(label), list(same_numbers), n=1, cutoff=_LIKE)
+    return same_numbers[near[0]] if near else ""
+
+
+def _told(label: Label) -> str:
+    """Return what the model says of a label's cells, as the end of a sentence."""
+    if not label.asked:
+        return ""
+    share = label.share(label.likeliest, label.model_type)
+    return f"; {label.unassigned:.0%} of its cells are Unassigned, {share:.0%} most like {label.model_type}"
 
 
 def _disagreement(witnesses: Mapping[str, str], share: float, asked: int) -> list[str]:
@@ -243,11 +261,11 @@ def _disagreement(witnesses: Mapping[str, str], share: float, asked: int) -> lis
 
 def _doubts_of_model(proposal: Proposal, share: float, like: str) -> list[str]:
     """Return what is doubtful of a type that the model alone speaks for."""
-    doubts = []
-    if share < CLEAR_SHARE:
-        doubts.append(f"only {share:.0%} of {proposal.compared} cells look like {proposal.proposed}")
-    if proposal.compared < FEWEST_CELLS:
-        doubts.append(f"the model was asked about {proposal.compared} cells alone")
+    doubts, asked = [], proposal.label.asked
+    if share < CLEAR_SHARE and like != proposal.proposed:
+        doubts.append(f"the model calls only {share:.0%} of {asked} cells {proposal.proposed}")
+    if asked < FEWEST_CELLS:
+        doubts.append(f"the model was asked about {asked} cells alone")
     if like and like != proposal.proposed:
         doubts.append(f"its name is like {like!r}, the model says {proposal.proposed}")
     return doubts
@@ -255,15 +273,14 @@ def _doubts_of_model(proposal: Proposal, share: float, like: str) -> list[str]:
 
 def _doubts_of_cells(proposal: Proposal, known: Known) -> list[str]:
     """Return what the model's answers say against a type that id or name speak for."""
-    if proposal.proposed not in known.learned or proposal.compared < FEWEST_CELLS:
+    label, own = proposal.label, proposal.proposed
+    if own not in known.learned or label.asked < FEWEST_CELLS:
         return []
-    share = (proposal.label.answers or {}).get(proposal.proposed, 0) / proposal.compared
+    share = label.share(label.likeliest, own)
     if share >= LEAST_SHARE:
         return []
-    return [
-        f"only {share:.0%} of {proposal.compared} cells look like {proposal.proposed}, "
-        f"{proposal.unassigned or 0.0:.0%} are Unassigned"
-    ]
+    most = label.share(label.likeliest, label.model_type)
+    return [f"{most:.0%} of {label.asked} cells look most like {label.model_type}, {share:.0%} like {own}"]
 
 
 def _id_of(proposal: Proposal, known: Known, alone: bool) -> str:
@@ -272,16 +289,6 @@ def _id_of(proposal: Proposal, known: Known, alone: bool) -> str:
         return term
     itself = alone and proposal.by in (BY_NAME, NEW) and proposal.proposed != DROP
     return proposal.label.ids[0] if itself and len(proposal.label.ids) == 1 else ""
-
-
-def _most(label: Label) -> tuple[str, int]:
-    """Return the known type that most of a label's cells are called, and how many."""
-    counts = [(name, n) for name, n in (label.answers or {}).items() if name]
-    return min(counts, key=lambda item: (-item[1], item[0]), default=("", 0))
-
-
-def _rounded(share: float | None) -> float | str:
-    return "" if share is None else round(share, 3)
 
 
 # The sheet.

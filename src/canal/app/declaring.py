@@ -244,7 +244,8 @@ def ask_parent(project: Project, stage: str) -> ParentComparison | None:
 
     def ask(prepared: PreparedCells, cell_ids: Sequence[str]) -> "pd.DataFrame":
         annotator = load_model(folder)
-        answers = answers_of(annotator, prepared, cell_ids)
+        predicted = zip(*answers_of(annotator, prepared, cell_ids), strict=True)
+        answers = ["" if novel else label for label, novel in predicted]
         obs = prepared.obs.loc[list(cell_ids)]
         labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
         return compare(list(labels), list(types), answers, annotator.labels)
@@ -252,11 +253,13 @@ def ask_parent(project: Project, stage: str) -> ParentComparison | None:
     return ask
 
 
-def answers_of(annotator: CellAnnotator, prepared: PreparedCells, cell_ids: Sequence[str]) -> list[str]:
-    """Return the type that a model gives each of some prepared cells; ``""`` for one that is novel to it."""
+def answers_of(
+    annotator: CellAnnotator, prepared: PreparedCells, cell_ids: Sequence[str]
+) -> tuple[list[str], list[bool]]:
+    """Return the likeliest type of some prepared cells by a model, and whether they are novel to it."""
     restricted = annotator.without(prepared.missing(annotator.genes))
     result = restricted.predict(prepared.expression(cell_ids, annotator.genes))
-    return ["" if novel else label for label, novel in zip(result.labels, result.is_novel, strict=True)]
+    return list(result.labels), [bool(novel) for novel in result.is_novel]
 
 
 def contradicted(

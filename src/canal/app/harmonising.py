@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Notice = Callable[[str], None]
+Answers = tuple[Counter[str], Counter[str]]
+"""For how many cells each type is the likeliest, and how many of them are called so."""
 
 CELLS_ASKED = 100
 """Cells of a label that the model is asked about at most, drawn by their content."""
@@ -118,11 +120,11 @@ def map_labels(
             raise DataError(f"{sheet}: the sheet is a CSV file: give an output that ends in .csv")
         check_new(sheet, overwrite)
     project = Project.open(root)
-    name = str(options.declared.get("label") or "cell_type")
-    table = _labels(file, name, options.ontology)
+    column = str(options.declared.get("label") or "cell_type")
+    table = _labels(file, column, options.ontology)
     parent = options.parent or next(reversed(project.config.stages), BACKBONE)
     stage, annotator = _model(project, parent)
-    answers: dict[str, Counter[str]] = {}
+    answers: dict[str, Answers] = {}
     if annotator is None:
         notice("no learned model to ask: proposals by name and ontology id alone")
     elif options.declared.get("values") is None:
@@ -135,17 +137,15 @@ def map_labels(
             notice(f"the model of stage {stage} was asked about up to {CELLS_ASKED} cells of each label")
     labelled = table[table["label"] != ""]
     labels = [
-        Label(
-            str(label), len(own), tuple(sorted({term for term in own["id"] if term})), answers.get(str(label))
-        )
-        for label, own in labelled.groupby("label", sort=True)
+        Label(str(name), len(own), tuple(sorted({*own["id"]} - {""})), *answers.get(str(name), ()))
+        for name, own in labelled.groupby("label", sort=True)
     ]
     if not labels:
-        raise DataError(f"{file}: obs[{name!r}] holds no label: name another column with --label")
+        raise DataError(f"{file}: obs[{column!r}] holds no label: name another column with --label")
     proposals = propose(labels, _known(project, parent, annotator))
     if sheet is not None:
         write_map_sheet(sheet, proposals)
-    return Harmonised(name, stage, len(table) - len(labelled), proposals)
+    return Harmonised(column, stage, len(table) - len(labelled), proposals)
 
 
 def _labels(file: Path, name: str, ontology: str | None) -> "pd.DataFrame":
@@ -179,8 +179,8 @@ def _model(project: Project, parent: str) -> tuple[str | None, CellAnnotator | N
 
 def _ask(
     project: Project, file: Path, declared: Mapping[str, Any], annotator: CellAnnotator, notice: Notice
-) -> dict[str, Counter[str]]:
-    """Return how many cells of each label the model calls each type; none where it knows too few genes."""
+) -> dict[str, Answers]:
+    """Return the model's answers for cells of each label; none where the file lacks most of its genes."""
     given = {**declared, "label": declared.get("label") or "cell_type", "layer": declared.get("layer") or "X"}
     if given["values"] not in get_args(Values):
         raise ConfigError(
@@ -206,9 +206,11 @@ def _ask(
             notice(f"no cell has {min_genes} expressed genes (--min-genes), so the model is not asked")
             return {}
         labels = prepared.obs.loc[ids, "cell_type_original"].str.strip()
-        counted: dict[str, Counter[str]] = {}
-        for label, answer in zip(labels, answers_of(annotator, prepared, ids), strict=True):
-            counted.setdefault(label, Counter())[answer] += 1
+        counted: dict[str, Answers] = {}
+        for label, answer, novel in zip(labels, *answers_of(annotator, prepared, ids), strict=True):
+            likeliest, assigned = counted.setdefault(label, (Counter(), Counter()))
+            likeliest[answer] += 1
+            assigned[answer] += not novel
     return counted
 
 

@@ -368,7 +368,7 @@ def map_table(found: Document) -> Table:
     rows.add_column("why ambiguous", overflow="fold")
     for one in found["labels"]:
         style = _STYLE["warning"] if one["ambiguous"] else ""
-        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_type"] else ""
+        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_share"] else ""
         novel = f"Unassigned {one['unassigned']:.0%}" if one["unassigned"] else ""
         rows.add_row(
             text(one["label"], style),
