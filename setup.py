@@ -15,6 +15,7 @@ TOP = (
     "MLproject",
     "data.dvc",
     "dvc.yaml",
+    "gate/README.md",
     "params.yaml",
 )
 

@@ -135,7 +135,7 @@ def make_project(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     # Not what pip wrote beside the source either: where it is out of date, MLflow finds no plugin of ours.
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("src", "pipelines"):
+    for name in ("src", "pipelines", "gate"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
     for name in (
         "MLproject",

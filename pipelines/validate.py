@@ -24,7 +24,7 @@ def main() -> None:
     if all(rule.passed for rule in verdict.rules):
         tell(f"{stage}: gate {verdict_line(verdict)}")
     else:
-        Console(stderr=True, width=110).print(verdict_table(verdict, only_failed=True))
+        Console(stderr=True, width=110).print(verdict_table(verdict))
     if not verdict.passed:
         raise GateError(f"stage {stage!r} did not pass its gate: {verdict_line(verdict)}")
 

@@ -30,6 +30,7 @@ COMMANDS = [
     ("diff",),
     ("who",),
     ("stage", "add"),
+    ("stage", "map"),
     ("stage", "relearn"),
     ("backbone", "import"),
     ("tune", "show"),

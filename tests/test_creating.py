@@ -12,10 +12,11 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from canal.app import creating
-from canal.app.creating import USED, FirstStage, Wish, create, of_installed, require_used, upgrade, used_canal
+from canal.app import upgrading
+from canal.app.creating import USED, FirstStage, Wish, create, of_installed, require_used, used_canal
 from canal.app.planning import plan
 from canal.app.project import Project
+from canal.app.upgrading import upgrade
 from canal.cli import app
 from canal.config.yaml_file import load_config
 from canal.core import __version__
@@ -167,7 +168,7 @@ def test_a_dry_run_writes_nothing(tmp_path, with_file):
     path = cells(tmp_path / "cells.h5ad")
     given = ("--first", path, "--values", "counts") if with_file else ()
     said = canal("init", tmp_path / "lineage", *given, "--dry-run")
-    assert f"would make {tmp_path / 'lineage'}, of 24 files: .dvc/config, " in said
+    assert f"would make {tmp_path / 'lineage'}, of 25 files: .dvc/config, " in said
     assert [one.name for one in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
@@ -313,7 +314,7 @@ def test_a_kill_before_the_last_file_is_mended_by_a_second_call(project, monkeyp
     for name in ("MLproject", "dvc.yaml", "python_env.yaml", USED):
         (project / name).unlink()
     git(project, "commit", "--quiet", "--all", "--message", "none of them")
-    write, done = creating._write, []
+    write, done = upgrading.write_text, []
 
     def killed(path, text):
         if path.name == "python_env.yaml":
@@ -322,7 +323,7 @@ def test_a_kill_before_the_last_file_is_mended_by_a_second_call(project, monkeyp
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(creating, "_write", killed)
+        patch.setattr(upgrading, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             upgrade(Project.open(project))
     assert (set(done), (project / USED).exists()) == ({"MLproject", "dvc.yaml"}, False)

@@ -42,7 +42,9 @@ def test_blanks_at_the_ends_of_labels_are_mapped_away(tmp_path, given, wanted):
 def test_a_label_map_drops_what_has_no_type(tmp_path):
     path = tmp_path / "map.csv"
     path.write_text('CD4+ T, CD4 T\n"B, naive",B\ndoublet,\n')
-    assert read_label_map(path) == {"CD4+ T": "CD4 T", "B, naive": "B", "doublet": None}
+    read = read_label_map(path)
+    assert read.types == {"CD4+ T": "CD4 T", "B, naive": "B", "doublet": None}
+    assert read.ontology == {}
 
 
 @pytest.mark.parametrize("text", ["", "a,b,c\n", "only\n", ",B\n"])

@@ -97,7 +97,7 @@ class Line:
 def lay_out(root: Path) -> Line:
     """Make a project folder with the repository's own pipeline, no parameters and no cells yet."""
     root.mkdir(parents=True)
-    for name in ("src", "pipelines"):
+    for name in ("src", "pipelines", "gate"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
     for name in COPIED:

@@ -32,9 +32,10 @@ OWN = "docs/own.md"
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))
 NOT_RUN = {
-    ("README.md", "canal init pancreas --first islets.h5ad --label cell_type --values counts --batch donor"): (
-        "makes a folder outside of any project: tests/pipeline/test_own.py"
-    ),
+    (
+        "README.md",
+        "canal init pancreas --first islets.h5ad --label cell_type --values counts --batch donor",
+    ): ("makes a folder outside of any project: tests/pipeline/test_own.py"),
     ("docs/backends.md", 'canal promote candidate --by "Ben" --why "reviewed"'): (
         "needs a server on which another folder moved something: tests/backends/test_mirror.py"
     ),
@@ -76,14 +77,15 @@ def write_files(root: Path) -> None:
     """Write the files of a reader: cells of known types and of one that nobody has seen."""
     document = shipped()
     shown = re.search(
-        r"canal validate lung.h5ad --stage (\S+)", (REPOSITORY / "docs" / "guide.md").read_text()
+        r"canal validate lung.h5ad --stage (\S+)", (REPOSITORY / "docs" / "gate.md").read_text()
     )
     source = document["sources"][document["stages"][shown[1]]["source"]]
     lung = labelled_as(source, seed=78)
     lung.obs["donor"] = lung.obs["batch"]
     write_adata(lung, root / "lung.h5ad")
     names = {name: (source["label_map"].get(name) or "") for name in lung.obs["cell_type"].unique()}
-    (root / "map.csv").write_text("".join(f"{name},{kind}\n" for name, kind in names.items()))
+    for file in ("map.csv", "names.csv"):  # a page may write its own map.csv, in which names.csv decides
+        (root / file).write_text("".join(f"{name},{kind}\n" for name, kind in names.items()))
     types = [name for source in document["sources"].values() for name in source["label_map"].values() if name]
     known = dict.fromkeys(list(dict.fromkeys(types))[:3], 25)
     cells = make_adata(known | {"never seen": 800}, GENES, seed=77, batches=("d1", "d2", "d3"))
@@ -134,6 +136,20 @@ def fill_in(sheet: Path) -> None:
         writer.writerows(rows)
 
 
+def decide(sheet: Path) -> None:
+    """Decide what each label of a sheet of `canal stage map` is, as a person does between two commands."""
+    with (sheet.parent / "names.csv").open(newline="") as stream:
+        names = dict(csv.reader(stream))
+    with sheet.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["cell_type"] = names[row["label"]] or "drop"
+    with sheet.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page != OWN and commands_of(page)])
 def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
     line = copied(project, tmp_path / "project")
@@ -164,8 +180,9 @@ def test_every_command_of_a_page_runs(project, tmp_path, monkeypatch, page):
                     left.unlink()
             output = run(command, before, line.root)
             assert "Traceback" not in output
-            if command.startswith("canal novel"):
-                fill_in(line.root / re.search(r"-o (\S+)", command)[1])
+            if command.startswith(("canal novel", "canal stage map")):
+                fill = fill_in if command.startswith("canal novel") else decide
+                fill(line.root / re.search(r"-o (\S+)", command)[1])
 
 
 def test_commands_that_are_not_run_are_still_on_their_pages():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.test_docs import OWN, commands_of
-from tests.support.warm import REPOSITORY, environment
+from tests.support.warm import REPOSITORY
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("own")]
 

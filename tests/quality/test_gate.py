@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import anndata
 import pytest
 
 from canal.config.sections import Gate
@@ -16,6 +17,7 @@ from canal.data.prepare import prepare, prepare_absent
 from canal.quality.gate import judge, judge_file
 from canal.quality.verdict import EarlierStage
 from tests.support.cases import NO_SPLIT, PANEL, SETTINGS, StageCase, relabelled
+from tests.support.cells import make_adata
 
 pytestmark = pytest.mark.xdist_group("gate")  # with those of test_rules
 
@@ -48,6 +50,25 @@ def test_a_file_and_its_prepared_folder_get_the_same_verdict(subject):
     whole = dataclasses.replace(judge(subject, Gate()), split_sha256=None)
     looked_at = dataclasses.replace(subject, prepared=None, split_sha256=None)
     assert judge_file(looked_at, SETTINGS, Gate()) == whole
+
+
+def test_types_may_be_called_by_any_signs(tmp_path):
+    """As mlflow/mlflow#9425 and #1164 report them."""
+    names = ["CD4+ T", "γδ T", "NK/T (CD56++)", "Mono, CD14%", "50", "B\u00a0cell"]
+    verdict = StageCase(adata=make_adata(dict.fromkeys(names, 15), seed=1)).judged(tmp_path)
+    assert [rule.rule for rule in verdict.failures("error")] == []
+    assert verdict.counts["types"] == dict.fromkeys(names, 15)
+
+
+def test_labels_as_nullable_strings_are_labels(tmp_path):
+    """As in scverse/anndata#2221: pandas 3 writes texts, and names, as nullable strings."""
+    case = StageCase()
+    plain = case.judged(tmp_path)
+    case.adata.obs["cell_type"] = case.adata.obs["cell_type"].astype("string")
+    case.adata.obs.index = case.adata.obs.index.astype("string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        verdict = case.judged(tmp_path)
+    assert (verdict.counts, verdict.passed) == (plain.counts, plain.passed)
 
 
 def test_great_expectations_writes_pages_that_need_no_network(tmp_path):

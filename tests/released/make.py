@@ -84,8 +84,9 @@ def check_out(revision: str, folder: Path) -> None:
 def lay_out(checkout: Path, root: Path) -> None:
     """Make a project of three stages with the pipeline of a checkout: the second tuned, the third growing."""
     root.mkdir()
-    for name in CODE:
-        shutil.copytree(checkout / name, root / name)
+    for name in (*CODE, "gate"):
+        if (checkout / name).is_dir():  # revisions before own rules have no folder of them
+            shutil.copytree(checkout / name, root / name)
     for name in FILES:
         shutil.copyfile(checkout / name, root / name)
     for seed, (stage, types) in enumerate(CELLS.items()):

@@ -51,7 +51,11 @@ def test_a_stage_is_read_whole(layout):
     write_json(layout.split(stage).with_suffix(".json"), {"counts": make_cells(2)})
     write_bank(layout.model(stage) / "bank" / "bank.h5ad")
     (layout.metrics(stage) / "predictions.csv").write_text("cell_id,novelty\na,0.125000\nb,0.500000\n")
-    report = collect(layout, STAGES)[1]
+    pages = layout.data_docs(stage) / "index.html"
+    pages.parent.mkdir(parents=True)
+    pages.write_text("")
+    first, report = collect(layout, STAGES)
+    assert (first.data_docs, report.data_docs) == (None, pages)
     assert report.name == stage
     assert report.evaluation == make_evaluation(2)
     assert report.verdict == make_verdict(2)

@@ -1,6 +1,7 @@
 """The page: whole, offline, escaped, and the same again."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -111,6 +112,13 @@ def test_the_page_is_offline_and_needs_no_script(whole):
     assert addresses
     assert all(value.startswith(("data:image/svg+xml;base64,", "#")) for value in addresses)
     assert not re.search(r"https?://|url\(|@import", whole)
+
+
+def test_the_rules_link_to_great_expectations_pages_where_these_are(tmp_path):
+    first, pages = make_reports()[0], tmp_path / ".canal" / "data docs" / "index.html"
+    write_report([replace(first, data_docs=pages)], tmp_path / "report" / "index.html")
+    links = Page((tmp_path / "report" / "index.html").read_text()).attributes
+    assert ("href", "../.canal/data%20docs/index.html") in links
 
 
 def test_every_figure_says_what_it_shows(whole):

@@ -9,9 +9,9 @@ from canal.report.registry_tables import verdict_table
 from tests.quality.test_verdict import a_verdict
 
 
-def shown(verdict, **options):
+def shown(verdict, everything=False, **options):
     stream = io.StringIO()
-    Console(file=stream, width=160, **options).print(verdict_table(verdict))
+    Console(file=stream, width=160, **options).print(verdict_table(verdict, everything))
     return stream.getvalue()
 
 
@@ -32,6 +32,17 @@ def test_a_table_says_what_was_found_and_what_to_do():
     ):
         assert part in text
     assert "refused: 1 error(s), 1 warning(s) in 3 rules; 9 cells of 1 type(s)" in text
+
+
+def test_what_does_not_hold_comes_first_and_what_holds_is_one_line():
+    verdict = a_verdict(WARNED, FAILED)
+    held = [rule.rule for rule in verdict.rules if rule.passed]
+    text = shown(verdict)
+    assert text.index("map them") < text.index("look") < text.index("1 rule holds")
+    assert not any(name in text for name in held)
+    whole = shown(verdict, everything=True)
+    assert all(whole.index("look") < whole.index(name) for name in held)
+    assert "1 rule holds" not in whole
 
 
 def test_a_file_gets_no_colours():

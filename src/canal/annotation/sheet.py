@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -159,7 +159,7 @@ def read_sheet(sheet: Path) -> Sheet:
         If one of its two files is missing or malformed, they do not belong together, a line names an unknown
         or repeated group, or no group was given a type.
     """
-    lines = _lines(sheet)
+    lines = read_lines(sheet, _NEEDED, "canal novel LABELLED.h5ad")
     about = _about(sheet)
     known = {int(one["group"]) for one in about["groups"]}
     identity = json_digest(about)[:_ID_DIGITS]
@@ -198,13 +198,27 @@ def _line(group: Group, identity: str) -> list[str]:
     ]
 
 
-def _lines(sheet: Path) -> list[dict[str, str]]:
+def read_lines(
+    sheet: Path, needed: Sequence[str], command: str, optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the lines of a sheet that a person filled in with any program, as texts by column.
+
+    Parameters
+    ----------
+    needed, optional
+        Columns that must be there, and others, which are ``""`` where they are not.
+    command
+        The command that writes such a sheet, for messages.
+
+    Raises
+    ------
+    DataError
+        If it is missing, is no CSV in UTF-8, or lacks one of the columns.
+    """
     try:
         text = sheet.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(
-            f"{sheet}: no such file; `canal novel LABELLED.h5ad -o {sheet.name}` writes one"
-        ) from error
+        raise DataError(f"{sheet}: no such file; `{command} -o {sheet.name}` writes one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{sheet} cannot be read as a CSV file in UTF-8 ({error}): save it as such"
@@ -220,12 +234,12 @@ def _lines(sheet: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise DataError(f"{sheet} is no CSV file ({error})") from error
     columns = list(rows[0]) if rows else []
-    if missing := [name for name in _NEEDED if name not in columns]:
+    if missing := [name for name in needed if name not in columns]:
         raise DataError(
-            f"{sheet}: expected the columns {', '.join(_NEEDED)} and a line for each group, as `canal novel` "
+            f"{sheet}: expected the columns {', '.join(needed)} and the lines of a sheet, as `{command}` "
             f"writes them; missing are {', '.join(missing)}"
         )
-    return [{name: row[name] or "" for name in _NEEDED} for row in rows]
+    return [{name: row.get(name) or "" for name in (*needed, *optional)} for row in rows]
 
 
 def _about(sheet: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from canal.app import declaring as declaring
     from canal.app import discovering as discovering
     from canal.app import erasing as erasing
+    from canal.app import harmonising as harmonising
     from canal.app import impact as impact
     from canal.app import joining_lineages as joining_lineages
     from canal.app import learning as learning
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from canal.app import tasks as tasks
     from canal.app import tracing as tracing
     from canal.app import unlearning as unlearning
+    from canal.app import upgrading as upgrading
     from canal.app import versions as versions
     from canal.app import withdrawing as withdrawing
 
@@ -45,6 +47,7 @@ __all__ = [
     "declaring",
     "discovering",
     "erasing",
+    "harmonising",
     "impact",
     "joining_lineages",
     "learning",
@@ -61,6 +64,7 @@ __all__ = [
     "tasks",
     "tracing",
     "unlearning",
+    "upgrading",
     "versions",
     "withdrawing",
 ]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from canal.app.creating import complete_params
+from canal.app.creating import complete_project
 from canal.app.learning import evaluate_stage
 from canal.app.project import Project
 from canal.app.tasks import add_up_stage, first_basis
@@ -296,7 +296,7 @@ def lock_writer(store: Store, way_out: str) -> Iterator[Callable[[Sequence[str]]
     )  # fmt: skip
 
     def commit(steps: Sequence[str]) -> None:
-        complete_params(layout.params)
+        complete_project(layout.root)
         kept = keep_locks(store)
         lock = parse_yaml((layout.root / LOCK).read_text(encoding="utf-8"), LOCK)["stages"]
         _, said = process.communicate(

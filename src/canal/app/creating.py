@@ -1,4 +1,4 @@
-"""`canal init` and `canal upgrade`: the files of a project, which are those at the top of canal's own source.
+"""`canal init`: the files of a project, which are those at the top of canal's own source.
 
 The source's steps depend on the folders of its code; a project's depend on ``canal.json``, which names the
 installed canal by its version and each of its packages by the digest of its code. A canal whose code differs
@@ -6,22 +6,21 @@ so runs the steps that use it again: they restore what was learned.
 """
 
 import json
-import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
 from canal.app.declaring import Addition, add_stage, propose_stage
-from canal.app.project import Project
+from canal.config.layout import Layout
 from canal.config.layout import name_from as name_from
 from canal.config.sections import NAME_PATTERN, Method
-from canal.config.yaml_file import dumped, round_trip, save, with_sections, with_tune
+from canal.config.yaml_file import dumped, round_trip, save, with_sections
 from canal.core import __version__
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import ConfigError, tell
@@ -34,14 +33,19 @@ USED = "canal.json"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEMPLATES = Path(__file__).parent / "templates"
-_SAME = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".gitignore", "MLproject")
-_PARAMS = "params.yaml"
-_ADDED_TO = (_PARAMS, "requirements.txt", ".dvcignore", ".gitattributes", ".gitignore")
-"""Files of which an upgrade keeps every line that it does not understand."""
+SAME = (
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitattributes",
+    ".gitignore",
+    "MLproject",
+    "gate/README.md",
+)
+PARAMS = "params.yaml"
 _OWN_CODE = "src/canal/"
 _LOCAL = "PYTHONPATH=src "
 _NOT_FETCHED = "deps:\n- path: incoming\nouts:\n- path: data\n"
-_REQUIRED = re.compile(rf"^{DISTRIBUTION}\b.*$", re.MULTILINE)
 
 
 def top_files() -> Path:
@@ -65,13 +69,13 @@ def used_canal() -> dict[str, Any]:
 def pipeline_files() -> dict[str, str]:
     """Return the files of a project that come with a version of canal, by path."""
     top = top_files()
-    names = [*_SAME, *sorted(f"pipelines/{path.name}" for path in (top / "pipelines").glob("*.py"))]
+    names = [*SAME, *sorted(f"pipelines/{path.name}" for path in (top / "pipelines").glob("*.py"))]
     files = {name: (top / name).read_text(encoding="utf-8") for name in names}
     files["MLproject"] = files["MLproject"].replace(_LOCAL, "")
     files["dvc.yaml"] = of_installed((top / "dvc.yaml").read_text(encoding="utf-8"))
     files["python_env.yaml"] = (
         "# What `mlflow run` installs where it is not told `--env-manager local`.\n"
-        f'python: "3.11"\nbuild_dependencies: [pip, setuptools]\ndependencies: ["{_requirement()}"]\n'
+        f'python: "3.11"\nbuild_dependencies: [pip, setuptools]\ndependencies: ["{requirement()}"]\n'
     )
     files[USED] = _as_text(used_canal())
     return files
@@ -99,7 +103,7 @@ def _as_text(used: dict[str, Any]) -> str:
     return json.dumps(used, indent=1) + "\n"
 
 
-def _requirement() -> str:
+def requirement() -> str:
     return f"{DISTRIBUTION}[project]=={__version__}"
 
 
@@ -172,13 +176,13 @@ def create(
     with place if dry_run else new_folder(target) as folder:
         files = _new_files(target.name, wish)
         for name, text in files.items():
-            _write(folder / name, text)
+            write_text(folder / name, text)
         addition = None
         if wish.first is not None:
             addition = propose_stage(wish.first.name, wish.first.source, None, folder)
             judged(addition.verdict)
             add_stage(addition, commit=False, root=folder)
-        problem = _begin_git(folder, target.name)
+        problem = _begingit(folder, target.name)
     return Created(target, tuple(files), addition, problem)
 
 
@@ -195,7 +199,7 @@ def _require_room(target: Path) -> None:
     if shutil.which("git") is None:
         raise ConfigError("git is not installed, and a project is a repository of git: install git")
     above = next(path for path in target.parents if path.is_dir())
-    inside = _git(above, "rev-parse", "--show-toplevel")
+    inside = git(above, "rev-parse", "--show-toplevel")
     if inside.returncode == 0:
         raise ConfigError(
             f"{target} lies in the git repository {inside.stdout.strip()}, and a project is a repository of "
@@ -207,17 +211,17 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
     """Return the files of a new project by path."""
     top, files = top_files(), pipeline_files()
     if wish.demo:
-        files |= {one: (top / one).read_text(encoding="utf-8") for one in (_PARAMS, "data.dvc")}
+        files |= {one: (top / one).read_text(encoding="utf-8") for one in (PARAMS, "data.dvc")}
     else:
         files |= {
-            _PARAMS: _filled(_PARAMS, method=wish.method, model=name),
+            PARAMS: _filled(PARAMS, method=wish.method, model=name),
             "data.dvc": _NOT_FETCHED,
         }
     begun = wish.demo or wish.first is not None
     step = "" if begun else "canal stage add NAME --file FILE.h5ad --label COLUMN --values counts --commit\n"
     files["README.md"] = _filled("README.md", name=name, distribution=DISTRIBUTION, first_stage=step)
     files[".github/workflows/canal.yml"] = _filled("canal.yml")
-    files["requirements.txt"] = f"{_requirement()}\n"
+    files["requirements.txt"] = f"{requirement()}\n"
     return files
 
 
@@ -225,27 +229,27 @@ def _filled(template: str, **values: str) -> str:
     return Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _begin_git(folder: Path, name: str) -> str | None:
+def _begingit(folder: Path, name: str) -> str | None:
     """Make a repository of git and commit everything; return what git said if it did not commit."""
     for arguments in (
         ("init", "--quiet", "--initial-branch", "main"),
         ("add", "--all"),
         ("commit", "--quiet", "--message", f"Begin {name}"),
     ):
-        done = _git(folder, *arguments)
+        done = git(folder, *arguments)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines()
             return f"git {arguments[0]}: {lines[-1] if lines else 'no reason given'}"
     return None
 
 
-def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -297,109 +301,16 @@ def require_used(root: Path, renew: bool = True) -> None:
             f"moves it here; or install the former, `pip install {DISTRIBUTION}=={str(before)[:40]}`"
         )
     if renew and used != (now := used_canal()):
-        _write(path, _as_text(now))
+        write_text(path, _as_text(now))
         tell(f"{USED}: the installed canal's code has changed; steps that use it run again, and restore")
 
 
-def complete_params(path: Path) -> None:
-    """Add to a params.yaml of an older canal the sections that DVC compares: nothing else changes by them."""
-    before = path.read_text(encoding="utf-8")
+def complete_project(root: Path) -> None:
+    """Add what DVC asks for and an older project lacks: sections of params.yaml, a folder ``gate``."""
+    layout = Layout(root)
+    before = layout.params.read_text(encoding="utf-8")
     if (text := with_sections(before)) != before:
         added = [line for line in text.splitlines() if line and line not in before.splitlines()]
-        save(path, text, before)
-        tell(f"added to {path.name}, for DVC to compare: {'; '.join(added)}; nothing else changes")
-
-
-@dataclass(frozen=True)
-class Upgraded:
-    """What `canal upgrade` changed: each file with ``new`` or ``changed``, and the version of before."""
-
-    before: str | None
-    after: str
-    files: dict[str, Literal["new", "changed"]]
-    left: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return asdict(self)
-
-
-def upgrade(project: Project, dry_run: bool = False) -> Upgraded:
-    """Give a project the pipeline of the canal that runs, and its params.yaml what that pipeline compares.
-
-    Nothing is learned again: a step whose code changed restores what was learned (`Project.learned`). Files
-    are replaced one by one, ``canal.json`` last: after a kill, a second call completes the upgrade.
-
-    Raises
-    ------
-    ConfigError
-        If a file that is to be replaced has changes that git does not hold, which would be lost.
-    """
-    root = project.layout.root
-    wanted = {} if is_source(root) else _upgraded_files(root)
-    before = project.layout.params.read_text(encoding="utf-8")
-    wanted = {_PARAMS: with_sections(with_tune(before)), **wanted}
-    files: dict[str, Literal["new", "changed"]] = {}
-    for name, text in wanted.items():
-        path = root / name
-        if not path.is_file():
-            files[name] = "new"
-        elif path.read_text(encoding="utf-8") != text:
-            files[name] = "changed"
-    _require_committed(
-        root, [name for name, what in files.items() if what == "changed" and name not in _ADDED_TO]
-    )
-    used = read_json(root / USED) if (root / USED).is_file() else {}
-    own = (
-        {f"pipelines/{path.name}" for path in (root / "pipelines").glob("*.py")} if len(wanted) > 1 else set()
-    )
-    left = [
-        *sorted(own - set(wanted)),
-        *(["src/canal"] if len(wanted) > 1 and (root / "src" / "canal").is_dir() else []),
-    ]
-    if not dry_run:
-        for name in files:
-            if name == _PARAMS:
-                save(project.layout.params, wanted[name], before)
-            else:
-                _write(root / name, wanted[name])
-    return Upgraded(used.get("canal"), __version__, files, tuple(left))
-
-
-def _upgraded_files(root: Path) -> dict[str, str]:
-    """Return the files that a project is to have by path; what people wrote into theirs is kept in some."""
-    files = pipeline_files()
-    for name in _SAME:
-        path = root / name
-        if not path.is_file() or name == "MLproject":
-            continue
-        mine = path.read_text(encoding="utf-8")
-        if name.startswith(".dvc/"):
-            files[name] = mine
-        else:  # a list of patterns: the new ones are added
-            known = mine.splitlines()
-            added = [line for line in files[name].splitlines() if line not in known]
-            files[name] = mine if not added else "\n".join([*known, *added]) + "\n"
-    required = root / "requirements.txt"
-    text = required.read_text(encoding="utf-8") if required.is_file() else ""
-    pinned = _REQUIRED.sub(_requirement(), text)
-    files["requirements.txt"] = pinned if _REQUIRED.search(text) else f"{text}{_requirement()}\n"
-    return {**files, USED: files.pop(USED)}
-
-
-def _require_committed(root: Path, names: Sequence[str]) -> None:
-    """Raise where one of these files has changes that git does not hold."""
-    if not names:
-        return
-    done = _git(root, "status", "--porcelain", "--ignored", "--", *names)
-    if done.returncode:
-        raise ConfigError(
-            f"{root} is in no git repository, so {', '.join(names)}, which `canal upgrade` replaces, would "
-            "be lost: git init, git add --all, git commit, then call it again"
-        )
-    changed = [line[3:].strip('"') for line in done.stdout.splitlines()]
-    if changed:
-        raise ConfigError(
-            f"git does not hold {', '.join(changed)} as it is here, and `canal upgrade` replaces it: commit "
-            "it, then call it again; afterwards `git diff HEAD` shows what was replaced"
-        )
+        save(layout.params, text, before)
+        tell(f"added to {PARAMS}, for DVC to compare: {'; '.join(added)}; nothing else changes")
+    layout.own_rules.mkdir(exist_ok=True)

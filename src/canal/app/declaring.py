@@ -6,15 +6,17 @@ Also compares a stage's labels with the predictions of its parent's model.
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from canal.annotation.harmonise import LabelMap, is_map_sheet, read_map_sheet
 from canal.app.project import Project
 from canal.config.branches import with_branch
 from canal.config.params import Tuning
-from canal.config.sections import BACKBONE, Continual
+from canal.config.sections import BACKBONE, NAME_PATTERN, Continual
 from canal.config.yaml_file import parse, save, with_stage
 from canal.core.digests import file_digest
 from canal.core.errors import ConfigError, GateError, SourceError, TrainingError
@@ -22,7 +24,7 @@ from canal.data.prepare import PrepareSettings
 from canal.data.prepared import PreparedCells
 from canal.io.h5ad import open_h5ad
 from canal.memory.answer import ExactAnnotator
-from canal.model.load import load_model
+from canal.model.load import CellAnnotator, load_model
 from canal.quality.gate import (
     ParentComparison,
     check_contradictions,
@@ -52,6 +54,15 @@ def validate(file: Path, stage: str | None, root: Path | None = None) -> Verdict
     settings = PrepareSettings(config.min_genes(source), config.prepare.chunk_cells)
     subject = replace(project.candidate(stage), raw=file)
     return judge_file(subject, settings, config.gate, comparison=ask_parent(project, stage))
+
+
+def free_name(file: Path, root: Path | None = None) -> str:
+    """Return a name for a stage that params.yaml does not have: the file's own, where that is a name."""
+    config = Project.open(root).config
+    taken = {*config.stages, *config.sources, BACKBONE}
+    name = file.stem.casefold().replace(" ", "-").replace(".", "-")
+    candidates = chain([name] if NAME_PATTERN.fullmatch(name) else [], (f"new-{i}" for i in count(1)))
+    return next(one for one in candidates if one not in taken)
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,26 @@ def relearn(name: str, commit: bool, root: Path | None = None, dry_run: bool = F
     return relearned
 
 
+def declare_labelled(
+    file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the params.yaml entry of a labelled file, and the labels whose blanks at the ends it removes.
+
+    ``declared`` holds ``label`` and ``values``, and what else is given; None counts as not given.
+
+    Raises
+    ------
+    SourceError, ConfigError
+        As `declare`.
+    """
+    given = {**declared, "label": declared.get("label") or "cell_type", "layer": declared.get("layer") or "X"}
+    source = declare(file, given, label_map, root)
+    trimmed = trimmed_labels(file, given["label"], source.get("label_map"))
+    if trimmed:
+        source["label_map"] = (source.get("label_map") or {}) | trimmed
+    return source, [label for label in trimmed if label != label.strip()]
+
+
 def declare(
     file: Path, declared: Mapping[str, Any], label_map: Path | None, root: Path | None
 ) -> dict[str, Any]:
@@ -138,8 +169,8 @@ def declare(
     ------
     SourceError
         If there is no such file.
-    ConfigError
-        If the label map is no CSV of two columns.
+    ConfigError, DataError
+        If the label map is neither a CSV of two columns nor a sheet in which every label is decided.
     """
     if not file.is_file():
         problem = "is no file" if file.exists() else "not found"
@@ -152,7 +183,9 @@ def declare(
     }
     entry |= {name: value for name, value in declared.items() if value is not None}
     if label_map is not None:
-        entry["label_map"] = read_label_map(label_map)
+        decided = read_label_map(label_map)
+        entry["label_map"] = dict(decided.types)
+        entry |= {"ontology": dict(decided.ontology)} if decided.ontology else {}
     return entry
 
 
@@ -180,19 +213,30 @@ def trimmed_labels(file: Path, column: str, given: Mapping[str, str | None] | No
     return {label: label.strip() for label in sorted(labels)}
 
 
-def read_label_map(path: Path) -> dict[str, str | None]:
-    """Read a CSV of published label and cell type; an empty cell type drops the label."""
+def read_label_map(path: Path) -> LabelMap:
+    """Read a sheet of `canal stage map`, or a CSV of label and cell type (empty: the label is dropped).
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or it is neither.
+    DataError
+        If it is a sheet in which a label is undecided; see `canal.annotation.harmonise.read_map_sheet`.
+    """
     if not path.is_file():
         raise ConfigError(f"label map {path} not found")
+    if is_map_sheet(path):
+        return read_map_sheet(path)
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = [row for row in csv.reader(stream) if row]
     wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
     if wrong or not rows:
         problem = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"
         raise ConfigError(
-            f"label map {path} must hold lines of two columns, label,cell type; found {problem}"
+            f"label map {path} must hold lines of two columns, label,cell type, or be a sheet of "
+            f"`canal stage map`; found {problem}"
         )
-    return {label.strip(): cell_type.strip() or None for label, cell_type in rows}
+    return LabelMap({label.strip(): cell_type.strip() or None for label, cell_type in rows}, {})
 
 
 def ask_parent(project: Project, stage: str) -> ParentComparison | None:
@@ -207,16 +251,22 @@ def ask_parent(project: Project, stage: str) -> ParentComparison | None:
 
     def ask(prepared: PreparedCells, cell_ids: Sequence[str]) -> "pd.DataFrame":
         annotator = load_model(folder)
-        restricted = annotator.without(prepared.missing(annotator.genes))
-        result = restricted.predict(prepared.expression(cell_ids, annotator.genes))
+        predicted = zip(*answers_of(annotator, prepared, cell_ids), strict=True)
+        answers = ["" if novel else label for label, novel in predicted]
         obs = prepared.obs.loc[list(cell_ids)]
-        answers = [
-            "" if novel else label for label, novel in zip(result.labels, result.is_novel, strict=True)
-        ]
         labels, types = obs["cell_type_original"].astype(str), obs["cell_type"].astype(str)
         return compare(list(labels), list(types), answers, annotator.labels)
 
     return ask
+
+
+def answers_of(
+    annotator: CellAnnotator, prepared: PreparedCells, cell_ids: Sequence[str]
+) -> tuple[list[str], list[bool]]:
+    """Return the likeliest type of some prepared cells by a model, and whether they are novel to it."""
+    restricted = annotator.without(prepared.missing(annotator.genes))
+    result = restricted.predict(prepared.expression(cell_ids, annotator.genes))
+    return list(result.labels), [bool(novel) for novel in result.is_novel]
 
 
 def contradicted(

@@ -155,6 +155,7 @@ class Project:
             panel=self.panel if earlier or self.layout.panel.is_file() else [],
             earlier={name: self.earlier(name) for name in earlier},
             chunk_cells=self.config.prepare.chunk_cells,
+            own_rules=self.layout.own_rules,
         )
 
     def earlier(self, stage: str) -> EarlierStage:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from canal.app.backfilling import STAGE_STEPS
-from canal.app.creating import complete_params
+from canal.app.creating import complete_project
 from canal.app.declaring import LABELS_FILE
 from canal.app.learning import evaluate_stage
 from canal.app.project import Project
@@ -56,7 +56,7 @@ def alone(project: Project, dry_run: bool) -> Iterator[tuple[Project, str]]:
     """
     with project.store.lock("remake", needed=not dry_run):
         if not dry_run:
-            complete_params(project.layout.params)
+            complete_project(project.layout.root)
         text = project.layout.params.read_text(encoding="utf-8")
         yield Project(project.layout, parse(text)), text
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from canal.app.creating import complete_params, require_used
+from canal.app.creating import complete_project, require_used
 from canal.app.planning import StagePlan, require_mergeable, stage_fates
 from canal.app.project import Project
 from canal.core.errors import CanalError, HistoryError, tell
@@ -42,7 +42,7 @@ def main(root: Path | None = None) -> int:
     began = time.monotonic()
     try:
         planned = check_before_run()
-        complete_params(Path.cwd() / "params.yaml")
+        complete_project(Path.cwd())
         stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc")
         code = run_module("canal.cli", "registry", "sync") or stopped
     except CanalError as error:

@@ -1,13 +1,30 @@
 """Commands that read cells: annotate, validate, novel, explain, who, serve; and markers, of a version."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Root, complete_model, note, open_project, show_result
-from canal.core.errors import CanalError
+from canal.cli.parsing import (
+    AsJson,
+    Batch,
+    Everything,
+    FileValues,
+    GeneColumn,
+    Label,
+    LabelMap,
+    Layer,
+    MinGenes,
+    Parent,
+    Root,
+    complete_model,
+    declared_source,
+    note,
+    open_project,
+    show_result,
+)
+from canal.core.errors import CanalError, ConfigError
 from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
 from canal.report.registry_tables import verdict_table
 from canal.report.terminal import annotation_table, cells_progress
@@ -25,7 +42,10 @@ def add_to(to: typer.Typer) -> None:
     to.command(epilog=f"{example} markers champion -o genes.csv --top 20")(markers)
     to.command(epilog=f"{example} who labelled.h5ad")(who)
     to.command(epilog=f"{example} serve champion --port 5001    canal serve 3 --token-file token")(serve)
-    to.command(epilog=f"{example} validate new.h5ad --stage tumour")(validate)
+    to.command(
+        epilog=f"{example} validate new.h5ad --stage tumour    "
+        "canal validate lung.h5ad --label cell_type --values counts --map map.csv"
+    )(validate)
 
 
 _MODEL = (
@@ -141,14 +161,37 @@ def annotate(
 def validate(
     file: Annotated[Path, typer.Argument(help="An h5ad file.")],
     stage: Annotated[
-        str | None, typer.Option(help="Whose declaration to read it with; by default the last.")
+        str | None, typer.Option(help="Read it with the declaration of this stage; by default the last.")
     ] = None,
+    values: FileValues = None,
+    label: Label = None,
+    label_map: LabelMap = None,
+    layer: Layer = None,
+    batch: Batch = None,
+    gene_column: GeneColumn = None,
+    min_genes: MinGenes = None,
+    parent: Parent = None,
+    everything: Everything = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the gate on any h5ad file; exit code 1 unless it passes."""
-    verdict = app.declaring.validate(file, stage, root)
-    show_result(verdict.document() if as_json else verdict_table(verdict), as_json)
+    """Run the gate on any h5ad file, as a stage's or the next one's; exit code 1 unless it passes."""
+    options: dict[str, Any] = {
+        "values": values, "label": label, "label_map": label_map, "layer": layer, "batch": batch,
+        "gene_column": gene_column, "min_genes": min_genes,
+    }  # fmt: skip
+    if any(value is not None for value in (*options.values(), parent)):
+        if stage is not None or values is None:
+            raise ConfigError(
+                "to judge a file as the next stage's, give --values counts (or log1p_10k, log2p_10k) with "
+                "--label, --map and the like; --stage NAME reads it as that stage's file: give one of both"
+            )
+        source = declared_source(file, options, root)
+        name = app.declaring.free_name(file, root)
+        verdict = app.declaring.propose_stage(name, source, parent, root, fixed=True).verdict
+    else:
+        verdict = app.declaring.validate(file, stage, root)
+    show_result(verdict.document() if as_json else verdict_table(verdict, everything), as_json)
     if not verdict.passed:
         raise typer.Exit(1)
 

@@ -37,6 +37,30 @@ KeyFile = Annotated[
 ]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept on record.")]
 
+# How to read a labelled file: `stage add`, `stage map` and `validate`.
+FileValues = Annotated[str | None, typer.Option("--values", help="counts, log1p_10k or log2p_10k.")]
+Label = Annotated[str | None, typer.Option(help="obs column with cell types; by default cell_type.")]
+LabelMap = Annotated[
+    Path | None,
+    typer.Option("--map", help="Sheet of canal stage map; or CSV: label, cell type (empty: drop it)."),
+]
+Layer = Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")]
+Batch = Annotated[str | None, typer.Option(help="obs column with batches.")]
+GeneColumn = Annotated[str | None, typer.Option(help="var column with gene symbols.")]
+MinGenes = Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")]
+Parent = Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")]
+Everything = Annotated[bool, typer.Option("--all", help="List the rules that hold, too.")]
+
+
+def declared_source(file: Path, options: dict[str, Any], root: Path | None) -> dict[str, Any]:
+    """Return the params.yaml entry that the options above declare; tell of labels whose blanks go."""
+    declared = {name: value for name, value in options.items() if name != "label_map"}
+    source, blank = app.declaring.declare_labelled(file, declared, options["label_map"], root)
+    if blank:
+        examples = ", ".join(map(repr, blank[:5]))
+        note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
+    return source
+
 
 def show_result(what: "RenderableType | Any", as_json: bool) -> None:
     """Print a table, or a document as JSON."""

@@ -7,8 +7,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, DryRun, Root, note, open_project, show_result
-from canal.cli.stages_commands import source_of
+from canal.cli.parsing import (
+    AsJson,
+    Batch,
+    DryRun,
+    FileValues,
+    GeneColumn,
+    Label,
+    LabelMap,
+    Layer,
+    Root,
+    declared_source,
+    note,
+    open_project,
+    show_result,
+)
 from canal.core.errors import ConfigError
 from canal.report.registry_tables import verdict_table
 from canal.report.terminal import plan_table
@@ -33,16 +46,12 @@ def init(
         Path | None, typer.Option(metavar="FILE", help="The labelled h5ad file of the first stage.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Name of the first stage; by default the file's.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="obs column with cell types; by default cell_type.")
-    ] = None,
-    values: Annotated[str | None, typer.Option(help="counts, log1p_10k or log2p_10k; with --first.")] = None,
-    label_map: Annotated[
-        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")] = None,
-    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    label: Label = None,
+    values: FileValues = None,
+    label_map: LabelMap = None,
+    layer: Layer = None,
+    batch: Batch = None,
+    gene_column: GeneColumn = None,
     method: Annotated[
         Method, typer.Option(help="Who learns: sums in seconds (exact), the network in minutes, or both.")
     ] = "exact",
@@ -68,7 +77,7 @@ def init(
         if values is None:
             raise ConfigError(f"--values, the units of {first}, is missing: counts, log1p_10k or log2p_10k")
         stage_of_file = app.creating.FirstStage(
-            stage or app.creating.name_from(first.stem, "first"), source_of(first, of_file, folder)
+            stage or app.creating.name_from(first.stem, "first"), declared_source(first, of_file, folder)
         )
     wish = app.creating.Wish(method, stage_of_file, demo)
     made = app.creating.create(
@@ -116,7 +125,7 @@ def _plan(root: Path | None, as_json: bool) -> None:
 
 def upgrade(dry_run: DryRun = False, root: Root = None, as_json: AsJson = False) -> None:
     """Move a project to this canal's pipeline; what was learned is restored, never learned again."""
-    moved = app.creating.upgrade(open_project(root), dry_run)
+    moved = app.upgrading.upgrade(open_project(root), dry_run)
     if as_json:
         show_result(moved.to_json(), as_json)
         return

@@ -6,9 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, Commit, DryRun, KeyFile, Root, note, open_project, show_result, signer
+from canal.cli.parsing import (
+    AsJson,
+    Batch,
+    Commit,
+    DryRun,
+    Everything,
+    FileValues,
+    GeneColumn,
+    KeyFile,
+    Label,
+    LabelMap,
+    Layer,
+    MinGenes,
+    Parent,
+    Root,
+    declared_source,
+    note,
+    open_project,
+    show_result,
+    signer,
+)
 from canal.core.errors import ConfigError
-from canal.report.registry_tables import verdict_table
+from canal.report.registry_tables import map_table, verdict_table
 from canal.report.study_figures import front_rows, tuning_table
 from canal.report.terminal import added_lines
 
@@ -27,6 +47,10 @@ def add_to(to: typer.Typer) -> None:
         epilog=f"{example} stage add lung --file lung.h5ad --values counts --batch donor --commit    "
         "canal stage add myeloid --from-novel novel.csv"
     )(add)
+    stage.command(
+        "map",
+        epilog=f"{example} stage map lung.h5ad --label cell_type --values counts -o map.csv",
+    )(map_labels)
     stage.command(epilog=f"{example} stage relearn tumour --commit")(relearn)
     to.add_typer(stage, name="stage")
     tune = typer.Typer(no_args_is_help=True, help="The study that chooses lambda and L of a stage.")
@@ -56,27 +80,24 @@ def add(
         Path | None,
         typer.Option(metavar="SHEET.csv", help="A filled-in sheet of `canal novel`, in place of a file."),
     ] = None,
-    values: Annotated[str | None, typer.Option(help="counts, log1p_10k or log2p_10k; with --file.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="obs column with cell types; by default cell_type.")
-    ] = None,
-    label_map: Annotated[
-        Path | None, typer.Option("--map", help="CSV: published label, cell type (empty: drop it).")
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="X, raw or a layer's name; by default X.")] = None,
-    batch: Annotated[str | None, typer.Option(help="obs column with batches.")] = None,
-    gene_column: Annotated[str | None, typer.Option(help="var column with gene symbols.")] = None,
+    values: FileValues = None,
+    label: Label = None,
+    label_map: LabelMap = None,
+    layer: Layer = None,
+    batch: Batch = None,
+    gene_column: GeneColumn = None,
     gene_map: Table = None,
     aliases: Table = None,
     orthologs: Table = None,
-    min_genes: Annotated[int | None, typer.Option(min=0, help="Expressed genes a cell must have.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Stage to learn on; by default the last.")] = None,
+    min_genes: MinGenes = None,
+    parent: Parent = None,
     fixed: Annotated[
         bool, typer.Option("--fixed", help="Do not tune: take λ and L from params.yaml.")
     ] = False,
     grow: Annotated[
         int, typer.Option(min=0, help="Most genes added to the parent's panel; docs/panel.md.")
     ] = 0,
+    everything: Everything = False,
     dry_run: DryRun = False,
     commit: Commit = False,
     root: Root = None,
@@ -96,13 +117,52 @@ def add(
         naming = app.discovering.Naming(orthologs=orthologs, aliases=aliases, gene_map=gene_map)
         options = app.discovering.SheetOptions(from_novel, file, naming, parent, fixed, min_genes, grow)
         addition = app.discovering.propose_from_novel(name, options, root)
-    show_result(verdict_table(addition.verdict), as_json=False)
+    show_result(verdict_table(addition.verdict, everything), as_json=False)
     if dry_run:
         app.declaring.require_passed(addition)
         note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
         return
     app.declaring.add_stage(addition, commit, root)
     note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: canal run")
+
+
+def map_labels(
+    file: Annotated[Path, typer.Argument(help="The labelled h5ad file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The sheet (.csv), to be decided by a person.")
+    ] = None,
+    values: FileValues = None,
+    label: Label = None,
+    layer: Layer = None,
+    batch: Batch = None,
+    gene_column: GeneColumn = None,
+    min_genes: MinGenes = None,
+    ontology: Annotated[
+        str | None,
+        typer.Option(help="obs column with Cell Ontology ids; by default cell_type_ontology_term_id."),
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Stage whose model is asked; by default the last.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing sheet.")] = False,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Propose a cell type for each label of a file: by the model's answers, Cell Ontology ids and names."""
+    declared = {
+        "label": label, "values": values, "layer": layer, "batch": batch, "gene_column": gene_column,
+        "min_genes": min_genes,
+    }  # fmt: skip
+    options = app.harmonising.MapOptions(declared, ontology, parent)
+    found = app.harmonising.map_labels(file, output, options, overwrite, note, root).to_json()
+    show_result(found if as_json else map_table(found), as_json)
+    if found["unlabelled"]:
+        note(
+            f"{found['unlabelled']:,} cells have no label; the gate refuses them: leave them out of the file"
+        )
+    if output is not None:
+        todo = f"decide the {found['ambiguous']} ambiguous labels, " if found["ambiguous"] else ""
+        note(f"wrote {output}; next: {todo}read the others, then canal stage add NAME --map {output}")
 
 
 def relearn(
@@ -124,21 +184,8 @@ def _of_file(name: str, file: Path | None, options: dict[str, Any], place: dict[
             "a stage needs --file FILE.h5ad --values counts (or log1p_10k, log2p_10k), or --from-novel "
             f"SHEET.csv: give one of the two{missing}"
         )
-    return app.declaring.propose_stage(name, source_of(file, options, place["root"]), **place)
-
-
-def source_of(file: Path, options: dict[str, Any], root: Path | None) -> dict[str, Any]:
-    """Return the params.yaml entry of a labelled file; tells of blanks at the ends of labels."""
-    declared = {name: value for name, value in options.items() if name != "label_map"}
-    declared |= {"label": options["label"] or "cell_type", "layer": options["layer"] or "X"}
-    source = app.declaring.declare(file, declared, options["label_map"], root)
-    given = source.get("label_map")
-    if trimmed := app.declaring.trimmed_labels(file, declared["label"], given):
-        source["label_map"] = (given or {}) | trimmed
-    if blank := [label for label in trimmed if label != label.strip()]:
-        examples = ", ".join(map(repr, blank[:5]))
-        note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
-    return source
+    source = declared_source(file, options, place["root"])
+    return app.declaring.propose_stage(name, source, **place)
 
 
 def _refuse_options_of_a_file(given: dict[str, Any]) -> None:

@@ -118,6 +118,11 @@ class Layout:
         """The comparison of a stage's labels with the predictions of its parent's model."""
         return self.root / "labels" / f"{stage}.json"
 
+    @property
+    def own_rules(self) -> Path:
+        """Folder of the project's own suites for the gate; committed to git."""
+        return self.root / "gate"
+
     def data_docs(self, stage: str) -> Path:
         """Great Expectations' pages of a stage; not an out of DVC, since they contain times."""
         return self.private / "data_docs" / stage

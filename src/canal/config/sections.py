@@ -387,7 +387,7 @@ class Stage(Section):
     """One stage of the lineage: the cells of ``source``, learned on top of ``parent``.
 
     ``branch`` counts explicit relearnings: ``canal stage relearn`` starts a new branch of the lineage and
-    leaves the old versions as they are. ``tune``: a study (`canal.config.params.Tuning`) chooses lambda and L.
+    leaves the old versions as they are. ``tune``: a study chooses lambda and L (`canal.config.params`).
     """
 
     source: Name

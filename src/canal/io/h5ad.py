@@ -103,6 +103,10 @@ class H5adFile:
         """Return a column of obs as str, nulls as ``""``; raises `DataError` if it is not there."""
         return self._obs.column(name)
 
+    def typed_obs_column(self, name: str) -> pd.Series:
+        """Return a column of obs with numbers as numbers, truth values as bool, nulls as NaN or None."""
+        return self._obs.typed_column(name)
+
     def var_names(self, layer: str) -> list[str]:
         """Return the names of the genes of ``layer``; ``""`` for a feature that is no gene."""
         return self.not_genes(layer).blanked(self._var(layer).names())
@@ -240,6 +244,18 @@ class Table:
                 "the file is damaged: fetch it again"
             )
         return pd.Series(values, name=name, dtype=object)
+
+    def typed_column(self, name: str) -> pd.Series:
+        """Return a column as `column` does, but numbers as numbers, truth values as bool, nulls missing."""
+        column = self.column(name)
+        column = column.where(column != "", None)
+        node = None if is_array(self._node) else self._node[name]
+        if node is None or "categories" in (node.attrs if is_array(node) else node):
+            return column
+        stored = self._stored(name).dtype
+        if stored.kind == "b":
+            return column.map({"True": True, "False": False})
+        return column.astype(np.float64 if column.hasnans else stored) if stored.kind in "iuf" else column
 
     def _names(self) -> list[str]:
         if is_array(self._node):

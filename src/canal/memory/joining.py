@@ -45,8 +45,8 @@ def joined(own: StageSums, other: StageSums, names: Mapping[str, str]) -> StageS
             f"the sums are of two bases, {own.basis.digest[:12]}... here and {other.basis.digest[:12]}... "
             "there, and only sums of one basis add up. A lineage adopts the basis of another before it "
             "begins: `canal basis export VERSION -o basis.json` there, `canal basis adopt basis.json` here "
-            "before the first `canal run`; one that has begun first starts a new branch, `canal stage relearn "
-            "backbone`"
+            "before the first `canal run`; one that has begun first starts a new branch, `canal stage "
+            "relearn backbone`"
         )
     *older, newest = own.stages
     added = {name: other.stages[stage] for stage, name in names.items()}

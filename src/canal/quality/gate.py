@@ -5,7 +5,7 @@ Labels of a new data set are compared with the parent model's predictions for th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ import numpy as np
 
 from canal.config.sections import Gate
 from canal.core.digests import file_digest, json_digest
-from canal.core.errors import GateError
+from canal.core.errors import GateError, tell
 from canal.core.files import read_json, regular_file, scratch_folder, write_json
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.evidence import gather, new_table
+from canal.quality.own_rules import OwnRules, check_own_rules, own_tables, read_own_rules
 from canal.quality.rule import Rule, RuleFinding, between
 from canal.quality.rules import rules_for
-from canal.quality.suite import run_suite
+from canal.quality.suite import Checking, check_rules, publishing, run_suite
 from canal.quality.verdict import RuleResult, Subject, Verdict
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def judge(
     Parameters
     ----------
     docs
-        Folder for Great Expectations' Data Docs; None writes none. They hold times.
+        Folder for Great Expectations' Data Docs, which hold times; None writes none, and then the actions of
+        the project's own checkpoint do not run either: nothing is announced that is not kept.
     comparison
         Compares labels with the predictions of the parent's model, where that is learned. In the pipeline,
         where the parent is learned after the gate, `check_labels` does it.
@@ -65,8 +67,8 @@ def judge(
     DataError
         If a file cannot be read as declared.
     GateError
-        If the prepared folder was not made of this file with this declaration, or an earlier stage was
-        profiled on another panel.
+        If one of the project's own suites is broken, the prepared folder was not made of this file with this
+        declaration, or an earlier stage was profiled on another panel.
     """
     prepared = subject.prepared
     if prepared is None or not (prepared / SUMMARY).is_file():
@@ -76,6 +78,7 @@ def judge(
     for name, earlier in subject.earlier.items():
         if earlier.profile.panel_digest != panel_digest:
             raise GateError(f"the profile of stage {name} is about another panel: run its gate again")
+    own = read_own_rules(subject.own_rules)
     evidence = gather(subject, prepared / CELLS, gate.max_drift)
     rules, tables = rules_for(subject, evidence, gate), dict(evidence.tables)
     if comparison is not None:
@@ -83,7 +86,7 @@ def judge(
         tables[LABEL_TABLE] = comparison(cells, cells_to_compare(cells))
         parent = list(subject.earlier)[-1]
         rules.append(label_rule(subject.source_name, parent, gate.max_confused))
-    results = run_suite(rules, tables, subject.stage, docs)
+    results = _check(subject, rules, tables, own, docs)
     return Verdict(
         stage=subject.stage,
         source=subject.source_name,
@@ -94,7 +97,28 @@ def judge(
         counts=evidence.counts(),
         rules=tuple(results),
         profile=evidence.profile,
+        own_rules={} if own is None else own.digests,
     )
+
+
+def _check(
+    subject: Subject,
+    rules: Sequence[Rule],
+    tables: Mapping[str, pd.DataFrame],
+    own: OwnRules | None,
+    docs: Path | None,
+) -> list[RuleResult]:
+    """Return the results of the gate's rules and of the project's own, whose actions follow the pages."""
+    checking = Checking(subject.stage, docs)
+    with publishing(checking):
+        results = check_rules(checking, rules, tables)
+        if own is not None and subject.prepared is not None:
+            about = own_tables(own, subject, subject.prepared / CELLS)
+            results += check_own_rules(checking, own, about)
+    if own is not None and docs is not None:
+        for line in checking.act(own.actions):
+            tell(f"{subject.stage}: {line}; the verdict does not depend on it")
+    return results
 
 
 def judge_file(
@@ -146,8 +170,10 @@ def _checked_summary(subject: Subject, prepared: Path) -> dict[str, Any]:
 # Comparison of labels with the parent's model.
 
 
-def cells_to_compare(prepared: PreparedCells, allowed: Collection[str] | None = None) -> list[str]:
-    """Return the ids of at most `CELLS_COMPARED` cells of each published label, drawn by their content.
+def cells_to_compare(
+    prepared: PreparedCells, allowed: Collection[str] | None = None, most: int = CELLS_COMPARED
+) -> list[str]:
+    """Return the ids of at most ``most`` cells of each published label, drawn by their content.
 
     Parameters
     ----------
@@ -158,7 +184,7 @@ def cells_to_compare(prepared: PreparedCells, allowed: Collection[str] | None = 
     if allowed is not None:
         obs = obs[obs.index.isin(list(allowed))]
     drawn = obs.sort_values("cell_digest", kind="stable").groupby("cell_type_original", observed=True)
-    chosen = set(drawn.head(CELLS_COMPARED).index)
+    chosen = set(drawn.head(most).index)
     return [str(cell) for cell in obs.index if cell in chosen]
 
 

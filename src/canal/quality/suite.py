@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from datetime import UTC, datetime
 from html import escape
+from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,7 +22,89 @@ from canal.runtime.startup import quiet_libraries
 if TYPE_CHECKING:
     import pandas as pd
 
+_ACTION_S = 30
 _SEVERITY = {"error": "critical", "warning": "warning"}
+
+
+def great_expectations() -> Any:
+    """Return the library, told to be quiet; it takes a second to import."""
+    quiet_libraries()
+    import great_expectations
+
+    return great_expectations
+
+
+class Checking:
+    """Great Expectations at work on one subject: suites over tables, and pages of their results."""
+
+    def __init__(self, title: str, docs: Path | None) -> None:
+        gx = great_expectations()
+        self._gx, self._title = gx, title
+        self._run_id = gx.RunIdentifier(run_name=title, run_time=datetime.now(UTC))
+        self._outcomes: dict[Any, Any] = {}
+        self.docs = docs
+        self.context: Any = gx.get_context(mode="ephemeral")
+        # Progress bars would garble the terminal.
+        self.context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+        self._source = self.context.data_sources.add_pandas(name="stages")
+
+    def validate(self, name: str, expectations: Sequence[Any], table: pd.DataFrame, named: str = "") -> Any:
+        """Return Great Expectations' outcome of a suite called ``name`` over a table.
+
+        Rows that fail are told by their index, or by the column ``named``.
+        """
+        # Read back from the suite, expectations have ids, by which their results are found.
+        suite = self.context.suites.add(self._gx.ExpectationSuite(name=name, expectations=list(expectations)))
+        asset = self._source.add_dataframe_asset(name=f"{self._title}-{name}")
+        definition = self._gx.ValidationDefinition(
+            name=f"{self._title}-{name}", data=asset.add_batch_definition_whole_dataframe(name), suite=suite
+        )
+        how: dict[str, Any] = {"result_format": "COMPLETE"}
+        return self.context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": table},
+            result_format=how | ({"unexpected_index_column_names": [named]} if named else {}),
+            run_id=self._run_id,
+        )
+
+    def publish(self, outcome: Any, results: Sequence[RuleResult]) -> None:
+        """Store an outcome for the pages, as passed unless an error failed: a warning stops nothing."""
+        outcome.success = all(result.passed for result in results if result.severity == "error")
+        store = self.context.validation_results_store
+        (key,) = (
+            key for key in store.list_keys() if key.expectation_suite_identifier.name == outcome.suite_name
+        )
+        store.set(key, outcome)
+        self._outcomes[key] = outcome
+
+    def act(self, actions: Sequence[Any]) -> list[str]:
+        """Run the actions of a checkpoint on what was published; return a line for each that failed.
+
+        An action talks to somebody else's server: whatever it raises, and however long it takes, the verdict
+        stands. Lines name no address, which may be a secret.
+        """
+        checkpoint = self._gx.Checkpoint(name=self._title, validation_definitions=[], actions=list(actions))
+        result = self._gx.checkpoint.checkpoint.CheckpointResult(
+            run_id=self._run_id, run_results=self._outcomes, checkpoint_config=checkpoint
+        )
+        context = self._gx.checkpoint.actions.ActionContext()
+        failed: list[str] = []
+
+        def run(action: Any) -> None:
+            try:
+                with redirect_stdout(StringIO()):
+                    said = action.run(checkpoint_result=result, action_context=context)
+                context.update(action=action, action_result=said)
+            except Exception as error:
+                failed.append(f"action {action.name} ({action.type}) failed: {type(error).__name__}")
+
+        # Other actions link to the pages.
+        for action in sorted(checkpoint.actions, key=lambda one: one.type != "update_data_docs"):
+            thread = Thread(target=run, args=(action,), daemon=True)
+            thread.start()
+            thread.join(_ACTION_S)
+            if thread.is_alive():
+                failed.append(f"action {action.name} ({action.type}) has not ended after {_ACTION_S} s")
+        return failed
 
 
 def run_suite(
@@ -39,52 +124,41 @@ def run_suite(
     GateError
         If a rule could not be evaluated.
     """
-    quiet_libraries()
-    import great_expectations
-    import pandas as pd
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    checking = Checking(title, docs)
+    with publishing(checking):
+        return check_rules(checking, rules, tables)
 
-    context = great_expectations.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)  # they would garble the terminal
-    suite = great_expectations.ExpectationSuite(
-        name="gate", expectations=[_expectation(rule) for rule in rules]
-    )
-    asset = context.data_sources.add_pandas(name="stages").add_dataframe_asset(name=title)
-    validation = great_expectations.ValidationDefinition(
-        name=title, data=asset.add_batch_definition_whole_dataframe("cells"), suite=context.suites.add(suite)
-    )
-    validation = context.validation_definitions.add(validation)
+
+def check_rules(
+    checking: Checking, rules: Sequence[Rule], tables: Mapping[str, pd.DataFrame]
+) -> list[RuleResult]:
+    """Check every rule as one suite, ``gate``, and return their results in the same order."""
+    import pandas as pd
+
     # One frame of all tables; its column ``table`` names the table of a row.
     parts = [table.assign(table=name).astype({"name": object}) for name, table in tables.items()]
     columns = list(dict.fromkeys(column for part in parts for column in part.columns))
     filled = [part.dropna(axis=1, how="all") for part in parts if len(part)]
     frame = pd.concat(filled, ignore_index=True).reindex(columns=columns)
-    with publishing(context, docs):
-        outcome: Any = validation.run(
-            batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"}
-        )
-        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}
-        results = [_result(rule, by_name[rule.name], frame) for rule in rules]
-        if docs is not None:
-            for rule, result in zip(rules, results, strict=True):
-                _rewrite(rule, result, by_name[rule.name], frame)
-            # A warning stops nothing, so it is no failure of the page.
-            outcome.success = all(result.passed for result in results if result.severity == "error")
-            store_again(context, outcome)
+    outcome = checking.validate("gate", [_expectation(rule) for rule in rules], frame)
+    by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}
+    results = [_result(rule, by_name[rule.name], frame) for rule in rules]
+    if checking.docs is not None:
+        for rule, result in zip(rules, results, strict=True):
+            _rewrite(rule, result, by_name[rule.name], frame)
+    checking.publish(outcome, results)
     return results
 
 
 def _expectation(rule: Rule) -> Any:
-    from great_expectations import expectations
-    from great_expectations.expectations.row_conditions import Column
-
+    expectations = great_expectations().expectations
     kind = getattr(expectations, rule.check.expectation)
     # In rows of other tables columns are missing, which fails these two checks alone; conditions are slow.
     rows_matter = rule.check.expectation in (
         "ExpectTableRowCountToBeBetween",
         "ExpectColumnValuesToNotBeNull",
     )
-    condition = Column("table") == rule.check.table if rows_matter else None
+    condition = expectations.row_conditions.Column("table") == rule.check.table if rows_matter else None
     return kind(
         **rule.check.arguments,
         row_condition=condition,
@@ -160,12 +234,13 @@ table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .3
 
 
 @contextmanager
-def publishing(context: Any, docs: Path | None) -> Iterator[None]:
-    """Write what ``context`` validates in the block as pages into ``docs``, replacing it; None: nowhere."""
-    if docs is None:
+def publishing(checking: Checking) -> Iterator[None]:
+    """Write what is checked in the block as pages into the folder ``checking.docs``, replacing it."""
+    if checking.docs is None:
         yield
         return
-    with new_folder(docs) as folder:
+    context = checking.context
+    with new_folder(checking.docs) as folder:
         site = {
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
@@ -181,13 +256,6 @@ def publishing(context: Any, docs: Path | None) -> Iterator[None]:
         _make_offline(folder)
 
 
-def store_again(context: Any, outcome: Any) -> None:
-    """Store ``outcome`` again in ``context``, so that the pages show its changes."""
-    store = context.validation_results_store
-    (key,) = store.list_keys()
-    store.set(key, outcome)
-
-
 def _make_offline(folder: Path) -> None:
     """Remove from every page below ``folder`` what it would fetch, and add a style and links instead."""
     pages = sorted(folder.rglob("*.html"))
@@ -198,8 +266,21 @@ def _make_offline(folder: Path) -> None:
     # A script that is not there any more would list the pages.
     index = folder / "index.html"
     names = [page.relative_to(folder).as_posix() for page in pages if page != index]
-    links = [f'<li><a href="{quote(name)}">{escape(name)}</a></li>' for name in names]
+    links = [
+        f'<li><a href="{quote(name)}">{escape(_named(folder / name, name))}</a></li>'
+        for name in sorted(names, reverse=True)
+    ]
     text = index.read_text(encoding="utf-8")
     index.write_text(text.replace("<body>", f"<body>\n<ul>{''.join(links)}</ul>", 1), encoding="utf-8")
     for animation in folder.rglob("*.gif"):
         animation.unlink()
+
+
+def _named(page: Path, name: str) -> str:
+    """Return what a page shows, in words: the results of a suite and whether it passed, or its rules."""
+    kind, suite = name.split("/")[:2]
+    if kind != "validations":
+        return f"{suite.removesuffix('.html')}: what is expected"
+    status = re.search(r"Status:.*?(Succeeded|Failed)", page.read_text(encoding="utf-8"), re.DOTALL)
+    word = {"Succeeded": "passed", "Failed": "refused"}[status[1]] if status else "results"
+    return f"{suite}: {word}"

@@ -53,7 +53,11 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The results of all rules on a stage; the same bytes and params give the same verdict."""
+    """The results of all rules on a stage; the same bytes, params and suites give the same verdict.
+
+    ``own_rules`` are the digests of the project's own suites, by the name of their file; verdicts without
+    any, and all older ones, do not have the key.
+    """
 
     stage: str
     source: str
@@ -64,6 +68,7 @@ class Verdict:
     counts: Mapping[str, Any]
     rules: tuple[RuleResult, ...]
     profile: Profile
+    own_rules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -90,6 +95,7 @@ class Verdict:
             "counts": dict(self.counts),
             "rules": rules,
             "profile": self.profile.to_json(),
+            **({"own_rules": dict(self.own_rules)} if self.own_rules else {}),
         }
 
     def write(self, path: Path) -> None:
@@ -125,13 +131,14 @@ def parse_verdict(document: Any) -> Verdict:
     try:
         if document["format"] != FORMAT:
             raise GateError(f"verdict of format {document['format']!r}, this canal reads {FORMAT}")
-        names = set(Verdict.__dataclass_fields__) - {"rules", "profile"}
+        names = set(Verdict.__dataclass_fields__) - {"rules", "profile", "own_rules"}
         verdict = Verdict(
             **{name: document[name] for name in names},
             rules=tuple(
                 RuleResult(**{**rule, "examples": tuple(rule["examples"])}) for rule in document["rules"]
             ),
             profile=Profile.from_json(document["profile"]),
+            own_rules=dict(document.get("own_rules", {})),
         )
         claimed = document["passed"]
     except (KeyError, TypeError, AttributeError) as error:
@@ -206,6 +213,8 @@ class Subject:
         Digest of the stage's own split table; None where a file is validated alone.
     earlier
         The stages it builds on, by name; empty for the first.
+    own_rules
+        The folder of the project's own suites; None where there is no project.
     drawn
         Where each cell's set was drawn by itself: for each type the sets that it lacks, in words, or None.
     chunk_cells
@@ -222,6 +231,7 @@ class Subject:
     earlier: Mapping[str, EarlierStage] = field(default_factory=dict)
     chunk_cells: int = 2000
     drawn: Mapping[str, str | None] | None = None
+    own_rules: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def _stage(layout: Layout, stage: str, by_key: Mapping[str, Mapping[str, Any]]) 
         bank=_bank(model / "bank" / "bank.h5ad"),
         scores=_scores(metrics / "predictions.csv"),
         tuned=_optional_json(model / TUNED_FILE),
+        data_docs=pages if (pages := layout.data_docs(stage) / "index.html").is_file() else None,
         method=method_view(model, _optional_json(model / "key.json") or {}),
         version=version.get("version"),
         aliases=tuple(version.get("aliases", ())),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -29,6 +30,8 @@ class StageReport:
         ``tuned.json`` of the model folder, where lambda and L were chosen by a study.
     method
         What answers; see `canal.registry.manifest.version_folder.method_view`.
+    data_docs
+        First of Great Expectations' pages of the gate, where they are on this machine.
     version, aliases
         Number and aliases in the registry, once it is registered.
     """
@@ -44,6 +47,7 @@ class StageReport:
     scores: Sequence[float] = ()
     tuned: Document | None = None
     method: Document = field(default_factory=lambda: {"name": "published"})
+    data_docs: Path | None = None
     version: int | None = None
     aliases: Sequence[str] = ()
 

@@ -3,9 +3,11 @@
 Numbers are formatted as percent, percentage points or decimals; missing measurements are marked.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from canal.core.files import new_file
 from canal.data.split import reported_sets
@@ -70,8 +72,8 @@ def write_report(
     if pretraining is not None and pretraining["epochs"]:
         shown = {"history": pretraining, "figure": figures.svg_uri(figures.pretraining(pretraining))}
     text = environment.get_template("page.html").render(
-        title=title, measures=MEASURES, sets=_sets(stages), run=_run(stages), stages=_stages(stages),
-        pretraining=shown,
+        title=title, measures=MEASURES, sets=_sets(stages), run=_run(stages),
+        stages=_stages(stages, out.parent), pretraining=shown,
     )  # fmt: skip
     with new_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -114,8 +116,8 @@ def _square(value: float | None, row: int, column: int) -> str:
     return f"{100 * value:.1f}"
 
 
-def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
-    """Return the template's values for each stage."""
+def _stages(stages: Sequence[StageReport], folder: Path) -> list[dict[str, Any]]:
+    """Return the template's values for each stage, of a page in ``folder``."""
     labels, words = {stage.name: stage.evaluation["labels"] for stage in stages}, _sets(stages)
     named_by_key = {stage.key_digest: stage.name for stage in stages if stage.key_digest}
     evaluations = [stage.evaluation for stage in stages]
@@ -126,6 +128,7 @@ def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
             "method": list(method_lines(stage.method)),
             "cells": _cells_table(stage, labels, words),
             "rules": _rules(stage.verdict),
+            "data_docs": None if stage.data_docs is None else _address(stage.data_docs, folder),
             "bank": _bank_table(stage),
             "figures": _uris(stage_figures(stage, lineage(evaluations, stage.name))),
             "confusions": _uris(confusion_figures(stage)),
@@ -133,6 +136,11 @@ def _stages(stages: Sequence[StageReport]) -> list[dict[str, Any]]:
         }
         for stage in stages
     ]
+
+
+def _address(path: Path, folder: Path) -> str:
+    """Return the address of a file on this machine, as a page in ``folder`` links to it."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
 def _parent(stage: StageReport, named_by_key: dict[str, str]) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding and verdicts."""
+"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts, labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -309,10 +309,11 @@ def _flows_table(file: Document) -> Table:
 _STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
 
 
-def verdict_table(verdict: "Verdict", only_failed: bool = False) -> Table:
-    """Return the rules of ``verdict`` as a table that rich can print: errors red, warnings yellow.
+def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
+    """Return the rules that do not hold as a table that rich can print: errors, then warnings.
 
-    Failed rules come with offenders and with what to do. Without a terminal, rich leaves the colours out.
+    Each comes with offenders and with what to do. The rules that hold are one line, and listed below the
+    others if ``everything``. Without a terminal, rich leaves the colours out.
     """
     found = Table(
         title=text(f"Gate of stage {verdict.stage}, source {verdict.source}"),
@@ -323,22 +324,20 @@ def verdict_table(verdict: "Verdict", only_failed: bool = False) -> Table:
     )
     for heading in ("rule", "verdict", "expected", "found", "what to do"):
         found.add_column(heading, overflow="fold")
-    for rule in verdict.rules:
-        if rule.passed and only_failed:
-            continue
-        word = "passed" if rule.passed else rule.severity
-        description = (
-            rule.found if rule.passed or not rule.examples else f"{rule.found}: {', '.join(rule.examples)}"
-        )
+    for rule in (*verdict.failures("error"), *verdict.failures("warning")):
+        description = f"{rule.found}: {', '.join(rule.examples)}" if rule.examples else rule.found
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
-        style = "" if rule.passed else _STYLE[word]
-        cells = [
-            text(rule.rule, style),
-            text(word, _STYLE[word]),
-            text(rule.expected),
-            text(description, style),
-        ]
-        found.add_row(*cells, text(rule.hint))
+        style = _STYLE[rule.severity]
+        cells = [text(rule.rule, style), text(rule.severity, style), text(rule.expected)]
+        found.add_row(*cells, text(description, style), text(rule.hint))
+    holding = [rule for rule in verdict.rules if rule.passed]
+    if everything:
+        for rule in holding:
+            word = text("passed", _STYLE["passed"])
+            found.add_row(text(rule.rule), word, text(rule.expected), text(rule.found))
+    elif holding:
+        n = len(holding)
+        found.add_row(f"{n} rule holds" if n == 1 else f"{n} rules hold", text("passed", _STYLE["passed"]))
     return found
 
 
@@ -351,3 +350,32 @@ def verdict_line(verdict: "Verdict") -> str:
         f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
         f"{cells:,} cells of {types} type(s)"
     )
+
+
+def map_table(found: Document) -> Table:
+    """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
+    n = found["ambiguous"]
+    rows = Table(
+        title=f"{len(found['labels'])} labels, {n} of them ambiguous: a person decides" if n else None,
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    rows.add_column("label", overflow="fold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("proposed", overflow="fold")
+    rows.add_column("by")
+    rows.add_column("model", overflow="fold")
+    rows.add_column("why ambiguous", overflow="fold")
+    for one in found["labels"]:
+        style = _STYLE["warning"] if one["ambiguous"] else ""
+        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_share"] else ""
+        novel = f"Unassigned {one['unassigned']:.0%}" if one["unassigned"] else ""
+        rows.add_row(
+            text(one["label"], style),
+            f"{one['n_cells']:,}",
+            text(one["proposed"] or "?", style),
+            text(one["by"]),
+            text(", ".join(part for part in (share, novel) if part)),
+            text(one["ambiguous"]),
+        )
+    return rows

@@ -27,7 +27,7 @@ Request = dict[str, Any]
 
 _ABSENT = "absent"
 
-CODE = ("src", "pipelines", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
+CODE = ("src", "pipelines", "gate", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
 """Paths whose uncommitted changes make a version *dirty*: not dvc.lock, data.dvc or the ledger."""
 
 _CPUINFO = Path("/proc/cpuinfo")
