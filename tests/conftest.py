@@ -3,6 +3,7 @@
 import gc
 import os
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def installed(tmp_path_factory) -> Installed:
 def drawing(tmp_path_factory) -> Installed:
     """Give canal installed from its wheel with the packages that draw figures and group cells, once."""
     return installed_once(tmp_path_factory, "drawing", ("report", "groups"))
+
+
+@pytest.fixture(scope="session")
+def own_project(tmp_path_factory) -> Installed:
+    """Give canal installed from its wheel with all that a project needs, and pip, once."""
+    extras = ("project", "groups", "network", "report")
+    made = installed_once(tmp_path_factory, "project", extras)
+    link = made.packages / "pip"
+    if not link.exists():
+        link.symlink_to(Path(find_spec("pip").submodule_search_locations[0]))
+    return made
 
 
 def installed_once(tmp_path_factory, name: str, extras: tuple[str, ...] = ()) -> Installed:

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "src")
+_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "setup.py", "src", "pipelines")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class Installed:
         """Run a program of Python in a folder."""
         return self._run([str(self.python), "-c", code], cwd, None)
 
-    def script(self, path: Path, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def script(
+        self, path: Path, *words: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a file of Python in a folder."""
-        return self._run([str(self.python), str(path), *map(str, words)], cwd, None)
+        return self._run([str(self.python), str(path), *map(str, words)], cwd, env)
 
     def _run(
         self, command: list[str], cwd: Path, env: Mapping[str, str] | None
@@ -81,7 +83,8 @@ def install(wheel: Path, folder: Path, extras: Collection[str] = ()) -> Installe
 
 def build_wheel(folder: Path) -> Path:
     """Build canal's wheel from a copy of the sources, so that nothing is written into the tree."""
-    for name in _SOURCES:
+    included = (REPOSITORY / "MANIFEST.in").read_text().splitlines()[0].split()[1:]
+    for name in {*_SOURCES, *included}:
         source, target = REPOSITORY / name, folder / name
         if source.is_dir():
             ignored = shutil.ignore_patterns("*.egg-info", "__pycache__")
@@ -97,9 +100,12 @@ def build_wheel(folder: Path) -> Path:
 
 def _link(of: Distribution, packages: Path, seen: set[str], extras: Collection[str] = ()) -> None:
     """Link what a distribution requires into ``packages``, and what that requires in turn."""
+    own = of.metadata["Name"]
     for text in of.requires or ():
         requirement = Requirement(text)
         if requirement.name in seen or not _wanted(requirement, extras):
+            continue
+        if requirement.name == own:  # an extra made of extras, which are named one by one
             continue
         seen.add(requirement.name)
         needed = distribution(requirement.name)

@@ -104,6 +104,7 @@ def _as_text(used: dict[str, Any]) -> str:
 
 
 def requirement() -> str:
+    """Return the canal that a project needs, as pip reads it."""
     return f"{DISTRIBUTION}[project]=={__version__}"
 
 
@@ -230,6 +231,7 @@ def _filled(template: str, **values: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file of a project atomically; folders above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -250,6 +252,7 @@ def _begingit(folder: Path, name: str) -> str | None:
 
 
 def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Return what git said and its exit code, called in a folder."""
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 

@@ -1,4 +1,4 @@
-"""`canal upgrade`: move a project to the canal that runs; what was learned is restored, never learned again."""
+"""`canal upgrade`: move a project to the canal that runs; what was learned is restored, not learned again."""
 
 import re
 from collections.abc import Sequence
