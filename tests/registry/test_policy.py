@@ -6,16 +6,8 @@ import pytest
 
 from canal.config.sections import Policy
 from canal.core.errors import PolicyError
-from canal.registry.promotion.policy import (
-    Comparison,
-    Evidence,
-    Sampling,
-    StageComparison,
-    blocking_rulings,
-    compare_answers,
-    judge,
-    override,
-)
+from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_answers
+from canal.registry.promotion.policy import Evidence, blocking_rulings, judge, override
 
 SAMPLING = Sampling(0.95, 500, 0)
 EVALUATION = {

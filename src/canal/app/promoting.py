@@ -24,24 +24,15 @@ from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
+from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
 from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
-from canal.registry.promotion.policy import (
-    Comparison,
-    Evidence,
-    Ruling,
-    Sampling,
-    StageComparison,
-    blocking_rulings,
-    compare_stage,
-    judge,
-    override,
-)
+from canal.registry.promotion.policy import Evidence, Ruling, blocking_rulings, judge, override
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
 from canal.registry.store.store import require_rebuilt
-from canal.registry.versions.history import recorded, verified
+from canal.registry.versions.history import current_evaluation, recorded, verified
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     folder = store.artifacts(version)
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
     evidence = Evidence(
-        evaluation=read_json(folder / "metrics" / "evaluation.json"),
+        evaluation=current_evaluation(store, version),
         verdict=read_json(folder / "validation" / "verdict.json"),
         record=read_json(folder / "record.json"),
         key=read_json(folder / "key.json"),

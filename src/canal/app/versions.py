@@ -35,6 +35,7 @@ from canal.registry.store.database import Version
 from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import Exported, export_bundle
 from canal.registry.transfer.exchange import import_bundle as import_bundle
+from canal.registry.versions.history import current_evaluation
 from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
@@ -83,7 +84,7 @@ def version_view(project: Project, wanted: str) -> Document:
         "dirty": record["dirty"],
         "run": record["run"],
         "imported": version.imported,
-        "evaluation": read_json(folder / "metrics" / "evaluation.json"),
+        "evaluation": current_evaluation(project.store, version),
         "artifacts": str(folder),
     }
 

@@ -302,12 +302,12 @@ class Probe(Section):
 
 
 class Novelty(Section):
-    """When a cell is none of the known types, and which types test that."""
+    """When a cell is none of the known types. ``holdouts`` test it: types held out; None: all that can be."""
 
     temperature: float = Field(default=0.8, gt=0)
     false_unassigned: float = Field(default=0.05, gt=0, lt=1)
     mixtures: int = Field(default=1000, ge=10)
-    holdouts: tuple[str, ...] = ()
+    holdouts: tuple[str, ...] | None = None
     shadow_epochs: int = Field(default=100, ge=1)
 
 

@@ -1,208 +1,24 @@
-"""The promotion policy: one ruling for each rule, with value, bound and result.
-
-Candidate and champion are compared on the same cells, stage by stage and type by type: lost and gained cells,
-with a paired bootstrap interval and McNemar's test.
-"""
+"""The promotion policy: one ruling for each rule, with value, bound and result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from canal.config.sections import Policy
-from canal.core.errors import PolicyError, RegistryError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-FORMAT = 1
+from canal.core.errors import PolicyError
+from canal.core.files import read_json
+from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.rulings import is_ruling, measured, remeasured
+from canal.registry.promotion.comparing import Comparison, Paired
 
 Document = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Paired:
-    """Champion and candidate on the same ``n`` cells.
-
-    Attributes
-    ----------
-    n : int
-    champion, candidate : float
-        Accuracies.
-    lost, gained : int
-        Cells that only the champion, and only the candidate, labels right.
-    difference, low, high : float
-        Candidate minus champion, and the bounds of its bootstrap interval.
-    p : float
-        McNemar's exact two-sided test of lost against gained (McNemar 1947).
-    """
-
-    n: int
-    champion: float
-    candidate: float
-    lost: int
-    gained: int
-    difference: float
-    low: float
-    high: float
-    p: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of the bootstrap interval: confidence, number of resamples, and seed."""
-
-    confidence: float
-    resamples: int
-    seed: int
-
-
-def compare_answers(
-    truth: Sequence[str], champion: Sequence[str], candidate: Sequence[str], sampling: Sampling
-) -> Paired:
-    """Compare two models' labels of the same cells, given in the same order.
-
-    The interval resamples cells, each with both its answers (percentile bootstrap, Efron 1979). A cell can
-    only be lost, gained or neither, so a resample of cells is one multinomial draw.
-
-    Raises
-    ------
-    ValueError
-        If there is no cell, or the three sequences differ in length.
-    """
-    import numpy as np
-    from scipy.stats import binomtest
-
-    n = len(truth)
-    if not n or not n == len(champion) == len(candidate):
-        raise ValueError(f"expected the same cells thrice, found {n}, {len(champion)} and {len(candidate)}")
-    right_before = [one == answer for one, answer in zip(truth, champion, strict=True)]
-    right_after = [one == answer for one, answer in zip(truth, candidate, strict=True)]
-    pairs = list(zip(right_before, right_after, strict=True))
-    lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    generator = np.random.default_rng([sampling.seed, n, lost, gained])
-    shares = np.array([lost, gained, n - lost - gained]) / n
-    drawn = generator.multinomial(n, shares, size=sampling.resamples)
-    tail = (1 - sampling.confidence) / 2
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / n, [tail, 1 - tail])
-    p = binomtest(lost, lost + gained, 0.5).pvalue if lost + gained else 1.0
-    return Paired(
-        n=n,
-        champion=sum(right_before) / n,
-        candidate=sum(right_after) / n,
-        lost=lost,
-        gained=gained,
-        difference=(gained - lost) / n,
-        low=float(low),
-        high=float(high),
-        p=float(p),
-    )
-
-
-@dataclass(frozen=True)
-class StageComparison:
-    """Both models on the test cells of one stage, or on a file.
-
-    Attributes
-    ----------
-    whole : Paired
-        All cells.
-    types : dict
-        Each type with at least the policy's number of cells.
-    too_few : dict
-        The other types, with their number of cells.
-    """
-
-    whole: Paired
-    types: Mapping[str, Paired]
-    too_few: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            **self.whole.to_json(),
-            "types": {name: pair.to_json() for name, pair in self.types.items()},
-            "too_few_to_judge": dict(self.too_few),
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Candidate against champion.
-
-    Attributes
-    ----------
-    champion, candidate : int
-        Version numbers.
-    stages : dict
-        Stages (and files) that both were scored on.
-    old : tuple of str
-        Stages that the champion has learned, whose accuracy the candidate must keep.
-    not_compared : dict
-        The others, each with the reason.
-    """
-
-    champion: int
-    candidate: int
-    stages: Mapping[str, StageComparison]
-    not_compared: Mapping[str, str] = field(default_factory=dict)
-    old: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            "format": FORMAT,
-            "champion": self.champion,
-            "candidate": self.candidate,
-            "old": list(self.old),
-            "stages": {name: one.to_json() for name, one in self.stages.items()},
-            "not_compared": dict(self.not_compared),
-        }
-
-
-def compare_stage(
-    champion: pd.DataFrame, candidate: pd.DataFrame, min_cells: int, sampling: Sampling
-) -> StageComparison:
-    """Compare two tables with ``cell_id``, ``truth`` and ``predicted`` on the cells that both hold.
-
-    Raises
-    ------
-    RegistryError
-        If they share no cell, or have different true types for a shared cell.
-    """
-    both = champion.merge(candidate, on="cell_id", suffixes=("_champion", "_candidate"))
-    if both.empty:
-        raise RegistryError("champion and candidate were scored on different cells; none is shared")
-    unlike = both[both["truth_champion"] != both["truth_candidate"]]
-    if len(unlike):
-        first = unlike.iloc[0]
-        raise RegistryError(
-            f"{len(unlike)} of {len(both)} cells have another true type for the champion, such as "
-            f"{first['cell_id']}: {first['truth_champion']} and {first['truth_candidate']}"
-        )
-    types, too_few = {}, {}
-    for name, cells in both.groupby("truth_candidate", sort=True):
-        if len(cells) < min_cells:
-            too_few[str(name)] = len(cells)
-        else:
-            types[str(name)] = _pair(cells, sampling)
-    return StageComparison(_pair(both, sampling), types, too_few)
-
-
-def _pair(cells: pd.DataFrame, sampling: Sampling) -> Paired:
-    return compare_answers(
-        list(cells["truth_candidate"]),
-        list(cells["predicted_champion"]),
-        list(cells["predicted_candidate"]),
-        sampling,
-    )
+_MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
+"""Rules whose value follows from the version's documents; the others need the champion of that time."""
 
 
 @dataclass(frozen=True)
@@ -367,8 +183,22 @@ def _h_score(policy: Policy, evaluation: Document) -> Ruling:
     value = evaluation["novelty"].get("h_score")
     bound = f">= {policy.min_h_score:.3f}"
     if value is None:
-        return Ruling("h_score", "not measured", bound, False, "no type of novelty.holdouts was testable")
+        return Ruling("h_score", "not measured", bound, False, _why_no_h_score(evaluation))
     return Ruling("h_score", f"{value:.3f}", bound, value >= policy.min_h_score, "types left out")
+
+
+def _why_no_h_score(evaluation: Document) -> str:
+    """Return why no type was held out, and what a person can set."""
+    reasons = [f"{name}: {why}" for name, why in evaluation["novelty"].get("not_measured", {}).items()]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"no type was held out ({'; '.join(reasons[:3])}{more}). "
+        if reasons
+        else "no type was held out: novelty.holdouts names none. "
+    ) + (
+        "Name types that the version knows in novelty.holdouts of params.yaml, or leave it out for all with "
+        "enough cells: make run then measures again, and learns nothing"
+    )
 
 
 def _ece(policy: Policy, evaluation: Document) -> Ruling:
@@ -378,3 +208,35 @@ def _ece(policy: Policy, evaluation: Document) -> Ruling:
         return Ruling("ece", "not measured", bound, False, "no test cells")
     note = f"[{calibration['low']:.3f}, {calibration['high']:.3f}], n = {calibration['n']}"
     return Ruling("ece", f"{calibration['ece']:.3f}", bound, calibration["ece"] <= policy.max_ece, note)
+
+
+def unproven(entry: Entry, folder: Path, before: Sequence[Entry]) -> Iterator[str]:
+    """Yield the rulings of a promotion that passed with another value than the version's documents hold.
+
+    ``folder`` holds the version with the record that the promotion names; missing documents are not compared.
+    ``before`` are the entries of the ledger before the promotion: measurements among them count, too.
+    """
+    details: Mapping[str, Any] = entry.document["details"]
+    rulings = details.get("rulings")
+    if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
+        return
+    passed = {one["rule"]: one["value"] for one in rulings if one["passed"]}
+    try:
+        registered = read_json(folder / "metrics" / "evaluation.json")
+        evidence = Evidence(
+            evaluation=registered,
+            verdict=read_json(folder / "validation" / "verdict.json"),
+            record=read_json(folder / "record.json"),
+            key=read_json(folder / "key.json"),
+            findings=(),
+            comparison=None,
+        )
+        further = measured(before, entry.model, entry.document["key"])
+        shown = [evidence, *(replace(evidence, evaluation=remeasured(registered, one)) for one in further)]
+        values = [{one.rule: one.value for one in judge(Policy(), each)} for each in shown]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # a missing or malformed document is a finding of its own
+    for rule in _MEASURED:
+        said = [each[rule] for each in values]
+        if rule in passed and passed[rule] not in said:
+            yield f"{rule} passed with {passed[rule][:60]}, the version's documents say {said[-1]}"

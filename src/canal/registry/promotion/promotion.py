@@ -21,6 +21,7 @@ from canal.registry.ledger.ledger import (
 )
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import user
+from canal.registry.manifest.stage_request import current_commit
 from canal.registry.promotion.moves import record
 from canal.registry.promotion.policy import Ruling, blocking_rulings
 from canal.registry.store.database import Version, require_files
@@ -177,6 +178,27 @@ def register_entry(
         ),
         sign,
     )
+
+
+def measurement_entry(
+    store: Store, ledger: Ledger, version: Version, novelty: Mapping[str, Any], sign: Sign | None = None
+) -> Entry:
+    """Write a further measurement of a registered version into the ledger; the caller is `moving`.
+
+    What was registered stays as it is: record.json names the evaluation of that day, and the newest
+    measurement in the ledger counts. ``novelty`` is what `canal.continual.exact_learner.summary` returns.
+    """
+    commit = current_commit(store.layout.root)
+    draft = Draft(
+        kind="measure",
+        model=version.model,
+        version=version.number,
+        key=version.key,
+        record=version.record,
+        who=f"canal registry sync ({user()})",
+        details={"novelty": novelty, "git_commit": commit.sha, "dirty": commit.dirty},
+    )
+    return record(store, ledger, draft, sign)
 
 
 def require_other(version: Version, champion: Version | None) -> None:
