@@ -8,7 +8,7 @@ from canal.core.errors import LedgerError
 from canal.registry.ledger.joined import ledger_erased, ledger_retired
 from canal.registry.ledger.ledger import Draft
 from canal.registry.ledger.ledger_rules import breaches, require_next, require_rules
-from canal.registry.ledger.rulings import measured, remeasured
+from canal.registry.ledger.rulings import ALWAYS_NOW, measured, remeasured
 from tests.faults.forgeries import ADA, following, forgeries, honest
 from tests.support.registered import PASSED, promoted
 
@@ -192,6 +192,4 @@ def test_a_version_that_never_served_is_told_where_it_is_rolled_back_to():
 
 def test_all_rules_are_asked_as_the_policy_has_them():
     """What `rulings` demands of every promotion is what the policy judges in each."""
-    from canal.registry.ledger.rulings import ALWAYS
-
-    assert {one.rule.partition(":")[0] for one in PASSED} == set(ALWAYS)
+    assert {one.rule.partition(":")[0] for one in PASSED} == set(ALWAYS_NOW)

@@ -231,7 +231,7 @@ def test_the_last_version_labels_cells_as_it_did(line, golden, tmp_path):
 
 def test_a_version_is_promoted_and_rolled_back(line):
     who = ("--by", "A. Person", "--why", "reviewed")
-    line.canal("promote", "3", *who)
+    line.canal("promote", "3", *who, "--too-few", "8 to 15 test cells are all there are")
     assert line.project().store.version("champion").number == 3
     line.canal("rollback", *who)
     assert line.project().store.version("champion").number == 2

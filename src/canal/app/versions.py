@@ -169,7 +169,11 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
     ]
     served = [
-        {**_decision(entry), "overrides": list(entry.document["details"].get("overrides", ()))}
+        {
+            **_decision(entry),
+            "overrides": list(entry.document["details"].get("overrides", ())),
+            "too_few": entry.document["details"].get("too_few", ""),
+        }
         for entry in mine
         if entry.kind in ("promote", "rollback")
     ]

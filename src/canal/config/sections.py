@@ -347,19 +347,6 @@ class Registry(Section):
     )
 
 
-class Policy(Section):
-    """The bounds that a version must meet to become the champion; docs/registry.md explains the defaults."""
-
-    min_accuracy: float = Field(default=0.7, ge=0, le=1)
-    max_loss: float = Field(default=0.1, ge=0, le=1)
-    max_loss_per_type: float = Field(default=0.25, ge=0, le=1)
-    min_cells_per_type: int = Field(default=20, ge=1)
-    min_h_score: float = Field(default=0.1, ge=0, le=1)
-    max_ece: float = Field(default=0.25, ge=0, le=1)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    resamples: int = Field(default=2000, ge=100)
-
-
 class StagePanel(Section):
     """How many genes a stage may add to its parent's panel, chosen on its own training cells alone."""
 

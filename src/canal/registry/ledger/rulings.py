@@ -10,7 +10,11 @@ from canal.registry.ledger.ledger import Entry
 
 ALWAYS = ("gate", "audit", "clean", "accuracy", "retention", "h_score", "ece")
 """Rules of every promotion; there is a ruling on retention for each stage."""
+POLICY, ALWAYS_NOW = 2, (*ALWAYS, "balanced_accuracy")
+"""Number of the policy that promotions name since, and rules of these; older promotions name none."""
 
+TOO_FEW = "too few to judge"
+"""Value of a ruling on a stage or type with fewer test cells than the policy asks for."""
 MEASURED_AGAIN = "Unknown types, measured again"
 
 _FIELDS: Mapping[str, type] = {"rule": str, "value": str, "bound": str, "passed": bool, "overridden": bool}
@@ -25,7 +29,10 @@ def ruling_breaches(details: Mapping[str, Any]) -> Iterator[str]:
         yield "it holds no rulings that can be read"
         return
     ruled = {str(one["rule"]).partition(":")[0] for one in rulings}
-    if missing := [rule for rule in ALWAYS if rule not in ruled]:
+    number = details.get("policy")
+    if number not in (None, POLICY):
+        yield f"it was judged by policy {str(number)[:20]}, and this canal knows {POLICY}"
+    if missing := [rule for rule in (ALWAYS if number is None else ALWAYS_NOW) if rule not in ruled]:
         yield f"it holds no ruling on {', '.join(missing)}"
     failing = [str(one["rule"]) for one in rulings if not one["passed"] and not one["overridden"]]
     if failing:

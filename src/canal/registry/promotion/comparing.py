@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from scipy.special import bdtr, bdtrc, bdtrik
+
 from canal.core.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
+_UNLIKELY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Paired:
         Candidate minus champion, and the bounds of its bootstrap interval.
     p : float
         McNemar's exact two-sided test of lost against gained (McNemar 1947).
+    power : float
+        Probability that so many cells show a loss of ``Sampling.loss``; see `power_of`.
     """
 
     n: int
@@ -44,6 +50,7 @@ class Paired:
     low: float
     high: float
     p: float
+    power: float
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -52,11 +59,28 @@ class Paired:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the bootstrap interval: confidence, number of resamples, and seed."""
+    """Settings of the bootstrap interval, and the loss that a comparison is to be able to see."""
 
     confidence: float
     resamples: int
     seed: int
+    loss: float = 0.05
+
+
+def power_of(n: int, gained: int, loss: float, confidence: float) -> float:
+    """Return the probability that McNemar's exact test of ``n`` cells finds a true loss of such a share.
+
+    Beside the loss as many cells are lost as are gained, and that is the share that was gained here. The test
+    is two-sided at ``1 - confidence``. Summed over how many cells the models may differ in.
+    """
+    gained_share = min(gained / n, (1 - loss) / 2)
+    apart = loss + 2 * gained_share
+    differing = np.arange(1, n + 1)
+    likely = bdtr(differing, n, apart) - bdtr(differing - 1, n, apart)
+    differing, likely = differing[likely > _UNLIKELY], likely[likely > _UNLIKELY]
+    by_chance = np.ceil(bdtrik((1 + confidence) / 2, differing, 0.5))
+    found = np.where(by_chance < differing, bdtrc(by_chance, differing, (loss + gained_share) / apart), 0.0)
+    return float(np.clip(likely @ found, 0, 1))
 
 
 def compare_answers(
@@ -72,9 +96,6 @@ def compare_answers(
     ValueError
         If there is no cell, or the three sequences differ in length.
     """
-    import numpy as np
-    from scipy.stats import binomtest
-
     n = len(truth)
     if not n or not n == len(champion) == len(candidate):
         raise ValueError(f"expected the same cells thrice, found {n}, {len(champion)} and {len(candidate)}")
@@ -87,7 +108,7 @@ def compare_answers(
     drawn = generator.multinomial(n, shares, size=sampling.resamples)
     tail = (1 - sampling.confidence) / 2
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / n, [tail, 1 - tail])
-    p = binomtest(lost, lost + gained, 0.5).pvalue if lost + gained else 1.0
+    p = min(1.0, 2 * bdtrc(max(lost, gained) - 1, lost + gained, 0.5)) if lost + gained else 1.0
     return Paired(
         n=n,
         champion=sum(right_before) / n,
@@ -98,6 +119,7 @@ def compare_answers(
         low=float(low),
         high=float(high),
         p=float(p),
+        power=power_of(n, gained, sampling.loss, sampling.confidence),
     )
 
 
@@ -130,7 +152,7 @@ class StageComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate against champion.
+    """Candidate against champion, or against another version in its place.
 
     Attributes
     ----------
@@ -142,6 +164,10 @@ class Comparison:
         Stages that the champion has learned, whose accuracy the candidate must keep.
     not_compared : dict
         The others, each with the reason.
+    learned : tuple of str
+        The stages whose versions champion and candidate are.
+    loss : float
+        The loss that each pair's ``power`` is about.
     """
 
     champion: int
@@ -149,6 +175,8 @@ class Comparison:
     stages: Mapping[str, StageComparison]
     not_compared: Mapping[str, str] = field(default_factory=dict)
     old: tuple[str, ...] = ()
+    learned: tuple[str, str] = ("", "")
+    loss: float = 0.05
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
@@ -156,6 +184,9 @@ class Comparison:
             "format": FORMAT,
             "champion": self.champion,
             "candidate": self.candidate,
+            "champion_stage": self.learned[0],
+            "candidate_stage": self.learned[1],
+            "loss_to_see": self.loss,
             "old": list(self.old),
             "stages": {name: one.to_json() for name, one in self.stages.items()},
             "not_compared": dict(self.not_compared),

@@ -1,23 +1,31 @@
-"""The promotion policy: one ruling for each rule, with value, bound and result."""
+"""The promotion policy: one ruling for each rule, with value, bound and result.
+
+Accuracies and losses are judged at the lower end of their interval: that a version is good enough has to be
+shown, not just be likely. Stages and types with few test cells are not judged: a person lets them pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import sqrt
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
-from canal.config.sections import Policy
+from canal.config.decisions import Policy
 from canal.core.errors import PolicyError
 from canal.core.files import read_json
 from canal.registry.ledger.ledger import Entry
-from canal.registry.ledger.rulings import is_ruling, measured, remeasured
-from canal.registry.promotion.comparing import Comparison, Paired
+from canal.registry.ledger.rulings import TOO_FEW, is_ruling, measured, remeasured
+
+if TYPE_CHECKING:
+    from canal.registry.promotion.comparing import Comparison, Paired
 
 Document = Mapping[str, Any]
 
-_MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
+_MEASURED = ("gate", "clean", "accuracy", "balanced_accuracy", "h_score", "ece")
 """Rules whose value follows from the version's documents; the others need the champion of that time."""
 
 
@@ -61,7 +69,7 @@ class Evidence:
     findings : sequence of str
         Findings of the audit.
     comparison : Comparison or None
-        Against the champion; None where there is none yet.
+        Against the champion, or the parent where there is none yet; None where there is neither.
     """
 
     evaluation: Document
@@ -81,16 +89,18 @@ def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
         Ruling("audit", f"{len(findings)} findings", "none", not findings, note),
         _clean(evidence),
         _accuracy(policy, evidence.evaluation),
+        _balanced_accuracy(policy, evidence.evaluation),
         *_retention(policy, evidence.comparison),
         _h_score(policy, evidence.evaluation),
         _ece(policy, evidence.evaluation),
     ]
 
 
-def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
+def override(rulings: Sequence[Ruling], names: Sequence[str], too_few: bool = False) -> list[Ruling]:
     """Return the rulings, the failed ones among ``names`` marked as overridden.
 
     A name may be a pattern, such as ``retention:lung/*``; each overridden rule is recorded by its own name.
+    ``too_few`` overrides the rulings that had too few test cells, and no other.
 
     Raises
     ------
@@ -104,6 +114,7 @@ def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
         if not matching:
             raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
         chosen |= matching
+    chosen |= {ruling.rule for ruling in rulings if too_few and ruling.value == TOO_FEW}
     return [
         replace(ruling, overridden=True) if ruling.rule in chosen and not ruling.passed else ruling
         for ruling in rulings
@@ -139,20 +150,64 @@ def _accuracy(policy: Policy, evaluation: Document) -> Ruling:
     if value is None:
         return Ruling("accuracy", "not measured", bound, False, evaluation["not_measured"].get(stage, ""))
     n = evaluation["per_stage"][stage]["n"]
-    return Ruling(
-        "accuracy", f"{value:.3f}", bound, value >= policy.min_accuracy, f"new stage {stage}, n = {n}"
-    )
+    ends = share_interval(value * n, n, policy.confidence)
+    ruling = Ruling("accuracy", f"{value:.3f}", bound, ends[0] >= policy.min_accuracy)
+    return _shown(policy, ruling, ends, evaluation)
+
+
+def _balanced_accuracy(policy: Policy, evaluation: Document) -> Ruling:
+    stage = evaluation["stage"]
+    own = evaluation["per_stage"].get(stage, {})
+    bound = f">= {policy.min_balanced_accuracy:.3f}"
+    if "balanced_accuracy" not in own or not own.get("recall"):
+        why = evaluation["not_measured"].get(stage, "")
+        return Ruling("balanced_accuracy", "not measured", bound, False, why)
+    recalls = [(one["recall"] * one["n"], one["n"]) for one in own["recall"].values()]
+    ends = mean_interval(recalls, policy.confidence)
+    passed, value = ends[0] >= policy.min_balanced_accuracy, f"{own['balanced_accuracy']:.3f}"
+    return _shown(policy, Ruling("balanced_accuracy", value, bound, passed), ends, evaluation)
+
+
+def _shown(policy: Policy, ruling: Ruling, ends: tuple[float, float], evaluation: Document) -> Ruling:
+    """Return a ruling on the new stage with its interval, or without a judgement of too few cells."""
+    stage = evaluation["stage"]
+    n = evaluation["per_stage"][stage]["n"]
+    interval = f"[{ends[0]:.3f}, {ends[1]:.3f}], n = {n}"
+    if n < policy.min_cells_per_stage:
+        least = f"judged from {policy.min_cells_per_stage} cells on"
+        what = f"new stage {stage}: {ruling.value} {interval}; {least}"
+        return replace(ruling, value=TOO_FEW, passed=False, note=what)
+    return replace(ruling, note=f"new stage {stage}, judged at the lower end of {interval}")
+
+
+def share_interval(right: float, n: int, confidence: float) -> tuple[float, float]:
+    """Return the bounds of a share of ``n`` cells, of which ``right`` are (Wilson 1927).
+
+    Also for a share of 0 or 1, where resampling would give no interval at all.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = right / n, 1 + z * z / n
+    middle, half = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def mean_interval(shares: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
+    """Return the bounds of the mean of independent shares, each of some right cells among ``n``.
+
+    Each share has Jeffreys' posterior, Beta(right + 1/2, wrong + 1/2); means and variances add up.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    mean = sum((right + 0.5) / (n + 1) for right, n in shares) / len(shares)
+    spread = sum((right + 0.5) * (n - right + 0.5) / ((n + 1) ** 2 * (n + 2)) for right, n in shares)
+    half = z * sqrt(spread) / len(shares)
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling]:
-    """Yield a ruling for each stage of the champion and each of its types with enough cells.
-
-    The lower end of the interval is compared: that no more was lost has to be shown, not just be likely.
-    """
+    """Yield a ruling for each stage of the version compared with, and for each of its types."""
     if comparison is None:
-        yield Ruling(
-            "retention", "no champion yet", "does not apply", True, "nothing to keep: the first promotion"
-        )
+        what = "no version serves yet, and it was learned on none that is here"
+        yield Ruling("retention", "nothing to keep", "does not apply", True, what)
         return
     for stage in comparison.old:
         compared = comparison.stages.get(stage)
@@ -161,22 +216,34 @@ def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling
             bound = f"loses <= {policy.max_loss:.3f}"
             yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
             continue
-        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss)
+        if compared.whole.n < policy.min_cells_per_stage:
+            yield _few(f"retention:{stage}", compared.whole.n, policy.min_cells_per_stage)
+            continue
+        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss, policy)
         for cell_type, pair in compared.types.items():
-            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type)
-        if compared.too_few:
-            listed = ", ".join(f"{cell_type} ({n})" for cell_type, n in compared.too_few.items())
-            bound = f"from {policy.min_cells_per_type} cells on"
-            yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
+            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type, policy)
+        for cell_type, n in compared.too_few.items():
+            yield _few(f"retention:{stage}/{cell_type}", n, policy.min_cells_per_type)
 
 
-def _kept(rule: str, pair: Paired, max_loss: float) -> Ruling:
+def _few(rule: str, n: int, least: int) -> Ruling:
+    return Ruling(rule, TOO_FEW, f"from {least} cells on", False, f"n = {n}")
+
+
+def _kept(rule: str, pair: Paired, max_loss: float, policy: Policy) -> Ruling:
     note = (
         f"change {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}, "
-        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}"
+        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}; {power_text(pair, policy)}"
     )
     value = f"{pair.champion:.3f} -> {pair.candidate:.3f}"
     return Ruling(rule, value, f"loses <= {max_loss:.3f}", pair.low >= -max_loss, note)
+
+
+def power_text(pair: Paired, policy: Policy) -> str:
+    """Return in words whether so many test cells could show a loss that matters."""
+    seen = f"yes ({pair.power:.2f})" if pair.power >= policy.power else f"no ({pair.power:.2f})"
+    points = f"{100 * policy.loss_to_see:g} points"
+    return f"could see a loss of {points} with probability {policy.power:g}: {seen}"
 
 
 def _h_score(policy: Policy, evaluation: Document) -> Ruling:
@@ -233,7 +300,8 @@ def unproven(entry: Entry, folder: Path, before: Sequence[Entry]) -> Iterator[st
         )
         further = measured(before, entry.model, entry.document["key"])
         shown = [evidence, *(replace(evidence, evaluation=remeasured(registered, one)) for one in further)]
-        values = [{one.rule: one.value for one in judge(Policy(), each)} for each in shown]
+        policy = Policy(min_cells_per_stage=1)  # how many cells were too few is of that day
+        values = [{one.rule: one.value for one in judge(policy, each)} for each in shown]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return  # a missing or malformed document is a finding of its own
     for rule in _MEASURED:
