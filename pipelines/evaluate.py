@@ -7,7 +7,7 @@ from canal.core.files import new_folder
 from canal.registry.manifest.pages import measures
 from canal.registry.manifest.version_folder import key_digest
 from canal.registry.store.tracking import StepRun
-from canal.registry.versions.history import restore_metrics
+from canal.registry.versions.history import measured_as_asked, restore_metrics
 from canal.report.collect import write_scores
 
 
@@ -35,11 +35,19 @@ def measure(project: Project, logged: StepRun) -> None:
 
 
 def main() -> None:
-    """Restore the metrics of a registered version; otherwise evaluate as an MLflow Project step."""
+    """Restore the metrics of a registered version, measured again where params.yaml holds out other types.
+
+    A stage without a version is evaluated as an MLflow Project step.
+    """
     project = Project.open()
     stage = argument("stage", project.config.stages)
     if version := project.learned(stage):
-        restore_metrics(project.store, version, project.layout.metrics(stage))
+        novelty = measured_as_asked(project.store, version, project.config.novelty.holdouts)
+        if novelty is None:
+            from canal.app.learning import measure_again
+
+            novelty = measure_again(project, version)
+        restore_metrics(project.store, version, project.layout.metrics(stage), novelty)
         write_scores(project.layout, stage)
     else:
         project_step(project, "evaluate", stage, measure)

@@ -7,7 +7,7 @@ import torch
 from canal.config.sections import Novelty
 from canal.continual.cells import LabelledCells
 from canal.continual.fit import Hooks
-from canal.continual.held_out_heads import GeneScores, HeadCells, held_out_type_heads
+from canal.continual.held_out_heads import GeneScores, HeadCells, held_out_type_heads, to_hold_out
 from canal.model.centroids import PARTS
 from tests.support.learning import make_cells
 from tests.support.models import make_annotator, make_expression
@@ -100,6 +100,20 @@ def test_what_cannot_be_measured_says_why(annotator, cells):
     assert found["holdouts"] == []
     assert found["h_score"] is None
     assert found["auroc"] is None
+
+
+def test_where_no_type_is_named_those_with_most_test_cells_are_held_out():
+    names = [f"type {number:02}" for number in range(14)]
+    counts = {name: 5 + number for number, name in enumerate(names)} | {"rare": 2}
+    tests = make_cells([name for name, n in counts.items() for _ in range(n)], "c")
+    many = HeadCells(make_cells([*counts] * 5, "a"), make_cells([*counts] * 5, "b"), tests)
+    chosen = to_hold_out(SETTINGS.model_copy(update={"holdouts": None}), (*names, "rare"), many, True)
+    assert [name for name, why in chosen.items() if not why] == names[4:]
+    assert "novelty.holdouts can name it" in chosen["type 03"]
+    assert chosen["rare"] == "2 test cells, at least 5 are needed"
+    by_sums = to_hold_out(SETTINGS.model_copy(update={"holdouts": None}), (*names, "rare"), many, False)
+    assert [name for name, why in by_sums.items() if not why] == names
+    assert to_hold_out(SETTINGS.model_copy(update={"holdouts": ()}), names, many, True) == {}
 
 
 def test_without_validation_cells_nothing_is_measured(annotator, cells):

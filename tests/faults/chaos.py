@@ -28,7 +28,16 @@ from typing import Any
 from tests.faults.forked import CRASHED, REFUSED, Worker, done, import_everything
 from tests.pipeline.conftest import Line, make_project, move_database
 
-POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+POLICY = {
+    "min_accuracy": 0.0,
+    "min_balanced_accuracy": 0.0,
+    "min_cells_per_stage": 1,
+    "min_cells_per_type": 1,
+    "max_loss": 1.0,
+    "max_loss_per_type": 1.0,
+    "min_h_score": 0.0,
+    "max_ece": 1.0,
+}
 NOBODY = 65534
 Report = dict[str, Any]
 

@@ -27,7 +27,16 @@ from tests.faults.lent import read_from_server
 from tests.pipeline.conftest import Line, make_project
 from tests.support.servers import shared, why_not
 
-POLICY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+POLICY = {
+    "min_accuracy": 0.0,
+    "min_balanced_accuracy": 0.0,
+    "min_cells_per_stage": 1,
+    "min_cells_per_type": 1,
+    "max_loss": 1.0,
+    "max_loss_per_type": 1.0,
+    "min_h_score": 0.0,
+    "max_ece": 1.0,
+}
 BUSY = (
     "catch-up",
     "another folder",

@@ -17,7 +17,16 @@ from canal.registry.promotion.policy import blocking_rulings
 pytestmark = pytest.mark.pipeline
 
 MOVE = Decision("A. Person", "reviewed")
-EASY = {"min_accuracy": 0.0, "max_loss": 1.0, "max_loss_per_type": 1.0, "min_h_score": 0.0, "max_ece": 1.0}
+EASY = {
+    "min_accuracy": 0.0,
+    "min_balanced_accuracy": 0.0,
+    "min_cells_per_stage": 1,
+    "min_cells_per_type": 1,
+    "max_loss": 1.0,
+    "max_loss_per_type": 1.0,
+    "min_h_score": 0.0,
+    "max_ece": 1.0,
+}
 
 
 @pytest.fixture
@@ -42,7 +51,7 @@ def test_a_version_s_life(project):
     store = project.store
     first = promote(project, judge_version(project, "1"), MOVE)
     assert agree(project) == {"candidate": 2, "champion": 1}
-    assert any(one["note"].endswith("first promotion") for one in first.document["details"]["rulings"])
+    assert any("no version serves yet" in one["note"] for one in first.document["details"]["rulings"])
     judgement = judge_version(project, "candidate")
     assert [one.rule for one in judgement.rulings if one.rule == "retention:first"]
     promote(project, judgement, MOVE)
@@ -113,12 +122,51 @@ def test_a_move_that_was_cut_off_is_finished_by_the_next_command(project, monkey
     assert ledger_of(project.store).head().document["who"] == "A. Person"
 
 
+def test_the_first_promotion_compares_with_the_parent(line):
+    """Not with nothing: what the stage lost of its parent's knowledge is asked for before anybody serves."""
+    line.edit(lambda document: document.update(policy={**EASY, "max_loss": 0.0}))
+    judgement = judge_version(line.project(), "2")
+    assert (judgement.champion, judgement.compared.number) == (None, 1)
+    document = judgement.to_json()
+    assert document["compared_with"] == {"version": 1, "stage": "first"}
+    retained = next(one for one in judgement.rulings if one.rule == "retention:first")
+    assert not retained.passed
+    assert "could see a loss of 5 points with probability 0.8: no" in retained.note
+    assert judge_version(line.project(), "1").compared is None
+
+
+def test_too_few_test_cells_pass_for_a_reason_that_stays(line, monkeypatch):
+    monkeypatch.chdir(line.root)
+    few = {"min_cells_per_stage": 50, "min_cells_per_type": 50}
+    line.edit(lambda document: document.update(policy=EASY | few))
+    run = ["promote", "2", "--by", "A. Person", "--why", "reviewed"]
+    refused = CliRunner().invoke(app, run)
+    assert isinstance(refused.exception, PolicyError)
+    assert "--too-few REASON lets the 3 pass that have too few test cells" in str(refused.exception)
+    assert "NOT JUDGED" in refused.output
+    assert "champion" not in aliases(line.project())
+    for wrong in ("   ", "two\nlines"):
+        with pytest.raises(RegistryError, match=r"the reason \(--too-few\)"):
+            judge_version(line.project(), "2", too_few=wrong)
+    done = CliRunner().invoke(app, [*run, "--too-few", "22 cells are all there are"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    details = ledger_of(line.project().store).head().document["details"]
+    assert details["too_few"] == "22 cells are all there are"
+    assert details["overrides"] == ["accuracy", "balanced_accuracy", "retention:first"]
+    (served,) = json.loads(line.canal("show", "2", "--json"))["served"]
+    assert served["too_few"] == "22 cells are all there are"
+
+
 def test_models_are_compared_on_the_same_cells(project, line):
     found = compare(project, "2", "1")
     assert list(found.stages) == ["first", "second"]
     recorded = json.loads((line.root / "metrics" / "second" / "evaluation.json").read_text())["row"]
     for stage in found.stages:
         assert found.stages[stage].whole.candidate == pytest.approx(recorded[stage])
+    assert found.to_json()["champion_stage"] == "first"
+    head = line.canal("compare", "2", "--with", "1")
+    assert "Version 2 second against version 1 first" in head
+    assert "champion" not in head
     onfile = compare(project, "2", "1", line.root / "raw" / "second.h5ad", "second")
     assert onfile.stages["second.h5ad"].whole.n == 100
     with pytest.raises(RegistryError, match="cannot be compared with itself"):
@@ -130,7 +178,7 @@ def test_the_default_policy_judges_a_dirty_version(line):
     rules = {ruling.rule: ruling for ruling in judgement.rulings}
     assert rules["gate"].passed
     assert rules["audit"].passed, rules["audit"].note
-    assert {"clean", "accuracy", "retention", "h_score", "ece"} <= rules.keys()
+    assert {"clean", "accuracy", "balanced_accuracy", "retention:first", "h_score", "ece"} <= rules.keys()
     assert all(ruling.value and ruling.bound for ruling in blocking_rulings(judgement.rulings))
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from canal.core.errors import RegistryError
-from canal.registry.promotion.policy import Comparison, Sampling, compare_stage
+from canal.registry.promotion.comparing import Comparison, Sampling, compare_stage
 
 SAMPLING = Sampling(confidence=0.95, resamples=200, seed=0)
 

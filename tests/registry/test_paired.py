@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canal.registry.promotion.policy import Sampling, compare_answers
+from canal.registry.promotion.comparing import Sampling, compare_answers
 
 SAMPLING = Sampling(confidence=0.95, resamples=2000, seed=0)
 

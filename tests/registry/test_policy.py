@@ -2,26 +2,44 @@
 
 import copy
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from canal.config.sections import Policy
+from canal.config.decisions import Policy
 from canal.core.errors import PolicyError
-from canal.registry.promotion.policy import (
+from canal.registry.promotion.comparing import (
     Comparison,
-    Evidence,
     Sampling,
     StageComparison,
-    blocking_rulings,
     compare_answers,
+    power_of,
+)
+from canal.registry.promotion.policy import (
+    Evidence,
+    blocking_rulings,
     judge,
+    mean_interval,
     override,
+    share_interval,
 )
 
 SAMPLING = Sampling(0.95, 500, 0)
+
+
+def measured(n, recall):
+    by_type = {name: {"n": cells, "recall": share} for name, (cells, share) in recall.items()}
+    return {
+        "n": n,
+        "recall": by_type,
+        "balanced_accuracy": sum(share for _, share in recall.values()) / len(recall),
+    }
+
+
 EVALUATION = {
     "stage": "second",
     "row": {"first": 0.9, "second": 0.9},
-    "per_stage": {"second": {"n": 50}},
+    "per_stage": {"second": measured(200, {"B": (100, 0.95), "T": (100, 0.85)})},
     "not_measured": {},
     "novelty": {"h_score": 0.5},
     "calibration": {"ece": 0.1, "low": 0.05, "high": 0.15, "n": 100},
@@ -32,8 +50,8 @@ def pair(n, lost):
     return compare_answers(["B"] * n, ["B"] * n, ["T"] * lost + ["B"] * (n - lost), SAMPLING)
 
 
-def comparison(lost=0, lost_of_type=0, not_compared=None):
-    one = StageComparison(pair(200, lost), {"B": pair(40, lost_of_type)}, {"NK": 4})
+def comparison(lost=0, lost_of_type=0, not_compared=None, n=200, too_few=()):
+    one = StageComparison(pair(n, lost), {"B": pair(60, lost_of_type)}, dict(too_few))
     gone = not_compared or {}
     return Comparison(1, 2, {"first": one, "second": one}, gone, ("first", *gone))
 
@@ -54,24 +72,98 @@ def changed(**changes):
     return evidence(evaluation=EVALUATION | changes)
 
 
-def test_a_good_version_passes_and_few_cells_are_said():
-    rulings = judge(Policy(), evidence())
-    assert blocking_rulings(rulings) == []
-    few = next(ruling for ruling in rulings if ruling.value == "too few to judge")
-    assert "NK (4)" in few.note
+def test_a_good_version_passes():
+    assert blocking_rulings(judge(Policy(), evidence())) == []
 
 
-def test_the_first_promotion_skips_what_compares_and_says_so():
+def test_too_few_cells_never_hold_and_pass_for_a_reason_alone():
+    few = comparison(too_few={"NK": 4, "DC": 49}, lost=40)
+    rulings = judge(Policy(), evidence(comparison=few))
+    unjudged = ["retention:first/NK", "retention:first/DC"]
+    assert [one.rule for one in rulings if one.value == "too few to judge"] == unjudged
+    assert [one.rule for one in blocking_rulings(rulings)] == ["retention:first", *unjudged]
+    passed = override(rulings, (), too_few=True)
+    assert [one.rule for one in passed if one.overridden] == unjudged
+    assert [one.rule for one in blocking_rulings(passed)] == ["retention:first"]
+    assert [one.rule for one in override(rulings, ["retention:first/NK"]) if one.overridden] == unjudged[:1]
+
+
+@pytest.mark.parametrize("n", [1, 49, 50])
+def test_a_stage_of_few_cells_is_not_judged_however_good(n):
+    stage = changed(per_stage={"second": measured(n, {"B": (n, 1.0)})}, row={"second": 1.0})
+    rulings = judge(Policy(), stage)
+    unjudged = [one.rule for one in rulings if one.value == "too few to judge"]
+    assert unjudged == (["accuracy", "balanced_accuracy"] if n < 50 else [])
+    assert [one.rule for one in blocking_rulings(rulings)] == unjudged
+    old = judge(Policy(), evidence(comparison=comparison(n=n)))
+    assert [one.rule for one in blocking_rulings(old)] == (["retention:first"] if n < 50 else [])
+    assert blocking_rulings(judge(Policy(min_cells_per_stage=1, min_accuracy=0), stage))[1:] == []
+
+
+def test_accuracies_are_judged_at_the_lower_end_of_their_interval():
+    """0.74 of 100 cells may be 0.65; of 1,000 it is more than 0.7."""
+    for n, passed in ((100, False), (1000, True)):
+        stage = {"second": measured(n, {"B": (n // 2, 0.74), "T": (n // 2, 0.74)})}
+        rulings = {one.rule: one for one in judge(Policy(), changed(per_stage=stage, row={"second": 0.74}))}
+        assert rulings["accuracy"].passed == passed
+        assert rulings["accuracy"].value == "0.740"
+        assert "judged at the lower end of [0." in rulings["accuracy"].note
+    few_of_a_type = measured(200, {"B": (197, 1.0), "T": (3, 0.0)})
+    unsure = judge(Policy(), changed(per_stage={"second": few_of_a_type}))
+    assert [one.rule for one in blocking_rulings(unsure)] == ["balanced_accuracy"]
+
+
+def test_intervals_of_shares():
+    """An end below 1 where all are right, and far below it for few cells."""
+    low, high = share_interval(95, 100, 0.95)
+    assert (round(low, 3), round(high, 3)) == (0.888, 0.978)
+    assert share_interval(10, 10, 0.95)[0] == pytest.approx(0.722, abs=1e-3)
+    assert share_interval(0, 10, 0.95) == pytest.approx((0, 0.278), abs=1e-3)
+    wide, narrow = mean_interval([(3, 3)] * 4, 0.95), mean_interval([(300, 300)] * 4, 0.95)
+    assert wide[0] < 0.75 < 0.99 < narrow[0]
+
+
+@pytest.mark.parametrize(("n", "gained"), [(10, 0), (50, 0), (50, 5), (200, 0), (200, 20), (5000, 400)])
+def test_the_power_of_test_cells_is_that_of_mcnemars_exact_test(n, gained):
+    """Drawn again and again, the test finds the loss as often as is said."""
+    share = gained / n
+    shares = [0.05 + share, share, 0.95 - 2 * share]
+    drawn = np.random.default_rng(0).multinomial(n, shares, size=3000)
+    different = {(int(lost), int(won)) for lost, won, _ in drawn}
+    p = {pair: binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1.0 for pair in different}
+    found = [lost > won and p[int(lost), int(won)] <= 0.05 for lost, won, _ in drawn]
+    assert power_of(n, gained, 0.05, 0.95) == pytest.approx(np.mean(found), abs=0.03)
+
+
+def test_more_cells_see_more_and_a_greater_loss_is_seen_sooner():
+    powers = [power_of(n, n // 20, 0.05, 0.95) for n in (1, 20, 100, 500, 2000, 100_000)]
+    assert powers == sorted(powers)
+    assert (powers[0], powers[-1]) == (0.0, pytest.approx(1.0))
+    assert power_of(100, 5, 0.2, 0.95) > power_of(100, 5, 0.1, 0.95) > power_of(100, 5, 0.1, 0.99)
+    assert power_of(20, 20, 0.05, 0.95) < 0.5  # every cell gained: no share is above 1
+
+
+def test_what_so_many_cells_could_show_is_said_in_words():
+    notes = {one.rule: one.note for one in judge(Policy(), evidence())}
+    asked = "could see a loss of 5 points with probability 0.8"
+    assert notes["retention:first"].endswith(f"; {asked}: yes (0.94)")
+    assert notes["retention:first/B"].endswith(f"; {asked}: no (0.08)")
+    kept = [one for one in judge(Policy(power=0.05), evidence()) if one.rule.startswith("retention:")]
+    assert all(one.note.endswith("0.05: yes (0.94)") or "yes (0.08)" in one.note for one in kept)
+
+
+def test_the_first_stage_has_nothing_to_be_compared_with_and_says_so():
     rulings = judge(Policy(), evidence(comparison=None))
     assert blocking_rulings(rulings) == []
-    assert any("first promotion" in ruling.note for ruling in rulings)
+    assert any("no version serves yet" in ruling.note for ruling in rulings)
 
 
 @pytest.mark.parametrize(
     ("rule", "given"),
     [
         ("accuracy", changed(row={"second": 0.69})),
-        ("accuracy", changed(row={"second": None}, not_measured={"second": "few cells"})),
+        ("balanced_accuracy", changed(per_stage={"second": measured(200, {"B": (199, 1), "T": (1, 0)})})),
+        ("balanced_accuracy", changed(per_stage={"second": {"n": 200}})),
         ("h_score", changed(novelty={"h_score": 0.05})),
         ("h_score", changed(novelty={"h_score": None})),
         ("ece", changed(calibration={"ece": 0.3, "low": 0.2, "high": 0.4, "n": 9})),
@@ -82,7 +174,7 @@ def test_the_first_promotion_skips_what_compares_and_says_so():
         ("clean", evidence(record={"git_commit": "c" * 40, "dirty": True})),
         ("clean", evidence(record={"git_commit": None, "dirty": True})),
         ("retention:first", evidence(comparison=comparison(lost=40))),
-        ("retention:first/B", evidence(comparison=comparison(lost_of_type=12))),
+        ("retention:first/B", evidence(comparison=comparison(lost_of_type=14))),
         ("retention:old", evidence(comparison=comparison(not_compared={"old": "cells are gone"}))),
     ],
 )
@@ -113,7 +205,7 @@ def test_overriding_what_passes_changes_nothing_and_an_unknown_rule_is_refused()
 
 
 def test_a_pattern_overrides_each_rule_by_its_own_name():
-    rulings = judge(Policy(), evidence(comparison=comparison(lost=40, lost_of_type=12)))
+    rulings = judge(Policy(), evidence(comparison=comparison(lost=40, lost_of_type=14)))
     passed = override(rulings, ["retention:*"])
     assert blocking_rulings(passed) == []
     assert [one.rule for one in passed if one.overridden] == ["retention:first", "retention:first/B"]

@@ -5,10 +5,18 @@ import json
 import pytest
 
 from canal.config.yaml_file import parse_config
+from canal.core.digests import json_digest
 from canal.core.errors import HistoryError
-from canal.registry.manifest.stage_request import changes, differences, request_digest, stage_request
+from canal.registry.manifest.stage_request import (
+    changes,
+    differences,
+    learning_part,
+    request_digest,
+    stage_request,
+)
 from canal.registry.versions.history import learned
 from tests.support.cells import make_config, make_document, make_tuned_document
+from tests.support.recorded import recorded_form
 from tests.support.registry_made import two_stages
 
 
@@ -30,7 +38,30 @@ def test_place_licence_and_availability_do_not_count():
 def test_what_was_asked_for_before_is_asked_for_still():
     """A request is the name of what was learned: a new parameter that is not set must not change it."""
     digests = [request_digest(make_config(), stage)[:16] for stage in ("backbone", "second")]
-    assert digests == ["6ad56f6fbc36df08", "8d0bfe31b6f3e5a3"]
+    assert digests == ["6ad56f6fbc36df08", "c9c227ea3d0daa25"]
+
+
+def test_what_only_measures_does_not_count_and_what_decides_a_rule_does():
+    plain = make_config()
+    for holdouts in ([], ["NK"], ["NK", "B"]):
+        named = make_config(novelty={"holdouts": holdouts})
+        assert stage_request(named, "second") == stage_request(plain, "second")
+    for change in ({"shadow_epochs": 9}, {"mixtures": 11}, {"temperature": 2.0}, {"false_unassigned": 0.1}):
+        assert request_digest(make_config(novelty=change), "first") != request_digest(plain, "first")
+        by_sums = [make_config(continual={"method": "exact"}, novelty=one) for one in ({}, change)]
+        same = request_digest(by_sums[0], "first") == request_digest(by_sums[1], "first")
+        assert same == ("false_unassigned" not in change)  # no network reads the others
+
+
+@pytest.mark.parametrize("method", ["published", "exact", "combined"])
+def test_requests_that_hold_what_only_measures_are_read_as_todays(method):
+    config = make_config(continual={"method": method}, novelty={"holdouts": ["NK"]})
+    recorded = recorded_form(config, "second")
+    assert recorded["novelty"]["holdouts"] == ["NK"]
+    assert json_digest(recorded) != request_digest(config, "second")
+    part = learning_part(recorded, request_digest(config, "first"))
+    assert part == stage_request(config, "second")
+    assert recorded["novelty"]["holdouts"] == ["NK"]  # which is another document
 
 
 def test_a_rule_of_the_split_counts_where_it_is_set_and_nothing_else_changes():

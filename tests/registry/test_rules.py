@@ -8,6 +8,7 @@ from canal.core.errors import LedgerError
 from canal.registry.ledger.joined import ledger_erased, ledger_retired
 from canal.registry.ledger.ledger import Draft
 from canal.registry.ledger.ledger_rules import breaches, require_next, require_rules
+from canal.registry.ledger.rulings import ALWAYS_NOW, measured, remeasured
 from tests.faults.forgeries import ADA, following, forgeries, honest
 from tests.support.registered import PASSED, promoted
 
@@ -100,6 +101,56 @@ def test_an_erasing_that_canal_would_not_write_is_named(forged, named):
     assert any(named in one for one in said), said
 
 
+def held_out(name="NK", **changes):
+    shares = {"known_accuracy": 0.5, "unknown_accuracy": 1.0, "h_score": 2 / 3, "auroc": 0.9}
+    return {"type": name, "n_known": 40, "n_unknown": 6, **shares, **changes}
+
+
+def measuring(number=1, aliases=(), types=None, words=(), **changes):
+    types = [held_out(), held_out("B")] if types is None else types
+    figures = {"holdouts": types, "h_score": 2 / 3, "auroc": 0.9, "not_measured": {"T": "not learned yet"}}
+    return draft("measure", number, aliases, {"novelty": figures | changes}, why="", **dict(words))
+
+
+def test_a_measurement_of_a_version_counts_and_lets_nobody_serve():
+    entries = [*BOOK, following(BOOK, measuring())]
+    entries.append(following(entries, measuring(2, types=[], h_score=None, auroc=None)))
+    assert breaches(entries, BACKBONE) == []
+    assert [one.version for one in measured(entries, MODEL, "1" * 64)] == [1]
+    evaluation = {"row": {}, "novelty": {"threshold": 0.5, "h_score": None, "holdouts": []}}
+    shown = remeasured(evaluation, entries[-2])["novelty"]
+    assert (shown["threshold"], shown["h_score"], len(shown["holdouts"])) == (0.5, 2 / 3, 2)
+    assert evaluation["novelty"]["h_score"] is None
+    never = [*BOOK[:3], following(BOOK[:3], measuring())]
+    back = draft("rollback", 1, {"champion": 1}, {"from": None, "to": 1})
+    (found,) = [one for one in breaches([*never, following(never, back)], BACKBONE) if not one.grave]
+    assert "never served" in found.what
+
+
+@pytest.mark.parametrize(
+    ("forged", "named"),
+    [
+        (measuring(3), "version 3 was never registered"),
+        (measuring(words={"record": "9" * 64}), "registered (entry 2) is another"),
+        (measuring(aliases={"champion": 1}), "a measurement moves no alias"),
+        (measuring(h_score=0.99), "its h_score is not the mean"),
+        (measuring(auroc=None), "its auroc is not the mean"),
+        (measuring(types=[held_out(h_score=0.9)], h_score=0.9), "is no harmonic mean"),
+        (measuring(types=[held_out(), held_out()]), "names a held-out type twice"),
+        (measuring(not_measured={"NK": "few"}), "names a held-out type twice"),
+        (measuring(types=[held_out(auroc=1.5)]), "counts of cells, and shares of them"),
+        (measuring(types=[held_out(n_unknown=0)]), "counts of cells, and shares of them"),
+        (measuring(types=[7]), "counts of cells, and shares of them"),
+        (measuring(not_measured=[]), "why other types were not measured"),
+        (draft("measure", 1, details={"novelty": {"h_score": 1.0}}), "no measurement of held-out types"),
+        (draft("measure", 1), "no measurement of held-out types"),
+    ],
+)
+def test_a_measurement_that_canal_would_not_write_is_named(forged, named):
+    said = [str(one) for one in breaches([*BOOK, following(BOOK, forged)], BACKBONE) if one.grave]
+    assert any(named in one for one in said), said
+
+
 def test_a_retired_or_lost_version_serves_no_more():
     retired = [*BOOK, following(BOOK, draft("retire", 1, {"previous": None}))]
     back = draft("rollback", 1, {"champion": 1, "previous": 2}, {"from": 2, "to": 1})
@@ -141,6 +192,4 @@ def test_a_version_that_never_served_is_told_where_it_is_rolled_back_to():
 
 def test_all_rules_are_asked_as_the_policy_has_them():
     """What `rulings` demands of every promotion is what the policy judges in each."""
-    from canal.registry.ledger.ledger_rules import ALWAYS
-
-    assert {one.rule.partition(":")[0] for one in PASSED} == set(ALWAYS)
+    assert {one.rule.partition(":")[0] for one in PASSED} == set(ALWAYS_NOW)

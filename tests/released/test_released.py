@@ -20,13 +20,14 @@ import canal.app.pipeline
 from canal.app.auditing import audit_project
 from canal.app.project import Project
 from canal.config.yaml_file import load_config
-from canal.core.digests import file_digest, tree_digests
+from canal.core.digests import file_digest, json_digest, tree_digests
 from canal.core.files import read_json
-from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.stage_request import learning_part
 from canal.registry.manifest.version_folder import schema
 from tests.pipeline.conftest import Line
 from tests.released.learn import Nothing
 from tests.support.cells import make_adata, write_adata
+from tests.support.recorded import recorded_form
 from tests.support.registered import EMPTY, keep_empty, open_store
 from tests.support.warm import REPOSITORY, warmly
 
@@ -88,6 +89,11 @@ def step(line: Line, monkeypatch, script: str, *arguments: str) -> None:
     runpy.run_path(str(REPOSITORY / "pipelines" / f"{script}.py"), run_name="__main__")
 
 
+def never(_: Project, entry_point: str, stage: str, *rest: object) -> None:
+    """Stand for a step that learns, where nothing may be learned."""
+    raise AssertionError(f"{entry_point} of {stage} began anew")
+
+
 def bytes_of(line: Line) -> dict[str, str]:
     """Return the digests of all that the pipeline makes of prepared cells."""
     return {
@@ -108,10 +114,13 @@ def numbered(golden: dict[str, Any]) -> dict[str, str]:
 
 
 def test_requests_are_what_they_were(released, golden):
+    """But for what only measures, which requests of then hold: `recorded_form`."""
     config = load_config(released / "params.yaml")
-    assert {stage: request_digest(config, stage) for stage in golden["requests"]} == golden["requests"]
+    found = {stage: json_digest(recorded_form(config, stage)) for stage in golden["requests"]}
+    assert found == golden["requests"]
     shipped = load_config(HERE / golden["revision"] / "params.yaml")
-    assert {stage: request_digest(shipped, stage) for stage in golden["shipped"]} == golden["shipped"]
+    found = {stage: json_digest(recorded_form(shipped, stage)) for stage in golden["shipped"]}
+    assert found == golden["shipped"]
 
 
 def test_every_stage_counts_as_learned(released, golden):
@@ -137,10 +146,7 @@ def test_what_was_learned_is_restored_byte_for_byte(line, monkeypatch):
         path = line.root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def learn(_: Project, entry_point: str, stage: str, *rest: object) -> None:
-        raise AssertionError(f"{entry_point} of {stage} began anew")
-
-    monkeypatch.setattr(canal.app.pipeline, "project_step", learn)
+    monkeypatch.setattr(canal.app.pipeline, "project_step", never)
     for script in ("split", "panel", "pretrain"):
         step(line, monkeypatch, script)
     for stage in project.config.stages:
@@ -149,6 +155,27 @@ def test_what_was_learned_is_restored_byte_for_byte(line, monkeypatch):
         for script in ("validate", "labels", "finetune", "evaluate"):
             step(line, monkeypatch, script, "--stage", stage)
     assert bytes_of(line) == before
+
+
+def test_other_types_are_held_out_without_anything_being_learned(line, golden, monkeypatch):
+    """The requests of then name the types: they are asked for all the same, and measured again."""
+    monkeypatch.setattr(canal.app.pipeline, "project_step", never)
+    before = bytes_of(line)
+    line.edit(lambda document: document["novelty"].update(holdouts=["NK", "T"]))
+    assert {stage: one.key for stage in STAGES if (one := line.project().learned(stage))} == {
+        stage: golden["keys"][stage] for stage in STAGES
+    }
+    for stage in STAGES:
+        for script in ("finetune", "evaluate"):
+            step(line, monkeypatch, script, "--stage", stage)
+    changed = {name for name, digest in bytes_of(line).items() if before.get(name) != digest}
+    assert changed == {f"metrics/{stage}/evaluation.json" for stage in STAGES}
+    line.canal("registry", "sync")
+    shown = answer(line, "show", "3")["evaluation"]["novelty"]
+    assert {one["type"] for one in shown["holdouts"]} | {*shown["not_measured"]} == {"NK", "T"}
+    findings = audit_project(line.project()).findings
+    assert {one.check for one in findings} == {"dvc"}  # the steps ran without DVC: dvc.lock is of before
+    assert [one["kind"] for one in answer(line, "ledger")][-3:] == ["measure"] * 3
 
 
 def test_an_audit_finds_nothing_and_every_entry_is_signed(line):
@@ -204,7 +231,7 @@ def test_the_last_version_labels_cells_as_it_did(line, golden, tmp_path):
 
 def test_a_version_is_promoted_and_rolled_back(line):
     who = ("--by", "A. Person", "--why", "reviewed")
-    line.canal("promote", "3", *who)
+    line.canal("promote", "3", *who, "--too-few", "8 to 15 test cells are all there are")
     assert line.project().store.version("champion").number == 3
     line.canal("rollback", *who)
     assert line.project().store.version("champion").number == 2
@@ -292,4 +319,10 @@ def test_todays_code_learns_the_same_bits_as_the_released_code(released, golden,
     now = learned_by(REPOSITORY, released, tmp_path / "now")
     assert list(before["files"]) == list(golden["keys"])
     assert now["files"] == before["files"]
+    above = None
+    for stage, key in now["keys"].items():
+        asked, recorded = key.pop("request"), before["keys"][stage].pop("request")
+        assert learning_part(recorded, above) == asked
+        above = key.pop("request_digest")
+        del before["keys"][stage]["request_digest"]
     assert now["keys"] == before["keys"]

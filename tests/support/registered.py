@@ -11,6 +11,7 @@ from pathlib import Path
 from canal.config.layout import Layout
 from canal.config.sections import Registry
 from canal.registry.audit.full_audit import Report, audit
+from canal.registry.ledger.rulings import POLICY
 from canal.registry.manifest.version_folder import key_digest, read_key, write_key
 from canal.registry.promotion.moves import moving
 from canal.registry.promotion.policy import Ruling
@@ -134,6 +135,7 @@ PASSED = (
     Ruling("audit", "0 findings", "none", True),
     Ruling("clean", "cc53841c6ba6", "a clean commit", True),
     Ruling("accuracy", "0.910", ">= 0.700", True, "new stage first, n = 100"),
+    Ruling("balanced_accuracy", "0.880", ">= 0.500", True, "new stage first, n = 100"),
     Ruling("retention", "no champion yet", "does not apply", True, "nothing to keep: the first promotion"),
     Ruling("h_score", "0.410", ">= 0.100", True, "types left out"),
     Ruling("ece", "0.080", "<= 0.250", True, "[0.040, 0.120], n = 100"),
@@ -141,7 +143,7 @@ PASSED = (
 
 OVERRIDDEN = tuple(
     replace(one, value="not asked", passed=False, overridden=True)
-    if one.rule in ("clean", "accuracy", "h_score", "ece")
+    if one.rule in ("clean", "accuracy", "balanced_accuracy", "h_score", "ece")
     else one
     for one in PASSED
 )
@@ -151,4 +153,5 @@ OVERRIDDEN = tuple(
 def promoted(to, before=None, rulings=PASSED):
     """Return the details of a promotion's entry."""
     overrides = [ruling.rule for ruling in rulings if ruling.overridden]
-    return {"from": before, "to": to, "rulings": [one.to_json() for one in rulings], "overrides": overrides}
+    given = {"rulings": [one.to_json() for one in rulings], "overrides": overrides, "policy": POLICY}
+    return {"from": before, "to": to, **given}

@@ -37,7 +37,7 @@ from canal.registry.manifest.stage_request import code_digest, cpu_capability, l
 from canal.registry.manifest.version_folder import KEY_FILE, Key, Record, read_record
 from canal.registry.promotion.moves import catch_up, ledger_of
 from canal.registry.provenance.registered import ancestry
-from canal.registry.versions.history import restore_model, verified
+from canal.registry.versions.history import learned_request, restore_model, verified
 
 
 def audit_project(
@@ -137,7 +137,7 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
             )
     with _worktree(project.layout.root, commit) as tree:
         config = load_config(tree.params)
-        _check_tree(tree, config, key, commit)
+        _check_tree(tree, config, (key, learned_request(project.store, version)), commit)
         _link_data(project, config, tree)
         _restore_backbone(project, config, tree)
         notice(f"training {version.stage} again at commit {commit[:12]}, with its ancestors")
@@ -234,15 +234,19 @@ def _worktree(root: Path, commit: str) -> Iterator[Layout]:
         _git(root, "worktree", "prune")  # unregister the removed worktree
 
 
-def _check_tree(tree: Layout, config: Config, key: Key, commit: str) -> None:
-    """Raise unless the commit holds the version's code and request; the record names a later one at times."""
+def _check_tree(tree: Layout, config: Config, learned: tuple[Key, str], commit: str) -> None:
+    """Raise unless the commit holds the version's code and request; the record names a later one at times.
+
+    ``learned`` are the version's key, and the digest of its request as requests are written today.
+    """
+    key, request = learned
     stage = key["stage"]
     if code_digest(tree.root, tree.root / "src" / "canal") != key["code"]:
         raise AuditError(
             f"commit {commit[:12]} holds other code than the version was learned with: the version was "
             "registered at a later commit, or the code was changed before it was committed"
         )
-    if stage not in config.stages or request_digest(config, stage) != key["request_digest"]:
+    if stage not in config.stages or request_digest(config, stage) != request:
         raise AuditError(f"params.yaml of commit {commit[:12]} asks for another {stage!r} than was learned")
 
 

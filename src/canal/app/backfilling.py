@@ -17,12 +17,11 @@ from typing import Any
 from canal.app.creating import complete_project
 from canal.app.learning import evaluate_stage
 from canal.app.project import Project
-from canal.app.tasks import add_up_stage, first_basis
+from canal.app.tasks import add_up_stage, first_basis, why_unavailable
 from canal.app.versions import registry_sync
 from canal.config.yaml_file import parse_yaml
 from canal.continual.evaluation import write_evaluation
 from canal.continual.stage import backfilled
-from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, HistoryError
 from canal.core.files import new_file, new_folder
 from canal.memory.stage_sums import OWN_BATCHES, StageSums
@@ -217,7 +216,7 @@ def _collect_sums(project: Project, stage: str, notice: Notice) -> tuple[StageSu
     for name, (folder, key) in learned.items():
         if known is not None and name in known.stages:
             continue
-        if why := _why_unavailable(project, name, key):
+        if why := why_unavailable(project, name, key):
             notice(f"{name}: left out of the sums: {why}")
             continue
         notice(f"{name}: summing its training cells")
@@ -232,20 +231,6 @@ def _collect_sums(project: Project, stage: str, notice: Notice) -> tuple[StageSu
         )
     ordered = {name: known.stages[name] for name in names if name in known.stages}
     return StageSums(known.basis, ordered, known.missing), batches
-
-
-def _why_unavailable(project: Project, stage: str, key: Key) -> str | None:
-    """Return why the cells that a version was learned from cannot be summed; None where they can."""
-    layout, prepared = project.layout, key["data"]["prepared_sha256"]
-    cells = layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
-    if not cells.is_file():
-        return "its cells are gone"
-    if file_digest(cells) != prepared:
-        return f"{cells.relative_to(layout.root)} holds other cells than it was learned from"
-    split = layout.split(stage)
-    if not split.is_file() or file_digest(split) != key["split"]:
-        return f"{split.relative_to(layout.root)} is not the split it was learned by"
-    return None
 
 
 def _genes(folder: Path) -> tuple[str, ...]:

@@ -7,12 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from canal.app.declaring import LABELS_FILE
 from canal.app.project import Project
-from canal.app.tasks import corpus, parent_sums, stage_sums, stage_task, sums_task, training_hooks
+from canal.app.tasks import (
+    corpus,
+    parent_sums,
+    stage_sums,
+    stage_task,
+    sums_task,
+    training_hooks,
+    why_unavailable,
+)
 from canal.config.sections import BACKBONE, Continual
 from canal.continual import evaluation as measures
 from canal.continual.bank import PROBE, ParentState, Probe
@@ -25,7 +34,7 @@ from canal.continual.held_out_heads import HeadCells, held_out_type_heads
 from canal.continual.pretraining import pretrain
 from canal.continual.stage import StageArtifacts, finish, finish_exact
 from canal.continual.trainer import learn_stage
-from canal.core.errors import HistoryError, tell, visible
+from canal.core.errors import CanalError, HistoryError, tell, visible
 from canal.core.files import read_json
 from canal.memory.answer import ExactAnnotator
 from canal.memory.stage_sums import StageSums
@@ -36,6 +45,8 @@ from canal.model.load import CellAnnotator, load_model, method_of
 from canal.model.storage import PRESETS, read_names
 from canal.registry.manifest.pages import epoch_numbers
 from canal.registry.manifest.stage_request import request_digest
+from canal.registry.manifest.version_folder import key_digest, read_key
+from canal.registry.store.database import Version
 from canal.registry.store.tracking import StepRun
 from canal.tuning.document import TUNED_FILE, settings_of
 
@@ -156,6 +167,33 @@ def evaluate_novelty(
     assert sums is not None  # noqa: S101 - its method keeps them
     learner = ExactLearner(sums, config.memory, config.novelty)
     return held_out_types(annotator, learner, cells, config.seed, hooks)
+
+
+def measure_again(project: Project, version: Version) -> dict[str, Any] | None:
+    """Return how well a registered version notices the types that params.yaml holds out now.
+
+    Nothing of the version is trained or changed. None, after a notice that says why, where the cells that it
+    was learned from are not here: its earlier measurement stays.
+    """
+    stage, layout = version.stage, project.layout
+    torch.set_num_threads(project.config.threads)
+    try:
+        if key_digest(layout.model(stage)) != version.key:
+            raise HistoryError(f"models/{stage} is not version {version.number}: `dvc checkout` restores it")
+        if why := why_unavailable(project, stage, read_key(layout.model(stage))):
+            raise HistoryError(why)
+        annotator = load_model(layout.model(stage) / "model")
+        novelty = evaluate_novelty(project, stage, annotator, examination(project, stage))
+    except CanalError as error:
+        tell(
+            f"{stage}: novelty.holdouts asks for other types than version {version.number} was measured on, "
+            f"and it cannot be measured again: {error}. Its measurement stays as it is"
+        )
+        return None
+    scores = ", ".join(f"{one['type']} {one['h_score']:.3f}" for one in novelty["holdouts"])
+    what = f"version {version.number} measured again, nothing learned"
+    tell(f"{stage}: {what}: H-score of {scores or 'no type'}")
+    return novelty
 
 
 def examination(project: Project, stage: str) -> Examination:

@@ -20,37 +20,42 @@ from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
-from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.ledger import Entry, plain_reason
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
 from canal.registry.promotion import promotion
+from canal.registry.promotion.comparing import Comparison, Sampling, StageComparison, compare_stage
 from canal.registry.promotion.merging import Merging, finish_merge, merged, other_side, resolved_side
 from canal.registry.promotion.moves import ledger_of, moving, recover
-from canal.registry.promotion.policy import (
-    Comparison,
-    Evidence,
-    Ruling,
-    Sampling,
-    StageComparison,
-    blocking_rulings,
-    compare_stage,
-    judge,
-    override,
-)
+from canal.registry.promotion.policy import Evidence, Ruling, blocking_rulings, judge, override
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.provenance.diff import difference
 from canal.registry.store.database import Version
 from canal.registry.store.store import require_rebuilt
-from canal.registry.versions.history import recorded, verified
+from canal.registry.versions.history import current_evaluation, recorded, verified
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The policy's rulings about a version, and the champion it was compared with."""
+    """The policy's rulings about a version.
+
+    Attributes
+    ----------
+    version : Version
+    champion : Version or None
+        The version that serves.
+    rulings : sequence of Ruling
+    compared : Version or None
+        The version that it was compared with: the champion, or its parent where none serves yet.
+    too_few : str
+        Why stages and types with too few test cells were let pass; empty where they were not.
+    """
 
     version: Version
     champion: Version | None
     rulings: Sequence[Ruling]
+    compared: Version | None = None
+    too_few: str = ""
 
     @property
     def passed(self) -> bool:
@@ -63,12 +68,26 @@ class Judgement:
             "version": self.version.number,
             "stage": self.version.stage,
             "champion": self.champion.number if self.champion else None,
+            "compared_with": (
+                {"version": self.compared.number, "stage": self.compared.stage} if self.compared else None
+            ),
             "rulings": [ruling.to_json() for ruling in self.rulings],
         }
 
 
-def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) -> Judgement:
+def judge_version(
+    project: Project, wanted: str, overrides: Sequence[str] = (), too_few: str = ""
+) -> Judgement:
     """Apply every rule of the policy to a version; nothing is changed.
+
+    Parameters
+    ----------
+    wanted
+        Number or alias.
+    overrides
+        Names or patterns of rules that pass though they fail.
+    too_few
+        The reason for which stages and types with too few test cells pass; empty: they do not.
 
     Raises
     ------
@@ -78,6 +97,7 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     PolicyError
         If an override names no rule.
     """
+    too_few = plain_reason(too_few, "the reason (--too-few)") if too_few else ""
     store = project.store
     # Checked before minutes of judging: an outdated ledger or a read-only registry rules promotion out.
     refuse_behind(store, ledger_of(store))
@@ -88,15 +108,30 @@ def judge_version(project: Project, wanted: str, overrides: Sequence[str] = ()) 
     promotion.require_other(version, champion)
     folder = store.artifacts(version)
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
+    other = champion or _parent(project, read_json(folder / "key.json")["parent"])
     evidence = Evidence(
-        evaluation=read_json(folder / "metrics" / "evaluation.json"),
+        evaluation=current_evaluation(store, version),
         verdict=read_json(folder / "validation" / "verdict.json"),
         record=read_json(folder / "record.json"),
         key=read_json(folder / "key.json"),
         findings=findings,
-        comparison=compare_versions(project, champion, version) if champion else None,
+        comparison=None if other is None else _compared(project, other, version),
     )
-    return Judgement(version, champion, override(judge(project.config.policy, evidence), overrides))
+    rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
+    return Judgement(version, champion, rulings, other, too_few)
+
+
+def _compared(project: Project, before: Version, version: Version) -> Comparison:
+    """Return the comparison with the champion or the parent; nothing of a parent that was erased is left."""
+    if not before.erased:
+        return compare_versions(project, before, version)
+    gone = {before.stage: f"the files of its parent, version {before.number}, were erased"}
+    return Comparison(before.number, version.number, {}, gone, (before.stage,))
+
+
+def _parent(project: Project, key: str) -> Version | None:
+    """Return the registered version with a parent's key; None for a backbone, and where it is not here."""
+    return next((one for one in project.store.versions() if one.ready and one.key == key), None)
 
 
 def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry:
@@ -115,7 +150,8 @@ def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry
                 f"the champion has changed to version {now.number if now else 'none'} meanwhile: promote "
                 "again, to compare the version with the new champion"
             )
-        return promotion.promote(project.store, ledger, judgement.version, judgement.rulings, decision)
+        rulings, too_few = judgement.rulings, judgement.too_few
+        return promotion.promote(project.store, ledger, judgement.version, rulings, decision, too_few)
 
 
 def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
@@ -221,7 +257,7 @@ def compare_versions(
         If a version's artifacts are damaged, or the file cannot be read as declared.
     """
     policy = project.config.policy
-    sampling = Sampling(policy.confidence, policy.resamples, project.config.seed)
+    sampling = Sampling(policy.confidence, policy.resamples, project.config.seed, policy.loss_to_see)
     before, after = recorded_predictions(project, champion), recorded_predictions(project, candidate)
     stages: dict[str, StageComparison] = {}
     not_compared: dict[str, str] = {}
@@ -236,7 +272,9 @@ def compare_versions(
     if file is not None:
         theirs, ours = _predict_file(project, (champion, candidate), file, stage)
         stages[file.name] = compare_stage(theirs, ours, policy.min_cells_per_type, sampling)
-    return Comparison(champion.number, candidate.number, stages, not_compared, tuple(before))
+    learned = (champion.stage, candidate.stage)
+    numbers = (champion.number, candidate.number)
+    return Comparison(*numbers, stages, not_compared, tuple(before), learned, policy.loss_to_see)
 
 
 def recorded_predictions(project: Project, version: Version) -> dict[str, pd.DataFrame]:

@@ -21,6 +21,7 @@ from canal.model.annotator import GENES, LABELS, Annotator
 from canal.model.backbone import Backbone
 from canal.model.compute import find_device
 from canal.model.storage import PRESETS, read_names
+from canal.registry.manifest.version_folder import Key
 
 
 def corpus(project: Project) -> Corpus:
@@ -232,6 +233,20 @@ def _grown_panel(project: Project, stage: str, genes: tuple[str, ...]) -> tuple[
         return genes
     chosen = choose_more(project.prepared(stage), project.split(stage), config.panel, genes, grow)
     return (*genes, *chosen.genes)
+
+
+def why_unavailable(project: Project, stage: str, key: Key) -> str | None:
+    """Return why the cells that a version was learned from cannot be read; None where they can."""
+    layout, prepared = project.layout, key["data"]["prepared_sha256"]
+    cells = layout.prepared(project.config.stages[stage].source) / "cells.h5ad"
+    if not cells.is_file():
+        return "its cells are gone"
+    if file_digest(cells) != prepared:
+        return f"{cells.relative_to(layout.root)} holds other cells than it was learned from"
+    split = layout.split(stage)
+    if not split.is_file() or file_digest(split) != key["split"]:
+        return f"{split.relative_to(layout.root)} is not the split it was learned by"
+    return None
 
 
 def training_hooks(project: Project) -> Hooks:

@@ -36,6 +36,7 @@ from canal.registry.store.store import FIGURES
 from canal.registry.transfer.exchange import Exported, export_bundle
 from canal.registry.transfer.exchange import ExportOptions as ExportOptions
 from canal.registry.transfer.exchange import import_bundle as import_bundle
+from canal.registry.versions.history import current_evaluation
 from canal.registry.versions.publish import Synced, sync
 from canal.registry.versions.rebuild import DrawFigures, RebuildOptions, Rebuilt, rebuild, rebuild_lost
 from canal.report.collect import backbone_history, collect, draw_figures
@@ -84,7 +85,7 @@ def version_view(project: Project, wanted: str) -> Document:
         "dirty": record["dirty"],
         "run": record["run"],
         "imported": version.imported,
-        "evaluation": read_json(folder / "metrics" / "evaluation.json"),
+        "evaluation": current_evaluation(project.store, version),
         "artifacts": str(folder),
     }
 
@@ -167,7 +168,11 @@ def decisions(entries: Sequence[Entry], version: Version) -> Document:
         entry for entry in entries if entry.model == version.model and entry.document["key"] == version.key
     ]
     served = [
-        {**_decision(entry), "overrides": list(entry.document["details"].get("overrides", ()))}
+        {
+            **_decision(entry),
+            "overrides": list(entry.document["details"].get("overrides", ())),
+            "too_few": entry.document["details"].get("too_few", ""),
+        }
         for entry in mine
         if entry.kind in ("promote", "rollback")
     ]

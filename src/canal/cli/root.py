@@ -119,7 +119,11 @@ def registry_sync(sign: KeyFile = None, root: Root = None, as_json: AsJson = Fal
     if synced.moved:
         note(f"this project was moved or copied: updated {synced.moved} paths in mlflow.db to this folder")
     made = ", ".join(f"{version.model} {version.number} ({version.stage})" for version in synced.made)
-    note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
+    again = ", ".join(f"version {version.number} ({version.stage})" for version in synced.measured)
+    if again:
+        note(f"measured again, on record in the ledger: {again}")
+    if made or not again:
+        note(f"registered {made}" if made else "nothing to do: every finished stage is registered")
     rows, measured = app.versions.version_rows(project), app.versions.evaluations(project)
     if as_json:
         show_result({"versions": rows, "evaluations": measured}, as_json)

@@ -52,6 +52,13 @@ def promote(
         list[str] | None,
         typer.Option(help="Let a rule (or a pattern of rules) pass though it fails; on record."),
     ] = None,
+    too_few: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Let stages and types with too few test cells to judge pass, for this reason; on record.",
+        ),
+    ] = "",
     sign: KeyFile = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -59,7 +66,7 @@ def promote(
     """Make a version the champion if it passes the policy; exit code 1 when a rule fails."""
     decision = None if dry_run else app.promoting.Decision(by, why, signer(sign, by))
     project = open_project(root)
-    judgement = app.promoting.judge_version(project, version, override or ())
+    judgement = app.promoting.judge_version(project, version, override or (), too_few)
     document = judgement.to_json()
     if decision is None:
         show_result(document if as_json else rulings_table(document), as_json)

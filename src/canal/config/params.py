@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from canal.config.decisions import Policy
 from canal.config.sections import (
     BACKBONE,
     PUBLISHED_DISTILLATION,
@@ -20,7 +21,6 @@ from canal.config.sections import (
     Name,
     Novelty,
     Panel,
-    Policy,
     Prepare,
     Probe,
     Registry,

@@ -301,12 +301,12 @@ class Probe(Section):
 
 
 class Novelty(Section):
-    """When a cell is none of the known types, and which types test that."""
+    """When a cell is none of the known types. ``holdouts`` test it: types held out; None: all that can be."""
 
     temperature: float = Field(default=0.8, gt=0)
     false_unassigned: float = Field(default=0.05, gt=0, lt=1)
     mixtures: int = Field(default=1000, ge=10)
-    holdouts: tuple[str, ...] = ()
+    holdouts: tuple[str, ...] | None = None
     shadow_epochs: int = Field(default=100, ge=1)
 
 
@@ -344,19 +344,6 @@ class Registry(Section):
     keyring: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})*$"
     )
-
-
-class Policy(Section):
-    """The bounds that a version must meet to become the champion; docs/registry.md explains the defaults."""
-
-    min_accuracy: float = Field(default=0.7, ge=0, le=1)
-    max_loss: float = Field(default=0.1, ge=0, le=1)
-    max_loss_per_type: float = Field(default=0.25, ge=0, le=1)
-    min_cells_per_type: int = Field(default=20, ge=1)
-    min_h_score: float = Field(default=0.1, ge=0, le=1)
-    max_ece: float = Field(default=0.25, ge=0, le=1)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    resamples: int = Field(default=2000, ge=100)
 
 
 class StagePanel(Section):

@@ -32,7 +32,7 @@ from canal.continual.held_out_heads import (
     Part,
     evaluate_head,
     learn_without,
-    obstacle,
+    to_hold_out,
 )
 from canal.continual.novelty_choice import fit_network_centroids
 from canal.memory.answer import ExactAnnotator
@@ -282,14 +282,15 @@ def held_out_types(
     seed: int,
     hooks: Hooks | None = None,
 ) -> dict[str, Any]:
-    """Return how well each type of ``novelty.holdouts`` is detected.
+    """Return how well each type that `canal.continual.held_out_heads.to_hold_out` names is detected.
 
     As `canal.continual.held_out_heads.held_out_type_heads`, for annotators with sums: a type is left out of
     the sums with its scatter, exactly; a network's head is learned anew without the type. The rule is fitted
     without the type, with the components of the annotator's own rule.
     """
     novelty = learner.novelty
-    reasons = {name: obstacle(name, annotator.labels, cells) for name in novelty.holdouts}
+    by_network = isinstance(annotator, CombinedAnnotator)
+    reasons = to_hold_out(novelty, annotator.labels, cells, by_network)
     names = [name for name, reason in reasons.items() if not reason]
     if not names:
         return summary([], reasons)

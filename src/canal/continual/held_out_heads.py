@@ -6,6 +6,7 @@ Used where a stage chooses its novelty rule, and where it is evaluated.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,8 @@ from canal.model.head import Head, centre, new_head
 
 Part = tuple[Tensor, np.ndarray]
 MIN_TEST_CELLS = 5
+MOST_HEADS = 10
+"""Types that are held out from a network where params.yaml names none: each takes a head of its own."""
 _LEARNING_RATE = 1e-3
 _BATCH = 64
 
@@ -63,7 +66,7 @@ class HeadCells:
 def held_out_type_heads(
     annotator: Annotator, cells: HeadCells, settings: Novelty, seed: int, hooks: Hooks | None = None
 ) -> dict[str, Any]:
-    """Return how well each type of ``settings.holdouts`` is detected by a head that did not learn it.
+    """Return how well each type that `to_hold_out` names is detected by a head that did not learn it.
 
     The frozen network's scores of every gene are computed once. For each held-out type the head's linear
     layers are learned anew without its cells, a novelty rule is fitted without them, with the components of
@@ -79,7 +82,7 @@ def held_out_type_heads(
         cells that are Unassigned), their harmonic mean ``h_score``, and ``auroc`` of the score. ``h_score``
         and ``auroc``: means, or None. ``not_measured``: why a type was not measured.
     """
-    reasons = {name: obstacle(name, annotator.labels, cells) for name in settings.holdouts}
+    reasons = to_hold_out(settings, annotator.labels, cells, by_network=True)
     testable = [name for name, reason in reasons.items() if not reason]
     if not testable:
         return summary([], reasons)
@@ -144,6 +147,24 @@ def learn_without(cell_type: str, scores: GeneScores, epochs: int, seed: int) ->
     validation = _of_types(scores.validation, set(labels))
     test = _of_types(scores.test, {*labels, cell_type})
     return HeldOutHead(cell_type, labels, head, (train, types), validation, test)
+
+
+def to_hold_out(
+    settings: Novelty, labels: Sequence[str], cells: HeadCells, by_network: bool
+) -> dict[str, str]:
+    """Return the types to hold out, each with the reason why it cannot be measured, or ``""``.
+
+    These are ``settings.holdouts``; where it is None every type with enough cells, of a network those
+    `MOST_HEADS` with most test cells.
+    """
+    named = settings.holdouts
+    reasons = {name: obstacle(name, labels, cells) for name in (labels if named is None else named)}
+    if named is None and by_network:
+        counts = Counter(cells.test.cell_types)
+        testable = sorted((name for name, why in reasons.items() if not why), key=lambda one: -counts[one])
+        why = f"not among the {MOST_HEADS} types with most test cells: novelty.holdouts can name it"
+        reasons |= dict.fromkeys(testable[MOST_HEADS:], why)
+    return reasons
 
 
 def obstacle(cell_type: str, labels: Sequence[str], cells: HeadCells) -> str:

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.cell_tables import count
 from canal.report.terminal import table, text
 
@@ -20,8 +21,12 @@ Document = Mapping[str, Any]
 
 def rulings_table(judgement: Document) -> Table:
     """Return every rule with its value, bound and verdict; see `canal.app.promoting.Judgement`."""
-    against = "no champion yet" if judgement["champion"] is None else f"champion {judgement['champion']}"
-    found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy, against {against}")
+    other = judgement["compared_with"]
+    against = "no version serves yet, and its parent is none"
+    if other is not None:
+        what = "its parent, for none serves yet" if judgement["champion"] is None else "which serves"
+        against = f"against version {other['version']} ({other['stage']}), {what}"
+    found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}")
     found.add_column("rule", overflow="fold")
     found.add_column("found", overflow="fold")
     found.add_column("asked for", overflow="fold")
@@ -37,10 +42,12 @@ def rulings_table(judgement: Document) -> Table:
 
 def comparison_table(comparison: Document) -> Group:
     """Return the comparison of two models, a row a stage and type (`canal.registry.promotion.policy`)."""
-    title = f"Version {comparison['candidate']} against version {comparison['champion']}, on the same cells"
-    found = table(title)
+    versions = [
+        f"{comparison[one]} {comparison[f'{one}_stage']}".strip() for one in ("champion", "candidate")
+    ]
+    found = table(f"Version {versions[1]} against version {versions[0]}, on the same cells")
     found.add_column("test cells of", overflow="fold")
-    for name in ("n", "champion", "candidate", "change", "interval", "lost", "gained", "p"):
+    for name in ("n", *versions, "change", "interval", "lost", "gained", "p", "power"):
         found.add_column(name, justify="right", no_wrap=True)
     for name, pair in _rows(comparison):
         found.add_row(text(name), *_pair(pair))
@@ -50,6 +57,8 @@ def comparison_table(comparison: Document) -> Group:
             listed = ", ".join(f"{name} ({n})" for name, n in few.items())
             notes.append(f"{stage}: too few cells to judge: {listed}")
     notes.append("interval: paired bootstrap of the change; p: McNemar's exact test of lost against gained")
+    loss = f"{100 * comparison['loss_to_see']:g} points"
+    notes.append(f"power: the probability that so many cells would show a loss of {loss}")
     return Group(found, *(text(note, "dim") for note in notes))
 
 
@@ -74,7 +83,10 @@ def ledger_table(entries: Sequence[Document]) -> Table:
 def _verdict(ruling: Document) -> Any:
     if ruling["passed"]:
         return text("holds", "green")
-    return text("overridden", "yellow") if ruling["overridden"] else text("FAILS", "bold red")
+    if ruling["overridden"]:
+        return text("overridden", "yellow")
+    few = ruling["value"] == TOO_FEW
+    return text("NOT JUDGED", "bold yellow") if few else text("FAILS", "bold red")
 
 
 def _rows(comparison: Document) -> Iterator[tuple[str, Document]]:
@@ -96,6 +108,7 @@ def _pair(pair: Document) -> list[Any]:
         text(pair["lost"]),
         text(pair["gained"]),
         text(f"{pair['p']:.2g}"),
+        text(f"{pair['power']:.2f}"),
     ]
 
 

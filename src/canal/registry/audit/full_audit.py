@@ -125,7 +125,7 @@ def audit(
                 chains.append(chain)
             if record is not None:
                 page = expected_page(chain[-1], record)
-                check_shown(shown, chain[-1], record, page, log)
+                check_shown(shown, chain[-1], record, page, log, snapshot.known)
                 entry = snapshot.records.get((version.model, version.number))
                 checked.append(
                     CheckedVersion(chain[-1], record, page, entry is not None and entry.kind == "register")

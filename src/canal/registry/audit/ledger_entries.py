@@ -14,7 +14,8 @@ from canal.registry.ledger.ledger import Entry, Ledger, ledger_aliases
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, LOST, PREVIOUS, Breach, breaches
 from canal.registry.ledger.mirror import mirrored
 from canal.registry.ledger.signing import Keyring, signature_findings
-from canal.registry.promotion.moves import keyring_of, to_be_signed, unproven
+from canal.registry.promotion.moves import keyring_of, to_be_signed
+from canal.registry.promotion.policy import unproven
 from canal.registry.store.database import Version, foreign
 from canal.registry.store.store import Store, half_rebuilt
 
@@ -203,13 +204,16 @@ def _check_mirror(store: Store, snapshot: Snapshot, name: str, log: AuditLog) ->
 def check_promotions(
     entries: Sequence[Entry], versions: Sequence[Version], reader: VersionReader, log: AuditLog
 ) -> None:
-    """Check that the values in rulings are those in the version's documents, for the same record."""
+    """Check that the values in rulings are those in the version's documents, for the same record.
+
+    Documents are the version's evaluation as it was registered, and its later measurements in the ledger.
+    """
     by_record = {(version.model, version.number, version.record): version for version in versions}
-    for entry in entries:
+    for at, entry in enumerate(entries):
         version = by_record.get((entry.model, entry.version, entry.document["record"]))
         if entry.kind != "promote" or version is None or (member := reader.member(version)) is None:
             continue
-        for what in unproven(entry.document["details"], member.folder):
+        for what in unproven(entry, member.folder, entries[:at]):
             log.finding(LEDGER, "rules", str(Breach(entry, what)))
 
 

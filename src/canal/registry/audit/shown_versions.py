@@ -3,11 +3,14 @@
 One cell of MLflow's database, or one call of a server's API, could make MLflow serve other files.
 """
 
+from collections.abc import Sequence
+
 from canal.core.errors import CanalError
 from canal.registry.audit.ledger_entries import Snapshot
 from canal.registry.audit.version_files import AuditLog, examples, version_name
-from canal.registry.ledger.ledger import ledger_aliases
+from canal.registry.ledger.ledger import Entry, ledger_aliases
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
+from canal.registry.ledger.rulings import measured, measurement_line
 from canal.registry.manifest.pages import FLAG, SOURCES, Measure, PageContent, page_content, same
 from canal.registry.manifest.version_folder import Record
 from canal.registry.provenance.registered import RegisteredVersion
@@ -22,12 +25,17 @@ _LONGEST = 120
 
 
 def check_shown(
-    shown: Shown, member: RegisteredVersion, record: Record, page: PageContent | None, log: AuditLog
+    shown: Shown,
+    member: RegisteredVersion,
+    record: Record,
+    page: PageContent | None,
+    log: AuditLog,
+    entries: Sequence[Entry] = (),
 ) -> None:
     """Check MLflow's rows and tags of a version against key.json and record.json.
 
     The description, figures and parameters are compared with ``page`` unless that is None; see
-    `expected_page`.
+    `expected_page`. ``entries`` are the ledger's, whose newest measurement the description ends with.
     """
     row = shown.versions.get((member.version.model, member.version.number))
     if member.elsewhere or row is None:
@@ -39,7 +47,7 @@ def check_shown(
         if not description.startswith(wanted):
             what = f"{name} in MLflow does not say what canal wrote there: {_quoted(description)}"
             log.finding(member.name, _CHECK, what)
-        elif added := description.removeprefix(wanted).strip():
+        elif added := _without_measurement(description.removeprefix(wanted).strip(), member, entries, log):
             what = f"{name} in MLflow says more than canal wrote: {_quoted(added)}"
             log.note(member.name, _CHECK, what)
     if row.stage not in ("", _NO_STAGE):
@@ -69,6 +77,19 @@ def check_shown(
         _compare(member, f"logged_models.{column}", actual, wanted, log)
     if page is not None:
         _check_model(model, member, page, log)
+
+
+def _without_measurement(
+    added: str, member: RegisteredVersion, entries: Sequence[Entry], log: AuditLog
+) -> str:
+    """Return what a description says more than was registered, without the version's newest measurement."""
+    again = measured(entries, member.version.model, member.digest)
+    if not again:
+        return added
+    line = measurement_line(again[-1])
+    if not added.endswith(line):
+        log.note(member.name, _CHECK, f"its description in MLflow does not end with its measurement: {line}")
+    return added.removesuffix(line).strip()
 
 
 def expected_page(member: RegisteredVersion, record: Record) -> PageContent | None:

@@ -21,6 +21,8 @@ MERGE = "merge"
 """Kind of the entry that closes the entries of another ledger."""
 ERASE = "erase"
 """Kind of the entry that says which versions' files were removed."""
+MEASURE = "measure"
+"""Kind of the entry with a further measurement of a version: how well held-out cell types are noticed."""
 MERGED = "merged"
 """Field in the details of an entry that was appended anew."""
 
@@ -124,7 +126,7 @@ class ModelState:
             self.retired.add(entry.version)
         elif entry.kind == ERASE:
             self.retired |= {one["version"] for one in erased_versions(entry) if one["model"] == entry.model}
-        elif entry.kind != MERGE:
+        elif entry.kind not in (MERGE, MEASURE):
             self.served.add(entry.version)
 
 

@@ -22,7 +22,7 @@ FORMAT = 1
 BEGINNING = "0" * 64
 """``previous`` of the first entry."""
 
-Kind = Literal["register", "promote", "rollback", "retire", "rebuild", "merge", "erase"]
+Kind = Literal["register", "promote", "rollback", "retire", "rebuild", "merge", "erase", "measure"]
 Document = dict[str, Any]
 
 _MOST_WRONG = 1000
@@ -66,7 +66,7 @@ class Draft:
     Attributes
     ----------
     kind : str
-        register, promote, rollback, retire, rebuild, merge or erase.
+        register, promote, rollback, retire, rebuild, merge, erase or measure.
     model, version : str, int
         The registered model, and the version that the entry is about; 0 for a merge or an erasing.
     key, record : str
@@ -76,7 +76,8 @@ class Draft:
     aliases : dict
         The aliases that move, each with the number it points to afterwards; None removes it.
     details : dict
-        Rulings and overrides of a promotion, the parent of a registration, the runs of a rebuilt version.
+        Rulings and overrides of a promotion, the parent of a registration, the runs of a rebuilt version, the
+        figures of a measurement.
     """
 
     kind: Kind

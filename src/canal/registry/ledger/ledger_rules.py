@@ -17,6 +17,7 @@ from canal.registry.ledger.joined import CANDIDATE as CANDIDATE
 from canal.registry.ledger.joined import CHAMPION as CHAMPION
 from canal.registry.ledger.joined import (
     ERASE,
+    MEASURE,
     MERGE,
     ModelState,
     erased_versions,
@@ -28,13 +29,12 @@ from canal.registry.ledger.joined import (
 from canal.registry.ledger.joined import LOST as LOST
 from canal.registry.ledger.joined import PREVIOUS as PREVIOUS
 from canal.registry.ledger.ledger import Entry
-from canal.registry.ledger.rulings import ALWAYS as ALWAYS
 from canal.registry.ledger.rulings import is_ruling as is_ruling
-from canal.registry.ledger.rulings import ruling_breaches
+from canal.registry.ledger.rulings import measurement_breaches, ruling_breaches
 
 DECIDED = ("promote", "rollback", "retire", MERGE, ERASE)
 """Kinds of entry that a person decides on; the others are written by commands."""
-KINDS = ("register", *DECIDED, "rebuild")
+KINDS = ("register", *DECIDED, "rebuild", MEASURE)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -204,8 +204,6 @@ def require_next(entries: Sequence[Entry], entry: Entry, backbone: str) -> None:
 
 
 Later = Mapping[tuple[str, int, str], int]
-
-
 Complain = Callable[..., None]
 
 
@@ -216,10 +214,8 @@ def check_registration(entry: Entry, state: ModelState, later: Later, complain: 
             f"version {entry.version} was registered before, by entry {state.records[entry.version].seq}"
         )
     if entry.aliases not in ({}, {CANDIDATE: entry.version}):
-        complain(
-            f"a registration moves {CANDIDATE} to the version that it registers, and no other alias; this "
-            f"one says {_moves(entry)}"
-        )
+        what = f"a registration moves {CANDIDATE} to the version that it registers, and no other alias"
+        complain(f"{what}; this one says {_moves(entry)}")
 
 
 def check_promotion(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
@@ -350,11 +346,25 @@ def check_rebuild(entry: Entry, state: ModelState, later: Later, complain: Compl
         complain(f"rebuilding {what}; version {entry.version} has {held_now}, this one says {_moves(entry)}")
 
 
+def check_measurement(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
+    """Check a further measurement: of a registered version, figures that fit each other, no alias moves."""
+    _of_version(entry, state, later, complain)
+    if entry.aliases:
+        complain(f"a measurement moves no alias; this one says {_moves(entry)}")
+    for what in measurement_breaches(entry.document["details"]):
+        complain(what)
+
+
 def _decided(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
     """Check that an entry names person and reason, and a registered version with its digests."""
     for name in ("who", "why"):
         if not str(entry.document[name]).strip():
             complain(f"it does not say {name}")
+    _of_version(entry, state, later, complain)
+
+
+def _of_version(entry: Entry, state: ModelState, later: Later, complain: Complain) -> None:
+    """Check that an entry names a registered version with its digests."""
     before = state.records.get(entry.version)
     if before is None:
         seq = later.get((entry.model, entry.version, entry.document["key"]))
@@ -375,6 +385,7 @@ _CHECKS = {
     "rollback": check_rollback,
     "retire": check_retirement,
     "rebuild": check_rebuild,
+    MEASURE: check_measurement,
     ERASE: check_erasure,
 }
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from canal.core.errors import RegistryError, SigningError
 from canal.core.files import first_file, new_file
-from canal.registry.ledger.joined import origin
+from canal.registry.ledger.joined import MEASURE, origin
 from canal.registry.ledger.ledger import Entry, Sign, entry_hash, plain_name
 from canal.registry.ledger.ledger_rules import DECIDED, KINDS
 
@@ -34,8 +34,8 @@ _MESSAGE = "canal ledger entry, format 1: {digest}"
 _HEADING = "# canal signing key of "
 _LARGEST = 1 << 20
 _ANCHOR = "canal ledger anchor, format 1: {digest}"
-ROLES = (*KINDS, "anchor")
-"""Roles of a key: the kinds of entry that it may sign, and anchors of the ledger."""
+ROLES = (*(kind for kind in KINDS if kind != MEASURE), "anchor")
+"""Roles of a key: the kinds of entry that it may sign, and anchors of the ledger; see `role_of`."""
 
 _BYTES = 32
 _FIRST_LINE = (
@@ -299,6 +299,11 @@ def parse_line(line: str) -> PublicKey:
     return PublicKey(checked_name(name), raw, roles)
 
 
+def role_of(kind: str) -> str:
+    """Return the role that signs entries of a kind; measurements need that of registering versions."""
+    return "register" if kind == MEASURE else kind
+
+
 def checked_roles(text: str) -> frozenset[str]:
     """Return the roles in a list with commas.
 
@@ -348,7 +353,7 @@ def _finding(entry: Entry, keyring: Keyring) -> str | None:
         digest = ""
     if not key.signed(digest, value):
         return f"its signature was not made with the key of {key.name!r} for this entry"
-    if refused := key.refused(entry.kind):
+    if refused := key.refused(role_of(entry.kind)):
         return f"is signed by {key.name!r}, {refused}"
     if entry.kind in DECIDED and not _same(key.name, who):
         return f"names {who!r}, but is signed by {key.name!r}"

@@ -2,7 +2,8 @@
 
 A request is the part of params.yaml that decides what a stage learns. It depends on no code, environment or
 file, so it can be computed after the data are gone; it holds the source's SHA-256. Requests chain through the
-parent, so a change in stage 1 changes every stage.
+parent, so a change in stage 1 changes every stage. What only measures is left out: it can change without a
+stage being learned anew. Versions registered by an older canal have it in their requests (`learning_part`).
 """
 
 import platform
@@ -27,7 +28,13 @@ Request = dict[str, Any]
 
 _ABSENT = "absent"
 
-CODE = ("src", "pipelines", "gate", "MLproject", "dvc.yaml", "params.yaml", "constraints.txt")
+_MEASURING = frozenset({"holdouts"})
+"""Settings of ``novelty`` by which nothing is learned: they say what an evaluation measures."""
+
+_BY_NETWORK = frozenset({"temperature", "mixtures", "shadow_epochs"})
+"""Settings of ``novelty`` that a network reads, and sums alone do not."""
+
+CODE = ("src", "pipelines", "gate", "MLproject", "canal.json", "dvc.yaml", "params.yaml", "constraints.txt")
 """Paths whose uncommitted changes make a version *dirty*: not dvc.lock, data.dvc or the ledger."""
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -65,6 +72,25 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "")
         elif left != right:
             changed.append(Change(here, left, right))
     return changed
+
+
+def learning_part(request: Mapping[str, Any], parent: str | None) -> Request:
+    """Return a recorded request as it is written today: without what only measures.
+
+    ``parent`` is the digest of the parent's request in this form; None where a lineage begins.
+    """
+    part = dict(request)
+    if isinstance(novelty := request.get("novelty"), Mapping):
+        unread = _unread((request.get("continual") or {}).get("method"))
+        part["novelty"] = {name: value for name, value in novelty.items() if name not in unread}
+    if parent is not None:
+        part["parent"] = {**request["parent"], "request": parent}
+    return part
+
+
+def _unread(method: str | None) -> frozenset[str]:
+    """Return the settings of ``novelty`` that decide nothing of what is learned by a method."""
+    return _MEASURING | (_BY_NETWORK if method == "exact" else frozenset())
 
 
 def differences(request: Mapping[str, Any], learned: Mapping[str, Any]) -> list[str]:
@@ -148,7 +174,9 @@ def task_request(config: Config, stage: str) -> Request:
             "cells": _cells_request(config, stage),
             **({"bank": config.bank.model_dump(mode="json")} if by_network else {}),
             "probe": config.probe.model_dump(mode="json"),
-            "novelty": config.novelty.model_dump(mode="json"),
+            "novelty": config.novelty.model_dump(
+                mode="json", exclude=set(_unread(config.learning(stage).method))
+            ),
             "seed": config.seed,
             "parent": {
                 "stage": (parent := config.stages[stage].parent),

@@ -13,34 +13,31 @@ No move is made on top of a ledger that breaks its rules (`canal.registry.ledger
 signature that the keyring in params.yaml (`registry.keyring`) does not accept. From the first signed entry of
 a group on, each entry of that group must be signed by a key of the keyring with the role, and so must every
 new entry. The groups are decisions of people (promote, rollback, retire, erase, merge) and entries of
-commands (register, rebuild): a project may begin to sign at any time, one group first.
+commands (register, rebuild, measure): a project may begin to sign at any time, one group first.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from canal.config.sections import Policy
 from canal.core.errors import LedgerError, SigningError, tell
-from canal.core.files import new_file, read_json
-from canal.registry.ledger.joined import ERASE, entry_text, erased_versions, origin
+from canal.core.files import new_file
+from canal.registry.ledger.joined import ERASE, MEASURE, entry_text, erased_versions, origin
 from canal.registry.ledger.ledger import Draft, Entry, Ledger, Sign, checked_entry, follows
 from canal.registry.ledger.ledger_rules import (
     CHAMPION,
     DECIDED,
-    is_ruling,
     next_breaches,
     require_next,
     require_rules,
 )
 from canal.registry.ledger.mirror import OvertakenError, claimed, mirror, mirrored, missing, refuse_behind
-from canal.registry.ledger.signing import Keyring, read_keyring, signature_findings
-from canal.registry.promotion.policy import Evidence, judge
+from canal.registry.ledger.rulings import MEASURED_AGAIN, measurement_line
+from canal.registry.ledger.signing import Keyring, read_keyring, role_of, signature_findings
+from canal.registry.promotion.policy import unproven
 from canal.registry.store.store import TAG, Store, require_rebuilt
+from canal.registry.store.tracking import describe
 
-_MEASURED = ("gate", "clean", "accuracy", "h_score", "ece")
-"""Rules whose value follows from the version's documents; the others need the champion of that time."""
 RETIRED, ERASED = f"{TAG}retired", f"{TAG}erased"
 
 
@@ -234,7 +231,8 @@ def require_possible(store: Store, entry: Entry) -> None:
     elif (version.key, version.record) != (entry.document["key"], entry.document["record"]):
         wrong.append(f"version {entry.version} has another key or record in {store.shown}")
     elif entry.kind == "promote":
-        wrong += unproven(entry.document["details"], store.artifacts(version))
+        entries = ledger_of(store).entries()
+        wrong += unproven(entry, store.artifacts(version), entries)
     others = {number for number in entry.aliases.values() if number is not None} - {*versions, entry.version}
     wrong += [f"{store.shown} has no version {number}, to which an alias is to point" for number in others]
     if CHAMPION in entry.aliases and entry.kind not in ("rebuild", ERASE):
@@ -246,32 +244,6 @@ def require_possible(store: Store, entry: Entry) -> None:
             )
     if wrong:
         _refuse(store.layout.pending, entry, wrong)
-
-
-def unproven(details: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Yield the rulings that passed with another value than the version's own documents hold.
-
-    ``folder`` holds the version with the record that the promotion names; missing documents are not compared.
-    """
-    rulings = details.get("rulings")
-    if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
-        return
-    passed = {one["rule"]: one["value"] for one in rulings if one["passed"]}
-    try:
-        evidence = Evidence(
-            evaluation=read_json(folder / "metrics" / "evaluation.json"),
-            verdict=read_json(folder / "validation" / "verdict.json"),
-            record=read_json(folder / "record.json"),
-            key=read_json(folder / "key.json"),
-            findings=(),
-            comparison=None,
-        )
-        measured = {one.rule: one.value for one in judge(Policy(), evidence)}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return  # a missing or malformed document is a finding of its own
-    for rule in _MEASURED:
-        if rule in passed and passed[rule] != measured[rule]:
-            yield f"{rule} passed with {passed[rule][:60]}, the version's documents say {measured[rule]}"
 
 
 def keyring_of(store: Store) -> Keyring | None:
@@ -329,9 +301,10 @@ def require_signature(store: Store, entry: Entry) -> None:
     if keyring is None:
         return
     if wrong := signature_findings([entry], keyring):
+        role = role_of(entry.kind)
         raise SigningError(
             f"nothing was moved: {wrong[0]}. The keyring {store.names.keyring} (registry.keyring in "
-            f"params.yaml) lists the accepted keys: sign with --sign FILE, a key with the role {entry.kind}"
+            f"params.yaml) lists the accepted keys: sign with --sign FILE, a key with the role {role}"
         )
 
 
@@ -363,11 +336,13 @@ def _finish(store: Store, ledger: Ledger, entry: Entry) -> None:
 
 
 def _move(store: Store, entry: Entry) -> None:
-    """Move the aliases of an entry; repeating it changes nothing."""
+    """Move the aliases of an entry, and show it in MLflow; repeating it changes nothing."""
     for alias, number in entry.aliases.items():
         store.point(entry.model, alias, number)
     if entry.kind == "retire":
         store.tag(entry.model, entry.version, RETIRED, "true")
+    if entry.kind == MEASURE:
+        describe(store, entry.model, entry.version, MEASURED_AGAIN, measurement_line(entry))
     for one in erased_versions(entry):
         for name in (RETIRED, ERASED):
             store.tag(one["model"], one["version"], name, "true")

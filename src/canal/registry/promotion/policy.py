@@ -1,208 +1,32 @@
 """The promotion policy: one ruling for each rule, with value, bound and result.
 
-Candidate and champion are compared on the same cells, stage by stage and type by type: lost and gained cells,
-with a paired bootstrap interval and McNemar's test.
+Accuracies and losses are judged at the lower end of their interval: that a version is good enough has to be
+shown, not just be likely. Stages and types with few test cells are not judged: a person lets them pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from canal.config.sections import Policy
-from canal.core.errors import PolicyError, RegistryError
+from canal.config.decisions import Policy
+from canal.core.errors import PolicyError
+from canal.core.files import read_json
+from canal.registry.ledger.ledger import Entry
+from canal.registry.ledger.rulings import TOO_FEW, is_ruling, measured, remeasured
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-
-FORMAT = 1
+    from canal.registry.promotion.comparing import Comparison, Paired
 
 Document = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Paired:
-    """Champion and candidate on the same ``n`` cells.
-
-    Attributes
-    ----------
-    n : int
-    champion, candidate : float
-        Accuracies.
-    lost, gained : int
-        Cells that only the champion, and only the candidate, labels right.
-    difference, low, high : float
-        Candidate minus champion, and the bounds of its bootstrap interval.
-    p : float
-        McNemar's exact two-sided test of lost against gained (McNemar 1947).
-    """
-
-    n: int
-    champion: float
-    candidate: float
-    lost: int
-    gained: int
-    difference: float
-    low: float
-    high: float
-    p: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of the bootstrap interval: confidence, number of resamples, and seed."""
-
-    confidence: float
-    resamples: int
-    seed: int
-
-
-def compare_answers(
-    truth: Sequence[str], champion: Sequence[str], candidate: Sequence[str], sampling: Sampling
-) -> Paired:
-    """Compare two models' labels of the same cells, given in the same order.
-
-    The interval resamples cells, each with both its answers (percentile bootstrap, Efron 1979). A cell can
-    only be lost, gained or neither, so a resample of cells is one multinomial draw.
-
-    Raises
-    ------
-    ValueError
-        If there is no cell, or the three sequences differ in length.
-    """
-    import numpy as np
-    from scipy.stats import binomtest
-
-    n = len(truth)
-    if not n or not n == len(champion) == len(candidate):
-        raise ValueError(f"expected the same cells thrice, found {n}, {len(champion)} and {len(candidate)}")
-    right_before = [one == answer for one, answer in zip(truth, champion, strict=True)]
-    right_after = [one == answer for one, answer in zip(truth, candidate, strict=True)]
-    pairs = list(zip(right_before, right_after, strict=True))
-    lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    generator = np.random.default_rng([sampling.seed, n, lost, gained])
-    shares = np.array([lost, gained, n - lost - gained]) / n
-    drawn = generator.multinomial(n, shares, size=sampling.resamples)
-    tail = (1 - sampling.confidence) / 2
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / n, [tail, 1 - tail])
-    p = binomtest(lost, lost + gained, 0.5).pvalue if lost + gained else 1.0
-    return Paired(
-        n=n,
-        champion=sum(right_before) / n,
-        candidate=sum(right_after) / n,
-        lost=lost,
-        gained=gained,
-        difference=(gained - lost) / n,
-        low=float(low),
-        high=float(high),
-        p=float(p),
-    )
-
-
-@dataclass(frozen=True)
-class StageComparison:
-    """Both models on the test cells of one stage, or on a file.
-
-    Attributes
-    ----------
-    whole : Paired
-        All cells.
-    types : dict
-        Each type with at least the policy's number of cells.
-    too_few : dict
-        The other types, with their number of cells.
-    """
-
-    whole: Paired
-    types: Mapping[str, Paired]
-    too_few: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            **self.whole.to_json(),
-            "types": {name: pair.to_json() for name, pair in self.types.items()},
-            "too_few_to_judge": dict(self.too_few),
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Candidate against champion.
-
-    Attributes
-    ----------
-    champion, candidate : int
-        Version numbers.
-    stages : dict
-        Stages (and files) that both were scored on.
-    old : tuple of str
-        Stages that the champion has learned, whose accuracy the candidate must keep.
-    not_compared : dict
-        The others, each with the reason.
-    """
-
-    champion: int
-    candidate: int
-    stages: Mapping[str, StageComparison]
-    not_compared: Mapping[str, str] = field(default_factory=dict)
-    old: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
-        return {
-            "format": FORMAT,
-            "champion": self.champion,
-            "candidate": self.candidate,
-            "old": list(self.old),
-            "stages": {name: one.to_json() for name, one in self.stages.items()},
-            "not_compared": dict(self.not_compared),
-        }
-
-
-def compare_stage(
-    champion: pd.DataFrame, candidate: pd.DataFrame, min_cells: int, sampling: Sampling
-) -> StageComparison:
-    """Compare two tables with ``cell_id``, ``truth`` and ``predicted`` on the cells that both hold.
-
-    Raises
-    ------
-    RegistryError
-        If they share no cell, or have different true types for a shared cell.
-    """
-    both = champion.merge(candidate, on="cell_id", suffixes=("_champion", "_candidate"))
-    if both.empty:
-        raise RegistryError("champion and candidate were scored on different cells; none is shared")
-    unlike = both[both["truth_champion"] != both["truth_candidate"]]
-    if len(unlike):
-        first = unlike.iloc[0]
-        raise RegistryError(
-            f"{len(unlike)} of {len(both)} cells have another true type for the champion, such as "
-            f"{first['cell_id']}: {first['truth_champion']} and {first['truth_candidate']}"
-        )
-    types, too_few = {}, {}
-    for name, cells in both.groupby("truth_candidate", sort=True):
-        if len(cells) < min_cells:
-            too_few[str(name)] = len(cells)
-        else:
-            types[str(name)] = _pair(cells, sampling)
-    return StageComparison(_pair(both, sampling), types, too_few)
-
-
-def _pair(cells: pd.DataFrame, sampling: Sampling) -> Paired:
-    return compare_answers(
-        list(cells["truth_candidate"]),
-        list(cells["predicted_champion"]),
-        list(cells["predicted_candidate"]),
-        sampling,
-    )
+_MEASURED = ("gate", "clean", "accuracy", "balanced_accuracy", "h_score", "ece")
+"""Rules whose value follows from the version's documents; the others need the champion of that time."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +69,7 @@ class Evidence:
     findings : sequence of str
         Findings of the audit.
     comparison : Comparison or None
-        Against the champion; None where there is none yet.
+        Against the champion, or the parent where there is none yet; None where there is neither.
     """
 
     evaluation: Document
@@ -265,16 +89,18 @@ def judge(policy: Policy, evidence: Evidence) -> list[Ruling]:
         Ruling("audit", f"{len(findings)} findings", "none", not findings, note),
         _clean(evidence),
         _accuracy(policy, evidence.evaluation),
+        _balanced_accuracy(policy, evidence.evaluation),
         *_retention(policy, evidence.comparison),
         _h_score(policy, evidence.evaluation),
         _ece(policy, evidence.evaluation),
     ]
 
 
-def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
+def override(rulings: Sequence[Ruling], names: Sequence[str], too_few: bool = False) -> list[Ruling]:
     """Return the rulings, the failed ones among ``names`` marked as overridden.
 
     A name may be a pattern, such as ``retention:lung/*``; each overridden rule is recorded by its own name.
+    ``too_few`` overrides the rulings that had too few test cells, and no other.
 
     Raises
     ------
@@ -288,6 +114,7 @@ def override(rulings: Sequence[Ruling], names: Sequence[str]) -> list[Ruling]:
         if not matching:
             raise PolicyError(f"no rule {name[:80]!r} to override; there are {', '.join(known)}")
         chosen |= matching
+    chosen |= {ruling.rule for ruling in rulings if too_few and ruling.value == TOO_FEW}
     return [
         replace(ruling, overridden=True) if ruling.rule in chosen and not ruling.passed else ruling
         for ruling in rulings
@@ -323,20 +150,64 @@ def _accuracy(policy: Policy, evaluation: Document) -> Ruling:
     if value is None:
         return Ruling("accuracy", "not measured", bound, False, evaluation["not_measured"].get(stage, ""))
     n = evaluation["per_stage"][stage]["n"]
-    return Ruling(
-        "accuracy", f"{value:.3f}", bound, value >= policy.min_accuracy, f"new stage {stage}, n = {n}"
-    )
+    ends = share_interval(value * n, n, policy.confidence)
+    ruling = Ruling("accuracy", f"{value:.3f}", bound, ends[0] >= policy.min_accuracy)
+    return _shown(policy, ruling, ends, evaluation)
+
+
+def _balanced_accuracy(policy: Policy, evaluation: Document) -> Ruling:
+    stage = evaluation["stage"]
+    own = evaluation["per_stage"].get(stage, {})
+    bound = f">= {policy.min_balanced_accuracy:.3f}"
+    if "balanced_accuracy" not in own or not own.get("recall"):
+        why = evaluation["not_measured"].get(stage, "")
+        return Ruling("balanced_accuracy", "not measured", bound, False, why)
+    recalls = [(one["recall"] * one["n"], one["n"]) for one in own["recall"].values()]
+    ends = mean_interval(recalls, policy.confidence)
+    passed, value = ends[0] >= policy.min_balanced_accuracy, f"{own['balanced_accuracy']:.3f}"
+    return _shown(policy, Ruling("balanced_accuracy", value, bound, passed), ends, evaluation)
+
+
+def _shown(policy: Policy, ruling: Ruling, ends: tuple[float, float], evaluation: Document) -> Ruling:
+    """Return a ruling on the new stage with its interval, or without a judgement of too few cells."""
+    stage = evaluation["stage"]
+    n = evaluation["per_stage"][stage]["n"]
+    interval = f"[{ends[0]:.3f}, {ends[1]:.3f}], n = {n}"
+    if n < policy.min_cells_per_stage:
+        least = f"judged from {policy.min_cells_per_stage} cells on"
+        what = f"new stage {stage}: {ruling.value} {interval}; {least}"
+        return replace(ruling, value=TOO_FEW, passed=False, note=what)
+    return replace(ruling, note=f"new stage {stage}, judged at the lower end of {interval}")
+
+
+def share_interval(right: float, n: int, confidence: float) -> tuple[float, float]:
+    """Return the bounds of a share of ``n`` cells, of which ``right`` are (Wilson 1927).
+
+    Also for a share of 0 or 1, where resampling would give no interval at all.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = right / n, 1 + z * z / n
+    middle, half = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def mean_interval(shares: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
+    """Return the bounds of the mean of independent shares, each of some right cells among ``n``.
+
+    Each share has Jeffreys' posterior, Beta(right + 1/2, wrong + 1/2); means and variances add up.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    mean = sum((right + 0.5) / (n + 1) for right, n in shares) / len(shares)
+    spread = sum((right + 0.5) * (n - right + 0.5) / ((n + 1) ** 2 * (n + 2)) for right, n in shares)
+    half = z * sqrt(spread) / len(shares)
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling]:
-    """Yield a ruling for each stage of the champion and each of its types with enough cells.
-
-    The lower end of the interval is compared: that no more was lost has to be shown, not just be likely.
-    """
+    """Yield a ruling for each stage of the version compared with, and for each of its types."""
     if comparison is None:
-        yield Ruling(
-            "retention", "no champion yet", "does not apply", True, "nothing to keep: the first promotion"
-        )
+        what = "no version serves yet, and it was learned on none that is here"
+        yield Ruling("retention", "nothing to keep", "does not apply", True, what)
         return
     for stage in comparison.old:
         compared = comparison.stages.get(stage)
@@ -345,30 +216,56 @@ def _retention(policy: Policy, comparison: Comparison | None) -> Iterator[Ruling
             bound = f"loses <= {policy.max_loss:.3f}"
             yield Ruling(f"retention:{stage}", "not measured", bound, False, why)
             continue
-        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss)
+        if compared.whole.n < policy.min_cells_per_stage:
+            yield _few(f"retention:{stage}", compared.whole.n, policy.min_cells_per_stage)
+            continue
+        yield _kept(f"retention:{stage}", compared.whole, policy.max_loss, policy)
         for cell_type, pair in compared.types.items():
-            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type)
-        if compared.too_few:
-            listed = ", ".join(f"{cell_type} ({n})" for cell_type, n in compared.too_few.items())
-            bound = f"from {policy.min_cells_per_type} cells on"
-            yield Ruling(f"retention:{stage}/(few cells)", "too few to judge", bound, True, listed)
+            yield _kept(f"retention:{stage}/{cell_type}", pair, policy.max_loss_per_type, policy)
+        for cell_type, n in compared.too_few.items():
+            yield _few(f"retention:{stage}/{cell_type}", n, policy.min_cells_per_type)
 
 
-def _kept(rule: str, pair: Paired, max_loss: float) -> Ruling:
+def _few(rule: str, n: int, least: int) -> Ruling:
+    return Ruling(rule, TOO_FEW, f"from {least} cells on", False, f"n = {n}")
+
+
+def _kept(rule: str, pair: Paired, max_loss: float, policy: Policy) -> Ruling:
     note = (
         f"change {pair.difference:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}], n = {pair.n}, "
-        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}"
+        f"{pair.lost} lost, {pair.gained} gained, p = {pair.p:.3g}; {power_text(pair, policy)}"
     )
     value = f"{pair.champion:.3f} -> {pair.candidate:.3f}"
     return Ruling(rule, value, f"loses <= {max_loss:.3f}", pair.low >= -max_loss, note)
+
+
+def power_text(pair: Paired, policy: Policy) -> str:
+    """Return in words whether so many test cells could show a loss that matters."""
+    seen = f"yes ({pair.power:.2f})" if pair.power >= policy.power else f"no ({pair.power:.2f})"
+    points = f"{100 * policy.loss_to_see:g} points"
+    return f"could see a loss of {points} with probability {policy.power:g}: {seen}"
 
 
 def _h_score(policy: Policy, evaluation: Document) -> Ruling:
     value = evaluation["novelty"].get("h_score")
     bound = f">= {policy.min_h_score:.3f}"
     if value is None:
-        return Ruling("h_score", "not measured", bound, False, "no type of novelty.holdouts was testable")
+        return Ruling("h_score", "not measured", bound, False, _why_no_h_score(evaluation))
     return Ruling("h_score", f"{value:.3f}", bound, value >= policy.min_h_score, "types left out")
+
+
+def _why_no_h_score(evaluation: Document) -> str:
+    """Return why no type was held out, and what a person can set."""
+    reasons = [f"{name}: {why}" for name, why in evaluation["novelty"].get("not_measured", {}).items()]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"no type was held out ({'; '.join(reasons[:3])}{more}). "
+        if reasons
+        else "no type was held out: novelty.holdouts names none. "
+    ) + (
+        "Name types that the version knows in novelty.holdouts of params.yaml, or leave it out for all with "
+        "enough cells: make run then measures again, and learns nothing"
+    )
 
 
 def _ece(policy: Policy, evaluation: Document) -> Ruling:
@@ -378,3 +275,36 @@ def _ece(policy: Policy, evaluation: Document) -> Ruling:
         return Ruling("ece", "not measured", bound, False, "no test cells")
     note = f"[{calibration['low']:.3f}, {calibration['high']:.3f}], n = {calibration['n']}"
     return Ruling("ece", f"{calibration['ece']:.3f}", bound, calibration["ece"] <= policy.max_ece, note)
+
+
+def unproven(entry: Entry, folder: Path, before: Sequence[Entry]) -> Iterator[str]:
+    """Yield the rulings of a promotion that passed with another value than the version's documents hold.
+
+    ``folder`` holds the version with the record that the promotion names; missing documents are not compared.
+    ``before`` are the entries of the ledger before the promotion: measurements among them count, too.
+    """
+    details: Mapping[str, Any] = entry.document["details"]
+    rulings = details.get("rulings")
+    if not isinstance(rulings, list) or not all(is_ruling(one) for one in rulings):
+        return
+    passed = {one["rule"]: one["value"] for one in rulings if one["passed"]}
+    try:
+        registered = read_json(folder / "metrics" / "evaluation.json")
+        evidence = Evidence(
+            evaluation=registered,
+            verdict=read_json(folder / "validation" / "verdict.json"),
+            record=read_json(folder / "record.json"),
+            key=read_json(folder / "key.json"),
+            findings=(),
+            comparison=None,
+        )
+        further = measured(before, entry.model, entry.document["key"])
+        shown = [evidence, *(replace(evidence, evaluation=remeasured(registered, one)) for one in further)]
+        policy = Policy(min_cells_per_stage=1)  # how many cells were too few is of that day
+        values = [{one.rule: one.value for one in judge(policy, each)} for each in shown]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # a missing or malformed document is a finding of its own
+    for rule in _MEASURED:
+        said = [each[rule] for each in values]
+        if rule in passed and passed[rule] not in said:
+            yield f"{rule} passed with {passed[rule][:60]}, the version's documents say {said[-1]}"

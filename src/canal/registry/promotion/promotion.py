@@ -21,6 +21,8 @@ from canal.registry.ledger.ledger import (
 )
 from canal.registry.ledger.ledger_rules import CANDIDATE, CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import user
+from canal.registry.ledger.rulings import POLICY, TOO_FEW
+from canal.registry.manifest.stage_request import current_commit
 from canal.registry.promotion.moves import record
 from canal.registry.promotion.policy import Ruling, blocking_rulings
 from canal.registry.store.database import Version, require_files
@@ -52,9 +54,16 @@ def holder(store: Store, alias: str) -> Version | None:
 
 
 def promote(
-    store: Store, ledger: Ledger, version: Version, rulings: Sequence[Ruling], decision: Decision
+    store: Store,
+    ledger: Ledger,
+    version: Version,
+    rulings: Sequence[Ruling],
+    decision: Decision,
+    too_few: str = "",
 ) -> Entry:
     """Make a version the champion; the one before becomes ``previous``. The caller is `moving`.
+
+    ``too_few`` is the reason for which rulings on too few test cells were overridden, if they were.
 
     Raises
     ------
@@ -71,14 +80,23 @@ def promote(
         raise PolicyError(
             f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
             f"({names}). Learn a better version, or override a rule with --override RULE, which the ledger "
-            "keeps with your reason"
+            f"keeps with your reason{_few_advice(blocking)}"
         )
     aliases, details = _serving(ledger, version, champion)
     details |= {
         "rulings": [ruling.to_json() for ruling in rulings],
         "overrides": [ruling.rule for ruling in rulings if ruling.overridden],
+        "policy": POLICY,
     }
+    if too_few:
+        details["too_few"] = too_few
     return record(store, ledger, _draft("promote", version, decision, aliases, details), decision.sign)
+
+
+def _few_advice(blocking: Sequence[Ruling]) -> str:
+    """Return how to let stages and types with too few test cells pass; empty where there is none."""
+    few = sum(ruling.value == TOO_FEW for ruling in blocking)
+    return f"; --too-few REASON lets the {few} pass that have too few test cells, and no other" if few else ""
 
 
 def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
@@ -177,6 +195,27 @@ def register_entry(
         ),
         sign,
     )
+
+
+def measurement_entry(
+    store: Store, ledger: Ledger, version: Version, novelty: Mapping[str, Any], sign: Sign | None = None
+) -> Entry:
+    """Write a further measurement of a registered version into the ledger; the caller is `moving`.
+
+    What was registered stays as it is: record.json names the evaluation of that day, and the newest
+    measurement in the ledger counts. ``novelty`` is what `canal.continual.exact_learner.summary` returns.
+    """
+    commit = current_commit(store.layout.root)
+    draft = Draft(
+        kind="measure",
+        model=version.model,
+        version=version.number,
+        key=version.key,
+        record=version.record,
+        who=f"canal registry sync ({user()})",
+        details={"novelty": novelty, "git_commit": commit.sha, "dirty": commit.dirty},
+    )
+    return record(store, ledger, draft, sign)
 
 
 def require_other(version: Version, champion: Version | None) -> None:

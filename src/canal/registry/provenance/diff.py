@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from canal.core.files import read_json
-from canal.registry.manifest.stage_request import Change, changes
+from canal.registry.manifest.stage_request import Change, changes, learning_part
 from canal.registry.manifest.version_folder import Key
 from canal.registry.provenance.registered import RegisteredVersion, ancestry, common_ancestor
 from canal.registry.store.database import Version
@@ -84,7 +84,8 @@ def _relation(old: Sequence[RegisteredVersion], new: Sequence[RegisteredVersion]
 
 
 def _params(one: RegisteredVersion) -> Document:
-    request = {name: value for name, value in one.key["request"].items() if name not in _ELSEWHERE}
+    learned = learning_part(one.key["request"], None)
+    request = {name: value for name, value in learned.items() if name not in _ELSEWHERE}
     return request | ({"memory": one.key["memory"]} if "memory" in one.key else {})
 
 

@@ -139,7 +139,8 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     member = reader.member(version)
     record = None if member is None else reader.record(member)
     if member is not None and record is not None:
-        check_shown(read_shown(store), member, record, expected_page(member, record), log)
+        page = expected_page(member, record)
+        check_shown(read_shown(store), member, record, page, log, snapshot.known)
     chain = [] if member is None else reader.chain(member)
     if member is not None:
         chain = [*(one for one in reader.others(chain) if one not in chain), *chain]

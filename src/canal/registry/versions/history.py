@@ -1,15 +1,19 @@
 """Learned stages are restored from the registry, not retrained; changed data or parameters are refused."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from canal.config.params import Config
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
-from canal.core.files import new_folder
+from canal.core.files import new_folder, read_json, write_json
 from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
-from canal.registry.manifest.stage_request import differences, stage_request
+from canal.registry.ledger.rulings import measured, remeasured
+from canal.registry.manifest.pages import EVALUATION
+from canal.registry.manifest.stage_request import Request, differences, learning_part, stage_request
 from canal.registry.manifest.version_folder import (
     KEY_FILE,
     RECORD_FILE,
@@ -46,13 +50,33 @@ def learned(store: Store, config: Config, stage: str) -> Version | None:
         and (version.stage, version.branch) == (stage, request["branch"])
     ]
     for version in reversed(versions):
-        if version.request == digest:
+        if version.request == digest or learned_request(store, version) == digest:
             _refuse_erased(version)
             return version
     if versions:
         raise HistoryError(_refusal(store, versions[-1], request))
     _refuse_unknown(store, stage, request["branch"])
     return None
+
+
+def learned_request(store: Store, version: Version) -> str:
+    """Return the digest of what a version was learned by, as requests are written today.
+
+    Requests of an older canal also hold what only measures, and so do those of its parents, to which they
+    chain: each is read from its version's key.json.
+    """
+    return json_digest(_learned_part(store, read_key(store.manifests(version))["request"]))
+
+
+def _learned_part(store: Store, request: Mapping[str, Any]) -> Request:
+    """Return a recorded request without what only measures, as `learning_part` has it."""
+    parent = request.get("parent")
+    if not isinstance(parent, Mapping):
+        return learning_part(request, None)
+    versions = (one for model in store.models for one in store.versions(model))
+    known = next((one for one in versions if one.ready and one.request == parent["request"]), None)
+    above = str(parent["request"]) if known is None else learned_request(store, known)
+    return learning_part(request, above)
 
 
 def _refuse_erased(version: Version) -> None:
@@ -179,8 +203,13 @@ def restore_file(store: Store, version: Version, name: str, target: Path) -> Non
     _copy(folder / name, target)
 
 
-def restore_metrics(store: Store, version: Version, target: Path) -> None:
+def restore_metrics(
+    store: Store, version: Version, target: Path, novelty: Mapping[str, Any] | None = None
+) -> None:
     """Restore the metrics of a registered version, checked against record.json and its registered digest.
+
+    ``novelty`` are figures of held-out types that were measured later; by default those of the version's
+    newest measurement.
 
     Raises
     ------
@@ -191,9 +220,81 @@ def restore_metrics(store: Store, version: Version, target: Path) -> None:
     digests = _record_files(folder, version)
     measures = {name: digest for name, digest in digests.items() if name.startswith("metrics/")}
     check_files(folder, measures)
+    evaluation = current_evaluation(store, version)
+    if novelty is not None:
+        evaluation["novelty"] = {**evaluation["novelty"], **novelty}
     with new_folder(target) as temporary:
         for name in measures:
             _copy(folder / name, temporary / name.removeprefix("metrics/"))
+        if evaluation != read_json(folder / EVALUATION):
+            write_json(temporary / Path(EVALUATION).name, evaluation)
+
+
+# Measurements of a version: that with which it was registered, and those that followed it in the ledger. They
+# differ in the types that were held out, which nothing is learned from.
+
+
+def evaluations_of(store: Store, version: Version) -> list[dict[str, Any]]:
+    """Return a version's evaluation as it was registered, then as each later measurement changed it.
+
+    The file is read as it is: audits compare it with its digest.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger does not hold.
+    """
+    registered = read_json(store.artifacts(version) / EVALUATION)
+    later = measured(ledger_of(store).entries(), version.model, version.key)
+    return [registered, *(remeasured(registered, entry) for entry in later)]
+
+
+def current_evaluation(store: Store, version: Version) -> dict[str, Any]:
+    """Return a version's evaluation with its newest measurement; see `evaluations_of`."""
+    return evaluations_of(store, version)[-1]
+
+
+def measured_as_asked(
+    store: Store, version: Version, holdouts: Sequence[str] | None
+) -> Mapping[str, Any] | None:
+    """Return the newest figures of a version on the types that are to be held out; None: not measured yet.
+
+    ``holdouts`` is ``novelty.holdouts`` of params.yaml; None stands for all types that the version knows.
+    """
+    evaluations = reversed(evaluations_of(store, version))
+    return next((_figures(one) for one in evaluations if _is_asked(one, holdouts)), None)
+
+
+def newly_measured(
+    store: Store, version: Version, metrics: Path, holdouts: Sequence[str] | None
+) -> Mapping[str, Any] | None:
+    """Return the figures in a metrics folder, if they are of the types asked for and the newest are not.
+
+    None for a folder whose other figures are not those of the version, and for one that cannot be read.
+    """
+    now = current_evaluation(store, version)
+    if _is_asked(now, holdouts):
+        return None
+    try:
+        here = read_json(metrics / Path(EVALUATION).name)
+        figures = _figures(here)
+        alike = {**now, "novelty": {**now["novelty"], **figures}} == here
+        return figures if alike and _is_asked(here, holdouts) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # what is damaged in the folder is found by audits, which compare it with dvc.lock
+
+
+def _is_asked(evaluation: Mapping[str, Any], holdouts: Sequence[str] | None) -> bool:
+    figures = _figures(evaluation)
+    types = {*(one["type"] for one in figures["holdouts"]), *figures["not_measured"]}
+    return types == set(evaluation["labels"] if holdouts is None else holdouts)
+
+
+def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an evaluation says of held-out types."""
+    novelty = evaluation["novelty"]
+    empty: dict[str, Any] = {"holdouts": [], "h_score": None, "auroc": None, "not_measured": {}}
+    return {name: novelty.get(name, value) for name, value in empty.items()}
 
 
 def recorded(store: Store, version: Version, name: str) -> Path:
@@ -225,7 +326,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _refusal(store: Store, version: Version, request: dict[str, object]) -> str:
-    lines = differences(request, read_key(store.manifests(version))["request"])
+    lines = differences(request, _learned_part(store, read_key(store.manifests(version))["request"]))
     own = [line for line in lines if not line.startswith("parent.request:")]
     above = [
         "its parent, or an ancestor, is asked for with other data or parameters than it was learned with"

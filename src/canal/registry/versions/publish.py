@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,11 +43,12 @@ from canal.registry.manifest.version_folder import (
     write_record,
 )
 from canal.registry.promotion.moves import moving
-from canal.registry.promotion.promotion import Decision, register_entry
+from canal.registry.promotion.promotion import Decision, measurement_entry, register_entry
 from canal.registry.store.connection import KIND
 from canal.registry.store.database import LOGGED, READY, Version
 from canal.registry.store.store import TAG, Store
-from canal.registry.store.tracking import parent_run, stage_run
+from canal.registry.store.tracking import parent_run
+from canal.registry.versions.history import newly_measured
 
 MODEL_VERSIONS = "mlflow.modelVersions"
 """The tag that links a logged model to its version in MLflow's pages."""
@@ -193,11 +194,12 @@ def _facts(store: Store, what: Publication) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Synced:
-    """The result of sync: versions made now, known versions, and the number of updated paths."""
+    """The result of sync: versions made now, known, and measured again; the number of updated paths."""
 
     made: tuple[Version, ...]
     known: tuple[Version, ...]
     moved: int = 0
+    measured: tuple[Version, ...] = ()
 
 
 def sync(
@@ -230,21 +232,37 @@ def sync(
                 continue
             version = published(store, store.model_of(stage), whole_key(layout.model(stage)))
             if version is None:
-                made.append(publish(store, _publication(store, layout, config, stage, draw)))
+                made.append(publish(store, _publication(store, layout, stage, draw)))
             else:
                 known.append(version)
         for version in (*known, *made):
             register_entry(store, ledger, version, sign, decision=decision)
-    return Synced(tuple(made), tuple(known))
+        again = list(_measured_again(store, layout, config, known))
+        for version, novelty in again:
+            measurement_entry(store, ledger, version, novelty, sign)
+    return Synced(tuple(made), tuple(known), measured=tuple(version for version, _ in again))
 
 
-def _publication(store: Store, layout: Layout, config: Config, stage: str, draw: DrawFigures) -> Publication:
+def _measured_again(
+    store: Store, layout: Layout, config: Config, known: Sequence[Version]
+) -> Iterator[tuple[Version, Mapping[str, Any]]]:
+    """Yield versions that ``metrics/`` holds other figures of, and these: of types held out since."""
+    for version in known:
+        if version.model == store.names.model and version.stage in config.stages:
+            metrics = layout.metrics(version.stage)
+            novelty = newly_measured(store, version, metrics, config.novelty.holdouts)
+            if novelty is not None:
+                yield version, novelty
+
+
+def _publication(store: Store, layout: Layout, stage: str, draw: DrawFigures) -> Publication:
     folder = layout.model(stage)
+    key = read_key(folder)
     return Publication(
         model=store.model_of(stage),
         folder=folder,
-        parent=parent_version(store, read_key(folder), stage),
-        run_id=stage_run(store, config, stage),
+        parent=parent_version(store, key, stage),
+        run_id=parent_run(store, stage, key["request_digest"]),
         extras=extras(layout, stage, draw(stage)),
         pyfunc=stage != BACKBONE,
     )
