@@ -75,7 +75,10 @@ def commands(folder: Path) -> list[tuple[Path, str]]:
         (project, f"canal stage add pancreas --file ../pancreas.h5ad {values} --commit"),
         (project, "canal run"),
         (project, f"{commit} Pancreas"),
-        (project, 'canal promote candidate --by "A. Person" --why "all types of the pancreas"'),
+        (
+            project,
+            'canal promote candidate --by "A. Person" --why "all types of the pancreas" --too-few "one donor"',
+        ),
         (project, "canal annotate ../pancreas.h5ad -o ../labelled.h5ad"),
         (project, "canal audit"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def test_from_an_empty_folder_to_a_promoted_lineage(begun):
 
 def test_the_commands_of_the_page_are_those_of_the_example():
     """The page's other commands, upgrade and the demo's, have tests of their own (tests/test_creating.py)."""
-    shown = commands_of(OWN)
-    code = EXAMPLE.read_text()
-    values = re.search(r'values = "(.*)"', code)[1]
-    called = [one.replace("{values}", values) for one in re.findall(r'f?[\'"](canal [^\n]*)[\'"]\),', code)]
+    example = runpy.run_path(str(EXAMPLE))["commands"](Path("folder"))
+    called = [command for _, command in example if command.startswith("canal ")]
     assert len(called) == 9
-    extra = {"canal plan", "canal upgrade", "canal upgrade --dry-run"}
-    assert [one for one in shown if one not in extra] == [one for one in called if one not in extra]
+    again = {"canal plan", "canal upgrade", "canal upgrade --dry-run"}
+    assert [one for one in commands_of(OWN) if one not in again] == [
+        one for one in called if one not in again
+    ]
