@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from canal.annotation.options import Options
     from canal.app.annotating import annotate
     from canal.app.recorded import record
+    from canal.app.teaching import learn
     from canal.core.errors import CanalError
     from canal.report import plots as pl
 
-__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "pl", "record"]
+__all__ = ["CanalError", "Naming", "Options", "__version__", "annotate", "learn", "pl", "record"]
 
 
 def __dir__() -> list[str]:
@@ -30,6 +31,7 @@ _MODULES = {
     "Naming": "canal.annotation.naming",
     "Options": "canal.annotation.options",
     "annotate": "canal.app.annotating",
+    "learn": "canal.app.teaching",
     "record": "canal.app.recorded",
 }
 _PLOTS = "canal.report.plots"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
     from canal.app import tasks as tasks
+    from canal.app import teaching as teaching
     from canal.app import tracing as tracing
     from canal.app import unlearning as unlearning
     from canal.app import upgrading as upgrading
@@ -62,6 +63,7 @@ __all__ = [
     "sharing",
     "shelf",
     "tasks",
+    "teaching",
     "tracing",
     "unlearning",
     "upgrading",

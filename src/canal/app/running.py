@@ -135,8 +135,8 @@ def _not_interrupted(record: logging.LogRecord) -> bool:
     return "interrupted by the user" not in text and f"exited with {INTERRUPTED}" not in text
 
 
-def to_commit(root: Path) -> list[str]:
-    """Return lines that list new or changed files to commit; none outside a git repository."""
+def changed_files(root: Path) -> list[str]:
+    """Return the files of a run that git does not hold as they are; none outside a git repository."""
     git = shutil.which("git")
     if git is None:
         return []
@@ -144,7 +144,13 @@ def to_commit(root: Path) -> list[str]:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     changed = {line[3:].strip('"').rpartition("/")[2] for line in done.stdout.splitlines()}
     names = [name for name in _NEW if name in changed and (root / name).is_file()]
-    if done.returncode or not names:
+    return [] if done.returncode else names
+
+
+def to_commit(root: Path) -> list[str]:
+    """Return lines that list new or changed files to commit; none outside a git repository."""
+    names = changed_files(root)
+    if not names:
         return []
     width = max(len(name) for name in names)
     return [

@@ -90,6 +90,10 @@ class Layout:
         """The h5ad file of novel cells that a person named: the source ``name``."""
         return self.root / "novel" / f"{name}.h5ad"
 
+    def taught(self, name: str) -> Path:
+        """The h5ad file of cells that `canal.learn` was handed in memory: the source ``name``."""
+        return self.root / "cells" / f"{name}.h5ad"
+
     def imported(self, name: str) -> Path:
         """Folder of a backbone that `canal backbone import` wrote; params.yaml names its key."""
         return self.root / "backbones" / name

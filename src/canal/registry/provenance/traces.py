@@ -27,7 +27,10 @@ from canal.registry.provenance.registered import RegisteredVersion
 
 OUTS = ("models", "metrics", "scores", "verdicts", "prepared")
 """Folders whose subfolders are outputs of DVC: one that lost a file is no output any more."""
-_PLACES = (*OUTS, "data", "incoming", "splits", "labels", "tuned", "novel", "report", "mlartifacts", ".canal")
+_PLACES = (
+    *OUTS,
+    *("data", "incoming", "splits", "labels", "tuned", "novel", "cells", "report", "mlartifacts", ".canal"),
+)
 _COMPUTED = ("features", "training")
 """What `.canal` holds of cells without naming any: frozen features, and checkpoints of trainings."""
 _KEPT = (".canal/locks/", ".canal/erasing/")
