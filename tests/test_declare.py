@@ -53,3 +53,11 @@ def test_a_broken_label_map_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match="lines of two columns"):
         read_label_map(path)
+
+
+@pytest.mark.parametrize("content", ["γδ T,gdT\n".encode("utf-16"), "Zellen für,B\n".encode("latin-1")])
+def test_a_label_map_of_another_encoding_is_refused(tmp_path, content):
+    path = tmp_path / "map.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read as a CSV file in UTF-8"):
+        read_label_map(path)

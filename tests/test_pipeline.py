@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from canal.app import running
 from canal.core.errors import ConfigError
 from canal.runtime.startup import run_script
+from tests.support.cells import make_document
 from tests.support.warm import REPOSITORY
 
 FILES = ("params.yaml", "data.dvc", "dvc.lock", "ledger.jsonl")
@@ -160,3 +161,17 @@ def test_what_dvc_hands_to_a_shell_is_quoted(tmp_path):
         subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "dvc.lock").is_file()
     assert {path.name for path in tmp_path.iterdir()} & {"one", "two", "three"} == set()
+
+
+def test_an_older_project_gets_what_dvc_asks_for(tmp_path):
+    """A section and a folder that dvc.yaml names; what is there stays as it is."""
+    document = make_document()
+    del document["memory"]
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(document, file)
+    for _ in range(2):
+        pipeline.complete_project(tmp_path)
+        assert YAML(typ="safe").load(tmp_path / "params.yaml")["memory"] == {}
+        assert (tmp_path / "gate").is_dir()
+        (tmp_path / "gate" / "cells.json").write_text("{}")
+    assert (tmp_path / "gate" / "cells.json").read_text() == "{}"

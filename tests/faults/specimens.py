@@ -230,11 +230,12 @@ def _annotate(*more: str, target: str = "labels.csv") -> Command:
 
 
 _STAGE = ("stage", "add", "fresh", "--file", IN, "--values", "counts", "--batch", "batch", "--fixed")
+_MAP = ("stage", "map", IN, "--values", "counts", "-o", f"{OUT}/map.csv")
 _READ = (("who", IN), _annotate(), _annotate("--probabilities", target="out.parquet"))
 _H5AD = (
     *(_annotate(), _annotate(target="out.h5ad"), _annotate("--vote", "cell_type", target="out.h5ad")),
     *(_annotate("--vote", "leiden"), _annotate("--values", "counts", "--force")),
-    *(("validate", IN, "--stage", "second"), _STAGE, ("who", IN)),
+    *(("validate", IN, "--stage", "second"), _STAGE, ("who", IN), _MAP),
 )
 _LABELLED = (
     *(("who", IN), ("novel", IN, "-o", f"{OUT}/novel.csv", "--min-cells", "3"), _annotate(target="out.h5ad")),

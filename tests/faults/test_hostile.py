@@ -55,6 +55,7 @@ def test_stages_and_sources_with_hostile_names_are_refused(section, name):
         ["novel"],
         ["explain"],
         ["stage", "relearn"],
+        ["stage", "map"],
     ],
     ids=lambda command: command[0],
 )

@@ -178,6 +178,11 @@ BROKEN = {
         '{"expectations": [{"type": "expect_column_values_to_be_between", "kwargs": {"clm": "x"}}]}',
         r"gate/types.json, expectation 1 \(expect_column_values_to_be_between\): .*field required",
     ),
+    "arguments that are no object": (
+        "types.json",
+        '{"expectations": [{"type": "expect_column_to_exist", "kwargs": ["x"]}]}',
+        "expected objects as kwargs and meta",
+    ),
     "an unknown severity": (
         "types.json",
         '{"expectations": [{"type": "expect_column_to_exist", "severity": "bad"}]}',
@@ -208,6 +213,15 @@ def test_a_column_that_is_not_there_is_refused_with_the_one_that_is_meant(tmp_pa
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
     write_suite(tmp_path / "gate", "types", E.ExpectColumnMeanToBeBetween(column="cell_type", min_value=1))
     with pytest.raises(GateError, match="types.json, expectation 1 .*could not be evaluated"):
+        judged(tmp_path)
+
+
+def test_what_great_expectations_itself_fails_on_is_refused(tmp_path):
+    """GX 1.24 cannot store the result of this expectation."""
+    ranges = {"quantiles": [0.5], "value_ranges": [[1, 100]]}
+    rule = E.ExpectColumnQuantileValuesToBeBetween(column="cells", quantile_ranges=ranges)
+    write_suite(tmp_path / "gate", "types", rule)
+    with pytest.raises(GateError, match=r"gate/types.json: .*cannot validate it .*expect_column_quantile"):
         judged(tmp_path)
 
 

@@ -227,8 +227,13 @@ def read_label_map(path: Path) -> LabelMap:
         raise ConfigError(f"label map {path} not found")
     if is_map_sheet(path):
         return read_map_sheet(path)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = [row for row in csv.reader(stream) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(
+            f"label map {path} cannot be read as a CSV file in UTF-8 ({error}): save it as such"
+        ) from error
     wrong = [row for row in rows if len(row) != 2 or not row[0].strip()]
     if wrong or not rows:
         problem = f"{len(wrong)} other line(s), such as {wrong[0]}" if wrong else "an empty file"

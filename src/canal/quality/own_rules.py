@@ -42,6 +42,8 @@ _SEVERITIES: dict[str, Severity] = {
 }
 _ASKS_FOR_COLUMN = "expect_column_to_exist"
 _LONGEST = 300
+_UNMADE = (LookupError, ValueError, TypeError, AttributeError, OSError)
+"""What Great Expectations raises beside its own errors where it cannot make something of its JSON."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,11 @@ def _document(path: Path, key: str) -> dict[str, Any]:
 def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
     """Return one rule of a suite."""
     gx = great_expectations()
-    table, kind, meta = path.stem, str(document.get("type")), document.get("meta") or {}
+    table, kind, notes = path.stem, str(document.get("type")), document.get("notes")
     where = f"{path.parent.name}/{path.name}, expectation {number} ({kind})"
-    kwargs, notes = document.get("kwargs") or {}, document.get("notes")
+    meta, kwargs = document.get("meta") or {}, document.get("kwargs") or {}
+    if not (isinstance(meta, dict) and isinstance(kwargs, dict)):
+        raise GateError(f"{where}: expected objects as kwargs and meta, as Great Expectations writes them")
     severity = str(meta.get("severity", document.get("severity", "critical")))
     if severity not in _SEVERITIES:
         raise GateError(f"{where}: severity {severity!r}; expected critical, warning or info")
@@ -143,7 +147,7 @@ def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
         expectation = gx.expectations.expectation_configuration.ExpectationConfiguration(
             type=kind, kwargs=dict(kwargs), meta=dict(meta), description=expected, notes=notes
         ).to_domain_obj()
-    except (gx.exceptions.GreatExpectationsError, ValueError, TypeError, AttributeError) as error:
+    except (gx.exceptions.GreatExpectationsError, *_UNMADE) as error:
         raise GateError(f"{where}: Great Expectations cannot make it: {_line(error)}") from error
     expectation.severity = "critical" if _SEVERITIES[severity] == "error" else severity
     columns = [str(kwargs[key]) for key in ("column", "column_A", "column_B") if key in kwargs]
@@ -166,7 +170,7 @@ def _actions(path: Path) -> tuple[Any, ...]:
         where = f"{path.parent.name}/{path.name}, action {number} ({document.get('type')})"
         try:
             made += gx.Checkpoint(name=CHECKPOINT, validation_definitions=[], actions=[document]).actions
-        except (gx.exceptions.GreatExpectationsError, ValueError, TypeError, AttributeError) as error:
+        except (gx.exceptions.GreatExpectationsError, *_UNMADE) as error:
             raise GateError(f"{where}: Great Expectations cannot make it: {_line(error)}") from error
     return tuple(made)
 
@@ -260,8 +264,17 @@ def check_own_rules(
     for table, rules in own.rules.items():
         if not rules:
             continue
+        try:
+            outcome = checking.validate(
+                table, [rule.expectation for rule in rules], tables[table], TABLES[table]
+            )
+        except Exception as error:  # whatever an expectation of somebody else's makes the library raise
+            names = ", ".join(rule.expectation.expectation_type for rule in rules)
+            raise GateError(
+                f"gate/{table}.json: Great Expectations cannot validate it ({_line(error)}); take out "
+                f"one of its expectations after the other to see which it is: {names}"
+            ) from error
         # Great Expectations orders its results by column.
-        outcome = checking.validate(table, [rule.expectation for rule in rules], tables[table], TABLES[table])
         by_id = {one.expectation_config.id: one for one in outcome.results}
         found = [_result(rule, by_id[rule.expectation.id], table, tables[table]) for rule in rules]
         checking.publish(outcome, found)
