@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from canal.app.auditing import audit_project
 from canal.app.models import serving_version
 from canal.app.promoting import Decision, compare, judge_version, promote, retire, rollback
 from canal.app.versions import registry_sync
@@ -13,6 +14,7 @@ from canal.core.errors import PolicyError, RegistryError
 from canal.registry.ledger.ledger import Ledger, ledger_aliases
 from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.policy import blocking_rulings
+from tests.pipeline.conftest import keep_hooks
 
 pytestmark = pytest.mark.pipeline
 
@@ -97,6 +99,31 @@ def test_a_rule_that_fails_refuses_and_an_override_is_kept(line, monkeypatch):
         "overriding accuracy, h_score" in CliRunner().invoke(app, ["ledger"], env={"COLUMNS": "200"}).output
     )
     assert json.loads(CliRunner().invoke(app, ["ledger", "--json"]).stdout)[-1] == entry
+
+
+def test_hooks_are_told_after_each_move_and_one_that_fails_changes_nothing(line, capsys):
+    line.edit(lambda document: document.update(policy=EASY))
+    keep_hooks(line)
+    project = line.project()
+    promote(project, judge_version(project, "1"), MOVE)
+    promote(project, judge_version(project, "2"), MOVE)
+    rollback(project, None, Decision("B. Person", "labels look wrong"))
+    retire(project, "2", MOVE)
+    assert agree(project) == {"candidate": 1, "champion": 1}
+    told = [json.loads(text) for text in (line.root / "told.jsonl").read_text().splitlines()]
+    assert [(one["action"], one["version"], one["stage"], one["alias"]) for one in told] == [
+        ("promote", 1, "first", "champion"),
+        ("promote", 2, "second", "champion"),
+        ("rollback", 1, "first", "champion"),
+        ("retire", 2, "second", None),
+    ]
+    assert (told[2]["by"], told[2]["why"]) == ("B. Person", "labels look wrong")
+    entries = [entry.document for entry in ledger_of(project.store).entries()][-4:]
+    assert [one["entries"] for one in told] == [[entry] for entry in entries]
+    log = [json.loads(text) for text in (line.root / "hooks.jsonl").read_text().splitlines()]
+    assert [one["outcome"] for one in log] == ["failed", "failed", "done"] * 4
+    assert "which is complete and stays: exit code 1 (attempt 2 of 2" in capsys.readouterr().err
+    assert audit_project(project).findings == ()
 
 
 @pytest.mark.parametrize("stop", ["point", "append"])

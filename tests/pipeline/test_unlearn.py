@@ -28,7 +28,7 @@ from canal.memory.stage_sums import StageSums
 from canal.model.annotator import GENES
 from canal.model.storage import read_names
 from canal.registry.transfer.proof import held_cells, proven_bundle
-from tests.pipeline.conftest import copied
+from tests.pipeline.conftest import copied, keep_hooks
 from tests.support.bundle_files import members_naming, named_cells
 from tests.support.methods import learn_here, learned_by, without_pictures
 
@@ -198,6 +198,8 @@ def test_what_only_a_network_learned_cannot_be_unlearned(combined):
 
 
 def test_the_champion_is_named_until_it_is_replaced_and_the_others_can_be_retired(line):
+    keep_hooks(line)
+    line.run("git", "commit", "--quiet", "--all", "--message", "hooks")
     line.canal("promote", "3", "--by", "A. Person", "--why", "reviewed")
     said = json.loads(
         line.canal(
@@ -213,6 +215,14 @@ def test_the_champion_is_named_until_it_is_replaced_and_the_others_can_be_retire
     assert [one.number for one in project.store.versions() if one.retired] == [2]
     line.canal("promote", "candidate", "--by", "A. Person", "--why", "without the cells")
     assert "consent withdrawn" in (line.root / "ledger.jsonl").read_text()
+    told = [json.loads(text) for text in (line.root / "told.jsonl").read_text().splitlines()]
+    assert [one["action"] for one in told] == ["promote", "unlearn", "retire", "promote"]
+    unlearned = told[1]
+    assert (unlearned["version"], unlearned["stage"], unlearned["alias"]) == (5, "third", "candidate")
+    assert unlearned["unlearn"]["versions"] == said["versions"]
+    assert [one["version"] for one in unlearned["entries"]] == [4, 5]
+    assert unlearned["why"] == "consent withdrawn"
+    assert (told[2]["version"], told[2]["entries"][0]["kind"]) == (2, "retire")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pandas as pd
 from canal.annotation.annotate import label_h5ad
 from canal.annotation.options import Options as Options
 from canal.annotation.summary import Changes, label_changes
+from canal.app.hooks import Event, announce
 from canal.app.models import load_annotator
 from canal.app.project import Project
+from canal.config.decisions import Action
 from canal.core.errors import CanalError, LedgerError, RegistryError
 from canal.core.files import read_json, scratch_folder
 from canal.data.prepare import PrepareSettings, prepare
@@ -151,7 +153,9 @@ def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry
                 "again, to compare the version with the new champion"
             )
         rulings, too_few = judgement.rulings, judgement.too_few
-        return promotion.promote(project.store, ledger, judgement.version, rulings, decision, too_few)
+        entry = promotion.promote(project.store, ledger, judgement.version, rulings, decision, too_few)
+    _announce(project, "promote", judgement.version, entry)
+    return entry
 
 
 def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
@@ -160,14 +164,24 @@ def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
         target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
         if target is not None:
             verified(project.store, target)
-        return promotion.rollback(project.store, ledger, target, decision)
+        entry = promotion.rollback(project.store, ledger, target, decision)
+    _announce(project, "rollback", target, entry)
+    return entry
 
 
 def retire(project: Project, wanted: str, decision: Decision) -> Entry:
     """Let a version never serve again; its artifacts stay."""
     with moving(project.store) as ledger:
         version = project.store.version(wanted)
-        return promotion.retire(project.store, ledger, version, decision)
+        entry = promotion.retire(project.store, ledger, version, decision)
+    _announce(project, "retire", version, entry)
+    return entry
+
+
+def _announce(project: Project, action: Action, version: Version | None, entry: Entry) -> None:
+    """Tell the hooks of a move that is complete."""
+    document, stage = entry.document, version.stage if version else ""
+    announce(project, Event(action, document["who"], document["why"], stage, [entry]))
 
 
 def merge_ledgers(project: Project, other: str | None, decision: Decision | None, dry_run: bool) -> Merging:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.app.backfilling import lock_writer
+from canal.app.hooks import Event, announce
 from canal.app.project import Project
 from canal.app.promoting import retire
 from canal.app.remaking import (
@@ -45,9 +46,11 @@ from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
 from canal.model.storage import read_names
+from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.stage_request import request_facts
 from canal.registry.manifest.version_folder import Key, key_digest, read_key
+from canal.registry.promotion.moves import ledger_of
 from canal.registry.promotion.promotion import Decision as Decision
 from canal.registry.store.database import Version
 from canal.registry.versions.history import verified
@@ -107,7 +110,7 @@ def unlearn(
     newest = list(work.old)[-1]
     known, still = _labels(work, newest), _new_sums(work, newest).types
     holding = [one for one in project.store.versions() if one.key in old and not one.retired]
-    return Unlearned(
+    made = Unlearned(
         source=withdrawal.source,
         n_cells=n_cells,
         n_summed=n_summed,
@@ -120,6 +123,19 @@ def unlearn(
         champion=next((one.number for one in holding if CHAMPION in one.aliases), None),
         seconds=round(time.perf_counter() - began, 2),
     )
+    if not dry_run:
+        entries = _registrations(project, {number for number in new.values() if number is not None})
+        announce(project, Event("unlearn", decision.by, decision.why, newest, entries, made.to_json()))
+    return made
+
+
+def _registrations(project: Project, numbers: set[int]) -> list[Entry]:
+    """Return the ledger's entries that registered versions, oldest first."""
+    entries = ledger_of(project.store).entries()
+    model = project.store.names.model
+    return [
+        one for one in entries if one.kind == "register" and one.model == model and one.version in numbers
+    ]
 
 
 def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:

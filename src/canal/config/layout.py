@@ -62,6 +62,11 @@ class Layout:
         return self.root / "annotations.jsonl"
 
     @property
+    def hooks(self) -> Path:
+        """The log of hooks: a line for each attempt to tell somebody of a decision."""
+        return self.root / "hooks.jsonl"
+
+    @property
     def features(self) -> Path:
         """The cache of frozen features of cells, shared by all trainings."""
         return self.private / "features"

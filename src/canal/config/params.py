@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from canal.config.decisions import Policy
+from canal.config.decisions import Hook, Policy
 from canal.config.sections import (
     BACKBONE,
     PUBLISHED_DISTILLATION,
@@ -131,6 +131,7 @@ class Config(Section):
     cache: Cache = Cache()
     registry: Registry = Registry()
     policy: Policy = Policy()
+    hooks: tuple[Hook, ...] = ()
     share: Share = Share()
     compute: Compute = Compute()
 
