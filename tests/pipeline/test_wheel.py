@@ -107,18 +107,7 @@ def test_a_table_in_text_is_labelled_by_limits_of_ones_own(installed, sent, tmp_
     assert set(labelled.loc[labelled["canal_confidence"] < 1, "canal_cell_type"]) == {"Unassigned"}
 
 
-def test_what_carries_the_types_of_a_labelled_file_is_told_without_torch(installed, sent, tmp_path):
-    words = ("annotate", sent / "cells.h5ad", "-o", "out.h5ad", "--model", sent / "blood.zip")
-    assert installed.run(*words, cwd=tmp_path).returncode == 0
-    done = installed.run("explain", "out.h5ad", "--model", sent / "blood.zip", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert all(one["genes"] for one in json.loads(done.stdout))
-    words = ("novel", "out.h5ad", "--model", sent / "blood.zip", "--min-cells", "1")
-    done = installed.run(*words, cwd=tmp_path)
-    assert 'pip install "canal-cells[groups]"' in done.stderr.splitlines()[-1]
-
-
-def test_every_figure_is_drawn_and_novel_cells_are_grouped(drawing, sent, tmp_path):
+def test_every_figure_is_drawn_and_types_and_novel_cells_are_told_without_torch(drawing, sent, tmp_path):
     code = (
         f"import canal; from anndata import read_h5ad; cells = read_h5ad({str(sent / 'cells.h5ad')!r}); "
         "options = canal.Options(latent=True, vote='louvain'); "
@@ -140,6 +129,9 @@ def test_every_figure_is_drawn_and_novel_cells_are_grouped(drawing, sent, tmp_pa
     assert done.returncode == 0, done.stderr
     n_novel = int(read_h5ad(tmp_path / "labelled.h5ad").obs["canal_is_novel"].sum())
     assert json.loads(done.stdout)["n_novel"] == n_novel > 0
+    done = drawing.run("explain", "labelled.h5ad", "--model", sent / "blood.zip", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(one["genes"] for one in json.loads(done.stdout))
 
 
 def test_mouse_cells_are_labelled_by_the_table_that_the_wheel_holds(installed, sent, tmp_path):

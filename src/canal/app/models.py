@@ -150,7 +150,7 @@ def find_model_of(
 
 def named_model(model: Document) -> str:
     """Return what a message calls the model of a record or of a provenance."""
-    key = f"key {model['key'][:12]}..." if model.get("key") else "no key on record"
+    key = f"key {str(model['key'])[:12]}..." if model.get("key") else "no key on record"
     return f"{model.get('model') or 'a model'} version {model.get('version') or '?'} ({key})"
 
 
