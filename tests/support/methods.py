@@ -7,7 +7,6 @@ import runpy
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,7 @@ def prepare_here(line: Line, patch: pytest.MonkeyPatch) -> None:
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Let no data docs be written, and no figures be drawn for a version."""
-    patch.setattr("canal.quality.suite.publishing", lambda *_: nullcontext())
+    """Let no figures be drawn for a version; the gate's pages are written, for versions keep them."""
     patch.setattr("canal.app.versions.draw_figures", lambda *_: None)
     patch.setattr("canal.app.remaking._DRAW", "")
 

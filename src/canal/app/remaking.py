@@ -148,8 +148,9 @@ def write_version(
     """
     with new_folder(scratch.layout.model(stage)) as target:
         artifacts.save(target)
+        # Pages of the old version's gate name cells that may have left, and are no files of a model.
         for name in _INPUTS:
-            shutil.copytree(inputs / name, target / name)
+            shutil.copytree(inputs / name, target / name, ignore=shutil.ignore_patterns("data_docs"))
         # The parent's sums contradict the label of some cells: those that have left are no longer named.
         kept = set(scratch.split(stage)["cell_id"])
         labels = read_json(target / LABELS_FILE) if (target / LABELS_FILE).is_file() else {}
