@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from canal.app import running
+from canal.app.creating import complete_project
 from canal.core.errors import ConfigError
 from canal.runtime.startup import run_script
 from tests.support.cells import make_document
@@ -170,7 +171,7 @@ def test_an_older_project_gets_what_dvc_asks_for(tmp_path):
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(document, file)
     for _ in range(2):
-        pipeline.complete_project(tmp_path)
+        complete_project(tmp_path)
         assert YAML(typ="safe").load(tmp_path / "params.yaml")["memory"] == {}
         assert (tmp_path / "gate").is_dir()
         (tmp_path / "gate" / "cells.json").write_text("{}")
