@@ -57,9 +57,8 @@ def annotate_h5ad(
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
     confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text, and
     ``uns["canal_cell_type_colors"]`` a colour for each type; ``options.key_added`` takes the place of
-    ``canal``. An h5ad file or zarr store is copied; what is in other formats becomes a new h5ad file. Memory
-    holds a block of cells, the labels (some 40 bytes a cell) and, for a matrix stored by gene, the buffers of
-    `canal.io.blocks`.
+    ``canal``. An h5ad file or zarr store is copied; other formats become a new h5ad file. Memory holds a block
+    of cells, the labels (40 bytes a cell) and, for a matrix stored by gene, the buffers of `canal.io.blocks`.
 
     Parameters
     ----------
@@ -76,20 +75,9 @@ def annotate_h5ad(
         target is the source, exists already, has another format, or cannot be written.
     """
     options, callbacks = options or Options(), callbacks or Callbacks()
-    path = target.target if isinstance(target, Output) else target
-    check_target(source, path, options.overwrite)
-    fingerprint = Fingerprint.of(source)
-    output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
-    output = output.of_panel(annotator.genes)
-    if not path.suffix and not output.is_table:
-        callbacks.notice(f"{path} has no suffix: a labelled h5ad file is written under that name")
-    if output.is_table and options.latent:
-        raise DataError(
-            f"{path}: a table of labels holds no embedding: leave --latent out, or write an h5ad file"
-        )
-    parts = Parts(
-        parts_folder(path), lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice
-    )
+    output = _output(source, target, options, callbacks.notice).of_panel(annotator.genes)
+    fingerprint, folder = Fingerprint.of(source), parts_folder(output.target)
+    parts = Parts(folder, lambda: _job(annotator, fingerprint, options), options.resume, callbacks.notice)
     on_cells = callbacks.on_cells or in_tenths(callbacks.notice)
     with parts:
         with open_cells(source, annotator.genes) as file:
@@ -116,6 +104,20 @@ def annotate_h5ad(
     if removed:
         callbacks.notice(stale_columns_message(removed))
     return summary
+
+
+def _output(source: Path, target: Path | Output, options: Options, notice: Callable[[str], None]) -> Output:
+    """Return the output of a target, checked: what cannot be written, or holds no embedding, is refused."""
+    path = target.target if isinstance(target, Output) else target
+    check_target(source, path, options.overwrite)
+    output = target if isinstance(target, Output) else Output.find(source, target, options.only_obs)
+    if not path.suffix and not output.is_table:
+        notice(f"{path} has no suffix: a labelled h5ad file is written under that name")
+    if output.is_table and options.latent:
+        raise DataError(
+            f"{path}: a table of labels holds no embedding: leave --latent out, or write an h5ad file"
+        )
+    return output
 
 
 def label_h5ad(

@@ -99,7 +99,8 @@ def rename(query: Query, panel: Sequence[str], naming: Naming, chosen: bool) -> 
     if not chosen:
         names, column = _from_column(query, names, panel)
         renamed |= {"column": column} if column else {}
-    if _needs_orthologs(names, panel, naming):
+    mouse = naming.species == "mouse" or (naming.species == "auto" and _of_mouse(names))
+    if mouse and naming.orthologs is None and not _of_mouse(panel):
         tables["orthologs"] = mouse_orthologs()
         _refuse_unknown_mice(query, names, panel, naming, tables["orthologs"])
         renamed |= {OWN_TABLE: {"name": MOUSE_TABLE.name, "sha256": file_digest(MOUSE_TABLE)}}
@@ -265,12 +266,6 @@ def _from_column(query: Query, names: list[str], panel: Sequence[str]) -> tuple[
 
 def _overlap(names: Iterable[str], wanted: set[str]) -> int:
     return len(wanted & {_bare(name.upper()) for name in names})
-
-
-def _needs_orthologs(names: Sequence[str], panel: Sequence[str], naming: Naming) -> bool:
-    """Return whether mouse genes are to become human ones by canal's own table."""
-    mouse = naming.species == "mouse" or (naming.species == "auto" and _of_mouse(names))
-    return mouse and naming.orthologs is None and not _of_mouse(panel)
 
 
 def _refuse_unknown_mice(

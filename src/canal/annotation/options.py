@@ -24,10 +24,6 @@ _CHOICES = {
 """The options that have a few values."""
 
 
-def _anything(value: Any) -> bool:
-    return True
-
-
 def _share(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
@@ -134,7 +130,7 @@ class Options:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for one in fields(self):
-            fits, words = _KINDS.get(str(one.type), (_anything, ""))
+            fits, words = _KINDS.get(str(one.type), (lambda _: True, ""))
             if not fits(value := getattr(self, one.name)):
                 raise DataError(f"--{one.name.replace('_', '-')}: expected {words}, found {value!r}")
         if self.min_share is not None and self.vote is None:

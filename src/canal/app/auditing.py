@@ -145,7 +145,10 @@ def reproduce_version(project: Project, wanted: str, notice: Notice) -> Reproduc
         again = tree.model(version.stage)
         same_key = file_digest(again / KEY_FILE) == version.key
         differing = () if same_key else _differing(folder, again)
-        same_machine = _same_machine(record, config)
+        # Bits must be identical on the same system and processor, with float32 throughout.
+        here = (platform.platform(), cpu_capability())
+        exact = config.compute.dtype == "float32" and config.cache.dtype == "float32"
+        same_machine = exact and here == (record["platform"], record.get("cpu"))
         accuracy: dict[str, tuple[float | None, float | None]] = {}
         if differing:
             notice(f"{len(differing)} tensors differ; evaluating the new model")
@@ -314,13 +317,6 @@ def _repro(root: Path, target: str) -> None:
     if done.returncode:
         tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-15:])
         raise AuditError(f"{target} failed in the worktree:\n  {tail}")
-
-
-def _same_machine(record: Record, config: Config) -> bool:
-    """Whether bits must be identical: same system, same processor features, float32 throughout."""
-    here = (platform.platform(), cpu_capability())
-    exact = config.compute.dtype == "float32" and config.cache.dtype == "float32"
-    return exact and here == (record["platform"], record.get("cpu"))
 
 
 def _accuracies(one: Path, other: Path) -> dict[str, tuple[float | None, float | None]]:

@@ -120,7 +120,9 @@ def backfill(project: Project, stage: str, notice: Notice, sign: Sign | None = N
         return _result(project, version, before)
     with _scratch_project(project, stage) as scratch:
         _write_version(project, scratch, version, notice)
-        after = _register(project, scratch, stage, sign)
+        made = key_digest(scratch.layout.model(stage))
+        registry_sync(project, sign, scratch.layout)
+        after = next(one for one in project.store.versions() if one.ready and one.key == made)
     _install(project, after)
     return _result(project, after, version.number)
 
@@ -235,13 +237,6 @@ def _collect_sums(project: Project, stage: str, notice: Notice) -> tuple[StageSu
 
 def _genes(folder: Path) -> tuple[str, ...]:
     return read_names(folder / "model", GENES)
-
-
-def _register(project: Project, scratch: Project, stage: str, sign: Sign | None) -> Version:
-    """Register the version in the scratch project, and return it."""
-    key = key_digest(scratch.layout.model(stage))
-    registry_sync(project, sign, scratch.layout)
-    return next(one for one in project.store.versions() if one.ready and one.key == key)
 
 
 def _install(project: Project, version: Version) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any
 
 import requests
 
@@ -95,11 +95,12 @@ def announce(project: Project, event: Event) -> None:
 
 def _run(project: Project, hook: Hook, document: Document) -> None:
     """Try a hook until an attempt succeeds or there is none left; every attempt is logged."""
+    content = json.dumps(document, sort_keys=True).encode()
     why, begun = "", 0.0
     for attempt in range(1, hook.attempts + 1):
         begun, outcome, final = time.monotonic(), "done", True
         try:
-            why = _call(project, hook, document)
+            why = _command(project, hook, content) if hook.command is not None else _post(hook, content)
         except _FailedError as error:
             why, outcome, final = str(error), "failed", error.final
         except KeyboardInterrupt:
@@ -120,12 +121,6 @@ def _run(project: Project, hook: Hook, document: Document) -> None:
 
 
 _NOUNS = {"promote": "promotion", "rollback": "rollback", "retire": "retirement", "unlearn": "unlearning"}
-
-
-def _call(project: Project, hook: Hook, document: Document) -> str:
-    """Make one attempt, and return what to log of its success."""
-    content = json.dumps(document, sort_keys=True).encode()
-    return _command(project, hook, content) if hook.command is not None else _post(hook, content)
 
 
 def _command(project: Project, hook: Hook, content: bytes) -> str:
@@ -152,15 +147,11 @@ def _command(project: Project, hook: Hook, content: bytes) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if code:
-            tell(f"hook {hook.shown}: {_last_line(said)}")
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            tell(f"hook {hook.shown}: {lines[-1][:_LONGEST]}")
             raise _FailedError(f"exit code {code}")
         return "exit code 0"
-
-
-def _last_line(said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:_LONGEST] if lines else "it said nothing"
 
 
 def _post(hook: Hook, content: bytes) -> str:

@@ -83,7 +83,9 @@ def find_model(model: str | Path | None, root: Path | None, effort: Effort, noti
     if wanted is not None and (isinstance(model, Path) or shelf.is_path(wanted)):
         return _from_path(Path(wanted).expanduser(), effort, notice)
     if (project := project_here(root)) is not None:
-        if wanted is None or _is_version(project, wanted) or not shelf.on_shelf(wanted):
+        versions, number = project.store.versions() if wanted else [], (wanted or "").removeprefix("v")
+        known = any(number == str(one.number) or wanted in one.aliases for one in versions)
+        if wanted is None or known or not shelf.on_shelf(wanted):
             return _from_project(project, wanted, effort, notice)
         notice(
             f"{wanted} is no version of this project: the model of that name on the shelf labels the cells"
@@ -186,11 +188,6 @@ def model_names(root: Path | None = None) -> list[tuple[str, str]]:
 def project_here(root: Path | None) -> Project | None:
     """Return the project in ``root``, which has to be one, or in the working directory, which need not be."""
     return Project.open(root) if root is not None or Layout(Path.cwd()).params.exists() else None
-
-
-def _is_version(project: Project, wanted: str) -> bool:
-    number = wanted.removeprefix("v")
-    return any(number == str(one.number) or wanted in one.aliases for one in project.store.versions())
 
 
 def _from_project(project: Project, wanted: str | None, effort: Effort, notice: Notice) -> FoundModel:

@@ -118,7 +118,14 @@ def plan(project: Project) -> Plan:
     running, perhaps, n_steps = _steps(project.layout.root)
     stages = []
     for one in fates:
-        steps = tuple(name for name in running if _belongs(project, name, one.stage))
+        own, prepared = "pretrain", ""
+        if one.stage != BACKBONE:
+            own, prepared = f"@{one.stage}", f"prepare@{project.config.stages[one.stage].source}"
+        steps = tuple(
+            name
+            for name in running
+            if name == prepared or (name.endswith(own) and not name.startswith("prepare@"))
+        )
         fate: Fate = "restore" if one.fate == "keep" and steps else one.fate
         stages.append(replace(one, steps=steps, fate=fate))
     return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals))
@@ -248,11 +255,3 @@ def _in_words(found: Sequence[Any]) -> Iterator[str]:
             named += [f"{f'{key} of ' if key else ''}{path} {_STATES.get(how, how)}" for key, how in states]
         more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
         yield f"{', '.join(named[:_SHOWN])}{more}"
-
-
-def _belongs(project: Project, step: str, stage: str) -> bool:
-    """Whether a step of DVC runs for a stage alone."""
-    name, _, of = step.partition("@")
-    if stage == BACKBONE:
-        return name == "pretrain"
-    return of == (project.config.stages[stage].source if name == "prepare" else stage)

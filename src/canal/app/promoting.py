@@ -111,24 +111,22 @@ def judge_version(
     folder = store.artifacts(version)
     findings = [str(one) for one in audit(store, project.layout, project.config, [version]).findings]
     other = champion or _parent(project, read_json(folder / "key.json")["parent"])
+    compared = None
+    if other is not None and other.erased:
+        gone = {other.stage: f"the files of its parent, version {other.number}, were erased"}
+        compared = Comparison(other.number, version.number, {}, gone, (other.stage,))
+    elif other is not None:
+        compared = compare_versions(project, other, version)
     evidence = Evidence(
         evaluation=current_evaluation(store, version),
         verdict=read_json(folder / "validation" / "verdict.json"),
         record=read_json(folder / "record.json"),
         key=read_json(folder / "key.json"),
         findings=findings,
-        comparison=None if other is None else _compared(project, other, version),
+        comparison=compared,
     )
     rulings = override(judge(project.config.policy, evidence), overrides, too_few=bool(too_few))
     return Judgement(version, champion, rulings, other, too_few)
-
-
-def _compared(project: Project, before: Version, version: Version) -> Comparison:
-    """Return the comparison with the champion or the parent; nothing of a parent that was erased is left."""
-    if not before.erased:
-        return compare_versions(project, before, version)
-    gone = {before.stage: f"the files of its parent, version {before.number}, were erased"}
-    return Comparison(before.number, version.number, {}, gone, (before.stage,))
 
 
 def _parent(project: Project, key: str) -> Version | None:

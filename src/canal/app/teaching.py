@@ -55,19 +55,17 @@ def learn(
 ) -> dict[str, Any]:
     """Teach a lineage a labelled data set: the same line as by commands, the gate included.
 
-    The project is made where there is none yet (`canal init`); the cells become its next stage if they pass
-    the gate (`canal stage add`) and are learned (`canal run`). params.yaml and what the run made are
-    committed to git. The same call again learns nothing and returns the same version.
+    The project is made where there is none (`canal init`); the cells become its next stage if they pass the
+    gate (`canal stage add`) and are learned (`canal run`). params.yaml and what the run made are committed.
+    The same call again learns nothing and returns the same version.
 
     Parameters
     ----------
     cells : AnnData, str or Path
         Cells with a type each: an AnnData, which is written to ``cells/STAGE.h5ad`` of the project, or the
         path of an h5ad file, which stays where it is.
-    into : str or Path
-        The project's folder; a new one is made.
-    stage : str, optional
-        The stage's name; by default the file's.
+    into, stage : str or Path, str
+        The project's folder, and the stage's name, by default the file's.
     method : str
         Of a new project: ``exact`` (sums), ``combined`` or ``published`` (`canal init --method`).
     say : callable
@@ -84,16 +82,14 @@ def learn(
     Raises
     ------
     GateError
-        If the cells do not pass the gate; names each rule, what was found and what to do. Nothing is left of
-        the call.
+        If the cells do not pass the gate; names each rule and what to do. Nothing is left of the call.
     CanalError
         If the declaration breaks a rule, or learning is refused or fails.
     """
     root = Path(into).resolve()
     name = stage or (name_from(Path(cells).stem, "cells") if isinstance(cells, str | Path) else "")
     _require_words(name, reading)
-    begun = not (root / "params.yaml").is_file()
-    if begun:
+    if begun := not (root / "params.yaml").is_file():
         made = create(root, Wish(method))
         say(f"made {made.root}" + (f", not committed: {made.problem}" if made.problem else ""))
     try:

@@ -46,7 +46,6 @@ from canal.memory.stage_sums import OWN_BATCHES, StageSums
 from canal.memory.sums import Sums
 from canal.model.annotator import GENES, LABELS
 from canal.model.storage import read_names
-from canal.registry.ledger.ledger import Entry
 from canal.registry.ledger.ledger_rules import CHAMPION
 from canal.registry.manifest.stage_request import request_facts
 from canal.registry.manifest.version_folder import Key, key_digest, read_key
@@ -124,18 +123,14 @@ def unlearn(
         seconds=round(time.perf_counter() - began, 2),
     )
     if not dry_run:
-        entries = _registrations(project, {number for number in new.values() if number is not None})
+        numbers, model = {number for number in new.values() if number is not None}, project.store.names.model
+        entries = [
+            one
+            for one in ledger_of(project.store).entries()
+            if one.kind == "register" and one.model == model and one.version in numbers
+        ]
         announce(project, Event("unlearn", decision.by, decision.why, newest, entries, made.to_json()))
     return made
-
-
-def _registrations(project: Project, numbers: set[int]) -> list[Entry]:
-    """Return the ledger's entries that registered versions, oldest first."""
-    entries = ledger_of(project.store).entries()
-    model = project.store.names.model
-    return [
-        one for one in entries if one.kind == "register" and one.model == model and one.version in numbers
-    ]
 
 
 def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:

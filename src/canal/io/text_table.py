@@ -184,7 +184,13 @@ def _convert(lines: _Lines, turned: Path) -> tuple[list[str], list[str]]:
     first = next(lines, None)
     if first is None:
         raise DataError(f"{path}: there are no cells: the table has one line alone")
-    separator = _separator(path, head)
+    separator = max(_SEPARATORS, key=head.count)
+    if separator not in head:
+        found = "semicolons" if ";" in head else "neither"
+        raise DataError(
+            f"{path}: expected columns parted by commas or tabs, found {found} in the first line "
+            f"({head[:_SHOWN]!r}): save the table as CSV with commas and decimal points"
+        )
     columns = _header(path, head, first, separator)
     rows: list[str] = []
     each = max(1, _VALUES // len(columns))
@@ -252,17 +258,6 @@ def _blocks(lines: _Lines, first: str, each: int) -> Iterator[list[_Numbered]]:
         block.append((lines.number, line))
         size += len(line)
     yield block
-
-
-def _separator(path: Path, head: str) -> str:
-    separator = max(_SEPARATORS, key=head.count)
-    if separator not in head:
-        found = "semicolons" if ";" in head else "neither"
-        raise DataError(
-            f"{path}: expected columns parted by commas or tabs, found {found} in the first line "
-            f"({head[:_SHOWN]!r}): save the table as CSV with commas and decimal points"
-        )
-    return separator
 
 
 def _fields(path: Path, line: str, separator: str) -> list[str]:

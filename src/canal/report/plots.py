@@ -45,9 +45,8 @@ def dotplot(
     """Draw your own labels against the types that canal gave, one dot for each pair.
 
     A dot's area is the share of the own label's cells that have the type, its colour their median confidence.
-    Rows are own labels, columns types; both are ordered so that most cells lie along a diagonal and what is
-    confused with each other is neighbours, "Unassigned" last. A ring is around each row's largest dot. Bars
-    count cells. The title says how the most frequent label fares, and which label fares worst.
+    Rows are own labels, columns types, ordered so that most cells lie along a diagonal, "Unassigned" last. A
+    ring is around each row's largest dot. Bars count cells. The title says which label fares worst.
 
     Parameters
     ----------
@@ -90,8 +89,9 @@ def dotplot(
     count_bars(figure.add_subplot(grid[0, 0], sharex=axis), found.counts.sum(axis=0), upwards=True)
     count_bars(figure.add_subplot(grid[1, 1], sharey=axis), found.counts.sum(axis=1), upwards=False)
     draw_legend(figure.add_subplot(grid[:, 2]), dots, cell, height + 0.6)
-    title = found.title(int(width * 11))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+    figure.suptitle(
+        found.title(int(width * 11)), x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK
+    )
     if found.n_without:
         note = f"{found.n_without:,} cells without a label in {named(groupby)} are left out"
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)

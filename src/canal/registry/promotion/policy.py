@@ -264,7 +264,7 @@ def _why_no_h_score(evaluation: Document) -> str:
         else "no type was held out: novelty.holdouts names none. "
     ) + (
         "Name types that the version knows in novelty.holdouts of params.yaml, or leave it out for all with "
-        "enough cells: make run then measures again, and learns nothing"
+        "enough cells: canal run then measures again, and learns nothing"
     )
 
 

@@ -77,10 +77,16 @@ def promote(
     blocking = blocking_rulings(rulings)
     if blocking:
         names = ", ".join(ruling.rule for ruling in blocking)
+        few = sum(ruling.value == TOO_FEW for ruling in blocking)
+        way = (
+            f"; --too-few REASON lets the {few} pass that have too few test cells, and no other"
+            if few
+            else ""
+        )
         raise PolicyError(
             f"version {version.number} was not promoted: {len(blocking)} of {len(rulings)} rules fail "
             f"({names}). Learn a better version, or override a rule with --override RULE, which the ledger "
-            f"keeps with your reason{_few_advice(blocking)}"
+            f"keeps with your reason{way}"
         )
     aliases, details = _serving(ledger, version, champion)
     details |= {
@@ -91,12 +97,6 @@ def promote(
     if too_few:
         details["too_few"] = too_few
     return record(store, ledger, _draft("promote", version, decision, aliases, details), decision.sign)
-
-
-def _few_advice(blocking: Sequence[Ruling]) -> str:
-    """Return how to let stages and types with too few test cells pass; empty where there is none."""
-    few = sum(ruling.value == TOO_FEW for ruling in blocking)
-    return f"; --too-few REASON lets the {few} pass that have too few test cells, and no other" if few else ""
 
 
 def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
