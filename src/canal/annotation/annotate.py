@@ -57,8 +57,8 @@ def annotate_h5ad(
     the cell is novel, or expresses none of the model's genes), the likeliest type and the second one,
     confidence, margin, novelty; ``uns["canal"]`` is the annotation record, a JSON text, and
     ``uns["canal_cell_type_colors"]`` a colour for each type; ``options.key_added`` takes the place of
-    ``canal``. An h5ad file or zarr store is copied; other formats become a new h5ad file. Memory holds a block
-    of cells, the labels (40 bytes a cell) and, for a matrix stored by gene, the buffers of `canal.io.blocks`.
+    ``canal``. An h5ad file or zarr store is copied, other formats become a new h5ad file. Memory holds a
+    block of cells, the labels (40 bytes each) and, for a matrix stored by gene, `canal.io.blocks`' buffers.
 
     Parameters
     ----------
