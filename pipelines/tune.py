@@ -40,16 +40,14 @@ def tune(project: Project, logged: StepRun) -> None:
         logged.artifacts(scratch, "tuning")
     chosen = ", ".join(f"{name} {value}" for name, value in document["choice"].items())
     below = ", though no trial reached tuning.min_retention" if document["rule"]["below"] else ""
-    best = document["rule"]["passed_over"]
-    unsure = "" if best is None else f"; trial {best} is better, but not significantly"
+    unsure = (
+        "" if (best := document["rule"]["passed_over"]) is None else f"; trial {best} is not surely better"
+    )
     tell(f"{stage}: chosen {chosen} (trial {document['chosen']} of {len(document['trials'])}){below}{unsure}")
 
 
 def main() -> None:
-    """Restore the study's document if the stage was learned; otherwise tune as an MLflow Project step.
-
-    A stage without a study gets a document that says so: DVC knows no dependency that some stages lack.
-    """
+    """Tune as an MLflow Project step, restore the study of a learned stage, or say that there is none."""
     project = Project.open()
     stage = argument("stage", project.config.stages)
     if project.config.study(stage) is None:

@@ -98,7 +98,7 @@ def learn_here(line: Line, sync: bool = True) -> list[str]:
         stages = list(line.project().config.stages)
         step(patch, "pretrain")
         for name in stages:
-            for script in ("labels", "finetune", "evaluate"):
+            for script in ("labels", "tune", "finetune", "evaluate"):
                 step(patch, script, "--stage", name)
         if sync:
             line.canal("registry", "sync")
