@@ -17,20 +17,19 @@ if TYPE_CHECKING:
 
 def tune(project: Project, logged: StepRun) -> None:
     """Run the study of the stage named by --stage; its trials become runs below this one."""
-    from canal.app.choosing import choose, watch_trials
-    from canal.app.declaring import tuning_of
+    from canal.app import choosing, declaring
     from canal.report.collect import draw_tuning
 
     stage = argument("stage", project.config.stages)
-    logged.params(tuning_of(project, stage).asked() | {"seed": project.config.seed})
+    logged.params(declaring.tuning_of(project, stage).asked() | {"seed": project.config.seed})
 
     def watching(study: "Study") -> "AbstractContextManager[Watch]":
-        logged.tags({"canal.study": study.plan.digest})
-        return watch_trials(
-            study, lambda done: log_trials(logged, Trials(stage, study.plan.digest, done, trial_times(study)))
+        logged.tags({"canal.study": (digest := study.plan.digest)})
+        return choosing.watch_trials(
+            study, lambda done: log_trials(logged, Trials(stage, digest, done, trial_times(study)))
         )
 
-    document = choose(project, stage, watching)
+    document = choosing.choose(project, stage, watching)
     write_json(project.layout.tuned(stage), document)
     logged.params({"chosen": document["choice"]})
     logged.metrics(document["objectives"])
@@ -40,9 +39,8 @@ def tune(project: Project, logged: StepRun) -> None:
         logged.artifacts(scratch, "tuning")
     chosen = ", ".join(f"{name} {value}" for name, value in document["choice"].items())
     below = ", though no trial reached tuning.min_retention" if document["rule"]["below"] else ""
-    unsure = (
-        "" if (best := document["rule"]["passed_over"]) is None else f"; trial {best} is not surely better"
-    )
+    best = document["rule"]["passed_over"]
+    unsure = "" if best is None else f"; trial {best} is better, but not significantly"
     tell(f"{stage}: chosen {chosen} (trial {document['chosen']} of {len(document['trials'])}){below}{unsure}")
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.data.split import read_split
-from canal.registry.manifest.version_folder import Key, Record, parent_stage
+from canal.registry.manifest.version_folder import EVALUATION, Key, Record, parent_stage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ FLAG, FORMAT = "pages", 1
 Audits compare every word: a change of wording or figures is a new format.
 """
 
-EVALUATION, PREDICTIONS = "metrics/evaluation.json", "metrics/predictions.csv"
+PREDICTIONS = "metrics/predictions.csv"
 GENES, LABELS, COMBINATION = "model/genes.json", "model/labels.json", "model/combination.json"
 SPLIT, VERDICT = "split/cells.csv", "validation/verdict.json"
 SOURCES = (EVALUATION, PREDICTIONS, GENES, LABELS, COMBINATION, SPLIT, VERDICT)

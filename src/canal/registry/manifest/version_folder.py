@@ -36,6 +36,9 @@ KEY_FILE = "key.json"
 
 Key = dict[str, Any]
 
+EVALUATION = "metrics/evaluation.json"
+"""What a version measured when it was learned."""
+
 RECORD_FILE = "record.json"
 RECORD_FORMAT = 1
 LOADED_FILE = "registered_model_meta"

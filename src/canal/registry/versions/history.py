@@ -12,9 +12,9 @@ from canal.core.files import new_folder, read_json, write_json
 from canal.registry.ledger.joined import ledger_records
 from canal.registry.ledger.ledger_rules import LOST
 from canal.registry.ledger.rulings import measured, remeasured
-from canal.registry.manifest.pages import EVALUATION
 from canal.registry.manifest.stage_request import Request, differences, learning_part, stage_request
 from canal.registry.manifest.version_folder import (
+    EVALUATION,
     KEY_FILE,
     RECORD_FILE,
     Key,
