@@ -36,7 +36,6 @@ from canal.registry.ledger.rulings import MEASURED_AGAIN, measurement_line
 from canal.registry.ledger.signing import Keyring, read_keyring, role_of, signature_findings
 from canal.registry.promotion.policy import unproven
 from canal.registry.store.store import TAG, Store, require_rebuilt
-from canal.registry.store.tracking import describe
 
 RETIRED, ERASED = f"{TAG}retired", f"{TAG}erased"
 
@@ -342,7 +341,7 @@ def _move(store: Store, entry: Entry) -> None:
     if entry.kind == "retire":
         store.tag(entry.model, entry.version, RETIRED, "true")
     if entry.kind == MEASURE:
-        describe(store, entry.model, entry.version, MEASURED_AGAIN, measurement_line(entry))
+        _describe(store, entry.model, entry.version, MEASURED_AGAIN, measurement_line(entry))
     for one in erased_versions(entry):
         for name in (RETIRED, ERASED):
             store.tag(one["model"], one["version"], name, "true")
@@ -364,3 +363,13 @@ def _refuse(path: Path, entry: Entry, wrong: list[str]) -> None:
 
 def _decided(entry: Entry) -> bool:
     return entry.kind in DECIDED
+
+
+def _describe(store: Store, model: str, number: int, beginning: str, line: str) -> None:
+    """Let a version's description in MLflow end with a line, in place of one that began the same."""
+    client = store.client
+    with store.translated_errors():
+        before = client.get_model_version(model, str(number)).description or ""
+        kept = [one for one in before.splitlines() if not one.startswith(beginning)]
+        text = "\n".join([*kept, *([] if not kept or not kept[-1] else [""]), line])
+        client.update_model_version(model, str(number), text)

@@ -1,7 +1,4 @@
-"""MLflow runs: a parent run a stage, its steps as MLflow Project runs below, a study's trials below those.
-
-And the line that a version's description there gains when it is measured again.
-"""
+"""MLflow runs: a parent run a stage, its steps as MLflow Project runs below, a study's trials below those."""
 
 import hashlib
 import json
@@ -99,16 +96,6 @@ def parent_run(store: Store, stage: str, digest: str) -> str:
         run = client.create_run(store.experiment_id, run_name=stage, tags=tags)
         client.set_terminated(run.info.run_id, "FINISHED")
         return str(run.info.run_id)
-
-
-def describe(store: Store, model: str, number: int, beginning: str, line: str) -> None:
-    """Let a version's description in MLflow end with a line, in place of one that began the same."""
-    client = store.client
-    with store.translated_errors():
-        before = client.get_model_version(model, str(number)).description or ""
-        kept = [one for one in before.splitlines() if not one.startswith(beginning)]
-        text = "\n".join([*kept, *([] if not kept or not kept[-1] else [""]), line])
-        client.update_model_version(model, str(number), text)
 
 
 def start_entry_point(store: Store, config: Config, entry_point: str, stage: str) -> None:
