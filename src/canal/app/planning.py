@@ -16,7 +16,7 @@ from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError
 from canal.registry.store.database import Version
-from canal.registry.versions.history import require_available
+from canal.registry.versions.history import require_available, require_corpora_available
 from canal.runtime.startup import own_code
 
 _DATA = "data.dvc"
@@ -147,10 +147,14 @@ def _new(project: Project, stage: str) -> StagePlan:
     """Return the plan of a stage that is to be learned; raises where its cells cannot be had."""
     config = project.config
     if stage == BACKBONE:
+        require_corpora_available(config)
+        for name in config.backbone.unlabelled:
+            _require_bytes(project, name, config.sources[name])
+        corpora = ", ".join(config.backbone.unlabelled)
         how = (
             "imported"
             if config.imported_backbone
-            else "pretrained"
+            else f"pretrained{f', also on {corpora}' if corpora else ''}"
             if config.trains_network
             else "no network"
         )
@@ -254,5 +258,5 @@ def _belongs(project: Project, step: str, stage: str) -> bool:
     """Whether a step of DVC runs for a stage alone."""
     name, _, of = step.partition("@")
     if stage == BACKBONE:
-        return name == "pretrain"
+        return name == "pretrain" or (name == "prepare" and of in project.config.backbone.unlabelled)
     return of == (project.config.stages[stage].source if name == "prepare" else stage)
