@@ -19,6 +19,8 @@ def divide(project: Project, stage: str, into: Path) -> None:
         return
     require_available(config, stage)
     earlier = {name: into / f"{name}.csv" for name in config.ancestors(stage)}
+    # Nor is a cell tested on that the backbone has seen in an unlabelled source.
+    earlier |= {f"unlabelled/{name}": path for name, path in project.pretrained_tables().items()}
     tables = {name: read_split(path) for name, path in earlier.items()}
     grouped = config.stages[stage].group_by_batch
     split = split_stage(project.prepared(stage).obs, config.split, config.seed, grouped, tables)

@@ -76,6 +76,51 @@ def test_what_is_wrong_is_named(change, message):
         parse_config(make_document(**change))
 
 
+def with_corpus(source=None, backbone=None, **changes):
+    """Return the document of two stages whose backbone also sees a source without labels, ``atlas``."""
+    document = make_document(**changes)
+    plain = {name: value for name, value in document["sources"]["first"].items() if name != "label"}
+    document["sources"]["atlas"] = plain | (source or {})
+    document["backbone"] |= {"unlabelled": ["atlas"]} | (backbone or {})
+    return document
+
+
+def without_label(document):
+    del document["sources"]["second"]["label"]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (with_corpus(backbone={"unlabelled": ["sky"]}), r"backbone\.unlabelled: no source 'sky'; there are"),
+        (with_corpus(backbone={"unlabelled": ["atlas", "second"]}), r"unlabelled: stage second learns from"),
+        (with_corpus(backbone={"unlabelled": ["atlas"] * 2}), r"backbone\.unlabelled: names a source twice"),
+        (
+            with_corpus(continual={"method": "exact"}),
+            r"backbone\.unlabelled: no network is trained, .*set continual\.method: combined",
+        ),
+        (
+            with_corpus(backbone={"imported": {"path": "x", "key": "1" * 64}}),
+            r"backbone\.imported: an import is not pretrained here: remove unlabelled",
+        ),
+        (with_corpus({"label_map": {"a": "b"}}), r"sources\.atlas: label_map without label"),
+        (without_label(make_document()), r"sources\.second\.label: missing: stage second learns cell types"),
+        (without_label(with_corpus()), r"sources\.second\.label: missing"),
+        (with_corpus(backbone={"max_unlabelled_cells": 1}), r"backbone\.max_unlabelled_cells"),
+        (make_document(gate={"species": "rat"}), r"gate\.species: .*'human' or 'mouse'"),
+    ],
+)
+def test_what_is_wrong_about_a_source_without_labels_is_named(document, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(document)
+
+
+def test_a_source_without_labels_may_be_there_as_long_as_no_stage_learns_from_it():
+    assert parse_config(with_corpus()).backbone.unlabelled == ("atlas",)
+    assert parse_config(with_corpus(backbone={"unlabelled": []})).sources["atlas"].label is None
+
+
 def with_ontology(**ids):
     document = make_document()
     for name, one in ids.items():

@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing(tmp_path, with_file):
     path = cells(tmp_path / "cells.h5ad")
     given = ("--first", path, "--values", "counts") if with_file else ()
     said = canal("init", tmp_path / "lineage", *given, "--dry-run")
-    assert f"would make {tmp_path / 'lineage'}, of 25 files: .dvc/config, " in said
+    assert f"would make {tmp_path / 'lineage'}, of 26 files: .dvc/config, " in said
     assert [one.name for one in tmp_path.iterdir()] == ["cells.h5ad"]
 
 

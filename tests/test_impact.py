@@ -16,7 +16,7 @@ from canal.core.digests import canonical_json
 from canal.registry.manifest.stage_request import request_digest
 from canal.registry.provenance.exposure import CellQuery
 from tests.support.cells import make_tuned_document
-from tests.support.registry_made import FIRST, Made, two_stages
+from tests.support.registry_made import FIRST, Made, two_stages, with_atlas
 
 
 @pytest.fixture
@@ -211,6 +211,23 @@ def test_a_stage_that_becomes_the_first_one_adds_no_genes_any_more(made):
     made.set_params(**{name: document[name] for name in ("sources", "stages")})
     config = parse(followed(made, asked(made, "first")))
     assert (list(config.stages), config.stages["second"].panel.grow) == (["second"], 0)
+
+
+@pytest.mark.parametrize("narrowed", [{}, {"batch": "donor-9"}, {"cell": "x-3"}])
+def test_the_way_out_of_an_unlabelled_source_pretrains_a_backbone_without_it(tmp_path, narrowed):
+    made = with_atlas(tmp_path / "project")
+    document = asked(made, "atlas", **narrowed)
+    assert [one["stage"] for one in document["versions"]] == ["backbone", "first", "second"]
+    assert "canal stage relearn backbone --commit" in commands(document)
+    assert not any("unlearn" in step["text"] for step in document["steps"])
+    config = parse(followed(made, document))
+    assert (config.backbone.branch, [one.branch for one in config.stages.values()]) == (2, [2, 2])
+    assert config.backbone.unlabelled == (("atlas",) if narrowed else ())
+    if narrowed:
+        exclude = config.sources["atlas"].exclude
+        assert (exclude.batches, exclude.cells) == (("donor-9",), ()) or exclude.cells == ("x-3",)
+    else:
+        assert "atlas" not in config.sources
 
 
 def with_reserve(folder):

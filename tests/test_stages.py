@@ -181,6 +181,18 @@ def test_a_file_without_its_units_is_told_what_is_missing(tmp_path):
     assert str(said.exception).endswith("give one of the two; --values, the units of a.h5ad, is missing")
 
 
+def test_a_lineage_without_a_network_has_no_sources_that_pre_train_one():
+    atlas = "sources:\n  atlas: {path: x.h5ad, sha256: '" + "a" * 64 + "', values: counts}\n"
+    with_atlas = TEXT.replace("sources:\n", atlas, 1).replace(
+        "backbone:\n", "backbone:\n  unlabelled: [atlas]\n"
+    )
+    assert parse(with_atlas).backbone.unlabelled == ("atlas",)
+    text = with_withdrawal(with_atlas, "pbmc3k", (["A.1"], None), ["backbone", "pbmc3k"])
+    assert (parse(text).backbone.unlabelled, parse(text).trains_network) == ((), False)
+    text = with_withdrawal(with_atlas, "kang-ctrl", (["A.1"], None), ["kang-ctrl"])
+    assert parse(text).backbone.unlabelled == ("atlas",)
+
+
 def test_cells_leave_the_shipped_params_and_their_stages_get_a_branch_and_the_exact_method():
     """Also where the only tuned stage becomes one that is not."""
     text = with_withdrawal(TEXT, "kang-ctrl", (["A.1"], "donor 7"), ["kang-ctrl", "kang-ifnb"])

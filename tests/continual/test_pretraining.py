@@ -6,6 +6,7 @@ from canal.config.sections import Backbone as Settings
 from canal.continual.fit import Hooks
 from canal.continual.pretraining import Corpus, mask_expressed, pretrain
 from canal.core.errors import TrainingError
+from canal.data.expression import tokenize
 from canal.model.storage import weights_digest
 from tests.support.models import DEEP, seeded
 from tests.support.tasks import GENES, make_cells
@@ -33,6 +34,20 @@ def test_expressed_genes_are_masked_and_no_others():
     masked = mask_expressed(tokens, 0.3, seeded(1))
     assert not masked[tokens == 0].any()
     assert masked[tokens > 0].float().mean().item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_tokens_that_are_masked_some_at_a_time_are_those_of_all_at_once(monkeypatch):
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 6, size=(50, 37), dtype=np.uint8))
+    whole = (torch.rand(tokens.shape, generator=seeded(3)) < 0.3) & (tokens > 0)
+    for cells in (1, 7, 50):
+        monkeypatch.setattr("canal.continual.pretraining._MASKED_CELLS", cells)
+        assert torch.equal(mask_expressed(tokens, 0.3, seeded(3)), whole)
+
+
+def test_a_corpus_of_tokens_is_that_of_expression():
+    given, tokens = corpus(), {name: tokenize(getattr(corpus(), name)) for name in ("train", "held_out")}
+    first, second = (pretrain(one, DEEP, SETTINGS, 0)[0] for one in (given, corpus(**tokens)))
+    assert weights(first) == weights(second)
 
 
 def test_masked_genes_are_predicted_ever_better():

@@ -46,6 +46,15 @@ def test_the_canonical_file(tmp_path, adata):
     assert result.n_cells == 21
 
 
+def test_a_file_without_labels(tmp_path, adata):
+    del adata.obs["cell_type"]
+    result, cells = prepared(tmp_path, adata, label=None)
+    assert result.n_cells == 21
+    assert set(cells.obs["cell_type"]) == set(cells.obs["cell_type_original"]) == {""}
+    with pytest.raises(DataError, match="cell_type"):
+        prepared(tmp_path, adata)
+
+
 def test_the_summary_names_the_bytes(tmp_path, adata):
     path = write_adata(adata, tmp_path / "raw.h5ad")
     source = source_of(path)

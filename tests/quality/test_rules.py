@@ -289,6 +289,45 @@ def test_a_cell_that_an_earlier_stage_tests_on_is_refused(earlier, tmp_path):
     assert verdict.failures("error")[0].examples == ("first (2 cells)",)
 
 
+def test_a_test_cell_that_the_backbone_saw_without_its_label_is_refused(earlier, tmp_path):
+    case = StageCase(earlier=dict(earlier), pretrained={})
+    subject = case.subject(tmp_path)
+    prepare(subject.raw, "second", subject.source, SETTINGS, tmp_path / "second")
+    assert failed(case.judged(tmp_path)) == []
+    digests = PreparedCells(tmp_path / "second" / "cells.h5ad").obs["cell_digest"].tolist()
+    case.pretrained = dict.fromkeys(digests[:3], "atlas")
+    verdict = case.judged(tmp_path)
+    assert failed(verdict) == ["not_pretrained_on"]
+    assert verdict.failures("error")[0].examples == ("atlas (3 cells)",)
+
+
+ABOUT_LABELS = {"labels_present", "enough_cells_per_type", "types_balanced"}
+ABOUT_LABELS |= {"types_are_types", "types_told_apart"}
+
+
+def test_a_file_without_labels_is_judged_by_every_other_rule(earlier, tmp_path):
+    case = StageCase(earlier=dict(earlier))
+    rules = {rule.rule for rule in case.judged(tmp_path).rules}
+    case.unlabelled, case.declaration = True, {"label": None}
+    del case.adata.obs["cell_type"]
+    verdict = case.judged(tmp_path)
+    assert (failed(verdict), verdict.counts["types"]) == ([], {})
+    assert {rule.rule for rule in verdict.rules} == rules - ABOUT_LABELS
+    case.adata = changed(case.adata, lambda x: x - 1)
+    assert failed(case.judged(tmp_path)) == ["values_not_negative"]
+
+
+def test_a_lineage_of_a_mouse_takes_its_symbols_and_no_others(tmp_path):
+    case = StageCase(panel=[])
+    human = case.adata.var_names
+    case.gate = {"species": "mouse"}
+    assert failed(case.judged(tmp_path)) == ["symbols_mouse"]
+    case.adata = renamed(case.adata, {name: name.capitalize() for name in human})
+    assert failed(case.judged(tmp_path)) == []
+    case.gate = {}
+    assert failed(case.judged(tmp_path)) == ["symbols_human"]
+
+
 @pytest.mark.parametrize("values", ["counts", "log1p_10k", "log2p_10k"])
 def test_an_intact_file_passes_without_a_warning(values, earlier, tmp_path):
     case = of_values(values)

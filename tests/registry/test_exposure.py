@@ -15,7 +15,7 @@ from canal.registry.provenance.exposure import (
     find_exposures,
 )
 from tests.support.cells import make_config, make_document, make_tuned_document
-from tests.support.registry_made import FIRST, SECOND, Made, two_stages
+from tests.support.registry_made import FIRST, SECOND, Made, two_stages, with_atlas
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,25 @@ def test_a_backbone_saw_the_cells_of_its_extra_stages(tmp_path):
     found = exposures(CellsSeen(made.project.store), cell="second:Mono-1")
     assert found["backbone 1"] == ("learned", {"trained": 1}, None)
     assert found["annotator 1"] == ("learned", {}, 1)
+
+
+def test_a_backbone_saw_the_cells_of_unlabelled_sources(tmp_path):
+    """A cell of the same content under another name counts, too; one that was not drawn is unknown."""
+    made = with_atlas(tmp_path / "project")
+    cells_seen = CellsSeen(made.project.store)
+    for cell in ("atlas:x-1", "second:Mono-1"):
+        found = exposures(cells_seen, cell=cell)
+        assert found["backbone 1"] == ("learned", {"trained": 1}, None)
+        assert found["annotator 1"][0] == "learned"
+    assert exposures(cells_seen, source="atlas")["backbone 1"][1] == {"trained": 2, "validated": 1}
+    assert exposures(cells_seen, source="a" * 64)["backbone 1"][1] == {"trained": 2, "validated": 1}
+    assert exposures(cells_seen, source="atlas", batch="donor-9")["backbone 1"][1] == {"trained": 1}
+    with pytest.raises(RegistryError, match=r"no registered version knows a cell 'atlas:x-9'"):
+        exposures(cells_seen, cell="atlas:x-9")
+    path = made.folder(made.project.store.versions("canal-backbone")[0]) / "corpus" / "atlas" / "cells.csv"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(RegistryError, match=r"corpus/atlas/cells\.csv"):
+        CellsSeen(made.project.store)
 
 
 def test_a_branch_without_the_cell_has_not_touched_it(tmp_path):

@@ -41,6 +41,38 @@ def test_what_was_asked_for_before_is_asked_for_still():
     assert digests == ["6ad56f6fbc36df08", "c9c227ea3d0daa25"]
 
 
+def with_corpus(unlabelled=("atlas",), **changes):
+    sources = make_document()["sources"]
+    atlas = {name: value for name, value in sources["first"].items() if name != "label"}
+    backbone = {"unlabelled": list(unlabelled), **changes.pop("backbone", {})}
+    return make_config(sources=sources | {"atlas": atlas | changes}, backbone=backbone)
+
+
+def test_unlabelled_sources_count_where_there_are_any_and_nothing_else_changes():
+    plain = stage_request(make_config(), "backbone")
+    assert stage_request(with_corpus(()), "backbone") == plain
+    assert stage_request(with_corpus((), backbone={"max_unlabelled_cells": 99}), "backbone") == plain
+    request = stage_request(with_corpus(), "backbone")
+    assert sorted(one.path.partition(".")[0] for one in changes(plain, request)) == [
+        "backbone",
+        "backbone",
+        "held_out",
+        "unlabelled",
+    ]
+    assert request["unlabelled"]["atlas"]["declaration"]["label"] is None
+    digests = {
+        request_digest(config, "second")
+        for config in (
+            make_config(),
+            with_corpus(),
+            with_corpus(min_genes=9),
+            with_corpus(exclude={"cells": ["x"]}),
+            with_corpus(backbone={"max_unlabelled_cells": 99}),
+        )
+    }
+    assert len(digests) == 5
+
+
 def test_what_only_measures_does_not_count_and_what_decides_a_rule_does():
     plain = make_config()
     for holdouts in ([], ["NK"], ["NK", "B"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ class StageCase:
     panel: list[str] = field(default_factory=lambda: list(PANEL))
     earlier: dict[str, EarlierStage] = field(default_factory=dict)
     drawn: dict[str, str | None] | None = None
+    unlabelled: bool = False
+    pretrained: dict[str, str] | None = None
 
     def subject(self, folder: Path) -> Subject:
         """Write the file and return the stage ``second`` that learns from it."""
         raw = write_adata(self.adata, folder / "second.h5ad")
         source: Source = source_of(raw, **self.declaration)
-        return Subject("second", "second", source, raw, self.panel, earlier=self.earlier, drawn=self.drawn)
+        subject = Subject("second", "second", source, raw, self.panel, earlier=self.earlier, drawn=self.drawn)
+        return replace(subject, unlabelled=self.unlabelled, pretrained=self.pretrained)
 
     def judged(self, folder: Path, docs: Path | None = None) -> Verdict:
         """Return what the gate says of it."""

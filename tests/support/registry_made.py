@@ -42,6 +42,7 @@ CREATE TABLE registered_model_aliases (workspace, name, alias, version);
 CREATE TABLE logged_models (model_id, artifact_location);
 """
 GENES = ("CD3D", "LYZ")
+CORPUS = {"cells": "csv", "verdict": "json"}
 CHOSEN_SIZE = 2
 """L that the study of a tuned stage chose: a cell of each of two types."""
 
@@ -94,8 +95,16 @@ class Made:
         self.set_params(backbone={"imported": entry})
         return self._register(folder, self.project.config.registry.backbone, None)
 
-    def backbone(self, split: StageCells, parent: Version | None = None) -> Version:
-        """Register a backbone that was trained on the first stage's cells, or adopted from ``parent``."""
+    def backbone(
+        self,
+        split: StageCells,
+        parent: Version | None = None,
+        corpora: Mapping[str, StageCells] | None = None,
+    ) -> Version:
+        """Register a backbone that was trained on the first stage's cells, or adopted from ``parent``.
+
+        ``corpora`` are the cells that it saw of unlabelled sources.
+        """
         config = self.project.config
         folder = self._folder(BACKBONE)
         _weights(folder / "model")
@@ -104,6 +113,14 @@ class Made:
         self._split(scratch, config.root_stage, split)
         self._verdict(scratch, config.root_stage)
         facts = self._facts(BACKBONE, scratch, config.root_stage)
+        for source, cells in (corpora or {}).items():
+            table = _rows(source, cells).assign(cell_type="")
+            kept = folder / "corpus" / source
+            kept.mkdir(parents=True)
+            table.to_csv(kept / "cells.csv", index=False)
+            write_json(kept / "verdict.json", {"passed": True})
+            digests = {name: file_digest(kept / f"{name}.{kind}") for name, kind in CORPUS.items()}
+            facts.setdefault("unlabelled", {})[source] = {"prepared_sha256": "d" * 64, **digests}
         write_key(folder, facts, None if parent is None else parent.key)
         return self._register(folder, config.registry.backbone, parent)
 
@@ -164,13 +181,7 @@ class Made:
         }
 
     def _split(self, folder: Path, stage: str, stage_cells: StageCells) -> None:
-        source = self.project.config.stages[stage].source
-        rows = [
-            (f"{source}:{name}", _type(name), stage_cells.batches.get(name, source),
-             _content(stage_cells.like.get(name, f"{source}:{name}")), chosen)
-            for chosen in ("train", "validation", "test", "reserve") for name in getattr(stage_cells, chosen)
-        ]  # fmt: skip
-        table = pd.DataFrame(sorted(rows), columns=list(COLUMNS))
+        table = _rows(self.project.config.stages[stage].source, stage_cells)
         (folder / "split").mkdir(parents=True)
         table.to_csv(folder / "split" / "cells.csv", index=False)
         counts = table.groupby(["cell_type", "set"]).size().unstack(fill_value=0)
@@ -254,6 +265,16 @@ def _weights(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(str(folder.name).encode())
 
 
+def _rows(source: str, cells: StageCells) -> pd.DataFrame:
+    """Return the table of a source's cells by set."""
+    rows = [
+        (f"{source}:{name}", _type(name), cells.batches.get(name, source),
+         _content(cells.like.get(name, f"{source}:{name}")), chosen)
+        for chosen in ("train", "validation", "test", "reserve") for name in getattr(cells, chosen)
+    ]  # fmt: skip
+    return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
+
+
 def _type(name: str) -> str:
     return name.partition("-")[0]
 
@@ -311,6 +332,24 @@ def two_stages(root: Path) -> Made:
         database.execute(change, (template.root.as_uri(), root.as_uri()))
     database.close()
     return Made(root, params=None)
+
+
+ATLAS = StageCells(
+    train=["x-1", "x-2"], validation=["x-3"], batches={"x-2": "donor-9"}, like={"x-1": "second:Mono-1"}
+)
+
+
+def with_atlas(root: Path) -> Made:
+    """Make a registry of two stages on a backbone that also saw cells without labels."""
+    sources = make_document()["sources"]
+    atlas = {name: one for name, one in sources["first"].items() if name != "label"} | {"sha256": "a" * 64}
+    backbone = {"unlabelled": ["atlas"]}
+    made = Made(
+        root, {"sources": sources | {"atlas": atlas}, "backbone": backbone, "continual": {"bank_size": 4}}
+    )
+    first = made.stage("first", made.backbone(FIRST, corpora={"atlas": ATLAS}), FIRST, ["B", "T"])
+    made.alias("champion", made.stage("second", first, SECOND, ["B", "T", "Mono"]))
+    return made
 
 
 @functools.cache

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from canal.app import serving as serving
     from canal.app import sharing as sharing
     from canal.app import shelf as shelf
+    from canal.app import streams as streams
     from canal.app import tasks as tasks
     from canal.app import teaching as teaching
     from canal.app import tracing as tracing

@@ -17,16 +17,19 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from canal.app.declaring import Addition, add_stage, propose_stage
+from canal.app.streams import Stream
 from canal.config.layout import Layout
 from canal.config.layout import name_from as name_from
 from canal.config.sections import NAME_PATTERN, Method
-from canal.config.yaml_file import dumped, round_trip, save, with_sections
+from canal.config.yaml_file import dumped, load_config, round_trip, save, with_sections
 from canal.core import __version__
 from canal.core.digests import file_digest, json_digest
-from canal.core.errors import ConfigError, tell
+from canal.core.errors import ConfigError, GateError, tell
 from canal.core.files import new_file, new_folder, read_json, scratch_folder
 from canal.core.packages import DISTRIBUTION
-from canal.quality.verdict import Verdict
+from canal.data.prepare import PrepareSettings
+from canal.quality.gate import judge_file
+from canal.quality.verdict import Subject, Verdict
 
 USED = "canal.json"
 """The file of a project that names the canal which it uses."""
@@ -128,11 +131,14 @@ class Wish:
         The first stage; None leaves it to `canal stage add`.
     demo
         Whether it is to learn canal's embedded data, with the parameters that canal comes with.
+    stream
+        The stream of a published experiment that it is to learn.
     """
 
     method: Method = "exact"
     first: FirstStage | None = None
     demo: bool = False
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def create(
     target
         A folder that does not exist, or is empty; its name is the project's.
     judged
-        Is handed the gate's verdict on the first stage.
+        Is handed the gate's verdict on the first stage, or on each file of a stream.
     dry_run
         Whether to make it in a scratch folder only, which is removed.
 
@@ -169,7 +175,7 @@ def create(
     ConfigError
         If the folder is not empty, lies in a repository of git, or its name is no name.
     GateError
-        If the first stage's file does not pass the gate.
+        If the first stage's file, or one of a stream, does not pass the gate.
     """
     target = target.resolve()
     _require_room(target)
@@ -183,8 +189,33 @@ def create(
             addition = propose_stage(wish.first.name, wish.first.source, None, folder)
             judged(addition.verdict)
             add_stage(addition, commit=False, root=folder)
+        if wish.stream is not None:
+            _require_stream(wish.stream, folder, judged)
         problem = _begingit(folder, target.name)
     return Created(target, tuple(files), addition, problem)
+
+
+def _require_stream(stream: Stream, folder: Path, judged: Callable[[Verdict], None]) -> None:
+    """Judge each file of a stream by itself, before there is a panel or a stage to compare it with.
+
+    Raises
+    ------
+    GateError
+        If a file does not pass.
+    """
+    layout = Layout(folder)
+    config = load_config(layout.params)
+    refused = []
+    for one in stream.sources:
+        source = config.sources[one.stage]
+        raw = folder / str(source.path)
+        settings = PrepareSettings(config.min_genes(one.stage), config.prepare.chunk_cells)
+        subject = Subject(one.stage, one.stage, source, raw, [], own_rules=layout.own_rules)
+        verdict = judge_file(subject, settings, config.gate)
+        judged(verdict)
+        refused += [] if verdict.passed else [f"{one.stage} ({raw})"]
+    if refused:
+        raise GateError(f"no project was made: {', '.join(refused)} did not pass the gate")
 
 
 def _require_room(target: Path) -> None:
@@ -215,15 +246,20 @@ def _new_files(name: str, wish: Wish) -> dict[str, str]:
         files |= {one: (top / one).read_text(encoding="utf-8") for one in (PARAMS, "data.dvc")}
     else:
         files |= {
-            PARAMS: _filled(PARAMS, method=wish.method, model=name),
+            PARAMS: _params(name, wish),
             "data.dvc": _NOT_FETCHED,
         }
-    begun = wish.demo or wish.first is not None
+    begun = wish.demo or wish.first is not None or wish.stream is not None
     step = "" if begun else "canal stage add NAME --file FILE.h5ad --label COLUMN --values counts --commit\n"
     files["README.md"] = _filled("README.md", name=name, distribution=DISTRIBUTION, first_stage=step)
     files[".github/workflows/canal.yml"] = _filled("canal.yml")
     files["requirements.txt"] = f"{requirement()}\n"
     return files
+
+
+def _params(name: str, wish: Wish) -> str:
+    text = _filled(PARAMS, method=wish.method, model=name)
+    return text if wish.stream is None else wish.stream.params(text, wish.method)
 
 
 def _filled(template: str, **values: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -162,10 +162,15 @@ def plan(
     names = {cell.partition(":")[0] for cell in narrowed} - (set(found.sources) if whole else set())
     steps = [*_rollback(project, exposures)]
     steps += _unlearning(project, query, found, exposures)
-    steps += _taken_out(config, out) if whole else []
+    corpora = set(config.backbone.unlabelled)
+    if whole and corpora & set(found.sources):
+        steps += _without_corpora(config, corpora & set(found.sources))
+    elif whole:
+        steps += _taken_out(config, out)
     steps += _excluded(config, query, found, sorted(names))
     again = [*_heirs(config, out), *(name for name, one in config.stages.items() if one.source in names)]
-    if set(again) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
+    seen = corpora & {*names, *(found.sources if whole else ())}
+    if seen or set(again) & {BACKBONE, config.root_stage, *config.backbone.extra_stages}:
         again = [BACKBONE]  # it was pretrained on their cells
     else:  # the first on each branch
         again = [stage for stage in dict.fromkeys(again) if not set(config.ancestors(stage)) & set(again)]
@@ -224,6 +229,8 @@ def _unlearning(
     if len(found.sources) != 1 or not versions or not all(one.key.get("sums") for one in versions):
         return
     config, which = project.config, ""
+    if set(found.sources) & set(config.backbone.unlabelled):
+        return  # the networks that built on the backbone cannot forget, and sums hold nothing of the cells
     if query.batch is not None:
         which = f" --batch {shlex.quote(query.batch)}"
     elif query.cell is not None:
@@ -276,6 +283,14 @@ def _excluded(config: Config, query: CellQuery, found: MatchedCells, names: Sequ
                 if these:  # as JSON, which is YAML for any names
                     lines.append(f"      {what}: {json.dumps(these, ensure_ascii=True)}")
             yield Step("edit", "\n".join(lines), f"in params.yaml: what {name} excludes")
+
+
+def _without_corpora(config: Config, out: Set[str]) -> Iterator[Step]:
+    """Yield the change of params.yaml that removes unlabelled sources."""
+    kept = [name for name in config.backbone.unlabelled if name not in out]
+    lines = [f"# remove sources.{name}" for name in sorted(out)]
+    lines += ["backbone:", f"  unlabelled: {json.dumps(kept)}"]
+    yield Step("edit", "\n".join(lines), "in params.yaml: the backbone is pretrained without them")
 
 
 def _taken_out(config: Config, out: Sequence[str]) -> Iterator[Step]:

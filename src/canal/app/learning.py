@@ -52,7 +52,7 @@ from canal.tuning.document import TUNED_FILE, settings_of
 
 
 def pretrain_backbone(project: Project, logged: StepRun) -> tuple[Backbone, dict[str, Any]]:
-    """Pretrain the backbone on the first and extra stages; return it and its history. Epochs are logged."""
+    """Pretrain the backbone on stages and corpora; return it and its history. Epochs are logged."""
     settings = project.config.backbone
     with watch_training(project, logged, BACKBONE, settings.max_epochs) as hooks:
         shape = PRESETS[settings.preset].backbone

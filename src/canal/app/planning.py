@@ -16,7 +16,7 @@ from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError
 from canal.registry.store.database import Version
-from canal.registry.versions.history import require_available
+from canal.registry.versions.history import require_available, require_corpora_available
 from canal.runtime.startup import own_code
 
 _DATA = "data.dvc"
@@ -118,14 +118,7 @@ def plan(project: Project) -> Plan:
     running, perhaps, n_steps = _steps(project.layout.root)
     stages = []
     for one in fates:
-        own, prepared = "pretrain", ""
-        if one.stage != BACKBONE:
-            own, prepared = f"@{one.stage}", f"prepare@{project.config.stages[one.stage].source}"
-        steps = tuple(
-            name
-            for name in running
-            if name == prepared or (name.endswith(own) and not name.startswith("prepare@"))
-        )
+        steps = tuple(name for name in running if _belongs(project, name, one.stage))
         fate: Fate = "restore" if one.fate == "keep" and steps else one.fate
         stages.append(replace(one, steps=steps, fate=fate))
     return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals))
@@ -154,10 +147,14 @@ def _new(project: Project, stage: str) -> StagePlan:
     """Return the plan of a stage that is to be learned; raises where its cells cannot be had."""
     config = project.config
     if stage == BACKBONE:
+        require_corpora_available(config)
+        for name in config.backbone.unlabelled:
+            _require_bytes(project, name, config.sources[name])
+        corpora = ", ".join(config.backbone.unlabelled)
         how = (
             "imported"
             if config.imported_backbone
-            else "pretrained"
+            else f"pretrained{f', also on {corpora}' if corpora else ''}"
             if config.trains_network
             else "no network"
         )
@@ -255,3 +252,11 @@ def _in_words(found: Sequence[Any]) -> Iterator[str]:
             named += [f"{f'{key} of ' if key else ''}{path} {_STATES.get(how, how)}" for key, how in states]
         more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
         yield f"{', '.join(named[:_SHOWN])}{more}"
+
+
+def _belongs(project: Project, step: str, stage: str) -> bool:
+    """Whether a step of DVC runs for a stage alone."""
+    name, _, of = step.partition("@")
+    if stage == BACKBONE:
+        return name == "pretrain" or (name == "prepare" and of in project.config.backbone.unlabelled)
+    return of == (project.config.stages[stage].source if name == "prepare" else stage)

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from canal.config.layout import Layout
 from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.config.yaml_file import load_config
 from canal.continual.cells import LabelledCells
 from canal.core.digests import file_digest
@@ -21,6 +22,7 @@ from canal.data.prepared import PreparedCells
 from canal.data.split import described_types, read_split
 from canal.quality.verdict import EarlierStage, Subject, profile_of, read_verdict
 from canal.registry.ledger.ledger import Sign as Sign
+from canal.registry.manifest.version_folder import check_files, read_key
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
 from canal.registry.versions.history import learned, require_available
@@ -85,7 +87,11 @@ class Project:
 
     def summary(self, stage: str) -> dict[str, Any]:
         """Return prepared.json of the stage's source."""
-        summary: dict[str, Any] = read_json(self.layout.prepared(self._source(stage)) / "prepared.json")
+        return self.source_summary(self._source(stage))
+
+    def source_summary(self, source: str) -> dict[str, Any]:
+        """Return prepared.json of a source."""
+        summary: dict[str, Any] = read_json(self.layout.prepared(source) / "prepared.json")
         return summary
 
     def prepared_digest(self, stage: str) -> str:
@@ -97,19 +103,54 @@ class Project:
         return (self.layout.prepared(self._source(stage)) / "cells.h5ad").is_file()
 
     def prepared(self, stage: str) -> PreparedCells:
-        """Return the canonical cells of the stage's source.
+        """Return the canonical cells of the stage's source; see `prepared_source`."""
+        return self.prepared_source(self._source(stage))
+
+    def prepared_source(self, source: str) -> PreparedCells:
+        """Return the canonical cells of a source.
 
         Raises
         ------
         DataError
             If they are not on disk.
         """
-        if not self.available(stage):
+        path = self.layout.prepared(source) / "cells.h5ad"
+        if not path.is_file():
             raise DataError(
-                f"the prepared cells of stage {stage!r} are missing (source {self._source(stage)!r}): run "
-                "`dvc repro`, which prepares them"
+                f"the prepared cells of source {source!r} are missing: run `dvc repro`, which prepares them"
             )
-        return PreparedCells(self.layout.prepared(self._source(stage)) / "cells.h5ad")
+        return PreparedCells(path)
+
+    def pretrained_tables(self) -> dict[str, Path]:
+        """Return for each unlabelled source the table of the cells that the learned backbone saw.
+
+        Empty where there is no unlabelled source, or the backbone is not learned yet.
+
+        Raises
+        ------
+        RegistryError
+            If a table holds other bytes than registered.
+        """
+        names = self.config.backbone.unlabelled
+        version = self.learned(BACKBONE) if names else None
+        if version is None:
+            return {}
+        folder = self.store.artifacts(version)
+        digests = read_key(folder)["files"]
+        tables = {name: Layout(folder).corpus_cells(name) for name in names}
+        places = [path.relative_to(folder).as_posix() for path in tables.values()]
+        check_files(folder, {place: digests[place] for place in places})
+        return tables
+
+    def _pretrained_on(self, stage: str) -> dict[str, str] | None:
+        """Return the contents of test cells that the learned backbone saw -> source; None without corpora."""
+        tables = self.pretrained_tables()
+        if not tables:
+            return None
+        split = self.split(stage)
+        tested = set(split["cell_digest"][split["set"] == "test"])
+        seen = {name: tested & set(read_split(path)["cell_digest"]) for name, path in tables.items()}
+        return {digest: name for name, digests in seen.items() for digest in digests}
 
     def split(self, stage: str) -> "pd.DataFrame":
         """Return the table of a stage's cells with their sets."""
@@ -138,6 +179,7 @@ class Project:
             prepared=self.layout.prepared(source),
             split_sha256=file_digest(self.layout.split(stage)),
             drawn=None if rule is None else described_types(self.split(stage)),
+            pretrained=self._pretrained_on(stage),
         )
 
     def candidate(self, stage: str) -> Subject:

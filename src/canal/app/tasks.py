@@ -3,7 +3,8 @@
 import numpy as np
 
 from canal.app.beginning import adopted_basis
-from canal.app.project import Project
+from canal.app.corpora import corpus_tokens
+from canal.app.project import CellSet, Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import ParentState, cut
 from canal.continual.cells import LabelledCells
@@ -12,6 +13,7 @@ from canal.continual.pretraining import Corpus, embed_genes, read_gene_embedding
 from canal.continual.stage import ExactTask, Task
 from canal.core.digests import file_digest
 from canal.core.errors import TrainingError
+from canal.data.expression import tokenize
 from canal.data.panel import choose_more
 from canal.data.split import SUMMED
 from canal.memory.levels import Basis
@@ -25,7 +27,7 @@ from canal.registry.manifest.version_folder import Key
 
 
 def corpus(project: Project) -> Corpus:
-    """Return the unlabelled cells and gene embeddings that the backbone is pretrained with.
+    """Return the cells, without labels, and the gene embeddings that the backbone is pretrained with.
 
     The vocabulary is the panel and, up to the preset's size, the genes expressed in most training cells of
     the first stage; its embedding comes from those cells, or from the file that params name.
@@ -51,10 +53,15 @@ def corpus(project: Project) -> Corpus:
     else:
         path = project.layout.root / config.backbone.gene_embedding
         embedding, _ = read_gene_embedding(path, vocabulary, size.backbone.dim)
+
+    def tokens(chosen: CellSet) -> np.ndarray:
+        own = [tokenize(project.cells(stage, chosen).expression) for stage in stages]
+        return np.concatenate([*own, *corpus_tokens(project, chosen)])
+
     return Corpus(
         panel=tuple(project.panel),
-        train=np.concatenate([project.cells(stage, "train").expression for stage in stages]),
-        held_out=np.concatenate([project.cells(stage, "validation").expression for stage in stages]),
+        train=tokens("train"),
+        held_out=tokens("validation"),
         vocabulary=vocabulary,
         gene_embedding=embedding,
     )

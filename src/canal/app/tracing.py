@@ -21,7 +21,7 @@ from canal.registry.ledger.joined import ledger_erased
 from canal.registry.ledger.ledger import Ledger
 from canal.registry.ledger.ledger_rules import CANDIDATE, PREVIOUS
 from canal.registry.ledger.tombstones import Doomed, Tombstones
-from canal.registry.manifest.version_folder import KEY_FILE
+from canal.registry.manifest.version_folder import KEY_FILE, cells_requests
 from canal.registry.provenance.exposure import CellQuery, CellsSeen, MatchedCells, find_cells, find_exposures
 from canal.registry.provenance.registered import RegisteredVersion
 from canal.registry.provenance.traces import (
@@ -66,7 +66,7 @@ def planned(project: Project, withdrawal: Withdrawal, ledger: Ledger, remote: bo
     _refuse_needed(project, withdrawal, holding, orphans)
     cells = seen.cells[seen.cells["cell_id"].isin(matched.ids)]
     names = {withdrawal.source, *(cell.partition(":")[0] for cell in matched.ids)}
-    read = {str(one.key["data"]["source"]): _declared(one) for one in holding if one.is_annotator}
+    read = {name: declared for one in holding for name, declared in _declared(one)}
     sources = {name: one for name, one in read.items() if name in names}
     raws = _raw_digests(project, sources)
     files = {
@@ -153,6 +153,8 @@ def _refuse_needed(
     which = [f"--batch {shlex.quote(withdrawal.batch)}"] if withdrawal.batch is not None else []
     which += ["--cells FILE"] if withdrawal.cells else []
     unlearn = " ".join(["canal unlearn", withdrawal.source, *which, "--by NAME --why REASON"])
+    if withdrawal.source in config.backbone.unlabelled:
+        unlearn = f"canal impact {withdrawal.source}"
     asked = [
         name for name in (BACKBONE, *config.stages) if (one := project.learned(name)) and one.key in keys
     ]
@@ -162,6 +164,7 @@ def _refuse_needed(
             f"first (`{unlearn}`), then promote the new version"
         )
     mine = [name for name, one in config.stages.items() if one.source == withdrawal.source]
+    mine += [BACKBONE] if withdrawal.source in config.backbone.unlabelled else []
     if mine and not _excluded(config.sources[withdrawal.source].exclude, withdrawal):
         raise HistoryError(
             f"params.yaml does not exclude the cells, so {', '.join(mine)} would learn them again: "
@@ -208,11 +211,12 @@ def _named_by(one: RegisteredVersion, traces: Traces) -> Iterator[str]:
         yield f"{name} of {one.name} {found}, not their values: it judged the stage when it had them"
 
 
-def _declared(one: RegisteredVersion) -> Source:
-    """Return the declaration by which a version's source was read, without what it excludes."""
-    declaration = dict(one.key["request"]["cells"]["declaration"])
-    declaration.pop("exclude", None)
-    return Source.model_validate_json(canonical_json(declaration | {"path": "-"}))
+def _declared(one: RegisteredVersion) -> Iterator[tuple[str, Source]]:
+    """Yield a stage's source, or a backbone's unlabelled ones, each as declared but for what it excludes."""
+    corpora = one.key["request"].get("unlabelled", {})
+    for cells in cells_requests(one.key) if one.is_annotator else corpora.values():
+        declaration = {name: value for name, value in cells["declaration"].items() if name != "exclude"}
+        yield str(cells["source"]), Source.model_validate_json(canonical_json(declaration | {"path": "-"}))
 
 
 def _raw_digests(project: Project, sources: Mapping[str, Source]) -> set[str]:

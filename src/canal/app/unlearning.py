@@ -140,6 +140,12 @@ def _prepare(project: Project, before: str, withdrawal: Withdrawal) -> _Work:
         raise HistoryError(
             f"no source {withdrawal.source!r} in params.yaml; there are {', '.join(config.sources)}"
         )
+    if withdrawal.source in config.backbone.unlabelled:
+        raise HistoryError(
+            f"{withdrawal.source} pre-trained the backbone, without labels: its cells are in no sums, and a "
+            "network cannot unlearn. Leave them out (sources.NAME.exclude, or backbone.unlabelled) and learn "
+            f"the lineage again: `canal impact {withdrawal.source}` lists the steps"
+        )
     own = [name for name, one in config.stages.items() if one.source == withdrawal.source]
     learned = [name for name in own if project.learned(name) is not None]
     if not learned:

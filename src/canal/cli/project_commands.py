@@ -1,6 +1,7 @@
 """Commands about a project as a whole: init, plan, run, upgrade."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +34,7 @@ def add_to(to: typer.Typer) -> None:
     """Add the commands `init`, `plan`, `run` and `upgrade` to the command line."""
     to.command(
         epilog="Example: canal init pancreas --first baron.h5ad --label cell_type --values counts    "
-        "canal init demo --demo"
+        "canal init demo --demo    canal init published --stream published-pancreas --data . --values counts"
     )(init)
     to.command(epilog="Example: canal plan    canal plan --json | jq '.stages[] | {stage, fate}'")(plan)
     to.command(epilog="Example: canal run    canal run --dry-run")(run)
@@ -53,11 +54,30 @@ def init(
     batch: Batch = None,
     gene_column: GeneColumn = None,
     method: Annotated[
-        Method, typer.Option(help="Who learns: sums in seconds (exact), the network in minutes, or both.")
-    ] = "exact",
+        Method | None,
+        typer.Option(
+            help="Who learns: sums in seconds (exact, the default), the network in minutes (published, of a "
+            "stream the default), or both (combined)."
+        ),
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Learn canal's embedded data: four stages of human immune cells.")
     ] = False,
+    stream: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Learn a published experiment's stages (see --data).")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of a stream: where its files STAGE.h5ad lie.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Of a stream: other stages, in this order.")
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Of a stream: what differs, a mapping for each stage.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE", help="Of a stream: a type to hold out as novel.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Begin a lineage of your own: a folder with git, DVC, parameters, pipeline and a CI workflow."""
@@ -65,21 +85,15 @@ def init(
         "label": label, "label_map": label_map, "values": values, "layer": layer, "batch": batch,
         "gene_column": gene_column,
     }  # fmt: skip
-    if first is None and (given := [name for name, value in of_file.items() if value is not None]):
-        options = ", ".join(
-            "--map" if name == "label_map" else f"--{name.replace('_', '-')}" for name in given
-        )
-        raise ConfigError(f"{options}: of which file? --first FILE.h5ad names it")
-    if first is not None and demo:
-        raise ConfigError("--demo learns embedded data and --first a file of yours: give one of the two")
-    stage_of_file = None
+    of_stream: dict[str, Any] = {"data": data, "order": order, "sources": sources, "held_out": held_out}
+    _require_fitting(first, demo, stream, of_file, of_stream)
+    wish = app.creating.Wish(method or ("published" if stream else "exact"), demo=demo)
     if first is not None:
-        if values is None:
-            raise ConfigError(f"--values, the units of {first}, is missing: counts, log1p_10k or log2p_10k")
-        stage_of_file = app.creating.FirstStage(
-            stage or app.creating.name_from(first.stem, "first"), declared_source(first, of_file, folder)
-        )
-    wish = app.creating.Wish(method, stage_of_file, demo)
+        of_first = declared_source(first, of_file, folder)
+        name = stage or app.creating.name_from(first.stem, "first")
+        wish = replace(wish, first=app.creating.FirstStage(name, of_first))
+    if stream is not None:
+        wish = replace(wish, stream=_found_stream(stream, of_file, of_stream, folder))
     made = app.creating.create(
         folder, wish, lambda verdict: show_result(verdict_table(verdict), as_json=False), dry_run
     )
@@ -89,10 +103,59 @@ def init(
     note(f"made {made.root}: {len(made.files)} files" + ("" if made.problem else ", committed to git"))
     if made.problem:
         note(f"but not committed ({made.problem}): commit it before the first run")
-    begin = (
-        "canal plan, canal run" if first or demo else "canal stage add NAME --file FILE.h5ad --values counts"
-    )
+    begun = first or demo or stream
+    begin = "canal plan, canal run" if begun else "canal stage add NAME --file FILE.h5ad --values counts"
     note(f"next: cd {os.path.relpath(made.root)}; {begin}")
+
+
+def _require_fitting(
+    first: Path | None,
+    demo: bool,
+    stream: str | None,
+    of_file: dict[str, Any],
+    of_stream: dict[str, Any],
+) -> None:
+    """Refuse options that say something of what was not asked for, before anything is looked at."""
+    asked = {"--first FILE": first, "--demo": demo or None, "--stream NAME": stream}
+    both = [name for name, value in asked.items() if value is not None]
+    if len(both) > 1:
+        raise ConfigError(f"{' and '.join(both)} ask for different projects: give one of the two")
+    of_file = {"map" if name == "label_map" else name: value for name, value in of_file.items()}
+    for given, missing, hint in (
+        (of_file, first is None and stream is None, "of which file? --first FILE.h5ad names it"),
+        (of_stream, stream is None, "of which stream? --stream NAME names it"),
+    ):
+        if missing and (said := [name for name, value in given.items() if value]):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+            raise ConfigError(f"{options}: {hint}")
+    if (first or stream) and of_file["values"] is None:
+        what = first or f"the files of {stream}"
+        raise ConfigError(f"--values, the units of {what}, is missing: counts, log1p_10k or log2p_10k")
+
+
+def _found_stream(
+    name: str, of_file: dict[str, Any], of_stream: dict[str, Any], folder: Path
+) -> "app.streams.Stream":
+    """Return a stream over the user's files, and tell what was found of each."""
+    declared = {key: value for key, value in of_file.items() if key != "label_map"}
+    options = app.streams.StreamOptions(
+        of_stream["data"] or Path(),
+        tuple(one.strip() for one in (of_stream["order"] or "").split(",") if one.strip()),
+        declared,
+        of_file["label_map"],
+        of_stream["sources"],
+        tuple(of_stream["held_out"] or ()),
+    )
+    found = app.streams.find_stream(name, options, folder)
+    note(f"{name}: {found.about}")
+    for one in found.sources:
+        known = "as expected" if one.expected else "computed: no expected one is known; params.yaml keeps it"
+        note(f"{one.stage}: {one.source['path']}, sha256 {one.source['sha256']} ({known})")
+    for unseen, path in found.unseen.items():
+        note(f"{unseen} is never learned; once a version serves: canal annotate {path} -o {unseen}.h5ad")
+    if found.published:
+        note(f"published: {found.published}")
+    return found
 
 
 def plan(root: Root = None, as_json: AsJson = False) -> None:

@@ -119,6 +119,8 @@ def _by_exact_method(document: Any, config: Config, stages: Sequence[str]) -> st
     for stage in (name for name in document["stages"] if {*config.ancestors(name), name} & set(stages)):
         put_entry(document["stages"][stage], "continual", {"method": "exact"})
         document["stages"][stage].pop("tune", None)
+        if document["stages"][stage]["parent"] == BACKBONE:  # no network is left that they could pre-train
+            document.get("backbone", {}).pop("unlabelled", None)
     text = dumped(document)
     parse(text)
     return text

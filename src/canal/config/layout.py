@@ -119,6 +119,19 @@ class Layout:
         """Table of a stage's cells: which train, validate, test."""
         return self.root / "splits" / f"{stage}.csv"
 
+    @property
+    def corpus(self) -> Path:
+        """Folder of the unlabelled sources that pre-train the backbone: their drawn cells and verdicts."""
+        return self.root / "corpus"
+
+    def corpus_cells(self, source: str) -> Path:
+        """Table of the cells of an unlabelled source that pre-train; in a backbone's version, too."""
+        return self.corpus / source / "cells.csv"
+
+    def corpus_verdict(self, source: str) -> Path:
+        """The verdict of the gate on an unlabelled source; in a backbone's version, too."""
+        return self.corpus / source / "verdict.json"
+
     def verdict(self, stage: str) -> Path:
         """The verdict of the gate on a stage."""
         return self.root / "verdicts" / stage / "verdict.json"

@@ -245,15 +245,43 @@ def _check_references(config: Config) -> None:
     for extra in config.backbone.extra_stages:
         if extra not in config.stages:
             raise DanglingNameError("backbone.extra_stages", f"no stage {extra!r}")
+    _check_unlabelled(config)
     for name in config.stages:
         merged = config.stages[name].merged
         if taken := [one for one in (merged.stages if merged else ()) if one in config.stages]:
             message = f"sums of another lineage are kept under the name {taken[0]}, which is a stage's here"
             raise DanglingNameError(f"stages.{name}.merged.stages", message)
-    contrary = [name for name in ("gene_embedding", "extra_stages") if getattr(config.backbone, name)]
+    contrary = [
+        name for name in ("gene_embedding", "extra_stages", "unlabelled") if getattr(config.backbone, name)
+    ]
     if config.backbone.imported is not None and contrary:
         message = f"an import is not pretrained here: remove {' and '.join(contrary)}, or the import"
         raise DanglingNameError("backbone.imported", message)
+
+
+def _check_unlabelled(config: Config) -> None:
+    """Raise for a stage without labels, and for corpora that are no corpora or pretrain no network."""
+    path, learned = "backbone.unlabelled", {one.source: name for name, one in config.stages.items()}
+    for source, stage in learned.items():
+        if config.sources[source].label is None:
+            message = f"missing: stage {stage} learns cell types from it, so name the column of obs with them"
+            raise DanglingNameError(f"sources.{source}.label", f"{message} (backbone.unlabelled needs none)")
+    for name in config.backbone.unlabelled:
+        if name not in config.sources:
+            raise DanglingNameError(path, f"no source {name!r}; there are {', '.join(config.sources)}")
+        if name in learned:
+            message = (
+                f"stage {learned[name]} learns from {name}: its training cells pre-train by extra_stages"
+            )
+            raise DanglingNameError(path, message)
+    if len(set(config.backbone.unlabelled)) < len(config.backbone.unlabelled):
+        raise DanglingNameError(path, "names a source twice")
+    if config.backbone.unlabelled and not config.trains_network:
+        message = (
+            f"no network is trained, for stage {config.root_stage} is learned by sums alone "
+            "(continual.method: exact): remove it, or set continual.method: combined"
+        )
+        raise DanglingNameError(path, message)
 
 
 def _check_methods(config: Config) -> None:

@@ -67,8 +67,9 @@ class Source(Section):
     """One h5ad file: its location and digest, and how to read it.
 
     ``label_map`` maps the published labels to the lineage's cell types; a label mapped to null is dropped.
-    Without a map, labels are taken as they are. ``ontology`` names cell types by their Cell Ontology id; a
-    model keeps those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
+    Without a map, labels are taken as they are. A source without ``label`` is one that only pre-trains the
+    backbone (``backbone.unlabelled``). ``ontology`` names cell types by their Cell Ontology id; a model keeps
+    those of its own stage and of its ancestors. ``cell ids`` in ``exclude`` are the file's own
     obs names. ``rest`` is written by `canal erase`: the digest of the file that is left, while ``sha256``
     stays that of the file which stages learned from.
     """
@@ -79,7 +80,7 @@ class Source(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     available: bool = True
-    label: str = Field(min_length=1)
+    label: str | None = Field(default=None, min_length=1)
     label_map: dict[str, str | None] | None = None
     ontology: dict[str, OntologyId] = Field(default_factory=dict)
     batch: str | None = None
@@ -103,6 +104,10 @@ class Source(Section):
             raise ValueError(
                 f"duplicates: sum needs values: counts (logarithms do not add up), found {self.values}"
             )
+        if self.label is None and (
+            about := [name for name in ("label_map", "ontology") if getattr(self, name)]
+        ):
+            raise ValueError(f"{' and '.join(about)} without label: name the column of obs that holds labels")
         return self
 
     @field_validator("label_map")
@@ -148,8 +153,9 @@ class Prepare(Section):
 
 
 class Gate(Section):
-    """Bounds of the quality gate that every stage has to pass."""
+    """Bounds of the quality gate that every stage has to pass; ``species`` is whose the gene symbols are."""
 
+    species: Literal["human", "mouse"] = "human"
     min_cells: int = Field(default=50, ge=1)
     min_cells_per_type: int = Field(default=5, ge=1)
     coverage_hard: float = Field(default=0.4, ge=0, le=1)
@@ -204,13 +210,19 @@ class ImportedBackbone(Section):
 
 
 class Backbone(Section):
-    """The pretrained network: its size by name, and its pre-training, or the import that replaces it."""
+    """The pretrained network: its size by name, and its pre-training, or the import that replaces it.
+
+    ``unlabelled`` are sources whose cells it is pretrained on beside those of stages, at most
+    ``max_unlabelled_cells`` of them, drawn by seed.
+    """
 
     preset: Preset = "small"
     branch: int = Field(default=1, ge=1)
     imported: ImportedBackbone | None = None
     gene_embedding: str | None = None
     extra_stages: tuple[Name, ...] = ()
+    unlabelled: tuple[Name, ...] = ()
+    max_unlabelled_cells: int = Field(default=100_000, ge=10)
     mask_share: float = Field(default=0.3, gt=0, lt=1)
     max_epochs: int = Field(default=15, ge=0)
     patience: int = Field(default=3, ge=1)

@@ -202,7 +202,10 @@ def describe_cells(file: H5adFile, name: str, source: Source) -> tuple[pd.DataFr
 
     names = file.obs_names()
     unique, repeated = unique_names(names)
-    original, stripped = _stripped(file.obs_column(source.label), source.label_map)
+    labels = pd.Series([""] * file.n_cells, dtype=object)  # of a source that only pre-trains
+    if source.label is not None:
+        labels = file.obs_column(source.label)
+    original, stripped = _stripped(labels, source.label_map)
     types = {label: (source.label_map or {}).get(label, label) for label in original.unique()}
     batch, unnamed = _batches(file, name, source)
     table = pd.DataFrame(

@@ -201,13 +201,14 @@ def _prepared_cells(prepared: PreparedCells, subject: Subject) -> pd.DataFrame:
     for stage, earlier in subject.earlier.items():
         digests = earlier.split.loc[earlier.split["set"] == "test", "cell_digest"]
         tested |= dict.fromkeys(digests, stage)
-    obs = prepared.obs
+    obs, seen = prepared.obs, subject.pretrained or {}
     label = obs["cell_type_original"].astype(object).mask(obs["cell_type_original"] == "", None)
     return new_table(
         {
             "name": list(obs.index),
             "label": label.to_numpy(dtype=object),
             "tested_in": np.array([tested.get(digest) for digest in obs["cell_digest"]], dtype=object),
+            "pretrained_in": np.array([seen.get(digest) for digest in obs["cell_digest"]], dtype=object),
         }
     )
 

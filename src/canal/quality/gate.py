@@ -19,7 +19,7 @@ from canal.core.files import read_json, regular_file, scratch_folder, write_json
 from canal.data.prepare import CELLS, SUMMARY, PrepareSettings, prepare
 from canal.data.prepared import PreparedCells
 from canal.quality.evidence import gather, new_table
-from canal.quality.own_rules import OwnRules, check_own_rules, own_tables, read_own_rules
+from canal.quality.own_rules import OwnRules, check_own_rules, own_tables, read_own_rules, without_labels
 from canal.quality.rule import Rule, RuleFinding, between
 from canal.quality.rules import rules_for
 from canal.quality.suite import Checking, check_rules, publishing, run_suite
@@ -79,6 +79,8 @@ def judge(
         if earlier.profile.panel_digest != panel_digest:
             raise GateError(f"the profile of stage {name} is about another panel: run its gate again")
     own = read_own_rules(subject.own_rules)
+    if own is not None and subject.unlabelled:
+        own = without_labels(own)
     evidence = gather(subject, prepared / CELLS, gate.max_drift)
     rules, tables = rules_for(subject, evidence, gate), dict(evidence.tables)
     if comparison is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class OwnRule:
         As those of a rule of the gate.
     expectation
         The expectation that Great Expectations made of it.
+    columns
+        The columns that it names.
     """
 
     where: str
@@ -66,6 +68,7 @@ class OwnRule:
     expected: str
     hint: str
     expectation: Any
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,16 @@ def read_own_rules(folder: Path | None) -> OwnRules | None:
     return OwnRules(rules, actions, {path.name: file_digest(path) for path in files})
 
 
+def without_labels(own: OwnRules) -> OwnRules:
+    """Return the rules that a file without labels can be judged by: those that name no label or cell type."""
+    rules = {
+        table: [rule for rule in rules if not {*rule.columns} & {"cell_type", "label"}]
+        for table, rules in own.rules.items()
+        if table != "types"
+    }
+    return OwnRules(rules, own.actions, own.digests)
+
+
 def _suite(path: Path) -> list[OwnRule]:
     """Return the rules of one suite, with names that occur once."""
     document = _document(path, "expectations")
@@ -109,7 +122,7 @@ def _suite(path: Path) -> list[OwnRule]:
     for rule in rules:
         counts[rule.name] += 1
         name = rule.name if counts[rule.name] == 1 else f"{rule.name} ({counts[rule.name]})"
-        unique.append(OwnRule(rule.where, name, rule.severity, rule.expected, rule.hint, rule.expectation))
+        unique.append(replace(rule, name=name))
     return unique
 
 
@@ -150,7 +163,7 @@ def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
     except (gx.exceptions.GreatExpectationsError, *_UNMADE) as error:
         raise GateError(f"{where}: Great Expectations cannot make it: {_line(error)}") from error
     expectation.severity = "critical" if _SEVERITIES[severity] == "error" else severity
-    columns = [str(kwargs[key]) for key in ("column", "column_A", "column_B") if key in kwargs]
+    columns = [str(kwargs[key]) for key in ("column", "column_A", "column_B") if kwargs.get(key)]
     name = str(meta.get("rule") or " ".join([*columns, words]))
     return OwnRule(
         where=where,
@@ -160,6 +173,7 @@ def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
         hint=" ".join([notes] if isinstance(notes, str) else map(str, notes or ()))
         or f"mend the cells, or change expectation {number} of {path.parent.name}/{path.name}",
         expectation=expectation,
+        columns=(*columns, *map(str, kwargs.get("column_list") or ())),
     )
 
 
@@ -283,13 +297,11 @@ def check_own_rules(
 
 
 def _check_columns(rule: OwnRule, table: str, columns: list[str]) -> None:
-    kwargs = rule.expectation.configuration.kwargs
     if rule.expectation.expectation_type == _ASKS_FOR_COLUMN:
         return
-    named = [kwargs[key] for key in ("column", "column_A", "column_B") if kwargs.get(key)]
-    for name in (*named, *(kwargs.get("column_list") or ())):
+    for name in rule.columns:
         if name not in columns:
-            near = get_close_matches(str(name), columns, n=1)
+            near = get_close_matches(name, columns, n=1)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise GateError(
                 f"{rule.where}: the table {table} has no column {name!r}{meant}; it has {listed(columns)}"

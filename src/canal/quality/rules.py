@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from canal.data.units import MAX_TOTAL
-from canal.quality.evidence import ENSEMBL, MOUSE
+from canal.quality.evidence import ENSEMBL, HUMAN, MOUSE
 from canal.quality.rule import (
     Rule,
     absent,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from canal.quality.evidence import Evidence
     from canal.quality.verdict import Subject
 
-MOSTLY_HUMAN = 0.5
-"""Share of a file's symbols that must look human; references leave some genes without a symbol."""
+MOSTLY_OF_SPECIES = 0.5
+"""Share of a file's symbols that must look right; references leave some genes without a symbol."""
 
 
 def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
@@ -49,10 +49,9 @@ def rules_for(subject: Subject, evidence: Evidence, gate: Gate) -> list[Rule]:
         *value_rules(subject, evidence),
         *(logarithm_rules(subject, evidence) if logarithms else count_rules(subject, evidence)),
         *unit_rules(subject, evidence),
-        *label_map_rules(subject),
-        *type_rules(subject, gate),
+        *(() if subject.unlabelled else (*label_map_rules(subject), *type_rules(subject, gate))),
         *(draw_rules() if subject.drawn is not None else ()),
-        *symbol_rules(subject),
+        *symbol_rules(subject, gate),
         *(feature_rules() if "feature" in evidence.tables else ()),
         *panel_rules(subject, evidence, gate),
         *comparison_rules(subject, gate),
@@ -120,7 +119,21 @@ def identity_rules(subject: Subject) -> list[Rule]:
             f"leave them out ({source}.exclude.cells or where): learning them makes old tests worthless",
             describe_groups("cells", "tested_in", "cells"),
         ),
+        *(() if subject.pretrained is None else (_not_pretrained_on(source),)),
     ]
+
+
+def _not_pretrained_on(source: str) -> Rule:
+    """Return the rule for stages of a lineage whose backbone saw an unlabelled source."""
+    return Rule(
+        "not_pretrained_on",
+        "error",
+        absent("prepared cell", "pretrained_in"),
+        "no test cell that the backbone was pretrained on, compared by content",
+        f"leave them out ({source}.exclude.cells or where), or out of the unlabelled source and learn the "
+        "backbone again: canal stage relearn backbone",
+        describe_groups("cells", "pretrained_in", "cells"),
+    )
 
 
 def value_rules(subject: Subject, evidence: Evidence) -> list[Rule]:
@@ -295,23 +308,27 @@ def draw_rules() -> list[Rule]:
     ]
 
 
-def symbol_rules(subject: Subject) -> list[Rule]:
-    """Return the rules on the kind of gene symbols."""
+def symbol_rules(subject: Subject, gate: Gate) -> list[Rule]:
+    """Return the rules on the kind of gene symbols, and on the species whose they are."""
+    human = gate.species == "human"
     return [
         Rule(
             "symbols_not_ensembl",
             "error",
-            not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_HUMAN),
+            not_among("gene", "kind", [ENSEMBL], mostly=MOSTLY_OF_SPECIES),
             "gene symbols, not Ensembl ids",
             f"set sources.{subject.source_name}.gene_column to the column of var that holds symbols",
             describe_names("genes"),
         ),
         Rule(
-            "symbols_human",
+            f"symbols_{gate.species}",
             "error",
-            not_among("gene", "kind", [MOUSE], mostly=MOSTLY_HUMAN),
-            "symbols spelt as human ones are (CD3E, not Cd3e)",
-            "this looks like another species: canal does not translate orthologues",
+            not_among("gene", "kind", [MOUSE if human else HUMAN], mostly=MOSTLY_OF_SPECIES),
+            "symbols spelt as human ones are (CD3E, not Cd3e)"
+            if human
+            else "symbols spelt as a mouse's are (Cd3e, not CD3E)",
+            "this looks like another species: canal does not translate orthologues, and a lineage is of one "
+            "species (gate.species: human or mouse)",
             describe_names("genes"),
         ),
     ]

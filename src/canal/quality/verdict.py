@@ -199,7 +199,7 @@ class EarlierStage:
 
 @dataclass(frozen=True)
 class Subject:
-    """One stage before its gate.
+    """One stage, or one corpus, before its gate.
 
     Attributes
     ----------
@@ -217,6 +217,11 @@ class Subject:
         The folder of the project's own suites; None where there is no project.
     drawn
         Where each cell's set was drawn by itself: for each type the sets that it lacks, in words, or None.
+    unlabelled
+        Whether it is no stage but a corpus, which only pre-trains the backbone: labels are not judged.
+    pretrained
+        Contents of the stage's test cells -> the corpus that the learned backbone saw them in; None where it
+        saw no corpus.
     chunk_cells
         Rows of the raw file held in memory at a time.
     """
@@ -232,6 +237,8 @@ class Subject:
     chunk_cells: int = 2000
     drawn: Mapping[str, str | None] | None = None
     own_rules: Path | None = None
+    unlabelled: bool = False
+    pretrained: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

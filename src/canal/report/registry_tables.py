@@ -355,13 +355,13 @@ def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
 
 
 def verdict_line(verdict: "Verdict") -> str:
-    """Return one line: passed or refused, by how many rules, and the number of cells and types."""
+    """Return one line: passed or refused, by how many rules, and the number of cells and of types, if any."""
     errors, warnings = len(verdict.failures("error")), len(verdict.failures("warning"))
     word = "passed" if verdict.passed else "refused"
     cells, types = verdict.counts["cells"], len(verdict.counts["types"])
     return (
         f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
-        f"{cells:,} cells of {types} type(s)"
+        f"{cells:,} cells" + (f" of {types} type(s)" if types else "")
     )
 
 

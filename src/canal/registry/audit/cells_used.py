@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from canal.config.params import Config
-from canal.data.split import RESERVE, SUMMED
+from canal.data.split import RESERVE, SUMMED, read_split
 from canal.registry.audit.version_files import AuditLog, examples
+from canal.registry.manifest.version_folder import cells_requests, corpus_tables
 from canal.registry.provenance.registered import BANK, LABELS, PROBE, SPLIT, RegisteredVersion, Rows
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from canal.continual.cells import LabelledCells, StoredCells
 
 
@@ -54,6 +57,7 @@ def check_cells(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     log.counts["cells"] += len(splits.get(newest.stage, {}))
     _check_labels(newest, splits.get(newest.stage, {}), log)
     _check_leaks(stages, splits, log)
+    _check_corpora(chain[0], newest, log)
     if newest.bank is not None:
         _check_stored(newest, BANK, newest.bank.cells, learned_from, log)
         _check_bank(newest, newest.bank, splits, log)
@@ -95,6 +99,23 @@ def _check_leaks(stages: Sequence[RegisteredVersion], splits: Mapping[str, Rows]
         )
         later = stages[-1] if place == BANK else stages[max(order[stage], order[keeper])]
         log.finding(later.name, "cells", what)
+
+
+def _check_corpora(first: RegisteredVersion, newest: RegisteredVersion, log: AuditLog) -> None:
+    """Check that no test cell of a stage is one that its backbone saw in an unlabelled source, by content."""
+    tested = {row[2]: cell for cell, row in (newest.rows or {}).items() if row[3] == "test"}
+    for source, cells in corpora_cells(first):
+        log.counts["cells"] += len(cells)
+        if leaked := sorted(tested[digest] for digest in set(cells["cell_digest"]) & tested.keys()):
+            what = f"{len(leaked)} test cells pre-trained {first.name} in unlabelled {source}, by content"
+            log.finding(newest.name, "cells", f"{SPLIT}: {what}: {examples(leaked)}")
+
+
+def corpora_cells(member: RegisteredVersion) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each unlabelled source that a backbone was pretrained on, with the cells that it saw."""
+    for source, table in corpus_tables(member.key).items():
+        if member.intact(table):
+            yield source, read_split(member.folder / table)
 
 
 def _trained(newest: RegisteredVersion, splits: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
@@ -267,7 +288,7 @@ def check_exclusions(
         then_out = {one.digest for one in splits if one.excluded(declared)}
         wrong: dict[str, list[str]] = {}
         later: dict[str, list[str]] = {}
-        for one in _cells(chain):
+        for one in (*_cells(chain), *_corpus_cells(chain[0])):
             if one.excluded(declared) or one.digest in then_out:
                 wrong.setdefault(one.place, []).append(one.cell)
             elif one.excluded(now) or one.digest in now_out:
@@ -294,8 +315,7 @@ def declared_exclusions(chain: Sequence[RegisteredVersion]) -> dict[str, Exclude
     """Return the exclusions in the requests of a chain, by source."""
     declared: dict[str, Excluded] = {}
     for member in chain:
-        requests = member.key["request"].get("cells") or {}  # a backbone has one for each stage
-        for cells in [requests] if "declaration" in requests else requests.values():
+        for cells in cells_requests(member.key):
             exclude = cells["declaration"].get("exclude") or {}
             mine = declared.setdefault(str(cells["source"]), Excluded())
             mine.cells |= set(exclude.get("cells", ()))
@@ -321,6 +341,14 @@ def _cells(chain: Sequence[RegisteredVersion]) -> Iterator[HeldCell]:
             cells.cell_ids, cells.stages, cells.sources, cells.batches, strict=True
         ):
             yield HeldCell(place, cell, source, batch, digests.get((stage, cell), ""))
+
+
+def _corpus_cells(member: RegisteredVersion) -> Iterator[HeldCell]:
+    """Yield the cells that a backbone saw in unlabelled sources."""
+    for source, table in corpora_cells(member):
+        columns = (table[name] for name in ("cell_id", "batch", "cell_digest"))
+        for cell, batch, digest in zip(*columns, strict=True):
+            yield HeldCell(f"{source} of {member.name}", cell, source, batch, digest)
 
 
 def _split_cells(member: RegisteredVersion) -> Iterator[HeldCell]:

@@ -7,6 +7,7 @@ have passed, for the very bytes that were learned from.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import CanalError
 from canal.core.files import unreadable
-from canal.quality.verdict import read_verdict
+from canal.quality.verdict import read_verdict, require_passing
 from canal.registry.audit.version_files import (
     AuditLog,
     check_key,
@@ -30,6 +31,7 @@ from canal.registry.manifest.version_folder import (
     IMPORTED,
     KEY_FILE,
     Record,
+    corpus_tables,
     read_key,
     schema_complaints,
 )
@@ -330,6 +332,8 @@ def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     The gate judges the genes that the lineage began with, without those that stages added.
     """
     member = chain[-1]
+    for source, about in member.key.get("unlabelled", {}).items():
+        _check_corpus_verdict(member, source, about, log)
     if not member.is_annotator or not member.intact(VERDICT):
         return
     try:
@@ -355,6 +359,22 @@ def check_verdict(chain: Sequence[RegisteredVersion], log: AuditLog) -> None:
     for rule in verdict.failures("error"):
         what = f"{VERDICT}: the gate did not pass, {rule.rule}: expected {rule.expected}; found {rule.found}"
         log.finding(member.name, "verdict", what)
+
+
+def _check_corpus_verdict(
+    backbone: RegisteredVersion, source: str, about: Mapping[str, Any], log: AuditLog
+) -> None:
+    """Check that an unlabelled source passed the gate with the cells that pre-trained a backbone."""
+    place, table = f"corpus/{source}/verdict.json", corpus_tables(backbone.key)[source]
+    for name, digest in ((place, about["verdict"]), (table, about["cells"])):
+        if backbone.files.get(name) != digest:
+            log.finding(backbone.name, "verdict", f"{name} is not the one that key.json names for {source}")
+    if not backbone.intact(place):
+        return
+    try:
+        require_passing(backbone.folder / place, about["prepared_sha256"], source)
+    except CanalError as error:
+        log.finding(backbone.name, "verdict", f"{place}: {error}")
 
 
 def _short(text: str | None) -> str:

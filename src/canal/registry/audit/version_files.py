@@ -25,6 +25,7 @@ from canal.registry.manifest.version_folder import (
     RECORD_FILE,
     Key,
     Record,
+    corpus_tables,
     read_key,
     read_record,
     schema_complaints,
@@ -169,7 +170,7 @@ def check_files(member: RegisteredVersion, log: AuditLog) -> None:
         if actual is None and name in member.withheld:
             continue
         if actual is None and member.elsewhere:
-            if name in CARRIED:
+            if name in (*CARRIED, *corpus_tables(member.key).values()):
                 what = f"{name} did not come along: what was learned on it cannot be checked without"
                 log.finding(member.name, "files", f"{what}; ask for the bundle again")
             elif name in CARRIED_LATELY:

@@ -110,7 +110,7 @@ def backbone_request(config: Config) -> Request:
     elif imported is not None:  # its key, and nothing that only pre-training reads
         backbone = {"preset": config.backbone.preset, "imported": imported.key}
     else:
-        backbone = config.backbone.model_dump(mode="json", exclude={"branch", "imported"})
+        backbone = config.backbone.model_dump(mode="json", exclude={"branch", "imported", *_unused(config)})
     return (
         _products(config)
         | ({"memory": basis} if basis else {})
@@ -118,11 +118,25 @@ def backbone_request(config: Config) -> Request:
             "stage": BACKBONE,
             "branch": config.backbone.branch,
             "cells": {name: _cells_request(config, name) for name in names},
+            **_corpora_request(config),
             "panel": config.panel.model_dump(mode="json"),
             "backbone": backbone,
             "seed": config.seed,
         }
     )
+
+
+def _unused(config: Config) -> set[str]:
+    """Return the settings of unlabelled sources where there are none: requests of before stay the same."""
+    return set() if config.backbone.unlabelled else {"unlabelled", "max_unlabelled_cells"}
+
+
+def _corpora_request(config: Config) -> Request:
+    """Return what the cells of unlabelled sources are; empty without any."""
+    if not config.backbone.unlabelled:
+        return {}
+    corpora = {name: _source_request(config, name) for name in config.backbone.unlabelled}
+    return {"unlabelled": corpora, "held_out": config.split.validation}
 
 
 def _products(config: Config) -> Request:
@@ -187,16 +201,18 @@ def task_request(config: Config, stage: str) -> Request:
 
 
 def _cells_request(config: Config, stage: str) -> Request:
-    name = config.stages[stage].source
-    declaration = config.sources[name].declaration()
-    declaration["min_genes"] = config.min_genes(name)
     return {
-        "source": name,
-        "declaration": declaration,
+        **_source_request(config, config.stages[stage].source),
         "split": config.split.model_dump(mode="json", exclude_none=True),
         "group_by_batch": config.stages[stage].group_by_batch,
         "seed": config.seed,
     }
+
+
+def _source_request(config: Config, name: str) -> Request:
+    declaration = config.sources[name].declaration()
+    declaration["min_genes"] = config.min_genes(name)
+    return {"source": name, "declaration": declaration}
 
 
 def _short(value: Any) -> str:
@@ -218,7 +234,16 @@ def stage_facts(layout: Layout, config: Config, stage: str) -> dict[str, Any]:
             }
             for name in config.backbone.extra_stages
         }
-    elif stage != BACKBONE and config.study(stage) is not None:
+    if stage == BACKBONE and config.backbone.unlabelled:
+        own["unlabelled"] = {
+            name: {
+                "prepared_sha256": read_json(layout.prepared(name) / "prepared.json")["sha256"],
+                "cells": file_digest(layout.corpus_cells(name)),
+                "verdict": file_digest(layout.corpus_verdict(name)),
+            }
+            for name in config.backbone.unlabelled
+        }
+    if stage != BACKBONE and config.study(stage) is not None:
         path = layout.tuned(stage)
         own = {"tuned": file_digest(path), "choice": read_json(path)["choice"]}
     return (

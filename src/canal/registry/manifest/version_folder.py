@@ -122,6 +122,20 @@ def key_digest(folder: Path) -> str:
     return file_digest(folder / KEY_FILE)
 
 
+def cells_requests(key: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the requests for cells in a key: a stage's own, or those of all that a backbone saw."""
+    request = key["request"]
+    cells = request.get("cells") or {}
+    if "declaration" in cells:
+        return [cells]
+    return [*cells.values(), *(request.get("unlabelled") or {}).values()]
+
+
+def corpus_tables(key: Mapping[str, Any]) -> dict[str, str]:
+    """Return for each unlabelled source that a backbone was pretrained on the file with the cells it saw."""
+    return {name: f"corpus/{name}/cells.csv" for name in key.get("unlabelled", {})}
+
+
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     """Compare files with their recorded digests.
 

@@ -17,9 +17,10 @@ from canal.config.sections import Exclusion
 from canal.core.digests import file_digest
 from canal.core.errors import RegistryError
 from canal.core.files import read_json
-from canal.data.split import RESERVE, SUMMED, read_split
+from canal.data.split import COLUMNS, RESERVE, SUMMED, read_split
 from canal.io.arrays import EXAMPLES, listed
 from canal.io.h5ad import open_h5ad
+from canal.registry.manifest.version_folder import cells_requests, corpus_tables
 from canal.registry.provenance.registered import (
     BANK,
     LABELS,
@@ -65,12 +66,14 @@ class CellsSeen:
             if one.is_annotator and one.key["split"] not in self._splits:
                 split = read_split(one.file(SPLIT))
                 self._splits[one.key["split"]] = split.assign(source=one.key["data"]["source"])
+            for source, table in corpus_tables(one.key).items():
+                if one.holds(table) and one.files[table] not in self._splits:
+                    self._splits[one.files[table]] = read_split(one.file(table)).assign(source=source)
 
     @property
     def cells(self) -> pd.DataFrame:
-        """Every cell of every split: cell_id, cell_type, batch, cell_digest, set, source."""
-        tables = list(self._splits.values())
-        columns = ["cell_id", "cell_type", "batch", "cell_digest", "set", "source"]
+        """Every cell of every split and corpus: cell_id, cell_type, batch, cell_digest, set, source."""
+        tables, columns = list(self._splits.values()), [*COLUMNS, "source"]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
     def parent(self, one: RegisteredVersion) -> RegisteredVersion | None:
@@ -78,7 +81,7 @@ class CellsSeen:
         return self._by_key.get(one.key["parent"] or "")
 
     def splits(self, one: RegisteredVersion) -> list[pd.DataFrame] | None:
-        """Return the splits of the stages that a version learned from; None where one is no longer known."""
+        """Return the splits and corpora that a version learned from; None where one is no longer known."""
         if one.imported:
             return []
         if one.is_annotator:
@@ -94,6 +97,8 @@ class CellsSeen:
                 alike = (o for o in learned if o.stage == stage and o.key["request"]["cells"] == cells)
                 version = next(alike, None)
                 splits[stage] = None if version is None else self._splits[version.key["split"]]
+        for source, table in corpus_tables(one.key).items():
+            splits[f"unlabelled {source}"] = self._splits.get(one.files[table])
         known = [split for split in splits.values() if split is not None]
         return known if len(known) == len(splits) else None
 
@@ -146,11 +151,8 @@ class CellsSeen:
 
 def exclusions(config: Config) -> dict[str, Exclusion]:
     """Return the cells and batches that params.yaml excludes, by source; sources without any are left out."""
-    return {
-        name: source.exclude
-        for name, source in config.sources.items()
-        if source.exclude.cells or source.exclude.batches
-    }
+    every = {name: source.exclude for name, source in config.sources.items()}
+    return {name: one for name, one in every.items() if one.cells or one.batches}
 
 
 def excluded_cells(cells_seen: CellsSeen, config: Config) -> dict[str, str]:
@@ -334,9 +336,8 @@ def _roles(
 ) -> dict[Role, int | None]:
     if one.imported:
         return {}
-    splits = cells_seen.splits(one)
-    if splits is None:
-        seen = {cells["source"] for cells in one.key["request"]["cells"].values()}
+    if (splits := cells_seen.splits(one)) is None:
+        seen = {cells["source"] for cells in cells_requests(one.key)}
         return {"trained": None} if seen & set(matched.sources) else {}
     sets = {
         name: sum(int((table["set"].eq(name) & table["cell_id"].isin(ids)).sum()) for table in splits)
@@ -362,9 +363,9 @@ def _of_source(cells_seen: CellsSeen, rows: pd.DataFrame, wanted: str) -> pd.Dat
     known: dict[str, set[str]] = {}
     for one in cells_seen.versions:
         if not one.imported:
-            data, requests = one.key["data"], one.key["request"]["cells"]
+            data = one.key["data"]
             known.setdefault(data["source"], set()).add(data["source_sha256"])
-            for cells in [requests] if one.is_annotator else requests.values():
+            for cells in cells_requests(one.key):
                 known.setdefault(cells["source"], set()).add(cells["declaration"]["sha256"])
     if wanted in known:
         return rows[rows["source"] == wanted]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from canal.core.digests import json_digest
 from canal.core.files import read_json
 from canal.data.split import reported_sets
+from canal.registry.manifest.version_folder import cells_requests
 from canal.registry.provenance.registered import RegisteredVersion, ancestry
 from canal.registry.store.database import Version
 from canal.registry.store.store import Store
@@ -126,7 +127,7 @@ def _nodes(one: RegisteredVersion) -> list[Node]:
     nodes += [_verdict(one), _split(one), _data(one)]
     if not one.is_annotator:
         nodes.append(Node(f"panel:{key['panel']}", "panel", "gene panel", {"sha256": key["panel"]}))
-    for cells in _cells(one):
+    for cells in cells_requests(key):
         nodes += [_source(cells), _bytes(cells["declaration"]["sha256"])]
     return [*nodes, _bundle(one)] if "merged" in key and one.merged_with is None else nodes
 
@@ -154,7 +155,7 @@ def _edges(one: RegisteredVersion, known: Mapping[str, RegisteredVersion]) -> li
         Edge(split, data, "divides"),
         Edge(verdict, data, "judges"),
     ]
-    for cells in _cells(one):
+    for cells in cells_requests(key):
         source = _source(cells).id
         if cells["source"] == key["data"]["source"]:
             edges.append(Edge(data, source, "prepared as declared by"))
@@ -162,12 +163,6 @@ def _edges(one: RegisteredVersion, known: Mapping[str, RegisteredVersion]) -> li
             edges.append(Edge(me, source, "also trained on"))
         edges.append(Edge(source, f"bytes:{cells['declaration']['sha256']}", "reads"))
     return edges
-
-
-def _cells(one: RegisteredVersion) -> list[Mapping[str, Any]]:
-    """Return the requests for cells: a stage's own, or those of all stages that a backbone saw."""
-    cells = one.key["request"]["cells"]
-    return [cells] if one.is_annotator else list(cells.values())
 
 
 def _version_id(one: RegisteredVersion) -> str:

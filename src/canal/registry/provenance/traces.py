@@ -29,7 +29,8 @@ OUTS = ("models", "metrics", "scores", "verdicts", "prepared")
 """Folders whose subfolders are outputs of DVC: one that lost a file is no output any more."""
 _PLACES = (
     *OUTS,
-    *("data", "incoming", "splits", "labels", "tuned", "novel", "cells", "report", "mlartifacts", ".canal"),
+    *("data", "incoming", "splits", "corpus", "labels", "tuned", "novel", "cells", "report"),
+    *("mlartifacts", ".canal"),
 )
 _COMPUTED = ("features", "training")
 """What `.canal` holds of cells without naming any: frozen features, and checkpoints of trainings."""

@@ -20,7 +20,7 @@ from canal.registry.audit.shown_versions import check_shown, expected_page
 from canal.registry.audit.version_files import MANIFESTS, AuditLog, check_files
 from canal.registry.ledger.joined import replayed
 from canal.registry.ledger.ledger import Sign
-from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, read_record
+from canal.registry.manifest.version_folder import KEY_FILE, RECORD_FILE, corpus_tables, read_record
 from canal.registry.promotion.moves import ledger_of, moving
 from canal.registry.promotion.promotion import register_entry
 from canal.registry.provenance.registered import (
@@ -157,7 +157,8 @@ def _files(store: Store, version: Version, fetch: Fetch) -> dict[str, Path | byt
     }
     for one in chain[:-1]:
         if one.folder.parent != member.folder / ANCESTORS:
-            for name in (*MANIFESTS, *CARRIED, *CARRIED_LATELY):  # the files that its chain is checked with
+            checked = (*MANIFESTS, *CARRIED, *CARRIED_LATELY, *corpus_tables(one.key).values())
+            for name in checked:  # the files that its chain is checked with
                 if (one.folder / name).is_file():
                     files[f"{ANCESTORS}/{one.digest}/{name}"] = one.folder / name
     keys = {one.digest for one in chain}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from canal.config.params import Config
+from canal.config.sections import BACKBONE
 from canal.core.digests import file_digest, json_digest
 from canal.core.errors import HistoryError, RegistryError
 from canal.core.files import new_folder, read_json, write_json
@@ -138,10 +139,25 @@ def require_available(config: Config, stage: str) -> None:
     HistoryError
         If the source is marked ``available: false``.
     """
-    source = config.stages[stage].source
+    _require_source(config, config.stages[stage].source, f"stage {stage!r}")
+
+
+def require_corpora_available(config: Config) -> None:
+    """Refuse to pretrain a backbone if an unlabelled source is not available.
+
+    Raises
+    ------
+    HistoryError
+        If a source is marked ``available: false``.
+    """
+    for source in config.backbone.unlabelled:
+        _require_source(config, source, BACKBONE)
+
+
+def _require_source(config: Config, source: str, learns: str) -> None:
     if not config.sources[source].available:
         raise HistoryError(
-            f"stage {stage!r} was never registered as params.yaml asks for it, and its source {source!r} "
+            f"{learns} was never registered as params.yaml asks for it, and its source {source!r} "
             "is marked available: false, so it cannot be learned now. Set available: true, or bring the "
             "registry (mlflow.db and mlartifacts/) that holds its version."
         )
