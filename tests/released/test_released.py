@@ -18,6 +18,7 @@ import pytest
 
 import canal.app.pipeline
 from canal.app.auditing import audit_project
+from canal.app.planning import plan
 from canal.app.project import Project
 from canal.config.yaml_file import load_config
 from canal.core.digests import file_digest, json_digest, tree_digests
@@ -326,3 +327,30 @@ def test_todays_code_learns_the_same_bits_as_the_released_code(released, golden,
         above = key.pop("request_digest")
         del before["keys"][stage]["request_digest"]
     assert now["keys"] == before["keys"]
+
+
+def test_an_upgraded_project_restores_all_and_learns_nothing(line, golden):
+    """By the pipeline of the installed canal, in a folder without one."""
+    before = bytes_of(line)
+    said = line.canal("upgrade")
+    assert "canal.json: new" in said
+    assert "params.yaml: changed" in said
+    assert line.project().config.tuned == ["second"]
+    planned = plan(line.project())
+    fates = {one.stage: (one.fate, one.version) for one in planned.stages}
+    assert fates == {"backbone": ("restore", 1)} | {
+        stage: ("restore", number) for number, stage in enumerate(STAGES, start=1)
+    }
+    assert not planned.refused
+    # As `canal run` does, whose fork server the suite's warm Python stands in for.
+    run = subprocess.run(
+        ["dvc", "repro"], cwd=line.root, env=warmly(REPOSITORY), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    assert "Running stage 'finetune@third'" in run.stdout
+    assert "nothing to do: every finished stage is registered" in line.canal("registry", "sync")
+    assert line.keys() == numbered(golden)
+    after = bytes_of(line)
+    restored = {name for name in before if not name.startswith("tuned/")}
+    assert {name: after.get(name) for name in restored} == {name: before[name] for name in restored}
+    assert plan(line.project()).steps == {}
