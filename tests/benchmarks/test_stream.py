@@ -7,7 +7,7 @@ import stream
 
 from canal.config.yaml_file import parse_config
 from canal.core.digests import json_digest
-from canal.registry.manifest.stage_request import stage_request
+from tests.support.recorded import recorded_form
 
 
 def test_a_stream_is_learned_without_tuning(tmp_path):
@@ -21,7 +21,7 @@ def test_the_stream_of_old_is_as_it_was(tmp_path):
     config = parse_config(stream.params("first", tmp_path, []))
     assert config.tuned == ["tumour-lymphoid", "tumour-myeloid"]
     assert config.tuning.n_trials == 8
-    request = stage_request(config, "tumour-myeloid")
+    request = recorded_form(config, "tumour-myeloid")
     # The request of b42cc87's own params.yaml: what was learned from it is found again.
     assert json_digest(request) == "7e02a2162a4c9de1ece907b70770ee32dc8fcf644f5ad41deb175f99149d66c1"
 

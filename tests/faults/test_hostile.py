@@ -87,7 +87,8 @@ def test_odd_words_in_the_ledger_are_shown_as_they_are(text):
         "aliases": {"champion": 1}, "who": text, "why": text, "details": {"overrides": [text]},
     }  # fmt: skip
     ruling = {"rule": text, "value": text, "bound": text, "passed": False, "overridden": False, "note": text}
-    judgement = {"version": 1, "stage": text, "champion": None, "rulings": [ruling]}
+    other = {"version": 2, "stage": text}
+    judgement = {"version": 1, "stage": text, "champion": 2, "compared_with": other, "rulings": [ruling]}
     for table in (ledger_table([entry]), rulings_table(judgement)):
         stream = StringIO()
         Console(file=stream, width=400).print(table)

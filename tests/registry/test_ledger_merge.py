@@ -610,9 +610,8 @@ def test_the_ledger_is_shown_with_what_was_merged(labs):
     shown = io.StringIO()
     Console(width=300, file=shown).print(ledger_table([one.document for one in entries(here)]))
     said = shown.getvalue()
-    assert (
-        "promote canal-annotator 1 (champion -> 1) overriding clean, accuracy, h_score, ece (entry 4" in said
-    )
+    overridden = "clean, accuracy, balanced_accuracy, h_score, ece"
+    assert f"promote canal-annotator 1 (champion -> 1) overriding {overridden} (entry 4" in said
     assert "(entry 4 of a merged ledger)" in said
     assert (
         f"merge of a ledger of 4 entries, {entries(here)[-2].document['details']['merged'][0]['hash'][:12]}"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
 
 from canal.app.project import Project
+from canal.config.yaml_file import dumped
 from canal.model.storage import PRESETS, BackboneConfig
 from canal.registry.manifest.version_folder import key_digest, write_key
 from canal.registry.versions.publish import import_facts
@@ -145,11 +145,8 @@ VOCABULARY = gene_names(120)[20:80]
 def write_params(root: Path, **changes: Any) -> None:
     """Write params.yaml, with a comment, into a new or old project folder."""
     root.mkdir(parents=True, exist_ok=True)
-    yaml = YAML()
-    yaml.width = 10_000
-    with (root / "params.yaml").open("w", encoding="utf-8") as stream:
-        stream.write("# a comment that must stay\n")
-        yaml.dump(make_document(**changes), stream)
+    text = f"# a comment that must stay\n{dumped(make_document(**changes))}"
+    (root / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def write_published(folder: Path, **beside: Any) -> tuple[Path, Path]:
