@@ -5,7 +5,6 @@ import shutil
 from canal.app.beginning import adopt_backbone
 from canal.app.pipeline import project_step, run
 from canal.app.project import Project
-from canal.config.layout import Layout
 from canal.config.sections import BACKBONE
 from canal.core.files import new_folder, write_json
 from canal.registry.manifest.stage_request import stage_facts
@@ -16,7 +15,6 @@ from canal.registry.versions.history import require_available, restore_model
 
 def learn(project: Project, logged: StepRun) -> None:
     """Write the backbone's folder with its key: an import, or pretrained on stages and unlabelled cells."""
-    from canal.app.corpora import require_corpora
     from canal.app.learning import pretrain_backbone
     from canal.quality.verdict import require_passing
 
@@ -25,9 +23,6 @@ def learn(project: Project, logged: StepRun) -> None:
         require_available(config, name)
         require_passing(layout.verdict(name), project.prepared_digest(name), name)
         logged.dataset(name, layout.prepared(config.stages[name].source) / "cells.h5ad", "pretrain")
-    require_corpora(project)
-    for name in config.backbone.unlabelled:
-        logged.dataset(name, layout.prepared(name) / "cells.h5ad", "pretrain")
     logged.params(config.backbone.model_dump())
     if not config.trains_network:
         history = {"method": "exact", "epochs": []}
@@ -42,7 +37,8 @@ def learn(project: Project, logged: StepRun) -> None:
             write_json(folder / "history.json", history)
         shutil.copyfile(layout.panel, folder / "panel.json")
         for name in config.backbone.unlabelled:  # what it saw is known as long as the version is
-            shutil.copytree(layout.corpus / name, Layout(folder).corpus / name)
+            shutil.copytree(layout.corpus / name, folder / "corpus" / name)
+            logged.dataset(name, layout.prepared(name) / "cells.h5ad", "pretrain")
         write_key(folder, stage_facts(layout, config, BACKBONE), None if imported is None else imported.key)
     logged.artifacts(layout.model(BACKBONE), "backbone")
 

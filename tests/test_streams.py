@@ -83,8 +83,8 @@ def test_other_columns_labels_and_digests_are_declared(tmp_path):
     digest = file_digest(data / "e.h5ad")
     sources.write_text(f"enge: {{path: e.h5ad, label: type, min_genes: 100, sha256: {digest}}}\n")
     words = ("--stream", "published-pancreas", "--data", data, "--values", "counts", "--label", "celltype")
-    more = (*words, "--map", labels, "--sources", sources, "--method", "combined", "--batch", "batch")
-    said = init(tmp_path, *more)
+    more = ("--map", labels, "--sources", sources, "--method", "combined", "--batch", "batch")
+    said = init(tmp_path, *words, *more)
     assert f"sha256 {digest} (as expected)" in said
     config = load_config(tmp_path / "lineage" / "params.yaml")
     assert config.continual.method == "combined"

@@ -1,14 +1,17 @@
 """What an audit says of a lineage that was made by hand: nothing of a sound one, and each fault by name."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from canal.config.sections import Exclusion
+from canal.core.digests import file_digest
 from canal.core.files import read_json, write_json
+from canal.quality.verdict import Profile, RuleResult, Verdict
 from canal.registry.audit.cells_used import check_cells, check_exclusions
 from canal.registry.audit.chain import check_chain, check_verdict, differing_tensors
 from canal.registry.audit.version_files import AuditLog, check_files, check_key
-from canal.registry.manifest.version_folder import NAMES, schema, schema_complaints
+from canal.registry.manifest.version_folder import NAMES, read_key, schema, schema_complaints, write_key
 from tests.support.cells import make_config
 from tests.support.lineage import add_records, make_lineage, make_specs, members, tensors
 
@@ -51,6 +54,48 @@ def test_cells_that_a_backbone_saw_of_a_later_stage_are_those_of_its_split(tmp_p
     check_chain(chain, log)
     assert log.findings == []
     assert [str(note).split(":")[0] for note in log.notes] == noted
+
+
+@pytest.mark.parametrize(
+    ("digest", "passed", "found"),
+    [
+        ("second-new", True, []),
+        ("test", True, ["second: cells"]),
+        ("second-new", False, ["backbone: verdict"]),
+    ],
+    ids=["others", "a test cell", "a gate that did not pass"],
+)
+def test_what_a_backbone_saw_without_labels_is_no_test_cell_and_passed_its_gate(
+    tmp_path, digest, passed, found
+):
+    folders = make_lineage(tmp_path, make_specs())
+    chain = members(folders)
+    tested = next(row[2] for row in chain[-1].rows.values() if row[3] == "test")
+    with_corpus(folders["backbone"], tested if digest == "test" else digest, passed)
+    chain = members(folders)
+    assert schema_complaints("key", chain[0].key) == []
+    log = AuditLog()
+    check_cells(chain, log)
+    for one in chain:
+        check_verdict(chain[: chain.index(one) + 1], log)
+    assert [f"{one.subject}: {one.check}" for one in log.findings] == found
+
+
+def with_corpus(backbone, digest, passed):
+    """Let a backbone's folder hold a corpus of one cell, and its key name it."""
+    kept = backbone / "corpus" / "atlas"
+    kept.mkdir(parents=True)
+    row = {"cell_id": "atlas:x", "cell_type": "", "batch": "atlas", "cell_digest": digest, "set": "train"}
+    pd.DataFrame([row]).to_csv(kept / "cells.csv", index=False)
+    rule = RuleResult("values_finite", "error", passed, "no NaN", "1 NaN")
+    profile = Profile("1" * 64, 1, 1.0, ())
+    verdict = Verdict("atlas", "atlas", "2" * 64, "3" * 64, "4" * 64, None, {"cells": 1}, (rule,), profile)
+    verdict.write(kept / "verdict.json")
+    facts = {name: value for name, value in read_key(backbone).items() if name not in ("files", "format")}
+    digests = {"cells": file_digest(kept / "cells.csv"), "verdict": file_digest(kept / "verdict.json")}
+    facts["unlabelled"] = {"atlas": {"prepared_sha256": "3" * 64, **digests}}
+    parent, _ = facts.pop("parent"), facts.pop("teacher", None)
+    write_key(backbone, facts, parent)
 
 
 def test_a_panel_that_grew_as_it_was_asked_to_has_no_findings(tmp_path):

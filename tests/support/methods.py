@@ -121,6 +121,7 @@ def prepare_here(line: Line, patch: pytest.MonkeyPatch) -> None:
         step(patch, script)
     for name in project.config.stages:
         step(patch, "validate", "--stage", name)
+    step(patch, "corpus")
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:

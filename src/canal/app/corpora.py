@@ -76,9 +76,10 @@ def judge_corpora(project: Project) -> Iterator[tuple[str, Verdict]]:
 def draw_corpora(project: Project) -> dict[str, pd.DataFrame]:
     """Return for each unlabelled source the cells that pre-train; columns as those of a split.
 
-    Each content is drawn once, by seed and content alone: neither its place nor its file decides. Of all
-    sources together at most ``backbone.max_unlabelled_cells`` are taken, so of each in proportion to its
-    size. A share of them as large as ``split.validation`` is held out.
+    Each content is drawn once, by seed and content alone: neither its place nor its file decides. In several
+    sources, it is of the one that is named first. Of all sources together at most
+    ``backbone.max_unlabelled_cells`` are taken, so of each in proportion to its size. A share of them as
+    large as ``split.validation`` is held out.
 
     Raises
     ------
@@ -89,12 +90,12 @@ def draw_corpora(project: Project) -> dict[str, pd.DataFrame]:
 
     config, tables = project.config, list[pd.DataFrame]()
     for name in config.backbone.unlabelled:
-        obs = project.prepared_source(name).obs
+        obs = project.prepared_source(name).obs.sort_index()
         draws = [_draw(config.seed, digest) for digest in obs["cell_digest"]]
         tables.append(obs.assign(cell_type="", draw=np.array(draws, dtype=np.float64)))
     if not tables:
         return {}
-    every = pd.concat(tables).sort_values(["draw", "cell_digest", "cell_id"], kind="stable")
+    every = pd.concat(tables).sort_values(["draw", "cell_digest"], kind="stable")
     every = every.drop_duplicates("cell_digest")[: config.backbone.max_unlabelled_cells]
     n_held_out = min(max(1, round(len(every) * config.split.validation)), len(every) - 1)
     # Of what is drawn, which is in random order, any part is a random one.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from canal.app.beginning import adopted_basis
-from canal.app.corpora import corpus_tokens
+from canal.app.corpora import corpus_tokens, require_corpora
 from canal.app.project import CellSet, Project
 from canal.config.sections import BACKBONE
 from canal.continual.bank import ParentState, cut
@@ -31,8 +31,14 @@ def corpus(project: Project) -> Corpus:
 
     The vocabulary is the panel and, up to the preset's size, the genes expressed in most training cells of
     the first stage; its embedding comes from those cells, or from the file that params name.
+
+    Raises
+    ------
+    GateError
+        If an unlabelled source has not passed the gate with the bytes that are here.
     """
     config = project.config
+    require_corpora(project)
     size = PRESETS[config.backbone.preset]
     stages = (config.root_stage, *config.backbone.extra_stages)
     first = project.prepared(config.root_stage)
