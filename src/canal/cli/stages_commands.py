@@ -123,7 +123,11 @@ def add(
         note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
         return
     app.declaring.add_stage(addition, commit, root)
-    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: canal run")
+    added = f"added stage {name} to params.yaml"
+    if commit:
+        note(f"{added} and committed it; next: canal run")
+    else:
+        note(f'{added}; next: git commit -m "Add stage {name}" params.yaml, then canal run')
 
 
 def map_labels(
