@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from shutil import which
 
+import click
 import pytest
 from ruamel.yaml import YAML
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from canal.app import upgrading
@@ -23,7 +27,7 @@ from canal.app.creating import (
     used_canal,
     write_text,
 )
-from canal.app.planning import plan
+from canal.app.planning import not_fetched, plan, uncommitted
 from canal.app.project import Project
 from canal.app.upgrading import upgrade
 from canal.cli import app
@@ -136,6 +140,17 @@ def test_a_project_is_committed_clean_and_says_what_comes_next(made):
     assert all(one in steps for one in ("canal plan", "canal run", "canal audit", "dvc pull"))
 
 
+def test_every_command_of_a_projects_readme_is_one_that_canal_reads(made):
+    """It named a second version for `canal compare`, which takes one."""
+    commands = re.findall(r"^canal .*$", (made / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) > 8
+    for line in commands:
+        group, words = get_command(app), shlex.split(line, comments=True)[1:]
+        while isinstance(group, click.Group):
+            group = group.commands[words.pop(0)]
+        group.make_context("canal", words)
+
+
 def test_the_demo_has_the_shipped_parameters_and_data(tmp_path):
     root = create(tmp_path / "demo", Wish(demo=True)).root
     for name in ("params.yaml", "data.dvc"):
@@ -217,8 +232,60 @@ def test_without_a_name_git_keeps_the_files_uncommitted_and_it_is_said(tmp_path,
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
     said = canal("init", tmp_path / "lineage")
-    assert "but not committed (git commit: " in said
-    assert "params.yaml" in git(tmp_path / "lineage", "status", "--porcelain")
+    assert "but not committed: git does not know who you are: git config --global user.name" in said
+    root = tmp_path / "lineage"
+    assert "params.yaml" in git(root, "status", "--porcelain")
+    words = ("-c", "user.name=A", "-c", "user.email=a@lab", "commit", "--quiet", "--message", "Begin")
+    git(root, *words)
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_an_old_git_and_a_users_list_of_ignored_files_make_the_same_repository(tmp_path, monkeypatch):
+    """`git init --initial-branch` came with 2.28; `*.yaml` on the list left params.yaml out of the commit."""
+    old = tmp_path / "old" / "git"
+    old.parent.mkdir()
+    old.write_text(f'#!/bin/sh\ncase "$*" in *--initial-branch*) exit 129;; esac\nexec {which("git")} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(old.parent), prepend=":")
+    (tmp_path / "ignored").write_text("*.yaml\n*.json\ngate\n")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.excludesFile")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(tmp_path / "ignored"))
+    made = create(tmp_path / "lineage", Wish())
+    assert (made.problem, git(made.root, "branch", "--show-current")) == (None, "main")
+    assert sorted(git(made.root, "ls-files").splitlines()) == sorted(made.files)
+
+
+def test_a_repository_that_git_cannot_make_leaves_no_project(tmp_path, monkeypatch):
+    broken = tmp_path / "broken" / "git"
+    broken.parent.mkdir()
+    broken.write_text(
+        f'#!/bin/sh\ncase "$1" in add) echo "No space left" >&2; exit 128;; esac\nexec {which("git")} "$@"\n'
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent), prepend=":")
+    with pytest.raises(ConfigError, match=r"git cannot begin a repository here \(git add: No space left\)"):
+        create(tmp_path / "lineage", Wish())
+    assert not (tmp_path / "lineage").exists()
+
+
+# A plan's warnings.
+
+
+def test_what_no_commit_holds_is_told_before_it_is_learned(project, tmp_path):
+    """Such a version can never be promoted by rule `clean`, and is never learned again."""
+    path = cells(tmp_path / "cells.h5ad")
+    words = ("stage", "add", "donors", "--file", path, "--values", "counts", "--root", project)
+    assert 'next: git commit -m "Add stage donors" params.yaml, then canal run' in canal(*words)
+    warning = "git does not hold params.yaml as it is here: what is learned now fails"
+    assert [one.partition(" the policy")[0] for one in plan(Project.open(project)).warnings] == [warning]
+    git(project, "commit", "--quiet", "-m", "Add stage donors", "params.yaml")
+    planned = plan(Project.open(project))
+    assert planned.warnings == ()
+    (project / "ledger.jsonl").write_text("{}\n")
+    assert "`dvc pull` brings" in not_fetched(Project.open(project), planned.stages)
+    shutil.rmtree(project / ".git")
+    assert "no git repository with a commit" in uncommitted(project, planned.stages)
 
 
 # A project without a stage.

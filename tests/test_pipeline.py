@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from canal.app import running
@@ -74,6 +75,20 @@ def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
     said = capfd.readouterr().err
     assert said.splitlines() == ["canal: interrupted; `canal run` continues after the steps that are done"]
     assert ran == ["canal.runtime.warm"]
+
+
+def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, monkeypatch, capfd):
+    """DVC refused it with its own file of locks, after which the table of versions was shown."""
+    lock = tmp_path / ".canal" / "locks" / "run.lock"
+    lock.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "check_before_run", list)
+    monkeypatch.setattr(running, "complete_project", lambda root: None)
+    with FileLock(lock):
+        assert running.main() == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "canal: another `canal run` is at work in this folder: wait for it, or end it"
+    ]
 
 
 def test_a_script_that_ctrl_c_ends_leaves_no_traceback(tmp_path, capfd, monkeypatch):

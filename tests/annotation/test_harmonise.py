@@ -237,3 +237,23 @@ def test_an_id_unknown_is_none(tmp_path):
     path = tmp_path / "map.csv"
     path.write_text("label,cell_type,ontology_id\nB,B,unknown\nx,drop,CL:0000236\n")
     assert read_map_sheet(path).ontology == {}
+
+
+def test_labels_that_share_an_id_are_a_persons_to_tell_apart(tmp_path):
+    """Authors' labels are finer than the ontology: canal refused the very sheet that it had filled in."""
+    naive, memory = (Label(f"{one} T", 30, ("CL:0000084",)) for one in ("naive", "memory"))
+    rows = proposed(naive, memory, Label("NK", 30, ("CL:0000623",)), known=Known(()))
+    assert rows["naive T"].reasons == ("'memory T': the same ontology id, CL:0000084; one type, or two?",)
+    assert (rows["NK"].cell_type, rows["NK"].ontology_id) == ("NK", "CL:0000623")
+    sheet = tmp_path / "map.csv"
+    write_map_sheet(sheet, list(rows.values()))
+    lines = list(csv.DictReader(sheet.open()))
+    for line in lines:
+        line["cell_type"] = line["cell_type"] or line["label"]
+    with sheet.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    read = read_map_sheet(sheet)
+    assert read.types == {"naive T": "naive T", "memory T": "memory T", "NK": "NK"}
+    assert read.ontology == {"NK": "CL:0000623"}

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from canal.quality.verdict import RuleResult
-from canal.report.registry_tables import verdict_table
+from canal.report.registry_tables import map_table, verdict_table
 from tests.quality.test_verdict import a_verdict
 
 
@@ -58,3 +58,13 @@ def test_errors_are_red_and_warnings_yellow():
 
 def test_passing_says_so():
     assert "passed: 0 error(s)" in shown(a_verdict())
+
+
+def test_thousands_of_labels_are_left_to_the_sheet():
+    one = {"cells": 1, "n_cells": 1, "proposed": "B", "by": "model", "model_type": "B", "model_share": 1.0}
+    labels = [{**one, "label": f"{i:04} " + "x" * 3000, "unassigned": 0, "ambiguous": ""} for i in range(900)]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(map_table({"ambiguous": 0, "labels": labels}))
+    said = console.export_text()
+    assert len(said.splitlines()) < 200
+    assert "and 840 more labels: the sheet (-o SHEET.csv) lists all of them" in said

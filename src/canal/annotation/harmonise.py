@@ -170,13 +170,21 @@ def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
     for one in proposals:
         if one.by not in (BY_LIKENESS, "") and one.proposed != DROP:
             by_type.setdefault(plain(one.proposed), []).append(one.label.name)
+    by_id: dict[str, list[str]] = {}
+    for one in proposals:
+        if one.by == NEW and len(one.label.ids) == 1:
+            by_id.setdefault(one.label.ids[0], []).append(one.label.name)
     told = []
     for one in proposals:
         same = [] if one.proposed == DROP else by_type.get(plain(one.proposed), [])
         others = [name for name in same if name != one.label.name]
         if others and one.by != BY_LIKENESS:
             one = replace(one, reasons=(*one.reasons, f"{_some(others)} would become the same type"))
-        told.append(replace(one, ontology_id=_id_of(one, known, alone=not others)))
+        sharing = by_id.get(one.label.ids[0], []) if one.by == NEW and len(one.label.ids) == 1 else []
+        if namesakes := [name for name in sharing if name != one.label.name]:
+            reason = f"{_some(namesakes)}: the same ontology id, {one.label.ids[0]}; one type, or two?"
+            one = replace(one, reasons=(*one.reasons, reason))
+        told.append(replace(one, ontology_id=_id_of(one, known, alone=not others and not namesakes)))
     return sorted(told, key=lambda one: (not one.reasons, -one.label.n_cells, one.label.name))
 
 
@@ -351,14 +359,19 @@ def read_map_sheet(sheet: Path) -> LabelMap:
 def _ontology(sheet: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the ids of the types that a sheet keeps.
 
-    A type that is called as its label has the label's id, unless the line gives it another.
+    A type that is called as its label has the label's id, unless the line gives it another, or labels of
+    other types have that id, too.
     """
     ids: dict[str, str] = {}
     names: dict[str, str] = {}
+    own_types: dict[str, set[str]] = {}
+    for line in lines:
+        own_types.setdefault(line["label_id"].strip(), set()).add(original(line["cell_type"]).strip())
     for line in lines:
         cell_type = original(line["cell_type"]).strip()
         own = line["label_id"].strip() if plain(cell_type) == plain(original(line["label"])) else ""
-        term = line["ontology_id"].strip() or (own if ONTOLOGY_ID.fullmatch(own) else "")
+        itself = ONTOLOGY_ID.fullmatch(own) is not None and len(own_types[own]) == 1
+        term = line["ontology_id"].strip() or (own if itself else "")
         if not term or term.casefold() == "unknown" or cell_type.casefold() in (DROP, "null"):
             continue
         if not ONTOLOGY_ID.fullmatch(term):

@@ -8,7 +8,7 @@ so runs the steps that use it again: they restore what was learned.
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -191,7 +191,7 @@ def create(
             add_stage(addition, commit=False, root=folder)
         if wish.stream is not None:
             _require_stream(wish.stream, folder, judged)
-        problem = _begingit(folder, target.name)
+        problem = _begin_git(folder, target.name, [*files])
     return Created(target, tuple(files), addition, problem)
 
 
@@ -273,18 +273,40 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _begingit(folder: Path, name: str) -> str | None:
-    """Make a repository of git and commit everything; return what git said if it did not commit."""
+def _begin_git(folder: Path, name: str, files: Sequence[str]) -> str | None:
+    """Make a repository of git and commit the files; return what git said if it did not commit.
+
+    The branch is named by ``symbolic-ref``, which every git has (``init --initial-branch`` came with 2.28).
+    Files are added by name, for a user's own list of ignored files may hold ``*.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        If git cannot make the repository, as on a full disk.
+    """
     for arguments in (
-        ("init", "--quiet", "--initial-branch", "main"),
-        ("add", "--all"),
-        ("commit", "--quiet", "--message", f"Begin {name}"),
+        ("init", "--quiet"),
+        ("symbolic-ref", "HEAD", "refs/heads/main"),
+        ("add", "--force", "--", *files),
     ):
-        done = git(folder, *arguments)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            return f"git {arguments[0]}: {lines[-1] if lines else 'no reason given'}"
-    return None
+        if said := _refused(folder, *arguments):
+            raise ConfigError(f"git cannot begin a repository here ({said}); nothing was made")
+    said = _refused(folder, "commit", "--quiet", "--message", f"Begin {name}")
+    if not said or (git(folder, "config", "user.name").stdout and git(folder, "config", "user.email").stdout):
+        return said
+    return (
+        'git does not know who you are: git config --global user.name "A. Person"; git config --global '
+        "user.email person@lab.org"
+    )
+
+
+def _refused(folder: Path, *arguments: str) -> str | None:
+    """Return what git said where a command of it failed."""
+    done = git(folder, *arguments)
+    if not done.returncode:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return f"git {arguments[0]}: {lines[-1] if lines else 'no reason given'}"
 
 
 def git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

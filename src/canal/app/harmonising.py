@@ -121,7 +121,7 @@ def map_labels(
         check_new(sheet, overwrite)
     project = Project.open(root)
     column = str(options.declared.get("label") or "cell_type")
-    table = _labels(file, column, options.ontology)
+    table = _labels(file, column, options.ontology, notice)
     parent = options.parent or next(reversed(project.config.stages), BACKBONE)
     stage, annotator = _model(project, parent)
     answers: dict[str, Answers] = {}
@@ -148,7 +148,7 @@ def map_labels(
     return Harmonised(column, stage, len(table) - len(labelled), proposals)
 
 
-def _labels(file: Path, name: str, ontology: str | None) -> "pd.DataFrame":
+def _labels(file: Path, name: str, ontology: str | None, notice: Notice) -> "pd.DataFrame":
     """Return the label of each cell, without blanks at its ends, and its ontology id; ``""`` for none."""
     with open_h5ad(file) as opened:
         labels = opened.obs_column(name).str.strip()
@@ -156,11 +156,14 @@ def _labels(file: Path, name: str, ontology: str | None) -> "pd.DataFrame":
             return labels.to_frame("label").assign(id="")
         ids = opened.obs_column(ontology or ID_COLUMN)
     valid = ids.str.fullmatch(ONTOLOGY_ID)
-    if ontology is not None and not valid.any():
-        raise DataError(
-            f"{file}: obs[{ontology!r}] holds no id of the Cell Ontology, such as CL:0000236; it holds "
-            f"{listed(sorted(set(ids)))}"
+    if not valid.any():
+        problem = (
+            f"{file}: obs[{ontology or ID_COLUMN!r}] holds no id of the Cell Ontology, such as CL:0000236; "
+            f"it holds {listed(sorted(set(ids)))}"
         )
+        if ontology is not None:
+            raise DataError(problem)
+        notice(f"{problem}: proposals are made without ids")
     return labels.to_frame("label").assign(id=ids.where(valid, ""))
 
 

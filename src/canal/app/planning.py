@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from canal.config.sections import BACKBONE, Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
 from canal.core.errors import CanalError, ConfigError, SourceError
+from canal.registry.manifest.stage_request import uncommitted_files
 from canal.registry.store.database import Version
 from canal.registry.versions.history import require_available, require_corpora_available
 from canal.runtime.startup import own_code
 
 _DATA = "data.dvc"
 
-Fate = Literal["learn", "restore", "keep", "refuse"]
+Fate = Literal["learn", "register", "restore", "keep", "refuse"]
 
 _SHOWN = 3
 _STATES = {"modified": "changed", "deleted": "missing"}
@@ -54,7 +56,8 @@ class StagePlan:
     Attributes
     ----------
     fate
-        ``learn``, ``restore`` its version's files, ``keep`` what is there, or ``refuse``.
+        ``learn``, ``register`` what is learned already, ``restore`` its version's files, ``keep`` what is
+        there, or ``refuse``.
     version
         The number of the version that holds it; None where there is none yet.
     why
@@ -86,6 +89,8 @@ class Plan:
         All steps of the pipeline.
     refusals
         What would be refused at once, before any step.
+    warnings
+        What a person should do before the run.
     """
 
     stages: tuple[StagePlan, ...]
@@ -93,6 +98,7 @@ class Plan:
     perhaps: tuple[str, ...]
     n_steps: int
     refusals: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def refused(self) -> bool:
@@ -119,9 +125,49 @@ def plan(project: Project) -> Plan:
     stages = []
     for one in fates:
         steps = tuple(name for name in running if _belongs(project, name, one.stage))
-        fate: Fate = "restore" if one.fate == "keep" and steps else one.fate
-        stages.append(replace(one, steps=steps, fate=fate))
-    return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals))
+        if one.fate == "keep" and steps:
+            one = replace(one, fate="restore")
+        elif one.fate == "learn" and not running:
+            one = replace(one, fate="register", why="learned, and not registered yet")
+        stages.append(replace(one, steps=steps))
+    warnings = (uncommitted(project.layout.root, stages), not_fetched(project, stages))
+    told = tuple(warning for warning in warnings if warning)
+    return Plan(tuple(stages), running, perhaps, n_steps, tuple(refusals), told)
+
+
+def uncommitted(root: Path, stages: Sequence[StagePlan]) -> str:
+    """Return a sentence where stages would be learned from files that no commit holds; ``""`` if none.
+
+    The policy's rule ``clean`` asks for the commit with which a version was learned, and a version is never
+    learned again.
+    """
+    if not any(one.fate == "learn" for one in stages):
+        return ""
+    changed = uncommitted_files(root)
+    if changed is None:
+        return (
+            "this folder is no git repository with a commit: what is learned now fails the policy's rule "
+            "`clean`; first git init, git add --all, git commit"
+        )
+    if not changed:
+        return ""
+    more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    return (
+        f"git does not hold {', '.join(changed[:_SHOWN])}{more} as it is here: what is learned now fails the "
+        f"policy's rule `clean`; commit first: git add {' '.join(map(shlex.quote, changed))} && git commit"
+    )
+
+
+def not_fetched(project: Project, stages: Sequence[StagePlan]) -> str:
+    """Return a sentence where the ledger names versions and the registry holds none; ``""`` otherwise."""
+    learned = [one for one in stages if one.fate == "learn"]
+    ledger = project.layout.ledger
+    if len(learned) < len(stages) or not ledger.is_file() or not ledger.stat().st_size:
+        return ""
+    return (
+        "ledger.jsonl names versions, and neither they nor their files are here: `dvc pull` brings the "
+        "files, where DVC has a remote, and a run registers them; without it they are learned again"
+    )
 
 
 def stage_fates(project: Project) -> list[StagePlan]:

@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from canal.app.creating import complete_project, require_used
-from canal.app.planning import StagePlan, require_mergeable, stage_fates
+from canal.app.planning import StagePlan, require_mergeable, stage_fates, uncommitted
 from canal.app.project import Project
+from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
 from canal.runtime.startup import INTERRUPTED, begin
 
@@ -31,6 +34,8 @@ _NEW = {
 
 _WRITING_S = 0.5
 _STOPPED = "canal: the run failed: see the error above, before the table"
+_AT_WORK = 75
+"""Exit code of `reproduce` where another run is at work (EX_TEMPFAIL of sysexits.h)."""
 
 
 def main(root: Path | None = None) -> int:
@@ -44,6 +49,9 @@ def main(root: Path | None = None) -> int:
         planned = check_before_run()
         complete_project(Path.cwd())
         stopped = run_module("canal.runtime.warm", "python", "-m", "canal.app.running", "dvc")
+        if stopped == _AT_WORK:
+            tell("canal: another `canal run` is at work in this folder: wait for it, or end it")
+            return 1
         code = run_module("canal.cli", "registry", "sync") or stopped
     except CanalError as error:
         tell(f"canal: {error}")
@@ -76,6 +84,8 @@ def check_before_run() -> list[StagePlan]:
     for one in planned:
         if one.fate == "refuse":
             raise HistoryError(one.why)
+    if warning := uncommitted(project.layout.root, planned):
+        tell(warning)
     return planned
 
 
@@ -96,16 +106,36 @@ def happened(planned: Sequence[StagePlan], seconds: float) -> list[str]:
 
 
 def reproduce() -> int:
-    """Run `dvc repro` and return its exit code; of DVC's own output only errors are shown."""
+    """Run `dvc repro`, one at a time in a folder, and return its exit code.
+
+    Of DVC's own output errors and the names of its steps are shown. The lock is held here, for this process
+    survives a kill of the one that a person called.
+    """
     from dvc.cli import main as dvc
     from dvc.logger import set_loggers_level
     from dvc.ui import ui
 
-    mend_locks(Path.cwd())
-    ui.enable = lambda: None
-    logging.getLogger("dvc.cli").addFilter(_not_interrupted)
-    with set_loggers_level(logging.ERROR):
-        return int(dvc(["repro"]))
+    lock = FileLock(Layout(Path.cwd()).private / "locks" / "run.lock", timeout=0)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock, set_loggers_level(logging.ERROR):
+            mend_locks(Path.cwd())
+            ui.enable = lambda: None
+            logging.getLogger("dvc.cli").addFilter(_not_interrupted)
+            logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)  # its bars leave rests of lines
+            steps = logging.getLogger("dvc.stage.run")
+            steps.setLevel(logging.INFO)
+            steps.addFilter(_tell_step)
+            return int(dvc(["repro"]))
+    except Timeout:
+        return _AT_WORK
+
+
+def _tell_step(record: logging.LogRecord) -> bool:
+    """Name the step that DVC begins in one line of ours, in place of DVC's."""
+    if record.levelno == logging.INFO and isinstance(record.args, tuple) and len(record.args) == 1:
+        tell(f"step {record.args[0]}")
+    return record.levelno > logging.INFO
 
 
 def mend_locks(root: Path) -> None:

@@ -1,6 +1,7 @@
 """Commands about a project as a whole: init, plan, run, upgrade."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,10 +103,10 @@ def init(
         return
     note(f"made {made.root}: {len(made.files)} files" + ("" if made.problem else ", committed to git"))
     if made.problem:
-        note(f"but not committed ({made.problem}): commit it before the first run")
+        note(f"but not committed: {made.problem}; before the first run: git commit --message Begin")
     begun = first or demo or stream
     begin = "canal plan, canal run" if begun else "canal stage add NAME --file FILE.h5ad --values counts"
-    note(f"next: cd {os.path.relpath(made.root)}; {begin}")
+    note(f"next: cd {shlex.quote(os.path.relpath(made.root))}; {begin}")
 
 
 def _require_fitting(
@@ -179,8 +180,13 @@ def _plan(root: Path | None, as_json: bool) -> None:
             note(f"canal: {refusal}")
         note("canal: a run would be refused: see above; nothing was touched")
         raise typer.Exit(1)
+    for warning in planned.warnings:
+        note(f"warning: {warning}")
     learned = sum(one.fate == "learn" for one in planned.stages)
-    if not planned.steps:
+    registered = sum(one.fate == "register" for one in planned.stages)
+    if registered:
+        note(f"next: canal run ({registered} to register)")
+    elif not planned.steps:
         note("nothing to do: everything that params.yaml asks for is here")
     else:
         note(f"next: canal run ({len(planned.steps)} of {planned.n_steps} steps; {learned} to learn)")

@@ -1,5 +1,6 @@
 """Commands about training: stage, tune, sums, basis, backbone."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,11 @@ def add(
         note(f"would add to params.yaml:\n{added_lines(addition.before, addition.text)}")
         return
     app.declaring.add_stage(addition, commit, root)
-    note(f"added stage {name} to params.yaml" + (" and committed it" if commit else "") + "; next: canal run")
+    added = f"added stage {name} to params.yaml"
+    if commit:
+        note(f"{added} and committed it; next: canal run")
+    else:
+        note(f'{added}; next: git commit -m "Add stage {name}" params.yaml, then canal run')
 
 
 def map_labels(
@@ -161,8 +166,14 @@ def map_labels(
             f"{found['unlabelled']:,} cells have no label; the gate refuses them: leave them out of the file"
         )
     if output is not None:
-        todo = f"decide the {found['ambiguous']} ambiguous labels, " if found["ambiguous"] else ""
-        note(f"wrote {output}; next: {todo}read the others, then canal stage add NAME --map {output}")
+        n = found["ambiguous"]
+        todo = f"decide the {n} ambiguous label{'s' if n > 1 else ''} and read the others" if n else "read it"
+        of_file = {"file": file, "label": label, "values": values or "VALUES", "layer": layer, "batch": batch,
+                   "gene-column": gene_column, "min-genes": min_genes, "map": output}  # fmt: skip
+        given = [
+            word for name, value in of_file.items() if value is not None for word in (f"--{name}", str(value))
+        ]
+        note(f"wrote {output}; next: {todo}, then\n  canal stage add NAME {shlex.join(given)}")
 
 
 def relearn(

@@ -38,8 +38,9 @@ def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any
 
 def lineage_report(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
     """Return `summary` with suggestions of commands to run next."""
-    newest = versions[-1]["version"] if versions else "candidate"
-    return Group(summary(evaluations, versions), Text(), next_commands(newest))
+    if not versions:
+        return Group(summary(evaluations, versions))
+    return Group(summary(evaluations, versions), Text(), next_commands(versions[-1]["version"]))
 
 
 def matrix_table(evaluations: Sequence[Document]) -> Table:
@@ -74,7 +75,7 @@ def matrix_table(evaluations: Sequence[Document]) -> Table:
     return found
 
 
-_FATES = {"learn": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
+_FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
 
 
 def plan_table(planned: Mapping[str, Any]) -> Table:
@@ -125,7 +126,8 @@ def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
     found.add_column("key", no_wrap=True, style="dim")
     for one in sorted(versions, key=lambda version: -int(version["version"])):
         found.add_row(*_version_row(one))
-    found.caption = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
+    measured = "new: accuracy (%) on its own stage's cells; mean: on all stages so far"
+    found.caption = measured if versions else "none yet: `canal run` learns and registers them"
     found.caption_justify = "left"
     return found
 

@@ -306,7 +306,15 @@ def current_commit(root: Path) -> Commit:
     sha = _git(root, "rev-parse", "HEAD")
     if not sha:
         return Commit(None, dirty=True)
-    return Commit(sha, dirty=bool(_git(root, "status", "--porcelain", "--", *CODE)))
+    return Commit(sha, dirty=bool(uncommitted_files(root)))
+
+
+def uncommitted_files(root: Path) -> list[str] | None:
+    """Return the files of `CODE` that the last commit does not hold as they are; None without a commit."""
+    if not _git(root, "rev-parse", "HEAD"):
+        return None
+    lines = (_git(root, "status", "--porcelain", "--", *CODE) or "").splitlines()
+    return [line.split(maxsplit=1)[1].strip('"') for line in lines]
 
 
 def code_digest(root: Path, package: Path | None = None) -> str:

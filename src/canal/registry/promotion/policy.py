@@ -138,7 +138,7 @@ def _clean(evidence: Evidence) -> Ruling:
     commit, dirty = evidence.record.get("git_commit"), bool(evidence.record.get("dirty"))
     if commit is None:
         return Ruling("clean", "no git commit", "a clean commit", False, "it was made outside git")
-    note = "src, pipelines or parameters had changes that no commit holds" if dirty else ""
+    note = "params.yaml or the pipeline had changes that no commit held when it was learned" if dirty else ""
     value = f"{commit[:12]}{' with changes' if dirty else ''}"
     return Ruling("clean", value, "a clean commit", not dirty, note)
 
