@@ -9,7 +9,7 @@ from canal.app.pipeline import run
 from canal.app.project import Project
 from canal.core.errors import GateError, tell
 from canal.core.files import new_folder, write_json
-from canal.report.registry_tables import verdict_line, verdict_table
+from canal.report.gate_tables import verdict_line, verdict_table
 
 
 def draw(project: Project, into: Path) -> None:

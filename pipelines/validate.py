@@ -7,7 +7,7 @@ from canal.app.project import Project
 from canal.core.errors import GateError, tell
 from canal.quality.gate import judge
 from canal.registry.versions.history import require_available, restore_file
-from canal.report.registry_tables import verdict_line, verdict_table
+from canal.report.gate_tables import verdict_line, verdict_table
 
 
 def main() -> None:

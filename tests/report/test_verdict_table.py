@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from canal.quality.verdict import RuleResult
-from canal.report.registry_tables import map_table, verdict_table
+from canal.report.gate_tables import map_table, verdict_table
 from tests.quality.test_verdict import a_verdict
 
 

@@ -166,12 +166,10 @@ class Proposal:
 def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
     """Return a proposal for each label: ambiguous ones first, then by falling number of cells."""
     proposals = [_propose(label, known) for label in labels]
-    by_type: dict[str, list[str]] = {}
+    by_type, by_id = dict[str, list[str]](), dict[str, list[str]]()
     for one in proposals:
         if one.by not in (BY_LIKENESS, "") and one.proposed != DROP:
             by_type.setdefault(plain(one.proposed), []).append(one.label.name)
-    by_id: dict[str, list[str]] = {}
-    for one in proposals:
         if one.by == NEW and len(one.label.ids) == 1:
             by_id.setdefault(one.label.ids[0], []).append(one.label.name)
     told = []
@@ -359,12 +357,9 @@ def read_map_sheet(sheet: Path) -> LabelMap:
 def _ontology(sheet: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the ids of the types that a sheet keeps.
 
-    A type that is called as its label has the label's id, unless the line gives it another, or labels of
-    other types have that id, too.
+    A type called as its label has the label's id, unless the line gives another or other types have it, too.
     """
-    ids: dict[str, str] = {}
-    names: dict[str, str] = {}
-    own_types: dict[str, set[str]] = {}
+    ids, names, own_types = dict[str, str](), dict[str, str](), dict[str, set[str]]()
     for line in lines:
         own_types.setdefault(line["label_id"].strip(), set()).add(original(line["cell_type"]).strip())
     for line in lines:

@@ -26,7 +26,7 @@ from canal.cli.parsing import (
 )
 from canal.core.errors import CanalError, ConfigError
 from canal.report.cell_tables import explanation_table, marker_table, novel_table, who_group
-from canal.report.registry_tables import verdict_table
+from canal.report.gate_tables import verdict_table
 from canal.report.terminal import annotation_table, cells_progress
 
 

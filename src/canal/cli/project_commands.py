@@ -25,7 +25,7 @@ from canal.cli.parsing import (
     show_result,
 )
 from canal.core.errors import ConfigError
-from canal.report.registry_tables import verdict_table
+from canal.report.gate_tables import verdict_table
 from canal.report.terminal import plan_table
 
 Method = Literal["exact", "combined", "published"]
