@@ -160,7 +160,7 @@ class _MaskedTask(nn.Module):
 
 def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: int, fit: Fit) -> None:
     """Run epochs until ``fit`` stops the training."""
-    train, held_out = torch.from_numpy(tokenize(corpus.train)), torch.from_numpy(tokenize(corpus.held_out))
+    train, held_out = _tokens(corpus.train), _tokens(corpus.held_out)
     held_out_mask = mask_expressed(held_out, settings.mask_share, generator(seed, "held-out mask"))
     held_out_groups = groups_of(torch.arange(len(held_out)), task.performer)
     parameters = list(fit.parameters.values())
@@ -187,6 +187,11 @@ def _train(task: _MaskedTask, corpus: Corpus, settings: BackboneSettings, seed: 
         fit.end_epoch(record | {"held_out_loss": sum(losses_of) / max(int(held_out_mask.sum()), 1)})
 
 
+def _tokens(cells: np.ndarray) -> Tensor:
+    """Return the tokens of cells; those that are given as tokens are not copied."""
+    return torch.from_numpy(cells if cells.dtype == np.uint8 else tokenize(cells))
+
+
 def _loss(task: _MaskedTask, tokens: Tensor, masked: Tensor, rows: Tensor) -> Tensor:
     """Return the summed cross-entropy of the masked tokens of ``rows``."""
     device = task.to_out.weight.device
@@ -195,10 +200,7 @@ def _loss(task: _MaskedTask, tokens: Tensor, masked: Tensor, rows: Tensor) -> Te
 
 
 def _fingerprint(corpus: Corpus, settings: BackboneSettings, seed: int, task: _MaskedTask) -> str:
-    tokens = {
-        "train": torch.from_numpy(tokenize(corpus.train)),
-        "held_out": torch.from_numpy(tokenize(corpus.held_out)),
-    }
+    tokens = {"train": _tokens(corpus.train), "held_out": _tokens(corpus.held_out)}
     return json_digest(
         {
             "start": weights_digest(task.state_dict()),
