@@ -121,7 +121,8 @@ def plan(project: Project) -> Plan:
     _ = project.config.root_stage
     refusals = [str(error) for error in _before_run(project.layout.root)]
     fates = stage_fates(project)
-    running, perhaps, n_steps = _steps(project.layout.root)
+    # DVC may be unable to read what is refused: another canal's pipeline, a folder without a lock.
+    running, perhaps, n_steps = ({}, (), 0) if refusals else dvc_steps(project.layout.root)
     stages = []
     for one in fates:
         steps = tuple(name for name in running if _belongs(project, name, one.stage))
@@ -258,7 +259,7 @@ def require_mergeable(root: Path) -> None:
             check_merged(path.read_bytes(), path.name)
 
 
-def _steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
+def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
     """Return the steps of DVC that run and why, those that perhaps do, and the number of all."""
     done = subprocess.run(
         [sys.executable, "-c", _STEPS], cwd=root, env=own_code(), capture_output=True, text=True, check=False

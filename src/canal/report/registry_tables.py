@@ -27,7 +27,8 @@ def rulings_table(judgement: Document) -> Table:
         what = "its parent, for none serves yet" if judgement["champion"] is None else "which serves"
         against = f"against version {other['version']} ({other['stage']}), {what}"
     found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}")
-    found.add_column("rule", overflow="fold")
+    longest = max((len(ruling["rule"]) for ruling in judgement["rulings"]), default=0)
+    found.add_column("rule", overflow="fold", min_width=min(longest, _ROOM_FOR_RULE))
     found.add_column("found", overflow="fold")
     found.add_column("asked for", overflow="fold")
     found.add_column("", no_wrap=True)
@@ -319,6 +320,9 @@ def _flows_table(file: Document) -> Table:
     return found
 
 
+_MOST_EXAMPLES = 5
+_ROOM_FOR_RULE = 24
+"""Columns in which the name of a rule stays in one line, on narrow terminals, too."""
 _STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
 
 
@@ -335,10 +339,14 @@ def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    for heading in ("rule", "verdict", "expected", "found", "what to do"):
+    longest = max((len(rule.rule) for rule in verdict.rules), default=0)
+    found.add_column("rule", overflow="fold", min_width=min(longest, _ROOM_FOR_RULE))
+    for heading in ("verdict", "expected", "found", "what to do"):
         found.add_column(heading, overflow="fold")
     for rule in (*verdict.failures("error"), *verdict.failures("warning")):
-        description = f"{rule.found}: {', '.join(rule.examples)}" if rule.examples else rule.found
+        examples = f": {', '.join(rule.examples[:_MOST_EXAMPLES])}" if rule.examples else ""
+        more = len(rule.examples) - _MOST_EXAMPLES
+        description = f"{rule.found}{examples}" + (f" and {more} more" if more > 0 else "")
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
         style = _STYLE[rule.severity]
         cells = [text(rule.rule, style), text(rule.severity, style), text(rule.expected)]
@@ -378,7 +386,7 @@ def map_table(found: Document) -> Table:
     """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
     n = found["ambiguous"]
     rows = Table(
-        title=f"{len(found['labels'])} labels, {n} of them ambiguous: a person decides" if n else None,
+        title=f"{n} of {len(found['labels'])} labels ambiguous: a person decides" if n else None,
         title_justify="left",
         box=box.SIMPLE,
     )
