@@ -29,6 +29,8 @@ from canal.registry.ledger.ledger import Entry
 
 FORMAT = 1
 _LONGEST = 200
+_READ = 4096
+"""Bytes at the end of what a command said that are looked at: it may have said gigabytes."""
 
 Document = dict[str, Any]
 
@@ -158,8 +160,8 @@ def _command(project: Project, hook: Hook, content: bytes) -> str:
 
 
 def _last_line(said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
+    said.seek(max(0, said.seek(0, os.SEEK_END) - _READ))
+    lines = said.read(_READ).decode(errors="replace").strip().splitlines()
     return lines[-1][:_LONGEST] if lines else "it said nothing"
 
 
