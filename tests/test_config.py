@@ -282,6 +282,19 @@ def test_a_missing_or_broken_file_is_one_clear_error(tmp_path):
     (tmp_path / "params.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="mapping of sections, found list"):
         load_config(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("# nothing yet")
+    with pytest.raises(ConfigError, match="mapping of sections, found nothing"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_a_broken_file_is_told_by_its_line_without_advice_to_programmers(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 1\nthreads: 2\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r'duplicate key "seed".*\(line 3\)$'):
+        load_config(path)
+    document = make_config().model_dump(mode="json") | {"hooks": [{"on": ["promote"], "command": "rm -rf"}]}
+    with pytest.raises(ConfigError, match=r"hooks\.0\.command: Input should be a list \(found 'rm -rf'\)"):
+        parse_config(document)
 
 
 def _doubled(first, line, n):

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from canal.app import upgrading
+from canal.app import planning, upgrading
 from canal.app.creating import (
     USED,
     FirstStage,
@@ -270,6 +270,17 @@ def test_a_repository_that_git_cannot_make_leaves_no_project(tmp_path, monkeypat
 
 
 # A plan's warnings.
+
+
+def test_a_pipeline_of_another_canal_is_refused_before_dvc_reads_it(project):
+    """DVC's own error about the old pipeline took the place of the command that mends it."""
+    (project / USED).unlink()
+    (project / "dvc.yaml").write_text("stages: {tune: {foreach: '${finetune.tuned}', do: {cmd: 'true'}}}")
+    with pytest.raises(ConfigError, match=r"DVC cannot read .* 'finetune\.tuned'"):
+        planning.dvc_steps(project)
+    path = cells(project / "cells.h5ad")
+    canal("stage", "add", "donors", "--file", path, "--values", "counts", "--root", project)
+    assert "`canal upgrade` gives it" in canal("plan", "--root", project, expect=1)
 
 
 def test_what_no_commit_holds_is_told_before_it_is_learned(project, tmp_path):

@@ -5,11 +5,11 @@ import re
 import subprocess
 
 import pytest
-from filelock import FileLock
 from ruamel.yaml import YAML
 
 from canal.app import running
 from canal.app.creating import complete_project
+from canal.app.planning import dvc_steps, run_lock
 from canal.core.errors import ConfigError
 from canal.runtime.startup import run_script
 from tests.support.cells import make_document
@@ -79,13 +79,13 @@ def test_ctrl_c_is_one_line_and_registers_nothing(monkeypatch, capfd):
 
 def test_a_second_run_in_a_folder_is_refused_in_one_line(tmp_path, monkeypatch, capfd):
     """DVC refused it with its own file of locks, after which the table of versions was shown."""
-    lock = tmp_path / ".canal" / "locks" / "run.lock"
-    lock.parent.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(running, "check_before_run", list)
     monkeypatch.setattr(running, "complete_project", lambda root: None)
-    with FileLock(lock):
+    with run_lock(tmp_path, 0):
         assert running.main() == 1
+        with pytest.raises(ConfigError, match="a `canal run` is at work in this folder"):
+            dvc_steps(tmp_path)
     assert capfd.readouterr().err.splitlines() == [
         "canal: another `canal run` is at work in this folder: wait for it, or end it"
     ]

@@ -18,23 +18,13 @@ from tests.faults.kills import kill_commands
 from tests.faults.lent import read_where_nothing_may_be_written
 from tests.pipeline.conftest import Line
 base, scratch = Line(Path(sys.argv[1])), Path(sys.argv[2])
-report = run(base, scratch, kills=(3, 2), seed=0, locked=3.0)
+report = run(base, scratch, kills=(2, 1), seed=0, locked=3.0)
 report["commands"] = kill_commands(base, scratch, 1, 0, sys.argv[3:])
 report["lent"] = read_where_nothing_may_be_written(base)
 report["crowd"] = crowd(base, scratch / "crowd", rounds=1, seed=0, each=4)
 print(json.dumps(report))
 """
-KILLED = (
-    "first command",
-    "registry rebuild",
-    "import",
-    "export",
-    "annotate h5ad",
-    "keys new",
-    "unlearn",
-    "share",
-    "ledger merge",
-)
+KILLED = ("first command", "import", "unlearn", "share", "ledger merge")
 """Commands that are killed once here; `make chaos` kills every one that writes, a hundred times."""
 
 
@@ -49,8 +39,8 @@ def test_the_registry_stays_whole(learned, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["promote"]["killed"] == 3
-    assert report["learn"]["killed"] == 2
+    assert report["promote"]["killed"] == 2
+    assert report["learn"]["killed"] == 1
     assert report["race"]["moved"] >= 1
     assert "cannot write" in report["read-only"]["said"]
     assert report["commands"]["tried"] == len(KILLED)

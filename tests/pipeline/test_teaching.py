@@ -86,6 +86,16 @@ def test_a_call_that_cannot_be_answered_leaves_nothing(tmp_path, cells, words, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cells_that_no_file_holds_are_refused_and_an_empty_folder_stays(tmp_path):
+    cells, root = blood(), tmp_path / "lineage"
+    cells.uns["fit"] = object()
+    root.mkdir()
+    with pytest.raises(DataError, match="anndata cannot write these cells .* only obs, var, X"):
+        canal.learn(cells, root, "donors", values="counts", min_genes=1)
+    assert list(tmp_path.iterdir()) == [root]
+    assert list(root.iterdir()) == []
+
+
 def test_a_file_is_learned_where_it_lies(tmp_path):
     path = write_adata(blood(), tmp_path / "Blood.h5ad")
     with pytest.raises(GateError, match="enough_cells: expected at least 50"):

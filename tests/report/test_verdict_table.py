@@ -60,6 +60,18 @@ def test_passing_says_so():
     assert "passed: 0 error(s)" in shown(a_verdict())
 
 
+def test_a_name_of_a_rule_and_few_examples_fit_a_narrow_terminal():
+    genes = tuple(f"GENE{i} (PSI 0.30)" for i in range(10))
+    wide = RuleResult("tokens_like_before", "warning", False, "calm " * 9, "10 genes", genes, "look " * 9)
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(verdict_table(a_verdict(wide)))
+    said = " ".join(stream.getvalue().split())
+    assert "tokens_like_before" in said
+    assert "GENE4" in said
+    assert "GENE5" not in said
+    assert "more" in said
+
+
 def test_thousands_of_labels_are_left_to_the_sheet():
     one = {"cells": 1, "n_cells": 1, "proposed": "B", "by": "model", "model_type": "B", "model_share": 1.0}
     labels = [{**one, "label": f"{i:04} " + "x" * 3000, "unassigned": 0, "ambiguous": ""} for i in range(900)]

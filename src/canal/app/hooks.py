@@ -29,6 +29,8 @@ from canal.registry.ledger.ledger import Entry
 
 FORMAT = 1
 _LONGEST = 200
+_READ = 4096
+"""Bytes at the end of what a command said that are looked at: it may have said gigabytes."""
 
 Document = dict[str, Any]
 
@@ -154,6 +156,15 @@ def _command(project: Project, hook: Hook, content: bytes) -> str:
         return "exit code 0"
 
 
+<<<<<<< HEAD
+=======
+def _last_line(said: IO[bytes]) -> str:
+    said.seek(max(0, said.seek(0, os.SEEK_END) - _READ))
+    lines = said.read(_READ).decode(errors="replace").strip().splitlines()
+    return lines[-1][:_LONGEST] if lines else "it said nothing"
+
+
+>>>>>>> 5679eb28affe7ad974e422d8a0235ededd17ade4
 def _post(hook: Hook, content: bytes) -> str:
     """POST the document as JSON, in a thread: a server that sends byte by byte is given up, too."""
     url = hook.url or _variable(hook.url_from)

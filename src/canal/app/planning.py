@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from canal.app.creating import require_used
 from canal.app.project import Project
+from canal.config.layout import Layout
 from canal.config.sections import BACKBONE, Source
 from canal.config.yaml_file import check_merged, parse_yaml
 from canal.core.digests import file_digest
@@ -121,7 +124,8 @@ def plan(project: Project) -> Plan:
     _ = project.config.root_stage
     refusals = [str(error) for error in _before_run(project.layout.root)]
     fates = stage_fates(project)
-    running, perhaps, n_steps = _steps(project.layout.root)
+    # DVC may be unable to read what is refused: another canal's pipeline, a folder without a lock.
+    running, perhaps, n_steps = ({}, (), 0) if refusals else dvc_steps(project.layout.root)
     stages = []
     for one in fates:
         steps = tuple(name for name in running if _belongs(project, name, one.stage))
@@ -262,11 +266,28 @@ def require_mergeable(root: Path) -> None:
             check_merged(path.read_bytes(), path.name)
 
 
-def _steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
-    """Return the steps of DVC that run and why, those that perhaps do, and the number of all."""
-    done = subprocess.run(
-        [sys.executable, "-c", _STEPS], cwd=root, env=own_code(), capture_output=True, text=True, check=False
-    )
+def run_lock(root: Path, patience_s: float) -> FileLock:
+    """Return the lock of `dvc` in a folder: a run holds it, and `canal plan` while it asks DVC."""
+    path = Layout(root).private / "locks" / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=patience_s)
+
+
+def dvc_steps(root: Path) -> tuple[dict[str, str], tuple[str, ...], int]:
+    """Return the steps of DVC that run and why, those that perhaps do, and the number of all.
+
+    No run is at work meanwhile: DVC would make it fail where its locks are held for more than seconds.
+    """
+    try:
+        with run_lock(root, patience_s=0):
+            done = subprocess.run(
+                [sys.executable, "-c", _STEPS], cwd=root, env=own_code(), capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+    except Timeout as error:
+        raise ConfigError(
+            "a `canal run` is at work in this folder: what is left to do is known when it has ended"
+        ) from error
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise ConfigError(

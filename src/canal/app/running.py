@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from canal.app.creating import complete_project, require_used
-from canal.app.planning import StagePlan, require_mergeable, stage_fates, uncommitted
+from canal.app.planning import StagePlan, require_mergeable, run_lock, stage_fates, uncommitted
 from canal.app.project import Project
-from canal.config.layout import Layout
 from canal.core.errors import CanalError, HistoryError, tell
 from canal.runtime.startup import INTERRUPTED, begin
 
@@ -34,6 +33,8 @@ _NEW = {
 
 _WRITING_S = 0.5
 _STOPPED = "canal: the run failed: see the error above, before the table"
+_PATIENCE_S = 3.0
+"""How long a run waits for a `canal plan` to end."""
 _AT_WORK = 75
 """Exit code of `reproduce` where another run is at work (EX_TEMPFAIL of sysexits.h)."""
 
@@ -115,10 +116,8 @@ def reproduce() -> int:
     from dvc.logger import set_loggers_level
     from dvc.ui import ui
 
-    lock = FileLock(Layout(Path.cwd()).private / "locks" / "run.lock", timeout=0)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with lock, set_loggers_level(logging.ERROR):
+        with run_lock(Path.cwd(), _PATIENCE_S), set_loggers_level(logging.ERROR):
             mend_locks(Path.cwd())
             ui.enable = lambda: None
             logging.getLogger("dvc.cli").addFilter(_not_interrupted)

@@ -163,7 +163,7 @@ def share(
     if not kept:
         raise HistoryError(
             f"no type of version {version.number} has {least} summed cells in a stage, so nothing may be "
-            "shared: lower share.min_cells (docs/privacy.md says what that gives away)"
+            "shared: lower share.min_cells (canal's docs/privacy.md says what that gives away)"
         )
     given = StageSums(sums.basis, kept, {name: sums.missing.get(name, ()) for name in kept})
     splits = summed_splits(chain[0], {one.digest: one for one in chain})

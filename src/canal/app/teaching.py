@@ -89,7 +89,12 @@ def learn(
     root = Path(into).resolve()
     name = stage or (name_from(Path(cells).stem, "cells") if isinstance(cells, str | Path) else "")
     _require_words(name, reading)
+<<<<<<< HEAD
     if begun := not (root / "params.yaml").is_file():
+=======
+    begun, empty = not (root / "params.yaml").is_file(), root.is_dir()
+    if begun:
+>>>>>>> 5679eb28affe7ad974e422d8a0235ededd17ade4
         made = create(root, Wish(method))
         say(f"made {made.root}" + (f", not committed: {made.problem}" if made.problem else ""))
     try:
@@ -97,6 +102,8 @@ def learn(
     except BaseException:
         if begun:
             shutil.rmtree(root)
+            if empty:
+                root.mkdir()
         raise
     _run(root, say)
     project = Project.open(root)
@@ -154,7 +161,16 @@ def _written(cells: "AnnData", target: Path) -> bool:
         raise DataError(f"cells must be an AnnData or the path of an h5ad file, found {type(cells).__name__}")
     with scratch_folder("learn") as scratch:
         made = scratch / target.name
-        cells.write_h5ad(made)
+        try:
+            cells.write_h5ad(made)
+        except OSError:
+            raise
+        except Exception as error:  # anndata has no kind of its own for what HDF5 cannot hold
+            said = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"anndata cannot write these cells ({said}): remove what no h5ad file holds; only obs, var, "
+                "X, raw and layers are needed"
+            ) from error
         if target.is_file():
             if file_digest(made) != file_digest(target):
                 raise ConfigError(f"{target} holds other cells than these: give the stage another name")

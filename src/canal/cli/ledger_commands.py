@@ -293,7 +293,7 @@ def export_version(
             f"cells, and the ids of {named:,} cells; --without-cells leaves them out"
         )
     else:
-        note("it holds no cell and no cell id; sums by cell type are in it (docs/privacy.md)")
+        note("it holds no cell and no cell id; sums by cell type are in it (canal's docs/privacy.md)")
     note("send that sha256 to whoever imports the file, by another channel than the file")
 
 

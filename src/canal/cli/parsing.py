@@ -59,6 +59,7 @@ def declared_source(file: Path, options: dict[str, Any], root: Path | None) -> d
     if blank:
         examples = ", ".join(map(repr, blank[:5]))
         note(f"{len(blank)} labels begin or end with blanks ({examples}): label_map removes the blanks")
+    note(f"the gate judges {file}")
     return source
 
 

@@ -96,7 +96,7 @@ def add(
         bool, typer.Option("--fixed", help="Do not tune: take λ and L from params.yaml.")
     ] = False,
     grow: Annotated[
-        int, typer.Option(min=0, help="Most genes added to the parent's panel; docs/panel.md.")
+        int, typer.Option(min=0, help="Most genes added to the parent's panel; canal's docs/panel.md.")
     ] = 0,
     everything: Everything = False,
     dry_run: DryRun = False,

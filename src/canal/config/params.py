@@ -331,7 +331,9 @@ def _check_tuned(config: Config) -> None:
         message = "the first stage has neither teacher nor bank: remove tune"
         raise DanglingNameError(f"stages.{config.root_stage}.tune", message)
     if tuning is None:
-        message = f"missing, but stages.NAME.tune is set for {', '.join(tuned)}; docs/tuning.md shows one"
+        message = (
+            f"missing, but stages.NAME.tune is set for {', '.join(tuned)}; canal's docs/tuning.md shows one"
+        )
         raise DanglingNameError("tuning", message)
     if too_large := [size for size in tuning.bank_sizes if size > config.bank.capacity]:
         message = f"{too_large[0]} is more than a version stores (bank.capacity: {config.bank.capacity})"

@@ -44,10 +44,19 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         check_merged(text, name)
-        raise ConfigError(f"{name} is no valid YAML: {error}") from error
+        raise ConfigError(f"{name} is no valid YAML: {_without_advice(error)}") from error
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         # Invalid scalars, such as the date 2001-99-99, raise Python's own errors.
         raise ConfigError(f"{name} holds a value that cannot be read: {str(error)[:200]}") from error
+
+
+def _without_advice(error: YAMLError) -> str:
+    """Return what is wrong and in which line, without ruamel's advice to those who write programs."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    said = f"{getattr(error, 'context', None) or ''} {getattr(error, 'problem', None) or ''}".strip()
+    return f"{said} (line {mark.line + 1})"
 
 
 def check_merged(text: str | bytes, name: str) -> None:
@@ -105,7 +114,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         elif item["type"] == "value_error" and isinstance(item["ctx"]["error"], DanglingNameError):
             yield str(item["ctx"]["error"])
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
             value = shown_address(str(item["input"])) if path.endswith(_ADDRESSES) else str(item["input"])
             found = "" if item["type"] == "value_error" else f" (found {value[:80]!r})"
             yield f"{path}: {message}{found}"
@@ -148,7 +157,8 @@ def load_config(path: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(document, Mapping):
-        raise ConfigError(f"{path} must hold a mapping of sections, found {type(document).__name__}")
+        found = "nothing" if document is None else type(document).__name__
+        raise ConfigError(f"{path} must hold a mapping of sections, found {found}")
     return parse_config(document)
 
 

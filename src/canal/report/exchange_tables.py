@@ -83,7 +83,7 @@ def _shared_lines(document: Document) -> Iterator[str]:
     given = sum(sum(types.values()) for types in document["given_away"].values())
     yield (
         f"given away: a reader computes the levels of {given:,} of {shared:,} cells exactly from these sums, "
-        "and who has a cell can tell whether it is among them: docs/privacy.md"
+        "and who has a cell can tell whether it is among them: canal's docs/privacy.md"
     )
     keyed = "with digests of the cells under the sites' key" if document["keyed"] else "no overlap key"
     yield f"no cell, no name of a cell, no split, no probe, no sums by batch; {keyed}"

@@ -101,9 +101,8 @@ def plan_table(planned: Mapping[str, Any]) -> Table:
         if step not in own:
             found.add_row(text(step), text("run"), "", text(reason), "")
     if perhaps := len(planned["perhaps"]):
-        found.caption = (
-            f"{perhaps} more steps of DVC run only if one before them makes other bytes than last time"
-        )
+        steps = "1 more step" if perhaps == 1 else f"{perhaps} more steps"
+        found.caption = f"{steps} of DVC, only if one before them makes other bytes than last time"
     return found
 
 

@@ -322,7 +322,8 @@ def update_paths(layout: Layout, names: Registry) -> int:
                     f"the experiment {names.experiment!r} of {layout.database} keeps its files in {home}, "
                     f"which is not in this project ({layout.root}): nothing is written there. Name another "
                     "experiment in params.yaml (registry.experiment), whose files then lie in mlartifacts/; "
-                    "a store that several folders share is named by MLFLOW_TRACKING_URI (docs/backends.md)"
+                    "a store that several folders share is named by MLFLOW_TRACKING_URI (canal's "
+                    "docs/backends.md)"
                 )
             before = {one.parent for one in (home,) if one is not None and inside(layout, one) != one}
             with database:

@@ -144,7 +144,8 @@ class Store(Connection):
                     f"version {version.number} ({version.stage}): {self.layout.database.name} says that its "
                     f"files lie in {folder}, which is not in this project, and "
                     f"{here or self.layout.artifacts} is not there. Was the project copied without its "
-                    "mlartifacts/? Bring that folder along, too (docs/registry.md, Move, copy, back up)"
+                    "mlartifacts/? Bring that folder along, too (canal's docs/registry.md, Move, copy, "
+                    "back up)"
                 )
             folder = here
         return folder if folder.is_dir() else None
