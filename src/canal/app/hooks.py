@@ -149,22 +149,13 @@ def _command(project: Project, hook: Hook, content: bytes) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if code:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            said.seek(max(0, said.seek(0, os.SEEK_END) - _READ))
+            lines = said.read(_READ).decode(errors="replace").strip().splitlines() or ["it said nothing"]
             tell(f"hook {hook.shown}: {lines[-1][:_LONGEST]}")
             raise _FailedError(f"exit code {code}")
         return "exit code 0"
 
 
-<<<<<<< HEAD
-=======
-def _last_line(said: IO[bytes]) -> str:
-    said.seek(max(0, said.seek(0, os.SEEK_END) - _READ))
-    lines = said.read(_READ).decode(errors="replace").strip().splitlines()
-    return lines[-1][:_LONGEST] if lines else "it said nothing"
-
-
->>>>>>> 5679eb28affe7ad974e422d8a0235ededd17ade4
 def _post(hook: Hook, content: bytes) -> str:
     """POST the document as JSON, in a thread: a server that sends byte by byte is given up, too."""
     url = hook.url or _variable(hook.url_from)

@@ -89,12 +89,8 @@ def learn(
     root = Path(into).resolve()
     name = stage or (name_from(Path(cells).stem, "cells") if isinstance(cells, str | Path) else "")
     _require_words(name, reading)
-<<<<<<< HEAD
-    if begun := not (root / "params.yaml").is_file():
-=======
     begun, empty = not (root / "params.yaml").is_file(), root.is_dir()
     if begun:
->>>>>>> 5679eb28affe7ad974e422d8a0235ededd17ade4
         made = create(root, Wish(method))
         say(f"made {made.root}" + (f", not committed: {made.problem}" if made.problem else ""))
     try:

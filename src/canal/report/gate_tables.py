@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from canal.report.terminal import text
+from canal.report.terminal import ROOM_FOR_RULE, text
 
 if TYPE_CHECKING:
     from canal.quality.verdict import Verdict
 
 Document = Mapping[str, Any]
 
+_MOST_EXAMPLES = 5
 _STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
 
 
@@ -29,10 +30,14 @@ def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    for heading in ("rule", "verdict", "expected", "found", "what to do"):
+    longest = max((len(rule.rule) for rule in verdict.rules), default=0)
+    found.add_column("rule", overflow="fold", min_width=min(longest, ROOM_FOR_RULE))
+    for heading in ("verdict", "expected", "found", "what to do"):
         found.add_column(heading, overflow="fold")
     for rule in (*verdict.failures("error"), *verdict.failures("warning")):
-        description = f"{rule.found}: {', '.join(rule.examples)}" if rule.examples else rule.found
+        examples = f": {', '.join(rule.examples[:_MOST_EXAMPLES])}" if rule.examples else ""
+        more = len(rule.examples) - _MOST_EXAMPLES
+        description = f"{rule.found}{examples}" + (f" and {more} more" if more > 0 else "")
         # Text, for names of cells and labels may hold brackets, which rich would read as markup.
         style = _STYLE[rule.severity]
         cells = [text(rule.rule, style), text(rule.severity, style), text(rule.expected)]
@@ -72,7 +77,7 @@ def map_table(found: Document) -> Table:
     """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
     n = found["ambiguous"]
     rows = Table(
-        title=f"{len(found['labels'])} labels, {n} of them ambiguous: a person decides" if n else None,
+        title=f"{n} of {len(found['labels'])} labels ambiguous: a person decides" if n else None,
         title_justify="left",
         box=box.SIMPLE,
     )

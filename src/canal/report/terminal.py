@@ -17,6 +17,8 @@ from canal.report.documents import Document, accuracy_matrix, before_learning, m
 
 _SHORT_KEY = 8
 _ROOM_FOR_NAMES = 56
+ROOM_FOR_RULE = 24
+"""Columns in which the name of a rule stays in one line, on narrow terminals, too."""
 
 
 def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
