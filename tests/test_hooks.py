@@ -209,7 +209,7 @@ def test_ctrl_c_ends_a_hook_and_is_on_record(tmp_path, monkeypatch):
     def interrupted(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hooks, "_call", interrupted)
+    monkeypatch.setattr(hooks, "_command", interrupted)
     with pytest.raises(KeyboardInterrupt):
         announce(project(tmp_path, {"command": ["true"]}), EVENT)
     assert outcomes(tmp_path) == [(1, "interrupted", "")]
