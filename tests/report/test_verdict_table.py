@@ -5,7 +5,8 @@ import io
 from rich.console import Console
 
 from canal.quality.verdict import RuleResult
-from canal.report.registry_tables import map_table, verdict_table
+from canal.report.exchange_tables import map_table
+from canal.report.registry_tables import verdict_table
 from tests.quality.test_verdict import a_verdict
 
 

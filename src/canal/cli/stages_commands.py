@@ -29,7 +29,8 @@ from canal.cli.parsing import (
     signer,
 )
 from canal.core.errors import ConfigError
-from canal.report.registry_tables import map_table, verdict_table
+from canal.report.exchange_tables import map_table
+from canal.report.registry_tables import verdict_table
 from canal.report.study_figures import front_rows, tuning_table
 from canal.report.terminal import added_lines
 

@@ -1,9 +1,11 @@
-"""What labs hand to each other, on a terminal: results of `canal merge`, `share` and `models`."""
+"""What labs hand to each other, on a terminal: `canal merge`, `share`, `models`, `stage map`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group
+from rich.table import Table
 
 from canal.report.terminal import table, text
 
@@ -156,3 +158,45 @@ def _model_lines(document: Document) -> Iterator[str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+_MOST_LABELS = 60
+"""Rows of the table of labels: more are read in the sheet."""
+_LONGEST_LABEL = 60
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
+
+
+def map_table(found: Document) -> Table:
+    """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
+    n = found["ambiguous"]
+    rows = Table(
+        title=f"{n} of {len(found['labels'])} labels ambiguous: a person decides" if n else None,
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    rows.add_column("label", overflow="fold")
+    rows.add_column("cells", justify="right")
+    rows.add_column("proposed", overflow="fold")
+    rows.add_column("by")
+    rows.add_column("model", overflow="fold")
+    rows.add_column("why ambiguous", overflow="fold")
+    labels = found["labels"]
+    if (more := len(labels) - _MOST_LABELS) > 0:
+        rows.caption = f"and {more:,} more labels: the sheet (-o SHEET.csv) lists all of them"
+        rows.caption_justify = "left"
+    for one in labels[:_MOST_LABELS]:
+        style = "yellow" if one["ambiguous"] else ""
+        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_share"] else ""
+        novel = f"Unassigned {one['unassigned']:.0%}" if one["unassigned"] else ""
+        rows.add_row(
+            text(_short(one["label"]), style),
+            f"{one['n_cells']:,}",
+            text(_short(one["proposed"]) or "?", style),
+            text(one["by"]),
+            text(", ".join(part for part in (share, novel) if part)),
+            text(one["ambiguous"]),
+        )
+    return rows

@@ -1,4 +1,4 @@
-"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts, labels."""
+"""Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -371,45 +371,3 @@ def verdict_line(verdict: "Verdict") -> str:
         f"{word}: {errors} error(s), {warnings} warning(s) in {len(verdict.rules)} rules; "
         f"{cells:,} cells of {types} type(s)"
     )
-
-
-_MOST_LABELS = 60
-"""Rows of the table of labels: more are read in the sheet."""
-_LONGEST_LABEL = 60
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…"
-
-
-def map_table(found: Document) -> Table:
-    """Return the proposals of `canal stage map`: a row for each label, ambiguous ones first."""
-    n = found["ambiguous"]
-    rows = Table(
-        title=f"{n} of {len(found['labels'])} labels ambiguous: a person decides" if n else None,
-        title_justify="left",
-        box=box.SIMPLE,
-    )
-    rows.add_column("label", overflow="fold")
-    rows.add_column("cells", justify="right")
-    rows.add_column("proposed", overflow="fold")
-    rows.add_column("by")
-    rows.add_column("model", overflow="fold")
-    rows.add_column("why ambiguous", overflow="fold")
-    labels = found["labels"]
-    if (more := len(labels) - _MOST_LABELS) > 0:
-        rows.caption = f"and {more:,} more labels: the sheet (-o SHEET.csv) lists all of them"
-        rows.caption_justify = "left"
-    for one in labels[:_MOST_LABELS]:
-        style = _STYLE["warning"] if one["ambiguous"] else ""
-        share = f"{one['model_type']} {one['model_share']:.0%}" if one["model_share"] else ""
-        novel = f"Unassigned {one['unassigned']:.0%}" if one["unassigned"] else ""
-        rows.add_row(
-            text(_short(one["label"]), style),
-            f"{one['n_cells']:,}",
-            text(_short(one["proposed"]) or "?", style),
-            text(one["by"]),
-            text(", ".join(part for part in (share, novel) if part)),
-            text(one["ambiguous"]),
-        )
-    return rows
