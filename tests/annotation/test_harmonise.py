@@ -257,3 +257,5 @@ def test_labels_that_share_an_id_are_a_persons_to_tell_apart(tmp_path):
     read = read_map_sheet(sheet)
     assert read.types == {"naive T": "naive T", "memory T": "memory T", "NK": "NK"}
     assert read.ontology == {"NK": "CL:0000623"}
+    sheet.write_text(sheet.read_text().replace("30,memory T", "30,drop"))
+    assert read_map_sheet(sheet).ontology == {"NK": "CL:0000623", "naive T": "CL:0000084"}

@@ -112,7 +112,7 @@ def test_a_promotion_that_lacked_a_measurement_passes_after_one(line, monkeypatc
     ruling = next(one for one in judge_version(line.project(), "2").rulings if one.rule == "h_score")
     assert (ruling.value, ruling.passed) == ("not measured", False)
     assert "novelty.holdouts" in ruling.note
-    assert "make run" in ruling.note
+    assert "canal run then measures again" in ruling.note
     hold_out(line, ["T"])
     evaluate(line, monkeypatch, "second")
     line.canal("registry", "sync")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -166,23 +167,24 @@ class Proposal:
 def propose(labels: Sequence[Label], known: Known) -> list[Proposal]:
     """Return a proposal for each label: ambiguous ones first, then by falling number of cells."""
     proposals = [_propose(label, known) for label in labels]
-    by_type, by_id = dict[str, list[str]](), dict[str, list[str]]()
+    by_type: dict[str, list[str]] = {}
     for one in proposals:
         if one.by not in (BY_LIKENESS, "") and one.proposed != DROP:
             by_type.setdefault(plain(one.proposed), []).append(one.label.name)
-        if one.by == NEW and len(one.label.ids) == 1:
-            by_id.setdefault(one.label.ids[0], []).append(one.label.name)
+    by_id = defaultdict[tuple[str, ...], list[str]](list)
+    for one in proposals:
+        by_id[one.label.ids if one.by == NEW else ()].append(one.label.name)
     told = []
     for one in proposals:
         same = [] if one.proposed == DROP else by_type.get(plain(one.proposed), [])
         others = [name for name in same if name != one.label.name]
         if others and one.by != BY_LIKENESS:
             one = replace(one, reasons=(*one.reasons, f"{_some(others)} would become the same type"))
-        sharing = by_id.get(one.label.ids[0], []) if one.by == NEW and len(one.label.ids) == 1 else []
-        if namesakes := [name for name in sharing if name != one.label.name]:
-            reason = f"{_some(namesakes)}: the same ontology id, {one.label.ids[0]}; one type, or two?"
+        sharing = by_id[one.label.ids] if one.by == NEW and len(one.label.ids) == 1 else []
+        if same_id := [name for name in sharing if name != one.label.name]:
+            reason = f"{_some(same_id)}: the same ontology id, {one.label.ids[0]}; one type, or two?"
             one = replace(one, reasons=(*one.reasons, reason))
-        told.append(replace(one, ontology_id=_id_of(one, known, alone=not others and not namesakes)))
+        told.append(replace(one, ontology_id=_id_of(one, known, alone=not others and not same_id)))
     return sorted(told, key=lambda one: (not one.reasons, -one.label.n_cells, one.label.name))
 
 
@@ -291,10 +293,9 @@ def _doubts_of_cells(proposal: Proposal, known: Known) -> list[str]:
 
 def _id_of(proposal: Proposal, known: Known, alone: bool) -> str:
     """Return the id of the proposed type: the known one, or that of a label which is the type itself."""
-    if term := (known.ids or {}).get(proposal.proposed):
-        return term
+    known_id = (known.ids or {}).get(proposal.proposed)
     itself = alone and proposal.by in (BY_NAME, NEW) and proposal.proposed != DROP
-    return proposal.label.ids[0] if itself and len(proposal.label.ids) == 1 else ""
+    return known_id or (proposal.label.ids[0] if itself and len(proposal.label.ids) == 1 else "")
 
 
 # The sheet.
@@ -357,23 +358,22 @@ def read_map_sheet(sheet: Path) -> LabelMap:
 def _ontology(sheet: Path, lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the ids of the types that a sheet keeps.
 
-    A type called as its label has the label's id, unless the line gives another or other types have it, too.
+    A type that is called as its label has the label's id, unless the line gives it another, or labels of
+    other types have that id, too.
     """
-    ids, names, own_types = dict[str, str](), dict[str, str](), dict[str, set[str]]()
-    for line in lines:
-        own_types.setdefault(line["label_id"].strip(), set()).add(original(line["cell_type"]).strip())
-    for line in lines:
-        cell_type = original(line["cell_type"]).strip()
-        own = line["label_id"].strip() if plain(cell_type) == plain(original(line["label"])) else ""
-        itself = ONTOLOGY_ID.fullmatch(own) is not None and len(own_types[own]) == 1
-        term = line["ontology_id"].strip() or (own if itself else "")
-        if not term or term.casefold() == "unknown" or cell_type.casefold() in (DROP, "null"):
+    ids: dict[str, str] = {}
+    names: dict[str, str] = {}
+    kept = [(original(line["cell_type"]).strip(), line["label_id"].strip(), line) for line in lines]
+    kept = [one for one in kept if one[0].casefold() not in (DROP, "null")]
+    n_types = Counter(own for _, own in {(cell_type, own) for cell_type, own, _ in kept})
+    for cell_type, own, line in kept:
+        itself = plain(cell_type) == plain(original(line["label"])) and n_types[own] == 1
+        term = line["ontology_id"].strip() or (own if itself and ONTOLOGY_ID.fullmatch(own) else "")
+        if not term or term.casefold() == "unknown":
             continue
         if not ONTOLOGY_ID.fullmatch(term):
-            problem = (
-                f"ontology_id {term[:40]!r} of {cell_type!r}; expected an id of the Cell Ontology, such as"
-            )
-            raise DataError(f"{sheet}: {problem} CL:0000236, or nothing")
+            problem = f"ontology_id {term[:40]!r} of {cell_type!r}; expected an id of the Cell Ontology"
+            raise DataError(f"{sheet}: {problem}, such as CL:0000236, or nothing")
         if ids.setdefault(cell_type, term) != term:
             problem = f"{cell_type!r} has two ontology ids, {ids[cell_type]} and {term}: a type has one"
             raise DataError(f"{sheet}: {problem}; write the same in each of its lines")
