@@ -58,6 +58,14 @@ def test_a_version_s_life(project):
     assert [one.rule for one in judgement.rulings if one.rule == "retention:first"]
     promote(project, judgement, MOVE)
     assert agree(project) == {"candidate": 2, "champion": 2, "previous": 1}
+    words = ("--by", "A. Person", "--why", "tried", "--dry-run", "--root", str(project.layout.root))
+    said = CliRunner().invoke(app, ["rollback", *words]).output
+    assert (
+        "rollback of version 1: champion would point to version 1, previous would point to version 2" in said
+    )
+    said = CliRunner().invoke(app, ["retire", "1", *words]).output
+    assert "retire of version 1: previous would be taken away; nothing was changed" in said
+    assert agree(project) == {"candidate": 2, "champion": 2, "previous": 1}
     assert serving_version(project, None).number == 2
     with pytest.raises(RegistryError, match="version 2 .* is the champion already"):
         judge_version(project, "2")

@@ -22,6 +22,7 @@ from canal.data.prepared import PreparedCells
 from canal.model.load import CellAnnotator, load_model
 from canal.registry.audit.full_audit import audit
 from canal.registry.ledger.git_history import GitFile
+from canal.registry.ledger.ledger import Draft as Draft
 from canal.registry.ledger.ledger import Entry, plain_reason
 from canal.registry.ledger.ledger_rules import CHAMPION, PREVIOUS
 from canal.registry.ledger.mirror import refuse_behind
@@ -159,12 +160,24 @@ def promote(project: Project, judgement: Judgement, decision: Decision) -> Entry
 def rollback(project: Project, to: str | None, decision: Decision) -> Entry:
     """Let ``previous``, or any other ready version, serve again, after checking its bytes."""
     with moving(project.store) as ledger:
-        target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
-        if target is not None:
-            verified(project.store, target)
+        target = _proven(project, to)
         entry = promotion.rollback(project.store, ledger, target, decision)
     _announce(project, "rollback", target, entry)
     return entry
+
+
+def plan_rollback(project: Project, to: str | None, decision: Decision) -> Draft:
+    """Return what a rollback would record, after checking the version's bytes; nothing is moved."""
+    target = _proven(project, to)
+    return promotion.rollback_draft(project.store, ledger_of(project.store), target, decision)
+
+
+def _proven(project: Project, to: str | None) -> Version | None:
+    """Return a version that is to serve again, by default ``previous``, after checking its bytes."""
+    target = project.store.serving(to) if to else promotion.holder(project.store, PREVIOUS)
+    if target is not None:
+        verified(project.store, target)
+    return target
 
 
 def retire(project: Project, wanted: str, decision: Decision) -> Entry:
@@ -174,6 +187,11 @@ def retire(project: Project, wanted: str, decision: Decision) -> Entry:
         entry = promotion.retire(project.store, ledger, version, decision)
     _announce(project, "retire", version, entry)
     return entry
+
+
+def plan_retirement(project: Project, wanted: str, decision: Decision) -> Draft:
+    """Return what a retirement would record; nothing is moved."""
+    return promotion.retire_draft(project.store, project.store.version(wanted), decision)
 
 
 def _announce(project: Project, action: Action, version: Version | None, entry: Entry) -> None:

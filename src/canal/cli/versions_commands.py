@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from canal import app
-from canal.cli.parsing import AsJson, By, KeyFile, Root, Why, note, open_project, show_result, signer
+from canal.cli.parsing import (
+    AsJson,
+    By,
+    DryRun,
+    KeyFile,
+    Root,
+    Why,
+    note,
+    open_project,
+    show_result,
+    signer,
+)
 from canal.core.errors import PolicyError, RegistryError
 from canal.report.cell_tables import erased_group, forward_group, impact_group, unlearned_group
 from canal.report.exchange_tables import merged_group, shared_group
@@ -111,11 +122,16 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(help="Number or alias; by default the champion before this one.")
     ] = None,
+    dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Make the previous champion, or any ready version, the champion again; recorded in the ledger."""
-    entry = app.promoting.rollback(open_project(root), to, app.promoting.Decision(by, why, signer(sign, by)))
+    decision = app.promoting.Decision(by, why, signer(sign, by))
+    if dry_run:
+        note(_moves(app.promoting.plan_rollback(open_project(root), to, decision)))
+        return
+    entry = app.promoting.rollback(open_project(root), to, decision)
     note(_ledger_message(f"version {entry.version} is the champion again", entry.seq))
 
 
@@ -123,14 +139,26 @@ def retire(
     version: Annotated[str, typer.Argument(help="Number or alias.")],
     by: By,
     why: Why,
+    dry_run: DryRun = False,
     sign: KeyFile = None,
     root: Root = None,
 ) -> None:
     """Retire a version: it never serves again; its artifacts are kept."""
-    entry = app.promoting.retire(
-        open_project(root), version, app.promoting.Decision(by, why, signer(sign, by))
-    )
+    decision = app.promoting.Decision(by, why, signer(sign, by))
+    if dry_run:
+        note(_moves(app.promoting.plan_retirement(open_project(root), version, decision)))
+        return
+    entry = app.promoting.retire(open_project(root), version, decision)
     note(_ledger_message(f"version {entry.version} is retired", entry.seq))
+
+
+def _moves(draft: "app.promoting.Draft") -> str:
+    """Return what a decision would record, in words."""
+    aliases = ", ".join(
+        f"{alias} would be taken away" if number is None else f"{alias} would point to version {number}"
+        for alias, number in draft.aliases.items()
+    )
+    return f"{draft.kind} of version {draft.version}: {aliases or 'no alias would move'}; nothing was changed"
 
 
 def _ledger_message(what: str, seq: int) -> str:

@@ -100,7 +100,12 @@ def promote(
 
 
 def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Entry:
-    """Make an earlier version, by default ``previous``, the champion again; the caller is `moving`.
+    """Make an earlier version, by default ``previous``, the champion again; the caller is `moving`."""
+    return record(store, ledger, rollback_draft(store, ledger, to, decision), decision.sign)
+
+
+def rollback_draft(store: Store, ledger: Ledger, to: Version | None, decision: Decision) -> Draft:
+    """Return what a rollback would record: the version, and where each alias would point.
 
     Raises
     ------
@@ -115,11 +120,16 @@ def rollback(store: Store, ledger: Ledger, to: Version | None, decision: Decisio
         raise RegistryError("there is no previous champion; name a version with --to")
     require_other(target, champion)
     aliases, details = _serving(ledger, target, champion)
-    return record(store, ledger, _draft("rollback", target, decision, aliases, details), decision.sign)
+    return _draft("rollback", target, decision, aliases, details)
 
 
 def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -> Entry:
-    """Retire a version: it never serves again; its artifacts stay, and its stage is still restored.
+    """Retire a version: it never serves again; its artifacts stay, and its stage is still restored."""
+    return record(store, ledger, retire_draft(store, version, decision), decision.sign)
+
+
+def retire_draft(store: Store, version: Version, decision: Decision) -> Draft:
+    """Return what a retirement would record: the version, and where each alias would point.
 
     Raises
     ------
@@ -143,7 +153,7 @@ def retire(store: Store, ledger: Ledger, version: Version, decision: Decision) -
             if one.ready and not one.retired and one.number != version.number
         ]
         aliases[CANDIDATE] = max(others, default=None)
-    return record(store, ledger, _draft("retire", version, decision, aliases, {}), decision.sign)
+    return _draft("retire", version, decision, aliases, {})
 
 
 def register_entry(
