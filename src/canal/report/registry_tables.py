@@ -1,6 +1,6 @@
 """Terminal tables about the registry: rulings, comparisons, ledger, audits, rebuilding, verdicts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -27,8 +27,7 @@ def rulings_table(judgement: Document) -> Table:
         what = "its parent, for none serves yet" if judgement["champion"] is None else "which serves"
         against = f"against version {other['version']} ({other['stage']}), {what}"
     found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}")
-    longest = max((len(ruling["rule"]) for ruling in judgement["rulings"]), default=0)
-    found.add_column("rule", overflow="fold", min_width=min(longest, _ROOM_FOR_RULE))
+    found.add_column("rule", overflow="fold", no_wrap=_fit(one["rule"] for one in judgement["rulings"]))
     found.add_column("found", overflow="fold")
     found.add_column("asked for", overflow="fold")
     found.add_column("", no_wrap=True)
@@ -39,6 +38,14 @@ def rulings_table(judgement: Document) -> Table:
             text(ruling["note"]),
         )  # fmt: skip
     return found
+
+
+def _fit(rules: Iterable[str]) -> bool:
+    """Whether names of rules are short enough for one line each, on a narrow terminal, too."""
+    return max(map(len, rules), default=0) <= _ROOM_FOR_RULE
+
+
+_ROOM_FOR_RULE = 28
 
 
 def comparison_table(comparison: Document) -> Group:
@@ -321,8 +328,6 @@ def _flows_table(file: Document) -> Table:
 
 
 _MOST_EXAMPLES = 5
-_ROOM_FOR_RULE = 24
-"""Columns in which the name of a rule stays in one line, on narrow terminals, too."""
 _STYLE = {"passed": "green", "warning": "yellow", "error": "bold red"}
 
 
@@ -339,8 +344,8 @@ def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    longest = max((len(rule.rule) for rule in verdict.rules), default=0)
-    found.add_column("rule", overflow="fold", min_width=min(longest, _ROOM_FOR_RULE))
+    shown = verdict.rules if everything else (*verdict.failures("error"), *verdict.failures("warning"))
+    found.add_column("rule", overflow="fold", no_wrap=_fit(rule.rule for rule in shown))
     for heading in ("verdict", "expected", "found", "what to do"):
         found.add_column(heading, overflow="fold")
     for rule in (*verdict.failures("error"), *verdict.failures("warning")):
