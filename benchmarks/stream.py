@@ -114,7 +114,9 @@ def sample(types: np.ndarray, n: int) -> np.ndarray:
 
 def tuned_stages(stages: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
     """Return the stages, of which those named are tuned, and no others."""
-    plain = {name: {key: value for key, value in one.items() if key != "tune"} for name, one in stages.items()}
+    plain = {
+        name: {key: value for key, value in one.items() if key != "tune"} for name, one in stages.items()
+    }
     return {name: one | {"tune": True} if name in tuned else one for name, one in plain.items()}
 
 

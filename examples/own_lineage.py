@@ -77,7 +77,8 @@ def commands(folder: Path) -> list[tuple[Path, str]]:
         (project, f"{commit} Pancreas"),
         (
             project,
-            'canal promote candidate --by "A. Person" --why "all types of the pancreas" --too-few "one donor"',
+            'canal promote candidate --by "A. Person" --why "all types of the pancreas" '
+            '--too-few "one donor"',
         ),
         (project, "canal annotate ../pancreas.h5ad -o ../labelled.h5ad"),
         (project, "canal audit"),
