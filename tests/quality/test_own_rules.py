@@ -210,6 +210,16 @@ def test_a_column_that_is_not_there_is_refused_with_the_one_that_is_meant(tmp_pa
         judged(tmp_path)
 
 
+@pytest.mark.parametrize("condition", ['@pd.io.common.os.system("touch x")', "batch.__class__ == 1"])
+def test_a_condition_by_which_pandas_would_run_code_is_refused(tmp_path, condition):
+    wanted = E.ExpectColumnValuesToBeBetween(
+        column="n_genes", min_value=1, row_condition=condition, condition_parser="pandas"
+    )
+    write_suite(tmp_path / "gate", "cells", wanted)
+    with pytest.raises(GateError, match=r"cells.json, expectation 1 .*row_condition holds @ or __"):
+        read_own_rules(tmp_path / "gate")
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path):
     write_suite(tmp_path / "gate", "types", E.ExpectColumnMeanToBeBetween(column="cell_type", min_value=1))
     with pytest.raises(GateError, match="types.json, expectation 1 .*could not be evaluated"):

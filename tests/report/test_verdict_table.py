@@ -69,7 +69,7 @@ def test_a_name_of_a_rule_and_few_examples_fit_a_narrow_terminal():
     assert "tokens_like_before" in said
     assert "GENE4" in said
     assert "GENE5" not in said
-    assert "more" in said
+    assert said.count("look") == 9, "the last column is cut"
 
 
 def test_thousands_of_labels_are_left_to_the_sheet():

@@ -29,8 +29,6 @@ from canal.registry.ledger.ledger import Entry
 
 FORMAT = 1
 _LONGEST = 200
-_READ = 4096
-"""Bytes at the end of what a command said that are looked at: it may have said gigabytes."""
 
 Document = dict[str, Any]
 
@@ -128,15 +126,16 @@ _NOUNS = {"promote": "promotion", "rollback": "rollback", "retire": "retirement"
 def _command(project: Project, hook: Hook, content: bytes) -> str:
     """Run a command with the document as its input, in the project's folder and a group of its own.
 
-    Files take the place of pipes, so that a grandchild that keeps them open holds nobody up.
+    A file takes the place of a pipe, so that a grandchild that keeps it open holds nobody up. What the
+    command says is not shown: it may hold what no log is to have.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as given:
         given.write(content)
         given.seek(0)
         try:
             process = subprocess.Popen(
-                list(hook.command or ()), cwd=project.layout.root, stdin=given, stdout=said, stderr=said,
-                start_new_session=True,
+                list(hook.command or ()), cwd=project.layout.root, stdin=given,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             raise _FailedError(f"it cannot be started: {error}", final=True) from None
@@ -149,9 +148,6 @@ def _command(project: Project, hook: Hook, content: bytes) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if code:
-            said.seek(max(0, said.seek(0, os.SEEK_END) - _READ))
-            lines = said.read(_READ).decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            tell(f"hook {hook.shown}: {lines[-1][:_LONGEST]}")
             raise _FailedError(f"exit code {code}")
         return "exit code 0"
 

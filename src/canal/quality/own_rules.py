@@ -150,6 +150,11 @@ def _rule(path: Path, number: int, document: Mapping[str, Any]) -> OwnRule:
     meta, kwargs = document.get("meta") or {}, document.get("kwargs") or {}
     if not (isinstance(meta, dict) and isinstance(kwargs, dict)):
         raise GateError(f"{where}: expected objects as kwargs and meta, as Great Expectations writes them")
+    if any(mark in str(kwargs.get("row_condition", "")) for mark in ("@", "__")):
+        raise GateError(
+            f"{where}: row_condition holds @ or __, by which pandas would run code: a condition compares "
+            "columns with values, such as batch == 'a'"
+        )
     severity = str(meta.get("severity", document.get("severity", "critical")))
     if severity not in _SEVERITIES:
         raise GateError(f"{where}: severity {severity!r}; expected critical, warning or info")

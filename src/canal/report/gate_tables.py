@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from canal.report.terminal import ROOM_FOR_RULE, text
+from canal.report.terminal import rules_fit, text
 
 if TYPE_CHECKING:
     from canal.quality.verdict import Verdict
@@ -30,8 +30,8 @@ def verdict_table(verdict: "Verdict", everything: bool = False) -> Table:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    longest = max((len(rule.rule) for rule in verdict.rules), default=0)
-    found.add_column("rule", overflow="fold", min_width=min(longest, ROOM_FOR_RULE))
+    shown = verdict.rules if everything else (*verdict.failures("error"), *verdict.failures("warning"))
+    found.add_column("rule", overflow="fold", no_wrap=rules_fit(rule.rule for rule in shown))
     for heading in ("verdict", "expected", "found", "what to do"):
         found.add_column(heading, overflow="fold")
     for rule in (*verdict.failures("error"), *verdict.failures("warning")):

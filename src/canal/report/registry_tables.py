@@ -10,7 +10,7 @@ from rich.text import Text
 
 from canal.registry.ledger.rulings import TOO_FEW
 from canal.report.cell_tables import count
-from canal.report.terminal import ROOM_FOR_RULE, table, text
+from canal.report.terminal import rules_fit, table, text
 
 if TYPE_CHECKING:
     from canal.registry.versions.rebuild import Rebuilt
@@ -26,8 +26,7 @@ def rulings_table(judgement: Document) -> Table:
         what = "its parent, for none serves yet" if judgement["champion"] is None else "which serves"
         against = f"against version {other['version']} ({other['stage']}), {what}"
     found = table(f"Version {judgement['version']} ({judgement['stage']}) and the policy: {against}")
-    longest = max((len(ruling["rule"]) for ruling in judgement["rulings"]), default=0)
-    found.add_column("rule", overflow="fold", min_width=min(longest, ROOM_FOR_RULE))
+    found.add_column("rule", overflow="fold", no_wrap=rules_fit(one["rule"] for one in judgement["rulings"]))
     found.add_column("found", overflow="fold")
     found.add_column("asked for", overflow="fold")
     found.add_column("", no_wrap=True)

@@ -1,7 +1,7 @@
 """Terminal tables about versions, evaluations and annotation, for 80 columns with or without colour."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import unified_diff
 from typing import Any
@@ -17,8 +17,7 @@ from canal.report.documents import Document, accuracy_matrix, before_learning, m
 
 _SHORT_KEY = 8
 _ROOM_FOR_NAMES = 56
-ROOM_FOR_RULE = 24
-"""Columns in which the name of a rule stays in one line, on narrow terminals, too."""
+_ROOM_FOR_RULE = 28
 
 
 def summary(evaluations: Sequence[Document], versions: Sequence[Mapping[str, Any]]) -> Group:
@@ -75,6 +74,11 @@ def matrix_table(evaluations: Sequence[Document]) -> Table:
         found.caption = "(…): the next stage's cells of known types, before they were learned"
         found.caption_justify = "left"
     return found
+
+
+def rules_fit(names: Iterable[str]) -> bool:
+    """Whether names of rules are short enough for one line each, on a narrow terminal, too."""
+    return max(map(len, names), default=0) <= _ROOM_FOR_RULE
 
 
 _FATES = {"learn": "green", "register": "green", "restore": "cyan", "keep": "dim", "refuse": "bold red"}
